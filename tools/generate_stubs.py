@@ -1,0 +1,88 @@
+"""Makes the stubs in clients/python from the .proto files; run by `make protos` and `make check`.
+
+With --check nothing is written: the exit code is 1 and the files are named when what is there is not
+what would be made.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+STUBS = ROOT / "clients/python/src"
+PACKAGE = "storeapi/v1"
+GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "descriptors.binpb")
+# Types that appear only inside google.protobuf.Any; their comments are part of the manual too.
+DETAILS = ("google/rpc/error_details.proto", "google/rpc/status.proto")
+
+
+def package_directory(name: str) -> Path:
+    """Where an installed package keeps its files (namespace packages have no __file__)."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{name} is not installed; run `make protos`")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def protoc(*arguments: str) -> None:
+    """Runs the compiler of grpcio-tools; the plugins are found beside this interpreter."""
+    plugins = Path(sys.executable).parent
+    includes = [PROTOS, package_directory("grpc_tools") / "_proto", package_directory("google.rpc").parents[1]]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes)]
+    command += [f"--plugin={plugins / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
+    subprocess.run([*command, *arguments], check=True)
+
+
+def generate(target: Path) -> None:
+    """Writes every generated file below `target`."""
+    protos = sorted(str(path.relative_to(PROTOS)) for path in (PROTOS / PACKAGE).glob("*.proto"))
+    services = [name for name in protos if "\nservice " in (PROTOS / name).read_text()]
+    protoc(f"--python_out={target}", f"--mypy_out=quiet:{target}", *protos)
+    protoc(f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet:{target}", *services)
+    protoc(
+        f"--descriptor_set_out={target / PACKAGE / 'descriptors.binpb'}",
+        "--include_imports",
+        "--include_source_info",
+        *protos,
+        *DETAILS,
+    )
+
+
+def files_below(directory: Path) -> dict[str, bytes]:
+    """The generated files of a tree, by name."""
+    found = (path for pattern in GENERATED for path in (directory / PACKAGE).glob(pattern))
+    return {path.name: path.read_bytes() for path in found}
+
+
+def main() -> int:
+    """Generates or checks, and returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only compare")
+    check = parser.parse_args().check
+
+    with tempfile.TemporaryDirectory() as directory:
+        (Path(directory) / PACKAGE).mkdir(parents=True)
+        generate(Path(directory))
+        wanted, present = files_below(Path(directory)), files_below(STUBS)
+
+    stale = sorted(name for name in wanted | present if wanted.get(name) != present.get(name))
+    if check:
+        for name in stale:
+            print(f"{PACKAGE}/{name} is stale; run `make protos`", file=sys.stderr)
+        return 1 if stale else 0
+    for name in stale:
+        path = STUBS / PACKAGE / name
+        if name in wanted:
+            path.write_bytes(wanted[name])
+        else:
+            path.unlink()
+        print(f"{PACKAGE}/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
