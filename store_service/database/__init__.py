@@ -1,0 +1,41 @@
+"""The engine room: tables, connections, workers, schema. Knows dialects, knows nothing of posts' rules.
+
+`metadata`, `post_table`, `comment_table`, `engine` and `database` keep the meaning that they had in
+the application before. The last two are made from the settings at their first use, and the tables
+with them, if they are not there.
+"""
+
+from functools import cache
+from typing import Any
+
+import databases
+import sqlalchemy
+
+from store_service.database.tables import comment_table, metadata, post_table
+
+__all__ = ["comment_table", "database", "engine", "metadata", "post_table"]
+
+
+@cache
+def _engine() -> sqlalchemy.Engine:
+    from store_service.config import config
+    from store_service.database import connect, schema
+
+    schema.upgrade(config.DATABASE_URL)
+    return connect.sync_engine(config.DATABASE_URL)
+
+
+@cache
+def _database() -> databases.Database:
+    from store_service.config import config
+
+    _engine()
+    return databases.Database(config.DATABASE_URL, force_rollback=config.DB_FORCE_ROLL_BACK)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "engine":
+        return _engine()
+    if name == "database":
+        return _database()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

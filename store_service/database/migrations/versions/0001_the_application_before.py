@@ -1,0 +1,22 @@
+"""The schema of the application before this service, to the letter."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Makes the two tables as that application made them."""
+    op.create_table(
+        "posts",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("body", sa.String),
+    )
+    op.create_table(
+        "comments",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("body", sa.String),
+        sa.Column("post_id", sa.Integer, sa.ForeignKey("posts.id"), nullable=False),
+    )

@@ -1,0 +1,60 @@
+"""Every statement about posts, with the index that serves it."""
+
+from sqlalchemy import BigInteger, Integer, Text, delete, insert, select, update
+
+from store_service.database.statements import Statement, ids, parameter, rows
+from store_service.database.tables import post_table as post
+from store_service.model import Order, Post
+
+_COLUMNS = (post.c.id, post.c.body, post.c.create_time, post.c.update_time, post.c.version)
+
+
+def post_of(row: tuple[int, str, int | None, int | None, int]) -> Post:
+    """The post in a row that holds all columns."""
+    id, body, create_time, update_time, version = row
+    return Post(id=id, body=body, create_time=create_time, update_time=update_time, version=version)
+
+
+POSTS_BY_ID = Statement(select(*_COLUMNS).where(post.c.id.in_(ids("ids"))))
+"""Posts with these ids, in no order. Served by the primary key."""
+
+POST_IDS = Statement(select(post.c.id).where(post.c.id.in_(ids("ids"))))
+"""Which of these ids name a post. Served by the primary key."""
+
+_draft = rows("drafts", body=Text)
+INSERT_POSTS = Statement(
+    insert(post)
+    .from_select(
+        ["body", "create_time", "update_time"],
+        select(_draft.c.body, parameter("now", BigInteger), parameter("now", BigInteger)).order_by(_draft.c.position),
+    )
+    .returning(post.c.id)
+)
+"""Stores `drafts` (rows of body) at the time `now` and returns their ids, ascending as the drafts are."""
+
+_change = rows("changes", id=BigInteger, body=Text, update_time=BigInteger, version=BigInteger)
+UPDATE_POSTS = Statement(
+    update(post)
+    .values(body=_change.c.body, update_time=_change.c.update_time, version=_change.c.version)
+    .where(post.c.id == _change.c.id)
+)
+"""Writes `changes` (rows of id, body, update_time, version). Served by the primary key."""
+
+DELETE_POSTS = Statement(delete(post).where(post.c.id.in_(ids("ids"))))
+"""Deletes posts, which must have no comments. Served by the primary key."""
+
+PAGE_OF_POSTS: dict[Order, Statement] = {
+    "id": Statement(
+        select(*_COLUMNS)
+        .where(post.c.id > parameter("after", BigInteger))
+        .order_by(post.c.id)
+        .limit(parameter("limit", Integer))
+    ),
+    "id desc": Statement(
+        select(*_COLUMNS)
+        .where(post.c.id < parameter("after", BigInteger))
+        .order_by(post.c.id.desc())
+        .limit(parameter("limit", Integer))
+    ),
+}
+"""The next `limit` posts beyond the id `after`. Served by the primary key, wherever the page is."""

@@ -1,0 +1,143 @@
+"""Which schema a database has, and how it gets the one that this program needs.
+
+The steps are alembic revisions in `migrations/versions`. All steps of one upgrade are one transaction:
+either the database has the new schema afterwards, or it is as it was.
+"""
+
+from pathlib import Path
+
+import sqlalchemy
+import structlog
+from sqlalchemy import event
+
+from store_service.database.connect import sync_engine
+from store_service.database.failures import named
+from store_service.errors import SchemaMismatch
+
+HEAD = "0002"
+"""The revision that this program needs."""
+
+BEFORE = "0001"
+"""The revision of a database that the application before this service made."""
+
+EMPTY = "none"
+"""What `current` says of a database without our tables."""
+
+_COLUMNS_BEFORE = {"posts": {"id", "body"}, "comments": {"id", "body", "post_id"}}
+
+log = structlog.get_logger("store_service.database")
+
+
+class ForeignSchema(Exception):
+    """The database holds tables of our names that are not ours; the text says what is different."""
+
+
+def current(connection: sqlalchemy.Connection) -> str:
+    """The revision that a database has: EMPTY, BEFORE, or what its version table says.
+
+    Raises:
+        ForeignSchema: It has tables of our names with other columns.
+    """
+    inspector = sqlalchemy.inspect(connection)
+    tables = set(inspector.get_table_names())
+    if "alembic_version" in tables:
+        revision = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+        if revision is not None:
+            return str(revision)
+    present = tables & _COLUMNS_BEFORE.keys()
+    if not present:
+        return EMPTY
+    for table, wanted in _COLUMNS_BEFORE.items():
+        columns = {column["name"] for column in inspector.get_columns(table)} if table in tables else set()
+        if columns != wanted:
+            found = f"has the columns {', '.join(sorted(columns))}" if columns else "is missing"
+            raise ForeignSchema(
+                f"the database was not made by storeapi: table {table} {found}, "
+                f"where {', '.join(sorted(wanted))} were expected"
+            )
+    return BEFORE
+
+
+def check(database_url: str) -> None:
+    """Makes sure that a database has the schema that this program needs, and changes nothing.
+
+    Raises:
+        SchemaMismatch: It has another one.
+        ForeignSchema: It has tables of our names with other columns.
+        StoreError: It cannot be opened.
+    """
+    engine = sync_engine(database_url)
+    try:
+        with engine.connect() as connection:
+            revision = current(connection)
+    except sqlalchemy.exc.DBAPIError as error:
+        raise named(_driver_error(error)) from error
+    finally:
+        engine.dispose()
+    if revision != HEAD:
+        raise SchemaMismatch(expected=HEAD, actual=revision)
+
+
+def upgrade(database_url: str) -> str:
+    """Brings a database to the schema that this program needs; returns the revision that it had.
+
+    Raises:
+        SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
+        ForeignSchema: It has tables of our names with other columns.
+        StoreError: It cannot be opened, or somebody else is writing to it.
+    """
+    engine = sync_engine(database_url)
+    _begin_immediately(engine)
+    try:
+        with engine.connect() as connection:
+            revision = current(connection)
+        if revision != HEAD:
+            with engine.begin() as connection:
+                # Somebody else may have upgraded it since.
+                revision = current(connection)
+                _upgrade(connection, revision)
+        return revision
+    except sqlalchemy.exc.DBAPIError as error:
+        raise named(_driver_error(error)) from error
+    finally:
+        engine.dispose()
+
+
+def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:
+    # Alembic takes longer to import than a start without an upgrade takes.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if revision not in known | {EMPTY}:
+        raise SchemaMismatch(expected=HEAD, actual=revision)
+
+    if revision == BEFORE:
+        command.stamp(config, BEFORE)
+    command.upgrade(config, HEAD)
+    log.info("schema upgraded", was=revision, now=HEAD)
+
+
+def _begin_immediately(engine: sqlalchemy.Engine) -> None:
+    """Makes transactions take SQLite's write lock at their start and cover CREATE and DROP.
+
+    Python's driver would begin one only before the first INSERT, and leave the statements before it
+    outside (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
+    """
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def _no_implicit_begin(connection: object, _record: object) -> None:
+        connection.isolation_level = None  # type: ignore[attr-defined]
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _driver_error(error: sqlalchemy.exc.DBAPIError) -> Exception:
+    return error.orig if isinstance(error.orig, Exception) else error

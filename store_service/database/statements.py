@@ -1,0 +1,102 @@
+"""Statements that are written once with SQLAlchemy Core and compiled once per dialect.
+
+A whole batch travels as ONE parameter, a JSON array: `ids("ids")` and `rows("drafts", ...)` read it as
+a table. So a statement has the same text, and is prepared once, however large the batch is.
+"""
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from sqlalchemy import BigInteger, Integer, Text, bindparam, cast, column, select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.engine import Dialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql import ClauseElement, Select, Subquery
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
+
+_SQLITE: Dialect = sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]  # untyped there
+
+
+class Statement:
+    """One statement, ready to run."""
+
+    def __init__(self, expression: ClauseElement) -> None:
+        """Takes a Core expression whose bind parameters are given by name when it runs."""
+        self._expression = expression
+
+    @cached_property
+    def _compiled_for_sqlite(self) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        compiled = self._expression.compile(dialect=_SQLITE)
+        assert isinstance(compiled, SQLCompiler)
+        # SQLAlchemy adds parameters of its own, such as OFFSET 0; their values are part of the statement.
+        own = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+        return str(compiled), tuple(compiled.positiontup or ()), own
+
+    def for_sqlite(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
+        """The text for SQLite, and its parameters in their order.
+
+        Raises:
+            KeyError: A parameter is not given.
+        """
+        text, names, own = self._compiled_for_sqlite
+        return text, [own[name] if name in own else values[name] for name in names]
+
+
+def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
+    """A value that is given when the statement runs."""
+    return bindparam(name, type_=type_, required=True)
+
+
+def ids(name: str) -> Select[tuple[int]]:
+    """The numbers of the JSON array that is passed as parameter `name`."""
+    elements = _Elements(parameter(name, Text)).table_valued(column("value", Text))
+    return select(cast(elements.c.value, BigInteger))
+
+
+def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
+    """The rows of the JSON array of arrays that is passed as parameter `name`.
+
+    The first element of each row is its position, for ORDER BY: `rows("drafts", body=Text)` reads
+    `[[0, "a"], [1, "b"]]`.
+    """
+    elements = _Elements(parameter(name, Text)).table_valued(column("value", Text))
+    types: dict[str, type[TypeEngine[Any]]] = {"position": Integer, **columns}
+    items = [cast(_Item(elements.c.value, index), type_).label(key) for index, (key, type_) in enumerate(types.items())]
+    return select(*items).subquery(name)
+
+
+def as_json(batch: Sequence[Any]) -> str:
+    """A batch as the parameter of `ids` or `rows`."""
+    return json.dumps(batch, ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
+class _Elements(FunctionElement[Any]):
+    """The elements of a JSON array, as a table with the column `value`."""
+
+    name = "json_elements"
+    inherit_cache = True
+
+
+@compiles(_Elements, "sqlite")
+def _elements_on_sqlite(element: _Elements, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_each({compiler.process(element.clauses, **kw)})"
+
+
+class _Item(FunctionElement[Any]):
+    """One element of a JSON array, by its index."""
+
+    name = "json_item"
+    inherit_cache = False
+
+    def __init__(self, array: ClauseElement, index: int) -> None:
+        super().__init__(array)  # type: ignore[arg-type]  # any column expression will do
+        self.index = index
+
+
+@compiles(_Item, "sqlite")
+def _item_on_sqlite(element: _Item, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **kw)}, '$[{element.index}]')"

@@ -1,0 +1,228 @@
+"""Long-lived workers that hold the connections, and the lanes on which work waits for them.
+
+No RPC touches a connection. It hands its work to a lane and waits; a worker takes everything that
+waits, does all work of one kind with one call, and answers each. So one statement reads for many
+callers, one fsync commits for many, and a caller that goes away never takes a connection with it.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from store_service.database.connection import Connection
+from store_service.errors import DatabaseUnavailable, StoreError
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+MAX_BATCH = 1000
+"""Most work that one batch takes, so that nobody waits for a batch without end."""
+
+RECONNECT_SECONDS = 0.25
+"""Pause before a lost connection is opened again."""
+
+log = structlog.get_logger("store_service.database")
+
+
+@dataclass(frozen=True, eq=False)
+class Operation(Generic[Argument, Result]):
+    """One kind of work, written for a batch."""
+
+    run: Callable[[Connection, Sequence[Argument]], Awaitable[Sequence[Result | StoreError]]]
+    """Does the work of every argument and returns, in their order, what came of each: a result, or the
+    error of that one. What it raises is the error of all."""
+
+    one_statement: bool = False
+    """`run` is a single statement, which is a transaction by itself."""
+
+
+class Work:
+    """An operation that somebody waits for."""
+
+    __slots__ = ("argument", "future", "keep", "operation")
+
+    def __init__(self, operation: Operation[Any, Any], argument: Any, keep: bool, future: asyncio.Future[Any]) -> None:
+        """Takes what to do, with what, whether to keep it, and who waits."""
+        self.operation = operation
+        self.argument = argument
+        self.keep = keep
+        self.future = future
+
+    def answer(self, outcome: Any) -> None:
+        """Gives the result or the error to whoever waits, if somebody still does."""
+        if not self.future.done():
+            if isinstance(outcome, Exception):
+                self.future.set_exception(outcome)
+            else:
+                self.future.set_result(outcome)
+
+
+Open = Callable[[], AbstractAsyncContextManager[Connection]]
+"""Opens a connection of `databases` and closes it."""
+
+
+class Lane:
+    """Work that waits, and the workers that do it."""
+
+    def __init__(self, name: str, open_connection: Open, *, workers: int, writes: bool) -> None:
+        """Takes how to open a connection for each worker, and whether batches are transactions."""
+        self._name = name
+        self._open = open_connection
+        self._workers = workers
+        self._writes = writes
+        self._waiting: deque[Work] = deque()
+        self._idle: deque[asyncio.Future[None]] = deque()
+        self._stopping = False
+        self._loop: asyncio.AbstractEventLoop
+
+    async def do(self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True) -> Result:
+        """Waits until a worker has done the work, and returns its result.
+
+        Who is cancelled while waiting stops waiting: work that has not begun is skipped, work that has
+        begun is finished, for it is also the work of others.
+
+        Args:
+            operation: What to do.
+            argument: What to do it with.
+            keep: False does everything and then undoes it.
+
+        Raises:
+            StoreError: What `operation` says of this argument, or of all.
+        """
+        if self._stopping:
+            raise DatabaseUnavailable
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.append(Work(operation, argument, keep, future))
+        self._wake_one()
+        return await future
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Opens the connections and works until the end of the block, then finishes what waits.
+
+        Raises:
+            StoreError: A connection cannot be opened at the start.
+        """
+        self._loop = asyncio.get_running_loop()
+        opened: list[asyncio.Future[None]] = [self._loop.create_future() for _ in range(self._workers)]
+        tasks = [asyncio.create_task(self._work(first), name=f"{self._name}-{n}") for n, first in enumerate(opened)]
+        try:
+            await asyncio.gather(*opened)
+            yield
+        finally:
+            self._stopping = True
+            for idle in self._idle:
+                if not idle.done():
+                    idle.set_result(None)
+            await asyncio.gather(*tasks)
+            for work in self._take():
+                work.answer(DatabaseUnavailable())
+
+    async def _work(self, opened: asyncio.Future[None]) -> None:
+        """Holds a connection and works with it; opens another when it is lost."""
+        while True:
+            try:
+                async with self._open() as connection:
+                    if not opened.done():
+                        opened.set_result(None)
+                    await self._serve(connection)
+                    return
+            except Exception as error:
+                if not opened.done():
+                    opened.set_exception(error)
+                    return
+                if self._stopping:
+                    return
+                # Whoever waits is told at once; the pause is ours.
+                log.error("connection lost", worker=self._name, error=type(error).__name__, cause=str(error.__cause__))
+                for work in self._take():
+                    work.answer(DatabaseUnavailable())
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _serve(self, connection: Connection) -> None:
+        while True:
+            batch = self._take()
+            if batch:
+                await self._do_batch(connection, batch)
+            elif self._stopping:
+                return
+            else:
+                idle = self._loop.create_future()
+                self._idle.append(idle)
+                await idle
+
+    def _wake_one(self) -> None:
+        while self._idle:
+            idle = self._idle.popleft()
+            if not idle.done():
+                idle.set_result(None)
+                return
+
+    def _take(self) -> list[Work]:
+        """Takes what waits and is still wanted."""
+        batch: list[Work] = []
+        while self._waiting and len(batch) < MAX_BATCH:
+            work = self._waiting.popleft()
+            if not work.future.done():
+                batch.append(work)
+        return batch
+
+    async def _do_batch(self, connection: Connection, batch: Sequence[Work]) -> None:
+        """Does the work and answers it.
+
+        Raises:
+            DatabaseUnavailable: The connection is of no use any more; everybody has been answered.
+        """
+        for work in batch:
+            if not work.keep:
+                # Alone, for it must not see what others keep or undo.
+                await self._do_together(connection, [work], keep=False)
+        kept = [work for work in batch if work.keep]
+        if kept:
+            await self._do_together(connection, kept, keep=True)
+
+    async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
+        try:
+            outcomes = await self._outcomes(connection, batch, keep=keep)
+        except DatabaseUnavailable as error:
+            for work in batch:
+                work.answer(error)
+            raise
+        except Exception as error:
+            # Busy, full: it would meet each of them alone too. Anything else may be the fault of one of them.
+            if len(batch) == 1 or isinstance(error, StoreError):
+                for work in batch:
+                    work.answer(error)
+                return
+            log.warning("batch failed, trying its members one by one", error=type(error).__name__, size=len(batch))
+            for work in batch:
+                await self._do_together(connection, [work], keep=keep)
+            return
+        # Only now, after the commit, is anybody told.
+        for work, outcome in zip(batch, outcomes, strict=True):
+            work.answer(outcome)
+
+    async def _outcomes(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> list[Any]:
+        groups: dict[Operation[Any, Any], list[int]] = {}
+        for index, work in enumerate(batch):
+            groups.setdefault(work.operation, []).append(index)
+
+        outcomes: list[Any] = [None] * len(batch)
+
+        async def run_all() -> None:
+            for operation, indexes in groups.items():
+                results = await operation.run(connection, [batch[index].argument for index in indexes])
+                for index, result in zip(indexes, results, strict=True):
+                    outcomes[index] = result
+
+        if self._writes and not (keep and len(groups) == 1 and batch[0].operation.one_statement):
+            async with connection.transaction(keep=keep):
+                await run_all()
+        else:
+            await run_all()
+        return outcomes

@@ -1,0 +1,208 @@
+"""Everything that can go wrong in a way that a caller should know.
+
+    StoreError
+    ├── InvalidRequest          the request is wrong, whatever is stored
+    │   ├── RequestMalformed
+    │   ├── FieldInvalid
+    │   ├── FieldMaskInvalid
+    │   ├── FieldImmutable
+    │   ├── PageTokenInvalid
+    │   ├── PageTokenMismatch
+    │   ├── BatchEmpty
+    │   ├── BatchTooLarge
+    │   └── BatchDuplicate
+    ├── NotFound
+    │   ├── PostNotFound
+    │   └── CommentNotFound
+    ├── PostHasComments
+    ├── EtagMismatch
+    ├── ResponseTooLarge
+    ├── Unavailable             nothing was done; the same call may succeed later
+    │   ├── ShuttingDown
+    │   ├── DatabaseBusy
+    │   └── DatabaseUnavailable
+    ├── SchemaMismatch
+    └── StorageFull
+
+The leaves are raised; `rpc/status.py` says what a caller sees of each. Their text is for callers: it
+never holds the text of another error, SQL, a path or an address. Anything else that is raised is a
+bug, and callers see INTERNAL.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class StoreError(Exception):
+    """The root of the tree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Violation:
+    """One field of a request that is wrong."""
+
+    error: type["InvalidRequest"]
+    """The leaf that this violation alone would raise."""
+    field: str
+    """Path from the request's root: post.body, requests[3].comment.post_id."""
+    description: str
+    """What is wrong and what is allowed."""
+
+
+class InvalidRequest(StoreError):
+    """The request is wrong, whatever is stored."""
+
+    def __init__(self, violations: Sequence[Violation] = ()) -> None:
+        """Takes every violation of the request, the one that gives the error its name first."""
+        super().__init__("; ".join(f"{it.field}: {it.description}" for it in violations))
+        self.violations = tuple(violations)
+
+    @classmethod
+    def at(cls, field: str, description: str) -> "InvalidRequest":
+        """The error of a request in which one field is wrong."""
+        return cls([Violation(error=cls, field=field, description=description)])
+
+
+class RequestMalformed(InvalidRequest):
+    """The bytes are no message of the method's request type."""
+
+
+class FieldInvalid(InvalidRequest):
+    """Fields hold values that are not allowed."""
+
+
+class FieldMaskInvalid(InvalidRequest):
+    """update_mask names paths that do not exist or cannot be changed."""
+
+
+class FieldImmutable(InvalidRequest):
+    """An update would change a field that never changes."""
+
+
+class PageTokenInvalid(InvalidRequest):
+    """page_token was not made by this service, or was damaged."""
+
+
+class PageTokenMismatch(InvalidRequest):
+    """page_token belongs to another query."""
+
+
+class BatchEmpty(InvalidRequest):
+    """A batch holds nothing."""
+
+
+class BatchTooLarge(InvalidRequest):
+    """A batch holds more than is allowed."""
+
+    def __init__(self, violations: Sequence[Violation] = (), *, count: int, max_count: int) -> None:
+        """Takes also how many there were and how many are allowed."""
+        super().__init__(violations)
+        self.count = count
+        self.max_count = max_count
+
+
+class BatchDuplicate(InvalidRequest):
+    """A batch names an id twice where that makes no sense."""
+
+
+class NotFound(StoreError):
+    """Something that the request names is not there."""
+
+    kind: str
+    """What is missing, in words."""
+
+    def __init__(self, *, ids: Sequence[int], field: str = "") -> None:
+        """Takes what is missing and, when it is not what was asked for itself, the field naming it."""
+        named = ", ".join(str(id) for id in ids[:10]) + (", ..." if len(ids) > 10 else "")
+        super().__init__(f"there is no {self.kind} {named}" + (f" (named by {field})" if field else ""))
+        self.ids = tuple(ids)
+        self.field = field
+
+
+class PostNotFound(NotFound):
+    """There is no such post."""
+
+    kind = "post"
+
+
+class CommentNotFound(NotFound):
+    """There is no such comment."""
+
+    kind = "comment"
+
+
+class PostHasComments(StoreError):
+    """Posts with comments are deleted only with force."""
+
+    def __init__(self, *, comment_counts: dict[int, int]) -> None:
+        """Takes how many comments each refused post has, by post id."""
+        post_id, count = next(iter(comment_counts.items()))
+        others = f" (and {len(comment_counts) - 1} other posts have some)" if len(comment_counts) > 1 else ""
+        super().__init__(f"post {post_id} has {count} comments{others}; set force to delete them too")
+        self.comment_counts = comment_counts
+
+
+class EtagMismatch(StoreError):
+    """The resource was changed since the caller read it."""
+
+    def __init__(self, *, resource_type: str, id: int, current_etag: str) -> None:
+        """Takes what was to be changed, and the etag that it has now."""
+        super().__init__(f"{resource_type} {id} was changed since it was read; read it again and decide again")
+        self.resource_type = resource_type
+        self.id = id
+        self.current_etag = current_etag
+
+
+class ResponseTooLarge(StoreError):
+    """The answer to a batch would be larger than a message may be; nothing was done."""
+
+    def __init__(self, *, max_bytes: int) -> None:
+        """Takes how large an answer may be."""
+        super().__init__(f"the answer would be larger than {max_bytes} bytes; ask for fewer at once")
+        self.max_bytes = max_bytes
+
+
+class Unavailable(StoreError):
+    """Nothing was done; the same call may succeed later."""
+
+
+class ShuttingDown(Unavailable):
+    """The server stops and takes no new calls."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the server is stopping; call again on another connection")
+
+
+class DatabaseBusy(Unavailable):
+    """Others held locks in the database for too long."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the database is busy; call again later")
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached, read or written."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the database is not available; call again later")
+
+
+class SchemaMismatch(StoreError):
+    """The database's schema is not the one that this program is made for."""
+
+    def __init__(self, *, expected: str, actual: str) -> None:
+        """Takes the revision of this program and the one found."""
+        super().__init__(f"the database has schema {actual}, this program needs {expected}")
+        self.expected = expected
+        self.actual = actual
+
+
+class StorageFull(StoreError):
+    """The database's disk is full; nothing was stored."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the disk of the database is full; nothing was stored")

@@ -1,0 +1,117 @@
+"""What posts and comments have in common: batches of ids, updates with etags, sizes of answers."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from store_service.errors import EtagMismatch, FieldImmutable, NotFound, ResponseTooLarge, StoreError, Violation
+from store_service.model import Comment, Deletion, Found, Post, Update, etag_of
+
+MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""Answers stay below gRPC's 4 MiB for a message, with room for what is not a body."""
+
+_BYTES_BESIDE_THE_BODY = 80
+"""At most this much of a message is id, post_id, times and etag."""
+
+R = TypeVar("R", Post, Comment)
+Request = TypeVar("Request")
+Outcome = TypeVar("Outcome")
+
+
+class _HasBody(Protocol):
+    @property
+    def body(self) -> str: ...
+
+
+def now_microseconds() -> int:
+    """The time, as the tables hold it."""
+    return time.time_ns() // 1000
+
+
+def check_answer_size(items: Iterable[_HasBody]) -> None:
+    """Refuses a batch whose answer would not fit in a message.
+
+    Raises:
+        ResponseTooLarge: It would not.
+    """
+    if sum(len(item.body.encode()) + _BYTES_BESIDE_THE_BODY for item in items) > MAX_ANSWER_BYTES:
+        raise ResponseTooLarge(max_bytes=MAX_ANSWER_BYTES)
+
+
+def pick(ids: Sequence[int], stored: Mapping[int, R], *, allow_missing: bool, missing: type[NotFound]) -> Found[R]:
+    """The resources that `ids` name, in that order.
+
+    Raises:
+        NotFound: Some are not there and `allow_missing` is not set; as the leaf `missing`.
+        ResponseTooLarge: Together they do not fit in a message.
+    """
+    missing_ids = tuple(id for id in ids if id not in stored)
+    if missing_ids and not allow_missing:
+        raise missing(ids=missing_ids)
+    items = tuple(stored[id] for id in ids if id in stored)
+    check_answer_size(items)
+    return Found(items=items, missing_ids=missing_ids)
+
+
+def updated(update: Update, stored: R | None, *, missing: type[NotFound], now: int) -> R:
+    """What a resource becomes by an update.
+
+    Raises:
+        NotFound: It is not there; as the leaf `missing`.
+        EtagMismatch: It was changed since the caller read it.
+        FieldImmutable: The update would change what never changes.
+    """
+    if stored is None:
+        raise missing(ids=[update.id])
+    check_etag(update.etag, stored)
+    violations = [
+        Violation(
+            error=FieldImmutable,
+            field=f"{update.request_field}.{field}",
+            description="never changes by an update, and this is not the stored value; leave it out",
+        )
+        for field, value in update.unchangeable
+        if getattr(stored, field) != value
+    ]
+    if violations:
+        raise FieldImmutable(violations)
+    if update.body is None:
+        return stored
+    return replace(stored, body=update.body, update_time=now, version=stored.version + 1)
+
+
+def check_etag(etag: str, stored: Post | Comment) -> None:
+    """Lets pass what has the etag that the caller knows, or when the caller named none.
+
+    Raises:
+        EtagMismatch: It was changed since.
+    """
+    current = etag_of(stored.version)
+    if etag and etag != current:
+        raise EtagMismatch(resource_type=type(stored).__name__, id=stored.id, current_etag=current)
+
+
+def deleted(deletion: Deletion, stored: Mapping[int, R], *, missing: type[NotFound]) -> Found[R]:
+    """What a deletion takes away, if nothing else forbids it.
+
+    Raises:
+        NotFound: Something is not there and may not be missing; as the leaf `missing`.
+        EtagMismatch: It was changed since the caller read it.
+        ResponseTooLarge: What is deleted does not fit in the answer.
+    """
+    found = pick(deletion.ids, stored, allow_missing=deletion.allow_missing, missing=missing)
+    for item in found.items:
+        check_etag(deletion.etag, item)
+    return found
+
+
+def decide(requests: Sequence[Request], decision: Callable[[Request], Outcome]) -> list[Outcome | StoreError]:
+    """What comes of each request, in order: the result of `decision`, or the error that it raises."""
+    outcomes: list[Outcome | StoreError] = []
+    for request in requests:
+        try:
+            outcomes.append(decision(request))
+        except StoreError as error:
+            outcomes.append(error)
+    return outcomes

@@ -1,0 +1,65 @@
+"""Pages of any query, cut before they are too large for a message."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from store_service.database.connection import Connection
+from store_service.database.statements import Statement
+from store_service.model import Page, PageRequest
+from store_service.store import page_tokens
+
+MAX_PAGE_BYTES = 3 * 1024 * 1024
+"""A page ends before its bodies pass this, so that it stays below gRPC's 4 MiB for a message."""
+
+FETCH_ROWS = 200
+"""Rows read at once, so that a page of large bodies does not read far beyond where it is cut."""
+
+_FIRST = {"id": -(2**63), "id desc": 2**63 - 1}
+"""Where the first page starts, by order."""
+
+
+class _Resource(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def body(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Resource)
+
+
+async def read_page(
+    connection: Connection,
+    request: PageRequest,
+    statement: Statement,
+    resource_of: Callable[[Any], R],
+    **values: int,
+) -> Page[R]:
+    """Reads one page with a statement that takes `after`, `limit` and `values`.
+
+    Raises:
+        PageTokenInvalid: The token is damaged.
+        PageTokenMismatch: The token belongs to another query.
+    """
+    query = request.query
+    after = page_tokens.last_id(request.page_token, query) if request.page_token else _FIRST[query.order]
+    items: list[R] = []
+    size = 0
+    while True:
+        # One more than is wanted tells whether there is a next page.
+        limit = min(request.page_size + 1 - len(items), FETCH_ROWS)
+        rows = await connection.fetch(statement, after=after, limit=limit, **values)
+        for row in rows:
+            item = resource_of(row)
+            size += _bytes_of(item.body)
+            if items and (len(items) == request.page_size or size > MAX_PAGE_BYTES):
+                return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=items[-1].id))
+            items.append(item)
+        if len(rows) < limit:
+            return Page(items=tuple(items), next_page_token="")
+        after = items[-1].id
+
+
+def _bytes_of(body: str) -> int:
+    """Size on the wire, with room for the other fields."""
+    return len(body.encode()) + 64
