@@ -1,0 +1,1 @@
+"""A posts-and-comments service over gRPC."""

@@ -4,14 +4,18 @@ The steps are alembic revisions in `migrations/versions`. All steps of one upgra
 either the database has the new schema afterwards, or it is as it was.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database.connect import sync_engine
+from store_service.database.connect import Store, sync_engine
+from store_service.database.connection import Connection
 from store_service.database.failures import named
+from store_service.database.statements import Statement
+from store_service.database.workers import Operation
 from store_service.errors import SchemaMismatch
 
 HEAD = "0002"
@@ -101,6 +105,27 @@ def upgrade(database_url: str) -> str:
         raise named(_driver_error(error)) from error
     finally:
         engine.dispose()
+
+
+async def look(store: Store) -> None:
+    """Looks whether an open database answers and still has the schema that this program needs.
+
+    Raises:
+        SchemaMismatch: It has another one by now.
+        StoreError: It does not answer.
+    """
+    actual = await store.read(_REVISION, None)
+    if actual != HEAD:
+        raise SchemaMismatch(expected=HEAD, actual=actual)
+
+
+async def _read_revision(connection: Connection, askers: Sequence[None]) -> list[str]:
+    rows = await connection.fetch(_CURRENT)
+    return [rows[0][0] if rows else EMPTY] * len(askers)
+
+
+_CURRENT = Statement(sqlalchemy.select(sqlalchemy.column("version_num")).select_from(sqlalchemy.table("alembic_version")))
+_REVISION: Operation[None, str] = Operation(_read_revision)
 
 
 def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:

@@ -1,0 +1,95 @@
+"""The command `store-service`. Exit codes: 0 fine, 1 it did not work, 2 a bad setting or a bad call."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from store_service import config as settings
+from store_service import logs
+from store_service.errors import StoreError
+
+_EPILOG = "Settings come from the environment and from the file .env; the README lists them."
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="store-service", prog_name="store-service")
+def main() -> None:
+    """A posts-and-comments service over gRPC."""
+
+
+@main.command(epilog=_EPILOG)
+@click.option("--listen", metavar="HOST:PORT", help="Address to serve on, instead of STORE_LISTEN; port 0 lets the system choose.")
+def serve(listen: str | None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Prints one line with the address on stdout as soon as calls succeed; logs go to stderr. Running
+    calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once.
+    """
+    config = _settings(**({"listen": listen} if listen is not None else {}))
+    with _one_line_errors():
+        from store_service import server
+
+        server.run(config)
+
+
+@main.command(epilog=_EPILOG)
+def migrate() -> None:
+    """Bring the database's schema up to date.
+
+    `serve` does the same by itself unless STORE_AUTO_MIGRATE=false. A database of the application before
+    this service is upgraded in place and keeps every row.
+    """
+    config = _settings()
+    with _one_line_errors():
+        from store_service.database import connect, schema
+
+        with connect.sole_use(config.DATABASE_URL):
+            was = schema.upgrade(config.DATABASE_URL)
+    click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
+
+
+@main.command(epilog=_EPILOG)
+def check() -> None:
+    """Tell whether settings, database and schema are fine, and change nothing."""
+    config = _settings()
+    click.echo("settings: fine")
+    with _one_line_errors():
+        from store_service.database import connect, schema
+
+        path = connect.path_of(config.DATABASE_URL)
+        if not path.exists():
+            raise FileNotFoundError(f"there is no database {path} yet; `store-service migrate` makes it")
+        schema.check(config.DATABASE_URL)
+    click.echo("database: fine")
+    click.echo(f"schema: {schema.HEAD}, fine")
+
+
+def _settings(**overrides: str) -> settings.Config:
+    try:
+        config = settings.load(**overrides)
+    except settings.BadSetting as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(2)
+    logs.configure(level=config.log_level, format=config.log_format)
+    for name in settings.unknown_variables(dict(os.environ)):
+        click.echo(f"store-service: {name} is no setting, and is ignored", err=True)
+    return config
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Ends the command with one line and exit code 1 when something expected is wrong."""
+    from store_service.database.connect import DatabaseInUse
+    from store_service.database.schema import ForeignSchema
+    from store_service.server import CannotListen
+
+    try:
+        yield
+    except (DatabaseInUse, ForeignSchema, CannotListen, FileNotFoundError, StoreError) as error:
+        cause = f" ({error.__cause__.args[0]})" if error.__cause__ is not None and error.__cause__.args else ""
+        click.echo(f"store-service: {error}{cause}", err=True)
+        sys.exit(1)

@@ -1,0 +1,231 @@
+"""The one way into every method: decode, admit, run, and turn whatever comes out into a status.
+
+Left alone, grpc.aio sends the text of an exception to the caller, answers bytes that it cannot decode
+with UNKNOWN, and leaves a caller waiting for ever when something inside the handler is cancelled. Here
+is the only place that handles exceptions of methods, so none of them needs a `try`.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from store_service.errors import RequestMalformed, ShuttingDown, StoreError
+from store_service.rpc.status import status_of, status_of_a_bug
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+CALL_ID_KEY = "x-call-id"
+"""Trailing metadata with the id under which the log tells of the call."""
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+log = structlog.get_logger("store_service.rpc")
+
+
+class Guard:
+    """Wraps the methods of servicers; knows which calls are running and whether new ones are taken."""
+
+    def __init__(self) -> None:
+        """Takes every call, until `drain`."""
+        self._draining = False
+        self._running = 0
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._all_done = asyncio.Event()
+        self._all_done.set()
+        self._id_prefix = secrets.token_hex(4)
+        self._id_count = 0
+
+    def handlers(
+        self, service: ServiceDescriptor, servicer: object, *, name: str = "", while_draining: bool = False
+    ) -> "grpc.GenericRpcHandler[Any, Any]":
+        """The guarded methods of a service, for `server.add_generic_rpc_handlers`.
+
+        Args:
+            service: Which methods there are and what they take.
+            servicer: The object that has them.
+            name: Serve them under another name than the service's own.
+            while_draining: Take calls, and let streams run, also while the server stops.
+        """
+        name = name or service.full_name
+        return grpc.method_handlers_generic_handler(
+            name,
+            {
+                method.name: self._handler(f"{name}/{method.name}", method, getattr(servicer, method.name), while_draining)
+                for method in service.methods
+            },
+        )
+
+    async def drain(self, seconds: float) -> None:
+        """Refuses new calls, ends streams, and waits for running calls, but no longer than `seconds`."""
+        self._draining = True
+        for stream in self._streams:
+            stream.cancel()
+        try:
+            await asyncio.wait_for(self._all_done.wait(), seconds)
+        except TimeoutError:
+            log.warning("calls are still running after the grace period", running=self._running)
+
+    def _handler(
+        self, name: str, method: MethodDescriptor, behavior: Callable[..., Any], while_draining: bool
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        decode = _decoder(GetMessageClass(method.input_type))
+        # Bytes go in and out of gRPC, so that decoding happens in here, where its errors are caught.
+        if method.server_streaming:
+            stream = self._stream(name, behavior, decode, method.client_streaming, while_draining)
+            if method.client_streaming:
+                return grpc.stream_stream_rpc_method_handler(stream)
+            return grpc.unary_stream_rpc_method_handler(stream)
+        assert not method.client_streaming, f"{name}: no service of ours takes a stream and answers once"
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, behavior, decode, while_draining))
+
+    def _unary(
+        self,
+        name: str,
+        behavior: Callable[[Any, Context], Awaitable[Message]],
+        decode: Callable[[bytes], Message],
+        while_draining: bool,
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: Context) -> bytes:
+            call = self._begin(name, context)
+            try:
+                if self._draining and not while_draining:
+                    raise ShuttingDown
+                response = await behavior(decode(data), context)
+                answer = response.SerializeToString()
+            except BaseException as error:
+                await self._fail(call, context, error)
+            else:
+                call.log("OK")
+                return answer
+            finally:
+                self._end()
+
+        return handle
+
+    def _stream(
+        self,
+        name: str,
+        behavior: Callable[[Any, Context], AsyncIterator[Message]],
+        decode: Callable[[bytes], Message],
+        client_streaming: bool,
+        while_draining: bool,
+    ) -> Callable[[Any, Context], AsyncIterator[bytes]]:
+        async def handle(data: Any, context: Context) -> AsyncIterator[bytes]:
+            call = self._begin(name, context)
+            task = asyncio.current_task()
+            assert task is not None
+            try:
+                if self._draining and not while_draining:
+                    raise ShuttingDown
+                if not while_draining:
+                    self._streams.add(task)
+                request = _decode_each(data, decode) if client_streaming else decode(data)
+                async for response in behavior(request, context):
+                    yield response.SerializeToString()
+            except BaseException as error:
+                if isinstance(error, asyncio.CancelledError) and self._draining and not context.cancelled():
+                    task.uncancel()
+                    error = ShuttingDown()
+                await self._fail(call, context, error)
+            else:
+                call.log("OK")
+            finally:
+                self._streams.discard(task)
+                self._end()
+
+        return handle
+
+    def _begin(self, name: str, context: Context) -> "_Call":
+        self._running += 1
+        self._all_done.clear()
+        self._id_count += 1
+        call_id = f"{self._id_prefix}-{self._id_count:x}"
+        context.set_trailing_metadata(((CALL_ID_KEY, call_id),))
+        return _Call(name, call_id, context)
+
+    def _end(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._all_done.set()
+
+    async def _fail(self, call: "_Call", context: Context, error: BaseException) -> NoReturn:
+        """Ends a call with the status of what was raised."""
+        if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+            # The caller went away or its deadline passed; nobody hears an answer.
+            left = context.time_remaining()
+            call.log("CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED")
+            raise error
+        if isinstance(error, grpc.aio.AbortError):
+            # The method has answered by itself, as the health service does.
+            call.log(grpc.StatusCode(context.code()).name)
+            raise error
+        if isinstance(error, GeneratorExit | KeyboardInterrupt | SystemExit):
+            raise error
+
+        if isinstance(error, StoreError):
+            status = status_of(error)
+            if error.__cause__ is not None:
+                log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
+            call.log(status.code.name)
+        else:
+            # Includes a CancelledError of something inside, which would leave the caller waiting.
+            status = status_of_a_bug(call.id)
+            log.error("bug", call_id=call.id, method=call.method, exc_info=error)
+            call.log(status.code.name)
+        await context.abort(
+            status.code, status.message, trailing_metadata=((CALL_ID_KEY, call.id), (_DETAILS_KEY, status.details))
+        )
+
+
+class _Call:
+    """A running call, as the log tells of it: never what was sent, only how it went."""
+
+    __slots__ = ("_context", "_start", "id", "method")
+
+    def __init__(self, method: str, call_id: str, context: Context) -> None:
+        self.method = method
+        self.id = call_id
+        self._context = context
+        self._start = time.perf_counter()
+
+    def log(self, code: str) -> None:
+        milliseconds = (time.perf_counter() - self._start) * 1000
+        log.info(
+            "call",
+            method=self.method,
+            code=code,
+            ms=round(milliseconds, 3),
+            peer=self._context.peer(),
+            call_id=self.id,
+        )
+
+
+def _decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
+    parse = message_class.FromString
+
+    def decode(data: bytes) -> Message:
+        try:
+            return parse(data)
+        except DecodeError as error:
+            raise RequestMalformed.at("", f"is no {message_class.DESCRIPTOR.full_name}") from error
+
+    return decode
+
+
+async def _decode_each(data: AsyncIterator[bytes], decode: Callable[[bytes], Message]) -> AsyncIterator[Message]:
+    async for one in data:
+        yield decode(one)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether this RPC's own task is being cancelled, rather than something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

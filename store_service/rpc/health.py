@@ -1,0 +1,75 @@
+"""The health service, which looks at the database before it answers.
+
+"" is the whole server; each service is as healthy as the server, for all need the database.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2 as pb
+
+from store_service.errors import StoreError
+from store_service.rpc.guard import Context
+
+LOOK_SECONDS = 2.0
+"""A database that takes longer to answer is not healthy."""
+
+WATCH_SECONDS = 1.0
+"""How often a watched status is looked at."""
+
+_SERVING = pb.HealthCheckResponse.SERVING
+_NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
+
+log = structlog.get_logger("store_service.rpc")
+
+
+class HealthService:
+    """The methods of grpc.health.v1.Health."""
+
+    def __init__(self, look: Callable[[], Awaitable[None]], service_names: Iterable[str]) -> None:
+        """Takes how to look at the database, which raises when it is not well, and what is served."""
+        self._look = look
+        self._names = {"", *service_names}
+        self._stopping = asyncio.Event()
+
+    def stop(self) -> None:
+        """Answers NOT_SERVING from now on, tells those who watch, and ends their streams."""
+        self._stopping.set()
+
+    async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
+        if request.service not in self._names:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
+        return pb.HealthCheckResponse(status=await self._status())
+
+    async def List(self, request: pb.HealthListRequest, _: Context) -> pb.HealthListResponse:
+        status = pb.HealthCheckResponse(status=await self._status())
+        return pb.HealthListResponse(statuses=dict.fromkeys(sorted(self._names), status))
+
+    async def Watch(self, request: pb.HealthCheckRequest, _: Context) -> AsyncIterator[pb.HealthCheckResponse]:
+        """Sends the status, and again whenever it has changed."""
+        known = request.service in self._names
+        last = None
+        while True:
+            status = await self._status() if known else pb.HealthCheckResponse.SERVICE_UNKNOWN
+            if status != last:
+                yield pb.HealthCheckResponse(status=status)
+                last = status
+            if self._stopping.is_set():
+                return
+            try:
+                await asyncio.wait_for(self._stopping.wait(), WATCH_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _status(self) -> pb.HealthCheckResponse.ServingStatus:
+        if self._stopping.is_set():
+            return _NOT_SERVING
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                await self._look()
+        except (StoreError, TimeoutError) as error:
+            log.warning("not healthy", error=type(error).__name__, cause=str(error.__cause__ or error))
+            return _NOT_SERVING
+        return _SERVING

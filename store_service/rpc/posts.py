@@ -1,0 +1,66 @@
+"""PostService on the wire: check, call, convert."""
+
+from store_service.rpc.convert import post_to_message
+from store_service.rpc.guard import Context
+from store_service.rpc.validation import Validation
+from store_service.store.posts import Posts
+from storeapi.v1 import posts_pb2 as pb
+
+
+class PostService:
+    """The methods of storeapi.v1.PostService; protos/storeapi/v1/posts.proto is their manual."""
+
+    def __init__(self, posts: Posts, validation: Validation) -> None:
+        """Takes the rules and the limits."""
+        self._posts = posts
+        self._validation = validation
+
+    async def CreatePost(self, request: pb.CreatePostRequest, _: Context) -> pb.Post:
+        drafts = self._validation.post_drafts(request)
+        (post,) = await self._posts.create_posts(drafts, keep=not request.validate_only)
+        return post_to_message(post)
+
+    async def GetPost(self, request: pb.GetPostRequest, _: Context) -> pb.Post:
+        id = self._validation.id(request)
+        post = await self._posts.get_post(id)
+        return post_to_message(post)
+
+    async def ListPosts(self, request: pb.ListPostsRequest, _: Context) -> pb.ListPostsResponse:
+        wanted = self._validation.page_of_posts(request)
+        page = await self._posts.list_posts(wanted)
+        return pb.ListPostsResponse(
+            posts=[post_to_message(post) for post in page.items], next_page_token=page.next_page_token
+        )
+
+    async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
+        update = self._validation.post_update(request)
+        post = await self._posts.update_post(update, keep=not request.validate_only)
+        return post_to_message(post)
+
+    async def DeletePost(self, request: pb.DeletePostRequest, _: Context) -> pb.Post:
+        deletion = self._validation.post_deletion(request)
+        deleted = await self._posts.delete_posts(deletion, keep=not request.validate_only)
+        return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
+
+    async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> pb.BatchGetPostsResponse:
+        ids = self._validation.ids(request)
+        found = await self._posts.get_posts(ids, allow_missing=request.allow_missing)
+        return pb.BatchGetPostsResponse(
+            posts=[post_to_message(post) for post in found.items], missing_ids=found.missing_ids
+        )
+
+    async def BatchCreatePosts(
+        self, request: pb.BatchCreatePostsRequest, _: Context
+    ) -> pb.BatchCreatePostsResponse:
+        drafts = self._validation.post_drafts(request)
+        posts = await self._posts.create_posts(drafts, keep=not request.validate_only)
+        return pb.BatchCreatePostsResponse(posts=[post_to_message(post) for post in posts])
+
+    async def BatchDeletePosts(
+        self, request: pb.BatchDeletePostsRequest, _: Context
+    ) -> pb.BatchDeletePostsResponse:
+        deletion = self._validation.post_deletion(request)
+        deleted = await self._posts.delete_posts(deletion, keep=not request.validate_only)
+        return pb.BatchDeletePostsResponse(
+            posts=[post_to_message(post) for post in deleted.items], missing_ids=deleted.missing_ids
+        )

@@ -1,0 +1,219 @@
+"""What a caller sees of each error: one table, and google.rpc.Status with its details.
+
+Details stay below 4 KiB, for gRPC refuses larger trailing metadata and the caller would see
+RESOURCE_EXHAUSTED instead of the error.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
+# Reflection can describe the details only when their types are loaded.
+from google.rpc import error_details_pb2, status_pb2
+
+from store_service import errors
+from store_service.model import Comment, Post
+
+DOMAIN = "storeapi"
+"""google.rpc.ErrorInfo.domain of every error."""
+
+MAX_MESSAGE_CHARACTERS = 500
+MAX_VIOLATIONS = 12
+MAX_DESCRIPTION_CHARACTERS = 160
+MAX_LISTED_IDS = 50
+MAX_RESOURCES = 5
+
+RETRY_SECONDS = 0.5
+"""When a caller should try again after UNAVAILABLE."""
+
+_TYPES = {
+    errors.PostNotFound: "storeapi.v1.Post",
+    errors.CommentNotFound: "storeapi.v1.Comment",
+    Post.__name__: "storeapi.v1.Post",
+    Comment.__name__: "storeapi.v1.Comment",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """An error as gRPC sends it."""
+
+    code: grpc.StatusCode
+    message: str
+    details: bytes
+    """A serialized google.rpc.Status, for the trailing metadata grpc-status-details-bin."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Row:
+    code: grpc.StatusCode
+    reason: str
+    metadata: Callable[..., dict[str, str]] = lambda _: {}
+    more: Callable[..., list[Message]] = lambda _: []
+
+
+def _violations(error: errors.InvalidRequest) -> list[Message]:
+    shown = list(error.violations[:MAX_VIOLATIONS])
+    request = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=_cut(it.field, MAX_DESCRIPTION_CHARACTERS),
+                description=_cut(it.description, MAX_DESCRIPTION_CHARACTERS),
+                reason=ROWS[it.error].reason,
+            )
+            for it in shown
+        ]
+    )
+    if len(error.violations) > len(shown):
+        rest = len(error.violations) - len(shown)
+        request.field_violations.add(field="...", description=f"and {rest} more")
+    return [request] if shown else []
+
+
+def _missing(error: errors.NotFound) -> list[Message]:
+    return [
+        error_details_pb2.ResourceInfo(
+            resource_type=_TYPES[type(error)],
+            resource_name=str(id),
+            description=f"named by {error.field}" if error.field else "",
+        )
+        for id in error.ids[:MAX_RESOURCES]
+    ]
+
+
+def _missing_metadata(id_name: str) -> Callable[[errors.NotFound], dict[str, str]]:
+    def metadata(error: errors.NotFound) -> dict[str, str]:
+        found = {"missing_ids": listed(error.ids)}
+        if len(error.ids) == 1:
+            found[id_name] = str(error.ids[0])
+        return found
+
+    return metadata
+
+
+def _comments_in_the_way(error: errors.PostHasComments) -> list[Message]:
+    return [
+        error_details_pb2.PreconditionFailure(
+            violations=[
+                error_details_pb2.PreconditionFailure.Violation(
+                    type="POST_HAS_COMMENTS",
+                    subject=f"storeapi.v1.Post/{post_id}",
+                    description=f"has {count} comments; set force to delete them too",
+                )
+                for post_id, count in list(error.comment_counts.items())[:MAX_RESOURCES]
+            ]
+        )
+    ]
+
+
+def _changed(error: errors.EtagMismatch) -> list[Message]:
+    return [error_details_pb2.ResourceInfo(resource_type=_TYPES[error.resource_type], resource_name=str(error.id))]
+
+
+def _retry(_: errors.Unavailable) -> list[Message]:
+    seconds = Duration(nanos=int(RETRY_SECONDS * 1_000_000_000))
+    return [error_details_pb2.RetryInfo(retry_delay=seconds)]
+
+
+_INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+ROWS: dict[type[errors.StoreError], _Row] = {
+    errors.RequestMalformed: _Row(code=_INVALID, reason="REQUEST_MALFORMED"),
+    errors.FieldInvalid: _Row(code=_INVALID, reason="FIELD_INVALID", more=_violations),
+    errors.FieldMaskInvalid: _Row(code=_INVALID, reason="FIELD_MASK_INVALID", more=_violations),
+    errors.FieldImmutable: _Row(code=_INVALID, reason="FIELD_IMMUTABLE", more=_violations),
+    errors.PageTokenInvalid: _Row(code=_INVALID, reason="PAGE_TOKEN_INVALID", more=_violations),
+    errors.PageTokenMismatch: _Row(code=_INVALID, reason="PAGE_TOKEN_MISMATCH", more=_violations),
+    errors.BatchEmpty: _Row(code=_INVALID, reason="BATCH_EMPTY", more=_violations),
+    errors.BatchTooLarge: _Row(
+        code=_INVALID,
+        reason="BATCH_TOO_LARGE",
+        metadata=lambda error: {"count": str(error.count), "max_count": str(error.max_count)},
+        more=_violations,
+    ),
+    errors.BatchDuplicate: _Row(code=_INVALID, reason="BATCH_DUPLICATE", more=_violations),
+    errors.PostNotFound: _Row(
+        code=grpc.StatusCode.NOT_FOUND,
+        reason="POST_NOT_FOUND",
+        metadata=_missing_metadata("post_id"),
+        more=_missing,
+    ),
+    errors.CommentNotFound: _Row(
+        code=grpc.StatusCode.NOT_FOUND,
+        reason="COMMENT_NOT_FOUND",
+        metadata=_missing_metadata("comment_id"),
+        more=_missing,
+    ),
+    errors.PostHasComments: _Row(
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+        reason="POST_HAS_COMMENTS",
+        metadata=lambda error: {
+            "post_id": listed(list(error.comment_counts)),
+            "comment_count": str(sum(error.comment_counts.values())),
+        },
+        more=_comments_in_the_way,
+    ),
+    errors.EtagMismatch: _Row(
+        code=grpc.StatusCode.ABORTED,
+        reason="ETAG_MISMATCH",
+        metadata=lambda error: {"current_etag": error.current_etag},
+        more=_changed,
+    ),
+    errors.ResponseTooLarge: _Row(
+        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason="RESPONSE_TOO_LARGE",
+        metadata=lambda error: {"max_bytes": str(error.max_bytes)},
+    ),
+    errors.ShuttingDown: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="SHUTTING_DOWN", more=_retry),
+    errors.DatabaseBusy: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_BUSY", more=_retry),
+    errors.DatabaseUnavailable: _Row(
+        code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", more=_retry
+    ),
+    errors.SchemaMismatch: _Row(
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+        reason="SCHEMA_MISMATCH",
+        metadata=lambda error: {"expected": error.expected, "actual": error.actual},
+    ),
+    errors.StorageFull: _Row(code=grpc.StatusCode.RESOURCE_EXHAUSTED, reason="STORAGE_FULL"),
+}
+"""Every leaf of the tree in `store_service.errors`, and nothing else."""
+
+
+def status_of(error: errors.StoreError) -> Status:
+    """What a caller sees of an error."""
+    row = ROWS[type(error)]
+    info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=row.metadata(error))
+    return _status(row.code, str(error), [info, *row.more(error)])
+
+
+def status_of_a_bug(call_id: str) -> Status:
+    """What a caller sees of anything else: nothing but the id under which the log tells it."""
+    info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
+    request = error_details_pb2.RequestInfo(request_id=call_id)
+    return _status(grpc.StatusCode.INTERNAL, f"internal error; the log has it as {call_id}", [info, request])
+
+
+def listed(ids: Sequence[int]) -> str:
+    """Ids as metadata, cut where they would be too long: 7,9,... and 950 more."""
+    shown = ",".join(str(id) for id in ids[:MAX_LISTED_IDS])
+    rest = len(ids) - MAX_LISTED_IDS
+    return f"{shown},... and {rest} more" if rest > 0 else shown
+
+
+def _status(code: grpc.StatusCode, message: str, details: Iterable[Message]) -> Status:
+    message = _cut(message, MAX_MESSAGE_CHARACTERS)
+    packed = []
+    for detail in details:
+        any_ = Any()
+        any_.Pack(detail)
+        packed.append(any_)
+    status = status_pb2.Status(code=code.value[0], message=message, details=packed)
+    return Status(code=code, message=message, details=status.SerializeToString())
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."

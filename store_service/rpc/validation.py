@@ -1,0 +1,367 @@
+"""Requests as our values, after every field has been checked. Reads no database.
+
+All violations of a request are found before any is reported. What is said of one field here holds for
+every request that has it.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from storeapi.v1 import comments_pb2, posts_pb2
+from store_service.errors import (
+    BatchDuplicate,
+    BatchEmpty,
+    BatchTooLarge,
+    FieldInvalid,
+    FieldMaskInvalid,
+    InvalidRequest,
+    Violation,
+)
+from store_service.model import ORDERS, CommentDraft, Deletion, Order, PageRequest, PostDraft, Query, Update
+from store_service.rpc.convert import microseconds_of
+
+MAX_BATCH = 1000
+"""Most ids or requests in one batch."""
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+_SPACES = re.compile(r"\s+")
+
+WriteRequest = (
+    posts_pb2.CreatePostRequest
+    | posts_pb2.UpdatePostRequest
+    | posts_pb2.DeletePostRequest
+    | posts_pb2.BatchCreatePostsRequest
+    | posts_pb2.BatchDeletePostsRequest
+    | comments_pb2.CreateCommentRequest
+    | comments_pb2.UpdateCommentRequest
+    | comments_pb2.DeleteCommentRequest
+    | comments_pb2.BatchCreateCommentsRequest
+    | comments_pb2.BatchDeleteCommentsRequest
+)
+
+
+CreateRequest = TypeVar("CreateRequest", posts_pb2.CreatePostRequest, comments_pb2.CreateCommentRequest)
+
+
+class Validation:
+    """Checks requests against the limits of this server.
+
+    Every method raises the leaf of `InvalidRequest` that the first violation names, with all of them.
+    """
+
+    def __init__(self, *, max_body_bytes: int) -> None:
+        """Takes how long a body may be, in bytes of UTF-8."""
+        self._max_body_bytes = max_body_bytes
+
+    # Creating
+
+    def post_drafts(
+        self, request: posts_pb2.CreatePostRequest | posts_pb2.BatchCreatePostsRequest
+    ) -> tuple[PostDraft, ...]:
+        """The posts to store; one unless the request is a batch."""
+        found = _Violations()
+        if isinstance(request, posts_pb2.CreatePostRequest):
+            drafts = (self._post_draft(request, "", found),)
+        else:
+            found.check_batch("requests", request.requests)
+            drafts = tuple(
+                self._post_draft(one, path, found) for path, one in found.each("requests", request.requests)
+            )
+        found.check_request_id(request)
+        found.raise_if_any()
+        return drafts
+
+    def _post_draft(self, request: posts_pb2.CreatePostRequest, path: str, found: "_Violations") -> PostDraft:
+        post = request.post
+        if not request.HasField("post"):
+            found.add(FieldInvalid, f"{path}post", "is required")
+        else:
+            found.check_set_by_server(post, f"{path}post")
+            self._check_body(post.body, f"{path}post.body", found)
+        return PostDraft(body=post.body)
+
+    def comment_drafts(
+        self, request: comments_pb2.CreateCommentRequest | comments_pb2.BatchCreateCommentsRequest
+    ) -> tuple[CommentDraft, ...]:
+        """The comments to store; one unless the request is a batch."""
+        found = _Violations()
+        if isinstance(request, comments_pb2.CreateCommentRequest):
+            drafts = (self._comment_draft(request, "", found),)
+        else:
+            found.check_batch("requests", request.requests)
+            drafts = tuple(
+                self._comment_draft(one, path, found) for path, one in found.each("requests", request.requests)
+            )
+        found.check_request_id(request)
+        found.raise_if_any()
+        return drafts
+
+    def _comment_draft(
+        self, request: comments_pb2.CreateCommentRequest, path: str, found: "_Violations"
+    ) -> CommentDraft:
+        comment = request.comment
+        if not request.HasField("comment"):
+            found.add(FieldInvalid, f"{path}comment", "is required")
+        else:
+            found.check_set_by_server(comment, f"{path}comment")
+            self._check_body(comment.body, f"{path}comment.body", found)
+            found.check_id(comment.post_id, f"{path}comment.post_id")
+        return CommentDraft(body=comment.body, post_id=comment.post_id, field=f"{path}comment.post_id")
+
+    def _check_body(self, body: str, field: str, found: "_Violations") -> None:
+        if not body:
+            found.add(FieldInvalid, field, "must not be empty")
+        # No character is longer than 4 bytes, so most bodies need not be encoded to be measured.
+        elif 4 * len(body) > self._max_body_bytes and len(body.encode()) > self._max_body_bytes:
+            found.add(FieldInvalid, field, f"must not be longer than {self._max_body_bytes} bytes of UTF-8")
+        if "\0" in body:
+            found.add(FieldInvalid, field, "must not hold a NUL character")
+
+    # Reading
+
+    def id(self, request: posts_pb2.GetPostRequest | comments_pb2.GetCommentRequest) -> int:
+        """The one id of a request."""
+        if request.id <= 0:
+            raise FieldInvalid.at("id", "is required and must be positive")
+        return request.id
+
+    def ids(self, request: posts_pb2.BatchGetPostsRequest | comments_pb2.BatchGetCommentsRequest) -> Sequence[int]:
+        """The ids of a batch to get."""
+        return self._batch_of_ids("ids", request.ids)
+
+    def post_ids(self, request: comments_pb2.CountCommentsRequest) -> Sequence[int]:
+        """The posts whose comments are counted."""
+        return self._batch_of_ids("post_ids", request.post_ids)
+
+    def _batch_of_ids(self, field: str, ids: Sequence[int]) -> Sequence[int]:
+        found = _Violations()
+        found.check_batch(field, ids)
+        found.check_ids(field, ids)
+        found.raise_if_any()
+        return tuple(ids)
+
+    def page_of_posts(self, request: posts_pb2.ListPostsRequest) -> PageRequest:
+        """The page to list."""
+        found = _Violations()
+        query = Query(resource="posts", order=found.order(request.order_by))
+        return self._page(request, query, found)
+
+    def page_of_comments(self, request: comments_pb2.ListCommentsRequest) -> PageRequest:
+        """The page to list."""
+        found = _Violations()
+        if request.post_id < 0:
+            found.add(FieldInvalid, "post_id", "must be positive, or 0 for the comments of all posts")
+        query = Query(resource="comments", order=found.order(request.order_by), post_id=request.post_id)
+        return self._page(request, query, found)
+
+    def _page(
+        self,
+        request: posts_pb2.ListPostsRequest | comments_pb2.ListCommentsRequest,
+        query: Query,
+        found: "_Violations",
+    ) -> PageRequest:
+        if request.page_size < 0:
+            found.add(FieldInvalid, "page_size", f"must not be negative; 0 means {DEFAULT_PAGE_SIZE}")
+        found.raise_if_any()
+        page_size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
+
+    # Changing
+
+    def post_update(self, request: posts_pb2.UpdatePostRequest) -> Update:
+        """The change of a post."""
+        return self._update(request, "post", request.post, unchangeable=("create_time", "update_time"))
+
+    def comment_update(self, request: comments_pb2.UpdateCommentRequest) -> Update:
+        """The change of a comment."""
+        unchangeable = ("post_id", "create_time", "update_time")
+        return self._update(request, "comment", request.comment, unchangeable=unchangeable)
+
+    def _update(
+        self,
+        request: posts_pb2.UpdatePostRequest | comments_pb2.UpdateCommentRequest,
+        name: str,
+        resource: posts_pb2.Post | comments_pb2.Comment,
+        *,
+        unchangeable: Sequence[str],
+    ) -> Update:
+        found = _Violations()
+        mask = _Mask(request.update_mask)
+        if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
+            found.add(FieldInvalid, name, "is required")
+        else:
+            found.check_id(resource.id, f"{name}.id")
+
+            allowed = {"body", "post_id"} & set(resource.DESCRIPTOR.fields_by_name)
+            for path in sorted(mask.paths - allowed):
+                known = "is set by the server" if path in resource.DESCRIPTOR.fields_by_name else "is no field"
+                choices = " and ".join(f'"{it}"' for it in sorted(allowed))
+                found.add(FieldMaskInvalid, "update_mask", f'{_quoted(path)} {known}; paths are {choices}, or "*"')
+
+            if mask.names("body", is_set=bool(resource.body)):
+                self._check_body(resource.body, f"{name}.body", found)
+            elif mask.is_unset and not resource.body:
+                found.add(FieldInvalid, f"{name}.body", "must be set when update_mask is unset: nothing to change")
+        found.check_request_id(request)
+        found.raise_if_any()
+
+        return Update(
+            id=resource.id,
+            body=resource.body if mask.names("body", is_set=bool(resource.body)) else None,
+            etag=resource.etag,
+            unchangeable=tuple(
+                (field, _value(resource, field))
+                for field in unchangeable
+                if mask.names(field, is_set=_is_set(resource, field), star_means_set=True)
+            ),
+            request_field=name,
+        )
+
+    # Deleting
+
+    def post_deletion(self, request: posts_pb2.DeletePostRequest | posts_pb2.BatchDeletePostsRequest) -> Deletion:
+        """The posts to delete; one unless the request is a batch."""
+        ids, etag = self._ids_to_delete(request)
+        return Deletion(ids=ids, etag=etag, force=request.force, allow_missing=request.allow_missing)
+
+    def comment_deletion(
+        self, request: comments_pb2.DeleteCommentRequest | comments_pb2.BatchDeleteCommentsRequest
+    ) -> Deletion:
+        """The comments to delete; one unless the request is a batch."""
+        ids, etag = self._ids_to_delete(request)
+        return Deletion(ids=ids, etag=etag, allow_missing=request.allow_missing)
+
+    def _ids_to_delete(
+        self,
+        request: posts_pb2.DeletePostRequest
+        | posts_pb2.BatchDeletePostsRequest
+        | comments_pb2.DeleteCommentRequest
+        | comments_pb2.BatchDeleteCommentsRequest,
+    ) -> tuple[tuple[int, ...], str]:
+        found = _Violations()
+        if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
+            found.check_id(request.id, "id")
+            ids, etag = (request.id,), request.etag
+        else:
+            found.check_batch("ids", request.ids)
+            found.check_ids("ids", request.ids, unique=True)
+            ids, etag = tuple(request.ids), ""
+        found.check_request_id(request)
+        found.raise_if_any()
+        return ids, etag
+
+
+class _Mask:
+    """An update mask, as AIP-134 reads it."""
+
+    def __init__(self, mask: FieldMask) -> None:
+        self.is_unset = not mask.paths
+        self.is_star = "*" in mask.paths
+        self.paths = set(mask.paths) - {"*"}
+
+    def names(self, field: str, *, is_set: bool, star_means_set: bool = False) -> bool:
+        """Whether the update looks at a field; without a mask it looks at what the request sets."""
+        if field in self.paths:
+            return True
+        if self.is_star:
+            return is_set if star_means_set else True
+        return self.is_unset and is_set
+
+
+def _quoted(text: str) -> str:
+    """A caller's text as it may stand in an error: short, and ASCII, for gRPC escapes the rest threefold."""
+    return json.dumps(text[:40])
+
+
+def _is_set(resource: posts_pb2.Post | comments_pb2.Comment, field: str) -> bool:
+    if resource.DESCRIPTOR.fields_by_name[field].message_type:
+        return resource.HasField(field)  # type: ignore[arg-type]  # a message field of both
+    return bool(getattr(resource, field))
+
+
+def _value(resource: posts_pb2.Post | comments_pb2.Comment, field: str) -> int:
+    value = getattr(resource, field)
+    return value if isinstance(value, int) else microseconds_of(value)
+
+
+class _Violations:
+    """Collects what is wrong with one request."""
+
+    def __init__(self) -> None:
+        self._found: list[Violation] = []
+        self._batch_count = 0
+
+    def add(self, error: type[InvalidRequest], field: str, description: str) -> None:
+        self._found.append(Violation(error=error, field=field, description=description))
+
+    def raise_if_any(self) -> None:
+        if self._found:
+            error = self._found[0].error
+            if issubclass(error, BatchTooLarge):
+                raise error(self._found, count=self._batch_count, max_count=MAX_BATCH)
+            raise error(self._found)
+
+    def check_id(self, id: int, field: str) -> None:
+        if id <= 0:
+            self.add(FieldInvalid, field, "is required and must be positive")
+
+    def check_batch(self, field: str, batch: Sequence[object]) -> None:
+        self._batch_count = len(batch)
+        if not batch:
+            self.add(BatchEmpty, field, "must name at least one")
+        elif len(batch) > MAX_BATCH:
+            self.add(BatchTooLarge, field, f"must not name more than {MAX_BATCH}; these are {len(batch)}")
+
+    def check_ids(self, field: str, ids: Sequence[int], *, unique: bool = False) -> None:
+        if len(ids) > MAX_BATCH:
+            return
+        seen: set[int] = set()
+        for index, id in enumerate(ids):
+            if id <= 0:
+                self.add(FieldInvalid, f"{field}[{index}]", "must be positive")
+            elif unique and id in seen:
+                self.add(BatchDuplicate, f"{field}[{index}]", f"names {id} again")
+            seen.add(id)
+
+    def each(
+        self, field: str, requests: Sequence[CreateRequest]
+    ) -> list[tuple[str, CreateRequest]]:
+        """The requests of a batch with their paths, after what must not be set inside a batch was checked."""
+        if len(requests) > MAX_BATCH:
+            return []
+        each = [(f"{field}[{index}].", request) for index, request in enumerate(requests)]
+        for path, request in each:
+            if request.request_id:
+                self.add(FieldInvalid, f"{path}request_id", "must be unset inside a batch")
+            if request.validate_only:
+                self.add(FieldInvalid, f"{path}validate_only", "must be unset inside a batch; set it on the batch")
+        return each
+
+    def check_request_id(self, request: WriteRequest) -> None:
+        if request.request_id:
+            self.add(FieldInvalid, "request_id", "is not supported by this version; leave it out")
+
+    def check_set_by_server(self, resource: posts_pb2.Post | comments_pb2.Comment, path: str) -> None:
+        if resource.id:
+            self.add(FieldInvalid, f"{path}.id", "is chosen by the server; leave it out")
+        if resource.etag:
+            self.add(FieldInvalid, f"{path}.etag", "is set by the server; leave it out")
+        if resource.HasField("create_time"):
+            self.add(FieldInvalid, f"{path}.create_time", "is set by the server; leave it out")
+        if resource.HasField("update_time"):
+            self.add(FieldInvalid, f"{path}.update_time", "is set by the server; leave it out")
+
+    def order(self, order_by: str) -> Order:
+        """The order that a request names; spaces do not matter."""
+        words = _SPACES.sub(" ", order_by.strip()) or "id"
+        for order in ORDERS:
+            if words == order:
+                return order
+        self.add(FieldInvalid, "order_by", 'must be "id" or "id desc"')
+        return "id"

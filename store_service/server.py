@@ -1,0 +1,177 @@
+"""From settings to a serving process and back: every object is made and closed here.
+
+What is opened is closed in reverse: the server before the workers, the workers before the database.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import grpc
+import structlog
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2
+
+from store_service.config import Config
+from store_service.database import connect, schema
+from store_service.rpc import reflection
+from store_service.rpc.comments import CommentService
+from store_service.rpc.guard import Guard
+from store_service.rpc.health import HealthService
+from store_service.rpc.posts import PostService
+from store_service.rpc.reflection import ReflectionService
+from store_service.rpc.validation import Validation
+from store_service.store.comments import Comments
+from store_service.store.posts import Posts
+from storeapi.v1 import comments_pb2, posts_pb2
+
+POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
+COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+FLUSH_SECONDS = 0.5
+"""How long answers that are on their way may take to leave after everything has finished."""
+
+_OPTIONS = [
+    # Without this a second server binds the same port without an error, and each gets some of the calls.
+    ("grpc.so_reuseport", 0),
+    # A client may ping as often as every 10 seconds, also without calls; gRPC's 5 minutes would cut off
+    # clients that merely keep their connection alive.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+
+log = structlog.get_logger("store_service.server")
+
+
+class CannotListen(Exception):
+    """The address cannot be bound; the text is one line that says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that answers."""
+
+    address: str
+    """HOST:PORT with the real port, or unix:PATH."""
+    guard: Guard
+    health: HealthService
+
+
+def run(config: Config) -> None:
+    """Serves until SIGTERM or SIGINT, then stops as `serving` does; a second signal ends the process at once.
+
+    Raises:
+        CannotListen: The address is in use, or not of this machine.
+        connect.DatabaseInUse: Another service has the database.
+        schema.ForeignSchema: The database is not ours.
+        StoreError: The database cannot be opened, or has a schema that this program does not know.
+    """
+    import uvloop
+
+    uvloop.run(_serve_until_signal(config))
+
+
+async def _serve_until_signal(config: Config) -> None:
+    stop = asyncio.Event()
+    with _on_signals(stop):
+        async with serving(config) as server:
+            # The one line on stdout, for scripts that wait for it.
+            print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
+            log.info("serving", address=server.address)
+            await stop.wait()
+            log.info("stopping", grace_seconds=config.grace_seconds)
+    log.info("stopped")
+
+
+@contextmanager
+def _on_signals(stop: asyncio.Event) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            # What was answered is on disk, so nothing is lost by not tidying up.
+            os._exit(128 + number)
+        stop.set()
+
+    signals = (signal.SIGTERM, signal.SIGINT)
+    for number in signals:
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+@asynccontextmanager
+async def serving(config: Config) -> AsyncIterator[RunningServer]:
+    """A server that answers calls until the end of the block, and then:
+
+    1. health says NOT_SERVING, so that balancers look elsewhere;
+    2. new calls get SHUTTING_DOWN and streams end, while running calls have `grace_seconds` to finish;
+    3. the server closes its connections;
+    4. the workers finish what they have begun;
+    5. the database is closed, when nobody needs it any more.
+    """
+    in_use = nullcontext() if config.DB_FORCE_ROLL_BACK else connect.sole_use(config.DATABASE_URL)
+    with in_use:
+        if config.auto_migrate:
+            await asyncio.to_thread(schema.upgrade, config.DATABASE_URL)
+        else:
+            await asyncio.to_thread(schema.check, config.DATABASE_URL)
+        async with connect.open_store(
+            config.DATABASE_URL, readers=config.readers, force_roll_back=config.DB_FORCE_ROLL_BACK
+        ) as store:
+            await schema.look(store)
+            guard = Guard()
+            names = [POSTS.full_name, COMMENTS.full_name]
+            health = HealthService(lambda: schema.look(store), names)
+            server = _server(config, store, guard, health, names)
+            address = _listen(server, config.listen)
+            await server.start()
+            try:
+                yield RunningServer(address=address, guard=guard, health=health)
+            finally:
+                health.stop()
+                started = asyncio.get_running_loop().time()
+                await guard.drain(config.grace_seconds)
+                left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
+                await server.stop(min(FLUSH_SECONDS, max(left, 0)))
+
+
+def _server(
+    config: Config, store: connect.Store, guard: Guard, health: HealthService, names: list[str]
+) -> grpc.aio.Server:
+    validation = Validation(max_body_bytes=config.max_body_bytes)
+    all_names = [*names, HEALTH.full_name, reflection.V1_NAME, reflection.V1ALPHA.full_name]
+    describe = ReflectionService(all_names, [HEALTH.file, reflection.V1ALPHA.file])
+    server = grpc.aio.server(options=_OPTIONS)
+    server.add_generic_rpc_handlers(
+        (
+            guard.handlers(POSTS, PostService(Posts(store), validation)),
+            guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
+            guard.handlers(HEALTH, health, while_draining=True),
+            guard.handlers(reflection.V1ALPHA, describe),
+            guard.handlers(reflection.V1ALPHA, describe, name=reflection.V1_NAME),
+        )
+    )
+    return server
+
+
+def _listen(server: grpc.aio.Server, listen: str) -> str:
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise CannotListen(f"cannot listen on {listen}: the port is in use, or the address is not of this machine")
+    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+
+
+def service_descriptors() -> list[ServiceDescriptor]:
+    """The services of the contract."""
+    return [POSTS, COMMENTS]
