@@ -1,0 +1,305 @@
+"""What each method sends, and what it makes of the reply."""
+
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+import storeapi
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+from storeapi import CommentDraft
+from storeapi.v1 import comments_pb2 as comments
+from storeapi.v1 import posts_pb2 as posts
+
+SECONDS = 1_700_000_000
+POST = posts.Post(
+    id=1,
+    body="a",
+    create_time=Timestamp(seconds=SECONDS, nanos=123456000),
+    update_time=Timestamp(seconds=SECONDS + 1, nanos=654321000),
+    etag="e1",
+)
+COMMENT = comments.Comment(
+    id=2,
+    body="b",
+    post_id=1,
+    create_time=Timestamp(seconds=SECONDS + 2, nanos=1000),
+    update_time=Timestamp(seconds=SECONDS + 3, nanos=2000),
+    etag="e2",
+)
+OUR_POST = storeapi.Post(
+    id=1,
+    body="a",
+    create_time=datetime(2023, 11, 14, 22, 13, 20, 123456, UTC),
+    update_time=datetime(2023, 11, 14, 22, 13, 21, 654321, UTC),
+    etag="e1",
+)
+OUR_COMMENT = storeapi.Comment(
+    id=2,
+    body="b",
+    post_id=1,
+    create_time=datetime(2023, 11, 14, 22, 13, 22, 1, UTC),
+    update_time=datetime(2023, 11, 14, 22, 13, 23, 2, UTC),
+    etag="e2",
+)
+BODY = FieldMask(paths=["body"])
+
+# How it is called, what is sent, what comes back, what is returned.
+CASES = [
+    (lambda c: c.posts.create(body="a"), posts.CreatePostRequest(post=posts.Post(body="a")), POST, OUR_POST),
+    (
+        lambda c: c.posts.create(body="a", validate_only=True),
+        posts.CreatePostRequest(post=posts.Post(body="a"), validate_only=True),
+        POST,
+        OUR_POST,
+    ),
+    (lambda c: c.posts.get(1), posts.GetPostRequest(id=1), POST, OUR_POST),
+    (
+        lambda c: c.posts.update(1, body="a"),
+        posts.UpdatePostRequest(post=posts.Post(id=1, body="a"), update_mask=BODY),
+        POST,
+        OUR_POST,
+    ),
+    (
+        lambda c: c.posts.update(1, body="a", etag="e", validate_only=True),
+        posts.UpdatePostRequest(
+            post=posts.Post(id=1, body="a", etag="e"), update_mask=BODY, validate_only=True
+        ),
+        POST,
+        OUR_POST,
+    ),
+    (lambda c: c.posts.delete(1), posts.DeletePostRequest(id=1), POST, OUR_POST),
+    (
+        lambda c: c.posts.delete(1, etag="e", force=True),
+        posts.DeletePostRequest(id=1, etag="e", force=True),
+        POST,
+        OUR_POST,
+    ),
+    (
+        lambda c: c.posts.delete(1, allow_missing=True),
+        posts.DeletePostRequest(id=1, allow_missing=True),
+        posts.Post(id=1),
+        storeapi.Post(id=1, body=""),
+    ),
+    (
+        lambda c: c.posts.delete(1, validate_only=True),
+        posts.DeletePostRequest(id=1, validate_only=True),
+        POST,
+        OUR_POST,
+    ),
+    (
+        lambda c: c.posts.get_many(id for id in (1, 1)),
+        posts.BatchGetPostsRequest(ids=[1, 1]),
+        posts.BatchGetPostsResponse(posts=[POST, POST]),
+        (OUR_POST, OUR_POST),
+    ),
+    (
+        lambda c: c.posts.get_many([1, 9], allow_missing=True),
+        posts.BatchGetPostsRequest(ids=[1, 9], allow_missing=True),
+        posts.BatchGetPostsResponse(posts=[POST], missing_ids=[9]),
+        (OUR_POST,),
+    ),
+    (
+        lambda c: c.posts.create_many(["a", "b"]),
+        posts.BatchCreatePostsRequest(
+            requests=[posts.CreatePostRequest(post=posts.Post(body=body)) for body in "ab"]
+        ),
+        posts.BatchCreatePostsResponse(posts=[POST, posts.Post(id=2, body="b")]),
+        (OUR_POST, storeapi.Post(id=2, body="b")),
+    ),
+    (
+        lambda c: c.posts.create_many(["a"], validate_only=True),
+        posts.BatchCreatePostsRequest(
+            requests=[posts.CreatePostRequest(post=posts.Post(body="a"))], validate_only=True
+        ),
+        posts.BatchCreatePostsResponse(posts=[posts.Post(body="a")]),
+        (storeapi.Post(id=0, body="a"),),
+    ),
+    (
+        lambda c: c.posts.delete_many([1], force=True),
+        posts.BatchDeletePostsRequest(ids=[1], force=True),
+        posts.BatchDeletePostsResponse(posts=[POST]),
+        (OUR_POST,),
+    ),
+    (
+        lambda c: c.posts.delete_many([1, 9], allow_missing=True),
+        posts.BatchDeletePostsRequest(ids=[1, 9], allow_missing=True),
+        posts.BatchDeletePostsResponse(posts=[POST], missing_ids=[9]),
+        (OUR_POST,),
+    ),
+    (
+        lambda c: c.posts.delete_many([1], validate_only=True),
+        posts.BatchDeletePostsRequest(ids=[1], validate_only=True),
+        posts.BatchDeletePostsResponse(posts=[POST]),
+        (OUR_POST,),
+    ),
+    (
+        lambda c: c.comments.create(post_id=1, body="b"),
+        comments.CreateCommentRequest(comment=comments.Comment(post_id=1, body="b")),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.comments.create(post_id=1, body="b", validate_only=True),
+        comments.CreateCommentRequest(comment=comments.Comment(post_id=1, body="b"), validate_only=True),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (lambda c: c.comments.get(2), comments.GetCommentRequest(id=2), COMMENT, OUR_COMMENT),
+    (
+        lambda c: c.comments.update(2, body="b"),
+        comments.UpdateCommentRequest(comment=comments.Comment(id=2, body="b"), update_mask=BODY),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.comments.update(2, body="b", etag="e", validate_only=True),
+        comments.UpdateCommentRequest(
+            comment=comments.Comment(id=2, body="b", etag="e"), update_mask=BODY, validate_only=True
+        ),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (lambda c: c.comments.delete(2), comments.DeleteCommentRequest(id=2), COMMENT, OUR_COMMENT),
+    (
+        lambda c: c.comments.delete(2, etag="e", validate_only=True),
+        comments.DeleteCommentRequest(id=2, etag="e", validate_only=True),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.comments.delete(2, allow_missing=True),
+        comments.DeleteCommentRequest(id=2, allow_missing=True),
+        comments.Comment(id=2),
+        storeapi.Comment(id=2, body="", post_id=0),
+    ),
+    (
+        lambda c: c.comments.get_many([2, 9], allow_missing=True),
+        comments.BatchGetCommentsRequest(ids=[2, 9], allow_missing=True),
+        comments.BatchGetCommentsResponse(comments=[COMMENT], missing_ids=[9]),
+        (OUR_COMMENT,),
+    ),
+    (
+        lambda c: c.comments.create_many(CommentDraft(post_id=id, body="b") for id in (1, 3)),
+        comments.BatchCreateCommentsRequest(
+            requests=[
+                comments.CreateCommentRequest(comment=comments.Comment(post_id=id, body="b")) for id in (1, 3)
+            ]
+        ),
+        comments.BatchCreateCommentsResponse(comments=[COMMENT, COMMENT]),
+        (OUR_COMMENT, OUR_COMMENT),
+    ),
+    (
+        lambda c: c.comments.create_many([CommentDraft(post_id=1, body="b")], validate_only=True),
+        comments.BatchCreateCommentsRequest(
+            requests=[comments.CreateCommentRequest(comment=comments.Comment(post_id=1, body="b"))],
+            validate_only=True,
+        ),
+        comments.BatchCreateCommentsResponse(comments=[COMMENT]),
+        (OUR_COMMENT,),
+    ),
+    (
+        lambda c: c.comments.delete_many([2, 9], allow_missing=True),
+        comments.BatchDeleteCommentsRequest(ids=[2, 9], allow_missing=True),
+        comments.BatchDeleteCommentsResponse(comments=[COMMENT], missing_ids=[9]),
+        (OUR_COMMENT,),
+    ),
+    (
+        lambda c: c.comments.delete_many([2], validate_only=True),
+        comments.BatchDeleteCommentsRequest(ids=[2], validate_only=True),
+        comments.BatchDeleteCommentsResponse(comments=[COMMENT]),
+        (OUR_COMMENT,),
+    ),
+    (
+        lambda c: c.comments.count([1, 9]),
+        comments.CountCommentsRequest(post_ids=[1, 9]),
+        comments.CountCommentsResponse(counts={1: 3, 9: 0}),
+        {1: 3, 9: 0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "request_message", "reply", "result"), CASES)
+async def test_a_call_sends_what_was_asked_and_returns_our_values(
+    client, server, call, request_message, reply, result
+):
+    """One call is one RPC with exactly the fields that were given, and its reply becomes plain values."""
+    server.answer(reply)
+
+    returned = await call(client)
+
+    assert server.requests == [request_message]
+    assert returned == result
+    assert type(returned) is type(result)
+
+
+def test_every_method_of_the_service_is_called_here():
+    """A method that the contract gains is missed here until the clients have it."""
+    lists = {"ListPostsRequest", "ListCommentsRequest"}
+    rpcs = [
+        method
+        for file in (posts.DESCRIPTOR, comments.DESCRIPTOR)
+        for service in file.services_by_name.values()
+        for method in service.methods
+    ]
+
+    asked = {request.DESCRIPTOR.name for _, request, _, _ in CASES}
+
+    assert asked | lists == {method.input_type.name for method in rpcs}
+
+
+@pytest.mark.parametrize("call", ["get_many", "create_many", "delete_many"])
+@pytest.mark.parametrize("resource", ["posts", "comments"])
+async def test_an_empty_batch_is_left_to_the_service(client, server, resource, call):
+    """The clients do not answer for the service, not even when its answer is sure."""
+    server.refuse(grpc.StatusCode.INVALID_ARGUMENT, "BATCH_EMPTY")
+
+    with pytest.raises(storeapi.BatchEmpty):
+        await getattr(getattr(client, resource), call)([])
+
+    assert len(server.calls) == 1
+
+
+async def test_one_text_is_no_batch_of_letters(client, server):
+    """A text given where several are asked for is refused instead of becoming a post per letter."""
+    with pytest.raises(TypeError, match="bodies must be several texts"):
+        await client.posts.create_many("hello")
+
+    assert server.calls == []
+
+
+async def test_times_are_aware_and_in_utc(client, server):
+    """Times compare with other aware times and keep their microseconds."""
+    server.answer(POST)
+
+    post = await client.posts.get(1)
+
+    assert post.create_time.tzinfo is UTC
+    assert post.create_time.microsecond == 123456
+
+
+async def test_unset_times_are_none(client, server):
+    """A post or comment from before times were kept has None, not the year 1970."""
+    server.answer(posts.Post(id=1, body="a"), comments.Comment(id=2, body="b", post_id=1))
+
+    post = await client.posts.get(1)
+    comment = await client.comments.get(2)
+
+    assert (post.create_time, post.update_time) == (None, None)
+    assert (comment.create_time, comment.update_time) == (None, None)
+
+
+async def test_values_cannot_be_changed():
+    """What was read stays what was read."""
+    with pytest.raises(AttributeError):
+        OUR_POST.body = "b"
+
+
+async def test_the_raw_stubs_share_the_connection(client, server):
+    """Everything that the contract has can be called without a second channel."""
+    server.answer(POST, COMMENT)
+
+    post = await client.raw.posts.GetPost(posts.GetPostRequest(id=1))
+    comment = await client.raw.comments.GetComment(comments.GetCommentRequest(id=2))
+
+    assert (post, comment) == (POST, COMMENT)

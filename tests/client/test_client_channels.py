@@ -1,0 +1,167 @@
+"""How clients connect, and what they close."""
+
+import inspect
+
+import grpc
+import grpc.aio
+import pytest
+import storeapi
+from storeapi import AsyncStoreClient, StoreClient
+from storeapi.v1 import posts_pb2, posts_pb2_grpc
+
+POST = posts_pb2.Post(id=1)
+REQUEST = posts_pb2.GetPostRequest(id=1)
+
+
+async def finished(call):
+    """The reply of a raw stub of either kind."""
+    return await call if hasattr(call, "__await__") else call
+
+
+async def close(channel):
+    closing = channel.close()
+    if closing is not None:
+        await closing
+
+
+async def test_the_context_manager_of_a_sync_client_closes_it(server):
+    """The client is what `with` gives, and its connection ends there."""
+    server.answer(POST)
+
+    with StoreClient(server.target) as client:
+        client.posts.get(1)
+
+    with pytest.raises(ValueError, match="closed"):
+        client.raw.posts.GetPost(REQUEST)
+
+
+async def test_the_context_manager_of_an_async_client_closes_it(server):
+    """The client is what `async with` gives, and its connection ends there."""
+    server.answer(POST)
+
+    async with AsyncStoreClient(server.target) as client:
+        await client.posts.get(1)
+
+    # gRPC has no public name for this error.
+    with pytest.raises(Exception, match="closed"):
+        await client.raw.posts.GetPost(REQUEST)
+
+
+async def test_a_closed_client_says_so(client, server):
+    """Both clients refuse a call in the same way, and closing twice is fine."""
+    await client.close()
+    await client.close()
+
+    with pytest.raises(RuntimeError, match="client is closed"):
+        await client.posts.get(1)
+
+    assert server.calls == []
+
+
+async def test_a_borrowed_channel_is_used_and_left_open(make_client, make_channel, server):
+    """Whoever made a channel closes it; the client only stops using it."""
+    server.answer(POST, POST)
+    channel = make_channel(server.target)
+    client = make_client(channel=channel)
+    await client.posts.get(1)
+
+    await client.close()
+
+    await finished(posts_pb2_grpc.PostServiceStub(channel).GetPost(REQUEST))
+    assert server.methods == ["GetPost", "GetPost"]
+    with pytest.raises(RuntimeError, match="client is closed"):
+        await client.posts.get(1)
+    await close(channel)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "name"),
+    [
+        ({"target": "elsewhere:1"}, "target"),
+        ({"credentials": grpc.local_channel_credentials()}, "credentials"),
+        ({"channel_options": [("grpc.max_send_message_length", 1)]}, "channel_options"),
+    ],
+)
+async def test_a_borrowed_channel_takes_no_settings(make_client, make_channel, keywords, name):
+    """A setting that a finished channel could not follow is refused, never ignored."""
+    channel = make_channel("localhost:1")
+
+    with pytest.raises(ValueError, match=f"channel is given.*{name}"):
+        make_client(channel=channel, **keywords)
+
+    await close(channel)
+
+
+async def test_a_channel_of_the_other_kind_is_refused_at_once():
+    """The mistake is named where it is made, not at the first call."""
+    sync_channel, async_channel = (
+        grpc.insecure_channel("localhost:1"),
+        grpc.aio.insecure_channel("localhost:1"),
+    )
+
+    with pytest.raises(TypeError, match=r"must be a grpc\.aio\.Channel, not a grpc\._channel\.Channel"):
+        AsyncStoreClient(channel=sync_channel)
+    with pytest.raises(TypeError, match=r"must be a grpc\.Channel, not a grpc\.aio"):
+        StoreClient(channel=async_channel)
+
+    await close(sync_channel)
+    await close(async_channel)
+
+
+async def test_credentials_make_the_connection_secure(make_client, server):
+    """With credentials the client talks to a server that accepts nothing else."""
+    server.answer(POST)
+    target = f"127.0.0.1:{server.local_port}"
+    client = make_client(target, credentials=grpc.local_channel_credentials())
+
+    post = await client.posts.get(1)
+
+    assert post.id == 1
+
+
+async def test_credentials_are_never_dropped(make_client, server):
+    """A client with credentials does not fall back to a connection without."""
+    client = make_client(server.target, credentials=grpc.ssl_channel_credentials())
+
+    with pytest.raises(storeapi.Unavailable):
+        await client.posts.get(1)
+
+    assert server.calls == []
+
+
+async def test_answers_above_grpcs_own_limit_arrive(client, server):
+    """A batch of long texts is larger than the 4 MiB that gRPC allows by itself."""
+    body = "a" * (5 * 1024 * 1024)
+    server.answer(posts_pb2.Post(id=1, body=body))
+
+    post = await client.posts.get(1)
+
+    assert post.body == body
+
+
+@pytest.mark.parametrize("credentials", [None, grpc.local_channel_credentials()], ids=["plain", "secure"])
+async def test_channel_options_go_before_the_clients_own(make_client, server, credentials):
+    """A caller can lower the receive limit, and a message above it has an error of its own."""
+    server.answer(posts_pb2.Post(id=1, body="a" * 2000))
+    options = [("grpc.max_receive_message_length", 1000)]
+    port = server.local_port if credentials else server.port
+    client = make_client(f"127.0.0.1:{port}", credentials=credentials, channel_options=options)
+
+    with pytest.raises(storeapi.ResourceExhausted, match="larger than max") as raised:
+        await client.posts.get(1)
+
+    assert (type(raised.value), raised.value.reason) == (storeapi.ResourceExhausted, "")
+
+
+def test_an_async_client_needs_a_running_loop():
+    """Made anywhere else, every call would fail later with words about futures and loops."""
+    with pytest.raises(RuntimeError, match="inside of a coroutine"):
+        AsyncStoreClient()
+
+
+@pytest.mark.parametrize("kind", [StoreClient, AsyncStoreClient])
+def test_the_default_target_is_this_machine(kind):
+    """A client without arguments finds a server with default settings."""
+    target = inspect.signature(kind).parameters["target"]
+
+    assert target.default == "localhost:50051"

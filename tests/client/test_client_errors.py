@@ -1,0 +1,364 @@
+"""How a failed call becomes an error of the tree."""
+
+import copy
+import pickle
+import re
+
+import grpc
+import pytest
+import storeapi
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc import StatusCode
+from storeapi import _status, errors
+from storeapi.v1 import errors_pb2
+
+REASONS = {
+    "REQUEST_MALFORMED": (StatusCode.INVALID_ARGUMENT, storeapi.RequestMalformed),
+    "FIELD_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.FieldInvalid),
+    "FIELD_MASK_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.FieldMaskInvalid),
+    "FIELD_IMMUTABLE": (StatusCode.INVALID_ARGUMENT, storeapi.FieldImmutable),
+    "PAGE_TOKEN_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.PageTokenInvalid),
+    "PAGE_TOKEN_MISMATCH": (StatusCode.INVALID_ARGUMENT, storeapi.PageTokenMismatch),
+    "BATCH_EMPTY": (StatusCode.INVALID_ARGUMENT, storeapi.BatchEmpty),
+    "BATCH_TOO_LARGE": (StatusCode.INVALID_ARGUMENT, storeapi.BatchTooLarge),
+    "BATCH_DUPLICATE": (StatusCode.INVALID_ARGUMENT, storeapi.BatchDuplicate),
+    "POST_NOT_FOUND": (StatusCode.NOT_FOUND, storeapi.PostNotFound),
+    "COMMENT_NOT_FOUND": (StatusCode.NOT_FOUND, storeapi.CommentNotFound),
+    "POST_HAS_COMMENTS": (StatusCode.FAILED_PRECONDITION, storeapi.PostHasComments),
+    "ETAG_MISMATCH": (StatusCode.ABORTED, storeapi.EtagMismatch),
+    "RESPONSE_TOO_LARGE": (StatusCode.RESOURCE_EXHAUSTED, storeapi.ResponseTooLarge),
+    "SHUTTING_DOWN": (StatusCode.UNAVAILABLE, storeapi.ShuttingDown),
+    "DATABASE_BUSY": (StatusCode.UNAVAILABLE, storeapi.DatabaseBusy),
+    "DATABASE_UNAVAILABLE": (StatusCode.UNAVAILABLE, storeapi.DatabaseUnavailable),
+    "SCHEMA_MISMATCH": (StatusCode.FAILED_PRECONDITION, storeapi.SchemaMismatch),
+    "STORAGE_FULL": (StatusCode.RESOURCE_EXHAUSTED, storeapi.StorageFull),
+    "INTERNAL": (StatusCode.INTERNAL, storeapi.InternalError),
+}
+BRANCHES = {
+    StatusCode.INVALID_ARGUMENT: storeapi.InvalidRequest,
+    StatusCode.NOT_FOUND: storeapi.NotFound,
+    StatusCode.FAILED_PRECONDITION: storeapi.PreconditionFailed,
+    StatusCode.ABORTED: storeapi.Conflict,
+    StatusCode.RESOURCE_EXHAUSTED: storeapi.ResourceExhausted,
+    StatusCode.UNAVAILABLE: storeapi.Unavailable,
+    StatusCode.DEADLINE_EXCEEDED: storeapi.DeadlineExceeded,
+    StatusCode.CANCELLED: storeapi.Cancelled,
+    StatusCode.INTERNAL: storeapi.InternalError,
+}
+
+
+def tree(root=storeapi.StoreError):
+    """Every class of the tree, depth first, as it is drawn."""
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+async def failure(client):
+    """The error of a call."""
+    with pytest.raises(storeapi.StoreError) as raised:
+        await client.posts.get(1)
+    return raised.value
+
+
+# Reasons and codes
+
+
+@pytest.mark.parametrize("reason", REASONS)
+async def test_every_reason_has_its_class(client, server, reason):
+    """A caller catches a situation by the name of its class and never compares texts."""
+    code, expected = REASONS[reason]
+    server.refuse(code, reason)
+
+    error = await failure(client)
+
+    assert type(error) is expected
+    assert (error.code, error.reason) == (code, reason)
+
+
+def test_no_reason_of_the_contract_is_missing():
+    """A reason that the contract gains is missed here until it has a class."""
+    names = [name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name]
+
+    assert set(REASONS) == set(names) - {"UNSPECIFIED"}
+    assert set(_status.BY_REASON) == set(REASONS)
+
+
+def test_no_leaf_of_the_tree_is_missing():
+    """A class of the tree that nothing raises is missed here."""
+    leaves = {error for error in tree() if not error.__subclasses__()}
+
+    assert leaves <= {*_status.BY_REASON.values(), *_status.BY_CODE.values()}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_an_error_made_by_hand_is_like_a_real_one(reason):
+    """Code that catches an error can be tested by raising it."""
+    code, kind = REASONS[reason]
+
+    error = kind("no such thing")
+
+    assert (error.code, error.reason, str(error)) == (code, reason, "no such thing")
+    assert (error.metadata, error.call_id, error.retry_after) == ({}, None, None)
+    assert isinstance(error, BRANCHES[code])
+
+
+@pytest.mark.parametrize("reason", ["", "MADE_LATER"])
+@pytest.mark.parametrize("code", BRANCHES, ids=lambda code: code.name)
+async def test_an_unknown_reason_or_none_is_raised_as_its_branch(client, server, code, reason):
+    """A newer service, or gRPC itself, is understood as far as its status code goes."""
+    server.refuse(code, reason)
+
+    error = await failure(client)
+
+    assert type(error) is BRANCHES[code]
+    assert (error.code, error.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("code", [code for code in StatusCode if code not in {*BRANCHES, StatusCode.OK}])
+async def test_a_code_without_a_branch_is_a_plain_store_error(client, server, code):
+    """Whatever comes, `except StoreError` catches it."""
+    server.refuse(code)
+
+    error = await failure(client)
+
+    assert type(error) is storeapi.StoreError
+    assert error.code is code
+
+
+async def test_the_reason_of_somebody_else_is_not_ours(client, server):
+    """A proxy may use the same words for something different."""
+    metadata = {"post_id": "1"}
+    server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND", metadata=metadata, domain="proxy.example.com")
+
+    error = await failure(client)
+
+    assert type(error) is storeapi.NotFound
+    assert (error.reason, error.metadata) == ("", {})
+
+
+@pytest.mark.parametrize("damaged", [b"\xff\xff\xff", b"\x1a\x03\x0a\xff\xff"])
+async def test_details_that_cannot_be_read_are_as_good_as_none(client, server, damaged):
+    """An error on the way must not hide the error that happened."""
+    server.refuse(StatusCode.NOT_FOUND)
+    server.script[-1].trailers.append(("grpc-status-details-bin", damaged))
+
+    error = await failure(client)
+
+    assert type(error) is storeapi.NotFound
+
+
+async def test_a_damaged_detail_is_as_good_as_none(client, server):
+    """The status can be read, what is packed inside cannot."""
+    packed = b"\x0a\x2atype.googleapis.com/google.rpc.ErrorInfo\x12\x01\xff"
+    packed = packed.replace(b"\x2a", bytes([len("type.googleapis.com/google.rpc.ErrorInfo")]), 1)
+    server.refuse(StatusCode.NOT_FOUND)
+    status = b"\x1a" + bytes([len(packed)]) + packed
+    server.script[-1].trailers.append(("grpc-status-details-bin", status))
+
+    error = await failure(client)
+
+    assert type(error) is storeapi.NotFound
+
+
+async def test_a_server_that_is_not_there_is_unavailable(make_client):
+    """Nobody listens: the error says so in gRPC's words."""
+    client = make_client("127.0.0.1:1")
+
+    error = await failure(client)
+
+    assert type(error) is storeapi.Unavailable
+    assert "127.0.0.1:1" in str(error)
+
+
+# What an error carries
+
+
+async def test_the_grpc_error_is_the_cause(client, server):
+    """What is not in our error is still in reach."""
+    server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND")
+
+    error = await failure(client)
+
+    assert isinstance(error.__cause__, grpc.RpcError)
+    assert error.__cause__.code() is StatusCode.NOT_FOUND
+
+
+async def test_an_error_carries_what_the_service_said(client, server):
+    """Message, metadata, the call's id and when to call again."""
+    retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=250_000_000))
+    server.refuse(
+        StatusCode.UNAVAILABLE,
+        "DATABASE_BUSY",
+        retry,
+        message="the database is busy",
+        metadata={"key": "value"},
+        call_id="c-1",
+    )
+
+    error = await failure(client)
+
+    assert (error.message, error.metadata) == ("the database is busy", {"key": "value"})
+    assert (error.call_id, error.retry_after) == ("c-1", 1.25)
+
+
+async def test_what_the_service_did_not_say_is_none(client, server):
+    """An error without details has no call id and no delay, rather than made-up ones."""
+    server.refuse(StatusCode.UNAVAILABLE)
+
+    error = await failure(client)
+
+    assert (error.call_id, error.retry_after, error.metadata) == (None, None, {})
+
+
+async def test_every_violation_of_a_request_is_there(client, server):
+    """A form can show all its mistakes at once, each at its field."""
+    violations = [("post.body", "must not be empty"), ("post.id", "must not be set"), ("post.id", "is bad")]
+    bad_request = error_details_pb2.BadRequest(
+        field_violations=[{"field": field, "description": text} for field, text in violations]
+    )
+    server.refuse(StatusCode.INVALID_ARGUMENT, "FIELD_INVALID", bad_request)
+
+    error = await failure(client)
+
+    assert [(violation.field, violation.description) for violation in error.violations] == violations
+    assert error.fields == {"post.body": "must not be empty", "post.id": "must not be set; is bad"}
+
+
+async def test_a_missing_post_is_named(client, server):
+    """The id is a number, and also the one missing id."""
+    server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND", metadata={"post_id": "42"})
+
+    error = await failure(client)
+
+    assert (error.post_id, error.missing_ids) == (42, (42,))
+
+
+async def test_a_missing_comment_is_named(client, server):
+    """The id is a number, and also the one missing id."""
+    server.refuse(StatusCode.NOT_FOUND, "COMMENT_NOT_FOUND", metadata={"comment_id": "7"})
+
+    error = await failure(client)
+
+    assert (error.comment_id, error.missing_ids) == (7, (7,))
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("7", (7,)),
+        ("7,9", (7, 9)),
+        ("7, 9", (7, 9)),
+        ("7,9,... and 950 more", (7, 9)),
+        ("", ()),
+        ("²,x,-1", ()),
+    ],
+)
+def test_missing_ids_are_those_that_were_named(text, ids):
+    """A long list is cut by the service; what remains is read, the words at its end are not."""
+    error = storeapi.PostNotFound(metadata={"missing_ids": text})
+
+    assert error.missing_ids == ids
+    assert error.post_id is None
+
+
+def test_an_error_that_names_nothing_has_no_missing_ids():
+    """Not found, but by whom and what was not said."""
+    assert storeapi.NotFound().missing_ids == ()
+    assert storeapi.CommentNotFound().missing_ids == ()
+    assert storeapi.CommentNotFound().comment_id is None
+
+
+def test_data_of_an_error_has_its_type():
+    """Metadata is text; what has a name on the class is read from it."""
+    too_large = storeapi.BatchTooLarge(metadata={"count": "1001", "max_count": "1000"})
+    has_comments = storeapi.PostHasComments(metadata={"post_id": "1", "comment_count": "3"})
+    mismatch = storeapi.EtagMismatch(metadata={"current_etag": "e2"})
+    response = storeapi.ResponseTooLarge(metadata={"max_bytes": "4194304"})
+
+    assert (too_large.count, too_large.max_count) == (1001, 1000)
+    assert (has_comments.post_id, has_comments.comment_count) == (1, 3)
+    assert mismatch.current_etag == "e2"
+    assert response.max_bytes == 4194304
+
+
+def test_data_that_is_missing_or_no_number_is_none():
+    """A service that says less does not make handling its errors fail."""
+    assert storeapi.BatchTooLarge().count is None
+    assert storeapi.BatchTooLarge(metadata={"max_count": "many"}).max_count is None
+    assert storeapi.EtagMismatch().current_etag == ""
+
+
+# How an error reads
+
+
+def test_an_error_reads_as_its_message():
+    """What a person sees is what the service said."""
+    assert str(storeapi.PostNotFound("there is no post 42")) == "there is no post 42"
+
+
+def test_an_error_without_a_message_names_its_status():
+    """No log line is empty."""
+    assert str(storeapi.Cancelled()) == "the call failed with status CANCELLED"
+
+
+def test_violations_are_part_of_the_text():
+    """A person who sees only the text can still mend the request."""
+    violations = [
+        storeapi.FieldViolation(field="post.body", description="must not be empty"),
+        storeapi.FieldViolation(field="", description="something else is wrong"),
+    ]
+
+    error = storeapi.FieldInvalid("the request is not valid", violations=violations)
+
+    expected = "the request is not valid (post.body: must not be empty; something else is wrong)"
+    assert str(error) == expected
+
+
+def test_a_violation_that_the_message_names_is_not_said_twice():
+    """The message of a single violation is often the violation."""
+    violation = storeapi.FieldViolation(field="post.body", description="must not be empty")
+
+    error = storeapi.FieldInvalid("post.body must not be empty", violations=[violation])
+
+    assert str(error) == "post.body must not be empty"
+
+
+def test_the_tree_is_drawn_as_it_is():
+    """The drawing in the module's docstring has every class at its place."""
+    drawn = [
+        (len(indent) // 4, name)
+        for indent, name in re.findall(r"^    ([│├└─ ]*)([A-Z]\w+)(?: |$)", errors.__doc__, re.MULTILINE)
+    ]
+
+    actual = [(len(error.__mro__) - len(storeapi.StoreError.__mro__), error.__name__) for error in tree()]
+
+    assert drawn == actual
+
+
+# Beyond this process
+
+
+@pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
+)
+def test_errors_survive_pickle_and_copy(kind, copied):
+    """Worker processes and task queues hand errors on whole."""
+    error = kind(
+        "it went wrong",
+        code=StatusCode.DATA_LOSS,
+        reason="SOME",
+        metadata={"post_id": "1"},
+        call_id="c",
+        retry_after=0.5,
+    )
+    if isinstance(error, storeapi.InvalidRequest):
+        error.violations = (storeapi.FieldViolation(field="post.body", description="is bad"),)
+
+    other = copied(error)
+
+    assert type(other) is kind
+    assert vars(other) == vars(error)
+    assert (str(other), other.args) == (str(error), error.args)

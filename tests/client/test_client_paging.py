@@ -1,0 +1,112 @@
+"""Lists that are read page by page."""
+
+import grpc
+import pytest
+import storeapi
+from storeapi.v1 import comments_pb2, posts_pb2
+
+KINDS = ["posts", "comments"]
+
+
+def page(kind, ids, next_page_token=""):
+    """A reply with a page of items that are nothing but their ids."""
+    if kind == "posts":
+        items = [posts_pb2.Post(id=id) for id in ids]
+        return posts_pb2.ListPostsResponse(posts=items, next_page_token=next_page_token)
+    items = [comments_pb2.Comment(id=id) for id in ids]
+    return comments_pb2.ListCommentsResponse(comments=items, next_page_token=next_page_token)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_list_goes_over_all_pages(client, server, kind):
+    """Page after page is asked for with the token of the one before; an empty page is not the end."""
+    server.answer(page(kind, [1, 2], "t1"), page(kind, [], "t2"), page(kind, [3]))
+
+    ids = [item.id async for item in getattr(client, kind).list()]
+
+    assert ids == [1, 2, 3]
+    assert [request.page_token for request in server.requests] == ["", "t1", "t2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_list_asks_for_no_page_before_it_is_needed(client, server, kind):
+    """Making the iterator sends nothing, and a caller that stops early pays for what it saw."""
+    server.answer(page(kind, [1, 2], "t1"))
+
+    items = getattr(client, kind).list()
+    calls_when_made = len(server.calls)
+    ids = [(await anext(items)).id, (await anext(items)).id]
+
+    assert calls_when_made == 0
+    assert ids == [1, 2]
+    assert len(server.calls) == 1
+
+
+@pytest.mark.parametrize("method", ["list", "pages"])
+async def test_every_page_of_posts_is_of_the_query_that_was_asked(client, server, method):
+    """Order, page size and start are sent with every page, for a token belongs to its query."""
+    server.answer(page("posts", [2], "t2"), page("posts", [1]))
+
+    _ = [
+        item async for item in getattr(client.posts, method)(order_by="id desc", page_size=1, page_token="t1")
+    ]
+
+    assert server.requests == [
+        posts_pb2.ListPostsRequest(order_by="id desc", page_size=1, page_token="t1"),
+        posts_pb2.ListPostsRequest(order_by="id desc", page_size=1, page_token="t2"),
+    ]
+
+
+@pytest.mark.parametrize("method", ["list", "pages"])
+async def test_every_page_of_comments_is_of_the_query_that_was_asked(client, server, method):
+    """The post is part of the query too."""
+    server.answer(page("comments", [2], "t2"), page("comments", [1]))
+
+    _ = [
+        item
+        async for item in getattr(client.comments, method)(
+            post_id=7, order_by="id desc", page_size=1, page_token="t1"
+        )
+    ]
+
+    assert server.requests == [
+        comments_pb2.ListCommentsRequest(post_id=7, order_by="id desc", page_size=1, page_token="t1"),
+        comments_pb2.ListCommentsRequest(post_id=7, order_by="id desc", page_size=1, page_token="t2"),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_list_without_arguments_is_oldest_first(client, server, kind):
+    """The default order is said to the service, so that it cannot drift."""
+    server.answer(page(kind, []))
+
+    _ = [item async for item in getattr(client, kind).list()]
+
+    request = server.requests[0]
+    assert (request.order_by, request.page_size, request.page_token) == ("id", 0, "")
+
+
+async def test_pages_come_with_their_token(client, server):
+    """A caller can hand a page on together with the way to the next one."""
+    server.answer(page("posts", [1], "t1"), page("posts", []))
+
+    pages = [page async for page in client.posts.pages()]
+
+    assert pages == [
+        storeapi.Page(items=(storeapi.Post(id=1, body=""),), next_page_token="t1"),
+        storeapi.Page(items=(), next_page_token=""),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_failed_page_is_raised_at_its_step(client, server, kind):
+    """What was read before the failure is not lost."""
+    server.answer(page(kind, [1], "t1"))
+    server.refuse(grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_MISMATCH")
+
+    items = getattr(client, kind).list()
+    first = await anext(items)
+
+    assert first.id == 1
+    with pytest.raises(storeapi.PageTokenMismatch):
+        await anext(items)

@@ -1,0 +1,62 @@
+"""Fixtures that every test can ask for: a real server on a real file, in this process or in its own."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from store_service import config as settings
+from store_service.config import Config
+from store_service.database import schema
+from store_service.server import RunningServer, serving
+from tests.support import ServerProcess, Stubs
+
+
+@pytest.fixture(scope="session")
+def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with the current schema; tests copy it, for a copy is quicker than an upgrade."""
+    path = tmp_path_factory.mktemp("migrated") / "store.db"
+    schema.upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def database_file(migrated_file: Path, tmp_path: Path) -> Path:
+    """A database of this test's own."""
+    return Path(shutil.copy(migrated_file, tmp_path / "store.db"))
+
+
+@pytest.fixture
+def config(database_file: Path) -> Config:
+    """Settings of a server of this test's own; override the fixture in a module to change them."""
+    return settings.load(DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0")
+
+
+@pytest.fixture
+async def server(config: Config) -> AsyncIterator[RunningServer]:
+    """A server in this process."""
+    async with serving(config) as running:
+        yield running
+
+
+@pytest.fixture
+async def channel(server: RunningServer) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the server in this process."""
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        yield channel
+
+
+@pytest.fixture
+def stubs(channel: grpc.aio.Channel) -> Stubs:
+    """The generated stubs on that channel."""
+    return Stubs(channel)
+
+
+@pytest.fixture
+def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server as users start it, in a process and an empty folder of its own; not started yet."""
+    process = ServerProcess(tmp_path)
+    yield process
+    process.kill()

@@ -1,0 +1,200 @@
+"""What several test modules need: stubs, errors read from a status, a server as a process."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
+
+DETAIL_TYPES = {
+    message.DESCRIPTOR.full_name: message
+    for message in (
+        error_details_pb2.ErrorInfo,
+        error_details_pb2.BadRequest,
+        error_details_pb2.ResourceInfo,
+        error_details_pb2.PreconditionFailure,
+        error_details_pb2.RetryInfo,
+        error_details_pb2.RequestInfo,
+    )
+}
+
+
+class Stubs:
+    """The stubs of both services, with short ways to store something."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.posts = posts_pb2_grpc.PostServiceStub(channel)
+        self.comments = comments_pb2_grpc.CommentServiceStub(channel)
+
+    async def create_post(self, body: str = "a post") -> posts_pb2.Post:
+        return await self.posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)))
+
+    async def create_comment(self, post_id: int, body: str = "a comment") -> comments_pb2.Comment:
+        comment = comments_pb2.Comment(post_id=post_id, body=body)
+        return await self.comments.CreateComment(comments_pb2.CreateCommentRequest(comment=comment))
+
+
+@dataclass(frozen=True)
+class ErrorSeen:
+    """An error as a caller sees it."""
+
+    code: grpc.StatusCode
+    message: str
+    details: list[Message]
+    trailing: dict[str, Any]
+
+    @property
+    def info(self) -> error_details_pb2.ErrorInfo:
+        return self.detail(error_details_pb2.ErrorInfo)
+
+    @property
+    def reason(self) -> str:
+        return self.info.reason
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self.info.metadata)
+
+    @property
+    def fields(self) -> list[str]:
+        """The paths of the BadRequest, in order."""
+        return [it.field for it in self.detail(error_details_pb2.BadRequest).field_violations]
+
+    def detail(self, kind: type[Any]) -> Any:
+        """The one detail of a type."""
+        (found,) = [it for it in self.details if isinstance(it, kind)]
+        return found
+
+
+def error_seen(error: grpc.RpcError) -> ErrorSeen:
+    """Reads the error that a call raised."""
+    trailing = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailing.get("grpc-status-details-bin", b""))
+    details = []
+    for packed in status.details:
+        message = DETAIL_TYPES[packed.TypeName()]()
+        assert packed.Unpack(message)
+        details.append(message)
+    if details:
+        assert status.code == error.code().value[0]
+        assert status.message == error.details()
+    return ErrorSeen(code=error.code(), message=error.details() or "", details=details, trailing=trailing)
+
+
+async def failure(call: Any) -> ErrorSeen:
+    """Awaits a call that must fail, and reads its error."""
+    try:
+        answer = await call
+    except grpc.RpcError as error:
+        return error_seen(error)
+    raise AssertionError(f"the call succeeded with {answer}")
+
+
+@dataclass
+class ServerProcess:
+    """`store-service serve` in a process of its own, in a folder of its own."""
+
+    folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables besides the port, which the system chooses."""
+    process: subprocess.Popen[bytes] | None = None
+    address: str = ""
+
+    def start(self, *, wait_seconds: float = 30) -> "ServerProcess":
+        """Starts it and waits for the line with the address, which `self.address` then holds."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("STORE_")}
+        environment |= {"STORE_LISTEN": "127.0.0.1:0", "PYTHONUNBUFFERED": "1", **self.settings}
+        with (self.folder / "stderr.log").open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "store_service", "serve"],
+                cwd=self.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+            )
+        line = _first_line(self.process, wait_seconds)
+        prefix = "store-service is serving on "
+        assert line.startswith(prefix), f"{line!r}; stderr: {self.stderr()}"
+        self.address = line.removeprefix(prefix).strip()
+        return self
+
+    def stderr(self) -> str:
+        """Everything it has written to stderr, over all its starts."""
+        path = self.folder / "stderr.log"
+        return path.read_text() if path.exists() else ""
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """Sends a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 30) -> int:
+        """Waits for its end and returns its exit code."""
+        assert self.process is not None
+        code = self.process.wait(seconds)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.signal()
+        return self.wait()
+
+    def kill(self) -> None:
+        """SIGKILL, if it is running."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if self.process is not None:
+            self.wait()
+
+    @property
+    def rss_bytes(self) -> int:
+        """Resident memory."""
+        assert self.process is not None
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _first_line(process: subprocess.Popen[bytes], seconds: float) -> str:
+    assert process.stdout is not None
+    stdout = process.stdout
+    lines: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=lambda: lines.put(stdout.readline()), daemon=True).start()
+    try:
+        return lines.get(timeout=seconds).decode()
+    except queue.Empty:
+        return ""
+
+
+def run_command(*arguments: str, folder: Path, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `store-service` with arguments to its end."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "store_service", *arguments],
+        cwd=folder,
+        env=environment | (settings or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def wait_until(condition: Any, *, seconds: float = 10) -> None:
+    """Polls what no event tells of; for other processes' files and sockets only."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not become so in time"
+        time.sleep(0.01)
