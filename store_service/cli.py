@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import click
 
@@ -22,7 +21,11 @@ def main() -> None:
 
 
 @main.command(epilog=_EPILOG)
-@click.option("--listen", metavar="HOST:PORT", help="Address to serve on, instead of STORE_LISTEN; port 0 lets the system choose.")
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Address to serve on, instead of STORE_LISTEN; port 0 lets the system choose.",
+)
 def serve(listen: str | None) -> None:
     """Serve until SIGTERM or SIGINT.
 
@@ -90,6 +93,8 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (DatabaseInUse, ForeignSchema, CannotListen, FileNotFoundError, StoreError) as error:
-        cause = f" ({error.__cause__.args[0]})" if error.__cause__ is not None and error.__cause__.args else ""
+        cause = (
+            f" ({error.__cause__.args[0]})" if error.__cause__ is not None and error.__cause__.args else ""
+        )
         click.echo(f"store-service: {error}{cause}", err=True)
         sys.exit(1)

@@ -106,7 +106,9 @@ def load(**overrides: Any) -> Config:
 def unknown_variables(environment: dict[str, str]) -> list[str]:
     """Variables with our prefix that no setting reads: most likely misspelt."""
     known = {variable_of(name) for name in Config.model_fields}
-    return sorted(name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
+    return sorted(
+        name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+    )
 
 
 @cache

@@ -14,6 +14,7 @@ import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
+from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.config import Config
 from store_service.database import connect, schema
@@ -26,7 +27,6 @@ from store_service.rpc.reflection import ReflectionService
 from store_service.rpc.validation import Validation
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from storeapi.v1 import comments_pb2, posts_pb2
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
@@ -168,7 +168,9 @@ def _listen(server: grpc.aio.Server, listen: str) -> str:
     except RuntimeError:
         port = 0
     if not port:
-        raise CannotListen(f"cannot listen on {listen}: the port is in use, or the address is not of this machine")
+        raise CannotListen(
+            f"cannot listen on {listen}: the port is in use, or the address is not of this machine"
+        )
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-
 from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 DETAIL_TYPES = {
@@ -178,7 +177,9 @@ def _first_line(process: subprocess.Popen[bytes], seconds: float) -> str:
         return ""
 
 
-def run_command(*arguments: str, folder: Path, settings: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: str, folder: Path, settings: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs `store-service` with arguments to its end."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("STORE_")}
     return subprocess.run(

@@ -31,7 +31,11 @@ def package_directory(name: str) -> Path:
 def protoc(*arguments: str) -> None:
     """Runs the compiler of grpcio-tools; the plugins are found beside this interpreter."""
     plugins = Path(sys.executable).parent
-    includes = [PROTOS, package_directory("grpc_tools") / "_proto", package_directory("google.rpc").parents[1]]
+    includes = [
+        PROTOS,
+        package_directory("grpc_tools") / "_proto",
+        package_directory("google.rpc").parents[1],
+    ]
     command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{path}" for path in includes)]
     command += [f"--plugin={plugins / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
     subprocess.run([*command, *arguments], check=True)

@@ -22,14 +22,24 @@ BUSY_TIMEOUT_MILLISECONDS = 5000
 
 # WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
 # a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
-_READER_PRAGMAS = {"busy_timeout": BUSY_TIMEOUT_MILLISECONDS, "mmap_size": 0, "trusted_schema": 0}
-_WRITER_PRAGMAS = {**_READER_PRAGMAS, "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+_Pragmas = dict[str, int | str]
+_READER_PRAGMAS: _Pragmas = {
+    "busy_timeout": BUSY_TIMEOUT_MILLISECONDS,
+    "mmap_size": 0,
+    "trusted_schema": 0,
+}
+_WRITER_PRAGMAS: _Pragmas = {
+    **_READER_PRAGMAS,
+    "journal_mode": "wal",
+    "synchronous": 2,
+    "foreign_keys": 1,
+}
 
 
 class _SetUpConnection(sqlite3.Connection):
     """A connection that is set up, and proved to be so, before anybody uses it."""
 
-    pragmas: ClassVar[dict[str, int | str]]
+    pragmas: ClassVar[_Pragmas]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -42,11 +52,11 @@ class _SetUpConnection(sqlite3.Connection):
 
 
 class _WriterConnection(_SetUpConnection):
-    pragmas: ClassVar[dict[str, int | str]] = _WRITER_PRAGMAS
+    pragmas: ClassVar[_Pragmas] = _WRITER_PRAGMAS
 
 
 class _ReaderConnection(_SetUpConnection):
-    pragmas: ClassVar[dict[str, int | str]] = _READER_PRAGMAS
+    pragmas: ClassVar[_Pragmas] = _READER_PRAGMAS
 
 
 class DatabaseInUse(Exception):
@@ -63,7 +73,9 @@ def path_of(database_url: str) -> Path:
 def sync_engine(database_url: str) -> sqlalchemy.Engine:
     """A blocking engine for migrations and scripts; RPCs never use it."""
     is_sqlite = make_url(database_url).get_backend_name() == "sqlite"
-    return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False} if is_sqlite else {})
+    return sqlalchemy.create_engine(
+        database_url, connect_args={"check_same_thread": False} if is_sqlite else {}
+    )
 
 
 @contextmanager
@@ -97,7 +109,9 @@ class Store:
         self._writer = writer
         self._reader = reader
 
-    async def write(self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True) -> Result:
+    async def write(
+        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
+    ) -> Result:
         """Does the work in a transaction and returns when it is on disk; see `Lane.do`."""
         return await self._writer.do(operation, argument, keep=keep)
 
@@ -107,7 +121,9 @@ class Store:
 
 
 @asynccontextmanager
-async def open_store(database_url: str, *, readers: int, force_roll_back: bool = False) -> AsyncIterator[Store]:
+async def open_store(
+    database_url: str, *, readers: int, force_roll_back: bool = False
+) -> AsyncIterator[Store]:
     """Opens the database and closes it at the end of the block, after the work that waits.
 
     Args:
@@ -121,8 +137,8 @@ async def open_store(database_url: str, *, readers: int, force_roll_back: bool =
     path = path_of(database_url).absolute()
     async with AsyncExitStack() as stack:
         if force_roll_back:
-            options = {"force_rollback": True, "factory": _WriterConnection}
-            database = await stack.enter_async_context(Database(database_url, **options))
+            rolling_back = Database(database_url, force_rollback=True, factory=_WriterConnection)
+            database = await stack.enter_async_context(rolling_back)
             lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
             await stack.enter_async_context(lane.running())
             yield Store(lane, lane)

@@ -26,7 +26,9 @@ INSERT_POSTS = Statement(
     insert(post)
     .from_select(
         ["body", "create_time", "update_time"],
-        select(_draft.c.body, parameter("now", BigInteger), parameter("now", BigInteger)).order_by(_draft.c.position),
+        select(_draft.c.body, parameter("now", BigInteger), parameter("now", BigInteger)).order_by(
+            _draft.c.position
+        ),
     )
     .returning(post.c.id)
 )

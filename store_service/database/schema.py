@@ -124,7 +124,9 @@ async def _read_revision(connection: Connection, askers: Sequence[None]) -> list
     return [rows[0][0] if rows else EMPTY] * len(askers)
 
 
-_CURRENT = Statement(sqlalchemy.select(sqlalchemy.column("version_num")).select_from(sqlalchemy.table("alembic_version")))
+_CURRENT = Statement(
+    sqlalchemy.select(sqlalchemy.column("version_num")).select_from(sqlalchemy.table("alembic_version"))
+)
 _REVISION: Operation[None, str] = Operation(_read_revision)
 
 

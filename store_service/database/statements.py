@@ -18,7 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-_SQLITE: Dialect = sqlite.dialect(paramstyle="qmark")  # type: ignore[no-untyped-call]  # untyped there
+_SQLITE: Dialect = sqlite.dialect(paramstyle="qmark")
 
 
 class Statement:
@@ -65,7 +65,10 @@ def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
     """
     elements = _Elements(parameter(name, Text)).table_valued(column("value", Text))
     types: dict[str, type[TypeEngine[Any]]] = {"position": Integer, **columns}
-    items = [cast(_Item(elements.c.value, index), type_).label(key) for index, (key, type_) in enumerate(types.items())]
+    items = [
+        cast(_Item(elements.c.value, index), type_).label(key)
+        for index, (key, type_) in enumerate(types.items())
+    ]
     return select(*items).subquery(name)
 
 
@@ -93,7 +96,7 @@ class _Item(FunctionElement[Any]):
     inherit_cache = False
 
     def __init__(self, array: ClauseElement, index: int) -> None:
-        super().__init__(array)  # type: ignore[arg-type]  # any column expression will do
+        super().__init__(array)
         self.index = index
 
 

@@ -46,7 +46,9 @@ class Work:
 
     __slots__ = ("argument", "future", "keep", "operation")
 
-    def __init__(self, operation: Operation[Any, Any], argument: Any, keep: bool, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, operation: Operation[Any, Any], argument: Any, keep: bool, future: asyncio.Future[Any]
+    ) -> None:
         """Takes what to do, with what, whether to keep it, and who waits."""
         self.operation = operation
         self.argument = argument
@@ -80,7 +82,9 @@ class Lane:
         self._stopping = False
         self._loop: asyncio.AbstractEventLoop
 
-    async def do(self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True) -> Result:
+    async def do(
+        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
+    ) -> Result:
         """Waits until a worker has done the work, and returns its result.
 
         Who is cancelled while waiting stops waiting: work that has not begun is skipped, work that has
@@ -110,7 +114,9 @@ class Lane:
         """
         self._loop = asyncio.get_running_loop()
         opened: list[asyncio.Future[None]] = [self._loop.create_future() for _ in range(self._workers)]
-        tasks = [asyncio.create_task(self._work(first), name=f"{self._name}-{n}") for n, first in enumerate(opened)]
+        tasks = [
+            asyncio.create_task(self._work(first), name=f"{self._name}-{n}") for n, first in enumerate(opened)
+        ]
         try:
             await asyncio.gather(*opened)
             yield
@@ -139,7 +145,12 @@ class Lane:
                 if self._stopping:
                     return
                 # Whoever waits is told at once; the pause is ours.
-                log.error("connection lost", worker=self._name, error=type(error).__name__, cause=str(error.__cause__))
+                log.error(
+                    "connection lost",
+                    worker=self._name,
+                    error=type(error).__name__,
+                    cause=str(error.__cause__),
+                )
                 for work in self._take():
                     work.answer(DatabaseUnavailable())
                 await asyncio.sleep(RECONNECT_SECONDS)
@@ -199,7 +210,9 @@ class Lane:
                 for work in batch:
                     work.answer(error)
                 return
-            log.warning("batch failed, trying its members one by one", error=type(error).__name__, size=len(batch))
+            log.warning(
+                "batch failed, trying its members one by one", error=type(error).__name__, size=len(batch)
+            )
             for work in batch:
                 await self._do_together(connection, [work], keep=keep)
             return

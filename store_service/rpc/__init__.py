@@ -1,0 +1,1 @@
+"""The wire: requests checked, rules called, answers converted. No SQL here."""

@@ -1,10 +1,11 @@
 """CommentService on the wire: check, call, convert."""
 
+from storeapi.v1 import comments_pb2 as pb
+
 from store_service.rpc.convert import comment_to_message
 from store_service.rpc.guard import Context
 from store_service.rpc.validation import Validation
 from store_service.store.comments import Comments
-from storeapi.v1 import comments_pb2 as pb
 
 
 class CommentService:

@@ -1,8 +1,8 @@
 """Our values as messages of the wire."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
-
 from storeapi.v1 import comments_pb2, posts_pb2
+
 from store_service.model import Comment, Post, etag_of
 
 

@@ -45,7 +45,7 @@ class Guard:
 
     def handlers(
         self, service: ServiceDescriptor, servicer: object, *, name: str = "", while_draining: bool = False
-    ) -> "grpc.GenericRpcHandler[Any, Any]":
+    ) -> grpc.GenericRpcHandler:
         """The guarded methods of a service, for `server.add_generic_rpc_handlers`.
 
         Args:
@@ -58,7 +58,9 @@ class Guard:
         return grpc.method_handlers_generic_handler(
             name,
             {
-                method.name: self._handler(f"{name}/{method.name}", method, getattr(servicer, method.name), while_draining)
+                method.name: self._handler(
+                    f"{name}/{method.name}", method, getattr(servicer, method.name), while_draining
+                )
                 for method in service.methods
             },
         )
@@ -181,7 +183,9 @@ class Guard:
             log.error("bug", call_id=call.id, method=call.method, exc_info=error)
             call.log(status.code.name)
         await context.abort(
-            status.code, status.message, trailing_metadata=((CALL_ID_KEY, call.id), (_DETAILS_KEY, status.details))
+            status.code,
+            status.message,
+            trailing_metadata=((CALL_ID_KEY, call.id), (_DETAILS_KEY, status.details)),
         )
 
 
@@ -220,7 +224,9 @@ def _decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
     return decode
 
 
-async def _decode_each(data: AsyncIterator[bytes], decode: Callable[[bytes], Message]) -> AsyncIterator[Message]:
+async def _decode_each(
+    data: AsyncIterator[bytes], decode: Callable[[bytes], Message]
+) -> AsyncIterator[Message]:
     async for one in data:
         yield decode(one)
 

@@ -47,7 +47,9 @@ class HealthService:
         status = pb.HealthCheckResponse(status=await self._status())
         return pb.HealthListResponse(statuses=dict.fromkeys(sorted(self._names), status))
 
-    async def Watch(self, request: pb.HealthCheckRequest, _: Context) -> AsyncIterator[pb.HealthCheckResponse]:
+    async def Watch(
+        self, request: pb.HealthCheckRequest, _: Context
+    ) -> AsyncIterator[pb.HealthCheckResponse]:
         """Sends the status, and again whenever it has changed."""
         known = request.service in self._names
         last = None

@@ -1,10 +1,11 @@
 """PostService on the wire: check, call, convert."""
 
+from storeapi.v1 import posts_pb2 as pb
+
 from store_service.rpc.convert import post_to_message
 from store_service.rpc.guard import Context
 from store_service.rpc.validation import Validation
 from store_service.store.posts import Posts
-from storeapi.v1 import posts_pb2 as pb
 
 
 class PostService:

@@ -52,7 +52,9 @@ class ReflectionService:
         kind = request.WhichOneof("message_request")
         if kind == "list_services":
             services = [pb.ServiceResponse(name=name) for name in self._services]
-            return pb.ServerReflectionResponse(list_services_response=pb.ListServiceResponse(service=services))
+            return pb.ServerReflectionResponse(
+                list_services_response=pb.ListServiceResponse(service=services)
+            )
         if kind == "file_by_filename":
             return self._with_imports(request.file_by_filename)
         if kind == "file_containing_symbol":

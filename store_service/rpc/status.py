@@ -111,7 +111,9 @@ def _comments_in_the_way(error: errors.PostHasComments) -> list[Message]:
 
 
 def _changed(error: errors.EtagMismatch) -> list[Message]:
-    return [error_details_pb2.ResourceInfo(resource_type=_TYPES[error.resource_type], resource_name=str(error.id))]
+    return [
+        error_details_pb2.ResourceInfo(resource_type=_TYPES[error.resource_type], resource_name=str(error.id))
+    ]
 
 
 def _retry(_: errors.Unavailable) -> list[Message]:

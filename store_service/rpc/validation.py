@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
-
 from storeapi.v1 import comments_pb2, posts_pb2
+
 from store_service.errors import (
     BatchDuplicate,
     BatchEmpty,
@@ -67,7 +67,7 @@ class Validation:
         """The posts to store; one unless the request is a batch."""
         found = _Violations()
         if isinstance(request, posts_pb2.CreatePostRequest):
-            drafts = (self._post_draft(request, "", found),)
+            drafts: tuple[PostDraft, ...] = (self._post_draft(request, "", found),)
         else:
             found.check_batch("requests", request.requests)
             drafts = tuple(
@@ -92,11 +92,12 @@ class Validation:
         """The comments to store; one unless the request is a batch."""
         found = _Violations()
         if isinstance(request, comments_pb2.CreateCommentRequest):
-            drafts = (self._comment_draft(request, "", found),)
+            drafts: tuple[CommentDraft, ...] = (self._comment_draft(request, "", found),)
         else:
             found.check_batch("requests", request.requests)
             drafts = tuple(
-                self._comment_draft(one, path, found) for path, one in found.each("requests", request.requests)
+                self._comment_draft(one, path, found)
+                for path, one in found.each("requests", request.requests)
             )
         found.check_request_id(request)
         found.raise_if_any()
@@ -131,7 +132,9 @@ class Validation:
             raise FieldInvalid.at("id", "is required and must be positive")
         return request.id
 
-    def ids(self, request: posts_pb2.BatchGetPostsRequest | comments_pb2.BatchGetCommentsRequest) -> Sequence[int]:
+    def ids(
+        self, request: posts_pb2.BatchGetPostsRequest | comments_pb2.BatchGetCommentsRequest
+    ) -> Sequence[int]:
         """The ids of a batch to get."""
         return self._batch_of_ids("ids", request.ids)
 
@@ -200,14 +203,20 @@ class Validation:
 
             allowed = {"body", "post_id"} & set(resource.DESCRIPTOR.fields_by_name)
             for path in sorted(mask.paths - allowed):
-                known = "is set by the server" if path in resource.DESCRIPTOR.fields_by_name else "is no field"
+                known = (
+                    "is set by the server" if path in resource.DESCRIPTOR.fields_by_name else "is no field"
+                )
                 choices = " and ".join(f'"{it}"' for it in sorted(allowed))
-                found.add(FieldMaskInvalid, "update_mask", f'{_quoted(path)} {known}; paths are {choices}, or "*"')
+                found.add(
+                    FieldMaskInvalid, "update_mask", f'{_quoted(path)} {known}; paths are {choices}, or "*"'
+                )
 
             if mask.names("body", is_set=bool(resource.body)):
                 self._check_body(resource.body, f"{name}.body", found)
             elif mask.is_unset and not resource.body:
-                found.add(FieldInvalid, f"{name}.body", "must be set when update_mask is unset: nothing to change")
+                found.add(
+                    FieldInvalid, f"{name}.body", "must be set when update_mask is unset: nothing to change"
+                )
         found.check_request_id(request)
         found.raise_if_any()
 
@@ -225,7 +234,9 @@ class Validation:
 
     # Deleting
 
-    def post_deletion(self, request: posts_pb2.DeletePostRequest | posts_pb2.BatchDeletePostsRequest) -> Deletion:
+    def post_deletion(
+        self, request: posts_pb2.DeletePostRequest | posts_pb2.BatchDeletePostsRequest
+    ) -> Deletion:
         """The posts to delete; one unless the request is a batch."""
         ids, etag = self._ids_to_delete(request)
         return Deletion(ids=ids, etag=etag, force=request.force, allow_missing=request.allow_missing)
@@ -247,7 +258,8 @@ class Validation:
         found = _Violations()
         if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
             found.check_id(request.id, "id")
-            ids, etag = (request.id,), request.etag
+            ids: tuple[int, ...] = (request.id,)
+            etag = request.etag
         else:
             found.check_batch("ids", request.ids)
             found.check_ids("ids", request.ids, unique=True)
@@ -329,9 +341,7 @@ class _Violations:
                 self.add(BatchDuplicate, f"{field}[{index}]", f"names {id} again")
             seen.add(id)
 
-    def each(
-        self, field: str, requests: Sequence[CreateRequest]
-    ) -> list[tuple[str, CreateRequest]]:
+    def each(self, field: str, requests: Sequence[CreateRequest]) -> list[tuple[str, CreateRequest]]:
         """The requests of a batch with their paths, after what must not be set inside a batch was checked."""
         if len(requests) > MAX_BATCH:
             return []
@@ -340,7 +350,9 @@ class _Violations:
             if request.request_id:
                 self.add(FieldInvalid, f"{path}request_id", "must be unset inside a batch")
             if request.validate_only:
-                self.add(FieldInvalid, f"{path}validate_only", "must be unset inside a batch; set it on the batch")
+                self.add(
+                    FieldInvalid, f"{path}validate_only", "must be unset inside a batch; set it on the batch"
+                )
         return each
 
     def check_request_id(self, request: WriteRequest) -> None:

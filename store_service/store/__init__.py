@@ -1,0 +1,1 @@
+"""The rules of posts and comments. No gRPC here, and no SQL text."""

@@ -5,7 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from store_service.errors import EtagMismatch, FieldImmutable, NotFound, ResponseTooLarge, StoreError, Violation
+from store_service.errors import (
+    EtagMismatch,
+    FieldImmutable,
+    NotFound,
+    ResponseTooLarge,
+    StoreError,
+    Violation,
+)
 from store_service.model import Comment, Deletion, Found, Post, Update, etag_of
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
@@ -39,7 +46,9 @@ def check_answer_size(items: Iterable[_HasBody]) -> None:
         raise ResponseTooLarge(max_bytes=MAX_ANSWER_BYTES)
 
 
-def pick(ids: Sequence[int], stored: Mapping[int, R], *, allow_missing: bool, missing: type[NotFound]) -> Found[R]:
+def pick(
+    ids: Sequence[int], stored: Mapping[int, R], *, allow_missing: bool, missing: type[NotFound]
+) -> Found[R]:
     """The resources that `ids` name, in that order.
 
     Raises:

@@ -23,7 +23,9 @@ class Comments:
         """Takes the open database."""
         self._store = store
 
-    async def create_comments(self, drafts: Sequence[CommentDraft], *, keep: bool = True) -> tuple[Comment, ...]:
+    async def create_comments(
+        self, drafts: Sequence[CommentDraft], *, keep: bool = True
+    ) -> tuple[Comment, ...]:
         """Stores comments, all or none, and returns them in the order of the drafts."""
         check_answer_size(drafts)
         comments = await self._store.write(_CREATE, drafts, keep=keep)
@@ -92,7 +94,12 @@ async def _create(
         if isinstance(outcome, StoreError)
         else tuple(
             Comment(
-                id=next(ids), body=draft.body, post_id=draft.post_id, create_time=now, update_time=now, version=1
+                id=next(ids),
+                body=draft.body,
+                post_id=draft.post_id,
+                create_time=now,
+                update_time=now,
+                version=1,
             )
             for draft in outcome
         )
@@ -167,7 +174,9 @@ async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list
 
 async def _count(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Mapping[int, int]]:
     post_ids = {post_id for batch in batches for post_id in batch}
-    counts = dict(await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids))))
+    counts: dict[int, int] = dict(
+        await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)))
+    )
     return [counts] * len(batches)
 
 

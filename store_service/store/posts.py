@@ -68,7 +68,10 @@ async def _create(connection: Connection, batches: Sequence[Sequence[PostDraft]]
     # Ids count up in the order of the drafts; the order of RETURNING is nobody's promise.
     ids = iter(sorted(id for (id,) in rows))
     return [
-        tuple(Post(id=next(ids), body=draft.body, create_time=now, update_time=now, version=1) for draft in batch)
+        tuple(
+            Post(id=next(ids), body=draft.body, create_time=now, update_time=now, version=1)
+            for draft in batch
+        )
         for batch in batches
     ]
 
@@ -113,7 +116,9 @@ async def _update(connection: Connection, updates: Sequence[Update]) -> list[Pos
 async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Post] | StoreError]:
     ids = {id for deletion in deletions for id in deletion.ids}
     stored = await _posts_by_id(connection, ids)
-    counts: dict[int, int] = dict(await connection.fetch(comment_sql.COMMENT_COUNTS, post_ids=as_json(list(stored))))
+    counts: dict[int, int] = dict(
+        await connection.fetch(comment_sql.COMMENT_COUNTS, post_ids=as_json(list(stored)))
+    )
     gone: list[int] = []
 
     def decision(deletion: Deletion) -> Found[Post]:

@@ -1,0 +1,70 @@
+# Every command of this project. `make help` lists them.
+
+# Pythons that will do, newest last; PYTHON=... chooses one.
+PYTHON ?= $(shell for it in python3 python3.13 python3.12 python3.11; do \
+	$$it -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$it; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PROTOS_VENV := .venv/protos
+PIP := -m pip install --quiet --disable-pip-version-check
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
+
+.PHONY: help install run test check format protos release-protos lock clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/installed ## set up .venv with both distributions, editable, and the pinned tools
+
+$(VENV)/installed: requirements/dev.txt pyproject.toml clients/python/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python $(PIP) --require-hashes -r requirements/dev.txt
+	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e clients/python -e .
+	@touch $@
+
+run: install ## serve on 127.0.0.1:50051 with the database store.db
+	@$(BIN)/store-service serve
+
+test: install ## run every test, and measure that they reach every line
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+
+check: install $(PROTOS_VENV)/installed ## format, lint, types, layers, proto lint and breaking, stubs up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint protos
+	$(BIN)/buf format protos --diff --exit-code
+	$(BIN)/buf breaking protos --against protos/released.binpb
+	$(PROTOS_VENV)/bin/python tools/generate_stubs.py --check
+	$(BIN)/python tools/generate_sync.py --check
+
+format: install ## format the code and the protos
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/buf format protos --write
+
+protos: install $(PROTOS_VENV)/installed ## regenerate the stubs from protos/, and the sync client from the async one
+	$(PROTOS_VENV)/bin/python tools/generate_stubs.py
+	$(BIN)/python tools/generate_sync.py
+
+$(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
+	$(PYTHON) -m venv $(PROTOS_VENV)
+	$(PROTOS_VENV)/bin/python $(PIP) --require-hashes -r requirements/protos.txt
+	@touch $@
+
+release-protos: install ## freeze protos/ as the last release, which `make check` compares with
+	$(BIN)/buf build protos --exclude-source-info -o protos/released.binpb
+
+lock: install ## pin the newest versions that pyproject.toml and requirements/*.in allow
+	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/dev.txt \
+		pyproject.toml clients/python/pyproject.toml requirements/dev.in
+	$(COMPILE) --upgrade --python-version 3.11 -o requirements/protos.txt requirements/protos.in
+	$(COMPILE) --upgrade --python-version 3.11 -o requirements/oldest.txt requirements/oldest.in
+
+clean: ## remove everything that was made, but no database
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
