@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -109,7 +109,9 @@ def _on_signals(stop: asyncio.Event) -> Iterator[None]:
 
 @asynccontextmanager
 async def serving(config: Config) -> AsyncIterator[RunningServer]:
-    """A server that answers calls until the end of the block, and then:
+    """A server that answers calls until the end of the block.
+
+    Then it stops, in an order that nobody notices:
 
     1. health says NOT_SERVING, so that balancers look elsewhere;
     2. new calls get SHUTTING_DOWN and streams end, while running calls have `grace_seconds` to finish;
@@ -117,8 +119,7 @@ async def serving(config: Config) -> AsyncIterator[RunningServer]:
     4. the workers finish what they have begun;
     5. the database is closed, when nobody needs it any more.
     """
-    in_use = nullcontext() if config.DB_FORCE_ROLL_BACK else connect.sole_use(config.DATABASE_URL)
-    with in_use:
+    with connect.sole_use(config.DATABASE_URL):
         if config.auto_migrate:
             await asyncio.to_thread(schema.upgrade, config.DATABASE_URL)
         else:

@@ -38,7 +38,7 @@ INSERT_COMMENTS = Statement(
     )
     .returning(comment.c.id)
 )
-"""Stores `drafts` (rows of body, post_id) at the time `now`; returns their ids, ascending as the drafts are."""
+"""Stores `drafts` (rows of body, post_id) at the time `now`; returns their ids, ascending as they are."""
 
 _change = rows("changes", id=BigInteger, body=Text, update_time=BigInteger, version=BigInteger)
 UPDATE_COMMENTS = Statement(

@@ -174,9 +174,8 @@ async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list
 
 async def _count(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Mapping[int, int]]:
     post_ids = {post_id for batch in batches for post_id in batch}
-    counts: dict[int, int] = dict(
-        await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)))
-    )
+    rows = await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)))
+    counts: dict[int, int] = dict(rows)
     return [counts] * len(batches)
 
 
