@@ -54,7 +54,7 @@ class InvalidRequest(StoreError):
 
     def __init__(self, violations: Sequence[Violation] = ()) -> None:
         """Takes every violation of the request, the one that gives the error its name first."""
-        super().__init__("; ".join(f"{it.field}: {it.description}" for it in violations))
+        super().__init__("; ".join(f"{it.field}: {it.description}".removeprefix(": ") for it in violations))
         self.violations = tuple(violations)
 
     @classmethod
@@ -111,12 +111,15 @@ class NotFound(StoreError):
     kind: str
     """What is missing, in words."""
 
-    def __init__(self, *, ids: Sequence[int], field: str = "") -> None:
-        """Takes what is missing and, when it is not what was asked for itself, the field naming it."""
+    def __init__(self, *, ids: Sequence[int], fields: Sequence[str] = ()) -> None:
+        """Takes what is missing and, when it is not what was asked for itself, the field naming each."""
         named = ", ".join(str(id) for id in ids[:10]) + (", ..." if len(ids) > 10 else "")
-        super().__init__(f"there is no {self.kind} {named}" + (f" (named by {field})" if field else ""))
+        others = ", ..." if len(fields) > 1 else ""
+        super().__init__(
+            f"there is no {self.kind} {named}" + (f" (named by {fields[0]}{others})" if fields else "")
+        )
         self.ids = tuple(ids)
-        self.field = field
+        self.fields = tuple(fields)
 
 
 class PostNotFound(NotFound):

@@ -1,7 +1,11 @@
 """Structured logs on stderr: one event a line, JSON unless a person is watching."""
 
+import asyncio
+import json
 import logging
 import sys
+import time
+from functools import lru_cache
 from typing import Any, Literal
 
 import structlog
@@ -43,3 +47,53 @@ def configure(*, level: str, format: Literal["auto", "json", "console"]) -> None
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(max(LEVELS[level], logging.WARNING))
+
+
+class CallLog:
+    """The line that tells of each call, made and written at a fraction of a general logger's price.
+
+    Lines gather until the event loop has nothing else at hand, and are then written at once: immediately when
+    the server is idle, many together when it is busy.
+    """
+
+    def __init__(self) -> None:
+        """Writes as `configure` has said."""
+        self._log = structlog.get_logger("store_service.rpc")
+        self._on = self._log.is_enabled_for(logging.INFO)
+        self._as_json = any(
+            isinstance(it, structlog.processors.JSONRenderer) for it in structlog.get_config()["processors"]
+        )
+        self._lines: list[str] = []
+
+    def write(self, method: str, code: str, seconds: float, peer: str, call_id: str) -> None:
+        """Tells of a call that has ended."""
+        if not self._on:
+            return
+        milliseconds = round(seconds * 1000, 3)
+        if not self._as_json:
+            self._log.info("call", method=method, code=code, ms=milliseconds, peer=peer, call_id=call_id)
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_soon(self.flush)
+        second, rest = divmod(time.time_ns() // 1000, 1_000_000)
+        self._lines.append(
+            f'{{"method": "{method}", "code": "{code}", "ms": {milliseconds}, "peer": {_quoted(peer)}, '
+            f'"call_id": "{call_id}", "event": "call", "level": "info", '
+            f'"timestamp": "{_second(second)}.{rest:06}Z"}}\n'
+        )
+
+    def flush(self) -> None:
+        """Writes what has gathered."""
+        lines, self._lines = self._lines, []
+        sys.stderr.write("".join(lines))
+        sys.stderr.flush()
+
+
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+@lru_cache(maxsize=2)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

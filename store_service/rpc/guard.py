@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from store_service.errors import RequestMalformed, ShuttingDown, StoreError
+from store_service.logs import CallLog
 from store_service.rpc.status import status_of, status_of_a_bug
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -40,6 +41,7 @@ class Guard:
         self._streams: set[asyncio.Task[Any]] = set()
         self._all_done = asyncio.Event()
         self._all_done.set()
+        self._calls = CallLog()
         self._id_prefix = secrets.token_hex(4)
         self._id_count = 0
 
@@ -98,9 +100,10 @@ class Guard:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context)
             try:
+                request = decode(data)
                 if self._draining and not while_draining:
                     raise ShuttingDown
-                response = await behavior(decode(data), context)
+                response = await behavior(request, context)
                 answer = response.SerializeToString()
             except BaseException as error:
                 await self._fail(call, context, error)
@@ -125,11 +128,11 @@ class Guard:
             task = asyncio.current_task()
             assert task is not None
             try:
+                request = _decode_each(data, decode) if client_streaming else decode(data)
                 if self._draining and not while_draining:
                     raise ShuttingDown
                 if not while_draining:
                     self._streams.add(task)
-                request = _decode_each(data, decode) if client_streaming else decode(data)
                 async for response in behavior(request, context):
                     yield response.SerializeToString()
             except BaseException as error:
@@ -151,7 +154,7 @@ class Guard:
         self._id_count += 1
         call_id = f"{self._id_prefix}-{self._id_count:x}"
         context.set_trailing_metadata(((CALL_ID_KEY, call_id),))
-        return _Call(name, call_id, context)
+        return _Call(name, call_id, context, self._calls)
 
     def _end(self) -> None:
         self._running -= 1
@@ -192,24 +195,18 @@ class Guard:
 class _Call:
     """A running call, as the log tells of it: never what was sent, only how it went."""
 
-    __slots__ = ("_context", "_start", "id", "method")
+    __slots__ = ("_calls", "_context", "_start", "id", "method")
 
-    def __init__(self, method: str, call_id: str, context: Context) -> None:
+    def __init__(self, method: str, call_id: str, context: Context, calls: CallLog) -> None:
+        self._calls = calls
         self.method = method
         self.id = call_id
         self._context = context
         self._start = time.perf_counter()
 
     def log(self, code: str) -> None:
-        milliseconds = (time.perf_counter() - self._start) * 1000
-        log.info(
-            "call",
-            method=self.method,
-            code=code,
-            ms=round(milliseconds, 3),
-            peer=self._context.peer(),
-            call_id=self.id,
-        )
+        seconds = time.perf_counter() - self._start
+        self._calls.write(self.method, code, seconds, self._context.peer(), self.id)
 
 
 def _decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
@@ -218,8 +215,8 @@ def _decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
     def decode(data: bytes) -> Message:
         try:
             return parse(data)
-        except DecodeError as error:
-            raise RequestMalformed.at("", f"is no {message_class.DESCRIPTOR.full_name}") from error
+        except DecodeError:
+            raise RequestMalformed.at("", f"the request is no {message_class.DESCRIPTOR.full_name}") from None
 
     return decode
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.resources import files
 
 import grpc
+from google.protobuf import text_format
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from grpc_reflection.v1alpha import reflection_pb2 as pb
@@ -36,6 +37,8 @@ class ReflectionService:
         for file in more_files:
             self._files[file.name] = FileDescriptorProto()
             file.CopyToProto(self._files[file.name])
+        version_1 = _version_1()
+        self._files[version_1.name] = version_1
         self._files |= {file.name: file for file in shipped_descriptors()}
         self._file_of = {symbol: file.name for file in self._files.values() for symbol in _symbols(file)}
 
@@ -77,6 +80,13 @@ class ReflectionService:
         return pb.ServerReflectionResponse(
             file_descriptor_response=pb.FileDescriptorResponse(file_descriptor_proto=serialized)
         )
+
+
+def _version_1() -> FileDescriptorProto:
+    """The file of version 1, which grpcio-reflection does not have: that of v1alpha by another name."""
+    v1alpha = FileDescriptorProto()
+    V1ALPHA.file.CopyToProto(v1alpha)
+    return text_format.Parse(str(v1alpha).replace("v1alpha", "v1"), FileDescriptorProto())
 
 
 def _error(code: grpc.StatusCode, message: str) -> pb.ServerReflectionResponse:

@@ -6,6 +6,7 @@ RESOURCE_EXHAUSTED instead of the error.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -79,9 +80,9 @@ def _missing(error: errors.NotFound) -> list[Message]:
         error_details_pb2.ResourceInfo(
             resource_type=_TYPES[type(error)],
             resource_name=str(id),
-            description=f"named by {error.field}" if error.field else "",
+            description=f"named by {field}" if field else "",
         )
-        for id in error.ids[:MAX_RESOURCES]
+        for id, field in islice(zip_longest(error.ids, error.fields, fillvalue=""), MAX_RESOURCES)
     ]
 
 

@@ -75,9 +75,12 @@ async def _create(
     accepted: list[CommentDraft] = []
 
     def decision(batch: Sequence[CommentDraft]) -> Sequence[CommentDraft]:
-        missing = {draft.post_id: draft.field for draft in batch if draft.post_id not in posts}
+        missing: dict[int, str] = {}
+        for draft in batch:
+            if draft.post_id not in posts:
+                missing.setdefault(draft.post_id, draft.field)
         if missing:
-            raise PostNotFound(ids=list(missing), field=next(iter(missing.values())))
+            raise PostNotFound(ids=list(missing), fields=list(missing.values()))
         accepted.extend(batch)
         return batch
 
@@ -131,7 +134,7 @@ async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
     page = await read_page(connection, request, statement, sql.comment_of, post_id=query.post_id)
     # Where there is a comment there is its post; only an empty page leaves the question open.
     if not page.items and not await connection.fetch(post_sql.POST_IDS, ids=as_json([query.post_id])):
-        raise PostNotFound(ids=[query.post_id], field="post_id")
+        raise PostNotFound(ids=[query.post_id], fields=["post_id"])
     return page
 
 

@@ -35,7 +35,8 @@ def last_id(token: str, query: Query) -> int:
         version, query_hash, id, check = _FORM.unpack(packed)
     except (binascii.Error, struct.error, ValueError):
         raise _invalid() from None
-    if version != _VERSION or check != _check_of(packed[: -len(check)]):
+    # Decoding takes "+" for "-", "/" for "_", and "=" at the end; a token has one spelling.
+    if {"+", "/", "="} & set(token) or version != _VERSION or check != _check_of(packed[: -len(check)]):
         raise _invalid()
     if query_hash != _hash_of(query):
         raise PageTokenMismatch.at(
