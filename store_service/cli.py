@@ -9,7 +9,7 @@ import click
 
 from store_service import config as settings
 from store_service import logs
-from store_service.errors import StoreError
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, StorageFull, StoreError
 
 _EPILOG = "Settings come from the environment and from the file .env; the README lists them."
 
@@ -33,7 +33,9 @@ def serve(listen: str | None) -> None:
     calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once.
     """
     config = _settings(**({"listen": listen} if listen is not None else {}))
-    with _one_line_errors():
+    # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    with _one_line_errors(config):
         from store_service import server
 
         server.run(config)
@@ -47,7 +49,7 @@ def migrate() -> None:
     this service is upgraded in place and keeps every row.
     """
     config = _settings()
-    with _one_line_errors():
+    with _one_line_errors(config):
         from store_service.database import connect, schema
 
         with connect.sole_use(config.DATABASE_URL):
@@ -60,7 +62,7 @@ def check() -> None:
     """Tell whether settings, database and schema are fine, and change nothing."""
     config = _settings()
     click.echo("settings: fine")
-    with _one_line_errors():
+    with _one_line_errors(config):
         from store_service.database import connect, schema
 
         path = connect.path_of(config.DATABASE_URL)
@@ -84,17 +86,28 @@ def _settings(**overrides: str) -> settings.Config:
 
 
 @contextmanager
-def _one_line_errors() -> Iterator[None]:
+def _one_line_errors(config: settings.Config) -> Iterator[None]:
     """Ends the command with one line and exit code 1 when something expected is wrong."""
-    from store_service.database.connect import DatabaseInUse
+    from store_service.database.connect import DatabaseInUse, NoPlaceForDatabase
     from store_service.database.schema import ForeignSchema
     from store_service.server import CannotListen
 
+    expected = (DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, FileNotFoundError, StoreError)
     try:
         yield
-    except (DatabaseInUse, ForeignSchema, CannotListen, FileNotFoundError, StoreError) as error:
-        cause = (
-            f" ({error.__cause__.args[0]})" if error.__cause__ is not None and error.__cause__.args else ""
-        )
-        click.echo(f"store-service: {error}{cause}", err=True)
+    except expected as error:
+        click.echo(f"store-service: {_explained(error, config)}", err=True)
         sys.exit(1)
+
+
+def _explained(error: Exception, config: settings.Config) -> str:
+    """An error for whoever runs the command; its own text is for callers, who see no paths and no causes."""
+    from store_service.database import connect, schema
+
+    if isinstance(error, SchemaMismatch):
+        is_older = error.actual == schema.EMPTY or error.actual < error.expected
+        return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
+    if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
+        cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
+        return f"cannot use the database {connect.path_of(config.DATABASE_URL)}: {cause}"
+    return str(error)

@@ -1,5 +1,6 @@
 """Opens the database: which connections there are, and how each is set up."""
 
+import asyncio
 import fcntl
 import os
 import sqlite3
@@ -63,6 +64,10 @@ class DatabaseInUse(Exception):
     """Another service has the file open; two writers can damage it."""
 
 
+class NoPlaceForDatabase(Exception):
+    """The folder of the file is not there or must not be written to; the text is one line that says which."""
+
+
 def path_of(database_url: str) -> Path:
     """The file of a SQLite URL."""
     database = make_url(database_url).database
@@ -87,10 +92,14 @@ def sole_use(database_url: str) -> Iterator[None]:
 
     Raises:
         DatabaseInUse: Another process holds the file.
+        NoPlaceForDatabase: No file can be made beside the database.
     """
     path = path_of(database_url)
-    # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
-    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise NoPlaceForDatabase(f"cannot write beside the database {path}: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,16 +144,25 @@ async def open_store(
         StoreError: The database cannot be opened.
     """
     path = path_of(database_url).absolute()
+    # aiosqlite does not wait for its thread when opening fails, and the thread complains when it outlives
+    # the loop; so what cannot be opened is found here.
+    try:
+        await asyncio.to_thread(lambda: _WriterConnection(path).close())
+    except sqlite3.Error as error:
+        raise named(error) from error
+
+    # SQLAlchemy and `databases` disagree about # in a path, and the upgrade went by the former.
+    url = f"sqlite:///{quote(str(path))}"
     async with AsyncExitStack() as stack:
         if force_roll_back:
-            rolling_back = Database(database_url, force_rollback=True, factory=_WriterConnection)
+            rolling_back = Database(url, force_rollback=True, factory=_WriterConnection)
             database = await stack.enter_async_context(rolling_back)
             lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
             await stack.enter_async_context(lane.running())
             yield Store(lane, lane)
             return
 
-        writing = await stack.enter_async_context(Database(database_url, factory=_WriterConnection))
+        writing = await stack.enter_async_context(Database(url, factory=_WriterConnection))
         # Quoted twice: `databases` and SQLite each read it as a URL.
         reading_url = f"sqlite:///file:{quote(quote(str(path)))}?mode=ro"
         reading = await stack.enter_async_context(Database(reading_url, uri=True, factory=_ReaderConnection))

@@ -54,11 +54,11 @@ def current(connection: sqlalchemy.Connection) -> str:
     for table, wanted in _COLUMNS_BEFORE.items():
         columns = {column["name"] for column in inspector.get_columns(table)} if table in tables else set()
         if columns != wanted:
-            found = f"has the columns {', '.join(sorted(columns))}" if columns else "is missing"
-            raise ForeignSchema(
-                f"the database was not made by storeapi: table {table} {found}, "
-                f"where {', '.join(sorted(wanted))} were expected"
-            )
+            difference = "is missing"
+            if columns:
+                found, expected = ", ".join(sorted(columns)), ", ".join(sorted(wanted))
+                difference = f"has the columns {found}, where {expected} were expected"
+            raise ForeignSchema(f"the database was not made by storeapi: table {table} {difference}")
     return BEFORE
 
 

@@ -19,7 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from store_service.errors import RequestMalformed, ShuttingDown, StoreError
 from store_service.logs import CallLog
-from store_service.rpc.status import status_of, status_of_a_bug
+from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -175,7 +175,8 @@ class Guard:
         if isinstance(error, GeneratorExit | KeyboardInterrupt | SystemExit):
             raise error
 
-        if isinstance(error, StoreError):
+        # The branches of the tree have no row; one that is raised is a bug like any other.
+        if isinstance(error, StoreError) and type(error) in ROWS:
             status = status_of(error)
             if error.__cause__ is not None:
                 log.warning("database error", call_id=call.id, cause=repr(error.__cause__))

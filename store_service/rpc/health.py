@@ -10,7 +10,6 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2 as pb
 
-from store_service.errors import StoreError
 from store_service.rpc.guard import Context
 
 LOOK_SECONDS = 2.0
@@ -71,7 +70,8 @@ class HealthService:
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 await self._look()
-        except (StoreError, TimeoutError) as error:
+        except Exception as error:
+            # Whatever it is: a server that cannot look at its database is not healthy.
             log.warning("not healthy", error=type(error).__name__, cause=str(error.__cause__ or error))
             return _NOT_SERVING
         return _SERVING

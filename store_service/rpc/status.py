@@ -24,6 +24,7 @@ DOMAIN = "storeapi"
 
 MAX_MESSAGE_CHARACTERS = 500
 MAX_VIOLATIONS = 12
+MAX_FIELD_CHARACTERS = 64
 MAX_DESCRIPTION_CHARACTERS = 160
 MAX_LISTED_IDS = 50
 MAX_RESOURCES = 5
@@ -62,7 +63,7 @@ def _violations(error: errors.InvalidRequest) -> list[Message]:
     request = error_details_pb2.BadRequest(
         field_violations=[
             error_details_pb2.BadRequest.FieldViolation(
-                field=_cut(it.field, MAX_DESCRIPTION_CHARACTERS),
+                field=_cut(it.field, MAX_FIELD_CHARACTERS),
                 description=_cut(it.description, MAX_DESCRIPTION_CHARACTERS),
                 reason=ROWS[it.error].reason,
             )

@@ -1,5 +1,7 @@
 """What each method sends, and what it makes of the reply."""
 
+import dataclasses
+import pickle
 from datetime import UTC, datetime
 
 import grpc
@@ -174,6 +176,12 @@ CASES = [
         storeapi.Comment(id=2, body="", post_id=0),
     ),
     (
+        lambda c: c.comments.get_many([2, 2]),
+        comments.BatchGetCommentsRequest(ids=[2, 2]),
+        comments.BatchGetCommentsResponse(comments=[COMMENT, COMMENT]),
+        (OUR_COMMENT, OUR_COMMENT),
+    ),
+    (
         lambda c: c.comments.get_many([2, 9], allow_missing=True),
         comments.BatchGetCommentsRequest(ids=[2, 9], allow_missing=True),
         comments.BatchGetCommentsResponse(comments=[COMMENT], missing_ids=[9]),
@@ -289,10 +297,38 @@ async def test_unset_times_are_none(client, server):
     assert (comment.create_time, comment.update_time) == (None, None)
 
 
-async def test_values_cannot_be_changed():
-    """What was read stays what was read."""
-    with pytest.raises(AttributeError):
-        OUR_POST.body = "b"
+VALUES = [
+    OUR_POST,
+    OUR_COMMENT,
+    CommentDraft(post_id=1, body="b"),
+    storeapi.Page(items=(OUR_POST,), next_page_token="t"),
+    storeapi.FieldViolation(field="post.body", description="must not be empty"),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_cannot_be_changed(value):
+    """What was read stays what was read, and a misspelt attribute is not taken silently."""
+    name = next(iter(dataclasses.fields(value))).name
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, name, None)
+    assert not hasattr(value, "__dict__")
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_are_made_by_name(value):
+    """Fields can be added later without a caller's arguments changing places."""
+    arguments = [getattr(value, field.name) for field in dataclasses.fields(value)]
+
+    with pytest.raises(TypeError, match="positional"):
+        type(value)(*arguments)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_survive_pickle(value):
+    """Worker processes and caches hand values on whole."""
+    assert pickle.loads(pickle.dumps(value)) == value
 
 
 async def test_the_raw_stubs_share_the_connection(client, server):

@@ -104,6 +104,14 @@ def test_an_error_made_by_hand_is_like_a_real_one(reason):
     assert isinstance(error, BRANCHES[code])
 
 
+def test_the_root_by_itself_says_nothing_specific():
+    """A test double may raise just StoreError; its message is where Exception keeps it."""
+    error = storeapi.StoreError(message="it went wrong")
+
+    assert (error.code, error.reason) == (StatusCode.UNKNOWN, "")
+    assert error.args == ("it went wrong",)
+
+
 @pytest.mark.parametrize("reason", ["", "MADE_LATER"])
 @pytest.mark.parametrize("code", BRANCHES, ids=lambda code: code.name)
 async def test_an_unknown_reason_or_none_is_raised_as_its_branch(client, server, code, reason):
@@ -228,7 +236,8 @@ async def test_every_violation_of_a_request_is_there(client, server):
 
 async def test_a_missing_post_is_named(client, server):
     """The id is a number, and also the one missing id."""
-    server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND", metadata={"post_id": "42"})
+    metadata = {"post_id": "42", "missing_ids": "42"}
+    server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND", metadata=metadata)
 
     error = await failure(client)
 
@@ -278,9 +287,16 @@ def test_data_of_an_error_has_its_type():
     response = storeapi.ResponseTooLarge(metadata={"max_bytes": "4194304"})
 
     assert (too_large.count, too_large.max_count) == (1001, 1000)
-    assert (has_comments.post_id, has_comments.comment_count) == (1, 3)
+    assert (has_comments.post_id, has_comments.post_ids, has_comments.comment_count) == (1, (1,), 3)
     assert mismatch.current_etag == "e2"
     assert response.max_bytes == 4194304
+
+
+def test_several_posts_with_comments_are_all_named():
+    """A batch delete is refused because of more than one post."""
+    error = storeapi.PostHasComments(metadata={"post_id": "1,2", "comment_count": "5"})
+
+    assert (error.post_id, error.post_ids, error.comment_count) == (None, (1, 2), 5)
 
 
 def test_data_that_is_missing_or_no_number_is_none():
@@ -298,9 +314,14 @@ def test_an_error_reads_as_its_message():
     assert str(storeapi.PostNotFound("there is no post 42")) == "there is no post 42"
 
 
-def test_an_error_without_a_message_names_its_status():
+async def test_an_error_without_a_message_names_its_status(client, server):
     """No log line is empty."""
-    assert str(storeapi.Cancelled()) == "the call failed with status CANCELLED"
+    server.refuse(StatusCode.CANCELLED, message="")
+
+    error = await failure(client)
+
+    assert str(error) == "the call failed with status CANCELLED"
+    assert error.message == ""
 
 
 def test_violations_are_part_of_the_text():
@@ -320,9 +341,9 @@ def test_a_violation_that_the_message_names_is_not_said_twice():
     """The message of a single violation is often the violation."""
     violation = storeapi.FieldViolation(field="post.body", description="must not be empty")
 
-    error = storeapi.FieldInvalid("post.body must not be empty", violations=[violation])
+    error = storeapi.FieldInvalid("post.body: must not be empty", violations=[violation])
 
-    assert str(error) == "post.body must not be empty"
+    assert str(error) == "post.body: must not be empty"
 
 
 def test_the_tree_is_drawn_as_it_is():

@@ -1,0 +1,1 @@
+"""The client for asyncio. The client for threads, beside it in _sync, is made from these files."""

@@ -1,0 +1,123 @@
+"""Turns the error of a gRPC call into ours; shared by both clients."""
+
+from collections.abc import Iterable, Mapping
+from typing import Final, cast
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2, status_pb2
+
+from storeapi import errors
+from storeapi.errors import StoreError
+from storeapi.model import FieldViolation
+
+DOMAIN: Final = "storeapi"
+
+BY_REASON: Final[Mapping[str, type[StoreError]]] = {
+    error.reason: error
+    for error in (
+        errors.RequestMalformed,
+        errors.FieldInvalid,
+        errors.FieldMaskInvalid,
+        errors.FieldImmutable,
+        errors.PageTokenInvalid,
+        errors.PageTokenMismatch,
+        errors.BatchEmpty,
+        errors.BatchTooLarge,
+        errors.BatchDuplicate,
+        errors.PostNotFound,
+        errors.CommentNotFound,
+        errors.PostHasComments,
+        errors.SchemaMismatch,
+        errors.EtagMismatch,
+        errors.ResponseTooLarge,
+        errors.StorageFull,
+        errors.ShuttingDown,
+        errors.DatabaseBusy,
+        errors.DatabaseUnavailable,
+        errors.InternalError,
+    )
+}
+"""The class of each reason."""
+
+BY_CODE: Final[Mapping[grpc.StatusCode, type[StoreError]]] = {
+    error.code: error
+    for error in (
+        errors.InvalidRequest,
+        errors.NotFound,
+        errors.PreconditionFailed,
+        errors.Conflict,
+        errors.ResourceExhausted,
+        errors.Unavailable,
+        errors.DeadlineExceeded,
+        errors.Cancelled,
+        errors.InternalError,
+    )
+}
+"""The class of an error whose reason is unknown or missing; other codes are StoreError itself."""
+
+
+DETAILS: Final = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
+"""The details that are looked at."""
+
+
+def store_error(failure: grpc.RpcError) -> StoreError:
+    """The error to raise for a failed call, whatever the other side sent."""
+    code = failure.code()
+    # Pairs of key and value on both kinds of channel, whatever the published types say.
+    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", failure.trailing_metadata() or ()))
+    call_id = trailers.get("x-call-id")
+    details = _details(trailers.get("grpc-status-details-bin"))
+    info = _error_info(details)
+
+    error = (BY_REASON.get(info.reason) or BY_CODE.get(code, StoreError))(
+        failure.details() or "",
+        code=code,
+        reason=info.reason,
+        metadata=info.metadata,
+        call_id=call_id if isinstance(call_id, str) else None,
+        retry_after=_retry_after(details),
+    )
+    if isinstance(error, errors.InvalidRequest):
+        error.violations = _violations(details)
+    return error
+
+
+def _details(serialized: str | bytes | None) -> list[Message]:
+    """The known details of a google.rpc.Status; one that cannot be read has none."""
+    if not isinstance(serialized, bytes):
+        return []
+    found: list[Message] = []
+    try:
+        for packed in status_pb2.Status.FromString(serialized).details:
+            for kind in DETAILS:
+                detail = kind()
+                if packed.Unpack(detail):
+                    found.append(detail)
+    except DecodeError:
+        return []
+    return found
+
+
+def _error_info(details: list[Message]) -> error_details_pb2.ErrorInfo:
+    """What the service says for programs; empty if a proxy, for example, was the one to answer."""
+    for detail in details:
+        if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == DOMAIN:
+            return detail
+    return error_details_pb2.ErrorInfo()
+
+
+def _violations(details: list[Message]) -> tuple[FieldViolation, ...]:
+    return tuple(
+        FieldViolation(field=violation.field, description=violation.description)
+        for detail in details
+        if isinstance(detail, error_details_pb2.BadRequest)
+        for violation in detail.field_violations
+    )
+
+
+def _retry_after(details: list[Message]) -> float | None:
+    for detail in details:
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            return float(detail.retry_delay.ToNanoseconds() / 1e9)
+    return None

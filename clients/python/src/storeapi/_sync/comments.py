@@ -1,0 +1,278 @@
+# Made from storeapi/_async/comments.py by tools/generate_sync.py: change that one, then `make protos`.
+"""The comments of StoreClient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from storeapi import _messages
+from storeapi._connection import CLIENT_DEFAULT, Timeout
+from storeapi._sync.calls import Calls
+from storeapi.model import Comment, CommentDraft, Page
+from storeapi.v1 import comments_pb2, comments_pb2_grpc
+
+
+class Comments:
+    """Adds, reads, changes, counts and deletes comments; `client.comments`.
+
+    Every method takes `timeout`, the deadline in seconds of each call to the server: None for no deadline,
+    CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
+    DeadlineExceeded and the other branches of StoreError.
+    """
+
+    def __init__(self, calls: Calls, stub: comments_pb2_grpc.CommentServiceStub) -> None:
+        self._calls = calls
+        self._stub = stub
+
+    def create(
+        self, *, post_id: int, body: str, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT
+    ) -> Comment:
+        """Adds a comment to a post and returns it with its id; when this returns, it is on the server's disk.
+
+            comment = client.comments.create(post_id=42, body="Well said")
+
+        Args:
+            post_id: The post to comment on.
+            body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
+            validate_only: Check and answer, but store nothing; the comment returned has no id, times or etag.
+            timeout: Deadline in seconds.
+
+        Raises:
+            PostNotFound: There is no post with this id.
+            FieldInvalid: `body` is not allowed, or `post_id` is not positive.
+        """
+        request = _messages.create_comment_request(post_id=post_id, body=body, validate_only=validate_only)
+        return _messages.comment(self._calls.unary(self._stub.CreateComment, request, timeout))
+
+    def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Comment:
+        """Returns one comment.
+
+        Raises:
+            CommentNotFound: There is no comment with this id.
+            FieldInvalid: `id` is not positive.
+        """
+        request = comments_pb2.GetCommentRequest(id=id)
+        return _messages.comment(self._calls.unary(self._stub.GetComment, request, timeout))
+
+    def list(
+        self,
+        *,
+        post_id: int = 0,
+        order_by: str = "id",
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> Iterator[Comment]:
+        """Iterates over the comments of one post, or over all, page by page as they are needed.
+
+            for comment in client.comments.list(post_id=42):
+                print(comment.body)
+
+        Comments added or deleted meanwhile never make it give one twice or miss one that stayed. Nothing is
+        sent before the first step, so that is where the errors are raised.
+
+        Args:
+            post_id: Only the comments of this post; 0 for those of all posts.
+            order_by: "id" for oldest first, "id desc" for newest first.
+            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server.
+            page_token: Where to start: a `next_page_token` from `pages` with the same `post_id` and
+                `order_by`.
+            timeout: Deadline in seconds of each page, not of the whole.
+
+        Raises:
+            PostNotFound: There is no post with the id `post_id`.
+            FieldInvalid: `order_by` is unknown, or `page_size` or `post_id` negative.
+            PageTokenInvalid: `page_token` is damaged.
+            PageTokenMismatch: `page_token` was made with another `post_id` or `order_by`.
+        """
+        pages = self.pages(
+            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+        )
+        for page in pages:
+            for comment in page.items:
+                yield comment
+
+    def pages(
+        self,
+        *,
+        post_id: int = 0,
+        order_by: str = "id",
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> Iterator[Page[Comment]]:
+        """Iterates over the comments of one post, or over all, page by page, for callers that hand pages on.
+
+            page = next(client.comments.pages(post_id=42, page_size=20, page_token=token))
+
+        Arguments and errors are those of `list`.
+        """
+        while True:
+            request = comments_pb2.ListCommentsRequest(
+                post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token
+            )
+            page = _messages.comment_page(self._calls.unary(self._stub.ListComments, request, timeout))
+            yield page
+            if not page.next_page_token:
+                return
+            page_token = page.next_page_token
+
+    def update(
+        self,
+        id: int,
+        *,
+        body: str,
+        etag: str = "",
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> Comment:
+        """Gives a comment another text and returns it.
+
+            comment = client.comments.get(7)
+            comment = client.comments.update(comment.id, body="On second thought", etag=comment.etag)
+
+        Args:
+            id: The comment to change.
+            body: The new text, with the limits of `create`.
+            etag: Change it only if this is its etag; empty to change it in any case.
+            validate_only: Check and answer, but store nothing; the comment returned has no update_time or
+                etag.
+            timeout: Deadline in seconds.
+
+        Raises:
+            CommentNotFound: There is no comment with this id.
+            EtagMismatch: The comment was changed since `etag` was read.
+            FieldInvalid: `body` is not allowed, or `id` is not positive.
+        """
+        request = _messages.update_comment_request(id, body=body, etag=etag, validate_only=validate_only)
+        return _messages.comment(self._calls.unary(self._stub.UpdateComment, request, timeout))
+
+    def delete(
+        self,
+        id: int,
+        *,
+        etag: str = "",
+        allow_missing: bool = False,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> Comment:
+        """Deletes a comment and returns it as it last was.
+
+        Args:
+            id: The comment to delete.
+            etag: Delete it only if this is its etag; empty to delete it in any case.
+            allow_missing: If there is no such comment, return one that has nothing but the id.
+            validate_only: Check and answer, but delete nothing.
+            timeout: Deadline in seconds.
+
+        Raises:
+            CommentNotFound: There is no comment with this id, unless `allow_missing`.
+            EtagMismatch: The comment was changed since `etag` was read.
+            FieldInvalid: `id` is not positive.
+        """
+        request = comments_pb2.DeleteCommentRequest(
+            id=id, etag=etag, allow_missing=allow_missing, validate_only=validate_only
+        )
+        return _messages.comment(self._calls.unary(self._stub.DeleteComment, request, timeout))
+
+    def get_many(
+        self, ids: Iterable[int], *, allow_missing: bool = False, timeout: Timeout = CLIENT_DEFAULT
+    ) -> tuple[Comment, ...]:
+        """Returns several comments in the order asked for; an id named twice is answered twice.
+
+        Args:
+            ids: The comments to return, 1 to 1000.
+            allow_missing: Leave out ids that name no comment.
+            timeout: Deadline in seconds.
+
+        Raises:
+            CommentNotFound: Some comments are not there, unless `allow_missing`; `missing_ids` names them.
+            BatchEmpty: No ids.
+            BatchTooLarge: More than 1000 ids.
+            FieldInvalid: An id is not positive.
+            ResponseTooLarge: The comments do not fit in one message; ask for fewer at once.
+        """
+        request = comments_pb2.BatchGetCommentsRequest(ids=ids, allow_missing=allow_missing)
+        reply = self._calls.unary(self._stub.BatchGetComments, request, timeout)
+        return _messages.comments(reply.comments)
+
+    def create_many(
+        self,
+        drafts: Iterable[CommentDraft],
+        *,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> tuple[Comment, ...]:
+        """Adds several comments, also to different posts: all of them or on any error none.
+
+            drafts = [CommentDraft(post_id=42, body=body) for body in ("First", "Second")]
+            comments = client.comments.create_many(drafts)
+
+        They are returned in the order given.
+
+        Args:
+            drafts: The comments to add, 1 to 1000, with the limits of `create`.
+            validate_only: Check and answer, but store nothing; the comments returned have no id, times or
+                etag.
+            timeout: Deadline in seconds.
+
+        Raises:
+            PostNotFound: Some posts are not there; `missing_ids` names them.
+            FieldInvalid: Some drafts are not allowed; `violations` names them all.
+            BatchEmpty: No drafts.
+            BatchTooLarge: More than 1000 drafts.
+            ResponseTooLarge: The comments do not fit in one message; add fewer at once.
+        """
+        request = _messages.create_comments_request(drafts, validate_only=validate_only)
+        reply = self._calls.unary(self._stub.BatchCreateComments, request, timeout)
+        return _messages.comments(reply.comments)
+
+    def delete_many(
+        self,
+        ids: Iterable[int],
+        *,
+        allow_missing: bool = False,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> tuple[Comment, ...]:
+        """Deletes several comments, all of them or on any error none, and returns them as they last were.
+
+        Args:
+            ids: The comments to delete, 1 to 1000, each named once.
+            allow_missing: Leave out ids that name no comment.
+            validate_only: Check and answer, but delete nothing.
+            timeout: Deadline in seconds.
+
+        Raises:
+            CommentNotFound: Some comments are not there, unless `allow_missing`; `missing_ids` names them.
+            BatchEmpty: No ids.
+            BatchTooLarge: More than 1000 ids.
+            BatchDuplicate: The same id twice.
+            FieldInvalid: An id is not positive.
+            ResponseTooLarge: The comments do not fit in one message; delete fewer at once.
+        """
+        request = comments_pb2.BatchDeleteCommentsRequest(
+            ids=ids, allow_missing=allow_missing, validate_only=validate_only
+        )
+        reply = self._calls.unary(self._stub.BatchDeleteComments, request, timeout)
+        return _messages.comments(reply.comments)
+
+    def count(self, post_ids: Iterable[int], *, timeout: Timeout = CLIENT_DEFAULT) -> dict[int, int]:
+        """Counts the comments of several posts, by post id; every id asked for is there.
+
+            counts = client.comments.count([42, 43])
+
+        A post without comments counts 0, and so does an id that names no post.
+
+        Args:
+            post_ids: The posts, 1 to 1000; an id named twice is answered once.
+            timeout: Deadline in seconds.
+
+        Raises:
+            BatchEmpty: No ids.
+            BatchTooLarge: More than 1000 ids.
+            FieldInvalid: An id is not positive.
+        """
+        request = comments_pb2.CountCommentsRequest(post_ids=post_ids)
+        reply = self._calls.unary(self._stub.CountComments, request, timeout)
+        return dict(reply.counts)

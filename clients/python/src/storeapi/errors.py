@@ -1,0 +1,373 @@
+"""What a failed call raises.
+
+    StoreError                      every failed call
+    ├── InvalidRequest              the request must be changed
+    │   ├── RequestMalformed        the server could not read it
+    │   ├── FieldInvalid            a field holds a value that is not allowed
+    │   ├── FieldMaskInvalid        an update names a field that does not exist
+    │   ├── FieldImmutable          an update would change a field that never changes
+    │   ├── PageTokenInvalid        a page token is damaged
+    │   ├── PageTokenMismatch       a page token belongs to another query
+    │   ├── BatchEmpty              a batch holds nothing
+    │   ├── BatchTooLarge           a batch holds more than is allowed
+    │   └── BatchDuplicate          a batch delete names an id twice
+    ├── NotFound                    something named by its id is not there
+    │   ├── PostNotFound
+    │   └── CommentNotFound
+    ├── PreconditionFailed          the state of the store does not allow the call
+    │   ├── PostHasComments         delete the comments first, or say force
+    │   └── SchemaMismatch          an operator is needed
+    ├── Conflict                    somebody else was faster
+    │   └── EtagMismatch            read again, decide again, send the new etag
+    ├── ResourceExhausted           something is full or too large
+    │   ├── ResponseTooLarge        ask for fewer at once
+    │   └── StorageFull             an operator is needed
+    ├── Unavailable                 call again after retry_after
+    │   ├── ShuttingDown
+    │   ├── DatabaseBusy
+    │   └── DatabaseUnavailable
+    ├── DeadlineExceeded            the answer did not come in time
+    ├── Cancelled                   the call was cancelled, not by the caller's own task
+    └── InternalError               a bug in the service; report it with call_id
+
+The service says why a call failed with a reason, and each reason has one class. A reason that this version
+does not know, or an error that has none because the service was not reached, is raised as the branch that
+belongs to its status code, or as StoreError. The gRPC error is in `__cause__`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import grpc
+
+from storeapi.model import FieldViolation
+
+
+class StoreError(Exception):
+    """A call failed.
+
+    Catch this to catch everything that a call can raise, except for the caller's own mistakes that never
+    reach the service (TypeError and ValueError, RuntimeError on a closed client).
+    """
+
+    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    """The gRPC status code."""
+    reason: str = ""
+    """Why, for programs: a name of the API's ErrorReason such as `POST_NOT_FOUND`; empty if unknown."""
+    message: str
+    """Why, for people, as the service or gRPC put it."""
+    metadata: dict[str, str]
+    """Data that belongs to the reason; empty if there is none."""
+    call_id: str | None
+    """Names this call in the service's log; None if the service did not say."""
+    retry_after: float | None
+    """Seconds after which the same call may succeed; None if the service did not say."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        call_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Clients make it; make it by hand to test code that catches it."""
+        # The message alone is in args: what Exception does for pickle and copy then works for every subclass.
+        super().__init__(message)
+        self.message = message
+        self.code = type(self).code if code is None else code
+        self.reason = type(self).reason if reason is None else reason
+        self.metadata = dict(metadata or {})
+        self.call_id = call_id
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return self.message or f"the call failed with status {self.code.name}"
+
+    def _number(self, key: str) -> int | None:
+        """An integer of the metadata; None if it is not there."""
+        value = self.metadata.get(key, "")
+        return int(value) if _is_number(value) else None
+
+    def _numbers(self, key: str) -> tuple[int, ...]:
+        """A list of integers of the metadata; empty if it is not there."""
+        # A long list ends in words: "7,9,... and 950 more".
+        parts = (part.strip() for part in self.metadata.get(key, "").split(","))
+        return tuple(int(part) for part in parts if _is_number(part))
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+class InvalidRequest(StoreError):
+    """The request itself is wrong; sending it again will not help."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    violations: tuple[FieldViolation, ...]
+    """Everything that is wrong with the request, not only the first thing."""
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        violations: Sequence[FieldViolation] = (),
+        code: grpc.StatusCode | None = None,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        call_id: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        """Clients make it; make it by hand to test code that catches it."""
+        super().__init__(
+            message, code=code, reason=reason, metadata=metadata, call_id=call_id, retry_after=retry_after
+        )
+        self.violations = tuple(violations)
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """What is wrong by field path; several descriptions of one field are joined with "; "."""
+        fields: dict[str, str] = {}
+        for violation in self.violations:
+            known = fields.get(violation.field)
+            fields[violation.field] = f"{known}; {violation.description}" if known else violation.description
+        return fields
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        unsaid = [
+            f"{violation.field}: {violation.description}" if violation.field else violation.description
+            for violation in self.violations
+            # The service's message names the violations too, as many as fit.
+            if f"{violation.field}: {violation.description}" not in message
+        ]
+        return f"{message} ({'; '.join(unsaid)})" if unsaid else message
+
+
+class RequestMalformed(InvalidRequest):
+    """The server could not read the request: the bytes are no such message, or a text is not UTF-8."""
+
+    reason = "REQUEST_MALFORMED"
+
+
+class FieldInvalid(InvalidRequest):
+    """One or more fields hold a value that is not allowed; `violations` names them all."""
+
+    reason = "FIELD_INVALID"
+
+
+class FieldMaskInvalid(InvalidRequest):
+    """The update mask names a field that does not exist or cannot be changed."""
+
+    reason = "FIELD_MASK_INVALID"
+
+
+class FieldImmutable(InvalidRequest):
+    """The update would change a field that never changes, such as a comment's post_id."""
+
+    reason = "FIELD_IMMUTABLE"
+
+
+class PageTokenInvalid(InvalidRequest):
+    """The page token was not made by this service, or was damaged."""
+
+    reason = "PAGE_TOKEN_INVALID"
+
+
+class PageTokenMismatch(InvalidRequest):
+    """The page token belongs to another query: order_by or post_id differ from those it was made with."""
+
+    reason = "PAGE_TOKEN_MISMATCH"
+
+
+class BatchEmpty(InvalidRequest):
+    """The batch holds nothing."""
+
+    reason = "BATCH_EMPTY"
+
+
+class BatchTooLarge(InvalidRequest):
+    """The batch holds more than is allowed; send it in several calls."""
+
+    reason = "BATCH_TOO_LARGE"
+
+    @property
+    def count(self) -> int | None:
+        """How many the batch held; None if the service did not say."""
+        return self._number("count")
+
+    @property
+    def max_count(self) -> int | None:
+        """How many are allowed; None if the service did not say."""
+        return self._number("max_count")
+
+
+class BatchDuplicate(InvalidRequest):
+    """A batch delete names an id twice."""
+
+    reason = "BATCH_DUPLICATE"
+
+
+class NotFound(StoreError):
+    """Something that the request names by its id is not there."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    _id_key = ""
+
+    @property
+    def missing_ids(self) -> tuple[int, ...]:
+        """The ids that are not there: one after a call for one thing, perhaps more after a batch.
+
+        Of very many only the first are named.
+        """
+        return self._numbers("missing_ids") or self._numbers(self._id_key)
+
+
+class PostNotFound(NotFound):
+    """There is no such post. Adding a comment raises it too, when its post is not there."""
+
+    reason = "POST_NOT_FOUND"
+    _id_key = "post_id"
+
+    @property
+    def post_id(self) -> int | None:
+        """The post that is not there; None if several are missing, which `missing_ids` names."""
+        return self._number(self._id_key)
+
+
+class CommentNotFound(NotFound):
+    """There is no such comment."""
+
+    reason = "COMMENT_NOT_FOUND"
+    _id_key = "comment_id"
+
+    @property
+    def comment_id(self) -> int | None:
+        """The comment that is not there; None if several are missing, which `missing_ids` names."""
+        return self._number(self._id_key)
+
+
+class PreconditionFailed(StoreError):
+    """The state of the store does not allow the call; change that first."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class PostHasComments(PreconditionFailed):
+    """Posts have comments, and the delete did not say force."""
+
+    reason = "POST_HAS_COMMENTS"
+
+    @property
+    def post_id(self) -> int | None:
+        """The post that has comments; None if there are several, which `post_ids` names."""
+        return self._number("post_id")
+
+    @property
+    def post_ids(self) -> tuple[int, ...]:
+        """The posts that have comments: one after `delete`, perhaps more after `delete_many`.
+
+        Of very many only the first are named.
+        """
+        return self._numbers("post_id")
+
+    @property
+    def comment_count(self) -> int | None:
+        """How many comments they have together; None if the service did not say."""
+        return self._number("comment_count")
+
+
+class SchemaMismatch(PreconditionFailed):
+    """The service's database has a schema of another version; an operator is needed."""
+
+    reason = "SCHEMA_MISMATCH"
+
+
+class Conflict(StoreError):
+    """Somebody else changed the same thing at the same time."""
+
+    code = grpc.StatusCode.ABORTED
+
+
+class EtagMismatch(Conflict):
+    """The post or comment was changed since its etag was read.
+
+    Read it again, decide again whether to change it, and send the new etag.
+    """
+
+    reason = "ETAG_MISMATCH"
+
+    @property
+    def current_etag(self) -> str:
+        """The stored etag; empty if the service did not say."""
+        return self.metadata.get("current_etag", "")
+
+
+class ResourceExhausted(StoreError):
+    """Something is full, or a message is too large."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class ResponseTooLarge(ResourceExhausted):
+    """The answer to a batch would be larger than a message may be, so nothing was done; ask for fewer."""
+
+    reason = "RESPONSE_TOO_LARGE"
+
+    @property
+    def max_bytes(self) -> int | None:
+        """How large an answer may be; None if the service did not say."""
+        return self._number("max_bytes")
+
+
+class StorageFull(ResourceExhausted):
+    """The service's disk is full and nothing was stored; an operator is needed."""
+
+    reason = "STORAGE_FULL"
+
+
+class Unavailable(StoreError):
+    """The service cannot be reached or cannot answer now; call again after `retry_after` seconds."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class ShuttingDown(Unavailable):
+    """The server is stopping and took no new call; nothing was done."""
+
+    reason = "SHUTTING_DOWN"
+
+
+class DatabaseBusy(Unavailable):
+    """The database was locked by others for too long; nothing was done."""
+
+    reason = "DATABASE_BUSY"
+
+
+class DatabaseUnavailable(Unavailable):
+    """The service cannot reach, read or write its database."""
+
+    reason = "DATABASE_UNAVAILABLE"
+
+
+class DeadlineExceeded(StoreError):
+    """The answer did not come within the timeout; a write may have happened all the same."""
+
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+class Cancelled(StoreError):
+    """The call was cancelled by the server or by closing the client; a write may have happened all the same.
+
+    When an asyncio task is cancelled, its call raises asyncio.CancelledError as everywhere, not this.
+    """
+
+    code = grpc.StatusCode.CANCELLED
+
+
+class InternalError(StoreError):
+    """The service has a bug; its log has more under `call_id`."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"

@@ -1,0 +1,403 @@
+"""The command `store-service`: what it prints, how it ends, and what it leaves on disk."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+
+from store_service import cli
+from store_service import config as settings
+from store_service.database import schema
+from tests.store import old_application
+from tests.store.old_application import dump, query
+from tests.support import ServerProcess, Stubs, run_command
+
+Done = subprocess.CompletedProcess[str]
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in cli.main.commands)])
+def test_help_tells_what_a_command_does(tmp_path: Path, arguments: list[str]) -> None:
+    """Of the whole, and of each command; from where settings come is told everywhere."""
+    done = run_command(*arguments, "--help", folder=tmp_path)
+    command = cli.main.commands[arguments[0]] if arguments else cli.main
+    words = " ".join(done.stdout.split())
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert words.startswith(f"Usage: {' '.join(['store-service', *arguments])} ")
+    assert command.help is not None
+    assert " ".join(command.help.split()) in words
+    assert "environment" in words
+    assert ".env" in words
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_of_the_whole_names_every_command(tmp_path: Path) -> None:
+    """With what each does."""
+    done = run_command("-h", folder=tmp_path)
+
+    assert set(cli.main.commands) == {"serve", "migrate", "check"}
+    for name, command in cli.main.commands.items():
+        assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
+        assert command.help
+
+
+def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> None:
+    """`python -m store_service` is `store-service`."""
+    installed = Path(sys.executable).with_name("store-service")
+    for arguments in (["--help"], ["--version"], ["check"]):
+        by_name = subprocess.run(
+            [installed, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+        by_module = run_command(*arguments, folder=tmp_path)
+
+        assert by_name.stdout != ""
+        assert (by_name.returncode, by_name.stdout, by_name.stderr) == (
+            by_module.returncode,
+            by_module.stdout,
+            by_module.stderr,
+        )
+
+
+@pytest.mark.parametrize("arguments", [["sever"], ["serve", "--listne", "a:1"], ["migrate", "now"]])
+def test_a_command_that_is_not_there_is_exit_code_2(tmp_path: Path, arguments: list[str]) -> None:
+    """A wrong call is told from a failure by its exit code."""
+    done = run_command(*arguments, folder=tmp_path)
+
+    assert done.returncode == 2
+    assert arguments[-1].split("=")[0] in done.stderr or arguments[1] in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# Settings
+
+BAD_VALUES: dict[str, list[str]] = {
+    "DATABASE_URL": [
+        "postgresql://me:secret@host/store",
+        "nonsense",
+        "sqlite://",
+        "sqlite:///",
+        "sqlite:///:memory:",
+        "sqlite:///file.db?mode=memory",
+        "sqlite:///store.db?timeout=1",
+        "sqlite+aiosqlite:///store.db",
+    ],
+    "DB_FORCE_ROLL_BACK": ["perhaps"],
+    "STORE_LISTEN": ["50051", ":50051", "127.0.0.1:", "127.0.0.1:port", "127.0.0.1:65536", "127.0.0.1:-1"],
+    "STORE_AUTO_MIGRATE": ["sometimes"],
+    "STORE_GRACE_SECONDS": ["soon", "-1", "3601", "nan", "inf"],
+    "STORE_MAX_BODY_BYTES": ["many", "0", "-5", "1048577", "1.5"],
+    "STORE_READERS": ["two", "0", "17"],
+    "STORE_LOG_LEVEL": ["loud", "INFO!"],
+    "STORE_LOG_FORMAT": ["xml"],
+}
+"""For every variable, values that are not allowed."""
+
+
+def assert_bad_setting(done: Done, *variables: str) -> None:
+    """It ended with exit code 2 and one line that names the variables."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: ")
+    for variable in variables:
+        assert f"{variable}: " in line
+
+
+def test_every_setting_is_in_the_table_of_bad_values() -> None:
+    """A new setting gets its bad values here."""
+    assert set(BAD_VALUES) == {settings.variable_of(name) for name in settings.Config.model_fields}
+
+
+@pytest.mark.parametrize("variable", BAD_VALUES)
+def test_a_bad_setting_is_one_line_that_names_it(tmp_path: Path, variable: str) -> None:
+    """Exit code 2, nothing is made, and the value, which may hold a password, is not repeated."""
+    value = BAD_VALUES[variable][0]
+    done = run_command("serve", folder=tmp_path, settings={variable: value})
+
+    assert_bad_setting(done, variable)
+    assert "secret" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [(variable, value) for variable, values in BAD_VALUES.items() for value in values]
+)
+def test_a_bad_value_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str
+) -> None:
+    """Each with a text of one line that names the variable and does not repeat a password."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(settings.BadSetting, match=f"^{variable}: .") as caught:
+        settings.load()
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_all_bad_settings_are_named_at_once(tmp_path: Path) -> None:
+    """So that one try is enough to mend them."""
+    bad = {variable: values[0] for variable, values in BAD_VALUES.items()}
+    done = run_command("check", folder=tmp_path, settings=bad)
+
+    assert_bad_setting(done, *bad)
+
+
+@pytest.mark.parametrize("command", ["migrate", "check"])
+def test_every_command_looks_at_the_settings_first(tmp_path: Path, command: str) -> None:
+    """What is not a setting of this command is looked at too."""
+    assert_bad_setting(
+        run_command(command, folder=tmp_path, settings={"STORE_READERS": "0"}), "STORE_READERS"
+    )
+
+
+def test_a_bad_listen_option_is_a_bad_setting(tmp_path: Path) -> None:
+    """It is the same setting, given in another way."""
+    assert_bad_setting(run_command("serve", "--listen", "nowhere", folder=tmp_path), "STORE_LISTEN")
+
+
+def test_an_empty_variable_is_as_good_as_none(tmp_path: Path) -> None:
+    """As files for docker and systemd leave them."""
+    done = run_command("migrate", folder=tmp_path, settings=dict.fromkeys(BAD_VALUES, ""))
+
+    assert done.returncode == 0
+    assert (tmp_path / "store.db").exists()
+
+
+def test_an_unknown_variable_is_mentioned_and_ignored(tmp_path: Path) -> None:
+    """Most likely it is misspelt, and whoever set it believes that it works."""
+    settings = {"STORE_LISTEM": "0.0.0.0:1", "STORE_BOGUS": "", "STOREHOUSE": "full"}
+    done = run_command("migrate", folder=tmp_path, settings={**settings, "STORE_LOG_LEVEL": "warning"})
+
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "store-service: STORE_BOGUS is no setting, and is ignored",
+        "store-service: STORE_LISTEM is no setting, and is ignored",
+    ]
+
+
+def test_settings_are_read_from_a_file_and_the_environment_wins(tmp_path: Path) -> None:
+    """.env in the working folder says what the environment does not."""
+    (tmp_path / ".env").write_text('DATABASE_URL="sqlite:///from-file.db"\nSTORE_READERS=0\n')
+    assert_bad_setting(run_command("migrate", folder=tmp_path), "STORE_READERS")
+
+    assert run_command("migrate", folder=tmp_path, settings={"STORE_READERS": "1"}).returncode == 0
+    assert (tmp_path / "from-file.db").exists()
+
+    both = {"STORE_READERS": "1", "DATABASE_URL": "sqlite:///from-environment.db"}
+    assert run_command("migrate", folder=tmp_path, settings=both).returncode == 0
+    assert (tmp_path / "from-environment.db").exists()
+
+
+async def test_the_listen_option_wins_over_the_environment(tmp_path: Path) -> None:
+    """What is typed counts, even if the variable makes no sense."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "store_service", "serve", "--listen", "127.0.0.1:0"],
+        cwd=tmp_path,
+        env={**os.environ, "STORE_LISTEN": "nonsense"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        assert address.startswith("127.0.0.1:")
+        async with grpc.aio.insecure_channel(address) as channel:
+            assert (await Stubs(channel).create_post()).id == 1
+    finally:
+        process.terminate()
+        process.communicate()
+    assert process.returncode == 0
+
+
+# Databases in every condition
+
+
+def empty_file(path: Path) -> None:
+    path.touch()
+
+
+def current(path: Path) -> None:
+    schema.upgrade(f"sqlite:///{path}")
+
+
+def newer(path: Path) -> None:
+    current(path)
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+
+def foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT)")
+
+
+def no_database(path: Path) -> None:
+    path.write_text("no database at all\n" * 100)
+
+
+def old(path: Path) -> None:
+    old_application.make(path)
+
+
+def nothing(path: Path) -> None:
+    assert not path.exists()
+
+
+Make = Callable[[Path], None]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A folder with store.db in the condition that the test asks for."""
+    make: Make = request.param
+    make(tmp_path / "store.db")
+    return tmp_path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file, with its bytes."""
+    return {it.name: it.read_bytes() for it in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [
+        (nothing, "there is no database store.db yet; `store-service migrate` makes it"),
+        (empty_file, "the database has schema none, this program needs 0002; run `store-service migrate`"),
+        (old, "the database has schema 0001, this program needs 0002; run `store-service migrate`"),
+        (newer, "the database has schema 9999, this program needs 0002; a newer store-service made it"),
+        (
+            foreign,
+            "the database was not made by storeapi: table posts has the columns id, title, "
+            "where body, id were expected",
+        ),
+        (no_database, "cannot use the database store.db: file is not a database"),
+    ],
+    indirect=["folder"],
+)
+def test_check_finds_what_is_wrong_and_changes_nothing(folder: Path, problem: str) -> None:
+    """Exit code 1 and one line; not a byte and not a file is different afterwards."""
+    before = contents(folder)
+    done = run_command("check", folder=folder)
+
+    assert (done.returncode, done.stdout) == (1, "settings: fine\n")
+    assert done.stderr == f"store-service: {problem}\n"
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("folder", [current], indirect=True)
+def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
+    """Exit code 0, and a line for each thing that was looked at."""
+    before = contents(folder)
+    done = run_command("check", folder=folder)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "settings: fine\ndatabase: fine\nschema: 0002, fine\n"
+    assert contents(folder) == before
+
+
+def test_check_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    """Not even a folder."""
+    done = run_command("check", folder=tmp_path, settings={"DATABASE_URL": "sqlite:///not/there/store.db"})
+
+    assert done.returncode == 1
+    assert "not/there/store.db" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_check_works_while_the_server_runs(server_process: ServerProcess) -> None:
+    """Looking is not using: the server does not notice."""
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        await Stubs(channel).create_post()
+        done = run_command("check", folder=server_process.folder)
+
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (await Stubs(channel).create_post()).id == 2
+    assert server_process.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        (nothing, "schema 0002 (was none)"),
+        (empty_file, "schema 0002 (was none)"),
+        (old, "schema 0002 (was 0001)"),
+        (current, "schema 0002 is up to date"),
+    ],
+    indirect=["folder"],
+)
+def test_migrate_brings_the_schema_up_to_date_and_says_what_it_was(folder: Path, line: str) -> None:
+    """Exit code 0 and one line on stdout; `check` is content afterwards."""
+    done = run_command("migrate", folder=folder)
+
+    assert (done.returncode, done.stdout) == (0, f"{line}\n")
+    assert "Traceback" not in done.stderr
+    assert run_command("check", folder=folder).returncode == 0
+    if line.endswith("(was 0001)"):
+        kept = query(folder / "store.db", "SELECT id, body FROM posts ORDER BY id")
+        assert kept == [(id, body or "") for id, body in old_application.POSTS]
+
+
+@pytest.mark.parametrize("folder", [newer, foreign, no_database], indirect=True)
+def test_migrate_leaves_alone_what_it_does_not_know(folder: Path) -> None:
+    """Exit code 1, one line, and the file is as it was."""
+    before = (folder / "store.db").read_bytes()
+    done = run_command("migrate", folder=folder)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: ")
+    assert (folder / "store.db").read_bytes() == before
+
+
+async def test_a_server_upgrades_by_itself_and_serves_what_the_old_application_stored(
+    server_process: ServerProcess,
+) -> None:
+    """Start the new program on the old file: that is the whole move."""
+    old_application.make(server_process.folder / "store.db")
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        new = await Stubs(channel).create_post("new")
+    assert server_process.stop() == 0
+
+    assert new.id == 91
+    assert query(server_process.folder / "store.db", "SELECT id, body FROM posts ORDER BY id") == [
+        *((id, body or "") for id, body in old_application.POSTS),
+        (new.id, "new"),
+    ]
+
+
+async def test_a_server_that_may_not_upgrade_serves_what_was_upgraded_by_hand(
+    server_process: ServerProcess,
+) -> None:
+    """STORE_AUTO_MIGRATE=false leaves the when to whoever runs `store-service migrate`."""
+    old_application.make(server_process.folder / "store.db")
+    before = dump(server_process.folder / "store.db")
+    server_process.settings["STORE_AUTO_MIGRATE"] = "false"
+    refused = run_command("serve", folder=server_process.folder, settings=server_process.settings)
+
+    assert refused.returncode == 1
+    assert "run `store-service migrate`" in refused.stderr
+    assert dump(server_process.folder / "store.db") == before
+
+    run_command("migrate", folder=server_process.folder)
+    server_process.start()
+    assert server_process.stop() == 0
+
+
+def test_the_installed_command_is_beside_python() -> None:
+    """What the README tells people to type is there."""
+    assert shutil.which("store-service", path=str(Path(sys.executable).parent)) is not None

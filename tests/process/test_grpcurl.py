@@ -1,0 +1,421 @@
+"""The service as people debug it: with grpcurl, which knows nothing of it but what reflection tells."""
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from grpc_health.v1 import health_pb2
+
+from store_service.database import schema
+from store_service.rpc.reflection import shipped_descriptors
+from store_service.server import service_descriptors
+from tests.store.old_application import damage
+from tests.support import ServerProcess
+
+GRPCURL = Path(sys.executable).with_name("grpcurl")
+
+POSTS = "storeapi.v1.PostService"
+COMMENTS = "storeapi.v1.CommentService"
+
+Answer = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server for the whole module."""
+    process = ServerProcess(tmp_path_factory.mktemp("server"))
+    process.start()
+    yield process
+    process.kill()
+
+
+def grpcurl(
+    server: ServerProcess, *arguments: str, data: Answer | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs grpcurl against a server: options, then the address, then what to do."""
+    options = ["-plaintext", *(["-d", json.dumps(data)] if data is not None else [])]
+    return subprocess.run(
+        [GRPCURL, *options, server.address, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def call(server: ServerProcess, service: str, method: str, data: Answer) -> Answer:
+    """A call that succeeds, and its answer."""
+    done = grpcurl(server, f"{service}/{method}", data=data)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    answer: Answer = json.loads(done.stdout)
+    return answer
+
+
+def text_of(server: ServerProcess, *arguments: str) -> str:
+    """What grpcurl prints."""
+    done = grpcurl(server, *arguments)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done.stdout
+
+
+# Every RPC
+
+
+class Driver:
+    """Something to call with: a post, a comment, and what each RPC must answer."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+
+    def posts(self, method: str, **data: Any) -> Answer:
+        return call(self._server, POSTS, method, data)
+
+    def comments(self, method: str, **data: Any) -> Answer:
+        return call(self._server, COMMENTS, method, data)
+
+    def post(self, body: str = "a post") -> Answer:
+        return self.posts("CreatePost", post={"body": body})
+
+    def comment(self, post_id: str, body: str = "a comment") -> Answer:
+        return self.comments("CreateComment", comment={"body": body, "postId": post_id})
+
+
+def create_post(drive: Driver) -> None:
+    post = drive.post("grüße 😀")
+    assert post.keys() == {"id", "body", "createTime", "updateTime", "etag"}
+    assert post["body"] == "grüße 😀"
+
+
+def get_post(drive: Driver) -> None:
+    post = drive.post()
+    assert drive.posts("GetPost", id=post["id"]) == post
+
+
+def list_posts(drive: Driver) -> None:
+    wanted = [drive.post(str(n)) for n in range(2)][::-1]
+    first = drive.posts("ListPosts", page_size=1, order_by="id desc")
+    second = drive.posts("ListPosts", pageSize=1, orderBy="id desc", pageToken=first["nextPageToken"])
+    assert first["posts"] + second["posts"] == wanted
+
+
+def update_post(drive: Driver) -> None:
+    post = drive.post()
+    # grpcurl wants a FieldMask written out.
+    updated = drive.posts(
+        "UpdatePost", post={"id": post["id"], "body": "new"}, update_mask={"paths": ["body"]}
+    )
+    assert updated["body"] == "new"
+    assert updated["etag"] != post["etag"]
+
+
+def delete_post(drive: Driver) -> None:
+    post = drive.post()
+    drive.comment(post["id"])
+    assert drive.posts("DeletePost", id=post["id"], force=True) == post
+    assert drive.posts("DeletePost", id=post["id"], allow_missing=True) == {"id": post["id"]}
+
+
+def batch_get_posts(drive: Driver) -> None:
+    post = drive.post()
+    answer = drive.posts("BatchGetPosts", ids=[post["id"], "999999"], allow_missing=True)
+    assert answer == {"posts": [post], "missingIds": ["999999"]}
+
+
+def batch_create_posts(drive: Driver) -> None:
+    answer = drive.posts("BatchCreatePosts", requests=[{"post": {"body": "a"}}, {"post": {"body": "b"}}])
+    assert [post["body"] for post in answer["posts"]] == ["a", "b"]
+
+
+def batch_delete_posts(drive: Driver) -> None:
+    posts = [drive.post("a"), drive.post("b")]
+    assert drive.posts("BatchDeletePosts", ids=[post["id"] for post in posts]) == {"posts": posts}
+
+
+def create_comment(drive: Driver) -> None:
+    post = drive.post()
+    comment = drive.comment(post["id"])
+    assert comment.keys() == {"id", "body", "postId", "createTime", "updateTime", "etag"}
+    assert comment["postId"] == post["id"]
+
+
+def get_comment(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    assert drive.comments("GetComment", id=comment["id"]) == comment
+
+
+def list_comments(drive: Driver) -> None:
+    post = drive.post()
+    comments = [drive.comment(post["id"], str(n)) for n in range(2)]
+    assert drive.comments("ListComments", post_id=post["id"]) == {"comments": comments}
+
+
+def update_comment(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    # Read, changed, and sent back whole.
+    assert drive.comments("UpdateComment", comment={**comment, "body": "new"})["body"] == "new"
+
+
+def delete_comment(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    assert drive.comments("DeleteComment", id=comment["id"], etag=comment["etag"]) == comment
+
+
+def batch_get_comments(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    assert drive.comments("BatchGetComments", ids=[comment["id"]]) == {"comments": [comment]}
+
+
+def batch_create_comments(drive: Driver) -> None:
+    drafts = [{"comment": {"body": body, "post_id": drive.post()["id"]}} for body in ("a", "b")]
+    answer = drive.comments("BatchCreateComments", requests=drafts)
+    assert [comment["body"] for comment in answer["comments"]] == ["a", "b"]
+
+
+def batch_delete_comments(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    answer = drive.comments("BatchDeleteComments", ids=[comment["id"], "999999"], allowMissing=True)
+    assert answer == {"comments": [comment], "missingIds": ["999999"]}
+
+
+def count_comments(drive: Driver) -> None:
+    post = drive.post()
+    drive.comment(post["id"])
+    answer = drive.comments("CountComments", post_ids=[post["id"], "999999"])
+    assert answer == {"counts": {post["id"]: "1", "999999": "0"}}
+
+
+RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
+    (POSTS, "CreatePost"): create_post,
+    (POSTS, "GetPost"): get_post,
+    (POSTS, "ListPosts"): list_posts,
+    (POSTS, "UpdatePost"): update_post,
+    (POSTS, "DeletePost"): delete_post,
+    (POSTS, "BatchGetPosts"): batch_get_posts,
+    (POSTS, "BatchCreatePosts"): batch_create_posts,
+    (POSTS, "BatchDeletePosts"): batch_delete_posts,
+    (COMMENTS, "CreateComment"): create_comment,
+    (COMMENTS, "GetComment"): get_comment,
+    (COMMENTS, "ListComments"): list_comments,
+    (COMMENTS, "UpdateComment"): update_comment,
+    (COMMENTS, "DeleteComment"): delete_comment,
+    (COMMENTS, "BatchGetComments"): batch_get_comments,
+    (COMMENTS, "BatchCreateComments"): batch_create_comments,
+    (COMMENTS, "BatchDeleteComments"): batch_delete_comments,
+    (COMMENTS, "CountComments"): count_comments,
+}
+"""Every RPC, and how it is called by hand."""
+
+
+def test_every_rpc_is_in_the_table() -> None:
+    """A new RPC is called by hand here too."""
+    assert set(RPCS) == {
+        (service.full_name, method.name) for service in service_descriptors() for method in service.methods
+    }
+
+
+@pytest.mark.parametrize(("service", "method"), RPCS)
+def test_an_rpc_can_be_called_by_hand(running: ServerProcess, service: str, method: str) -> None:
+    """With one line of JSON, in either spelling of the names, and nothing but the address."""
+    RPCS[service, method](Driver(running))
+
+
+# Looking around
+
+
+def test_the_services_are_listed(running: ServerProcess) -> None:
+    """All that there are, and of each its methods."""
+    assert text_of(running, "list").split() == [
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+        COMMENTS,
+        POSTS,
+    ]
+    for service in service_descriptors():
+        assert set(text_of(running, "list", service.full_name).split()) == {
+            method.full_name for method in service.methods
+        }
+
+
+def test_the_health_of_every_service_can_be_asked_for(running: ServerProcess) -> None:
+    """Of the whole, and of each; what is not there is an error."""
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    for data in ({}, {"service": ""}, {"service": POSTS}, {"service": COMMENTS}):
+        assert call(running, health, "Check", data) == {"status": "SERVING"}
+    assert call(running, health, "List", {})["statuses"].keys() == {"", POSTS, COMMENTS}
+    assert "Code: NotFound" in grpcurl(running, f"{health}/Check", data={"service": "nothing"}).stderr
+
+
+def comments_in(file: FileDescriptorProto) -> dict[str, list[str]]:
+    """What the .proto file says of everything that `grpcurl describe` prints, by service, message or enum."""
+    found: dict[str, list[str]] = {}
+    for location in file.source_code_info.location:
+        kind, index, *rest = (*location.path, None, None)[:4]
+        if not location.leading_comments or index is None or len(location.path) % 2:
+            continue
+        holders = {4: file.message_type, 5: file.enum_type, 6: file.service}.get(kind, ())
+        if holders and rest[0] in (None, 2):  # itself, or one of its fields, values or methods
+            found.setdefault(f"{file.package}.{holders[index].name}", []).append(location.leading_comments)
+    return found
+
+
+COMMENTED = {
+    symbol: texts
+    for file in shipped_descriptors()
+    if file.package == "storeapi.v1"
+    for symbol, texts in comments_in(file).items()
+}
+
+
+def without_slashes(described: str) -> list[str]:
+    """The lines of a description; of comments, their text."""
+    return [line.strip().removeprefix("//").strip() for line in described.splitlines()]
+
+
+def is_part_of(text: str, lines: Sequence[str]) -> bool:
+    """Whether the lines of a comment are there, one after the other."""
+    wanted = [line.strip() for line in text.strip().splitlines()]
+    return any(lines[start : start + len(wanted)] == wanted for start in range(len(lines)))
+
+
+@pytest.mark.parametrize("symbol", COMMENTED)
+def test_describe_prints_the_manual(running: ServerProcess, symbol: str) -> None:
+    """Every comment of the .proto file, of the thing itself and of all in it."""
+    lines = without_slashes(text_of(running, "describe", symbol))
+
+    assert [text for text in COMMENTED[symbol] if not is_part_of(text, lines)] == []
+
+
+def test_everything_in_the_protos_has_a_comment_to_print() -> None:
+    """Services with their methods, messages with their fields, enums with their values."""
+    for file in shipped_descriptors():
+        if file.package == "storeapi.v1":
+            for message in file.message_type:
+                assert len(COMMENTED[f"storeapi.v1.{message.name}"]) == 1 + len(message.field)
+            for enum in file.enum_type:
+                assert len(COMMENTED[f"storeapi.v1.{enum.name}"]) == 1 + len(enum.value)
+            for service in file.service:
+                assert len(COMMENTED[f"storeapi.v1.{service.name}"]) == 1 + len(service.method)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "line"),
+    [
+        (f"{POSTS}.CreatePost", "Adds a post and returns it with its id."),
+        (f"{COMMENTS}.CountComments", "Counts the comments of up to 1000 posts. A post without comments,"),
+        ("storeapi.v1.Post.id", "Chosen by the server, positive, never given twice."),
+        ("storeapi.v1.CountCommentsResponse.counts", "How many comments each post has, by post id;"),
+    ],
+)
+def test_describe_prints_the_manual_of_one_method_or_field(
+    running: ServerProcess, symbol: str, line: str
+) -> None:
+    """Whoever asks for a single thing is told of it alone."""
+    lines = without_slashes(text_of(running, "describe", symbol))
+
+    assert lines[0].startswith(f"{symbol} is ")
+    assert [it for it in lines if it.startswith(line)]
+
+
+# Errors
+
+
+def details_of(
+    server: ServerProcess, service: str, method: str, data: Answer
+) -> tuple[str, dict[str, Answer]]:
+    """The code of a call that fails, and its details as text, by the name of their type."""
+    done = grpcurl(server, f"{service}/{method}", data=data)
+    assert done.returncode != 0
+    # "  1)\t{...}" is what grpcurl makes of a detail; of a type that it does not know it prints bytes.
+    details = [json.loads(line.partition("\t")[2]) for line in done.stderr.splitlines() if "\t{" in line]
+    (code,) = [line.split()[1] for line in done.stderr.splitlines() if line.strip().startswith("Code:")]
+    assert "@value" not in done.stderr
+    assert "@error" not in done.stderr
+    return code, {it.pop("@type").rpartition("google.rpc.")[2]: it for it in details}
+
+
+def test_a_bad_request_is_readable(running: ServerProcess) -> None:
+    """ErrorInfo and BadRequest, with every violation."""
+    code, details = details_of(running, POSTS, "CreatePost", {"post": {"id": 5, "body": ""}})
+
+    assert code == "InvalidArgument"
+    assert details["ErrorInfo"] == {"reason": "FIELD_INVALID", "domain": "storeapi"}
+    violations = details["BadRequest"]["fieldViolations"]
+    assert {it["field"] for it in violations} == {"post.id", "post.body"}
+    assert all(it["description"] for it in violations)
+
+
+def test_what_is_missing_is_readable(running: ServerProcess) -> None:
+    """ErrorInfo with its metadata, and ResourceInfo."""
+    code, details = details_of(running, COMMENTS, "GetComment", {"id": 999_999})
+
+    assert code == "NotFound"
+    assert details["ErrorInfo"]["reason"] == "COMMENT_NOT_FOUND"
+    assert details["ErrorInfo"]["metadata"]["comment_id"] == "999999"
+    assert details["ResourceInfo"] == {"resourceType": "storeapi.v1.Comment", "resourceName": "999999"}
+
+
+def test_what_is_in_the_way_is_readable(running: ServerProcess) -> None:
+    """PreconditionFailure."""
+    post = Driver(running).post()
+    Driver(running).comment(post["id"])
+    code, details = details_of(running, POSTS, "DeletePost", {"id": post["id"]})
+
+    assert code == "FailedPrecondition"
+    assert details["ErrorInfo"]["metadata"] == {"post_id": post["id"], "comment_count": "1"}
+    (violation,) = details["PreconditionFailure"]["violations"]
+    assert violation["type"] == "POST_HAS_COMMENTS"
+    assert violation["subject"] == f"storeapi.v1.Post/{post['id']}"
+
+
+def test_who_has_changed_it_meanwhile_is_readable(running: ServerProcess) -> None:
+    """The etag to go on with is in the metadata."""
+    post = Driver(running).post()
+    code, details = details_of(running, POSTS, "DeletePost", {"id": post["id"], "etag": "stale"})
+
+    assert code == "Aborted"
+    assert details["ErrorInfo"]["reason"] == "ETAG_MISMATCH"
+    assert details["ErrorInfo"]["metadata"] == {"current_etag": post["etag"]}
+    assert details["ResourceInfo"]["resourceName"] == post["id"]
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose table of comments is damaged, and whose table of posts has a bug."""
+    folder = tmp_path_factory.mktemp("broken")
+    path = folder / "store.db"
+    schema.upgrade(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(
+            "CREATE TRIGGER broken BEFORE INSERT ON posts BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        )
+    damage(path, "comments")
+    process = ServerProcess(folder)
+    process.start()
+    yield process
+    process.kill()
+
+
+def test_when_to_try_again_is_readable(broken: ServerProcess) -> None:
+    """RetryInfo."""
+    code, details = details_of(broken, COMMENTS, "GetComment", {"id": 1})
+
+    assert code == "Unavailable"
+    assert details["ErrorInfo"] == {"reason": "DATABASE_UNAVAILABLE", "domain": "storeapi"}
+    assert details["RetryInfo"] == {"retryDelay": "0.500s"}
+
+
+def test_the_id_of_a_bug_is_readable(broken: ServerProcess) -> None:
+    """RequestInfo, whose id the log has."""
+    code, details = details_of(broken, POSTS, "CreatePost", {"post": {"body": "a"}})
+
+    assert code == "Internal"
+    assert details["ErrorInfo"] == {"reason": "INTERNAL", "domain": "storeapi"}
+    assert details["RequestInfo"]["requestId"] in broken.stderr()

@@ -1,0 +1,282 @@
+"""The log: what it tells, in what form, and what it never holds."""
+
+import json
+import os
+import pty
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
+
+SECRET = "s3cret"
+"""In every body that the tests send, and in nothing that a log may hold."""
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server for the whole module; nothing is set but its port."""
+    process = ServerProcess(tmp_path_factory.mktemp("server"))
+    process.start()
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+async def channel(running: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to that server."""
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        yield channel
+
+
+def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
+    """The log, of which every line must be a JSON object."""
+    lines = [json.loads(line) for line in server.stderr().splitlines()]
+    assert all(isinstance(line, dict) for line in lines)
+    return lines
+
+
+def line_of_call(server: ServerProcess, call_id: str) -> dict[str, Any]:
+    """The one line that tells of a call."""
+    wait_until(lambda: call_id in server.stderr())
+    (line,) = [it for it in lines_of(server) if it["event"] == "call" and it["call_id"] == call_id]
+    return line
+
+
+def is_time(text: str) -> bool:
+    """Whether a text is a time in UTC, to the microsecond."""
+    return re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text) is not None
+
+
+async def test_a_call_is_one_line_of_json(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """With its method, how it went, how long it took, who called, and the id that the caller has too."""
+    call = Stubs(channel).posts.CreatePost(
+        posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"fine {SECRET}"))
+    )
+    await call
+    call_id = dict(await call.trailing_metadata())["x-call-id"]
+    line = line_of_call(running, call_id)
+
+    assert line.keys() == {"event", "level", "timestamp", "method", "code", "ms", "peer", "call_id"}
+    assert (line["event"], line["level"]) == ("call", "info")
+    assert line["method"] == "storeapi.v1.PostService/CreatePost"
+    assert line["code"] == "OK"
+    assert 0 < line["ms"] < 60_000
+    assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", line["peer"])
+    assert is_time(line["timestamp"])
+
+
+async def test_a_call_that_fails_is_one_line_too(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """With its code, and the id that came with the error."""
+    error = await failure(Stubs(channel).posts.GetPost(posts_pb2.GetPostRequest(id=2**60)))
+    line = line_of_call(running, error.trailing["x-call-id"])
+
+    assert (line["method"], line["code"]) == ("storeapi.v1.PostService/GetPost", "NOT_FOUND")
+    assert line["level"] == "info"
+
+
+async def test_every_call_has_an_id_of_its_own(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """Whether it went well or not."""
+    ids = []
+    for id in range(-5, 5):
+        error = await failure(Stubs(channel).comments.GetComment(comments_pb2.GetCommentRequest(id=id)))
+        ids.append(error.trailing["x-call-id"])
+    for call_id in ids:
+        line_of_call(running, call_id)
+
+    assert len(set(ids)) == 10
+
+
+async def test_streams_and_health_checks_are_calls_like_any_other(
+    running: ServerProcess, channel: grpc.aio.Channel
+) -> None:
+    """Also what a caller breaks off has its line."""
+    health = health_pb2_grpc.HealthStub(channel)
+    check = health.Check(health_pb2.HealthCheckRequest())
+    await check
+    line = line_of_call(running, dict(await check.trailing_metadata())["x-call-id"])
+    assert (line["method"], line["code"]) == ("grpc.health.v1.Health/Check", "OK")
+
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    await watch.read()
+    watch.cancel()
+    wait_until(lambda: "Health/Watch" in running.stderr())
+    (line,) = [it for it in lines_of(running) if it.get("method") == "grpc.health.v1.Health/Watch"]
+    assert line["code"] == "CANCELLED"
+
+
+async def send_bodies_in_every_way(stubs: Stubs) -> list[ErrorSeen]:
+    """Calls with secret bodies, most of which fail, each in another way; returns the errors."""
+    post = await stubs.create_post(f"1 {SECRET}")
+    comment = await stubs.create_comment(post.id, f"2 {SECRET}")
+    await stubs.posts.UpdatePost(
+        posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=post.id, body=f"3 {SECRET}")),
+    )
+    drafts = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n} {SECRET}")) for n in range(10)]
+    await stubs.posts.BatchCreatePosts(posts_pb2.BatchCreatePostsRequest(requests=drafts))
+    await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())
+    failing = [
+        stubs.create_post(f"NUL \0 {SECRET}"),
+        stubs.create_post(f"too long {SECRET}" + "x" * 70_000),
+        stubs.create_comment(2**40, f"no post {SECRET}"),
+        stubs.posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(id=5, body=f"id {SECRET}"))),
+        stubs.posts.CreatePost(
+            posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=SECRET), request_id=SECRET)
+        ),
+        stubs.posts.UpdatePost(
+            posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=post.id, body=f"etag {SECRET}", etag=SECRET))
+        ),
+        stubs.comments.UpdateComment(
+            comments_pb2.UpdateCommentRequest(
+                comment=comments_pb2.Comment(id=comment.id, post_id=2**40, body=f"another post {SECRET}")
+            )
+        ),
+        stubs.comments.BatchCreateComments(
+            comments_pb2.BatchCreateCommentsRequest(
+                requests=[
+                    comments_pb2.CreateCommentRequest(
+                        comment=comments_pb2.Comment(post_id=2**40, body=f"batch {SECRET}")
+                    )
+                ]
+            )
+        ),
+        stubs.posts.ListPosts(posts_pb2.ListPostsRequest(page_token=SECRET, order_by=SECRET)),
+    ]
+    return [await failure(call) for call in failing]
+
+
+async def test_no_body_is_ever_logged(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """Neither what was stored, nor what was refused."""
+    errors = await send_bodies_in_every_way(Stubs(channel))
+    for error in errors:
+        line_of_call(running, error.trailing["x-call-id"])
+
+    assert len({error.code for error in errors}) >= 3
+    assert SECRET not in running.stderr()
+
+
+def break_posts(server: ServerProcess) -> None:
+    """Has the database refuse every new post in a way that the service does not know."""
+    with closing(sqlite3.connect(server.folder / "store.db")) as connection:
+        connection.execute(
+            "CREATE TRIGGER broken BEFORE INSERT ON posts BEGIN SELECT RAISE(ABORT, 'broken'); END"
+        )
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_a_bug_is_logged_with_its_traceback_but_without_bodies(
+    server_process: ServerProcess, log_format: str
+) -> None:
+    """The id that the caller got finds it; what the caller sent is in neither form of the log."""
+    server_process.settings["STORE_LOG_FORMAT"] = log_format
+    server_process.start()
+    break_posts(server_process)
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        # Alone, and together with others, which are then tried one by one.
+        alone = await failure(Stubs(channel).create_post(f"alone {SECRET}"))
+        drafts = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n} {SECRET}")) for n in range(3)]
+        batch = posts_pb2.BatchCreatePostsRequest(requests=drafts)
+        calls = [Stubs(channel).posts.BatchCreatePosts(batch) for _ in range(5)]
+        errors = [alone, *[await failure(call) for call in calls]]
+    assert server_process.stop() == 0
+
+    log = server_process.stderr()
+    for error in errors:
+        assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+        assert log.count(error.trailing["x-call-id"]) == 2, "one line of the bug and one of the call"
+    assert "IntegrityError" in log
+    assert "broken" in log
+    assert "store_service/store/posts.py" in log
+    assert SECRET not in log
+    if log_format == "json":
+        bugs = [line for line in lines_of(server_process) if line["event"] == "bug"]
+        assert [line["level"] for line in bugs] == ["error"] * 6
+        assert {line["call_id"] for line in bugs} == {error.trailing["x-call-id"] for error in errors}
+
+
+async def test_with_level_warning_calls_are_not_logged(server_process: ServerProcess) -> None:
+    """Neither those that went well nor those that failed; bugs still are."""
+    server_process.settings["STORE_LOG_LEVEL"] = "warning"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        await send_bodies_in_every_way(Stubs(channel))
+        assert server_process.stderr() == ""
+        break_posts(server_process)
+        await failure(Stubs(channel).create_post())
+    assert server_process.stop() == 0
+
+    (line,) = lines_of(server_process)
+    assert (line["event"], line["level"]) == ("bug", "error")
+
+
+def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
+    """In order, with the address, each with a time."""
+    server_process.start()
+    server_process.stop()
+    lines = lines_of(server_process)
+
+    assert [line["event"] for line in lines] == ["schema upgraded", "serving", "stopping", "stopped"]
+    assert lines[1]["address"] == server_process.address
+    assert all(is_time(line["timestamp"]) and line["level"] == "info" for line in lines)
+
+
+@pytest.mark.parametrize("log_format", ["", "json"], ids=["auto", "json"])
+async def test_on_a_terminal_the_log_is_for_people_unless_told_otherwise(
+    tmp_path: Path, log_format: str
+) -> None:
+    """Colours and columns under a terminal, JSON when STORE_LOG_FORMAT says so."""
+    terminal, stderr = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "store_service", "serve", "--listen", "127.0.0.1:0"],
+        cwd=tmp_path,
+        env={**os.environ, "STORE_LOG_FORMAT": log_format, "TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    os.close(stderr)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        async with grpc.aio.insecure_channel(address) as channel:
+            call = Stubs(channel).posts.CreatePost(
+                posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=SECRET))
+            )
+            await call
+            call_id = str(dict(await call.trailing_metadata())["x-call-id"])
+    finally:
+        process.terminate()
+        process.communicate()
+    log = _all_of(terminal)
+
+    assert process.returncode == 0
+    (line,) = [it for it in log.splitlines() if call_id in it]
+    assert "storeapi.v1.PostService/CreatePost" in line
+    assert SECRET not in log
+    if log_format == "json":
+        assert json.loads(line)["code"] == "OK"
+    else:
+        assert not line.startswith("{")
+        assert "\x1b[" in line, "no colours"
+
+
+def _all_of(terminal: int) -> str:
+    """What was written to a terminal whose other end is closed."""
+    parts = []
+    try:
+        while part := os.read(terminal, 65_536):
+            parts.append(part)
+    except OSError:
+        pass  # how Linux tells the end
+    os.close(terminal)
+    return b"".join(parts).decode()

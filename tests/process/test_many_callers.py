@@ -1,0 +1,124 @@
+"""Many callers at once: all are served, few commits serve them, and memory stays where it is."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
+
+import grpc
+import pytest
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from tests.store.wal import counted_commits
+from tests.support import ServerProcess, Stubs, error_seen
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+async def channel(server_process: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a server in a process of its own, whose log does not grow with the calls."""
+    server_process.settings["STORE_LOG_LEVEL"] = "warning"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        yield channel
+    assert server_process.stop() == 0
+    assert server_process.stderr() == ""
+
+
+async def share(calls: int, callers: int, call: Callable[[int], Awaitable[None]]) -> None:
+    """Has some callers do many calls together, each the next as soon as it has done one."""
+    numbers = iter(range(calls))
+
+    async def caller() -> None:
+        for number in numbers:
+            await call(number)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+
+
+async def test_2000_posts_of_64_callers_are_stored_with_fewer_commits_than_calls(
+    channel: grpc.aio.Channel, server_process: ServerProcess
+) -> None:
+    """All succeed, each with an id of its own, and callers who come together share a commit and its fsync."""
+    stubs = Stubs(channel)
+    ids: list[int] = []
+
+    async def create(number: int) -> None:
+        post = await stubs.create_post(f"post {number}")
+        assert post.body == f"post {number}"
+        ids.append(post.id)
+
+    with counted_commits(server_process.folder / "store.db") as commits:
+        await share(2000, 64, create)
+
+        assert 0 < commits.count() < 2000
+    assert sorted(ids) == list(range(1, 2001))
+
+
+async def test_memory_stays_below_120_mib_after_20000_calls(
+    channel: grpc.aio.Channel, server_process: ServerProcess
+) -> None:
+    """What a call needs is given back when it ends."""
+    stubs = Stubs(channel)
+    first = await stubs.create_post("the first")
+
+    async def call(number: int) -> None:
+        if number % 4 == 0:
+            await stubs.create_post("x" * 1000)
+        else:
+            await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=first.id))
+
+    await share(20_000, 200, call)
+
+    assert server_process.rss_bytes < 120 * MIB
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_comments_on_a_post_that_is_deleted_meanwhile_are_never_left_without_it(
+    channel: grpc.aio.Channel, server_process: ServerProcess, force: bool
+) -> None:
+    """50 callers comment while one deletes: each is told what happened, and it did."""
+    stubs = Stubs(channel)
+    posts_left, comments_left = 0, 0
+
+    async def comment(post_id: int, after: int) -> int:
+        for _ in range(after):
+            await asyncio.sleep(0)
+        try:
+            return (await stubs.create_comment(post_id)).id
+        except grpc.aio.AioRpcError as error:
+            assert error_seen(error).reason == "POST_NOT_FOUND"
+            return 0
+
+    async def delete(post_id: int) -> bool:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        try:
+            await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=post_id, force=force))
+        except grpc.aio.AioRpcError as error:
+            assert error_seen(error).reason == "POST_HAS_COMMENTS"
+            return False
+        return True
+
+    for _ in range(10):
+        post = await stubs.create_post()
+        answers = await asyncio.gather(delete(post.id), *(comment(post.id, after) for after in range(50)))
+        is_deleted, stored = bool(answers[0]), [id for id in answers[1:] if id]
+        count = await stubs.comments.CountComments(comments_pb2.CountCommentsRequest(post_ids=[post.id]))
+        if is_deleted:
+            assert count.counts[post.id] == 0
+            assert force or not stored
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))
+        else:
+            assert not force
+            assert count.counts[post.id] == len(stored) == 50
+            posts_left, comments_left = posts_left + 1, comments_left + 50
+
+    with closing(
+        sqlite3.connect(f"file:{server_process.folder / 'store.db'}?mode=ro", uri=True)
+    ) as connection:
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert connection.execute("SELECT count(*) FROM posts").fetchone() == (posts_left,)
+        assert connection.execute("SELECT count(*) FROM comments").fetchone() == (comments_left,)

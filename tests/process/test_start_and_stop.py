@@ -1,0 +1,429 @@
+"""How a server starts and stops, as whoever runs it sees it."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from storeapi.v1 import posts_pb2
+
+from store_service.database import schema
+from tests.store import old_application
+from tests.store.old_application import query
+from tests.support import ServerProcess, Stubs, failure, run_command
+
+SIGNALS = [signal.SIGTERM, signal.SIGINT]
+
+
+def logged(server_process: ServerProcess) -> list[dict[str, object]]:
+    """The log, in which every line is a JSON object: no traceback, nothing that a library printed."""
+    return [json.loads(line) for line in server_process.stderr().splitlines()]
+
+
+def events(server_process: ServerProcess) -> list[object]:
+    """What the log tells, in order, but for calls."""
+    return [line["event"] for line in logged(server_process) if line["event"] != "call"]
+
+
+# Starting
+
+
+async def test_calls_succeed_from_the_line_on(server_process: ServerProcess) -> None:
+    """Whoever waits for the line on stdout may call at once, without trying again."""
+    for number in range(1, 4):
+        server_process.start()
+        async with grpc.aio.insecure_channel(server_process.address) as channel:
+            post = await Stubs(channel).create_post()
+        assert post.id == number
+        assert server_process.stop() == 0
+
+
+def test_the_line_is_all_that_is_printed(server_process: ServerProcess) -> None:
+    """stdout is for scripts: one line, with the address, and nothing else until the end."""
+    server_process.start()
+    assert server_process.process is not None
+    assert server_process.process.stdout is not None
+    server_process.signal()
+
+    assert server_process.process.stdout.read() == b""
+    assert server_process.wait() == 0
+
+
+async def test_port_0_becomes_a_real_port(tmp_path: Path) -> None:
+    """The system chooses a free port, and the line tells which; so any number of servers run side by side."""
+    servers = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        servers.append(ServerProcess(tmp_path / name))
+    try:
+        for server in servers:
+            server.start()
+            assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d+", server.address)
+            async with grpc.aio.insecure_channel(server.address) as channel:
+                assert (await Stubs(channel).create_post()).id == 1
+        assert servers[0].address != servers[1].address
+    finally:
+        for server in servers:
+            server.kill()
+
+
+async def test_a_unix_socket_is_an_address_too(server_process: ServerProcess) -> None:
+    """For callers on the same machine."""
+    server_process.settings["STORE_LISTEN"] = "unix:store.sock"
+    server_process.start()
+
+    assert server_process.address == "unix:store.sock"
+    async with grpc.aio.insecure_channel(f"unix:{server_process.folder / 'store.sock'}") as channel:
+        assert (await Stubs(channel).create_post()).id == 1
+
+
+@pytest.fixture
+def migrated_folder(database_file: Path) -> Path:
+    """A folder with a database that needs no upgrade, so that nothing but the error is logged."""
+    return database_file.parent
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """It ended with exit code 1 and one line that tells a person what is wrong."""
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: ")
+    for word in words:
+        assert word in line
+
+
+def test_a_port_in_use_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
+    """Two servers never share a port by accident."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_command("serve", folder=migrated_folder, settings={"STORE_LISTEN": address})
+
+    assert_one_line(done, address, "in use")
+    assert done.stdout == ""
+
+
+async def test_a_port_of_another_server_is_in_use(
+    server_process: ServerProcess, migrated_folder: Path
+) -> None:
+    """Also when the other one is a store-service: the system would let both have it and share calls out."""
+    server_process.start()
+    other = migrated_folder / "other"
+    other.mkdir()
+    schema.upgrade(f"sqlite:///{other / 'store.db'}")
+    done = run_command("serve", folder=other, settings={"STORE_LISTEN": server_process.address})
+
+    assert_one_line(done, server_process.address)
+
+
+def test_an_address_of_another_machine_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
+    """192.0.2.1 belongs to nobody."""
+    done = run_command("serve", folder=migrated_folder, settings={"STORE_LISTEN": "192.0.2.1:50051"})
+
+    assert_one_line(done, "192.0.2.1:50051")
+
+
+def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) -> None:
+    """What was opened before the error is closed, down to the last byte of the log."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        run_command("serve", folder=migrated_folder, settings={"STORE_LISTEN": address})
+
+    assert run_command("check", folder=migrated_folder).returncode == 0
+    assert run_command("migrate", folder=migrated_folder).returncode == 0
+
+
+# Databases that cannot be served
+
+OBEYING_PERMISSIONS = """
+import ctypes, os, sys
+# Permissions mean nothing to root, unless it gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH for good.
+for capability in (1, 2):
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "store_service", *sys.argv[1:]])
+"""
+
+
+def run_without_privileges(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `store-service` such that permissions of files hold, also for root."""
+    return subprocess.run(
+        [sys.executable, "-c", OBEYING_PERMISSIONS, command, "--listen", "127.0.0.1:0"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def serve(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Starts a server that will not start."""
+    return run_command("serve", folder=folder, settings={"STORE_LISTEN": "127.0.0.1:0", **settings})
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    """The line names the path, so that the wrong letter in it is found."""
+    done = serve(tmp_path, DATABASE_URL="sqlite:///not/there/store.db")
+
+    assert_one_line(done, "not/there/store.db", "No such file or directory")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_must_not_be_written_to_is_one_line(migrated_folder: Path) -> None:
+    """SQLite needs files beside the database."""
+    migrated_folder.chmod(0o555)
+    done = run_without_privileges("serve", migrated_folder)
+    migrated_folder.chmod(0o755)
+
+    assert_one_line(done, "store.db", "Permission denied")
+
+
+def test_a_file_that_must_not_be_written_to_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+    """A service that could not store anything does not start."""
+    database_file.chmod(0o444)
+    done = run_without_privileges("serve", migrated_folder)
+
+    assert_one_line(done, "store.db", "readonly database")
+
+
+def test_a_file_that_must_not_be_read_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+    """Whose file it is, and what the system says."""
+    database_file.chmod(0)
+    done = run_without_privileges("serve", migrated_folder)
+
+    assert_one_line(done, "store.db", "unable to open database file")
+
+
+@pytest.mark.parametrize("content", [b"short", b"Dear diary, today I was taken for a database. " * 1000])
+def test_a_file_that_is_no_database_is_one_line_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
+    """Whatever it is, it is somebody's."""
+    path = tmp_path / "store.db"
+    path.write_bytes(content)
+    done = serve(tmp_path)
+
+    assert_one_line(done, "store.db", "file is not a database")
+    assert path.read_bytes() == content
+
+
+def test_a_folder_in_place_of_the_database_is_one_line(tmp_path: Path) -> None:
+    """It has the right name and is of the wrong kind."""
+    (tmp_path / "store.db").mkdir()
+
+    assert_one_line(serve(tmp_path), "store.db", "unable to open database file")
+
+
+def test_a_damaged_database_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+    """Half of a copy, for instance."""
+    data = database_file.read_bytes()
+    database_file.write_bytes(data[: len(data) // 2])
+
+    assert_one_line(serve(migrated_folder), "store.db", "malformed")
+
+
+@pytest.mark.parametrize("settings", [{}, {"STORE_AUTO_MIGRATE": "false"}], ids=["auto", "manual"])
+def test_a_database_of_another_application_is_one_line(tmp_path: Path, settings: dict[str, str]) -> None:
+    """Its posts are not ours; the line tells by which columns that was seen."""
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        connection.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT)")
+    before = (tmp_path / "store.db").read_bytes()
+
+    assert_one_line(serve(tmp_path, **settings), "table posts has the columns id, title")
+    assert (tmp_path / "store.db").read_bytes() == before
+
+
+def test_a_database_of_a_newer_version_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+    """The way back is to run the newer version."""
+    with closing(sqlite3.connect(database_file)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+    assert_one_line(serve(migrated_folder), "schema 9999", "needs 0002", "a newer store-service made it")
+
+
+@pytest.mark.parametrize("actual", [schema.EMPTY, schema.BEFORE])
+def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path, actual: str) -> None:
+    """With STORE_AUTO_MIGRATE=false the line says what to run instead, and the file stays as it is."""
+    path = tmp_path / "store.db"
+    old_application.make(path) if actual == schema.BEFORE else path.touch()
+    before = path.read_bytes()
+    done = serve(tmp_path, STORE_AUTO_MIGRATE="false")
+
+    assert_one_line(done, f"schema {actual}", "needs 0002", "run `store-service migrate`")
+    assert path.read_bytes() == before
+
+
+def test_a_database_that_somebody_writes_to_is_one_line_when_it_must_be_upgraded(tmp_path: Path) -> None:
+    """The old application is still running, say."""
+    old_application.make(tmp_path / "store.db")
+    with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = serve(tmp_path)
+
+    assert_one_line(done, "store.db", "database is locked")
+
+
+# Stopping
+
+
+@contextmanager
+def writes_held_up(server_process: ServerProcess) -> Iterator[sqlite3.Connection]:
+    """Another process has the database's write lock, so that writes wait; ROLLBACK lets them go on."""
+    path = server_process.folder / "store.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield other
+
+
+@asynccontextmanager
+async def watched(channel: grpc.aio.Channel) -> AsyncIterator[AsyncIterator[health_pb2.HealthCheckResponse]]:
+    """A health stream, whose first answer has come."""
+    stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    statuses = aiter(stream)
+    assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
+    try:
+        yield statuses
+    finally:
+        stream.cancel()
+
+
+async def told_of_the_stop(statuses: AsyncIterator[health_pb2.HealthCheckResponse]) -> None:
+    """Waits for the health stream's last answer, after which no new call is taken."""
+    assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def begun(channel: grpc.aio.Channel, body: str) -> asyncio.Task[posts_pb2.Post]:
+    """A CreatePost that the server has begun, and that waits there."""
+    call = asyncio.create_task(Stubs(channel).create_post(body))
+    await asyncio.sleep(0)
+    # A connection's calls are taken in their order, so when this one is answered the other has begun.
+    for _ in range(3):
+        await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+    assert not call.done()
+    return call
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_stops_an_idle_server(server_process: ServerProcess, number: signal.Signals) -> None:
+    """Exit code 0, and the log tells of it."""
+    server_process.start()
+    server_process.signal(number)
+
+    assert server_process.wait() == 0
+    assert events(server_process) == ["schema upgraded", "serving", "stopping", "stopped"]
+    assert not (server_process.folder / "store.db-journal").exists()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_running_call_finishes_and_new_ones_are_refused(
+    server_process: ServerProcess, number: signal.Signals
+) -> None:
+    """Nobody who was taken is dropped; who comes later learns that another try may help."""
+    server_process.settings["STORE_GRACE_SECONDS"] = "60"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+        with writes_held_up(server_process) as other:
+            running = await begun(channel, "taken")
+            server_process.signal(number)
+            await told_of_the_stop(statuses)
+            refused = await failure(Stubs(channel).create_post("refused"))
+            health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            assert not running.done()
+            other.execute("ROLLBACK")
+        post = await running
+        code = await asyncio.to_thread(server_process.wait)
+
+    assert post.body == "taken"
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+    assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert code == 0
+    assert query(server_process.folder / "store.db", "SELECT body FROM posts") == [("taken",)]
+    assert events(server_process) == ["schema upgraded", "serving", "stopping", "stopped"]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_connected_clients_and_open_streams_do_not_delay_the_stop(
+    server_process: ServerProcess, number: signal.Signals
+) -> None:
+    """With nothing to finish, the grace period is not waited for."""
+    server_process.settings["STORE_GRACE_SECONDS"] = "600"
+    server_process.start()
+    async with (
+        grpc.aio.insecure_channel(server_process.address) as channel,
+        grpc.aio.insecure_channel(server_process.address, [("grpc.use_local_subchannel_pool", 1)]) as another,
+        watched(channel) as statuses,
+        watched(another),
+    ):
+        await Stubs(channel).create_post()
+        server_process.signal(number)
+        await told_of_the_stop(statuses)
+
+        assert [status async for status in statuses] == []
+        assert await asyncio.to_thread(server_process.wait, 30) == 0
+    assert events(server_process)[-2:] == ["stopping", "stopped"]
+
+
+async def test_a_call_that_does_not_finish_in_time_does_not_keep_the_server(
+    server_process: ServerProcess,
+) -> None:
+    """After the grace period and a second the process is gone, whatever the database does."""
+    server_process.settings["STORE_GRACE_SECONDS"] = "0.2"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+        with writes_held_up(server_process):
+            running = await begun(channel, "too slow")
+            server_process.signal()
+            await told_of_the_stop(statuses)
+            # SQLite itself would go on waiting for 5 seconds from the beginning of the call.
+            code = await asyncio.to_thread(server_process.wait, 3)
+        error = await failure(running)
+
+    assert code == 0
+    assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert "calls are still running after the grace period" in events(server_process)
+    assert query(server_process.folder / "store.db", "SELECT count(*) FROM posts") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
+)
+async def test_a_second_signal_stops_at_once(
+    server_process: ServerProcess, first: signal.Signals, second: signal.Signals
+) -> None:
+    """Whoever is in a hurry does not wait for running calls; the exit code tells that it was a signal."""
+    server_process.settings["STORE_GRACE_SECONDS"] = "600"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+        with writes_held_up(server_process):
+            running = await begun(channel, "dropped")
+            server_process.signal(first)
+            await told_of_the_stop(statuses)
+            server_process.signal(second)
+            code = await asyncio.to_thread(server_process.wait, 3)
+        error = await failure(running)
+
+    assert code == 128 + second
+    assert error.code == grpc.StatusCode.UNAVAILABLE
+    assert events(server_process) == ["schema upgraded", "serving", "stopping"]
+
+
+async def test_a_stopped_server_leaves_one_file_with_everything_in_it(server_process: ServerProcess) -> None:
+    """After a clean stop the database is a single file again, which can be copied as it is."""
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        for number in range(3):
+            await Stubs(channel).create_post(str(number))
+    server_process.stop()
+
+    alone = server_process.folder / "copy.db"
+    alone.write_bytes((server_process.folder / "store.db").read_bytes())
+    assert query(alone, "SELECT body FROM posts") == [("0",), ("1",), ("2",)]

@@ -1,0 +1,62 @@
+"""The layers hold, and whoever breaks one is told."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Checks the package that is in a folder."""
+    command = Path(sys.executable).with_name("lint-imports")
+    return subprocess.run(
+        [command, "--no-cache", "--no-logo"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_layers_hold() -> None:
+    """Every import goes down, and gRPC and SQL stay where they belong."""
+    run = lint_imports(ROOT)
+
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "statement"),
+    [
+        ("model.py", "from store_service import errors"),
+        ("errors.py", "import grpc"),
+        ("logs.py", "from store_service import config"),
+        ("database/posts.py", "from store_service.store import pages"),
+        ("database/connect.py", "from store_service.config import Config"),
+        ("store/posts.py", "from google.protobuf.message import Message"),
+        ("store/posts.py", "from storeapi.v1 import posts_pb2"),
+        ("store/comments.py", "import sqlalchemy"),
+        ("store/pages.py", "from store_service.rpc import convert"),
+        ("rpc/posts.py", "import aiosqlite"),
+        ("rpc/guard.py", "from store_service.config import config"),
+        ("rpc/health.py", "from store_service import server"),
+        ("server.py", "from store_service import cli"),
+        ("utils.py", "import os"),
+    ],
+)
+def test_an_import_across_the_layers_is_refused(tmp_path: Path, module: str, statement: str) -> None:
+    """A module that imports what its layer must not know, or that is in no layer, breaks a contract."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "store_service", tmp_path / "store_service")
+    path = tmp_path / "store_service" / module
+    path.write_text((path.read_text() if path.exists() else "") + f"\n{statement}\n")
+
+    run = lint_imports(tmp_path)
+
+    assert run.returncode == 1, run.stdout + run.stderr
+    assert " BROKEN" in run.stdout, run.stdout + run.stderr

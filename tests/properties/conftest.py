@@ -1,0 +1,48 @@
+"""Profiles of hypothesis, and one server for each module.
+
+The profile is chosen by HYPOTHESIS_PROFILE: `ci`, the same examples on every run, or `search`, which looks
+for new ones and takes minutes.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.properties.live import Live, running
+from tests.support import ServerProcess
+
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=40,
+    stateful_step_count=30,
+    # How long examples take says something of the machine, nothing of the rule.
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "search", settings.get_profile("ci"), derandomize=False, max_examples=1000, stateful_step_count=60
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="module")
+def server_settings() -> dict[str, str]:
+    """Environment variables of a module's server; override the fixture to change them."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, server_settings: dict[str, str]) -> Iterator[Live]:
+    """A server in a process of its own, so that one that dies is seen to die."""
+    database = {"DATABASE_URL": "sqlite:///store.db", "DB_FORCE_ROLL_BACK": "false"}
+    logs = {"STORE_LOG_LEVEL": "warning", "STORE_LOG_FORMAT": "json"}
+    process = ServerProcess(tmp_path_factory.mktemp("server"), {**database, **logs, **server_settings})
+    try:
+        with running(process) as live:
+            yield live
+    finally:
+        process.kill()

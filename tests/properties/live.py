@@ -1,0 +1,76 @@
+"""A server in a process of its own, and what tests that are no coroutines need to call it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
+
+from tests.support import ErrorSeen, ServerProcess, error_seen
+
+CALL_SECONDS = 30
+"""A call that takes longer hangs."""
+
+
+@dataclass
+class Live:
+    """A server that runs, and the stubs to reach it."""
+
+    process: ServerProcess
+    channel: grpc.Channel
+
+    def __post_init__(self) -> None:
+        self.posts = posts_pb2_grpc.PostServiceStub(self.channel)
+        self.comments = comments_pb2_grpc.CommentServiceStub(self.channel)
+
+    @property
+    def is_alive(self) -> bool:
+        assert self.process.process is not None
+        return self.process.process.poll() is None
+
+    def do(self, method: Callable[..., Any], request: Message) -> Any:
+        """The answer of a call that must succeed."""
+        return method(request, timeout=CALL_SECONDS)
+
+    def attempt(self, method: Callable[..., Any], request: Any) -> Any:
+        """The answer of a call, or the error that it met."""
+        try:
+            return method(request, timeout=CALL_SECONDS)
+        except grpc.RpcError as error:
+            return error_seen(error)
+
+    def create_posts(self, *bodies: str) -> list[posts_pb2.Post]:
+        requests = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)) for body in bodies]
+        return list(
+            self.do(self.posts.BatchCreatePosts, posts_pb2.BatchCreatePostsRequest(requests=requests)).posts
+        )
+
+    def create_comments(self, post_id: int, *bodies: str) -> list[comments_pb2.Comment]:
+        comments = [comments_pb2.Comment(post_id=post_id, body=body) for body in bodies]
+        requests = [comments_pb2.CreateCommentRequest(comment=comment) for comment in comments]
+        batch = comments_pb2.BatchCreateCommentsRequest(requests=requests)
+        return list(self.do(self.comments.BatchCreateComments, batch).comments)
+
+    def wipe(self) -> None:
+        """Deletes everything."""
+        everything = posts_pb2.ListPostsRequest(page_size=1000)
+        while found := self.do(self.posts.ListPosts, everything).posts:
+            ids = [post.id for post in found]
+            self.do(self.posts.BatchDeletePosts, posts_pb2.BatchDeletePostsRequest(ids=ids, force=True))
+
+
+@contextlib.contextmanager
+def running(process: ServerProcess) -> Iterator[Live]:
+    """Runs a server until the end of the block, where it must have met no bug and must stop cleanly."""
+    with contextlib.closing(grpc.insecure_channel(process.start().address)) as channel:
+        yield Live(process, channel)
+    assert process.stop() == 0, process.stderr()
+    assert '"event": "bug"' not in process.stderr()
+
+
+def reason_of(outcome: Any) -> str | None:
+    """Why a call failed; None when it succeeded."""
+    return outcome.reason if isinstance(outcome, ErrorSeen) else None

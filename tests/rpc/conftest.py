@@ -1,0 +1,32 @@
+"""Fixtures of the tests of the wire."""
+
+import pytest
+
+from tests.rpc.helpers import Side, Taken
+from tests.support import Stubs
+
+
+@pytest.fixture(params=["Post", "Comment"])
+async def side(request: pytest.FixtureRequest, stubs: Stubs) -> Side:
+    """Each of the two services in turn; comments belong to a post that is there."""
+    if request.param == "Post":
+        return Side("Post", stubs)
+    return Side("Comment", stubs, post_id=(await stubs.create_post()).id)
+
+
+@pytest.fixture
+async def posts(stubs: Stubs) -> Side:
+    """PostService alone."""
+    return Side("Post", stubs)
+
+
+@pytest.fixture
+async def comments(stubs: Stubs) -> Side:
+    """CommentService alone, with a post that new comments belong to."""
+    return Side("Comment", stubs, post_id=(await stubs.create_post()).id)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
+    """What the workers take, and what waits for them."""
+    return Taken(monkeypatch)

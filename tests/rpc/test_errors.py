@@ -1,0 +1,455 @@
+"""Errors as callers see them: which there are, what each carries, how large they get, what they never tell."""
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from structlog.testing import capture_logs
+
+from store_service import errors
+from store_service.database.connection import Connection
+from store_service.model import Query
+from store_service.rpc.status import ROWS
+from store_service.store import page_tokens
+from store_service.store.posts import Posts
+from storeapi.v1 import errors_pb2
+from storeapi.v1 import posts_pb2 as pb
+from tests.rpc.helpers import Side, send_bytes
+from tests.support import ErrorSeen, Stubs, failure
+
+REASONS = {
+    name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys() if not name.endswith("UNSPECIFIED")
+}
+
+
+def leaves(root: type[errors.StoreError]) -> set[type[errors.StoreError]]:
+    """The errors of the tree that are raised."""
+    below = [it for it in root.__subclasses__() if it.__module__ == errors.__name__]
+    return set().union(*(leaves(it) for it in below)) if below else {root}
+
+
+def test_every_leaf_of_the_tree_has_a_row_and_every_row_a_leaf() -> None:
+    """No error can be raised that callers would see as a bug."""
+    assert set(ROWS) == leaves(errors.StoreError)
+
+
+def test_every_reason_is_in_the_contract_and_is_used() -> None:
+    """The enum of the contract and the reasons that can be sent are the same; INTERNAL is sent for bugs."""
+    assert sorted([row.reason for row in ROWS.values()] + ["INTERNAL"]) == sorted(REASONS)
+    assert errors_pb2.ErrorReason.Name(0) == "ERROR_REASON_UNSPECIFIED"
+
+
+def test_a_reason_is_the_name_of_its_error() -> None:
+    """Who reads the log and who reads the error speak of the same thing."""
+    for leaf, row in ROWS.items():
+        assert row.reason.replace("_", "").lower() == leaf.__name__.lower()
+
+
+# Each error, from the server
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+
+Scenario = Callable[[Side, Side, Any], Awaitable[Any]]
+
+
+async def malformed(posts: Side, comments: Side, channel: grpc.aio.Channel) -> Any:
+    await send_bytes(channel, "/storeapi.v1.PostService/GetPost", b"\xff\xff\xff")
+
+
+async def commented(posts: Side, comments: Side, _: Any) -> Any:
+    await comments.stored()
+    await posts.delete(comments.post_id)
+
+
+async def moved(posts: Side, comments: Side, _: Any) -> Any:
+    comment = await comments.stored()
+    await comments.update(comments.resource(id=comment.id, body="x", post_id=404))
+
+
+async def too_large(posts: Side, comments: Side, _: Any) -> Any:
+    await posts.batch_create([posts.draft("x" * 64_900)] * 64)
+
+
+async def foreign_token(posts: Side, comments: Side, _: Any) -> Any:
+    await posts.page(page_token=page_tokens.make(Query(resource="comments"), last_id=1))
+
+
+SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]] = {
+    "REQUEST_MALFORMED": (malformed, INVALID, [], {}),
+    "FIELD_INVALID": (lambda posts, *_: posts.get(0), INVALID, ["BadRequest"], {}),
+    "FIELD_MASK_INVALID": (
+        lambda posts, *_: posts.update(posts.resource(id=1, body="x"), ["boddy"]),
+        INVALID,
+        ["BadRequest"],
+        {},
+    ),
+    "FIELD_IMMUTABLE": (moved, INVALID, ["BadRequest"], {}),
+    "PAGE_TOKEN_INVALID": (lambda posts, *_: posts.page(page_token="x"), INVALID, ["BadRequest"], {}),
+    "PAGE_TOKEN_MISMATCH": (foreign_token, INVALID, ["BadRequest"], {}),
+    "BATCH_EMPTY": (lambda posts, *_: posts.batch_get([]), INVALID, ["BadRequest"], {}),
+    "BATCH_TOO_LARGE": (
+        lambda posts, *_: posts.batch_get([1] * 1001),
+        INVALID,
+        ["BadRequest"],
+        {"count": "1001", "max_count": "1000"},
+    ),
+    "BATCH_DUPLICATE": (lambda posts, *_: posts.batch_delete([1, 1]), INVALID, ["BadRequest"], {}),
+    "POST_NOT_FOUND": (
+        lambda posts, *_: posts.get(404),
+        grpc.StatusCode.NOT_FOUND,
+        ["ResourceInfo"],
+        {"post_id": "404", "missing_ids": "404"},
+    ),
+    "COMMENT_NOT_FOUND": (
+        lambda _, comments, __: comments.get(404),
+        grpc.StatusCode.NOT_FOUND,
+        ["ResourceInfo"],
+        {"comment_id": "404", "missing_ids": "404"},
+    ),
+    "POST_HAS_COMMENTS": (
+        commented,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        ["PreconditionFailure"],
+        {"post_id": "1", "comment_count": "1"},
+    ),
+    "ETAG_MISMATCH": (
+        lambda posts, *_: posts.update(posts.resource(id=1, body="x", etag="x")),
+        grpc.StatusCode.ABORTED,
+        ["ResourceInfo"],
+        {"current_etag": "v1"},
+    ),
+    "RESPONSE_TOO_LARGE": (too_large, grpc.StatusCode.RESOURCE_EXHAUSTED, [], {"max_bytes": str(4_128_768)}),
+}
+"""What a caller alone can bring about: the call, and the code, further details and metadata that it gets.
+Post 1 is there."""
+
+ELSEWHERE = {
+    "SHUTTING_DOWN": "test_guard.py",
+    "DATABASE_BUSY": "test_database_failures.py",
+    "DATABASE_UNAVAILABLE": "test_database_failures.py",
+    "STORAGE_FULL": "test_database_failures.py",
+    "INTERNAL": "test_errors.py",
+    # Found when the server starts and by the health service, which tells no reason.
+    "SCHEMA_MISMATCH": "test_health.py",
+}
+"""What takes more than a call, and who tests it."""
+
+
+def test_every_reason_is_met_by_a_test() -> None:
+    """No error is only written down."""
+    assert SCENARIOS.keys() | ELSEWHERE.keys() == REASONS
+    for reason, module in ELSEWHERE.items():
+        text = (Path(__file__).parent / module).read_text()
+        assert f'"{reason}"' in text
+
+
+@pytest.mark.parametrize("reason", SCENARIOS)
+async def test_an_error_carries_what_the_contract_says(
+    posts: Side, comments: Side, channel: grpc.aio.Channel, reason: str
+) -> None:
+    """Code, reason, domain and metadata, and the further details of its kind, and no others."""
+    scenario, code, more, metadata = SCENARIOS[reason]
+
+    error = await failure(scenario(posts, comments, channel))
+
+    assert (error.code, error.reason, error.info.domain) == (code, reason, "storeapi")
+    assert error.metadata == metadata
+    assert [it.DESCRIPTOR.name for it in error.details] == ["ErrorInfo", *more]
+    assert error.message
+    assert not error.message.startswith(": ")
+    assert "x-call-id" in error.trailing
+    if more == ["BadRequest"]:
+        for violation in error.detail(error_details_pb2.BadRequest).field_violations:
+            assert violation.field
+            assert violation.description
+            assert violation.reason == reason
+
+
+# Sizes
+
+
+def assert_small(error: ErrorSeen) -> None:
+    """Details below 4 KiB, all trailing metadata below 8 KiB, as HTTP/2 counts it and base64 makes it."""
+    details = error.trailing["grpc-status-details-bin"]
+    assert len(details) < 4096
+    total = 32 + len("grpc-message") + 3 * len(error.message.encode())
+    for key, value in error.trailing.items():
+        length = (len(value) * 4 + 2) // 3 if key.endswith("-bin") else len(value)
+        total += 32 + len(key) + length
+    assert total < 8192
+
+
+HUGE = [2**63 - 1 - n for n in range(1000)]
+
+
+@pytest.mark.parametrize("method", ["batch_get", "batch_delete"])
+async def test_a_thousand_missing_ids_are_cut(side: Side, method: str) -> None:
+    """The longest ids there are, and as many as a batch may have: the rest is counted."""
+    error = await failure(getattr(side, method)(HUGE))
+
+    assert error.reason == side.not_found
+    assert_small(error)
+    listed = error.metadata["missing_ids"]
+    assert listed.startswith(f"{HUGE[0]},{HUGE[1]},")
+    shown, _, rest = listed.partition(",... and ")
+    assert len(shown.split(",")) + int(rest.removesuffix(" more")) == 1000
+
+
+async def test_a_thousand_comments_on_missing_posts_are_cut(comments: Side) -> None:
+    """The same where each of them also has a field to be named."""
+    error = await failure(comments.batch_create([comments.draft(post_id=id) for id in HUGE]))
+
+    assert error.reason == "POST_NOT_FOUND"
+    assert error.metadata["missing_ids"].endswith(" and 950 more")
+    assert_small(error)
+
+
+async def test_a_thousand_posts_with_comments_are_cut(posts: Side, stubs: Stubs) -> None:
+    """The same for what stands in the way of a delete; all comments are counted."""
+    ids = [it.id for it in await posts.several(1000)]
+    comments = Side("Comment", stubs)
+    await comments.batch_create([comments.draft(post_id=id) for id in ids])
+
+    error = await failure(posts.batch_delete(ids))
+
+    assert error.reason == "POST_HAS_COMMENTS"
+    assert error.metadata["comment_count"] == "1000"
+    assert error.metadata["post_id"].endswith(" and 950 more")
+    assert_small(error)
+
+
+def counted(error: ErrorSeen) -> int:
+    """How many violations an error tells of, those that were cut off included."""
+    *shown, last = error.detail(error_details_pb2.BadRequest).field_violations
+    rest = last.description.removeprefix("and ").removesuffix(" more")
+    return len(shown) + (int(rest) if last.field == "..." else 1)
+
+
+async def test_thousands_of_violations_are_cut(comments: Side) -> None:
+    """Each request of a full batch wrong in every field: the first are told, the rest is counted."""
+    request = comments.pb.CreateCommentRequest(
+        comment=comments.draft("\0", id=1, post_id=-1, etag="x", create_time={}, update_time={}),
+        request_id="x",
+        validate_only=True,
+    )
+
+    error = await failure(comments.call("BatchCreateComments", requests=[request] * 1000, request_id="x"))
+
+    assert error.reason == "FIELD_INVALID"
+    assert counted(error) == 8001
+    assert_small(error)
+
+
+async def test_a_thousand_wrong_ids_are_cut(side: Side) -> None:
+    """The same for ids, which are wrong one by one."""
+    get = await failure(side.batch_get([-1] * 1000))
+    delete = await failure(side.batch_delete([HUGE[0]] * 1000))
+
+    assert (counted(get), counted(delete)) == (1000, 999)
+    assert_small(get)
+    assert_small(delete)
+
+
+@pytest.mark.parametrize(
+    "path", ["\U0001f600" * 4000, "é" * 4000, "\0" * 4000, '"' * 4000, "%" * 4000, "x" * 4000, "\\" * 4000, "\n"]
+)
+@pytest.mark.parametrize("count", [1, 100])
+async def test_long_paths_in_a_mask_are_cut(side: Side, path: str, count: int) -> None:
+    """What a caller sends comes back short, and in letters that gRPC does not make three of."""
+    error = await failure(side.update(side.resource(id=1, body="x"), [f"{path}{n}" for n in range(count)]))
+
+    assert error.reason == "FIELD_MASK_INVALID"
+    assert error.message.isascii()
+    assert_small(error)
+
+
+async def test_long_texts_elsewhere_are_not_sent_back(side: Side) -> None:
+    """Orders, tokens, etags and request ids of any length make errors of the usual size."""
+    long = "\U0001f600" * 50_000
+    id = (await side.stored()).id
+
+    for call in (
+        side.page(order_by=long),
+        side.page(page_token=long),
+        side.delete(id, etag=long),
+        side.delete(id, request_id=long),
+        side.create(side.draft(etag=long)),
+    ):
+        assert_small(await failure(call))
+
+
+# Bugs
+
+
+def is_silent(error: ErrorSeen, *secrets: str) -> bool:
+    """Whether nothing of the inside is in an error, neither in its text nor in its details."""
+    everything = error.message + repr(error.details) + repr(sorted(error.trailing.items()))
+    return not any(word.lower() in everything.lower() for word in secrets)
+
+
+def raises(error: BaseException) -> Callable[..., Awaitable[Any]]:
+    """Something inside that goes wrong in a way that nobody thought of."""
+
+    async def behave(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return behave
+
+
+class Unforeseen(Exception):
+    """An error that the service does not know."""
+
+
+BUGS = [
+    ValueError("secret"),
+    KeyError("secret"),
+    Unforeseen("secret"),
+    TimeoutError("secret"),
+    StopAsyncIteration("secret"),
+    asyncio.InvalidStateError("secret"),
+    asyncio.CancelledError("secret"),
+    sqlite3.ProgrammingError("secret"),
+    grpc.RpcError("secret"),
+    OSError(2, "secret", "/secret"),
+    UnicodeEncodeError("utf-8", "secret", 0, 1, "secret"),
+    errors.InvalidRequest(),
+    errors.NotFound.__new__(errors.NotFound),
+]
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
+async def test_a_bug_is_internal_and_tells_nothing_but_its_id(
+    posts: Side, monkeypatch: pytest.MonkeyPatch, bug: BaseException
+) -> None:
+    """The caller gets an id, and the log has the bug under it; the caller gets nothing else."""
+    monkeypatch.setattr(Posts, "get_post", raises(bug))
+
+    with capture_logs() as logged:
+        error = await asyncio.wait_for(failure(posts.get(1)), 20)
+
+    assert (error.code, error.reason, error.metadata) == (grpc.StatusCode.INTERNAL, "INTERNAL", {})
+    call_id = error.detail(error_details_pb2.RequestInfo).request_id
+    assert call_id == error.trailing["x-call-id"]
+    assert call_id in error.message
+    assert is_silent(error, "secret", type(bug).__name__, "Traceback", "store_service", ".py")
+    (told,) = [it for it in logged if it["event"] == "bug"]
+    assert (told["call_id"], told["exc_info"]) == (call_id, bug)
+
+
+async def test_the_service_goes_on_after_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug ends one call and nothing else."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Posts, "get_post", raises(ValueError("secret")))
+        await failure(posts.get(1))
+
+    post = await posts.stored()
+
+    assert await posts.get(post.id) == post
+
+
+async def test_something_inside_that_was_cancelled_does_not_leave_the_caller_waiting(
+    posts: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancelled future that a method waits for is a bug, not the end of the caller's call."""
+
+    async def waits_for_what_is_cancelled(*_: Any) -> Any:
+        inside = asyncio.get_running_loop().create_future()
+        inside.cancel()
+        return await inside
+
+    monkeypatch.setattr(Posts, "get_post", waits_for_what_is_cancelled)
+
+    error = await asyncio.wait_for(failure(posts.get(1)), 20)
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+async def test_a_timeout_inside_is_not_the_callers(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A limit that a method sets itself cancels the method's own task; that too is answered."""
+
+    async def gives_up(*_: Any) -> Any:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(Posts, "get_post", gives_up)
+
+    error = await asyncio.wait_for(failure(posts.get(1)), 20)
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+
+
+async def test_an_answer_that_is_none_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be sent is found before gRPC would."""
+
+    async def returns_nothing(*_: Any) -> Any:
+        return None
+
+    monkeypatch.setattr(Posts, "get_post", returns_nothing)
+
+    assert (await failure(posts.get(1))).reason == "INTERNAL"
+
+
+async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What SQLite says in such a case, the statement included, stays inside."""
+    fetch = Connection.fetch
+
+    async def misspelt(connection: Connection, statement: Any, **values: Any) -> Any:
+        await connection._run("SELECT secret FROM nowhere")
+        return await fetch(connection, statement, **values)
+
+    monkeypatch.setattr(Connection, "fetch", misspelt)
+
+    for call in (posts.get(1), posts.create(posts.draft()), posts.batch_create([posts.draft()], validate_only=True)):
+        error = await failure(call)
+
+        assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+        assert is_silent(error, "secret", "nowhere", "sqlite", "OperationalError", "no such table")
+
+
+async def test_a_call_whose_time_is_up_is_told_so(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline is the caller's; what the method was doing ends with it, and is no bug."""
+    ended = asyncio.Event()
+
+    async def takes_long(*_: Any) -> Any:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Posts, "get_post", takes_long)
+
+    with capture_logs() as logged:
+        error = await failure(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
+        await asyncio.wait_for(ended.wait(), 20)
+
+    assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not [it for it in logged if it["event"] == "bug"]
+
+
+def names(found: Iterable[type]) -> list[str]:
+    return sorted(it.__name__ for it in found)
+
+
+def test_the_tree_is_drawn_as_it_is() -> None:
+    """The drawing at the head of the module has every error at its place."""
+    drawn: list[tuple[int, str]] = []
+    for line in (errors.__doc__ or "").splitlines():
+        depth = len(line) - len(line.lstrip(" │├└─"))
+        words = line.strip(" │├└─").split()
+        if words and words[0] != "StoreError" and ("├" in line or "└" in line):
+            drawn.append((depth // 4 - 1, words[0]))
+
+    def walked(root: type, depth: int) -> list[tuple[int, str]]:
+        found = []
+        for one in root.__subclasses__():
+            if one.__module__ == errors.__name__:
+                found += [(depth, one.__name__), *walked(one, depth + 1)]
+        return found
+
+    assert sorted(drawn) == sorted(walked(errors.StoreError, 1))
+    assert names(leaves(errors.StoreError)) == names(ROWS)

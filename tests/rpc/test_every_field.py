@@ -1,0 +1,307 @@
+"""No field of a request is ignored: each is honoured, or the call is refused.
+
+The fields are read from the descriptors, so a new one fails here until `PROOFS` says what it does. A
+proof is a request with the field set, and what comes of it with and without that field. Both requests
+are sent, to servers whose databases hold the same.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from store_service import config as settings
+from store_service.model import Query
+from store_service.server import serving
+from store_service.store import page_tokens
+from tests.rpc.helpers import METHODS, Contents, contents, path_of, request_class, response_class
+from tests.support import error_seen
+
+WHOLE = {"google.protobuf.Timestamp", "google.protobuf.FieldMask"}
+"""Messages that are one value; their own fields have no meaning of ours."""
+
+BY_NAME = {method.name: method for method in METHODS}
+
+
+def fields_of(message: Descriptor, path: str) -> Iterator[str]:
+    """Every field of a message and of the messages in it: Method.field.field, Method.field[].field."""
+    for field in message.fields:
+        name = f"{path}.{field.name}" + ("[]" if field.is_repeated and field.message_type else "")
+        yield name
+        if field.message_type is not None and field.message_type.full_name not in WHOLE:
+            yield from fields_of(field.message_type, name)
+
+
+FIELDS = [name for method in METHODS for name in fields_of(method.input_type, method.name)]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a field does."""
+
+    request: dict[str, Any]
+    """A request with the field set."""
+    set: str
+    """What comes of it."""
+    unset: str
+    """What comes of the same request without the field."""
+
+
+# Every database holds the posts 1 to 3; post 1 has the comments 1 and 2. All are as they were created.
+
+
+@pytest.fixture(scope="module")
+def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the rows that the proofs speak of."""
+    file = Path(shutil.copy(migrated_file, tmp_path_factory.mktemp("world") / "store.db"))
+    connection = sqlite3.connect(file)
+    with connection:
+        connection.executemany(
+            "INSERT INTO posts VALUES (?, ?, 1000000, 1000000, 1)", [(1, "one"), (2, "two"), (3, "three")]
+        )
+        connection.executemany(
+            "INSERT INTO comments VALUES (?, ?, 1, 1000000, 1000000, 1)", [(1, "first"), (2, "second")]
+        )
+    connection.close()
+    return file
+
+
+def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, Proof]:
+    """The proofs of what posts and comments have in common; `new` can be created and gets the id `new_id`."""
+    title, plural = name.title(), f"{name}s"
+    created = f"{name} {new_id}; {name} {new_id} is new"
+    created_in_batch = f"{plural} {new_id}; {name} {new_id} is new"
+    updated = f"{name} 1; {name} 1 is new"
+    deleted = f"{name} 2; {name} 2 gone"
+    a_time = {"seconds": 9}
+    change = {"id": 1, "body": "new"}
+
+    def creates(**more: Any) -> dict[str, Any]:
+        return {name: new | more}
+
+    def updates(**more: Any) -> dict[str, Any]:
+        return {name: change | more}
+
+    def refused(request: dict[str, Any], field: str, unset: str) -> Proof:
+        return Proof(request, set=f"FIELD_INVALID {field}", unset=unset)
+
+    def needed(request: dict[str, Any], field: str, set: str) -> Proof:
+        return Proof(request, set=set, unset=f"FIELD_INVALID {field}")
+
+    token = page_tokens.make(Query(resource=plural), last_id=1)  # type: ignore[arg-type]  # posts or comments
+    all_of_them = {"post": "posts 1 2 3; no change", "comment": "comments 1 2; no change"}[name]
+    proofs = {
+        "Create.resource": needed(creates(), name, created),
+        "Create.resource.id": refused(creates(id=9), f"{name}.id", created),
+        "Create.resource.body": needed(creates(), f"{name}.body", created),
+        "Create.resource.create_time": refused(creates(create_time=a_time), f"{name}.create_time", created),
+        "Create.resource.update_time": refused(creates(update_time=a_time), f"{name}.update_time", created),
+        "Create.resource.etag": refused(creates(etag="v1"), f"{name}.etag", created),
+        "Create.request_id": refused(creates() | {"request_id": "x"}, "request_id", created),
+        "Create.validate_only": Proof(creates() | {"validate_only": True}, "no id; no change", created),
+        "Get.id": needed({"id": 2}, "id", f"{name} 2; no change"),
+        "List.page_size": Proof({"page_size": 1}, f"{plural} 1, more; no change", all_of_them),
+        "List.page_token": Proof({"page_token": token}, all_of_them.replace(" 1", ""), all_of_them),
+        "List.order_by": Proof(
+            {"order_by": "id desc"},
+            {"post": "posts 3 2 1; no change", "comment": "comments 2 1; no change"}[name],
+            all_of_them,
+        ),
+        "Update.resource": needed(updates(), name, updated),
+        "Update.resource.id": needed(updates(), f"{name}.id", updated),
+        "Update.resource.body": needed(updates(), f"{name}.body", updated),
+        "Update.resource.create_time": Proof(
+            updates(create_time=a_time), f"FIELD_IMMUTABLE {name}.create_time", updated
+        ),
+        "Update.resource.update_time": Proof(
+            updates(update_time=a_time), f"FIELD_IMMUTABLE {name}.update_time", updated
+        ),
+        "Update.resource.etag": Proof(updates(etag="v9"), "ETAG_MISMATCH", updated),
+        "Update.update_mask": Proof(
+            updates(create_time=a_time) | {"update_mask": {"paths": ["body"]}},
+            updated,
+            f"FIELD_IMMUTABLE {name}.create_time",
+        ),
+        "Update.request_id": refused(updates() | {"request_id": "x"}, "request_id", updated),
+        "Update.validate_only": Proof(updates() | {"validate_only": True}, f"{name} 1; no change", updated),
+        "Delete.id": needed({"id": 2}, "id", deleted),
+        "Delete.etag": Proof({"id": 2, "etag": "v9"}, "ETAG_MISMATCH", deleted),
+        "Delete.allow_missing": Proof(
+            {"id": 9, "allow_missing": True}, f"{name} 9; no change", f"{name.upper()}_NOT_FOUND"
+        ),
+        "Delete.request_id": refused({"id": 2, "request_id": "x"}, "request_id", deleted),
+        "Delete.validate_only": Proof({"id": 2, "validate_only": True}, f"{name} 2; no change", deleted),
+        "BatchGet.ids": Proof({"ids": [2, 1]}, f"{plural} 2 1; no change", "BATCH_EMPTY ids"),
+        "BatchGet.allow_missing": Proof(
+            {"ids": [1, 9], "allow_missing": True},
+            f"{plural} 1, missing 9; no change",
+            f"{name.upper()}_NOT_FOUND",
+        ),
+        "BatchCreate.requests[]": Proof({"requests": [creates()]}, created_in_batch, "BATCH_EMPTY requests"),
+        "BatchCreate.request_id": refused(
+            {"requests": [creates()], "request_id": "x"}, "request_id", created_in_batch
+        ),
+        "BatchCreate.validate_only": Proof(
+            {"requests": [creates()], "validate_only": True}, f"{plural} 0; no change", created_in_batch
+        ),
+        "BatchDelete.ids": Proof({"ids": [2]}, f"{plural} 2; {name} 2 gone", "BATCH_EMPTY ids"),
+        "BatchDelete.allow_missing": Proof(
+            {"ids": [2, 9], "allow_missing": True},
+            f"{plural} 2, missing 9; {name} 2 gone",
+            f"{name.upper()}_NOT_FOUND",
+        ),
+        "BatchDelete.request_id": refused(
+            {"ids": [2], "request_id": "x"}, "request_id", f"{plural} 2; {name} 2 gone"
+        ),
+        "BatchDelete.validate_only": Proof(
+            {"ids": [2], "validate_only": True}, f"{plural} 2; no change", f"{plural} 2; {name} 2 gone"
+        ),
+    }
+    named = {}
+    for path, proof in proofs.items():
+        method, rest = path.replace("resource", name).split(".", 1)
+        ending = title if method in ("Create", "Get", "Update", "Delete") else f"{title}s"
+        named[f"{method}{ending}.{rest}"] = proof
+    return named
+
+
+def proofs_inside_batches(proofs: dict[str, Proof], name: str, *, created: str, in_batch: str) -> dict[str, Proof]:
+    """Inside a batch the fields of a create do what they do alone, and its options are refused."""
+    title = name.title()
+    inside = {}
+    for path, proof in proofs.items():
+        method, field = path.split(".", 1)
+        if method != f"Create{title}":
+            continue
+
+        def come_to(words: str) -> str:
+            reason, _, field = words.partition(" ")
+            return in_batch if words == created else f"{reason} requests[0].{field}".rstrip()
+
+        inside[f"BatchCreate{title}s.requests[].{field}"] = Proof(
+            {"requests": [proof.request]}, come_to(proof.set), come_to(proof.unset)
+        )
+    path = f"BatchCreate{title}s.requests[].validate_only"
+    inside[path] = Proof(inside[path].request, "FIELD_INVALID requests[0].validate_only", in_batch)
+    return inside
+
+
+A_POST = {"body": "new"}
+A_COMMENT = {"body": "new", "post_id": 2}
+
+PROOFS = (
+    proofs_of_both("post", new=A_POST, new_id=4)
+    | proofs_of_both("comment", new=A_COMMENT, new_id=3)
+    | {
+        "DeletePost.force": Proof(
+            {"id": 1, "force": True}, "post 1; comment 1 gone, comment 2 gone, post 1 gone", "POST_HAS_COMMENTS"
+        ),
+        "BatchDeletePosts.force": Proof(
+            {"ids": [1], "force": True},
+            "posts 1; comment 1 gone, comment 2 gone, post 1 gone",
+            "POST_HAS_COMMENTS",
+        ),
+        "CreateComment.comment.post_id": Proof(
+            {"comment": A_COMMENT}, "comment 3; comment 3 is new", "FIELD_INVALID comment.post_id"
+        ),
+        "UpdateComment.comment.post_id": Proof(
+            {"comment": {"id": 1, "body": "new", "post_id": 2}},
+            "FIELD_IMMUTABLE comment.post_id",
+            "comment 1; comment 1 is new",
+        ),
+        "ListComments.post_id": Proof({"post_id": 2}, "no id; no change", "comments 1 2; no change"),
+        "CountComments.post_ids": Proof(
+            {"post_ids": [1, 2]}, "post 1 has 2, post 2 has 0; no change", "BATCH_EMPTY post_ids"
+        ),
+    }
+)
+PROOFS |= proofs_inside_batches(
+    PROOFS, "post", created="post 4; post 4 is new", in_batch="posts 4; post 4 is new"
+)
+PROOFS |= proofs_inside_batches(
+    PROOFS, "comment", created="comment 3; comment 3 is new", in_batch="comments 3; comment 3 is new"
+)
+
+
+def test_every_field_has_a_proof_and_every_proof_a_field() -> None:
+    """What the contract can say and what is proved here are the same."""
+    assert sorted(PROOFS) == sorted(FIELDS)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+async def test_a_field_makes_the_difference_that_its_proof_says(field: str, world: Path, tmp_path: Path) -> None:
+    """With the field set, something else comes of a request than without it."""
+    proof = PROOFS[field]
+    method, path = field.split(".", 1)
+    request = request_class(BY_NAME[method])(**proof.request)
+    without = request_class(BY_NAME[method]).FromString(request.SerializeToString())
+    clear(without, path.split("."))
+    assert request != without, "the request of the proof does not set the field"
+
+    assert proof.set != proof.unset
+    assert await come_of(method, request, world, tmp_path / "set.db") == proof.set
+    assert await come_of(method, without, world, tmp_path / "unset.db") == proof.unset
+
+
+def clear(message: Any, path: list[str]) -> None:
+    """Unsets one field, and nothing around it."""
+    *way, last = path
+    for name in way:
+        message = getattr(message, name)[0] if (name := name.removesuffix("[]")) == "requests" else getattr(message, name)
+    message.ClearField(last.removesuffix("[]"))
+
+
+async def come_of(method: str, request: Message, world: Path, file: Path) -> str:
+    """Everything that comes of a call to a new server: the refusal, or the answer and what became of the rows."""
+    shutil.copy(world, file)
+    before = contents(file)
+    config = settings.load(DATABASE_URL=f"sqlite:///{file}", listen="127.0.0.1:0", readers=1)
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        call = channel.unary_unary(
+            path_of(BY_NAME[method]),
+            request_serializer=request_class(BY_NAME[method]).SerializeToString,
+            response_deserializer=response_class(BY_NAME[method]).FromString,
+        )
+        try:
+            answer = await call(request)
+        except grpc.RpcError as error:
+            assert contents(file) == before
+            seen = error_seen(error)
+            has_fields = any(it.DESCRIPTOR.name == "BadRequest" for it in seen.details)
+            return " ".join([seen.reason, *(seen.fields if has_fields else [])])
+        return f"{answer_in_words(answer)}; {difference(before, contents(file))}"
+
+
+def answer_in_words(answer: Message) -> str:
+    """What tells answers apart: the ids that they hold, missing ones, counts, whether there is more."""
+    words = []
+    for field, value in answer.ListFields():
+        if field.name in ("posts", "comments"):
+            words.append(f"{field.name} {' '.join(str(it.id) for it in value)}")
+        elif field.name == "next_page_token":
+            words.append("more")
+        elif field.name == "missing_ids":
+            words.append(f"missing {' '.join(str(id) for id in value)}")
+        elif field.name == "counts":
+            words.append(", ".join(f"post {id} has {count}" for id, count in sorted(value.items())))
+        elif field.name == "id":
+            words.append(f"{answer.DESCRIPTOR.name.lower()} {value}")
+    return ", ".join(words) or "no id"
+
+
+def difference(before: Contents, after: Contents) -> str:
+    """What became of the rows."""
+    words = []
+    for kind in ("post", "comment"):
+        was = {row[0]: row for row in getattr(before, f"{kind}s")}
+        now = {row[0]: row for row in getattr(after, f"{kind}s")}
+        words += [f"{kind} {id} gone" for id in was if id not in now]
+        words += [f"{kind} {id} is {row[1]}" for id, row in now.items() if row != was.get(id)]
+    return ", ".join(sorted(words)) or "no change"

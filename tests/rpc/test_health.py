@@ -1,0 +1,168 @@
+"""The health service: who is served, and that it really looks at the database."""
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2 as pb
+from grpc_health.v1 import health_pb2_grpc
+
+from store_service.config import Config
+from store_service.database import schema
+from store_service.errors import SchemaMismatch
+from store_service.rpc import health as health_module
+from store_service.server import serving
+from tests.rpc.helpers import locked
+from tests.support import failure
+
+SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
+NAMES = ["", "storeapi.v1.CommentService", "storeapi.v1.PostService"]
+
+
+@pytest.fixture
+def health(channel: grpc.aio.Channel) -> Any:
+    """The stub."""
+    return health_pb2_grpc.HealthStub(channel)
+
+
+@pytest.fixture(autouse=True)
+def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watched statuses are looked at many times a second."""
+    monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.02)
+
+
+def set_revision(file: Path, revision: str) -> None:
+    """Makes the database say that it has another schema, as an upgrade by a newer program would."""
+    connection = sqlite3.connect(file)
+    with connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
+    connection.close()
+
+
+async def status(health: Any, name: str = "") -> int:
+    answer = await health.Check(pb.HealthCheckRequest(service=name))
+    return int(answer.status)
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_server_and_its_services_are_serving(health: Any, name: str) -> None:
+    """The empty name is the whole server."""
+    assert await status(health, name) == SERVING
+
+
+@pytest.mark.parametrize("name", ["x", "storeapi.v1", "PostService", "grpc.health.v1.Health", " ", "storeapi.v1.postservice"])
+async def test_the_health_of_an_unknown_service_is_not_found(health: Any, name: str) -> None:
+    """Check answers NOT_FOUND for what is not served here, as the protocol says."""
+    error = await failure(health.Check(pb.HealthCheckRequest(service=name)))
+
+    assert error.code == grpc.StatusCode.NOT_FOUND
+    assert error.trailing["x-call-id"]
+
+
+async def test_an_unknown_service_is_watched_as_unknown(health: Any) -> None:
+    """Watch answers SERVICE_UNKNOWN and goes on, as the protocol says, for it may come."""
+    watch = health.Watch(pb.HealthCheckRequest(service="x"))
+
+    assert (await watch.read()).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(watch.read(), 0.1)
+
+
+async def test_all_services_are_listed(health: Any) -> None:
+    """List tells of every name at once."""
+    answer = await health.List(pb.HealthListRequest())
+
+    assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, SERVING)
+
+
+async def test_health_looks_at_the_database_every_time(health: Any, database_file: Path) -> None:
+    """A database with another schema is not healthy, and is again when it has ours."""
+    assert await status(health) == SERVING
+
+    set_revision(database_file, "9999")
+    assert [await status(health, name) for name in NAMES] == [NOT_SERVING] * 3
+    answer = await health.List(pb.HealthListRequest())
+    assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, NOT_SERVING)
+
+    set_revision(database_file, schema.HEAD)
+    assert [await status(health, name) for name in NAMES] == [SERVING] * 3
+
+
+async def test_a_database_without_a_revision_is_not_healthy(health: Any, database_file: Path) -> None:
+    """A version table that says nothing is not ours."""
+    connection = sqlite3.connect(database_file)
+    with connection:
+        connection.execute("DELETE FROM alembic_version")
+    connection.close()
+
+    assert await status(health) == NOT_SERVING
+
+
+async def test_a_database_without_its_tables_is_not_healthy(health: Any, database_file: Path) -> None:
+    """Whatever the look at the database meets is an answer, not an error."""
+    connection = sqlite3.connect(database_file)
+    with connection:
+        connection.execute("DROP TABLE alembic_version")
+    connection.close()
+
+    assert await status(health) == NOT_SERVING
+
+
+async def test_a_watch_reports_every_change_and_nothing_else(health: Any, database_file: Path) -> None:
+    """The status now, and then each time it is another one."""
+    watch = health.Watch(pb.HealthCheckRequest(service="storeapi.v1.PostService"))
+    assert (await watch.read()).status == SERVING
+
+    for _ in range(3):
+        set_revision(database_file, "9999")
+        assert (await watch.read()).status == NOT_SERVING
+        set_revision(database_file, schema.HEAD)
+        assert (await watch.read()).status == SERVING
+
+
+async def test_many_may_watch(health: Any, database_file: Path) -> None:
+    """Each gets each change."""
+    watches = [health.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 3]
+    assert [(await watch.read()).status for watch in watches] == [SERVING] * 9
+
+    set_revision(database_file, "9999")
+
+    assert [(await watch.read()).status for watch in watches] == [NOT_SERVING] * 9
+
+
+async def test_a_database_that_does_not_answer_in_time_is_not_healthy(
+    health: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health gives up before its caller would."""
+    monkeypatch.setattr(health_module, "LOOK_SECONDS", 0.01)
+
+    async def for_ever(_: object) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "look", for_ever)
+        assert await status(health) == NOT_SERVING
+    monkeypatch.setattr(health_module, "LOOK_SECONDS", 20.0)
+    assert await status(health) == SERVING
+
+
+async def test_health_answers_while_calls_wait_for_the_writer(
+    health: Any, database_file: Path
+) -> None:
+    """The look is a read, which waits for no writer."""
+    with locked(database_file):
+        assert await status(health) == SERVING
+
+
+async def test_a_server_does_not_start_on_another_schema(config: Config, database_file: Path) -> None:
+    """What health would find, the start finds first: "SCHEMA_MISMATCH" for operators, with both revisions."""
+    set_revision(database_file, "9999")
+
+    with pytest.raises(SchemaMismatch) as raised:
+        async with serving(config):
+            pass
+
+    assert (raised.value.expected, raised.value.actual) == (schema.HEAD, "9999")

@@ -1,0 +1,546 @@
+"""Lanes and workers: what is batched, what is kept, who is told what, and when."""
+
+import asyncio
+import random
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+import structlog
+from sqlalchemy import BigInteger, Text
+
+from store_service.database import connect, workers
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.statements import Statement, parameter
+from store_service.database.workers import MAX_BATCH, Operation
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostNotFound, StoreError
+from store_service.model import Deletion, PostDraft, Update
+from store_service.store.posts import Posts
+from tests.store.old_application import query
+from tests.store.wal import counted_commits
+
+INSERT = Statement(
+    sqlalchemy.text("INSERT INTO posts (body) VALUES (:body)").bindparams(parameter("body", Text))
+)
+INSERT_ORPHAN = Statement(
+    sqlalchemy.text("INSERT INTO comments (body, post_id) VALUES ('orphan', :post_id)").bindparams(
+        parameter("post_id", BigInteger)
+    )
+)
+
+
+@pytest.fixture
+async def store(database_file: Path) -> AsyncIterator[Store]:
+    """An open database of this test's own."""
+    async with connect.open_store(f"sqlite:///{database_file}", readers=2) as store:
+        yield store
+
+
+def bodies(path: Path) -> list[str]:
+    """What is on disk, in the order in which it was stored."""
+    return [str(body) for (body,) in query(path, "SELECT body FROM posts ORDER BY id")]
+
+
+class Recorded:
+    """An operation that stores bodies one by one and remembers the batches that it was called with."""
+
+    def __init__(self, on_each: Callable[[str], Awaitable[StoreError | None]] | None = None) -> None:
+        self.batches: list[list[str]] = []
+        self.operation: Operation[str, str] = Operation(self._run)
+        self._on_each = on_each
+
+    async def _run(self, connection: Connection, arguments: Sequence[str]) -> list[str | StoreError]:
+        self.batches.append(list(arguments))
+        outcomes: list[str | StoreError] = []
+        for body in arguments:
+            error = await self._on_each(body) if self._on_each else None
+            if error is None:
+                await connection.fetch(INSERT, body=body)
+            outcomes.append(error or f"stored {body}")
+        return outcomes
+
+
+class Gate:
+    """An operation that a worker stays in until it is let go, so that other work has to wait."""
+
+    def __init__(self) -> None:
+        self.entered = asyncio.Event()
+        self.open = asyncio.Event()
+        self.operation: Operation[Any, None] = Operation(self._run)
+
+    async def _run(self, _: Connection, arguments: Sequence[Any]) -> list[None]:
+        self.entered.set()
+        await self.open.wait()
+        return [None] * len(arguments)
+
+
+async def blocked(store: Store) -> tuple[Gate, asyncio.Task[None]]:
+    """Has the writer stand in a gate."""
+    gate = Gate()
+    task = asyncio.create_task(store.write(gate.operation, None))
+    await gate.entered.wait()
+    return gate, task
+
+
+async def turns(number: int = 3) -> None:
+    """Lets everything that is ready run."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# Batches
+
+
+async def test_one_commit_is_for_all_who_wait(store: Store, database_file: Path) -> None:
+    """200 callers, one transaction, one fsync."""
+    posts = Posts(store)
+    with counted_commits(database_file) as commits:
+        created = await asyncio.gather(*(posts.create_posts([PostDraft(body=str(n))]) for n in range(200)))
+
+        assert commits.count() == 1
+    assert bodies(database_file) == [str(n) for n in range(200)]
+    assert [post.body for (post,) in created] == bodies(database_file)
+
+
+async def test_different_kinds_of_work_share_a_commit(store: Store, database_file: Path) -> None:
+    """What waits together is one transaction, whatever it is."""
+    posts = Posts(store)
+    first, second = await posts.create_posts([PostDraft(body="a"), PostDraft(body="b")])
+    with counted_commits(database_file) as commits:
+        await asyncio.gather(
+            posts.create_posts([PostDraft(body="c")]),
+            posts.update_post(Update(id=first.id, body="A", etag="", request_field="post")),
+            posts.delete_posts(Deletion(ids=(second.id,))),
+        )
+
+        assert commits.count() == 1
+    assert bodies(database_file) == ["A", "c"]
+
+
+async def test_who_comes_alone_is_not_kept_waiting(store: Store, database_file: Path) -> None:
+    """One after the other, each has a commit of its own: nobody waits for company."""
+    posts = Posts(store)
+    with counted_commits(database_file) as commits:
+        for n in range(5):
+            await posts.create_posts([PostDraft(body=str(n))])
+
+            assert commits.count() == n + 1
+
+
+async def test_a_batch_has_an_upper_limit(store: Store, database_file: Path) -> None:
+    """More than MAX_BATCH is done in several transactions, so that the first need not wait for the last."""
+    recorded = Recorded()
+    gate, gated = await blocked(store)
+    waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(2 * MAX_BATCH + 7)]
+    await turns()
+    with counted_commits(database_file) as commits:
+        gate.open.set()
+        answers = await asyncio.gather(*waiting, gated)
+
+        assert [len(batch) for batch in recorded.batches] == [MAX_BATCH, MAX_BATCH, 7]
+        assert commits.count() == 3
+    assert answers[:-1] == [f"stored {n}" for n in range(2 * MAX_BATCH + 7)]
+
+
+async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database_file: Path) -> None:
+    """First come, first stored."""
+    recorded = Recorded()
+    gate, gated = await blocked(store)
+    waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(50)]
+    await turns()
+    gate.open.set()
+    await asyncio.gather(*waiting, gated)
+
+    assert recorded.batches == [[str(n) for n in range(50)]]
+    assert bodies(database_file) == [str(n) for n in range(50)]
+
+
+async def test_readers_read_at_the_same_time(store: Store) -> None:
+    """A slow read keeps one reader, not all of them."""
+    slow = Gate()
+    reading = asyncio.create_task(store.read(slow.operation, None))
+    await slow.entered.wait()
+    quick = Gate()
+    quick.open.set()
+
+    await store.read(quick.operation, None)
+    assert not reading.done()
+    slow.open.set()
+    await reading
+
+
+async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(
+    store: Store, database_file: Path
+) -> None:
+    """Lanes are apart, and SQLite's log keeps them apart on disk."""
+    posts = Posts(store)
+    (post,) = await posts.create_posts([PostDraft(body="a")])
+    gate, gated = await blocked(store)
+
+    assert await posts.get_post(post.id) == post
+    gate.open.set()
+    await gated
+
+
+# Callers that go away
+
+
+async def test_work_whose_caller_went_away_before_it_began_is_skipped(
+    store: Store, database_file: Path
+) -> None:
+    """Nobody would hear the answer, so nothing is done."""
+    recorded = Recorded()
+    gate, gated = await blocked(store)
+    waiting = [asyncio.create_task(store.write(recorded.operation, body)) for body in ("a", "gone", "b")]
+    await turns()
+    waiting[1].cancel()
+    await turns()
+    gate.open.set()
+    answers = await asyncio.gather(*waiting, gated, return_exceptions=True)
+
+    assert recorded.batches == [["a", "b"]]
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert bodies(database_file) == ["a", "b"]
+
+
+async def test_work_whose_caller_went_away_after_it_began_is_finished(
+    store: Store, database_file: Path
+) -> None:
+    """A batch belongs to all who are in it; nobody takes it away from the others."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def wait(_: str) -> None:
+        begun.set()
+        await go_on.wait()
+
+    recorded = Recorded(wait)
+    waiting = [asyncio.create_task(store.write(recorded.operation, body)) for body in ("leaves", "stays")]
+    await begun.wait()
+    waiting[0].cancel()
+    await turns()
+    go_on.set()
+
+    assert await waiting[1] == "stored stays"
+    assert waiting[0].cancelled()
+    assert bodies(database_file) == ["leaves", "stays"]
+
+
+# Errors
+
+
+async def test_the_error_of_one_is_not_the_error_of_the_others(store: Store, database_file: Path) -> None:
+    """An operation answers each by itself, and what was done for the others is kept."""
+
+    async def refuse(body: str) -> StoreError | None:
+        return PostNotFound(ids=[7]) if body == "bad" else None
+
+    recorded = Recorded(refuse)
+    answers = await asyncio.gather(
+        *(store.write(recorded.operation, body) for body in ("a", "bad", "b")), return_exceptions=True
+    )
+
+    assert recorded.batches == [["a", "bad", "b"]]
+    assert (answers[0], answers[2]) == ("stored a", "stored b")
+    assert isinstance(answers[1], PostNotFound)
+    assert bodies(database_file) == ["a", "b"]
+
+
+async def test_a_batch_with_a_bug_in_it_is_undone_and_tried_one_by_one(
+    store: Store, database_file: Path
+) -> None:
+    """Only who met the bug sees it; nothing is stored twice and nothing of the broken one."""
+
+    async def stumble(body: str) -> None:
+        if body == "bad":
+            raise ZeroDivisionError
+
+    recorded = Recorded(stumble)
+    answers = await asyncio.gather(
+        *(store.write(recorded.operation, body) for body in ("a", "bad", "b")), return_exceptions=True
+    )
+
+    assert recorded.batches == [["a", "bad", "b"], ["a"], ["bad"], ["b"]]
+    assert (answers[0], answers[2]) == ("stored a", "stored b")
+    assert isinstance(answers[1], ZeroDivisionError)
+    assert bodies(database_file) == ["a", "b"]
+
+
+async def test_an_error_of_the_database_is_told_to_all_without_another_try(
+    store: Store, database_file: Path
+) -> None:
+    """A database that is busy for a batch would be busy for each of its members too."""
+
+    async def busy(body: str) -> None:
+        if body == "b":
+            raise DatabaseBusy
+
+    recorded = Recorded(busy)
+    answers = await asyncio.gather(
+        *(store.write(recorded.operation, body) for body in ("a", "b", "c")), return_exceptions=True
+    )
+
+    assert [type(answer) for answer in answers] == [DatabaseBusy] * 3
+    assert len(recorded.batches) == 1
+    assert bodies(database_file) == []
+
+
+async def test_nobody_is_told_of_success_before_the_commit(store: Store, database_file: Path) -> None:
+    """When it is the commit that fails, everything before it looked fine."""
+
+    async def run(connection: Connection, post_ids: Sequence[int]) -> list[str]:
+        await connection.fetch(Statement(sqlalchemy.text("PRAGMA defer_foreign_keys = 1")))
+        for post_id in post_ids:
+            await connection.fetch(INSERT_ORPHAN, post_id=post_id)
+        return ["stored"] * len(post_ids)
+
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.write(Operation(run), 1)
+
+    assert query(database_file, "SELECT count(*) FROM comments") == [(0,)]
+    (post,) = await Posts(store).create_posts([PostDraft(body="the connection is still of use")])
+    assert bodies(database_file) == [post.body]
+
+
+async def test_what_was_answered_is_on_disk(store: Store, database_file: Path) -> None:
+    """Another process sees it as soon as the caller knows of it."""
+    posts = Posts(store)
+    for n in range(10):
+        await posts.create_posts([PostDraft(body=str(n))])
+
+        assert bodies(database_file)[-1] == str(n)
+
+
+# keep=False
+
+
+async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_file: Path) -> None:
+    """It answers what it would have done; the next id is not used up, and the others' work is kept."""
+    posts = Posts(store)
+    (post,) = await posts.create_posts([PostDraft(body="a")])
+    outcomes = await asyncio.gather(
+        posts.create_posts([PostDraft(body="kept")]),
+        posts.delete_posts(Deletion(ids=(post.id,)), keep=False),
+        posts.create_posts([PostDraft(body="tried")], keep=False),
+    )
+
+    assert [post.body for post in outcomes[1].items] == ["a"]
+    assert [post.body for post in outcomes[2]] == ["tried"]
+    assert bodies(database_file) == ["a", "kept"]
+    assert query(database_file, "SELECT max(seq) FROM sqlite_sequence WHERE name = 'posts'") == [(2,)]
+
+
+async def test_work_that_is_not_kept_commits_nothing(store: Store, database_file: Path) -> None:
+    """A dry run costs no fsync."""
+    posts = Posts(store)
+    with counted_commits(database_file) as commits:
+        await asyncio.gather(*(posts.create_posts([PostDraft(body="tried")], keep=False) for _ in range(5)))
+
+        assert commits.count() == 0
+    assert bodies(database_file) == []
+
+
+async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, database_file: Path) -> None:
+    """The transaction is closed either way."""
+
+    async def stumble(_: str) -> None:
+        raise ZeroDivisionError
+
+    recorded = Recorded(stumble)
+    with pytest.raises(ZeroDivisionError):
+        await store.write(recorded.operation, "bad", keep=False)
+
+    await Posts(store).create_posts([PostDraft(body="after")])
+    assert bodies(database_file) == ["after"]
+
+
+# Lost connections
+
+
+async def test_a_lost_connection_is_opened_again(
+    store: Store, database_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was in the batch is told at once, with nothing of it kept; who comes later is served again."""
+    monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0)
+    connections: list[Connection] = []
+
+    async def lose(connection: Connection, _: Sequence[Any]) -> list[None]:
+        connections.append(connection)
+        await connection.fetch(INSERT, body="lost")
+        raise DatabaseUnavailable
+
+    async def store_body(connection: Connection, arguments: Sequence[str]) -> list[None]:
+        connections.append(connection)
+        for body in arguments:
+            await connection.fetch(INSERT, body=body)
+        return [None] * len(arguments)
+
+    with pytest.raises(DatabaseUnavailable):
+        await store.write(Operation(lose), None)
+    await until_available(lambda: store.write(Operation(store_body), "kept"))
+
+    before, after = connections
+    assert before is not after
+    assert bodies(database_file) == ["kept"]
+
+
+async def until_available(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Calls again as long as the answer is that the database is not available."""
+    while True:
+        try:
+            return await call()
+        except DatabaseUnavailable:
+            await asyncio.sleep(0)
+
+
+async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Store) -> None:
+    """Not only the batch that found out: nobody waits for a database that is gone."""
+
+    async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
+        await go_on.wait()
+        raise DatabaseUnavailable
+
+    go_on = asyncio.Event()
+    first = asyncio.create_task(store.write(Operation(lose), None))
+    await turns()
+    second = asyncio.create_task(store.write(Recorded().operation, "waits"))
+    await turns()
+    with structlog.testing.capture_logs() as lines:
+        go_on.set()
+        answers = await asyncio.gather(first, second, return_exceptions=True)
+
+    assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 2
+    assert [(line["log_level"], line["event"], line["worker"]) for line in lines] == [
+        ("error", "connection lost", "writer")
+    ]
+
+
+async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_they_are_served(
+    database_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that cannot be opened for a while is no reason to start the service anew."""
+    monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
+    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+        posts = Posts(store)
+        (post,) = await posts.create_posts([PostDraft(body="a")])
+        give_back = take_away(database_file)
+
+        async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
+            raise DatabaseUnavailable
+
+        with pytest.raises(DatabaseUnavailable):
+            await store.read(Operation(lose), None)
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                await asyncio.wait_for(posts.get_post(post.id), 10)
+        give_back()
+
+        assert await until_available(lambda: posts.get_post(post.id)) == post
+
+
+def take_away(path: Path) -> Callable[[], None]:
+    """Puts a folder in the place of a file; returns how to put the file back."""
+    away = path.rename(path.with_name("away.db"))
+    path.mkdir()
+
+    def give_back() -> None:
+        path.rmdir()
+        away.rename(path)
+
+    return give_back
+
+
+# Stopping
+
+
+async def test_what_waits_is_finished_when_the_store_is_closed(database_file: Path) -> None:
+    """Closing is no reason to refuse what was taken."""
+    recorded = Recorded()
+    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+        gate, gated = await blocked(store)
+        waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(MAX_BATCH + 5)]
+        await turns()
+        asyncio.get_running_loop().call_soon(gate.open.set)
+
+    assert await asyncio.gather(*waiting, gated) == [*(f"stored {n}" for n in range(MAX_BATCH + 5)), None]
+    assert bodies(database_file) == [str(n) for n in range(MAX_BATCH + 5)]
+
+
+async def test_a_closed_store_takes_no_work(database_file: Path) -> None:
+    """Who comes too late is told so, instead of waiting for ever."""
+    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+        posts = Posts(store)
+
+    with pytest.raises(DatabaseUnavailable):
+        await posts.create_posts([PostDraft(body="late")])
+    with pytest.raises(DatabaseUnavailable):
+        await posts.get_post(1)
+
+
+async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_waiting(
+    database_file: Path,
+) -> None:
+    """Everybody is answered, if only with an error."""
+
+    async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
+        raise DatabaseUnavailable
+
+    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+        gate, gated = await blocked(store)
+        waiting = [asyncio.create_task(store.write(Operation(lose), None)) for _ in range(3)]
+        waiting += [
+            asyncio.create_task(store.write(Recorded().operation, "waits")) for _ in range(MAX_BATCH + 3)
+        ]
+        await turns()
+        asyncio.get_running_loop().call_soon(gate.open.set)
+
+    await gated
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 10)
+    assert {type(answer) for answer in answers} == {DatabaseUnavailable}
+
+
+# All of it
+
+
+async def test_everybody_gets_their_own_answer_whatever_the_others_do(
+    store: Store, database_file: Path
+) -> None:
+    """1,000 callers who write, fail, try and go away: each that stays is answered, with what is theirs."""
+    chance = random.Random(7)
+
+    async def refuse(body: str) -> StoreError | None:
+        if body.startswith("bug"):
+            raise ZeroDivisionError(body)
+        return PostNotFound(ids=[1]) if body.startswith("refused") else None
+
+    recorded = Recorded(refuse)
+    kinds = ["fine"] * 12 + ["refused", "refused", "bug", "tried", "leaves"]
+    wanted = [f"{chance.choice(kinds)} {n}" for n in range(1000)]
+    tasks: list[asyncio.Task[str]] = []
+    for body in wanted:
+        keep = not body.startswith("tried")
+        tasks.append(asyncio.create_task(store.write(recorded.operation, body, keep=keep)))
+        if chance.random() < 0.2:
+            await asyncio.sleep(chance.choice([0, 0, 0.001]))
+            for number, task in enumerate(tasks):
+                if wanted[number].startswith("leaves"):
+                    task.cancel()
+    for number, task in enumerate(tasks):
+        if wanted[number].startswith("leaves"):
+            task.cancel()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+
+    for body, answer in zip(wanted, answers, strict=True):
+        kind = body.split()[0]
+        if kind in ("fine", "tried"):
+            assert answer == f"stored {body}"
+        elif kind == "bug":
+            assert isinstance(answer, ZeroDivisionError)
+            assert answer.args == (body,)
+        elif kind == "refused":
+            assert isinstance(answer, PostNotFound)
+    stored = [body for body in bodies(database_file) if not body.startswith("leaves")]
+    assert stored == [body for body in wanted if body.startswith("fine")]

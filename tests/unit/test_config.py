@@ -1,0 +1,203 @@
+"""The settings: where they come from, what is allowed, and what a bad one says."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store_service import config as settings
+from store_service.config import BadSetting, Config, load, unknown_variables, variable_of
+
+
+@pytest.fixture(autouse=True)
+def empty_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No settings from the environment of the tests, and no .env file."""
+    for name in Config.model_fields:
+        monkeypatch.delenv(variable_of(name), raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_the_defaults_serve_a_file_here_on_this_machine_alone() -> None:
+    """Nothing needs to be set, and nothing is open to other machines unless somebody says so."""
+    config = load()
+
+    assert config.DATABASE_URL == "sqlite:///store.db"
+    assert config.DB_FORCE_ROLL_BACK is False
+    assert config.listen == "127.0.0.1:50051"
+    assert config.max_body_bytes == 65_536
+    assert config.auto_migrate is True
+
+
+EXAMPLES: dict[str, tuple[str, Any]] = {
+    "DATABASE_URL": ("sqlite:////srv/posts.db", "sqlite:////srv/posts.db"),
+    "DB_FORCE_ROLL_BACK": ("true", True),
+    "STORE_LISTEN": ("[::]:0", "[::]:0"),
+    "STORE_AUTO_MIGRATE": ("false", False),
+    "STORE_GRACE_SECONDS": ("1.5", 1.5),
+    "STORE_MAX_BODY_BYTES": ("1", 1),
+    "STORE_READERS": ("4", 4),
+    "STORE_LOG_LEVEL": ("debug", "debug"),
+    "STORE_LOG_FORMAT": ("json", "json"),
+}
+
+
+def test_every_setting_has_an_example_here() -> None:
+    """So that the tests below speak of all of them."""
+    assert EXAMPLES.keys() == {variable_of(name) for name in Config.model_fields}
+
+
+@pytest.mark.parametrize("variable", EXAMPLES)
+def test_a_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Under the name that the manual gives it."""
+    text, value = EXAMPLES[variable]
+    (field,) = [name for name in Config.model_fields if variable_of(name) == variable]
+    assert getattr(load(), field) != value
+
+    monkeypatch.setenv(variable, text)
+
+    assert getattr(load(), field) == value
+
+
+@pytest.mark.parametrize("variable", EXAMPLES)
+def test_a_setting_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """.env in the current folder; the environment wins over it."""
+    text, value = EXAMPLES[variable]
+    (field,) = [name for name in Config.model_fields if variable_of(name) == variable]
+    default = getattr(load(), field)
+    Path(".env").write_text(f"{variable}={text}\n")
+
+    assert getattr(load(), field) == value
+
+    monkeypatch.setenv(variable, str(default))
+    assert getattr(load(), field) == default
+
+
+@pytest.mark.parametrize("variable", EXAMPLES)
+def test_a_setting_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """As scripts do it that pass on what they may not have."""
+    monkeypatch.setenv(variable, "")
+
+    assert load() == Config()
+
+
+def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line is nearer than the environment."""
+    monkeypatch.setenv("STORE_LISTEN", "127.0.0.1:1")
+    monkeypatch.setenv("DATABASE_URL", "sqlite:///a.db")
+
+    config = load(listen="127.0.0.1:2", DATABASE_URL="sqlite:///b.db")
+
+    assert (config.listen, config.DATABASE_URL) == ("127.0.0.1:2", "sqlite:///b.db")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("DATABASE_URL", "store.db"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("DATABASE_URL", "sqlite:///x.db?mode=memory"),
+        ("DATABASE_URL", "sqlite:///x.db?cache=shared"),
+        ("DATABASE_URL", "sqlite+aiosqlite:///x.db"),
+        ("DATABASE_URL", "postgresql://localhost/x"),
+        ("DATABASE_URL", "mysql://user:hunter2@localhost/x"),
+        ("DATABASE_URL", " "),
+        ("DB_FORCE_ROLL_BACK", "perhaps"),
+        ("STORE_LISTEN", "50051"),
+        ("STORE_LISTEN", ":50051"),
+        ("STORE_LISTEN", "127.0.0.1:"),
+        ("STORE_LISTEN", "127.0.0.1:65536"),
+        ("STORE_LISTEN", "127.0.0.1:-1"),
+        ("STORE_LISTEN", "127.0.0.1:http"),
+        ("STORE_LISTEN", "127.0.0.1:\u0661"),
+        ("STORE_AUTO_MIGRATE", "2"),
+        ("STORE_GRACE_SECONDS", "-1"),
+        ("STORE_GRACE_SECONDS", "nan"),
+        ("STORE_GRACE_SECONDS", "inf"),
+        ("STORE_GRACE_SECONDS", "3601"),
+        ("STORE_MAX_BODY_BYTES", "0"),
+        ("STORE_MAX_BODY_BYTES", "1048577"),
+        ("STORE_MAX_BODY_BYTES", "64k"),
+        ("STORE_READERS", "0"),
+        ("STORE_READERS", "17"),
+        ("STORE_LOG_LEVEL", "INFO!"),
+        ("STORE_LOG_FORMAT", "xml"),
+    ],
+)
+def test_a_bad_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    """Who made the mistake reads which variable it is in; what it holds may be secret, and is not repeated."""
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(BadSetting) as raised:
+        load()
+
+    text = str(raised.value)
+    assert text.startswith(f"{variable}: ")
+    assert "\n" not in text
+    assert "hunter2" not in text
+    assert raised.value.__cause__ is None
+
+
+def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run shows every mistake."""
+    monkeypatch.setenv("STORE_READERS", "0")
+    monkeypatch.setenv("STORE_LISTEN", "x")
+
+    with pytest.raises(BadSetting) as raised:
+        load()
+
+    assert "STORE_READERS: " in str(raised.value)
+    assert "STORE_LISTEN: " in str(raised.value)
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "0.0.0.0:65535", "[::1]:50051", "localhost:80", "unix:/tmp/x.sock"])
+def test_these_are_addresses(listen: str) -> None:
+    """Hosts and sockets, IPv6 in brackets."""
+    assert load(listen=listen).listen == listen
+
+
+def test_the_url_of_the_database_is_not_shown() -> None:
+    """Settings may be logged; a URL may hold what is nobody's business."""
+    assert "private" not in repr(load(DATABASE_URL="sqlite:////srv/private.db"))
+
+
+def test_settings_do_not_change() -> None:
+    """What was checked stays as it was checked."""
+    config = load()
+
+    with pytest.raises(ValueError, match="frozen"):
+        config.listen = "127.0.0.1:1"
+
+
+def test_every_setting_has_a_docstring() -> None:
+    """The manual is where the setting is."""
+    source = Path(settings.__file__).read_text()
+    body = source[source.index("class Config") : source.index("def variable_of")]
+
+    for name in Config.model_fields:
+        _, _, rest = body.partition(f"\n    {name}: ")
+        assert '\n    """' in rest.split("\n\n")[0], name
+
+
+def test_misspelt_variables_are_found() -> None:
+    """What has our prefix and is read by nobody is most likely a mistake."""
+    environment = {"STORE_LISTEN": "x", "store_readers": "2", "STORE_LISTENS": "x", "store_x": "", "PATH": "x", "DATABASE_URL": "x"}
+
+    assert unknown_variables(environment) == ["STORE_LISTENS", "store_x"]
+
+
+def test_the_settings_are_read_at_their_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`from store_service.config import config` gives the settings of the environment, once."""
+    settings._config.cache_clear()
+    monkeypatch.setenv("STORE_LISTEN", "127.0.0.1:4242")
+
+    assert settings.config.listen == "127.0.0.1:4242"
+    assert settings.config is settings.config
+    settings._config.cache_clear()
+
+
+def test_nothing_else_is_made_up() -> None:
+    """Other names are missing from the module, as they are from any."""
+    with pytest.raises(AttributeError, match="no_such_name"):
+        settings.no_such_name  # noqa: B018

@@ -1,0 +1,67 @@
+"""Values as messages and back."""
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from store_service.model import Comment, Post, etag_of
+from store_service.rpc.convert import comment_to_message, microseconds_of, post_to_message, set_time
+
+TIMES = [0, 1, 999_999, 1_000_000, 1_700_000_000_123_456, -1, -1_000_001]
+
+
+@pytest.mark.parametrize("microseconds", TIMES)
+def test_a_time_comes_back_as_it_was(microseconds: int) -> None:
+    """To the microsecond, also before 1970; nanos are never negative, as the wire wants it."""
+    message = Timestamp()
+    set_time(message, microseconds)
+
+    assert 0 <= message.nanos < 1_000_000_000
+    assert message.ToMicroseconds() == microseconds
+    if microseconds != -1:
+        assert microseconds_of(message) == microseconds
+
+
+@pytest.mark.parametrize("nanos", [1, 999, 1001, 999_999_999])
+def test_what_is_finer_than_a_microsecond_is_no_stored_time(nanos: int) -> None:
+    """No row has such a time, so it equals none."""
+    assert microseconds_of(Timestamp(seconds=5, nanos=nanos)) == -1
+
+
+def test_everything_stored_is_in_the_message() -> None:
+    """Every field of the message is set from the row."""
+    post = post_to_message(Post(id=1, body="a", create_time=2_000_003, update_time=4_000_005, version=6))
+    comment = comment_to_message(
+        Comment(id=1, body="a", post_id=7, create_time=2_000_003, update_time=4_000_005, version=6)
+    )
+
+    for message in (post, comment):
+        assert {field.name for field, _ in message.ListFields()} == set(message.DESCRIPTOR.fields_by_name)
+        assert (message.id, message.body, message.etag) == (1, "a", etag_of(6))
+        assert (message.create_time.seconds, message.create_time.nanos) == (2, 3000)
+        assert (message.update_time.seconds, message.update_time.nanos) == (4, 5000)
+    assert comment.post_id == 7
+
+
+def test_what_was_not_given_is_unset() -> None:
+    """Id 0, no times, version 0: nothing of it is on the wire."""
+    post = post_to_message(Post(id=0, body="a", create_time=None, update_time=None, version=0))
+    comment = comment_to_message(Comment(id=0, body="a", post_id=7, create_time=None, update_time=None, version=0))
+
+    assert [field.name for field, _ in post.ListFields()] == ["body"]
+    assert [field.name for field, _ in comment.ListFields()] == ["body", "post_id"]
+
+
+def test_a_time_of_zero_is_set() -> None:
+    """1970 is a time, and not the absence of one."""
+    post = post_to_message(Post(id=1, body="a", create_time=0, update_time=None, version=1))
+
+    assert post.HasField("create_time")
+    assert not post.HasField("update_time")
+
+
+def test_every_version_has_an_etag_of_its_own() -> None:
+    """Etags are short, printable, and never empty."""
+    etags = [etag_of(version) for version in [*range(1, 1000), 2**63 - 1]]
+
+    assert len(set(etags)) == len(etags)
+    assert all(etag and etag.isascii() and etag.isprintable() and len(etag) <= 17 for etag in etags)

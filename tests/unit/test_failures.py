@@ -1,0 +1,65 @@
+"""Errors of the driver by their code."""
+
+import sqlite3
+
+import pytest
+
+from store_service.database.failures import named
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
+
+
+def error_with(code: int | None, text: str = "some text") -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(text)
+    if code is not None:
+        error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "leaf"),
+    [
+        (sqlite3.SQLITE_BUSY, DatabaseBusy),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, DatabaseBusy),
+        (sqlite3.SQLITE_BUSY_RECOVERY, DatabaseBusy),
+        (sqlite3.SQLITE_LOCKED, DatabaseBusy),
+        (sqlite3.SQLITE_FULL, StorageFull),
+        (sqlite3.SQLITE_IOERR, DatabaseUnavailable),
+        (sqlite3.SQLITE_IOERR_FSYNC, DatabaseUnavailable),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, DatabaseUnavailable),
+        (sqlite3.SQLITE_CANTOPEN, DatabaseUnavailable),
+        (sqlite3.SQLITE_CANTOPEN_ISDIR, DatabaseUnavailable),
+        (sqlite3.SQLITE_CORRUPT, DatabaseUnavailable),
+        (sqlite3.SQLITE_NOTADB, DatabaseUnavailable),
+        (sqlite3.SQLITE_READONLY, DatabaseUnavailable),
+        (sqlite3.SQLITE_READONLY_DBMOVED, DatabaseUnavailable),
+    ],
+)
+def test_a_code_names_what_happened(code: int, leaf: type[Exception]) -> None:
+    """The primary code decides; extended codes say more, and mean the same."""
+    assert type(named(error_with(code))) is leaf
+
+
+@pytest.mark.parametrize(
+    "code", [None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY, sqlite3.SQLITE_MISUSE]
+)
+@pytest.mark.parametrize("text", ["database is locked", "database or disk is full", "disk I/O error"])
+def test_the_text_names_nothing(code: int | None, text: str) -> None:
+    """An error without a code that we know is a bug, whatever it says."""
+    error = error_with(code, text)
+
+    assert named(error) is error
+
+
+def test_what_is_no_error_of_the_driver_stays_what_it_is() -> None:
+    """Only the driver's errors are named."""
+    error = ValueError("database is locked")
+
+    assert named(error) is error
+
+
+def test_a_real_error_has_a_code(tmp_path: object) -> None:
+    """SQLite itself sets the codes that this module reads."""
+    with pytest.raises(sqlite3.OperationalError) as raised:
+        sqlite3.connect(f"file:{tmp_path}/no/such/folder/x.db?mode=ro", uri=True)
+
+    assert type(named(raised.value)) is DatabaseUnavailable

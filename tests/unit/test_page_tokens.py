@@ -1,0 +1,88 @@
+"""Page tokens, without a server: their form, which lasts, and what is not one."""
+
+import base64
+import string
+
+import pytest
+
+from store_service.errors import PageTokenInvalid, PageTokenMismatch
+from store_service.model import ORDERS, Query
+from store_service.store import page_tokens
+
+POSTS = Query(resource="posts")
+QUERIES = [
+    *(Query(resource="posts", order=order) for order in ORDERS),
+    *(Query(resource="comments", order=order, post_id=post_id) for order in ORDERS for post_id in (0, 1, 2, 2**63 - 1)),
+]
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+@pytest.mark.parametrize("id", [1, 2, 255, 2**31, 2**63 - 1])
+def test_a_token_holds_the_id_after_which_to_go_on(query: Query, id: int) -> None:
+    """What goes in comes out, for every query and every id."""
+    assert page_tokens.last_id(page_tokens.make(query, last_id=id), query) == id
+
+
+def test_tokens_are_the_same_for_ever() -> None:
+    """Callers keep tokens across upgrades; a new form needs a new version, and the old one stays readable."""
+    assert page_tokens.make(POSTS, last_id=42) == TOKEN_OF_POSTS
+    assert page_tokens.last_id(TOKEN_OF_POSTS, POSTS) == 42
+    query = Query(resource="comments", order="id desc", post_id=7)
+    assert page_tokens.last_id(TOKEN_OF_COMMENTS, query) == 99
+
+
+TOKEN_OF_POSTS = "AbmISqLQhfexAAAAAAAAACr8Hjc9fNYq"
+TOKEN_OF_COMMENTS = "Abpn2LtWotbxAAAAAAAAAGNcjXBDyhjk"
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=str)
+def test_a_token_belongs_to_one_query(query: Query) -> None:
+    """Resource, order and post all count."""
+    token = page_tokens.make(query, last_id=42)
+
+    for other in QUERIES:
+        if other != query:
+            with pytest.raises(PageTokenMismatch):
+                page_tokens.last_id(token, other)
+
+
+@pytest.mark.parametrize("id", [1, 42, 2**63 - 1])
+def test_no_change_of_one_character_goes_unnoticed(id: int) -> None:
+    """Every character, replaced by every other that there is in print."""
+    token = page_tokens.make(POSTS, last_id=id)
+
+    for index, character in enumerate(token):
+        for other in string.printable:
+            if other != character:
+                with pytest.raises(PageTokenInvalid):
+                    page_tokens.last_id(token[:index] + other + token[index + 1 :], POSTS)
+
+
+def test_no_swap_and_no_loss_of_characters_goes_unnoticed() -> None:
+    """Nor do characters that change places or are missing."""
+    token = page_tokens.make(POSTS, last_id=42)
+
+    for index in range(len(token) - 1):
+        swapped = token[:index] + token[index + 1] + token[index] + token[index + 2 :]
+        for changed in {swapped, token[:index] + token[index + 1 :]} - {token}:
+            with pytest.raises(PageTokenInvalid):
+                page_tokens.last_id(changed, POSTS)
+
+
+def test_another_version_is_not_read() -> None:
+    """A token of a newer service is refused, even when everything else in it is right."""
+    packed = bytearray(base64.urlsafe_b64decode(page_tokens.make(POSTS, last_id=42)))
+    head = bytes([2]) + bytes(packed[1:17])
+    newer = base64.urlsafe_b64encode(head + page_tokens._check_of(head)).decode()
+
+    with pytest.raises(PageTokenInvalid):
+        page_tokens.last_id(newer, POSTS)
+
+
+@pytest.mark.parametrize("id", range(0, 2000, 37))
+def test_a_token_can_stand_in_a_url(id: int) -> None:
+    """32 characters that need no quoting."""
+    token = page_tokens.make(POSTS, last_id=id)
+
+    assert len(token) == 32
+    assert set(token) <= set(string.ascii_letters + string.digits + "-_")

@@ -1,0 +1,138 @@
+"""Errors as statuses, without a server: those that no caller can bring about, and the limits of all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from store_service import errors
+from store_service.rpc.status import MAX_LISTED_IDS, listed, status_of, status_of_a_bug
+
+HUGE = 2**63 - 1
+
+
+def unpacked(details: bytes) -> dict[str, Any]:
+    """The details by the name of their type; of several of a type the last."""
+    found = {}
+    for packed in status_pb2.Status.FromString(details).details:
+        kind = getattr(error_details_pb2, packed.TypeName().rpartition(".")[2])
+        message = kind()
+        assert packed.Unpack(message)
+        found[kind.__name__] = message
+    return found
+
+
+def test_another_schema_tells_both_revisions() -> None:
+    """SCHEMA_MISMATCH is for operators: what is there, and what is needed."""
+    status = status_of(errors.SchemaMismatch(expected="0002", actual="0001"))
+
+    assert status.code == grpc.StatusCode.FAILED_PRECONDITION
+    info = unpacked(status.details)["ErrorInfo"]
+    assert (info.reason, info.domain) == ("SCHEMA_MISMATCH", "storeapi")
+    assert dict(info.metadata) == {"expected": "0002", "actual": "0001"}
+
+
+@pytest.mark.parametrize("error", [errors.ShuttingDown(), errors.DatabaseBusy(), errors.DatabaseUnavailable()])
+def test_what_may_succeed_later_says_when(error: errors.Unavailable) -> None:
+    """Every UNAVAILABLE has a RetryInfo with a time that is neither nothing nor long."""
+    status = status_of(error)
+
+    assert status.code == grpc.StatusCode.UNAVAILABLE
+    delay = unpacked(status.details)["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
+    assert 0.1 <= delay <= 5
+
+
+def test_a_status_says_the_same_in_all_its_places() -> None:
+    """Code and message are in the details as they are in the trailers."""
+    status = status_of(errors.PostNotFound(ids=[42]))
+
+    inside = status_pb2.Status.FromString(status.details)
+    assert (inside.code, inside.message) == (status.code.value[0], status.message)
+    assert "42" in status.message
+
+
+def test_a_bug_tells_its_id_and_nothing_else() -> None:
+    """INTERNAL with the id that the log has."""
+    status = status_of_a_bug("abcd-1")
+
+    assert status.code == grpc.StatusCode.INTERNAL
+    details = unpacked(status.details)
+    assert details.keys() == {"ErrorInfo", "RequestInfo"}
+    assert details["ErrorInfo"].reason == "INTERNAL"
+    assert details["RequestInfo"].request_id == "abcd-1"
+    assert "abcd-1" in status.message
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([7], "7"),
+        ([7, 9], "7,9"),
+        (range(1, MAX_LISTED_IDS + 1), ",".join(str(n) for n in range(1, MAX_LISTED_IDS + 1))),
+        (range(1, 1001), ",".join(str(n) for n in range(1, MAX_LISTED_IDS + 1)) + ",... and 950 more"),
+    ],
+)
+def test_ids_are_listed_up_to_a_limit(ids: Sequence[int], expected: str) -> None:
+    """What is cut off is counted in the last element."""
+    assert listed(list(ids)) == expected
+
+
+def worst(leaf: type[errors.InvalidRequest], **more: Any) -> errors.InvalidRequest:
+    """A request that is wrong in a thousand places, at length."""
+    violation = errors.Violation(error=leaf, field="x" * 1000, description="y" * 1000)
+    return leaf([violation] * 1000, **more)
+
+
+WORST = [
+    *(
+        worst(leaf)
+        for leaf in errors.InvalidRequest.__subclasses__()
+        if leaf is not errors.BatchTooLarge and leaf.__module__ == errors.__name__
+    ),
+    worst(errors.BatchTooLarge, count=HUGE, max_count=1000),
+    errors.PostNotFound(ids=[HUGE] * 1000),
+    errors.PostNotFound(ids=[HUGE] * 1000, fields=["requests[999].comment.post_id"] * 1000),
+    errors.CommentNotFound(ids=[HUGE] * 1000),
+    errors.PostHasComments(comment_counts={HUGE - n: HUGE for n in range(1000)}),
+    errors.EtagMismatch(resource_type="Comment", id=HUGE, current_etag="v" + "f" * 16),
+    errors.SchemaMismatch(expected="0002", actual="x" * 32),
+]
+
+
+@pytest.mark.parametrize("error", WORST, ids=lambda error: type(error).__name__)
+def test_the_largest_error_stays_small(error: errors.StoreError) -> None:
+    """Details above 4 KiB would be refused on their way, and the caller would not see the error."""
+    status = status_of(error)
+
+    assert len(status.details) < 4096
+    assert len(status.message) <= 500
+
+
+def test_violations_that_are_cut_off_are_counted() -> None:
+    """The first dozen are told; the last entry says how many more there are."""
+    violations = [
+        errors.Violation(error=errors.FieldInvalid, field=f"ids[{n}]", description="must be positive")
+        for n in range(1000)
+    ]
+
+    told = unpacked(status_of(errors.FieldInvalid(violations)).details)["BadRequest"].field_violations
+
+    assert [it.field for it in told] == [*(f"ids[{n}]" for n in range(12)), "..."]
+    assert told[-1].description == "and 988 more"
+
+
+def test_each_missing_post_is_named_with_its_own_field() -> None:
+    """Who sent a batch learns which of its requests to mend."""
+    error = errors.PostNotFound(ids=[7, 9], fields=["requests[0].comment.post_id", "requests[4].comment.post_id"])
+
+    resources = []
+    for packed in status_pb2.Status.FromString(status_of(error).details).details:
+        if packed.Is(error_details_pb2.ResourceInfo.DESCRIPTOR):
+            resources.append(error_details_pb2.ResourceInfo.FromString(packed.value))
+
+    assert [(it.resource_name, it.description) for it in resources] == [
+        ("7", "named by requests[0].comment.post_id"),
+        ("9", "named by requests[4].comment.post_id"),
+    ]

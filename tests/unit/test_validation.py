@@ -1,0 +1,209 @@
+"""What requests become, and what is wrong with them, without a server."""
+
+from typing import Any
+
+import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from store_service.errors import (
+    BatchDuplicate,
+    BatchEmpty,
+    BatchTooLarge,
+    FieldInvalid,
+    FieldMaskInvalid,
+    InvalidRequest,
+)
+from store_service.model import CommentDraft, Deletion, PageRequest, PostDraft, Query, Update
+from store_service.rpc.validation import Validation
+from storeapi.v1 import comments_pb2, posts_pb2
+
+validation = Validation(max_body_bytes=10)
+
+
+def refusal(check: Any, request: Any) -> list[tuple[type[InvalidRequest], str]]:
+    """The violations of a request: of which kind, and where."""
+    with pytest.raises(InvalidRequest) as raised:
+        check(request)
+    assert type(raised.value) is raised.value.violations[0].error, "the first violation names the error"
+    return [(it.error, it.field) for it in raised.value.violations]
+
+
+def test_a_post_becomes_a_draft() -> None:
+    """One draft of one request."""
+    request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
+
+    assert validation.post_drafts(request) == (PostDraft(body="a"),)
+
+
+def test_a_batch_becomes_drafts_that_know_their_place() -> None:
+    """Each draft of a comment knows the path under which the request names its post."""
+    requests = [
+        comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(body=body, post_id=id))
+        for body, id in (("a", 7), ("b", 8))
+    ]
+
+    assert validation.comment_drafts(comments_pb2.BatchCreateCommentsRequest(requests=requests)) == (
+        CommentDraft(body="a", post_id=7, field="requests[0].comment.post_id"),
+        CommentDraft(body="b", post_id=8, field="requests[1].comment.post_id"),
+    )
+    assert validation.comment_drafts(requests[0]) == (CommentDraft(body="a", post_id=7, field="comment.post_id"),)
+
+
+@pytest.mark.parametrize("body", ["x" * 10, "é" * 5, "€€€x", "\U0001f600\U0001f600xx"])
+def test_a_body_may_be_as_long_as_the_limit_in_bytes(body: str) -> None:
+    """Bytes of UTF-8 count, whatever the characters."""
+
+    def post(body: str) -> posts_pb2.CreatePostRequest:
+        return posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body))
+
+    assert validation.post_drafts(post(body)) == (PostDraft(body=body),)
+    assert refusal(validation.post_drafts, post(body + "x")) == [(FieldInvalid, "post.body")]
+
+
+def test_a_body_can_be_wrong_in_two_ways() -> None:
+    """Too long and with NUL: both are told."""
+    request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="\0" * 11))
+
+    assert refusal(validation.post_drafts, request) == [(FieldInvalid, "post.body")] * 2
+
+
+@pytest.mark.parametrize(
+    ("update_mask", "body", "expected"),
+    [
+        ([], "a", "a"),
+        (["body"], "a", "a"),
+        (["*"], "a", "a"),
+        (["post_id"], "a", None),
+        (["post_id"], "", None),
+        (["post_id", "body"], "a", "a"),
+    ],
+)
+def test_the_mask_says_whether_the_body_changes(update_mask: list[str], body: str, expected: str | None) -> None:
+    """None leaves the body as it is."""
+    request = comments_pb2.UpdateCommentRequest(
+        comment=comments_pb2.Comment(id=1, body=body), update_mask=FieldMask(paths=update_mask)
+    )
+
+    assert validation.comment_update(request).body == expected
+
+
+@pytest.mark.parametrize(
+    ("update_mask", "expected"),
+    [
+        ([], (("post_id", 7), ("create_time", 1_000_002), ("update_time", 3_000_000))),
+        (["*"], (("post_id", 7), ("create_time", 1_000_002), ("update_time", 3_000_000))),
+        (["body"], ()),
+        (["body", "post_id"], (("post_id", 7),)),
+    ],
+)
+def test_the_mask_says_what_must_be_the_stored_value(update_mask: list[str], expected: Any) -> None:
+    """What never changes is compared where the update looks at it."""
+    comment = comments_pb2.Comment(
+        id=1,
+        body="a",
+        post_id=7,
+        create_time=Timestamp(seconds=1, nanos=2000),
+        update_time=Timestamp(seconds=3),
+        etag="v1",
+    )
+    request = comments_pb2.UpdateCommentRequest(comment=comment, update_mask=FieldMask(paths=update_mask))
+
+    assert validation.comment_update(request) == Update(
+        id=1, body="a", etag="v1", unchangeable=expected, request_field="comment"
+    )
+
+
+def test_what_is_not_set_is_not_compared() -> None:
+    """Without a mask, and with "*", unset fields are no wish to clear them."""
+    for paths in ([], ["*"]):
+        request = posts_pb2.UpdatePostRequest(
+            post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=paths)
+        )
+
+        assert validation.post_update(request).unchangeable == ()
+
+
+def test_unknown_paths_are_told_each_and_sorted() -> None:
+    """One violation for each path, in an order that does not depend on the run; repetitions count once."""
+    request = posts_pb2.UpdatePostRequest(
+        post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=["z", "body", "a", "z", "post_id"])
+    )
+
+    with pytest.raises(FieldMaskInvalid) as raised:
+        validation.post_update(request)
+
+    assert [it.description.split()[0] for it in raised.value.violations] == ['"a"', '"post_id"', '"z"']
+
+
+def test_an_update_without_its_resource_is_not_looked_into() -> None:
+    """What is missing has no fields to be wrong."""
+    request = posts_pb2.UpdatePostRequest(update_mask=FieldMask(paths=["x"]), request_id="x")
+
+    assert refusal(validation.post_update, request) == [(FieldInvalid, "post"), (FieldInvalid, "request_id")]
+
+
+@pytest.mark.parametrize("page_size", [0, 1, 50, 1000, 1001, 2**31 - 1])
+def test_a_page_has_a_size_within_limits(page_size: int) -> None:
+    """0 means 50, and nothing means more than 1000."""
+    expected = {0: 50, 1: 1, 50: 50}.get(page_size, 1000)
+
+    page = validation.page_of_posts(posts_pb2.ListPostsRequest(page_size=page_size, page_token="t"))
+
+    assert page == PageRequest(query=Query(resource="posts"), page_size=expected, page_token="t")
+
+
+def test_a_page_of_comments_is_bound_to_its_post_and_order() -> None:
+    """Everything that a token is bound to is in the query."""
+    page = validation.page_of_comments(comments_pb2.ListCommentsRequest(order_by=" id  desc ", post_id=7))
+
+    assert page.query == Query(resource="comments", order="id desc", post_id=7)
+
+
+def test_a_deletion_says_all_that_was_asked() -> None:
+    """Every option arrives."""
+    one = posts_pb2.DeletePostRequest(id=1, etag="v1", force=True, allow_missing=True)
+    many = posts_pb2.BatchDeletePostsRequest(ids=[2, 1], force=True, allow_missing=True)
+    comment = comments_pb2.DeleteCommentRequest(id=1, etag="v1", allow_missing=True)
+
+    assert validation.post_deletion(one) == Deletion(ids=(1,), etag="v1", force=True, allow_missing=True)
+    assert validation.post_deletion(many) == Deletion(ids=(2, 1), force=True, allow_missing=True)
+    assert validation.comment_deletion(comment) == Deletion(ids=(1,), etag="v1", allow_missing=True)
+    assert validation.comment_deletion(comments_pb2.DeleteCommentRequest(id=1)) == Deletion(ids=(1,))
+
+
+def test_a_batch_that_is_too_large_is_not_looked_into() -> None:
+    """One violation says it all; a million wrong ids do not make a million more."""
+    with pytest.raises(BatchTooLarge) as raised:
+        validation.ids(posts_pb2.BatchGetPostsRequest(ids=[-1] * 1001))
+    assert (raised.value.count, raised.value.max_count, len(raised.value.violations)) == (1001, 1000, 1)
+
+    empty = posts_pb2.CreatePostRequest()
+    with pytest.raises(BatchTooLarge) as raised:
+        validation.post_drafts(posts_pb2.BatchCreatePostsRequest(requests=[empty] * 1001, request_id="x"))
+    assert [it.field for it in raised.value.violations] == ["requests", "request_id"]
+
+
+def test_the_first_violation_names_the_error() -> None:
+    """A batch that is empty and has a request_id is BATCH_EMPTY; one with a bad id before a double one is
+    FIELD_INVALID, and the other way round BATCH_DUPLICATE."""
+    empty = posts_pb2.BatchDeletePostsRequest(request_id="x")
+    bad_first = posts_pb2.BatchDeletePostsRequest(ids=[0, 5, 5])
+    double_first = posts_pb2.BatchDeletePostsRequest(ids=[5, 5, 0])
+
+    assert refusal(validation.post_deletion, empty) == [(BatchEmpty, "ids"), (FieldInvalid, "request_id")]
+    assert refusal(validation.post_deletion, bad_first) == [(FieldInvalid, "ids[0]"), (BatchDuplicate, "ids[2]")]
+    assert refusal(validation.post_deletion, double_first) == [(BatchDuplicate, "ids[1]"), (FieldInvalid, "ids[2]")]
+
+
+def test_the_text_of_a_refusal_names_every_field() -> None:
+    """The message alone is enough to mend a request by hand."""
+    with pytest.raises(FieldInvalid) as raised:
+        validation.comment_drafts(comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(id=1)))
+
+    text = str(raised.value)
+    assert [it.split(":")[0] for it in text.split("; ") if ":" in it] == [
+        "comment.id",
+        "comment.body",
+        "comment.post_id",
+    ]
