@@ -112,7 +112,7 @@ async def test_a_cancelled_task_is_cancelled(async_client, server, asked):
         await task
 
 
-async def test_a_timeout_of_asyncio_ends_a_call(async_client, server, asked):
+async def test_a_timeout_of_asyncio_ends_a_call(async_client, server):
     """asyncio.wait_for around a call works as around everything else."""
     server.hang()
 

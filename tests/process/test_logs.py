@@ -5,8 +5,6 @@ import os
 import pty
 import re
 import sqlite3
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import comments_pb2, posts_pb2
 
+from tests.process.by_hand import served_by_hand
 from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
 
 SECRET = "s3cret"
@@ -37,6 +36,14 @@ async def channel(running: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to that server."""
     async with grpc.aio.insecure_channel(running.address) as channel:
         yield channel
+
+
+@pytest.fixture
+def server_process(database_file: Path) -> Iterator[ServerProcess]:
+    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    process = ServerProcess(database_file.parent)
+    yield process
+    process.kill()
 
 
 def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
@@ -221,6 +228,7 @@ async def test_with_level_warning_calls_are_not_logged(server_process: ServerPro
 
 def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
     """In order, with the address, each with a time."""
+    (server_process.folder / "store.db").unlink()
     server_process.start()
     server_process.stop()
     lines = lines_of(server_process)
@@ -236,30 +244,16 @@ async def test_on_a_terminal_the_log_is_for_people_unless_told_otherwise(
 ) -> None:
     """Colours and columns under a terminal, JSON when STORE_LOG_FORMAT says so."""
     terminal, stderr = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "store_service", "serve", "--listen", "127.0.0.1:0"],
-        cwd=tmp_path,
-        env={**os.environ, "STORE_LOG_FORMAT": log_format, "TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )
-    os.close(stderr)
-    try:
-        assert process.stdout is not None
-        address = process.stdout.readline().split()[-1]
+    with served_by_hand(tmp_path, stderr=stderr, STORE_LOG_FORMAT=log_format, TERM="xterm") as address:
+        os.close(stderr)
         async with grpc.aio.insecure_channel(address) as channel:
             call = Stubs(channel).posts.CreatePost(
                 posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=SECRET))
             )
             await call
             call_id = str(dict(await call.trailing_metadata())["x-call-id"])
-    finally:
-        process.terminate()
-        process.communicate()
     log = _all_of(terminal)
 
-    assert process.returncode == 0
     (line,) = [it for it in log.splitlines() if call_id in it]
     assert "storeapi.v1.PostService/CreatePost" in line
     assert SECRET not in log

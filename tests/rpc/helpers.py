@@ -14,16 +14,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.config import Config
 from store_service.database import workers
 from store_service.server import RunningServer, service_descriptors, serving
-from storeapi.v1 import comments_pb2, posts_pb2
 from tests.support import Stubs
 
-METHODS: list[MethodDescriptor] = [
-    method for service in service_descriptors() for method in service.methods
-]
+METHODS: list[MethodDescriptor] = [method for service in service_descriptors() for method in service.methods]
 """Every method of the contract; all are unary."""
 
 
@@ -194,7 +192,7 @@ class Taken:
 async def become(condition: Callable[[], bool], *, seconds: float = 20) -> None:
     """Lets everything else run until the condition holds; for what no event tells of."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # there is no event; see above
             await asyncio.sleep(0.002)
 
 

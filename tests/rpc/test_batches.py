@@ -100,7 +100,11 @@ async def test_a_missing_id_fails_the_whole_batch(side: Side, method: str) -> No
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, side.not_found)
     assert error.metadata == {"missing_ids": "405,404"}
-    named = [(it.resource_type, it.resource_name) for it in error.details if isinstance(it, error_details_pb2.ResourceInfo)]
+    named = [
+        (it.resource_type, it.resource_name)
+        for it in error.details
+        if isinstance(it, error_details_pb2.ResourceInfo)
+    ]
     assert named == [(f"storeapi.v1.{side.name}", "405"), (f"storeapi.v1.{side.name}", "404")]
     assert side.of(await side.page()) == [one, two]
 
@@ -164,7 +168,7 @@ async def test_a_request_without_its_resource_stops_a_batch_create(side: Side) -
 
 
 async def test_one_missing_post_stops_a_whole_batch_of_comments(comments: Side, database_file: Path) -> None:
-    """All comments are stored or none; each missing post is named once, with the first field that named it."""
+    """All comments are stored or none; each missing post is told once, with the first field that named it."""
     drafts = [comments.draft(), *(comments.draft(post_id=id) for id in (405, 404, 405)), comments.draft()]
 
     error = await failure(comments.batch_create(drafts))
@@ -200,7 +204,9 @@ async def test_missing_ids_leave_room_for_what_is_found(side: Side) -> None:
     """The largest answer arrives also with a thousand ids in it."""
     resource = await side.stored(LARGE)
 
-    answer = await side.batch_get([resource.id] * 63 + [2**63 - 1 - n for n in range(937)], allow_missing=True)
+    answer = await side.batch_get(
+        [resource.id] * 63 + [2**63 - 1 - n for n in range(937)], allow_missing=True
+    )
 
     assert (len(side.of(answer)), len(answer.missing_ids)) == (63, 937)
 

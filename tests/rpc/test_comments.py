@@ -1,12 +1,12 @@
-"""CommentService, over a real channel: what each method does when all is well, and what only comments know."""
+"""CommentService, over a real channel: what each method does when all is well, and what posts do not have."""
 
 import time
 from pathlib import Path
 
 import grpc
 from google.rpc import error_details_pb2
-
 from storeapi.v1 import comments_pb2 as pb
+
 from tests.rpc.helpers import Side, contents
 from tests.support import Stubs, failure
 

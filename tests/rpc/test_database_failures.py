@@ -57,7 +57,9 @@ class TestLocked:
         monkeypatch.setitem(connect._WRITER_PRAGMAS, "busy_timeout", 20)
         return config
 
-    async def test_a_write_is_refused_as_busy_and_nothing_is_done(self, side: Side, database_file: Path) -> None:
+    async def test_a_write_is_refused_as_busy_and_nothing_is_done(
+        self, side: Side, database_file: Path
+    ) -> None:
         """Every write says DATABASE_BUSY with a time to try again, and has changed nothing."""
         id = (await side.stored()).id
         before = contents(database_file)
@@ -183,7 +185,9 @@ class TestUnreadable:
         with log.open("r+b") as whole:
             whole.write(content)
 
-    async def test_a_read_that_fails_says_so_and_the_next_works(self, side: Side, database_file: Path) -> None:
+    async def test_a_read_that_fails_says_so_and_the_next_works(
+        self, side: Side, database_file: Path
+    ) -> None:
         """DATABASE_UNAVAILABLE while the disk fails; who tries again afterwards meets new connections."""
         created = [await side.stored("x" * 60_000) for _ in range(10)]
 
@@ -193,7 +197,9 @@ class TestUnreadable:
 
         assert [await tried_again(lambda it=it: side.get(it.id)) for it in created] == created
 
-    async def test_a_write_that_fails_says_so_and_the_next_works(self, side: Side, database_file: Path) -> None:
+    async def test_a_write_that_fails_says_so_and_the_next_works(
+        self, side: Side, database_file: Path
+    ) -> None:
         """The same for the writer; what failed was not done."""
         created = [await side.stored("x" * 60_000) for _ in range(10)]
 
@@ -231,7 +237,7 @@ async def create_together(side: Side, taken: Taken, file: Path, drafts: list[Any
 async def test_an_unforeseen_error_of_one_fails_that_one_alone(
     side: Side, taken: Taken, database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch that fails is tried again one by one, so that only its cause hears of it; each is stored once."""
+    """A batch that fails is tried again one by one; only its cause hears of it, and each is stored once."""
     fetch = Connection.fetch
     sizes = []
 
@@ -279,7 +285,8 @@ async def test_a_try_among_writes_keeps_nothing_and_undoes_nothing(
     before = taken.arrived
     with locked(database_file):
         calls = [
-            asyncio.ensure_future(side.create(side.draft(f"body {n}"), validate_only=n % 2 == 1)) for n in range(10)
+            asyncio.ensure_future(side.create(side.draft(f"body {n}"), validate_only=n % 2 == 1))
+            for n in range(10)
         ]
         await taken.arrive(10, since=before)
     answers = await asyncio.gather(*calls)
@@ -290,7 +297,9 @@ async def test_a_try_among_writes_keeps_nothing_and_undoes_nothing(
 
 async def test_each_rider_gets_its_own_answer(side: Side, taken: Taken, database_file: Path) -> None:
     """However many share a transaction, every caller has the id of what it sent."""
-    outcomes = await create_together(side, taken, database_file, [side.draft(f"body {n}") for n in range(100)])
+    outcomes = await create_together(
+        side, taken, database_file, [side.draft(f"body {n}") for n in range(100)]
+    )
 
     assert [it.body for it in outcomes] == [f"body {n}" for n in range(100)]
     assert len({it.id for it in outcomes}) == 100

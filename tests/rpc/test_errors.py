@@ -1,4 +1,4 @@
-"""Errors as callers see them: which there are, what each carries, how large they get, what they never tell."""
+"""Errors as callers see them: which there are, what each carries, how large it gets, what none tells."""
 
 import asyncio
 import sqlite3
@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from storeapi.v1 import errors_pb2
+from storeapi.v1 import posts_pb2 as pb
 from structlog.testing import capture_logs
 
 from store_service import errors
@@ -17,13 +19,13 @@ from store_service.model import Query
 from store_service.rpc.status import ROWS
 from store_service.store import page_tokens
 from store_service.store.posts import Posts
-from storeapi.v1 import errors_pb2
-from storeapi.v1 import posts_pb2 as pb
 from tests.rpc.helpers import Side, send_bytes
 from tests.support import ErrorSeen, Stubs, failure
 
 REASONS = {
-    name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.keys() if not name.endswith("UNSPECIFIED")
+    name.removeprefix("ERROR_REASON_")
+    for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name
+    if not name.endswith("UNSPECIFIED")
 }
 
 
@@ -255,17 +257,16 @@ async def test_a_thousand_wrong_ids_are_cut(side: Side) -> None:
     assert_small(delete)
 
 
-@pytest.mark.parametrize(
-    "path", ["\U0001f600" * 4000, "é" * 4000, "\0" * 4000, '"' * 4000, "%" * 4000, "x" * 4000, "\\" * 4000, "\n"]
-)
-@pytest.mark.parametrize("count", [1, 100])
-async def test_long_paths_in_a_mask_are_cut(side: Side, path: str, count: int) -> None:
+async def test_long_paths_in_a_mask_are_cut(side: Side) -> None:
     """What a caller sends comes back short, and in letters that gRPC does not make three of."""
-    error = await failure(side.update(side.resource(id=1, body="x"), [f"{path}{n}" for n in range(count)]))
+    for character in ("\U0001f600", "é", "\0", '"', "%", "x", "\\", "\n"):
+        for count in (1, 100):
+            paths = [f"{character * 4000}{n}" for n in range(count)]
+            error = await failure(side.update(side.resource(id=1, body="x"), paths))
 
-    assert error.reason == "FIELD_MASK_INVALID"
-    assert error.message.isascii()
-    assert_small(error)
+            assert error.reason == "FIELD_MASK_INVALID"
+            assert error.message.isascii()
+            assert_small(error)
 
 
 async def test_long_texts_elsewhere_are_not_sent_back(side: Side) -> None:
@@ -301,14 +302,14 @@ def raises(error: BaseException) -> Callable[..., Awaitable[Any]]:
     return behave
 
 
-class Unforeseen(Exception):
+class UnforeseenError(Exception):
     """An error that the service does not know."""
 
 
 BUGS = [
     ValueError("secret"),
     KeyError("secret"),
-    Unforeseen("secret"),
+    UnforeseenError("secret"),
     TimeoutError("secret"),
     StopAsyncIteration("secret"),
     asyncio.InvalidStateError("secret"),
@@ -404,7 +405,11 @@ async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch:
 
     monkeypatch.setattr(Connection, "fetch", misspelt)
 
-    for call in (posts.get(1), posts.create(posts.draft()), posts.batch_create([posts.draft()], validate_only=True)):
+    for call in (
+        posts.get(1),
+        posts.create(posts.draft()),
+        posts.batch_create([posts.draft()], validate_only=True),
+    ):
         error = await failure(call)
 
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")

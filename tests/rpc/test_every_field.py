@@ -172,7 +172,9 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
     return named
 
 
-def proofs_inside_batches(proofs: dict[str, Proof], name: str, *, created: str, in_batch: str) -> dict[str, Proof]:
+def proofs_inside_batches(
+    proofs: dict[str, Proof], name: str, *, created: str, in_batch: str
+) -> dict[str, Proof]:
     """Inside a batch the fields of a create do what they do alone, and its options are refused."""
     title = name.title()
     inside = {}
@@ -201,7 +203,9 @@ PROOFS = (
     | proofs_of_both("comment", new=A_COMMENT, new_id=3)
     | {
         "DeletePost.force": Proof(
-            {"id": 1, "force": True}, "post 1; comment 1 gone, comment 2 gone, post 1 gone", "POST_HAS_COMMENTS"
+            {"id": 1, "force": True},
+            "post 1; comment 1 gone, comment 2 gone, post 1 gone",
+            "POST_HAS_COMMENTS",
         ),
         "BatchDeletePosts.force": Proof(
             {"ids": [1], "force": True},
@@ -236,7 +240,9 @@ def test_every_field_has_a_proof_and_every_proof_a_field() -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-async def test_a_field_makes_the_difference_that_its_proof_says(field: str, world: Path, tmp_path: Path) -> None:
+async def test_a_field_makes_the_difference_that_its_proof_says(
+    field: str, world: Path, tmp_path: Path
+) -> None:
     """With the field set, something else comes of a request than without it."""
     proof = PROOFS[field]
     method, path = field.split(".", 1)
@@ -254,12 +260,16 @@ def clear(message: Any, path: list[str]) -> None:
     """Unsets one field, and nothing around it."""
     *way, last = path
     for name in way:
-        message = getattr(message, name)[0] if (name := name.removesuffix("[]")) == "requests" else getattr(message, name)
+        message = (
+            getattr(message, name)[0]
+            if (name := name.removesuffix("[]")) == "requests"
+            else getattr(message, name)
+        )
     message.ClearField(last.removesuffix("[]"))
 
 
 async def come_of(method: str, request: Message, world: Path, file: Path) -> str:
-    """Everything that comes of a call to a new server: the refusal, or the answer and what became of the rows."""
+    """What comes of a call to a new server: the refusal, or the answer and what became of the rows."""
     shutil.copy(world, file)
     before = contents(file)
     config = settings.load(DATABASE_URL=f"sqlite:///{file}", listen="127.0.0.1:0", readers=1)

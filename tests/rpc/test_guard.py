@@ -9,13 +9,13 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from storeapi.v1 import posts_pb2 as pb
 
 from store_service import config as settings
 from store_service.config import Config
 from store_service.rpc.reflection import ReflectionService
 from store_service.server import RunningServer
 from store_service.store.posts import Posts
-from storeapi.v1 import posts_pb2 as pb
 from tests.rpc.helpers import Side, Taken, become, contents, locked, outcome_of, send_bytes, stoppable
 from tests.support import ErrorSeen, Stubs, error_seen, failure
 
@@ -108,8 +108,7 @@ async def test_every_call_has_an_id_of_its_own(stubs: Stubs, channel: grpc.aio.C
     for call in good:
         await call
         ids.append(dict(await call.trailing_metadata())["x-call-id"])
-    for call in bad:
-        ids.append((await failure(call)).trailing["x-call-id"])
+    ids += [(await failure(call)).trailing["x-call-id"] for call in bad]
     ids.append(dict(await (await ask_reflection(channel)).trailing_metadata())["x-call-id"])
 
     assert all(ids)
@@ -121,12 +120,16 @@ async def test_ids_of_calls_differ_between_servers(config: Config, tmp_path: Pat
     ids = []
     for _ in range(2):
         async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
-            ids.append((await failure(Stubs(channel).posts.GetPost(pb.GetPostRequest()))).trailing["x-call-id"])
+            ids.append(
+                (await failure(Stubs(channel).posts.GetPost(pb.GetPostRequest()))).trailing["x-call-id"]
+            )
 
     assert ids[0] != ids[1]
 
 
-async def test_a_bug_in_a_stream_is_internal(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_bug_in_a_stream_is_internal(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Streams are guarded as other calls are: an id, and nothing of the inside."""
 
     def stumbles(*_: Any) -> Any:
@@ -142,7 +145,9 @@ async def test_a_bug_in_a_stream_is_internal(channel: grpc.aio.Channel, monkeypa
     assert "ValueError" not in error.message + repr(error.details)
 
 
-async def test_a_malformed_message_ends_a_stream_after_good_ones_were_answered(channel: grpc.aio.Channel) -> None:
+async def test_a_malformed_message_ends_a_stream_after_good_ones_were_answered(
+    channel: grpc.aio.Channel,
+) -> None:
     """Each message of a stream is decoded when its turn comes."""
     call = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")()
     await call.write(LIST_SERVICES.SerializeToString())

@@ -53,7 +53,9 @@ async def test_the_server_and_its_services_are_serving(health: Any, name: str) -
     assert await status(health, name) == SERVING
 
 
-@pytest.mark.parametrize("name", ["x", "storeapi.v1", "PostService", "grpc.health.v1.Health", " ", "storeapi.v1.postservice"])
+@pytest.mark.parametrize(
+    "name", ["x", "storeapi.v1", "PostService", "grpc.health.v1.Health", " ", "storeapi.v1.postservice"]
+)
 async def test_the_health_of_an_unknown_service_is_not_found(health: Any, name: str) -> None:
     """Check answers NOT_FOUND for what is not served here, as the protocol says."""
     error = await failure(health.Check(pb.HealthCheckRequest(service=name)))
@@ -149,9 +151,7 @@ async def test_a_database_that_does_not_answer_in_time_is_not_healthy(
     assert await status(health) == SERVING
 
 
-async def test_health_answers_while_calls_wait_for_the_writer(
-    health: Any, database_file: Path
-) -> None:
+async def test_health_answers_while_calls_wait_for_the_writer(health: Any, database_file: Path) -> None:
     """The look is a read, which waits for no writer."""
     with locked(database_file):
         assert await status(health) == SERVING

@@ -26,31 +26,31 @@ async def a_token(side: Side, **options: object) -> str:
     return (await side.page(page_size=1, **options)).next_page_token
 
 
-@pytest.mark.parametrize("order_by", ["", "id", " id ", "\tid\n"])
-async def test_the_default_order_is_oldest_first(side: Side, order_by: str) -> None:
+async def test_the_default_order_is_oldest_first(side: Side) -> None:
     """Unset and "id" mean the same, and spaces do not matter."""
     created = await side.several(3)
 
-    assert side.of(await side.page(order_by=order_by)) == created
+    for order_by in ("", "id", " id ", "\tid\n"):
+        assert side.of(await side.page(order_by=order_by)) == created
 
 
-@pytest.mark.parametrize("order_by", ["id desc", "id  desc", " id\tdesc "])
-async def test_id_desc_is_newest_first(side: Side, order_by: str) -> None:
+async def test_id_desc_is_newest_first(side: Side) -> None:
     """ "id desc" turns the list around, on one page and over several."""
     created = await side.several(5)
 
-    assert side.of(await side.page(order_by=order_by)) == created[::-1]
-    pages = await side.all_pages(order_by=order_by, page_size=2)
-    assert [item for page in pages for item in page] == created[::-1]
+    for order_by in ("id desc", "id  desc", " id\tdesc "):
+        assert side.of(await side.page(order_by=order_by)) == created[::-1]
+        pages = await side.all_pages(order_by=order_by, page_size=2)
+        assert [item for page in pages for item in page] == created[::-1]
 
 
-@pytest.mark.parametrize("order_by", ["ID", "id asc", "body", "create_time", "id, body", "id desc desc", "desc", "\0", "%"])
-async def test_an_unknown_order_is_refused(side: Side, order_by: str) -> None:
+async def test_an_unknown_order_is_refused(side: Side) -> None:
     """What cannot be honoured is not ignored."""
-    error = await failure(side.page(order_by=order_by))
+    for order_by in ("ID", "id asc", "body", "create_time", "id, body", "id desc desc", "desc", "\0", "%"):
+        error = await failure(side.page(order_by=order_by))
 
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
-    assert error.fields == ["order_by"]
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID"), order_by
+        assert error.fields == ["order_by"]
 
 
 async def test_an_empty_list_is_no_error(stubs: Stubs) -> None:
@@ -93,18 +93,17 @@ async def test_a_negative_page_size_is_refused(side: Side) -> None:
 
 
 @pytest.mark.parametrize("order_by", ["id", "id desc"])
-@pytest.mark.parametrize("page_size", [1, 7, 199, 200, 201, 400, 450])
-async def test_pages_put_together_are_the_list(side: Side, page_size: int, order_by: str) -> None:
+async def test_pages_put_together_are_the_list(side: Side, order_by: str) -> None:
     """Whatever the size, every page but the last is full, and nothing is missing or there twice."""
-    count = 450 if page_size > 1 else 20
-    ids = [item.id for item in await side.several(count)]
+    ids = [item.id for item in await side.several(450)]
     expected = ids if order_by == "id" else ids[::-1]
 
-    pages = await side.all_pages(page_size=page_size, order_by=order_by)
+    for page_size in (7, 199, 200, 201, 400, 449, 450, 451):
+        pages = await side.all_pages(page_size=page_size, order_by=order_by)
 
-    assert ids_of(pages) == expected
-    assert [len(page) for page in pages[:-1]] == [page_size] * (len(pages) - 1)
-    assert 0 < len(pages[-1]) <= page_size
+        assert ids_of(pages) == expected
+        assert [len(page) for page in pages[:-1]] == [page_size] * (len(pages) - 1)
+        assert 0 < len(pages[-1]) <= page_size
 
 
 async def test_a_full_last_page_has_no_token(side: Side) -> None:
@@ -190,21 +189,21 @@ async def test_a_token_with_any_character_changed_is_invalid(side: Side) -> None
             assert error.reason == "PAGE_TOKEN_INVALID", changed
 
 
-@pytest.mark.parametrize("suffix", ["=", "==", "A", "AAAA", " ", "\n", "\0", "\U0001f600"])
-async def test_a_token_with_something_added_is_invalid(side: Side, suffix: str) -> None:
+async def test_a_token_with_something_added_is_invalid(side: Side) -> None:
     """Nothing may stand before or after a token."""
     token = await a_token(side)
 
-    for changed in (token + suffix, suffix + token):
-        assert (await failure(side.page(page_token=changed))).reason == "PAGE_TOKEN_INVALID"
+    for more in ("=", "==", "A", "AAAA", " ", "\n", "\0", "\U0001f600"):
+        for changed in (token + more, more + token):
+            assert (await failure(side.page(page_token=changed))).reason == "PAGE_TOKEN_INVALID", changed
 
 
-@pytest.mark.parametrize("token", ["x", "42", " ", "\0", "A" * 32, "_" * 32, "A" * 100_000, "é" * 32])
-async def test_what_never_was_a_token_is_invalid(side: Side, token: str) -> None:
+async def test_what_never_was_a_token_is_invalid(side: Side) -> None:
     """Text that looks like nothing of ours is refused, not answered with the first page."""
-    error = await failure(side.page(page_token=token))
+    for token in ("x", "42", " ", "\0", "A" * 32, "_" * 32, "A" * 100_000, "é" * 32):
+        error = await failure(side.page(page_token=token))
 
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID"), token
 
 
 async def test_a_token_of_the_other_order_is_refused(side: Side) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import grpc
 from google.rpc import error_details_pb2
-
 from storeapi.v1 import posts_pb2 as pb
+
 from tests.rpc.helpers import Side, contents
 from tests.support import Stubs, failure
 

@@ -1,4 +1,4 @@
-"""Updates and etags: which fields an update looks at, what never changes, and who wins. True of both services."""
+"""Updates and etags: what an update looks at, what never changes, and who wins. True of both services."""
 
 import asyncio
 import sqlite3
@@ -57,29 +57,31 @@ async def test_a_mask_that_names_the_body_needs_one(side: Side, paths: tuple[str
     assert await side.get(resource.id) == resource
 
 
-@pytest.mark.parametrize("path", ["boddy", "post.body", "body.x", "Body", " body", "\0", "%s", "é" * 200])
-async def test_an_unknown_path_is_refused(side: Side, path: str) -> None:
+async def test_an_unknown_path_is_refused(side: Side) -> None:
     """A path that is no field is refused, also next to one that is, and nothing is changed."""
     resource = await side.stored()
 
-    for paths in ((path,), ("body", path), ("*", path)):
-        error = await failure(side.update(side.resource(id=resource.id, body="after"), paths))
+    for path in ("boddy", "post.body", "body.x", "Body", " body", "\0", "%s", "é" * 200, ""):
+        for paths in ((path,), ("body", path), ("*", path)):
+            error = await failure(side.update(side.resource(id=resource.id, body="after"), paths))
 
-        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_MASK_INVALID")
-        assert error.fields == ["update_mask"]
+            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_MASK_INVALID"), (
+                paths
+            )
+            assert error.fields == ["update_mask"]
     assert await side.get(resource.id) == resource
 
 
-@pytest.mark.parametrize("path", ["id", "create_time", "update_time", "etag"])
-async def test_a_path_that_the_server_sets_is_refused(side: Side, path: str) -> None:
+async def test_a_path_that_the_server_sets_is_refused(side: Side) -> None:
     """What a caller cannot change cannot be in a mask, even with the stored value."""
     resource = await side.stored()
 
-    error = await failure(side.update(resource, [path]))
+    for path in ("id", "create_time", "update_time", "etag"):
+        error = await failure(side.update(resource, [path]))
 
-    assert (error.reason, error.fields) == ("FIELD_MASK_INVALID", ["update_mask"])
-    (violation,) = error.detail(error_details_pb2.BadRequest).field_violations
-    assert f'"{path}" is set by the server' in violation.description
+        assert (error.reason, error.fields) == ("FIELD_MASK_INVALID", ["update_mask"])
+        (violation,) = error.detail(error_details_pb2.BadRequest).field_violations
+        assert f'"{path}" is set by the server' in violation.description
 
 
 async def test_post_id_is_a_path_of_comments_alone(posts: Side) -> None:
@@ -122,7 +124,9 @@ async def test_a_mask_that_names_post_id_needs_the_stored_one(comments: Side) ->
     """Naming post_id and leaving it 0 would clear it, which is a change."""
     comment = await comments.stored()
 
-    error = await failure(comments.update(comments.resource(id=comment.id, body="after"), ["body", "post_id"]))
+    error = await failure(
+        comments.update(comments.resource(id=comment.id, body="after"), ["body", "post_id"])
+    )
 
     assert (error.reason, error.fields) == ("FIELD_IMMUTABLE", ["comment.post_id"])
 
@@ -159,21 +163,24 @@ async def test_a_mask_of_body_alone_looks_at_nothing_else(stubs: Stubs, side: Si
 
 @pytest.mark.parametrize("paths", [(), ("*",)])
 @pytest.mark.parametrize("field", ["create_time", "update_time"])
-@pytest.mark.parametrize(
-    "value",
-    [LATER, Timestamp(), Timestamp(seconds=-1), Timestamp(nanos=-1), Timestamp(nanos=1), Timestamp(seconds=2**62)],
-    ids=["later", "zero", "before-1970", "negative-nanos", "one-nano", "far"],
-)
-async def test_times_never_change_by_an_update(
-    side: Side, paths: tuple[str, ...], field: str, value: Timestamp
-) -> None:
+async def test_times_never_change_by_an_update(side: Side, paths: tuple[str, ...], field: str) -> None:
     """Another time than the stored one is refused where the update looks at it."""
     resource = await side.stored()
 
-    error = await failure(side.update(side.resource(id=resource.id, body="after", **{field: value}), paths))
+    for value in (
+        LATER,
+        Timestamp(),
+        Timestamp(seconds=-1),
+        Timestamp(nanos=-1),
+        Timestamp(nanos=1),
+        Timestamp(seconds=2**62),
+    ):
+        error = await failure(
+            side.update(side.resource(id=resource.id, body="after", **{field: value}), paths)
+        )
 
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_IMMUTABLE")
-    assert error.fields == [f"{side.field}.{field}"]
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_IMMUTABLE"), value
+        assert error.fields == [f"{side.field}.{field}"]
     assert await side.get(resource.id) == resource
 
 
@@ -195,7 +202,9 @@ async def test_all_that_would_change_is_reported_at_once(comments: Side) -> None
     assert error.fields == ["comment.post_id", "comment.create_time", "comment.update_time"]
 
 
-async def test_rows_from_before_times_were_kept_can_be_read_and_sent_back(side: Side, database_file: Path) -> None:
+async def test_rows_from_before_times_were_kept_can_be_read_and_sent_back(
+    side: Side, database_file: Path
+) -> None:
     """Times that were never stored are unset, stay out of the way of updates, and cannot be made up."""
     resource = await side.stored()
     connection = sqlite3.connect(database_file)
@@ -240,7 +249,9 @@ async def test_an_old_etag_stops_an_update(side: Side, paths: tuple[str, ...]) -
     resource = await side.stored()
     changed = await side.update(side.resource(id=resource.id, body="first"))
 
-    error = await failure(side.update(side.resource(id=resource.id, body="second", etag=resource.etag), paths))
+    error = await failure(
+        side.update(side.resource(id=resource.id, body="second", etag=resource.etag), paths)
+    )
 
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
     assert error.metadata == {"current_etag": changed.etag}
@@ -259,16 +270,20 @@ async def test_the_etag_in_the_error_lets_the_next_try_pass(side: Side) -> None:
     assert updated.body == "y"
 
 
-@pytest.mark.parametrize("etag", ["1", "V1", "v01", "v1 ", "v1\0", "*", "v2", "é" * 100])
-async def test_nothing_but_the_stored_etag_will_do(side: Side, etag: str) -> None:
+async def test_nothing_but_the_stored_etag_will_do(side: Side) -> None:
     """An etag is compared as it is."""
     resource = await side.stored()
 
-    assert (await failure(side.update(side.resource(id=resource.id, body="x", etag=etag)))).reason == "ETAG_MISMATCH"
-    assert (await failure(side.delete(resource.id, etag=etag))).reason == "ETAG_MISMATCH"
+    for etag in ("1", "V1", "v01", "v1 ", "v1\0", "*", "v2", "é" * 100):
+        updated = await failure(side.update(side.resource(id=resource.id, body="x", etag=etag)))
+        deleted = await failure(side.delete(resource.id, etag=etag))
+
+        assert (updated.reason, deleted.reason) == ("ETAG_MISMATCH", "ETAG_MISMATCH"), etag
 
 
-async def test_of_updates_with_the_same_etag_exactly_one_wins(side: Side, taken: Taken, database_file: Path) -> None:
+async def test_of_updates_with_the_same_etag_exactly_one_wins(
+    side: Side, taken: Taken, database_file: Path
+) -> None:
     """However close together they are, one is done and all others are told that it was."""
     resource = await side.stored()
     before = taken.arrived
@@ -289,7 +304,9 @@ async def test_of_updates_with_the_same_etag_exactly_one_wins(side: Side, taken:
     assert await side.get(resource.id) == winner
 
 
-async def test_updates_that_ride_together_follow_each_other(side: Side, taken: Taken, database_file: Path) -> None:
+async def test_updates_that_ride_together_follow_each_other(
+    side: Side, taken: Taken, database_file: Path
+) -> None:
     """Updates without etags that arrive at once are all done, each on what the one before it left."""
     resource = await side.stored()
     before = taken.arrived

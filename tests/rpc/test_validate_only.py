@@ -59,7 +59,9 @@ async def test_a_delete_that_is_only_tried_answers_what_is_there(side: Side, dat
     assert contents(database_file) == before
 
 
-async def test_a_batch_delete_that_is_only_tried_answers_what_is_there(side: Side, database_file: Path) -> None:
+async def test_a_batch_delete_that_is_only_tried_answers_what_is_there(
+    side: Side, database_file: Path
+) -> None:
     """The answer is as it would be, with what is missing, and all stays."""
     one, two = await side.several(2)
     before = contents(database_file)
@@ -70,7 +72,9 @@ async def test_a_batch_delete_that_is_only_tried_answers_what_is_there(side: Sid
     assert contents(database_file) == before
 
 
-async def test_force_that_is_only_tried_keeps_the_comments(stubs: Stubs, posts: Side, database_file: Path) -> None:
+async def test_force_that_is_only_tried_keeps_the_comments(
+    stubs: Stubs, posts: Side, database_file: Path
+) -> None:
     """Trying to delete posts with their comments deletes neither."""
     post = await posts.stored()
     await stubs.create_comment(post.id)
@@ -107,7 +111,9 @@ WRONG: dict[str, Any] = {
     "create: request_id": lambda side, **options: side.create(side.draft(), request_id="x", **options),
     "batch create: empty": lambda side, **options: side.batch_create([], **options),
     "batch create: too many": lambda side, **options: side.batch_create([side.draft()] * 1001, **options),
-    "batch create: a wrong one": lambda side, **options: side.batch_create([side.draft(), side.draft("")], **options),
+    "batch create: a wrong one": lambda side, **options: side.batch_create(
+        [side.draft(), side.draft("")], **options
+    ),
     "update: no resource": lambda side, **options: side.call(f"Update{side.name}", **options),
     "update: missing": lambda side, **options: side.update(side.resource(id=404, body="x"), **options),
     "update: etag": lambda side, **options: side.update(side.resource(id=1, body="x", etag="x"), **options),

@@ -78,13 +78,9 @@ def query(path: Path, statement: str) -> list[tuple[object, ...]]:
 
 def damage(path: Path, table: str) -> None:
     """Overwrites the first page of a table, such that only who reads it notices."""
-    (root_page,) = query(
-        path,
-        f"SELECT (rootpage - 1) * page_size, page_size FROM sqlite_master, pragma_page_size WHERE name = '{table}'",
-    )
-    start, size = root_page
-    assert isinstance(start, int)
-    assert isinstance(size, int)
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
     with path.open("r+b") as file:
-        file.seek(start)
-        file.write(b"\x5a" * size)
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\x5a" * page_bytes)

@@ -211,18 +211,22 @@ def test_a_database_is_of_one_service(database_file: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("command", ["serve", "migrate"])
 def test_a_second_service_is_refused_until_the_first_is_gone(
-    server_process: ServerProcess, command: str
+    database_file: Path, server_process: ServerProcess
 ) -> None:
     """Also across processes; and a service that was killed is gone."""
     server_process.start()
-    refused = run_command(command, folder=server_process.folder, settings={"STORE_LISTEN": "127.0.0.1:0"})
+    settings = {"STORE_LISTEN": "127.0.0.1:0"}
+    refused = [
+        run_command(command, folder=server_process.folder, settings=listen)
+        for command in ("serve", "migrate")
+    ]
     server_process.kill()
     server_process.start()
 
-    assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "store-service: another store-service is using store.db\n"
+    for done in refused:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "store-service: another store-service is using store.db\n"
     assert server_process.stop() == 0
 
 

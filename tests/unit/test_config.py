@@ -125,8 +125,10 @@ def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
         ("STORE_LOG_FORMAT", "xml"),
     ],
 )
-def test_a_bad_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
-    """Who made the mistake reads which variable it is in; what it holds may be secret, and is not repeated."""
+def test_a_bad_setting_is_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    """Who made the mistake reads which variable it is in; its value may be secret, and is not repeated."""
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(BadSetting) as raised:
@@ -151,7 +153,9 @@ def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert "STORE_LISTEN: " in str(raised.value)
 
 
-@pytest.mark.parametrize("listen", ["127.0.0.1:0", "0.0.0.0:65535", "[::1]:50051", "localhost:80", "unix:/tmp/x.sock"])
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.1:0", "0.0.0.0:65535", "[::1]:50051", "localhost:80", "unix:/tmp/x.sock"]
+)
 def test_these_are_addresses(listen: str) -> None:
     """Hosts and sockets, IPv6 in brackets."""
     assert load(listen=listen).listen == listen
@@ -182,7 +186,14 @@ def test_every_setting_has_a_docstring() -> None:
 
 def test_misspelt_variables_are_found() -> None:
     """What has our prefix and is read by nobody is most likely a mistake."""
-    environment = {"STORE_LISTEN": "x", "store_readers": "2", "STORE_LISTENS": "x", "store_x": "", "PATH": "x", "DATABASE_URL": "x"}
+    environment = {
+        "STORE_LISTEN": "x",
+        "store_readers": "2",
+        "STORE_LISTENS": "x",
+        "store_x": "",
+        "PATH": "x",
+        "DATABASE_URL": "x",
+    }
 
     assert unknown_variables(environment) == ["STORE_LISTENS", "store_x"]
 

@@ -45,7 +45,9 @@ def test_everything_stored_is_in_the_message() -> None:
 def test_what_was_not_given_is_unset() -> None:
     """Id 0, no times, version 0: nothing of it is on the wire."""
     post = post_to_message(Post(id=0, body="a", create_time=None, update_time=None, version=0))
-    comment = comment_to_message(Comment(id=0, body="a", post_id=7, create_time=None, update_time=None, version=0))
+    comment = comment_to_message(
+        Comment(id=0, body="a", post_id=7, create_time=None, update_time=None, version=0)
+    )
 
     assert [field.name for field, _ in post.ListFields()] == ["body"]
     assert [field.name for field, _ in comment.ListFields()] == ["body", "post_id"]

@@ -40,7 +40,14 @@ def test_a_code_names_what_happened(code: int, leaf: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", [None, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY, sqlite3.SQLITE_MISUSE]
+    "code",
+    [
+        None,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY,
+        sqlite3.SQLITE_MISUSE,
+    ],
 )
 @pytest.mark.parametrize("text", ["database is locked", "database or disk is full", "disk I/O error"])
 def test_the_text_names_nothing(code: int | None, text: str) -> None:

@@ -12,7 +12,11 @@ from store_service.store import page_tokens
 POSTS = Query(resource="posts")
 QUERIES = [
     *(Query(resource="posts", order=order) for order in ORDERS),
-    *(Query(resource="comments", order=order, post_id=post_id) for order in ORDERS for post_id in (0, 1, 2, 2**63 - 1)),
+    *(
+        Query(resource="comments", order=order, post_id=post_id)
+        for order in ORDERS
+        for post_id in (0, 1, 2, 2**63 - 1)
+    ),
 ]
 
 

@@ -34,7 +34,9 @@ def test_another_schema_tells_both_revisions() -> None:
     assert dict(info.metadata) == {"expected": "0002", "actual": "0001"}
 
 
-@pytest.mark.parametrize("error", [errors.ShuttingDown(), errors.DatabaseBusy(), errors.DatabaseUnavailable()])
+@pytest.mark.parametrize(
+    "error", [errors.ShuttingDown(), errors.DatabaseBusy(), errors.DatabaseUnavailable()]
+)
 def test_what_may_succeed_later_says_when(error: errors.Unavailable) -> None:
     """Every UNAVAILABLE has a RetryInfo with a time that is neither nothing nor long."""
     status = status_of(error)
@@ -125,12 +127,15 @@ def test_violations_that_are_cut_off_are_counted() -> None:
 
 def test_each_missing_post_is_named_with_its_own_field() -> None:
     """Who sent a batch learns which of its requests to mend."""
-    error = errors.PostNotFound(ids=[7, 9], fields=["requests[0].comment.post_id", "requests[4].comment.post_id"])
+    error = errors.PostNotFound(
+        ids=[7, 9], fields=["requests[0].comment.post_id", "requests[4].comment.post_id"]
+    )
 
-    resources = []
-    for packed in status_pb2.Status.FromString(status_of(error).details).details:
-        if packed.Is(error_details_pb2.ResourceInfo.DESCRIPTOR):
-            resources.append(error_details_pb2.ResourceInfo.FromString(packed.value))
+    resources = [
+        error_details_pb2.ResourceInfo.FromString(packed.value)
+        for packed in status_pb2.Status.FromString(status_of(error).details).details
+        if packed.Is(error_details_pb2.ResourceInfo.DESCRIPTOR)
+    ]
 
     assert [(it.resource_name, it.description) for it in resources] == [
         ("7", "named by requests[0].comment.post_id"),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
+from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.errors import (
     BatchDuplicate,
@@ -16,7 +17,6 @@ from store_service.errors import (
 )
 from store_service.model import CommentDraft, Deletion, PageRequest, PostDraft, Query, Update
 from store_service.rpc.validation import Validation
-from storeapi.v1 import comments_pb2, posts_pb2
 
 validation = Validation(max_body_bytes=10)
 
@@ -47,7 +47,9 @@ def test_a_batch_becomes_drafts_that_know_their_place() -> None:
         CommentDraft(body="a", post_id=7, field="requests[0].comment.post_id"),
         CommentDraft(body="b", post_id=8, field="requests[1].comment.post_id"),
     )
-    assert validation.comment_drafts(requests[0]) == (CommentDraft(body="a", post_id=7, field="comment.post_id"),)
+    assert validation.comment_drafts(requests[0]) == (
+        CommentDraft(body="a", post_id=7, field="comment.post_id"),
+    )
 
 
 @pytest.mark.parametrize("body", ["x" * 10, "é" * 5, "€€€x", "\U0001f600\U0001f600xx"])
@@ -79,7 +81,9 @@ def test_a_body_can_be_wrong_in_two_ways() -> None:
         (["post_id", "body"], "a", "a"),
     ],
 )
-def test_the_mask_says_whether_the_body_changes(update_mask: list[str], body: str, expected: str | None) -> None:
+def test_the_mask_says_whether_the_body_changes(
+    update_mask: list[str], body: str, expected: str | None
+) -> None:
     """None leaves the body as it is."""
     request = comments_pb2.UpdateCommentRequest(
         comment=comments_pb2.Comment(id=1, body=body), update_mask=FieldMask(paths=update_mask)
@@ -192,8 +196,14 @@ def test_the_first_violation_names_the_error() -> None:
     double_first = posts_pb2.BatchDeletePostsRequest(ids=[5, 5, 0])
 
     assert refusal(validation.post_deletion, empty) == [(BatchEmpty, "ids"), (FieldInvalid, "request_id")]
-    assert refusal(validation.post_deletion, bad_first) == [(FieldInvalid, "ids[0]"), (BatchDuplicate, "ids[2]")]
-    assert refusal(validation.post_deletion, double_first) == [(BatchDuplicate, "ids[1]"), (FieldInvalid, "ids[2]")]
+    assert refusal(validation.post_deletion, bad_first) == [
+        (FieldInvalid, "ids[0]"),
+        (BatchDuplicate, "ids[2]"),
+    ]
+    assert refusal(validation.post_deletion, double_first) == [
+        (BatchDuplicate, "ids[1]"),
+        (FieldInvalid, "ids[2]"),
+    ]
 
 
 def test_the_text_of_a_refusal_names_every_field() -> None:

@@ -65,7 +65,9 @@ def store_error(failure: grpc.RpcError) -> StoreError:
     """The error to raise for a failed call, whatever the other side sent."""
     code = failure.code()
     # Pairs of key and value on both kinds of channel, whatever the published types say.
-    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", failure.trailing_metadata() or ()))
+    # A comprehension, for older versions of grpc.aio's Metadata have `keys` that make dict() fail.
+    pairs = cast("Iterable[tuple[str, str | bytes]]", failure.trailing_metadata() or ())
+    trailers = {key: value for key, value in pairs}  # noqa: C416
     call_id = trailers.get("x-call-id")
     details = _details(trailers.get("grpc-status-details-bin"))
     info = _error_info(details)

@@ -1,0 +1,57 @@
+"""The README's table of settings is the code's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from store_service import config as settings
+from store_service.config import Config, variable_of
+from tests.project.conftest import ROOT
+
+TOOL = ROOT / "tools/settings_table.py"
+
+
+@pytest.fixture(scope="module")
+def table() -> str:
+    """What the tool prints."""
+    run = subprocess.run([sys.executable, TOOL], capture_output=True, text=True, timeout=60, check=True)
+    return run.stdout.strip()
+
+
+def rows(table: str) -> list[tuple[str, str, str]]:
+    """Variable, default and meaning of each setting."""
+    return re.findall(r"^\| `(.+?)` \| `(.*?)` \| (.*) \|$", table, re.MULTILINE)
+
+
+def test_the_readme_has_the_table_of_the_code(table: str) -> None:
+    """Every setting stands in the README with the default and the meaning that it has in config.py."""
+    readme = (ROOT / "README.md").read_text()
+
+    found = re.findall(r"<!-- settings -->\n(.*?)<!-- /settings -->", readme, re.DOTALL)
+    assert len(found) == 1
+    assert found[0].strip() == table, "put what tools/settings_table.py prints between the two comments"
+
+
+def test_the_table_has_every_setting_and_its_meaning(table: str) -> None:
+    """No setting is left out, none is left that is gone, and each is explained in whole sentences."""
+    found = rows(table)
+
+    assert [variable for variable, _, _ in found] == [variable_of(name) for name in Config.model_fields]
+    assert [variable for variable, _, meaning in found if not re.fullmatch(r"\w.*\.", meaning)] == []
+
+
+def test_the_defaults_of_the_table_change_nothing(
+    table: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever sets every variable to the default that the table shows gets what they would get anyway."""
+    monkeypatch.chdir(tmp_path)
+    for name in Config.model_fields:
+        monkeypatch.delenv(variable_of(name), raising=False)
+    by_default = settings.load()
+    for variable, default, _ in rows(table):
+        monkeypatch.setenv(variable, default)
+
+    assert settings.load() == by_default
