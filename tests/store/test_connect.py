@@ -216,7 +216,7 @@ def test_a_second_service_is_refused_until_the_first_is_gone(
 ) -> None:
     """Also across processes; and a service that was killed is gone."""
     server_process.start()
-    settings = {"STORE_LISTEN": "127.0.0.1:0"}
+    listen = {"STORE_LISTEN": "127.0.0.1:0"}
     refused = [
         run_command(command, folder=server_process.folder, settings=listen)
         for command in ("serve", "migrate")
