@@ -5,6 +5,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connection import Connection
-from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of
+from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of, together
 from tests.support import ErrorSeen, error_seen, failure
 
 
@@ -226,12 +227,8 @@ async def tried_again(call: Callable[[], Any]) -> Any:
 
 
 async def create_together(side: Side, taken: Taken, file: Path, drafts: list[Any]) -> list[Any]:
-    """Creates that ride in as few batches as can be; their answers and errors."""
-    before = taken.arrived
-    with locked(file):
-        calls = [asyncio.ensure_future(outcome_of(side.create(draft))) for draft in drafts]
-        await taken.arrive(len(drafts), since=before)
-    return await asyncio.gather(*calls)
+    """Creates that ride in one batch; their answers and errors."""
+    return await together(taken, side, file, [partial(side.create, draft) for draft in drafts])
 
 
 async def test_an_unforeseen_error_of_one_fails_that_one_alone(
@@ -282,14 +279,11 @@ async def test_a_try_among_writes_keeps_nothing_and_undoes_nothing(
     side: Side, taken: Taken, database_file: Path
 ) -> None:
     """validate_only rides with others, and neither is seen by them nor takes them back."""
-    before = taken.arrived
-    with locked(database_file):
-        calls = [
-            asyncio.ensure_future(side.create(side.draft(f"body {n}"), validate_only=n % 2 == 1))
-            for n in range(10)
-        ]
-        await taken.arrive(10, since=before)
-    answers = await asyncio.gather(*calls)
+
+    def create(n: int) -> Any:
+        return side.create(side.draft(f"body {n}"), validate_only=n % 2 == 1)
+
+    answers = await together(taken, side, database_file, [partial(create, n) for n in range(10)])
 
     assert [bool(it.id) for it in answers] == [True, False] * 5
     assert sorted(it.body for it in side.of(await side.page())) == [f"body {n}" for n in range(0, 10, 2)]

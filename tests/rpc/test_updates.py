@@ -2,14 +2,16 @@
 
 import asyncio
 import sqlite3
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 
-from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of
+from tests.rpc.helpers import Side, Taken, contents, outcome_of, together
 from tests.support import Stubs, error_seen, failure
 
 LATER = Timestamp(seconds=4_000_000_000)
@@ -286,17 +288,11 @@ async def test_of_updates_with_the_same_etag_exactly_one_wins(
 ) -> None:
     """However close together they are, one is done and all others are told that it was."""
     resource = await side.stored()
-    before = taken.arrived
-    # The lock makes them wait for each other, so that they ride in one batch.
-    with locked(database_file):
-        calls = [
-            asyncio.ensure_future(
-                outcome_of(side.update(side.resource(id=resource.id, body=f"update {n}", etag=resource.etag)))
-            )
-            for n in range(10)
-        ]
-        await taken.arrive(10, since=before)
-    outcomes = await asyncio.gather(*calls)
+
+    def update(n: int) -> Any:
+        return side.update(side.resource(id=resource.id, body=f"update {n}", etag=resource.etag))
+
+    outcomes = await together(taken, side, database_file, [partial(update, n) for n in range(10)])
 
     (winner,) = [it for it in outcomes if not isinstance(it, grpc.RpcError)]
     losers = [error_seen(it) for it in outcomes if isinstance(it, grpc.RpcError)]
@@ -304,19 +300,32 @@ async def test_of_updates_with_the_same_etag_exactly_one_wins(
     assert await side.get(resource.id) == winner
 
 
+async def test_of_updates_at_any_moment_exactly_one_wins(side: Side) -> None:
+    """The same when nothing but chance decides who rides with whom."""
+    resource = await side.stored()
+
+    for _ in range(10):
+        outcomes = await asyncio.gather(
+            *(
+                outcome_of(side.update(side.resource(id=resource.id, body=f"update {n}", etag=resource.etag)))
+                for n in range(10)
+            )
+        )
+
+        (resource,) = [it for it in outcomes if not isinstance(it, grpc.RpcError)]
+        assert await side.get(resource.id) == resource
+
+
 async def test_updates_that_ride_together_follow_each_other(
     side: Side, taken: Taken, database_file: Path
 ) -> None:
     """Updates without etags that arrive at once are all done, each on what the one before it left."""
     resource = await side.stored()
-    before = taken.arrived
-    with locked(database_file):
-        calls = [
-            asyncio.ensure_future(side.update(side.resource(id=resource.id, body=f"update {n}")))
-            for n in range(10)
-        ]
-        await taken.arrive(10, since=before)
-    updated = await asyncio.gather(*calls)
+
+    def update(n: int) -> Any:
+        return side.update(side.resource(id=resource.id, body=f"update {n}"))
+
+    updated = await together(taken, side, database_file, [partial(update, n) for n in range(10)])
 
     assert len({it.etag for it in updated}) == 10
     assert await side.get(resource.id) in updated
@@ -369,11 +378,8 @@ async def test_allow_missing_deletes_what_is_there(side: Side) -> None:
 async def test_of_deletes_at_once_one_finds_something(side: Side, taken: Taken, database_file: Path) -> None:
     """What is deleted once is missing for all others, also within one batch."""
     resource = await side.stored()
-    before = taken.arrived
-    with locked(database_file):
-        calls = [asyncio.ensure_future(outcome_of(side.delete(resource.id))) for _ in range(5)]
-        await taken.arrive(5, since=before)
-    outcomes = await asyncio.gather(*calls)
+
+    outcomes = await together(taken, side, database_file, [lambda: side.delete(resource.id)] * 5)
 
     assert [it for it in outcomes if not isinstance(it, grpc.RpcError)] == [resource]
     assert {error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)} == {side.not_found}
