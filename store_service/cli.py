@@ -26,7 +26,10 @@ def main() -> None:
     metavar="HOST:PORT",
     help="Address to serve on, instead of STORE_LISTEN; port 0 lets the system choose.",
 )
-def serve(listen: str | None) -> None:
+@click.option(
+    "--worker", is_flag=True, hidden=True, help="Be one of the processes that a supervisor started."
+)
+def serve(listen: str | None, worker: bool) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Prints one line with the address on stdout as soon as calls succeed; logs go to stderr. Running
@@ -36,9 +39,12 @@ def serve(listen: str | None) -> None:
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _one_line_errors(config):
-        from store_service import server
+        from store_service import server, supervisor
 
-        server.run(config)
+        if config.workers > 1 and not worker:
+            supervisor.run(config)
+        else:
+            server.run(config, is_worker=worker)
 
 
 @main.command(epilog=_EPILOG)
@@ -63,11 +69,8 @@ def check() -> None:
     config = _settings()
     click.echo("settings: fine")
     with _one_line_errors(config):
-        from store_service.database import connect, schema
+        from store_service.database import schema
 
-        path = connect.path_of(config.DATABASE_URL)
-        if not path.exists():
-            raise FileNotFoundError(f"there is no database {path} yet; `store-service migrate` makes it")
         schema.check(config.DATABASE_URL)
     click.echo("database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")
@@ -88,11 +91,12 @@ def _settings(**overrides: str) -> settings.Config:
 @contextmanager
 def _one_line_errors(config: settings.Config) -> Iterator[None]:
     """Ends the command with one line and exit code 1 when something expected is wrong."""
-    from store_service.database.connect import DatabaseInUse, NoPlaceForDatabase
     from store_service.database.schema import ForeignSchema
+    from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase
     from store_service.server import CannotListen
+    from store_service.supervisor import WorkerFailed
 
-    expected = (DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, FileNotFoundError, StoreError)
+    expected = (DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, WorkerFailed, StoreError)
     try:
         yield
     except expected as error:
@@ -109,5 +113,5 @@ def _explained(error: Exception, config: settings.Config) -> str:
         return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
-        return f"cannot use the database {connect.path_of(config.DATABASE_URL)}: {cause}"
+        return f"cannot use the database {connect.name_of(config.DATABASE_URL)}: {cause}"
     return str(error)

@@ -3,10 +3,11 @@
 `config` is made at its first use; a bad setting raises `BadSetting`, whose text names the variable.
 """
 
+import importlib.util
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -23,12 +24,23 @@ def _database_url(value: str) -> str:
         url = make_url(value)
     except ArgumentError:
         raise ValueError("must be a URL such as sqlite:///store.db") from None
-    if url.drivername != "sqlite":
-        raise ValueError("must start with sqlite:///")
-    if url.database in (None, "", ":memory:") or "memory" in str(url.query.get("mode", "")):
-        raise ValueError("must name a file, as sqlite:///store.db does; a database in memory keeps nothing")
-    if url.query:
-        raise ValueError("takes no options after ?")
+    if url.drivername == "sqlite":
+        if url.database in (None, "", ":memory:") or url.query:
+            raise ValueError("must name a file and nothing else, as sqlite:///store.db does")
+    elif url.drivername == "postgresql":
+        if importlib.util.find_spec("asyncpg") is None or importlib.util.find_spec("psycopg") is None:
+            raise ValueError("needs the extra: pip install 'store-service[postgresql]'")
+        unknown = url.query.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
+        if unknown:
+            raise ValueError(
+                f"has the unknown option {min(unknown)}; there are sslmode, sslrootcert, sslcert, sslkey"
+            )
+        if url.query.get("sslmode", "disable") not in ("disable", "require", "verify-ca", "verify-full"):
+            raise ValueError("sslmode must be disable, require, verify-ca or verify-full")
+        if not url.host or not url.database:
+            raise ValueError("must name a host and a database, as postgresql://user:password@host/store does")
+    else:
+        raise ValueError("must start with sqlite:/// or postgresql://")
     return value
 
 
@@ -52,7 +64,8 @@ class Config(BaseSettings):
     DATABASE_URL: Annotated[str, AfterValidator(_database_url)] = Field(
         default="sqlite:///store.db", validation_alias="DATABASE_URL", repr=False
     )
-    """Where posts and comments are kept: sqlite:/// and a file (four slashes for an absolute path)."""
+    """Where posts and comments are kept: sqlite:/// and a file (four slashes for an absolute path), or
+    postgresql://user:password@host/database, with ?sslmode=verify-full for TLS."""
 
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""
@@ -63,6 +76,9 @@ class Config(BaseSettings):
     auto_migrate: bool = True
     """Bring the database's schema up to date at start; otherwise `store-service migrate` does."""
 
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes that serve on one port; more than one needs PostgreSQL."""
+
     grace_seconds: float = Field(default=5.0, ge=0, le=3600)
     """How long running calls may take to finish after SIGTERM or SIGINT."""
 
@@ -72,11 +88,31 @@ class Config(BaseSettings):
     readers: int = Field(default=2, ge=1, le=16)
     """Connections that read; there is one more, which writes."""
 
+    lock_seconds: float = Field(default=5.0, gt=0, le=60)
+    """How long a write waits for locks of others before the caller gets DATABASE_BUSY."""
+
+    statement_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """How long one statement may run on PostgreSQL before the caller gets DATABASE_BUSY."""
+
+    acquire_seconds: float = Field(default=5.0, gt=0, le=60)
+    """How long opening a connection to PostgreSQL may take before it counts as unavailable."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important line that is logged; each call is one line of level info."""
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """json: one object a line; console: for people; auto: json unless stderr is a terminal."""
+
+    @model_validator(mode="after")
+    def _one_process_on_sqlite(self) -> Self:
+        if self.workers > 1 and self.DATABASE_URL.startswith("sqlite:"):
+            raise ValueError(
+                "STORE_WORKERS: must be 1 on SQLite, whose file one process serves; "
+                "set DATABASE_URL to a PostgreSQL database to use more"
+            )
+        if self.workers > 1 and self.listen.startswith("unix:"):
+            raise ValueError("STORE_WORKERS: must be 1 on a unix socket, which processes cannot share")
+        return self
 
 
 def variable_of(field_name: str) -> str:
@@ -97,9 +133,11 @@ def load(**overrides: Any) -> Config:
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
-            name = str(detail["loc"][0])
-            variable = variable_of(name) if name in Config.model_fields else name
-            problems.append(f"{variable}: {detail['msg'].removeprefix('Value error, ')}")
+            message = detail["msg"].removeprefix("Value error, ")
+            if detail["loc"]:
+                name = str(detail["loc"][0])
+                message = f"{variable_of(name) if name in Config.model_fields else name}: {message}"
+            problems.append(message)
         raise BadSetting("; ".join(problems)) from None
 
 

@@ -6,6 +6,7 @@ What is opened is closed in reverse: the server before the workers, the workers 
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -39,8 +40,6 @@ TIDY_SECONDS = 0.8
 """How long the process may take to close everything after the grace period, before it just ends."""
 
 _OPTIONS = [
-    # Without this a second server binds the same port without an error, and each gets some of the calls.
-    ("grpc.so_reuseport", 0),
     # A client may ping as often as every 10 seconds, also without calls; gRPC's 5 minutes would cut off
     # clients that merely keep their connection alive.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
@@ -51,7 +50,13 @@ log = structlog.get_logger("store_service.server")
 
 
 class CannotListen(Exception):
-    """The address cannot be bound; the text is one line that says which."""
+    """The address cannot be bound."""
+
+    def __init__(self, listen: str) -> None:
+        """Takes the address."""
+        super().__init__(
+            f"cannot listen on {listen}: the port is in use, or the address is not of this machine"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ class RunningServer:
     health: HealthService
 
 
-def run(config: Config) -> None:
+def run(config: Config, *, is_worker: bool = False) -> None:
     """Serves until SIGTERM or SIGINT, then stops as `serving` does; a second signal ends the process at once.
 
     Raises:
@@ -75,13 +80,15 @@ def run(config: Config) -> None:
     """
     import uvloop
 
-    uvloop.run(_serve_until_signal(config))
+    uvloop.run(_serve_until_signal(config, is_worker))
 
 
-async def _serve_until_signal(config: Config) -> None:
+async def _serve_until_signal(config: Config, is_worker: bool) -> None:
     stop = asyncio.Event()
-    with _on_signals(stop):
-        async with serving(config) as server:
+    with stop_on_signals(stop):
+        if is_worker:
+            _stop_with_supervisor(stop)
+        async with serving(config, reuse_port=is_worker) as server:
             # The one line on stdout, for scripts that wait for it.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
             log.info("serving", address=server.address)
@@ -92,6 +99,18 @@ async def _serve_until_signal(config: Config) -> None:
     log.info("stopped")
 
 
+def _stop_with_supervisor(stop: asyncio.Event) -> None:
+    """Stops when stdin closes, which is a pipe that the supervisor holds as long as it lives."""
+
+    def on_stdin() -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            loop.remove_reader(sys.stdin.fileno())
+            stop.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(sys.stdin.fileno(), on_stdin)
+
+
 def _give_up() -> None:
     log.warning("stopped without waiting any longer for the database")
     # What was answered is on disk, so nothing is lost by not tidying up.
@@ -99,7 +118,8 @@ def _give_up() -> None:
 
 
 @contextmanager
-def _on_signals(stop: asyncio.Event) -> Iterator[None]:
+def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Sets `stop` at SIGTERM or SIGINT until the end of the block; a second signal ends the process."""
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
@@ -119,7 +139,7 @@ def _on_signals(stop: asyncio.Event) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def serving(config: Config) -> AsyncIterator[RunningServer]:
+async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[RunningServer]:
     """A server that answers calls until the end of the block.
 
     Then it stops, in an order that nobody notices:
@@ -136,13 +156,18 @@ async def serving(config: Config) -> AsyncIterator[RunningServer]:
         else:
             await asyncio.to_thread(schema.check, config.DATABASE_URL)
         async with connect.open_store(
-            config.DATABASE_URL, readers=config.readers, force_roll_back=config.DB_FORCE_ROLL_BACK
+            config.DATABASE_URL,
+            readers=config.readers,
+            lock_seconds=config.lock_seconds,
+            statement_seconds=config.statement_seconds,
+            acquire_seconds=config.acquire_seconds,
+            force_roll_back=config.DB_FORCE_ROLL_BACK,
         ) as store:
             await schema.look(store)
             guard = Guard()
             names = [POSTS.full_name, COMMENTS.full_name]
             health = HealthService(lambda: schema.look(store), names)
-            server = _server(config, store, guard, health, names)
+            server = _server(config, store, guard, health, names, reuse_port=reuse_port)
             address = _listen(server, config.listen)
             await server.start()
             try:
@@ -153,15 +178,23 @@ async def serving(config: Config) -> AsyncIterator[RunningServer]:
                 await guard.drain(config.grace_seconds)
                 left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
+                guard.close()
 
 
 def _server(
-    config: Config, store: connect.Store, guard: Guard, health: HealthService, names: list[str]
+    config: Config,
+    store: connect.Store,
+    guard: Guard,
+    health: HealthService,
+    names: list[str],
+    *,
+    reuse_port: bool,
 ) -> grpc.aio.Server:
     validation = Validation(max_body_bytes=config.max_body_bytes)
     all_names = [*names, HEALTH.full_name, reflection.V1_NAME, reflection.V1ALPHA.full_name]
     describe = ReflectionService(all_names, [HEALTH.file, reflection.V1ALPHA.file])
-    server = grpc.aio.server(options=_OPTIONS)
+    # Unless workers share the port on purpose, a second server must not bind it without an error.
+    server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(reuse_port))])
     server.add_generic_rpc_handlers(
         (
             guard.handlers(POSTS, PostService(Posts(store), validation)),
@@ -180,9 +213,7 @@ def _listen(server: grpc.aio.Server, listen: str) -> str:
     except RuntimeError:
         port = 0
     if not port:
-        raise CannotListen(
-            f"cannot listen on {listen}: the port is in use, or the address is not of this machine"
-        )
+        raise CannotListen(listen)
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 

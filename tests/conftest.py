@@ -11,6 +11,7 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.database import schema
 from store_service.server import RunningServer, serving
+from tests.postgres import empty, new_database, postgres_url
 from tests.support import ServerProcess, Stubs
 
 
@@ -28,10 +29,35 @@ def database_file(migrated_file: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(migrated_file, tmp_path / "store.db"))
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A URL of a PostgreSQL role that may create databases."""
+    with postgres_url() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_database(postgres: str) -> Iterator[str]:
+    """A PostgreSQL database with the current schema, for one test after the other."""
+    with new_database(postgres) as url:
+        schema.upgrade(url)
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database of this test's own, on each engine in turn; override the fixture to have just one."""
+    if request.param == "sqlite":
+        return f"sqlite:///{request.getfixturevalue('database_file')}"
+    url: str = request.getfixturevalue("postgres_database")
+    empty(url)
+    return url
+
+
 @pytest.fixture
-def config(database_file: Path) -> Config:
+def config(database_url: str) -> Config:
     """Settings of a server of this test's own; override the fixture in a module to change them."""
-    return settings.load(DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0")
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ class ServerProcess:
 
     def start(self, *, wait_seconds: float = 30) -> "ServerProcess":
         """Starts it and waits for the line with the address, which `self.address` then holds."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("STORE_")}
+        environment = _without_settings(os.environ)
         environment |= {"STORE_LISTEN": "127.0.0.1:0", "PYTHONUNBUFFERED": "1", **self.settings}
         with (self.folder / "stderr.log").open("ab") as stderr:
             self.process = subprocess.Popen(
@@ -166,6 +167,12 @@ class ServerProcess:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which nobody's own settings reach the tests, or their database."""
+    ours = ("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK")
+    return {key: value for key, value in environment.items() if not key.startswith(ours)}
+
+
 def _first_line(process: subprocess.Popen[bytes], seconds: float) -> str:
     assert process.stdout is not None
     stdout = process.stdout
@@ -181,7 +188,7 @@ def run_command(
     *arguments: str, folder: Path, settings: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs `store-service` with arguments to its end."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("STORE_")}
+    environment = _without_settings(os.environ)
     return subprocess.run(
         [sys.executable, "-m", "store_service", *arguments],
         cwd=folder,

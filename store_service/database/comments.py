@@ -27,6 +27,11 @@ def comment_of(row: tuple[int, str, int, int | None, int | None, int]) -> Commen
 COMMENTS_BY_ID = Statement(select(*_COLUMNS).where(comment.c.id.in_(ids("ids"))))
 """Comments with these ids, in no order. Served by the primary key."""
 
+LOCKED_COMMENTS_BY_ID = Statement(
+    select(*_COLUMNS).where(comment.c.id.in_(ids("ids"))).order_by(comment.c.id).with_for_update()
+)
+"""The same, kept by PostgreSQL from every other writer until the end of the transaction; see posts."""
+
 _draft = rows("drafts", body=Text, post_id=BigInteger)
 INSERT_COMMENTS = Statement(
     insert(comment)

@@ -1,113 +1,46 @@
-"""Opens the database: which connections there are, and how each is set up."""
+"""Opens the database, whichever engine it is."""
 
-import asyncio
-import fcntl
-import os
-import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Any, ClassVar
-from urllib.parse import quote
+from contextlib import asynccontextmanager, contextmanager
 
 import sqlalchemy
-from databases import Database
 from sqlalchemy.engine import make_url
 
-from store_service.database.connection import Connection
-from store_service.database.failures import named
+from store_service.database import sqlite
 from store_service.database.workers import Argument, Lane, Operation, Result
 
-BUSY_TIMEOUT_MILLISECONDS = 5000
-"""How long a writer waits for another process's lock before DatabaseBusy."""
 
-# WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
-# a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
-_Pragmas = dict[str, int | str]
-_READER_PRAGMAS: _Pragmas = {
-    "busy_timeout": BUSY_TIMEOUT_MILLISECONDS,
-    "mmap_size": 0,
-    "trusted_schema": 0,
-}
-_WRITER_PRAGMAS: _Pragmas = {
-    **_READER_PRAGMAS,
-    "journal_mode": "wal",
-    "synchronous": 2,
-    "foreign_keys": 1,
-}
+def is_sqlite(database_url: str) -> bool:
+    """Whether the database is a file."""
+    return make_url(database_url).get_backend_name() == "sqlite"
 
 
-class _SetUpConnection(sqlite3.Connection):
-    """A connection that is set up, and proved to be so, before anybody uses it."""
-
-    pragmas: ClassVar[_Pragmas]
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name, wanted in self.pragmas.items():
-            self.execute(f"PRAGMA {name} = {wanted}").close()
-            actual = self.execute(f"PRAGMA {name}").fetchall()
-            # SQLite answers a PRAGMA that it does not honour with silence.
-            if actual != [(wanted,)]:
-                raise RuntimeError(f"SQLite keeps PRAGMA {name} at {actual}, not {wanted}")
-
-
-class _WriterConnection(_SetUpConnection):
-    pragmas: ClassVar[_Pragmas] = _WRITER_PRAGMAS
-
-
-class _ReaderConnection(_SetUpConnection):
-    pragmas: ClassVar[_Pragmas] = _READER_PRAGMAS
-
-
-class DatabaseInUse(Exception):
-    """Another service has the file open; two writers can damage it."""
-
-
-class NoPlaceForDatabase(Exception):
-    """The folder of the file is not there or must not be written to; the text is one line that says which."""
-
-
-def path_of(database_url: str) -> Path:
-    """The file of a SQLite URL."""
-    database = make_url(database_url).database
-    assert database is not None  # the settings refuse URLs without a file
-    return Path(database)
+def name_of(database_url: str) -> str:
+    """The database as an operator knows it, without its password."""
+    if is_sqlite(database_url):
+        return str(sqlite.path_of(database_url))
+    return make_url(database_url).render_as_string(hide_password=True)
 
 
 def sync_engine(database_url: str) -> sqlalchemy.Engine:
     """A blocking engine for migrations and scripts; RPCs never use it."""
-    is_sqlite = make_url(database_url).get_backend_name() == "sqlite"
-    return sqlalchemy.create_engine(
-        database_url, connect_args={"check_same_thread": False} if is_sqlite else {}
-    )
+    if is_sqlite(database_url):
+        return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
+    return sqlalchemy.create_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
 
 
 @contextmanager
 def sole_use(database_url: str) -> Iterator[None]:
-    """Keeps every other service off a SQLite file until the end of the block, or of the process.
-
-    SQLite up to 3.51.2 can damage a WAL database when two connections write or checkpoint at the same
-    moment (https://www.sqlite.org/wal.html#walresetbug), so there is one writer, in one process.
+    """Keeps every other service off a file until the end of the block; PostgreSQL serves many.
 
     Raises:
-        DatabaseInUse: Another process holds the file.
-        NoPlaceForDatabase: No file can be made beside the database.
+        sqlite.DatabaseInUse: Another process holds the file.
     """
-    path = path_of(database_url)
-    try:
-        # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise NoPlaceForDatabase(f"cannot write beside the database {path}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatabaseInUse(f"another store-service is using {path}") from None
+    if is_sqlite(database_url):
+        with sqlite.sole_use(database_url):
+            yield
+    else:
         yield
-    finally:
-        os.close(descriptor)
 
 
 class Store:
@@ -131,56 +64,42 @@ class Store:
 
 @asynccontextmanager
 async def open_store(
-    database_url: str, *, readers: int, force_roll_back: bool = False
+    database_url: str,
+    *,
+    readers: int = 2,
+    lock_seconds: float = 5.0,
+    statement_seconds: float = 10.0,
+    acquire_seconds: float = 5.0,
+    force_roll_back: bool = False,
 ) -> AsyncIterator[Store]:
-    """Opens the database and closes it at the end of the block, after the work that waits.
+    """Opens a database whose schema is up to date; closes it at the end of the block, after what waits.
 
     Args:
-        database_url: A database whose schema is up to date.
+        database_url: SQLite or PostgreSQL.
         readers: How many connections read.
+        lock_seconds: How long a write waits for locks of others before DatabaseBusy.
+        statement_seconds: How long a statement may run on PostgreSQL before DatabaseBusy.
+        acquire_seconds: How long opening a connection to PostgreSQL may take.
         force_roll_back: One connection does everything, and undoes it at the end.
 
     Raises:
         StoreError: The database cannot be opened.
     """
-    path = path_of(database_url).absolute()
-    # aiosqlite does not wait for its thread when opening fails, and the thread complains when it outlives
-    # the loop; so what cannot be opened is found here.
-    try:
-        await asyncio.to_thread(lambda: _WriterConnection(path).close())
-    except sqlite3.Error as error:
-        raise named(error) from error
+    if is_sqlite(database_url):
+        opening = sqlite.open_lanes(
+            database_url, readers=readers, lock_seconds=lock_seconds, force_roll_back=force_roll_back
+        )
+    else:
+        # asyncpg is an extra: it is needed only here.
+        from store_service.database import postgresql
 
-    # SQLAlchemy and `databases` disagree about # in a path, and the upgrade went by the former.
-    url = f"sqlite:///{quote(str(path))}"
-    async with AsyncExitStack() as stack:
-        if force_roll_back:
-            rolling_back = Database(url, force_rollback=True, factory=_WriterConnection)
-            database = await stack.enter_async_context(rolling_back)
-            lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
-            await stack.enter_async_context(lane.running())
-            yield Store(lane, lane)
-            return
-
-        writing = await stack.enter_async_context(Database(url, factory=_WriterConnection))
-        # Quoted twice: `databases` and SQLite each read it as a URL.
-        reading_url = f"sqlite:///file:{quote(quote(str(path)))}?mode=ro"
-        reading = await stack.enter_async_context(Database(reading_url, uri=True, factory=_ReaderConnection))
-
-        # The writer first: it makes the log that readers need, and may not make themselves.
-        writer = Lane("writer", lambda: _opened(writing), workers=1, writes=True)
-        await stack.enter_async_context(writer.running())
-        reader = Lane("reader", lambda: _opened(reading), workers=readers, writes=False)
-        await stack.enter_async_context(reader.running())
+        opening = postgresql.open_lanes(
+            database_url,
+            readers=readers,
+            lock_seconds=lock_seconds,
+            statement_seconds=statement_seconds,
+            acquire_seconds=acquire_seconds,
+            force_roll_back=force_roll_back,
+        )
+    async with opening as (writer, reader):
         yield Store(writer, reader)
-
-
-@asynccontextmanager
-async def _opened(database: Database, *, inside_transaction: bool = False) -> AsyncIterator[Connection]:
-    """One connection of `databases`, held until the end of the block."""
-    async with AsyncExitStack() as stack:
-        try:
-            connection = await stack.enter_async_context(database.connection())
-        except sqlite3.Error as error:
-            raise named(error) from error
-        yield Connection(connection.raw_connection, inside_transaction=inside_transaction)

@@ -1,26 +1,27 @@
 """One open connection, held by one worker for as long as it lives."""
 
-import sqlite3
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-import aiosqlite
-
-from store_service.database.failures import named
+from store_service.database.failures import DRIVER_ERRORS, named
 from store_service.database.statements import Statement
 
 Rows = Sequence[tuple[Any, ...]]
 
 
-class Connection:
+class Connection(ABC):
     """Runs statements on the driver's connection that `databases` opened.
 
-    `databases` would compile every statement anew and begin transactions that fail at their first
-    write instead of waiting, so neither its queries nor its transactions are used.
+    `databases` would compile every statement anew and, on SQLite, begin transactions that fail at their
+    first write instead of waiting, so neither its queries nor its transactions are used.
     """
 
-    def __init__(self, raw: aiosqlite.Connection, *, inside_transaction: bool) -> None:
+    BEGIN: str
+    """Begins a transaction that writes."""
+
+    def __init__(self, raw: Any, *, inside_transaction: bool = False) -> None:
         """Takes an open connection, and whether somebody else began a transaction that all happens in."""
         self._raw = raw
         self._inside_transaction = inside_transaction
@@ -33,10 +34,9 @@ class Connection:
         Raises:
             StoreError: The database is busy, full or gone.
         """
-        text, arguments = statement.for_sqlite(values)
         try:
-            return await self._raw.execute_fetchall(text, arguments)  # type: ignore[return-value]  # tuples
-        except sqlite3.Error as error:
+            return await self._fetch(statement, values)
+        except DRIVER_ERRORS as error:
             raise named(error) from error
 
     @asynccontextmanager
@@ -45,12 +45,11 @@ class Connection:
 
         With `keep=False` nothing of it is kept either way.
         """
-        # A deferred transaction fails at its first write instead of waiting, so writers say so first.
-        await self._run("SAVEPOINT batch" if self._inside_transaction else "BEGIN IMMEDIATE")
+        await self._run("SAVEPOINT batch" if self._inside_transaction else self.BEGIN)
         try:
             yield
             if keep:
-                await self._run("RELEASE batch" if self._inside_transaction else "COMMIT")
+                await self._run("RELEASE SAVEPOINT batch" if self._inside_transaction else "COMMIT")
             else:
                 await self._undo()
         except BaseException:
@@ -59,13 +58,25 @@ class Connection:
 
     async def _undo(self) -> None:
         if self._inside_transaction:
-            await self._run("ROLLBACK TO batch")
-            await self._run("RELEASE batch")
-        elif self._raw.in_transaction:  # SQLite has rolled back by itself after a full disk, say
+            await self._run("ROLLBACK TO SAVEPOINT batch")
+            await self._run("RELEASE SAVEPOINT batch")
+        elif self._in_transaction():
             await self._run("ROLLBACK")
 
     async def _run(self, text: str) -> None:
         try:
-            await self._raw.execute_fetchall(text)
-        except sqlite3.Error as error:
+            await self._execute(text)
+        except DRIVER_ERRORS as error:
             raise named(error) from error
+
+    @abstractmethod
+    async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
+        """Runs a statement on the driver."""
+
+    @abstractmethod
+    async def _execute(self, text: str) -> None:
+        """Runs a text without parameters and rows on the driver."""
+
+    @abstractmethod
+    def _in_transaction(self) -> bool:
+        """Whether there is a transaction to roll back; databases end some by themselves."""

@@ -2,12 +2,26 @@
 
 import sqlite3
 
-from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull, StoreError
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, StorageFull, StoreError
+
+
+class MustRunAgain(Exception):
+    """The database has undone the transaction because of another one; it may succeed at the next try."""
+
+
+try:
+    import asyncpg
+except ImportError:  # pragma: no cover  # PostgreSQL is an extra
+    DRIVER_ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
+else:
+    DRIVER_ERRORS = (sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""What drivers raise; a database that is gone shows as OSError too."""
 
 # Primary result codes, https://www.sqlite.org/rescode.html
 _SQLITE: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_BUSY: DatabaseBusy,
     sqlite3.SQLITE_LOCKED: DatabaseBusy,
+    sqlite3.SQLITE_PROTOCOL: DatabaseBusy,
     sqlite3.SQLITE_FULL: StorageFull,
     sqlite3.SQLITE_IOERR: DatabaseUnavailable,
     sqlite3.SQLITE_CANTOPEN: DatabaseUnavailable,
@@ -15,7 +29,22 @@ _SQLITE: dict[int, type[StoreError]] = {
     sqlite3.SQLITE_NOTADB: DatabaseUnavailable,
     sqlite3.SQLITE_PERM: DatabaseUnavailable,
     sqlite3.SQLITE_READONLY: DatabaseUnavailable,
-    sqlite3.SQLITE_PROTOCOL: DatabaseBusy,
+}
+
+# SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html; two characters are a class.
+_POSTGRESQL: dict[str, type[StoreError]] = {
+    "08": DatabaseUnavailable,  # connection exception
+    "25006": DatabaseUnavailable,  # read-only transaction: this server is no longer the primary
+    "25P03": DatabaseUnavailable,  # idle in transaction for too long: the connection was closed
+    "28": DatabaseUnavailable,  # the password is no longer right
+    "3D000": DatabaseUnavailable,  # no such database
+    "53100": StorageFull,  # disk full
+    "53": DatabaseUnavailable,  # too many connections, out of memory
+    "55P03": DatabaseBusy,  # lock timeout
+    "57014": DatabaseBusy,  # statement timeout
+    "57": DatabaseUnavailable,  # shutting down, starting up
+    "58": DatabaseUnavailable,  # I/O error
+    "XX001": DatabaseUnavailable,  # data corrupted
 }
 
 
@@ -29,4 +58,15 @@ def named(error: Exception) -> Exception:
         # The low byte is the primary code; the rest says more, as in SQLITE_IOERR_FSYNC.
         leaf = _SQLITE.get(code & 0xFF) if code is not None else None
         return leaf() if leaf is not None else error
-    return error
+    state = getattr(error, "sqlstate", None)
+    if state is not None and state.startswith("40"):  # serialization failure, deadlock
+        return MustRunAgain()
+    if state in ("42P01", "42703"):  # a table or column is not there: somebody has changed the schema
+        return SchemaMismatch(expected="this program's", actual="another")
+    if state is not None:
+        leaf = _POSTGRESQL.get(state) or _POSTGRESQL.get(state[:2])
+        return leaf() if leaf is not None else error
+    # asyncpg's own errors without a state (but not of wrong arguments), and those of the operating system:
+    # the connection is lost or never was. psycopg's errors have a state, which is None then.
+    lost = isinstance(error, DRIVER_ERRORS) and not isinstance(error, ValueError)
+    return DatabaseUnavailable() if lost or hasattr(error, "sqlstate") else error

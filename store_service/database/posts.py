@@ -18,8 +18,22 @@ def post_of(row: tuple[int, str, int | None, int | None, int]) -> Post:
 POSTS_BY_ID = Statement(select(*_COLUMNS).where(post.c.id.in_(ids("ids"))))
 """Posts with these ids, in no order. Served by the primary key."""
 
+LOCKED_POSTS_BY_ID = Statement(
+    select(*_COLUMNS).where(post.c.id.in_(ids("ids"))).order_by(post.c.id).with_for_update()
+)
+"""The same, kept by PostgreSQL from other writers until the end of the transaction; on SQLite the one
+writer has locked everything. Locked in the order of ids, so that two writers do not wait for each other."""
+
 POST_IDS = Statement(select(post.c.id).where(post.c.id.in_(ids("ids"))))
 """Which of these ids name a post. Served by the primary key."""
+
+KEPT_POST_IDS = Statement(
+    select(post.c.id)
+    .where(post.c.id.in_(ids("ids")))
+    .order_by(post.c.id)
+    .with_for_update(read=True, key_share=True)
+)
+"""The same, and these posts cannot be deleted before the end of the transaction."""
 
 _draft = rows("drafts", body=Text)
 INSERT_POSTS = Statement(

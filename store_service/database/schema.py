@@ -6,14 +6,16 @@ either the database has the new schema afterwards, or it is as it was.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database.connect import Store, sync_engine
+from store_service.database.connect import Store, is_sqlite, sync_engine
 from store_service.database.connection import Connection
 from store_service.database.failures import named
+from store_service.database.sqlite import path_of
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import SchemaMismatch
@@ -63,13 +65,15 @@ def current(connection: sqlalchemy.Connection) -> str:
 
 
 def check(database_url: str) -> None:
-    """Makes sure that a database has the schema that this program needs, and changes nothing.
+    """Makes sure that a database has the schema that this program needs. Changes nothing, makes no file.
 
     Raises:
         SchemaMismatch: It has another one.
         ForeignSchema: It has tables of our names with other columns.
         StoreError: It cannot be opened.
     """
+    if is_sqlite(database_url) and not path_of(database_url).exists():
+        raise SchemaMismatch(expected=HEAD, actual=EMPTY)
     engine = sync_engine(database_url)
     try:
         with engine.connect() as connection:
@@ -91,7 +95,7 @@ def upgrade(database_url: str) -> str:
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
     engine = sync_engine(database_url)
-    _begin_immediately(engine)
+    _lock_at_begin(engine)
     try:
         with engine.connect() as connection:
             revision = current(connection)
@@ -148,22 +152,28 @@ def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:
     log.info("schema upgraded", was=revision, now=HEAD)
 
 
-def _begin_immediately(engine: sqlalchemy.Engine) -> None:
-    """Makes transactions take SQLite's write lock at their start and cover CREATE and DROP.
+_ADVISORY_LOCK = 0x73746F7265
+"""The number under which upgrades wait for each other on PostgreSQL; no other program of ours uses it."""
 
-    Python's driver would begin one only before the first INSERT, and leave the statements before it
-    outside (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
+
+def _lock_at_begin(engine: sqlalchemy.Engine) -> None:
+    """Makes transactions keep every other upgrade away from their start on, and cover CREATE and DROP.
+
+    Python's driver for SQLite would begin one only before the first INSERT, and leave the statements before
+    it outside (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
     """
-    if engine.dialect.name != "sqlite":
-        return
+    is_sqlite = engine.dialect.name == "sqlite"
 
     @event.listens_for(engine, "connect")
-    def _no_implicit_begin(connection: object, _record: object) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined]
+    def _no_implicit_begin(connection: Any, _record: object) -> None:
+        if is_sqlite:
+            connection.isolation_level = None
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sqlalchemy.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        connection.exec_driver_sql(
+            "BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"
+        )
 
 
 def _driver_error(error: sqlalchemy.exc.DBAPIError) -> Exception:

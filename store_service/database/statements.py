@@ -6,11 +6,11 @@ a table. So a statement has the same text, and is prepared once, however large t
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 from sqlalchemy import BigInteger, Integer, Text, bindparam, cast, column, select
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import ClauseElement, Select, Subquery
@@ -18,7 +18,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
 
-_SQLITE: Dialect = sqlite.dialect(paramstyle="qmark")
+_DIALECTS: dict[str, Dialect] = {
+    "sqlite": sqlite.dialect(paramstyle="qmark"),
+    "postgresql": asyncpg.dialect(),  # type: ignore[no-untyped-call]  # untyped there
+}
 
 
 class Statement:
@@ -27,23 +30,25 @@ class Statement:
     def __init__(self, expression: ClauseElement) -> None:
         """Takes a Core expression whose bind parameters are given by name when it runs."""
         self._expression = expression
+        self._compiled: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
 
-    @cached_property
-    def _compiled_for_sqlite(self) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-        compiled = self._expression.compile(dialect=_SQLITE)
-        assert isinstance(compiled, SQLCompiler)
-        # SQLAlchemy adds parameters of its own, such as OFFSET 0; their values are part of the statement.
-        own = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
-        return str(compiled), tuple(compiled.positiontup or ()), own
-
-    def for_sqlite(self, values: dict[str, Any]) -> tuple[str, list[Any]]:
-        """The text for SQLite, and its parameters in their order.
+    def on(self, dialect: str, values: dict[str, Any]) -> tuple[str, list[Any]]:
+        """The text for a dialect ("sqlite" or "postgresql"), and its parameters in their order.
 
         Raises:
             KeyError: A parameter is not given.
         """
-        text, names, own = self._compiled_for_sqlite
+        if dialect not in self._compiled:
+            self._compiled[dialect] = self._compile(_DIALECTS[dialect])
+        text, names, own = self._compiled[dialect]
         return text, [own[name] if name in own else values[name] for name in names]
+
+    def _compile(self, dialect: Dialect) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        compiled = self._expression.compile(dialect=dialect)
+        assert isinstance(compiled, SQLCompiler)
+        # SQLAlchemy adds parameters of its own, such as OFFSET 0; their values are part of the statement.
+        own = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
+        return str(compiled), tuple(compiled.positiontup or ()), own
 
 
 def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
@@ -53,7 +58,7 @@ def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
 
 def ids(name: str) -> Select[tuple[int]]:
     """The numbers of the JSON array that is passed as parameter `name`."""
-    elements = _Elements(parameter(name, Text)).table_valued(column("value", Text))
+    elements = _TextElements(parameter(name, Text)).table_valued(column("value", Text))
     return select(cast(elements.c.value, BigInteger))
 
 
@@ -84,9 +89,25 @@ class _Elements(FunctionElement[Any]):
     inherit_cache = True
 
 
+class _TextElements(_Elements):
+    """The same, with the elements as text."""
+
+    inherit_cache = True
+
+
 @compiles(_Elements, "sqlite")
 def _elements_on_sqlite(element: _Elements, compiler: SQLCompiler, **kw: Any) -> str:
     return f"json_each({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(_Elements, "postgresql")
+def _elements_on_postgresql(element: _Elements, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_array_elements(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
+
+
+@compiles(_TextElements, "postgresql")
+def _text_elements_on_postgresql(element: _Elements, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_array_elements_text(CAST({compiler.process(element.clauses, **kw)} AS JSON))"
 
 
 class _Item(FunctionElement[Any]):
@@ -103,3 +124,8 @@ class _Item(FunctionElement[Any]):
 @compiles(_Item, "sqlite")
 def _item_on_sqlite(element: _Item, compiler: SQLCompiler, **kw: Any) -> str:
     return f"json_extract({compiler.process(element.clauses, **kw)}, '$[{element.index}]')"
+
+
+@compiles(_Item, "postgresql")
+def _item_on_postgresql(element: _Item, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"({compiler.process(element.clauses, **kw)} ->> {element.index})"

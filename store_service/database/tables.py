@@ -1,10 +1,10 @@
 """The tables. `post_table` and `comment_table` have kept their names since the application before.
 
-Ids are never given twice: AUTOINCREMENT on SQLite. `BigInteger` alone would not count up there, and
-`Integer` alone would be 32 bits elsewhere.
+Ids are never given twice: AUTOINCREMENT on SQLite, identity columns on PostgreSQL. `BigInteger` alone would
+not count up on SQLite, and `Integer` alone would be 32 bits on PostgreSQL.
 """
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import BigInteger, Column, ForeignKey, Identity, Index, Integer, MetaData, Table, Text, text
 
 metadata = MetaData()
 
@@ -13,7 +13,7 @@ Id = BigInteger().with_variant(Integer, "sqlite")
 post_table = Table(
     "posts",
     metadata,
-    Column("id", Id, primary_key=True),
+    Column("id", Id, Identity(), primary_key=True),
     Column("body", Text, nullable=False),
     # Microseconds since 1970 in UTC; NULL on rows from before times were kept.
     Column("create_time", BigInteger),
@@ -26,7 +26,7 @@ post_table = Table(
 comment_table = Table(
     "comments",
     metadata,
-    Column("id", Id, primary_key=True),
+    Column("id", Id, Identity(), primary_key=True),
     Column("body", Text, nullable=False),
     Column("post_id", ForeignKey("posts.id", name="comments_post_id_fkey"), nullable=False),
     Column("create_time", BigInteger),

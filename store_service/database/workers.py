@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from store_service.database.connection import Connection
-from store_service.errors import DatabaseUnavailable, StoreError
+from store_service.database.failures import MustRunAgain
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, StoreError
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -23,8 +24,15 @@ Result = TypeVar("Result")
 MAX_BATCH = 1000
 """Most work that one batch takes, so that nobody waits for a batch without end."""
 
+QUIET_ROUNDS = 8
+"""Rounds of the event loop without new work after which a crowded lane's worker starts
+(docs/decisions/0007)."""
+
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
+
+MAX_TRIES = 5
+"""How often a batch is run when the database undoes it for the sake of another transaction."""
 
 log = structlog.get_logger("store_service.database")
 
@@ -156,16 +164,32 @@ class Lane:
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _serve(self, connection: Connection) -> None:
+        crowded = False
         while True:
+            if crowded:
+                await self._let_work_gather()
             batch = self._take()
             if batch:
                 await self._do_batch(connection, batch)
+                crowded = len(batch) > 1 or bool(self._waiting)
             elif self._stopping:
                 return
             else:
                 idle = self._loop.create_future()
                 self._idle.append(idle)
                 await idle
+
+    async def _let_work_gather(self) -> None:
+        """Lets the event loop run while it keeps bringing work.
+
+        A trip to the connection's thread costs more than the statement that it runs. gRPC hands calls over a
+        few at a time, so a worker that starts at once makes the trip for one or two of them.
+        """
+        quiet_rounds = 0
+        while quiet_rounds < QUIET_ROUNDS and len(self._waiting) < MAX_BATCH:
+            before = len(self._waiting)
+            await asyncio.sleep(0)
+            quiet_rounds = quiet_rounds + 1 if len(self._waiting) == before else 0
 
     def _wake_one(self) -> None:
         while self._idle:
@@ -199,7 +223,7 @@ class Lane:
 
     async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
         try:
-            outcomes = await self._outcomes(connection, batch, keep=keep)
+            outcomes = await self._outcomes_at_last(connection, batch, keep=keep)
         except DatabaseUnavailable as error:
             for work in batch:
                 work.answer(error)
@@ -219,6 +243,16 @@ class Lane:
         # Only now, after the commit, is anybody told.
         for work, outcome in zip(batch, outcomes, strict=True):
             work.answer(outcome)
+
+    async def _outcomes_at_last(
+        self, connection: Connection, batch: Sequence[Work], *, keep: bool
+    ) -> list[Any]:
+        for _ in range(MAX_TRIES):
+            try:
+                return await self._outcomes(connection, batch, keep=keep)
+            except MustRunAgain as error:
+                cause = error.__cause__
+        raise DatabaseBusy from cause
 
     async def _outcomes(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> list[Any]:
         groups: dict[Operation[Any, Any], list[int]] = {}

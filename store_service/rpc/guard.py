@@ -77,6 +77,10 @@ class Guard:
         except TimeoutError:
             log.warning("calls are still running after the grace period", running=self._running)
 
+    def close(self) -> None:
+        """Writes the last lines of the log, after the last call has ended."""
+        self._calls.flush()
+
     def _handler(
         self, name: str, method: MethodDescriptor, behavior: Callable[..., Any], while_draining: bool
     ) -> "grpc.RpcMethodHandler[Any, Any]":

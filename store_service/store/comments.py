@@ -8,7 +8,7 @@ from store_service.database import comments as sql
 from store_service.database import posts as post_sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
-from store_service.database.statements import as_json
+from store_service.database.statements import Statement, as_json
 from store_service.database.workers import Operation
 from store_service.errors import CommentNotFound, PostNotFound, StoreError
 from store_service.model import Comment, CommentDraft, Deletion, Found, Page, PageRequest, Update
@@ -70,7 +70,7 @@ async def _create(
     connection: Connection, batches: Sequence[Sequence[CommentDraft]]
 ) -> list[tuple[Comment, ...] | StoreError]:
     post_ids = {draft.post_id for batch in batches for draft in batch}
-    posts = {id for (id,) in await connection.fetch(post_sql.POST_IDS, ids=as_json(list(post_ids)))}
+    posts = {id for (id,) in await connection.fetch(post_sql.KEPT_POST_IDS, ids=as_json(list(post_ids)))}
     now = now_microseconds()
     accepted: list[CommentDraft] = []
 
@@ -139,7 +139,7 @@ async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
 
 
 async def _update(connection: Connection, updates: Sequence[Update]) -> list[Comment | StoreError]:
-    stored = await _comments_by_id(connection, {update.id for update in updates})
+    stored = await _comments_by_id(connection, {update.id for update in updates}, sql.LOCKED_COMMENTS_BY_ID)
     now = now_microseconds()
     changed: dict[int, Comment] = {}
 
@@ -159,7 +159,8 @@ async def _update(connection: Connection, updates: Sequence[Update]) -> list[Com
 
 
 async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Comment] | StoreError]:
-    stored = await _comments_by_id(connection, {id for deletion in deletions for id in deletion.ids})
+    ids = {id for deletion in deletions for id in deletion.ids}
+    stored = await _comments_by_id(connection, ids, sql.LOCKED_COMMENTS_BY_ID)
     gone: list[int] = []
 
     def decision(deletion: Deletion) -> Found[Comment]:
@@ -182,8 +183,10 @@ async def _count(connection: Connection, batches: Sequence[Sequence[int]]) -> li
     return [counts] * len(batches)
 
 
-async def _comments_by_id(connection: Connection, ids: set[int]) -> dict[int, Comment]:
-    rows = await connection.fetch(sql.COMMENTS_BY_ID, ids=as_json(list(ids)))
+async def _comments_by_id(
+    connection: Connection, ids: set[int], statement: Statement = sql.COMMENTS_BY_ID
+) -> dict[int, Comment]:
+    rows = await connection.fetch(statement, ids=as_json(list(ids)))
     return {row[0]: sql.comment_of(row) for row in rows}
 
 

@@ -8,7 +8,7 @@ from store_service.database import comments as comment_sql
 from store_service.database import posts as sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
-from store_service.database.statements import as_json
+from store_service.database.statements import Statement, as_json
 from store_service.database.workers import Operation
 from store_service.errors import PostHasComments, PostNotFound, StoreError
 from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Update
@@ -94,7 +94,7 @@ async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list
 
 
 async def _update(connection: Connection, updates: Sequence[Update]) -> list[Post | StoreError]:
-    stored = await _posts_by_id(connection, {update.id for update in updates})
+    stored = await _posts_by_id(connection, {update.id for update in updates}, sql.LOCKED_POSTS_BY_ID)
     now = now_microseconds()
     changed: dict[int, Post] = {}
 
@@ -115,7 +115,7 @@ async def _update(connection: Connection, updates: Sequence[Update]) -> list[Pos
 
 async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Post] | StoreError]:
     ids = {id for deletion in deletions for id in deletion.ids}
-    stored = await _posts_by_id(connection, ids)
+    stored = await _posts_by_id(connection, ids, sql.LOCKED_POSTS_BY_ID)
     counts: dict[int, int] = dict(
         await connection.fetch(comment_sql.COMMENT_COUNTS, post_ids=as_json(list(stored)))
     )
@@ -140,8 +140,10 @@ async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list
     return outcomes
 
 
-async def _posts_by_id(connection: Connection, ids: set[int]) -> dict[int, Post]:
-    rows = await connection.fetch(sql.POSTS_BY_ID, ids=as_json(list(ids)))
+async def _posts_by_id(
+    connection: Connection, ids: set[int], statement: Statement = sql.POSTS_BY_ID
+) -> dict[int, Post]:
+    rows = await connection.fetch(statement, ids=as_json(list(ids)))
     return {row[0]: sql.post_of(row) for row in rows}
 
 

@@ -43,6 +43,7 @@ def test_the_layers_hold() -> None:
         ("store/comments.py", "import sqlalchemy"),
         ("store/pages.py", "from store_service.rpc import convert"),
         ("rpc/posts.py", "import aiosqlite"),
+        ("store/posts.py", "import asyncpg"),
         ("rpc/guard.py", "from store_service.config import config"),
         ("rpc/health.py", "from store_service import server"),
         ("server.py", "from store_service import cli"),

@@ -1,11 +1,9 @@
 """What the modules of this folder share: both services in the same words, raw calls, a look into the file."""
 
 import asyncio
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,10 +12,12 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
+from sqlalchemy import Connection, text
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.config import Config
 from store_service.database import workers
+from store_service.database.connect import is_sqlite, sync_engine
 from store_service.server import RunningServer, service_descriptors, serving
 from tests.support import Stubs
 
@@ -134,28 +134,37 @@ class Contents:
     comments: tuple[tuple[Any, ...], ...]
 
 
-def contents(file: Path) -> Contents:
-    """What is in the file now, read past the server."""
-    connection = sqlite3.connect(f"file:{file}?mode=ro", uri=True)
-    try:
-        return Contents(
-            posts=tuple(connection.execute("SELECT * FROM posts ORDER BY id")),
-            comments=tuple(connection.execute("SELECT * FROM comments ORDER BY id")),
-        )
-    finally:
-        connection.close()
+def contents(database_url: str) -> Contents:
+    """What is in the database now, read past the server."""
+    with connected(database_url) as connection:
+        posts = connection.execute(text("SELECT * FROM posts ORDER BY id"))
+        comments = connection.execute(text("SELECT * FROM comments ORDER BY id"))
+        return Contents(posts=tuple(map(tuple, posts)), comments=tuple(map(tuple, comments)))
 
 
 @contextmanager
-def locked(file: Path) -> Iterator[None]:
-    """Keeps the server from writing, as another process would that holds SQLite's write lock."""
-    connection = sqlite3.connect(file, isolation_level=None)
+def connected(database_url: str) -> Iterator[Connection]:
+    """A connection past the server; what is done on it is committed at the end of the block."""
+    engine = sync_engine(database_url)
     try:
-        connection.execute("BEGIN IMMEDIATE")
-        yield
-        connection.execute("ROLLBACK")
+        with engine.begin() as connection:
+            yield connection
     finally:
-        connection.close()
+        engine.dispose()
+
+
+@contextmanager
+def locked(database_url: str) -> Iterator[None]:
+    """Keeps the server from writing, as another process would that holds the lock; reads go on."""
+    lock = "BEGIN IMMEDIATE" if is_sqlite(database_url) else "LOCK TABLE posts, comments IN EXCLUSIVE MODE"
+    engine = sync_engine(database_url)
+    try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(lock)
+            yield
+            connection.rollback()
+    finally:
+        engine.dispose()
 
 
 class Taken:
@@ -241,11 +250,11 @@ async def outcome_of(call: Awaitable[Any]) -> Any:
 
 
 async def together(
-    taken: Taken, side: Side, file: Path, calls: Sequence[Callable[[], Awaitable[Any]]]
+    taken: Taken, side: Side, database_url: str, calls: Sequence[Callable[[], Awaitable[Any]]]
 ) -> list[Any]:
     """Makes calls that ride in one batch of the writer; returns their answers and errors."""
     before = taken.arrived
-    with locked(file):
+    with locked(database_url):
         # Holds up the writer with nothing but itself, so that all that comes next waits for one batch.
         first = asyncio.ensure_future(side.create(side.draft(), validate_only=True))
         await taken.arrive(1, since=before)

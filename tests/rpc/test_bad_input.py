@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -94,10 +93,8 @@ class TestShortBodies:
     """With another limit."""
 
     @pytest.fixture
-    def config(self, database_file: Path) -> Config:
-        return settings.load(
-            DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", max_body_bytes=8
-        )
+    def config(self, database_url: str) -> Config:
+        return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_body_bytes=8)
 
     @pytest.mark.parametrize("body", ["12345678", "€€12", "\U0001f600\U0001f600"])
     async def test_the_limit_is_a_setting(self, side_of_short: Side, body: str) -> None:
@@ -261,10 +258,10 @@ def test_every_write_has_a_request_id() -> None:
     assert len(writes) == 10
 
 
-async def test_a_request_id_is_refused_when_all_else_is_well(side: Side, database_file: Path) -> None:
+async def test_a_request_id_is_refused_when_all_else_is_well(side: Side, database_url: str) -> None:
     """It is the only violation, it is named by its path, and nothing is written."""
     id = (await side.stored()).id
-    before = contents(database_file)
+    before = contents(database_url)
 
     for call in (
         side.create(side.draft(), request_id="x"),
@@ -275,12 +272,12 @@ async def test_a_request_id_is_refused_when_all_else_is_well(side: Side, databas
     ):
         error = await failure(call)
         assert (error.reason, error.fields) == ("FIELD_INVALID", ["request_id"])
-    assert contents(database_file) == before
+    assert contents(database_url) == before
 
 
-async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_file: Path) -> None:
+async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_url: str) -> None:
     """request_id and validate_only belong to the whole batch."""
-    before = contents(database_file)
+    before = contents(database_url)
     request = getattr(side.pb, f"Create{side.name}Request")
     draft = {side.field: side.draft()}
 
@@ -305,7 +302,7 @@ async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_fil
         "requests[3].validate_only",
         "request_id",
     ]
-    assert contents(database_file) == before
+    assert contents(database_url) == before
 
 
 # All at once
@@ -448,12 +445,12 @@ async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> 
         assert error.code == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_message_that_is_too_large_is_refused_by_grpc(posts: Side, database_file: Path) -> None:
+async def test_a_message_that_is_too_large_is_refused_by_grpc(posts: Side, database_url: str) -> None:
     """gRPC's own limit stands before ours; the connection goes on."""
     error = await failure(posts.create(posts.draft("x" * 5_000_000)))
 
     assert error.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert contents(database_file).posts == ()
+    assert contents(database_url).posts == ()
     assert (await posts.stored()).id == 1
 
 

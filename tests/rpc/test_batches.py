@@ -1,6 +1,5 @@
 """Batches: all or none, how many, what is missing, what is too large. True of both services."""
 
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -41,9 +40,9 @@ async def test_a_batch_holds_up_to_1000(side: Side) -> None:
     assert side.of(await side.page()) == []
 
 
-async def test_a_batch_of_more_than_1000_is_refused(side: Side, method: str, database_file: Path) -> None:
+async def test_a_batch_of_more_than_1000_is_refused(side: Side, method: str, database_url: str) -> None:
     """One too many is too many; the error says how many there were and may be."""
-    before = contents(database_file)
+    before = contents(database_url)
 
     for count in (1001, 5000):
         error = await failure(batch(side, method, count))
@@ -51,7 +50,7 @@ async def test_a_batch_of_more_than_1000_is_refused(side: Side, method: str, dat
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "BATCH_TOO_LARGE")
         assert error.fields == [field_of(method)]
         assert error.metadata == {"count": str(count), "max_count": "1000"}
-    assert contents(database_file) == before
+    assert contents(database_url) == before
 
 
 async def test_an_empty_batch_is_refused(side: Side, method: str) -> None:
@@ -145,9 +144,9 @@ async def test_a_batch_may_find_nothing_at_all(side: Side) -> None:
         assert (side.of(answer), list(answer.missing_ids)) == ([], [404, 405])
 
 
-async def test_one_wrong_request_stops_a_whole_batch_create(side: Side, database_file: Path) -> None:
+async def test_one_wrong_request_stops_a_whole_batch_create(side: Side, database_url: str) -> None:
     """Every violation of every request is named with its path, and nothing is stored."""
-    before = contents(database_file)
+    before = contents(database_url)
     drafts = [side.draft("fine"), side.draft(""), side.draft("fine"), side.draft("a\0b", id=7)]
 
     error = await failure(side.batch_create(drafts))
@@ -155,7 +154,7 @@ async def test_one_wrong_request_stops_a_whole_batch_create(side: Side, database
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
     name = side.field
     assert error.fields == [f"requests[1].{name}.body", f"requests[3].{name}.id", f"requests[3].{name}.body"]
-    assert contents(database_file) == before
+    assert contents(database_url) == before
 
 
 async def test_a_request_without_its_resource_stops_a_batch_create(side: Side) -> None:
@@ -167,7 +166,7 @@ async def test_a_request_without_its_resource_stops_a_batch_create(side: Side) -
     assert error.fields == [f"requests[0].{side.field}", f"requests[1].{side.field}"]
 
 
-async def test_one_missing_post_stops_a_whole_batch_of_comments(comments: Side, database_file: Path) -> None:
+async def test_one_missing_post_stops_a_whole_batch_of_comments(comments: Side, database_url: str) -> None:
     """All comments are stored or none; each missing post is told once, with the first field that named it."""
     drafts = [comments.draft(), *(comments.draft(post_id=id) for id in (405, 404, 405)), comments.draft()]
 
@@ -182,7 +181,7 @@ async def test_one_missing_post_stops_a_whole_batch_of_comments(comments: Side, 
     ]
     assert "requests[1].comment.post_id" in named[0].description
     assert "requests[2].comment.post_id" in named[1].description
-    assert contents(database_file).comments == ()
+    assert contents(database_url).comments == ()
 
 
 @pytest.mark.parametrize("body", [LARGE, "€" * (len(LARGE) // 3)], ids=["ascii", "three-byte"])
@@ -213,31 +212,31 @@ async def test_missing_ids_leave_room_for_what_is_found(side: Side) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"validate_only": True}], ids=["done", "validate_only"])
 async def test_a_create_whose_answer_is_too_large_stores_nothing(
-    side: Side, database_file: Path, options: dict[str, bool]
+    side: Side, database_url: str, options: dict[str, bool]
 ) -> None:
     """An answer that cannot be sent is refused before anything is done."""
-    before = contents(database_file)
+    before = contents(database_url)
 
     error = await failure(side.batch_create([side.draft(LARGE)] * 64, **options))
 
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
-    assert contents(database_file) == before
+    assert contents(database_url) == before
     assert len(side.of(await side.batch_create([side.draft(LARGE)] * 63, **options))) == 63
 
 
 @pytest.mark.parametrize("options", [{}, {"validate_only": True}], ids=["done", "validate_only"])
 async def test_a_delete_whose_answer_is_too_large_deletes_nothing(
-    side: Side, database_file: Path, options: dict[str, bool]
+    side: Side, database_url: str, options: dict[str, bool]
 ) -> None:
     """What cannot be answered is not deleted; fewer at once can be."""
     ids = [item.id for item in side.of(await side.batch_create([side.draft(LARGE)] * 60))]
     ids += [item.id for item in side.of(await side.batch_create([side.draft(LARGE)] * 4))]
-    before = contents(database_file)
+    before = contents(database_url)
 
     error = await failure(side.batch_delete(ids, **options))
 
     assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RESPONSE_TOO_LARGE")
-    assert contents(database_file) == before
+    assert contents(database_url) == before
     assert len(side.of(await side.batch_delete(ids[1:], **options))) == 63
 
 

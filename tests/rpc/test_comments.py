@@ -1,7 +1,6 @@
 """CommentService, over a real channel: what each method does when all is well, and what posts do not have."""
 
 import time
-from pathlib import Path
 
 import grpc
 from google.rpc import error_details_pb2
@@ -34,7 +33,7 @@ async def test_a_missing_comment_is_not_found(comments: Side) -> None:
     assert (resource.resource_type, resource.resource_name) == ("storeapi.v1.Comment", "42")
 
 
-async def test_a_comment_on_a_missing_post_is_refused(comments: Side, database_file: Path) -> None:
+async def test_a_comment_on_a_missing_post_is_refused(comments: Side, database_url: str) -> None:
     """There is no comment without its post; the error names the post and the field that named it."""
     error = await failure(comments.create(comments.draft(post_id=404)))
 
@@ -42,7 +41,7 @@ async def test_a_comment_on_a_missing_post_is_refused(comments: Side, database_f
     resource = error.detail(error_details_pb2.ResourceInfo)
     assert (resource.resource_type, resource.resource_name) == ("storeapi.v1.Post", "404")
     assert "comment.post_id" in resource.description
-    assert contents(database_file).comments == ()
+    assert contents(database_url).comments == ()
 
 
 async def test_comments_of_all_posts_are_listed_oldest_first(stubs: Stubs, comments: Side) -> None:

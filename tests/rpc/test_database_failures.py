@@ -15,10 +15,16 @@ from google.rpc import error_details_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.database import connect
+from store_service.database import sqlite
 from store_service.database.connection import Connection
 from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of, together
 from tests.support import ErrorSeen, error_seen, failure
+
+
+@pytest.fixture
+def database_url(database_file: Path) -> str:
+    """SQLite alone: these tests lock, fill and break a file. test_postgresql.py is the other engine's."""
+    return f"sqlite:///{database_file}"
 
 
 def assert_retryable(error: ErrorSeen, reason: str) -> None:
@@ -55,7 +61,7 @@ class TestLocked:
     @pytest.fixture
     def config(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
         """A writer that does not wait long."""
-        monkeypatch.setitem(connect._WRITER_PRAGMAS, "busy_timeout", 20)
+        monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "busy_timeout", 20)
         return config
 
     async def test_a_write_is_refused_as_busy_and_nothing_is_done(
@@ -63,26 +69,26 @@ class TestLocked:
     ) -> None:
         """Every write says DATABASE_BUSY with a time to try again, and has changed nothing."""
         id = (await side.stored()).id
-        before = contents(database_file)
+        before = contents(f"sqlite:///{database_file}")
 
-        with locked(database_file):
+        with locked(f"sqlite:///{database_file}"):
             for write in writes(side, id):
                 assert_retryable(await failure(write), "DATABASE_BUSY")
 
-        assert contents(database_file) == before
+        assert contents(f"sqlite:///{database_file}") == before
 
     async def test_reads_go_on(self, side: Side, database_file: Path) -> None:
         """Readers do not wait for whoever writes."""
         resource = await side.stored()
 
-        with locked(database_file):
+        with locked(f"sqlite:///{database_file}"):
             assert await side.get(resource.id) == resource
             assert side.of(await side.batch_get([resource.id])) == [resource]
             assert side.of(await side.page()) == [resource]
 
     async def test_writes_go_on_afterwards(self, side: Side, database_file: Path) -> None:
         """Once the lock is gone, the next write succeeds."""
-        with locked(database_file):
+        with locked(f"sqlite:///{database_file}"):
             await failure(side.create(side.draft()))
 
         resource = await side.stored()
@@ -91,7 +97,7 @@ class TestLocked:
 
     async def test_all_that_ride_together_are_told(self, side: Side, database_file: Path) -> None:
         """Busy is the fate of the whole batch; each caller hears of it."""
-        with locked(database_file):
+        with locked(f"sqlite:///{database_file}"):
             errors = await asyncio.gather(*(failure(side.create(side.draft())) for _ in range(20)))
 
         for error in errors:
@@ -105,7 +111,7 @@ class TestBrieflyLocked:
     async def test_a_write_waits_for_its_turn(self, side: Side, taken: Taken, database_file: Path) -> None:
         """The server tries on by itself; the caller notices nothing but the time."""
         before = taken.arrived
-        with locked(database_file):
+        with locked(f"sqlite:///{database_file}"):
             call = asyncio.ensure_future(side.create(side.draft()))
             await taken.arrive(1, since=before)
 
@@ -120,7 +126,7 @@ class TestFull:
     @pytest.fixture
     def config(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
         """Room for about fifteen of the largest bodies."""
-        monkeypatch.setitem(connect._WRITER_PRAGMAS, "max_page_count", 300)
+        monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "max_page_count", 300)
         return config
 
     async def fill(self, side: Side) -> ErrorSeen:
@@ -133,7 +139,7 @@ class TestFull:
     async def test_a_write_without_room_is_refused(self, side: Side, database_file: Path) -> None:
         """STORAGE_FULL is not for a retry: it needs an operator."""
         error = await self.fill(side)
-        before = contents(database_file)
+        before = contents(f"sqlite:///{database_file}")
 
         for call in (
             side.create(side.draft("x" * 60_000)),
@@ -146,7 +152,7 @@ class TestFull:
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "STORAGE_FULL")
         assert [it.DESCRIPTOR.name for it in error.details] == ["ErrorInfo"]
         assert_silent(error)
-        assert contents(database_file) == before
+        assert contents(f"sqlite:///{database_file}") == before
 
     async def test_the_service_goes_on(self, side: Side) -> None:
         """Reads and deletes work on the full disk, and make room for the next write."""
@@ -173,7 +179,7 @@ class TestUnreadable:
     @pytest.fixture
     def config(self, database_file: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         """Connections that keep hardly a page in memory, and so meet every error of the disk."""
-        monkeypatch.setitem(connect._WRITER_PRAGMAS, "cache_size", 10)
+        monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "cache_size", 10)
         return settings.load(DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", readers=2)
 
     @contextmanager
@@ -228,7 +234,7 @@ async def tried_again(call: Callable[[], Any]) -> Any:
 
 async def create_together(side: Side, taken: Taken, file: Path, drafts: list[Any]) -> list[Any]:
     """Creates that ride in one batch; their answers and errors."""
-    return await together(taken, side, file, [partial(side.create, draft) for draft in drafts])
+    return await together(taken, side, f"sqlite:///{file}", [partial(side.create, draft) for draft in drafts])
 
 
 async def test_an_unforeseen_error_of_one_fails_that_one_alone(
@@ -283,7 +289,9 @@ async def test_a_try_among_writes_keeps_nothing_and_undoes_nothing(
     def create(n: int) -> Any:
         return side.create(side.draft(f"body {n}"), validate_only=n % 2 == 1)
 
-    answers = await together(taken, side, database_file, [partial(create, n) for n in range(10)])
+    answers = await together(
+        taken, side, f"sqlite:///{database_file}", [partial(create, n) for n in range(10)]
+    )
 
     assert [bool(it.id) for it in answers] == [True, False] * 5
     assert sorted(it.body for it in side.of(await side.page())) == [f"body {n}" for n in range(0, 10, 2)]
@@ -304,7 +312,7 @@ async def test_each_rider_gets_its_own_answer(side: Side, taken: Taken, database
 
 def test_the_lock_of_these_tests_is_one_that_writers_meet(database_file: Path) -> None:
     """Or they would prove nothing."""
-    with locked(database_file):
+    with locked(f"sqlite:///{database_file}"):
         other = sqlite3.connect(database_file, timeout=0)
         with pytest.raises(sqlite3.OperationalError):
             other.execute("BEGIN IMMEDIATE")

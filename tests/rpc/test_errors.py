@@ -396,11 +396,11 @@ async def test_an_answer_that_is_none_is_a_bug(posts: Side, monkeypatch: pytest.
 
 
 async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What SQLite says in such a case, the statement included, stays inside."""
+    """What the engine says in such a case, the statement included, stays inside."""
     fetch = Connection.fetch
 
     async def misspelt(connection: Connection, statement: Any, **values: Any) -> Any:
-        await connection._run("SELECT secret FROM nowhere")
+        await connection._run("SELECT secret nowhere FORM")
         return await fetch(connection, statement, **values)
 
     monkeypatch.setattr(Connection, "fetch", misspelt)
@@ -413,7 +413,7 @@ async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch:
         error = await failure(call)
 
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-        assert is_silent(error, "secret", "nowhere", "sqlite", "OperationalError", "no such table")
+        assert is_silent(error, "secret", "nowhere", "sqlite", "asyncpg", "SyntaxError", "OperationalError")
 
 
 async def test_a_call_whose_time_is_up_is_told_so(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,8 +271,9 @@ def clear(message: Any, path: list[str]) -> None:
 async def come_of(method: str, request: Message, world: Path, file: Path) -> str:
     """What comes of a call to a new server: the refusal, or the answer and what became of the rows."""
     shutil.copy(world, file)
-    before = contents(file)
-    config = settings.load(DATABASE_URL=f"sqlite:///{file}", listen="127.0.0.1:0", readers=1)
+    url = f"sqlite:///{file}"
+    before = contents(url)
+    config = settings.load(DATABASE_URL=url, listen="127.0.0.1:0", readers=1)
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(
             path_of(BY_NAME[method]),
@@ -282,11 +283,11 @@ async def come_of(method: str, request: Message, world: Path, file: Path) -> str
         try:
             answer = await call(request)
         except grpc.RpcError as error:
-            assert contents(file) == before
+            assert contents(url) == before
             seen = error_seen(error)
             has_fields = any(it.DESCRIPTOR.name == "BadRequest" for it in seen.details)
             return " ".join([seen.reason, *(seen.fields if has_fields else [])])
-        return f"{answer_in_words(answer)}; {difference(before, contents(file))}"
+        return f"{answer_in_words(answer)}; {difference(before, contents(url))}"
 
 
 def answer_in_words(answer: Message) -> str:

@@ -162,11 +162,11 @@ async def test_a_malformed_message_ends_a_stream_after_good_ones_were_answered(
 
 
 async def test_work_of_a_caller_that_is_gone_is_skipped_and_what_has_begun_is_finished(
-    server: RunningServer, side: Side, taken: Taken, database_file: Path
+    server: RunningServer, side: Side, taken: Taken, database_url: str
 ) -> None:
     """Nobody is held up by a caller that left: begun work is also the work of others, the rest is dropped."""
     before = taken.arrived
-    with locked(database_file):
+    with locked(database_url):
         calls = {}
         for name in ("begun, gone", "waiting, gone", "waiting, there", "waiting, gone too"):
             calls[name] = side.create(side.draft(name))
@@ -181,17 +181,17 @@ async def test_work_of_a_caller_that_is_gone_is_skipped_and_what_has_begun_is_fi
 
     there = await calls["waiting, there"]
 
-    stored = [row[1] for row in getattr(contents(database_file), side.plural)]
+    stored = [row[1] for row in getattr(contents(database_url), side.plural)]
     assert stored == ["begun, gone", "waiting, there"]
     assert await side.get(there.id) == there
 
 
 async def test_a_caller_that_rides_with_one_that_is_gone_is_answered(
-    server: RunningServer, side: Side, taken: Taken, database_file: Path
+    server: RunningServer, side: Side, taken: Taken, database_url: str
 ) -> None:
     """Cancelling one call never touches the transaction that others ride in."""
     before = taken.arrived
-    with locked(database_file):
+    with locked(database_url):
         first = side.create(side.draft("first"))
         await taken.arrive(1, since=before)
         batch = [side.create(side.draft(f"rider {n}")) for n in range(20)]
@@ -209,12 +209,12 @@ async def test_a_caller_that_rides_with_one_that_is_gone_is_answered(
 
 
 async def test_a_call_whose_deadline_passes_while_it_waits_is_not_done(
-    server: RunningServer, stubs: Stubs, taken: Taken, database_file: Path
+    server: RunningServer, stubs: Stubs, taken: Taken, database_url: str
 ) -> None:
     """A caller that was told DEADLINE_EXCEEDED before its turn finds nothing stored afterwards."""
     request = pb.CreatePostRequest(post=pb.Post(body="late"))
     before = taken.arrived
-    with locked(database_file):
+    with locked(database_url):
         begun = stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="begun")))
         await taken.arrive(1, since=before)
         error = await failure(stubs.posts.CreatePost(request, timeout=0.3))
@@ -222,7 +222,7 @@ async def test_a_call_whose_deadline_passes_while_it_waits_is_not_done(
     await begun
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert [row[1] for row in contents(database_file).posts] == ["begun"]
+    assert [row[1] for row in contents(database_url).posts] == ["begun"]
 
 
 async def test_callers_that_leave_leave_nothing_behind(
@@ -260,13 +260,13 @@ def assert_shutting_down(error: ErrorSeen) -> None:
 
 
 async def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(
-    config: Config, taken: Taken, database_file: Path
+    config: Config, taken: Taken, database_url: str
 ) -> None:
     """A call that runs is answered; new ones are told to go elsewhere; health says so too."""
     async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
         posts, health = Side("Post", Stubs(channel)), health_pb2_grpc.HealthStub(channel)
         before = taken.arrived
-        with locked(database_file):
+        with locked(database_url):
             running = asyncio.ensure_future(posts.create(posts.draft("running")))
             await taken.arrive(1, since=before)
             stopped = server.stop()
@@ -282,17 +282,17 @@ async def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(
         assert (await running).body == "running"
         await asyncio.wait_for(stopped, 20)
 
-    assert [row[1] for row in contents(database_file).posts] == ["running"]
+    assert [row[1] for row in contents(database_url).posts] == ["running"]
 
 
 async def test_bytes_are_read_before_a_stopping_server_refuses(
-    config: Config, taken: Taken, database_file: Path
+    config: Config, taken: Taken, database_url: str
 ) -> None:
     """What is no request is told so first; what is one need not be right to be sent elsewhere."""
     async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
         posts = Side("Post", Stubs(channel))
         before = taken.arrived
-        with locked(database_file):
+        with locked(database_url):
             running = asyncio.ensure_future(posts.create(posts.draft()))
             await taken.arrive(1, since=before)
             server.stop()
@@ -305,9 +305,9 @@ async def test_bytes_are_read_before_a_stopping_server_refuses(
 
 
 @pytest.fixture
-def patient_config(database_file: Path) -> Config:
+def patient_config(database_url: str) -> Config:
     """An hour of grace, which no test waits for."""
-    return settings.load(DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", grace_seconds=3600)
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=3600)
 
 
 async def test_open_streams_end_at_once_when_the_server_stops(patient_config: Config) -> None:
@@ -346,9 +346,9 @@ async def test_a_server_without_calls_stops_at_once(patient_config: Config) -> N
 
 
 @pytest.fixture
-def hasty_config(database_file: Path) -> Config:
+def hasty_config(database_url: str) -> Config:
     """No grace at all."""
-    return settings.load(DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", grace_seconds=0)
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=0)
 
 
 async def test_a_call_that_takes_longer_than_the_grace_is_cut_off(
@@ -376,7 +376,7 @@ async def test_a_call_that_takes_longer_than_the_grace_is_cut_off(
 
 
 async def test_a_write_that_has_begun_is_finished_though_its_caller_was_cut_off(
-    hasty_config: Config, taken: Taken, database_file: Path
+    hasty_config: Config, taken: Taken, database_url: str
 ) -> None:
     """The database is closed after the work, not in the middle of it."""
     async with (
@@ -385,7 +385,7 @@ async def test_a_write_that_has_begun_is_finished_though_its_caller_was_cut_off(
     ):
         posts = Side("Post", Stubs(channel))
         before = taken.arrived
-        with locked(database_file):
+        with locked(database_url):
             call = asyncio.ensure_future(outcome_of(posts.create(posts.draft("begun"))))
             await taken.arrive(1, since=before)
             stopped = server.stop()
@@ -394,4 +394,4 @@ async def test_a_write_that_has_begun_is_finished_though_its_caller_was_cut_off(
         await asyncio.wait_for(stopped, 20)
 
     assert error_seen(cut_off).code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-    assert [row[1] for row in contents(database_file).posts] == ["begun"]
+    assert [row[1] for row in contents(database_url).posts] == ["begun"]

@@ -1,21 +1,20 @@
 """The health service: who is served, and that it really looks at the database."""
 
 import asyncio
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1 import health_pb2_grpc
+from sqlalchemy import text
 
 from store_service.config import Config
 from store_service.database import schema
 from store_service.errors import SchemaMismatch
 from store_service.rpc import health as health_module
 from store_service.server import serving
-from tests.rpc.helpers import locked
+from tests.rpc.helpers import connected, locked
 from tests.support import failure
 
 SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
@@ -34,12 +33,10 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.02)
 
 
-def set_revision(file: Path, revision: str) -> None:
+def set_revision(database_url: str, revision: str) -> None:
     """Makes the database say that it has another schema, as an upgrade by a newer program would."""
-    connection = sqlite3.connect(file)
-    with connection:
-        connection.execute("UPDATE alembic_version SET version_num = ?", [revision])
-    connection.close()
+    with connected(database_url) as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
 async def status(health: Any, name: str = "") -> int:
@@ -80,57 +77,53 @@ async def test_all_services_are_listed(health: Any) -> None:
     assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, SERVING)
 
 
-async def test_health_looks_at_the_database_every_time(health: Any, database_file: Path) -> None:
+async def test_health_looks_at_the_database_every_time(health: Any, database_url: str) -> None:
     """A database with another schema is not healthy, and is again when it has ours."""
     assert await status(health) == SERVING
 
-    set_revision(database_file, "9999")
+    set_revision(database_url, "9999")
     assert [await status(health, name) for name in NAMES] == [NOT_SERVING] * 3
     answer = await health.List(pb.HealthListRequest())
     assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, NOT_SERVING)
 
-    set_revision(database_file, schema.HEAD)
+    set_revision(database_url, schema.HEAD)
     assert [await status(health, name) for name in NAMES] == [SERVING] * 3
 
 
-async def test_a_database_without_a_revision_is_not_healthy(health: Any, database_file: Path) -> None:
+async def test_a_database_without_a_revision_is_not_healthy(health: Any, database_url: str) -> None:
     """A version table that says nothing is not ours."""
-    connection = sqlite3.connect(database_file)
-    with connection:
-        connection.execute("DELETE FROM alembic_version")
-    connection.close()
+    with connected(database_url) as connection:
+        connection.execute(text("DELETE FROM alembic_version"))
 
     assert await status(health) == NOT_SERVING
 
 
-async def test_a_database_without_its_tables_is_not_healthy(health: Any, database_file: Path) -> None:
+async def test_a_database_without_its_tables_is_not_healthy(health: Any, database_url: str) -> None:
     """Whatever the look at the database meets is an answer, not an error."""
-    connection = sqlite3.connect(database_file)
-    with connection:
-        connection.execute("DROP TABLE alembic_version")
-    connection.close()
+    with connected(database_url) as connection:
+        connection.execute(text("DROP TABLE alembic_version"))
 
     assert await status(health) == NOT_SERVING
 
 
-async def test_a_watch_reports_every_change_and_nothing_else(health: Any, database_file: Path) -> None:
+async def test_a_watch_reports_every_change_and_nothing_else(health: Any, database_url: str) -> None:
     """The status now, and then each time it is another one."""
     watch = health.Watch(pb.HealthCheckRequest(service="storeapi.v1.PostService"))
     assert (await watch.read()).status == SERVING
 
     for _ in range(3):
-        set_revision(database_file, "9999")
+        set_revision(database_url, "9999")
         assert (await watch.read()).status == NOT_SERVING
-        set_revision(database_file, schema.HEAD)
+        set_revision(database_url, schema.HEAD)
         assert (await watch.read()).status == SERVING
 
 
-async def test_many_may_watch(health: Any, database_file: Path) -> None:
+async def test_many_may_watch(health: Any, database_url: str) -> None:
     """Each gets each change."""
     watches = [health.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 3]
     assert [(await watch.read()).status for watch in watches] == [SERVING] * 9
 
-    set_revision(database_file, "9999")
+    set_revision(database_url, "9999")
 
     assert [(await watch.read()).status for watch in watches] == [NOT_SERVING] * 9
 
@@ -151,15 +144,15 @@ async def test_a_database_that_does_not_answer_in_time_is_not_healthy(
     assert await status(health) == SERVING
 
 
-async def test_health_answers_while_calls_wait_for_the_writer(health: Any, database_file: Path) -> None:
+async def test_health_answers_while_calls_wait_for_the_writer(health: Any, database_url: str) -> None:
     """The look is a read, which waits for no writer."""
-    with locked(database_file):
+    with locked(database_url):
         assert await status(health) == SERVING
 
 
-async def test_a_server_does_not_start_on_another_schema(config: Config, database_file: Path) -> None:
+async def test_a_server_does_not_start_on_another_schema(config: Config, database_url: str) -> None:
     """What health would find, the start finds first: "SCHEMA_MISMATCH" for operators, with both revisions."""
-    set_revision(database_file, "9999")
+    set_revision(database_url, "9999")
 
     with pytest.raises(SchemaMismatch) as raised:
         async with serving(config):

@@ -2,7 +2,6 @@
 
 import string
 from collections.abc import Sequence
-from pathlib import Path
 
 import grpc
 import pytest
@@ -269,10 +268,8 @@ class TestLargestBodies:
     """With the largest body that a setting allows."""
 
     @pytest.fixture
-    def config(self, database_file: Path) -> Config:
-        return settings.load(
-            DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", max_body_bytes=1_048_576
-        )
+    def config(self, database_url: str) -> Config:
+        return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_body_bytes=1_048_576)
 
     async def test_a_page_holds_at_least_one_and_stays_below_a_message(self, side: Side) -> None:
         """A megabyte each: pages of two, for three would pass 3 MiB with what else is in them."""

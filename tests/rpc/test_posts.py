@@ -1,7 +1,6 @@
 """PostService, over a real channel: what each method does when all is well, and what only posts know."""
 
 import time
-from pathlib import Path
 
 import grpc
 from google.rpc import error_details_pb2
@@ -31,11 +30,11 @@ async def test_a_created_post_has_an_id_times_and_an_etag(stubs: Stubs) -> None:
     assert post.update_time == post.create_time
 
 
-async def test_a_post_is_on_disk_when_it_is_answered(stubs: Stubs, database_file: Path) -> None:
+async def test_a_post_is_on_disk_when_it_is_answered(stubs: Stubs, database_url: str) -> None:
     """The row is in the file, for every other reader, as soon as the caller has the answer."""
     post = await stubs.create_post("kept")
 
-    assert [row[:2] for row in contents(database_file).posts] == [(post.id, "kept")]
+    assert [row[:2] for row in contents(database_url).posts] == [(post.id, "kept")]
 
 
 async def test_a_missing_post_is_not_found(stubs: Stubs) -> None:
@@ -131,7 +130,7 @@ async def test_a_post_with_comments_is_not_deleted_without_force(stubs: Stubs, p
 
 
 async def test_force_deletes_a_post_and_its_comments_and_no_others(
-    stubs: Stubs, posts: Side, database_file: Path
+    stubs: Stubs, posts: Side, database_url: str
 ) -> None:
     """With force the comments of the post go with it; those of other posts stay."""
     post, other = await stubs.create_post(), await stubs.create_post()
@@ -140,7 +139,7 @@ async def test_force_deletes_a_post_and_its_comments_and_no_others(
 
     assert await posts.delete(post.id, force=True) == post
 
-    left = contents(database_file)
+    left = contents(database_url)
     assert [row[0] for row in left.posts] == [other.id]
     assert [row[0] for row in left.comments] == [kept.id]
 
@@ -170,7 +169,7 @@ async def test_one_post_with_comments_stops_a_whole_batch_delete(stubs: Stubs, p
 
 
 async def test_force_deletes_a_batch_of_posts_with_their_comments(
-    stubs: Stubs, posts: Side, database_file: Path
+    stubs: Stubs, posts: Side, database_url: str
 ) -> None:
     """With force a batch takes the comments of all its posts along."""
     created = await posts.several(3)
@@ -179,6 +178,6 @@ async def test_force_deletes_a_batch_of_posts_with_their_comments(
 
     assert posts.of(await posts.batch_delete([post.id for post in created[:2]], force=True)) == created[:2]
 
-    left = contents(database_file)
+    left = contents(database_url)
     assert [row[0] for row in left.posts] == [created[2].id]
     assert [row[2] for row in left.comments] == [created[2].id]

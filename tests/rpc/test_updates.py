@@ -1,17 +1,16 @@
 """Updates and etags: what an update looks at, what never changes, and who wins. True of both services."""
 
 import asyncio
-import sqlite3
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
+from sqlalchemy import text
 
-from tests.rpc.helpers import Side, Taken, contents, outcome_of, together
+from tests.rpc.helpers import Side, Taken, connected, contents, outcome_of, together
 from tests.support import Stubs, error_seen, failure
 
 LATER = Timestamp(seconds=4_000_000_000)
@@ -205,14 +204,12 @@ async def test_all_that_would_change_is_reported_at_once(comments: Side) -> None
 
 
 async def test_rows_from_before_times_were_kept_can_be_read_and_sent_back(
-    side: Side, database_file: Path
+    side: Side, database_url: str
 ) -> None:
     """Times that were never stored are unset, stay out of the way of updates, and cannot be made up."""
     resource = await side.stored()
-    connection = sqlite3.connect(database_file)
-    with connection:
-        connection.execute(f"UPDATE {side.plural} SET create_time = NULL, update_time = NULL")
-    connection.close()
+    with connected(database_url) as connection:
+        connection.execute(text(f"UPDATE {side.plural} SET create_time = NULL, update_time = NULL"))
 
     old = await side.get(resource.id)
     assert not old.HasField("create_time")
@@ -284,7 +281,7 @@ async def test_nothing_but_the_stored_etag_will_do(side: Side) -> None:
 
 
 async def test_of_updates_with_the_same_etag_exactly_one_wins(
-    side: Side, taken: Taken, database_file: Path
+    side: Side, taken: Taken, database_url: str
 ) -> None:
     """However close together they are, one is done and all others are told that it was."""
     resource = await side.stored()
@@ -292,7 +289,7 @@ async def test_of_updates_with_the_same_etag_exactly_one_wins(
     def update(n: int) -> Any:
         return side.update(side.resource(id=resource.id, body=f"update {n}", etag=resource.etag))
 
-    outcomes = await together(taken, side, database_file, [partial(update, n) for n in range(10)])
+    outcomes = await together(taken, side, database_url, [partial(update, n) for n in range(10)])
 
     (winner,) = [it for it in outcomes if not isinstance(it, grpc.RpcError)]
     losers = [error_seen(it) for it in outcomes if isinstance(it, grpc.RpcError)]
@@ -317,7 +314,7 @@ async def test_of_updates_at_any_moment_exactly_one_wins(side: Side) -> None:
 
 
 async def test_updates_that_ride_together_follow_each_other(
-    side: Side, taken: Taken, database_file: Path
+    side: Side, taken: Taken, database_url: str
 ) -> None:
     """Updates without etags that arrive at once are all done, each on what the one before it left."""
     resource = await side.stored()
@@ -325,7 +322,7 @@ async def test_updates_that_ride_together_follow_each_other(
     def update(n: int) -> Any:
         return side.update(side.resource(id=resource.id, body=f"update {n}"))
 
-    updated = await together(taken, side, database_file, [partial(update, n) for n in range(10)])
+    updated = await together(taken, side, database_url, [partial(update, n) for n in range(10)])
 
     assert len({it.etag for it in updated}) == 10
     assert await side.get(resource.id) in updated
@@ -339,18 +336,18 @@ async def test_the_stored_etag_lets_a_delete_pass(side: Side) -> None:
     assert await side.delete(resource.id, etag=resource.etag) == resource
 
 
-async def test_an_old_etag_stops_a_delete(side: Side, database_file: Path) -> None:
+async def test_an_old_etag_stops_a_delete(side: Side, database_url: str) -> None:
     """Who has missed a change does not delete it, also not with allow_missing."""
     resource = await side.stored()
     changed = await side.update(side.resource(id=resource.id, body="after"))
-    before = contents(database_file)
+    before = contents(database_url)
 
     for options in ({}, {"allow_missing": True}):
         error = await failure(side.delete(resource.id, etag=resource.etag, **options))
 
         assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
         assert error.metadata == {"current_etag": changed.etag}
-    assert contents(database_file) == before
+    assert contents(database_url) == before
 
 
 async def test_a_delete_of_what_is_missing_is_not_found(side: Side) -> None:
@@ -375,11 +372,11 @@ async def test_allow_missing_deletes_what_is_there(side: Side) -> None:
     assert (await failure(side.get(resource.id))).reason == side.not_found
 
 
-async def test_of_deletes_at_once_one_finds_something(side: Side, taken: Taken, database_file: Path) -> None:
+async def test_of_deletes_at_once_one_finds_something(side: Side, taken: Taken, database_url: str) -> None:
     """What is deleted once is missing for all others, also within one batch."""
     resource = await side.stored()
 
-    outcomes = await together(taken, side, database_file, [lambda: side.delete(resource.id)] * 5)
+    outcomes = await together(taken, side, database_url, [lambda: side.delete(resource.id)] * 5)
 
     assert [it for it in outcomes if not isinstance(it, grpc.RpcError)] == [resource]
     assert {error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)} == {side.not_found}

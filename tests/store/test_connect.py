@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy
 
 from store_service import config as settings
-from store_service.database import connect, schema
+from store_service.database import connect, schema, sqlite
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
@@ -93,7 +93,7 @@ async def test_a_connection_that_does_not_take_its_settings_is_not_used(
     database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SQLite answers what it does not know with silence; the service then does not start."""
-    monkeypatch.setitem(connect._WRITER_PRAGMAS, "foreign_key", 1)
+    monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "foreign_key", 1)
 
     with pytest.raises(RuntimeError, match="PRAGMA foreign_key "):
         async with connect.open_store(f"sqlite:///{database_file}", readers=1):
@@ -155,7 +155,7 @@ async def test_any_path_is_one_file_for_everybody(tmp_path: Path, name: str, for
     folder.mkdir()
     url = f"sqlite:///{folder}/{name}"
     # What is written as %3F in the URL is a ? in the path.
-    connect.path_of(url).parent.mkdir(exist_ok=True)
+    sqlite.path_of(url).parent.mkdir(exist_ok=True)
     schema.upgrade(url)
     async with connect.open_store(url, readers=1, force_roll_back=force_roll_back) as store:
         posts = Posts(store)
@@ -163,7 +163,7 @@ async def test_any_path_is_one_file_for_everybody(tmp_path: Path, name: str, for
         assert await posts.get_post(post.id) == post
 
     assert {it.removesuffix("-wal").removesuffix("-shm") for it in files_below(tmp_path)} == {
-        str(connect.path_of(url))
+        str(sqlite.path_of(url))
     }
 
 
@@ -177,7 +177,7 @@ async def test_every_path_can_be_written_as_a_url(tmp_path: Path) -> None:
     path = tmp_path / "what? 100%25 #1.db"
     url = f"sqlite:///{quote(str(path))}"
 
-    assert connect.path_of(url) == path
+    assert sqlite.path_of(url) == path
     schema.upgrade(url)
     async with connect.open_store(url, readers=1) as store:
         await Posts(store).create_posts([PostDraft(body="here")])
@@ -202,7 +202,7 @@ def test_a_database_is_of_one_service(database_file: Path) -> None:
     """Who comes second is told, by the path; after the first has left the way is free."""
     url = f"sqlite:///{database_file}"
     with connect.sole_use(url):
-        with pytest.raises(connect.DatabaseInUse, match=str(database_file)), connect.sole_use(url):
+        with pytest.raises(sqlite.DatabaseInUse, match=str(database_file)), connect.sole_use(url):
             pass
         with connect.sole_use(f"sqlite:///{database_file.with_name('another.db')}"):
             pass
@@ -355,7 +355,7 @@ async def test_a_lock_that_is_held_for_too_long_is_busy(
     database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller learns that trying again may help; then it does."""
-    monkeypatch.setitem(connect._WRITER_PRAGMAS, "busy_timeout", 50)
+    monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "busy_timeout", 50)
     async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
         posts = Posts(store)
         with closing(sqlite3.connect(database_file, isolation_level=None)) as other:

@@ -80,7 +80,10 @@ def test_the_last_revision_makes_the_tables_that_the_program_uses(tmp_path: Path
         differences = compare_metadata(context, tables.metadata)
     engine.dispose()
 
-    assert differences == []
+    # SQLite has no identity columns; the tables name them for PostgreSQL.
+    known = [[("modify_default", None, table, "id")] for table in ("comments", "posts")]
+    assert [[each[:4] for each in group] for group in differences if isinstance(group, list)] == known
+    assert [each for each in differences if not isinstance(each, list)] == []
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
@@ -247,7 +250,8 @@ def test_an_upgrade_that_fails_half_way_leaves_the_file_as_it_was(
 ) -> None:
     """Wherever an upgrade breaks off, the old application could go on with the file."""
     before, before_ddl = dump(old_file), ddl(old_file)
-    _fail_at_last_call(monkeypatch, step)
+    calls = _calls_of(monkeypatch, step, shutil.copy(old_file, old_file.with_name("copy.db")))
+    _fail_at_call(monkeypatch, step, calls)
     with pytest.raises(FaultError):
         schema.upgrade(f"sqlite:///{old_file}")
 
@@ -259,14 +263,26 @@ class FaultError(Exception):
     """What the tests break an upgrade with."""
 
 
-def _fail_at_last_call(monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """Makes a step of the revisions fail after it was done, the last time that revision 0002 calls it."""
+def _calls_of(monkeypatch: pytest.MonkeyPatch, step: str, path: Path) -> int:
+    """How often an upgrade that goes well takes a step."""
     real: Callable[..., Any] = getattr(alembic.op, step)
-    source = Path(schema.__file__).parent.joinpath(
-        "migrations/versions/0002_times_versions_and_ids_for_good.py"
-    )
-    left = [source.read_text().count(f"op.{step}(")]
-    assert left[0] > 0
+    calls: list[str] = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(step)
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.op, step, counting)
+        schema.upgrade(f"sqlite:///{path}")
+    assert calls
+    return len(calls)
+
+
+def _fail_at_call(monkeypatch: pytest.MonkeyPatch, step: str, number: int) -> None:
+    """Makes a step of the upgrade fail after it was done, at its call of that number."""
+    real: Callable[..., Any] = getattr(alembic.op, step)
+    left = [number]
 
     def failing(*args: Any, **kwargs: Any) -> Any:
         result = real(*args, **kwargs)

@@ -34,6 +34,9 @@ VALUES = {
 SERVED_BY = {
     "posts.POSTS_BY_ID": "USING INTEGER PRIMARY KEY",
     "posts.POST_IDS": "USING INTEGER PRIMARY KEY",
+    "posts.LOCKED_POSTS_BY_ID": "USING INTEGER PRIMARY KEY",
+    "posts.KEPT_POST_IDS": "USING INTEGER PRIMARY KEY",
+    "comments.LOCKED_COMMENTS_BY_ID": "USING INTEGER PRIMARY KEY",
     "posts.UPDATE_POSTS": "USING INTEGER PRIMARY KEY",
     "posts.DELETE_POSTS": "USING INTEGER PRIMARY KEY",
     "posts.PAGE_OF_POSTS[id]": "USING INTEGER PRIMARY KEY",
@@ -55,7 +58,7 @@ WITHOUT_LOOKING = {"posts.INSERT_POSTS", "comments.INSERT_COMMENTS"}
 
 def run(statement: Statement, **values: object) -> list[tuple[object, ...]]:
     """The rows that a statement has in an empty database without tables."""
-    text, arguments = statement.for_sqlite(values)
+    text, arguments = statement.on("sqlite", values)
     with closing(sqlite3.connect(":memory:")) as connection:
         return connection.execute(text, arguments).fetchall()
 
@@ -68,7 +71,7 @@ def test_every_statement_is_in_the_table_of_indexes() -> None:
 @pytest.mark.parametrize("name", SERVED_BY)
 def test_a_statement_is_served_by_its_index(database_file: Path, name: str) -> None:
     """No statement reads a whole table, sorts in memory, or chooses another index, wherever it begins."""
-    text, arguments = STATEMENTS[name].for_sqlite(VALUES)
+    text, arguments = STATEMENTS[name].on("sqlite", VALUES)
     with closing(sqlite3.connect(database_file)) as connection:
         plan = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", arguments)]
 
@@ -80,7 +83,7 @@ def test_a_statement_is_served_by_its_index(database_file: Path, name: str) -> N
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_runs_on_the_current_schema(database_file: Path, name: str) -> None:
     """Names of tables and columns are those of the last revision."""
-    text, arguments = STATEMENTS[name].for_sqlite(VALUES)
+    text, arguments = STATEMENTS[name].on("sqlite", VALUES)
     with closing(sqlite3.connect(database_file)) as connection:
         connection.execute("INSERT INTO posts (id, body) VALUES (1, 'a')")
         connection.execute(text, arguments).fetchall()
@@ -88,8 +91,8 @@ def test_a_statement_runs_on_the_current_schema(database_file: Path, name: str) 
 
 def test_a_statement_has_one_text_however_large_the_batch_is() -> None:
     """SQLite prepares it once, and its limit of parameters is never met."""
-    few, _ = posts.POSTS_BY_ID.for_sqlite({"ids": as_json([1])})
-    many, arguments = posts.POSTS_BY_ID.for_sqlite({"ids": as_json(list(range(100_000)))})
+    few, _ = posts.POSTS_BY_ID.on("sqlite", {"ids": as_json([1])})
+    many, arguments = posts.POSTS_BY_ID.on("sqlite", {"ids": as_json(list(range(100_000)))})
 
     assert few is many
     assert len(arguments) == 1
@@ -135,7 +138,7 @@ def test_a_parameter_that_is_not_given_is_an_error() -> None:
 
     assert run(statement, two=2, one=1) == [(1, 2)]
     with pytest.raises(KeyError, match="two"):
-        statement.for_sqlite({"one": 1})
+        statement.on("sqlite", {"one": 1})
 
 
 def test_a_value_of_the_statement_itself_needs_not_be_given() -> None:

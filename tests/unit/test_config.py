@@ -36,6 +36,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_GRACE_SECONDS": ("1.5", 1.5),
     "STORE_MAX_BODY_BYTES": ("1", 1),
     "STORE_READERS": ("4", 4),
+    "STORE_LOCK_SECONDS": ("0.5", 0.5),
+    "STORE_STATEMENT_SECONDS": ("60", 60.0),
+    "STORE_ACQUIRE_SECONDS": ("1", 1.0),
     "STORE_LOG_LEVEL": ("debug", "debug"),
     "STORE_LOG_FORMAT": ("json", "json"),
 }
@@ -43,7 +46,43 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 
 def test_every_setting_has_an_example_here() -> None:
     """So that the tests below speak of all of them."""
-    assert EXAMPLES.keys() == {variable_of(name) for name in Config.model_fields}
+    alone = {"STORE_WORKERS"}  # which SQLite refuses; it has tests of its own
+    assert EXAMPLES.keys() | alone == {variable_of(name) for name in Config.model_fields}
+
+
+def test_many_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence says why, and what to do."""
+    monkeypatch.setenv("STORE_WORKERS", "2")
+
+    with pytest.raises(BadSetting, match=r"STORE_WORKERS: must be 1 on SQLite.*PostgreSQL"):
+        load()
+
+
+def test_many_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes cannot share one."""
+    monkeypatch.setenv("STORE_WORKERS", "2")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+
+    with pytest.raises(BadSetting, match="STORE_WORKERS: must be 1 on a unix socket"):
+        load(listen="unix:store.sock")
+
+
+def test_many_workers_are_for_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any number of processes may serve one database there."""
+    monkeypatch.setenv("STORE_WORKERS", "2")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+
+    assert load().workers == 2
+
+
+@pytest.mark.parametrize("option", ["", "?sslmode=verify-full", "?sslmode=require&sslrootcert=/ca.pem"])
+def test_postgresql_may_be_asked_for_tls(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """By the options that libpq has."""
+    url = f"postgresql://store:secret@localhost:5432/store{option}"
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    assert url == load().DATABASE_URL
+    assert "secret" not in repr(load())
 
 
 @pytest.mark.parametrize("variable", EXAMPLES)
@@ -100,7 +139,14 @@ def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
         ("DATABASE_URL", "sqlite:///x.db?mode=memory"),
         ("DATABASE_URL", "sqlite:///x.db?cache=shared"),
         ("DATABASE_URL", "sqlite+aiosqlite:///x.db"),
-        ("DATABASE_URL", "postgresql://localhost/x"),
+        ("DATABASE_URL", "mysql://localhost/x"),
+        ("DATABASE_URL", "postgresql://localhost"),
+        ("DATABASE_URL", "postgresql://localhost/x?sslmode=prefer"),
+        ("DATABASE_URL", "postgresql://localhost/x?pool=3"),
+        ("STORE_WORKERS", "0"),
+        ("STORE_LOCK_SECONDS", "0"),
+        ("STORE_STATEMENT_SECONDS", "0"),
+        ("STORE_ACQUIRE_SECONDS", "-1"),
         ("DATABASE_URL", "mysql://user:hunter2@localhost/x"),
         ("DATABASE_URL", " "),
         ("DB_FORCE_ROLL_BACK", "perhaps"),

@@ -1,0 +1,136 @@
+"""PostgreSQL: any number of processes, a few connections each."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from databases import Database
+from sqlalchemy.engine import URL, make_url
+
+from store_service.database.connection import Connection, Rows
+from store_service.database.failures import DRIVER_ERRORS, named
+from store_service.database.statements import Statement
+from store_service.database.workers import Lane
+from store_service.errors import DatabaseUnavailable
+
+TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
+"""What `sslmode` may be, as libpq has it; without it connections are not encrypted."""
+
+OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
+"""What may stand behind the ? of a database URL."""
+
+IDLE_IN_TRANSACTION_SECONDS = 10
+"""PostgreSQL ends a transaction of ours that does nothing for so long, and frees its locks."""
+
+
+class PostgresqlConnection(Connection):
+    """A connection of asyncpg."""
+
+    BEGIN = "BEGIN"
+
+    async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
+        text, arguments = statement.on("postgresql", values)
+        rows: Rows = await self._raw.fetch(text, *arguments)
+        return rows
+
+    async def _execute(self, text: str) -> None:
+        await self._raw.execute(text)
+
+    def _in_transaction(self) -> bool:
+        # A connection that was lost has nothing to roll back, and its loss is what should be reported.
+        return not self._raw.is_closed() and self._raw.is_in_transaction()
+
+
+@asynccontextmanager
+async def open_lanes(
+    database_url: str,
+    *,
+    readers: int,
+    lock_seconds: float,
+    statement_seconds: float,
+    acquire_seconds: float,
+    force_roll_back: bool,
+) -> AsyncIterator[tuple[Lane, Lane]]:
+    """The lane to write and the lane to read; one and the same with `force_roll_back`.
+
+    Raises:
+        StoreError: The database cannot be reached.
+    """
+    url = make_url(database_url)
+    options = {
+        "min_size": 0,
+        "max_size": readers + 1,
+        "timeout": acquire_seconds,
+        "ssl": _tls(url) or False,
+        "server_settings": {
+            "application_name": "store-service",
+            "statement_timeout": _milliseconds(statement_seconds),
+            "lock_timeout": _milliseconds(lock_seconds),
+            "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+        },
+    }
+    # asyncpg would take what stands behind the ? for settings of the server.
+    plain_url = url.set(query={}).render_as_string(hide_password=False)
+    async with AsyncExitStack() as stack:
+        database = Database(plain_url, force_rollback=force_roll_back, **options)
+        try:
+            await stack.enter_async_context(database)
+        except DRIVER_ERRORS as error:
+            raise named(error) from error
+
+        if force_roll_back:
+            lane = Lane(
+                "worker",
+                lambda: _opened(database, acquire_seconds, inside_transaction=True),
+                workers=1,
+                writes=True,
+            )
+            await stack.enter_async_context(lane.running())
+            yield lane, lane
+            return
+
+        writer = Lane("writer", lambda: _opened(database, acquire_seconds), workers=1, writes=True)
+        await stack.enter_async_context(writer.running())
+        reader = Lane("reader", lambda: _opened(database, acquire_seconds), workers=readers, writes=False)
+        await stack.enter_async_context(reader.running())
+        yield writer, reader
+
+
+@asynccontextmanager
+async def _opened(
+    database: Database, acquire_seconds: float, *, inside_transaction: bool = False
+) -> AsyncIterator[Connection]:
+    """One connection of `databases`, held until the end of the block."""
+    async with AsyncExitStack() as stack:
+        try:
+            # asyncpg's pool waits for ever by itself.
+            async with asyncio.timeout(acquire_seconds):
+                connection = await stack.enter_async_context(database.connection())
+        except TimeoutError as error:
+            raise DatabaseUnavailable from error
+        except DRIVER_ERRORS as error:
+            raise named(error) from error
+        yield PostgresqlConnection(connection.raw_connection, inside_transaction=inside_transaction)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+def _tls(url: URL) -> ssl.SSLContext | None:
+    """What `sslmode` and its companions ask for, as libpq understands them."""
+    query = {key: str(value) for key, value in url.query.items()}
+    mode = query.get("sslmode", "disable")
+    if mode == "disable":
+        return None
+    context = ssl.create_default_context(cafile=query.get("sslrootcert"))
+    if mode != "verify-full":
+        context.check_hostname = False
+    # As in libpq, a root certificate makes "require" verify it.
+    if mode == "require" and "sslrootcert" not in query:
+        context.verify_mode = ssl.CERT_NONE
+    if "sslcert" in query:
+        context.load_cert_chain(query["sslcert"], query.get("sslkey"))
+    return context

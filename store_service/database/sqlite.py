@@ -1,0 +1,160 @@
+"""SQLite: one file, one process, one connection that writes."""
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from databases import Database
+from sqlalchemy.engine import make_url
+
+from store_service.database.connection import Connection, Rows
+from store_service.database.failures import named
+from store_service.database.statements import Statement
+from store_service.database.workers import Lane
+
+# WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
+# a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
+_READER_PRAGMAS: dict[str, int | str] = {"mmap_size": 0, "trusted_schema": 0}
+_WRITER_PRAGMAS = {**_READER_PRAGMAS, "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+class DatabaseInUse(Exception):
+    """Another service has the file open; two writers can damage it."""
+
+
+class NoPlaceForDatabase(Exception):
+    """The folder of the file is not there or must not be written to; the text is one line that says which."""
+
+
+class SqliteConnection(Connection):
+    """A connection of aiosqlite."""
+
+    # A deferred transaction fails at its first write instead of waiting, so writers say so first.
+    BEGIN = "BEGIN IMMEDIATE"
+
+    async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
+        text, arguments = statement.on("sqlite", values)
+        rows: Rows = await self._raw.execute_fetchall(text, arguments)
+        return rows
+
+    async def _execute(self, text: str) -> None:
+        await self._raw.execute_fetchall(text)
+
+    def _in_transaction(self) -> bool:
+        in_transaction: bool = self._raw.in_transaction
+        return in_transaction
+
+
+def path_of(database_url: str) -> Path:
+    """The file of a SQLite URL."""
+    database = make_url(database_url).database
+    assert database is not None  # the settings refuse URLs without a file
+    return Path(database)
+
+
+@contextmanager
+def sole_use(database_url: str) -> Iterator[None]:
+    """Keeps every other service off a file until the end of the block, or of the process.
+
+    SQLite up to 3.51.2 can damage a WAL database when two connections write or checkpoint at the same
+    moment (https://www.sqlite.org/wal.html#walresetbug), so there is one writer, in one process.
+
+    Raises:
+        DatabaseInUse: Another process holds the file.
+        NoPlaceForDatabase: No file can be made beside the database.
+    """
+    path = path_of(database_url)
+    try:
+        # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
+        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise NoPlaceForDatabase(f"cannot write beside the database {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseInUse(f"another store-service is using {path}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@asynccontextmanager
+async def open_lanes(
+    database_url: str, *, readers: int, lock_seconds: float, force_roll_back: bool
+) -> AsyncIterator[tuple[Lane, Lane]]:
+    """The lane to write and the lane to read; one and the same with `force_roll_back`.
+
+    Raises:
+        StoreError: The file cannot be opened.
+    """
+    path = path_of(database_url).absolute()
+    writer_class, reader_class = _connection_class(_WRITER_PRAGMAS), _connection_class(_READER_PRAGMAS)
+    # aiosqlite does not wait for its thread when opening fails, and the thread complains when it outlives
+    # the loop; so what cannot be opened is found here.
+    try:
+        await asyncio.to_thread(lambda: writer_class(path, timeout=lock_seconds).close())
+    except sqlite3.Error as error:
+        raise named(error) from error
+
+    # SQLAlchemy and `databases` disagree about # in a path, and the upgrade went by the former.
+    writing_url = f"sqlite:///{quote(str(path))}"
+    # Quoted twice: `databases` and SQLite each read it as a URL.
+    reading_url = f"sqlite:///file:{quote(quote(str(path)))}?mode=ro"
+    async with AsyncExitStack() as stack:
+        if force_roll_back:
+            rolling_back = Database(
+                writing_url, force_rollback=True, timeout=lock_seconds, factory=writer_class
+            )
+            database = await stack.enter_async_context(rolling_back)
+            lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
+            await stack.enter_async_context(lane.running())
+            yield lane, lane
+            return
+
+        writing = await stack.enter_async_context(
+            Database(writing_url, timeout=lock_seconds, factory=writer_class)
+        )
+        reading = await stack.enter_async_context(
+            Database(reading_url, uri=True, timeout=lock_seconds, factory=reader_class)
+        )
+
+        # The writer first: it makes the log that readers need, and may not make themselves.
+        writer = Lane("writer", lambda: _opened(writing), workers=1, writes=True)
+        await stack.enter_async_context(writer.running())
+        reader = Lane("reader", lambda: _opened(reading), workers=readers, writes=False)
+        await stack.enter_async_context(reader.running())
+        yield writer, reader
+
+
+@asynccontextmanager
+async def _opened(database: Database, *, inside_transaction: bool = False) -> AsyncIterator[Connection]:
+    """One connection of `databases`, held until the end of the block."""
+    async with AsyncExitStack() as stack:
+        try:
+            connection = await stack.enter_async_context(database.connection())
+        except sqlite3.Error as error:
+            raise named(error) from error
+        yield SqliteConnection(connection.raw_connection, inside_transaction=inside_transaction)
+
+
+def _connection_class(pragmas: dict[str, int | str]) -> type[sqlite3.Connection]:
+    class SetUpConnection(sqlite3.Connection):
+        """A connection that is set up, and proved to be so, before anybody uses it."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            for name, wanted in pragmas.items():
+                self.execute(f"PRAGMA {name} = {wanted}").close()
+                actual = self.execute(f"PRAGMA {name}").fetchall()
+                # SQLite answers a PRAGMA that it does not honour with silence.
+                if actual != [(wanted,)]:
+                    raise RuntimeError(f"SQLite keeps PRAGMA {name} at {actual}, not {wanted}")
+
+    return SetUpConnection

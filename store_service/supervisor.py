@@ -1,0 +1,147 @@
+"""Many processes on one port: starts them, restarts one that dies, stops them all.
+
+Each worker is a fresh process with its own event loop and connections, for gRPC must not be forked. The
+kernel spreads connections (not calls) over the workers, by SO_REUSEPORT.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+
+import structlog
+
+from store_service.config import Config
+from store_service.database import schema
+from store_service.server import CannotListen, stop_on_signals
+
+READY = "store-service is serving on "
+"""What a server prints when calls succeed, followed by its address."""
+
+RESTART_SECONDS = 1.0
+"""Pause before a worker that died is started again."""
+
+EXIT_SECONDS = 1.0
+"""How long after the grace period a worker may take to exit."""
+
+log = structlog.get_logger("store_service.supervisor")
+
+
+class WorkerFailed(Exception):
+    """A worker ended before it served; it has said why on stderr."""
+
+
+def run(config: Config) -> None:
+    """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal kills them.
+
+    Raises:
+        CannotListen: The address is in use, or not of this machine.
+        WorkerFailed: A worker could not start.
+        StoreError: The database cannot be opened, or has a schema that this program does not know.
+    """
+    if config.auto_migrate:
+        schema.upgrade(config.DATABASE_URL)
+    with reserved(config.listen) as placeholder:
+        host = config.listen.rpartition(":")[0]
+        asyncio.run(_supervise(config, f"{host}:{placeholder.getsockname()[1]}"))
+
+
+def reserved(listen: str) -> socket.socket:
+    """A bound socket that takes no connections: it keeps the port ours, also while a worker restarts.
+
+    Raises:
+        CannotListen: The address is in use, or not of this machine.
+    """
+    host, _, port = listen.rpartition(":")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )[0]
+        placeholder = socket.socket(family, kind)
+        placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        placeholder.bind(address)
+    except OSError:
+        raise CannotListen(listen) from None
+    return placeholder
+
+
+async def _supervise(config: Config, address: str) -> None:
+    stop = asyncio.Event()
+    with stop_on_signals(stop):
+        workers = [_Worker(number, config, address) for number in range(config.workers)]
+        try:
+            await asyncio.gather(*(worker.start() for worker in workers))
+            print(f"{READY}{address}", flush=True)  # noqa: T201  # the one line for scripts that wait
+            log.info("serving", address=address, workers=len(workers))
+            async with asyncio.TaskGroup() as group:
+                keepers = [group.create_task(worker.keep_running()) for worker in workers]
+                await stop.wait()
+                for keeper in keepers:
+                    keeper.cancel()
+        finally:
+            await asyncio.gather(*(worker.stop() for worker in workers))
+    log.info("stopped")
+
+
+class _Worker:
+    """One process of the server."""
+
+    def __init__(self, number: int, config: Config, address: str) -> None:
+        self._number = number
+        self._config = config
+        self._address = address
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Starts the process and returns when it serves.
+
+        Raises:
+            WorkerFailed: It ended before.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "store_service",
+            "serve",
+            "--worker",
+            f"--listen={self._address}",
+            # The worker stops when this pipe closes, so that none outlives a supervisor that was killed.
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            # Ctrl-C in a terminal goes to us; we tell the workers.
+            start_new_session=True,
+            env={**os.environ, "STORE_AUTO_MIGRATE": "false"},
+        )
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line.decode().startswith(READY):
+            raise WorkerFailed(
+                f"worker {self._number} could not start (exit code {await self._process.wait()})"
+            )
+
+    async def keep_running(self) -> None:
+        """Starts the process again whenever it ends."""
+        while True:
+            assert self._process is not None
+            code = await self._process.wait()
+            log.error("worker died", worker=self._number, exit_code=code)
+            await asyncio.sleep(RESTART_SECONDS)
+            try:
+                await self.start()
+                log.info("worker restarted", worker=self._number)
+            except WorkerFailed as error:
+                log.error("worker does not start", worker=self._number, error=str(error))
+
+    async def stop(self) -> None:
+        """Lets the process drain, and kills it when it takes too long."""
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), self._config.grace_seconds + EXIT_SECONDS)
+        except TimeoutError:
+            log.error("worker killed, it did not stop", worker=self._number)
+            process.kill()
+            await process.wait()

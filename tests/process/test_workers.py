@@ -1,0 +1,115 @@
+"""Many processes on one port, over PostgreSQL."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import grpc
+import psycopg
+import pytest
+from storeapi.v1 import posts_pb2, posts_pb2_grpc
+
+from tests.postgres import empty
+from tests.support import ServerProcess, run_command, wait_until
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, postgres_database: str) -> ServerProcess:
+    """A supervisor of two workers; not started yet."""
+    empty(postgres_database)
+    return ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
+
+
+def workers_of(process: ServerProcess) -> list[int]:
+    """The processes that serve, by id."""
+    assert process.process is not None
+    children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text()
+    return [int(pid) for pid in children.split()]
+
+
+def create(address: str, body: str) -> posts_pb2.Post:
+    """Creates a post over a connection of its own, which the kernel gives to one worker or the other."""
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body))
+        post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(
+            request, wait_for_ready=True, timeout=20
+        )
+        return post
+
+
+def test_both_workers_serve_one_port(supervisor: ServerProcess) -> None:
+    """Every connection is served, and both processes get some."""
+    supervisor.start()
+    try:
+        ids = {create(supervisor.address, f"{n}").id for n in range(40)}
+    finally:
+        code = supervisor.stop()
+
+    assert code == 0
+    assert len(ids) == 40
+    servers = set(re.findall(r'CreatePost.*"call_id": "([0-9a-f]+)-', supervisor.stderr()))
+    assert len(servers) == 2
+    assert "Traceback" not in supervisor.stderr()
+
+
+def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:
+    """The others go on meanwhile, and the port stays ours."""
+    supervisor.start()
+    before = workers_of(supervisor)
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: '"event": "worker restarted"' in supervisor.stderr(), seconds=30)
+    after = workers_of(supervisor)
+
+    assert len(before) == len(after) == 2
+    assert before[1] in after
+    assert create(supervisor.address, "after").id > 0
+    assert supervisor.stop() == 0
+
+
+def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerProcess) -> None:
+    """Nobody serves on in secret."""
+    supervisor.start()
+    workers = workers_of(supervisor)
+    supervisor.kill()
+
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=20)
+
+
+def test_a_port_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path, database_file: Path) -> None:
+    """Also with workers, which could share the port with each other but not with anybody else."""
+    taken = ServerProcess(tmp_path).start()
+    try:
+        done = run_command(
+            "serve", folder=tmp_path, settings={**supervisor.settings, "STORE_LISTEN": taken.address}
+        )
+    finally:
+        taken.kill()
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"store-service: cannot listen on {taken.address}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    """The line names the database, without its password."""
+    url = "postgresql://store:secret@127.0.0.1:1/store"
+    done = run_command("serve", folder=tmp_path, settings={"DATABASE_URL": url, "STORE_WORKERS": "2"})
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        "store-service: cannot use the database postgresql://store:***@127.0.0.1:1/store"
+    )
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "migrate"])
+def test_the_commands_know_postgresql(postgres_database: str, tmp_path: Path, command: str) -> None:
+    """As they know a file."""
+    empty(postgres_database)
+    done = run_command(command, folder=tmp_path, settings={"DATABASE_URL": postgres_database})
+
+    assert (done.returncode, done.stderr) == (0, "")
+    with psycopg.connect(postgres_database) as connection:
+        assert connection.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)

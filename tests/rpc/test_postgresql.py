@@ -1,0 +1,192 @@
+"""What only PostgreSQL can do to the service: lock rows, time out, restart, and be shared by processes."""
+
+import asyncio
+from collections.abc import Iterator
+
+import grpc
+import psycopg
+import pytest
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from store_service import config as settings
+from store_service.config import Config
+from store_service.database import schema
+from store_service.server import serving
+from tests.postgres import PostgresServer, new_database, postgres_server
+from tests.rpc.helpers import contents, outcome_of
+from tests.support import ErrorSeen, Stubs, error_seen, failure
+
+POST_COUNT = 20
+
+
+@pytest.fixture
+def database_url(postgres_database: str, request: pytest.FixtureRequest) -> str:
+    """PostgreSQL alone."""
+    from tests.postgres import empty
+
+    empty(postgres_database)
+    return postgres_database
+
+
+@pytest.fixture
+def config(database_url: str) -> Config:
+    """A server that does not wait long."""
+    return settings.load(
+        DATABASE_URL=database_url,
+        listen="127.0.0.1:0",
+        lock_seconds=0.1,
+        statement_seconds=0.5,
+        acquire_seconds=2,
+    )
+
+
+def update(id: int, body: str) -> posts_pb2.UpdatePostRequest:
+    return posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=id, body=body))
+
+
+async def test_a_row_that_is_locked_for_too_long_is_busy(stubs: Stubs, database_url: str) -> None:
+    """A write waits for locks of others for STORE_LOCK_SECONDS, and nothing is done then."""
+    post = await stubs.create_post("before")
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT * FROM posts FOR UPDATE")
+        error = await failure(stubs.posts.UpdatePost(update(post.id, "after")))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_BUSY")
+    assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).body == "before"
+    assert (await stubs.posts.UpdatePost(update(post.id, "after"))).body == "after"
+
+
+async def test_a_statement_that_takes_too_long_is_busy(stubs: Stubs, database_url: str) -> None:
+    """STORE_STATEMENT_SECONDS ends what would keep others waiting; what comes next works."""
+    post = await stubs.create_post()
+    with psycopg.connect(database_url) as other:
+        other.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
+        error = await failure(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)))
+
+    assert error.reason == "DATABASE_BUSY"
+    assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).id == post.id
+
+
+async def test_two_services_may_share_a_database(config: Config, stubs: Stubs) -> None:
+    """What one has answered the other sees, and etags hold between them."""
+    async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
+        other = Stubs(channel)
+        post = await stubs.create_post("from the first")
+        assert await other.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)) == post
+
+        def change(one: Stubs, body: str) -> object:
+            changed = posts_pb2.Post(id=post.id, body=body, etag=post.etag)
+            return one.posts.UpdatePost(posts_pb2.UpdatePostRequest(post=changed))
+
+        outcomes = await asyncio.gather(change(stubs, "a"), change(other, "b"), return_exceptions=True)
+
+    failed = [error_seen(it) for it in outcomes if isinstance(it, grpc.RpcError)]
+    assert [it.reason for it in failed] == ["ETAG_MISMATCH"]
+
+
+async def test_services_that_lock_in_opposite_orders_all_get_through(config: Config, stubs: Stubs) -> None:
+    """A deadlock is undone and run again; no caller hears of it, and no orphan is left."""
+    posts = [await stubs.create_post(f"post {n}") for n in range(POST_COUNT)]
+    async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
+        calls = []
+        for n, post in enumerate(posts):
+            one, two = (stubs, Stubs(channel)) if n % 2 else (Stubs(channel), stubs)
+            calls += [one.posts.UpdatePost(update(post.id, "a")), two.posts.UpdatePost(update(post.id, "b"))]
+            calls += [one.create_comment(post.id), two.create_comment(post.id)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [it for it in outcomes if isinstance(it, BaseException)] == []
+
+
+async def test_a_comment_never_outlives_its_post(config: Config, stubs: Stubs, database_url: str) -> None:
+    """Callers of one service comment while a caller of another deletes the post."""
+    async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
+        other = Stubs(channel)
+        for _ in range(5):
+            post = await stubs.create_post()
+            comments = [stubs.create_comment(post.id) for _ in range(20)]
+            delete = posts_pb2.DeletePostRequest(id=post.id, force=True)
+            outcomes = await asyncio.gather(*comments, other.posts.DeletePost(delete), return_exceptions=True)
+            reasons = {error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)}
+            assert reasons <= {"POST_NOT_FOUND"}
+
+    assert contents(database_url).comments == ()
+
+
+async def test_deadlines_in_the_middle_lose_no_connection(stubs: Stubs, database_url: str) -> None:
+    """1,500 calls whose time is up before or while they are worked on; then all is as it should be."""
+
+    async def hurried(n: int) -> None:
+        seconds = 0.0004 + 0.0026 * (n % 100) / 100
+        request = posts_pb2.BatchCreatePostsRequest(
+            requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n}")) for _ in range(2)]
+        )
+        outcome = await outcome_of(stubs.posts.BatchCreatePosts(request, timeout=seconds))
+        if isinstance(outcome, grpc.RpcError):  # a call that was quick enough is as good
+            codes.add(outcome.code())
+
+    codes: set[grpc.StatusCode] = set()
+    for start in range(0, 1500, 50):
+        await asyncio.gather(*(hurried(n) for n in range(start, start + 50)))
+
+    # gRPC says CANCELLED when the server notices first that the time is up.
+    assert grpc.StatusCode.DEADLINE_EXCEEDED in codes
+    assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+    assert (await stubs.create_post("the next")).body == "the next"
+    bodies = [row[1] for row in contents(database_url).posts if row[1] != "the next"]
+    assert all(bodies.count(body) == 2 for body in set(bodies)), "a batch was stored in part"
+    with psycopg.connect(database_url) as connection:
+        (connections,) = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'store-service'"
+        ).fetchone() or (0,)
+    assert connections == 3
+
+
+class TestRestart:
+    """The database goes away and comes back; the service does not."""
+
+    @pytest.fixture
+    def own_server(self) -> Iterator[PostgresServer]:
+        with postgres_server() as server:
+            yield server
+
+    @pytest.fixture
+    def database_url(self, own_server: PostgresServer) -> Iterator[str]:
+        """A database on a server that may be restarted."""
+        with new_database(own_server.url) as url:
+            schema.upgrade(url)
+            yield url
+
+    async def test_the_service_reconnects(self, own_server: PostgresServer, stubs: Stubs) -> None:
+        """Calls are refused as retryable while it is away, and work when it is back."""
+        post = await stubs.create_post("kept")
+        await asyncio.to_thread(own_server.stop)
+        away = [await self.refusal(stubs) for _ in range(3)]
+        await asyncio.to_thread(own_server.start)
+
+        assert {(it.code, it.reason) for it in away} == {
+            (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        }
+        assert (await self.answer_at_last(stubs, post.id)).body == "kept"
+        created = await stubs.create_comment(post.id)
+        listed = await stubs.comments.ListComments(comments_pb2.ListCommentsRequest(post_id=post.id))
+        assert list(listed.comments) == [created]
+
+    async def refusal(self, stubs: Stubs) -> ErrorSeen:
+        return await failure(stubs.create_post("lost"))
+
+    async def answer_at_last(self, stubs: Stubs, id: int) -> posts_pb2.Post:
+        """The first answer of both lanes, which reconnect by themselves, to a caller that tries again."""
+        async with asyncio.timeout(30):
+            while True:
+                for call in (
+                    stubs.posts.UpdatePost(update(id, "kept")),
+                    stubs.posts.GetPost(posts_pb2.GetPostRequest(id=id)),
+                ):
+                    outcome = await outcome_of(call)
+                    if isinstance(outcome, grpc.RpcError):
+                        assert error_seen(outcome).reason == "DATABASE_UNAVAILABLE"
+                        break
+                else:
+                    return outcome
+                await asyncio.sleep(0.02)
