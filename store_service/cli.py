@@ -108,10 +108,15 @@ def _explained(error: Exception, config: settings.Config) -> str:
     """An error for whoever runs the command; its own text is for callers, who see no paths and no causes."""
     from store_service.database import connect, schema
 
+    name = connect.name_of(config.DATABASE_URL)
+    if isinstance(error, SchemaMismatch) and error.actual == schema.EMPTY:
+        if connect.is_missing(config.DATABASE_URL):
+            return f"there is no database {name} yet; `store-service migrate` makes it"
+        return f"the database {name} is empty; `store-service migrate` makes its tables"
     if isinstance(error, SchemaMismatch):
-        is_older = error.actual == schema.EMPTY or error.actual < error.expected
+        is_older = error.actual < error.expected
         return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
-        return f"cannot use the database {connect.name_of(config.DATABASE_URL)}: {cause}"
+        return f"cannot use the database {name}: {cause}"
     return str(error)

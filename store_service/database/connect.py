@@ -15,6 +15,11 @@ def is_sqlite(database_url: str) -> bool:
     return make_url(database_url).get_backend_name() == "sqlite"
 
 
+def is_missing(database_url: str) -> bool:
+    """Whether the database is a file that is not there."""
+    return is_sqlite(database_url) and not sqlite.path_of(database_url).exists()
+
+
 def name_of(database_url: str) -> str:
     """The database as an operator knows it, without its password."""
     if is_sqlite(database_url):

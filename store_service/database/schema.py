@@ -12,10 +12,9 @@ import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database.connect import Store, is_sqlite, sync_engine
+from store_service.database.connect import Store, is_missing, sync_engine
 from store_service.database.connection import Connection
 from store_service.database.failures import named
-from store_service.database.sqlite import path_of
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import SchemaMismatch
@@ -72,7 +71,7 @@ def check(database_url: str) -> None:
         ForeignSchema: It has tables of our names with other columns.
         StoreError: It cannot be opened.
     """
-    if is_sqlite(database_url) and not path_of(database_url).exists():
+    if is_missing(database_url):
         raise SchemaMismatch(expected=HEAD, actual=EMPTY)
     engine = sync_engine(database_url)
     try:

@@ -85,7 +85,10 @@ def test_a_command_that_is_not_there_is_exit_code_2(arguments: list[str], proble
 
 BAD_VALUES: dict[str, list[str]] = {
     "DATABASE_URL": [
-        "postgresql://me:secret@host/store",
+        "mysql://me:secret@host/store",
+        "postgresql://me:secret@host/store?sslmode=perhaps",
+        "postgresql://me:secret@host/store?pool_size=3",
+        "postgresql://me:secret@host",
         "nonsense",
         "sqlite://",
         "sqlite:///",
@@ -100,6 +103,10 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_GRACE_SECONDS": ["soon", "-1", "3601", "nan", "inf"],
     "STORE_MAX_BODY_BYTES": ["many", "0", "-5", "1048577", "1.5"],
     "STORE_READERS": ["two", "0", "17"],
+    "STORE_WORKERS": ["many", "0", "257"],
+    "STORE_LOCK_SECONDS": ["0", "61"],
+    "STORE_STATEMENT_SECONDS": ["0", "never"],
+    "STORE_ACQUIRE_SECONDS": ["0", "61"],
     "STORE_LOG_LEVEL": ["loud", "INFO!"],
     "STORE_LOG_FORMAT": ["xml"],
 }
@@ -274,7 +281,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     ("folder", "problem"),
     [
         (nothing, "there is no database store.db yet; `store-service migrate` makes it"),
-        (empty_file, "the database has schema none, this program needs 0002; run `store-service migrate`"),
+        (empty_file, "the database store.db is empty; `store-service migrate` makes its tables"),
         (old, "the database has schema 0001, this program needs 0002; run `store-service migrate`"),
         (newer, "the database has schema 9999, this program needs 0002; a newer store-service made it"),
         (

@@ -21,6 +21,9 @@ from store_service.database.connect import is_sqlite, sync_engine
 from store_service.server import RunningServer, service_descriptors, serving
 from tests.support import Stubs
 
+ONE_ENGINE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+"""For tests of what never reaches the database; all others run on each engine."""
+
 METHODS: list[MethodDescriptor] = [method for service in service_descriptors() for method in service.methods]
 """Every method of the contract; all are unary."""
 

@@ -12,7 +12,16 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from tests.rpc.helpers import METHODS, Side, contents, outcome_of, path_of, request_class, send_bytes
+from tests.rpc.helpers import (
+    METHODS,
+    ONE_ENGINE,
+    Side,
+    contents,
+    outcome_of,
+    path_of,
+    request_class,
+    send_bytes,
+)
 from tests.support import ErrorSeen, Stubs, error_seen, failure
 
 MAX_ID = 2**63 - 1
@@ -89,6 +98,7 @@ async def test_a_body_has_up_to_the_limit_in_bytes_of_utf8(side: Side) -> None:
             assert "65536 bytes" in error.message
 
 
+@ONE_ENGINE
 class TestShortBodies:
     """With another limit."""
 
@@ -136,26 +146,27 @@ def string_fields(message: Descriptor) -> Iterator[list[FieldDescriptor]]:
             yield from ([one, *rest] for rest in string_fields(one.message_type))
 
 
-STRINGS = {
-    f"{method.name} {'.'.join(one.name for one in way)}": (method, way)
-    for method in METHODS
-    for way in string_fields(method.input_type)
-}
-
-
-@pytest.mark.parametrize("name", STRINGS)
-async def test_text_that_is_no_utf8_is_malformed(channel: grpc.aio.Channel, name: str) -> None:
+@ONE_ENGINE
+@each_method
+async def test_text_that_is_no_utf8_is_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
     """In every string of every request, at any depth; callers see no text of the decoder."""
-    method, way = STRINGS[name]
-    for bad in NOT_UTF8.values():
-        data = bad
-        for one in reversed(way):
-            data = field(one.number, data)
+    for way in string_fields(method.input_type):
+        for bad in NOT_UTF8.values():
+            data = bad
+            for one in reversed(way):
+                data = field(one.number, data)
 
-        error = await failure(send_bytes(channel, path_of(method), data))
+            error = await failure(send_bytes(channel, path_of(method), data))
 
-        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
-        assert error.message == f"the request is no {method.input_type.full_name}"
+            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
+            assert error.message == f"the request is no {method.input_type.full_name}"
+
+
+def test_there_is_text_at_every_depth() -> None:
+    """The test above finds strings of requests, of what is in them, and of what is in that."""
+    depths = {len(way) for method in METHODS for way in string_fields(method.input_type)}
+
+    assert depths == {1, 2, 3}
 
 
 # Ids
@@ -172,6 +183,7 @@ async def calls_with_id(side: Side, id: int) -> dict[str, ErrorSeen]:
     }
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("id", [0, -1, -(2**63)])
 async def test_an_id_must_be_positive(side: Side, id: int) -> None:
     """0 is what an id that was left out looks like; ids below it are never given."""
@@ -186,6 +198,7 @@ async def test_the_largest_id_is_an_id(side: Side) -> None:
         assert error.reason == side.not_found
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("id", [0, -1, -(2**63)])
 async def test_the_post_of_a_comment_must_be_positive(comments: Side, id: int) -> None:
     """A comment names its post, alone and in a batch."""
@@ -211,6 +224,7 @@ async def test_a_list_of_comments_is_of_a_post_or_of_all(comments: Side) -> None
         assert (error.reason, error.fields) == ("FIELD_INVALID", ["post_id"])
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("set_by_server", ["id", "create_time", "update_time", "etag"])
 async def test_what_the_server_sets_cannot_be_created(side: Side, set_by_server: str) -> None:
     """A draft with an id, a time or an etag is refused, not stored without it."""
@@ -224,6 +238,7 @@ async def test_what_the_server_sets_cannot_be_created(side: Side, set_by_server:
     assert (many.reason, many.fields) == ("FIELD_INVALID", [f"requests[0].{side.field}.{set_by_server}"])
 
 
+@ONE_ENGINE
 async def test_a_time_of_zero_is_a_time_that_is_set(side: Side) -> None:
     """1970 is a time too: what counts is that the field is there."""
     error = await failure(side.create(side.draft(create_time={})))
@@ -234,6 +249,7 @@ async def test_a_time_of_zero_is_a_time_that_is_set(side: Side) -> None:
 # Request ids
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize(
     "method",
     [it for it in METHODS if "request_id" in it.input_type.fields_by_name],
@@ -308,6 +324,7 @@ async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_url
 # All at once
 
 
+@ONE_ENGINE
 async def test_all_that_is_wrong_with_a_create_is_reported_at_once(comments: Side) -> None:
     """One answer names every field to be fixed."""
     draft = comments.draft("\0", id=1, post_id=-1, etag="x", create_time={}, update_time={})
@@ -326,6 +343,7 @@ async def test_all_that_is_wrong_with_a_create_is_reported_at_once(comments: Sid
     ]
 
 
+@ONE_ENGINE
 async def test_all_that_is_wrong_with_a_list_is_reported_at_once(comments: Side) -> None:
     """Size, order and post are checked together."""
     error = await failure(comments.page(page_size=-1, order_by="x", post_id=-1))
@@ -333,6 +351,7 @@ async def test_all_that_is_wrong_with_a_list_is_reported_at_once(comments: Side)
     assert sorted(error.fields) == ["order_by", "page_size", "post_id"]
 
 
+@ONE_ENGINE
 async def test_all_that_is_wrong_with_an_update_is_reported_at_once(side: Side) -> None:
     """Different kinds of mistakes come in one answer; each says its kind, and the first names the error."""
     error = await failure(side.update(side.resource(id=-1), ["body", "x", "y"], request_id="x"))
@@ -355,6 +374,7 @@ async def test_all_that_is_wrong_with_an_update_is_reported_at_once(side: Side) 
     ]
 
 
+@ONE_ENGINE
 async def test_all_that_is_wrong_with_a_batch_of_ids_is_reported_at_once(side: Side) -> None:
     """Every wrong id has its place in the answer."""
     get = await failure(side.batch_get([0, 1, -1, 2, 0]))
@@ -437,6 +457,7 @@ async def test_bytes_that_are_no_request_are_malformed_and_nothing_else(
     assert malformed > 20
 
 
+@ONE_ENGINE
 async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     """What is not in the contract is answered as gRPC does."""
     for path in ("/storeapi.v1.PostService/NoSuchMethod", "/storeapi.v1.NoSuchService/GetPost"):
@@ -457,6 +478,7 @@ async def test_a_message_that_is_too_large_is_refused_by_grpc(posts: Side, datab
 # The order of checks
 
 
+@ONE_ENGINE
 async def test_bytes_are_read_before_anything_is_checked(channel: grpc.aio.Channel) -> None:
     """A wrong id and a broken string: the request was never read."""
     error = await failure(send_bytes(channel, "/storeapi.v1.PostService/DeletePost", field(2, b"\xff")))

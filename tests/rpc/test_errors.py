@@ -19,7 +19,7 @@ from store_service.model import Query
 from store_service.rpc.status import ROWS
 from store_service.store import page_tokens
 from store_service.store.posts import Posts
-from tests.rpc.helpers import Side, send_bytes
+from tests.rpc.helpers import ONE_ENGINE, Side, send_bytes
 from tests.support import ErrorSeen, Stubs, failure
 
 REASONS = {
@@ -232,6 +232,7 @@ def counted(error: ErrorSeen) -> int:
     return len(shown) + (int(rest) if last.field == "..." else 1)
 
 
+@ONE_ENGINE
 async def test_thousands_of_violations_are_cut(comments: Side) -> None:
     """Each request of a full batch wrong in every field: the first are told, the rest is counted."""
     request = comments.pb.CreateCommentRequest(
@@ -247,6 +248,7 @@ async def test_thousands_of_violations_are_cut(comments: Side) -> None:
     assert_small(error)
 
 
+@ONE_ENGINE
 async def test_a_thousand_wrong_ids_are_cut(side: Side) -> None:
     """The same for ids, which are wrong one by one."""
     get = await failure(side.batch_get([-1] * 1000))
@@ -257,6 +259,7 @@ async def test_a_thousand_wrong_ids_are_cut(side: Side) -> None:
     assert_small(delete)
 
 
+@ONE_ENGINE
 async def test_long_paths_in_a_mask_are_cut(side: Side) -> None:
     """What a caller sends comes back short, and in letters that gRPC does not make three of."""
     for character in ("\U0001f600", "é", "\0", '"', "%", "x", "\\", "\n"):
@@ -323,6 +326,7 @@ BUGS = [
 ]
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
 async def test_a_bug_is_internal_and_tells_nothing_but_its_id(
     posts: Side, monkeypatch: pytest.MonkeyPatch, bug: BaseException
@@ -353,6 +357,7 @@ async def test_the_service_goes_on_after_a_bug(posts: Side, monkeypatch: pytest.
     assert await posts.get(post.id) == post
 
 
+@ONE_ENGINE
 async def test_something_inside_that_was_cancelled_does_not_leave_the_caller_waiting(
     posts: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,6 +375,7 @@ async def test_something_inside_that_was_cancelled_does_not_leave_the_caller_wai
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
+@ONE_ENGINE
 async def test_a_timeout_inside_is_not_the_callers(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit that a method sets itself cancels the method's own task; that too is answered."""
 
@@ -384,6 +390,7 @@ async def test_a_timeout_inside_is_not_the_callers(posts: Side, monkeypatch: pyt
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
+@ONE_ENGINE
 async def test_an_answer_that_is_none_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be sent is found before gRPC would."""
 
@@ -416,6 +423,7 @@ async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch:
         assert is_silent(error, "secret", "nowhere", "sqlite", "asyncpg", "SyntaxError", "OperationalError")
 
 
+@ONE_ENGINE
 async def test_a_call_whose_time_is_up_is_told_so(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadline is the caller's; what the method was doing ends with it, and is no bug."""
     ended = asyncio.Event()

@@ -9,7 +9,7 @@ import pytest
 from store_service import config as settings
 from store_service.config import Config
 from store_service.server import serving
-from tests.rpc.helpers import Side
+from tests.rpc.helpers import ONE_ENGINE, Side
 from tests.support import Stubs, failure
 
 PAGE_BYTES = 3 * 1024 * 1024
@@ -43,6 +43,7 @@ async def test_id_desc_is_newest_first(side: Side) -> None:
         assert [item for page in pages for item in page] == created[::-1]
 
 
+@ONE_ENGINE
 async def test_an_unknown_order_is_refused(side: Side) -> None:
     """What cannot be honoured is not ignored."""
     for order_by in ("ID", "id asc", "body", "create_time", "id, body", "id desc desc", "desc", "\0", "%"):
@@ -84,6 +85,7 @@ async def test_a_page_never_holds_more_than_1000(side: Side) -> None:
         assert answer.next_page_token
 
 
+@ONE_ENGINE
 async def test_a_negative_page_size_is_refused(side: Side) -> None:
     """There is no page of less than nothing."""
     error = await failure(side.page(page_size=-1))
@@ -164,6 +166,7 @@ async def test_a_token_survives_a_restart(config: Config) -> None:
             assert await Side(name, Stubs(channel)).page(page_token=token) == pages[name]
 
 
+@ONE_ENGINE
 async def test_a_cut_token_is_invalid(side: Side) -> None:
     """No beginning and no end of a token is a token."""
     token = await a_token(side)
@@ -174,6 +177,7 @@ async def test_a_cut_token_is_invalid(side: Side) -> None:
             assert (error.reason, error.fields) == ("PAGE_TOKEN_INVALID", ["page_token"]), part
 
 
+@ONE_ENGINE
 async def test_a_token_with_any_character_changed_is_invalid(side: Side) -> None:
     """A change of one character, wherever it is, never leads to another page."""
     token = await a_token(side)
@@ -188,6 +192,7 @@ async def test_a_token_with_any_character_changed_is_invalid(side: Side) -> None
             assert error.reason == "PAGE_TOKEN_INVALID", changed
 
 
+@ONE_ENGINE
 async def test_a_token_with_something_added_is_invalid(side: Side) -> None:
     """Nothing may stand before or after a token."""
     token = await a_token(side)
@@ -197,6 +202,7 @@ async def test_a_token_with_something_added_is_invalid(side: Side) -> None:
             assert (await failure(side.page(page_token=changed))).reason == "PAGE_TOKEN_INVALID", changed
 
 
+@ONE_ENGINE
 async def test_what_never_was_a_token_is_invalid(side: Side) -> None:
     """Text that looks like nothing of ours is refused, not answered with the first page."""
     for token in ("x", "42", " ", "\0", "A" * 32, "_" * 32, "A" * 100_000, "é" * 32):

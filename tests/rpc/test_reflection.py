@@ -10,6 +10,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from store_service.server import service_descriptors
+from tests.rpc.helpers import ONE_ENGINE
+
+pytestmark = ONE_ENGINE
 
 NAMES = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
 

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from sqlalchemy import text
 
-from tests.rpc.helpers import Side, Taken, connected, contents, outcome_of, together
+from tests.rpc.helpers import ONE_ENGINE, Side, Taken, connected, contents, outcome_of, together
 from tests.support import Stubs, error_seen, failure
 
 LATER = Timestamp(seconds=4_000_000_000)
@@ -37,6 +37,7 @@ async def test_every_mask_that_names_the_body_changes_it(side: Side, paths: tupl
     assert updated.body == "after"
 
 
+@ONE_ENGINE
 async def test_an_unset_mask_with_nothing_set_is_refused(side: Side) -> None:
     """An update that changes nothing is most likely a mistake."""
     resource = await side.stored()
@@ -58,6 +59,7 @@ async def test_a_mask_that_names_the_body_needs_one(side: Side, paths: tuple[str
     assert await side.get(resource.id) == resource
 
 
+@ONE_ENGINE
 async def test_an_unknown_path_is_refused(side: Side) -> None:
     """A path that is no field is refused, also next to one that is, and nothing is changed."""
     resource = await side.stored()
@@ -73,6 +75,7 @@ async def test_an_unknown_path_is_refused(side: Side) -> None:
     assert await side.get(resource.id) == resource
 
 
+@ONE_ENGINE
 async def test_a_path_that_the_server_sets_is_refused(side: Side) -> None:
     """What a caller cannot change cannot be in a mask, even with the stored value."""
     resource = await side.stored()
@@ -85,6 +88,7 @@ async def test_a_path_that_the_server_sets_is_refused(side: Side) -> None:
         assert f'"{path}" is set by the server' in violation.description
 
 
+@ONE_ENGINE
 async def test_post_id_is_a_path_of_comments_alone(posts: Side) -> None:
     """A post has no post_id."""
     post = await posts.stored()

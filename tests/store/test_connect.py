@@ -371,7 +371,7 @@ async def test_a_lock_that_is_held_for_too_long_is_busy(
 
 
 async def test_a_full_disk_is_storage_full_and_keeps_nothing(store: Store, database_file: Path) -> None:
-    """SQLite rolls back by itself; the next write is not caught in a transaction that is no more."""
+    """Nothing of the write that did not fit; the next one that fits is stored."""
     posts = Posts(store)
     (post,) = await posts.create_posts([PostDraft(body="kept")])
     await store.write(sql("PRAGMA max_page_count = 1"), None)
@@ -385,6 +385,23 @@ async def test_a_full_disk_is_storage_full_and_keeps_nothing(store: Store, datab
     await posts.create_posts([PostDraft(body="also kept")])
 
     assert query(database_file, "SELECT body FROM posts") == [("kept",), ("also kept",)]
+
+
+async def test_a_transaction_that_sqlite_ended_by_itself_is_not_ended_again(
+    store: Store, database_file: Path
+) -> None:
+    """As it does on a full disk, say: the caller sees the error that was, not one of the tidying up."""
+    insert = Statement(sqlalchemy.text("INSERT OR ROLLBACK INTO posts (id, body) VALUES (1, 'a')"))
+
+    async def run(connection: Connection, asked: Sequence[None]) -> list[None]:
+        await connection.fetch(insert)
+        await connection.fetch(insert)
+        return [None for _ in asked]
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        await store.write(Operation(run), None)
+    await Posts(store).create_posts([PostDraft(body="kept")])
+    assert query(database_file, "SELECT body FROM posts") == [("kept",)]
 
 
 async def test_a_damaged_file_is_unavailable_and_the_error_tells_callers_nothing(database_file: Path) -> None:

@@ -353,6 +353,11 @@ def test_a_newer_schema_is_refused_and_left_alone(database_file: Path) -> None:
             "CREATE TABLE comments (id INTEGER, body TEXT, author TEXT)",
             "table comments has the columns author, body, id, where body, id, post_id were expected",
         ),
+        (
+            "CREATE TABLE posts (id INTEGER, body TEXT, tags TEXT);"
+            "CREATE TABLE comments (id INTEGER, body TEXT, post_id INTEGER)",
+            "table posts has the columns body, id, tags, where body, id were expected",
+        ),
         ("CREATE TABLE posts (id INTEGER, body TEXT)", "table comments is missing"),
         ("CREATE TABLE comments (id INTEGER, body TEXT, post_id INTEGER)", "table posts is missing"),
     ],

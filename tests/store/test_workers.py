@@ -167,9 +167,12 @@ async def test_readers_read_at_the_same_time(store: Store) -> None:
     quick = Gate()
     quick.open.set()
 
-    await store.read(quick.operation, None)
-    assert not reading.done()
-    slow.open.set()
+    try:
+        async with asyncio.timeout(30):
+            await store.read(quick.operation, None)
+        assert not reading.done()
+    finally:
+        slow.open.set()
     await reading
 
 
@@ -181,8 +184,12 @@ async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(
     (post,) = await posts.create_posts([PostDraft(body="a")])
     gate, gated = await blocked(store)
 
-    assert await posts.get_post(post.id) == post
-    gate.open.set()
+    try:
+        async with asyncio.timeout(30):
+            assert await posts.get_post(post.id) == post
+        assert not gated.done()
+    finally:
+        gate.open.set()
     await gated
 
 
