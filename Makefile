@@ -6,10 +6,11 @@ PYTHON ?= $(shell for it in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PROTOS_VENV := .venv/protos
+BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test check format protos release-protos lock clean
+.PHONY: help install run test check format protos bench bench-quick release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,12 +58,27 @@ $(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
 	$(PROTOS_VENV)/bin/python $(PIP) --require-hashes -r requirements/protos.txt
 	@touch $@
 
+bench: $(BENCH_VENV)/installed ## run the benchmarks (a quarter of an hour) and write docs/benchmarks.md
+	$(BENCH_VENV)/bin/python -m benchmarks --write-docs
+
+bench-quick: install ## the service on SQLite against the ceiling and the plain way, in under a minute
+	$(BIN)/python -m benchmarks --quick
+
+$(BENCH_VENV)/installed: requirements/bench.txt $(VENV)/installed
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python $(PIP) --require-hashes -r requirements/bench.txt
+	$(BENCH_VENV)/bin/python $(PIP) --no-deps --no-build-isolation -e clients/python -e .
+	@touch $@
+
 release-protos: install ## freeze protos/ as the last release, which `make check` compares with
 	$(BIN)/buf build protos --exclude-source-info -o protos/released.binpb
 
 lock: install ## pin the newest versions that pyproject.toml and requirements/*.in allow
 	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/dev.txt \
 		--extra postgresql pyproject.toml clients/python/pyproject.toml requirements/dev.in
+	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/bench.txt \
+		--constraint requirements/dev.txt --extra postgresql pyproject.toml clients/python/pyproject.toml \
+		requirements/bench.in
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/protos.txt requirements/protos.in
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/oldest.txt requirements/oldest.in
 

@@ -1,0 +1,117 @@
+"""Who is measured, and how each is started."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks import seed
+from benchmarks.postgresql import MissingError, Postgresql, empty_database
+from benchmarks.processes import Server, cpu_seconds, memory_mib, python, serving
+
+OURS = ("store_service", "serve")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One way to answer the calls."""
+
+    name: str
+    title: str
+    module: Sequence[str]
+    """What `python -m` runs."""
+    database: Literal["sqlite", "postgresql"] = "sqlite"
+    http1: bool = False
+    """Speaks JSON over HTTP/1.1."""
+
+
+CEILING = Contender(
+    name="ceiling", title="bare grpc.aio (ceiling)", module=("benchmarks.contenders.ceiling",)
+)
+SQLITE = Contender(name="sqlite", title="this service, SQLite", module=OURS)
+POSTGRESQL = Contender(
+    name="postgresql", title="this service, PostgreSQL", module=OURS, database="postgresql"
+)
+PLAIN = Contender(name="plain", title="grpc.aio + databases", module=("benchmarks.contenders.plain",))
+OLD_STACK = Contender(
+    name="old-stack",
+    title="FastAPI + databases",
+    module=("benchmarks.contenders.old_stack",),
+    http1=True,
+)
+THREADS = Contender(
+    name="threads", title="grpcio threads + sessions", module=("benchmarks.contenders.threads",)
+)
+
+LINEUP = (CEILING, SQLITE, POSTGRESQL, PLAIN, OLD_STACK, THREADS)
+QUICK = (CEILING, SQLITE, PLAIN)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A contender that takes calls."""
+
+    contender: Contender
+    server: Server
+    postgresql: Postgresql | None = None
+
+    def cpu_seconds(self) -> float:
+        """CPU time of the server until now, without its database's."""
+        return cpu_seconds(self.server.pid)
+
+    def database_cpu_seconds(self) -> float | None:
+        """CPU time of PostgreSQL until now; None when there is none, or when it is not ours to look at."""
+        if self.postgresql is None or self.postgresql.pid is None:
+            return None
+        return cpu_seconds(self.postgresql.pid)
+
+    def memory_mib(self) -> float:
+        """Resident memory of the server."""
+        return memory_mib(self.server.pid)
+
+
+@contextmanager
+def running(
+    contenders: Sequence[Contender], folder: Path, seeded: Path, left_out: list[str]
+) -> Iterator[list[Running]]:
+    """All of them at once, each with a database of its own, until the end of the block.
+
+    Args:
+        contenders: Whom to start.
+        folder: Where they keep their files.
+        seeded: The SQLite file that each gets a copy of.
+        left_out: Gets a sentence for each that cannot run here.
+    """
+    with ExitStack() as stack:
+        started = []
+        for contender in contenders:
+            try:
+                started.append(stack.enter_context(_running(contender, folder / contender.name, seeded)))
+            except MissingError as error:
+                left_out.append(f"{contender.title} was left out: {error}.")
+        yield started
+
+
+@contextmanager
+def _running(contender: Contender, folder: Path, seeded: Path) -> Iterator[Running]:
+    with ExitStack() as stack:
+        found: Postgresql | None = None
+        if contender.database == "postgresql":
+            folder.mkdir()
+            server_folder = folder.with_name(f"{folder.name}-server")
+            server_folder.mkdir()
+            found = stack.enter_context(empty_database(server_folder))
+            url = found.url
+            seed.seed(url, folder)
+        else:
+            url = seed.copied(seeded, folder)
+        yield Running(contender, stack.enter_context(started(contender, folder, url)), found)
+
+
+@contextmanager
+def started(contender: Contender, folder: Path, database_url: str) -> Iterator[Server]:
+    """One contender on a database that is there."""
+    settings = {"DATABASE_URL": database_url, "STORE_LISTEN": "127.0.0.1:0"}
+    with serving(python(*contender.module), folder=folder, settings=settings) as server:
+        yield server

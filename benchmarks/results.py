@@ -1,0 +1,53 @@
+"""What a run has found, and the file that keeps it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.growth import GrowthTable
+from benchmarks.rounds import Medians, Samples
+
+FOLDER = Path(__file__).parent / "results"
+
+
+@dataclass(kw_only=True)
+class Results:
+    """Everything that was measured; what was not is empty."""
+
+    machine: dict[str, str]
+    rounds: int
+    ratios: dict[str, float]
+    """See `targets.ratios`."""
+    medians: Medians
+    samples: Samples
+    memory_mib: dict[str, float] = field(default_factory=dict)
+    """Of each contender after all rounds."""
+    growth: GrowthTable = field(default_factory=dict)
+    once: dict[str, float] = field(default_factory=dict)
+    """What has a target besides the ratios."""
+    left_out: list[str] = field(default_factory=list)
+    """A sentence for each thing that could not be measured here."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Everything that can have a target."""
+        return {**self.ratios, **self.once}
+
+    def write(self, name: str) -> Path:
+        """Keeps it as JSON in FOLDER, and returns the file."""
+        FOLDER.mkdir(exist_ok=True)
+        path = FOLDER / f"{name}.json"
+        path.write_text(json.dumps(_rounded(asdict(self)), indent=1) + "\n")
+        return path
+
+
+def _rounded(value: Any) -> Any:
+    """The same with five digits of each number, which is more than is true."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: _rounded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_rounded(one) for one in value]
+    return value

@@ -1,0 +1,118 @@
+"""What the numbers must show, and what they should."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from benchmarks.rounds import Medians
+from benchmarks.workloads import BATCH_POSTS, BY_NAME
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A bound for one figure."""
+
+    figure: str
+    title: str
+    must: float
+    aim: float | None = None
+    """What would be better still."""
+    sense: Literal["least", "most"] = "least"
+    unit: str = ""
+
+    def verdict(self, figure: float) -> str:
+        """How a figure does."""
+        if not self._holds(figure, self.must):
+            return "missed"
+        return "reached" if self.aim is None or not self._holds(figure, self.aim) else "aim reached"
+
+    def _holds(self, figure: float, bound: float) -> bool:
+        return figure >= bound if self.sense == "least" else figure <= bound
+
+
+def _of_ceiling(contender: str, title: str, **bounds: tuple[float, float | None]) -> list[Target]:
+    prefix = "" if contender == "sqlite" else f"{contender}_"
+    return [
+        Target(
+            figure=f"{prefix}{name}",
+            title=f"{title}: {BY_NAME[name].title}, of the ceiling",
+            must=must,
+            aim=aim,
+        )
+        for name, (must, aim) in bounds.items()
+    ]
+
+
+TARGETS = (
+    *_of_ceiling(
+        "sqlite",
+        "SQLite",
+        get_256=(0.80, 0.95),
+        create_256=(0.75, 0.95),
+        get_1=(0.70, 0.85),
+        create_1=(0.40, 0.60),
+    ),
+    *_of_ceiling(
+        "postgresql",
+        "PostgreSQL",
+        get_256=(0.50, None),
+        create_256=(0.45, None),
+        get_1=(0.50, None),
+        create_1=(0.30, None),
+    ),
+    Target(figure="get_256_against_plain", title="Get, 256 in flight, against grpc.aio + databases", must=6),
+    Target(
+        figure="create_256_against_plain", title="Create, 256 in flight, against grpc.aio + databases", must=8
+    ),
+    Target(
+        figure="batch_create_100_posts_per_s",
+        title=f"Posts a second by BatchCreate of {BATCH_POSTS} against Create, 256 in flight",
+        must=10,
+    ),
+    Target(
+        figure="batch_get_100_posts_per_s",
+        title=f"Posts a second by BatchGet of {BATCH_POSTS} against Get, 256 in flight",
+        must=15,
+    ),
+    Target(
+        figure="growth", title="p50 with the most rows against the fewest, worst call", must=1.2, sense="most"
+    ),
+    Target(figure="memory_mib", title="Memory after 100,000 calls", must=120, sense="most", unit=" MiB"),
+    Target(figure="start_seconds", title="Start to the first answer", must=1.5, sense="most", unit=" s"),
+    Target(figure="syncs", title="fsyncs for 2,000 Create, 256 in flight", must=499, sense="most"),
+)
+
+
+def ratios(medians: Medians) -> dict[str, float]:
+    """Calls a second against each other, as far as both sides were measured.
+
+    `get_256` is this service on SQLite against the ceiling, `postgresql_get_256` the same on PostgreSQL,
+    `get_256_against_plain` this service on SQLite against the plain way, `batch_get_100_posts_per_s` posts a
+    second by one way against the other.
+    """
+    found: dict[str, float] = {}
+
+    def put(key: str, above: float | None, below: float | None) -> None:
+        if above is not None and below:
+            found[key] = above / below
+
+    def rate(workload: str, contender: str) -> float | None:
+        sample = medians.get(workload, {}).get(contender)
+        return sample.calls_per_second if sample else None
+
+    for name in medians:
+        put(name, rate(name, "sqlite"), rate(name, "ceiling"))
+    for name in medians:
+        put(f"postgresql_{name}", rate(name, "postgresql"), rate(name, "ceiling"))
+    for name in medians:
+        put(f"{name}_against_plain", rate(name, "sqlite"), rate(name, "plain"))
+    for one, batch in (("get_256", "batch_get_100"), ("create_256", "batch_create_100")):
+        batches = rate(batch, "sqlite")
+        posts = batches * BATCH_POSTS if batches is not None else None
+        put(f"{batch}_posts_per_s", posts, rate(one, "sqlite"))
+    return found
+
+
+def judged(figures: Mapping[str, float]) -> list[tuple[Target, float]]:
+    """The targets whose figure was measured."""
+    return [(target, figures[target.figure]) for target in TARGETS if target.figure in figures]
