@@ -30,8 +30,8 @@ def text(results: Results) -> str:
         parts += ["Memory after all rounds in MiB:", table(["", "MiB"], rows)]
     if results.growth:
         sizes = sorted(next(iter(results.growth.values())))
-        rows = [[title, *(f"{times[rows]:.2f}" for rows in sizes)] for title, times in results.growth.items()]
-        heads = [f"{rows:,} rows" for rows in sizes]
+        rows = [[title, *(f"{times[size]:.2f}" for size in sizes)] for title, times in results.growth.items()]
+        heads = [f"{size:,} rows" for size in sizes]
         parts += ["Growth: p50 in milliseconds, one call in flight:", table(["", *heads], rows)]
     parts += [f"- {sentence}" for sentence in results.left_out]
     parts.append(f"Machine: {machine.in_one_line(results.machine)}.")

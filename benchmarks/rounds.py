@@ -63,12 +63,16 @@ def measure(
         folder: For the files of the load.
         left_out: Gets a sentence for each load that failed; it is not tried again.
     """
-    pairs = [(workload, it) for workload in workloads for it in contenders if wanted(it, workload)]
     calls: dict[tuple[str, str], int] = {}
     samples: Samples = {workload.name: {} for workload in workloads}
     for round in range(plan.rounds + 1):
         print(f"round {round} of {plan.rounds}" if round else "warming up", file=sys.stderr, flush=True)
-        for workload, it in pairs:
+        # Somebody else begins in each round, for whoever comes after a heavy load may feel it.
+        first_of_all = round % max(1, len(contenders))
+        order = [*contenders[first_of_all:], *contenders[:first_of_all]]
+        for workload, it in (
+            (workload, it) for workload in workloads for it in order if wanted(it, workload)
+        ):
             pair = (workload.name, it.contender.name)
             if round and pair not in calls:
                 continue

@@ -1,7 +1,11 @@
 """The two runs: everything, and the ratios that matter most."""
 
-from collections.abc import Sequence
+import sqlite3
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import grpc
 
 from benchmarks import growth, machine, once, rounds, seed
 from benchmarks.lineup import CEILING, PLAIN, QUICK, SQLITE, Contender, Running, running
@@ -57,23 +61,33 @@ def full(folder: Path, contenders: Sequence[Contender], *, round_count: int, ski
     results = _results(folder, version, plan, samples, left_out)
     results.memory_mib = memory
     if SQLITE in contenders:
-        _once(results, folder, seeded)
-        if not skip_growth:
-            results.growth = growth.measure(folder, GROWTH_ROUNDS, left_out)
-            results.once["growth"] = max(growth.factor(results.growth).values())
+        _measure_once(results, folder, seeded, skip_growth=skip_growth)
     return results
 
 
-def _once(results: Results, folder: Path, seeded: Path) -> None:
-    results.once["start_seconds"] = once.start_seconds(folder, seeded)
-    results.once["memory_mib"] = once.memory_after_calls(folder, seeded)
-    try:
-        syncs = once.syncs_for_writes(folder, seeded, results.left_out)
-    except (StartError, LoadError) as error:
-        results.left_out.append(f"fsyncs were not counted, for under strace the service failed: {error}")
-    else:
-        if syncs is not None:
-            results.once["syncs"] = syncs
+def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: bool) -> None:
+    """Everything that is no load on several contenders; what fails takes nothing else with it."""
+
+    def grow() -> float | None:
+        results.growth = growth.measure(folder, GROWTH_ROUNDS, results.left_out)
+        return max(growth.factor(results.growth).values(), default=None)
+
+    measures: dict[str, Callable[[], float | None]] = {
+        "start_seconds": lambda: once.start_seconds(folder, seeded),
+        "memory_mib": lambda: once.memory_after_calls(folder, seeded),
+        "syncs": lambda: once.syncs_for_writes(folder, seeded, results.left_out),
+    }
+    if not skip_growth:
+        measures["growth"] = grow
+    for name, measure in measures.items():
+        print(name, file=sys.stderr, flush=True)
+        try:
+            figure = measure()
+        except (StartError, LoadError, grpc.RpcError, sqlite3.Error) as error:
+            results.left_out.append(f"{name} was left out: {error}")
+        else:
+            if figure is not None:
+                results.once[name] = figure
 
 
 def _results(

@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Integer, Select, Text, delete, func, insert, select, update
 
-from store_service.database.statements import Statement, ids, parameter, rows
+from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import comment_table as comment
 from store_service.model import Comment, Order
 
@@ -24,11 +24,11 @@ def comment_of(row: tuple[int, str, int, int | None, int | None, int]) -> Commen
     )
 
 
-COMMENTS_BY_ID = Statement(select(*_COLUMNS).where(comment.c.id.in_(ids("ids"))))
+COMMENTS_BY_ID = Statement(select(*_COLUMNS).where(one_of(comment.c.id, "ids")))
 """Comments with these ids, in no order. Served by the primary key."""
 
 LOCKED_COMMENTS_BY_ID = Statement(
-    select(*_COLUMNS).where(comment.c.id.in_(ids("ids"))).order_by(comment.c.id).with_for_update()
+    select(*_COLUMNS).where(one_of(comment.c.id, "ids")).order_by(comment.c.id).with_for_update()
 )
 """The same, kept by PostgreSQL from every other writer until the end of the transaction; see posts."""
 
@@ -53,15 +53,15 @@ UPDATE_COMMENTS = Statement(
 )
 """Writes `changes` (rows of id, body, update_time, version). Served by the primary key."""
 
-DELETE_COMMENTS = Statement(delete(comment).where(comment.c.id.in_(ids("ids"))))
+DELETE_COMMENTS = Statement(delete(comment).where(one_of(comment.c.id, "ids")))
 """Deletes comments. Served by the primary key."""
 
-DELETE_COMMENTS_OF_POSTS = Statement(delete(comment).where(comment.c.post_id.in_(ids("post_ids"))))
+DELETE_COMMENTS_OF_POSTS = Statement(delete(comment).where(one_of(comment.c.post_id, "post_ids")))
 """Deletes every comment of these posts. Served by comments_post_id_id_idx."""
 
 COMMENT_COUNTS = Statement(
     select(comment.c.post_id, func.count())
-    .where(comment.c.post_id.in_(ids("post_ids")))
+    .where(one_of(comment.c.post_id, "post_ids"))
     .group_by(comment.c.post_id)
 )
 """How many comments these posts have; no row for none. Served by comments_post_id_id_idx alone."""

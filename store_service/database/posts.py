@@ -2,7 +2,7 @@
 
 from sqlalchemy import BigInteger, Integer, Text, delete, insert, select, update
 
-from store_service.database.statements import Statement, ids, parameter, rows
+from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import post_table as post
 from store_service.model import Order, Post
 
@@ -15,21 +15,21 @@ def post_of(row: tuple[int, str, int | None, int | None, int]) -> Post:
     return Post(id=id, body=body, create_time=create_time, update_time=update_time, version=version)
 
 
-POSTS_BY_ID = Statement(select(*_COLUMNS).where(post.c.id.in_(ids("ids"))))
+POSTS_BY_ID = Statement(select(*_COLUMNS).where(one_of(post.c.id, "ids")))
 """Posts with these ids, in no order. Served by the primary key."""
 
 LOCKED_POSTS_BY_ID = Statement(
-    select(*_COLUMNS).where(post.c.id.in_(ids("ids"))).order_by(post.c.id).with_for_update()
+    select(*_COLUMNS).where(one_of(post.c.id, "ids")).order_by(post.c.id).with_for_update()
 )
 """The same, kept by PostgreSQL from other writers until the end of the transaction; on SQLite the one
 writer has locked everything. Locked in the order of ids, so that two writers do not wait for each other."""
 
-POST_IDS = Statement(select(post.c.id).where(post.c.id.in_(ids("ids"))))
+POST_IDS = Statement(select(post.c.id).where(one_of(post.c.id, "ids")))
 """Which of these ids name a post. Served by the primary key."""
 
 KEPT_POST_IDS = Statement(
     select(post.c.id)
-    .where(post.c.id.in_(ids("ids")))
+    .where(one_of(post.c.id, "ids"))
     .order_by(post.c.id)
     .with_for_update(read=True, key_share=True)
 )
@@ -56,7 +56,7 @@ UPDATE_POSTS = Statement(
 )
 """Writes `changes` (rows of id, body, update_time, version). Served by the primary key."""
 
-DELETE_POSTS = Statement(delete(post).where(post.c.id.in_(ids("ids"))))
+DELETE_POSTS = Statement(delete(post).where(one_of(post.c.id, "ids")))
 """Deletes posts, which must have no comments. Served by the primary key."""
 
 PAGE_OF_POSTS: dict[Order, Statement] = {

@@ -1,19 +1,19 @@
 """Statements that are written once with SQLAlchemy Core and compiled once per dialect.
 
-A whole batch travels as ONE parameter, a JSON array: `ids("ids")` and `rows("drafts", ...)` read it as
-a table. So a statement has the same text, and is prepared once, however large the batch is.
+A whole batch travels as ONE parameter, a JSON array, which `one_of(column, "ids")` and `rows("drafts", ...)`
+read. So a statement has the same text, and is prepared once, however large the batch is.
 """
 
 import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, Integer, Text, bindparam, cast, column, select
+from sqlalchemy import BigInteger, ColumnElement, Integer, Text, bindparam, cast, column, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import ClauseElement, Select, Subquery
+from sqlalchemy.sql import ClauseElement, Subquery
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
@@ -56,10 +56,10 @@ def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
     return bindparam(name, type_=type_, required=True)
 
 
-def ids(name: str) -> Select[tuple[int]]:
-    """The numbers of the JSON array that is passed as parameter `name`."""
+def one_of(number: ColumnElement[int], name: str) -> ColumnElement[bool]:
+    """Whether a column is one of the numbers of the JSON array that is passed as parameter `name`."""
     elements = _TextElements(parameter(name, Text)).table_valued(column("value", Text))
-    return select(cast(elements.c.value, BigInteger))
+    return _OneOf(number, select(cast(elements.c.value, BigInteger)).scalar_subquery())
 
 
 def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
@@ -78,8 +78,31 @@ def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
 
 
 def as_json(batch: Sequence[Any]) -> str:
-    """A batch as the parameter of `ids` or `rows`."""
+    """A batch as the parameter of `one_of` or `rows`."""
     return json.dumps(batch, ensure_ascii=False, separators=(",", ":"), check_circular=False)
+
+
+class _OneOf(FunctionElement[Any]):
+    """A column, and a subquery that it is looked for in.
+
+    It has no type: a Boolean would be compared with 1 on SQLite, which then would not use the index.
+    """
+
+    name = "one_of"
+    inherit_cache = True
+
+
+@compiles(_OneOf, "sqlite")
+def _one_of_on_sqlite(element: _OneOf, compiler: SQLCompiler, **kw: Any) -> str:
+    number, numbers = (compiler.process(it, **kw) for it in element.clauses)
+    return f"{number} IN {numbers}"
+
+
+@compiles(_OneOf, "postgresql")
+def _one_of_on_postgresql(element: _OneOf, compiler: SQLCompiler, **kw: Any) -> str:
+    # An array has the planner use the index; it takes the rows of a JSON function for too many and reads all.
+    number, numbers = (compiler.process(it, **kw) for it in element.clauses)
+    return f"{number} = ANY (ARRAY{numbers})"
 
 
 class _Elements(FunctionElement[Any]):

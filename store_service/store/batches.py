@@ -18,6 +18,9 @@ from store_service.model import Comment, Deletion, Found, Post, Update, etag_of
 MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """Answers stay below gRPC's 4 MiB for a message, with room for what is not a body."""
 
+FEW = 64
+"""Up to so many rows by their ids are read where that is quickest."""
+
 _BYTES_BESIDE_THE_BODY = 80
 """At most this much of a message is id, post_id, times and etag."""
 

@@ -8,11 +8,19 @@ from store_service.database import comments as sql
 from store_service.database import posts as post_sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
-from store_service.database.statements import Statement, as_json
+from store_service.database.statements import as_json
 from store_service.database.workers import Operation
 from store_service.errors import CommentNotFound, PostNotFound, StoreError
 from store_service.model import Comment, CommentDraft, Deletion, Found, Page, PageRequest, Update
-from store_service.store.batches import check_answer_size, decide, deleted, now_microseconds, pick, updated
+from store_service.store.batches import (
+    FEW,
+    check_answer_size,
+    decide,
+    deleted,
+    now_microseconds,
+    pick,
+    updated,
+)
 from store_service.store.pages import read_page
 
 
@@ -112,8 +120,10 @@ async def _create(
 
 async def _get(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Mapping[int, Comment]]:
     # Everybody gets all that was found; each picks what it asked for.
-    found = await _comments_by_id(connection, {id for batch in batches for id in batch})
-    return [found] * len(batches)
+    ids = {id for batch in batches for id in batch}
+    fetch = connection.fetch_few if len(ids) <= FEW else connection.fetch
+    rows = await fetch(sql.COMMENTS_BY_ID, ids=as_json(list(ids)))
+    return [{row[0]: sql.comment_of(row) for row in rows}] * len(batches)
 
 
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Comment] | StoreError]:
@@ -139,7 +149,7 @@ async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
 
 
 async def _update(connection: Connection, updates: Sequence[Update]) -> list[Comment | StoreError]:
-    stored = await _comments_by_id(connection, {update.id for update in updates}, sql.LOCKED_COMMENTS_BY_ID)
+    stored = await _locked_comments_by_id(connection, {update.id for update in updates})
     now = now_microseconds()
     changed: dict[int, Comment] = {}
 
@@ -160,7 +170,7 @@ async def _update(connection: Connection, updates: Sequence[Update]) -> list[Com
 
 async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Comment] | StoreError]:
     ids = {id for deletion in deletions for id in deletion.ids}
-    stored = await _comments_by_id(connection, ids, sql.LOCKED_COMMENTS_BY_ID)
+    stored = await _locked_comments_by_id(connection, ids)
     gone: list[int] = []
 
     def decision(deletion: Deletion) -> Found[Comment]:
@@ -183,10 +193,8 @@ async def _count(connection: Connection, batches: Sequence[Sequence[int]]) -> li
     return [counts] * len(batches)
 
 
-async def _comments_by_id(
-    connection: Connection, ids: set[int], statement: Statement = sql.COMMENTS_BY_ID
-) -> dict[int, Comment]:
-    rows = await connection.fetch(statement, ids=as_json(list(ids)))
+async def _locked_comments_by_id(connection: Connection, ids: set[int]) -> dict[int, Comment]:
+    rows = await connection.fetch(sql.LOCKED_COMMENTS_BY_ID, ids=as_json(list(ids)))
     return {row[0]: sql.comment_of(row) for row in rows}
 
 

@@ -8,11 +8,19 @@ from store_service.database import comments as comment_sql
 from store_service.database import posts as sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
-from store_service.database.statements import Statement, as_json
+from store_service.database.statements import as_json
 from store_service.database.workers import Operation
 from store_service.errors import PostHasComments, PostNotFound, StoreError
 from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Update
-from store_service.store.batches import check_answer_size, decide, deleted, now_microseconds, pick, updated
+from store_service.store.batches import (
+    FEW,
+    check_answer_size,
+    decide,
+    deleted,
+    now_microseconds,
+    pick,
+    updated,
+)
 from store_service.store.pages import read_page
 
 
@@ -78,8 +86,10 @@ async def _create(connection: Connection, batches: Sequence[Sequence[PostDraft]]
 
 async def _get(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Mapping[int, Post]]:
     # Everybody gets all that was found; each picks what it asked for.
-    found = await _posts_by_id(connection, {id for batch in batches for id in batch})
-    return [found] * len(batches)
+    ids = {id for batch in batches for id in batch}
+    fetch = connection.fetch_few if len(ids) <= FEW else connection.fetch
+    rows = await fetch(sql.POSTS_BY_ID, ids=as_json(list(ids)))
+    return [{row[0]: sql.post_of(row) for row in rows}] * len(batches)
 
 
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Post] | StoreError]:
@@ -94,7 +104,7 @@ async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list
 
 
 async def _update(connection: Connection, updates: Sequence[Update]) -> list[Post | StoreError]:
-    stored = await _posts_by_id(connection, {update.id for update in updates}, sql.LOCKED_POSTS_BY_ID)
+    stored = await _locked_posts_by_id(connection, {update.id for update in updates})
     now = now_microseconds()
     changed: dict[int, Post] = {}
 
@@ -115,7 +125,7 @@ async def _update(connection: Connection, updates: Sequence[Update]) -> list[Pos
 
 async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Post] | StoreError]:
     ids = {id for deletion in deletions for id in deletion.ids}
-    stored = await _posts_by_id(connection, ids, sql.LOCKED_POSTS_BY_ID)
+    stored = await _locked_posts_by_id(connection, ids)
     counts: dict[int, int] = dict(
         await connection.fetch(comment_sql.COMMENT_COUNTS, post_ids=as_json(list(stored)))
     )
@@ -140,10 +150,8 @@ async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list
     return outcomes
 
 
-async def _posts_by_id(
-    connection: Connection, ids: set[int], statement: Statement = sql.POSTS_BY_ID
-) -> dict[int, Post]:
-    rows = await connection.fetch(statement, ids=as_json(list(ids)))
+async def _locked_posts_by_id(connection: Connection, ids: set[int]) -> dict[int, Post]:
+    rows = await connection.fetch(sql.LOCKED_POSTS_BY_ID, ids=as_json(list(ids)))
     return {row[0]: sql.post_of(row) for row in rows}
 
 

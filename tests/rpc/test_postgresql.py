@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 import psycopg
@@ -10,7 +12,8 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.database import schema
+from store_service.database import comments, posts, schema
+from store_service.database.statements import as_json
 from store_service.server import serving
 from tests.postgres import PostgresServer, new_database, postgres_server
 from tests.rpc.helpers import contents, outcome_of
@@ -84,29 +87,15 @@ async def test_two_services_may_share_a_database(config: Config, stubs: Stubs) -
     assert [it.reason for it in failed] == ["ETAG_MISMATCH"]
 
 
-async def test_services_that_lock_in_opposite_orders_all_get_through(config: Config, stubs: Stubs) -> None:
-    """A deadlock is undone and run again; no caller hears of it, and no orphan is left."""
-    posts = [await stubs.create_post(f"post {n}") for n in range(POST_COUNT)]
-    async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
-        calls = []
-        for n, post in enumerate(posts):
-            one, two = (stubs, Stubs(channel)) if n % 2 else (Stubs(channel), stubs)
-            calls += [one.posts.UpdatePost(update(post.id, "a")), two.posts.UpdatePost(update(post.id, "b"))]
-            calls += [one.create_comment(post.id), two.create_comment(post.id)]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-
-    assert [it for it in outcomes if isinstance(it, BaseException)] == []
-
-
 async def test_a_comment_never_outlives_its_post(config: Config, stubs: Stubs, database_url: str) -> None:
     """Callers of one service comment while a caller of another deletes the post."""
     async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
         other = Stubs(channel)
         for _ in range(5):
             post = await stubs.create_post()
-            comments = [stubs.create_comment(post.id) for _ in range(20)]
+            creates = [stubs.create_comment(post.id) for _ in range(20)]
             delete = posts_pb2.DeletePostRequest(id=post.id, force=True)
-            outcomes = await asyncio.gather(*comments, other.posts.DeletePost(delete), return_exceptions=True)
+            outcomes = await asyncio.gather(*creates, other.posts.DeletePost(delete), return_exceptions=True)
             reasons = {error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)}
             assert reasons <= {"POST_NOT_FOUND"}
 
@@ -140,6 +129,26 @@ async def test_deadlines_in_the_middle_lose_no_connection(stubs: Stubs, database
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'store-service'"
         ).fetchone() or (0,)
     assert connections == 3
+
+
+async def test_services_that_lock_in_opposite_orders_all_get_through(database_url: str) -> None:
+    """A deadlock is undone and run again; no caller hears of it, and no orphan is left."""
+    # PostgreSQL finds a deadlock after a second, which must be before the wait for a lock ends.
+    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", lock_seconds=20)
+    async with AsyncExitStack() as stack:
+        both = []
+        for _ in range(2):
+            server = await stack.enter_async_context(serving(config))
+            both.append(Stubs(await stack.enter_async_context(grpc.aio.insecure_channel(server.address))))
+        stored = [await both[0].create_post(f"post {n}") for n in range(POST_COUNT)]
+        calls = []
+        for n, post in enumerate(stored):
+            one, two = both if n % 2 else reversed(both)
+            calls += [one.posts.UpdatePost(update(post.id, "a")), two.posts.UpdatePost(update(post.id, "b"))]
+            calls += [one.create_comment(post.id), two.create_comment(post.id)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [it for it in outcomes if isinstance(it, BaseException)] == []
 
 
 class TestRestart:
@@ -190,3 +199,17 @@ class TestRestart:
                 else:
                     return outcome
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("module", "name"), [(posts, "POSTS_BY_ID"), (comments, "COMMENTS_BY_ID")])
+def test_rows_are_found_by_their_index(database_url: str, module: Any, name: str) -> None:
+    """Also in a table of thousands, where the planner would read all if it thought that many are wanted."""
+    text, arguments = getattr(module, name).on("postgresql", {"ids": as_json([5])})
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("INSERT INTO posts (body) SELECT 'x' FROM generate_series(1, 10000)")
+        connection.execute("INSERT INTO comments (body, post_id) SELECT 'x', id FROM posts")
+        connection.execute("ANALYZE")
+        plan = connection.execute("EXPLAIN " + text.replace("$1", "%s"), arguments).fetchall()
+
+    assert "Index Scan using" in str(plan)
+    assert "Seq Scan" not in str(plan)

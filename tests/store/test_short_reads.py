@@ -1,0 +1,72 @@
+"""Which thread reads on SQLite."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from store_service.database import sqlite
+from store_service.database.connect import Store, open_store
+from store_service.database.connection import Connection
+from store_service.database.workers import Operation
+from store_service.model import PageRequest, PostDraft, Query
+from store_service.store.batches import FEW
+from store_service.store.posts import Posts
+
+EVENT_LOOP = threading.get_ident()
+
+
+@pytest.fixture
+async def store(database_file: Path) -> AsyncIterator[Store]:
+    """A database with one connection that reads."""
+    async with open_store(f"sqlite:///{database_file}", readers=1) as store:
+        yield store
+
+
+@pytest.fixture
+async def readers(store: Store) -> list[bool]:
+    """For each statement that is read, whether the event loop did it."""
+    seen: list[bool] = []
+
+    async def watch(connection: Connection, asked: Sequence[None]) -> list[None]:
+        await connection._raw.set_trace_callback(lambda _: seen.append(threading.get_ident() == EVENT_LOOP))
+        return [None] * len(asked)
+
+    await store.read(Operation(watch), None)
+    return seen
+
+
+async def test_a_few_rows_are_read_on_the_event_loop(store: Store, readers: list[bool]) -> None:
+    """The trip to the thread would cost more than they do."""
+    (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+
+    assert await Posts(store).get_post(post.id) == post
+    assert readers == [True]
+
+
+async def test_what_may_take_long_is_read_in_the_thread(store: Store, readers: list[bool]) -> None:
+    """Pages and large batches never keep the event loop waiting."""
+    posts = Posts(store)
+    await posts.create_posts([PostDraft(body="a")])
+    await posts.list_posts(PageRequest(query=Query(resource="posts"), page_size=10, page_token=""))
+    await posts.get_posts(range(1, FEW + 2), allow_missing=True)
+
+    assert readers == [False, False]
+
+
+async def test_a_slow_file_is_read_in_the_thread(
+    store: Store, readers: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a read that met the disk the next ones do not risk it, for a while."""
+    posts = Posts(store)
+    (post,) = await posts.create_posts([PostDraft(body="a")])
+    monkeypatch.setattr(sqlite, "SLOW_SECONDS", -1.0)
+    await posts.get_post(post.id)
+    monkeypatch.undo()
+
+    await asyncio.gather(posts.get_post(post.id), posts.get_post(post.id))
+
+    assert readers[0] is True
+    assert set(readers[1:]) == {False}
