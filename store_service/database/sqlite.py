@@ -140,7 +140,11 @@ async def open_lanes(
     async with AsyncExitStack() as stack:
         if force_roll_back:
             rolling_back = Database(
-                writing_url, force_rollback=True, timeout=lock_seconds, factory=writer_class
+                writing_url,
+                force_rollback=True,
+                timeout=lock_seconds,
+                factory=writer_class,
+                check_same_thread=False,  # it reads too; see fetch_few
             )
             database = await stack.enter_async_context(rolling_back)
             lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
@@ -157,8 +161,7 @@ async def open_lanes(
                 uri=True,
                 timeout=lock_seconds,
                 factory=reader_class,
-                # The thread of aiosqlite and the event loop take turns; see fetch_few.
-                check_same_thread=False,
+                check_same_thread=False,  # aiosqlite's thread and the event loop take turns; see fetch_few
             )
         )
 

@@ -258,16 +258,25 @@ def test_a_database_of_a_newer_version_is_one_line(migrated_folder: Path, databa
     assert_one_line(serve(migrated_folder), "schema 9999", "needs 0002", "a newer store-service made it")
 
 
-@pytest.mark.parametrize("actual", [schema.EMPTY, schema.BEFORE])
-def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path, actual: str) -> None:
+def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path) -> None:
     """With STORE_AUTO_MIGRATE=false the line says what to run instead, and the file stays as it is."""
     path = tmp_path / "store.db"
-    old_application.make(path) if actual == schema.BEFORE else path.touch()
+    old_application.make(path)
     before = path.read_bytes()
     done = serve(tmp_path, STORE_AUTO_MIGRATE="false")
 
-    assert_one_line(done, f"schema {actual}", "needs 0002", "run `store-service migrate`")
+    assert_one_line(done, "schema 0001", "needs 0002", "run `store-service migrate`")
     assert path.read_bytes() == before
+
+
+def test_an_empty_database_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path) -> None:
+    """It stays empty, and the line says what makes the tables."""
+    path = tmp_path / "store.db"
+    path.touch()
+    done = serve(tmp_path, STORE_AUTO_MIGRATE="false")
+
+    assert_one_line(done, "store.db is empty", "`store-service migrate`")
+    assert path.read_bytes() == b""
 
 
 def test_a_database_that_somebody_writes_to_is_one_line_when_it_must_be_upgraded(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from store_service import errors
 from store_service.database.connection import Connection
+from store_service.database.sqlite import SqliteConnection
 from store_service.model import Query
 from store_service.rpc.status import ROWS
 from store_service.store import page_tokens
@@ -405,6 +406,7 @@ async def test_an_answer_that_is_none_is_a_bug(posts: Side, monkeypatch: pytest.
 async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the engine says in such a case, the statement included, stays inside."""
     fetch = Connection.fetch
+    monkeypatch.setattr(SqliteConnection, "fetch_few", Connection.fetch_few)
 
     async def misspelt(connection: Connection, statement: Any, **values: Any) -> Any:
         await connection._run("SELECT secret nowhere FORM")
