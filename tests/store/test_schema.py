@@ -8,9 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from store_service.database import connect, schema, tables
 from store_service.errors import DatabaseBusy, SchemaMismatch
@@ -417,19 +419,32 @@ def test_upgrades_at_the_same_time_all_succeed(tmp_path: Path, is_old: bool) -> 
     path = tmp_path / "store.db"
     if is_old:
         old_application.make(path)
-    barrier = threading.Barrier(4)
 
-    def upgrade() -> str:
-        barrier.wait()
-        return schema.upgrade(f"sqlite:///{path}")
-
-    with ThreadPoolExecutor(4) as threads:
-        found = [future.result() for future in [threads.submit(upgrade) for _ in range(4)]]
+    with all_looking_first(4), ThreadPoolExecutor(4) as threads:
+        futures = [threads.submit(schema.upgrade, f"sqlite:///{path}") for _ in range(4)]
+        found = [future.result() for future in futures]
 
     before = schema.BEFORE if is_old else schema.EMPTY
     assert set(found) <= {before, schema.HEAD}
     assert found.count(before) == 1, "an upgrade says what it upgraded from, and only one did"
     schema.check(f"sqlite:///{path}")
+
+
+@contextmanager
+def all_looking_first(number: int) -> Iterator[None]:
+    """Has that many threads wait for each other when they have given back their first connection."""
+    barrier, thread = threading.Barrier(number), threading.local()
+
+    def wait_for_the_others(*_: object) -> None:
+        if not getattr(thread, "has_looked", False):
+            thread.has_looked = True
+            barrier.wait(60)
+
+    event.listen(Pool, "checkin", wait_for_the_others)
+    try:
+        yield
+    finally:
+        event.remove(Pool, "checkin", wait_for_the_others)
 
 
 def test_a_file_that_somebody_writes_to_is_busy(old_file: Path) -> None:
