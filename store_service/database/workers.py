@@ -24,9 +24,8 @@ Result = TypeVar("Result")
 MAX_BATCH = 1000
 """Most work that one batch takes, so that nobody waits for a batch without end."""
 
-QUIET_ROUNDS_TO_READ = 8
-QUIET_ROUNDS_TO_WRITE = 32
-"""Rounds of the event loop without new work after which a crowded lane's worker starts; a commit is dearer
+QUIET_ROUNDS = 8
+"""Rounds of the event loop without new work after which a crowded lane's worker starts
 (docs/decisions/0007)."""
 
 RECONNECT_SECONDS = 0.25
@@ -186,9 +185,8 @@ class Lane:
         A trip to the connection's thread costs more than the statement that it runs. gRPC hands calls over a
         few at a time, so a worker that starts at once makes the trip for one or two of them.
         """
-        enough = QUIET_ROUNDS_TO_WRITE if self._writes else QUIET_ROUNDS_TO_READ
         quiet_rounds = 0
-        while quiet_rounds < enough and len(self._waiting) < MAX_BATCH:
+        while quiet_rounds < QUIET_ROUNDS and len(self._waiting) < MAX_BATCH:
             before = len(self._waiting)
             await asyncio.sleep(0)
             quiet_rounds = quiet_rounds + 1 if len(self._waiting) == before else 0
