@@ -176,7 +176,11 @@ class Guard:
             # The method has answered by itself, as the health service does.
             call.log(grpc.StatusCode(context.code()).name)
             raise error
-        if isinstance(error, GeneratorExit | KeyboardInterrupt | SystemExit):
+        if isinstance(error, GeneratorExit):
+            # The caller went away while a stream's answer was on its way, and gRPC gave the stream up.
+            call.log("CANCELLED")
+            raise error
+        if isinstance(error, KeyboardInterrupt | SystemExit):
             raise error
 
         # The branches of the tree have no row; one that is raised is a bug like any other.

@@ -1,5 +1,6 @@
 """The log: what it tells, in what form, and what it never holds."""
 
+import asyncio
 import json
 import os
 import pty
@@ -12,9 +13,11 @@ from typing import Any
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import comments_pb2, posts_pb2
 
+from store_service.rpc.guard import Guard
 from tests.process.by_hand import served_by_hand
 from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
 
@@ -117,9 +120,47 @@ async def test_streams_and_health_checks_are_calls_like_any_other(
     watch = health.Watch(health_pb2.HealthCheckRequest())
     await watch.read()
     watch.cancel()
-    wait_until(lambda: "Health/Watch" in running.stderr())
+    # In a thread, for it is this loop that sends the cancellation.
+    await asyncio.to_thread(wait_until, lambda: "Health/Watch" in running.stderr())
     (line,) = [it for it in lines_of(running) if it.get("method") == "grpc.health.v1.Health/Watch"]
     assert line["code"] == "CANCELLED"
+
+
+class Abandoned:
+    """What gRPC tells a method of a call, as far as the guard asks for it."""
+
+    def set_trailing_metadata(self, metadata: object) -> None:
+        assert metadata
+
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:1"
+
+
+async def test_a_stream_that_grpc_gives_up_while_it_answers_is_a_line_too() -> None:
+    """A cancellation that meets an answer on its way reaches the method only as the end of its generator."""
+    service = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+    class Endless:
+        async def Watch(self, *_: object) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+            while True:
+                yield health_pb2.HealthCheckResponse()
+
+        Check = List = Watch
+
+    with structlog.testing.capture_logs() as lines:
+        watch = (
+            Guard().handlers(service, Endless())._method_handlers[f"/{service.full_name}/Watch"].unary_stream
+        )
+        stream = watch(b"", Abandoned())
+        await anext(stream)
+        await stream.aclose()
+
+    (line,) = lines
+    assert (line["event"], line["code"], line["method"]) == (
+        "call",
+        "CANCELLED",
+        f"{service.full_name}/Watch",
+    )
 
 
 async def send_bodies_in_every_way(stubs: Stubs) -> list[ErrorSeen]:
