@@ -7,6 +7,7 @@ it: requests are bytes that were made in advance, answers are looked at only for
 import asyncio
 import struct
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, cast
@@ -99,7 +100,7 @@ class Work:
             self.done.set_exception(ConnectionError(why))
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """Keeps calls in flight until there are enough."""
 
     def __init__(self, work: Work, in_flight: int) -> None:
@@ -129,13 +130,13 @@ class Connection(asyncio.Protocol):
         """What is sent first."""
         return b""
 
+    @abstractmethod
     def call(self) -> bytes:
         """The next call; empty when there are enough."""
-        raise NotImplementedError
 
+    @abstractmethod
     def replies(self) -> bytes:
         """Looks at what was received, as far as it is whole, and returns what to send."""
-        raise NotImplementedError
 
 
 class Http2Connection(Connection):
