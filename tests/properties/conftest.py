@@ -1,4 +1,4 @@
-"""Profiles of hypothesis, and one server for each module.
+"""Profiles of hypothesis, and one server for each module and engine.
 
 The profile is chosen by HYPOTHESIS_PROFILE: `ci`, the same examples on every run, or `search`, which looks
 for new ones and takes minutes.
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.postgres import new_database
 from tests.properties.live import Live, running
 from tests.support import ServerProcess
 
@@ -35,10 +36,29 @@ def server_settings() -> dict[str, str]:
     return {}
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine that a module's server keeps its data in, each in turn."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, server_settings: dict[str, str]) -> Iterator[Live]:
+def database_url(engine: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database that is not there yet, or without tables: the server makes what is missing."""
+    if engine == "sqlite":
+        yield "sqlite:///store.db"
+        return
+    with new_database(request.getfixturevalue("postgres")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def live(
+    tmp_path_factory: pytest.TempPathFactory, database_url: str, server_settings: dict[str, str]
+) -> Iterator[Live]:
     """A server in a process of its own, so that one that dies is seen to die."""
-    database = {"DATABASE_URL": "sqlite:///store.db", "DB_FORCE_ROLL_BACK": "false"}
+    database = {"DATABASE_URL": database_url, "DB_FORCE_ROLL_BACK": "false"}
     logs = {"STORE_LOG_LEVEL": "warning", "STORE_LOG_FORMAT": "json"}
     process = ServerProcess(tmp_path_factory.mktemp("server"), {**database, **logs, **server_settings})
     try:

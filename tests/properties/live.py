@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.message import Message
 from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from tests.support import ErrorSeen, ServerProcess, error_seen
+
+ONE_ENGINE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True, scope="module")
+"""For tests of bytes, texts and tokens that are refused, or answered, before anybody asks the database."""
 
 CALL_SECONDS = 30
 """A call that takes longer hangs."""

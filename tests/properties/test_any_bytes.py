@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from storeapi.v1 import comments_pb2, errors_pb2, posts_pb2
 
-from tests.properties.live import CALL_SECONDS, Live
+from tests.properties.live import CALL_SECONDS, ONE_ENGINE, Live
 from tests.support import ErrorSeen, error_seen
 
 SERVICES = [
@@ -176,6 +176,7 @@ def some_rows(live: Live) -> None:
         live.create_comments(post.id, body)
 
 
+@ONE_ENGINE
 @every_method
 @settings(max_examples=settings().max_examples // 2)
 @given(data=st.binary(max_size=64))
@@ -200,6 +201,7 @@ def test_any_message_is_answered(live: Live, method: MethodDescriptor, data: st.
     check(live, outcome, method.output_type)
 
 
+@ONE_ENGINE
 @every_method
 @given(data=st.data(), edits=_edits)
 def test_any_damaged_message_is_answered(
@@ -213,6 +215,7 @@ def test_any_damaged_message_is_answered(
     check(live, outcome, method.output_type)
 
 
+@ONE_ENGINE
 @given(paths=st.lists(st.text(st.characters(exclude_categories=["Cs"])) | _text, min_size=1, max_size=30))
 @example(paths=["\U0010ffff" * 50 + str(n) for n in range(30)])
 def test_any_mask_is_answered(live: Live, paths: list[str]) -> None:
@@ -229,6 +232,7 @@ def test_any_mask_is_answered(live: Live, paths: list[str]) -> None:
         assert outcome.reason == "FIELD_MASK_INVALID"
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("name", ["Check", "List"])
 @given(data=st.binary(max_size=32) | serialized(health_pb2.HealthCheckRequest.DESCRIPTOR))
 def test_health_answers_any_bytes(live: Live, name: str, data: bytes) -> None:
@@ -242,6 +246,7 @@ def test_health_answers_any_bytes(live: Live, name: str, data: bytes) -> None:
         check(live, outcome, answer.DESCRIPTOR)
 
 
+@ONE_ENGINE
 @given(data=st.binary(max_size=32))
 def test_a_health_watch_answers_any_bytes(live: Live, data: bytes) -> None:
     """A watch begins with a status, or is refused as malformed."""
@@ -257,6 +262,7 @@ def test_a_health_watch_answers_any_bytes(live: Live, data: bytes) -> None:
     check(live, outcome, health_pb2.HealthCheckResponse.DESCRIPTOR)
 
 
+@ONE_ENGINE
 @pytest.mark.parametrize("path", REFLECTION)
 @given(
     requests=st.lists(
@@ -281,6 +287,7 @@ def test_reflection_answers_any_bytes(live: Live, path: str, requests: list[byte
     assert len(answers) == len(requests) or (error is not None and len(answers) < len(requests))
 
 
+@ONE_ENGINE
 @settings(max_examples=settings().max_examples // 2)
 @given(data=st.binary(max_size=200), polite=st.booleans())
 def test_what_is_no_http_does_no_harm(live: Live, data: bytes, polite: bool) -> None:

@@ -11,7 +11,7 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.model import ORDERS, Query
 from store_service.store import page_tokens
-from tests.properties.live import Live, reason_of
+from tests.properties.live import ONE_ENGINE, Live, reason_of
 
 REFUSALS = {"PAGE_TOKEN_INVALID", "PAGE_TOKEN_MISMATCH"}
 _URL_SAFE = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -48,6 +48,7 @@ def _at(query: Query, post_id: int) -> Query:
     return replace(query, post_id=post_id) if query.post_id else query
 
 
+@ONE_ENGINE
 @given(query=queries, token=st.text(min_size=1) | _LIKE_TOKENS.filter(bool))
 @example(query=Query(resource="posts"), token="A" * 32)
 @example(query=Query(resource="posts"), token="\0")

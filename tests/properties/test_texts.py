@@ -4,7 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from tests.properties.live import Live, reason_of
+from tests.properties.live import ONE_ENGINE, Live, reason_of
 
 MAX_BODY_BYTES = 65_536
 
@@ -78,6 +78,7 @@ def test_a_comment_keeps_its_text(live: Live, text: str, other: str) -> None:
     assert list(live.do(live.comments.BatchDeleteComments, deletion).comments) == stored
 
 
+@ONE_ENGINE
 @given(text=_short | _nasty, excess=st.integers(1, 5))
 def test_a_text_above_the_limit_is_refused_by_its_bytes(live: Live, text: str, excess: int) -> None:
     """The limit counts bytes of UTF-8, whatever characters they are, and one byte more is too much."""
@@ -89,6 +90,7 @@ def test_a_text_above_the_limit_is_refused_by_its_bytes(live: Live, text: str, e
     assert outcome.fields == ["post.body"]
 
 
+@ONE_ENGINE
 @given(before=_short | st.just(""), after=_short | st.just(""))
 def test_a_text_with_nul_is_refused(live: Live, before: str, after: str) -> None:
     """A NUL anywhere in a text is refused, for not every database could keep it."""
