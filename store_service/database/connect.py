@@ -31,7 +31,10 @@ def sync_engine(database_url: str) -> sqlalchemy.Engine:
     """A blocking engine for migrations and scripts; RPCs never use it."""
     if is_sqlite(database_url):
         return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
-    return sqlalchemy.create_engine(make_url(database_url).set(drivername="postgresql+psycopg"))
+    url = make_url(database_url).set(drivername="postgresql+psycopg")
+    # libpq would try to encrypt by itself, and the service then fail where the migration did not.
+    mode = url.query.get("sslmode", "disable")
+    return sqlalchemy.create_engine(url.update_query_dict({"sslmode": mode}))
 
 
 @contextmanager

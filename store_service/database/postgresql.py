@@ -4,6 +4,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from databases import Database
@@ -59,11 +60,15 @@ async def open_lanes(
         StoreError: The database cannot be reached.
     """
     url = make_url(database_url)
+    try:
+        tls = _tls(url)
+    except OSError as error:  # a file is missing, or holds something else
+        raise DatabaseUnavailable from error
     options = {
         "min_size": 0,
         "max_size": readers + 1,
         "timeout": acquire_seconds,
-        "ssl": _tls(url) or False,
+        "ssl": tls or False,
         "server_settings": {
             "application_name": "store-service",
             "statement_timeout": _milliseconds(statement_seconds),
@@ -108,7 +113,8 @@ async def _opened(
             # asyncpg's pool waits for ever by itself.
             async with asyncio.timeout(acquire_seconds):
                 connection = await stack.enter_async_context(database.connection())
-        except TimeoutError as error:
+        # A certificate that is refused counts as a ValueError too, which `named` takes for a bug of ours.
+        except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:
             raise named(error) from error
@@ -125,12 +131,26 @@ def _tls(url: URL) -> ssl.SSLContext | None:
     mode = query.get("sslmode", "disable")
     if mode == "disable":
         return None
-    context = ssl.create_default_context(cafile=query.get("sslrootcert"))
-    if mode != "verify-full":
-        context.check_hostname = False
-    # As in libpq, a root certificate makes "require" verify it.
-    if mode == "require" and "sslrootcert" not in query:
+    files = {option: query.get(option) or _default_file(name) for option, name in _DEFAULT_FILES.items()}
+    # Python's default context has rules of its own for certificates, which refuse what libpq accepts.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = mode == "verify-full"
+    if files["sslrootcert"] == "system":
+        context.load_default_certs()
+    elif files["sslrootcert"] is not None:
+        context.load_verify_locations(files["sslrootcert"])
+    elif mode == "require":
+        # As in libpq, only a root certificate makes "require" verify.
         context.verify_mode = ssl.CERT_NONE
-    if "sslcert" in query:
-        context.load_cert_chain(query["sslcert"], query.get("sslkey"))
+    if files["sslcert"] is not None:
+        context.load_cert_chain(files["sslcert"], files["sslkey"])
     return context
+
+
+_DEFAULT_FILES = {"sslrootcert": "root.crt", "sslcert": "postgresql.crt", "sslkey": "postgresql.key"}
+"""Which files in the folder .postgresql of the user's home libpq takes when the URL names none."""
+
+
+def _default_file(name: str) -> str | None:
+    path = Path.home() / ".postgresql" / name
+    return str(path) if path.exists() else None
