@@ -1,18 +1,20 @@
-"""Lanes and workers: what is batched, what is kept, who is told what, and when."""
+"""Lanes and workers: what is batched, what is kept, who is told what, and when. On each engine."""
 
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import asyncpg
 import pytest
 import sqlalchemy
 import structlog
 from sqlalchemy import BigInteger, Text
+from sqlalchemy.engine import make_url
 
-from store_service.database import connect, workers
+from store_service.database import connect, sqlite, workers
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement, parameter
@@ -20,8 +22,8 @@ from store_service.database.workers import MAX_BATCH, Operation
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostNotFound, StoreError
 from store_service.model import Deletion, PostDraft, Update
 from store_service.store.posts import Posts
-from tests.store.old_application import query
-from tests.store.wal import counted_commits
+from tests.store.by_hand import execute, query
+from tests.store.commits import counted_commits
 
 INSERT = Statement(
     sqlalchemy.text("INSERT INTO posts (body) VALUES (:body)").bindparams(parameter("body", Text))
@@ -34,15 +36,15 @@ INSERT_ORPHAN = Statement(
 
 
 @pytest.fixture
-async def store(database_file: Path) -> AsyncIterator[Store]:
+async def store(database_url: str) -> AsyncIterator[Store]:
     """An open database of this test's own."""
-    async with connect.open_store(f"sqlite:///{database_file}", readers=2) as store:
+    async with connect.open_store(database_url, readers=2) as store:
         yield store
 
 
-def bodies(path: Path) -> list[str]:
+def bodies(database_url: str) -> list[str]:
     """What is on disk, in the order in which it was stored."""
-    return [str(body) for (body,) in query(path, "SELECT body FROM posts ORDER BY id")]
+    return [str(body) for (body,) in query(database_url, "SELECT body FROM posts ORDER BY id")]
 
 
 class Recorded:
@@ -95,22 +97,22 @@ async def turns(number: int = 3) -> None:
 # Batches
 
 
-async def test_one_commit_is_for_all_who_wait(store: Store, database_file: Path) -> None:
+async def test_one_commit_is_for_all_who_wait(store: Store, database_url: str) -> None:
     """200 callers, one transaction, one fsync."""
     posts = Posts(store)
-    with counted_commits(database_file) as commits:
+    with counted_commits(database_url) as commits:
         created = await asyncio.gather(*(posts.create_posts([PostDraft(body=str(n))]) for n in range(200)))
 
         assert commits.count() == 1
-    assert bodies(database_file) == [str(n) for n in range(200)]
-    assert [post.body for (post,) in created] == bodies(database_file)
+    assert bodies(database_url) == [str(n) for n in range(200)]
+    assert [post.body for (post,) in created] == bodies(database_url)
 
 
-async def test_different_kinds_of_work_share_a_commit(store: Store, database_file: Path) -> None:
+async def test_different_kinds_of_work_share_a_commit(store: Store, database_url: str) -> None:
     """What waits together is one transaction, whatever it is."""
     posts = Posts(store)
     first, second = await posts.create_posts([PostDraft(body="a"), PostDraft(body="b")])
-    with counted_commits(database_file) as commits:
+    with counted_commits(database_url) as commits:
         await asyncio.gather(
             posts.create_posts([PostDraft(body="c")]),
             posts.update_post(Update(id=first.id, body="A", etag="", request_field="post")),
@@ -118,26 +120,26 @@ async def test_different_kinds_of_work_share_a_commit(store: Store, database_fil
         )
 
         assert commits.count() == 1
-    assert bodies(database_file) == ["A", "c"]
+    assert bodies(database_url) == ["A", "c"]
 
 
-async def test_who_comes_alone_is_not_kept_waiting(store: Store, database_file: Path) -> None:
+async def test_who_comes_alone_is_not_kept_waiting(store: Store, database_url: str) -> None:
     """One after the other, each has a commit of its own: nobody waits for company."""
     posts = Posts(store)
-    with counted_commits(database_file) as commits:
+    with counted_commits(database_url) as commits:
         for n in range(5):
             await posts.create_posts([PostDraft(body=str(n))])
 
             assert commits.count() == n + 1
 
 
-async def test_a_batch_has_an_upper_limit(store: Store, database_file: Path) -> None:
+async def test_a_batch_has_an_upper_limit(store: Store, database_url: str) -> None:
     """More than MAX_BATCH is done in several transactions, so that the first need not wait for the last."""
     recorded = Recorded()
     gate, gated = await blocked(store)
     waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(2 * MAX_BATCH + 7)]
     await turns()
-    with counted_commits(database_file) as commits:
+    with counted_commits(database_url) as commits:
         gate.open.set()
         answers = await asyncio.gather(*waiting, gated)
 
@@ -146,7 +148,7 @@ async def test_a_batch_has_an_upper_limit(store: Store, database_file: Path) -> 
     assert answers[:-1] == [f"stored {n}" for n in range(2 * MAX_BATCH + 7)]
 
 
-async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database_file: Path) -> None:
+async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database_url: str) -> None:
     """First come, first stored."""
     recorded = Recorded()
     gate, gated = await blocked(store)
@@ -156,7 +158,7 @@ async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database
     await asyncio.gather(*waiting, gated)
 
     assert recorded.batches == [[str(n) for n in range(50)]]
-    assert bodies(database_file) == [str(n) for n in range(50)]
+    assert bodies(database_url) == [str(n) for n in range(50)]
 
 
 async def test_readers_read_at_the_same_time(store: Store) -> None:
@@ -176,10 +178,8 @@ async def test_readers_read_at_the_same_time(store: Store) -> None:
     await reading
 
 
-async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(
-    store: Store, database_file: Path
-) -> None:
-    """Lanes are apart, and SQLite's log keeps them apart on disk."""
+async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(store: Store) -> None:
+    """Lanes are apart, and the engines keep them apart on disk."""
     posts = Posts(store)
     (post,) = await posts.create_posts([PostDraft(body="a")])
     gate, gated = await blocked(store)
@@ -197,7 +197,7 @@ async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(
 
 
 async def test_work_whose_caller_went_away_before_it_began_is_skipped(
-    store: Store, database_file: Path
+    store: Store, database_url: str
 ) -> None:
     """Nobody would hear the answer, so nothing is done."""
     recorded = Recorded()
@@ -211,11 +211,11 @@ async def test_work_whose_caller_went_away_before_it_began_is_skipped(
 
     assert recorded.batches == [["a", "b"]]
     assert isinstance(answers[1], asyncio.CancelledError)
-    assert bodies(database_file) == ["a", "b"]
+    assert bodies(database_url) == ["a", "b"]
 
 
 async def test_work_whose_caller_went_away_after_it_began_is_finished(
-    store: Store, database_file: Path
+    store: Store, database_url: str
 ) -> None:
     """A batch belongs to all who are in it; nobody takes it away from the others."""
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -233,13 +233,13 @@ async def test_work_whose_caller_went_away_after_it_began_is_finished(
 
     assert await waiting[1] == "stored stays"
     assert waiting[0].cancelled()
-    assert bodies(database_file) == ["leaves", "stays"]
+    assert bodies(database_url) == ["leaves", "stays"]
 
 
 # Errors
 
 
-async def test_the_error_of_one_is_not_the_error_of_the_others(store: Store, database_file: Path) -> None:
+async def test_the_error_of_one_is_not_the_error_of_the_others(store: Store, database_url: str) -> None:
     """An operation answers each by itself, and what was done for the others is kept."""
 
     async def refuse(body: str) -> StoreError | None:
@@ -253,11 +253,11 @@ async def test_the_error_of_one_is_not_the_error_of_the_others(store: Store, dat
     assert recorded.batches == [["a", "bad", "b"]]
     assert (answers[0], answers[2]) == ("stored a", "stored b")
     assert isinstance(answers[1], PostNotFound)
-    assert bodies(database_file) == ["a", "b"]
+    assert bodies(database_url) == ["a", "b"]
 
 
 async def test_a_batch_with_a_bug_in_it_is_undone_and_tried_one_by_one(
-    store: Store, database_file: Path
+    store: Store, database_url: str
 ) -> None:
     """Only who met the bug sees it; nothing is stored twice and nothing of the broken one."""
 
@@ -273,11 +273,11 @@ async def test_a_batch_with_a_bug_in_it_is_undone_and_tried_one_by_one(
     assert recorded.batches == [["a", "bad", "b"], ["a"], ["bad"], ["b"]]
     assert (answers[0], answers[2]) == ("stored a", "stored b")
     assert isinstance(answers[1], ZeroDivisionError)
-    assert bodies(database_file) == ["a", "b"]
+    assert bodies(database_url) == ["a", "b"]
 
 
 async def test_an_error_of_the_database_is_told_to_all_without_another_try(
-    store: Store, database_file: Path
+    store: Store, database_url: str
 ) -> None:
     """A database that is busy for a batch would be busy for each of its members too."""
 
@@ -292,40 +292,49 @@ async def test_an_error_of_the_database_is_told_to_all_without_another_try(
 
     assert [type(answer) for answer in answers] == [DatabaseBusy] * 3
     assert len(recorded.batches) == 1
-    assert bodies(database_file) == []
+    assert bodies(database_url) == []
 
 
-async def test_nobody_is_told_of_success_before_the_commit(store: Store, database_file: Path) -> None:
+async def test_nobody_is_told_of_success_before_the_commit(store: Store, database_url: str) -> None:
     """When it is the commit that fails, everything before it looked fine."""
+    # Either is undone with the transaction.
+    at_the_commit = (
+        "PRAGMA defer_foreign_keys = 1"
+        if connect.is_sqlite(database_url)
+        else "ALTER TABLE comments ALTER CONSTRAINT comments_post_id_fkey DEFERRABLE INITIALLY DEFERRED"
+    )
 
     async def run(connection: Connection, post_ids: Sequence[int]) -> list[str]:
-        await connection.fetch(Statement(sqlalchemy.text("PRAGMA defer_foreign_keys = 1")))
+        await connection.fetch(Statement(sqlalchemy.text(at_the_commit)))
         for post_id in post_ids:
             await connection.fetch(INSERT_ORPHAN, post_id=post_id)
+        looked_fine.append(True)
         return ["stored"] * len(post_ids)
 
-    with pytest.raises(sqlite3.IntegrityError):
+    looked_fine: list[bool] = []
+    with pytest.raises((sqlite3.IntegrityError, asyncpg.ForeignKeyViolationError)):
         await store.write(Operation(run), 1)
 
-    assert query(database_file, "SELECT count(*) FROM comments") == [(0,)]
+    assert looked_fine
+    assert query(database_url, "SELECT count(*) FROM comments") == [(0,)]
     (post,) = await Posts(store).create_posts([PostDraft(body="the connection is still of use")])
-    assert bodies(database_file) == [post.body]
+    assert bodies(database_url) == [post.body]
 
 
-async def test_what_was_answered_is_on_disk(store: Store, database_file: Path) -> None:
+async def test_what_was_answered_is_on_disk(store: Store, database_url: str) -> None:
     """Another process sees it as soon as the caller knows of it."""
     posts = Posts(store)
     for n in range(10):
         await posts.create_posts([PostDraft(body=str(n))])
 
-        assert bodies(database_file)[-1] == str(n)
+        assert bodies(database_url)[-1] == str(n)
 
 
 # keep=False
 
 
-async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_file: Path) -> None:
-    """It answers what it would have done; the next id is not used up, and the others' work is kept."""
+async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_url: str) -> None:
+    """It answers what it would have done; nothing of it stays, and the others' work is kept."""
     posts = Posts(store)
     (post,) = await posts.create_posts([PostDraft(body="a")])
     outcomes = await asyncio.gather(
@@ -336,21 +345,20 @@ async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_f
 
     assert [post.body for post in outcomes[1].items] == ["a"]
     assert [post.body for post in outcomes[2]] == ["tried"]
-    assert bodies(database_file) == ["a", "kept"]
-    assert query(database_file, "SELECT max(seq) FROM sqlite_sequence WHERE name = 'posts'") == [(2,)]
+    assert bodies(database_url) == ["a", "kept"]
 
 
-async def test_work_that_is_not_kept_commits_nothing(store: Store, database_file: Path) -> None:
+async def test_work_that_is_not_kept_commits_nothing(store: Store, database_url: str) -> None:
     """A dry run costs no fsync."""
     posts = Posts(store)
-    with counted_commits(database_file) as commits:
+    with counted_commits(database_url) as commits:
         await asyncio.gather(*(posts.create_posts([PostDraft(body="tried")], keep=False) for _ in range(5)))
 
         assert commits.count() == 0
-    assert bodies(database_file) == []
+    assert bodies(database_url) == []
 
 
-async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, database_file: Path) -> None:
+async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, database_url: str) -> None:
     """The transaction is closed either way."""
 
     async def stumble(_: str) -> None:
@@ -361,14 +369,14 @@ async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, data
         await store.write(recorded.operation, "bad", keep=False)
 
     await Posts(store).create_posts([PostDraft(body="after")])
-    assert bodies(database_file) == ["after"]
+    assert bodies(database_url) == ["after"]
 
 
 # Lost connections
 
 
 async def test_a_lost_connection_is_opened_again(
-    store: Store, database_file: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who was in the batch is told at once, with nothing of it kept; who comes later is served again."""
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0)
@@ -391,7 +399,7 @@ async def test_a_lost_connection_is_opened_again(
 
     before, after = connections
     assert before is not after
-    assert bodies(database_file) == ["kept"]
+    assert bodies(database_url) == ["kept"]
 
 
 async def until_available(call: Callable[[], Awaitable[Any]]) -> Any:
@@ -425,60 +433,79 @@ async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Stor
     ]
 
 
+# `databases` takes a connection that it could not give back for one that it still has, and the worker, which
+# asks for another, meets its assertion for ever.
+NOT_GIVEN_BACK = pytest.mark.xfail(strict=True, reason="a connection that died unnoticed is never replaced")
+
+
+@pytest.mark.parametrize(
+    "database_url", ["sqlite", pytest.param("postgresql", marks=NOT_GIVEN_BACK)], indirect=True
+)
 async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_they_are_served(
-    database_file: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that cannot be opened for a while is no reason to start the service anew."""
+    """A database that cannot be opened for a while is no reason to start the service anew."""
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
-    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+    async with connect.open_store(database_url, readers=1) as store:
         posts = Posts(store)
         (post,) = await posts.create_posts([PostDraft(body="a")])
-        give_back = take_away(database_file)
 
         async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
             raise DatabaseUnavailable
 
-        with pytest.raises(DatabaseUnavailable):
-            await store.read(Operation(lose), None)
-        for _ in range(3):
+        with taken_away(database_url):
             with pytest.raises(DatabaseUnavailable):
-                await asyncio.wait_for(posts.get_post(post.id), 10)
-        give_back()
+                await store.read(Operation(lose), None)
+            for _ in range(3):
+                with pytest.raises(DatabaseUnavailable):
+                    await asyncio.wait_for(posts.get_post(post.id), 10)
 
-        assert await until_available(lambda: posts.get_post(post.id)) == post
+        async with asyncio.timeout(5):
+            assert await until_available(lambda: posts.get_post(post.id)) == post
 
 
-def take_away(path: Path) -> Callable[[], None]:
-    """Puts a folder in the place of a file; returns how to put the file back."""
-    away = path.rename(path.with_name("away.db"))
-    path.mkdir()
-
-    def give_back() -> None:
+@contextmanager
+def taken_away(database_url: str) -> Iterator[None]:
+    """Lets nobody into a database until the end of the block."""
+    if connect.is_sqlite(database_url):
+        path = sqlite.path_of(database_url)
+        away = path.rename(path.with_name("away.db"))
+        path.mkdir()
+        yield
         path.rmdir()
         away.rename(path)
-
-    return give_back
+        return
+    url = make_url(database_url)
+    # PostgreSQL closes no door behind whoever asks for it.
+    outside = url.set(database="postgres").render_as_string(hide_password=False)
+    execute(outside, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
+    try:
+        everybody = f"FROM pg_stat_activity WHERE datname = '{url.database}'"
+        assert all(done for (done,) in query(outside, f"SELECT pg_terminate_backend(pid, 10000) {everybody}"))
+        yield
+    finally:
+        execute(outside, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS true")
 
 
 # Stopping
 
 
-async def test_what_waits_is_finished_when_the_store_is_closed(database_file: Path) -> None:
+async def test_what_waits_is_finished_when_the_store_is_closed(database_url: str) -> None:
     """Closing is no reason to refuse what was taken."""
     recorded = Recorded()
-    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+    async with connect.open_store(database_url, readers=1) as store:
         gate, gated = await blocked(store)
         waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(MAX_BATCH + 5)]
         await turns()
         asyncio.get_running_loop().call_soon(gate.open.set)
 
     assert await asyncio.gather(*waiting, gated) == [*(f"stored {n}" for n in range(MAX_BATCH + 5)), None]
-    assert bodies(database_file) == [str(n) for n in range(MAX_BATCH + 5)]
+    assert bodies(database_url) == [str(n) for n in range(MAX_BATCH + 5)]
 
 
-async def test_a_closed_store_takes_no_work(database_file: Path) -> None:
+async def test_a_closed_store_takes_no_work(database_url: str) -> None:
     """Who comes too late is told so, instead of waiting for ever."""
-    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+    async with connect.open_store(database_url, readers=1) as store:
         posts = Posts(store)
 
     with pytest.raises(DatabaseUnavailable):
@@ -488,14 +515,14 @@ async def test_a_closed_store_takes_no_work(database_file: Path) -> None:
 
 
 async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_waiting(
-    database_file: Path,
+    database_url: str,
 ) -> None:
     """Everybody is answered, if only with an error."""
 
-    async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
+    async def lose(_: Connection, __: Sequence[Any]) -> list[str]:
         raise DatabaseUnavailable
 
-    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+    async with connect.open_store(database_url, readers=1) as store:
         gate, gated = await blocked(store)
         waiting = [asyncio.create_task(store.write(Operation(lose), None)) for _ in range(3)]
         waiting += [
@@ -513,7 +540,7 @@ async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_w
 
 
 async def test_everybody_gets_their_own_answer_whatever_the_others_do(
-    store: Store, database_file: Path
+    store: Store, database_url: str
 ) -> None:
     """1,000 callers who write, fail, try and go away: each that stays is answered, with what is theirs."""
     chance = random.Random(7)
@@ -549,5 +576,5 @@ async def test_everybody_gets_their_own_answer_whatever_the_others_do(
             assert answer.args == (body,)
         elif kind == "refused":
             assert isinstance(answer, PostNotFound)
-    stored = [body for body in bodies(database_file) if not body.startswith("leaves")]
+    stored = [body for body in bodies(database_url) if not body.startswith("leaves")]
     assert stored == [body for body in wanted if body.startswith("fine")]
