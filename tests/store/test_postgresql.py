@@ -1,0 +1,121 @@
+"""What is true of PostgreSQL alone: settings of sessions, and sessions that the server ends."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy.engine import make_url
+
+from store_service.database import connect, workers
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.statements import Statement
+from store_service.database.workers import Operation
+from store_service.errors import DatabaseUnavailable
+from store_service.model import PostDraft
+from store_service.store.posts import Posts
+from tests.store.by_hand import query
+from tests.support import wait_until
+
+READERS = 3
+
+pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """An open database, with times to wait for that are nobody's defaults."""
+    async with connect.open_store(
+        database_url, readers=READERS, lock_seconds=1.5, statement_seconds=2.5
+    ) as store:
+        yield store
+
+
+async def on_every_connection(store: Store, statement: str) -> list[Any]:
+    """What each connection answers, the one that writes first."""
+    asked = Statement(sqlalchemy.text(statement))
+    arrived, everybody_is_here = asyncio.Semaphore(0), asyncio.Event()
+
+    async def run(connection: Connection, askers: Sequence[None]) -> list[Any]:
+        arrived.release()
+        await everybody_is_here.wait()
+        ((answer,),) = await connection.fetch(asked)
+        return [answer for _ in askers]
+
+    answers = []
+    for ask in (store.write, *[store.read] * READERS):
+        answers.append(asyncio.create_task(ask(Operation(run), None)))
+        # A worker has taken it, and waits in it, before the next one comes.
+        await arrived.acquire()
+    everybody_is_here.set()
+    return list(await asyncio.gather(*answers))
+
+
+SETTINGS = {
+    "synchronous_commit": "on",
+    "lock_timeout": "1500ms",
+    "statement_timeout": "2500ms",
+    "application_name": "store-service",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), SETTINGS.items())
+async def test_every_connection_is_set_up(store: Store, name: str, value: str) -> None:
+    """A commit is on disk before it is answered, nobody waits for ever, and operators see who we are."""
+    assert await on_every_connection(store, f"SHOW {name}") == [value] * (READERS + 1)
+
+
+async def test_a_closed_database_has_no_connection_left(database_url: str) -> None:
+    """Also when the block ends with an error; connections are dear, and counted."""
+    name = make_url(database_url).database
+    sessions = f"FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'store-service'"
+
+    async def leave_with_an_error() -> None:
+        async with connect.open_store(database_url, readers=READERS) as store:
+            await Posts(store).create_posts([PostDraft(body="a")])
+            assert query(database_url, f"SELECT count(*) {sessions}") == [(READERS + 1,)]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await leave_with_an_error()
+
+    # A session ends a moment after its client has gone.
+    wait_until(lambda: query(database_url, f"SELECT count(*) {sessions}") == [(0,)])
+
+
+@pytest.mark.parametrize("force_roll_back", [False, True])
+async def test_a_database_that_is_not_there_is_unavailable(database_url: str, force_roll_back: bool) -> None:
+    """An error with a name, and nothing that waits for ever."""
+    url = make_url(database_url).set(database="not_there").render_as_string(hide_password=False)
+
+    with pytest.raises(DatabaseUnavailable):
+        async with connect.open_store(url, readers=READERS, force_roll_back=force_roll_back):
+            pass
+
+
+# The pool has taken the connection back by then, and its proxy refuses to say whether it is in a transaction.
+@pytest.mark.xfail(strict=True, reason="who is in a transaction that is lost is told of a bug")
+async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened_again(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an operator or a restart does: nothing is kept in part, and the next caller is served."""
+    monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
+    insert = Statement(sqlalchemy.text("INSERT INTO posts (body) VALUES ('lost')"))
+    end = Statement(sqlalchemy.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    async def be_ended(connection: Connection, asked: Sequence[None]) -> list[None]:
+        await connection.fetch(insert)
+        await connection.fetch(end)
+        return [None for _ in asked]
+
+    posts = Posts(store)
+    with pytest.raises(DatabaseUnavailable):
+        await store.write(Operation(be_ended), None)
+    async with asyncio.timeout(30):
+        while query(database_url, "SELECT body FROM posts") != [("kept",)]:
+            try:
+                await posts.create_posts([PostDraft(body="kept")])
+            except DatabaseUnavailable:
+                await asyncio.sleep(0)

@@ -1,0 +1,320 @@
+"""What is true of SQLite alone: pragmas, paths, the lock of the file, threads, and errors by their code."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import sqlalchemy
+
+from store_service.database import connect, schema, sqlite
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.statements import Statement
+from store_service.database.workers import Operation
+from store_service.errors import (
+    DatabaseUnavailable,
+    StorageFull,
+    StoreError,
+)
+from store_service.model import PostDraft, Update
+from store_service.store.posts import Posts
+from tests.store.old_application import damage, query
+from tests.support import ServerProcess, run_command, wait_until
+
+READERS = 3
+
+
+@pytest.fixture
+async def store(database_file: Path) -> AsyncIterator[Store]:
+    """An open database of this test's own."""
+    async with connect.open_store(f"sqlite:///{database_file}", readers=READERS) as store:
+        yield store
+
+
+def sql(text: str) -> Operation[None, list[tuple[object, ...]]]:
+    """An operation that runs a text as it stands."""
+    statement = Statement(sqlalchemy.text(text))
+
+    async def run(connection: Connection, asked: Sequence[None]) -> list[list[tuple[object, ...]]]:
+        return [list(await connection.fetch(statement)) for _ in asked]
+
+    return Operation(run, one_statement=True)
+
+
+# Settings of the connections
+
+PRAGMAS_OF_ALL = {"journal_mode": "wal", "busy_timeout": 5000, "mmap_size": 0, "trusted_schema": 0}
+PRAGMAS_OF_THE_WRITER = {**PRAGMAS_OF_ALL, "synchronous": 2, "foreign_keys": 1}
+
+
+@pytest.mark.parametrize(("pragma", "value"), PRAGMAS_OF_THE_WRITER.items())
+async def test_the_writer_is_set_up(store: Store, pragma: str, value: object) -> None:
+    """A commit is on disk before it is answered (FULL = 2), and a comment cannot lose its post."""
+    assert await store.write(sql(f"PRAGMA {pragma}"), None) == [(value,)]
+
+
+@pytest.mark.parametrize(("pragma", "value"), PRAGMAS_OF_ALL.items())
+async def test_every_reader_is_set_up(store: Store, pragma: str, value: object) -> None:
+    """All readers are asked, each by a worker of its own."""
+    statement = Statement(sqlalchemy.text(f"PRAGMA {pragma}"))
+    arrived, everybody_is_here = asyncio.Semaphore(0), asyncio.Event()
+
+    async def run(connection: Connection, asked: Sequence[None]) -> list[tuple[object, ...]]:
+        arrived.release()
+        await everybody_is_here.wait()
+        return list(await connection.fetch(statement))
+
+    answers = []
+    for _ in range(READERS):
+        answers.append(asyncio.create_task(store.read(Operation(run), None)))
+        # A worker has taken it, and waits in it, before the next one comes.
+        await arrived.acquire()
+    everybody_is_here.set()
+
+    assert await asyncio.gather(*answers) == [(value,)] * READERS
+
+
+async def test_a_connection_that_does_not_take_its_settings_is_not_used(
+    database_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite answers what it does not know with silence; the service then does not start."""
+    monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "foreign_key", 1)
+
+    with pytest.raises(RuntimeError, match="PRAGMA foreign_key "):
+        async with connect.open_store(f"sqlite:///{database_file}", readers=1):
+            pass
+
+
+async def test_readers_cannot_write(store: Store, database_file: Path) -> None:
+    """A reading connection is opened such that SQLite refuses, whatever a statement says."""
+    with pytest.raises(DatabaseUnavailable) as caught:
+        await store.read(sql("INSERT INTO posts (body) VALUES ('by a reader')"), None)
+
+    assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
+    assert caught.value.__cause__.sqlite_errorcode & 0xFF == sqlite3.SQLITE_READONLY
+    assert query(database_file, "SELECT count(*) FROM posts") == [(0,)]
+
+
+# Paths
+
+NAMES = [
+    "plain.db",
+    "with space.db",
+    "per%cent.db",
+    "100%.db",
+    "per%25cent.db",
+    "per%41cent.db",
+    "ha#sh.db",
+    "#.db",
+    "ha%23sh.db",
+    "question%3Fmark.db",
+    "plus+&=;,.db",
+    "at@colon:.db",
+    "[brackets].db",
+    "'quotes\".db",
+    "back\\slash.db",
+    "grüße-日本-😀.db",
+]
+
+
+@pytest.mark.parametrize("force_roll_back", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+async def test_any_path_is_one_file_for_everybody(tmp_path: Path, name: str, force_roll_back: bool) -> None:
+    """Upgrade, writer and readers find the same file, whatever signs its folder and its name have."""
+    folder = tmp_path / name
+    folder.mkdir()
+    url = f"sqlite:///{folder}/{name}"
+    # What is written as %3F in the URL is a ? in the path.
+    sqlite.path_of(url).parent.mkdir(exist_ok=True)
+    schema.upgrade(url)
+    async with connect.open_store(url, readers=1, force_roll_back=force_roll_back) as store:
+        posts = Posts(store)
+        (post,) = await posts.create_posts([PostDraft(body="here")])
+        assert await posts.get_post(post.id) == post
+
+    assert {it.removesuffix("-wal").removesuffix("-shm") for it in files_below(tmp_path)} == {
+        str(sqlite.path_of(url))
+    }
+
+
+def files_below(folder: Path) -> list[str]:
+    """The path of every file, but not of folders."""
+    return [str(it) for it in folder.rglob("*") if it.is_file()]
+
+
+async def test_every_path_can_be_written_as_a_url(tmp_path: Path) -> None:
+    """A path that is quoted as in any URL means that path, also with a ? in it."""
+    path = tmp_path / "what? 100%25 #1.db"
+    url = f"sqlite:///{quote(str(path))}"
+
+    assert sqlite.path_of(url) == path
+    schema.upgrade(url)
+    async with connect.open_store(url, readers=1) as store:
+        await Posts(store).create_posts([PostDraft(body="here")])
+    assert query(path, "SELECT body FROM posts") == [("here",)]
+
+
+async def test_a_relative_path_is_of_the_folder_at_the_start(
+    database_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`sqlite:///store.db` is the file in the working folder."""
+    monkeypatch.chdir(database_file.parent)
+    async with connect.open_store("sqlite:///store.db", readers=1) as store:
+        await Posts(store).create_posts([PostDraft(body="here")])
+
+    assert query(database_file, "SELECT body FROM posts") == [("here",)]
+
+
+# One service at a time
+
+
+def test_a_database_is_of_one_service(database_file: Path) -> None:
+    """Who comes second is told, by the path; after the first has left the way is free."""
+    url = f"sqlite:///{database_file}"
+    with connect.sole_use(url):
+        with pytest.raises(sqlite.DatabaseInUse, match=str(database_file)), connect.sole_use(url):
+            pass
+        with connect.sole_use(f"sqlite:///{database_file.with_name('another.db')}"):
+            pass
+
+    with connect.sole_use(url):
+        pass
+
+
+def test_a_second_service_is_refused_until_the_first_is_gone(
+    database_file: Path, server_process: ServerProcess
+) -> None:
+    """Also across processes; and a service that was killed is gone."""
+    server_process.start()
+    listen = {"STORE_LISTEN": "127.0.0.1:0"}
+    refused = [
+        run_command(command, folder=server_process.folder, settings=listen)
+        for command in ("serve", "migrate")
+    ]
+    server_process.kill()
+    server_process.start()
+
+    for done in refused:
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "store-service: another store-service is using store.db\n"
+    assert server_process.stop() == 0
+
+
+# Ids that were only tried
+
+
+async def test_work_that_is_not_kept_uses_up_no_id(store: Store, database_file: Path) -> None:
+    """The counter is part of the file, and undone with the rest; a sequence of PostgreSQL is not."""
+    posts = Posts(store)
+    await posts.create_posts([PostDraft(body="tried")], keep=False)
+    (post,) = await posts.create_posts([PostDraft(body="kept")])
+
+    assert post.id == 1
+    assert query(database_file, "SELECT seq FROM sqlite_sequence WHERE name = 'posts'") == [(1,)]
+
+
+async def test_with_force_roll_back_no_id_is_used_up(database_file: Path) -> None:
+    """Afterwards the counters of the file are as they were, so that every run of a test sees the same ids."""
+    before = query(database_file, "SELECT * FROM sqlite_sequence")
+    for _ in range(2):
+        async with connect.open_store(f"sqlite:///{database_file}", force_roll_back=True) as store:
+            (post,) = await Posts(store).create_posts([PostDraft(body="gone")])
+            assert post.id == 1
+
+    assert query(database_file, "SELECT * FROM sqlite_sequence") == before
+
+
+# Closing
+
+
+def threads_of_the_driver() -> list[threading.Thread]:
+    """aiosqlite has a thread for each connection, which a process waits for at its end."""
+    return [it for it in threading.enumerate() if "_connection_worker_thread" in it.name]
+
+
+@pytest.mark.parametrize("force_roll_back", [False, True])
+async def test_no_thread_is_left_when_the_database_is_closed(
+    database_file: Path, force_roll_back: bool
+) -> None:
+    """Also when the block ends with an error; otherwise the process would never end."""
+
+    async def leave_with_an_error() -> None:
+        async with connect.open_store(
+            f"sqlite:///{database_file}", readers=2, force_roll_back=force_roll_back
+        ) as store:
+            await Posts(store).create_posts([PostDraft(body="a")])
+            assert len(threads_of_the_driver()) == (1 if force_roll_back else 3)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await leave_with_an_error()
+    wait_until(lambda: not threads_of_the_driver())
+
+
+@pytest.mark.parametrize("force_roll_back", [False, True])
+@pytest.mark.parametrize(
+    "content", [b"this is no database, whatever its name says" * 100, None], ids=["text", "folder"]
+)
+async def test_no_thread_is_left_when_the_database_cannot_be_opened(
+    tmp_path: Path, content: bytes | None, force_roll_back: bool
+) -> None:
+    """A file that is no database is an error with a name, and the process can end."""
+    path = tmp_path / "store.db"
+    path.mkdir() if content is None else path.write_bytes(content)
+
+    with pytest.raises(DatabaseUnavailable):
+        async with connect.open_store(f"sqlite:///{path}", readers=2, force_roll_back=force_roll_back):
+            pass
+    wait_until(lambda: not threads_of_the_driver())
+
+
+# Errors of SQLite, and their names
+
+
+async def test_a_full_disk_is_storage_full_and_keeps_nothing(store: Store, database_file: Path) -> None:
+    """Nothing of the write that did not fit; the next one that fits is stored."""
+    posts = Posts(store)
+    (post,) = await posts.create_posts([PostDraft(body="kept")])
+    await store.write(sql("PRAGMA max_page_count = 1"), None)
+    for attempt in (
+        posts.create_posts([PostDraft(body="x" * 100_000)]),
+        posts.update_post(Update(id=post.id, body="x" * 100_000, etag="", request_field="post")),
+    ):
+        with pytest.raises(StorageFull):
+            await attempt
+    await store.write(sql("PRAGMA max_page_count = 1000000"), None)
+    await posts.create_posts([PostDraft(body="also kept")])
+
+    assert query(database_file, "SELECT body FROM posts") == [("kept",), ("also kept",)]
+
+
+async def test_a_transaction_that_sqlite_ended_by_itself_is_not_ended_again(
+    store: Store, database_file: Path
+) -> None:
+    """As it does on a full disk, say: the caller sees the error that was, not one of the tidying up."""
+    insert = Statement(sqlalchemy.text("INSERT OR ROLLBACK INTO posts (id, body) VALUES (1, 'a')"))
+
+    async def run(connection: Connection, asked: Sequence[None]) -> list[None]:
+        await connection.fetch(insert)
+        await connection.fetch(insert)
+        return [None for _ in asked]
+
+    with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        await store.write(Operation(run), None)
+    await Posts(store).create_posts([PostDraft(body="kept")])
+    assert query(database_file, "SELECT body FROM posts") == [("kept",)]
+
+
+async def test_a_damaged_file_is_unavailable_and_the_error_tells_callers_nothing(database_file: Path) -> None:
+    """What SQLite says stays in the cause, for the log; the text is for callers."""
+    damage(database_file, "posts")
+    async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
+        with pytest.raises(StoreError) as caught:
+            await Posts(store).get_post(1)
+    assert type(caught.value) is DatabaseUnavailable
+    assert str(caught.value) == "the database is not available; call again later"
+    assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)
