@@ -102,35 +102,6 @@ async def test_a_comment_never_outlives_its_post(config: Config, stubs: Stubs, d
     assert contents(database_url).comments == ()
 
 
-async def test_deadlines_in_the_middle_lose_no_connection(stubs: Stubs, database_url: str) -> None:
-    """1,500 calls whose time is up before or while they are worked on; then all is as it should be."""
-
-    async def hurried(n: int) -> None:
-        seconds = 0.0004 + 0.0026 * (n % 100) / 100
-        request = posts_pb2.BatchCreatePostsRequest(
-            requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n}")) for _ in range(2)]
-        )
-        outcome = await outcome_of(stubs.posts.BatchCreatePosts(request, timeout=seconds))
-        if isinstance(outcome, grpc.RpcError):  # a call that was quick enough is as good
-            codes.add(outcome.code())
-
-    codes: set[grpc.StatusCode] = set()
-    for start in range(0, 1500, 50):
-        await asyncio.gather(*(hurried(n) for n in range(start, start + 50)))
-
-    # gRPC says CANCELLED when the server notices first that the time is up.
-    assert grpc.StatusCode.DEADLINE_EXCEEDED in codes
-    assert codes <= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
-    assert (await stubs.create_post("the next")).body == "the next"
-    bodies = [row[1] for row in contents(database_url).posts if row[1] != "the next"]
-    assert all(bodies.count(body) == 2 for body in set(bodies)), "a batch was stored in part"
-    with psycopg.connect(database_url) as connection:
-        (connections,) = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'store-service'"
-        ).fetchone() or (0,)
-    assert connections == 3
-
-
 async def test_services_that_lock_in_opposite_orders_all_get_through(database_url: str) -> None:
     """A deadlock is undone and run again; no caller hears of it, and no orphan is left."""
     # PostgreSQL finds a deadlock after a second, which must be before the wait for a lock ends.
