@@ -1,12 +1,14 @@
-"""Database files as the application before this service made them: plain SQLAlchemy, Integer and String."""
+"""Databases as the application before this service made them: plain SQLAlchemy, Integer and String."""
 
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-import sqlalchemy
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
+
+from store_service.database.connect import is_sqlite
+from tests.rpc.helpers import connected
 
 metadata = MetaData()
 posts = Table(
@@ -55,13 +57,52 @@ def make(
 ) -> str:
     """Makes such a file and returns its URL."""
     url = f"sqlite:///{path}"
-    engine = sqlalchemy.create_engine(url, connect_args={"check_same_thread": False})
-    metadata.create_all(engine)
-    engine.dispose()
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.executemany("INSERT INTO posts (id, body) VALUES (?, ?)", post_rows)
-        connection.executemany("INSERT INTO comments (id, body, post_id) VALUES (?, ?, ?)", comment_rows)
+    fill(url, post_rows=post_rows, comment_rows=comment_rows)
     return url
+
+
+def fill(
+    database_url: str,
+    *,
+    post_rows: Iterable[tuple[int, str | None]] | None = None,
+    comment_rows: Iterable[tuple[int, str | None, int]] = COMMENTS,
+) -> None:
+    """Makes the tables and fills them, on either engine; the ids count on after the largest."""
+    post_rows = posts_for(database_url) if post_rows is None else tuple(post_rows)
+    comment_rows = tuple(comment_rows)
+    with connected(database_url) as connection:
+        metadata.create_all(connection)
+        # SQLite does not look at keys unless it is told to.
+        looks_at_keys = connection.dialect.name == "postgresql"
+        if looks_at_keys:
+            connection.exec_driver_sql("ALTER TABLE comments DROP CONSTRAINT comments_post_id_fkey")
+        if post_rows:
+            connection.execute(posts.insert(), [{"id": id, "body": body} for id, body in post_rows])
+        if comment_rows:
+            connection.execute(
+                comments.insert(),
+                [{"id": id, "body": body, "post_id": post_id} for id, body, post_id in comment_rows],
+            )
+        if looks_at_keys:
+            # As it is when somebody has taken a key away for a while: rows that are there are not looked at.
+            connection.exec_driver_sql(
+                "ALTER TABLE comments ADD CONSTRAINT comments_post_id_fkey"
+                " FOREIGN KEY (post_id) REFERENCES posts (id) NOT VALID"
+            )
+            given = {
+                "posts": max([0, *(id for id, _ in post_rows), *(post_id for _, _, post_id in comment_rows)]),
+                "comments": max([0, *(id for id, _, _ in comment_rows)]),
+            }
+            for table, id in given.items():
+                if id:
+                    connection.exec_driver_sql(f"SELECT setval('{table}_id_seq', {id})")
+
+
+def posts_for(database_url: str) -> tuple[tuple[int, str | None], ...]:
+    """The posts that an engine can hold: a text of PostgreSQL has no NUL."""
+    if is_sqlite(database_url):
+        return POSTS
+    return tuple((id, body) for id, body in POSTS if "\0" not in (body or ""))
 
 
 def dump(path: Path) -> str:

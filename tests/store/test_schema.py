@@ -1,4 +1,7 @@
-"""The schema: what the old application made, what this program needs, and the way from one to the other."""
+"""The schema as SQLite keeps it, files of the old application, and the names that it had.
+
+What is true of upgrades on each engine is in test_upgrade.py.
+"""
 
 import os
 import re
@@ -7,31 +10,20 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import alembic.op
 import pytest
-import structlog
 from alembic import command
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config as AlembicConfig
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
-from sqlalchemy.pool import Pool
 
 from store_service.database import connect, schema, tables
-from store_service.errors import DatabaseBusy, SchemaMismatch
-from store_service.model import CommentDraft, Deletion, PostDraft
-from store_service.store.comments import Comments
-from store_service.store.posts import Posts
+from store_service.errors import DatabaseBusy
 from tests.store import old_application
-from tests.store.old_application import COMMENTS, ORPHANS, POSTS, dump, query
+from tests.store.old_application import dump, query
 from tests.support import wait_until
 
 # SQLAlchemy leaves a space at the end of each line.
@@ -70,24 +62,6 @@ def test_the_first_revision_is_the_schema_of_the_old_application_to_the_letter(t
     assert ddl(tmp_path / "new.db") == {"posts": DDL_OF_POSTS, "comments": DDL_OF_COMMENTS}
 
 
-def test_the_last_revision_makes_the_tables_that_the_program_uses(tmp_path: Path) -> None:
-    """Alembic finds no difference between an upgraded database and `tables.metadata`."""
-    url = f"sqlite:///{tmp_path / 'store.db'}"
-    schema.upgrade(url)
-    engine = connect.sync_engine(url)
-    with engine.connect() as connection:
-        context = MigrationContext.configure(
-            connection, opts={"compare_type": True, "compare_server_default": True}
-        )
-        differences = compare_metadata(context, tables.metadata)
-    engine.dispose()
-
-    # SQLite has no identity columns; the tables name them for PostgreSQL.
-    known = [[("modify_default", None, table, "id")] for table in ("comments", "posts")]
-    assert [[each[:4] for each in group] for group in differences if isinstance(group, list)] == known
-    assert [each for each in differences if not isinstance(each, list)] == []
-
-
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
 def test_an_upgraded_database_has_the_very_tables_that_metadata_would_make(
     tmp_path: Path, is_old: bool
@@ -124,90 +98,12 @@ def old_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_row_of_the_old_application_is_kept(old_file: Path) -> None:
-    """Ids and bodies stay, NULL becomes empty, orphans move aside; times are unknown and versions start."""
-    was = schema.upgrade(f"sqlite:///{old_file}")
-
-    assert was == schema.BEFORE
-    assert query(old_file, "SELECT id, body, create_time, update_time, version FROM posts ORDER BY id") == [
-        (id, body or "", None, None, 1) for id, body in POSTS
-    ]
-    assert query(
-        old_file, "SELECT id, body, post_id, create_time, update_time, version FROM comments ORDER BY id"
-    ) == [
-        (id, body or "", post_id, None, None, 1)
-        for id, body, post_id in COMMENTS
-        if (id, body, post_id) not in ORPHANS
-    ]
-    assert query(old_file, "SELECT id, body, post_id FROM orphaned_comments ORDER BY id") == [
-        (id, body or "", post_id) for id, body, post_id in ORPHANS
-    ]
-
-
 def test_foreign_keys_hold_after_the_upgrade(old_file: Path) -> None:
     """SQLite itself finds no comment without a post, and nothing damaged."""
     schema.upgrade(f"sqlite:///{old_file}")
 
     assert query(old_file, "PRAGMA foreign_key_check") == []
     assert query(old_file, "PRAGMA integrity_check") == [("ok",)]
-
-
-def test_the_log_counts_the_orphans(old_file: Path) -> None:
-    """Whoever runs the upgrade is told how many comments were moved, and where to."""
-    with structlog.testing.capture_logs() as lines:
-        schema.upgrade(f"sqlite:///{old_file}")
-
-    (warning,) = [line for line in lines if line["log_level"] == "warning"]
-    assert "orphaned_comments" in warning["event"]
-    assert warning["count"] == len(ORPHANS)
-
-
-def test_without_orphans_the_log_warns_of_nothing(tmp_path: Path) -> None:
-    """A warning is for what needs a look."""
-    url = old_application.make(tmp_path / "old.db", comment_rows=[(1, "fine", 1)])
-    with structlog.testing.capture_logs() as lines:
-        schema.upgrade(url)
-
-    assert [line["log_level"] for line in lines] == ["info"]
-
-
-async def test_new_ids_are_never_those_that_rows_or_orphans_had(old_file: Path) -> None:
-    """Ids that only orphans still tell of, as comments or as posts, are not given again."""
-    url = f"sqlite:///{old_file}"
-    schema.upgrade(url)
-    async with connect.open_store(url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
-        (comment,) = await Comments(store).create_comments([CommentDraft(body="new", post_id=post.id)])
-
-    assert post.id == max(post_id for _, _, post_id in COMMENTS) + 1 == 91
-    assert comment.id == max(id for id, _, _ in COMMENTS) + 1 == 32
-
-
-async def test_the_id_of_a_deleted_row_is_not_given_again(database_file: Path) -> None:
-    """Also the last row's id, which SQLite would give again by itself, and also after a restart."""
-    url = f"sqlite:///{database_file}"
-    seen: list[tuple[int, int]] = []
-    for _ in range(2):
-        async with connect.open_store(url, readers=1) as store:
-            for _ in range(2):
-                (post,) = await Posts(store).create_posts([PostDraft(body="p")])
-                (comment,) = await Comments(store).create_comments([CommentDraft(body="c", post_id=post.id)])
-                seen.append((post.id, comment.id))
-                await Posts(store).delete_posts(Deletion(ids=(post.id,), force=True))
-
-    assert seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
-
-
-def test_an_old_database_without_rows_starts_at_one(tmp_path: Path) -> None:
-    """Nothing to keep, nothing to skip."""
-    url = old_application.make(tmp_path / "old.db", post_rows=[], comment_rows=[])
-    schema.upgrade(url)
-
-    with closing(sqlite3.connect(tmp_path / "old.db")) as connection:
-        assert connection.execute("INSERT INTO posts (body) VALUES ('a') RETURNING id").fetchone() == (1,)
-        assert connection.execute(
-            "INSERT INTO comments (body, post_id) VALUES ('a', 1) RETURNING id"
-        ).fetchone() == (1,)
 
 
 def test_bodies_that_are_no_text_become_text(tmp_path: Path) -> None:
@@ -241,59 +137,6 @@ def test_other_tables_of_the_old_application_stay_as_they_are(old_file: Path) ->
 
 
 # All or nothing
-
-
-STEPS = ("create_table", "execute", "drop_table", "rename_table", "create_index", "get_bind")
-
-
-@pytest.mark.parametrize("step", STEPS)
-def test_an_upgrade_that_fails_half_way_leaves_the_file_as_it_was(
-    old_file: Path, monkeypatch: pytest.MonkeyPatch, step: str
-) -> None:
-    """Wherever an upgrade breaks off, the old application could go on with the file."""
-    before, before_ddl = dump(old_file), ddl(old_file)
-    calls = _calls_of(monkeypatch, step, shutil.copy(old_file, old_file.with_name("copy.db")))
-    _fail_at_call(monkeypatch, step, calls)
-    with pytest.raises(FaultError):
-        schema.upgrade(f"sqlite:///{old_file}")
-
-    assert dump(old_file) == before
-    assert ddl(old_file) == before_ddl
-
-
-class FaultError(Exception):
-    """What the tests break an upgrade with."""
-
-
-def _calls_of(monkeypatch: pytest.MonkeyPatch, step: str, path: Path) -> int:
-    """How often an upgrade that goes well takes a step."""
-    real: Callable[..., Any] = getattr(alembic.op, step)
-    calls: list[str] = []
-
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        calls.append(step)
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(alembic.op, step, counting)
-        schema.upgrade(f"sqlite:///{path}")
-    assert calls
-    return len(calls)
-
-
-def _fail_at_call(monkeypatch: pytest.MonkeyPatch, step: str, number: int) -> None:
-    """Makes a step of the upgrade fail after it was done, at its call of that number."""
-    real: Callable[..., Any] = getattr(alembic.op, step)
-    left = [number]
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        result = real(*args, **kwargs)
-        left[0] -= 1
-        if left[0] == 0:
-            raise FaultError
-        return result
-
-    monkeypatch.setattr(alembic.op, step, failing)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.4, 0.8])
@@ -330,121 +173,7 @@ def big_old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# Databases that are something else
-
-
-def test_a_newer_schema_is_refused_and_left_alone(database_file: Path) -> None:
-    """A program never touches what a newer one has made."""
-    with closing(sqlite3.connect(database_file)) as connection, connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    before = database_file.read_bytes()
-
-    for attempt in (schema.upgrade, schema.check):
-        with pytest.raises(SchemaMismatch, match="schema 9999, this program needs 0002") as caught:
-            attempt(f"sqlite:///{database_file}")
-        assert (caught.value.expected, caught.value.actual) == (schema.HEAD, "9999")
-    assert database_file.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("statements", "message"),
-    [
-        ("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT)", "table posts has the columns id, title"),
-        (
-            "CREATE TABLE posts (id INTEGER, body TEXT);"
-            "CREATE TABLE comments (id INTEGER, body TEXT, author TEXT)",
-            "table comments has the columns author, body, id, where body, id, post_id were expected",
-        ),
-        (
-            "CREATE TABLE posts (id INTEGER, body TEXT, tags TEXT);"
-            "CREATE TABLE comments (id INTEGER, body TEXT, post_id INTEGER)",
-            "table posts has the columns body, id, tags, where body, id were expected",
-        ),
-        ("CREATE TABLE posts (id INTEGER, body TEXT)", "table comments is missing"),
-        ("CREATE TABLE comments (id INTEGER, body TEXT, post_id INTEGER)", "table posts is missing"),
-    ],
-)
-def test_tables_of_our_names_that_are_not_ours_are_refused(
-    tmp_path: Path, statements: str, message: str
-) -> None:
-    """Somebody else's posts are not upgraded; the error says by which columns they were recognized."""
-    path = tmp_path / "foreign.db"
-    with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(statements)
-    before = path.read_bytes()
-
-    for attempt in (schema.upgrade, schema.check):
-        with pytest.raises(schema.ForeignSchema, match=re.escape(message)):
-            attempt(f"sqlite:///{path}")
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("actual", [schema.EMPTY, schema.BEFORE])
-def test_a_check_finds_an_older_schema_and_changes_nothing(tmp_path: Path, actual: str) -> None:
-    """What `serve` does when it must not upgrade by itself."""
-    path = tmp_path / "store.db"
-    if actual == schema.BEFORE:
-        old_application.make(path)
-    else:
-        path.touch()
-    before = path.read_bytes()
-
-    with pytest.raises(SchemaMismatch) as caught:
-        schema.check(f"sqlite:///{path}")
-    assert caught.value.actual == actual
-    assert path.read_bytes() == before
-
-
-# Again, at once, in the way
-
-
-@pytest.mark.parametrize("make", [old_application.make, None], ids=["old", "new"])
-def test_an_upgrade_of_an_upgraded_database_does_nothing(
-    tmp_path: Path, make: Callable[[Path], str] | None
-) -> None:
-    """The second upgrade says so, and does not touch the file."""
-    path = tmp_path / "store.db"
-    url = make(path) if make else f"sqlite:///{path}"
-    assert schema.upgrade(url) == (schema.BEFORE if make else schema.EMPTY)
-    before = path.read_bytes()
-
-    assert schema.upgrade(url) == schema.HEAD
-    assert path.read_bytes() == before
-    schema.check(url)
-
-
-@pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
-def test_upgrades_at_the_same_time_all_succeed(tmp_path: Path, is_old: bool) -> None:
-    """Whoever comes second waits, and finds it done."""
-    path = tmp_path / "store.db"
-    if is_old:
-        old_application.make(path)
-
-    with all_looking_first(4), ThreadPoolExecutor(4) as threads:
-        futures = [threads.submit(schema.upgrade, f"sqlite:///{path}") for _ in range(4)]
-        found = [future.result() for future in futures]
-
-    before = schema.BEFORE if is_old else schema.EMPTY
-    assert set(found) <= {before, schema.HEAD}
-    assert found.count(before) == 1, "an upgrade says what it upgraded from, and only one did"
-    schema.check(f"sqlite:///{path}")
-
-
-@contextmanager
-def all_looking_first(number: int) -> Iterator[None]:
-    """Has that many threads wait for each other when they have given back their first connection."""
-    barrier, thread = threading.Barrier(number), threading.local()
-
-    def wait_for_the_others(*_: object) -> None:
-        if not getattr(thread, "has_looked", False):
-            thread.has_looked = True
-            barrier.wait(60)
-
-    event.listen(Pool, "checkin", wait_for_the_others)
-    try:
-        yield
-    finally:
-        event.remove(Pool, "checkin", wait_for_the_others)
+# In the way
 
 
 def test_a_file_that_somebody_writes_to_is_busy(old_file: Path) -> None:
