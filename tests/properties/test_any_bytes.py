@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
@@ -145,7 +146,8 @@ def damaged(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
 
 def send(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
     """Calls a method with bytes as they are."""
-    return live.attempt(live.channel.unary_unary(path), data)
+    outcome: bytes | ErrorSeen = live.attempt(live.channel.unary_unary(path), data)
+    return outcome
 
 
 def check(live: Live, outcome: bytes | ErrorSeen, answer: Descriptor) -> None:
@@ -221,7 +223,7 @@ def test_any_damaged_message_is_answered(
 def test_any_mask_is_answered(live: Live, paths: list[str]) -> None:
     """What a mask names is told back, or not, in an error that fits into what gRPC lets through."""
     request = posts_pb2.UpdatePostRequest(
-        post=posts_pb2.Post(id=1, body="a text"), update_mask={"paths": paths}
+        post=posts_pb2.Post(id=1, body="a text"), update_mask=FieldMask(paths=paths)
     )
 
     outcome = send(live, "/storeapi.v1.PostService/UpdatePost", request.SerializeToString())
@@ -250,7 +252,8 @@ def test_health_answers_any_bytes(live: Live, name: str, data: bytes) -> None:
 @given(data=st.binary(max_size=32))
 def test_a_health_watch_answers_any_bytes(live: Live, data: bytes) -> None:
     """A watch begins with a status, or is refused as malformed."""
-    watch = live.channel.unary_stream("/grpc.health.v1.Health/Watch")(data, timeout=CALL_SECONDS)
+    method: Any = live.channel.unary_stream("/grpc.health.v1.Health/Watch")
+    watch = method(data, timeout=CALL_SECONDS)
 
     try:
         outcome = next(watch)
@@ -271,12 +274,13 @@ def test_a_health_watch_answers_any_bytes(live: Live, data: bytes) -> None:
 )
 def test_reflection_answers_any_bytes(live: Live, path: str, requests: list[bytes]) -> None:
     """Each question has an answer, up to one that is refused as malformed."""
+    method: Any = live.channel.stream_stream(path)
     answers: list[bytes] = []
     error: ErrorSeen | None = None
 
     try:
         # extend() keeps what came before an error.
-        answers.extend(live.channel.stream_stream(path)(iter(requests), timeout=CALL_SECONDS))
+        answers.extend(method(iter(requests), timeout=CALL_SECONDS))
     except grpc.RpcError as raised:
         error = error_seen(raised)
 

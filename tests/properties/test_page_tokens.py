@@ -1,6 +1,6 @@
 """A page token that the service did not make is refused by name, or leads where another one leads."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ _LIKE_TOKENS = st.text(st.sampled_from(_URL_SAFE + "=+/ \n"), max_size=48)
 
 
 @pytest.fixture(scope="module")
-def post_id(live: Live) -> Iterator[int]:
+def post_id(live: Live) -> int:
     """A post with ten comments, among ten posts."""
     first, *_ = live.create_posts(*["a post"] * 10)
     live.create_comments(first.id, *["a comment"] * 10)
@@ -29,8 +29,8 @@ def post_id(live: Live) -> Iterator[int]:
 def page_of(live: Live, query: Query, token: str) -> Any:
     """The page of a query that a token leads to, or the error."""
     if query.resource == "posts":
-        request = posts_pb2.ListPostsRequest(order_by=query.order, page_size=3, page_token=token)
-        return live.attempt(live.posts.ListPosts, request)
+        of_posts = posts_pb2.ListPostsRequest(order_by=query.order, page_size=3, page_token=token)
+        return live.attempt(live.posts.ListPosts, of_posts)
     request = comments_pb2.ListCommentsRequest(
         post_id=query.post_id, order_by=query.order, page_size=3, page_token=token
     )

@@ -1,5 +1,6 @@
 """Whatever text goes in comes out, letter for letter, by every way in and out."""
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import example, given
 from hypothesis import strategies as st
 from storeapi.v1 import comments_pb2, posts_pb2
@@ -40,7 +41,7 @@ def test_a_post_keeps_its_text(live: Live, text: str, other: str) -> None:
     change = posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=second.id, body=text))
     updated = live.do(live.posts.UpdatePost, change)
     change = posts_pb2.UpdatePostRequest(
-        post=posts_pb2.Post(id=first.id, body=other), update_mask={"paths": ["body"]}
+        post=posts_pb2.Post(id=first.id, body=other), update_mask=FieldMask(paths=["body"])
     )
     updated_by_mask = live.do(live.posts.UpdatePost, change)
 
