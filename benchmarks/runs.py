@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from benchmarks import growth, machine, once, rounds, seed
+from benchmarks import growth, machine, once, rounds, seed, watching
 from benchmarks.lineup import CEILING, PLAIN, QUICK, SQLITE, Contender, Running, running
 from benchmarks.loads import LoadError
 from benchmarks.processes import StartError
@@ -79,6 +79,8 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
     }
     if not skip_growth:
         measures["growth"] = grow
+    for several in (watching.writes_with_watches, watching.latency):
+        _measure_several(results, several, folder, seeded)
     for name, measure in measures.items():
         print(name, file=sys.stderr, flush=True)
         try:
@@ -88,6 +90,20 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
         else:
             if figure is not None:
                 results.once[name] = figure
+
+
+def _measure_several(
+    results: Results,
+    measure: Callable[[Path, Path, list[str]], dict[str, float]],
+    folder: Path,
+    seeded: Path,
+) -> None:
+    name = measure.__name__.replace("_", " ")
+    print(name, file=sys.stderr, flush=True)
+    try:
+        results.once |= measure(folder, seeded, results.left_out)
+    except (StartError, LoadError, grpc.RpcError, sqlite3.Error) as error:
+        results.left_out.append(f"{name} was left out: {error}")
 
 
 def _results(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from benchmarks.rounds import Medians
+from benchmarks.watching import WATCHES
 from benchmarks.workloads import BATCH_POSTS, BY_NAME
 
 
@@ -79,6 +80,26 @@ TARGETS = (
     ),
     Target(figure="memory_mib", title="Memory after 100,000 calls", must=120, sense="most", unit=" MiB"),
     Target(figure="start_seconds", title="Start to the first answer", must=1.5, sense="most", unit=" s"),
+    Target(
+        figure="watched_create_256",
+        title=f"Create, 256 in flight, with {WATCHES} watches of everything against without",
+        must=0.4,
+    ),
+    Target(figure="watch_lag_s", title="The latest change at any of them", must=2, sense="most", unit=" s"),
+    Target(
+        figure="watch_latency_ms",
+        title="SQLite: from a change to a watch, median",
+        must=20,
+        sense="most",
+        unit=" ms",
+    ),
+    Target(
+        figure="postgresql_watch_latency_ms",
+        title="PostgreSQL: from a change to a watch, median",
+        must=50,
+        sense="most",
+        unit=" ms",
+    ),
     Target(figure="syncs", title="fsyncs for 2,000 Create, 256 in flight", must=499, sense="most"),
 )
 

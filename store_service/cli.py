@@ -118,5 +118,6 @@ def _explained(error: Exception, config: settings.Config) -> str:
         return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
-        return f"cannot use the database {name}: {cause}"
+        # What libpq says may have several lines: one for each address, and what to do about it.
+        return f"cannot use the database {name}: {' '.join(str(cause).split())}"
     return str(error)

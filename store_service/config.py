@@ -97,6 +97,24 @@ class Config(BaseSettings):
     acquire_seconds: float = Field(default=5.0, gt=0, le=60)
     """How long opening a connection to PostgreSQL may take before it counts as unavailable."""
 
+    request_id_hours: float = Field(default=24.0, gt=0, le=8760)
+    """How long a request with a request_id can be sent again and gets its first answer."""
+
+    change_hours: float = Field(default=168.0, gt=0, le=87_600)
+    """How long changes can be read by ChangeService.Watch."""
+
+    change_rows: int = Field(default=10_000_000, ge=1)
+    """Most changes that are kept, however young they are."""
+
+    max_watches: int = Field(default=100, ge=0, le=10_000)
+    """Most watches that are open at once in a process; each may cost 8 MiB when its caller reads slowly."""
+
+    keepalive_seconds: float = Field(default=30.0, ge=1, le=3600)
+    """How long a connection may be silent before the client is asked whether it is still there."""
+
+    keepalive_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """How long a client may take to answer that before its connection is closed."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important line that is logged; each call is one line of level info."""
 

@@ -10,15 +10,21 @@
     │   ├── PageTokenMismatch
     │   ├── BatchEmpty
     │   ├── BatchTooLarge
-    │   └── BatchDuplicate
+    │   ├── BatchDuplicate
+    │   ├── RequestIdReused
+    │   ├── ResumeTokenInvalid
+    │   └── ResumeTokenForeign
     ├── NotFound
     │   ├── PostNotFound
     │   └── CommentNotFound
     ├── PostHasComments
     ├── EtagMismatch
     ├── ResponseTooLarge
+    ├── ResumeTokenExpired
+    ├── WatchLimit
     ├── Unavailable             nothing was done; the same call may succeed later
     │   ├── ShuttingDown
+    │   ├── StreamStalled
     │   ├── DatabaseBusy
     │   └── DatabaseUnavailable
     ├── SchemaMismatch
@@ -105,6 +111,18 @@ class BatchDuplicate(InvalidRequest):
     """A batch names an id twice where that makes no sense."""
 
 
+class RequestIdReused(InvalidRequest):
+    """request_id was used before for another request."""
+
+
+class ResumeTokenInvalid(InvalidRequest):
+    """resume_token was not made by this service, or was damaged."""
+
+
+class ResumeTokenForeign(InvalidRequest):
+    """resume_token belongs to another store, or to a past that this store no longer has."""
+
+
 class NotFound(StoreError):
     """Something that the request names is not there."""
 
@@ -167,6 +185,27 @@ class ResponseTooLarge(StoreError):
         self.max_bytes = max_bytes
 
 
+class ResumeTokenExpired(StoreError):
+    """Changes behind resume_token have been deleted; it cannot be continued without a gap."""
+
+    def __init__(self, *, earliest_resume_token: str) -> None:
+        """Takes the token of the oldest change that is still kept."""
+        super().__init__(
+            "changes behind this resume_token are no longer kept; start again with initial_state, or with"
+            " earliest if missed changes do not matter"
+        )
+        self.earliest_resume_token = earliest_resume_token
+
+
+class WatchLimit(StoreError):
+    """As many watches are open as this server allows."""
+
+    def __init__(self, *, limit: int) -> None:
+        """Takes how many may be open."""
+        super().__init__(f"{limit} watches are open on this server and no more are allowed; try again later")
+        self.limit = limit
+
+
 class Unavailable(StoreError):
     """Nothing was done; the same call may succeed later."""
 
@@ -174,9 +213,18 @@ class Unavailable(StoreError):
 class ShuttingDown(Unavailable):
     """The server stops and takes no new calls."""
 
-    def __init__(self) -> None:
-        """Needs no data."""
+    def __init__(self, *, resume_token: str = "") -> None:
+        """Takes where a watch can go on; empty for other calls."""
         super().__init__("the server is stopping; call again on another connection")
+        self.resume_token = resume_token
+
+
+class StreamStalled(Unavailable):
+    """The caller of a stream has read nothing for too long."""
+
+    def __init__(self, *, seconds: float) -> None:
+        """Takes for how long."""
+        super().__init__(f"nothing was read for {seconds:g} seconds; call again and go on from what was read")
 
 
 class DatabaseBusy(Unavailable):

@@ -4,10 +4,12 @@ Times are microseconds since 1970-01-01 UTC. A time is None on rows that were st
 were kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Generic, Literal, TypeVar
 
 Resource = TypeVar("Resource")
+Argument = TypeVar("Argument")
 
 Order = Literal["id", "id desc"]
 """How a list is sorted: oldest first, or newest first."""
@@ -116,6 +118,9 @@ class Page(Generic[Resource]):
     items: tuple[Resource, ...]
     next_page_token: str
     """Empty on the last page."""
+    resume_token: str = ""
+    """From where a watch tells of everything that this page and the next do not show yet; on the first
+    page, empty on the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,3 +129,108 @@ class Found(Generic[Resource]):
 
     items: tuple[Resource, ...]
     missing_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What makes a request the same as one before."""
+
+    id: str
+    """A UUID that the caller chose, in lower case."""
+    fingerprint: str
+    """A hash of everything else that the request says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write(Generic[Argument]):
+    """Something to write, and the request that asks for it if it can be told from others."""
+
+    argument: Argument
+    request: Request | None = None
+
+
+class Action(IntEnum):
+    """What was done to a resource; the numbers are those of the contract and of the tables."""
+
+    SNAPSHOT = 1
+    CREATE = 2
+    UPDATE = 3
+    DELETE = 4
+
+
+class Kind(IntEnum):
+    """What a resource is; the numbers are those of the contract and of the tables."""
+
+    POST = 1
+    COMMENT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something that was done to a post or comment."""
+
+    action: Action
+    kind: Kind
+    post_id: int
+    """The post, or the post of the comment."""
+    resource: Post | Comment
+    """As it is after the change; what is deleted, as it last was."""
+    commit_time: int | None
+    """When it was done; None where that is not known, in a snapshot."""
+    request_id: str = ""
+    """Of the request that did it; empty if it had none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Position:
+    """A place in the change feed: behind the change `seq` of the transaction `xid`."""
+
+    xid: int
+    seq: int
+    time: int = field(default=0, compare=False)
+    """The commit_time of that change, by which a store that was set back is told from the one before; 0 if
+    the place is behind no change in particular."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotPlace:
+    """How much of the initial state a watch has been sent: everything up to here."""
+
+    kind: Kind
+    """Posts come first, then comments."""
+    post_id: int = 0
+    """Where single posts are watched: the one whose comments were sent last."""
+    id: int = 0
+    """Of the post or comment that was sent last; 0 before the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bookmark:
+    """Where a watch goes on; callers see it as the resume token."""
+
+    position: Position
+    """Behind which changes follow, after the snapshot if there is one."""
+    snapshot: SnapshotPlace | None = None
+    """What is left of the initial state; None: nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which changes a watch is about."""
+
+    kinds: frozenset[Kind] = frozenset(Kind)
+    post_ids: frozenset[int] = frozenset()
+    """These posts and their comments; empty: all."""
+
+    def matches(self, change: Change) -> bool:
+        """Whether the watch is about this change."""
+        return change.kind in self.kinds and (not self.post_ids or change.post_id in self.post_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchStart:
+    """Where a watch begins: now, unless one of these is set."""
+
+    resume_token: str | None = None
+    initial_state: bool = False
+    earliest: bool = False

@@ -15,26 +15,35 @@ import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.rpc import reflection
+from store_service.rpc.changes import ChangeService
 from store_service.rpc.comments import CommentService
 from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
 from store_service.rpc.validation import Validation
+from store_service.store.changes import Changes
 from store_service.store.comments import Comments
+from store_service.store.feed import Feed
+from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
+CHANGES = changes_pb2.DESCRIPTOR.services_by_name["ChangeService"]
+SERVICES = (POSTS, COMMENTS, CHANGES)
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 FLUSH_SECONDS = 0.5
 """How long answers that are on their way may take to leave after everything has finished."""
+
+FAREWELL_SECONDS = 0.3
+"""How long watches may take to be sent their last token; one whose caller does not read is just ended."""
 
 TIDY_SECONDS = 0.8
 """How long the process may take to close everything after the grace period, before it just ends."""
@@ -44,6 +53,10 @@ _OPTIONS = [
     # clients that merely keep their connection alive.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Above 1000 calls that wait for the event loop, most of which a burst of short deadlines has killed
+    # already, gRPC would refuse new ones at random, with CANCELLED and no reason.
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 100_000),
 ]
 
 log = structlog.get_logger("store_service.server")
@@ -145,10 +158,11 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     Then it stops, in an order that nobody notices:
 
     1. health says NOT_SERVING, so that balancers look elsewhere;
-    2. new calls get SHUTTING_DOWN and streams end, while running calls have `grace_seconds` to finish;
-    3. the server closes its connections;
-    4. the workers finish what they have begun;
-    5. the database is closed, when nobody needs it any more.
+    2. watches are sent their last token and end;
+    3. new calls get SHUTTING_DOWN and other streams end, while running calls have `grace_seconds` to finish;
+    4. the server closes its connections;
+    5. the workers finish what they have begun;
+    6. the database is closed, when nobody needs it any more.
     """
     with connect.sole_use(config.DATABASE_URL):
         if config.auto_migrate:
@@ -164,26 +178,41 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             force_roll_back=config.DB_FORCE_ROLL_BACK,
         ) as store:
             await schema.look(store)
+            await Changes(store).begin()
             guard = Guard()
-            names = [POSTS.full_name, COMMENTS.full_name]
+            feed = Feed(store, max_watches=config.max_watches)
+            names = [service.full_name for service in SERVICES]
             health = HealthService(lambda: schema.look(store), names)
-            server = _server(config, store, guard, health, names, reuse_port=reuse_port)
+            server = _server(config, store, feed, guard, health, names, reuse_port=reuse_port)
             address = _listen(server, config.listen)
+            keeping = asyncio.create_task(_keeping(config, store).run(), name="keeping")
             await server.start()
             try:
                 yield RunningServer(address=address, guard=guard, health=health)
             finally:
                 health.stop()
+                keeping.cancel()
                 started = asyncio.get_running_loop().time()
+                await feed.stop(min(FAREWELL_SECONDS, config.grace_seconds))
                 await guard.drain(config.grace_seconds)
                 left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
                 guard.close()
 
 
+def _keeping(config: Config, store: connect.Store) -> Keeping:
+    return Keeping(
+        store,
+        change_hours=config.change_hours,
+        change_rows=config.change_rows,
+        request_id_hours=config.request_id_hours,
+    )
+
+
 def _server(
     config: Config,
     store: connect.Store,
+    feed: Feed,
     guard: Guard,
     health: HealthService,
     names: list[str],
@@ -194,11 +223,20 @@ def _server(
     all_names = [*names, HEALTH.full_name, reflection.V1_NAME, reflection.V1ALPHA.full_name]
     describe = ReflectionService(all_names, [HEALTH.file, reflection.V1ALPHA.file])
     # Unless workers share the port on purpose, a second server must not bind it without an error.
-    server = grpc.aio.server(options=[*_OPTIONS, ("grpc.so_reuseport", int(reuse_port))])
+    options = [
+        *_OPTIONS,
+        ("grpc.so_reuseport", int(reuse_port)),
+        ("grpc.keepalive_time_ms", round(config.keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
+        # Without it gRPC waits a minute for the answer to a ping, whatever the timeout is.
+        ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
+    ]
+    server = grpc.aio.server(options=options)
     server.add_generic_rpc_handlers(
         (
             guard.handlers(POSTS, PostService(Posts(store), validation)),
             guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
+            guard.handlers(CHANGES, ChangeService(feed, validation)),
             guard.handlers(HEALTH, health, while_draining=True),
             guard.handlers(reflection.V1ALPHA, describe),
             guard.handlers(reflection.V1ALPHA, describe, name=reflection.V1_NAME),
@@ -219,4 +257,4 @@ def _listen(server: grpc.aio.Server, listen: str) -> str:
 
 def service_descriptors() -> list[ServiceDescriptor]:
     """The services of the contract."""
-    return [POSTS, COMMENTS]
+    return list(SERVICES)

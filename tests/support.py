@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
+from storeapi.v1 import changes_pb2_grpc, comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 DETAIL_TYPES = {
     message.DESCRIPTOR.full_name: message
@@ -24,6 +24,7 @@ DETAIL_TYPES = {
         error_details_pb2.BadRequest,
         error_details_pb2.ResourceInfo,
         error_details_pb2.PreconditionFailure,
+        error_details_pb2.QuotaFailure,
         error_details_pb2.RetryInfo,
         error_details_pb2.RequestInfo,
     )
@@ -31,11 +32,12 @@ DETAIL_TYPES = {
 
 
 class Stubs:
-    """The stubs of both services, with short ways to store something."""
+    """The stubs of all services, with short ways to store something."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.posts = posts_pb2_grpc.PostServiceStub(channel)
         self.comments = comments_pb2_grpc.CommentServiceStub(channel)
+        self.changes = changes_pb2_grpc.ChangeServiceStub(channel)
 
     async def create_post(self, body: str = "a post") -> posts_pb2.Post:
         return await self.posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)))

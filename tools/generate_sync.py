@@ -34,7 +34,7 @@ REPLACEMENTS = {
     # gRPC and the generated stubs.
     r"\nimport grpc\.aio\b": "",
     r"\bgrpc\.aio\.": "grpc.",
-    r"\b(Post|Comment)ServiceAsyncStub\b": r"\1ServiceStub",
+    r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
     # Ours.
     r"\bAsync(StoreClient|RawStubs|Calls|Posts|Comments)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",

@@ -1,10 +1,11 @@
 """Every statement about comments, with the index that serves it."""
 
-from sqlalchemy import BigInteger, Integer, Select, Text, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Integer, Select, Text, func, select, update
 
+from store_service.database.changes import logged_delete, logged_insert, logged_update
 from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import comment_table as comment
-from store_service.model import Comment, Order
+from store_service.model import Comment, Kind, Order
 
 _COLUMNS = (
     comment.c.id,
@@ -24,6 +25,18 @@ def comment_of(row: tuple[int, str, int, int | None, int | None, int]) -> Commen
     )
 
 
+def row_of(comment: Comment) -> tuple[int, str, int, int | None, int | None, int]:
+    """All columns of a comment."""
+    return (
+        comment.id,
+        comment.body,
+        comment.post_id,
+        comment.create_time,
+        comment.update_time,
+        comment.version,
+    )
+
+
 COMMENTS_BY_ID = Statement(select(*_COLUMNS).where(one_of(comment.c.id, "ids")))
 """Comments with these ids, in no order. Served by the primary key."""
 
@@ -33,30 +46,41 @@ LOCKED_COMMENTS_BY_ID = Statement(
 """The same, kept by PostgreSQL from every other writer until the end of the transaction; see posts."""
 
 _draft = rows("drafts", body=Text, post_id=BigInteger)
-INSERT_COMMENTS = Statement(
-    insert(comment)
-    .from_select(
-        ["body", "post_id", "create_time", "update_time"],
-        select(
-            _draft.c.body, _draft.c.post_id, parameter("now", BigInteger), parameter("now", BigInteger)
-        ).order_by(_draft.c.position),
-    )
-    .returning(comment.c.id)
+INSERT_COMMENTS = logged_insert(
+    comment,
+    Kind.COMMENT,
+    ["body", "post_id", "create_time", "update_time"],
+    select(
+        _draft.c.body, _draft.c.post_id, parameter("now", BigInteger), parameter("now", BigInteger)
+    ).order_by(_draft.c.position),
 )
 """Stores `drafts` (rows of body, post_id) at the time `now`; returns their ids, ascending as they are."""
 
-_change = rows("changes", id=BigInteger, body=Text, update_time=BigInteger, version=BigInteger)
-UPDATE_COMMENTS = Statement(
-    update(comment)
-    .values(body=_change.c.body, update_time=_change.c.update_time, version=_change.c.version)
-    .where(comment.c.id == _change.c.id)
+_update = rows(
+    "updates",
+    id=BigInteger,
+    body=Text,
+    post_id=BigInteger,
+    create_time=BigInteger,
+    update_time=BigInteger,
+    version=BigInteger,
+    is_last=Integer,
 )
-"""Writes `changes` (rows of id, body, update_time, version). Served by the primary key."""
+UPDATE_COMMENTS = logged_update(
+    Kind.COMMENT,
+    update(comment)
+    .values(body=_update.c.body, update_time=_update.c.update_time, version=_update.c.version)
+    .where(comment.c.id == _update.c.id, _update.c.is_last == 1),
+    _update,
+)
+"""Writes `updates`, of which the last of each comment stays. Served by the primary key."""
 
-DELETE_COMMENTS = Statement(delete(comment).where(one_of(comment.c.id, "ids")))
+DELETE_COMMENTS = logged_delete(comment, Kind.COMMENT, one_of(comment.c.id, "ids"), key="id")
 """Deletes comments. Served by the primary key."""
 
-DELETE_COMMENTS_OF_POSTS = Statement(delete(comment).where(one_of(comment.c.post_id, "post_ids")))
+DELETE_COMMENTS_OF_POSTS = logged_delete(
+    comment, Kind.COMMENT, one_of(comment.c.post_id, "post_ids"), key="post_id"
+)
 """Deletes every comment of these posts. Served by comments_post_id_id_idx."""
 
 COMMENT_COUNTS = Statement(

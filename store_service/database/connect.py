@@ -1,13 +1,13 @@
 """Opens the database, whichever engine it is."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from store_service.database import sqlite
-from store_service.database.workers import Argument, Lane, Operation, Result
+from store_service.database.workers import Argument, Lanes, Operation, Result
 
 
 def is_sqlite(database_url: str) -> bool:
@@ -54,10 +54,11 @@ def sole_use(database_url: str) -> Iterator[None]:
 class Store:
     """The open database: a lane to write and a lane to read."""
 
-    def __init__(self, writer: Lane, reader: Lane) -> None:
-        """Takes the lanes; they may be one and the same."""
-        self._writer = writer
-        self._reader = reader
+    def __init__(self, lanes: Lanes) -> None:
+        """Takes the lanes, which may be one and the same, and how to hear of what other processes write."""
+        self._writer = lanes.writer
+        self._reader = lanes.reader
+        self._listen = lanes.listen
 
     async def write(
         self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
@@ -68,6 +69,18 @@ class Store:
     async def read(self, operation: Operation[Argument, Result], argument: Argument) -> Result:
         """Does the work on a reading connection; it sees everything that was answered before."""
         return await self._reader.do(operation, argument)
+
+    def after_write(self, told: Callable[[], None]) -> None:
+        """Calls `told` whenever this process has committed."""
+        self._writer.after_write = told
+
+    async def listen(self, heard: Callable[[], None]) -> None:
+        """Calls `heard` whenever any process has committed changes, until it is cancelled.
+
+        Raises:
+            StoreError: The database cannot be reached any more.
+        """
+        await self._listen(heard)
 
 
 @asynccontextmanager
@@ -109,5 +122,5 @@ async def open_store(
             acquire_seconds=acquire_seconds,
             force_roll_back=force_roll_back,
         )
-    async with opening as (writer, reader):
-        yield Store(writer, reader)
+    async with opening as lanes:
+        yield Store(lanes)

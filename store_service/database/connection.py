@@ -1,14 +1,17 @@
 """One open connection, held by one worker for as long as it lives."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+from store_service.database.changes import LoggedWrite
 from store_service.database.failures import DRIVER_ERRORS, named
 from store_service.database.statements import Statement
 
 Rows = Sequence[tuple[Any, ...]]
+
+T = TypeVar("T")
 
 
 class Connection(ABC):
@@ -20,6 +23,12 @@ class Connection(ABC):
 
     BEGIN: str
     """Begins a transaction that writes."""
+
+    BEGIN_TO_ADD: str
+    """Begins a transaction that only adds."""
+
+    WRITES_IN_ONE_STATEMENT: bool
+    """Whether `write` is a transaction by itself."""
 
     def __init__(self, raw: Any, *, inside_transaction: bool = False) -> None:
         """Takes an open connection, and whether somebody else began a transaction that all happens in."""
@@ -43,13 +52,28 @@ class Connection(ABC):
         """The same for a handful of rows found by their key: the way there costs more than they do."""
         return await self.fetch(statement, **values)
 
+    async def write(self, write: LoggedWrite, **values: Any) -> Rows:
+        """Runs a write that leaves its changes in the feed, and returns its rows.
+
+        Raises:
+            StoreError: The database is busy, full or gone.
+        """
+        return await self.fetch(write.in_one, **values)
+
+    async def as_one(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs work that waits for nothing but this connection, in as few trips to it as there can be."""
+        return await work
+
     @asynccontextmanager
-    async def transaction(self, *, keep: bool = True) -> AsyncIterator[None]:
+    async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:
         """What runs inside is on disk, whole, when this ends; after an error nothing of it is.
 
-        With `keep=False` nothing of it is kept either way.
+        Args:
+            keep: False keeps nothing of it either way.
+            only_adds: It changes and deletes nothing that is there, and begins with its first `write`.
         """
-        await self._run("SAVEPOINT batch" if self._inside_transaction else self.BEGIN)
+        begin = self.BEGIN_TO_ADD if only_adds else self.BEGIN
+        await self._run("SAVEPOINT batch" if self._inside_transaction else begin)
         try:
             yield
             if keep:

@@ -61,6 +61,9 @@ def named(error: Exception) -> Exception:
     state = getattr(error, "sqlstate", None)
     if state is not None and state.startswith("40"):  # serialization failure, deadlock
         return MustRunAgain()
+    if state == "23505" and getattr(error, "constraint_name", None) == "requests_pkey":
+        # Another process has done the same request meanwhile; the next try finds its answer.
+        return MustRunAgain()
     if state in ("42P01", "42703"):  # a table or column is not there: somebody has changed the schema
         return SchemaMismatch(expected="this program's", actual="another")
     if state is not None:

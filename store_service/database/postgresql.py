@@ -2,18 +2,20 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from databases import Database
 from sqlalchemy.engine import URL, make_url
 
+from store_service.database.changes import ORDER_LOCK
 from store_service.database.connection import Connection, Rows
 from store_service.database.failures import DRIVER_ERRORS, named
 from store_service.database.statements import Statement
-from store_service.database.workers import Lane
+from store_service.database.workers import Lane, Lanes
 from store_service.errors import DatabaseUnavailable
 
 TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
@@ -22,6 +24,9 @@ TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
 OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 """What may stand behind the ? of a database URL."""
 
+CHANNEL = "store_changes"
+"""Where a trigger tells of every insert into the change feed."""
+
 IDLE_IN_TRANSACTION_SECONDS = 10
 """PostgreSQL ends a transaction of ours that does nothing for so long, and frees its locks."""
 
@@ -29,7 +34,11 @@ IDLE_IN_TRANSACTION_SECONDS = 10
 class PostgresqlConnection(Connection):
     """A connection of asyncpg."""
 
-    BEGIN = "BEGIN"
+    # Locked before anything else: PostgreSQL numbers a transaction when it first writes or locks a row, and
+    # one that then waits for another would be told of before it.
+    BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock({ORDER_LOCK})"
+    BEGIN_TO_ADD = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
+    WRITES_IN_ONE_STATEMENT = True
 
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("postgresql", values)
@@ -39,9 +48,30 @@ class PostgresqlConnection(Connection):
     async def _execute(self, text: str) -> None:
         await self._raw.execute(text)
 
+    async def listen(self, heard: Callable[[], None]) -> None:
+        """Calls `heard` whenever changes are committed, and returns when the connection is lost."""
+
+        def on_notification(*_: object) -> None:
+            heard()
+
+        lost = asyncio.Event()
+        self._raw.add_termination_listener(lambda _: lost.set())
+        await self._raw.add_listener(CHANNEL, on_notification)
+        try:
+            # Nobody told of what was written before.
+            heard()
+            await lost.wait()
+        finally:
+            if not self._raw.is_closed():
+                await self._raw.remove_listener(CHANNEL, on_notification)
+
     def _in_transaction(self) -> bool:
         # A connection that was lost has nothing to roll back, and its loss is what should be reported.
-        return not self._raw.is_closed() and self._raw.is_in_transaction()
+        try:
+            return not self._raw.is_closed() and self._raw.is_in_transaction()
+        except DRIVER_ERRORS:
+            # The pool has already taken it back.
+            return False
 
 
 @asynccontextmanager
@@ -53,7 +83,7 @@ async def open_lanes(
     statement_seconds: float,
     acquire_seconds: float,
     force_roll_back: bool,
-) -> AsyncIterator[tuple[Lane, Lane]]:
+) -> AsyncIterator[Lanes]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
@@ -66,7 +96,7 @@ async def open_lanes(
         raise DatabaseUnavailable from error
     options = {
         "min_size": 0,
-        "max_size": readers + 1,
+        "max_size": readers + 2,
         "timeout": acquire_seconds,
         "ssl": tls or False,
         "server_settings": {
@@ -93,20 +123,20 @@ async def open_lanes(
                 writes=True,
             )
             await stack.enter_async_context(lane.running())
-            yield lane, lane
+            yield Lanes(lane, lane)
             return
 
         writer = Lane("writer", lambda: _opened(database, acquire_seconds), workers=1, writes=True)
         await stack.enter_async_context(writer.running())
         reader = Lane("reader", lambda: _opened(database, acquire_seconds), workers=readers, writes=False)
         await stack.enter_async_context(reader.running())
-        yield writer, reader
+        yield Lanes(writer, reader, partial(_listen, database, acquire_seconds))
 
 
 @asynccontextmanager
 async def _opened(
     database: Database, acquire_seconds: float, *, inside_transaction: bool = False
-) -> AsyncIterator[Connection]:
+) -> AsyncIterator[PostgresqlConnection]:
     """One connection of `databases`, held until the end of the block."""
     async with AsyncExitStack() as stack:
         try:
@@ -119,6 +149,20 @@ async def _opened(
         except DRIVER_ERRORS as error:
             raise named(error) from error
         yield PostgresqlConnection(connection.raw_connection, inside_transaction=inside_transaction)
+
+
+async def _listen(database: Database, acquire_seconds: float, heard: Callable[[], None]) -> None:
+    """Calls `heard` whenever any process has committed changes, until it is cancelled.
+
+    Raises:
+        DatabaseUnavailable: The database cannot be reached any more.
+    """
+    async with _opened(database, acquire_seconds) as connection:
+        try:
+            await connection.listen(heard)
+        except DRIVER_ERRORS as error:
+            raise named(error) from error
+    raise DatabaseUnavailable
 
 
 def _milliseconds(seconds: float) -> str:

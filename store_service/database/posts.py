@@ -1,10 +1,11 @@
 """Every statement about posts, with the index that serves it."""
 
-from sqlalchemy import BigInteger, Integer, Text, delete, insert, select, update
+from sqlalchemy import BigInteger, Integer, Text, select, update
 
+from store_service.database.changes import logged_delete, logged_insert, logged_update
 from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import post_table as post
-from store_service.model import Order, Post
+from store_service.model import Kind, Order, Post
 
 _COLUMNS = (post.c.id, post.c.body, post.c.create_time, post.c.update_time, post.c.version)
 
@@ -13,6 +14,11 @@ def post_of(row: tuple[int, str, int | None, int | None, int]) -> Post:
     """The post in a row that holds all columns."""
     id, body, create_time, update_time, version = row
     return Post(id=id, body=body, create_time=create_time, update_time=update_time, version=version)
+
+
+def row_of(post: Post) -> tuple[int, str, int | None, int | None, int]:
+    """All columns of a post."""
+    return post.id, post.body, post.create_time, post.update_time, post.version
 
 
 POSTS_BY_ID = Statement(select(*_COLUMNS).where(one_of(post.c.id, "ids")))
@@ -36,27 +42,35 @@ KEPT_POST_IDS = Statement(
 """The same, and these posts cannot be deleted before the end of the transaction."""
 
 _draft = rows("drafts", body=Text)
-INSERT_POSTS = Statement(
-    insert(post)
-    .from_select(
-        ["body", "create_time", "update_time"],
-        select(_draft.c.body, parameter("now", BigInteger), parameter("now", BigInteger)).order_by(
-            _draft.c.position
-        ),
-    )
-    .returning(post.c.id)
+INSERT_POSTS = logged_insert(
+    post,
+    Kind.POST,
+    ["body", "create_time", "update_time"],
+    select(_draft.c.body, parameter("now", BigInteger), parameter("now", BigInteger)).order_by(
+        _draft.c.position
+    ),
 )
 """Stores `drafts` (rows of body) at the time `now` and returns their ids, ascending as the drafts are."""
 
-_change = rows("changes", id=BigInteger, body=Text, update_time=BigInteger, version=BigInteger)
-UPDATE_POSTS = Statement(
-    update(post)
-    .values(body=_change.c.body, update_time=_change.c.update_time, version=_change.c.version)
-    .where(post.c.id == _change.c.id)
+_update = rows(
+    "updates",
+    id=BigInteger,
+    body=Text,
+    create_time=BigInteger,
+    update_time=BigInteger,
+    version=BigInteger,
+    is_last=Integer,
 )
-"""Writes `changes` (rows of id, body, update_time, version). Served by the primary key."""
+UPDATE_POSTS = logged_update(
+    Kind.POST,
+    update(post)
+    .values(body=_update.c.body, update_time=_update.c.update_time, version=_update.c.version)
+    .where(post.c.id == _update.c.id, _update.c.is_last == 1),
+    _update,
+)
+"""Writes `updates`, of which the last of each post stays. Served by the primary key."""
 
-DELETE_POSTS = Statement(delete(post).where(one_of(post.c.id, "ids")))
+DELETE_POSTS = logged_delete(post, Kind.POST, one_of(post.c.id, "ids"), key="id")
 """Deletes posts, which must have no comments. Served by the primary key."""
 
 PAGE_OF_POSTS: dict[Order, Statement] = {

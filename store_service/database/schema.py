@@ -19,7 +19,7 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import SchemaMismatch
 
-HEAD = "0002"
+HEAD = "0003"
 """The revision that this program needs."""
 
 BEFORE = "0001"

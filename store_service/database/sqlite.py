@@ -5,7 +5,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from urllib.parse import quote
 from databases import Database
 from sqlalchemy.engine import make_url
 
-from store_service.database.connection import Connection, Rows
+from store_service.database.changes import LAST_SEQ, LoggedWrite
+from store_service.database.connection import Connection, Rows, T
 from store_service.database.failures import named
-from store_service.database.statements import Statement
-from store_service.database.workers import Lane
+from store_service.database.statements import Statement, as_json
+from store_service.database.workers import Lane, Lanes
 
 # WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
 # a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
@@ -43,14 +44,66 @@ class NoPlaceForDatabase(Exception):
 class SqliteConnection(Connection):
     """A connection of aiosqlite."""
 
+    # A deferred transaction fails at its first write instead of waiting, so writers say so first.
+    BEGIN = "BEGIN IMMEDIATE"
+    BEGIN_TO_ADD = BEGIN
+    WRITES_IN_ONE_STATEMENT = False
+
     _slow_until = 0.0
     """When reads on the event loop may be tried again, by time.perf_counter."""
 
-    # A deferred transaction fails at its first write instead of waiting, so writers say so first.
-    BEGIN = "BEGIN IMMEDIATE"
+    _xid: int | None = None
+    """What this transaction is called in the feed: the first `seq` that it writes; None before that."""
+
+    _is_in_thread = False
+    """Whether `as_one` is running, and with it whoever calls us."""
+
+    async def write(self, write: LoggedWrite, **values: Any) -> Rows:
+        """Runs a write and then, in the same transaction, what leaves its changes in the feed."""
+        if self._xid is None:
+            ((last_seq,),) = await self.fetch(LAST_SEQ)
+            self._xid = last_seq + 1
+        first, second = write.steps
+        rows = await self.fetch(first, xid=self._xid, **values)
+        await self.fetch(second, xid=self._xid, written=as_json([id for (id,) in rows]), **values)
+        return sorted(rows)
+
+    @asynccontextmanager
+    async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:
+        """What runs inside is on disk, whole, when this ends; see Connection."""
+        self._xid = None
+        async with super().transaction(keep=keep, only_adds=only_adds):
+            yield
+
+    async def as_one(self, work: Coroutine[Any, Any, T]) -> T:
+        """Runs the work in the connection's thread, from beginning to end.
+
+        One trip there and back, instead of one for each statement (docs/decisions/0010).
+        """
+        try:
+            outcome: T = await self._raw._execute(self._run_to_its_end, work)
+            return outcome
+        finally:
+            work.close()
+
+    def _run_to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        self._is_in_thread = True
+        mistake = RuntimeError("work of a connection waited for something else")
+        try:
+            work.send(None)
+            # Told where it waits, so that it undoes what it has begun.
+            work.throw(mistake)
+        except StopIteration as ended:
+            outcome: T = ended.value
+            return outcome
+        finally:
+            self._is_in_thread = False
+        raise mistake
 
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("sqlite", values)
+        if self._is_in_thread:
+            return self._rows(text, arguments)
         rows: Rows = await self._raw.execute_fetchall(text, arguments)
         return rows
 
@@ -61,11 +114,11 @@ class SqliteConnection(Connection):
         (docs/decisions/0009). Nobody else uses the connection meanwhile: its worker waits here.
         """
         started = time.perf_counter()
-        if started < self._slow_until:
+        if started < self._slow_until or self._is_in_thread:
             return await self.fetch(statement, **values)
         text, arguments = statement.on("sqlite", values)
         try:
-            rows: Rows = self._raw._conn.execute(text, arguments).fetchall()
+            rows = self._rows(text, arguments)
         except sqlite3.Error as error:
             raise named(error) from error
         ended = time.perf_counter()
@@ -74,7 +127,14 @@ class SqliteConnection(Connection):
         return rows
 
     async def _execute(self, text: str) -> None:
-        await self._raw.execute_fetchall(text)
+        if self._is_in_thread:
+            self._rows(text, [])
+        else:
+            await self._raw.execute_fetchall(text)
+
+    def _rows(self, text: str, arguments: list[Any]) -> Rows:
+        rows: Rows = self._raw._conn.execute(text, arguments).fetchall()
+        return rows
 
     def _in_transaction(self) -> bool:
         in_transaction: bool = self._raw.in_transaction
@@ -118,7 +178,7 @@ def sole_use(database_url: str) -> Iterator[None]:
 @asynccontextmanager
 async def open_lanes(
     database_url: str, *, readers: int, lock_seconds: float, force_roll_back: bool
-) -> AsyncIterator[tuple[Lane, Lane]]:
+) -> AsyncIterator[Lanes]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
@@ -149,7 +209,7 @@ async def open_lanes(
             database = await stack.enter_async_context(rolling_back)
             lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
             await stack.enter_async_context(lane.running())
-            yield lane, lane
+            yield Lanes(lane, lane)
             return
 
         writing = await stack.enter_async_context(
@@ -170,7 +230,7 @@ async def open_lanes(
         await stack.enter_async_context(writer.running())
         reader = Lane("reader", lambda: _opened(reading), workers=readers, writes=False)
         await stack.enter_async_context(reader.running())
-        yield writer, reader
+        yield Lanes(writer, reader)
 
 
 @asynccontextmanager

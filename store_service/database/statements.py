@@ -5,7 +5,7 @@ read. So a statement has the same text, and is prepared once, however large the 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Integer, Text, bindparam, cast, column, select
@@ -27,9 +27,13 @@ _DIALECTS: dict[str, Dialect] = {
 class Statement:
     """One statement, ready to run."""
 
-    def __init__(self, expression: ClauseElement) -> None:
-        """Takes a Core expression whose bind parameters are given by name when it runs."""
-        self._expression = expression
+    def __init__(self, expression: ClauseElement, *, on_postgresql: ClauseElement | None = None) -> None:
+        """Takes a Core expression whose bind parameters are given by name when it runs, and another one
+        where PostgreSQL needs it."""
+        self._expressions = {
+            "sqlite": expression,
+            "postgresql": expression if on_postgresql is None else on_postgresql,
+        }
         self._compiled: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
 
     def on(self, dialect: str, values: dict[str, Any]) -> tuple[str, list[Any]]:
@@ -39,12 +43,12 @@ class Statement:
             KeyError: A parameter is not given.
         """
         if dialect not in self._compiled:
-            self._compiled[dialect] = self._compile(_DIALECTS[dialect])
+            self._compiled[dialect] = self._compile(dialect)
         text, names, own = self._compiled[dialect]
         return text, [own[name] if name in own else values[name] for name in names]
 
-    def _compile(self, dialect: Dialect) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-        compiled = self._expression.compile(dialect=dialect)
+    def _compile(self, dialect: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+        compiled = self._expressions[dialect].compile(dialect=_DIALECTS[dialect])
         assert isinstance(compiled, SQLCompiler)
         # SQLAlchemy adds parameters of its own, such as OFFSET 0; their values are part of the statement.
         own = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
@@ -56,10 +60,12 @@ def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
     return bindparam(name, type_=type_, required=True)
 
 
-def one_of(number: ColumnElement[int], name: str) -> ColumnElement[bool]:
-    """Whether a column is one of the numbers of the JSON array that is passed as parameter `name`."""
+def one_of(
+    searched: ColumnElement[Any], name: str, *, type_: type[TypeEngine[Any]] = BigInteger
+) -> ColumnElement[bool]:
+    """Whether a column is one of the elements of the JSON array that is passed as parameter `name`."""
     elements = _TextElements(parameter(name, Text)).table_valued(column("value", Text))
-    return _OneOf(number, select(cast(elements.c.value, BigInteger)).scalar_subquery())
+    return _OneOf(searched, select(cast(elements.c.value, type_)).scalar_subquery())
 
 
 def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
@@ -77,8 +83,8 @@ def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
     return select(*items).subquery(name)
 
 
-def as_json(batch: Sequence[Any]) -> str:
-    """A batch as the parameter of `one_of` or `rows`."""
+def as_json(batch: Sequence[Any] | Mapping[str, Any]) -> str:
+    """A batch as the parameter of `one_of` or `rows`, and an answer as it is kept."""
     return json.dumps(batch, ensure_ascii=False, separators=(",", ":"), check_circular=False)
 
 

@@ -4,7 +4,19 @@ Ids are never given twice: AUTOINCREMENT on SQLite, identity columns on PostgreS
 not count up on SQLite, and `Integer` alone would be 32 bits on PostgreSQL.
 """
 
-from sqlalchemy import BigInteger, Column, ForeignKey, Identity, Index, Integer, MetaData, Table, Text, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
 
 metadata = MetaData()
 
@@ -45,4 +57,51 @@ orphaned_comment_table = Table(
     Column("id", Id, primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
     Column("post_id", BigInteger, nullable=False),
+)
+
+# What was changed, in the transaction that changed it, for the change feed. A row never changes; rows go
+# when they are too old.
+change_table = Table(
+    "changes",
+    metadata,
+    Column("seq", Id, Identity(), primary_key=True),
+    # The transaction, so that its changes stay together. On PostgreSQL it also tells which transactions have
+    # ended: a sequence alone does not count up in the order of commits (docs/decisions/0011).
+    Column("xid", BigInteger, nullable=False),
+    Column("action", SmallInteger, nullable=False),
+    Column("kind", SmallInteger, nullable=False),
+    Column("resource_id", BigInteger, nullable=False),
+    Column("post_id", BigInteger, nullable=False),
+    Column("body", Text, nullable=False),
+    # Bytes of the body, so that a reader knows what it is about to read.
+    Column("size", Integer, nullable=False),
+    Column("create_time", BigInteger),
+    Column("update_time", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Column("commit_time", BigInteger, nullable=False),
+    Column("request_id", Text),
+    Index("changes_xid_seq_idx", "xid", "seq").ddl_if(dialect="postgresql"),
+    sqlite_autoincrement=True,
+)
+
+# One row: which store this is, and up to where its changes have been deleted.
+feed_table = Table(
+    "feed",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("store_id", Text, nullable=False),
+    Column("trimmed_xid", BigInteger, nullable=False),
+    Column("trimmed_seq", BigInteger, nullable=False),
+)
+
+# Requests with a request_id that were done, and what was answered.
+request_table = Table(
+    "requests",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("answer", Text, nullable=False),
+    Column("create_time", BigInteger, nullable=False),
+    Index("requests_create_time_idx", "create_time"),
+    sqlite_with_rowid=False,
 )

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 
@@ -45,8 +45,11 @@ class Operation(Generic[Argument, Result]):
     """Does the work of every argument and returns, in their order, what came of each: a result, or the
     error of that one. What it raises is the error of all."""
 
-    one_statement: bool = False
-    """`run` is a single statement, which is a transaction by itself."""
+    only_adds: bool = False
+    """`run` changes and deletes nothing that is there, so processes may do it at the same time."""
+
+    is_one_write: bool = False
+    """`run` is a single `Connection.write`, and nothing that must happen with it."""
 
 
 class Work:
@@ -76,6 +79,11 @@ Open = Callable[[], AbstractAsyncContextManager[Connection]]
 """Opens a connection of `databases` and closes it."""
 
 
+async def nothing_to_hear(_: Callable[[], None]) -> None:
+    """Waits for ever: where one process does all the writing, there is nobody else to hear of."""
+    await asyncio.get_running_loop().create_future()
+
+
 class Lane:
     """Work that waits, and the workers that do it."""
 
@@ -88,6 +96,8 @@ class Lane:
         self._waiting: deque[Work] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._stopping = False
+        self.after_write: Callable[[], None] = lambda: None
+        """Called after every commit."""
         self._loop: asyncio.AbstractEventLoop
 
     async def do(
@@ -141,11 +151,10 @@ class Lane:
         """Holds a connection and works with it; opens another when it is lost."""
         while True:
             try:
-                async with self._open() as connection:
-                    if not opened.done():
-                        opened.set_result(None)
-                    await self._serve(connection)
-                    return
+                # `databases` gives a task the same connection for ever when it could not take it back, so
+                # each one has a task of its own.
+                await asyncio.create_task(self._hold_one(opened), name=f"{self._name}-connection")
+                return
             except Exception as error:
                 if not opened.done():
                     opened.set_exception(error)
@@ -162,6 +171,12 @@ class Lane:
                 for work in self._take():
                     work.answer(DatabaseUnavailable())
                 await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _hold_one(self, opened: asyncio.Future[None]) -> None:
+        async with self._open() as connection:
+            if not opened.done():
+                opened.set_result(None)
+            await self._serve(connection)
 
     async def _serve(self, connection: Connection) -> None:
         crowded = False
@@ -243,6 +258,8 @@ class Lane:
         # Only now, after the commit, is anybody told.
         for work, outcome in zip(batch, outcomes, strict=True):
             work.answer(outcome)
+        if self._writes and keep:
+            self.after_write()
 
     async def _outcomes_at_last(
         self, connection: Connection, batch: Sequence[Work], *, keep: bool
@@ -267,9 +284,26 @@ class Lane:
                 for index, result in zip(indexes, results, strict=True):
                     outcomes[index] = result
 
-        if self._writes and not (keep and len(groups) == 1 and batch[0].operation.one_statement):
-            async with connection.transaction(keep=keep):
+        async def write_all() -> None:
+            first = batch[0].operation
+            is_alone = len(groups) == 1
+            if keep and is_alone and first.is_one_write and connection.WRITES_IN_ONE_STATEMENT:
                 await run_all()
+            else:
+                async with connection.transaction(keep=keep, only_adds=is_alone and first.only_adds):
+                    await run_all()
+
+        if self._writes:
+            await connection.as_one(write_all())
         else:
             await run_all()
         return outcomes
+
+
+class Lanes(NamedTuple):
+    """What an open database consists of."""
+
+    writer: Lane
+    reader: Lane
+    listen: Callable[[Callable[[], None]], Awaitable[None]] = nothing_to_hear
+    """Calls back whenever any process has committed changes, until it is cancelled."""

@@ -4,7 +4,7 @@ from storeapi.v1 import comments_pb2 as pb
 
 from store_service.rpc.convert import comment_to_message
 from store_service.rpc.guard import Context
-from store_service.rpc.validation import Validation
+from store_service.rpc.validation import Validation, same_request
 from store_service.store.comments import Comments
 
 
@@ -18,7 +18,9 @@ class CommentService:
 
     async def CreateComment(self, request: pb.CreateCommentRequest, _: Context) -> pb.Comment:
         drafts = self._validation.comment_drafts(request)
-        (comment,) = await self._comments.create_comments(drafts, keep=not request.validate_only)
+        (comment,) = await self._comments.create_comments(
+            drafts, request=same_request(request), keep=not request.validate_only
+        )
         return comment_to_message(comment)
 
     async def GetComment(self, request: pb.GetCommentRequest, _: Context) -> pb.Comment:
@@ -32,16 +34,21 @@ class CommentService:
         return pb.ListCommentsResponse(
             comments=[comment_to_message(comment) for comment in page.items],
             next_page_token=page.next_page_token,
+            resume_token=page.resume_token,
         )
 
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
         update = self._validation.comment_update(request)
-        comment = await self._comments.update_comment(update, keep=not request.validate_only)
+        comment = await self._comments.update_comment(
+            update, request=same_request(request), keep=not request.validate_only
+        )
         return comment_to_message(comment)
 
     async def DeleteComment(self, request: pb.DeleteCommentRequest, _: Context) -> pb.Comment:
         deletion = self._validation.comment_deletion(request)
-        deleted = await self._comments.delete_comments(deletion, keep=not request.validate_only)
+        deleted = await self._comments.delete_comments(
+            deletion, request=same_request(request), keep=not request.validate_only
+        )
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
     async def BatchGetComments(
@@ -57,14 +64,18 @@ class CommentService:
         self, request: pb.BatchCreateCommentsRequest, _: Context
     ) -> pb.BatchCreateCommentsResponse:
         drafts = self._validation.comment_drafts(request)
-        comments = await self._comments.create_comments(drafts, keep=not request.validate_only)
+        comments = await self._comments.create_comments(
+            drafts, request=same_request(request), keep=not request.validate_only
+        )
         return pb.BatchCreateCommentsResponse(comments=[comment_to_message(comment) for comment in comments])
 
     async def BatchDeleteComments(
         self, request: pb.BatchDeleteCommentsRequest, _: Context
     ) -> pb.BatchDeleteCommentsResponse:
         deletion = self._validation.comment_deletion(request)
-        deleted = await self._comments.delete_comments(deletion, keep=not request.validate_only)
+        deleted = await self._comments.delete_comments(
+            deletion, request=same_request(request), keep=not request.validate_only
+        )
         return pb.BatchDeleteCommentsResponse(
             comments=[comment_to_message(comment) for comment in deleted.items],
             missing_ids=deleted.missing_ids,

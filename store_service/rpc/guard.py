@@ -8,7 +8,8 @@ is the only place that handles exceptions of methods, so none of them needs a `t
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
@@ -17,7 +18,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from store_service.errors import RequestMalformed, ShuttingDown, StoreError
+from store_service.errors import RequestMalformed, ShuttingDown, StoreError, StreamStalled
 from store_service.logs import CallLog
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
@@ -25,6 +26,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 CALL_ID_KEY = "x-call-id"
 """Trailing metadata with the id under which the log tells of the call."""
+
+STALL_SECONDS = 30.0
+"""A stream whose caller reads nothing for so long is ended."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -122,12 +126,12 @@ class Guard:
     def _stream(
         self,
         name: str,
-        behavior: Callable[[Any, Context], AsyncIterator[Message]],
+        behavior: Callable[[Any, Context], AsyncGenerator[Message | bytes, None]],
         decode: Callable[[bytes], Message],
         client_streaming: bool,
         while_draining: bool,
-    ) -> Callable[[Any, Context], AsyncIterator[bytes]]:
-        async def handle(data: Any, context: Context) -> AsyncIterator[bytes]:
+    ) -> Callable[[Any, Context], Awaitable[None]]:
+        async def handle(data: Any, context: Context) -> None:
             call = self._begin(name, context)
             task = asyncio.current_task()
             assert task is not None
@@ -137,8 +141,10 @@ class Guard:
                     raise ShuttingDown
                 if not while_draining:
                     self._streams.add(task)
-                async for response in behavior(request, context):
-                    yield response.SerializeToString()
+                # Closed before the caller is told, so that a caller that hears nothing holds nothing.
+                async with aclosing(behavior(request, context)) as responses:
+                    async for response in responses:
+                        await _send(context, response)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError) and self._draining and not context.cancelled():
                     task.uncancel()
@@ -176,10 +182,6 @@ class Guard:
             # The method has answered by itself, as the health service does.
             call.log(grpc.StatusCode(context.code()).name)
             raise error
-        if isinstance(error, GeneratorExit):
-            # The caller went away while a stream's answer was on its way, and gRPC gave the stream up.
-            call.log("CANCELLED")
-            raise error
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise error
 
@@ -216,6 +218,20 @@ class _Call:
     def log(self, code: str) -> None:
         seconds = time.perf_counter() - self._start
         self._calls.write(self.method, code, seconds, self._context.peer(), self.id)
+
+
+async def _send(context: Context, response: Message | bytes) -> None:
+    """Sends one message of a stream, which may be encoded already because others get the same.
+
+    Raises:
+        StreamStalled: The caller reads nothing; what it has not read fills what gRPC sends ahead.
+    """
+    data = response if isinstance(response, bytes) else response.SerializeToString()
+    try:
+        async with asyncio.timeout(STALL_SECONDS):
+            await context.write(data)
+    except TimeoutError:
+        raise StreamStalled(seconds=STALL_SECONDS) from None
 
 
 def _decoder(message_class: type[Message]) -> Callable[[bytes], Message]:

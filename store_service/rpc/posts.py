@@ -4,7 +4,7 @@ from storeapi.v1 import posts_pb2 as pb
 
 from store_service.rpc.convert import post_to_message
 from store_service.rpc.guard import Context
-from store_service.rpc.validation import Validation
+from store_service.rpc.validation import Validation, same_request
 from store_service.store.posts import Posts
 
 
@@ -18,7 +18,9 @@ class PostService:
 
     async def CreatePost(self, request: pb.CreatePostRequest, _: Context) -> pb.Post:
         drafts = self._validation.post_drafts(request)
-        (post,) = await self._posts.create_posts(drafts, keep=not request.validate_only)
+        (post,) = await self._posts.create_posts(
+            drafts, request=same_request(request), keep=not request.validate_only
+        )
         return post_to_message(post)
 
     async def GetPost(self, request: pb.GetPostRequest, _: Context) -> pb.Post:
@@ -30,17 +32,23 @@ class PostService:
         wanted = self._validation.page_of_posts(request)
         page = await self._posts.list_posts(wanted)
         return pb.ListPostsResponse(
-            posts=[post_to_message(post) for post in page.items], next_page_token=page.next_page_token
+            posts=[post_to_message(post) for post in page.items],
+            next_page_token=page.next_page_token,
+            resume_token=page.resume_token,
         )
 
     async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
         update = self._validation.post_update(request)
-        post = await self._posts.update_post(update, keep=not request.validate_only)
+        post = await self._posts.update_post(
+            update, request=same_request(request), keep=not request.validate_only
+        )
         return post_to_message(post)
 
     async def DeletePost(self, request: pb.DeletePostRequest, _: Context) -> pb.Post:
         deletion = self._validation.post_deletion(request)
-        deleted = await self._posts.delete_posts(deletion, keep=not request.validate_only)
+        deleted = await self._posts.delete_posts(
+            deletion, request=same_request(request), keep=not request.validate_only
+        )
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> pb.BatchGetPostsResponse:
@@ -54,14 +62,18 @@ class PostService:
         self, request: pb.BatchCreatePostsRequest, _: Context
     ) -> pb.BatchCreatePostsResponse:
         drafts = self._validation.post_drafts(request)
-        posts = await self._posts.create_posts(drafts, keep=not request.validate_only)
+        posts = await self._posts.create_posts(
+            drafts, request=same_request(request), keep=not request.validate_only
+        )
         return pb.BatchCreatePostsResponse(posts=[post_to_message(post) for post in posts])
 
     async def BatchDeletePosts(
         self, request: pb.BatchDeletePostsRequest, _: Context
     ) -> pb.BatchDeletePostsResponse:
         deletion = self._validation.post_deletion(request)
-        deleted = await self._posts.delete_posts(deletion, keep=not request.validate_only)
+        deleted = await self._posts.delete_posts(
+            deletion, request=same_request(request), keep=not request.validate_only
+        )
         return pb.BatchDeletePostsResponse(
             posts=[post_to_message(post) for post in deleted.items], missing_ids=deleted.missing_ids
         )

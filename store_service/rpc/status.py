@@ -118,9 +118,23 @@ def _changed(error: errors.EtagMismatch) -> list[Message]:
     ]
 
 
-def _retry(_: errors.Unavailable) -> list[Message]:
+def _retry(_: errors.StoreError) -> list[Message]:
     seconds = Duration(nanos=int(RETRY_SECONDS * 1_000_000_000))
     return [error_details_pb2.RetryInfo(retry_delay=seconds)]
+
+
+def _quota(error: errors.WatchLimit) -> list[Message]:
+    return [
+        error_details_pb2.QuotaFailure(
+            violations=[
+                error_details_pb2.QuotaFailure.Violation(
+                    subject="watches of one server process",
+                    description=f"{error.limit} are open, which is the limit",
+                )
+            ]
+        ),
+        *_retry(error),
+    ]
 
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -140,6 +154,9 @@ ROWS: dict[type[errors.StoreError], _Row] = {
         more=_violations,
     ),
     errors.BatchDuplicate: _Row(code=_INVALID, reason="BATCH_DUPLICATE", more=_violations),
+    errors.RequestIdReused: _Row(code=_INVALID, reason="REQUEST_ID_REUSED", more=_violations),
+    errors.ResumeTokenInvalid: _Row(code=_INVALID, reason="RESUME_TOKEN_INVALID", more=_violations),
+    errors.ResumeTokenForeign: _Row(code=_INVALID, reason="RESUME_TOKEN_FOREIGN", more=_violations),
     errors.PostNotFound: _Row(
         code=grpc.StatusCode.NOT_FOUND,
         reason="POST_NOT_FOUND",
@@ -172,7 +189,24 @@ ROWS: dict[type[errors.StoreError], _Row] = {
         reason="RESPONSE_TOO_LARGE",
         metadata=lambda error: {"max_bytes": str(error.max_bytes)},
     ),
-    errors.ShuttingDown: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="SHUTTING_DOWN", more=_retry),
+    errors.ResumeTokenExpired: _Row(
+        code=grpc.StatusCode.OUT_OF_RANGE,
+        reason="RESUME_TOKEN_EXPIRED",
+        metadata=lambda error: {"earliest_resume_token": error.earliest_resume_token},
+    ),
+    errors.WatchLimit: _Row(
+        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason="WATCH_LIMIT",
+        metadata=lambda error: {"limit": str(error.limit)},
+        more=_quota,
+    ),
+    errors.ShuttingDown: _Row(
+        code=grpc.StatusCode.UNAVAILABLE,
+        reason="SHUTTING_DOWN",
+        metadata=lambda error: {"resume_token": error.resume_token} if error.resume_token else {},
+        more=_retry,
+    ),
+    errors.StreamStalled: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="STREAM_STALLED", more=_retry),
     errors.DatabaseBusy: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_BUSY", more=_retry),
     errors.DatabaseUnavailable: _Row(
         code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", more=_retry

@@ -7,10 +7,11 @@ every request that has it.
 import json
 import re
 from collections.abc import Sequence
+from hashlib import blake2b
 from typing import TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service.errors import (
     BatchDuplicate,
@@ -21,16 +22,37 @@ from store_service.errors import (
     InvalidRequest,
     Violation,
 )
-from store_service.model import ORDERS, CommentDraft, Deletion, Order, PageRequest, PostDraft, Query, Update
+from store_service.model import (
+    ORDERS,
+    CommentDraft,
+    Deletion,
+    Filter,
+    Kind,
+    Order,
+    PageRequest,
+    PostDraft,
+    Query,
+    Request,
+    Update,
+    WatchStart,
+)
 from store_service.rpc.convert import microseconds_of
 
 MAX_BATCH = 1000
 """Most ids or requests in one batch."""
 
+MIN_HEARTBEAT_SECONDS = 1.0
+MAX_HEARTBEAT_SECONDS = 60.0
+DEFAULT_HEARTBEAT_SECONDS = 10.0
+
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
 
 _SPACES = re.compile(r"\s+")
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_NIL = "00000000-0000-0000-0000-000000000000"
+"""What a caller sends who has forgotten to choose one."""
 
 WriteRequest = (
     posts_pb2.CreatePostRequest
@@ -175,6 +197,49 @@ class Validation:
         page_size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
 
+    # Watching
+
+    def watch(self, request: changes_pb2.WatchRequest) -> tuple[WatchStart, Filter, float]:
+        """Where to start, which changes, and the longest time between two responses."""
+        found = _Violations()
+        start = request.WhichOneof("start")
+        if start in ("initial_state", "earliest") and not getattr(request, start):
+            found.add(FieldInvalid, start, "must be true if it is set; leave out start to begin now")
+        kinds = set(request.kinds)
+        for index, kind in enumerate(request.kinds):
+            if int(kind) not in set(Kind):
+                found.add(
+                    FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
+                )
+        if len(request.post_ids) > MAX_BATCH:
+            found.add(
+                FieldInvalid, "post_ids", f"must not name more than {MAX_BATCH} posts; leave it out for all"
+            )
+        found.check_ids("post_ids", request.post_ids)
+        heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
+        if request.HasField("heartbeat_interval"):
+            interval = request.heartbeat_interval
+            heartbeat_seconds = interval.seconds + interval.nanos / 1_000_000_000
+            if not MIN_HEARTBEAT_SECONDS <= heartbeat_seconds <= MAX_HEARTBEAT_SECONDS:
+                found.add(
+                    FieldInvalid,
+                    "heartbeat_interval",
+                    f"must be between {MIN_HEARTBEAT_SECONDS:g} and {MAX_HEARTBEAT_SECONDS:g} seconds",
+                )
+        found.raise_if_any()
+        return (
+            WatchStart(
+                resume_token=request.resume_token if start == "resume_token" else None,
+                initial_state=request.initial_state,
+                earliest=request.earliest,
+            ),
+            Filter(
+                kinds=frozenset(Kind(kind) for kind in kinds) or frozenset(Kind),
+                post_ids=frozenset(request.post_ids),
+            ),
+            heartbeat_seconds,
+        )
+
     # Changing
 
     def post_update(self, request: posts_pb2.UpdatePostRequest) -> Update:
@@ -269,6 +334,21 @@ class Validation:
         return ids, etag
 
 
+def same_request(request: WriteRequest) -> Request | None:
+    """What makes this request the same as one before; None unless it has a request_id."""
+    if not request.request_id:
+        return None
+    rest = type(request)()
+    rest.CopyFrom(request)  # type: ignore[arg-type]  # it is of the same type
+    # Whether it may be kept does not make it another request.
+    rest.request_id = ""
+    rest.validate_only = False
+    name = request.DESCRIPTOR.full_name.encode()
+    content = rest.SerializeToString(deterministic=True)
+    fingerprint = blake2b(name + b"\0" + content, digest_size=16).hexdigest()
+    return Request(id=request.request_id.lower(), fingerprint=fingerprint)
+
+
 class _Mask:
     """An update mask, as AIP-134 reads it."""
 
@@ -356,8 +436,12 @@ class _Violations:
         return each
 
     def check_request_id(self, request: WriteRequest) -> None:
-        if request.request_id:
-            self.add(FieldInvalid, "request_id", "is not supported by this version; leave it out")
+        if request.request_id and (not _UUID.fullmatch(request.request_id) or request.request_id == _NIL):
+            self.add(
+                FieldInvalid,
+                "request_id",
+                "must be a random UUID such as 3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b, or empty",
+            )
 
     def check_set_by_server(self, resource: posts_pb2.Post | comments_pb2.Comment, path: str) -> None:
         if resource.id:

@@ -11,7 +11,17 @@ from store_service.database.connection import Connection
 from store_service.database.statements import as_json
 from store_service.database.workers import Operation
 from store_service.errors import CommentNotFound, PostNotFound, StoreError
-from store_service.model import Comment, CommentDraft, Deletion, Found, Page, PageRequest, Update
+from store_service.model import (
+    Comment,
+    CommentDraft,
+    Deletion,
+    Found,
+    Page,
+    PageRequest,
+    Request,
+    Update,
+    Write,
+)
 from store_service.store.batches import (
     FEW,
     check_answer_size,
@@ -21,7 +31,8 @@ from store_service.store.batches import (
     pick,
     updated,
 )
-from store_service.store.pages import read_page
+from store_service.store.pages import read_page, read_pages
+from store_service.store.requests import WriteOperation, request_ids
 
 
 class Comments:
@@ -32,11 +43,11 @@ class Comments:
         self._store = store
 
     async def create_comments(
-        self, drafts: Sequence[CommentDraft], *, keep: bool = True
+        self, drafts: Sequence[CommentDraft], *, request: Request | None = None, keep: bool = True
     ) -> tuple[Comment, ...]:
         """Stores comments, all or none, and returns them in the order of the drafts."""
         check_answer_size(drafts)
-        comments = await self._store.write(_CREATE, drafts, keep=keep)
+        comments = await _CREATE.do(self._store, drafts, request, keep=keep)
         return comments if keep else tuple(_without_what_was_not_given(comment) for comment in comments)
 
     async def get_comment(self, id: int) -> Comment:
@@ -55,14 +66,18 @@ class Comments:
         """Returns one page, of one post or of all."""
         return await self._store.read(_LIST, request)
 
-    async def update_comment(self, update: Update, *, keep: bool = True) -> Comment:
+    async def update_comment(
+        self, update: Update, *, request: Request | None = None, keep: bool = True
+    ) -> Comment:
         """Changes a comment and returns what it became."""
-        comment = await self._store.write(_UPDATE, update, keep=keep)
+        comment = await _UPDATE.do(self._store, update, request, keep=keep)
         return comment if keep else replace(comment, update_time=None, version=0)
 
-    async def delete_comments(self, deletion: Deletion, *, keep: bool = True) -> Found[Comment]:
+    async def delete_comments(
+        self, deletion: Deletion, *, request: Request | None = None, keep: bool = True
+    ) -> Found[Comment]:
         """Deletes comments, all or none, and returns them as they last were."""
-        return await self._store.write(_DELETE, deletion, keep=keep)
+        return await _DELETE.do(self._store, deletion, request, keep=keep)
 
     async def count_comments(self, post_ids: Sequence[int]) -> dict[int, int]:
         """How many comments each of these posts has; 0 also for what is no post."""
@@ -75,31 +90,33 @@ def _without_what_was_not_given(comment: Comment) -> Comment:
 
 
 async def _create(
-    connection: Connection, batches: Sequence[Sequence[CommentDraft]]
+    connection: Connection, writes: Sequence[Write[Sequence[CommentDraft]]]
 ) -> list[tuple[Comment, ...] | StoreError]:
-    post_ids = {draft.post_id for batch in batches for draft in batch}
+    post_ids = {draft.post_id for write in writes for draft in write.argument}
     posts = {id for (id,) in await connection.fetch(post_sql.KEPT_POST_IDS, ids=as_json(list(post_ids)))}
     now = now_microseconds()
-    accepted: list[CommentDraft] = []
+    accepted: list[tuple[CommentDraft, Request | None]] = []
 
-    def decision(batch: Sequence[CommentDraft]) -> Sequence[CommentDraft]:
+    def decision(write: Write[Sequence[CommentDraft]]) -> Sequence[CommentDraft]:
         missing: dict[int, str] = {}
-        for draft in batch:
+        for draft in write.argument:
             if draft.post_id not in posts:
                 missing.setdefault(draft.post_id, draft.field)
         if missing:
             raise PostNotFound(ids=list(missing), fields=list(missing.values()))
-        accepted.extend(batch)
-        return batch
+        accepted.extend((draft, write.request) for draft in write.argument)
+        return write.argument
 
-    outcomes = decide(batches, decision)
-    rows = await connection.fetch(
+    outcomes = decide(writes, decision)
+    if not accepted:
+        return [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
+    rows = await connection.write(
         sql.INSERT_COMMENTS,
-        drafts=as_json([(n, draft.body, draft.post_id) for n, draft in enumerate(accepted)]),
+        drafts=as_json([(n, draft.body, draft.post_id) for n, (draft, _) in enumerate(accepted)]),
+        requests=request_ids((n, request) for n, (_, request) in enumerate(accepted)),
         now=now,
     )
-    # Ids count up in the order of the drafts; the order of RETURNING is nobody's promise.
-    ids = iter(sorted(id for (id,) in rows))
+    ids = iter([id for (id,) in rows])
     return [
         outcome
         if isinstance(outcome, StoreError)
@@ -127,13 +144,7 @@ async def _get(connection: Connection, batches: Sequence[Sequence[int]]) -> list
 
 
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Comment] | StoreError]:
-    pages: list[Page[Comment] | StoreError] = []
-    for request in requests:
-        try:
-            pages.append(await _page(connection, request))
-        except StoreError as error:
-            pages.append(error)
-    return pages
+    return await read_pages(connection, requests, _page)
 
 
 async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
@@ -148,41 +159,53 @@ async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
     return page
 
 
-async def _update(connection: Connection, updates: Sequence[Update]) -> list[Comment | StoreError]:
-    stored = await _locked_comments_by_id(connection, {update.id for update in updates})
+async def _update(connection: Connection, writes: Sequence[Write[Update]]) -> list[Comment | StoreError]:
+    stored = await _locked_comments_by_id(connection, {write.argument.id for write in writes})
     now = now_microseconds()
-    changed: dict[int, Comment] = {}
+    changed: list[tuple[Comment, Request | None]] = []
 
-    def decision(update: Update) -> Comment:
-        before = stored.get(update.id)
-        after = updated(update, before, missing=CommentNotFound, now=now)
+    def decision(write: Write[Update]) -> Comment:
+        before = stored.get(write.argument.id)
+        after = updated(write.argument, before, missing=CommentNotFound, now=now)
         if after is not before:
             # The next update of this batch finds what this one leaves.
-            stored[after.id] = changed[after.id] = after
+            stored[after.id] = after
+            changed.append((after, write.request))
         return after
 
-    outcomes = decide(updates, decision)
+    outcomes = decide(writes, decision)
     if changed:
-        rows = [(n, it.id, it.body, it.update_time, it.version) for n, it in enumerate(changed.values())]
-        await connection.fetch(sql.UPDATE_COMMENTS, changes=as_json(rows))
+        rows = [
+            (n, *sql.row_of(comment), int(stored[comment.id] is comment))
+            for n, (comment, _) in enumerate(changed)
+        ]
+        requests = request_ids((n, request) for n, (_, request) in enumerate(changed))
+        await connection.write(sql.UPDATE_COMMENTS, updates=as_json(rows), requests=requests, now=now)
     return outcomes
 
 
-async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Comment] | StoreError]:
-    ids = {id for deletion in deletions for id in deletion.ids}
+async def _delete(
+    connection: Connection, writes: Sequence[Write[Deletion]]
+) -> list[Found[Comment] | StoreError]:
+    ids = {id for write in writes for id in write.argument.ids}
     stored = await _locked_comments_by_id(connection, ids)
-    gone: list[int] = []
+    gone: dict[int, Request | None] = {}
 
-    def decision(deletion: Deletion) -> Found[Comment]:
-        found = deleted(deletion, stored, missing=CommentNotFound)
+    def decision(write: Write[Deletion]) -> Found[Comment]:
+        found = deleted(write.argument, stored, missing=CommentNotFound)
         for comment in found.items:
             del stored[comment.id]
-            gone.append(comment.id)
+            gone[comment.id] = write.request
         return found
 
-    outcomes = decide(deletions, decision)
+    outcomes = decide(writes, decision)
     if gone:
-        await connection.fetch(sql.DELETE_COMMENTS, ids=as_json(gone))
+        await connection.write(
+            sql.DELETE_COMMENTS,
+            ids=as_json(list(gone)),
+            requests=request_ids(gone.items()),
+            now=now_microseconds(),
+        )
     return outcomes
 
 
@@ -198,9 +221,22 @@ async def _locked_comments_by_id(connection: Connection, ids: set[int]) -> dict[
     return {row[0]: sql.comment_of(row) for row in rows}
 
 
-_CREATE = Operation(_create)
 _GET: Operation[Sequence[int], Mapping[int, Comment]] = Operation(_get)
 _LIST: Operation[PageRequest, Page[Comment]] = Operation(_list)
-_UPDATE: Operation[Update, Comment] = Operation(_update)
-_DELETE: Operation[Deletion, Found[Comment]] = Operation(_delete)
 _COUNT: Operation[Sequence[int], Mapping[int, int]] = Operation(_count)
+_CREATE: WriteOperation[Sequence[CommentDraft], tuple[Comment, ...]] = WriteOperation(
+    _create,
+    Comment,
+    answer_of=lambda comments: Found(items=comments),
+    result_of=lambda found: found.items,
+    only_adds=True,
+)
+_UPDATE: WriteOperation[Update, Comment] = WriteOperation(
+    _update,
+    Comment,
+    answer_of=lambda comment: Found(items=(comment,)),
+    result_of=lambda found: found.items[0],
+)
+_DELETE: WriteOperation[Deletion, Found[Comment]] = WriteOperation(
+    _delete, Comment, answer_of=lambda found: found, result_of=lambda found: found
+)

@@ -1,12 +1,15 @@
 """Pages of any query, cut before they are too large for a message."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
+from store_service.errors import InvalidRequest, NotFound, StoreError
 from store_service.model import Page, PageRequest
 from store_service.store import page_tokens
+from store_service.store.changes import feed_state
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """A page ends before its bodies pass this, so that it stays below gRPC's 4 MiB for a message."""
@@ -26,6 +29,29 @@ class _Resource(Protocol):
 
 
 R = TypeVar("R", bound=_Resource)
+
+
+async def read_pages(
+    connection: Connection,
+    requests: Sequence[PageRequest],
+    read: Callable[[Connection, PageRequest], Awaitable[Page[R]]],
+) -> list[Page[R] | StoreError]:
+    """Reads the page of each request with `read`; a first page says from where to watch what it lists."""
+    resume_token = ""
+    if not all(request.page_token for request in requests):
+        # Before any page is read: what a page does not show, a watch from here tells.
+        state = await feed_state(connection)
+        resume_token = state.token_of(state.end)
+    pages: list[Page[R] | StoreError] = []
+    for request in requests:
+        try:
+            page = await read(connection, request)
+        except (InvalidRequest, NotFound) as error:
+            # Of this request alone; what happens to the connection happens to all.
+            pages.append(error)
+        else:
+            pages.append(page if request.page_token else replace(page, resume_token=resume_token))
+    return pages
 
 
 async def read_page(

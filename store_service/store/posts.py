@@ -11,7 +11,7 @@ from store_service.database.connection import Connection
 from store_service.database.statements import as_json
 from store_service.database.workers import Operation
 from store_service.errors import PostHasComments, PostNotFound, StoreError
-from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Update
+from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Request, Update, Write
 from store_service.store.batches import (
     FEW,
     check_answer_size,
@@ -21,7 +21,8 @@ from store_service.store.batches import (
     pick,
     updated,
 )
-from store_service.store.pages import read_page
+from store_service.store.pages import read_page, read_pages
+from store_service.store.requests import WriteOperation, request_ids
 
 
 class Posts:
@@ -31,10 +32,12 @@ class Posts:
         """Takes the open database."""
         self._store = store
 
-    async def create_posts(self, drafts: Sequence[PostDraft], *, keep: bool = True) -> tuple[Post, ...]:
+    async def create_posts(
+        self, drafts: Sequence[PostDraft], *, request: Request | None = None, keep: bool = True
+    ) -> tuple[Post, ...]:
         """Stores posts, all or none, and returns them in the order of the drafts."""
         check_answer_size(drafts)
-        posts = await self._store.write(_CREATE, drafts, keep=keep)
+        posts = await _CREATE.do(self._store, drafts, request, keep=keep)
         return posts if keep else tuple(_without_what_was_not_given(post) for post in posts)
 
     async def get_post(self, id: int) -> Post:
@@ -53,34 +56,40 @@ class Posts:
         """Returns one page."""
         return await self._store.read(_LIST, request)
 
-    async def update_post(self, update: Update, *, keep: bool = True) -> Post:
+    async def update_post(self, update: Update, *, request: Request | None = None, keep: bool = True) -> Post:
         """Changes a post and returns what it became."""
-        post = await self._store.write(_UPDATE, update, keep=keep)
+        post = await _UPDATE.do(self._store, update, request, keep=keep)
         return post if keep else replace(post, update_time=None, version=0)
 
-    async def delete_posts(self, deletion: Deletion, *, keep: bool = True) -> Found[Post]:
+    async def delete_posts(
+        self, deletion: Deletion, *, request: Request | None = None, keep: bool = True
+    ) -> Found[Post]:
         """Deletes posts, all or none, and returns them as they last were."""
-        return await self._store.write(_DELETE, deletion, keep=keep)
+        return await _DELETE.do(self._store, deletion, request, keep=keep)
 
 
 def _without_what_was_not_given(post: Post) -> Post:
     return replace(post, id=0, create_time=None, update_time=None, version=0)
 
 
-async def _create(connection: Connection, batches: Sequence[Sequence[PostDraft]]) -> list[tuple[Post, ...]]:
-    drafts = [draft for batch in batches for draft in batch]
+async def _create(
+    connection: Connection, writes: Sequence[Write[Sequence[PostDraft]]]
+) -> list[tuple[Post, ...]]:
+    drafts = [(draft, write.request) for write in writes for draft in write.argument]
     now = now_microseconds()
-    rows = await connection.fetch(
-        sql.INSERT_POSTS, drafts=as_json([(n, draft.body) for n, draft in enumerate(drafts)]), now=now
+    rows = await connection.write(
+        sql.INSERT_POSTS,
+        drafts=as_json([(n, draft.body) for n, (draft, _) in enumerate(drafts)]),
+        requests=request_ids((n, request) for n, (_, request) in enumerate(drafts)),
+        now=now,
     )
-    # Ids count up in the order of the drafts; the order of RETURNING is nobody's promise.
-    ids = iter(sorted(id for (id,) in rows))
+    ids = iter([id for (id,) in rows])
     return [
         tuple(
             Post(id=next(ids), body=draft.body, create_time=now, update_time=now, version=1)
-            for draft in batch
+            for draft in write.argument
         )
-        for batch in batches
+        for write in writes
     ]
 
 
@@ -93,60 +102,65 @@ async def _get(connection: Connection, batches: Sequence[Sequence[int]]) -> list
 
 
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Post] | StoreError]:
-    pages: list[Page[Post] | StoreError] = []
-    for request in requests:
-        try:
-            statement = sql.PAGE_OF_POSTS[request.query.order]
-            pages.append(await read_page(connection, request, statement, sql.post_of))
-        except StoreError as error:
-            pages.append(error)
-    return pages
+    return await read_pages(connection, requests, _page)
 
 
-async def _update(connection: Connection, updates: Sequence[Update]) -> list[Post | StoreError]:
-    stored = await _locked_posts_by_id(connection, {update.id for update in updates})
+async def _page(connection: Connection, request: PageRequest) -> Page[Post]:
+    statement = sql.PAGE_OF_POSTS[request.query.order]
+    return await read_page(connection, request, statement, sql.post_of)
+
+
+async def _update(connection: Connection, writes: Sequence[Write[Update]]) -> list[Post | StoreError]:
+    stored = await _locked_posts_by_id(connection, {write.argument.id for write in writes})
     now = now_microseconds()
-    changed: dict[int, Post] = {}
+    changed: list[tuple[Post, Request | None]] = []
 
-    def decision(update: Update) -> Post:
-        before = stored.get(update.id)
-        after = updated(update, before, missing=PostNotFound, now=now)
+    def decision(write: Write[Update]) -> Post:
+        before = stored.get(write.argument.id)
+        after = updated(write.argument, before, missing=PostNotFound, now=now)
         if after is not before:
             # The next update of this batch finds what this one leaves.
-            stored[after.id] = changed[after.id] = after
+            stored[after.id] = after
+            changed.append((after, write.request))
         return after
 
-    outcomes = decide(updates, decision)
+    outcomes = decide(writes, decision)
     if changed:
-        rows = [(n, it.id, it.body, it.update_time, it.version) for n, it in enumerate(changed.values())]
-        await connection.fetch(sql.UPDATE_POSTS, changes=as_json(rows))
+        rows = [(n, *sql.row_of(post), int(stored[post.id] is post)) for n, (post, _) in enumerate(changed)]
+        requests = request_ids((n, request) for n, (_, request) in enumerate(changed))
+        await connection.write(sql.UPDATE_POSTS, updates=as_json(rows), requests=requests, now=now)
     return outcomes
 
 
-async def _delete(connection: Connection, deletions: Sequence[Deletion]) -> list[Found[Post] | StoreError]:
-    ids = {id for deletion in deletions for id in deletion.ids}
+async def _delete(
+    connection: Connection, writes: Sequence[Write[Deletion]]
+) -> list[Found[Post] | StoreError]:
+    ids = {id for write in writes for id in write.argument.ids}
     stored = await _locked_posts_by_id(connection, ids)
     counts: dict[int, int] = dict(
         await connection.fetch(comment_sql.COMMENT_COUNTS, post_ids=as_json(list(stored)))
     )
-    gone: list[int] = []
+    gone: dict[int, Request | None] = {}
 
-    def decision(deletion: Deletion) -> Found[Post]:
-        found = deleted(deletion, stored, missing=PostNotFound)
+    def decision(write: Write[Deletion]) -> Found[Post]:
+        found = deleted(write.argument, stored, missing=PostNotFound)
         commented = {post.id: counts[post.id] for post in found.items if post.id in counts}
-        if commented and not deletion.force:
+        if commented and not write.argument.force:
             raise PostHasComments(comment_counts=commented)
         for post in found.items:
             del stored[post.id]
-            gone.append(post.id)
+            gone[post.id] = write.request
         return found
 
-    outcomes = decide(deletions, decision)
+    outcomes = decide(writes, decision)
+    requests, now = request_ids(gone.items()), now_microseconds()
     commented = [id for id in gone if id in counts]
     if commented:
-        await connection.fetch(comment_sql.DELETE_COMMENTS_OF_POSTS, post_ids=as_json(commented))
+        await connection.write(
+            comment_sql.DELETE_COMMENTS_OF_POSTS, post_ids=as_json(commented), requests=requests, now=now
+        )
     if gone:
-        await connection.fetch(sql.DELETE_POSTS, ids=as_json(gone))
+        await connection.write(sql.DELETE_POSTS, ids=as_json(list(gone)), requests=requests, now=now)
     return outcomes
 
 
@@ -155,8 +169,19 @@ async def _locked_posts_by_id(connection: Connection, ids: set[int]) -> dict[int
     return {row[0]: sql.post_of(row) for row in rows}
 
 
-_CREATE = Operation(_create, one_statement=True)
 _GET: Operation[Sequence[int], Mapping[int, Post]] = Operation(_get)
 _LIST: Operation[PageRequest, Page[Post]] = Operation(_list)
-_UPDATE: Operation[Update, Post] = Operation(_update)
-_DELETE: Operation[Deletion, Found[Post]] = Operation(_delete)
+_CREATE: WriteOperation[Sequence[PostDraft], tuple[Post, ...]] = WriteOperation(
+    _create,
+    Post,
+    answer_of=lambda posts: Found(items=posts),
+    result_of=lambda found: found.items,
+    only_adds=True,
+    is_one_write=True,
+)
+_UPDATE: WriteOperation[Update, Post] = WriteOperation(
+    _update, Post, answer_of=lambda post: Found(items=(post,)), result_of=lambda found: found.items[0]
+)
+_DELETE: WriteOperation[Deletion, Found[Post]] = WriteOperation(
+    _delete, Post, answer_of=lambda found: found, result_of=lambda found: found
+)

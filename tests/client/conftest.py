@@ -15,11 +15,11 @@ from google.protobuf import any_pb2, message_factory
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from storeapi import AsyncStoreClient, StoreClient
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 SERVICES = {
     service.full_name: service
-    for file in (posts_pb2.DESCRIPTOR, comments_pb2.DESCRIPTOR)
+    for file in (posts_pb2.DESCRIPTOR, comments_pb2.DESCRIPTOR, changes_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
 }
 
@@ -43,7 +43,7 @@ class Refusal:
 
 
 class ScriptedServer(grpc.GenericRpcHandler):
-    """Answers each call with the next line of its script and keeps what it was asked."""
+    """Answers each call, a stream too, with the next line of its script and keeps what it was asked."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -124,11 +124,16 @@ class ScriptedServer(grpc.GenericRpcHandler):
             answer(context)
             return None
 
-        return grpc.unary_unary_rpc_method_handler(
-            handle,
-            request_deserializer=message_factory.GetMessageClass(method.input_type).FromString,
-            response_serializer=lambda message: message.SerializeToString(),
-        )
+        def handle_stream(request: Message, context: grpc.ServicerContext) -> Iterator[Message]:
+            yield handle(request, context)
+
+        coding = {
+            "request_deserializer": message_factory.GetMessageClass(method.input_type).FromString,
+            "response_serializer": lambda message: message.SerializeToString(),
+        }
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(handle_stream, **coding)
+        return grpc.unary_unary_rpc_method_handler(handle, **coding)
 
     def stop(self) -> None:
         self._server.stop(None).wait()

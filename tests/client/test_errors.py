@@ -34,6 +34,12 @@ REASONS = {
     "SCHEMA_MISMATCH": (StatusCode.FAILED_PRECONDITION, storeapi.SchemaMismatch),
     "STORAGE_FULL": (StatusCode.RESOURCE_EXHAUSTED, storeapi.StorageFull),
     "INTERNAL": (StatusCode.INTERNAL, storeapi.InternalError),
+    "REQUEST_ID_REUSED": (StatusCode.INVALID_ARGUMENT, storeapi.RequestIdReused),
+    "RESUME_TOKEN_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.ResumeTokenInvalid),
+    "RESUME_TOKEN_FOREIGN": (StatusCode.INVALID_ARGUMENT, storeapi.ResumeTokenForeign),
+    "RESUME_TOKEN_EXPIRED": (StatusCode.OUT_OF_RANGE, storeapi.ResumeTokenExpired),
+    "WATCH_LIMIT": (StatusCode.RESOURCE_EXHAUSTED, storeapi.WatchLimit),
+    "STREAM_STALLED": (StatusCode.UNAVAILABLE, storeapi.StreamStalled),
 }
 BRANCHES = {
     StatusCode.INVALID_ARGUMENT: storeapi.InvalidRequest,
@@ -41,6 +47,7 @@ BRANCHES = {
     StatusCode.FAILED_PRECONDITION: storeapi.PreconditionFailed,
     StatusCode.ABORTED: storeapi.Conflict,
     StatusCode.RESOURCE_EXHAUSTED: storeapi.ResourceExhausted,
+    StatusCode.OUT_OF_RANGE: storeapi.OutOfRange,
     StatusCode.UNAVAILABLE: storeapi.Unavailable,
     StatusCode.DEADLINE_EXCEEDED: storeapi.DeadlineExceeded,
     StatusCode.CANCELLED: storeapi.Cancelled,
@@ -285,11 +292,17 @@ def test_data_of_an_error_has_its_type():
     has_comments = storeapi.PostHasComments(metadata={"post_id": "1", "comment_count": "3"})
     mismatch = storeapi.EtagMismatch(metadata={"current_etag": "e2"})
     response = storeapi.ResponseTooLarge(metadata={"max_bytes": "4194304"})
+    limit = storeapi.WatchLimit(metadata={"limit": "100"})
+    expired = storeapi.ResumeTokenExpired(metadata={"earliest_resume_token": "t1"})
+    shutting_down = storeapi.ShuttingDown(metadata={"resume_token": "t2"})
 
     assert (too_large.count, too_large.max_count) == (1001, 1000)
     assert (has_comments.post_id, has_comments.post_ids, has_comments.comment_count) == (1, (1,), 3)
     assert mismatch.current_etag == "e2"
     assert response.max_bytes == 4194304
+    assert limit.limit == 100
+    assert expired.earliest_resume_token == "t1"
+    assert shutting_down.resume_token == "t2"
 
 
 def test_several_posts_with_comments_are_all_named():
@@ -304,6 +317,9 @@ def test_data_that_is_missing_or_no_number_is_none():
     assert storeapi.BatchTooLarge().count is None
     assert storeapi.BatchTooLarge(metadata={"max_count": "many"}).max_count is None
     assert storeapi.EtagMismatch().current_etag == ""
+    assert storeapi.WatchLimit().limit is None
+    assert storeapi.ResumeTokenExpired().earliest_resume_token == ""
+    assert storeapi.ShuttingDown().resume_token == ""
 
 
 # How an error reads

@@ -107,6 +107,12 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_LOCK_SECONDS": ["0", "61"],
     "STORE_STATEMENT_SECONDS": ["0", "never"],
     "STORE_ACQUIRE_SECONDS": ["0", "61"],
+    "STORE_REQUEST_ID_HOURS": ["a day", "0", "-1", "8761", "nan"],
+    "STORE_CHANGE_HOURS": ["a week", "0", "-1", "87601", "inf"],
+    "STORE_CHANGE_ROWS": ["many", "0", "-1", "1.5"],
+    "STORE_MAX_WATCHES": ["many", "-1", "10001"],
+    "STORE_KEEPALIVE_SECONDS": ["often", "0", "0.5", "3601"],
+    "STORE_KEEPALIVE_TIMEOUT_SECONDS": ["soon", "0", "3601"],
     "STORE_LOG_LEVEL": ["loud", "INFO!"],
     "STORE_LOG_FORMAT": ["xml"],
 }
@@ -282,8 +288,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     [
         (nothing, "there is no database store.db yet; `store-service migrate` makes it"),
         (empty_file, "the database store.db is empty; `store-service migrate` makes its tables"),
-        (old, "the database has schema 0001, this program needs 0002; run `store-service migrate`"),
-        (newer, "the database has schema 9999, this program needs 0002; a newer store-service made it"),
+        (old, f"the database has schema 0001, this program needs {schema.HEAD}; run `store-service migrate`"),
+        (
+            newer,
+            f"the database has schema 9999, this program needs {schema.HEAD}; a newer store-service made it",
+        ),
         (
             foreign,
             "the database was not made by storeapi: table posts has the columns id, title, "
@@ -310,7 +319,7 @@ def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
     done = run_command("check", folder=folder)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "settings: fine\ndatabase: fine\nschema: 0002, fine\n"
+    assert done.stdout == f"settings: fine\ndatabase: fine\nschema: {schema.HEAD}, fine\n"
     assert contents(folder) == before
 
 
@@ -338,10 +347,10 @@ async def test_check_works_while_the_server_runs(server_process: ServerProcess) 
 @pytest.mark.parametrize(
     ("folder", "line"),
     [
-        (nothing, "schema 0002 (was none)"),
-        (empty_file, "schema 0002 (was none)"),
-        (old, "schema 0002 (was 0001)"),
-        (current, "schema 0002 is up to date"),
+        (nothing, f"schema {schema.HEAD} (was none)"),
+        (empty_file, f"schema {schema.HEAD} (was none)"),
+        (old, f"schema {schema.HEAD} (was 0001)"),
+        (current, f"schema {schema.HEAD} is up to date"),
     ],
     indirect=["folder"],
 )

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +24,7 @@ GRPCURL = Path(sys.executable).with_name("grpcurl")
 
 POSTS = "storeapi.v1.PostService"
 COMMENTS = "storeapi.v1.CommentService"
+CHANGES = "storeapi.v1.ChangeService"
 
 Answer = dict[str, Any]
 
@@ -80,6 +82,26 @@ class Driver:
     def comments(self, method: str, **data: Any) -> Answer:
         return call(self._server, COMMENTS, method, data)
 
+    def watch(self, change_count: int, **data: Any) -> list[Answer]:
+        """The responses of a watch until so many changes have come; then grpcurl is stopped."""
+        options = ["-plaintext", "-max-time", "60", "-d", json.dumps(data)]
+        command = [GRPCURL, *options, self._server.address, f"{CHANGES}/Watch"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            responses: list[Answer] = []
+            text = ""
+            for line in process.stdout:
+                text += line
+                # grpcurl indents what is inside of a message.
+                if line == "}\n":
+                    responses.append(json.loads(text))
+                    text = ""
+                    if sum(len(it.get("changes", [])) for it in responses) >= change_count:
+                        break
+            process.terminate()
+        assert all(it["resumeToken"] for it in responses)
+        return responses
+
     def post(self, body: str = "a post") -> Answer:
         return self.posts("CreatePost", post={"body": body})
 
@@ -103,6 +125,7 @@ def list_posts(drive: Driver) -> None:
     first = drive.posts("ListPosts", page_size=1, order_by="id desc")
     second = drive.posts("ListPosts", pageSize=1, orderBy="id desc", pageToken=first["nextPageToken"])
     assert first["posts"] + second["posts"] == wanted
+    assert (bool(first["resumeToken"]), "resumeToken" in second) == (True, False)
 
 
 def update_post(drive: Driver) -> None:
@@ -153,7 +176,9 @@ def get_comment(drive: Driver) -> None:
 def list_comments(drive: Driver) -> None:
     post = drive.post()
     comments = [drive.comment(post["id"], str(n)) for n in range(2)]
-    assert drive.comments("ListComments", post_id=post["id"]) == {"comments": comments}
+    answer = drive.comments("ListComments", post_id=post["id"])
+    assert answer.pop("resumeToken")
+    assert answer == {"comments": comments}
 
 
 def update_comment(drive: Driver) -> None:
@@ -191,6 +216,24 @@ def count_comments(drive: Driver) -> None:
     assert answer == {"counts": {post["id"]: "1", "999999": "0"}}
 
 
+def watch(drive: Driver) -> None:
+    before = drive.posts("ListPosts", page_size=1)["resumeToken"]
+    request_id = str(uuid.uuid4())
+    post = drive.posts("CreatePost", post={"body": "seen"}, request_id=request_id)
+    comment = drive.comment(post["id"])
+    told = [
+        change
+        for response in drive.watch(2, resume_token=before, post_ids=[post["id"]])
+        for change in response.get("changes", [])
+    ]
+    assert all(change.pop("commitTime") for change in told)
+    of_the_post = {"postId": post["id"], "action": "ACTION_CREATE"}
+    assert told == [
+        of_the_post | {"kind": "RESOURCE_KIND_POST", "id": post["id"], "post": post, "requestId": request_id},
+        of_the_post | {"kind": "RESOURCE_KIND_COMMENT", "id": comment["id"], "comment": comment},
+    ]
+
+
 RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (POSTS, "CreatePost"): create_post,
     (POSTS, "GetPost"): get_post,
@@ -209,6 +252,7 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (COMMENTS, "BatchCreateComments"): batch_create_comments,
     (COMMENTS, "BatchDeleteComments"): batch_delete_comments,
     (COMMENTS, "CountComments"): count_comments,
+    (CHANGES, "Watch"): watch,
 }
 """Every RPC, and how it is called by hand."""
 
@@ -235,6 +279,7 @@ def test_the_services_are_listed(running: ServerProcess) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        CHANGES,
         COMMENTS,
         POSTS,
     ]
@@ -247,9 +292,9 @@ def test_the_services_are_listed(running: ServerProcess) -> None:
 def test_the_health_of_every_service_can_be_asked_for(running: ServerProcess) -> None:
     """Of the whole, and of each; what is not there is an error."""
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    for data in ({}, {"service": ""}, {"service": POSTS}, {"service": COMMENTS}):
+    for data in ({}, {"service": ""}, {"service": POSTS}, {"service": COMMENTS}, {"service": CHANGES}):
         assert call(running, health, "Check", data) == {"status": "SERVING"}
-    assert call(running, health, "List", {})["statuses"].keys() == {"", POSTS, COMMENTS}
+    assert call(running, health, "List", {})["statuses"].keys() == {"", POSTS, COMMENTS, CHANGES}
     assert "Code: NotFound" in grpcurl(running, f"{health}/Check", data={"service": "nothing"}).stderr
 
 
@@ -384,6 +429,46 @@ def test_who_has_changed_it_meanwhile_is_readable(running: ServerProcess) -> Non
     assert details["ErrorInfo"]["reason"] == "ETAG_MISMATCH"
     assert details["ErrorInfo"]["metadata"] == {"current_etag": post["etag"]}
     assert details["ResourceInfo"]["resourceName"] == post["id"]
+
+
+def test_a_token_that_is_damaged_is_readable(running: ServerProcess) -> None:
+    """A stream that is refused says why like any other call."""
+    code, details = details_of(running, CHANGES, "Watch", {"resume_token": "made up"})
+
+    assert code == "InvalidArgument"
+    assert details["ErrorInfo"] == {"reason": "RESUME_TOKEN_INVALID", "domain": "storeapi"}
+    assert [it["field"] for it in details["BadRequest"]["fieldViolations"]] == ["resume_token"]
+
+
+def test_an_id_of_another_request_is_readable(running: ServerProcess) -> None:
+    """Whoever copies a line by hand and forgets to change the id is told so."""
+    request_id = str(uuid.uuid4())
+    first = {"post": {"body": "a"}, "request_id": request_id}
+    post = call(running, POSTS, "CreatePost", first)
+    again = call(running, POSTS, "CreatePost", first)
+    code, details = details_of(running, POSTS, "CreatePost", {**first, "post": {"body": "b"}})
+
+    assert again == post
+    assert code == "InvalidArgument"
+    assert details["ErrorInfo"] == {"reason": "REQUEST_ID_REUSED", "domain": "storeapi"}
+    assert [it["field"] for it in details["BadRequest"]["fieldViolations"]] == ["request_id"]
+
+
+def test_how_many_may_watch_is_readable(tmp_path: Path) -> None:
+    """QuotaFailure, and RetryInfo, for the place of another may become free."""
+    server = ServerProcess(tmp_path, {"STORE_MAX_WATCHES": "0"}).start()
+    try:
+        code, details = details_of(server, CHANGES, "Watch", {})
+    finally:
+        server.kill()
+
+    assert code == "ResourceExhausted"
+    assert details["ErrorInfo"]["reason"] == "WATCH_LIMIT"
+    assert details["ErrorInfo"]["metadata"] == {"limit": "0"}
+    (violation,) = details["QuotaFailure"]["violations"]
+    assert violation["subject"]
+    assert violation["description"]
+    assert details["RetryInfo"] == {"retryDelay": "0.500s"}
 
 
 @pytest.fixture(scope="module")

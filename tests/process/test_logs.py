@@ -13,11 +13,9 @@ from typing import Any
 
 import grpc
 import pytest
-import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, changes_pb2_grpc, comments_pb2, posts_pb2
 
-from store_service.rpc.guard import Guard
 from tests.process.by_hand import served_by_hand
 from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
 
@@ -126,41 +124,21 @@ async def test_streams_and_health_checks_are_calls_like_any_other(
     assert line["code"] == "CANCELLED"
 
 
-class Abandoned:
-    """What gRPC tells a method of a call, as far as the guard asks for it."""
+async def test_a_stream_that_is_broken_off_while_it_answers_is_a_line_too(
+    running: ServerProcess, channel: grpc.aio.Channel
+) -> None:
+    """Of a caller that holds up the answers, for it has stopped reading, the log tells as of any other."""
+    drafts = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="x" * 60_000))] * 50
+    for _ in range(2):
+        await Stubs(channel).posts.BatchCreatePosts(posts_pb2.BatchCreatePostsRequest(requests=drafts))
+    watch = changes_pb2_grpc.ChangeServiceStub(channel).Watch(changes_pb2.WatchRequest(earliest=True))
+    assert (await watch.read()).resume_token
+    watch.cancel()
 
-    def set_trailing_metadata(self, metadata: object) -> None:
-        assert metadata
-
-    def peer(self) -> str:
-        return "ipv4:192.0.2.1:1"
-
-
-async def test_a_stream_that_grpc_gives_up_while_it_answers_is_a_line_too() -> None:
-    """A cancellation that meets an answer on its way reaches the method only as the end of its generator."""
-    service = health_pb2.DESCRIPTOR.services_by_name["Health"]
-
-    class Endless:
-        async def Watch(self, *_: object) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-            while True:
-                yield health_pb2.HealthCheckResponse()
-
-        Check = List = Watch
-
-    with structlog.testing.capture_logs() as lines:
-        watch = (
-            Guard().handlers(service, Endless())._method_handlers[f"/{service.full_name}/Watch"].unary_stream
-        )
-        stream = watch(b"", Abandoned())
-        await anext(stream)
-        await stream.aclose()
-
-    (line,) = lines
-    assert (line["event"], line["code"], line["method"]) == (
-        "call",
-        "CANCELLED",
-        f"{service.full_name}/Watch",
-    )
+    # In a thread, for it is this loop that sends the cancellation.
+    await asyncio.to_thread(wait_until, lambda: "ChangeService/Watch" in running.stderr())
+    (line,) = [it for it in lines_of(running) if it.get("method") == "storeapi.v1.ChangeService/Watch"]
+    assert (line["event"], line["code"]) == ("call", "CANCELLED")
 
 
 async def send_bodies_in_every_way(stubs: Stubs) -> list[ErrorSeen]:

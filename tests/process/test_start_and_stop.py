@@ -16,7 +16,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from storeapi.v1 import posts_pb2
+from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2
 
 from store_service.database import connect, schema
 from tests.store import old_application
@@ -255,7 +255,9 @@ def test_a_database_of_a_newer_version_is_one_line(migrated_folder: Path, databa
     with closing(sqlite3.connect(database_file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
 
-    assert_one_line(serve(migrated_folder), "schema 9999", "needs 0002", "a newer store-service made it")
+    assert_one_line(
+        serve(migrated_folder), "schema 9999", f"needs {schema.HEAD}", "a newer store-service made it"
+    )
 
 
 def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path) -> None:
@@ -265,7 +267,7 @@ def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path)
     before = path.read_bytes()
     done = serve(tmp_path, STORE_AUTO_MIGRATE="false")
 
-    assert_one_line(done, "schema 0001", "needs 0002", "run `store-service migrate`")
+    assert_one_line(done, "schema 0001", f"needs {schema.HEAD}", "run `store-service migrate`")
     assert path.read_bytes() == before
 
 
@@ -388,6 +390,49 @@ async def test_connected_clients_and_open_streams_do_not_delay_the_stop(
         assert [status async for status in statuses] == []
         assert await asyncio.to_thread(server_process.wait, 30) == 0
     assert events(server_process)[-2:] == ["stopping", "stopped"]
+
+
+def watch(
+    channel: grpc.aio.Channel, resume_token: str | None = None
+) -> AsyncIterator[changes_pb2.WatchResponse]:
+    """The responses of a watch that starts from a token, or now."""
+    request = changes_pb2.WatchRequest(resume_token=resume_token)
+    responses: AsyncIterator[changes_pb2.WatchResponse] = aiter(
+        changes_pb2_grpc.ChangeServiceStub(channel).Watch(request)
+    )
+    return responses
+
+
+async def bodies_of_next_posts(responses: AsyncIterator[changes_pb2.WatchResponse]) -> list[str]:
+    """Waits until a watch tells of posts."""
+    while not (changes := (await anext(responses)).changes):
+        pass
+    return [change.post.body for change in changes]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+async def test_a_watch_that_a_stop_has_ended_goes_on_in_the_next_process(
+    server_process: ServerProcess, number: signal.Signals
+) -> None:
+    """It does not delay the stop; its error has the token behind which the rest is told, and nothing else."""
+    server_process.settings["STORE_GRACE_SECONDS"] = "600"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        responses = watch(channel)
+        await anext(responses)
+        await Stubs(channel).create_post("before the stop")
+        told_before = await bodies_of_next_posts(responses)
+        server_process.signal(number)
+        error = await failure(bodies_of_next_posts(responses))
+        code = await asyncio.to_thread(server_process.wait, 30)
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        await Stubs(channel).create_post("after the stop")
+        told_after = await bodies_of_next_posts(watch(channel, error.metadata["resume_token"]))
+
+    assert (told_before, told_after) == (["before the stop"], ["after the stop"])
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
+    assert code == 0
 
 
 async def test_a_call_that_does_not_finish_in_time_does_not_keep_the_server(

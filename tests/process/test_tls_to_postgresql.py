@@ -293,17 +293,20 @@ async def test_nothing_is_encrypted_unless_sslmode_says_so(
     [
         ("verify-full", "root", "does not match host name"),
         ("verify-ca", "unknown_root", "certificate verify failed"),
+        ("verify-full", None, "root certificate file"),
         (None, None, "no encryption"),
     ],
-    ids=["another host", "unknown authority", "no sslmode"],
+    ids=["another host", "unknown authority", "no authority", "no sslmode"],
 )
 def test_a_refusal_is_one_line_that_says_why(
     mode: str | None, root: str | None, why: str, tls_server: TlsServer, database: str, tmp_path: Path
 ) -> None:
     """The operator reads which database and what is wrong with it, and nothing that is secret."""
     options = {"sslcert": tls_server.certificate, "sslkey": tls_server.key}
-    if mode is not None and root is not None:
-        options |= {"sslmode": mode, "sslrootcert": getattr(tls_server, root)}
+    if mode is not None:
+        options |= {"sslmode": mode}
+    if root is not None:
+        options |= {"sslrootcert": getattr(tls_server, root)}
     url = tls_server.url(database, host=OTHER_NAME, **options)
 
     run = run_command("check", folder=tmp_path, settings={"DATABASE_URL": url})

@@ -10,7 +10,15 @@ from importlib.metadata import version
 import grpc
 import storeapi
 from google.rpc import error_details_pb2, status_pb2
-from storeapi.v1 import comments_pb2, comments_pb2_grpc, errors_pb2, posts_pb2, posts_pb2_grpc
+from storeapi.v1 import (
+    changes_pb2,
+    changes_pb2_grpc,
+    comments_pb2,
+    comments_pb2_grpc,
+    errors_pb2,
+    posts_pb2,
+    posts_pb2_grpc,
+)
 
 CALL_SECONDS = 30
 
@@ -35,6 +43,12 @@ def with_the_stubs(address: str) -> None:
         assert dict(comments.CountComments(counted, timeout=CALL_SECONDS).counts) == {post.id: 1}
         page = comments.ListComments(comments_pb2.ListCommentsRequest(post_id=post.id), timeout=CALL_SECONDS)
         assert list(page.comments) == [created]
+        posts.CreatePost(draft, timeout=CALL_SECONDS)
+        start = changes_pb2.WatchRequest(resume_token=page.resume_token)
+        watch = changes_pb2_grpc.ChangeServiceStub(channel).Watch(start, timeout=CALL_SECONDS)
+        told = next(list(response.changes) for response in watch if response.changes)
+        assert [(change.action, change.post.body) for change in told] == [(changes_pb2.ACTION_CREATE, "é")]
+        watch.cancel()
 
         try:
             posts.DeletePost(posts_pb2.DeletePostRequest(id=post.id), timeout=CALL_SECONDS)
@@ -51,7 +65,9 @@ def with_the_stubs(address: str) -> None:
 def with_the_client(address: str) -> None:
     """The client for threads."""
     with storeapi.StoreClient(address, timeout=CALL_SECONDS) as client:
-        post = client.posts.create(body="a post")
+        request_id = "018f6b5e-6a1c-7c3e-9d2b-3f4a5b6c7d8e"
+        post = client.posts.create(body="a post", request_id=request_id)
+        assert client.posts.create(body="a post", request_id=request_id) == post
         comments = [client.comments.create(post_id=post.id, body=body) for body in ("one", "two")]
         assert list(client.comments.list(post_id=post.id, page_size=1)) == comments
         changed = client.posts.update(post.id, body="changed", etag=post.etag)

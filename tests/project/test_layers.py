@@ -42,6 +42,8 @@ def test_the_layers_hold() -> None:
         ("store/posts.py", "from storeapi.v1 import posts_pb2"),
         ("store/comments.py", "import sqlalchemy"),
         ("store/pages.py", "from store_service.rpc import convert"),
+        ("store/feed.py", "from storeapi.v1 import changes_pb2"),
+        ("rpc/changes.py", "import sqlalchemy"),
         ("rpc/posts.py", "import aiosqlite"),
         ("store/posts.py", "import asyncpg"),
         ("rpc/guard.py", "from store_service.config import config"),

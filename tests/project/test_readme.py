@@ -2,8 +2,10 @@
 
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.support import ServerProcess
 README = Path(__file__).parents[2] / "README.md"
 ADDRESS = "localhost:50051"
 _TIME = re.compile(r'"20\d\d-\d\d-\d\dT[0-9:.]+Z"')
+_TOKEN = re.compile(r'"resumeToken": "[A-Za-z0-9_-]+"')
 
 
 def tour() -> list[tuple[str, str]]:
@@ -22,9 +25,24 @@ def tour() -> list[tuple[str, str]]:
     return [(command.partition("\n")[0], command.partition("\n")[2]) for command in commands]
 
 
-def without_times(text: str) -> str:
-    """Output as it would be at any other time."""
-    return _TIME.sub('"TIME"', text).strip()
+def without_chance(text: str) -> str:
+    """Output as it would be at any other time, of any other store."""
+    return _TOKEN.sub('"resumeToken": "TOKEN"', _TIME.sub('"TIME"', text)).strip()
+
+
+def output_of(command: list[str | Path]) -> str:
+    """What a command prints to its end."""
+    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return run.stdout + run.stderr
+
+
+def beginning_of_output_of(command: list[str | Path], line_count: int) -> str:
+    """What a command that does not end prints first; then it gets the Ctrl-C of whoever looks at it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        lines = list(islice(process.stdout, line_count))
+        process.send_signal(signal.SIGINT)
+    return "".join(lines)
 
 
 def test_the_tour_prints_what_the_readme_says(server_process: ServerProcess) -> None:
@@ -36,8 +54,14 @@ def test_the_tour_prints_what_the_readme_says(server_process: ServerProcess) -> 
     for command, expected in steps:
         program, *arguments = shlex.split(command.replace(ADDRESS, server_process.address))
         binary = Path(sys.executable).with_name(program)
-        run = subprocess.run([binary, *arguments], capture_output=True, text=True, timeout=30, check=False)
-        assert without_times(run.stdout + run.stderr) == without_times(expected), command
+        if expected.endswith("^C\n"):
+            expected = expected.removesuffix("^C\n")
+            # Ends by itself too, so that a missing line fails the test and does not hang it.
+            limited = [binary, "-max-time", "30", *arguments]
+            printed = beginning_of_output_of(limited, line_count=expected.count("\n"))
+        else:
+            printed = output_of([binary, *arguments])
+        assert without_chance(printed) == without_chance(expected), command
 
 
 def test_the_python_example_runs(server_process: ServerProcess, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from storeapi.v1 import comments_pb2, errors_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, comments_pb2, errors_pb2, posts_pb2
 
 from tests.properties.live import CALL_SECONDS, ONE_ENGINE, Live
 from tests.support import ErrorSeen, error_seen
@@ -25,6 +25,7 @@ SERVICES = [
     comments_pb2.DESCRIPTOR.services_by_name["CommentService"],
 ]
 METHODS = [method for service in SERVICES for method in service.methods]
+WATCH = "/storeapi.v1.ChangeService/Watch"
 REFLECTION = [
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
@@ -41,6 +42,8 @@ ALLOWED = {
     "BATCH_EMPTY": "INVALID_ARGUMENT",
     "BATCH_TOO_LARGE": "INVALID_ARGUMENT",
     "BATCH_DUPLICATE": "INVALID_ARGUMENT",
+    "REQUEST_ID_REUSED": "INVALID_ARGUMENT",
+    "RESUME_TOKEN_INVALID": "INVALID_ARGUMENT",
     "POST_NOT_FOUND": "NOT_FOUND",
     "COMMENT_NOT_FOUND": "NOT_FOUND",
     "POST_HAS_COMMENTS": "FAILED_PRECONDITION",
@@ -63,6 +66,8 @@ _text = st.one_of(
     st.sampled_from(
         ["", "id", "id desc", "body", "*", "post_id", "v1", "v2", "\0", "'; DROP TABLE posts; --"]
     ),
+    # Of requests, and so few that they meet.
+    st.sampled_from(["018f6b5e-6a1c-7c3e-9d2b-3f4a5b6c7d8e", "A3C6E1F0-7D52-4B8E-9C41-5F60D2B7E813"]),
     st.sampled_from(["x", "\U0010ffff", "\x01", '"', "%00"]).map(lambda text: text * 70_000),
 )
 
@@ -75,6 +80,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         one = st.booleans()
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         one = _text
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        one = st.integers(-1, 4)
     else:
         one = st.one_of(_small, _small, _small, _numbers[field.cpp_type])
     if not field.is_repeated:
@@ -147,6 +154,19 @@ def damaged(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
 def send(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
     """Calls a method with bytes as they are."""
     outcome: bytes | ErrorSeen = live.attempt(live.channel.unary_unary(path), data)
+    return outcome
+
+
+def begin(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
+    """Calls a method that answers with a stream, and breaks it off after the first answer."""
+    method: Any = live.channel.unary_stream(path)
+    stream = method(data, timeout=CALL_SECONDS)
+    try:
+        outcome: bytes | ErrorSeen = next(stream)
+    except grpc.RpcError as error:
+        outcome = error_seen(error)
+    finally:
+        stream.cancel()
     return outcome
 
 
@@ -252,17 +272,29 @@ def test_health_answers_any_bytes(live: Live, name: str, data: bytes) -> None:
 @given(data=st.binary(max_size=32))
 def test_a_health_watch_answers_any_bytes(live: Live, data: bytes) -> None:
     """A watch begins with a status, or is refused as malformed."""
-    method: Any = live.channel.unary_stream("/grpc.health.v1.Health/Watch")
-    watch = method(data, timeout=CALL_SECONDS)
-
-    try:
-        outcome = next(watch)
-    except grpc.RpcError as error:
-        outcome = error_seen(error)
-    finally:
-        watch.cancel()
+    outcome = begin(live, "/grpc.health.v1.Health/Watch", data)
 
     check(live, outcome, health_pb2.HealthCheckResponse.DESCRIPTOR)
+
+
+@ONE_ENGINE
+@given(data=st.binary(max_size=64))
+@example(data=b"\xff\xff\xff")
+def test_a_watch_answers_any_bytes(live: Live, data: bytes) -> None:
+    """Bytes that mean nothing are refused as malformed; those that happen to mean something are honoured."""
+    outcome = begin(live, WATCH, data)
+
+    check(live, outcome, changes_pb2.WatchResponse.DESCRIPTOR)
+
+
+@given(data=serialized(changes_pb2.WatchRequest.DESCRIPTOR))
+def test_a_watch_answers_any_message(live: Live, data: bytes) -> None:
+    """A watch begins with a token, or is refused by name, whatever is in its fields."""
+    outcome = begin(live, WATCH, data)
+
+    check(live, outcome, changes_pb2.WatchResponse.DESCRIPTOR)
+    if isinstance(outcome, bytes):
+        assert changes_pb2.WatchResponse.FromString(outcome).resume_token
 
 
 @ONE_ENGINE

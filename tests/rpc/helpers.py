@@ -25,12 +25,15 @@ ONE_ENGINE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For tests of what never reaches the database; all others run on each engine."""
 
 METHODS: list[MethodDescriptor] = [method for service in service_descriptors() for method in service.methods]
-"""Every method of the contract; all are unary."""
+"""Every method of the contract; each takes one request, and Watch answers more than once."""
 
 
 def path_of(method: MethodDescriptor) -> str:
     """What a method is called on the wire."""
     return f"/{method.containing_service.full_name}/{method.name}"
+
+
+_STREAMS = {path_of(method) for method in METHODS if method.server_streaming}
 
 
 def request_class(method: MethodDescriptor) -> type[Message]:
@@ -44,8 +47,19 @@ def response_class(method: MethodDescriptor) -> type[Message]:
 
 
 def send_bytes(channel: grpc.aio.Channel, path: str, data: bytes) -> Any:
-    """Calls a unary method with bytes instead of a message; the answer is bytes too."""
-    return channel.unary_unary(path)(data)
+    """Calls a method with bytes instead of a message; the answer, of a stream the first one, is bytes too."""
+    # Without serializers bytes go as they are.
+    multi_callable: Any = channel.unary_stream(path) if path in _STREAMS else channel.unary_unary(path)
+    call = multi_callable(data)
+    return _first_of(call) if path in _STREAMS else call
+
+
+async def _first_of(stream: Any) -> Any:
+    """The first answer of a stream, which is not listened to any longer."""
+    try:
+        return await stream.read()
+    finally:
+        stream.cancel()
 
 
 class Side:
@@ -135,6 +149,8 @@ class Contents:
 
     posts: tuple[tuple[Any, ...], ...]
     comments: tuple[tuple[Any, ...], ...]
+    changes: tuple[tuple[Any, ...], ...]
+    """What the feed tells of them."""
 
 
 def contents(database_url: str) -> Contents:
@@ -142,7 +158,12 @@ def contents(database_url: str) -> Contents:
     with connected(database_url) as connection:
         posts = connection.execute(text("SELECT * FROM posts ORDER BY id"))
         comments = connection.execute(text("SELECT * FROM comments ORDER BY id"))
-        return Contents(posts=tuple(map(tuple, posts)), comments=tuple(map(tuple, comments)))
+        changes = connection.execute(text("SELECT * FROM changes ORDER BY seq"))
+        return Contents(
+            posts=tuple(map(tuple, posts)),
+            comments=tuple(map(tuple, comments)),
+            changes=tuple(map(tuple, changes)),
+        )
 
 
 @contextmanager
@@ -189,6 +210,7 @@ class Taken:
             return batch
 
         monkeypatch.setattr(workers.Lane, "do", watched_do)
+
         monkeypatch.setattr(workers.Lane, "_take", watched_take)
 
     @property

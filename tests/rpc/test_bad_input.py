@@ -1,7 +1,7 @@
 """What callers may send and what is refused: bodies, ids, request ids, bytes; and the order of checks."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -249,46 +249,84 @@ async def test_a_time_of_zero_is_a_time_that_is_set(side: Side) -> None:
 # Request ids
 
 
-@ONE_ENGINE
-@pytest.mark.parametrize(
-    "method",
-    [it for it in METHODS if "request_id" in it.input_type.fields_by_name],
-    ids=lambda it: it.name,
-)
-async def test_a_request_id_is_refused(
-    stubs: Stubs, channel: grpc.aio.Channel, method: MethodDescriptor
-) -> None:
-    """A caller that counts on safe retries must hear that there are none, before anything is done."""
-    request: Any = request_class(method)(request_id="7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d5e")
+WRITES = [it for it in METHODS if "request_id" in it.input_type.fields_by_name]
 
-    error = await failure(send_bytes(channel, path_of(method), request.SerializeToString()))
+A_UUID = "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d5e"
 
-    assert (error.code, error.info.domain) == (grpc.StatusCode.INVALID_ARGUMENT, "storeapi")
-    assert "request_id" in error.fields
+NO_UUIDS = {
+    "a word": "x",
+    "a space": " ",
+    "nothing but NUL": "\0",
+    "no hyphens": A_UUID.replace("-", ""),
+    "hyphens elsewhere": "7f3c9c8e0-d5c-4f2b-9c59-2b5a4c2a8d5e",
+    "one too few": A_UUID[:-1],
+    "one too many": f"{A_UUID}0",
+    "no hexadecimal digit": f"{A_UUID[:-1]}g",
+    "digits of another script": A_UUID.replace("5", "\u0665"),
+    "a space before": f" {A_UUID}",
+    "a line end behind": f"{A_UUID}\n",
+    "braces": f"{{{A_UUID}}}",
+    "a URN": f"urn:uuid:{A_UUID}",
+    "two": f"{A_UUID},{A_UUID}",
+    "nil": "00000000-0000-0000-0000-000000000000",
+}
 
 
 def test_every_write_has_a_request_id() -> None:
-    """The test above speaks of all ten writes."""
-    writes = [it.name for it in METHODS if "request_id" in it.input_type.fields_by_name]
+    """The tests below speak of all ten writes."""
+    assert len(WRITES) == 10
 
-    assert len(writes) == 10
+
+@ONE_ENGINE
+@pytest.mark.parametrize("method", WRITES, ids=lambda it: it.name)
+async def test_a_request_id_that_is_no_uuid_is_refused(
+    channel: grpc.aio.Channel, method: MethodDescriptor
+) -> None:
+    """Also the nil UUID, which is what a caller sends who forgot to choose: it would be everybody's."""
+    for what, no_uuid in NO_UUIDS.items():
+        request: Any = request_class(method)(request_id=no_uuid)
+
+        error = await failure(send_bytes(channel, path_of(method), request.SerializeToString()))
+
+        assert (error.code, error.info.domain) == (grpc.StatusCode.INVALID_ARGUMENT, "storeapi")
+        assert "request_id" in error.fields, what
+
+
+def writes_with(side: Side, id: int, another_id: int) -> list[Callable[[str], Any]]:
+    """Every write of a side, which takes a request id; but for that all is well."""
+    return [
+        lambda request_id: side.create(side.draft(), request_id=request_id),
+        lambda request_id: side.batch_create([side.draft()], request_id=request_id),
+        lambda request_id: side.update(side.resource(id=id, body="x"), request_id=request_id),
+        lambda request_id: side.delete(id, request_id=request_id),
+        lambda request_id: side.batch_delete([another_id], request_id=request_id),
+    ]
 
 
 async def test_a_request_id_is_refused_when_all_else_is_well(side: Side, database_url: str) -> None:
     """It is the only violation, it is named by its path, and nothing is written."""
-    id = (await side.stored()).id
+    one, two = await side.several(2)
     before = contents(database_url)
 
-    for call in (
-        side.create(side.draft(), request_id="x"),
-        side.batch_create([side.draft()], request_id="x"),
-        side.update(side.resource(id=id, body="x"), request_id="x"),
-        side.delete(id, request_id="x"),
-        side.batch_delete([id], request_id="x"),
-    ):
-        error = await failure(call)
-        assert (error.reason, error.fields) == ("FIELD_INVALID", ["request_id"])
+    for no_uuid in ("x", NO_UUIDS["nil"]):
+        for write in writes_with(side, one.id, two.id):
+            error = await failure(write(no_uuid))
+            assert (error.reason, error.fields) == ("FIELD_INVALID", ["request_id"])
     assert contents(database_url) == before
+
+
+async def test_a_uuid_is_honoured_by_every_write(side: Side, database_url: str) -> None:
+    """Sent again, also in other letters, a request is answered as it was and not done again."""
+    one, two = await side.several(2)
+    for index, write in enumerate(writes_with(side, one.id, two.id)):
+        request_id = f"{A_UUID[:-1]}{index}"
+        answered = await write(request_id)
+        done = contents(database_url)
+
+        for again in (request_id, request_id.upper()):
+            assert await write(again) == answered
+        assert contents(database_url) == done
+        assert done.changes[-1][-1] == request_id
 
 
 async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_url: str) -> None:
@@ -402,6 +440,10 @@ def sample(method: MethodDescriptor) -> Message:
             getattr(filled, one.name).CopyFrom(post if one.name == "post" else comment)
         elif one.name == "update_mask":
             filled.update_mask.paths.extend(["body", "*"])
+        elif one.name == "kinds":
+            filled.kinds.extend([1, 2])
+        elif one.name == "heartbeat_interval":
+            filled.heartbeat_interval.seconds = 5
         elif one.name in ("ids", "post_ids"):
             getattr(filled, one.name).extend([1, 2, 2**40])
         else:

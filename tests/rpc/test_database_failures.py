@@ -12,13 +12,15 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from storeapi.v1 import changes_pb2
 
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import sqlite
 from store_service.database.connection import Connection
+from store_service.database.sqlite import SqliteConnection
 from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of, together
-from tests.support import ErrorSeen, error_seen, failure
+from tests.support import ErrorSeen, Stubs, error_seen, failure
 
 
 @pytest.fixture
@@ -125,26 +127,47 @@ class TestFull:
 
     @pytest.fixture
     def config(self, config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
-        """Room for about fifteen of the largest bodies."""
+        """Room for a handful of the largest bodies, each of which is stored and told of."""
         monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "max_page_count", 300)
         return config
 
+    @pytest.fixture
+    def writer(self, monkeypatch: pytest.MonkeyPatch) -> list[SqliteConnection]:
+        """The connection that has written last, to give it more room."""
+        seen: list[SqliteConnection] = []
+        as_one = SqliteConnection.as_one
+
+        async def watched(connection: SqliteConnection, work: Any) -> Any:
+            seen[:] = [connection]
+            return await as_one(connection, work)
+
+        monkeypatch.setattr(SqliteConnection, "as_one", watched)
+        return seen
+
     async def fill(self, side: Side) -> ErrorSeen:
-        """Creates until there is no room; returns the first refusal."""
-        while True:
-            outcome = await outcome_of(side.create(side.draft("x" * 60_000)))
-            if isinstance(outcome, grpc.RpcError):
-                return error_seen(outcome)
+        """Creates until there is no room even for the shortest; returns the first refusal."""
+        refusals = []
+        for length in (60_000, 4_000, 1):
+            while True:
+                outcome = await outcome_of(side.create(side.draft("x" * length)))
+                if isinstance(outcome, grpc.RpcError):
+                    refusals.append(error_seen(outcome))
+                    break
+        assert len({it.reason for it in refusals}) == 1
+        return refusals[0]
 
     async def test_a_write_without_room_is_refused(self, side: Side, database_file: Path) -> None:
-        """STORAGE_FULL is not for a retry: it needs an operator."""
+        """STORAGE_FULL is not for a retry: it needs an operator. A delete too has to leave its change."""
         error = await self.fill(side)
         before = contents(f"sqlite:///{database_file}")
+        id = side.of(await side.page())[0].id
 
         for call in (
             side.create(side.draft("x" * 60_000)),
             side.batch_create([side.draft("x" * 60_000)] * 3),
-            side.update(side.resource(id=1, body="y" * 65_536)),
+            side.update(side.resource(id=id, body="y" * 65_536)),
+            side.delete(id),
+            side.batch_delete([id]),
         ):
             again = await failure(call)
             assert (again.code, again.reason) == (error.code, error.reason)
@@ -154,16 +177,34 @@ class TestFull:
         assert_silent(error)
         assert contents(f"sqlite:///{database_file}") == before
 
-    async def test_the_service_goes_on(self, side: Side) -> None:
-        """Reads and deletes work on the full disk, and make room for the next write."""
+    async def test_reads_go_on(self, side: Side, stubs: Stubs) -> None:
+        """A full disk is none for who only looks, and for who watches."""
+        await self.fill(side)
+
+        stored = side.of(await side.page())
+        assert await side.get(stored[0].id) == stored[0]
+        assert side.of(await side.batch_get([stored[0].id])) == [stored[0]]
+        watch: Any = stubs.changes.Watch(changes_pb2.WatchRequest(earliest=True))
+        await watch.read()
+        assert (await watch.read()).changes
+        watch.cancel()
+
+    async def test_when_there_is_room_again_the_service_goes_on(
+        self, side: Side, writer: list[SqliteConnection]
+    ) -> None:
+        """Nobody has to start it anew: the next write of each kind is done."""
         await self.fill(side)
         stored = side.of(await side.page())
+        assert (await failure(side.delete(stored[0].id))).reason == "STORAGE_FULL"
 
-        assert await side.get(stored[0].id) == stored[0]
+        await writer[0]._raw.execute_fetchall("PRAGMA max_page_count = 100000")
+
         assert await side.delete(stored[0].id) == stored[0]
+        updated = await side.update(side.resource(id=stored[1].id, body="after"))
         created = await side.stored("x" * 50_000)
-
-        assert side.of(await side.page())[-1] == created
+        assert await side.get(updated.id) == updated
+        assert await side.get(created.id) == created
+        assert (await failure(side.get(stored[0].id))).reason == side.not_found
 
     async def test_a_batch_without_room_is_not_stored_in_part(self, side: Side) -> None:
         """All or none holds on a full disk too."""

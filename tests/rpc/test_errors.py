@@ -9,18 +9,23 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
-from storeapi.v1 import errors_pb2
+from storeapi.v1 import changes_pb2, errors_pb2
 from storeapi.v1 import posts_pb2 as pb
 from structlog.testing import capture_logs
 
+from store_service import config as settings
 from store_service import errors
+from store_service.config import Config
+from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.database.sqlite import SqliteConnection
-from store_service.model import Query
+from store_service.model import Bookmark, Position, Query
+from store_service.rpc import guard
 from store_service.rpc.status import ROWS
-from store_service.store import page_tokens
+from store_service.store import page_tokens, resume_tokens
+from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
-from tests.rpc.helpers import ONE_ENGINE, Side, send_bytes
+from tests.rpc.helpers import ONE_ENGINE, Side, contents, send_bytes
 from tests.support import ErrorSeen, Stubs, failure
 
 REASONS = {
@@ -82,6 +87,47 @@ async def foreign_token(posts: Side, comments: Side, _: Any) -> Any:
     await posts.page(page_token=page_tokens.make(Query(resource="comments"), last_id=1))
 
 
+A_UUID = "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d5e"
+
+
+async def used_again(posts: Side, comments: Side, _: Any) -> Any:
+    await posts.create(posts.draft("one"), request_id=A_UUID)
+    await posts.create(posts.draft("another"), request_id=A_UUID)
+
+
+async def watched(channel: grpc.aio.Channel, **request: Any) -> Any:
+    """The first response of a watch, or its error."""
+    watch = Stubs(channel).changes.Watch(changes_pb2.WatchRequest(**request))
+    try:
+        return await watch.read()
+    finally:
+        watch.cancel()
+
+
+async def watch_from_no_token(_: Side, __: Side, channel: grpc.aio.Channel) -> Any:
+    await watched(channel, resume_token="x")
+
+
+async def watch_from_elsewhere(_: Side, __: Side, channel: grpc.aio.Channel) -> Any:
+    token = resume_tokens.make("another store", Bookmark(position=Position(xid=0, seq=0)))
+    await watched(channel, resume_token=token)
+
+
+async def one_watch_too_many(_: Side, __: Side, channel: grpc.aio.Channel) -> Any:
+    open_watch = Stubs(channel).changes.Watch(changes_pb2.WatchRequest())
+    try:
+        await open_watch.read()
+        await watched(channel)
+    finally:
+        open_watch.cancel()
+
+
+@pytest.fixture
+def config(database_url: str) -> Config:
+    """A server that lets one caller watch."""
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=1)
+
+
 SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]] = {
     "REQUEST_MALFORMED": (malformed, INVALID, [], {}),
     "FIELD_INVALID": (lambda posts, *_: posts.get(0), INVALID, ["BadRequest"], {}),
@@ -102,6 +148,15 @@ SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]
         {"count": "1001", "max_count": "1000"},
     ),
     "BATCH_DUPLICATE": (lambda posts, *_: posts.batch_delete([1, 1]), INVALID, ["BadRequest"], {}),
+    "REQUEST_ID_REUSED": (used_again, INVALID, ["BadRequest"], {}),
+    "RESUME_TOKEN_INVALID": (watch_from_no_token, INVALID, ["BadRequest"], {}),
+    "RESUME_TOKEN_FOREIGN": (watch_from_elsewhere, INVALID, ["BadRequest"], {}),
+    "WATCH_LIMIT": (
+        one_watch_too_many,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        ["QuotaFailure", "RetryInfo"],
+        {"limit": "1"},
+    ),
     "POST_NOT_FOUND": (
         lambda posts, *_: posts.get(404),
         grpc.StatusCode.NOT_FOUND,
@@ -137,6 +192,8 @@ ELSEWHERE = {
     "DATABASE_UNAVAILABLE": "test_database_failures.py",
     "STORAGE_FULL": "test_database_failures.py",
     "INTERNAL": "test_errors.py",
+    "RESUME_TOKEN_EXPIRED": "test_errors.py",
+    "STREAM_STALLED": "test_errors.py",
     # Found when the server starts and by the health service, which tells no reason.
     "SCHEMA_MISMATCH": "test_health.py",
 }
@@ -171,6 +228,97 @@ async def test_an_error_carries_what_the_contract_says(
             assert violation.field
             assert violation.description
             assert violation.reason == reason
+
+
+async def test_a_request_id_of_anything_else_that_was_done_is_reused(
+    posts: Side, comments: Side, database_url: str
+) -> None:
+    """Whatever was answered before, and whatever is asked for now, with the same id it is another request."""
+    post = await posts.stored()
+    nothing = await posts.delete(404, allow_missing=True, request_id=f"{A_UUID[:-1]}0")
+    comment = await comments.create(comments.draft(), request_id=f"{A_UUID[:-1]}1")
+    another = await posts.create(posts.draft(), request_id=f"{A_UUID[:-1]}2")
+    before = contents(database_url)
+
+    assert (nothing.id, comment.post_id, another.body) == (404, comments.post_id, "a body")
+    for n in range(3):
+        for side, id in ((posts, post.id), (comments, comment.id)):
+            for call in (
+                side.create(side.draft("x"), request_id=f"{A_UUID[:-1]}{n}"),
+                side.update(side.resource(id=id, body="x"), request_id=f"{A_UUID[:-1]}{n}"),
+                side.delete(id, request_id=f"{A_UUID[:-1]}{n}"),
+                side.batch_create([side.draft("x")], request_id=f"{A_UUID[:-1]}{n}"),
+                side.batch_delete([id], request_id=f"{A_UUID[:-1]}{n}"),
+            ):
+                error = await failure(call)
+                assert (error.reason, error.fields) == ("REQUEST_ID_REUSED", ["request_id"])
+    assert contents(database_url) == before
+
+
+async def read_to_the_end(channel: grpc.aio.Channel, **request: Any) -> None:
+    """Reads a watch until it fails; whoever waits for that to happen waits with a limit."""
+    async with asyncio.timeout(20):
+        async for _ in Stubs(channel).changes.Watch(changes_pb2.WatchRequest(**request)):
+            pass
+
+
+async def test_an_expired_resume_token_names_the_earliest_that_is_not(
+    posts: Side, channel: grpc.aio.Channel, database_url: str
+) -> None:
+    """RESUME_TOKEN_EXPIRED: who does not mind the gap goes on with the token that the error carries."""
+    token = (await watched(channel)).resume_token
+    await posts.several(3)
+    async with connect.open_store(database_url, readers=1) as store:
+        # Nothing is young enough to be kept.
+        assert await Keeping(store, change_hours=-1, change_rows=1000, request_id_hours=1).step()
+    await posts.stored("after")
+
+    error = await failure(read_to_the_end(channel, resume_token=token))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED")
+    assert [it.DESCRIPTOR.name for it in error.details] == ["ErrorInfo"]
+    assert error.metadata.keys() == {"earliest_resume_token"}
+    assert_small(error)
+    watch: Any = Stubs(channel).changes.Watch(
+        changes_pb2.WatchRequest(resume_token=error.metadata["earliest_resume_token"])
+    )
+    responses = [await watch.read(), await watch.read()]
+    watch.cancel()
+    assert [[it.post.body for it in response.changes] for response in responses] == [[], ["after"]]
+
+
+async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
+    posts: Side, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STREAM_STALLED: what gRPC keeps for a caller is limited, and so is how long it is kept."""
+    send, stalled = guard._send, asyncio.Event()
+
+    async def watched_send(*arguments: Any) -> None:
+        try:
+            await send(*arguments)
+        except errors.StreamStalled:
+            stalled.set()
+            raise
+
+    monkeypatch.setattr(guard, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "_send", watched_send)
+    for _ in range(8):
+        await posts.several(60, "x" * 60_000)
+    watch: Any = Stubs(channel).changes.Watch(changes_pb2.WatchRequest(initial_state=True))
+    first = await watch.read()
+    await asyncio.wait_for(stalled.wait(), 20)
+
+    async def read_on() -> None:
+        while (response := await watch.read()) is not grpc.aio.EOF:
+            seen.extend(response.changes)
+
+    seen = list(first.changes)
+    error = await failure(read_on())
+
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_STALLED")
+    assert error.metadata == {}
+    assert [it.DESCRIPTOR.name for it in error.details] == ["ErrorInfo", "RetryInfo"]
+    assert 0 < len(seen) < 480
 
 
 # Sizes

@@ -5,8 +5,10 @@ proof is a request with the field set, and what comes of it with and without tha
 are sent, to servers whose databases hold the same.
 """
 
+import json
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,14 @@ import grpc
 import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
+from storeapi.v1 import changes_pb2 as pb
 
 from store_service import config as settings
-from store_service.model import Query
+from store_service.model import Bookmark, Kind, Position, Query
 from store_service.server import serving
-from store_service.store import page_tokens
+from store_service.store import page_tokens, resume_tokens
 from tests.rpc.helpers import METHODS, Contents, contents, path_of, request_class, response_class
-from tests.support import error_seen
+from tests.support import Stubs, error_seen
 
 WHOLE = {"google.protobuf.Timestamp", "google.protobuf.FieldMask"}
 """Messages that are one value; their own fields have no meaning of ours."""
@@ -55,6 +58,15 @@ class Proof:
 
 
 # Every database holds the posts 1 to 3; post 1 has the comments 1 and 2. All are as they were created.
+# The feed tells of the last of each alone.
+
+STORE_ID = "the store of these tests"
+
+KNOWN_REQUESTS = {
+    "post": "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d01",
+    "comment": "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d02",
+}
+"""Ids of requests that made the last post and the last comment."""
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +80,26 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         )
         connection.executemany(
             "INSERT INTO comments VALUES (?, ?, 1, 1000000, 1000000, 1)", [(1, "first"), (2, "second")]
+        )
+        connection.execute("UPDATE feed SET store_id = ?", [STORE_ID])
+        now = time.time_ns() // 1000
+        connection.executemany(
+            "INSERT INTO changes"
+            " (seq, xid, action, kind, resource_id, post_id, body, size, version, commit_time)"
+            " VALUES (?, ?, 2, ?, ?, ?, ?, 1, 1, ?)",
+            [(1, 1, Kind.POST, 3, 3, "three", now), (2, 2, Kind.COMMENT, 2, 1, "second", now)],
+        )
+        times = {"create_time": 1000000, "update_time": 1000000, "version": 1}
+        answers = {
+            "post": {"id": 3, "body": "three", **times},
+            "comment": {"id": 2, "body": "second", "post_id": 1, **times},
+        }
+        connection.executemany(
+            "INSERT INTO requests VALUES (?, 'of another request', ?, ?)",
+            [
+                (KNOWN_REQUESTS[name], json.dumps({"items": [answer], "missing_ids": []}), now)
+                for name, answer in answers.items()
+            ],
         )
     connection.close()
     return file
@@ -92,6 +124,10 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
     def refused(request: dict[str, Any], field: str, unset: str) -> Proof:
         return Proof(request, set=f"FIELD_INVALID {field}", unset=unset)
 
+    def known_request(request: dict[str, Any], unset: str) -> Proof:
+        known = request | {"request_id": KNOWN_REQUESTS[name]}
+        return Proof(known, set="REQUEST_ID_REUSED request_id", unset=unset)
+
     def needed(request: dict[str, Any], field: str, set: str) -> Proof:
         return Proof(request, set=set, unset=f"FIELD_INVALID {field}")
 
@@ -104,7 +140,7 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Create.resource.create_time": refused(creates(create_time=a_time), f"{name}.create_time", created),
         "Create.resource.update_time": refused(creates(update_time=a_time), f"{name}.update_time", created),
         "Create.resource.etag": refused(creates(etag="v1"), f"{name}.etag", created),
-        "Create.request_id": refused(creates() | {"request_id": "x"}, "request_id", created),
+        "Create.request_id": known_request(creates(), created),
         "Create.validate_only": Proof(creates() | {"validate_only": True}, "no id; no change", created),
         "Get.id": needed({"id": 2}, "id", f"{name} 2; no change"),
         "List.page_size": Proof({"page_size": 1}, f"{plural} 1, more; no change", all_of_them),
@@ -129,14 +165,14 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
             updated,
             f"FIELD_IMMUTABLE {name}.create_time",
         ),
-        "Update.request_id": refused(updates() | {"request_id": "x"}, "request_id", updated),
+        "Update.request_id": known_request(updates(), updated),
         "Update.validate_only": Proof(updates() | {"validate_only": True}, f"{name} 1; no change", updated),
         "Delete.id": needed({"id": 2}, "id", deleted),
         "Delete.etag": Proof({"id": 2, "etag": "v9"}, "ETAG_MISMATCH", deleted),
         "Delete.allow_missing": Proof(
             {"id": 9, "allow_missing": True}, f"{name} 9; no change", f"{name.upper()}_NOT_FOUND"
         ),
-        "Delete.request_id": refused({"id": 2, "request_id": "x"}, "request_id", deleted),
+        "Delete.request_id": known_request({"id": 2}, deleted),
         "Delete.validate_only": Proof({"id": 2, "validate_only": True}, f"{name} 2; no change", deleted),
         "BatchGet.ids": Proof({"ids": [2, 1]}, f"{plural} 2 1; no change", "BATCH_EMPTY ids"),
         "BatchGet.allow_missing": Proof(
@@ -145,9 +181,7 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
             f"{name.upper()}_NOT_FOUND",
         ),
         "BatchCreate.requests[]": Proof({"requests": [creates()]}, created_in_batch, "BATCH_EMPTY requests"),
-        "BatchCreate.request_id": refused(
-            {"requests": [creates()], "request_id": "x"}, "request_id", created_in_batch
-        ),
+        "BatchCreate.request_id": known_request({"requests": [creates()]}, created_in_batch),
         "BatchCreate.validate_only": Proof(
             {"requests": [creates()], "validate_only": True}, f"{plural} 0; no change", created_in_batch
         ),
@@ -157,9 +191,7 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
             f"{plural} 2, missing 9; {name} 2 gone",
             f"{name.upper()}_NOT_FOUND",
         ),
-        "BatchDelete.request_id": refused(
-            {"ids": [2], "request_id": "x"}, "request_id", f"{plural} 2; {name} 2 gone"
-        ),
+        "BatchDelete.request_id": known_request({"ids": [2]}, f"{plural} 2; {name} 2 gone"),
         "BatchDelete.validate_only": Proof(
             {"ids": [2], "validate_only": True}, f"{plural} 2; no change", f"{plural} 2; {name} 2 gone"
         ),
@@ -190,10 +222,40 @@ def proofs_inside_batches(
         inside[f"BatchCreate{title}s.requests[].{field}"] = Proof(
             {"requests": [proof.request]}, come_to(proof.set), come_to(proof.unset)
         )
-    path = f"BatchCreate{title}s.requests[].validate_only"
-    inside[path] = Proof(inside[path].request, "FIELD_INVALID requests[0].validate_only", in_batch)
+    for option in ("request_id", "validate_only"):
+        path = f"BatchCreate{title}s.requests[].{option}"
+        inside[path] = Proof(inside[path].request, f"FIELD_INVALID requests[0].{option}", in_batch)
     return inside
 
+
+TOLD_OF_BOTH = "post 3 created, comment 2 created"
+
+PROOFS_OF_WATCH = {
+    "Watch.resume_token": Proof(
+        {"resume_token": resume_tokens.make(STORE_ID, Bookmark(position=Position(xid=1, seq=1)))},
+        "comment 2 created",
+        "nothing",
+    ),
+    "Watch.initial_state": Proof(
+        {"initial_state": True},
+        "post 1 there, post 2 there, post 3 there, comment 1 there, comment 2 there",
+        "nothing",
+    ),
+    "Watch.earliest": Proof({"earliest": True}, TOLD_OF_BOTH, "nothing"),
+    "Watch.kinds": Proof(
+        {"earliest": True, "kinds": ["RESOURCE_KIND_COMMENT"]}, "comment 2 created", TOLD_OF_BOTH
+    ),
+    "Watch.post_ids": Proof({"earliest": True, "post_ids": [1]}, "comment 2 created", TOLD_OF_BOTH),
+    "Watch.heartbeat_interval": Proof(
+        {"heartbeat_interval": {"seconds": 61}}, "FIELD_INVALID heartbeat_interval", "nothing"
+    ),
+    "Watch.heartbeat_interval.seconds": Proof(
+        {"heartbeat_interval": {"seconds": 5}}, "nothing", "FIELD_INVALID heartbeat_interval"
+    ),
+    "Watch.heartbeat_interval.nanos": Proof(
+        {"heartbeat_interval": {"seconds": 60, "nanos": 1}}, "FIELD_INVALID heartbeat_interval", "nothing"
+    ),
+}
 
 A_POST = {"body": "new"}
 A_COMMENT = {"body": "new", "post_id": 2}
@@ -201,6 +263,7 @@ A_COMMENT = {"body": "new", "post_id": 2}
 PROOFS = (
     proofs_of_both("post", new=A_POST, new_id=4)
     | proofs_of_both("comment", new=A_COMMENT, new_id=3)
+    | PROOFS_OF_WATCH
     | {
         "DeletePost.force": Proof(
             {"id": 1, "force": True},
@@ -281,6 +344,8 @@ async def come_of(method: str, request: Message, world: Path, file: Path) -> str
             response_deserializer=response_class(BY_NAME[method]).FromString,
         )
         try:
+            if method == "Watch":
+                return await told(channel, request)
             answer = await call(request)
         except grpc.RpcError as error:
             assert contents(url) == before
@@ -288,6 +353,25 @@ async def come_of(method: str, request: Message, world: Path, file: Path) -> str
             has_fields = any(it.DESCRIPTOR.name == "BadRequest" for it in seen.details)
             return " ".join([seen.reason, *(seen.fields if has_fields else [])])
         return f"{answer_in_words(answer)}; {difference(before, contents(url))}"
+
+
+async def told(channel: grpc.aio.Channel, request: Any) -> str:
+    """What a watch tells before it tells of something that is done after it has begun."""
+    stubs = Stubs(channel)
+    watch: Any = stubs.changes.Watch(request)
+    response = await watch.read()
+    # Every filter of the proofs lets it pass.
+    mark = await stubs.create_comment(1, "mark")
+    words: list[str] = []
+    while True:
+        for change in response.changes:
+            if change.comment.id == mark.id:
+                watch.cancel()
+                return ", ".join(words) or "nothing"
+            kind = "post" if change.HasField("post") else "comment"
+            done = {pb.ACTION_SNAPSHOT: "there", pb.ACTION_CREATE: "created"}[change.action]
+            words.append(f"{kind} {change.id} {done}")
+        response = await watch.read()
 
 
 def answer_in_words(answer: Message) -> str:

@@ -18,7 +18,7 @@ from tests.rpc.helpers import ONE_ENGINE, connected, locked
 from tests.support import failure
 
 SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
-NAMES = ["", "storeapi.v1.CommentService", "storeapi.v1.PostService"]
+NAMES = ["", "storeapi.v1.ChangeService", "storeapi.v1.CommentService", "storeapi.v1.PostService"]
 
 
 @pytest.fixture
@@ -82,12 +82,12 @@ async def test_health_looks_at_the_database_every_time(health: Any, database_url
     assert await status(health) == SERVING
 
     set_revision(database_url, "9999")
-    assert [await status(health, name) for name in NAMES] == [NOT_SERVING] * 3
+    assert [await status(health, name) for name in NAMES] == [NOT_SERVING] * len(NAMES)
     answer = await health.List(pb.HealthListRequest())
     assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, NOT_SERVING)
 
     set_revision(database_url, schema.HEAD)
-    assert [await status(health, name) for name in NAMES] == [SERVING] * 3
+    assert [await status(health, name) for name in NAMES] == [SERVING] * len(NAMES)
 
 
 async def test_a_database_without_a_revision_is_not_healthy(health: Any, database_url: str) -> None:
@@ -121,11 +121,11 @@ async def test_a_watch_reports_every_change_and_nothing_else(health: Any, databa
 async def test_many_may_watch(health: Any, database_url: str) -> None:
     """Each gets each change."""
     watches = [health.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 3]
-    assert [(await watch.read()).status for watch in watches] == [SERVING] * 9
+    assert [(await watch.read()).status for watch in watches] == [SERVING] * len(watches)
 
     set_revision(database_url, "9999")
 
-    assert [(await watch.read()).status for watch in watches] == [NOT_SERVING] * 9
+    assert [(await watch.read()).status for watch in watches] == [NOT_SERVING] * len(watches)
 
 
 async def test_a_database_that_does_not_answer_in_time_is_not_healthy(

@@ -129,6 +129,25 @@ async def test_page_size_may_change_between_pages(side: Side) -> None:
 
 
 @pytest.mark.parametrize("order_by", ["id", "id desc"])
+async def test_a_list_says_on_its_first_page_alone_from_where_to_watch(side: Side, order_by: str) -> None:
+    """A token of a later page would leave out what changed after the first was read."""
+    await side.several(3)
+
+    first = await side.page(page_size=1, order_by=order_by)
+    second = await side.page(page_size=1, order_by=order_by, page_token=first.next_page_token)
+    third = await side.page(page_size=1, order_by=order_by, page_token=second.next_page_token)
+
+    assert first.resume_token
+    assert [second.resume_token, third.resume_token] == ["", ""]
+
+
+async def test_an_empty_list_says_from_where_to_watch_too(stubs: Stubs) -> None:
+    """Who finds nothing is who waits for the first."""
+    for name in ("Post", "Comment"):
+        assert (await Side(name, stubs).page()).resume_token
+
+
+@pytest.mark.parametrize("order_by", ["id", "id desc"])
 async def test_what_stays_is_seen_once_while_others_come_and_go(side: Side, order_by: str) -> None:
     """Deleting what was seen, what the token points at, and what comes next, moves nobody else."""
     ids = [item.id for item in await side.several(9)]

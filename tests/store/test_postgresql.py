@@ -95,8 +95,6 @@ async def test_a_database_that_is_not_there_is_unavailable(database_url: str, fo
             pass
 
 
-# The pool has taken the connection back by then, and its proxy refuses to say whether it is in a transaction.
-@pytest.mark.xfail(strict=True, reason="who is in a transaction that is lost is told of a bug")
 async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened_again(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

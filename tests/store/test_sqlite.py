@@ -5,8 +5,10 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
+import aiosqlite
 import pytest
 import sqlalchemy
 
@@ -20,12 +22,14 @@ from store_service.errors import (
     StorageFull,
     StoreError,
 )
-from store_service.model import PostDraft, Update
+from store_service.model import Deletion, PostDraft, Request, Update
 from store_service.store.posts import Posts
 from tests.store.old_application import damage, query
 from tests.support import ServerProcess, run_command, wait_until
 
 READERS = 3
+
+INSERT = Statement(sqlalchemy.text("INSERT INTO posts (body) VALUES ('lost')"))
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def sql(text: str) -> Operation[None, list[tuple[object, ...]]]:
     async def run(connection: Connection, asked: Sequence[None]) -> list[list[tuple[object, ...]]]:
         return [list(await connection.fetch(statement)) for _ in asked]
 
-    return Operation(run, one_statement=True)
+    return Operation(run, is_one_write=True)
 
 
 # Settings of the connections
@@ -270,6 +274,83 @@ async def test_no_thread_is_left_when_the_database_cannot_be_opened(
         async with connect.open_store(f"sqlite:///{path}", readers=2, force_roll_back=force_roll_back):
             pass
     wait_until(lambda: not threads_of_the_driver())
+
+
+# Batches, which run in the connection's thread
+
+
+@pytest.fixture
+def trips(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What was handed to threads of connections."""
+    seen: list[object] = []
+    execute: Any = aiosqlite.Connection._execute
+
+    async def watched(connection: aiosqlite.Connection, work: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(work)
+        return await execute(connection, work, *args, **kwargs)
+
+    monkeypatch.setattr(aiosqlite.Connection, "_execute", watched)
+    return seen
+
+
+async def test_a_batch_is_one_trip_to_the_connections_thread(store: Store, trips: list[object]) -> None:
+    """However many statements it has: to begin, to read, to write, to tell of changes, and to commit."""
+    posts = Posts(store)
+    first, second = await posts.create_posts([PostDraft(body="a"), PostDraft(body="b")])
+    trips.clear()
+    await asyncio.gather(
+        posts.create_posts([PostDraft(body="c")], request=Request(id="c", fingerprint="c")),
+        posts.update_post(Update(id=first.id, body="A", etag="", request_field="post")),
+        posts.delete_posts(Deletion(ids=(second.id,))),
+    )
+    assert len(trips) == 1
+
+    await posts.create_posts([PostDraft(body="tried")], keep=False)
+    assert len(trips) == 2
+
+
+async def test_what_is_refused_in_the_thread_is_one_trip_too(store: Store, trips: list[object]) -> None:
+    """An error goes the same way back as an answer, and the transaction is undone on the way."""
+
+    async def refuse(connection: Connection, _: Sequence[None]) -> list[None]:
+        await connection.fetch(INSERT)
+        raise StorageFull
+
+    trips.clear()
+    with pytest.raises(StorageFull):
+        await store.write(Operation(refuse), None)
+
+    assert len(trips) == 1
+
+
+@pytest.mark.parametrize("what", ["the next round of the loop", "a while", "somebody else"])
+async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to_its_callers(
+    store: Store, database_file: Path, what: str
+) -> None:
+    """Each is told, instead of waiting for ever; nothing of it is kept, and the worker goes on."""
+    nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(connection: Connection, asked: Sequence[str]) -> list[str]:
+        await connection.fetch(INSERT)
+        if what == "somebody else":
+            await nobody
+        else:
+            await asyncio.sleep(60 if what == "a while" else 0)
+        return list(asked)
+
+    waits = Operation(wait)
+    posts = Posts(store)
+    async with asyncio.timeout(30):
+        answers = await asyncio.gather(
+            store.write(waits, "a"),
+            posts.create_posts([PostDraft(body="rides along")]),
+            store.write(waits, "b"),
+            return_exceptions=True,
+        )
+        await posts.create_posts([PostDraft(body="comes later")])
+
+    assert [type(it) for it in answers] == [RuntimeError, tuple, RuntimeError]
+    assert query(database_file, "SELECT body FROM posts") == [("rides along",), ("comes later",)]
 
 
 # Errors of SQLite, and their names

@@ -34,16 +34,45 @@ def test_another_schema_tells_both_revisions() -> None:
     assert dict(info.metadata) == {"expected": "0002", "actual": "0001"}
 
 
-@pytest.mark.parametrize(
-    "error", [errors.ShuttingDown(), errors.DatabaseBusy(), errors.DatabaseUnavailable()]
-)
-def test_what_may_succeed_later_says_when(error: errors.Unavailable) -> None:
-    """Every UNAVAILABLE has a RetryInfo with a time that is neither nothing nor long."""
+UNAVAILABLE = [
+    errors.ShuttingDown(),
+    errors.ShuttingDown(resume_token="t"),
+    errors.StreamStalled(seconds=30),
+    errors.DatabaseBusy(),
+    errors.DatabaseUnavailable(),
+]
+
+
+def test_every_unavailable_error_is_here() -> None:
+    """So that the test below speaks of all of them."""
+    assert {type(error) for error in UNAVAILABLE} == set(errors.Unavailable.__subclasses__())
+
+
+@pytest.mark.parametrize("error", [*UNAVAILABLE, errors.WatchLimit(limit=100)])
+def test_what_may_succeed_later_says_when(error: errors.StoreError) -> None:
+    """Every UNAVAILABLE, and a limit, has a RetryInfo with a time that is neither nothing nor long."""
     status = status_of(error)
 
-    assert status.code == grpc.StatusCode.UNAVAILABLE
+    is_limit = isinstance(error, errors.WatchLimit)
+    assert status.code == (grpc.StatusCode.RESOURCE_EXHAUSTED if is_limit else grpc.StatusCode.UNAVAILABLE)
     delay = unpacked(status.details)["RetryInfo"].retry_delay.ToTimedelta().total_seconds()
     assert 0.1 <= delay <= 5
+
+
+@pytest.mark.parametrize(
+    ("error", "metadata"),
+    [
+        (errors.ShuttingDown(), {}),
+        (errors.ShuttingDown(resume_token="t1"), {"resume_token": "t1"}),
+        (errors.ResumeTokenExpired(earliest_resume_token="t2"), {"earliest_resume_token": "t2"}),
+        (errors.WatchLimit(limit=100), {"limit": "100"}),
+    ],
+)
+def test_a_watch_that_ends_is_told_what_to_go_on_with(
+    error: errors.StoreError, metadata: dict[str, str]
+) -> None:
+    """Tokens and limits are for programs, so they are metadata and need no reading of texts."""
+    assert dict(unpacked(status_of(error).details)["ErrorInfo"].metadata) == metadata
 
 
 def test_a_status_says_the_same_in_all_its_places() -> None:
@@ -100,6 +129,10 @@ WORST = [
     errors.PostHasComments(comment_counts={HUGE - n: HUGE for n in range(1000)}),
     errors.EtagMismatch(resource_type="Comment", id=HUGE, current_etag="v" + "f" * 16),
     errors.SchemaMismatch(expected="0002", actual="x" * 32),
+    errors.ResumeTokenExpired(earliest_resume_token="t" * 1000),
+    errors.ShuttingDown(resume_token="t" * 1000),
+    errors.WatchLimit(limit=HUGE),
+    errors.StreamStalled(seconds=30),
 ]
 
 

@@ -12,24 +12,32 @@ from storeapi.v1 import comments_pb2, posts_pb2
 # Posts: requests
 
 
-def create_post_request(*, body: str, validate_only: bool) -> posts_pb2.CreatePostRequest:
-    return posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body), validate_only=validate_only)
+def create_post_request(*, body: str, request_id: str, validate_only: bool) -> posts_pb2.CreatePostRequest:
+    return posts_pb2.CreatePostRequest(
+        post=posts_pb2.Post(body=body), request_id=request_id, validate_only=validate_only
+    )
 
 
-def update_post_request(id: int, *, body: str, etag: str, validate_only: bool) -> posts_pb2.UpdatePostRequest:
+def update_post_request(
+    id: int, *, body: str, etag: str, request_id: str, validate_only: bool
+) -> posts_pb2.UpdatePostRequest:
     return posts_pb2.UpdatePostRequest(
         post=posts_pb2.Post(id=id, body=body, etag=etag),
         update_mask=FieldMask(paths=["body"]),
+        request_id=request_id,
         validate_only=validate_only,
     )
 
 
-def create_posts_request(bodies: Iterable[str], *, validate_only: bool) -> posts_pb2.BatchCreatePostsRequest:
+def create_posts_request(
+    bodies: Iterable[str], *, request_id: str, validate_only: bool
+) -> posts_pb2.BatchCreatePostsRequest:
     # A text is an iterable of texts too, and would become a post per letter.
     if isinstance(bodies, str):
         raise TypeError("bodies must be several texts, such as a list; it is a single one")
     return posts_pb2.BatchCreatePostsRequest(
         requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)) for body in bodies],
+        request_id=request_id,
         validate_only=validate_only,
     )
 
@@ -59,25 +67,28 @@ def post_page(reply: posts_pb2.ListPostsResponse) -> Page[Post]:
 
 
 def create_comment_request(
-    *, post_id: int, body: str, validate_only: bool
+    *, post_id: int, body: str, request_id: str, validate_only: bool
 ) -> comments_pb2.CreateCommentRequest:
     return comments_pb2.CreateCommentRequest(
-        comment=comments_pb2.Comment(post_id=post_id, body=body), validate_only=validate_only
+        comment=comments_pb2.Comment(post_id=post_id, body=body),
+        request_id=request_id,
+        validate_only=validate_only,
     )
 
 
 def update_comment_request(
-    id: int, *, body: str, etag: str, validate_only: bool
+    id: int, *, body: str, etag: str, request_id: str, validate_only: bool
 ) -> comments_pb2.UpdateCommentRequest:
     return comments_pb2.UpdateCommentRequest(
         comment=comments_pb2.Comment(id=id, body=body, etag=etag),
         update_mask=FieldMask(paths=["body"]),
+        request_id=request_id,
         validate_only=validate_only,
     )
 
 
 def create_comments_request(
-    drafts: Iterable[CommentDraft], *, validate_only: bool
+    drafts: Iterable[CommentDraft], *, request_id: str, validate_only: bool
 ) -> comments_pb2.BatchCreateCommentsRequest:
     return comments_pb2.BatchCreateCommentsRequest(
         requests=[
@@ -86,6 +97,7 @@ def create_comments_request(
             )
             for draft in drafts
         ],
+        request_id=request_id,
         validate_only=validate_only,
     )
 

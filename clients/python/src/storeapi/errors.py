@@ -10,7 +10,10 @@
     │   ├── PageTokenMismatch       a page token belongs to another query
     │   ├── BatchEmpty              a batch holds nothing
     │   ├── BatchTooLarge           a batch holds more than is allowed
-    │   └── BatchDuplicate          a batch delete names an id twice
+    │   ├── BatchDuplicate          a batch delete names an id twice
+    │   ├── RequestIdReused         a request id belongs to another request
+    │   ├── ResumeTokenInvalid      a resume token is damaged
+    │   └── ResumeTokenForeign      a resume token belongs to another store
     ├── NotFound                    something named by its id is not there
     │   ├── PostNotFound
     │   └── CommentNotFound
@@ -21,9 +24,13 @@
     │   └── EtagMismatch            read again, decide again, send the new etag
     ├── ResourceExhausted           something is full or too large
     │   ├── ResponseTooLarge        ask for fewer at once
+    │   ├── WatchLimit              too many watches are open
     │   └── StorageFull             an operator is needed
+    ├── OutOfRange                  what is asked for is no longer kept
+    │   └── ResumeTokenExpired      start the watch again with the initial state
     ├── Unavailable                 call again after retry_after
     │   ├── ShuttingDown
+    │   ├── StreamStalled
     │   ├── DatabaseBusy
     │   └── DatabaseUnavailable
     ├── DeadlineExceeded            the answer did not come in time
@@ -209,6 +216,24 @@ class BatchDuplicate(InvalidRequest):
     reason = "BATCH_DUPLICATE"
 
 
+class RequestIdReused(InvalidRequest):
+    """The request id was used before for another request; choose a new one for every request."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
+class ResumeTokenInvalid(InvalidRequest):
+    """The resume token was not made by the service, or was damaged."""
+
+    reason = "RESUME_TOKEN_INVALID"
+
+
+class ResumeTokenForeign(InvalidRequest):
+    """The resume token belongs to another store; start again with the initial state."""
+
+    reason = "RESUME_TOKEN_FOREIGN"
+
+
 class NotFound(StoreError):
     """Something that the request names by its id is not there."""
 
@@ -321,10 +346,38 @@ class ResponseTooLarge(ResourceExhausted):
         return self._number("max_bytes")
 
 
+class WatchLimit(ResourceExhausted):
+    """As many watches are open as the server allows; try again after `retry_after` seconds."""
+
+    reason = "WATCH_LIMIT"
+
+    @property
+    def limit(self) -> int | None:
+        """How many may be open; None if the service did not say."""
+        return self._number("limit")
+
+
 class StorageFull(ResourceExhausted):
     """The service's disk is full and nothing was stored; an operator is needed."""
 
     reason = "STORAGE_FULL"
+
+
+class OutOfRange(StoreError):
+    """What was asked for is no longer kept."""
+
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class ResumeTokenExpired(OutOfRange):
+    """Changes behind the resume token have been deleted; start again with the initial state."""
+
+    reason = "RESUME_TOKEN_EXPIRED"
+
+    @property
+    def earliest_resume_token(self) -> str:
+        """The token of the oldest change that is still kept; empty if the service did not say."""
+        return self.metadata.get("earliest_resume_token", "")
 
 
 class Unavailable(StoreError):
@@ -337,6 +390,17 @@ class ShuttingDown(Unavailable):
     """The server is stopping and took no new call; nothing was done."""
 
     reason = "SHUTTING_DOWN"
+
+    @property
+    def resume_token(self) -> str:
+        """Where a watch that the server ended goes on; empty for other calls."""
+        return self.metadata.get("resume_token", "")
+
+
+class StreamStalled(Unavailable):
+    """Nothing was read from a stream for so long that the server ended it; go on from what was read."""
+
+    reason = "STREAM_STALLED"
 
 
 class DatabaseBusy(Unavailable):

@@ -13,7 +13,7 @@ from storeapi._async.calls import AsyncCalls
 from storeapi._async.comments import AsyncComments
 from storeapi._async.posts import AsyncPosts
 from storeapi._connection import DEFAULT_TARGET, check_own_channel, new_async_channel
-from storeapi.v1 import comments_pb2_grpc, posts_pb2_grpc
+from storeapi.v1 import changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,8 @@ class AsyncRawStubs:
     """Every method of PostService."""
     comments: comments_pb2_grpc.CommentServiceAsyncStub
     """Every method of CommentService."""
+    changes: changes_pb2_grpc.ChangeServiceAsyncStub
+    """Every method of ChangeService."""
 
 
 class AsyncStoreClient:
@@ -86,6 +88,7 @@ class AsyncStoreClient:
         self.raw = AsyncRawStubs(
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),
+            changes=changes_pb2_grpc.ChangeServiceStub(channel),
         )
         self.posts = AsyncPosts(self._calls, self.raw.posts)
         self.comments = AsyncComments(self._calls, self.raw.comments)

@@ -19,6 +19,11 @@ class AsyncComments:
     Every method takes `timeout`, the deadline in seconds of each call to the server: None for no deadline,
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
+
+    Every method that writes takes `request_id`, a UUID such as `str(uuid.uuid4())`. Who does not know whether
+    a call arrived calls again with the same id and arguments: nothing is done twice, and the first answer
+    comes again, for 24 hours unless the server is set otherwise. With other arguments it raises
+    RequestIdReused.
     """
 
     def __init__(self, calls: AsyncCalls, stub: comments_pb2_grpc.CommentServiceAsyncStub) -> None:
@@ -26,7 +31,13 @@ class AsyncComments:
         self._stub = stub
 
     async def create(
-        self, *, post_id: int, body: str, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        *,
+        post_id: int,
+        body: str,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
         """Adds a comment to a post and returns it with its id; when this returns, it is on the server's disk.
 
@@ -35,6 +46,7 @@ class AsyncComments:
         Args:
             post_id: The post to comment on.
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the comment returned has no id, times or etag.
             timeout: Deadline in seconds.
 
@@ -42,7 +54,9 @@ class AsyncComments:
             PostNotFound: There is no post with this id.
             FieldInvalid: `body` is not allowed, or `post_id` is not positive.
         """
-        request = _messages.create_comment_request(post_id=post_id, body=body, validate_only=validate_only)
+        request = _messages.create_comment_request(
+            post_id=post_id, body=body, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.comment(await self._calls.unary(self._stub.CreateComment, request, timeout))
 
     async def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Comment:
@@ -124,6 +138,7 @@ class AsyncComments:
         *,
         body: str,
         etag: str = "",
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -136,6 +151,7 @@ class AsyncComments:
             id: The comment to change.
             body: The new text, with the limits of `create`.
             etag: Change it only if this is its etag; empty to change it in any case.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the comment returned has no update_time or
                 etag.
             timeout: Deadline in seconds.
@@ -145,7 +161,9 @@ class AsyncComments:
             EtagMismatch: The comment was changed since `etag` was read.
             FieldInvalid: `body` is not allowed, or `id` is not positive.
         """
-        request = _messages.update_comment_request(id, body=body, etag=etag, validate_only=validate_only)
+        request = _messages.update_comment_request(
+            id, body=body, etag=etag, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.comment(await self._calls.unary(self._stub.UpdateComment, request, timeout))
 
     async def delete(
@@ -154,6 +172,7 @@ class AsyncComments:
         *,
         etag: str = "",
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -163,6 +182,7 @@ class AsyncComments:
             id: The comment to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
             allow_missing: If there is no such comment, return one that has nothing but the id.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -172,7 +192,11 @@ class AsyncComments:
             FieldInvalid: `id` is not positive.
         """
         request = comments_pb2.DeleteCommentRequest(
-            id=id, etag=etag, allow_missing=allow_missing, validate_only=validate_only
+            id=id,
+            etag=etag,
+            allow_missing=allow_missing,
+            request_id=request_id or "",
+            validate_only=validate_only,
         )
         return _messages.comment(await self._calls.unary(self._stub.DeleteComment, request, timeout))
 
@@ -201,6 +225,7 @@ class AsyncComments:
         self,
         drafts: Iterable[CommentDraft],
         *,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
@@ -213,6 +238,7 @@ class AsyncComments:
 
         Args:
             drafts: The comments to add, 1 to 1000, with the limits of `create`.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the comments returned have no id, times or
                 etag.
             timeout: Deadline in seconds.
@@ -224,7 +250,9 @@ class AsyncComments:
             BatchTooLarge: More than 1000 drafts.
             ResponseTooLarge: The comments do not fit in one message; add fewer at once.
         """
-        request = _messages.create_comments_request(drafts, validate_only=validate_only)
+        request = _messages.create_comments_request(
+            drafts, request_id=request_id or "", validate_only=validate_only
+        )
         reply = await self._calls.unary(self._stub.BatchCreateComments, request, timeout)
         return _messages.comments(reply.comments)
 
@@ -233,6 +261,7 @@ class AsyncComments:
         ids: Iterable[int],
         *,
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
@@ -241,6 +270,7 @@ class AsyncComments:
         Args:
             ids: The comments to delete, 1 to 1000, each named once.
             allow_missing: Leave out ids that name no comment.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -253,7 +283,7 @@ class AsyncComments:
             ResponseTooLarge: The comments do not fit in one message; delete fewer at once.
         """
         request = comments_pb2.BatchDeleteCommentsRequest(
-            ids=ids, allow_missing=allow_missing, validate_only=validate_only
+            ids=ids, allow_missing=allow_missing, request_id=request_id or "", validate_only=validate_only
         )
         reply = await self._calls.unary(self._stub.BatchDeleteComments, request, timeout)
         return _messages.comments(reply.comments)

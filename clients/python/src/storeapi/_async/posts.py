@@ -19,6 +19,11 @@ class AsyncPosts:
     Every method takes `timeout`, the deadline in seconds of each call to the server: None for no deadline,
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
+
+    Every method that writes takes `request_id`, a UUID such as `str(uuid.uuid4())`. Who does not know whether
+    a call arrived calls again with the same id and arguments: nothing is done twice, and the first answer
+    comes again, for 24 hours unless the server is set otherwise. With other arguments it raises
+    RequestIdReused.
     """
 
     def __init__(self, calls: AsyncCalls, stub: posts_pb2_grpc.PostServiceAsyncStub) -> None:
@@ -26,7 +31,12 @@ class AsyncPosts:
         self._stub = stub
 
     async def create(
-        self, *, body: str, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        *,
+        body: str,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
         """Adds a post and returns it with its id; when this returns, it is on the server's disk.
 
@@ -34,13 +44,16 @@ class AsyncPosts:
 
         Args:
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the post returned has no id, times or etag.
             timeout: Deadline in seconds.
 
         Raises:
             FieldInvalid: `body` is not allowed.
         """
-        request = _messages.create_post_request(body=body, validate_only=validate_only)
+        request = _messages.create_post_request(
+            body=body, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.post(await self._calls.unary(self._stub.CreatePost, request, timeout))
 
     async def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Post:
@@ -115,6 +128,7 @@ class AsyncPosts:
         *,
         body: str,
         etag: str = "",
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -127,6 +141,7 @@ class AsyncPosts:
             id: The post to change.
             body: The new text, with the limits of `create`.
             etag: Change it only if this is its etag; empty to change it in any case.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the post returned has no update_time or etag.
             timeout: Deadline in seconds.
 
@@ -135,7 +150,9 @@ class AsyncPosts:
             EtagMismatch: The post was changed since `etag` was read.
             FieldInvalid: `body` is not allowed, or `id` is not positive.
         """
-        request = _messages.update_post_request(id, body=body, etag=etag, validate_only=validate_only)
+        request = _messages.update_post_request(
+            id, body=body, etag=etag, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.post(await self._calls.unary(self._stub.UpdatePost, request, timeout))
 
     async def delete(
@@ -145,6 +162,7 @@ class AsyncPosts:
         etag: str = "",
         force: bool = False,
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -155,6 +173,7 @@ class AsyncPosts:
             etag: Delete it only if this is its etag; empty to delete it in any case.
             force: Delete its comments too.
             allow_missing: If there is no such post, return one that has nothing but the id.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -165,7 +184,12 @@ class AsyncPosts:
             FieldInvalid: `id` is not positive.
         """
         request = posts_pb2.DeletePostRequest(
-            id=id, etag=etag, force=force, allow_missing=allow_missing, validate_only=validate_only
+            id=id,
+            etag=etag,
+            force=force,
+            allow_missing=allow_missing,
+            request_id=request_id or "",
+            validate_only=validate_only,
         )
         return _messages.post(await self._calls.unary(self._stub.DeletePost, request, timeout))
 
@@ -191,12 +215,18 @@ class AsyncPosts:
         return _messages.posts(reply.posts)
 
     async def create_many(
-        self, bodies: Iterable[str], *, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        bodies: Iterable[str],
+        *,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
         """Adds several posts, all of them or on any error none, and returns them in the order given.
 
         Args:
             bodies: The texts of the posts, 1 to 1000, with the limits of `create`.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the posts returned have no id, times or etag.
             timeout: Deadline in seconds.
 
@@ -207,7 +237,9 @@ class AsyncPosts:
             ResponseTooLarge: The posts do not fit in one message; add fewer at once.
             TypeError: `bodies` is a single text.
         """
-        request = _messages.create_posts_request(bodies, validate_only=validate_only)
+        request = _messages.create_posts_request(
+            bodies, request_id=request_id or "", validate_only=validate_only
+        )
         reply = await self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
         return _messages.posts(reply.posts)
 
@@ -217,6 +249,7 @@ class AsyncPosts:
         *,
         force: bool = False,
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
@@ -226,6 +259,7 @@ class AsyncPosts:
             ids: The posts to delete, 1 to 1000, each named once.
             force: Delete their comments too.
             allow_missing: Leave out ids that name no post.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -239,7 +273,11 @@ class AsyncPosts:
             ResponseTooLarge: The posts do not fit in one message; delete fewer at once.
         """
         request = posts_pb2.BatchDeletePostsRequest(
-            ids=ids, force=force, allow_missing=allow_missing, validate_only=validate_only
+            ids=ids,
+            force=force,
+            allow_missing=allow_missing,
+            request_id=request_id or "",
+            validate_only=validate_only,
         )
         reply = await self._calls.unary(self._stub.BatchDeletePosts, request, timeout)
         return _messages.posts(reply.posts)

@@ -13,7 +13,7 @@ from storeapi._connection import DEFAULT_TARGET, check_own_channel, new_channel
 from storeapi._sync.calls import Calls
 from storeapi._sync.comments import Comments
 from storeapi._sync.posts import Posts
-from storeapi.v1 import comments_pb2_grpc, posts_pb2_grpc
+from storeapi.v1 import changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,8 @@ class RawStubs:
     """Every method of PostService."""
     comments: comments_pb2_grpc.CommentServiceStub
     """Every method of CommentService."""
+    changes: changes_pb2_grpc.ChangeServiceStub
+    """Every method of ChangeService."""
 
 
 class StoreClient:
@@ -84,6 +86,7 @@ class StoreClient:
         self.raw = RawStubs(
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),
+            changes=changes_pb2_grpc.ChangeServiceStub(channel),
         )
         self.posts = Posts(self._calls, self.raw.posts)
         self.comments = Comments(self._calls, self.raw.comments)

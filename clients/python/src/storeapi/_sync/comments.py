@@ -18,6 +18,11 @@ class Comments:
     Every method takes `timeout`, the deadline in seconds of each call to the server: None for no deadline,
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
+
+    Every method that writes takes `request_id`, a UUID such as `str(uuid.uuid4())`. Who does not know whether
+    a call arrived calls again with the same id and arguments: nothing is done twice, and the first answer
+    comes again, for 24 hours unless the server is set otherwise. With other arguments it raises
+    RequestIdReused.
     """
 
     def __init__(self, calls: Calls, stub: comments_pb2_grpc.CommentServiceStub) -> None:
@@ -25,7 +30,13 @@ class Comments:
         self._stub = stub
 
     def create(
-        self, *, post_id: int, body: str, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        *,
+        post_id: int,
+        body: str,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
         """Adds a comment to a post and returns it with its id; when this returns, it is on the server's disk.
 
@@ -34,6 +45,7 @@ class Comments:
         Args:
             post_id: The post to comment on.
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the comment returned has no id, times or etag.
             timeout: Deadline in seconds.
 
@@ -41,7 +53,9 @@ class Comments:
             PostNotFound: There is no post with this id.
             FieldInvalid: `body` is not allowed, or `post_id` is not positive.
         """
-        request = _messages.create_comment_request(post_id=post_id, body=body, validate_only=validate_only)
+        request = _messages.create_comment_request(
+            post_id=post_id, body=body, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.comment(self._calls.unary(self._stub.CreateComment, request, timeout))
 
     def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Comment:
@@ -123,6 +137,7 @@ class Comments:
         *,
         body: str,
         etag: str = "",
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -135,6 +150,7 @@ class Comments:
             id: The comment to change.
             body: The new text, with the limits of `create`.
             etag: Change it only if this is its etag; empty to change it in any case.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the comment returned has no update_time or
                 etag.
             timeout: Deadline in seconds.
@@ -144,7 +160,9 @@ class Comments:
             EtagMismatch: The comment was changed since `etag` was read.
             FieldInvalid: `body` is not allowed, or `id` is not positive.
         """
-        request = _messages.update_comment_request(id, body=body, etag=etag, validate_only=validate_only)
+        request = _messages.update_comment_request(
+            id, body=body, etag=etag, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.comment(self._calls.unary(self._stub.UpdateComment, request, timeout))
 
     def delete(
@@ -153,6 +171,7 @@ class Comments:
         *,
         etag: str = "",
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -162,6 +181,7 @@ class Comments:
             id: The comment to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
             allow_missing: If there is no such comment, return one that has nothing but the id.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -171,7 +191,11 @@ class Comments:
             FieldInvalid: `id` is not positive.
         """
         request = comments_pb2.DeleteCommentRequest(
-            id=id, etag=etag, allow_missing=allow_missing, validate_only=validate_only
+            id=id,
+            etag=etag,
+            allow_missing=allow_missing,
+            request_id=request_id or "",
+            validate_only=validate_only,
         )
         return _messages.comment(self._calls.unary(self._stub.DeleteComment, request, timeout))
 
@@ -200,6 +224,7 @@ class Comments:
         self,
         drafts: Iterable[CommentDraft],
         *,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
@@ -212,6 +237,7 @@ class Comments:
 
         Args:
             drafts: The comments to add, 1 to 1000, with the limits of `create`.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the comments returned have no id, times or
                 etag.
             timeout: Deadline in seconds.
@@ -223,7 +249,9 @@ class Comments:
             BatchTooLarge: More than 1000 drafts.
             ResponseTooLarge: The comments do not fit in one message; add fewer at once.
         """
-        request = _messages.create_comments_request(drafts, validate_only=validate_only)
+        request = _messages.create_comments_request(
+            drafts, request_id=request_id or "", validate_only=validate_only
+        )
         reply = self._calls.unary(self._stub.BatchCreateComments, request, timeout)
         return _messages.comments(reply.comments)
 
@@ -232,6 +260,7 @@ class Comments:
         ids: Iterable[int],
         *,
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
@@ -240,6 +269,7 @@ class Comments:
         Args:
             ids: The comments to delete, 1 to 1000, each named once.
             allow_missing: Leave out ids that name no comment.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -252,7 +282,7 @@ class Comments:
             ResponseTooLarge: The comments do not fit in one message; delete fewer at once.
         """
         request = comments_pb2.BatchDeleteCommentsRequest(
-            ids=ids, allow_missing=allow_missing, validate_only=validate_only
+            ids=ids, allow_missing=allow_missing, request_id=request_id or "", validate_only=validate_only
         )
         reply = self._calls.unary(self._stub.BatchDeleteComments, request, timeout)
         return _messages.comments(reply.comments)

@@ -18,26 +18,41 @@ class Posts:
     Every method takes `timeout`, the deadline in seconds of each call to the server: None for no deadline,
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
+
+    Every method that writes takes `request_id`, a UUID such as `str(uuid.uuid4())`. Who does not know whether
+    a call arrived calls again with the same id and arguments: nothing is done twice, and the first answer
+    comes again, for 24 hours unless the server is set otherwise. With other arguments it raises
+    RequestIdReused.
     """
 
     def __init__(self, calls: Calls, stub: posts_pb2_grpc.PostServiceStub) -> None:
         self._calls = calls
         self._stub = stub
 
-    def create(self, *, body: str, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT) -> Post:
+    def create(
+        self,
+        *,
+        body: str,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> Post:
         """Adds a post and returns it with its id; when this returns, it is on the server's disk.
 
             post = client.posts.create(body="Hello")
 
         Args:
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the post returned has no id, times or etag.
             timeout: Deadline in seconds.
 
         Raises:
             FieldInvalid: `body` is not allowed.
         """
-        request = _messages.create_post_request(body=body, validate_only=validate_only)
+        request = _messages.create_post_request(
+            body=body, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.post(self._calls.unary(self._stub.CreatePost, request, timeout))
 
     def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Post:
@@ -112,6 +127,7 @@ class Posts:
         *,
         body: str,
         etag: str = "",
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -124,6 +140,7 @@ class Posts:
             id: The post to change.
             body: The new text, with the limits of `create`.
             etag: Change it only if this is its etag; empty to change it in any case.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the post returned has no update_time or etag.
             timeout: Deadline in seconds.
 
@@ -132,7 +149,9 @@ class Posts:
             EtagMismatch: The post was changed since `etag` was read.
             FieldInvalid: `body` is not allowed, or `id` is not positive.
         """
-        request = _messages.update_post_request(id, body=body, etag=etag, validate_only=validate_only)
+        request = _messages.update_post_request(
+            id, body=body, etag=etag, request_id=request_id or "", validate_only=validate_only
+        )
         return _messages.post(self._calls.unary(self._stub.UpdatePost, request, timeout))
 
     def delete(
@@ -142,6 +161,7 @@ class Posts:
         etag: str = "",
         force: bool = False,
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -152,6 +172,7 @@ class Posts:
             etag: Delete it only if this is its etag; empty to delete it in any case.
             force: Delete its comments too.
             allow_missing: If there is no such post, return one that has nothing but the id.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -162,7 +183,12 @@ class Posts:
             FieldInvalid: `id` is not positive.
         """
         request = posts_pb2.DeletePostRequest(
-            id=id, etag=etag, force=force, allow_missing=allow_missing, validate_only=validate_only
+            id=id,
+            etag=etag,
+            force=force,
+            allow_missing=allow_missing,
+            request_id=request_id or "",
+            validate_only=validate_only,
         )
         return _messages.post(self._calls.unary(self._stub.DeletePost, request, timeout))
 
@@ -188,12 +214,18 @@ class Posts:
         return _messages.posts(reply.posts)
 
     def create_many(
-        self, bodies: Iterable[str], *, validate_only: bool = False, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        bodies: Iterable[str],
+        *,
+        request_id: str | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
         """Adds several posts, all of them or on any error none, and returns them in the order given.
 
         Args:
             bodies: The texts of the posts, 1 to 1000, with the limits of `create`.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but store nothing; the posts returned have no id, times or etag.
             timeout: Deadline in seconds.
 
@@ -204,7 +236,9 @@ class Posts:
             ResponseTooLarge: The posts do not fit in one message; add fewer at once.
             TypeError: `bodies` is a single text.
         """
-        request = _messages.create_posts_request(bodies, validate_only=validate_only)
+        request = _messages.create_posts_request(
+            bodies, request_id=request_id or "", validate_only=validate_only
+        )
         reply = self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
         return _messages.posts(reply.posts)
 
@@ -214,6 +248,7 @@ class Posts:
         *,
         force: bool = False,
         allow_missing: bool = False,
+        request_id: str | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
@@ -223,6 +258,7 @@ class Posts:
             ids: The posts to delete, 1 to 1000, each named once.
             force: Delete their comments too.
             allow_missing: Leave out ids that name no post.
+            request_id: A UUID with which this can be called again; None for no protection.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -236,7 +272,11 @@ class Posts:
             ResponseTooLarge: The posts do not fit in one message; delete fewer at once.
         """
         request = posts_pb2.BatchDeletePostsRequest(
-            ids=ids, force=force, allow_missing=allow_missing, validate_only=validate_only
+            ids=ids,
+            force=force,
+            allow_missing=allow_missing,
+            request_id=request_id or "",
+            validate_only=validate_only,
         )
         reply = self._calls.unary(self._stub.BatchDeletePosts, request, timeout)
         return _messages.posts(reply.posts)

@@ -82,7 +82,10 @@ class CreateCommentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but store nothing. The answer has no id,
     no times and no etag, for none were given.
@@ -172,8 +175,13 @@ class ListCommentsResponse(_message.Message):
 
     COMMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where the next page starts. Empty on the last page."""
+    resume_token: _builtins.str
+    """On the first page: from here a watch tells of everything that changes after this page was read,
+    so "list all pages, then watch" has no gap. Empty on the other pages.
+    """
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
         """The page."""
@@ -183,10 +191,11 @@ class ListCommentsResponse(_message.Message):
         *,
         comments: _abc.Iterable[Global___Comment] | None = ...,
         next_page_token: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments", "next_page_token", b"next_page_token", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,7 +212,10 @@ class UpdateCommentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but store nothing. The answer has no
     update_time and no etag, for none were given.
@@ -255,7 +267,10 @@ class DeleteCommentRequest(_message.Message):
     allow_missing: _builtins.bool
     """Succeed, answering an empty comment with the id asked for, when there is no such comment."""
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but delete nothing."""
     def __init__(
@@ -343,7 +358,10 @@ class BatchCreateCommentsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but store nothing. The comments in the
     answer have no id, no times and no etag, for none were given.
@@ -406,7 +424,10 @@ class BatchDeleteCommentsRequest(_message.Message):
     allow_missing: _builtins.bool
     """Put unknown ids in missing_ids instead of failing."""
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but delete nothing."""
     @_builtins.property

@@ -94,8 +94,9 @@ class CommentServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
         character; post_id is missing or not positive; a field that the server sets (id, create_time,
-        update_time, etag) is set; request_id is set, which this version does not support.
+        update_time, etag) is set; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,7 +133,7 @@ class CommentServiceServicer(object):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-        allowed; nothing to change is given; request_id is set.
+        allowed; nothing to change is given; request_id is no UUID.
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
         by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
@@ -140,6 +141,7 @@ class CommentServiceServicer(object):
         - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
         - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
         current_etag holds the stored one.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,9 +151,10 @@ class CommentServiceServicer(object):
         """Deletes a comment and returns it as it last was.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
         - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
         - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,6 +184,7 @@ class CommentServiceServicer(object):
         requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,10 +196,11 @@ class CommentServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
         the same id twice.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
         - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
         missing_ids names them.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

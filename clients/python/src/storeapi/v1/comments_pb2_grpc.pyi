@@ -41,8 +41,9 @@ class CommentServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
       character; post_id is missing or not positive; a field that the server sets (id, create_time,
-      update_time, etag) is set; request_id is set, which this version does not support.
+      update_time, etag) is set; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     GetComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]
     """Returns one comment.
@@ -67,7 +68,7 @@ class CommentServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-      allowed; nothing to change is given; request_id is set.
+      allowed; nothing to change is given; request_id is no UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
       by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
@@ -75,14 +76,16 @@ class CommentServiceStub:
     - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
       current_etag holds the stored one.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     DeleteComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.DeleteCommentRequest, _comments_pb2.Comment]
     """Deletes a comment and returns it as it last was.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
     - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
     - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchGetComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]
     """Returns up to 1000 comments in the order asked for. An id named twice is answered twice.
@@ -104,6 +107,7 @@ class CommentServiceStub:
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchDeleteComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]
     """Deletes up to 1000 comments: all of them or, on any error, none.
@@ -111,10 +115,11 @@ class CommentServiceStub:
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
       the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
     - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
       missing_ids names them.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     CountComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]
     """Counts the comments of up to 1000 posts. A post without comments, or no post at all, counts 0.
@@ -137,8 +142,9 @@ class CommentServiceAsyncStub(CommentServiceStub):
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
       character; post_id is missing or not positive; a field that the server sets (id, create_time,
-      update_time, etag) is set; request_id is set, which this version does not support.
+      update_time, etag) is set; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     GetComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Returns one comment.
@@ -163,7 +169,7 @@ class CommentServiceAsyncStub(CommentServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-      allowed; nothing to change is given; request_id is set.
+      allowed; nothing to change is given; request_id is no UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
       by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
@@ -171,14 +177,16 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
       current_etag holds the stored one.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     DeleteComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.DeleteCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Deletes a comment and returns it as it last was.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
     - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
     - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchGetComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]  # type: ignore[assignment]
     """Returns up to 1000 comments in the order asked for. An id named twice is answered twice.
@@ -200,6 +208,7 @@ class CommentServiceAsyncStub(CommentServiceStub):
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchDeleteComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]  # type: ignore[assignment]
     """Deletes up to 1000 comments: all of them or, on any error, none.
@@ -207,10 +216,11 @@ class CommentServiceAsyncStub(CommentServiceStub):
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
       the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
     - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
       missing_ids names them.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     CountComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]  # type: ignore[assignment]
     """Counts the comments of up to 1000 posts. A post without comments, or no post at all, counts 0.
@@ -236,8 +246,9 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
           character; post_id is missing or not positive; a field that the server sets (id, create_time,
-          update_time, etag) is set; request_id is set, which this version does not support.
+          update_time, etag) is set; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -280,7 +291,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-          allowed; nothing to change is given; request_id is set.
+          allowed; nothing to change is given; request_id is no UUID.
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
           by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
@@ -288,6 +299,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
         - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
           current_etag holds the stored one.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -299,9 +311,10 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a comment and returns it as it last was.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
         - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
         - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -335,6 +348,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -348,10 +362,11 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
           the same id twice.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
         - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
           missing_ids names them.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod

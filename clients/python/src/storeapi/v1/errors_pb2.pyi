@@ -74,7 +74,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 15
     """UNAVAILABLE with RetryInfo: the server is stopping and took no new call. Nothing was done; call
-    again, on another connection.
+    again, on another connection. Metadata of a watch that it ended: resume_token.
     """
     ERROR_REASON_DATABASE_BUSY: _ErrorReason.ValueType  # 16
     """UNAVAILABLE with RetryInfo: the database was locked by others for too long, also after the
@@ -91,6 +91,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
     """INTERNAL with RequestInfo: a bug in the service. RequestInfo.request_id, also sent as the
     trailing metadata x-call-id, is in the service's log.
+    """
+    ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 21
+    """INVALID_ARGUMENT with BadRequest: request_id was used before for another request. Choose a new
+    UUID for every request, and keep it only to send the same request again.
+    """
+    ERROR_REASON_RESUME_TOKEN_INVALID: _ErrorReason.ValueType  # 22
+    """INVALID_ARGUMENT with BadRequest: resume_token was not made by this service, or was damaged."""
+    ERROR_REASON_RESUME_TOKEN_FOREIGN: _ErrorReason.ValueType  # 23
+    """INVALID_ARGUMENT with BadRequest: resume_token belongs to another store, or to this one before it
+    was set back to an older copy. Start again with initial_state.
+    """
+    ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 24
+    """OUT_OF_RANGE: changes behind resume_token are no longer kept. Start again with initial_state.
+    Metadata: earliest_resume_token.
+    """
+    ERROR_REASON_WATCH_LIMIT: _ErrorReason.ValueType  # 25
+    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: as many watches are open as this server
+    process allows. Metadata: limit.
+    """
+    ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 26
+    """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
+    and go on from what was read.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -157,7 +179,7 @@ was done. Ask for fewer at once. Metadata: max_bytes.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 15
 """UNAVAILABLE with RetryInfo: the server is stopping and took no new call. Nothing was done; call
-again, on another connection.
+again, on another connection. Metadata of a watch that it ended: resume_token.
 """
 ERROR_REASON_DATABASE_BUSY: ErrorReason.ValueType  # 16
 """UNAVAILABLE with RetryInfo: the database was locked by others for too long, also after the
@@ -174,5 +196,27 @@ ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 19
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
 """INTERNAL with RequestInfo: a bug in the service. RequestInfo.request_id, also sent as the
 trailing metadata x-call-id, is in the service's log.
+"""
+ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 21
+"""INVALID_ARGUMENT with BadRequest: request_id was used before for another request. Choose a new
+UUID for every request, and keep it only to send the same request again.
+"""
+ERROR_REASON_RESUME_TOKEN_INVALID: ErrorReason.ValueType  # 22
+"""INVALID_ARGUMENT with BadRequest: resume_token was not made by this service, or was damaged."""
+ERROR_REASON_RESUME_TOKEN_FOREIGN: ErrorReason.ValueType  # 23
+"""INVALID_ARGUMENT with BadRequest: resume_token belongs to another store, or to this one before it
+was set back to an older copy. Start again with initial_state.
+"""
+ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 24
+"""OUT_OF_RANGE: changes behind resume_token are no longer kept. Start again with initial_state.
+Metadata: earliest_resume_token.
+"""
+ERROR_REASON_WATCH_LIMIT: ErrorReason.ValueType  # 25
+"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: as many watches are open as this server
+process allows. Metadata: limit.
+"""
+ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 26
+"""UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
+and go on from what was read.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -78,7 +78,10 @@ class CreatePostRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but store nothing. The answer has no id,
     no times and no etag, for none were given.
@@ -164,8 +167,13 @@ class ListPostsResponse(_message.Message):
 
     POSTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Where the next page starts. Empty on the last page."""
+    resume_token: _builtins.str
+    """On the first page: from here a watch tells of everything that changes after this page was read,
+    so "list all pages, then watch" has no gap. Empty on the other pages.
+    """
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
         """The page."""
@@ -175,10 +183,11 @@ class ListPostsResponse(_message.Message):
         *,
         posts: _abc.Iterable[Global___Post] | None = ...,
         next_page_token: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "posts", b"posts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "posts", b"posts", "resume_token", b"resume_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,7 +204,10 @@ class UpdatePostRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but store nothing. The answer has no
     update_time and no etag, for none were given.
@@ -249,7 +261,10 @@ class DeletePostRequest(_message.Message):
     allow_missing: _builtins.bool
     """Succeed, answering an empty post with the id asked for, when there is no such post."""
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but delete nothing."""
     def __init__(
@@ -338,7 +353,10 @@ class BatchCreatePostsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but store nothing. The posts in the
     answer have no id, no times and no etag, for none were given.
@@ -404,7 +422,10 @@ class BatchDeletePostsRequest(_message.Message):
     allow_missing: _builtins.bool
     """Put unknown ids in missing_ids instead of failing."""
     request_id: _builtins.str
-    """Reserved for safe retries; a request that sets it is refused with FIELD_INVALID."""
+    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
+    changed, the request is not done again but gets its first answer, for 24 hours (a server
+    setting). Empty: no protection.
+    """
     validate_only: _builtins.bool
     """Check the request and answer as if it had been done, but delete nothing."""
     @_builtins.property

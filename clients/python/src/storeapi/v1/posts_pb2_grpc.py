@@ -109,7 +109,8 @@ class PostServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
         character; a field that the server sets (id, create_time, update_time, etag) is set;
-        request_id is set, which this version does not support.
+        request_id is no UUID.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,13 +145,14 @@ class PostServiceServicer(object):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-        nothing to change is given; request_id is set.
+        nothing to change is given; request_id is no UUID.
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
         post.update_time is set to another value than the stored one.
         - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
         - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
         current_etag holds the stored one.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -160,10 +162,11 @@ class PostServiceServicer(object):
         """Deletes a post and returns it as it last was.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
         - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -192,6 +195,7 @@ class PostServiceServicer(object):
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
         requests[3].post.body; request_id or validate_only is set inside requests.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,11 +207,12 @@ class PostServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
         the same id twice.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
         missing_ids names them.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,7 +51,8 @@ class PostServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
       character; a field that the server sets (id, create_time, update_time, etag) is set;
-      request_id is set, which this version does not support.
+      request_id is no UUID.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     GetPost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]
     """Returns one post.
@@ -74,22 +75,24 @@ class PostServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-      nothing to change is given; request_id is set.
+      nothing to change is given; request_id is no UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
       post.update_time is set to another value than the stored one.
     - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
     - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
       current_etag holds the stored one.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     DeletePost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.DeletePostRequest, _posts_pb2.Post]
     """Deletes a post and returns it as it last was.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
     - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchGetPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]
     """Returns up to 1000 posts in the order asked for. An id named twice is answered twice.
@@ -110,6 +113,7 @@ class PostServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
       requests[3].post.body; request_id or validate_only is set inside requests.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchDeletePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]
     """Deletes up to 1000 posts: all of them or, on any error, none.
@@ -117,11 +121,12 @@ class PostServiceStub:
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
       the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
       missing_ids names them.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
 
 @_typing.type_check_only
@@ -147,7 +152,8 @@ class PostServiceAsyncStub(PostServiceStub):
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
       character; a field that the server sets (id, create_time, update_time, etag) is set;
-      request_id is set, which this version does not support.
+      request_id is no UUID.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     GetPost: _aio.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]  # type: ignore[assignment]
     """Returns one post.
@@ -170,22 +176,24 @@ class PostServiceAsyncStub(PostServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-      nothing to change is given; request_id is set.
+      nothing to change is given; request_id is no UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
       post.update_time is set to another value than the stored one.
     - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
     - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
       current_etag holds the stored one.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     DeletePost: _aio.UnaryUnaryMultiCallable[_posts_pb2.DeletePostRequest, _posts_pb2.Post]  # type: ignore[assignment]
     """Deletes a post and returns it as it last was.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
     - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
     """Returns up to 1000 posts in the order asked for. An id named twice is answered twice.
@@ -206,6 +214,7 @@ class PostServiceAsyncStub(PostServiceStub):
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
       requests[3].post.body; request_id or validate_only is set inside requests.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchDeletePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]  # type: ignore[assignment]
     """Deletes up to 1000 posts: all of them or, on any error, none.
@@ -213,11 +222,12 @@ class PostServiceAsyncStub(PostServiceStub):
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
       the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
       missing_ids names them.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
 
 class PostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -246,7 +256,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
           character; a field that the server sets (id, create_time, update_time, etag) is set;
-          request_id is set, which this version does not support.
+          request_id is no UUID.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -287,13 +298,14 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-          nothing to change is given; request_id is set.
+          nothing to change is given; request_id is no UUID.
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
           post.update_time is set to another value than the stored one.
         - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
         - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
           current_etag holds the stored one.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -305,10 +317,11 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a post and returns it as it last was.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
         - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -341,6 +354,7 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
           requests[3].post.body; request_id or validate_only is set inside requests.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
     @_abc_1.abstractmethod
@@ -354,11 +368,12 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
           the same id twice.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is set.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
           missing_ids names them.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
 def add_PostServiceServicer_to_server(servicer: PostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,285 @@
+"""Every statement about the change feed, and writes that leave their changes in it.
+
+A write and the rows that tell of it are one transaction. On PostgreSQL they are also one statement, which
+saves a trip; SQLite has no statement that writes to two tables, and there a trip costs nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    FromClause,
+    Insert,
+    Integer,
+    LargeBinary,
+    Select,
+    Table,
+    Text,
+    Update,
+    cast,
+    column,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    table,
+    tuple_,
+    update,
+)
+
+from store_service.database.statements import Statement, one_of, parameter, rows
+from store_service.database.tables import change_table as change
+from store_service.database.tables import feed_table as feed
+from store_service.model import Action, Change, Comment, Kind, Position, Post
+
+ORDER_LOCK = 7_305_872_391_648_021_043
+"""The advisory lock of PostgreSQL that keeps the numbers of transactions in the order in which they change
+things (docs/decisions/0011): held until the end by each that writes, together by those that only add."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedWrite:
+    """A write that leaves its changes in the feed. Besides its own parameters it takes `now`, microseconds,
+    and `requests`, rows of a key and the request id that belongs to it; on SQLite also `xid`, the number of
+    the transaction."""
+
+    steps: tuple[Statement, Statement]
+    """For SQLite; the ids that the first returns are the parameter `written` of the second."""
+    in_one: Statement
+    """For PostgreSQL."""
+
+
+def logged_insert(resources: Table, kind: Kind, columns: Sequence[str], values: Select[Any]) -> LoggedWrite:
+    """An insert, which returns the ids in ascending order; the key of a request is the place of the id
+    among them, from 0. On PostgreSQL it takes the order lock by itself, together with others that add."""
+    stored = select(resources).where(one_of(resources.c.id, "written")).subquery("written")
+    held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
+    locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
+    written = insert(resources).from_select(columns, locked_values).returning(*resources.c).cte("written")
+    return LoggedWrite(
+        steps=(
+            Statement(insert(resources).from_select(columns, values).returning(resources.c.id)),
+            Statement(_log("sqlite", Action.CREATE, kind, stored, key=_place_of(stored.c.id))),
+        ),
+        in_one=Statement(
+            select(written.c.id)
+            .order_by(written.c.id)
+            .add_cte(
+                _log("postgresql", Action.CREATE, kind, written, key=_place_of(written.c.id)).cte("logged")
+            )
+        ),
+    )
+
+
+def logged_update(kind: Kind, write: Update, updates: FromClause) -> LoggedWrite:
+    """An update whose changes are the rows `updates`, which are all columns of the resources as they
+    became, one after the other; the key of a request is the position of its row."""
+    return LoggedWrite(
+        steps=(
+            Statement(write),
+            Statement(_log("sqlite", Action.UPDATE, kind, updates, key=updates.c.position)),
+        ),
+        in_one=Statement(
+            _log("postgresql", Action.UPDATE, kind, updates, key=updates.c.position).add_cte(
+                write.cte("written")
+            )
+        ),
+    )
+
+
+def logged_delete(resources: Table, kind: Kind, condition: ColumnElement[bool], *, key: str) -> LoggedWrite:
+    """A deletion of the rows that meet a condition; the key of a request is the column `key` of its rows."""
+    doomed = select(resources).where(condition).subquery("doomed")
+    written = delete(resources).where(condition).returning(*resources.c).cte("written")
+    return LoggedWrite(
+        steps=(
+            Statement(_log("sqlite", Action.DELETE, kind, doomed, key=doomed.c[key])),
+            Statement(delete(resources).where(condition)),
+        ),
+        in_one=Statement(_log("postgresql", Action.DELETE, kind, written, key=written.c[key])),
+    )
+
+
+def _place_of(id: ColumnElement[int]) -> ColumnElement[int]:
+    return func.row_number().over(order_by=id) - 1
+
+
+_sequences = table("sqlite_sequence", column("name", Text), column("seq", BigInteger))
+_last_seq = select(func.coalesce(func.max(_sequences.c.seq), 0)).where(_sequences.c.name == change.name)
+"""SQLite's highest `seq` ever given, also when its row is gone."""
+
+
+def _log(
+    dialect: str, action: Action, kind: Kind, resources: FromClause, *, key: ColumnElement[int]
+) -> Insert:
+    """Writes a change for each of some resources."""
+    columns = resources.c
+    keyed = select(*columns, key.label("key")).subquery("keyed")
+    requests = rows("requests", key=BigInteger, request_id=Text)
+    now = parameter("now", BigInteger)
+    is_sqlite = dialect == "sqlite"
+    values = {
+        "xid": parameter("xid", BigInteger),
+        "action": literal(int(action)),
+        "kind": literal(int(kind)),
+        "resource_id": keyed.c.id,
+        "post_id": keyed.c.id if kind is Kind.POST else keyed.c.post_id,
+        "body": keyed.c.body,
+        "size": func.length(cast(keyed.c.body, LargeBinary))
+        if is_sqlite
+        else func.octet_length(keyed.c.body),
+        "create_time": keyed.c.create_time,
+        "update_time": keyed.c.update_time,
+        "version": keyed.c.version,
+        "commit_time": now,
+        "request_id": requests.c.request_id,
+    }
+    if not is_sqlite:
+        # The default is the transaction's own number.
+        del values["xid"]
+    source = (
+        select(*values.values())
+        .select_from(keyed.outerjoin(requests, requests.c.key == keyed.c.key))
+        .order_by(keyed.c.key, keyed.c.id)
+    )
+    return insert(change).from_select(list(values), source)
+
+
+def _number(xid: ColumnElement[Any]) -> ColumnElement[int]:
+    """A transaction id of PostgreSQL, 64 bits, as a number."""
+    return cast(cast(xid, Text), BigInteger)
+
+
+_snapshot = func.pg_current_snapshot()
+_horizon = _number(func.pg_snapshot_xmin(_snapshot))
+"""Every transaction below it has ended, and PostgreSQL will give no other such a number."""
+
+_place = tuple_(change.c.xid, change.c.seq)
+
+
+def _parameters(name: str) -> Any:
+    return tuple_(parameter(f"{name}_xid", BigInteger), parameter(f"{name}_seq", BigInteger))
+
+
+def _in_order(statement: Select[Any]) -> tuple[Select[Any], Select[Any]]:
+    """The rows behind `after` in the order of commits, on SQLite and on PostgreSQL."""
+    return (
+        statement.where(change.c.seq > parameter("after_seq", BigInteger)).order_by(change.c.seq),
+        statement.where(_place > _parameters("after"), change.c.xid < _horizon).order_by(
+            change.c.xid, change.c.seq
+        ),
+    )
+
+
+_state = (feed.c.store_id, feed.c.trimmed_xid, feed.c.trimmed_seq)
+_last_time = select(change.c.commit_time).where(change.c.seq == _last_seq.scalar_subquery())
+FEED = Statement(
+    select(
+        *_state,
+        _last_seq.scalar_subquery(),
+        _last_seq.scalar_subquery(),
+        func.coalesce(_last_time.scalar_subquery(), 0),
+    ),
+    on_postgresql=select(*_state, _horizon - 1, literal(2**63 - 1, BigInteger), literal(0, BigInteger)),
+)
+"""Which store this is, up to where changes have been deleted, and where the feed ends now."""
+
+COMMIT_TIME = Statement(select(change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger)))
+"""When a change was made. Served by the primary key."""
+
+LOCKED_FEED = Statement(select(*_state).with_for_update(skip_locked=True))
+"""The same without the end; no row while another process is deleting changes."""
+
+_sizes = select(change.c.xid, change.c.seq, change.c.size, change.c.commit_time).limit(
+    parameter("limit", Integer)
+)
+SIZES = Statement(_in_order(_sizes)[0], on_postgresql=_in_order(_sizes)[1])
+"""Place, size and time of the next `limit` changes behind `after`. Served by the primary key, on PostgreSQL
+by changes_xid_seq_idx."""
+
+_columns = (
+    change.c.action,
+    change.c.kind,
+    change.c.resource_id,
+    change.c.post_id,
+    change.c.body,
+    change.c.create_time,
+    change.c.update_time,
+    change.c.version,
+    change.c.commit_time,
+    change.c.request_id,
+    change.c.xid,
+    change.c.seq,
+)
+CHANGES = Statement(
+    _in_order(select(*_columns))[0].where(change.c.seq <= parameter("until_seq", BigInteger)),
+    on_postgresql=_in_order(select(*_columns))[1].where(_place <= _parameters("until")),
+)
+"""The changes behind `after` up to `until`. Served as SIZES is."""
+
+DELETE_CHANGES = Statement(
+    delete(change).where(change.c.seq <= parameter("until_seq", BigInteger)),
+    on_postgresql=delete(change).where(_place <= _parameters("until")),
+)
+"""Deletes every change up to `until`. Served as SIZES is."""
+
+SET_TRIMMED = Statement(
+    update(feed).values(
+        trimmed_xid=parameter("until_xid", BigInteger), trimmed_seq=parameter("until_seq", BigInteger)
+    )
+)
+"""Remembers up to where changes have been deleted."""
+
+LAST_SEQ = Statement(
+    select(_last_seq.scalar_subquery()), on_postgresql=select(func.coalesce(func.max(change.c.seq), 0))
+)
+"""About the highest `seq` that was given. Served by the primary key."""
+
+HAS_OWN_PAST = Statement(
+    select(literal(1, Integer)),
+    on_postgresql=select(
+        cast(func.coalesce(func.max(change.c.xid), 0) < _number(func.pg_snapshot_xmax(_snapshot)), Integer)
+    ),
+)
+"""1, or 0 when changes were made by transactions that this PostgreSQL has yet to begin: they were copied
+from another one. Served by changes_xid_seq_idx."""
+
+BEGIN_ANEW = (
+    Statement(delete(change)),
+    Statement(update(feed).values(store_id=parameter("store_id", Text), trimmed_xid=0, trimmed_seq=0)),
+)
+"""Forgets every change, and makes every token that was ever given foreign."""
+
+
+def change_of(row: Sequence[Any]) -> Change:
+    """The change in a row that holds all columns."""
+    action, kind, id, post_id, body, create_time, update_time, version, commit_time, request_id = row[:10]
+    resource: Post | Comment
+    if kind == Kind.POST:
+        resource = Post(id=id, body=body, create_time=create_time, update_time=update_time, version=version)
+    else:
+        resource = Comment(
+            id=id,
+            body=body,
+            post_id=post_id,
+            create_time=create_time,
+            update_time=update_time,
+            version=version,
+        )
+    return Change(
+        action=Action(action),
+        kind=Kind(kind),
+        post_id=post_id,
+        resource=resource,
+        commit_time=commit_time,
+        request_id=request_id or "",
+    )
+
+
+def place_of(row: Sequence[Any]) -> Position:
+    """Where the change in such a row stands."""
+    return Position(xid=row[10], seq=row[11], time=row[8])

@@ -1,0 +1,34 @@
+"""Every statement about requests that were done before."""
+
+from sqlalchemy import BigInteger, Integer, Text, delete, insert, select
+
+from store_service.database.statements import Statement, one_of, parameter, rows
+from store_service.database.tables import request_table as request
+
+REQUESTS_BY_ID = Statement(
+    select(request.c.id, request.c.fingerprint, request.c.answer).where(
+        one_of(request.c.id, "ids", type_=Text)
+    )
+)
+"""What is known of these requests. Served by the primary key."""
+
+_done = rows("done", id=Text, fingerprint=Text, answer=Text)
+INSERT_REQUESTS = Statement(
+    insert(request).from_select(
+        ["id", "fingerprint", "answer", "create_time"],
+        select(_done.c.id, _done.c.fingerprint, _done.c.answer, parameter("now", BigInteger)).order_by(
+            _done.c.position
+        ),
+    )
+)
+"""Remembers requests. On PostgreSQL it fails, after waiting, when another process does the same one."""
+
+_old = (
+    select(request.c.id)
+    .where(request.c.create_time < parameter("before", BigInteger))
+    .order_by(request.c.create_time)
+    .limit(parameter("limit", Integer))
+    .with_for_update(skip_locked=True)
+)
+DELETE_OLD_REQUESTS = Statement(delete(request).where(request.c.id.in_(_old)).returning(request.c.id))
+"""Forgets the oldest `limit` requests from before a time. Served by requests_create_time_idx."""

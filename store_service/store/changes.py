@@ -1,0 +1,235 @@
+"""The change feed as it is stored: every committed change, in the order of commits.
+
+A position is a pair of a transaction's number and a change's. PostgreSQL gives numbers before it commits,
+so a reader there sees only transactions below the oldest one that still runs: what is behind a position
+never changes any more, and a reader that goes from position to position misses nothing
+(docs/decisions/0011).
+"""
+
+import uuid
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import structlog
+
+from store_service.database import changes as sql
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.workers import Operation
+from store_service.errors import ResumeTokenExpired, StoreError
+from store_service.model import Bookmark, Change, Filter, Position
+from store_service.store import resume_tokens
+
+MAX_TRANSACTION_BYTES = 2 * 1024 * 1024
+"""A transaction up to this size is one piece; with copies in gRPC a watch stays below 8 MiB."""
+
+PIECE_BYTES = 256 * 1024
+"""Small transactions share a piece, and larger ones are cut into pieces, of about this size."""
+
+PIECE_ROWS = 4000
+"""Most changes in a piece."""
+
+_BYTES_BESIDE_THE_BODY = 120
+"""About as much of a change on the wire is not the body."""
+
+log = structlog.get_logger("store_service.feed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedState:
+    """Which store this is, and from where to where it has changes."""
+
+    store_id: str
+    trimmed: Position
+    """Behind it the changes are still kept."""
+    end: Position
+
+    def token_of(self, position: Position) -> str:
+        """The token with which a watch goes on behind a position."""
+        return resume_tokens.make(self.store_id, Bookmark(position=position))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Changes that follow each other without a gap; whole transactions unless `partial` is set."""
+
+    changes: tuple[Change, ...]
+    places: tuple[Position, ...]
+    """Where each change stands, ascending."""
+    partial: bool
+    """More changes of the last transaction follow."""
+    size: int
+    """Bytes on the wire, about."""
+    encoded: dict[Filter, bytes] = field(default_factory=dict)
+    """What it is on the wire, so that it is made once for all who want the same."""
+
+    @property
+    def end(self) -> Position:
+        """Behind the last change."""
+        return self.places[-1]
+
+    def behind(self, position: Position) -> "Piece":
+        """What of it stands behind a position, which is before its end."""
+        first = bisect_right(self.places, position)
+        if not first:
+            return self
+        return Piece(
+            changes=self.changes[first:], places=self.places[first:], partial=self.partial, size=self.size
+        )
+
+
+async def feed_state(connection: Connection) -> FeedState:
+    """Reads the state of the feed."""
+    ((store_id, trimmed_xid, trimmed_seq, *end),) = await connection.fetch_few(sql.FEED)
+    end_xid, end_seq, end_time = end
+    return FeedState(
+        store_id=store_id,
+        trimmed=Position(xid=trimmed_xid, seq=trimmed_seq),
+        end=Position(xid=end_xid, seq=end_seq, time=end_time),
+    )
+
+
+class Changes:
+    """Reads the feed."""
+
+    def __init__(self, store: Store) -> None:
+        """Takes the open database."""
+        self._store = store
+
+    async def begin(self) -> None:
+        """Makes sure that what is stored can be read in order; to be called before anything is written.
+
+        A dump that was restored into another PostgreSQL has changes of transactions that are yet to begin
+        there. They are forgotten, and whoever watched the old store is told to start again.
+        """
+        if not await self._store.read(_HAS_OWN_PAST, None):
+            await self._store.write(_BEGIN_ANEW, uuid.uuid4().hex)
+            log.warning("the change feed begins anew, for its changes are of another database server")
+
+    async def state(self) -> FeedState:
+        """Which store this is, and from where to where it has changes now."""
+        return await self._store.read(_STATE, None)
+
+    async def check(self, position: Position, state: FeedState) -> None:
+        """Makes sure that a watch can go on behind a position without a gap.
+
+        Raises:
+            ResumeTokenExpired: Changes behind it have been deleted.
+            ResumeTokenForeign: This store never had it, or has another past since it was set back.
+        """
+        if state.end < position:
+            raise resume_tokens.foreign()
+        if state.trimmed > position:
+            raise ResumeTokenExpired(earliest_resume_token=state.token_of(state.trimmed))
+        is_known = not position.time or await self._store.read(_TIME, position.seq) == position.time
+        # It may have been deleted just now.
+        if not is_known and (await self.state()).trimmed < position:
+            raise resume_tokens.foreign()
+
+    async def read_after(self, position: Position) -> Piece | None:
+        """The next changes; None if there are none yet.
+
+        Raises:
+            ResumeTokenExpired: Some of them have been deleted.
+        """
+        return await self._store.read(_READ, position)
+
+
+async def _state(connection: Connection, asked: Sequence[None]) -> list[FeedState]:
+    return [await feed_state(connection)] * len(asked)
+
+
+async def _read(connection: Connection, positions: Sequence[Position]) -> list[Piece | StoreError | None]:
+    read: dict[Position, Piece | StoreError | None] = {}
+    for position in positions:
+        if position not in read:
+            try:
+                read[position] = await _read_after(connection, position)
+            except ResumeTokenExpired as error:
+                read[position] = error
+    return [read[position] for position in positions]
+
+
+async def _read_after(connection: Connection, position: Position) -> Piece | None:
+    after = {"after_xid": position.xid, "after_seq": position.seq}
+    # One more than fits tells whether the last transaction ends there.
+    sizes = await connection.fetch(sql.SIZES, limit=PIECE_ROWS + 1, **after)
+    count, partial = first_piece(sizes, PIECE_ROWS + 1)
+    rows: Sequence[Any] = ()
+    if count:
+        until_xid, until_seq, *_ = sizes[count - 1]
+        rows = await connection.fetch(sql.CHANGES, until_xid=until_xid, until_seq=until_seq, **after)
+    # Asked last: what had not been deleted by now had not been deleted when it was read.
+    state = await feed_state(connection)
+    if state.trimmed > position:
+        raise ResumeTokenExpired(earliest_resume_token=state.token_of(state.trimmed))
+    if not rows:
+        return None
+    return Piece(
+        changes=tuple(sql.change_of(row) for row in rows),
+        places=tuple(sql.place_of(row) for row in rows),
+        partial=partial,
+        size=sum(size + _BYTES_BESIDE_THE_BODY for _, _, size, _ in sizes[:count]),
+    )
+
+
+def first_piece(sizes: Sequence[tuple[int, int, int, int]], limit: int) -> tuple[int, bool]:
+    """How many of these changes are the next piece, and whether more of the last transaction follow.
+
+    Args:
+        sizes: Rows of xid, seq, size, time in order.
+        limit: How many rows were asked for; there may be more when there are so many.
+    """
+    taken = taken_bytes = 0
+    for _, changes in groupby(sizes, key=lambda row: row[0]):
+        each = [size + _BYTES_BESIDE_THE_BODY for _, _, size, _ in changes]
+        is_whole = taken + len(each) < limit or len(sizes) < limit
+        most = PIECE_BYTES if taken else MAX_TRANSACTION_BYTES
+        if is_whole and taken_bytes + sum(each) <= most:
+            taken += len(each)
+            taken_bytes += sum(each)
+        elif taken:
+            break
+        else:
+            return _part(each), not (is_whole and _part(each) == len(each))
+    return taken, False
+
+
+def _part(each: Sequence[int]) -> int:
+    """How many changes of a transaction that is too large go into a piece; at least one."""
+    total = 0
+    for count, size in enumerate(each):
+        total += size
+        if count and total > PIECE_BYTES:
+            return count
+    return len(each)
+
+
+async def _time(connection: Connection, seqs: Sequence[int]) -> list[int]:
+    times = []
+    for seq in seqs:
+        rows = await connection.fetch_few(sql.COMMIT_TIME, seq=seq)
+        times.append(rows[0][0] if rows else 0)
+    return times
+
+
+async def _has_own_past(connection: Connection, asked: Sequence[None]) -> list[bool]:
+    ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
+    return [bool(has_own_past)] * len(asked)
+
+
+async def _begin_anew(connection: Connection, store_ids: Sequence[str]) -> list[None]:
+    for store_id in store_ids:
+        for statement in sql.BEGIN_ANEW:
+            await connection.fetch(statement, store_id=store_id)
+    return [None] * len(store_ids)
+
+
+_HAS_OWN_PAST: Operation[None, bool] = Operation(_has_own_past)
+_BEGIN_ANEW: Operation[str, None] = Operation(_begin_anew)
+_TIME: Operation[int, int] = Operation(_time)
+_STATE: Operation[None, FeedState] = Operation(_state)
+_READ: Operation[Position, Piece | None] = Operation(_read)

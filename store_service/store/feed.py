@@ -1,0 +1,249 @@
+"""Watches: one reader of the change feed for everybody who is up to date, and a way to catch up.
+
+While anybody watches, one task reads what is new and keeps the last pieces of it in memory. A watch that
+is up to date takes them from there; one that is behind reads for itself until it has caught up. Nobody
+waits for anybody: a slow watch only falls behind, and costs the piece that it is sending.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from store_service.database.connect import Store
+from store_service.errors import ResumeTokenExpired, ShuttingDown, StoreError, WatchLimit
+from store_service.model import Bookmark, Change, Filter, Kind, Position, SnapshotPlace, WatchStart
+from store_service.store import resume_tokens
+from store_service.store.changes import Changes, Piece
+from store_service.store.snapshot import Snapshot
+
+POLL_SECONDS = 0.5
+"""How often the feed is looked at when nothing tells of new changes."""
+
+SOON_SECONDS = 0.005
+"""How soon it is looked at again when something told of changes that are not to be seen yet."""
+
+GAP_SECONDS = 0.002
+"""Pause between two pieces, so that under load many changes share one."""
+
+GAP_SECONDS_PER_WATCH = 0.0005
+"""More of it for every watch, each of which has to be sent every piece."""
+
+MAX_RECENT_BYTES = 4 * 1024 * 1024
+"""So much of the feed is kept in memory."""
+
+log = structlog.get_logger("store_service.feed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """One message to a watch."""
+
+    resume_token: str
+    piece: Piece | None = None
+    """Changes, of which the watch's filter is to be applied; None in a heartbeat and in the snapshot."""
+    snapshot: tuple[Change, ...] = ()
+    snapshot_complete: bool = False
+
+
+class Feed:
+    """Serves watches."""
+
+    def __init__(self, store: Store, *, max_watches: int) -> None:
+        """Takes the open database, and how many may watch at once."""
+        self._store = store
+        self._changes = Changes(store)
+        self._snapshot = Snapshot(store)
+        self._max_watches = max_watches
+        self._watches = 0
+        self._none_left = asyncio.Event()
+        self._none_left.set()
+        self._stopping = False
+        self._hint = asyncio.Event()
+        self._news = asyncio.Event()
+        self._recent: deque[Piece] = deque()
+        self._recent_start: Position | None = None
+        self._reader: asyncio.Task[None] | None = None
+        store.after_write(self._hint.set)
+
+    async def stop(self, seconds: float) -> None:
+        """Ends every watch with its last token, and waits for them, but no longer than `seconds`."""
+        self._stopping = True
+        self._tell()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._none_left.wait()
+        except TimeoutError:
+            log.debug("watches that do not read are left to the server", count=self._watches)
+        await self._stop_reading()
+
+    async def watch(
+        self, start: WatchStart, filter: Filter, *, heartbeat_seconds: float
+    ) -> AsyncGenerator[Sent, None]:
+        """Sends what there is from `start` on, and then whatever changes, until it is closed.
+
+        The first message comes at once, and one with a token at least every `heartbeat_seconds`.
+
+        Raises:
+            WatchLimit: Too many are open.
+            ResumeTokenInvalid: The token is damaged.
+            ResumeTokenForeign: It is of another store.
+            ResumeTokenExpired: Changes behind it have been deleted.
+            ShuttingDown: The server stops.
+        """
+        with self._place_to_watch():
+            state = await self._changes.state()
+            bookmark = self._bookmark(start, state.store_id, state.trimmed, state.end)
+            await self._changes.check(bookmark.position, state)
+
+            async for page in self._snapshot.pages(bookmark, filter):
+                token = resume_tokens.make(state.store_id, page.bookmark)
+                yield Sent(resume_token=token, snapshot=page.changes, snapshot_complete=page.is_last)
+                if self._stopping:
+                    raise ShuttingDown(resume_token=token)
+
+            position = bookmark.position
+            if bookmark.snapshot is None:
+                yield Sent(resume_token=state.token_of(position))
+            loop = asyncio.get_running_loop()
+            due = loop.time() + heartbeat_seconds
+            is_owed = False
+            while not self._stopping:
+                piece = await self._next_piece(position, due)
+                if piece is not None:
+                    position = piece.end
+                    # A part that was sent promised that more follows, if only to say that it was all.
+                    if is_owed or any(map(filter.matches, piece.changes)):
+                        yield Sent(resume_token=state.token_of(position), piece=piece)
+                        due = loop.time() + heartbeat_seconds
+                        is_owed = piece.partial
+                if loop.time() >= due:
+                    yield Sent(resume_token=state.token_of(position))
+                    due = loop.time() + heartbeat_seconds
+            yield Sent(resume_token=state.token_of(position))
+            raise ShuttingDown(resume_token=state.token_of(position))
+
+    def _bookmark(self, start: WatchStart, store_id: str, trimmed: Position, end: Position) -> Bookmark:
+        if start.resume_token is not None:
+            return resume_tokens.read(start.resume_token, store_id)
+        if start.initial_state:
+            return Bookmark(position=end, snapshot=SnapshotPlace(kind=Kind.POST))
+        return Bookmark(position=trimmed if start.earliest else end)
+
+    @contextmanager
+    def _place_to_watch(self) -> Iterator[None]:
+        if self._stopping:
+            raise ShuttingDown
+        if self._watches >= self._max_watches:
+            raise WatchLimit(limit=self._max_watches)
+        self._watches += 1
+        self._none_left.clear()
+        if self._reader is None:
+            self._recent.clear()
+            self._recent_start = None
+            self._reader = asyncio.create_task(self._read_for_all(), name="feed")
+        try:
+            yield
+        finally:
+            self._watches -= 1
+            if not self._watches:
+                self._none_left.set()
+                if self._reader is not None:
+                    self._reader.cancel()
+                    self._reader = None
+
+    async def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.wait([self._reader])
+            self._reader = None
+
+    # What a watch does
+
+    async def _next_piece(self, position: Position, due: float) -> Piece | None:
+        """What follows a position; None when nothing does until the loop's time is `due`."""
+        while True:
+            news = self._news
+            if self._recent_start is not None and position >= self._recent_start:
+                for piece in self._recent:
+                    if piece.end > position:
+                        return piece.behind(position)
+            else:
+                own = await self._changes.read_after(position)
+                if own is not None:
+                    return own
+            if self._stopping:
+                return None
+            try:
+                async with asyncio.timeout_at(due):
+                    await news.wait()
+            except TimeoutError:
+                return None
+
+    # What one task does for all
+
+    async def _read_for_all(self) -> None:
+        listening = asyncio.create_task(self._listen(), name="feed-listener")
+        try:
+            end: Position | None = None
+            pause = 0.0
+            while True:
+                hinted = await self._hinted(pause)
+                try:
+                    if end is None:
+                        end = self._recent_start = (await self._changes.state()).end
+                    piece = await self._changes.read_after(end)
+                except ResumeTokenExpired:
+                    # Changes are deleted faster than they are read; each watch finds out for itself.
+                    self._recent.clear()
+                    end = self._recent_start = None
+                    self._tell()
+                    continue
+                except StoreError as error:
+                    log.warning("cannot read the change feed", error=type(error).__name__)
+                    await asyncio.sleep(POLL_SECONDS)
+                    continue
+                if piece is not None:
+                    end = piece.end
+                    self._keep(piece)
+                    self._tell()
+                    await asyncio.sleep(GAP_SECONDS + GAP_SECONDS_PER_WATCH * self._watches)
+                    pause = 0.0
+                else:
+                    pause = SOON_SECONDS if hinted else min(max(2 * pause, SOON_SECONDS), POLL_SECONDS)
+        finally:
+            listening.cancel()
+
+    async def _hinted(self, pause: float) -> bool:
+        """Waits until something tells of changes, or until the pause is over; whether it was the former."""
+        if not self._hint.is_set():
+            try:
+                # Not wait_for, which on Python 3.11 can swallow the cancellation of this task.
+                async with asyncio.timeout(pause):
+                    await self._hint.wait()
+            except TimeoutError:
+                return False
+        self._hint.clear()
+        return True
+
+    async def _listen(self) -> None:
+        """Hears of what other processes write, where the database can tell."""
+        while True:
+            try:
+                # In a task of its own, as workers have for each connection.
+                await asyncio.create_task(self._store.listen(self._hint.set), name="feed-connection")
+            except StoreError as error:
+                log.warning("cannot listen for changes, looking for them", error=type(error).__name__)
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _keep(self, piece: Piece) -> None:
+        self._recent.append(piece)
+        while len(self._recent) > 1 and sum(it.size for it in self._recent) > MAX_RECENT_BYTES:
+            self._recent_start = self._recent.popleft().end
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()

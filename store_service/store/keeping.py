@@ -1,0 +1,100 @@
+"""How long changes and requests are kept: what is too old is deleted in small steps.
+
+Each step is a write like any other, done together with the writes of callers, who wait for no more than
+its few rows.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import takewhile
+
+import structlog
+
+from store_service.database import changes as change_sql
+from store_service.database import requests as request_sql
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.workers import Operation
+from store_service.errors import StoreError
+from store_service.model import Position
+from store_service.store.batches import now_microseconds
+
+STEP_ROWS = 500
+"""Most rows that one step deletes."""
+
+STEP_SECONDS = 0.05
+"""Pause after a step that left something to do."""
+
+PAUSE_SECONDS = 10.0
+"""Pause when there is nothing left to do."""
+
+_HOUR = 3_600_000_000
+
+log = structlog.get_logger("store_service.keeping")
+
+
+class Keeping:
+    """Deletes what is too old, again and again."""
+
+    def __init__(
+        self, store: Store, *, change_hours: float, change_rows: int, request_id_hours: float
+    ) -> None:
+        """Takes the open database, how long and how many changes are kept, and how long requests are."""
+        self._store = store
+        self._change_hours = change_hours
+        self._change_rows = change_rows
+        self._request_id_hours = request_id_hours
+
+    async def run(self) -> None:
+        """Works until it is cancelled."""
+        while True:
+            try:
+                is_done = await self.step()
+            except StoreError as error:
+                log.warning("cannot delete what is too old", error=type(error).__name__)
+                is_done = True
+            await asyncio.sleep(PAUSE_SECONDS if is_done else STEP_SECONDS)
+
+    async def step(self) -> bool:
+        """Deletes some changes and some requests; whether nothing is left that is too old."""
+        now = now_microseconds()
+        limits = (now - int(self._change_hours * _HOUR), self._change_rows)
+        changes = await self._store.write(_TRIM, limits)
+        requests = await self._store.write(_FORGET, now - int(self._request_id_hours * _HOUR))
+        return changes < STEP_ROWS and requests < STEP_ROWS
+
+
+async def _trim(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[int]:
+    return [await _trim_once(connection, before, most_rows) for before, most_rows in asked]
+
+
+async def _trim_once(connection: Connection, before: int, most_rows: int) -> int:
+    """Deletes the oldest changes; returns how many."""
+    feed = await connection.fetch(change_sql.LOCKED_FEED)
+    if not feed:
+        # Another process is at it.
+        return 0
+    ((_, trimmed_xid, trimmed_seq),) = feed
+    oldest = await connection.fetch(
+        change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS
+    )
+    ((last_seq,),) = await connection.fetch(change_sql.LAST_SEQ)
+    # Only what is next in the order of the feed: everything up to the new mark must be gone, and no more.
+    too_old = list(takewhile(lambda row: row[3] < before or row[1] <= last_seq - most_rows, oldest))
+    if too_old:
+        until = Position(xid=too_old[-1][0], seq=too_old[-1][1])
+        await connection.fetch(change_sql.DELETE_CHANGES, until_xid=until.xid, until_seq=until.seq)
+        await connection.fetch(change_sql.SET_TRIMMED, until_xid=until.xid, until_seq=until.seq)
+    return len(too_old)
+
+
+async def _forget(connection: Connection, asked: Sequence[int]) -> list[int]:
+    return [
+        len(await connection.fetch(request_sql.DELETE_OLD_REQUESTS, before=before, limit=STEP_ROWS))
+        for before in asked
+    ]
+
+
+# What they delete nobody else changes, and no change tells of it.
+_TRIM: Operation[tuple[int, int], int] = Operation(_trim, only_adds=True)
+_FORGET: Operation[int, int] = Operation(_forget, only_adds=True)

@@ -1,0 +1,119 @@
+"""Requests that callers send again: done once, and answered as they were answered first.
+
+What was done and what was answered are written in the transaction of the change itself, so a request was
+done if and only if it is remembered. Failures are not remembered: they changed nothing.
+"""
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Generic, TypeVar
+
+from store_service.database import requests as sql
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.failures import MustRunAgain
+from store_service.database.statements import as_json
+from store_service.database.workers import Operation
+from store_service.errors import RequestIdReused, StoreError
+from store_service.model import Argument, Comment, Found, Post, Request, Write
+from store_service.store.batches import now_microseconds
+
+Result = TypeVar("Result")
+
+Run = Callable[[Connection, Sequence[Write[Argument]]], Awaitable[Sequence[Result | StoreError]]]
+
+
+class WriteOperation(Generic[Argument, Result]):
+    """A kind of write, which a request with an id does only once."""
+
+    def __init__(
+        self,
+        run: Run[Argument, Result],
+        resource: type[Post] | type[Comment],
+        *,
+        answer_of: Callable[[Result], Found[Any]],
+        result_of: Callable[[Found[Any]], Result],
+        only_adds: bool = False,
+        is_one_write: bool = False,
+    ) -> None:
+        """Takes the work, what its answers hold, and how a result becomes an answer and is made of one."""
+        self._run = run
+        self._resource = resource
+        self._answer_of = answer_of
+        self._result_of = result_of
+        # Two operations, so that writes without a request_id pay nothing for it.
+        self._plain = Operation(run, only_adds=only_adds, is_one_write=is_one_write)
+        self._once = Operation(self._run_once, only_adds=only_adds)
+
+    async def do(self, store: Store, argument: Argument, request: Request | None, *, keep: bool) -> Result:
+        """Does the work, unless the same request did it before.
+
+        Raises:
+            RequestIdReused: Another request had the same id.
+        """
+        write = Write(argument=argument, request=request)
+        return await store.write(self._plain if request is None else self._once, write, keep=keep)
+
+    async def _run_once(
+        self, connection: Connection, writes: Sequence[Write[Argument]]
+    ) -> Sequence[Result | StoreError]:
+        requests = [write.request for write in writes if write.request is not None]
+        assert len(requests) == len(writes), "only requests with an id are to be done once"
+        rows = await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json([it.id for it in requests]))
+        known = {id: (fingerprint, answer) for id, fingerprint, answer in rows}
+        outcomes: dict[int, Result | StoreError] = {}
+        for index, request in enumerate(requests):
+            if request.id in known:
+                fingerprint, answer = known[request.id]
+                is_same = fingerprint == request.fingerprint
+                outcomes[index] = self._result(answer) if is_same else _reused()
+
+        # Of equal ids in one batch the first that succeeds is done, and answers the others.
+        done: list[tuple[int, str, str, str]] = []
+        while len(outcomes) < len(requests):
+            first: dict[str, int] = {}
+            for index, request in enumerate(requests):
+                if index not in outcomes:
+                    first.setdefault(request.id, index)
+            results = await self._run(connection, [writes[index] for index in first.values()])
+            came_of = dict(zip(first, results, strict=True))
+            failed = [id for id, result in came_of.items() if isinstance(result, StoreError)]
+            if failed and await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json(failed)):
+                # It failed because another process has done it while this one waited for a lock.
+                raise MustRunAgain
+            for index, request in enumerate(requests):
+                if index in outcomes:
+                    continue
+                result = came_of[request.id]
+                if request.fingerprint == requests[first[request.id]].fingerprint:
+                    outcomes[index] = result
+                elif not isinstance(result, StoreError):
+                    outcomes[index] = _reused()
+            for id, result in came_of.items():
+                if not isinstance(result, StoreError):
+                    done.append((len(done), id, requests[first[id]].fingerprint, self._text(result)))
+        if done:
+            await connection.fetch(sql.INSERT_REQUESTS, done=as_json(done), now=now_microseconds())
+        return [outcomes[index] for index in range(len(requests))]
+
+    def _text(self, result: Result) -> str:
+        found = self._answer_of(result)
+        return as_json({"items": [asdict(item) for item in found.items], "missing_ids": found.missing_ids})
+
+    def _result(self, text: str) -> Result:
+        found = json.loads(text)
+        items = tuple(self._resource(**item) for item in found["items"])
+        return self._result_of(Found(items=items, missing_ids=tuple(found["missing_ids"])))
+
+
+def request_ids(keyed: Iterable[tuple[int, Request | None]]) -> str:
+    """The parameter `requests` of a LoggedWrite: which requests the changes with these keys belong to."""
+    with_id = [(key, request.id) for key, request in keyed if request is not None]
+    return as_json([(n, key, id) for n, (key, id) in enumerate(with_id)])
+
+
+def _reused() -> StoreError:
+    return RequestIdReused.at(
+        "request_id", "was used before for another request; choose a new UUID for every request"
+    )

@@ -1,0 +1,132 @@
+"""The initial state of a watch: everything that is stored, page by page.
+
+The pages are not one moment. A watch that has read them goes on with every change since before the first
+page, so it is told again of what changed meanwhile, and ends with what is stored.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from store_service.database.connect import Store
+from store_service.errors import PostNotFound, ResponseTooLarge
+from store_service.model import (
+    Action,
+    Bookmark,
+    Change,
+    Comment,
+    Filter,
+    Kind,
+    Page,
+    PageRequest,
+    Post,
+    Query,
+    SnapshotPlace,
+)
+from store_service.store import page_tokens
+from store_service.store.comments import Comments
+from store_service.store.posts import Posts
+
+PAGE_SIZE = 500
+"""Most posts or comments in one message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotPage:
+    """Some of what is stored."""
+
+    changes: tuple[Change, ...]
+    bookmark: Bookmark
+    """Where a watch goes on that has been sent everything up to here."""
+    is_last: bool
+
+
+class Snapshot:
+    """Reads everything that is stored."""
+
+    def __init__(self, store: Store) -> None:
+        """Takes the open database."""
+        self._posts = Posts(store)
+        self._comments = Comments(store)
+
+    async def pages(self, bookmark: Bookmark, filter: Filter) -> AsyncIterator[SnapshotPage]:
+        """What is left of the initial state, posts before their comments; nothing if nothing is left.
+
+        The last page says so; it is empty when nothing is stored.
+        """
+        if bookmark.snapshot is None:
+            return
+        async for place, items in self._everything(bookmark.snapshot, filter):
+            changes = tuple(_snapshot_of(item) for item in items)
+            rest = Bookmark(position=bookmark.position, snapshot=place)
+            yield SnapshotPage(changes=changes, bookmark=rest, is_last=False)
+        yield SnapshotPage(changes=(), bookmark=Bookmark(position=bookmark.position), is_last=True)
+
+    async def _everything(
+        self, place: SnapshotPlace, filter: Filter
+    ) -> AsyncIterator[tuple[SnapshotPlace, Sequence[Post] | Sequence[Comment]]]:
+        post_ids = sorted(filter.post_ids)
+        if place.kind is Kind.POST:
+            if Kind.POST in filter.kinds:
+                pages = self._posts_of(place, post_ids) if post_ids else self._all_posts(place)
+                async for posts in pages:
+                    yield SnapshotPlace(kind=Kind.POST, id=posts[-1].id), posts
+            place = SnapshotPlace(kind=Kind.COMMENT)
+        if Kind.COMMENT in filter.kinds:
+            for post_id in [it for it in post_ids if it >= place.post_id] or ([] if post_ids else [0]):
+                after = place.id if post_id == place.post_id else 0
+                async for comments in self._comments_of(post_id, after):
+                    yield SnapshotPlace(kind=Kind.COMMENT, post_id=post_id, id=comments[-1].id), comments
+
+    async def _all_posts(self, place: SnapshotPlace) -> AsyncIterator[Sequence[Post]]:
+        query = Query(resource="posts")
+        after = place.id
+        while True:
+            page: Page[Post] = await self._posts.list_posts(_request(query, after))
+            if page.items:
+                yield page.items
+                after = page.items[-1].id
+            if not page.next_page_token:
+                return
+
+    async def _posts_of(self, place: SnapshotPlace, post_ids: Sequence[int]) -> AsyncIterator[Sequence[Post]]:
+        left = [id for id in post_ids if id > place.id]
+        count = PAGE_SIZE
+        while left:
+            try:
+                found = await self._posts.get_posts(left[:count], allow_missing=True)
+            except ResponseTooLarge:
+                # One post always fits.
+                count = max(count // 4, 1)
+                continue
+            if found.items:
+                yield found.items
+            left = left[count:]
+
+    async def _comments_of(self, post_id: int, after: int) -> AsyncIterator[Sequence[Comment]]:
+        query = Query(resource="comments", post_id=post_id)
+        while True:
+            try:
+                page: Page[Comment] = await self._comments.list_comments(_request(query, after))
+            except PostNotFound:
+                # It may be there later.
+                return
+            if page.items:
+                yield page.items
+                after = page.items[-1].id
+            if not page.next_page_token:
+                return
+
+
+def _request(query: Query, after: int) -> PageRequest:
+    return PageRequest(query=query, page_size=PAGE_SIZE, page_token=page_tokens.make(query, last_id=after))
+
+
+def _snapshot_of(item: Post | Comment) -> Change:
+    is_post = isinstance(item, Post)
+    return Change(
+        action=Action.SNAPSHOT,
+        kind=Kind.POST if is_post else Kind.COMMENT,
+        post_id=item.id if isinstance(item, Post) else item.post_id,
+        resource=item,
+        commit_time=item.update_time,
+    )

@@ -1,0 +1,207 @@
+"""Every write of the contract, in a request that does something, and other requests that differ in one field.
+
+The methods are those of the descriptors that do not say that they are without side effects.
+"""
+
+import copy
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import text
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from tests.rpc.helpers import METHODS, connected, path_of, request_class, response_class
+from tests.support import Stubs
+
+WRITES: list[MethodDescriptor] = [
+    method
+    for method in METHODS
+    if method.GetOptions().idempotency_level != MethodOptions.IdempotencyLevel.NO_SIDE_EFFECTS
+]
+"""Every method that changes something."""
+
+BODY = 'an "awkward" \\ body,\nwith\tlines\u2028of\x7f \u00e4\U0001f600 </x> {}'
+"""What a careless memory of answers would change."""
+
+OUTSIDE = {"request_id", "validate_only"}
+"""Fields that do not make a request another one."""
+
+SET_BY_SERVER = {"id", "etag", "create_time", "update_time"}
+"""Fields that a create refuses."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is to write to."""
+
+    posts: Sequence[posts_pb2.Post]
+    """Three; the first has two comments, the second has one."""
+    comments: Sequence[comments_pb2.Comment]
+    """Three."""
+
+    @property
+    def unused_id(self) -> int:
+        return 1_000_000
+
+
+async def new_world(stubs: Stubs) -> World:
+    """Stores it."""
+    posts = [await stubs.create_post(f"post {n} {BODY}") for n in range(3)]
+    comments = [await stubs.create_comment(posts[n].id, f"comment {n} {BODY}") for n in (0, 0, 1)]
+    return World(posts=posts, comments=comments)
+
+
+REQUESTS: dict[str, Callable[[World], Any]] = {
+    "CreatePost": lambda world: posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=BODY)),
+    "UpdatePost": lambda world: posts_pb2.UpdatePostRequest(
+        post=posts_pb2.Post(id=world.posts[0].id, body=f"new {BODY}", etag=world.posts[0].etag),
+        update_mask=FieldMask(paths=["body"]),
+    ),
+    "DeletePost": lambda world: posts_pb2.DeletePostRequest(
+        id=world.posts[0].id, etag=world.posts[0].etag, force=True
+    ),
+    "BatchCreatePosts": lambda world: posts_pb2.BatchCreatePostsRequest(
+        requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n} {BODY}")) for n in range(3)]
+    ),
+    "BatchDeletePosts": lambda world: posts_pb2.BatchDeletePostsRequest(
+        ids=[world.posts[1].id, world.unused_id, world.posts[0].id], force=True, allow_missing=True
+    ),
+    "CreateComment": lambda world: comments_pb2.CreateCommentRequest(
+        comment=comments_pb2.Comment(body=BODY, post_id=world.posts[0].id)
+    ),
+    "UpdateComment": lambda world: comments_pb2.UpdateCommentRequest(
+        comment=comments_pb2.Comment(
+            id=world.comments[0].id, body=f"new {BODY}", etag=world.comments[0].etag
+        ),
+        update_mask=FieldMask(paths=["body"]),
+    ),
+    "DeleteComment": lambda world: comments_pb2.DeleteCommentRequest(
+        id=world.comments[0].id, etag=world.comments[0].etag
+    ),
+    "BatchCreateComments": lambda world: comments_pb2.BatchCreateCommentsRequest(
+        requests=[
+            comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(body=BODY, post_id=post.id))
+            for post in world.posts
+        ]
+    ),
+    "BatchDeleteComments": lambda world: comments_pb2.BatchDeleteCommentsRequest(
+        ids=[world.comments[2].id, world.unused_id, world.comments[0].id], allow_missing=True
+    ),
+}
+"""A request of each write that changes something, without a request_id."""
+
+CHANGES: dict[str, int] = {
+    "CreatePost": 1,
+    "UpdatePost": 1,
+    "DeletePost": 1 + 2,
+    "BatchCreatePosts": 3,
+    "BatchDeletePosts": 2 + 3,
+    "CreateComment": 1,
+    "UpdateComment": 1,
+    "DeleteComment": 1,
+    "BatchCreateComments": 3,
+    "BatchDeleteComments": 2,
+}
+"""How many changes each of these makes, with the comments that go with their posts."""
+
+
+def new_id() -> str:
+    """A request_id that nobody has used."""
+    return str(uuid.uuid4())
+
+
+def request_of(method: MethodDescriptor, world: World, request_id: str = "", **options: Any) -> Any:
+    """The request of a write."""
+    request = REQUESTS[method.name](world)
+    request.request_id = request_id
+    for name, value in options.items():
+        setattr(request, name, value)
+    return request
+
+
+def send(channel: grpc.aio.Channel, method: MethodDescriptor, request: Message) -> Any:
+    """Calls a method."""
+    call = channel.unary_unary(
+        path_of(method),
+        request_serializer=request_class(method).SerializeToString,
+        response_deserializer=response_class(method).FromString,
+    )
+    return call(request)
+
+
+def other_requests(request: Any, *, inside: str = "") -> Iterator[tuple[str, Any]]:
+    """The same request with one field changed, for every field in turn; each is valid in form."""
+    creates = request.DESCRIPTOR.name.startswith(("Create", "BatchCreate"))
+    for field in request.DESCRIPTOR.fields:
+        if field.name not in OUTSIDE:
+            yield from _with_other(request, field, creates, f"{inside}{field.name}")
+
+
+def _with_other(message: Any, field: FieldDescriptor, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
+    for name, value in _other_values(getattr(message, field.name), field, creates, path):
+        other = copy.deepcopy(message)
+        if field.is_repeated:
+            del getattr(other, field.name)[:]
+            getattr(other, field.name).extend(value)
+        elif field.message_type:
+            getattr(other, field.name).CopyFrom(value)
+        else:
+            setattr(other, field.name, value)
+        yield name, other
+
+
+def _other_values(value: Any, field: FieldDescriptor, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
+    if field.is_repeated:
+        yield f"{path}, without the last", list(value)[:-1]
+        yield f"{path}, the last first", list(value)[::-1]
+        if field.message_type:
+            for name, first in _others_inside(value[0], creates, f"{path}[0]."):
+                yield name, [first, *list(value)[1:]]
+    elif isinstance(value, FieldMask):
+        yield f"{path}, all", FieldMask(paths=["*"])
+        yield f"{path}, unset", FieldMask()
+    elif isinstance(value, Timestamp):
+        yield path, Timestamp(seconds=value.seconds + 1)
+    elif field.message_type:
+        yield from _others_inside(value, creates, f"{path}.")
+    elif isinstance(value, bool):
+        yield path, not value
+    else:
+        yield path, value + (1 if isinstance(value, int) else "1")
+
+
+def _others_inside(message: Any, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
+    for field in message.DESCRIPTOR.fields:
+        if field.name not in OUTSIDE | (SET_BY_SERVER if creates else set()):
+            yield from _with_other(message, field, creates, f"{path}{field.name}")
+
+
+def everything(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """What a write may leave: resources, changes and remembered requests, read past the server."""
+    tables = ("posts", "comments", "changes", "requests")
+    with connected(database_url) as connection:
+        return {
+            table: [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1"))]
+            for table in tables
+        }
+
+
+def changes_by_request(database_url: str) -> list[tuple[int, str | None]]:
+    """Which resource each change was made to, and by which request."""
+    with connected(database_url) as connection:
+        rows = connection.execute(text("SELECT resource_id, request_id FROM changes ORDER BY seq"))
+        return [(id, request_id) for id, request_id in rows]
+
+
+def remembered(database_url: str) -> list[str]:
+    """The request_ids that are remembered."""
+    with connected(database_url) as connection:
+        return [id for (id,) in connection.execute(text("SELECT id FROM requests ORDER BY create_time, id"))]

@@ -1,0 +1,114 @@
+"""How the feed is cut into pieces, without a database."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from store_service.store.changes import MAX_TRANSACTION_BYTES, PIECE_BYTES, PIECE_ROWS, first_piece
+
+BESIDE = 120
+"""Bytes of a change that count besides its body."""
+
+Rows = list[tuple[int, int, int, int]]
+
+
+def rows(*transactions: list[int]) -> Rows:
+    """Rows of xid, seq, size and time of transactions whose changes are so many bytes on the wire."""
+    sizes = [(xid, size - BESIDE) for xid, each in enumerate(transactions, start=10) for size in each]
+    return [(xid, seq, size, 0) for seq, (xid, size) in enumerate(sizes, start=1)]
+
+
+def test_nothing_is_no_piece() -> None:
+    """Without changes there is nothing to cut."""
+    assert first_piece([], PIECE_ROWS) == (0, False)
+
+
+def test_small_transactions_share_a_piece() -> None:
+    """All that there are, up to the size of a piece and no byte more."""
+    assert first_piece(rows([200], [200, 200], [200]), PIECE_ROWS) == (4, False)
+    assert first_piece(rows([PIECE_BYTES - 400], [200, 200]), PIECE_ROWS) == (3, False)
+    assert first_piece(rows([PIECE_BYTES - 400], [200, 201]), PIECE_ROWS) == (1, False)
+
+
+def test_a_transaction_that_would_not_fit_waits_for_the_next_piece() -> None:
+    """It is not cut because others came before it, nor is a smaller one behind it taken instead."""
+    found = rows([200], [PIECE_BYTES], [200])
+
+    assert first_piece(found, PIECE_ROWS) == (1, False)
+    assert first_piece(found[1:], PIECE_ROWS) == (1, False)
+
+
+def test_a_transaction_of_up_to_2_mib_is_whole() -> None:
+    """It comes alone; one more byte, and it comes in parts of about the size of a piece."""
+    change = PIECE_BYTES // 2
+    count = MAX_TRANSACTION_BYTES // change
+
+    assert first_piece(rows([change] * count, [200]), PIECE_ROWS) == (count, False)
+    assert first_piece(rows([change] * (count - 1) + [change + 1]), PIECE_ROWS) == (2, True)
+
+
+def test_the_rest_of_a_large_transaction_is_whole_when_it_fits() -> None:
+    """The last part is not partial, and what follows may share its piece."""
+    assert first_piece(rows([200] * 3, [200]), PIECE_ROWS) == (4, False)
+
+
+def test_a_change_that_is_too_large_comes_alone() -> None:
+    """However large it is, it is sent; it is partial only if more of its transaction follow."""
+    huge = MAX_TRANSACTION_BYTES + 1
+
+    assert first_piece(rows([huge]), PIECE_ROWS) == (1, False)
+    assert first_piece(rows([huge], [200]), PIECE_ROWS) == (1, False)
+    assert first_piece(rows([huge, 200]), PIECE_ROWS) == (1, True)
+
+
+def test_a_transaction_that_may_go_on_behind_what_was_read_is_left_for_the_next_piece() -> None:
+    """As many rows as were asked for do not show where the last transaction ends."""
+    found = rows([200, 200], [200, 200])
+
+    assert first_piece(found, 4) == (2, False)
+    assert first_piece(found, 5) == (4, False)
+
+
+def test_a_transaction_of_more_rows_than_are_read_comes_in_parts() -> None:
+    """Its rows up to the limit are a part, and it is said that more follow."""
+    assert first_piece(rows([200] * 6)[:4], 4) == (4, True)
+
+
+@given(
+    st.lists(
+        st.lists(st.integers(BESIDE, MAX_TRANSACTION_BYTES + 10) | st.integers(BESIDE, 5000), min_size=1),
+        max_size=12,
+    ),
+    st.integers(2, 20),
+)
+def test_pieces_are_everything_in_order(transactions: list[list[int]], limit: int) -> None:
+    """From piece to piece every change comes once; one that is not partial ends with a transaction."""
+    feed = rows(*transactions)
+    last = {index for index, (one, two) in enumerate(pairwise(feed)) if one[0] != two[0]} | {len(feed) - 1}
+    position = 0
+    while position < len(feed):
+        read = feed[position : position + limit]
+        count, partial = first_piece(read, limit)
+
+        assert 1 <= count <= len(read)
+        piece = read[:count]
+        position += count
+        if partial:
+            assert len({xid for xid, *_ in piece}) == 1
+            assert position - 1 not in last or count == limit
+        else:
+            assert position - 1 in last
+        assert count == 1 or sum(size + BESIDE for _, _, size, _ in piece) <= MAX_TRANSACTION_BYTES
+
+    assert first_piece(feed[position:], limit) == (0, False)
+
+
+@pytest.mark.parametrize("count", [1, 2, PIECE_ROWS - 1])
+def test_a_piece_holds_many_small_transactions(count: int) -> None:
+    """Their number is limited by rows and bytes alone."""
+    assert first_piece(rows(*([BESIDE + 1] for _ in range(count))), PIECE_ROWS) == (
+        min(count, PIECE_BYTES // (BESIDE + 1)),
+        False,
+    )

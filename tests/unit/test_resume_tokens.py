@@ -1,0 +1,127 @@
+"""Resume tokens, without a server: their form, which lasts, and what is not one."""
+
+import base64
+import string
+import struct
+
+import pytest
+
+from store_service.errors import ResumeTokenForeign, ResumeTokenInvalid
+from store_service.model import Bookmark, Kind, Position, SnapshotPlace
+from store_service.store import resume_tokens
+
+STORE = "0f7bb9a1c2d34e5f8a9b0c1d2e3f4a5b"
+LIVE = Bookmark(position=Position(xid=7, seq=42, time=1_700_000_000_000_000))
+MIDST = Bookmark(
+    position=Position(xid=7, seq=42, time=1_700_000_000_000_000),
+    snapshot=SnapshotPlace(kind=Kind.COMMENT, post_id=3, id=99),
+)
+BOOKMARKS = [
+    LIVE,
+    MIDST,
+    Bookmark(position=Position(xid=0, seq=0)),
+    Bookmark(position=Position(xid=2**63 - 1, seq=2**63 - 1)),
+    Bookmark(position=Position(xid=1, seq=0), snapshot=SnapshotPlace(kind=Kind.POST)),
+    Bookmark(
+        position=Position(xid=1, seq=1),
+        snapshot=SnapshotPlace(kind=Kind.COMMENT, post_id=2**63 - 1, id=2**63 - 1),
+    ),
+]
+
+
+@pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
+def test_a_token_holds_where_to_go_on(bookmark: Bookmark) -> None:
+    """What goes in comes out, in the midst of the initial state and behind it."""
+    assert resume_tokens.read(resume_tokens.make(STORE, bookmark), STORE) == bookmark
+
+
+def test_tokens_are_the_same_for_ever() -> None:
+    """Callers keep tokens across upgrades; a new form needs a new version, and the old one stays readable."""
+    assert resume_tokens.make(STORE, LIVE) == TOKEN_OF_LIVE
+    assert resume_tokens.read(TOKEN_OF_LIVE, STORE) == LIVE
+    assert resume_tokens.make(STORE, MIDST) == TOKEN_OF_MIDST
+    assert resume_tokens.read(TOKEN_OF_MIDST, STORE) == MIDST
+
+
+TOKEN_OF_LIVE = "AVfWkxkY1O4tAAAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAAAAAAAAAAAAAColGGcexJeLPF3jUBAckQ1"
+TOKEN_OF_MIDST = "AVfWkxkY1O4tAgAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAADAAAAAAAAAGNxgK0myubiaKeoBc5asUmi"
+
+
+@pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
+def test_a_token_belongs_to_one_store(bookmark: Bookmark) -> None:
+    """Another store refuses it as foreign, which tells a caller more than that it is damaged."""
+    token = resume_tokens.make(STORE, bookmark)
+
+    with pytest.raises(ResumeTokenForeign):
+        resume_tokens.read(token, "f" + STORE[1:])
+
+
+@pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST])
+def test_no_change_of_one_character_goes_unnoticed(token: str) -> None:
+    """Every character, replaced by every other that there is in print."""
+    for index, character in enumerate(token):
+        for other in string.printable:
+            if other != character:
+                with pytest.raises(ResumeTokenInvalid):
+                    resume_tokens.read(token[:index] + other + token[index + 1 :], STORE)
+
+
+@pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST])
+def test_no_change_of_one_bit_goes_unnoticed(token: str) -> None:
+    """Also a token whose damaged part is the hash of its store is damaged rather than foreign."""
+    packed = base64.urlsafe_b64decode(token)
+
+    for bit in range(8 * len(packed)):
+        damaged = bytearray(packed)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ResumeTokenInvalid):
+            resume_tokens.read(base64.urlsafe_b64encode(damaged).decode(), STORE)
+
+
+def test_no_swap_no_loss_and_no_addition_goes_unnoticed() -> None:
+    """Nor do characters that change places, are missing, or are too many."""
+    token = TOKEN_OF_MIDST
+    changed = {token + end for end in ("=", "A", "\n", " ", "AAAA", "====")} | {" " + token, "AAAA" + token}
+    for index in range(len(token)):
+        changed.add(token[:index] + token[index + 1 : index + 2] + token[index] + token[index + 2 :])
+        changed.add(token[:index] + token[index + 1 :])
+        changed.add(token[:index])
+
+    for other in changed - {token}:
+        with pytest.raises(ResumeTokenInvalid):
+            resume_tokens.read(other, STORE)
+
+
+@pytest.mark.parametrize("text", ["", "token", "é" * 72, "\0" * 72, "=" * 72, "A" * 72, "A" * 100_000])
+def test_what_was_never_a_token_is_invalid(text: str) -> None:
+    """Whatever a caller sends gets the one error."""
+    with pytest.raises(ResumeTokenInvalid):
+        resume_tokens.read(text, STORE)
+
+
+def test_another_version_is_not_read() -> None:
+    """A token of a newer service is refused, even when everything else in it is right."""
+    with pytest.raises(ResumeTokenInvalid):
+        resume_tokens.read(_forged(version=2), STORE)
+
+
+@pytest.mark.parametrize("phase", [3, 255])
+def test_an_unknown_phase_is_not_read(phase: int) -> None:
+    """A token that is whole but means nothing here is invalid as well, and no other error comes out."""
+    with pytest.raises(ResumeTokenInvalid):
+        resume_tokens.read(_forged(phase=phase), STORE)
+
+
+@pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
+def test_a_token_can_stand_in_a_url(bookmark: Bookmark) -> None:
+    """88 characters that need no quoting."""
+    token = resume_tokens.make(STORE, bookmark)
+
+    assert len(token) == 88
+    assert set(token) <= set(string.ascii_letters + string.digits + "-_")
+
+
+def _forged(*, version: int = 1, phase: int = 0) -> str:
+    """A token whose last hash is right."""
+    head = struct.pack(">B8sBqqqqq", version, resume_tokens._hash_of(STORE), phase, 7, 42, 0, 0, 0)
+    return base64.urlsafe_b64encode(head + resume_tokens._check_of(head)).decode()
