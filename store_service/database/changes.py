@@ -45,7 +45,7 @@ things (docs/decisions/0011): held until the end by each that writes, together b
 class LoggedWrite:
     """A write that leaves its changes in the feed. Besides its own parameters it takes `now`, microseconds,
     and `requests`, rows of a key and the request id that belongs to it; on SQLite also `xid`, the number of
-    the transaction."""
+    the transaction, which is None for its first write."""
 
     steps: tuple[Statement, Statement]
     """For SQLite; the ids that the first returns are the parameter `written` of the second."""
@@ -123,7 +123,7 @@ def _log(
     now = parameter("now", BigInteger)
     is_sqlite = dialect == "sqlite"
     values = {
-        "xid": parameter("xid", BigInteger),
+        "xid": func.coalesce(parameter("xid", BigInteger), _last_seq.scalar_subquery() + 1),
         "action": literal(int(action)),
         "kind": literal(int(kind)),
         "resource_id": keyed.c.id,
@@ -238,6 +238,12 @@ LAST_SEQ = Statement(
     select(_last_seq.scalar_subquery()), on_postgresql=select(func.coalesce(func.max(change.c.seq), 0))
 )
 """About the highest `seq` that was given. Served by the primary key."""
+
+LAST_XID = Statement(
+    select(change.c.xid).where(change.c.seq == _last_seq.scalar_subquery()),
+    on_postgresql=select(change.c.xid).order_by(change.c.seq.desc()).limit(1),
+)
+"""The number of the transaction that wrote the last change. Served by the primary key."""
 
 HAS_OWN_PAST = Statement(
     select(literal(1, Integer)),

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from databases import Database
 from sqlalchemy.engine import make_url
 
-from store_service.database.changes import LAST_SEQ, LoggedWrite
+from store_service.database.changes import LAST_XID, LoggedWrite
 from store_service.database.connection import Connection, Rows, T
 from store_service.database.failures import named
 from store_service.database.statements import Statement, as_json
@@ -52,26 +52,27 @@ class SqliteConnection(Connection):
     _slow_until = 0.0
     """When reads on the event loop may be tried again, by time.perf_counter."""
 
-    _xid: int | None = None
-    """What this transaction is called in the feed: the first `seq` that it writes; None before that."""
+    _has_written = False
+    """Whether this transaction has changes in the feed, whose number it must keep."""
 
     _is_in_thread = False
     """Whether `as_one` is running, and with it whoever calls us."""
 
     async def write(self, write: LoggedWrite, **values: Any) -> Rows:
         """Runs a write and then, in the same transaction, what leaves its changes in the feed."""
-        if self._xid is None:
-            ((last_seq,),) = await self.fetch(LAST_SEQ)
-            self._xid = last_seq + 1
+        xid = None
+        if self._has_written:
+            ((xid,),) = await self.fetch(LAST_XID)
+        self._has_written = True
         first, second = write.steps
-        rows = await self.fetch(first, xid=self._xid, **values)
-        await self.fetch(second, xid=self._xid, written=as_json([id for (id,) in rows]), **values)
+        rows = await self.fetch(first, xid=xid, **values)
+        await self.fetch(second, xid=xid, written=as_json([id for (id,) in rows]), **values)
         return sorted(rows)
 
     @asynccontextmanager
     async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:
         """What runs inside is on disk, whole, when this ends; see Connection."""
-        self._xid = None
+        self._has_written = False
         async with super().transaction(keep=keep, only_adds=only_adds):
             yield
 

@@ -24,9 +24,12 @@ Result = TypeVar("Result")
 MAX_BATCH = 1000
 """Most work that one batch takes, so that nobody waits for a batch without end."""
 
-QUIET_ROUNDS = 8
-"""Rounds of the event loop without new work after which a crowded lane's worker starts
+QUIET_ROUNDS = 32
+"""Rounds of the event loop without new work after which a worker starts that reads on a crowded lane
 (docs/decisions/0007)."""
+
+GATHER_SECONDS = 0.005
+"""How long a worker that writes waits, on a crowded lane, for as many as it has just answered."""
 
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
@@ -96,6 +99,8 @@ class Lane:
         self._waiting: deque[Work] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._stopping = False
+        self._wanted: int | None = None
+        self._gathered: asyncio.Future[None]
         self.after_write: Callable[[], None] = lambda: None
         """Called after every commit."""
         self._loop: asyncio.AbstractEventLoop
@@ -121,6 +126,8 @@ class Lane:
         future: asyncio.Future[Result] = self._loop.create_future()
         self._waiting.append(Work(operation, argument, keep, future))
         self._wake_one()
+        if self._wanted is not None and len(self._waiting) >= self._wanted:
+            self._stop_waiting()
         return await future
 
     @asynccontextmanager
@@ -179,20 +186,39 @@ class Lane:
             await self._serve(connection)
 
     async def _serve(self, connection: Connection) -> None:
-        crowded = False
+        crowd = 0
         while True:
-            if crowded:
+            if crowd and self._writes:
+                await self._wait_for(crowd)
+            elif crowd:
                 await self._let_work_gather()
             batch = self._take()
             if batch:
                 await self._do_batch(connection, batch)
-                crowded = len(batch) > 1 or bool(self._waiting)
+                crowd = len(batch) if len(batch) > 1 or self._waiting else 0
             elif self._stopping:
                 return
             else:
                 idle = self._loop.create_future()
                 self._idle.append(idle)
                 await idle
+
+    async def _wait_for(self, count: int) -> None:
+        """Waits until as many wait as were answered last time, but no longer than GATHER_SECONDS.
+
+        Most of them come again at once, and a commit costs as much for one of them as for all.
+        """
+        if len(self._waiting) < count:
+            self._wanted = count
+            self._gathered = self._loop.create_future()
+            timer = self._loop.call_later(GATHER_SECONDS, self._stop_waiting)
+            await self._gathered
+            timer.cancel()
+            self._wanted = None
+
+    def _stop_waiting(self) -> None:
+        if not self._gathered.done():
+            self._gathered.set_result(None)
 
     async def _let_work_gather(self) -> None:
         """Lets the event loop run while it keeps bringing work.
