@@ -86,7 +86,7 @@ class Config(BaseSettings):
     """Longest body of a post or comment, in bytes of UTF-8."""
 
     readers: int = Field(default=2, ge=1, le=16)
-    """Connections that read; there is one more, which writes."""
+    """Connections that read. One more writes, and on PostgreSQL another listens while anybody watches."""
 
     lock_seconds: float = Field(default=5.0, gt=0, le=60)
     """How long a write waits for locks of others before the caller gets DATABASE_BUSY."""

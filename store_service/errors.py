@@ -152,6 +152,11 @@ class CommentNotFound(NotFound):
     kind = "comment"
 
 
+def comments(count: int) -> str:
+    """So many comments, in words."""
+    return "1 comment" if count == 1 else f"{count} comments"
+
+
 class PostHasComments(StoreError):
     """Posts with comments are deleted only with force."""
 
@@ -159,7 +164,7 @@ class PostHasComments(StoreError):
         """Takes how many comments each refused post has, by post id."""
         post_id, count = next(iter(comment_counts.items()))
         others = f" (and {len(comment_counts) - 1} other posts have some)" if len(comment_counts) > 1 else ""
-        super().__init__(f"post {post_id} has {count} comments{others}; set force to delete them too")
+        super().__init__(f"post {post_id} has {comments(count)}{others}; set force to delete them too")
         self.comment_counts = comment_counts
 
 

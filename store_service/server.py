@@ -53,6 +53,8 @@ _OPTIONS = [
     # clients that merely keep their connection alive.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # Ask also after a client that has had nothing to say or hear for long.
+    ("grpc.http2.max_pings_without_data", 0),
     # Above 1000 calls that wait for the event loop, most of which a burst of short deadlines has killed
     # already, gRPC would refuse new ones at random, with CANCELLED and no reason.
     ("grpc.server.max_pending_requests", 100_000),

@@ -14,7 +14,13 @@ try:
 except ImportError:  # pragma: no cover  # PostgreSQL is an extra
     DRIVER_ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
 else:
-    DRIVER_ERRORS = (sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+    DRIVER_ERRORS = (
+        sqlite3.Error,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,  # a connection that was lost in the midst of something
+        OSError,
+    )
 """What drivers raise; a database that is gone shows as OSError too."""
 
 # Primary result codes, https://www.sqlite.org/rescode.html

@@ -29,7 +29,7 @@ QUIET_ROUNDS = 32
 (docs/decisions/0007)."""
 
 GATHER_SECONDS = 0.005
-"""How long a worker that writes waits, on a crowded lane, for as many as it has just answered."""
+"""How long a worker that writes waits, on a crowded lane, for those that it has just answered."""
 
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
@@ -195,7 +195,8 @@ class Lane:
             batch = self._take()
             if batch:
                 await self._do_batch(connection, batch)
-                crowd = len(batch) if len(batch) > 1 or self._waiting else 0
+                together = len(batch) + len(self._waiting)
+                crowd = together if together > 1 else 0
             elif self._stopping:
                 return
             else:
@@ -204,9 +205,10 @@ class Lane:
                 await idle
 
     async def _wait_for(self, count: int) -> None:
-        """Waits until as many wait as were answered last time, but no longer than GATHER_SECONDS.
+        """Waits until as many wait as there were after the last batch, answered or not, but no longer than
+        GATHER_SECONDS.
 
-        Most of them come again at once, and a commit costs as much for one of them as for all.
+        Most of those answered come again at once, and a commit costs as much for one of them as for all.
         """
         if len(self._waiting) < count:
             self._wanted = count

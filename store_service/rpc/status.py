@@ -104,7 +104,7 @@ def _comments_in_the_way(error: errors.PostHasComments) -> list[Message]:
                 error_details_pb2.PreconditionFailure.Violation(
                     type="POST_HAS_COMMENTS",
                     subject=f"storeapi.v1.Post/{post_id}",
-                    description=f"has {count} comments; set force to delete them too",
+                    description=f"has {errors.comments(count)}; set force to delete them too",
                 )
                 for post_id, count in list(error.comment_counts.items())[:MAX_RESOURCES]
             ]

@@ -202,8 +202,9 @@ class Feed:
                     end = self._recent_start = None
                     self._tell()
                     continue
-                except StoreError as error:
-                    log.warning("cannot read the change feed", error=type(error).__name__)
+                except Exception as error:
+                    # Whatever it is, everybody's watch depends on this task.
+                    _warn("cannot read the change feed", error)
                     await asyncio.sleep(POLL_SECONDS)
                     continue
                 if piece is not None:
@@ -235,8 +236,8 @@ class Feed:
             try:
                 # In a task of its own, as workers have for each connection.
                 await asyncio.create_task(self._store.listen(self._hint.set), name="feed-connection")
-            except StoreError as error:
-                log.warning("cannot listen for changes, looking for them", error=type(error).__name__)
+            except Exception as error:
+                _warn("cannot listen for changes, looking for them", error)
             await asyncio.sleep(POLL_SECONDS)
 
     def _keep(self, piece: Piece) -> None:
@@ -247,3 +248,11 @@ class Feed:
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+
+def _warn(event: str, error: Exception) -> None:
+    """Logs what is expected to happen to a database in one line, and a bug with everything that is known."""
+    if isinstance(error, StoreError):
+        log.warning(event, error=type(error).__name__)
+    else:
+        log.error(event, exc_info=error)

@@ -53,6 +53,10 @@ class Keeping:
             except StoreError as error:
                 log.warning("cannot delete what is too old", error=type(error).__name__)
                 is_done = True
+            except Exception as error:
+                # A bug; but nothing would ever be deleted again if this task ended.
+                log.error("cannot delete what is too old", exc_info=error)
+                is_done = True
             await asyncio.sleep(PAUSE_SECONDS if is_done else STEP_SECONDS)
 
     async def step(self) -> bool:

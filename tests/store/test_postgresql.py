@@ -1,20 +1,23 @@
 """What is true of PostgreSQL alone: settings of sessions, and sessions that the server ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
+import psycopg
 import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from store_service.database import connect, workers
+from store_service.database.changes import ORDER_LOCK
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import DatabaseUnavailable
-from store_service.model import PostDraft
+from store_service.model import CommentDraft, Deletion, PostDraft, Request, Update
+from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from tests.store.by_hand import query
 from tests.support import wait_until
@@ -117,3 +120,44 @@ async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened
                 await posts.create_posts([PostDraft(body="kept")])
             except DatabaseUnavailable:
                 await asyncio.sleep(0)
+
+
+WRITES: dict[str, Callable[[Store], Awaitable[object]]] = {
+    "create_posts": lambda store: Posts(store).create_posts([PostDraft(body="b")]),
+    "create_posts_once": lambda store: Posts(store).create_posts([PostDraft(body="b")], request=REQUEST),
+    "create_comments": lambda store: Comments(store).create_comments([CommentDraft(body="c", post_id=1)]),
+    "update_post": lambda store: Posts(store).update_post(
+        Update(id=1, body="b", etag="", request_field="post")
+    ),
+    "delete_posts": lambda store: Posts(store).delete_posts(Deletion(ids=(1,))),
+}
+REQUEST = Request(id="3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b", fingerprint="f")
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
+    store: Store, database_url: str, write: str
+) -> None:
+    """One that waits with a number would be told of before those that it waits for (docs/decisions/0011)."""
+    await Posts(store).create_posts([PostDraft(body="a")])
+    waiting = (
+        "SELECT backend_xid IS NULL FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'store-service' AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
+    )
+    with psycopg.connect(database_url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
+        call = asyncio.ensure_future(WRITES[write](store))
+        await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(True,)])
+        assert not call.done()
+    await call
+
+
+async def test_creates_of_several_processes_do_not_wait_for_each_other(
+    store: Store, database_url: str
+) -> None:
+    """They share the lock that keeps the order; only what changes or deletes needs it alone."""
+    with psycopg.connect(database_url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})")
+        (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+        await Posts(store).create_posts([PostDraft(body="b")], request=REQUEST)
+        await Comments(store).create_comments([CommentDraft(body="c", post_id=post.id)])
