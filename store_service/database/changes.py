@@ -27,6 +27,7 @@ from sqlalchemy import (
     literal,
     select,
     table,
+    text,
     tuple_,
     update,
 )
@@ -255,7 +256,8 @@ HAS_OWN_PAST = Statement(
 from another one. Served by changes_xid_seq_idx."""
 
 BEGIN_ANEW = (
-    Statement(delete(change)),
+    # However many there are, this takes no longer on PostgreSQL, where a statement has limited time.
+    Statement(delete(change), on_postgresql=text("TRUNCATE changes")),
     Statement(update(feed).values(store_id=parameter("store_id", Text), trimmed_xid=0, trimmed_seq=0)),
 )
 """Forgets every change, and makes every token that was ever given foreign."""

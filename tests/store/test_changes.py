@@ -1,0 +1,85 @@
+"""The change feed as it is stored: what is told of deleted changes, and where lists say to go on."""
+
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from store_service.database import connect
+from store_service.database.connect import Store
+from store_service.database.connection import Connection
+from store_service.database.workers import Operation
+from store_service.errors import ResumeTokenExpired, StoreError
+from store_service.model import Page, PageRequest, Post, PostDraft, Query
+from store_service.store import resume_tokens
+from store_service.store.changes import Changes
+from store_service.store.keeping import Keeping
+from store_service.store.pages import read_pages
+from store_service.store.posts import Posts
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    """An open database."""
+    async with connect.open_store(database_url, readers=1) as store:
+        yield store
+
+
+async def test_a_reader_whose_next_change_was_deleted_is_told_before_it_reads_on(store: Store) -> None:
+    """Also one that has been reading all the time; it never goes on behind the hole."""
+    changes, posts = Changes(store), Posts(store)
+    await posts.create_posts([PostDraft(body="first")])
+    first = await changes.read_after((await changes.state()).trimmed)
+    assert first is not None
+    for n in range(5):
+        await posts.create_posts([PostDraft(body=f"later {n}")])
+    keeping = Keeping(store, change_hours=1, change_rows=2, request_id_hours=1)
+
+    assert await keeping.step()
+
+    with pytest.raises(ResumeTokenExpired) as told:
+        await changes.read_after(first.end)
+    state = await changes.state()
+    earliest = resume_tokens.read(told.value.earliest_resume_token, state.store_id).position
+    rest = await changes.read_after(earliest)
+    assert rest is not None
+    assert [change.resource.body for change in rest.changes] == ["later 3", "later 4"]
+    with pytest.raises(ResumeTokenExpired):
+        await changes.check(first.end, state)
+
+
+async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store) -> None:
+    """What is gone is behind it, and nothing is missing."""
+    changes, posts = Changes(store), Posts(store)
+    await posts.create_posts([PostDraft(body="first")])
+    first = await changes.read_after((await changes.state()).trimmed)
+    assert first is not None
+    await posts.create_posts([PostDraft(body="second")])
+
+    assert await Keeping(store, change_hours=1, change_rows=1, request_id_hours=1).step()
+
+    assert (await changes.state()).trimmed == first.end
+    await changes.check(first.end, await changes.state())
+    second = await changes.read_after(first.end)
+    assert second is not None
+    assert [change.resource.body for change in second.changes] == ["second"]
+
+
+async def test_the_token_of_a_list_is_from_before_its_page(store: Store) -> None:
+    """What is written while the page is being read may not be on it, so a watch has to tell of it."""
+    changes, posts = Changes(store), Posts(store)
+    await posts.create_posts([PostDraft(body="before")])
+
+    async def read(_: Connection, __: PageRequest) -> Page[Post]:
+        await posts.create_posts([PostDraft(body="meanwhile")])
+        return Page(items=(), next_page_token="")
+
+    async def run(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Post] | StoreError]:
+        return await read_pages(connection, requests, read)
+
+    request = PageRequest(query=Query(resource="posts"), page_size=10, page_token="")
+    page = await store.read(Operation(run), request)
+
+    token = resume_tokens.read(page.resume_token, (await changes.state()).store_id)
+    piece = await changes.read_after(token.position)
+    assert piece is not None
+    assert [change.resource.body for change in piece.changes] == ["meanwhile"]
