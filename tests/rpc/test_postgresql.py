@@ -13,11 +13,14 @@ from storeapi.v1 import comments_pb2, posts_pb2
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import comments, posts, schema
+from store_service.database.connect import Store
 from store_service.database.statements import as_json
 from store_service.server import serving
+from store_service.store import feed
 from tests.postgres import PostgresServer, new_database, postgres_server
 from tests.rpc.helpers import contents, outcome_of
 from tests.support import ErrorSeen, Stubs, error_seen, failure
+from tests.watching import begun
 
 POST_COUNT = 20
 
@@ -184,3 +187,29 @@ def test_rows_are_found_by_their_index(database_url: str, module: Any, name: str
 
     assert "Index Scan using" in str(plan)
     assert "Seq Scan" not in str(plan)
+
+
+@pytest.mark.parametrize("hears", [True, False])
+async def test_changes_of_another_process_are_told(
+    database_url: str, hears: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By NOTIFY; and where a pooler swallows it, by a look that comes all the same."""
+    if hears:
+        # So that nothing is found by looking.
+        monkeypatch.setattr(feed, "POLL_SECONDS", 3600)
+    else:
+
+        async def hear_nothing(*_: object) -> None:
+            await asyncio.get_running_loop().create_future()
+
+        monkeypatch.setattr(Store, "listen", hear_nothing)
+    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")
+    async with AsyncExitStack() as stack:
+        channels = []
+        for _ in range(2):
+            server = await stack.enter_async_context(serving(config))
+            channels.append(await stack.enter_async_context(grpc.aio.insecure_channel(server.address)))
+        async with begun(channels[0]) as watch:
+            for _ in range(3):
+                post = await Stubs(channels[1]).create_post()
+                assert [change.post for change in await watch.changes(1)] == [post]
