@@ -29,14 +29,17 @@ REPLACEMENTS = {
     r"\basync (def|for|with)\b": r"\1",
     r"\bawait ": "",
     r"\banext\b": "next",
-    r"\b__a(enter|exit)__\b": r"__\1__",
+    r"\b__a(enter|exit|iter|next)__\b": r"__\1__",
     r"\bAsync(Iterator)\b": r"\1",
+    r"\bStopAsyncIteration\b": "StopIteration",
+    r"\bimport asyncio\b": "import time",
+    r"\basyncio\.sleep\b": "time.sleep",
     # gRPC and the generated stubs.
     r"\nimport grpc\.aio\b": "",
     r"\bgrpc\.aio\.": "grpc.",
     r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
     # Ours.
-    r"\bAsync(StoreClient|RawStubs|Calls|Posts|Comments)\b": r"\1",
+    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Stream|Posts|Comments|Changes|Watch)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

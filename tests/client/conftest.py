@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import pytest
+import storeapi
 from google.protobuf import any_pb2, message_factory
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
@@ -140,27 +141,45 @@ class ScriptedServer(grpc.GenericRpcHandler):
 
 
 class Awaitable:
-    """StoreClient with the surface of AsyncStoreClient, so that one test holds both to one rule."""
+    """StoreClient with the surface of AsyncStoreClient, so that one test holds both to one rule.
+
+    What blocks does so in a thread, so that tests can act meanwhile.
+    """
 
     def __init__(self, subject: Any) -> None:
         self._subject = subject
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._subject, name)
-        if inspect.isgeneratorfunction(attribute):
+        if not callable(attribute):
+            is_ours = type(attribute).__module__.startswith("storeapi.") and not isinstance(
+                attribute, Message
+            )
+            return Awaitable(attribute) if is_ours else attribute
+        twin = getattr(storeapi, f"Async{type(self._subject).__name__}", None)
+        if twin is not None and not inspect.iscoroutinefunction(getattr(twin, name)):
+            return lambda *arguments, **keywords: Awaitable(attribute(*arguments, **keywords))
 
-            async def iterate(*arguments: Any, **keywords: Any) -> AsyncIterator[Any]:
-                for item in attribute(*arguments, **keywords):
-                    yield item
+        async def call(*arguments: Any, **keywords: Any) -> Any:
+            return await asyncio.to_thread(attribute, *arguments, **keywords)
 
-            return iterate
-        if callable(attribute):
+        return call
 
-            async def call(*arguments: Any, **keywords: Any) -> Any:
-                return attribute(*arguments, **keywords)
+    def __aiter__(self) -> "Awaitable":
+        return self
 
-            return call
-        return Awaitable(attribute)
+    async def __anext__(self) -> Any:
+        item = await asyncio.to_thread(next, self._subject, self)
+        if item is self:
+            raise StopAsyncIteration
+        return item
+
+    async def __aenter__(self) -> "Awaitable":
+        await asyncio.to_thread(self._subject.__enter__)
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await asyncio.to_thread(self._subject.__exit__, *exception)
 
 
 @pytest.fixture

@@ -55,6 +55,12 @@ BRANCHES = {
 }
 
 
+@pytest.fixture
+async def client(make_client, server):
+    """A client that shows each failure; what it makes of some by itself is tested elsewhere."""
+    return make_client(server.target, retries=False)
+
+
 def tree(root=storeapi.StoreError):
     """Every class of the tree, depth first, as it is drawn."""
     yield root
@@ -179,7 +185,7 @@ async def test_a_damaged_detail_is_as_good_as_none(client, server):
 
 async def test_a_server_that_is_not_there_is_unavailable(make_client):
     """Nobody listens: the error says so in gRPC's words."""
-    client = make_client("127.0.0.1:1")
+    client = make_client("127.0.0.1:1", timeout=0.5)
 
     error = await failure(client)
 

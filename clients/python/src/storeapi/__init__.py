@@ -1,24 +1,30 @@
 """Client of the posts-and-comments service.
 
-    from storeapi import StoreClient
+    import storeapi
 
-    with StoreClient("localhost:50051") as client:
+    with storeapi.connect("localhost:50051") as client:
         post = client.posts.create(body="Hello")
         client.comments.create(post_id=post.id, body="Hello yourself")
         print([comment.body for comment in client.comments.list(post_id=post.id)])
 
-AsyncStoreClient is the same for asyncio. What calls raise is drawn in `storeapi.errors`. The messages and
-stubs that both are built on are in `storeapi.v1`.
+`connect` makes a StoreClient; `connect_async` makes an AsyncStoreClient, which is the same for asyncio. What
+calls raise is drawn in `storeapi.errors`. The messages and stubs that both are built on are in `storeapi.v1`,
+and `storeapi.testing` helps to test programs that use them.
 """
 
-from importlib.metadata import version as _version
+from typing import TYPE_CHECKING
 
+from storeapi._async.changes import AsyncChanges, AsyncWatch
 from storeapi._async.client import AsyncRawStubs, AsyncStoreClient
 from storeapi._async.comments import AsyncComments
+from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
 from storeapi._connection import CLIENT_DEFAULT, Timeout
+from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
+from storeapi._sync.changes import Changes, Watch
 from storeapi._sync.client import RawStubs, StoreClient
 from storeapi._sync.comments import Comments
+from storeapi._sync.paging import Pager
 from storeapi._sync.posts import Posts
 from storeapi.errors import (
     BatchDuplicate,
@@ -58,20 +64,60 @@ from storeapi.errors import (
     Unavailable,
     WatchLimit,
 )
-from storeapi.model import Comment, CommentDraft, FieldViolation, Page, Post
+from storeapi.model import (
+    Action,
+    Change,
+    ChangeBatch,
+    Comment,
+    CommentDraft,
+    FieldViolation,
+    Kind,
+    Page,
+    Post,
+    Start,
+)
 
-__version__ = _version("storeapi")
+connect = StoreClient
+"""Makes a client for threads: `storeapi.connect("localhost:50051")`."""
+
+connect_async = AsyncStoreClient
+"""Makes a client for asyncio, inside of a coroutine."""
+
+
+__version__: str
+"""Of the installed distribution."""
+
+# Hidden from type checkers, to whom it would mean that there is every name.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):  # noqa: ANN001, ANN202
+        if name == "__version__":
+            # Looked up when somebody asks: it costs a fifth of what the whole import does.
+            from importlib.metadata import version
+
+            return version("storeapi")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     # Clients.
+    "connect",
+    "connect_async",
     "StoreClient",
     "AsyncStoreClient",
     "Posts",
     "Comments",
+    "Changes",
+    "Watch",
+    "Pager",
     "RawStubs",
     "AsyncPosts",
     "AsyncComments",
+    "AsyncChanges",
+    "AsyncWatch",
+    "AsyncPager",
     "AsyncRawStubs",
+    "CHANNEL_OPTIONS",
     "CLIENT_DEFAULT",
     "Timeout",
     # Values.
@@ -79,7 +125,12 @@ __all__ = [
     "Comment",
     "CommentDraft",
     "Page",
+    "Change",
+    "ChangeBatch",
     "FieldViolation",
+    "Action",
+    "Kind",
+    "Start",
     # Errors, in the order of their tree.
     "StoreError",
     "InvalidRequest",

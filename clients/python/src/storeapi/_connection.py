@@ -1,8 +1,19 @@
-"""How both clients reach the service: channels and deadlines."""
+"""How both clients reach the service: addresses, encryption, keys, channels and deadlines.
+
+What is not given to a client is taken from the environment, so that a program can be pointed elsewhere
+without a change.
+"""
 
 import asyncio
 import enum
+import ipaddress
+import math
+import os
+import socket
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import grpc
@@ -10,8 +21,29 @@ import grpc.aio
 
 DEFAULT_TARGET: Final = "localhost:50051"
 
+DEFAULT_TIMEOUT: Final = 10.0
+
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 """gRPC's own limit, 4 MiB, is too small for batches of long texts."""
+
+Secret: TypeAlias = str | os.PathLike[str] | bytes
+"""Path of a PEM file, or its content as bytes."""
+
+OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
+    ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
+    # Of several addresses all are used; one that does not answer is left out until it does again.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
+    # A connection that died without a word is noticed while a call of ten seconds can still be made again.
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # A server that comes back is found at once; gRPC would wait for up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+"""What each channel is set to, unless `channel_options` says otherwise."""
 
 
 class _Default(enum.Enum):
@@ -22,10 +54,26 @@ class _Default(enum.Enum):
 
 
 CLIENT_DEFAULT: Final = _Default.CLIENT_DEFAULT
-"""As a call's `timeout`: the one that the client was made with."""
+"""As a call's `timeout`: the one that the client was made with. As a client's: STOREAPI_TIMEOUT, or 10."""
 
 Timeout: TypeAlias = float | Literal[_Default.CLIENT_DEFAULT] | None
 """A deadline in seconds from now, None for no deadline, or CLIENT_DEFAULT."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Connection:
+    """What a client was asked for, checked and completed from the environment."""
+
+    target: str
+    """As gRPC takes it; several addresses are one target."""
+    timeout: float | None
+    """Deadline in seconds of each call that names none of its own."""
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)
+    """What each call carries: the API key, if there is one."""
+    credentials: grpc.ChannelCredentials | None
+    """What to encrypt with; None is plaintext."""
+    options: list[tuple[str, Any]]
+    """The channel's options."""
 
 
 def seconds(timeout: Timeout, client_timeout: float | None) -> float | None:
@@ -33,19 +81,97 @@ def seconds(timeout: Timeout, client_timeout: float | None) -> float | None:
     return client_timeout if timeout is CLIENT_DEFAULT else timeout
 
 
-def new_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[tuple[str, Any]]
-) -> grpc.Channel:
-    """A channel for StoreClient; without credentials it is not encrypted."""
+def connection(
+    *,
+    target: str | Sequence[str] | None,
+    timeout: Timeout,
+    api_key: str | None,
+    tls: bool | None,
+    tls_ca: Secret | None,
+    tls_cert: Secret | None,
+    tls_key: Secret | None,
+    credentials: grpc.ChannelCredentials | None,
+    channel_options: Sequence[tuple[str, Any]],
+) -> Connection:
+    """Checks what a client was given, and takes what it was not given from the environment.
+
+    Raises:
+        ValueError: Something is wrong; one line names the argument or the variable.
+        OSError: A file cannot be read, or one of several names has no address.
+    """
+    environment = os.environ
+    addresses = _addresses(target, environment.get("STOREAPI_TARGET"))
     if credentials is None:
-        return grpc.insecure_channel(target, options=_with_defaults(options))
-    return grpc.secure_channel(target, credentials, options=_with_defaults(options))
+        tls = _is_on("STOREAPI_TLS", environment.get("STOREAPI_TLS")) if tls is None else tls
+        if tls is not False:
+            ca = _pem(tls_ca or environment.get("STOREAPI_TLS_CA"))
+            cert = _pem(tls_cert or environment.get("STOREAPI_TLS_CERT"))
+            key = _pem(tls_key or environment.get("STOREAPI_TLS_KEY"))
+            if (cert is None) != (key is None):
+                raise ValueError("tls_cert and tls_key belong together: give both or none")
+            if tls or ca or cert:
+                credentials = grpc.ssl_channel_credentials(ca, key, cert)
+        elif tls_ca or tls_cert or tls_key:
+            raise ValueError("tls_ca, tls_cert and tls_key need TLS, and tls=False says no")
+    elif tls is not None or tls_ca or tls_cert or tls_key:
+        raise ValueError(
+            "credentials already say how to encrypt: leave out tls, tls_ca, tls_cert and tls_key"
+        )
+
+    metadata = _authorization(api_key or environment.get("STOREAPI_API_KEY"))
+    if metadata and credentials is None and tls is None and not all(map(_is_this_machine, addresses)):
+        raise ValueError(
+            "an API key is not sent over the network in the clear: "
+            "set tls=True, or tls=False where something else encrypts"
+        )
+    return Connection(
+        target=_grpc_target(addresses),
+        timeout=_client_timeout(timeout, environment.get("STOREAPI_TIMEOUT")),
+        metadata=metadata,
+        credentials=credentials,
+        options=_with_defaults(channel_options),
+    )
 
 
-def new_async_channel(
-    target: str, credentials: grpc.ChannelCredentials | None, options: Sequence[tuple[str, Any]]
-) -> grpc.aio.Channel:
-    """A channel for AsyncStoreClient; without credentials it is not encrypted."""
+def connection_of_channel(
+    channel: object,
+    kind: type[grpc.Channel] | type[grpc.aio.Channel],
+    *,
+    timeout: Timeout,
+    api_key: str | None,
+    **settings: object,
+) -> Connection:
+    """What is left to say of a channel that the caller made: how long calls take, and who calls.
+
+    Raises:
+        TypeError: It is a channel of the other kind, or none.
+        ValueError: `settings` were given that a finished channel could no longer follow.
+    """
+    if not isinstance(channel, kind):
+        wanted = "grpc.aio.Channel" if kind is grpc.aio.Channel else "grpc.Channel"
+        found = f"{type(channel).__module__}.{type(channel).__qualname__}"
+        raise TypeError(f"channel must be a {wanted}, not a {found}")
+    given = [name for name, value in settings.items() if value is not None and value != ()]
+    if given:
+        raise ValueError(f"{' and '.join(given)} cannot be set for a channel that is given: it has its own")
+    return Connection(
+        target="",
+        timeout=_client_timeout(timeout, os.environ.get("STOREAPI_TIMEOUT")),
+        metadata=_authorization(api_key or os.environ.get("STOREAPI_API_KEY")),
+        credentials=None,
+        options=[],
+    )
+
+
+def new_channel(connection: Connection) -> grpc.Channel:
+    """A channel for StoreClient; nothing is sent before the first call."""
+    if connection.credentials is None:
+        return grpc.insecure_channel(connection.target, options=connection.options)
+    return grpc.secure_channel(connection.target, connection.credentials, options=connection.options)
+
+
+def new_async_channel(connection: Connection) -> grpc.aio.Channel:
+    """A channel for AsyncStoreClient; nothing is sent before the first call."""
     # A channel made outside of a running event loop belongs to another one, and each call then fails.
     try:
         asyncio.get_running_loop()
@@ -53,33 +179,102 @@ def new_async_channel(
         raise RuntimeError(
             "make an AsyncStoreClient inside of a coroutine: it belongs to the event loop that runs then"
         ) from None
-    if credentials is None:
-        return grpc.aio.insecure_channel(target, options=_with_defaults(options))
-    return grpc.aio.secure_channel(target, credentials, options=_with_defaults(options))
+    if connection.credentials is None:
+        return grpc.aio.insecure_channel(connection.target, options=connection.options)
+    return grpc.aio.secure_channel(connection.target, connection.credentials, options=connection.options)
 
 
-def check_own_channel(
-    channel: object,
-    kind: type[grpc.Channel] | type[grpc.aio.Channel],
-    target: str,
-    credentials: grpc.ChannelCredentials | None,
-    options: Sequence[tuple[str, Any]],
-) -> None:
-    """Refuses a channel of the other kind, and settings that a finished channel could no longer follow."""
-    if not isinstance(channel, kind):
-        wanted = "grpc.aio.Channel" if kind is grpc.aio.Channel else "grpc.Channel"
-        found = f"{type(channel).__module__}.{type(channel).__qualname__}"
-        raise TypeError(f"channel must be a {wanted}, not a {found}")
-    settings = {
-        "target": target != DEFAULT_TARGET,
-        "credentials": credentials is not None,
-        "channel_options": bool(options),
-    }
-    given = [name for name, is_given in settings.items() if is_given]
-    if given:
-        raise ValueError(f"{' and '.join(given)} cannot be set for a channel that is given: it has its own")
+def _addresses(target: str | Sequence[str] | None, from_environment: str | None) -> list[str]:
+    if target is None:
+        target = from_environment or DEFAULT_TARGET
+    # "ipv4:10.0.0.1:50051,10.0.0.2:50051" is one target of gRPC's own.
+    if isinstance(target, str):
+        target = [target] if target.startswith(("ipv4:", "ipv6:")) else target.split(",")
+    addresses = [address.strip() for address in target]
+    if not addresses or not all(addresses):
+        raise ValueError("target must be an address such as localhost:50051, or several")
+    return addresses
+
+
+def _grpc_target(addresses: Sequence[str]) -> str:
+    """One target for all addresses: gRPC balances between several only as numbers of one family."""
+    if len(addresses) == 1:
+        return addresses[0]
+    endpoints = [_endpoint(address) for address in addresses]
+    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+        found = [_looked_up(host, port, family) for host, port in endpoints]
+        if all(found):
+            return f"{scheme}:{','.join(dict.fromkeys(address for these in found for address in these))}"
+    raise ValueError("target: several addresses must all be IPv4 or all be IPv6, and have known names")
+
+
+def _endpoint(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit()):
+        raise ValueError(f"target: one of several must be HOST:PORT, which {address!r} is not")
+    return host.strip("[]"), int(port)
+
+
+def _looked_up(host: str, port: int, family: socket.AddressFamily) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+    except socket.gaierror:
+        return []
+    return [f"[{it[4][0]}]:{port}" if family is socket.AF_INET6 else f"{it[4][0]}:{port}" for it in found]
+
+
+def _is_this_machine(address: str) -> bool:
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = address.rpartition(":")[0].rpartition("/")[2].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _client_timeout(timeout: Timeout, from_environment: str | None) -> float | None:
+    if timeout is not CLIENT_DEFAULT:
+        name, value = "timeout", timeout
+    else:
+        name, value = "STOREAPI_TIMEOUT", DEFAULT_TIMEOUT
+        if from_environment:
+            try:
+                value = None if from_environment.lower() == "none" else float(from_environment)
+            except ValueError:
+                value = math.nan
+    # Written so that NaN is refused too.
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a number of seconds above 0, or none at all")
+    return value
+
+
+def _is_on(name: str, value: str | None) -> bool | None:
+    if not value:
+        return None
+    if value.lower() in ("1", "true", "yes", "on"):
+        return True
+    if value.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{name} must be true or false")
+
+
+def _pem(secret: Secret | None) -> bytes | None:
+    if not secret:
+        return None
+    return secret if isinstance(secret, bytes) else Path(secret).read_bytes()
+
+
+def _authorization(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    if not api_key:
+        return ()
+    # The key itself is not in the text: it would end up in a log.
+    if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ValueError("an API key is printable ASCII without spaces; is there a line break at its end?")
+    return (("authorization", f"Bearer {api_key}"),)
 
 
 def _with_defaults(options: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     # Through a dict, because gRPC does not say which of two options of one name counts.
-    return list({"grpc.max_receive_message_length": MAX_RECEIVE_BYTES, **dict(options)}.items())
+    agent = ("grpc.primary_user_agent", f"storeapi/{version('storeapi')}")
+    return list({**dict(OPTIONS), agent[0]: agent[1], **dict(options)}.items())

@@ -68,6 +68,12 @@ class StoreError(Exception):
     """Names this call in the service's log; None if the service did not say."""
     retry_after: float | None
     """Seconds after which the same call may succeed; None if the service did not say."""
+    request_id: str = ""
+    """The request id that a write carried, chosen by the client or by the caller; empty if there was none.
+    Whoever does not know whether the write happened calls again with it and the same arguments: it is done
+    once."""
+    attempts: int = 1
+    """How often the call was made."""
 
     def __init__(
         self,
@@ -90,7 +96,8 @@ class StoreError(Exception):
         self.retry_after = retry_after
 
     def __str__(self) -> str:
-        return self.message or f"the call failed with status {self.code.name}"
+        message = self.message or f"the call failed with status {self.code.name}"
+        return message if self.attempts == 1 else f"{message} (tried {self.attempts} times)"
 
     def _number(self, key: str) -> int | None:
         """An integer of the metadata; None if it is not there."""

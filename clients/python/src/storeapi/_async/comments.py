@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
+from storeapi._async.paging import AsyncPager
 from storeapi._connection import CLIENT_DEFAULT, Timeout
+from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Comment, CommentDraft, Page
 from storeapi.v1 import comments_pb2, comments_pb2_grpc
 
@@ -20,10 +23,11 @@ class AsyncComments:
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
 
-    Every method that writes takes `request_id`, a UUID such as `str(uuid.uuid4())`. Who does not know whether
-    a call arrived calls again with the same id and arguments: nothing is done twice, and the first answer
-    comes again, for 24 hours unless the server is set otherwise. With other arguments it raises
-    RequestIdReused.
+    Every method that writes takes `request_id`. Without one the client makes one up, so that it can send the
+    request again when it does not know whether it arrived. Give a UUID of your own, such as
+    `str(uuid.uuid4())`, to be able to do the same after a crash: with the same id and arguments nothing is
+    done twice, and the first answer comes again, for 24 hours unless the server is set otherwise. With other
+    arguments it raises RequestIdReused. With "" the request has none, and is never repeated.
     """
 
     def __init__(self, calls: AsyncCalls, stub: comments_pb2_grpc.CommentServiceAsyncStub) -> None:
@@ -46,7 +50,7 @@ class AsyncComments:
         Args:
             post_id: The post to comment on.
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the comment returned has no id, times or etag.
             timeout: Deadline in seconds.
 
@@ -55,7 +59,10 @@ class AsyncComments:
             FieldInvalid: `body` is not allowed, or `post_id` is not positive.
         """
         request = _messages.create_comment_request(
-            post_id=post_id, body=body, request_id=request_id or "", validate_only=validate_only
+            post_id=post_id,
+            body=body,
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
+            validate_only=validate_only,
         )
         return _messages.comment(await self._calls.unary(self._stub.CreateComment, request, timeout))
 
@@ -69,7 +76,7 @@ class AsyncComments:
         request = comments_pb2.GetCommentRequest(id=id)
         return _messages.comment(await self._calls.unary(self._stub.GetComment, request, timeout))
 
-    async def list(
+    def list(
         self,
         *,
         post_id: int = 0,
@@ -77,7 +84,7 @@ class AsyncComments:
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
-    ) -> AsyncIterator[Comment]:
+    ) -> AsyncPager[Comment]:
         """Iterates over the comments of one post, or over all, page by page as they are needed.
 
             async for comment in client.comments.list(post_id=42):
@@ -100,14 +107,12 @@ class AsyncComments:
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` was made with another `post_id` or `order_by`.
         """
-        pages = self.pages(
-            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+        request = comments_pb2.ListCommentsRequest(
+            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token
         )
-        async for page in pages:
-            for comment in page.items:
-                yield comment
+        return AsyncPager(self._calls, self._stub.ListComments, request, _messages.comment_page, timeout)
 
-    async def pages(
+    def pages(
         self,
         *,
         post_id: int = 0,
@@ -120,17 +125,11 @@ class AsyncComments:
 
             page = await anext(client.comments.pages(post_id=42, page_size=20, page_token=token))
 
-        Arguments and errors are those of `list`.
+        The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
-        while True:
-            request = comments_pb2.ListCommentsRequest(
-                post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token
-            )
-            page = _messages.comment_page(await self._calls.unary(self._stub.ListComments, request, timeout))
-            yield page
-            if not page.next_page_token:
-                return
-            page_token = page.next_page_token
+        return self.list(
+            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+        ).pages()
 
     async def update(
         self,
@@ -151,7 +150,7 @@ class AsyncComments:
             id: The comment to change.
             body: The new text, with the limits of `create`.
             etag: Change it only if this is its etag; empty to change it in any case.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the comment returned has no update_time or
                 etag.
             timeout: Deadline in seconds.
@@ -162,9 +161,47 @@ class AsyncComments:
             FieldInvalid: `body` is not allowed, or `id` is not positive.
         """
         request = _messages.update_comment_request(
-            id, body=body, etag=etag, request_id=request_id or "", validate_only=validate_only
+            id,
+            body=body,
+            etag=etag,
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
+            validate_only=validate_only,
         )
         return _messages.comment(await self._calls.unary(self._stub.UpdateComment, request, timeout))
+
+    async def modify(
+        self, id: int, change: Callable[[Comment], str | None], *, timeout: Timeout = CLIENT_DEFAULT
+    ) -> Comment:
+        """Changes a comment depending on what it says, also when others change it at the same moment.
+
+            comment = await client.comments.modify(1, lambda comment: comment.body + "!")
+
+        Reads the comment, and gives it the text that `change` makes of it unless somebody else was faster;
+        then it reads and asks `change` again. So no change of anybody is overwritten unseen.
+
+        Args:
+            id: The comment to change.
+            change: Called with the comment, once or more; returns the new text, or None to leave it as it is.
+            timeout: Seconds for everything together.
+
+        Raises:
+            CommentNotFound: There is no comment with this id.
+            EtagMismatch: Others were faster until the time was up.
+            FieldInvalid: The new text is not allowed, or `id` is not positive.
+        """
+        attempts = self._calls.attempts(timeout)
+        while True:
+            comment = await self.get(id, timeout=attempts.remaining())
+            body = change(comment)
+            if body is None or body == comment.body:
+                return comment
+            try:
+                return await self.update(id, body=body, etag=comment.etag, timeout=attempts.remaining())
+            except EtagMismatch:
+                pause = attempts.pause()
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
 
     async def delete(
         self,
@@ -182,7 +219,7 @@ class AsyncComments:
             id: The comment to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
             allow_missing: If there is no such comment, return one that has nothing but the id.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -195,7 +232,7 @@ class AsyncComments:
             id=id,
             etag=etag,
             allow_missing=allow_missing,
-            request_id=request_id or "",
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
             validate_only=validate_only,
         )
         return _messages.comment(await self._calls.unary(self._stub.DeleteComment, request, timeout))
@@ -206,19 +243,33 @@ class AsyncComments:
         """Returns several comments in the order asked for; an id named twice is answered twice.
 
         Args:
-            ids: The comments to return, 1 to 1000.
+            ids: The comments to return, at least one; they are asked for 1000 at a time.
             allow_missing: Leave out ids that name no comment.
-            timeout: Deadline in seconds.
+            timeout: Deadline in seconds of each call.
 
         Raises:
             CommentNotFound: Some comments are not there, unless `allow_missing`; `missing_ids` names them.
             BatchEmpty: No ids.
-            BatchTooLarge: More than 1000 ids.
             FieldInvalid: An id is not positive.
-            ResponseTooLarge: The comments do not fit in one message; ask for fewer at once.
         """
+        found: tuple[Comment, ...] = ()
+        for some in _messages.ids_in_calls(ids):
+            found += await self._get_some(some, allow_missing, timeout)
+        return found
+
+    async def _get_some(
+        self, ids: Sequence[int], allow_missing: bool, timeout: Timeout
+    ) -> tuple[Comment, ...]:
+        """What one call may ask for; where the answer is too large for one message, in halves."""
         request = comments_pb2.BatchGetCommentsRequest(ids=ids, allow_missing=allow_missing)
-        reply = await self._calls.unary(self._stub.BatchGetComments, request, timeout)
+        try:
+            reply = await self._calls.unary(self._stub.BatchGetComments, request, timeout)
+        except ResponseTooLarge:
+            if len(ids) == 1:
+                raise
+            half = len(ids) // 2
+            first = await self._get_some(ids[:half], allow_missing, timeout)
+            return first + await self._get_some(ids[half:], allow_missing, timeout)
         return _messages.comments(reply.comments)
 
     async def create_many(
@@ -229,32 +280,41 @@ class AsyncComments:
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
-        """Adds several comments, also to different posts: all of them or on any error none.
+        """Adds several comments, also to different posts, and returns them in the order given.
 
             drafts = [CommentDraft(post_id=42, body=body) for body in ("First", "Second")]
             comments = await client.comments.create_many(drafts)
 
-        They are returned in the order given.
+        They are sent in calls of up to 1000, and less where the texts are long. Each call adds all of its
+        comments or, on any error, none. When a later call fails, the earlier ones are done: calling again
+        with `request_id=error.request_id` and the same drafts goes on where it ended.
 
         Args:
-            drafts: The comments to add, 1 to 1000, with the limits of `create`.
-            request_id: A UUID with which this can be called again; None for no protection.
+            drafts: The comments to add, at least one, with the limits of `create`.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the comments returned have no id, times or
                 etag.
-            timeout: Deadline in seconds.
+            timeout: Deadline in seconds of each call.
 
         Raises:
             PostNotFound: Some posts are not there; `missing_ids` names them.
             FieldInvalid: Some drafts are not allowed; `violations` names them all.
             BatchEmpty: No drafts.
-            BatchTooLarge: More than 1000 drafts.
-            ResponseTooLarge: The comments do not fit in one message; add fewer at once.
         """
-        request = _messages.create_comments_request(
-            drafts, request_id=request_id or "", validate_only=validate_only
+        first_request_id = _messages.request_id(request_id, validate_only=validate_only)
+        requests = _messages.create_comments_requests(
+            drafts, first_request_id=first_request_id, validate_only=validate_only
         )
-        reply = await self._calls.unary(self._stub.BatchCreateComments, request, timeout)
-        return _messages.comments(reply.comments)
+        created: tuple[Comment, ...] = ()
+        for request in requests:
+            try:
+                reply = await self._calls.unary(self._stub.BatchCreateComments, request, timeout)
+            except StoreError as error:
+                # The id of the whole, with which the whole can be called again.
+                error.request_id = first_request_id
+                raise
+            created += _messages.comments(reply.comments)
+        return created
 
     async def delete_many(
         self,
@@ -270,7 +330,7 @@ class AsyncComments:
         Args:
             ids: The comments to delete, 1 to 1000, each named once.
             allow_missing: Leave out ids that name no comment.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -283,7 +343,10 @@ class AsyncComments:
             ResponseTooLarge: The comments do not fit in one message; delete fewer at once.
         """
         request = comments_pb2.BatchDeleteCommentsRequest(
-            ids=ids, allow_missing=allow_missing, request_id=request_id or "", validate_only=validate_only
+            ids=ids,
+            allow_missing=allow_missing,
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
+            validate_only=validate_only,
         )
         reply = await self._calls.unary(self._stub.BatchDeleteComments, request, timeout)
         return _messages.comments(reply.comments)
@@ -296,14 +359,16 @@ class AsyncComments:
         A post without comments counts 0, and so does an id that names no post.
 
         Args:
-            post_ids: The posts, 1 to 1000; an id named twice is answered once.
-            timeout: Deadline in seconds.
+            post_ids: The posts, at least one; an id named twice is answered once.
+            timeout: Deadline in seconds of each call, which counts for 1000 posts.
 
         Raises:
             BatchEmpty: No ids.
-            BatchTooLarge: More than 1000 ids.
             FieldInvalid: An id is not positive.
         """
-        request = comments_pb2.CountCommentsRequest(post_ids=post_ids)
-        reply = await self._calls.unary(self._stub.CountComments, request, timeout)
-        return dict(reply.counts)
+        counts: dict[int, int] = {}
+        for some in _messages.ids_in_calls(post_ids):
+            request = comments_pb2.CountCommentsRequest(post_ids=some)
+            reply = await self._calls.unary(self._stub.CountComments, request, timeout)
+            counts.update(reply.counts)
+        return counts

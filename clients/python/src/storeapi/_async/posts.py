@@ -4,11 +4,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
+from storeapi._async.paging import AsyncPager
 from storeapi._connection import CLIENT_DEFAULT, Timeout
+from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Page, Post
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
@@ -20,10 +23,11 @@ class AsyncPosts:
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
 
-    Every method that writes takes `request_id`, a UUID such as `str(uuid.uuid4())`. Who does not know whether
-    a call arrived calls again with the same id and arguments: nothing is done twice, and the first answer
-    comes again, for 24 hours unless the server is set otherwise. With other arguments it raises
-    RequestIdReused.
+    Every method that writes takes `request_id`. Without one the client makes one up, so that it can send the
+    request again when it does not know whether it arrived. Give a UUID of your own, such as
+    `str(uuid.uuid4())`, to be able to do the same after a crash: with the same id and arguments nothing is
+    done twice, and the first answer comes again, for 24 hours unless the server is set otherwise. With other
+    arguments it raises RequestIdReused. With "" the request has none, and is never repeated.
     """
 
     def __init__(self, calls: AsyncCalls, stub: posts_pb2_grpc.PostServiceAsyncStub) -> None:
@@ -44,7 +48,7 @@ class AsyncPosts:
 
         Args:
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the post returned has no id, times or etag.
             timeout: Deadline in seconds.
 
@@ -52,7 +56,9 @@ class AsyncPosts:
             FieldInvalid: `body` is not allowed.
         """
         request = _messages.create_post_request(
-            body=body, request_id=request_id or "", validate_only=validate_only
+            body=body,
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
+            validate_only=validate_only,
         )
         return _messages.post(await self._calls.unary(self._stub.CreatePost, request, timeout))
 
@@ -66,14 +72,14 @@ class AsyncPosts:
         request = posts_pb2.GetPostRequest(id=id)
         return _messages.post(await self._calls.unary(self._stub.GetPost, request, timeout))
 
-    async def list(
+    def list(
         self,
         *,
         order_by: str = "id",
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
-    ) -> AsyncIterator[Post]:
+    ) -> AsyncPager[Post]:
         """Iterates over all posts, asking for the next page when the one before is used up.
 
             async for post in client.posts.list(order_by="id desc"):
@@ -93,12 +99,10 @@ class AsyncPosts:
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` was made with another `order_by`.
         """
-        pages = self.pages(order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout)
-        async for page in pages:
-            for post in page.items:
-                yield post
+        request = posts_pb2.ListPostsRequest(order_by=order_by, page_size=page_size, page_token=page_token)
+        return AsyncPager(self._calls, self._stub.ListPosts, request, _messages.post_page, timeout)
 
-    async def pages(
+    def pages(
         self,
         *,
         order_by: str = "id",
@@ -110,17 +114,11 @@ class AsyncPosts:
 
             page = await anext(client.posts.pages(page_size=20, page_token=token))
 
-        Arguments and errors are those of `list`.
+        The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
-        while True:
-            request = posts_pb2.ListPostsRequest(
-                order_by=order_by, page_size=page_size, page_token=page_token
-            )
-            page = _messages.post_page(await self._calls.unary(self._stub.ListPosts, request, timeout))
-            yield page
-            if not page.next_page_token:
-                return
-            page_token = page.next_page_token
+        return self.list(
+            order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+        ).pages()
 
     async def update(
         self,
@@ -141,7 +139,7 @@ class AsyncPosts:
             id: The post to change.
             body: The new text, with the limits of `create`.
             etag: Change it only if this is its etag; empty to change it in any case.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the post returned has no update_time or etag.
             timeout: Deadline in seconds.
 
@@ -151,9 +149,47 @@ class AsyncPosts:
             FieldInvalid: `body` is not allowed, or `id` is not positive.
         """
         request = _messages.update_post_request(
-            id, body=body, etag=etag, request_id=request_id or "", validate_only=validate_only
+            id,
+            body=body,
+            etag=etag,
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
+            validate_only=validate_only,
         )
         return _messages.post(await self._calls.unary(self._stub.UpdatePost, request, timeout))
+
+    async def modify(
+        self, id: int, change: Callable[[Post], str | None], *, timeout: Timeout = CLIENT_DEFAULT
+    ) -> Post:
+        """Changes a post depending on what it says, also when others change it at the same moment.
+
+            post = await client.posts.modify(1, lambda post: post.body + "!")
+
+        Reads the post, and gives it the text that `change` makes of it unless somebody else was faster; then
+        it reads and asks `change` again. So no change of anybody is overwritten unseen.
+
+        Args:
+            id: The post to change.
+            change: Called with the post, once or more; returns the new text, or None to leave it as it is.
+            timeout: Seconds for everything together.
+
+        Raises:
+            PostNotFound: There is no post with this id.
+            EtagMismatch: Others were faster until the time was up.
+            FieldInvalid: The new text is not allowed, or `id` is not positive.
+        """
+        attempts = self._calls.attempts(timeout)
+        while True:
+            post = await self.get(id, timeout=attempts.remaining())
+            body = change(post)
+            if body is None or body == post.body:
+                return post
+            try:
+                return await self.update(id, body=body, etag=post.etag, timeout=attempts.remaining())
+            except EtagMismatch:
+                pause = attempts.pause()
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
 
     async def delete(
         self,
@@ -173,7 +209,7 @@ class AsyncPosts:
             etag: Delete it only if this is its etag; empty to delete it in any case.
             force: Delete its comments too.
             allow_missing: If there is no such post, return one that has nothing but the id.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -188,7 +224,7 @@ class AsyncPosts:
             etag=etag,
             force=force,
             allow_missing=allow_missing,
-            request_id=request_id or "",
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
             validate_only=validate_only,
         )
         return _messages.post(await self._calls.unary(self._stub.DeletePost, request, timeout))
@@ -199,19 +235,31 @@ class AsyncPosts:
         """Returns several posts in the order asked for; an id named twice is answered twice.
 
         Args:
-            ids: The posts to return, 1 to 1000.
+            ids: The posts to return, at least one; they are asked for 1000 at a time.
             allow_missing: Leave out ids that name no post.
-            timeout: Deadline in seconds.
+            timeout: Deadline in seconds of each call.
 
         Raises:
             PostNotFound: Some posts are not there, unless `allow_missing`; `missing_ids` names them.
             BatchEmpty: No ids.
-            BatchTooLarge: More than 1000 ids.
             FieldInvalid: An id is not positive.
-            ResponseTooLarge: The posts do not fit in one message; ask for fewer at once.
         """
+        found: tuple[Post, ...] = ()
+        for some in _messages.ids_in_calls(ids):
+            found += await self._get_some(some, allow_missing, timeout)
+        return found
+
+    async def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[Post, ...]:
+        """What one call may ask for; where the answer is too large for one message, in halves."""
         request = posts_pb2.BatchGetPostsRequest(ids=ids, allow_missing=allow_missing)
-        reply = await self._calls.unary(self._stub.BatchGetPosts, request, timeout)
+        try:
+            reply = await self._calls.unary(self._stub.BatchGetPosts, request, timeout)
+        except ResponseTooLarge:
+            if len(ids) == 1:
+                raise
+            half = len(ids) // 2
+            first = await self._get_some(ids[:half], allow_missing, timeout)
+            return first + await self._get_some(ids[half:], allow_missing, timeout)
         return _messages.posts(reply.posts)
 
     async def create_many(
@@ -222,26 +270,39 @@ class AsyncPosts:
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
-        """Adds several posts, all of them or on any error none, and returns them in the order given.
+        """Adds several posts and returns them in the order given.
+
+            posts = await client.posts.create_many(["First", "Second"])
+
+        They are sent in calls of up to 1000, and less where the texts are long. Each call adds all of its
+        posts or, on any error, none. When a later call fails, the earlier ones are done: calling again with
+        `request_id=error.request_id` and the same bodies goes on where it ended.
 
         Args:
-            bodies: The texts of the posts, 1 to 1000, with the limits of `create`.
-            request_id: A UUID with which this can be called again; None for no protection.
+            bodies: The texts of the posts, at least one, with the limits of `create`.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the posts returned have no id, times or etag.
-            timeout: Deadline in seconds.
+            timeout: Deadline in seconds of each call.
 
         Raises:
             FieldInvalid: Some texts are not allowed; `violations` names them all.
             BatchEmpty: No bodies.
-            BatchTooLarge: More than 1000 bodies.
-            ResponseTooLarge: The posts do not fit in one message; add fewer at once.
             TypeError: `bodies` is a single text.
         """
-        request = _messages.create_posts_request(
-            bodies, request_id=request_id or "", validate_only=validate_only
+        first_request_id = _messages.request_id(request_id, validate_only=validate_only)
+        requests = _messages.create_posts_requests(
+            bodies, first_request_id=first_request_id, validate_only=validate_only
         )
-        reply = await self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
-        return _messages.posts(reply.posts)
+        created: tuple[Post, ...] = ()
+        for request in requests:
+            try:
+                reply = await self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
+            except StoreError as error:
+                # The id of the whole, with which the whole can be called again.
+                error.request_id = first_request_id
+                raise
+            created += _messages.posts(reply.posts)
+        return created
 
     async def delete_many(
         self,
@@ -259,7 +320,7 @@ class AsyncPosts:
             ids: The posts to delete, 1 to 1000, each named once.
             force: Delete their comments too.
             allow_missing: Leave out ids that name no post.
-            request_id: A UUID with which this can be called again; None for no protection.
+            request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but delete nothing.
             timeout: Deadline in seconds.
 
@@ -276,7 +337,7 @@ class AsyncPosts:
             ids=ids,
             force=force,
             allow_missing=allow_missing,
-            request_id=request_id or "",
+            request_id=_messages.request_id(request_id, validate_only=validate_only),
             validate_only=validate_only,
         )
         reply = await self._calls.unary(self._stub.BatchDeletePosts, request, timeout)

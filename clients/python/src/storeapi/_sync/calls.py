@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TypeVar
 
 import grpc
 
 from storeapi._connection import Timeout, seconds
+from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
 
 Request = TypeVar("Request")
@@ -15,24 +17,43 @@ Reply = TypeVar("Reply")
 
 
 class Calls:
-    """One way to call for all methods of a client: the same deadline, the same errors."""
+    """One way to call for all methods of a client: the same deadline, the same retries, the same errors."""
 
-    def __init__(self, timeout: float | None) -> None:
+    def __init__(self, *, timeout: float | None, retries: bool) -> None:
         self._timeout = timeout
-        self._is_closed = False
+        self.retries = retries
+        self.is_closed = False
 
     def close(self) -> None:
         """Refuses all calls from now on."""
-        self._is_closed = True
+        self.is_closed = True
+
+    def check_open(self) -> None:
+        """Raises RuntimeError if the client is closed."""
+        # Asked here: gRPC answers differently for each kind of channel, and not at all for a borrowed one.
+        if self.is_closed:
+            raise RuntimeError("this client is closed; make a new one")
+
+    def attempts(self, timeout: Timeout) -> Attempts:
+        """Begins a call that was asked for with `timeout`."""
+        return Attempts(seconds(timeout, self._timeout))
 
     def unary(
         self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request, timeout: Timeout
     ) -> Reply:
-        """The reply to a request; a failed call raises a StoreError."""
-        # Asked here: gRPC answers differently for each kind of channel, and not at all for a borrowed one.
-        if self._is_closed:
-            raise RuntimeError("this client is closed; make a new one")
-        try:
-            return method(request, timeout=seconds(timeout, self._timeout))
-        except grpc.RpcError as error:
-            raise store_error(error) from error
+        """The reply to a request, which is sent again while that may help; a failure is a StoreError."""
+        self.check_open()
+        attempts = self.attempts(timeout)
+        while True:
+            try:
+                return method(request, timeout=attempts.remaining())
+            except grpc.RpcError as failure:
+                error = store_error(failure)
+                error.request_id = getattr(request, "request_id", "")
+                error.attempts = attempts.count
+                may_repeat = self.retries and not self.is_closed and is_repeatable(request)
+                pause = attempts.pause_after(error) if may_repeat else None
+                if pause is None:
+                    raise error from failure
+            time.sleep(pause)
+            self.check_open()

@@ -1,0 +1,218 @@
+"""The changes of AsyncStoreClient."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+
+import grpc
+import grpc.aio
+
+from storeapi import _messages
+from storeapi._async.calls import AsyncCalls
+from storeapi._connection import CLIENT_DEFAULT, Timeout
+from storeapi._retries import Attempts
+from storeapi._status import store_error
+from storeapi._streams import AsyncStream
+from storeapi.errors import StoreError
+from storeapi.model import Change, ChangeBatch, Kind, Start
+from storeapi.v1 import changes_pb2, changes_pb2_grpc
+
+log = logging.getLogger("storeapi")
+
+
+class AsyncChanges:
+    """Tells what changed; `client.changes`."""
+
+    def __init__(self, calls: AsyncCalls, stub: changes_pb2_grpc.ChangeServiceAsyncStub) -> None:
+        self._calls = calls
+        self._stub = stub
+
+    def watch(
+        self,
+        *,
+        resume_token: str | None = None,
+        start: Start = "now",
+        kinds: Iterable[Kind] = (),
+        post_ids: Iterable[int] = (),
+        heartbeat_seconds: float = 10.0,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AsyncWatch:
+        """Iterates over every change, in the order of commits, for as long as the caller likes.
+
+            async with client.changes.watch(start="initial_state") as watch:
+                async for change in watch:
+                    print(change.action, change.kind, change.id, change.resource)
+                    break
+
+        Nothing is sent before the first step. From the first response on, the watch lives through restarts
+        of the server and lost connections: it connects again by itself, as often and for as long as it takes,
+        and goes on behind the last change it gave.
+
+        Args:
+            resume_token: Where to go on: `resume_token` of a watch, a batch or the first page of a list.
+                With None or "", `start` says where to begin.
+            start: "now"; "earliest", the oldest change that is still kept; or "initial_state", everything
+                that is stored as changes with the action "snapshot", then what changes from then on.
+            kinds: "post" or "comment", to be told only of these; both if empty.
+            post_ids: Tell only of these posts and their comments, at most 1000; of all if empty.
+            heartbeat_seconds: How often the server says that it is there when nothing changes: 1 to 60. A
+                watch that hears nothing for twice as long connects again.
+            timeout: Seconds until the first response, the only ones that are limited.
+
+        Raises:
+            ValueError: `start` or one of `kinds` is unknown.
+
+        Its steps raise:
+            ResumeTokenExpired: Changes behind the token are no longer kept; start again with "initial_state".
+            ResumeTokenForeign: The token belongs to another store; start again with "initial_state".
+            ResumeTokenInvalid: The token is damaged.
+            FieldInvalid: `post_ids` or `heartbeat_seconds` is not allowed.
+            WatchLimit: The server has had too many watches until the time was up.
+        """
+        request = _messages.watch_request(
+            resume_token=resume_token,
+            start=start,
+            kinds=kinds,
+            post_ids=post_ids,
+            heartbeat_seconds=heartbeat_seconds,
+        )
+        return AsyncWatch(self._calls, self._stub, request, timeout)
+
+
+class AsyncWatch:
+    """Every change, one after the other, until it is closed; `client.changes.watch()` makes it.
+
+    Closing it, or the client, also from elsewhere, ends the iteration.
+    """
+
+    resume_token: str | None
+    """Where to go on behind everything that was given out; None before the first response.
+
+    It moves with the last change of what was committed together, so that whoever stores it after each change
+    sees some changes twice after a crash, and none never. For exactly once, use `batches`.
+    """
+
+    def __init__(
+        self,
+        calls: AsyncCalls,
+        stub: changes_pb2_grpc.ChangeServiceAsyncStub,
+        request: changes_pb2.WatchRequest,
+        timeout: Timeout,
+    ) -> None:
+        """Clients make it."""
+        self.resume_token = request.resume_token or None
+        self._calls = calls
+        self._stub = stub
+        self._request = request
+        self._timeout = timeout
+        self._silence_seconds = 2 * request.heartbeat_interval.ToMicroseconds() / 1e6 + 1
+        self._stream: AsyncStream | None = None
+        self._attempts: Attempts | None = None
+        self._has_begun = False
+        self._is_closed = False
+        self._batch: ChangeBatch | None = None
+        self._left: deque[Change] = deque()
+
+    async def batches(self) -> AsyncIterator[ChangeBatch]:
+        """Iterates over what the server sends together, also when it is nothing but a new token.
+
+        async for batch in client.changes.watch(start="earliest").batches():
+            for change in batch:
+                print(change.action, change.kind, change.id)
+            print("so far:", batch.resume_token)
+            break
+        """
+        if self._batch is not None and self._left:
+            rest = replace(self._batch, changes=tuple(self._left))
+            self._left.clear()
+            self.resume_token = rest.resume_token
+            yield rest
+        while (batch := await self._next_batch()) is not None:
+            self.resume_token = batch.resume_token
+            yield batch
+
+    async def close(self) -> None:
+        """Ends the watch; closing it again does nothing."""
+        self._is_closed = True
+        self._drop_stream()
+
+    def __aiter__(self) -> AsyncWatch:
+        return self
+
+    async def __anext__(self) -> Change:
+        while not self._left:
+            batch = await self._next_batch()
+            if batch is None:
+                raise StopAsyncIteration
+            self._batch = batch
+            self._left.extend(batch.changes)
+            if not batch.changes:
+                self.resume_token = batch.resume_token
+        change = self._left.popleft()
+        if not self._left and self._batch is not None:
+            self.resume_token = self._batch.resume_token
+        return change
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def _next_batch(self) -> ChangeBatch | None:
+        """The next response of this connection or another; None when the watch was closed."""
+        if self._is_closed:
+            return None
+        self._calls.check_open()
+        if self._attempts is None:
+            self._attempts = self._calls.attempts(self._timeout)
+        while True:
+            try:
+                batch = _messages.change_batch(await self._read(self._attempts))
+            except grpc.RpcError as failure:
+                error = store_error(failure)
+                cause: Exception | None = failure
+            except StoreError as silence:
+                error, cause = silence, None
+            else:
+                self._has_begun = True
+                self._attempts = Attempts(None)
+                self._request.resume_token = batch.resume_token
+                return batch
+            if self._is_closed or self._calls.is_closed:
+                return None
+            error.attempts = self._attempts.count
+            pause = self._attempts.pause_after(error) if self._calls.retries else None
+            if pause is None:
+                raise error from cause
+            log.log(
+                logging.WARNING if self._has_begun else logging.INFO,
+                "watch interrupted, trying again in %.2f s: %s",
+                pause,
+                error,
+            )
+            await asyncio.sleep(pause)
+
+    async def _read(self, attempts: Attempts) -> changes_pb2.WatchResponse:
+        if self._stream is None:
+            self._stream = AsyncStream(
+                self._stub.Watch(self._request),
+                first_seconds=None if self._has_begun else attempts.remaining(),
+                silence_seconds=self._silence_seconds,
+            )
+        try:
+            response: changes_pb2.WatchResponse = await self._stream.read()
+        except BaseException:
+            # Also one who gives up waiting has ended the call: the next step begins another behind the token.
+            self._drop_stream()
+            raise
+        return response
+
+    def _drop_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None

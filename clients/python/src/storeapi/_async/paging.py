@@ -1,0 +1,63 @@
+"""The lists of AsyncStoreClient."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, Generic
+
+import grpc
+import grpc.aio
+
+from storeapi._async.calls import AsyncCalls
+from storeapi._connection import Timeout
+from storeapi.model import Item, Page
+
+
+class AsyncPager(Generic[Item]):
+    """Iterates over everything that a list holds, and asks for the next page when the one before is used up.
+
+    Nothing is sent before the first step. A step that failed can be made again: nothing is skipped.
+    """
+
+    def __init__(
+        self,
+        calls: AsyncCalls,
+        method: grpc.aio.UnaryUnaryMultiCallable[Any, Any],
+        request: Any,
+        to_page: Callable[[Any], Page[Item]],
+        timeout: Timeout,
+    ) -> None:
+        """Clients make it; `request` is the one for the first page."""
+        self._calls = calls
+        self._method = method
+        self._request = request
+        self._to_page = to_page
+        self._timeout = timeout
+        self._items: Iterator[Item] = iter(())
+        self._is_last = False
+
+    def __aiter__(self) -> AsyncPager[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
+        while True:
+            for item in self._items:
+                return item
+            if self._is_last:
+                raise StopAsyncIteration
+            self._items = iter((await self._next_page()).items)
+
+    async def pages(self) -> AsyncIterator[Page[Item]]:
+        """Iterates over the pages that are still to be asked for, for callers that hand pages on.
+
+        async for page in client.posts.list(page_size=100).pages():
+            print(len(page.items), page.next_page_token)
+        """
+        while not self._is_last:
+            yield await self._next_page()
+
+    async def _next_page(self) -> Page[Item]:
+        page = self._to_page(await self._calls.unary(self._method, self._request, self._timeout))
+        self._request.page_token = page.next_page_token
+        self._is_last = not page.next_page_token
+        return page

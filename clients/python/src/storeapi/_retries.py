@@ -1,0 +1,63 @@
+"""When a failed call is made again, and after which pause; shared by both clients.
+
+The client does this itself and not through gRPC's service config, because gRPC gives up after five tries,
+does not repeat a call whose answer was cut off behind its first byte, and would repeat a write of the raw
+stubs that has no request_id.
+"""
+
+import random
+import time
+from typing import Any, Final
+
+from storeapi.errors import Cancelled, StoreError, Unavailable
+
+FIRST_PAUSE_SECONDS: Final = 0.05
+"""Between the first two tries; doubled for each further one."""
+
+LONGEST_PAUSE_SECONDS: Final = 1.0
+"""A restart of the service takes about as long."""
+
+LEAST_SECONDS: Final = 0.001
+"""With less time than this there is no use in trying."""
+
+
+class Attempts:
+    """The tries of one call, from the first to the one that succeeds or is the last."""
+
+    def __init__(self, timeout: float | None) -> None:
+        """Begins; `timeout` is how many seconds all tries have together."""
+        self.count = 1
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+
+    def remaining(self) -> float | None:
+        """Seconds that are left; None for no end."""
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), LEAST_SECONDS)
+
+    def pause_after(self, error: StoreError) -> float | None:
+        """How long to wait before the next try; None when this one was the last."""
+        return self.pause(error.retry_after) if may_help(error) else None
+
+    def pause(self, retry_after: float | None = None) -> float | None:
+        """How long to wait before the next try, whatever went wrong; None when no time is left for it."""
+        pause = min(FIRST_PAUSE_SECONDS * float(2 ** min(self.count - 1, 10)), LONGEST_PAUSE_SECONDS)
+        # Callers that failed together must not come back together.
+        pause *= random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+        if retry_after is not None:
+            pause = max(pause, retry_after * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
+        remaining = self.remaining()
+        if remaining is not None and pause + LEAST_SECONDS > remaining:
+            return None
+        self.count += 1
+        return pause
+
+
+def may_help(error: StoreError) -> bool:
+    """Whether the same call may succeed later."""
+    # gRPC answers CANCELLED without a reason while a server closes.
+    return isinstance(error, (Unavailable, Cancelled)) or error.retry_after is not None
+
+
+def is_repeatable(request: Any) -> bool:
+    """Whether doing a request twice is like doing it once: it only reads, or its request_id sees to it."""
+    request_id = getattr(request, "request_id", None)
+    return request_id is None or bool(request_id) or bool(request.validate_only)

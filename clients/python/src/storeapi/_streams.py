@@ -1,0 +1,138 @@
+"""A stream of responses that notices when it has become silent: one for asyncio, one for threads.
+
+They are two, by hand, because waiting with a limit is what asyncio and threads have least in common.
+"""
+
+import asyncio
+import threading
+import time
+import weakref
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from storeapi.errors import StoreError, Unavailable
+
+
+def _silent(silence_seconds: float) -> StoreError:
+    return Unavailable(f"nothing was heard from the server for {silence_seconds:g} seconds")
+
+
+def _ended() -> StoreError:
+    return Unavailable("the server ended the stream without saying why")
+
+
+class AsyncStream:
+    """A running call that is read one response at a time."""
+
+    def __init__(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> None:
+        """Takes a call that has just begun.
+
+        Args:
+            call: What a stub returned.
+            first_seconds: How long the first response may take; None for as long as any other.
+            silence_seconds: How long any other may take; a server that keeps its word is faster.
+        """
+        self._call: grpc.aio.UnaryStreamCall[Any, Any] = call
+        self._limit = silence_seconds if first_seconds is None else first_seconds
+        self._silence_seconds = silence_seconds
+
+    async def read(self) -> Any:
+        """The next response.
+
+        Raises:
+            grpc.RpcError: The call failed.
+            Unavailable: Nothing came for too long.
+        """
+        try:
+            response = await asyncio.wait_for(self._call.read(), self._limit)
+        except asyncio.TimeoutError:
+            raise _silent(self._limit) from None
+        if response is grpc.aio.EOF:
+            raise _ended()
+        self._limit = self._silence_seconds
+        return response
+
+    def cancel(self) -> None:
+        """Ends the call; ending it again does nothing."""
+        self._call.cancel()
+
+
+class Stream:
+    """A running call that is read one response at a time."""
+
+    def __init__(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> None:
+        """Takes a call that has just begun.
+
+        Args:
+            call: What a stub returned.
+            first_seconds: How long the first response may take; None for as long as any other.
+            silence_seconds: How long any other may take; a server that keeps its word is faster.
+        """
+        self._call = call
+        self._limit = silence_seconds if first_seconds is None else first_seconds
+        self._silence_seconds = silence_seconds
+        self._reading_since: float | None = None
+        self._is_silent = False
+        self._over = threading.Event()
+        # It knows the stream weakly, so that one that nobody has any more ends.
+        guard = threading.Thread(
+            target=_guard, args=(weakref.ref(self), self._over), name="storeapi-silence", daemon=True
+        )
+        guard.start()
+
+    def read(self) -> Any:
+        """The next response.
+
+        Raises:
+            grpc.RpcError: The call failed.
+            Unavailable: Nothing came for too long.
+        """
+        self._reading_since = time.monotonic()
+        try:
+            response = next(self._call)
+        except StopIteration:
+            raise _ended() from None
+        except grpc.RpcError:
+            if self._is_silent:
+                raise _silent(self._limit) from None
+            raise
+        finally:
+            self._reading_since = None
+        self._limit = self._silence_seconds
+        return response
+
+    def cancel(self) -> None:
+        """Ends the call, also while another thread reads; ending it again does nothing."""
+        self._over.set()
+        self._call.cancel()
+
+    def seconds_to_silence(self) -> float:
+        """How long the server may still be silent; a caller that is not reading hears nothing by itself."""
+        since = self._reading_since
+        return self._limit if since is None else since + self._limit - time.monotonic()
+
+    def end_for_silence(self) -> None:
+        """Ends the call that somebody reads in vain."""
+        self._is_silent = True
+        self._call.cancel()
+
+    def __del__(self) -> None:
+        self.cancel()
+
+
+def _guard(reference: weakref.ref[Stream], over: threading.Event) -> None:
+    """Ends a stream that has been silent for too long, looking often enough to be late by a tenth at most."""
+    while True:
+        stream = reference()
+        if stream is None:
+            return
+        left = stream.seconds_to_silence()
+        if left <= 0:
+            stream.end_for_silence()
+            return
+        del stream
+        # Not the whole of it: the reading may begin meanwhile.
+        if over.wait(max(min(left / 10, 1.0), 0.005)):
+            return

@@ -1,0 +1,63 @@
+# Made from storeapi/_async/paging.py by tools/generate_sync.py: change that one, then `make protos`.
+"""The lists of StoreClient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Generic
+
+import grpc
+
+from storeapi._connection import Timeout
+from storeapi._sync.calls import Calls
+from storeapi.model import Item, Page
+
+
+class Pager(Generic[Item]):
+    """Iterates over everything that a list holds, and asks for the next page when the one before is used up.
+
+    Nothing is sent before the first step. A step that failed can be made again: nothing is skipped.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        method: grpc.UnaryUnaryMultiCallable[Any, Any],
+        request: Any,
+        to_page: Callable[[Any], Page[Item]],
+        timeout: Timeout,
+    ) -> None:
+        """Clients make it; `request` is the one for the first page."""
+        self._calls = calls
+        self._method = method
+        self._request = request
+        self._to_page = to_page
+        self._timeout = timeout
+        self._items: Iterator[Item] = iter(())
+        self._is_last = False
+
+    def __iter__(self) -> Pager[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        while True:
+            for item in self._items:
+                return item
+            if self._is_last:
+                raise StopIteration
+            self._items = iter((self._next_page()).items)
+
+    def pages(self) -> Iterator[Page[Item]]:
+        """Iterates over the pages that are still to be asked for, for callers that hand pages on.
+
+        for page in client.posts.list(page_size=100).pages():
+            print(len(page.items), page.next_page_token)
+        """
+        while not self._is_last:
+            yield self._next_page()
+
+    def _next_page(self) -> Page[Item]:
+        page = self._to_page(self._calls.unary(self._method, self._request, self._timeout))
+        self._request.page_token = page.next_page_token
+        self._is_last = not page.next_page_token
+        return page
