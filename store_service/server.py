@@ -49,9 +49,9 @@ TIDY_SECONDS = 0.8
 """How long the process may take to close everything after the grace period, before it just ends."""
 
 _OPTIONS = [
-    # A client may ping as often as every 10 seconds, also without calls; gRPC's 5 minutes would cut off
-    # clients that merely keep their connection alive.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # A client may ping as often as every 2 seconds, also without calls; gRPC's 5 minutes would cut off
+    # clients that merely want to know soon when their connection is dead.
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
     ("grpc.keepalive_permit_without_calls", 1),
     # Ask also after a client that has had nothing to say or hear for long.
     ("grpc.http2.max_pings_without_data", 0),

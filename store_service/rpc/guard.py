@@ -32,6 +32,9 @@ STALL_SECONDS = 30.0
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""RetryInfo for gRPC itself: a client whose service config retries waits as long (gRFC A6)."""
+
 log = structlog.get_logger("store_service.rpc")
 
 
@@ -196,11 +199,13 @@ class Guard:
             status = status_of_a_bug(call.id)
             log.error("bug", call_id=call.id, method=call.method, exc_info=error)
             call.log(status.code.name)
-        await context.abort(
-            status.code,
-            status.message,
-            trailing_metadata=((CALL_ID_KEY, call.id), (_DETAILS_KEY, status.details)),
+        trailers: tuple[tuple[str, str | bytes], ...] = (
+            (CALL_ID_KEY, call.id),
+            (_DETAILS_KEY, status.details),
         )
+        if status.retry_ms is not None:
+            trailers += ((_PUSHBACK_KEY, str(status.retry_ms)),)
+        await context.abort(status.code, status.message, trailing_metadata=trailers)
 
 
 class _Call:

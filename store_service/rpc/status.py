@@ -48,6 +48,8 @@ class Status:
     message: str
     details: bytes
     """A serialized google.rpc.Status, for the trailing metadata grpc-status-details-bin."""
+    retry_ms: int | None = None
+    """When gRPC's own retries should come again, for the trailing metadata grpc-retry-pushback-ms."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,12 +247,15 @@ def listed(ids: Sequence[int]) -> str:
 def _status(code: grpc.StatusCode, message: str, details: Iterable[Message]) -> Status:
     message = _cut(message, MAX_MESSAGE_CHARACTERS)
     packed = []
+    retry_ms = None
     for detail in details:
         any_ = Any()
         any_.Pack(detail)
         packed.append(any_)
+        if isinstance(detail, error_details_pb2.RetryInfo):
+            retry_ms = detail.retry_delay.ToMilliseconds()
     status = status_pb2.Status(code=code.value[0], message=message, details=packed)
-    return Status(code=code, message=message, details=status.SerializeToString())
+    return Status(code=code, message=message, details=status.SerializeToString(), retry_ms=retry_ms)
 
 
 def _cut(text: str, limit: int) -> str:

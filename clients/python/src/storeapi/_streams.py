@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from storeapi.errors import StoreError, Unavailable
+from storeapi.errors import Cancelled, StoreError, Unavailable
 
 
 def _silent(silence_seconds: float) -> StoreError:
@@ -21,6 +21,12 @@ def _silent(silence_seconds: float) -> StoreError:
 
 def _ended() -> StoreError:
     return Unavailable("the server ended the stream without saying why")
+
+
+def is_cancelled() -> bool:
+    """Whether somebody has cancelled the running task; before Python 3.11 nobody knows."""
+    task: Any = asyncio.current_task()
+    return hasattr(task, "cancelling") and task.cancelling() > 0
 
 
 class AsyncStream:
@@ -37,6 +43,7 @@ class AsyncStream:
         self._call: grpc.aio.UnaryStreamCall[Any, Any] = call
         self._limit = silence_seconds if first_seconds is None else first_seconds
         self._silence_seconds = silence_seconds
+        self._is_over = False
 
     async def read(self) -> Any:
         """The next response.
@@ -49,6 +56,11 @@ class AsyncStream:
             response = await asyncio.wait_for(self._call.read(), self._limit)
         except asyncio.TimeoutError:
             raise _silent(self._limit) from None
+        except asyncio.CancelledError:
+            # gRPC cancels whoever reads when the call is ended by somebody else.
+            if not self._is_over or is_cancelled():
+                raise
+            raise Cancelled("the watch was closed") from None
         if response is grpc.aio.EOF:
             raise _ended()
         self._limit = self._silence_seconds
@@ -56,6 +68,7 @@ class AsyncStream:
 
     def cancel(self) -> None:
         """Ends the call; ending it again does nothing."""
+        self._is_over = True
         self._call.cancel()
 
 

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
@@ -13,6 +14,8 @@ import grpc.aio
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
+from storeapi._streams import AsyncStream, is_cancelled
+from storeapi.errors import Cancelled
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -25,10 +28,13 @@ class AsyncCalls:
         self._timeout = timeout
         self.retries = retries
         self.is_closed = False
+        self._streams: WeakSet[AsyncStream] = WeakSet()
 
     def close(self) -> None:
-        """Refuses all calls from now on."""
+        """Ends all streams, and refuses all calls from now on."""
         self.is_closed = True
+        for stream in list(self._streams):
+            stream.cancel()
 
     def check_open(self) -> None:
         """Raises RuntimeError if the client is closed."""
@@ -49,6 +55,11 @@ class AsyncCalls:
         while True:
             try:
                 return await method(request, timeout=attempts.remaining())
+            except asyncio.CancelledError:
+                # gRPC cancels whoever waits while the client is closed.
+                if not self.is_closed or is_cancelled():
+                    raise
+                raise Cancelled("the client was closed") from None
             except grpc.RpcError as failure:
                 error = store_error(failure)
                 error.request_id = getattr(request, "request_id", "")
@@ -59,3 +70,9 @@ class AsyncCalls:
                     raise error from failure
             await asyncio.sleep(pause)
             self.check_open()
+
+    def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> AsyncStream:
+        """A call that has just begun, to be read until it ends or the client is closed."""
+        stream = AsyncStream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
+        self._streams.add(stream)
+        return stream

@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 import grpc
 
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
+from storeapi._streams import Stream
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -23,10 +25,13 @@ class Calls:
         self._timeout = timeout
         self.retries = retries
         self.is_closed = False
+        self._streams: WeakSet[Stream] = WeakSet()
 
     def close(self) -> None:
-        """Refuses all calls from now on."""
+        """Ends all streams, and refuses all calls from now on."""
         self.is_closed = True
+        for stream in list(self._streams):
+            stream.cancel()
 
     def check_open(self) -> None:
         """Raises RuntimeError if the client is closed."""
@@ -57,3 +62,9 @@ class Calls:
                     raise error from failure
             time.sleep(pause)
             self.check_open()
+
+    def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> Stream:
+        """A call that has just begun, to be read until it ends or the client is closed."""
+        stream = Stream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
+        self._streams.add(stream)
+        return stream

@@ -199,7 +199,7 @@ class Watch:
 
     def _read(self, attempts: Attempts) -> changes_pb2.WatchResponse:
         if self._stream is None:
-            self._stream = Stream(
+            self._stream = self._calls.stream(
                 self._stub.Watch(self._request),
                 first_seconds=None if self._has_begun else attempts.remaining(),
                 silence_seconds=self._silence_seconds,
