@@ -3,8 +3,7 @@
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 from sqlalchemy import text
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from tests.bad_network import BadNetwork
 from tests.rpc.helpers import connected
 from tests.support import ServerProcess
 
@@ -29,75 +29,6 @@ _OPTIONS = [
 ]
 
 
-class BadNetwork:
-    """A TCP proxy that loses what it should carry, and the connection with it, whenever chance says so."""
-
-    def __init__(self, chance: random.Random) -> None:
-        """Takes what decides."""
-        self._chance = chance
-        self.server_address = ""
-        self.address = ""
-        self.lost_requests = 0
-        self.lost_answers = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["BadNetwork"]:
-        """Carries until the end of the block."""
-        carrying: set[asyncio.Task[None]] = set()
-
-        def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            task = asyncio.create_task(self._carry(reader, writer))
-            carrying.add(task)
-            task.add_done_callback(carrying.discard)
-
-        proxy = await asyncio.start_server(on_connection, "127.0.0.1", 0)
-        self.address = "{}:{}".format(*proxy.sockets[0].getsockname())
-        try:
-            yield self
-        finally:
-            proxy.close()
-            for task in carrying:
-                task.cancel()
-            await asyncio.gather(*carrying, return_exceptions=True)
-
-    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers = [writer]
-        try:
-            host, port = self.server_address.split(":")
-            with suppress(OSError):
-                server_reader, server_writer = await asyncio.open_connection(host, int(port))
-                writers.append(server_writer)
-                ways = [
-                    asyncio.create_task(self._pump(reader, server_writer, answers=False)),
-                    asyncio.create_task(self._pump(server_reader, writer, answers=True)),
-                ]
-                try:
-                    await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for way in ways:
-                        way.cancel()
-                    await asyncio.gather(*ways, return_exceptions=True)
-        finally:
-            for each in writers:
-                each.transport.abort()
-
-    async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool
-    ) -> None:
-        """Carries one way until the connection ends, by itself or by chance."""
-        while data := await reader.read(65_536):
-            # What is short is no request and no answer; an answer in mid-air is lost most usefully.
-            if len(data) > 60 and self._chance.random() < 0.08:
-                if answers:
-                    self.lost_answers += 1
-                else:
-                    self.lost_requests += 1
-                writer.write(data[: self._chance.randrange(len(data))])
-                return
-            writer.write(data)
-            await writer.drain()
-
-
 @pytest.fixture
 def server_process(tmp_path: Path, database_url: str) -> Iterator[ServerProcess]:
     """A server in a process of its own, not started yet, on each engine in turn."""
@@ -111,7 +42,7 @@ async def test_what_is_retried_until_it_is_answered_is_done_once(
     server_process: ServerProcess, database_url: str
 ) -> None:
     """Behind a bad network and a server that dies, every request ends up as one post, the one told of."""
-    network = BadNetwork(random.Random(17))
+    network = BadNetwork(random.Random(17), cuts=0.08)
     told: dict[str, posts_pb2.Post] = {}
     enough, stop = asyncio.Condition(), asyncio.Event()
 
@@ -159,7 +90,7 @@ async def test_what_is_retried_until_it_is_answered_is_done_once(
     assert server_process.stop() == 0
 
     retries = sum(task.result() for task in callers)
-    assert min(retries, network.lost_requests, network.lost_answers) > 0
+    assert min(retries, network.cut_requests, network.cut_answers) > 0
     with connected(database_url) as connection:
         posts = dict(tuple(row) for row in connection.execute(text("SELECT id, body FROM posts")))
         changes = connection.execute(text("SELECT request_id, resource_id FROM changes")).fetchall()

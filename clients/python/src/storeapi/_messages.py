@@ -16,7 +16,7 @@ MAX_BATCH: Final = 1000
 """The most that the service takes in one call."""
 
 MAX_BATCH_BYTES: Final = 2 * 1024 * 1024
-"""Most text in one call: the service's answer repeats it, and has a limit of 3 MiB."""
+"""Most text in one call: the service's answer repeats it, and stays below 4 MiB."""
 
 # All writes
 

@@ -69,7 +69,8 @@ class AsyncCalls:
                 if pause is None:
                     raise error from failure
             await asyncio.sleep(pause)
-            self.check_open()
+            if self.is_closed:
+                raise Cancelled("the client was closed") from error
 
     def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> AsyncStream:
         """A call that has just begun, to be read until it ends or the client is closed."""

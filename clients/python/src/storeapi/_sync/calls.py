@@ -13,6 +13,7 @@ from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
 from storeapi._streams import Stream
+from storeapi.errors import Cancelled
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -61,7 +62,8 @@ class Calls:
                 if pause is None:
                     raise error from failure
             time.sleep(pause)
-            self.check_open()
+            if self.is_closed:
+                raise Cancelled("the client was closed") from error
 
     def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> Stream:
         """A call that has just begun, to be read until it ends or the client is closed."""

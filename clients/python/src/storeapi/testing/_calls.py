@@ -1,0 +1,122 @@
+"""The calls that a scripted server gets, and how it goes through them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from storeapi.testing._script import Step
+from storeapi.testing._upstream import Upstream, seconds_left
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
+
+METHODS: Final = {
+    method.name: method
+    for file in (posts_pb2.DESCRIPTOR, comments_pb2.DESCRIPTOR, changes_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+"""Every method of the API by its name; no two services have one of the same name."""
+
+_BY_PATH: Final = {f"/{it.containing_service.full_name}/{it.name}": it for it in METHODS.values()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """What the server was asked."""
+
+    method: str
+    """The name of the RPC, such as "CreatePost"."""
+    request: Any
+    """What was sent: the method's request, a message of `storeapi.v1`."""
+    metadata: tuple[tuple[str, str | bytes], ...] = field(repr=False)
+    """What came with it, such as an API key; a key may be there more than once."""
+    seconds_left: float | None
+    """How long the caller waits; None if it set no deadline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Received:
+    data: bytes
+    """The request as it came, to be handed on unchanged."""
+    message: Message
+
+
+class Handlers(grpc.GenericRpcHandler):
+    """Every method of the API, and of other services that upstream may have."""
+
+    def __init__(self, begin: Callable[[Call], Step | None], upstream: Upstream | None) -> None:
+        """Asks `begin` about each call: what to do, or None where the script is empty."""
+        self._begin = begin
+        self._upstream = upstream
+
+    def service(
+        self, handler_call_details: grpc.HandlerCallDetails
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """How a method is answered; None for one that there is not."""
+        path = handler_call_details.method
+        if path in _BY_PATH:
+            return self._known(path, _BY_PATH[path])
+        return None if self._upstream is None else _unknown(path, self._upstream)
+
+    def _known(self, path: str, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+        parse = GetMessageClass(method.input_type).FromString
+
+        def handle(request: _Received, context: grpc.ServicerContext) -> Iterator[bytes]:
+            step = self._begin(
+                Call(
+                    method=method.name,
+                    request=request.message,
+                    metadata=tuple((key, value) for key, value in context.invocation_metadata()),
+                    seconds_left=seconds_left(context),
+                )
+            )
+            if step is not None:
+                yield from _play(step, path, request.data, context, self._upstream)
+            elif self._upstream is not None:
+                yield from self._upstream.forward(path, request.data, context)
+            else:
+                context.abort(
+                    grpc.StatusCode.UNIMPLEMENTED,
+                    f"{method.name} was called, but nothing is scripted for it and there is no upstream",
+                )
+
+        # An answer that is no stream is a stream of one message, as gRPC sends both.
+        return grpc.unary_stream_rpc_method_handler(
+            handle, request_deserializer=lambda data: _Received(data=data, message=parse(data))
+        )
+
+
+def _unknown(path: str, upstream: Upstream) -> grpc.RpcMethodHandler[Any, Any]:
+    return grpc.stream_stream_rpc_method_handler(
+        lambda requests, context: upstream.forward_any(path, requests, context)
+    )
+
+
+def _play(
+    step: Step, path: str, data: bytes, context: grpc.ServicerContext, upstream: Upstream | None
+) -> Iterator[bytes]:
+    """Does what the script says, and yields what the caller gets."""
+    for message in step.messages:
+        yield message.SerializeToString()
+    if upstream is not None and step.forwarded:
+        yield from upstream.forward(path, data, context, step.forwarded)
+    if upstream is not None and step.is_carried_out:
+        upstream.carry_out(path, data, context)
+    if step.is_silent:
+        _wait_for_the_end(context)
+    if step.end is not None:
+        step.end.end(context)
+
+
+def _wait_for_the_end(context: grpc.ServicerContext) -> None:
+    """Waits until the caller has given up, or the server stops."""
+    over = threading.Event()
+    if context.add_callback(over.set):
+        over.wait()

@@ -1,0 +1,347 @@
+"""Every exception, as the real server makes a caller see it."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+import storeapi
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from store_service import config as settings
+from store_service.config import Config
+from store_service.database import connect, schema, sqlite
+from store_service.rpc import guard
+from store_service.server import serving
+from store_service.store.keeping import Keeping
+from store_service.store.posts import Posts
+from tests.client.test_errors import tree
+from tests.postgres import new_database
+from tests.rpc.helpers import StoppableServer, locked, stoppable
+
+MISSING = 999
+UUID = "7d1a3a1e-3c0a-4f6e-9a55-5d3b3a1f2c11"
+
+
+@pytest.fixture
+def database_url(database_file: Path) -> str:
+    """One engine is enough: that both make the same errors is proved elsewhere."""
+    return f"sqlite:///{database_file}"
+
+
+@dataclass
+class Situation:
+    """What a way to fail may ask for."""
+
+    client: Any
+    """Without retries, so that it shows each failure."""
+    make_client: Callable[..., Any]
+    make_channel: Callable[[str], Any]
+    server: StoppableServer
+    address: str
+    config: Config
+    monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest
+
+    async def send(self, method: Any, request: Any) -> Any:
+        """A request that the client's methods would never make."""
+        return await self.client._calls.unary(method, request, 5)
+
+    @property
+    def raw(self) -> Any:
+        """The stubs, of the kind that the client calls."""
+        return getattr(self.client, "_subject", self.client).raw
+
+
+Way = Callable[[Situation], Awaitable[Any]]
+
+
+async def malformed(it: Situation) -> None:
+    channel = it.make_channel(it.address)
+    try:
+        await it.send(channel.unary_unary("/storeapi.v1.PostService/GetPost"), b"\xff")
+    finally:
+        closing = channel.close()
+        if closing is not None:
+            await closing
+
+
+async def mask_invalid(it: Situation) -> None:
+    request = posts_pb2.UpdatePostRequest(post={"id": 1, "body": "a"}, update_mask={"paths": ["title"]})
+    await it.send(it.raw.posts.UpdatePost, request)
+
+
+async def immutable(it: Situation) -> None:
+    post = await it.client.posts.create(body="a")
+    comment = await it.client.comments.create(post_id=post.id, body="b")
+    request = comments_pb2.UpdateCommentRequest(
+        comment={"id": comment.id, "post_id": MISSING}, update_mask={"paths": ["post_id"]}
+    )
+    await it.send(it.raw.comments.UpdateComment, request)
+
+
+async def page_token_mismatch(it: Situation) -> None:
+    await it.client.posts.create_many(["a", "b"])
+    page = await anext(it.client.posts.pages(page_size=1))
+    await anext(it.client.posts.list(order_by="id desc", page_token=page.next_page_token))
+
+
+async def request_id_reused(it: Situation) -> None:
+    await it.client.posts.create(body="a", request_id=UUID)
+    await it.client.posts.create(body="b", request_id=UUID)
+
+
+async def post_has_comments(it: Situation) -> None:
+    post = await it.client.posts.create(body="a")
+    await it.client.comments.create(post_id=post.id, body="b")
+    await it.client.posts.delete(post.id)
+
+
+async def etag_mismatch(it: Situation) -> None:
+    post = await it.client.posts.create(body="a")
+    await it.client.posts.update(post.id, body="b")
+    await it.client.posts.update(post.id, body="c", etag=post.etag)
+
+
+async def response_too_large(it: Situation) -> None:
+    posts = await it.client.posts.create_many(["x" * 60_000] * 80)
+    await it.client.posts.delete_many([post.id for post in posts])
+
+
+@asynccontextmanager
+async def another(it: Situation, **settings_of_it: Any) -> AsyncIterator[Any]:
+    """A client of another server, with other settings or another database."""
+    config = it.config.model_copy(update=settings_of_it)
+    async with serving(config) as server:
+        yield it.make_client(server.address, retries=False)
+
+
+async def resume_token_foreign(it: Situation) -> None:
+    page = await anext(it.client.posts.pages())
+    file = Path(it.config.DATABASE_URL.removeprefix("sqlite:///")).with_name("another.db")
+    schema.upgrade(f"sqlite:///{file}")
+    async with another(it, DATABASE_URL=f"sqlite:///{file}") as client:
+        await anext(client.changes.watch(resume_token=page.resume_token))
+
+
+async def resume_token_expired(it: Situation) -> None:
+    page = await anext(it.client.posts.pages())
+    await it.client.posts.create_many(["a"] * 3)
+    async with connect.open_store(it.config.DATABASE_URL, readers=1) as store:
+        keeping = Keeping(store, change_hours=1e6, change_rows=1, request_id_hours=1e6)
+        assert await keeping.step()
+    await anext(it.client.changes.watch(resume_token=page.resume_token))
+
+
+async def watch_limit(it: Situation) -> None:
+    watches = [it.client.changes.watch(start="initial_state") for _ in range(it.config.max_watches + 1)]
+    await it.client.posts.create(body="a")
+    try:
+        for watch in watches:
+            await anext(watch)
+    finally:
+        for watch in watches:
+            await watch.close()
+
+
+async def stream_stalled(it: Situation) -> None:
+    it.monkeypatch.setattr(guard, "STALL_SECONDS", 0.1)
+    stalled = asyncio.Event()
+    send = guard._send
+
+    async def watched_send(*arguments: Any) -> None:
+        try:
+            await send(*arguments)
+        except BaseException:
+            stalled.set()
+            raise
+
+    it.monkeypatch.setattr(guard, "_send", watched_send)
+    for _ in range(6):
+        await it.client.posts.create_many(["x" * 60_000] * 80)
+    watch = it.client.changes.watch(start="initial_state")
+    await anext(watch)
+    await asyncio.wait_for(stalled.wait(), 20)
+    async for _ in watch:
+        pass  # What was sent before is still to be read.
+
+
+async def storage_full(it: Situation) -> None:
+    for length in (60_000, 4_000, 1):
+        for _ in range(1000):
+            try:
+                await it.client.posts.create(body="x" * length)
+            except storeapi.StorageFull:
+                if length == 1:
+                    raise
+                break
+
+
+async def shutting_down(it: Situation) -> None:
+    watch = it.client.changes.watch(start="initial_state")
+    await it.client.posts.create(body="a")
+    await anext(watch)
+    stopping = it.server.stop()
+    try:
+        await anext(watch)
+    finally:
+        await stopping
+
+
+async def database_busy(it: Situation) -> None:
+    with locked(it.config.DATABASE_URL):
+        await it.client.posts.create(body="a")
+
+
+async def database_unavailable(it: Situation) -> None:
+    posts = await it.client.posts.create_many(["x" * 60_000] * 10)
+    log = Path(it.config.DATABASE_URL.removeprefix("sqlite:///") + "-wal")
+    content = log.read_bytes()  # noqa: ASYNC240 - a test has its event loop to itself
+    os.truncate(log, 0)
+    try:
+        for post in posts:
+            await it.client.posts.get(post.id)
+    finally:
+        log.write_bytes(content)  # noqa: ASYNC240 - a test has its event loop to itself
+
+
+async def internal(it: Situation) -> None:
+    async def bug(*_: object, **__: object) -> None:
+        raise RuntimeError("secret")
+
+    it.monkeypatch.setattr(Posts, "get_post", bug)
+    await it.client.posts.get(1)
+
+
+async def schema_mismatch(it: Situation) -> None:
+    # PostgreSQL alone tells a running service that its tables are others.
+    with new_database(it.request.getfixturevalue("postgres")) as url:
+        schema.upgrade(url)
+        async with another(it, DATABASE_URL=url) as client:
+            with psycopg.connect(url) as connection:
+                connection.execute("ALTER TABLE posts RENAME TO articles")
+            await client.posts.get(1)
+
+
+async def unavailable(it: Situation) -> None:
+    await it.make_client("127.0.0.1:1", retries=False, timeout=5).posts.get(1)
+
+
+async def deadline_exceeded(it: Situation) -> None:
+    with locked(it.config.DATABASE_URL):
+        await it.client.posts.create(body="a", timeout=0.01)
+
+
+async def cancelled(it: Situation) -> None:
+    client = it.make_client(it.address, retries=False)
+    with locked(it.config.DATABASE_URL):
+        call = asyncio.ensure_future(client.posts.create(body="a", timeout=None))
+        await asyncio.sleep(0.1)
+        await client.close()
+        await call
+
+
+async def resource_exhausted(it: Situation) -> None:
+    post = await it.client.posts.create(body="x" * 2000)
+    small = [("grpc.max_receive_message_length", 1000)]
+    await it.make_client(it.address, retries=False, channel_options=small).posts.get(post.id)
+
+
+async def unknown_method(it: Situation) -> None:
+    """What this version of the client knows and the server does not."""
+    channel = it.make_channel(it.address)
+    try:
+        await it.send(channel.unary_unary("/storeapi.v1.PostService/PinPost"), b"")
+    finally:
+        closing = channel.close()
+        if closing is not None:
+            await closing
+
+
+WAYS: dict[type[storeapi.StoreError], Way] = {
+    storeapi.StoreError: unknown_method,
+    storeapi.RequestMalformed: malformed,
+    storeapi.FieldInvalid: lambda it: it.client.posts.create(body=""),
+    storeapi.FieldMaskInvalid: mask_invalid,
+    storeapi.FieldImmutable: immutable,
+    storeapi.PageTokenInvalid: lambda it: anext(it.client.posts.list(page_token="damaged")),
+    storeapi.PageTokenMismatch: page_token_mismatch,
+    storeapi.BatchEmpty: lambda it: it.client.posts.create_many([]),
+    storeapi.BatchTooLarge: lambda it: it.client.posts.delete_many(range(1, 1002)),
+    storeapi.BatchDuplicate: lambda it: it.client.posts.delete_many([1, 1]),
+    storeapi.RequestIdReused: request_id_reused,
+    storeapi.ResumeTokenInvalid: lambda it: anext(it.client.changes.watch(resume_token="damaged")),
+    storeapi.ResumeTokenForeign: resume_token_foreign,
+    storeapi.PostNotFound: lambda it: it.client.posts.get(MISSING),
+    storeapi.CommentNotFound: lambda it: it.client.comments.get(MISSING),
+    storeapi.PostHasComments: post_has_comments,
+    storeapi.SchemaMismatch: schema_mismatch,
+    storeapi.EtagMismatch: etag_mismatch,
+    storeapi.ResourceExhausted: resource_exhausted,
+    storeapi.ResponseTooLarge: response_too_large,
+    storeapi.WatchLimit: watch_limit,
+    storeapi.StorageFull: storage_full,
+    storeapi.ResumeTokenExpired: resume_token_expired,
+    storeapi.Unavailable: unavailable,
+    storeapi.ShuttingDown: shutting_down,
+    storeapi.StreamStalled: stream_stalled,
+    storeapi.DatabaseBusy: database_busy,
+    storeapi.DatabaseUnavailable: database_unavailable,
+    storeapi.DeadlineExceeded: deadline_exceeded,
+    storeapi.Cancelled: cancelled,
+    storeapi.InternalError: internal,
+}
+
+ONLY_THEIR_LEAVES = {
+    storeapi.InvalidRequest,
+    storeapi.NotFound,
+    storeapi.PreconditionFailed,
+    storeapi.Conflict,
+    storeapi.OutOfRange,
+}
+"""Branches that the service never raises by themselves; a newer one may."""
+
+
+def test_no_exception_is_missing() -> None:
+    """Whoever adds one shows how a caller gets it."""
+    assert WAYS.keys() | ONLY_THEIR_LEAVES == set(tree())
+
+
+@pytest.mark.parametrize("error", WAYS, ids=lambda error: error.__name__)
+async def test_the_real_server_makes_it(
+    error: type[storeapi.StoreError],
+    database_url: str,
+    make_client: Callable[..., Any],
+    make_channel: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Whatever goes wrong, the caller catches exactly this, with words that say what and nothing internal."""
+    pragmas = {
+        storeapi.StorageFull: {"max_page_count": 300},
+        storeapi.DatabaseUnavailable: {"cache_size": 10},
+        storeapi.DatabaseBusy: {"busy_timeout": 20},
+    }
+    for name, value in pragmas.get(error, {}).items():
+        monkeypatch.setitem(sqlite._WRITER_PRAGMAS, name, value)
+    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=2, grace_seconds=5)
+    async with stoppable(config) as server:
+        client = make_client(server.running.address, retries=False)
+        address = server.running.address
+        it = Situation(client, make_client, make_channel, server, address, config, monkeypatch, request)
+
+        with pytest.raises(error) as raised:
+            await WAYS[error](it)
+
+    assert type(raised.value) is error
+    assert raised.value.code is error.code or error is storeapi.StoreError
+    assert str(raised.value)
+    assert isinstance(raised.value.__cause__, grpc.RpcError) or error is storeapi.Cancelled
+    for word in ("sqlite", "asyncpg", "psycopg", "Traceback", "secret", "SELECT", database_url):
+        assert word not in str(raised.value)

@@ -1,0 +1,423 @@
+"""Watches that live through what happens to their connection."""
+
+import asyncio
+import gc
+import threading
+
+import grpc
+import pytest
+import storeapi
+from storeapi import Change, ChangeBatch, _retries
+from storeapi.testing import ScriptedServer
+from storeapi.v1 import changes_pb2
+
+
+def change(number, action="create"):
+    post = storeapi.Post(id=number, body=str(number), etag="v1")
+    return Change(action=action, kind="post", id=number, post_id=number, commit_time=None, resource=post)
+
+
+def batch(*numbers, token, **flags):
+    return ChangeBatch(changes=tuple(change(it) for it in numbers), resume_token=token, **flags)
+
+
+BEGIN = batch(token="t0", heartbeat=True)
+
+
+@pytest.fixture
+def scripted():
+    """A server that fails as a test says."""
+    with ScriptedServer() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(make_client, scripted):
+    return make_client(scripted.target)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """What is tested is that there are pauses, not that they take time."""
+    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 0.01)
+
+
+async def ids(watch, count):
+    return [(await anext(watch)).id for _ in range(count)]
+
+
+def starts(server):
+    """Where each connection began."""
+    return [call.request.resume_token for call in server.calls_of("Watch")]
+
+
+# What is asked, and what comes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "request_message"),
+    [
+        ({}, {}),
+        ({"start": "now"}, {}),
+        ({"start": "earliest"}, {"earliest": True}),
+        ({"start": "initial_state"}, {"initial_state": True}),
+        ({"resume_token": "t1"}, {"resume_token": "t1"}),
+        # Whoever has no token yet begins where he says.
+        ({"resume_token": None, "start": "earliest"}, {"earliest": True}),
+        ({"resume_token": "", "start": "earliest"}, {"earliest": True}),
+        ({"resume_token": "t1", "start": "earliest"}, {"resume_token": "t1"}),
+        ({"kinds": ["post"]}, {"kinds": [changes_pb2.RESOURCE_KIND_POST]}),
+        ({"kinds": ("comment", "post")}, {"kinds": [2, 1]}),
+        ({"post_ids": {7}}, {"post_ids": [7]}),
+        ({"heartbeat_seconds": 1.5}, {"heartbeat_interval": {"seconds": 1, "nanos": 500_000_000}}),
+    ],
+)
+async def test_a_watch_asks_for_what_was_said(client, scripted, arguments, request_message):
+    """Each argument is a field of the request; heartbeats come every ten seconds unless told otherwise."""
+    scripted.stall("Watch", batch(1, token="t9"))
+
+    async with client.changes.watch(**arguments) as watch:
+        await anext(watch)
+
+    expected = changes_pb2.WatchRequest(**({"heartbeat_interval": {"seconds": 10}} | request_message))
+    assert [call.request for call in scripted.calls] == [expected]
+
+
+@pytest.mark.parametrize("arguments", [{"start": "then"}, {"kinds": ["posts"]}])
+async def test_a_word_that_means_nothing_is_refused(client, arguments):
+    """Where the mistake is made, not at the first step."""
+    with pytest.raises(ValueError, match=r"then|posts"):
+        client.changes.watch(**arguments)
+
+
+async def test_a_single_kind_is_no_list_of_letters(client):
+    """As with texts."""
+    with pytest.raises(TypeError, match="kinds must be several"):
+        client.changes.watch(kinds="post")
+
+
+async def test_changes_are_values(client, scripted):
+    """Every field, as typed and immutable as posts are; what a newer service may send has a word too."""
+    everything = changes_pb2.WatchResponse(
+        resume_token="t1",
+        changes=[
+            changes_pb2.Change(
+                action=changes_pb2.ACTION_DELETE,
+                kind=changes_pb2.RESOURCE_KIND_COMMENT,
+                id=2,
+                post_id=1,
+                commit_time={"seconds": 1_700_000_000},
+                comment={"id": 2, "post_id": 1, "body": "b", "etag": "v3"},
+                request_id="r",
+            ),
+            changes_pb2.Change(action=99, kind=98, id=3, post_id=3),
+        ],
+    )
+    scripted.stall("Watch", everything)
+
+    watch = client.changes.watch()
+    first, second = await anext(watch), await anext(watch)
+    await watch.close()
+
+    assert (first.action, first.kind, first.id, first.post_id) == ("delete", "comment", 2, 1)
+    assert first.resource == storeapi.Comment(id=2, post_id=1, body="b", etag="v3")
+    assert (first.commit_time.timestamp(), first.request_id) == (1_700_000_000, "r")
+    assert (second.action, second.kind, second.resource) == ("unknown", "unknown", None)
+
+
+async def test_nothing_is_asked_before_the_first_step(client, scripted):
+    """As with lists."""
+    client.changes.watch()
+
+    assert scripted.calls == ()
+
+
+async def test_batches_come_as_the_service_sends_them(client, scripted):
+    """With all that it says of them, also when there is nothing but a token."""
+    sent = [
+        batch(1, 2, token="t1", partial=True),
+        batch(3, token="t2"),
+        batch(token="t3", heartbeat=True),
+        batch(token="t4", initial_state_complete=True),
+    ]
+    scripted.stall("Watch", *sent)
+
+    watch = client.changes.watch()
+    batches = watch.batches()
+    seen = [await anext(batches) for _ in sent]
+    await watch.close()
+
+    assert seen == sent
+    assert [it.id for it in seen[0]] == [1, 2]
+    assert [len(it) for it in seen] == [2, 1, 0, 0]
+
+
+async def test_the_token_is_behind_what_was_given_out_whole(client, scripted):
+    """A consumer that stores it after each change never skips one, whenever it stops."""
+    scripted.stall("Watch", BEGIN, batch(1, 2, token="t1"), batch(3, token="t2"), batch(4, token="t3"))
+    watch = client.changes.watch()
+
+    tokens = [watch.resume_token]
+    for _ in range(3):
+        await anext(watch)
+        tokens.append(watch.resume_token)
+    await watch.close()
+
+    assert tokens == [None, "t0", "t1", "t2"]
+
+
+async def test_going_over_to_batches_loses_nothing(client, scripted):
+    """What is left of a batch comes first."""
+    scripted.stall("Watch", batch(1, 2, 3, token="t1"), batch(4, token="t2"))
+    watch = client.changes.watch()
+
+    await anext(watch)
+    batches = watch.batches()
+    seen = [await anext(batches), await anext(batches)]
+    await watch.close()
+
+    assert seen == [batch(2, 3, token="t1"), batch(4, token="t2")]
+
+
+# When the connection is lost
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        storeapi.ShuttingDown(metadata={"resume_token": "t1"}),
+        storeapi.StreamStalled(),
+        storeapi.WatchLimit(retry_after=0.001),
+    ],
+    ids=lambda error: getattr(error, "name", type(error).__name__),
+)
+async def test_a_watch_goes_on_where_it_was(client, scripted, error):
+    """The caller sees each change once, in order, and nothing of what happened."""
+    scripted.cut("Watch", BEGIN, batch(1, token="t1"), batch(2, token="t2"))
+    scripted.fail("Watch", error, times=3)
+    scripted.answer("Watch", batch(3, token="t3"))
+    scripted.stall("Watch", batch(4, token="t4"))
+
+    watch = client.changes.watch()
+    seen = await ids(watch, 4)
+    await watch.close()
+
+    assert seen == [1, 2, 3, 4]
+    assert starts(scripted) == ["", "t2", "t2", "t2", "t2", "t3"]
+
+
+async def test_the_initial_state_goes_on_where_it_was(client, scripted):
+    """A token goes before the start, which would tell everything once more."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+
+    watch = client.changes.watch(start="initial_state")
+    seen = await ids(watch, 2)
+    await watch.close()
+
+    first, second = (call.request for call in scripted.calls)
+    assert seen == [1, 2]
+    assert (first.WhichOneof("start"), second.WhichOneof("start")) == ("initial_state", "resume_token")
+
+
+async def test_a_watch_without_an_answer_ends_at_its_deadline(make_client, scripted):
+    """A wrong address is heard of, and not tried for ever."""
+    client = make_client(scripted.target, timeout=0.3)
+    scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=10_000)
+
+    with pytest.raises(storeapi.Unavailable) as raised:
+        await anext(client.changes.watch())
+
+    assert raised.value.attempts > 3
+
+
+async def test_a_watch_that_has_begun_has_no_deadline(client, scripted):
+    """It outlives any outage: here more tries than its time for the first answer allows."""
+    scripted.cut("Watch", BEGIN)
+    scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=60)
+    scripted.stall("Watch", batch(1, token="t1"))
+
+    watch = client.changes.watch(timeout=0.2)
+    seen = await ids(watch, 1)
+    await watch.close()
+
+    assert seen == [1]
+
+
+async def test_silence_is_noticed(client, scripted, monkeypatch):
+    """A server that says nothing for twice its heartbeat is as good as gone."""
+    scripted.stall("Watch", BEGIN, batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+
+    watch = client.changes.watch(heartbeat_seconds=0.05)
+    seen = await ids(watch, 2)
+    await watch.close()
+
+    assert seen == [1, 2]
+    assert starts(scripted) == ["", "t1"]
+
+
+async def test_silence_at_the_beginning_is_noticed(client, scripted):
+    """The first answer has the call's own time."""
+    scripted.stall("Watch")
+
+    with pytest.raises(storeapi.StoreError, match=r"nothing was heard|Deadline"):
+        await anext(client.changes.watch(timeout=0.2))
+
+
+async def test_a_slow_reader_is_not_silence(client, scripted):
+    """The time that the caller takes is his own."""
+    scripted.stall("Watch", batch(1, token="t1"), batch(2, token="t2"))
+    watch = client.changes.watch(heartbeat_seconds=0.01)
+    await anext(watch)
+
+    # Longer than the server may be silent, which is a second more than two heartbeats.
+    await asyncio.sleep(1.3)
+    second = await anext(watch)
+    await watch.close()
+
+    assert second.id == 2
+    assert starts(scripted) == [""]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        storeapi.ResumeTokenExpired(metadata={"earliest_resume_token": "t5"}),
+        storeapi.ResumeTokenForeign(),
+        storeapi.ResumeTokenInvalid(),
+        storeapi.FieldInvalid(),
+        storeapi.InternalError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_what_only_the_caller_can_settle_is_raised(client, scripted, error):
+    """Also in the midst of a watch: it never skips what is no longer kept."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.fail("Watch", error)
+    watch = client.changes.watch()
+    await anext(watch)
+
+    with pytest.raises(type(error)) as raised:
+        await anext(watch)
+
+    assert raised.value.metadata == error.metadata
+    assert isinstance(raised.value.__cause__, grpc.RpcError)
+
+
+async def test_a_step_after_an_error_goes_on(client, scripted):
+    """Whoever catches it has lost nothing."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.fail("Watch", storeapi.InternalError())
+    scripted.stall("Watch", batch(2, token="t2"))
+    watch = client.changes.watch()
+    await anext(watch)
+
+    with pytest.raises(storeapi.InternalError):
+        await anext(watch)
+    second = await anext(watch)
+    await watch.close()
+
+    assert second.id == 2
+
+
+async def test_without_retries_the_caller_sees_each_end(make_client, scripted):
+    """And can go on from the token by himself."""
+    client = make_client(scripted.target, retries=False)
+    scripted.cut("Watch", batch(1, token="t1"))
+    watch = client.changes.watch()
+    await anext(watch)
+
+    with pytest.raises(storeapi.Unavailable):
+        await anext(watch)
+
+    assert watch.resume_token == "t1"
+
+
+# The end
+
+
+@pytest.mark.parametrize("closes", ["watch", "client"])
+async def test_closing_ends_the_iteration(client, scripted, closes):
+    """From elsewhere, while somebody waits for the next change; without an error."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    watch = client.changes.watch()
+    await anext(watch)
+
+    async def rest():
+        return [it async for it in watch]
+
+    waiting = asyncio.create_task(rest())
+    await asyncio.sleep(0)
+    await (watch if closes == "watch" else client).close()
+
+    assert await asyncio.wait_for(waiting, 10) == []
+
+
+async def test_a_closed_watch_stays_closed(client, scripted):
+    """Closing it again does nothing, and it asks nothing any more."""
+    watch = client.changes.watch()
+
+    await watch.close()
+    await watch.close()
+
+    assert [it async for it in watch] == []
+    assert [it async for it in watch.batches()] == []
+    assert scripted.calls == ()
+
+
+async def test_a_closed_client_watches_nothing(client, scripted):
+    """It says so, as for every call."""
+    await client.close()
+
+    with pytest.raises(RuntimeError, match="client is closed"):
+        await anext(client.changes.watch())
+
+
+async def test_giving_up_to_wait_loses_nothing(scripted):
+    """asyncio.wait_for around a step: the next step goes on behind the last change."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+    async with storeapi.AsyncStoreClient(scripted.target) as client:
+        watch = client.changes.watch()
+        await anext(watch)
+
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(anext(watch), 0.05)
+        second = await anext(watch)
+
+    assert second.id == 2
+    assert starts(scripted) == ["", "t1"]
+
+
+async def test_a_cancelled_task_is_cancelled(scripted):
+    """asyncio's own cancellation passes through a watch."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    async with storeapi.AsyncStoreClient(scripted.target) as client:
+        watch = client.changes.watch()
+        await anext(watch)
+        task = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+
+        task.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
+    """Also without being closed."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    with storeapi.StoreClient(scripted.target) as client:
+        watch = client.changes.watch()
+        next(watch)
+        (guard,) = [it for it in threading.enumerate() if it.name == "storeapi-silence"]
+
+        del watch
+        gc.collect()
+        guard.join(10)
+
+        assert not guard.is_alive()
