@@ -100,6 +100,19 @@ TARGETS = (
         sense="most",
         unit=" ms",
     ),
+    Target(
+        figure="client_sync",
+        title="Client for threads: a method against the raw stub, one in flight",
+        must=1.15,
+        sense="most",
+    ),
+    Target(
+        figure="client_async",
+        title="Client for asyncio: a method against the raw stub, one in flight",
+        must=1.15,
+        sense="most",
+    ),
+    Target(figure="client_import_ms", title="import storeapi", must=250, sense="most", unit=" ms"),
     Target(figure="syncs", title="fsyncs for 2,000 Create, 256 in flight", must=499, sense="most"),
 )
 

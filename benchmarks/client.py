@@ -1,0 +1,32 @@
+"""What the client's methods cost above its raw stubs, and how long its import takes."""
+
+import json
+import statistics
+import subprocess
+from pathlib import Path
+
+from benchmarks import seed
+from benchmarks.lineup import SQLITE, started
+from benchmarks.processes import environment, python
+
+RUNS = 5
+"""Processes; each gives a median of its own, and the median of those counts."""
+
+POST_ID = 1
+
+
+def client(folder: Path, seeded: Path, _: list[str]) -> dict[str, float]:
+    """How many times as long a call by a method takes as by a stub, and milliseconds of the import."""
+    own = folder / "client"
+    with started(SQLITE, own, seed.copied(seeded, own)) as server:
+        command = python("benchmarks.client_calls", server.address, str(POST_ID))
+        found = [
+            json.loads(
+                subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+            )
+            for _ in range(RUNS)
+        ]
+    return {
+        f"client_{name}": statistics.median(run[name] for run in found)
+        for name in ("sync", "async", "import_ms")
+    }
