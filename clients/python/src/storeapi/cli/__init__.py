@@ -1,0 +1,38 @@
+"""The command `storeapi`: the service for people and scripts. It needs the extra `cli`."""
+
+import io
+import signal
+import sys
+from types import FrameType
+
+MISSING = "pip install 'storeapi[cli]'"
+"""What to do when the libraries of the command are not installed."""
+
+
+def main() -> None:
+    """Runs the command and ends the process with its exit code."""
+    try:
+        import click  # noqa: F401
+        import rich  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name not in ("click", "rich"):
+            raise
+        sys.stderr.write(f"{MISSING}\n")
+        sys.exit(1)
+    from storeapi.cli.program import program
+
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a character gets its number, instead of the user a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    # Temporary files are removed on the way out, which the default of this signal would skip.
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        program(prog_name="storeapi")
+    except KeyboardInterrupt:
+        # A second Ctrl-C, while the first was still being answered.
+        sys.exit(130)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

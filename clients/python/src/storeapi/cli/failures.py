@@ -1,0 +1,129 @@
+"""How the command ends when it fails: one line on stderr, and an exit code."""
+
+from __future__ import annotations
+
+import enum
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from storeapi import errors
+from storeapi.cli.text import one_line
+from storeapi.errors import StoreError
+
+
+class ExitCode(enum.IntEnum):
+    """Every exit code of the command; `MEANINGS` says what they mean."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    CONFLICT = 4
+    UNAVAILABLE = 5
+    INTERRUPTED = 130
+    NO_READER = 141
+    TERMINATED = 143
+
+
+MEANINGS: Final[Mapping[ExitCode, str]] = {
+    ExitCode.OK: "it was done",
+    ExitCode.FAILED: "the service refused, or something else failed",
+    ExitCode.USAGE: "the command was called wrongly; nothing was sent",
+    ExitCode.NOT_FOUND: "a post or comment is not there",
+    ExitCode.CONFLICT: "something changed meanwhile: another etag, a post with comments, a used import id",
+    ExitCode.UNAVAILABLE: "the service was not reached, is busy, or did not answer in time; try again",
+    ExitCode.INTERRUPTED: "Ctrl-C",
+    ExitCode.NO_READER: "whoever read the output went away (| head)",
+    ExitCode.TERMINATED: "SIGTERM",
+}
+"""What the exit codes mean, for --help and the documentation."""
+
+BY_ERROR: Final[tuple[tuple[type[StoreError], ExitCode], ...]] = (
+    (errors.NotFound, ExitCode.NOT_FOUND),
+    (errors.Conflict, ExitCode.CONFLICT),
+    (errors.PostHasComments, ExitCode.CONFLICT),
+    (errors.RequestIdReused, ExitCode.CONFLICT),
+    (errors.Unavailable, ExitCode.UNAVAILABLE),
+    (errors.DeadlineExceeded, ExitCode.UNAVAILABLE),
+    (errors.Cancelled, ExitCode.UNAVAILABLE),
+    (errors.WatchLimit, ExitCode.UNAVAILABLE),
+    (StoreError, ExitCode.FAILED),
+)
+"""The exit code of each error of the service; the first line that fits counts."""
+
+
+class CommandFailed(Exception):
+    """The command cannot go on, for a reason that it explains itself."""
+
+    def __init__(self, message: str, *, exit_code: ExitCode = ExitCode.FAILED) -> None:
+        """Takes what to tell, and how to end. An error of the service goes into `__cause__`."""
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def exit_code(error: Exception) -> ExitCode:
+    """How the command ends after an error."""
+    if isinstance(error, CommandFailed):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        return ExitCode.USAGE
+    return next((code for kind, code in BY_ERROR if isinstance(error, kind)), ExitCode.FAILED)
+
+
+def report(error: Exception, *, as_json: bool) -> None:
+    """Tells an error in one line on stderr."""
+    if as_json:
+        click.echo(json.dumps({"error": _record(error)}), err=True)
+    else:
+        click.echo(f"error: {one_line(_sentence(error))}", err=True)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, StoreError):
+        reason = error.reason or error.code.name
+        return f"{reason}: {error}{_hint(error)}"
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{error.format_message()} (see '{error.ctx.command_path} --help')"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    return str(error)
+
+
+def _hint(error: StoreError) -> str:
+    """What else is good to know."""
+    if isinstance(error, errors.InternalError) and error.call_id:
+        return f" (call {error.call_id})"
+    # Whether it was done is not known.
+    if error.request_id and exit_code(error) == ExitCode.UNAVAILABLE:
+        return f" (to try again and have it done once: --request-id {error.request_id})"
+    return ""
+
+
+def _record(error: Exception) -> dict[str, Any]:
+    cause = error if isinstance(error, StoreError) else error.__cause__
+    record: dict[str, Any] = {
+        "exit_code": int(exit_code(error)),
+        "reason": "",
+        "message": _sentence(error) if cause is not error else str(error),
+        "code": "",
+        "violations": [],
+        "metadata": {},
+        "call_id": None,
+        "request_id": "",
+        "retry_after": None,
+    }
+    if isinstance(cause, StoreError):
+        violations = cause.violations if isinstance(cause, errors.InvalidRequest) else ()
+        record |= {
+            "reason": cause.reason,
+            "code": cause.code.name,
+            "violations": [{"field": it.field, "description": it.description} for it in violations],
+            "metadata": cause.metadata,
+            "call_id": cause.call_id,
+            "request_id": cause.request_id,
+            "retry_after": cause.retry_after,
+        }
+    return record

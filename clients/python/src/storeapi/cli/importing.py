@@ -1,0 +1,95 @@
+"""`storeapi import`."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import IO, Final
+
+import click
+
+from storeapi.cli import lines, output
+from storeapi.cli.batches import Importer
+from storeapi.cli.failures import CommandFailed, ExitCode
+from storeapi.cli.settings import Settings
+
+BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
+"""Where import ids that are made of a file's content come from."""
+
+
+@click.command("import")
+@click.argument(
+    "file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
+)
+@click.option(
+    "--import-id",
+    metavar="TEXT",
+    help="Names this import; without, it is made of the file's content.",
+)
+@click.pass_obj
+def import_(settings: Settings, file: Path, import_id: str | None) -> None:
+    """Add the posts and comments of an export, each with a new id.
+
+    The whole FILE ("-" is stdin, the default) is checked before anything is stored. Posts are added first,
+    then comments to the posts' new ids, in batches that are stored whole or not at all. Times and etags are
+    new too. The map of ids goes to stdout, unless that is a terminal: lines of kind, old id and new id.
+
+    An import that was interrupted is run again with the same command, and nothing is there twice: every
+    batch has a request id made of the import id and its number, so the service recognises what it has done
+    and answers with the first answer. It remembers that for 24 hours, unless it is set otherwise; run it
+    again later than that, and what was added before is added a second time. If a line is refused, change it,
+    leave the lines before it as they are, and run again with the import id that the error tells.
+
+    To add the same file twice on purpose, give another --import-id. If what was added has been deleted
+    since, an import under the same id adds nothing: it says so, and ends with exit code 4.
+    """
+    # A copy that nobody changes while it is read several times, and stdin can be read only once.
+    with tempfile.TemporaryFile() as copy:
+        if str(file) == "-":
+            digest = _copied(sys.stdin.buffer, copy)
+        else:
+            with file.open("rb") as source:
+                digest = _copied(source, copy)
+        contents = lines.check(copy)
+        import_id = import_id or str(uuid.uuid5(BY_CONTENT, digest))
+        total = contents.posts + contents.comments
+        with settings.connect() as client, output.progress("imported", total=total) as advance:
+            importer = Importer(client, copy, import_id)
+            try:
+                for batch in importer.run():
+                    for line, new_id in batch:
+                        _print_ids(line, new_id, as_json=settings.json)
+                    sys.stdout.flush()
+                    advance(len(batch))
+            except KeyboardInterrupt:
+                raise CommandFailed(
+                    f"interrupted; to go on, {importer.again}", exit_code=ExitCode.INTERRUPTED
+                ) from None
+    if importer.deleted:
+        raise CommandFailed(
+            f"{importer.deleted} of {total} posts and comments were added by this import before and have "
+            f"been deleted since; they were not added again (import id {import_id}; another --import-id "
+            "adds everything anew)",
+            exit_code=ExitCode.CONFLICT,
+        )
+    summary = f"imported {contents.posts} posts and {contents.comments} comments (import id {import_id})"
+    click.echo(summary, err=True)
+
+
+def _copied(source: IO[bytes], copy: IO[bytes]) -> str:
+    """Copies a file and returns the SHA-256 of its content."""
+    digest = hashlib.sha256()
+    while piece := source.read(1 << 20):
+        digest.update(piece)
+        copy.write(piece)
+    return digest.hexdigest()
+
+
+def _print_ids(line: lines.Line, new_id: int, *, as_json: bool) -> None:
+    if as_json:
+        output.print_json({"kind": line.kind, "old_id": line.id, "new_id": new_id})
+    elif not sys.stdout.isatty():
+        click.echo(f"{line.kind}\t{line.id}\t{new_id}")

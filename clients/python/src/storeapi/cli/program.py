@@ -1,0 +1,125 @@
+"""The command as a whole: its global options, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from storeapi import StoreError, __version__
+from storeapi.cli.comments import comments
+from storeapi.cli.exporting import export
+from storeapi.cli.failures import MEANINGS, CommandFailed, ExitCode, exit_code, report
+from storeapi.cli.importing import import_
+from storeapi.cli.posts import posts
+from storeapi.cli.settings import Settings, client_arguments
+from storeapi.cli.watch import watch
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {int(code):>3}  {MEANINGS[code]}" for code in ExitCode)
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Program(click.Group):
+    """A group whose failures are told in one line, and end with the exit codes of `failures`."""
+
+    def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
+        """Runs the command and ends the process, or the test that calls it."""
+        keywords["standalone_mode"] = False
+        try:
+            # Of what ends early, such as --help, this is the exit code.
+            code = super().main(*arguments, **keywords) or 0
+        except click.Abort:
+            code = ExitCode.INTERRUPTED
+        except click.ClickException as error:
+            ctx = error.ctx if isinstance(error, click.UsageError) else None
+            is_json = ctx is not None and bool(ctx.find_root().params.get("as_json"))
+            report(error, as_json=is_json)
+            code = ExitCode.USAGE
+        sys.exit(int(code))
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Does what was asked."""
+        try:
+            super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            ctx.exit(ExitCode.NO_READER)
+        except KeyboardInterrupt:
+            ctx.exit(ExitCode.INTERRUPTED)
+        except (StoreError, CommandFailed, OSError) as error:
+            report(error, as_json=bool(ctx.params["as_json"]))
+            ctx.exit(exit_code(error))
+
+
+@click.group(
+    cls=Program,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=False,
+)
+@click.option(
+    "--target",
+    metavar="HOST:PORT",
+    help="Address of the service, or several with commas; without, STOREAPI_TARGET or localhost:50051.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long a call may take, with its retries; without, STOREAPI_TIMEOUT or 10.",
+)
+@click.option(
+    "--api-key-file",
+    type=FILE,
+    metavar="FILE",
+    help="File with the API key, instead of STOREAPI_API_KEY. There is no option for the key itself: other "
+    "users of the machine see the options of running commands.",
+)
+@click.option("--tls/--no-tls", default=None, help="Encrypt, or not; without, STOREAPI_TLS.")
+@click.option("--tls-ca", type=FILE, metavar="FILE", help="Whom to trust; or STOREAPI_TLS_CA.")
+@click.option("--tls-cert", type=FILE, metavar="FILE", help="Own certificate; or STOREAPI_TLS_CERT.")
+@click.option("--tls-key", type=FILE, metavar="FILE", help="Its key; or STOREAPI_TLS_KEY.")
+@click.option("--no-retries", is_flag=True, help="Fail at the first failure that might pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, errors too.")
+@click.version_option(__version__, prog_name="storeapi", message="%(prog)s %(version)s")
+@click.pass_context
+def program(
+    ctx: click.Context,
+    target: str | None,
+    timeout: float | None,
+    api_key_file: Path | None,
+    tls: bool | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    no_retries: bool,
+    as_json: bool,
+) -> None:
+    r"""Posts and comments of the store service, from the command line.
+
+    These options come before the command: storeapi --json posts list. Results go to stdout and everything
+    else to stderr. On a terminal they are tables; elsewhere they are lines of fields with tabs between them:
+    id, post_id (of comments), create_time, update_time, etag, body, with line ends and tabs in a body as \n
+    and \t and a backslash as two.
+    """
+    client = client_arguments(
+        target=target,
+        timeout=timeout,
+        api_key_file=api_key_file,
+        tls=tls,
+        tls_ca=tls_ca,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        retries=not no_retries,
+    )
+    ctx.obj = Settings(client=client, json=as_json)
+
+
+for command in (posts, comments, watch, export, import_):
+    program.add_command(command)

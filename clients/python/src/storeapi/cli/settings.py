@@ -1,0 +1,65 @@
+"""The options that hold for every command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from storeapi import StoreClient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to reach the service, and how to print."""
+
+    client: Mapping[str, Any] = field(repr=False)
+    """Arguments of StoreClient; what is not said is left to it, and so to the environment."""
+    json: bool
+    """Whether to print JSON lines instead of tables."""
+
+    def connect(self) -> StoreClient:
+        """Makes the client, to be closed by the caller."""
+        try:
+            return StoreClient(**self.client)
+        except (ValueError, OSError) as error:
+            raise click.UsageError(str(error), click.get_current_context()) from error
+
+
+def client_arguments(
+    *,
+    target: str | None,
+    timeout: float | None,
+    api_key_file: Path | None,
+    tls: bool | None,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    retries: bool,
+) -> dict[str, Any]:
+    """The arguments of StoreClient that the options say."""
+    given: dict[str, Any] = {
+        "target": target,
+        "timeout": timeout,
+        "api_key": None if api_key_file is None else _first_line(api_key_file),
+        "tls": tls,
+        "tls_ca": tls_ca,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "retries": None if retries else False,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _first_line(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = f"cannot read the API key from {path}: {error}"
+        raise click.UsageError(why, click.get_current_context()) from error
+    if not key or "\n" in key:
+        raise click.UsageError(f"{path} must hold one line, the API key", click.get_current_context())
+    return key

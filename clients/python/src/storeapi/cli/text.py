@@ -1,0 +1,31 @@
+"""Texts of others on a terminal: what could steer it is shown instead of done."""
+
+import unicodedata
+
+# They turn the direction of what follows, so that a line reads other than it is.
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
+
+
+def one_line(text: str) -> str:
+    """The text as one line: line ends and control characters are told as escapes, backslashes stay."""
+    return "".join(_escaped(it) if _is_control(it) else it for it in text)
+
+
+def field(text: str) -> str:
+    """The text as a field of a line, from which it can be had back: backslashes are doubled too."""
+    return "".join(_escaped(it) if it == "\\" or _is_control(it) else it for it in text)
+
+
+def lines(text: str) -> str:
+    """The text over as many lines as it has; all other control characters are told as escapes."""
+    return "\n".join(one_line(line.expandtabs()) for line in text.split("\n"))
+
+
+def _is_control(character: str) -> bool:
+    return character in _TURNS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def _escaped(character: str) -> str:
+    number = ord(character)
+    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")

@@ -1,0 +1,187 @@
+"""How the command ends when it fails: one line on stderr, and an exit code with a meaning."""
+
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grpc
+import pytest
+from storeapi import StoreClient, errors
+from storeapi._status import BY_REASON
+from storeapi.cli.failures import BY_ERROR, MEANINGS, ExitCode, exit_code
+
+from tests.client.cli.conftest import Command
+
+Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address at which connections are refused: it is taken, but nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_every_exit_code_is_told_in_help(storeapi: Command) -> None:
+    """With its meaning."""
+    help = storeapi("--help").stdout
+
+    assert set(MEANINGS) == set(ExitCode)
+    for code, meaning in MEANINGS.items():
+        assert f"{int(code)}  {meaning}" in help
+
+
+def test_every_error_of_the_service_has_an_exit_code() -> None:
+    """Each line of the table is needed, for something, and what has no line is a plain failure."""
+    codes = {error: exit_code(error()) for error in BY_REASON.values()}
+
+    assert codes[errors.CommentNotFound] == ExitCode.NOT_FOUND
+    assert codes[errors.EtagMismatch] == codes[errors.PostHasComments] == ExitCode.CONFLICT
+    assert codes[errors.DatabaseBusy] == codes[errors.WatchLimit] == ExitCode.UNAVAILABLE
+    assert codes[errors.FieldInvalid] == codes[errors.StorageFull] == ExitCode.FAILED
+    assert set(codes.values()) == {code for _, code in BY_ERROR}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["posts", "list", "--limit", "0"], 0, ""),
+        (["posts", "create", ""], 1, "FIELD_INVALID"),
+        (["posts", "list", "--order-by", "body"], 1, "order_by"),
+        (["posts", "get"], 2, "Missing argument"),
+        (["posts", "get", "0"], 2, "ID"),
+        (["posts", "get", str(2**63)], 2, "ID"),
+        (["posts"], 2, "Missing command"),
+        (["--no-such-option"], 2, "--no-such-option"),
+        (["--timeout", "0", "posts", "list"], 2, "--timeout"),
+        (["--tls-cert", "missing.pem", "posts", "list"], 2, "missing.pem"),
+        (["--no-tls", "--tls-ca", "ca.pem", "posts", "list"], 2, "tls"),
+        (["--target", "", "posts", "list"], 2, "target"),
+        (["comments", "create", "987654321", "a"], 3, "POST_NOT_FOUND"),
+    ],
+)
+def test_a_failure_is_one_line_and_an_exit_code(
+    storeapi: Command, arguments: list[str], code: int, words: str
+) -> None:
+    """As users see it, in text and in JSON."""
+    found, stdout, stderr = storeapi.process(*arguments)
+
+    assert (found, stdout) == (code, "")
+    assert stderr.count("\n") == (code != 0)
+    assert stderr.startswith("error: " if code else "")
+    assert words in stderr
+
+
+def test_an_error_in_json_has_everything_for_programs(storeapi: Command) -> None:
+    """Reason, status, violations, data and the exit code; on stderr, for stdout has results only."""
+    refused = storeapi("--json", "posts", "create", "\n" * 70_000)
+    wrong = storeapi("--json", "posts", "get", "x")
+    missing = storeapi("--json", "posts", "get", "987654321")
+    error = json.loads(refused.stderr)["error"]
+
+    assert (refused.stdout, refused.exit_code, error["exit_code"]) == ("", 1, 1)
+    assert (error["reason"], error["code"]) == ("FIELD_INVALID", "INVALID_ARGUMENT")
+    assert [it["field"] for it in error["violations"]] == ["post.body"]
+    assert json.loads(wrong.stderr)["error"]["exit_code"] == 2
+    assert json.loads(missing.stderr)["error"]["metadata"]["missing_ids"] == "987654321"
+
+
+def test_a_service_that_is_not_there_is_unavailable(storeapi: Command, nobody: str) -> None:
+    """After the timeout, or at once without retries; a write tells how to be tried again."""
+    storeapi.target = nobody
+    with_retries = storeapi.process("--timeout", "0.3", "posts", "list")
+    write = storeapi.process("--no-retries", "posts", "create", "a")
+
+    assert (with_retries[0], write[0]) == (5, 5)
+    assert with_retries[2].count("\n") == write[2].count("\n") == 1
+    assert "--request-id" not in with_retries[2]
+    assert "--request-id" in write[2]
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_goes_away_is_no_error(
+    storeapi: Command, store: StoreClient, started: Keep, options: list[str]
+) -> None:
+    """`storeapi posts list | head -1` prints one line and nothing else."""
+    store.posts.create_many(["x" * 1000] * 300)
+    process = started(storeapi.start(*options, "posts", "list"))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+
+    assert process.wait(30) == 141
+    assert process.stderr.read() == b""
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(30)
+        yield listening
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_export_leaves_no_file(
+    storeapi: Command, started: Keep, silent: socket.socket, number: int, code: int
+) -> None:
+    """It ends at once, without a word, and what it had begun to write is gone."""
+    storeapi.target = f"127.0.0.1:{silent.getsockname()[1]}"
+    process = started(storeapi.start("export", "all.jsonl"))
+    with silent.accept()[0]:
+        assert [path.suffix for path in storeapi.folder.iterdir()] == [".tmp"]
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=30)
+
+    assert (process.returncode, stderr) == (code, b"")
+    assert list(storeapi.folder.iterdir()) == []
+
+
+class Recorder(grpc.GenericRpcHandler):
+    """A server that knows no method, and keeps what calls carry."""
+
+    def __init__(self) -> None:
+        self.carried: dict[str, str] = {}
+
+    def service(self, details: grpc.HandlerCallDetails) -> None:
+        self.carried = {key: str(value) for key, value in details.invocation_metadata or ()}
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_the_api_key_comes_from_a_file_or_the_environment(storeapi: Command, end: str) -> None:
+    """Never from the command line, which others can read; the file goes before the environment."""
+    recorder = Recorder()
+    server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[recorder])
+    storeapi.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    file = storeapi.folder / "key"
+    file.write_text(f"from-file{end}")
+    storeapi.environment["STOREAPI_API_KEY"] = "from-environment"
+    try:
+        storeapi("posts", "list")
+        from_environment = recorder.carried["authorization"]
+        storeapi("--api-key-file", str(file), "posts", "list")
+        from_file = recorder.carried["authorization"]
+    finally:
+        server.stop(None).wait()
+
+    assert (from_environment, from_file) == ("Bearer from-environment", "Bearer from-file")
+    assert storeapi("--api-key", "secret", "posts", "list").exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["", "two\nlines", None])
+def test_a_file_without_an_api_key_is_a_wrong_call(storeapi: Command, content: str | None) -> None:
+    """And its content is not told."""
+    file = storeapi.folder / "key"
+    if content is not None:
+        file.write_text(content)
+    done = storeapi("--api-key-file", str(file), "posts", "list")
+
+    assert done.exit_code == 2
+    assert str(file) in done.stderr
+    assert "two" not in done.stderr

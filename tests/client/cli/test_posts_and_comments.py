@@ -1,0 +1,211 @@
+"""`storeapi posts` and `storeapi comments`: what they do and print."""
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+from google.protobuf import json_format
+from storeapi import CommentDraft, StoreClient
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from tests.client.cli.conftest import Command
+
+
+def ids(records: list[dict[str, Any]]) -> list[int]:
+    return [record["id"] for record in records]
+
+
+def test_a_post_is_added_read_changed_and_deleted(storeapi: Command) -> None:
+    """Each command prints the post as it is after it, or as it last was."""
+    (created,) = storeapi.json("posts", "create", "first")
+    id = str(created["id"])
+    (read,) = storeapi.json("posts", "get", id)
+    (updated,) = storeapi.json("posts", "update", id, "second")
+    (deleted,) = storeapi.json("posts", "delete", id)
+
+    assert read == created
+    assert (created["body"], updated["body"]) == ("first", "second")
+    assert updated["etag"] != created["etag"]
+    assert deleted == updated
+    assert storeapi("posts", "get", id).exit_code == 3
+
+
+def test_a_comment_is_added_read_changed_and_deleted(storeapi: Command, store: StoreClient) -> None:
+    """As with posts, and with the post that it belongs to."""
+    post = store.posts.create(body="a post")
+    (created,) = storeapi.json("comments", "create", str(post.id), "first")
+    id = str(created["id"])
+    (read,) = storeapi.json("comments", "get", id)
+    (updated,) = storeapi.json("comments", "update", id, "second")
+    (deleted,) = storeapi.json("comments", "delete", id)
+
+    assert read == created
+    assert (created["post_id"], created["body"], updated["body"]) == (post.id, "first", "second")
+    assert deleted == updated
+    assert storeapi("comments", "get", id).exit_code == 3
+
+
+def test_json_has_the_names_and_values_of_proto_json(storeapi: Command, store: StoreClient) -> None:
+    """In snake_case, times in RFC 3339; ids are numbers, which proto JSON writes as text."""
+    post = store.posts.create(body="ü\n")
+    comment = store.comments.create(post_id=post.id, body="b")
+
+    messages = [
+        (storeapi.json("posts", "get", str(post.id)), posts_pb2.Post()),
+        (storeapi.json("comments", "get", str(comment.id)), comments_pb2.Comment()),
+    ]
+    for (record,), message in messages:
+        json_format.ParseDict(record, message)
+        again = json_format.MessageToDict(message, preserving_proto_field_name=True)
+        assert set(record) == set(again) == {field.name for field in message.DESCRIPTOR.fields}
+        assert message.id == record["id"]
+        assert message.create_time.ToDatetime().isoformat() + "Z" == record["create_time"]
+
+
+@pytest.mark.parametrize("arguments", [["posts", "create", "-"], ["posts", "update", "ID", "-"]])
+def test_a_body_is_read_from_stdin_as_it_is(
+    storeapi: Command, store: StoreClient, arguments: list[str]
+) -> None:
+    """With all its line ends."""
+    id = str(store.posts.create(body="a post").id)
+    body = "one\r\ntwo\n\nü three\n"
+    (record,) = storeapi.json(*(id if it == "ID" else it for it in arguments), stdin=body.encode())
+
+    assert record["body"] == body
+
+
+def test_a_body_that_is_not_utf8_is_a_wrong_call(storeapi: Command) -> None:
+    """From stdin as in an argument, where Python has put surrogates for what it could not read."""
+    from_stdin = storeapi("posts", "create", "-", stdin=b"\xff\xfe")
+    as_argument = storeapi("posts", "create", "\udcff")
+
+    for done in (from_stdin, as_argument):
+        assert done.exit_code == 2
+        assert "UTF-8" in done.stderr
+
+
+def test_a_body_may_start_with_a_dash(storeapi: Command) -> None:
+    """Behind two dashes, as everywhere."""
+    assert storeapi.json("posts", "create", "--", "-x")[0]["body"] == "-x"
+
+
+def test_lists_are_whole_unless_limited(storeapi: Command, empty_store: StoreClient) -> None:
+    """Over several pages, in either order."""
+    posts = [post.id for post in empty_store.posts.create_many([str(n) for n in range(7)])]
+
+    assert ids(storeapi.json("posts", "list", "--page-size", "2")) == posts
+    assert ids(storeapi.json("posts", "list", "--limit", "3")) == posts[:3]
+    assert ids(storeapi.json("posts", "list", "--limit", "5", "--page-size", "2")) == posts[:5]
+    assert ids(storeapi.json("posts", "list", "--order-by", "id desc")) == posts[::-1]
+    assert storeapi.json("posts", "list", "--limit", "0") == []
+
+
+def test_comments_are_listed_of_one_post_or_of_all(storeapi: Command, empty_store: StoreClient) -> None:
+    """--post chooses."""
+    first, second = empty_store.posts.create_many(["a", "b"])
+    on_first = empty_store.comments.create(post_id=first.id, body="c").id
+    on_second = empty_store.comments.create(post_id=second.id, body="d").id
+
+    assert ids(storeapi.json("comments", "list")) == [on_first, on_second]
+    assert ids(storeapi.json("comments", "list", "--post", str(second.id))) == [on_second]
+    assert ids(storeapi.json("comments", "list", "--order-by", "id desc", "--limit", "1")) == [on_second]
+
+
+def test_several_are_read_in_the_order_asked_for_or_none(storeapi: Command, store: StoreClient) -> None:
+    """If one is missing, its id is told and nothing is printed."""
+    first, second = (str(post.id) for post in store.posts.create_many(["a", "b"]))
+    missing = storeapi("posts", "get", first, "987654321", second)
+
+    assert ids(storeapi.json("posts", "get", second, first)) == [int(second), int(first)]
+    assert (missing.exit_code, missing.stdout) == (3, "")
+    assert "987654321" in missing.stderr
+
+
+@pytest.mark.parametrize("command", ["update", "delete"])
+def test_an_etag_guards_a_write(storeapi: Command, store: StoreClient, command: str) -> None:
+    """A stale one is a conflict, the current one is fine."""
+    post = store.posts.create(body="a")
+    newer = store.posts.update(post.id, body="b")
+    body = ["c"] if command == "update" else []
+    stale = storeapi("posts", command, str(post.id), *body, "--etag", post.etag)
+
+    assert stale.exit_code == 4
+    assert "ETAG_MISMATCH" in stale.stderr
+    assert storeapi("posts", command, str(post.id), *body, "--etag", newer.etag).exit_code == 0
+
+
+def test_an_etag_for_several_is_a_wrong_call(storeapi: Command, store: StoreClient) -> None:
+    """An etag belongs to one thing, and nothing is deleted."""
+    post = store.posts.create(body="a")
+    done = storeapi("posts", "delete", str(post.id), "5", "--etag", post.etag)
+
+    assert done.exit_code == 2
+    assert store.posts.get(post.id) == post
+
+
+def test_a_post_with_comments_is_deleted_by_force_only(storeapi: Command, store: StoreClient) -> None:
+    """Without, it is a conflict."""
+    post = store.posts.create(body="a")
+    comment = store.comments.create(post_id=post.id, body="b")
+    refused = storeapi("posts", "delete", str(post.id))
+    forced = storeapi("posts", "delete", str(post.id), "--force")
+
+    assert (refused.exit_code, forced.exit_code) == (4, 0)
+    assert "POST_HAS_COMMENTS" in refused.stderr
+    assert storeapi("comments", "get", str(comment.id)).exit_code == 3
+
+
+@pytest.mark.parametrize("kind", ["posts", "comments"])
+@pytest.mark.parametrize("etag", [[], ["--etag", "an etag"]])
+def test_what_is_missing_can_be_allowed_to_be(storeapi: Command, kind: str, etag: list[str]) -> None:
+    """Then a delete prints what it has deleted, which is nothing."""
+    assert storeapi(kind, "delete", "987654321", *etag).exit_code == 3
+    assert storeapi.json(kind, "delete", "987654321", "--allow-missing", *etag) == []
+
+
+def test_counts_are_printed_in_the_order_asked_for(storeapi: Command, store: StoreClient) -> None:
+    """For people and for scripts; a post that is not there has none."""
+    post = store.posts.create(body="a")
+    store.comments.create_many(CommentDraft(post_id=post.id, body="b") for _ in range(3))
+
+    assert storeapi.json("comments", "count", "987654321", str(post.id)) == [
+        {"post_id": 987654321, "comment_count": 0},
+        {"post_id": post.id, "comment_count": 3},
+    ]
+    assert storeapi("comments", "count", str(post.id)).stdout == f"{post.id}\t3\n"
+
+
+def test_a_write_with_a_request_id_is_done_once(storeapi: Command) -> None:
+    """However often it is called with it."""
+    id = str(uuid.uuid4())
+    first = storeapi.json("posts", "create", "a", "--request-id", id)
+    again = storeapi.json("posts", "create", "a", "--request-id", id)
+
+    assert first == again
+    assert storeapi("posts", "create", "b", "--request-id", id).exit_code == 4
+    assert storeapi("posts", "create", "b", "--request-id", "no UUID").exit_code == 2
+
+
+def test_lines_for_scripts_keep_their_fields(storeapi: Command, store: StoreClient) -> None:
+    """Where there is no terminal: one line for each, tabs between fields, escapes for what would break it."""
+    post = store.posts.create(body="a\tb\\n\nc\x1b[31m")
+    line = storeapi("posts", "get", str(post.id)).stdout
+    fields = line.removesuffix("\n").split("\t")
+
+    assert fields[0] == str(post.id)
+    assert fields[3] == post.etag
+    assert fields[4] == "a\\tb\\\\n\\nc\\x1b[31m"
+    assert len(fields) == 5
+
+
+def test_what_json_prints_is_utf8_and_one_line(storeapi: Command, store: StoreClient) -> None:
+    """Whatever the locale says."""
+    post = store.posts.create(body="ü日本\n\u2028語")
+    storeapi.environment["PYTHONIOENCODING"] = "latin-1"
+    as_json = storeapi.process("--json", "posts", "get", str(post.id))
+    as_text = storeapi.process("posts", "get", str(post.id))
+
+    assert json.loads(as_json[1].removesuffix("\n"))["body"] == post.body
+    assert (as_text[0], as_text[2]) == (0, "")
+    assert "\\u65e5" in as_text[1]

@@ -1,0 +1,359 @@
+"""`storeapi export` and `storeapi import`: everything comes back, once."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from storeapi import CommentDraft, StoreClient
+from storeapi.cli.batches import BATCH_BYTES, BATCH_ITEMS, batches
+from storeapi.cli.exporting import write_all
+from storeapi.cli.files import whole_file
+from storeapi.cli.lines import Line
+
+from tests.client.cli.conftest import Command
+
+Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
+
+Threads = list[tuple[str, list[str]]]
+
+
+def threads(store: StoreClient) -> Threads:
+    """All bodies: of each post, and of the comments on it, in the order in which they were added."""
+    found: dict[int, tuple[str, list[str]]] = {post.id: (post.body, []) for post in store.posts.list()}
+    for comment in store.comments.list(page_size=1000):
+        found[comment.post_id][1].append(comment.body)
+    return list(found.values())
+
+
+def fill(store: StoreClient, post_count: int) -> None:
+    """Adds posts, with two comments on each third."""
+    posts = store.posts.create_many(f"Grüße 日本 🎉\r\n\t{n}\u2028\x1b" for n in range(post_count))
+    drafts = [CommentDraft(post_id=post.id, body=f"„{n}“\n") for post in posts[::3] for n in range(2)]
+    store.comments.create_many(drafts)
+
+
+def empty(store: StoreClient) -> None:
+    for page in store.posts.list(page_size=500).pages():
+        if page.items:
+            store.posts.delete_many([post.id for post in page.items], force=True)
+
+
+def post_line(id: int, body: str = "a", **fields: Any) -> str:
+    return json.dumps({"kind": "post", "id": id, "body": body, **fields})
+
+
+def comment_line(id: int, post_id: int, body: str = "b") -> str:
+    return json.dumps({"kind": "comment", "id": id, "post_id": post_id, "body": body})
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "all.jsonl"
+
+
+def write(file: Path, *lines: str) -> None:
+    file.write_text("".join(f"{line}\n" for line in lines))
+
+
+# Export
+
+
+def test_an_export_has_one_line_for_each_post_and_comment(
+    storeapi: Command, empty_store: StoreClient
+) -> None:
+    """Posts first; with the fields of --json and a kind."""
+    post = empty_store.posts.create(body="ü\n")
+    comment = empty_store.comments.create(post_id=post.id, body="b")
+    done = storeapi("export")
+
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        {"kind": "post", **storeapi.json("posts", "get", str(post.id))[0]},
+        {"kind": "comment", **storeapi.json("comments", "get", str(comment.id))[0]},
+    ]
+    assert done.stderr == "exported 1 posts and 1 comments\n"
+
+
+def test_an_export_of_nothing_is_an_empty_file(
+    storeapi: Command, empty_store: StoreClient, file: Path
+) -> None:
+    """And to import it adds nothing."""
+    exported = storeapi("export", str(file))
+    imported = storeapi("import", str(file))
+
+    assert (exported.exit_code, imported.exit_code) == (0, 0)
+    assert file.read_bytes() == b""
+    assert imported.stderr.startswith("imported 0 posts and 0 comments")
+
+
+def test_no_comment_is_exported_without_its_post(empty_store: StoreClient) -> None:
+    """Also when a post and a comment on it are added after the posts were read."""
+    empty_store.posts.create(body="before")
+    added: list[int] = []
+
+    def add(count: int) -> None:
+        if not added:
+            added.append(empty_store.posts.create(body="after").id)
+            empty_store.comments.create(post_id=added[0], body="after")
+
+    target = io.BytesIO()
+    counts = write_all(empty_store, target, add)
+
+    assert counts == (1, 0)
+    assert target.getvalue().count(b"\n") == 1
+
+
+def test_an_export_that_fails_leaves_the_old_file(storeapi: Command, file: Path) -> None:
+    """Whole, and nothing beside it."""
+    file.write_text("old")
+    done = storeapi("--target", "127.0.0.1:1", "--no-retries", "export", str(file))
+
+    assert done.exit_code == 5
+    assert file.read_text() == "old"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_replaced_file_keeps_its_permissions_and_its_links(tmp_path: Path) -> None:
+    """The file behind a symbolic link is replaced, not the link; a new file is as the umask wants it."""
+    old, link, new = tmp_path / "old", tmp_path / "link", tmp_path / "new"
+    old.touch()
+    old.chmod(0o640)
+    link.symlink_to(old)
+    mask = os.umask(0o022)
+    try:
+        for path in (link, new):
+            with whole_file(path) as target:
+                target.write(b"content")
+    finally:
+        os.umask(mask)
+
+    assert link.is_symlink()
+    assert old.read_bytes() == new.read_bytes() == b"content"
+    assert old.stat().st_mode & 0o777 == 0o640
+    assert new.stat().st_mode & 0o777 == 0o644
+
+
+def test_what_is_no_ordinary_file_is_written_and_not_replaced(
+    storeapi: Command, empty_store: StoreClient, started: Keep
+) -> None:
+    """A named pipe here; /dev/null is another, and to replace that would be a calamity."""
+    empty_store.posts.create(body="a")
+    pipe = storeapi.folder / "pipe"
+    os.mkfifo(pipe)
+    process = started(storeapi.start("export", str(pipe)))
+    content = pipe.read_bytes()
+
+    assert process.wait(30) == 0
+    assert content.count(b"\n") == 1
+    assert pipe.is_fifo()
+
+
+# Import
+
+
+def test_what_was_exported_comes_back(storeapi: Command, empty_store: StoreClient, file: Path) -> None:
+    """3,000 posts and 2,000 comments: every text, every comment on its post, in the same order."""
+    fill(empty_store, 3000)
+    before = threads(empty_store)
+    exported = storeapi.process("export", str(file))
+    empty(empty_store)
+    imported = storeapi.process("import", str(file))
+
+    assert (exported[0], imported[0]) == (0, 0)
+    assert exported[2] == "exported 3000 posts and 2000 comments\n"
+    assert imported[2].startswith("imported 3000 posts and 2000 comments (import id ")
+    assert threads(empty_store) == before
+
+
+def test_an_import_tells_the_new_id_of_everything(storeapi: Command, empty_store: StoreClient) -> None:
+    """For people and for scripts; a comment may stand before its post."""
+    content = "\n\n".join([comment_line(7, 10**12), post_line(10**12), post_line(3, "c", etag="x")])
+    as_text = storeapi("import", stdin=content)
+    as_json = storeapi("--json", "import", "-", stdin=content)
+    first, second = (post.id for post in empty_store.posts.list())
+    (comment,) = empty_store.comments.list()
+
+    assert as_text.stdout == f"post\t{10**12}\t{first}\npost\t3\t{second}\ncomment\t7\t{comment.id}\n"
+    assert [json.loads(line) for line in as_json.stdout.splitlines()] == [
+        {"kind": "post", "old_id": 10**12, "new_id": first},
+        {"kind": "post", "old_id": 3, "new_id": second},
+        {"kind": "comment", "old_id": 7, "new_id": comment.id},
+    ]
+    assert comment.post_id == first
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_import_that_is_run_again_doubles_nothing(
+    storeapi: Command, empty_store: StoreClient, file: Path, started: Keep, number: int
+) -> None:
+    """However it was interrupted: the second run does the rest."""
+    fill(empty_store, 3000)
+    before = threads(empty_store)
+    storeapi("export", str(file))
+    empty(empty_store)
+
+    # It has more to say than a pipe holds, so it cannot end before somebody reads on.
+    process = started(storeapi.start("--json", "import", str(file), "--import-id", f"by {number}"))
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    after_first = threads(empty_store)
+    again = storeapi("import", str(file), "--import-id", f"by {number}")
+
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    assert b"Traceback" not in stderr
+    assert (number == signal.SIGINT) == (f"--import-id by {number}" in stderr.decode())
+    assert len(after_first) > 0
+    assert after_first != before
+    assert again.exit_code == 0
+    assert threads(empty_store) == before
+
+
+def test_the_same_file_is_added_twice_only_on_purpose(
+    storeapi: Command, empty_store: StoreClient, file: Path
+) -> None:
+    """Its content names the import, from a file as from stdin, unless --import-id does."""
+    write(file, post_line(1), comment_line(1, 1))
+    storeapi("import", str(file))
+    storeapi("import", str(file))
+    storeapi("import", "-", stdin=file.read_bytes())
+    once = threads(empty_store)
+    storeapi("import", str(file), "--import-id", "once more")
+
+    assert once == [("a", ["b"])]
+    assert threads(empty_store) == 2 * once
+
+
+def test_what_was_deleted_since_is_not_said_to_be_imported(
+    storeapi: Command, empty_store: StoreClient, file: Path
+) -> None:
+    """The service would answer as the first time, though nothing is there any more."""
+    write(file, *(post_line(n) for n in range(1, 4)), comment_line(1, 1))
+    storeapi("import", str(file), "--import-id", "deleted since")
+    empty(empty_store)
+    done = storeapi("import", str(file), "--import-id", "deleted since")
+
+    assert done.exit_code == 4
+    assert done.stderr.startswith("error: 4 of 4 posts and comments")
+    assert "--import-id" in done.stderr
+    assert threads(empty_store) == []
+
+
+def test_an_import_id_belongs_to_one_content(storeapi: Command, empty_store: StoreClient, file: Path) -> None:
+    """Another file under the same id is refused, and nothing of it is stored."""
+    write(file, post_line(1, "one"))
+    storeapi("import", str(file), "--import-id", "one content")
+    write(file, post_line(1, "another"))
+    done = storeapi("--json", "import", str(file), "--import-id", "one content")
+    error = json.loads(done.stderr)["error"]
+
+    assert done.exit_code == error["exit_code"] == 4
+    assert error["reason"] == "REQUEST_ID_REUSED"
+    assert "one content belongs to an import with another content" in error["message"]
+    assert threads(empty_store) == [("one", [])]
+
+
+def test_a_refused_line_is_named_and_can_be_changed(
+    storeapi: Command, empty_store: StoreClient, file: Path
+) -> None:
+    """With the import id that the error tells, the second run does the rest, and nothing twice."""
+    count = BATCH_ITEMS + 10
+    lines = [post_line(n, str(n)) for n in range(1, count)]
+    write(file, *lines, "", post_line(count, "x" * 70_000), comment_line(1, 1))
+    refused = storeapi("import", str(file))
+    stored = len(threads(empty_store))
+    import_id = refused.stderr.split("--import-id ")[1].split(";")[0]
+    write(file, *lines, "", post_line(count, "shorter"), comment_line(1, 1))
+    done = storeapi("import", str(file), "--import-id", import_id)
+
+    assert refused.exit_code == 1
+    assert f"line {count + 1}: body must not be longer than" in refused.stderr
+    assert stored == BATCH_ITEMS
+    assert done.exit_code == 0
+    assert [body for body, _ in threads(empty_store)] == [*(str(n) for n in range(1, count)), "shorter"]
+
+
+def test_comments_whose_post_was_deleted_since_are_named(
+    storeapi: Command, empty_store: StoreClient, file: Path
+) -> None:
+    """By the post's id in the file, for that is what can be changed."""
+    lines = [post_line(10**12), post_line(2)]
+    too_long = comment_line(7, 2, "x" * 70_000)
+    write(file, *lines, comment_line(6, 10**12), too_long)
+    first = storeapi("import", str(file), "--import-id", "halfway")
+    empty_store.posts.delete(next(iter(empty_store.posts.list())).id)
+    write(file, *lines, comment_line(6, 10**12), comment_line(7, 2))
+    done = storeapi("import", str(file), "--import-id", "halfway")
+
+    assert (first.exit_code, done.exit_code) == (1, 3)
+    assert f"have been deleted since: {10**12} of the file" in done.stderr
+    assert "from line 3" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"kind": "post", "id": 2, "bo', "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("\udcff", "no JSON"),
+        ("3", "no JSON object"),
+        ("{}", "kind"),
+        ('{"kind": ["post"]}', "kind"),
+        (post_line(0), "id"),
+        ('{"kind": "post", "id": true, "body": "a"}', "id"),
+        (comment_line(1, -1), "post_id"),
+        (post_line(2, ""), "body"),
+        ('{"kind": "post", "id": 2}', "body"),
+        (post_line(2, "\0"), "character"),
+        (post_line(2, "\ud800"), "character"),
+        (post_line(2, title="b"), "title"),
+        (post_line(1), "twice"),
+        (comment_line(1, 9), "post 9"),
+    ],
+)
+def test_a_damaged_file_is_refused_before_anything_is_stored(
+    storeapi: Command, empty_store: StoreClient, file: Path, line: str, words: str
+) -> None:
+    """With the number of the line."""
+    file.write_text(f"{post_line(1)}\n{line}\n", errors="surrogateescape")
+    done = storeapi("import", str(file))
+
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: line 2: ")
+    assert words in done.stderr
+    assert threads(empty_store) == []
+
+
+def test_an_import_that_cannot_reach_the_service_tells_how_to_go_on(storeapi: Command, file: Path) -> None:
+    """And ends as unavailable."""
+    write(file, post_line(1))
+    done = storeapi("--target", "127.0.0.1:1", "--no-retries", "import", str(file))
+
+    assert done.exit_code == 5
+    assert "--import-id" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_file_that_is_not_there_is_a_wrong_call(storeapi: Command) -> None:
+    """For an import."""
+    assert storeapi("import", "missing.jsonl").exit_code == 2
+
+
+def test_batches_are_always_cut_in_the_same_places() -> None:
+    """By number and by size; a body that is too large for a batch has one of its own."""
+
+    def sizes(*bodies: str) -> list[int]:
+        lines = [Line(number=n, kind="post", id=n, post_id=n, body=it) for n, it in enumerate(bodies, 1)]
+        return [len(batch) for batch in batches(lines)]
+
+    assert sizes() == []
+    assert sizes(*["a"] * (2 * BATCH_ITEMS + 1)) == [BATCH_ITEMS, BATCH_ITEMS, 1]
+    assert sizes("a", "ü" * (BATCH_BYTES // 2), "b", "c") == [1, 1, 2]
+    assert sizes("a", "a" * (BATCH_BYTES - 1), "b") == [2, 1]
+    assert sizes("a" * (BATCH_BYTES + 1), "b") == [1, 1]

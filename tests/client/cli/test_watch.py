@@ -1,0 +1,137 @@
+"""`storeapi watch`, against a real server."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from storeapi import StoreClient
+
+from tests.client.cli.conftest import Command
+from tests.support import wait_until
+
+Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
+
+
+def seen(changes: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
+    return [(it["action"], it["kind"], it["id"]) for it in changes]
+
+
+def now(store: StoreClient) -> str:
+    """A token behind everything that was done."""
+    return next(store.posts.list().pages()).resume_token
+
+
+def lines_of(process: subprocess.Popen[bytes], count: int) -> list[dict[str, Any]]:
+    assert process.stdout is not None
+    return [json.loads(process.stdout.readline()) for _ in range(count)]
+
+
+def test_changes_are_printed_as_they_happen_until_ctrl_c(
+    storeapi: Command, store: StoreClient, started: Keep
+) -> None:
+    """Then it ends with 130 and without a word."""
+    token_file = storeapi.folder / "token"
+    process = started(storeapi.start("--json", "watch", "--token-file", str(token_file)))
+    # The first response has the token from which nothing is missed.
+    wait_until(token_file.exists)
+    post = store.posts.create(body="ü\n")
+    (created,) = lines_of(process, 1)
+    comment = store.comments.create(post_id=post.id, body="b")
+    store.posts.delete(post.id, force=True)
+    after = lines_of(process, 3)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=30)
+
+    assert created["post"]["body"] == post.body
+    assert created["post"]["etag"] == post.etag
+    assert seen([created]) == [("create", "post", post.id)]
+    assert sorted(seen(after)) == [
+        ("create", "comment", comment.id),
+        ("delete", "comment", comment.id),
+        ("delete", "post", post.id),
+    ]
+    assert (process.returncode, stdout, stderr) == (130, b"", b"")
+
+
+def test_what_is_stored_can_be_had_first(storeapi: Command, empty_store: StoreClient) -> None:
+    """--from initial-state begins with a snapshot."""
+    posts = empty_store.posts.create_many(["a", "b"])
+    changes = storeapi.json("watch", "--from", "initial-state", "--exit-after", "2")
+
+    assert seen(changes) == [("snapshot", "post", post.id) for post in posts]
+
+
+def test_a_watch_can_be_about_some_things_only(storeapi: Command, empty_store: StoreClient) -> None:
+    """--kind and --post choose."""
+    first, second = empty_store.posts.create_many(["a", "b"])
+    comment = empty_store.comments.create(post_id=second.id, body="c")
+    start = ["watch", "--from", "initial-state", "--exit-after", "1"]
+
+    assert seen(storeapi.json(*start, "--kind", "comment")) == [("snapshot", "comment", comment.id)]
+    of_one = storeapi.json(*start, "--kind", "post", "--post", str(second.id))
+    assert seen(of_one) == [("snapshot", "post", second.id)]
+    assert first.id != second.id
+
+
+def test_the_next_run_goes_on_where_the_last_one_ended(storeapi: Command, empty_store: StoreClient) -> None:
+    """The token file has the way; without changes between, nothing is printed twice or left out."""
+    token_file = storeapi.folder / "token"
+    token_file.touch()
+    watch = ["watch", "--resume-token", now(empty_store), "--token-file", str(token_file), "--exit-after"]
+    first = empty_store.posts.create(body="a")
+    in_first_run = storeapi.json(*watch, "1")
+    second, third = empty_store.posts.create(body="b"), empty_store.posts.create(body="c")
+    in_second_run = storeapi.json(*watch, "2")
+
+    assert seen(in_first_run) == [("create", "post", first.id)]
+    assert seen(in_second_run) == [("create", "post", second.id), ("create", "post", third.id)]
+    assert token_file.read_text().strip() == in_second_run[-1]["resume_token"]
+    assert list(storeapi.folder.iterdir()) == [token_file]
+
+
+def test_the_last_change_of_a_piece_has_the_token_behind_it(
+    storeapi: Command, empty_store: StoreClient
+) -> None:
+    """With it a script keeps its place itself; those before it have null."""
+    start = now(empty_store)
+    empty_store.posts.create_many(["a", "b", "c"])
+    changes = storeapi.json("watch", "--resume-token", start, "--exit-after", "1")
+    post = empty_store.posts.create(body="d")
+    after = storeapi.json("watch", "--resume-token", changes[-1]["resume_token"], "--exit-after", "1")
+
+    assert [it["resume_token"] is None for it in changes] == [True, True, False]
+    assert seen(after) == [("create", "post", post.id)]
+
+
+def test_people_see_one_line_for_each_change(storeapi: Command, empty_store: StoreClient) -> None:
+    """Whatever is in a body."""
+    post = empty_store.posts.create(body="two\nlines\x1b[2J")
+    comment = empty_store.comments.create(post_id=post.id, body="c")
+    done = storeapi("watch", "--from", "initial-state", "--exit-after", "2")
+    first, second = (line.split("\t") for line in done.stdout.splitlines())
+
+    assert first[1:] == [f"snapshot post {post.id}", "two\\nlines\\x1b[2J"]
+    assert second[1:] == [f"snapshot comment {comment.id} on post {post.id}", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--resume-token", "nonsense"], 1, "RESUME_TOKEN_INVALID"),
+        (["--from", "yesterday"], 2, "yesterday"),
+        (["--token-file", "missing/token"], 2, "missing/token"),
+        (["--token-file", "two\nlines/token"], 2, "two\\nlines"),
+        (["--exit-after", "0"], 2, "--exit-after"),
+    ],
+)
+def test_a_watch_that_cannot_begin_says_why(
+    storeapi: Command, arguments: list[str], code: int, words: str
+) -> None:
+    """In one line."""
+    found, stdout, stderr = storeapi.process("watch", *arguments)
+
+    assert (found, stdout, stderr.count("\n")) == (code, "", 1)
+    assert words in stderr
