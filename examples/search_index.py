@@ -8,22 +8,12 @@ response and the token to go on from are one transaction.
 """
 
 import argparse
+import logging
 import sqlite3
-import time
-from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
 
-import grpc
-from google.rpc import error_details_pb2, status_pb2
-from storeapi.v1 import changes_pb2 as pb
-from storeapi.v1 import changes_pb2_grpc
-
-HEARTBEAT_SECONDS = 5
-PAUSE_SECONDS = 1.0
-
-START_AGAIN = {"RESUME_TOKEN_EXPIRED", "RESUME_TOKEN_FOREIGN"}
-"""Reasons for which the index has to be built anew."""
+import storeapi
+from storeapi import ChangeBatch
 
 
 def open_index(path: str) -> sqlite3.Connection:
@@ -54,62 +44,40 @@ def start_again(index: sqlite3.Connection) -> None:
         index.execute("DELETE FROM position")
 
 
-def apply(index: sqlite3.Connection, response: pb.WatchResponse) -> None:
-    """Takes a response into the index, and its token with it, in one transaction."""
+def apply(index: sqlite3.Connection, batch: ChangeBatch) -> None:
+    """Takes changes into the index, and the token behind them with it, in one transaction."""
     with index:
-        for change in response.changes:
-            key = (pb.ResourceKind.Name(change.kind), change.id)
+        for change in batch:
+            key = (change.kind, change.id)
             index.execute("INSERT OR IGNORE INTO documents (kind, id) VALUES (?, ?)", key)
             (document,) = index.execute(
                 "SELECT document FROM documents WHERE kind = ? AND id = ?", key
             ).fetchone()
             index.execute("DELETE FROM texts WHERE rowid = ?", (document,))
-            if change.action == pb.ACTION_DELETE:
+            if change.action == "delete" or change.resource is None:
                 index.execute("DELETE FROM documents WHERE document = ?", (document,))
             else:
-                body = change.post.body if change.HasField("post") else change.comment.body
-                index.execute("INSERT INTO texts (rowid, body) VALUES (?, ?)", (document, body))
+                index.execute(
+                    "INSERT INTO texts (rowid, body) VALUES (?, ?)", (document, change.resource.body)
+                )
         index.execute("DELETE FROM position")
-        index.execute("INSERT INTO position VALUES (?)", (response.resume_token,))
-
-
-def watch(channel: grpc.Channel, token: str | None) -> Iterator[pb.WatchResponse]:
-    """The responses from a token on, or from the initial state."""
-    request = pb.WatchRequest()
-    request.heartbeat_interval.seconds = HEARTBEAT_SECONDS
-    if token is None:
-        request.initial_state = True
-    else:
-        request.resume_token = token
-    return changes_pb2_grpc.ChangeServiceStub(channel).Watch(request)
-
-
-def reason_of(error: grpc.RpcError) -> str:
-    """The service's reason for an error; empty if the error is not the service's."""
-    info = error_details_pb2.ErrorInfo()
-    pairs: Any = error.trailing_metadata() or ()
-    status = status_pb2.Status.FromString(dict(pairs).get("grpc-status-details-bin", b""))
-    return info.reason if any(detail.Unpack(info) for detail in status.details) else ""
+        index.execute("INSERT INTO position VALUES (?)", (batch.resume_token,))
 
 
 def follow(server: str, path: str) -> None:
     """Keeps the index up to date until it is interrupted."""
-    # A dead connection is noticed by its missing answers to pings, and shows as UNAVAILABLE.
-    options = [("grpc.keepalive_time_ms", 10_000), ("grpc.keepalive_timeout_ms", 5_000)]
-    with closing(open_index(path)) as index, grpc.insecure_channel(server, options=options) as channel:
+    # Nobody waits for the first answer but this program, which can wait for the server to start.
+    with closing(open_index(path)) as index, storeapi.connect(server, timeout=None) as client:
         while True:
+            watch = client.changes.watch(resume_token=stored_token(index), start="initial_state")
             try:
-                for response in watch(channel, stored_token(index)):
-                    apply(index, response)
-                    if response.changes or response.initial_state_complete:
-                        print(f"{len(response.changes)} changes taken in", flush=True)
-            except grpc.RpcError as error:
-                print(f"{error.code().name}: {error.details()}", flush=True)
-                if reason_of(error) in START_AGAIN:
-                    start_again(index)
-                elif error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
-                    raise
-            time.sleep(PAUSE_SECONDS)
+                for batch in watch.batches():
+                    apply(index, batch)
+                    if batch.changes or batch.initial_state_complete:
+                        print(f"{len(batch)} changes taken in", flush=True)
+            except (storeapi.ResumeTokenExpired, storeapi.ResumeTokenForeign) as error:
+                print(f"starting again: {error}", flush=True)
+                start_again(index)
 
 
 def search(path: str, words: str) -> list[tuple[str, int, str]]:
@@ -135,13 +103,15 @@ def main() -> None:
     for command in (following, searching):
         command.add_argument("--index", default="search.db")
     arguments = parser.parse_args()
+    # The client says here when its connection is interrupted.
+    logging.basicConfig(format="%(message)s")
     if arguments.command == "follow":
         try:
             follow(arguments.server, arguments.index)
         except KeyboardInterrupt:
             return
     for kind, id, body in search(arguments.index, arguments.words):
-        print(f"{kind.removeprefix('RESOURCE_KIND_').lower()} {id}: {body}")
+        print(f"{kind} {id}: {body}")
 
 
 if __name__ == "__main__":

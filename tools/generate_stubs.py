@@ -1,4 +1,6 @@
-"""Makes the stubs in clients/python from the .proto files; run by `make protos` and `make check`.
+"""Makes the stubs in clients/python from the .proto files, and copies those, for clients in other languages.
+
+Run by `make protos` and `make check`.
 
 With --check nothing is written: the exit code is 1 and the files are named when what is there is not
 what would be made.
@@ -6,6 +8,7 @@ what would be made.
 
 import argparse
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +18,16 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 STUBS = ROOT / "clients/python/src"
 PACKAGE = "storeapi/v1"
-GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "descriptors.binpb")
+COPIES = "storeapi/protos"
+COPIED = (f"{PACKAGE}/*.proto", "buf.gen.*.yaml")
+GENERATED = (
+    *(
+        f"{PACKAGE}/{name}"
+        for name in ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "descriptors.binpb")
+    ),
+    # Whatever is there: what is no copy is not ours.
+    f"{COPIES}/**/*",
+)
 # Types that appear only inside google.protobuf.Any; their comments are part of the manual too.
 DETAILS = ("google/rpc/error_details.proto", "google/rpc/status.proto")
 
@@ -54,12 +66,21 @@ def generate(target: Path) -> None:
         *protos,
         *DETAILS,
     )
+    copy(target / COPIES)
+
+
+def copy(target: Path) -> None:
+    """Copies what other languages are generated from, as the wheel ships it."""
+    for source in (path for pattern in COPIED for path in PROTOS.glob(pattern)):
+        place = target / source.relative_to(PROTOS)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """The generated files of a tree, by name."""
-    found = (path for pattern in GENERATED for path in (directory / PACKAGE).glob(pattern))
-    return {path.name: path.read_bytes() for path in found}
+    """The generated files of a tree, by their path in it."""
+    found = (path for pattern in GENERATED for path in directory.glob(pattern) if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
 
 
 def main() -> int:
@@ -76,15 +97,16 @@ def main() -> int:
     stale = sorted(name for name in wanted | present if wanted.get(name) != present.get(name))
     if check:
         for name in stale:
-            print(f"{PACKAGE}/{name} is stale; run `make protos`", file=sys.stderr)
+            print(f"{name} is stale; run `make protos`", file=sys.stderr)
         return 1 if stale else 0
     for name in stale:
-        path = STUBS / PACKAGE / name
+        path = STUBS / name
         if name in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(wanted[name])
         else:
             path.unlink()
-        print(f"{PACKAGE}/{name}")
+        print(name)
     return 0
 
 

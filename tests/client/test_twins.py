@@ -149,7 +149,7 @@ def examples():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "clients/python/README.md").read_text(), re.DOTALL)
     docstring = inspect.getdoc(storeapi)
     blocks.append("\n".join(line[4:] for line in docstring.splitlines() if line.startswith("    ")))
-    return [block for block in blocks if re.search(r"StoreClient\(|connect\(", block)]
+    return [block for block in blocks if re.search(r"StoreClient\(|connect(_async)?\(", block)]
 
 
 @pytest.mark.parametrize("source", examples(), ids=["readme sync", "readme async", "docstring"])

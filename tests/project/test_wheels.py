@@ -1,5 +1,6 @@
 """What users install holds what they need, and nothing that is not theirs."""
 
+import json
 import zipfile
 from email import message_from_string
 from email.message import Message
@@ -57,9 +58,25 @@ def test_the_client_ships_all_of_its_sources(wheels: Wheels) -> None:
     """No module of the client is left out."""
     package = ROOT / "clients/python/src/storeapi"
 
-    modules = sources(package, "*.py", "*.pyi", "py.typed", "*.binpb")
+    modules = sources(package, "*.py", "*.pyi", "py.typed", "*.binpb", "*.proto", "*.yaml", "*.json")
 
     assert {name for name in names_in(wheels.storeapi) if ".dist-info/" not in name} == modules
+
+
+def test_the_client_ships_what_other_languages_need(wheels: Wheels) -> None:
+    """Who has the wheel has every proto as it is in the repository, and how retries are to be done."""
+    with zipfile.ZipFile(wheels.storeapi) as archive:
+        shipped = {
+            name.removeprefix("storeapi/protos/"): archive.read(name)
+            for name in archive.namelist()
+            if name.startswith("storeapi/protos/")
+        }
+        config = json.loads(archive.read("storeapi/service_config.json"))
+
+    found = [*(ROOT / "protos").rglob("*.proto"), *(ROOT / "protos").glob("buf.gen.*.yaml")]
+    assert shipped == {str(path.relative_to(ROOT / "protos")): path.read_bytes() for path in found}
+    assert len(shipped) >= 4 + 3
+    assert config["methodConfig"]
 
 
 def test_the_server_ships_all_of_its_sources_and_the_migrations(wheels: Wheels) -> None:
@@ -74,12 +91,17 @@ def test_the_server_ships_all_of_its_sources_and_the_migrations(wheels: Wheels) 
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-def test_a_wheel_holds_one_package_and_no_tests_or_protos(wheels: Wheels, distribution: str) -> None:
-    """Nothing is installed beside the package: google, buf or tests would overwrite other people's files."""
+def test_a_wheel_holds_one_package_and_no_tests(wheels: Wheels, distribution: str) -> None:
+    """Nothing is installed beside the package: google, buf or tests would overwrite other people's files.
+
+    Protos are inside of the client's package, in a folder of their own, and nowhere else.
+    """
     names = names_in(getattr(wheels, distribution))
 
     assert top_level(names) == {distribution}
-    assert not [name for name in names if name.endswith(".proto") or "test" in PurePosixPath(name).name]
+    protos = {name for name in names if name.endswith(".proto")}
+    assert {name for name in protos if not name.startswith("storeapi/protos/storeapi/v1/")} == set()
+    assert not [name for name in names if "test" in PurePosixPath(name).name]
     assert not [name for name in names if "__pycache__" in name or name.endswith((".db", ".log", ".env"))]
 
 

@@ -28,6 +28,7 @@ class AsyncChanges:
     """Tells what changed; `client.changes`."""
 
     def __init__(self, calls: AsyncCalls, stub: changes_pb2_grpc.ChangeServiceAsyncStub) -> None:
+        """Clients make it."""
         self._calls = calls
         self._stub = stub
 
@@ -120,11 +121,13 @@ class AsyncWatch:
     async def batches(self) -> AsyncIterator[ChangeBatch]:
         """Iterates over what the server sends together, also when it is nothing but a new token.
 
-        async for batch in client.changes.watch(start="earliest").batches():
-            for change in batch:
-                print(change.action, change.kind, change.id)
-            print("so far:", batch.resume_token)
-            break
+            async for batch in client.changes.watch(start="earliest").batches():
+                for change in batch:
+                    print(change.action, change.kind, change.id)
+                print("so far:", batch.resume_token)
+                break
+
+        Its steps raise what the steps of the watch raise.
         """
         if self._batch is not None and self._left:
             rest = replace(self._batch, changes=tuple(self._left))

@@ -31,6 +31,7 @@ class AsyncComments:
     """
 
     def __init__(self, calls: AsyncCalls, stub: comments_pb2_grpc.CommentServiceAsyncStub) -> None:
+        """Clients make it."""
         self._calls = calls
         self._stub = stub
 
@@ -45,7 +46,7 @@ class AsyncComments:
     ) -> Comment:
         """Adds a comment to a post and returns it with its id; when this returns, it is on the server's disk.
 
-            comment = await client.comments.create(post_id=42, body="Well said")
+            comment = await client.comments.create(post_id=1, body="Well said")
 
         Args:
             post_id: The post to comment on.
@@ -69,6 +70,8 @@ class AsyncComments:
     async def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Comment:
         """Returns one comment.
 
+            comment = await client.comments.get(1)
+
         Raises:
             CommentNotFound: There is no comment with this id.
             FieldInvalid: `id` is not positive.
@@ -87,7 +90,7 @@ class AsyncComments:
     ) -> AsyncPager[Comment]:
         """Iterates over the comments of one post, or over all, page by page as they are needed.
 
-            async for comment in client.comments.list(post_id=42):
+            async for comment in client.comments.list(post_id=1):
                 print(comment.body)
 
         Comments added or deleted meanwhile never make it give one twice or miss one that stayed. Nothing is
@@ -123,7 +126,7 @@ class AsyncComments:
     ) -> AsyncIterator[Page[Comment]]:
         """Iterates over the comments of one post, or over all, page by page, for callers that hand pages on.
 
-            page = await anext(client.comments.pages(post_id=42, page_size=20, page_token=token))
+            page = await anext(client.comments.pages(post_id=1, page_size=20, page_token=token))
 
         The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
@@ -143,7 +146,7 @@ class AsyncComments:
     ) -> Comment:
         """Gives a comment another text and returns it.
 
-            comment = await client.comments.get(7)
+            comment = await client.comments.get(1)
             comment = await client.comments.update(comment.id, body="On second thought", etag=comment.etag)
 
         Args:
@@ -215,6 +218,8 @@ class AsyncComments:
     ) -> Comment:
         """Deletes a comment and returns it as it last was.
 
+            await client.comments.delete(1)
+
         Args:
             id: The comment to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
@@ -241,6 +246,8 @@ class AsyncComments:
         self, ids: Iterable[int], *, allow_missing: bool = False, timeout: Timeout = CLIENT_DEFAULT
     ) -> tuple[Comment, ...]:
         """Returns several comments in the order asked for; an id named twice is answered twice.
+
+            comments = await client.comments.get_many([1, 2, 3], allow_missing=True)
 
         Args:
             ids: The comments to return, at least one; they are asked for 1000 at a time.
@@ -282,7 +289,7 @@ class AsyncComments:
     ) -> tuple[Comment, ...]:
         """Adds several comments, also to different posts, and returns them in the order given.
 
-            drafts = [CommentDraft(post_id=42, body=body) for body in ("First", "Second")]
+            drafts = [storeapi.CommentDraft(post_id=1, body=body) for body in ("First", "Second")]
             comments = await client.comments.create_many(drafts)
 
         They are sent in calls of up to 1000, and less where the texts are long. Each call adds all of its
@@ -326,6 +333,8 @@ class AsyncComments:
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
         """Deletes several comments, all of them or on any error none, and returns them as they last were.
+
+            await client.comments.delete_many([1, 2, 3], allow_missing=True)
 
         Args:
             ids: The comments to delete, 1 to 1000, each named once.

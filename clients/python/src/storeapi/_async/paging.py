@@ -50,8 +50,10 @@ class AsyncPager(Generic[Item]):
     async def pages(self) -> AsyncIterator[Page[Item]]:
         """Iterates over the pages that are still to be asked for, for callers that hand pages on.
 
-        async for page in client.posts.list(page_size=100).pages():
-            print(len(page.items), page.next_page_token)
+            async for page in client.posts.list(page_size=100).pages():
+                print(len(page.items), page.next_page_token)
+
+        Its steps raise what the steps of the list raise.
         """
         while not self._is_last:
             yield await self._next_page()

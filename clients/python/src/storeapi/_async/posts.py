@@ -31,6 +31,7 @@ class AsyncPosts:
     """
 
     def __init__(self, calls: AsyncCalls, stub: posts_pb2_grpc.PostServiceAsyncStub) -> None:
+        """Clients make it."""
         self._calls = calls
         self._stub = stub
 
@@ -64,6 +65,8 @@ class AsyncPosts:
 
     async def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Post:
         """Returns one post.
+
+            post = await client.posts.get(1)
 
         Raises:
             PostNotFound: There is no post with this id.
@@ -132,7 +135,7 @@ class AsyncPosts:
     ) -> Post:
         """Gives a post another text and returns it.
 
-            post = await client.posts.get(42)
+            post = await client.posts.get(1)
             post = await client.posts.update(post.id, body=post.body.upper(), etag=post.etag)
 
         Args:
@@ -204,6 +207,8 @@ class AsyncPosts:
     ) -> Post:
         """Deletes a post and returns it as it last was.
 
+            await client.posts.delete(1, force=True)
+
         Args:
             id: The post to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
@@ -233,6 +238,8 @@ class AsyncPosts:
         self, ids: Iterable[int], *, allow_missing: bool = False, timeout: Timeout = CLIENT_DEFAULT
     ) -> tuple[Post, ...]:
         """Returns several posts in the order asked for; an id named twice is answered twice.
+
+            posts = await client.posts.get_many([1, 2, 3], allow_missing=True)
 
         Args:
             ids: The posts to return, at least one; they are asked for 1000 at a time.
@@ -315,6 +322,8 @@ class AsyncPosts:
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
         """Deletes several posts, all of them or on any error none, and returns them as they last were.
+
+            await client.posts.delete_many([1, 2, 3], force=True, allow_missing=True)
 
         Args:
             ids: The posts to delete, 1 to 1000, each named once.

@@ -28,6 +28,7 @@ class Changes:
     """Tells what changed; `client.changes`."""
 
     def __init__(self, calls: Calls, stub: changes_pb2_grpc.ChangeServiceStub) -> None:
+        """Clients make it."""
         self._calls = calls
         self._stub = stub
 
@@ -120,11 +121,13 @@ class Watch:
     def batches(self) -> Iterator[ChangeBatch]:
         """Iterates over what the server sends together, also when it is nothing but a new token.
 
-        for batch in client.changes.watch(start="earliest").batches():
-            for change in batch:
-                print(change.action, change.kind, change.id)
-            print("so far:", batch.resume_token)
-            break
+            for batch in client.changes.watch(start="earliest").batches():
+                for change in batch:
+                    print(change.action, change.kind, change.id)
+                print("so far:", batch.resume_token)
+                break
+
+        Its steps raise what the steps of the watch raise.
         """
         if self._batch is not None and self._left:
             rest = replace(self._batch, changes=tuple(self._left))

@@ -30,6 +30,7 @@ class Comments:
     """
 
     def __init__(self, calls: Calls, stub: comments_pb2_grpc.CommentServiceStub) -> None:
+        """Clients make it."""
         self._calls = calls
         self._stub = stub
 
@@ -44,7 +45,7 @@ class Comments:
     ) -> Comment:
         """Adds a comment to a post and returns it with its id; when this returns, it is on the server's disk.
 
-            comment = client.comments.create(post_id=42, body="Well said")
+            comment = client.comments.create(post_id=1, body="Well said")
 
         Args:
             post_id: The post to comment on.
@@ -68,6 +69,8 @@ class Comments:
     def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Comment:
         """Returns one comment.
 
+            comment = client.comments.get(1)
+
         Raises:
             CommentNotFound: There is no comment with this id.
             FieldInvalid: `id` is not positive.
@@ -86,7 +89,7 @@ class Comments:
     ) -> Pager[Comment]:
         """Iterates over the comments of one post, or over all, page by page as they are needed.
 
-            for comment in client.comments.list(post_id=42):
+            for comment in client.comments.list(post_id=1):
                 print(comment.body)
 
         Comments added or deleted meanwhile never make it give one twice or miss one that stayed. Nothing is
@@ -122,7 +125,7 @@ class Comments:
     ) -> Iterator[Page[Comment]]:
         """Iterates over the comments of one post, or over all, page by page, for callers that hand pages on.
 
-            page = next(client.comments.pages(post_id=42, page_size=20, page_token=token))
+            page = next(client.comments.pages(post_id=1, page_size=20, page_token=token))
 
         The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
@@ -142,7 +145,7 @@ class Comments:
     ) -> Comment:
         """Gives a comment another text and returns it.
 
-            comment = client.comments.get(7)
+            comment = client.comments.get(1)
             comment = client.comments.update(comment.id, body="On second thought", etag=comment.etag)
 
         Args:
@@ -214,6 +217,8 @@ class Comments:
     ) -> Comment:
         """Deletes a comment and returns it as it last was.
 
+            client.comments.delete(1)
+
         Args:
             id: The comment to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
@@ -240,6 +245,8 @@ class Comments:
         self, ids: Iterable[int], *, allow_missing: bool = False, timeout: Timeout = CLIENT_DEFAULT
     ) -> tuple[Comment, ...]:
         """Returns several comments in the order asked for; an id named twice is answered twice.
+
+            comments = client.comments.get_many([1, 2, 3], allow_missing=True)
 
         Args:
             ids: The comments to return, at least one; they are asked for 1000 at a time.
@@ -279,7 +286,7 @@ class Comments:
     ) -> tuple[Comment, ...]:
         """Adds several comments, also to different posts, and returns them in the order given.
 
-            drafts = [CommentDraft(post_id=42, body=body) for body in ("First", "Second")]
+            drafts = [storeapi.CommentDraft(post_id=1, body=body) for body in ("First", "Second")]
             comments = client.comments.create_many(drafts)
 
         They are sent in calls of up to 1000, and less where the texts are long. Each call adds all of its
@@ -323,6 +330,8 @@ class Comments:
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
         """Deletes several comments, all of them or on any error none, and returns them as they last were.
+
+            client.comments.delete_many([1, 2, 3], allow_missing=True)
 
         Args:
             ids: The comments to delete, 1 to 1000, each named once.

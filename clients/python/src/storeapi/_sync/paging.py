@@ -50,8 +50,10 @@ class Pager(Generic[Item]):
     def pages(self) -> Iterator[Page[Item]]:
         """Iterates over the pages that are still to be asked for, for callers that hand pages on.
 
-        for page in client.posts.list(page_size=100).pages():
-            print(len(page.items), page.next_page_token)
+            for page in client.posts.list(page_size=100).pages():
+                print(len(page.items), page.next_page_token)
+
+        Its steps raise what the steps of the list raise.
         """
         while not self._is_last:
             yield self._next_page()

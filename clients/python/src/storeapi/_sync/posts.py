@@ -30,6 +30,7 @@ class Posts:
     """
 
     def __init__(self, calls: Calls, stub: posts_pb2_grpc.PostServiceStub) -> None:
+        """Clients make it."""
         self._calls = calls
         self._stub = stub
 
@@ -63,6 +64,8 @@ class Posts:
 
     def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> Post:
         """Returns one post.
+
+            post = client.posts.get(1)
 
         Raises:
             PostNotFound: There is no post with this id.
@@ -131,7 +134,7 @@ class Posts:
     ) -> Post:
         """Gives a post another text and returns it.
 
-            post = client.posts.get(42)
+            post = client.posts.get(1)
             post = client.posts.update(post.id, body=post.body.upper(), etag=post.etag)
 
         Args:
@@ -203,6 +206,8 @@ class Posts:
     ) -> Post:
         """Deletes a post and returns it as it last was.
 
+            client.posts.delete(1, force=True)
+
         Args:
             id: The post to delete.
             etag: Delete it only if this is its etag; empty to delete it in any case.
@@ -232,6 +237,8 @@ class Posts:
         self, ids: Iterable[int], *, allow_missing: bool = False, timeout: Timeout = CLIENT_DEFAULT
     ) -> tuple[Post, ...]:
         """Returns several posts in the order asked for; an id named twice is answered twice.
+
+            posts = client.posts.get_many([1, 2, 3], allow_missing=True)
 
         Args:
             ids: The posts to return, at least one; they are asked for 1000 at a time.
@@ -314,6 +321,8 @@ class Posts:
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
         """Deletes several posts, all of them or on any error none, and returns them as they last were.
+
+            client.posts.delete_many([1, 2, 3], force=True, allow_missing=True)
 
         Args:
             ids: The posts to delete, 1 to 1000, each named once.

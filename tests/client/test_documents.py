@@ -1,0 +1,90 @@
+"""What docs/client.md shows works as it stands."""
+
+import inspect
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import storeapi
+from storeapi.testing import running_server
+
+PAGE = (Path(__file__).parents[2] / "docs/client.md").read_text()
+PYTHON = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+TESTS = [block for block in PYTHON if "def test_" in block]
+FOR_CONFTEST = [block for block in PYTHON if "pytest_plugins" in block]
+USES = [block for block in PYTHON if block not in TESTS + FOR_CONFTEST]
+
+pytestmark = pytest.mark.xdist_group("client documents")
+
+
+class EnoughError(Exception):
+    """An example that would go on for ever has shown what it shows."""
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Any]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("block", USES, ids=lambda block: block.strip().splitlines()[-1].strip())
+def test_a_use_works(block: str, real: Any) -> None:
+    """Each piece runs against a real server, with the names that the page speaks of."""
+
+    def once(*_: object) -> None:
+        raise EnoughError
+
+    with storeapi.connect(real.target) as client:
+        post = client.posts.create(body="Hello")
+        given = {
+            "storeapi": storeapi,
+            "client": client,
+            "post": post,
+            "order": SimpleNamespace(text="Hello", uuid=uuid.uuid4()),
+            "stored_token": next(client.posts.pages()).resume_token,
+            "database": nullcontext(),
+            "apply": lambda change: None,
+            "store": once,
+            "print": once,
+        }
+        client.posts.create(body="after the token")
+        never_ends = "watch(" in block
+        with pytest.raises(EnoughError) if never_ends or "print(" in block else nullcontext():
+            exec(compile(block.replace("localhost:50051", real.target), "docs/client.md", "exec"), given)
+
+
+@pytest.mark.parametrize("block", TESTS, ids=lambda block: re.search(r"def (test_\w+)", block)[1])
+def test_a_test_passes(block: str, real: Any) -> None:
+    """As it would in the project of whoever copies it."""
+    given: dict[str, Any] = {}
+    exec(compile(block, "docs/client.md", "exec"), given)
+    (name,) = [name for name in given if name.startswith("test_")]
+
+    if "store_client" in block:
+        with storeapi.connect(real.target) as client:
+            given[name](client)
+    else:
+        given[name]()
+
+
+def test_every_argument_and_variable_of_a_client_is_named() -> None:
+    """The table of the page is whole."""
+    arguments = set(inspect.signature(storeapi.StoreClient).parameters)
+    source = (Path(storeapi.__file__).parent / "_connection.py").read_text()
+    variables = set(re.findall(r"STOREAPI_[A-Z_]+", source))
+
+    named = set(re.findall(r"`(\w+)`", PAGE))
+    assert arguments | variables <= named
+
+
+def test_every_public_method_is_named() -> None:
+    """Whoever adds one tells of it."""
+    kinds = (storeapi.Posts, storeapi.Comments, storeapi.Changes, storeapi.Watch, storeapi.Pager)
+    methods = {name for kind in kinds for name in vars(kind) if not name.startswith("_")}
+
+    assert {name for name in methods if not re.search(rf"\b{name}\b", PAGE)} == set()

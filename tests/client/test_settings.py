@@ -1,0 +1,325 @@
+"""Where a client connects, how it encrypts, and who it says that it is."""
+
+import re
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import storeapi
+import trustme
+from storeapi import _connection
+from storeapi.testing import ScriptedServer
+from storeapi.v1 import posts_pb2, posts_pb2_grpc
+
+POST = storeapi.Post(id=1, body="a")
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine has set."""
+    for name in ("TARGET", "TIMEOUT", "API_KEY", "TLS", "TLS_CA", "TLS_CERT", "TLS_KEY"):
+        monkeypatch.delenv(f"STOREAPI_{name}", raising=False)
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
+        yield server
+
+
+def metadata_of(server: ScriptedServer) -> list[dict[str, Any]]:
+    return [dict(call.metadata) for call in server.calls]
+
+
+# Where
+
+
+async def test_the_environment_says_where(make_client, scripted, monkeypatch):
+    """A program that names no target is pointed elsewhere without a change."""
+    monkeypatch.setenv("STOREAPI_TARGET", scripted.target)
+    scripted.answer("GetPost", POST)
+
+    assert await make_client().posts.get(1) == POST
+
+
+async def test_an_argument_goes_before_the_environment(make_client, scripted, monkeypatch):
+    """What the program says counts."""
+    monkeypatch.setenv("STOREAPI_TARGET", "localhost:1")
+    monkeypatch.setenv("STOREAPI_TIMEOUT", "0.001")
+    scripted.answer("GetPost", POST)
+
+    assert await make_client(scripted.target, timeout=10).posts.get(1) == POST
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("100", 100), ("2.5", 2.5), ("none", None), ("None", None)])
+async def test_the_environment_says_how_long(make_client, scripted, monkeypatch, value, seconds):
+    """In seconds, or for as long as it takes."""
+    monkeypatch.setenv("STOREAPI_TIMEOUT", value)
+    scripted.answer("GetPost", POST)
+
+    await make_client(scripted.target).posts.get(1)
+
+    (call,) = scripted.calls
+    if seconds is None:
+        assert call.seconds_left is None or call.seconds_left > 1e6
+    else:
+        # gRPC rounds a little up.
+        assert seconds / 2 < call.seconds_left < seconds + 0.1
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+async def test_several_addresses_take_turns(make_client, as_text):
+    """Round robin, by name and by number, as a list or with commas between."""
+    with ScriptedServer() as one, ScriptedServer() as other:
+        for server in (one, other):
+            server.answer("GetPost", *[POST] * 20)
+        targets = [one.target.replace("127.0.0.1", "localhost"), other.target]
+        client = make_client(", ".join(targets) if as_text else targets)
+
+        for _ in range(20):
+            await client.posts.get(1)
+
+        # The first calls may find only one of them connected.
+        assert min(len(one.calls), len(other.calls)) >= 5
+
+
+async def test_an_address_that_does_not_answer_is_left_out(make_client, scripted):
+    """No caller hears of it."""
+    scripted.answer("GetPost", *[POST] * 10)
+    client = make_client(["127.0.0.1:1", scripted.target])
+
+    for _ in range(10):
+        assert await client.posts.get(1) == POST
+
+
+@pytest.mark.parametrize(
+    ("target", "grpc_target"),
+    [
+        (None, "localhost:50051"),
+        ("store:50051", "store:50051"),
+        ("dns:///store:50051", "dns:///store:50051"),
+        ("unix:/run/store.sock", "unix:/run/store.sock"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        (["store:50051"], "store:50051"),
+        (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        (["[2001:db8::1]:1", "[2001:db8::2]:2"], "ipv6:[2001:db8::1]:1,[2001:db8::2]:2"),
+        (("10.0.0.1:1", "10.0.0.1:1", "10.0.0.2:1"), "ipv4:10.0.0.1:1,10.0.0.2:1"),
+    ],
+)
+def test_a_target_is_grpcs_own_or_several(target, grpc_target):
+    """One is handed on as it is; several become the one target that gRPC balances over."""
+    assert settings(target=target).target == grpc_target
+
+
+def settings(**given: Any) -> _connection.Connection:
+    everything = dict.fromkeys(
+        ["target", "api_key", "tls", "tls_ca", "tls_cert", "tls_key", "credentials"]
+    ) | {"timeout": storeapi.CLIENT_DEFAULT, "channel_options": ()}
+    return _connection.connection(**everything | given)
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "complaint"),
+    [
+        ({"target": ""}, {}, "target must be an address"),
+        ({"target": []}, {}, "target must be an address"),
+        ({"target": "a:1,,b:2"}, {}, "target must be an address"),
+        ({"target": ["localhost", "localhost:2"]}, {}, "target: one of several must be HOST:PORT"),
+        ({"target": ["10.0.0.1:1", "[2001:db8::1]:1"]}, {}, "all be IPv4 or all be IPv6"),
+        ({"target": ["no.such.name.invalid:1", "10.0.0.1:1"]}, {}, "have known names"),
+        ({"timeout": 0}, {}, "timeout must be a number of seconds above 0"),
+        ({"timeout": float("nan")}, {}, "timeout must be a number of seconds above 0"),
+        ({}, {"TIMEOUT": "soon"}, "STOREAPI_TIMEOUT must be a number of seconds above 0"),
+        ({}, {"TIMEOUT": "-1"}, "STOREAPI_TIMEOUT must be a number of seconds above 0"),
+        ({}, {"TLS": "perhaps"}, "STOREAPI_TLS must be true or false"),
+        ({"tls_cert": b"c"}, {}, "tls_cert and tls_key belong together"),
+        ({"tls_key": b"k"}, {}, "tls_cert and tls_key belong together"),
+        ({"tls": False, "tls_ca": b"c"}, {}, "need TLS, and tls=False says no"),
+        ({"tls": True, "credentials": grpc.local_channel_credentials()}, {}, "leave out tls"),
+        ({"api_key": "ends in a line break\n", "tls": True}, {}, "an API key is printable ASCII"),
+        ({"api_key": "schlüssel", "tls": True}, {}, "an API key is printable ASCII"),
+        ({"target": "store:50051", "api_key": "k"}, {}, "not sent over the network in the clear"),
+        ({"target": ["127.0.0.1:1", "10.0.0.1:1"], "api_key": "k"}, {}, "not sent over the network"),
+        ({"target": "dns:///store:50051"}, {"API_KEY": "k"}, "not sent over the network"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(arguments, environment, complaint, monkeypatch):
+    """When the client is made, and not with the first call."""
+    for name, value in environment.items():
+        monkeypatch.setenv(f"STOREAPI_{name}", value)
+
+    with pytest.raises(ValueError, match=re.escape(complaint)) as raised:
+        storeapi.StoreClient(**arguments)
+
+    assert "\n" not in str(raised.value)
+    assert "schlüssel" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path):
+    """As open() does."""
+    with pytest.raises(FileNotFoundError, match="no-ca"):
+        storeapi.StoreClient(tls_ca=tmp_path / "no-ca.pem")
+
+
+# Who
+
+
+@pytest.mark.parametrize("by", ["argument", "environment"])
+async def test_the_key_is_sent_with_every_call(make_client, scripted, monkeypatch, by):
+    """Unary calls, streams and raw stubs; beside the metadata that a raw call is given."""
+    if by == "environment":
+        monkeypatch.setenv("STOREAPI_API_KEY", "secret")
+    client = make_client(scripted.target, **({"api_key": "secret"} if by == "argument" else {}))
+    scripted.answer("GetPost", POST, POST)
+    scripted.stall("Watch", storeapi.ChangeBatch(changes=(), resume_token="t", heartbeat=True))
+
+    await client.posts.get(1)
+    await client.raw.posts.GetPost(posts_pb2.GetPostRequest(id=1), metadata=[("x-trace", "1")])
+    async with client.changes.watch() as watch:
+        await anext(watch.batches())
+
+    seen = metadata_of(scripted)
+    assert [it["authorization"] for it in seen] == ["Bearer secret"] * 3
+    assert seen[1]["x-trace"] == "1"
+
+
+def test_the_key_goes_with_every_way_to_call_a_stub(scripted):
+    """Threads have three of them."""
+    scripted.answer("GetPost", POST, POST)
+    request = posts_pb2.GetPostRequest(id=1)
+    with storeapi.StoreClient(scripted.target, api_key="secret") as client:
+        client.raw.posts.GetPost.future(request).result()
+        client.raw.posts.GetPost.with_call(request, metadata=[("x-trace", "1")])
+
+    assert [it["authorization"] for it in metadata_of(scripted)] == ["Bearer secret"] * 2
+
+
+async def test_without_a_key_nothing_is_claimed(make_client, scripted):
+    """And the service is told which client it is."""
+    scripted.answer("GetPost", POST)
+
+    await make_client(scripted.target).posts.get(1)
+
+    (seen,) = metadata_of(scripted)
+    assert "authorization" not in seen
+    assert seen["user-agent"].startswith(f"storeapi/{storeapi.__version__} ")
+
+
+@pytest.mark.parametrize(
+    "target", ["localhost:1", "127.0.0.9:1", "[::1]:1", "unix:/tmp/s", "dns:///localhost:1"]
+)
+def test_a_key_may_stay_on_this_machine_in_the_clear(target):
+    """Nobody else can listen."""
+    storeapi.StoreClient(target, api_key="secret").close()
+
+
+def test_a_key_may_be_sent_where_something_else_encrypts():
+    """Said so, for a sidecar."""
+    storeapi.StoreClient("store:50051", api_key="secret", tls=False).close()
+
+
+def test_a_key_shows_nowhere():
+    """Neither in what is printed of the settings."""
+    assert "secret" not in repr(settings(api_key="secret"))
+
+
+# TLS
+
+
+class Answers(posts_pb2_grpc.PostServiceServicer):
+    """Tells each caller the name in his certificate."""
+
+    def GetPost(self, request: posts_pb2.GetPostRequest, context: grpc.ServicerContext) -> posts_pb2.Post:
+        names = (context.auth_context() or {}).get("x509_subject_alternative_name", [b"nobody"])
+        return posts_pb2.Post(id=request.id, body=names[0].decode())
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@contextmanager
+def tls_server(authority: trustme.CA, *, asks_for_certificates: bool = False) -> Iterator[str]:
+    """The address of a server that accepts nothing but TLS."""
+    cert = authority.issue_cert("localhost")
+    credentials = grpc.ssl_server_credentials(
+        [(cert.private_key_pem.bytes(), b"".join(it.bytes() for it in cert.cert_chain_pems))],
+        authority.cert_pem.bytes() if asks_for_certificates else None,
+        asks_for_certificates,
+    )
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    posts_pb2_grpc.add_PostServiceServicer_to_server(Answers(), server)
+    port = server.add_secure_port("localhost:0", credentials)
+    server.start()
+    yield f"localhost:{port}"
+    server.stop(None).wait()
+
+
+@pytest.fixture(params=["bytes", "path", "environment"])
+def given(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """Each way to hand over PEM: arguments for a client, or nothing but the environment."""
+
+    def give(**secrets: bytes) -> dict[str, Any]:
+        if request.param == "bytes":
+            return dict(secrets)
+        for name, content in secrets.items():
+            (tmp_path / f"{name}.pem").write_bytes(content)
+            monkeypatch.setenv(f"STOREAPI_{name.upper()}", str(tmp_path / f"{name}.pem"))
+        if request.param == "environment":
+            return {}
+        for name in secrets:
+            monkeypatch.delenv(f"STOREAPI_{name.upper()}")
+        return {name: tmp_path / f"{name}.pem" for name in secrets}
+
+    return give
+
+
+async def test_a_certificate_makes_the_connection_secure(make_client, authority, given):
+    """The server is who it says, by an authority of one's own."""
+    with tls_server(authority) as address:
+        client = make_client(address, **given(tls_ca=authority.cert_pem.bytes()))
+
+        assert (await client.posts.get(7)).id == 7
+
+
+async def test_the_client_shows_its_own_certificate(make_client, authority, given):
+    """mTLS: the server knows who calls."""
+    own = authority.issue_cert("caller.example")
+    with tls_server(authority, asks_for_certificates=True) as address:
+        client = make_client(
+            address,
+            **given(
+                tls_ca=authority.cert_pem.bytes(),
+                tls_cert=own.cert_chain_pems[0].bytes(),
+                tls_key=own.private_key_pem.bytes(),
+            ),
+        )
+
+        assert (await client.posts.get(1)).body == "caller.example"
+
+
+async def test_a_server_of_another_authority_is_not_talked_to(make_client, authority):
+    """Nor one that nobody vouches for, nor is anything sent in the clear instead."""
+    with tls_server(authority) as address:
+        for arguments in ({"tls_ca": trustme.CA().cert_pem.bytes()}, {"tls": True}, {"tls": False}, {}):
+            with pytest.raises(storeapi.Unavailable):
+                await make_client(address, timeout=0.5, **arguments).posts.get(1)
+
+
+async def test_the_key_is_sent_over_tls(make_client, authority):
+    """Also to what is not this machine: with TLS nothing has to be said."""
+    with tls_server(authority) as address:
+        client = make_client(address, tls_ca=authority.cert_pem.bytes(), api_key="secret")
+
+        assert (await client.posts.get(1)).id == 1
