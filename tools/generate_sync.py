@@ -48,7 +48,7 @@ LEFTOVER = re.compile(r"async|await|aio\b", re.IGNORECASE)
 
 
 def formatted(text: str, name: str) -> str:
-    """The text as the project's formatter leaves it; shorter words move imports and line breaks, and some imports go."""
+    """The text as the project's formatter leaves it: imports and line breaks move, and some imports go."""
     # Said here, for ruff finds out by what is on disk, which is nothing before the first run.
     first_party = 'lint.isort.known-first-party = ["storeapi"]'
     sort = ["check", "--quiet", "--fix", "--select", "I,F401", "--config", first_party]
