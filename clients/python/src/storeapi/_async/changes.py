@@ -62,7 +62,7 @@ class AsyncChanges:
             post_ids: Tell only of these posts and their comments, at most 1000; of all if empty.
             heartbeat_seconds: How often the server says that it is there when nothing changes: 1 to 60. A
                 watch that hears nothing for twice as long connects again.
-            timeout: Seconds until the first response, the only ones that are limited.
+            timeout: Seconds until the first response; after that there is no limit.
 
         Raises:
             ValueError: `start` or one of `kinds` is unknown.

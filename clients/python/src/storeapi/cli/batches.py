@@ -10,7 +10,7 @@ from typing import IO, Final
 from storeapi import StoreClient
 from storeapi.cli import lines
 from storeapi.cli.failures import CommandFailed, ExitCode, exit_code
-from storeapi.errors import InvalidRequest, PostNotFound, RequestIdReused, ResponseTooLarge, StoreError
+from storeapi.errors import InvalidRequest, PostNotFound, RequestIdReused, StoreError
 from storeapi.model import CommentDraft
 
 # A request id belongs to the content of its batch: with other limits or names, or another order, an import
@@ -91,12 +91,7 @@ class Importer:
     def _count_present(self, kind: lines.Kind, ids: Sequence[int]) -> int:
         # The answer to a batch that was done before tells what was stored then, not what is there now.
         resource = self._client.posts if kind == "post" else self._client.comments
-        try:
-            return len(resource.get_many(ids, allow_missing=True))
-        except ResponseTooLarge:
-            # They have grown since; one alone always fits.
-            half = len(ids) // 2
-            return self._count_present(kind, ids[:half]) + self._count_present(kind, ids[half:])
+        return len(resource.get_many(ids, allow_missing=True))
 
     def _explained(self, error: StoreError, batch: Sequence[lines.Line]) -> CommandFailed:
         """The error in the terms of the file, with the way to go on."""
