@@ -10,7 +10,7 @@ BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test check format protos bench bench-quick release-protos lock clean
+.PHONY: help install run test test-wheels check format protos docs bench bench-quick release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test: install ## run every test, and measure that they reach every line
 	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+test-wheels: install ## build both distributions, install them into an empty environment and use them there
+	$(BIN)/pytest tests/project/test_wheels.py tests/project/test_first_example.py
 
 check: install $(PROTOS_VENV)/installed ## format, lint, types, layers, proto lint and breaking, stubs up to date
 	$(BIN)/ruff format --check .
@@ -57,6 +60,9 @@ $(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
 	$(PYTHON) -m venv $(PROTOS_VENV)
 	$(PROTOS_VENV)/bin/python $(PIP) --require-hashes -r requirements/protos.txt
 	@touch $@
+
+docs: install ## build the reference of the Python client as web pages in build/reference
+	@$(BIN)/python tools/reference.py
 
 bench: $(BENCH_VENV)/installed ## run the benchmarks (a quarter of an hour) and write docs/benchmarks.md
 	$(BENCH_VENV)/bin/python -m benchmarks --write-docs

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timezone
 from itertools import count
-from typing import Final, cast
+from typing import Final
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -250,7 +250,10 @@ def _kind(name: str) -> "changes_pb2.ResourceKind.ValueType":
 
 
 _KINDS: Final = {"post": changes_pb2.RESOURCE_KIND_POST, "comment": changes_pb2.RESOURCE_KIND_COMMENT}
-_KIND_NAMES: Final = {value: cast("Kind", name) for name, value in _KINDS.items()}
+_KIND_NAMES: Final[dict["changes_pb2.ResourceKind.ValueType", Kind]] = {
+    changes_pb2.RESOURCE_KIND_POST: "post",
+    changes_pb2.RESOURCE_KIND_COMMENT: "comment",
+}
 _ACTION_NAMES: Final[dict["changes_pb2.Action.ValueType", Action]] = {
     changes_pb2.ACTION_SNAPSHOT: "snapshot",
     changes_pb2.ACTION_CREATE: "create",

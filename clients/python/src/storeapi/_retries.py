@@ -26,7 +26,7 @@ class Attempts:
 
     def __init__(self, timeout: float | None) -> None:
         """Begins; `timeout` is how many seconds all tries have together."""
-        self.count = 1
+        self.count: int = 1
         self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def remaining(self) -> float | None:

@@ -26,8 +26,8 @@ class AsyncCalls:
 
     def __init__(self, *, timeout: float | None, retries: bool) -> None:
         self._timeout = timeout
-        self.retries = retries
-        self.is_closed = False
+        self.retries: bool = retries
+        self.is_closed: bool = False
         self._streams: WeakSet[AsyncStream] = WeakSet()
 
     def close(self) -> None:

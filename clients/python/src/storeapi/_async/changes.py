@@ -7,9 +7,9 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
+from typing import Literal
 
 import grpc
-import grpc.aio
 
 from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
@@ -18,7 +18,7 @@ from storeapi._retries import Attempts
 from storeapi._status import store_error
 from storeapi._streams import AsyncStream
 from storeapi.errors import StoreError
-from storeapi.model import Change, ChangeBatch, Kind, Start
+from storeapi.model import Change, ChangeBatch, Start
 from storeapi.v1 import changes_pb2, changes_pb2_grpc
 
 log = logging.getLogger("storeapi")
@@ -37,7 +37,7 @@ class AsyncChanges:
         *,
         resume_token: str | None = None,
         start: Start = "now",
-        kinds: Iterable[Kind] = (),
+        kinds: Iterable[Literal["post", "comment"]] = (),
         post_ids: Iterable[int] = (),
         heartbeat_seconds: float = 10.0,
         timeout: Timeout = CLIENT_DEFAULT,

@@ -24,8 +24,8 @@ class Calls:
 
     def __init__(self, *, timeout: float | None, retries: bool) -> None:
         self._timeout = timeout
-        self.retries = retries
-        self.is_closed = False
+        self.retries: bool = retries
+        self.is_closed: bool = False
         self._streams: WeakSet[Stream] = WeakSet()
 
     def close(self) -> None:

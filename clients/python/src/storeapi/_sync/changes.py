@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Literal
 
 import grpc
 
@@ -18,7 +19,7 @@ from storeapi._status import store_error
 from storeapi._streams import Stream
 from storeapi._sync.calls import Calls
 from storeapi.errors import StoreError
-from storeapi.model import Change, ChangeBatch, Kind, Start
+from storeapi.model import Change, ChangeBatch, Start
 from storeapi.v1 import changes_pb2, changes_pb2_grpc
 
 log = logging.getLogger("storeapi")
@@ -37,7 +38,7 @@ class Changes:
         *,
         resume_token: str | None = None,
         start: Start = "now",
-        kinds: Iterable[Kind] = (),
+        kinds: Iterable[Literal["post", "comment"]] = (),
         post_ids: Iterable[int] = (),
         heartbeat_seconds: float = 10.0,
         timeout: Timeout = CLIENT_DEFAULT,

@@ -121,5 +121,6 @@ def program(
     ctx.obj = Settings(client=client, json=as_json)
 
 
+command: click.Command
 for command in (posts, comments, watch, export, import_):
     program.add_command(command)

@@ -1,0 +1,202 @@
+"""Programs that use the client right pass the type checkers of users, and mistakes do not.
+
+Both checkers are asked in their strictest mode, as for the oldest Python of the client and for a new one.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+import storeapi
+
+# One worker runs all of them: what one run has read serves the others.
+pytestmark = [pytest.mark.xdist_group("types"), pytest.mark.timeout(200)]
+
+PROGRAMS = Path(__file__).with_name("typing")
+GOOD, BAD = PROGRAMS / "good.py", PROGRAMS / "bad.py"
+PACKAGE = Path(storeapi.__file__).parent
+ROOT = Path(__file__).parents[2]
+OLDEST, NEW = "3.10", "3.13"
+
+LENIENCIES = {
+    "reportMissingTypeStubs": "the messages of google.rpc come without types",
+    "reportUnusedImport": "ruff tells, and knows the reasons",
+    "reportDeprecated": "Iterator is what a contextmanager is declared with everywhere here",
+    "reportUnnecessaryIsInstance": "not every caller asks a type checker",
+    "reportUnnecessaryComparison": "not every caller asks a type checker",
+}
+"""What pyright's strict mode wants and the package does not do, and why."""
+
+UNTYPED_INPUT = {
+    "cli": "JSON of the user holds anything until it was looked at",
+    "testing": "gRPC's generic handlers and channels pass anything on",
+}
+"""Where values come from that have no type until they were looked at."""
+
+GENERATED = ("storeapi.v1.posts_pb2_grpc.", "storeapi.v1.comments_pb2_grpc.", "storeapi.v1.changes_pb2_grpc.")
+"""Where the context that a server is handed has no types inside; nobody who uses the client meets it."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a checker does not like."""
+
+    path: Path
+    line: int
+    rule: str
+    message: str
+
+
+Check: TypeAlias = Callable[..., list[Finding]]
+
+
+def output_of(*command: str | Path, folder: Path) -> str:
+    """What a checker prints, whether it found something or not."""
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=150, check=False)
+    # Anything above 1 is no finding but a checker that could not do its work.
+    assert run.returncode in (0, 1), run.stdout + run.stderr
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def mypy(tmp_path_factory: pytest.TempPathFactory) -> Check:
+    """Asks mypy, by default with no settings but --strict."""
+    folder = tmp_path_factory.mktemp("mypy")
+
+    def check(*paths: Path, python: str, config: str | Path = "") -> list[Finding]:
+        command = [sys.executable, "-m", "mypy", "--strict", f"--config-file={config}", "--output", "json"]
+        options = ["--python-version", python, "--cache-dir", str(folder / "cache")]
+        lines = output_of(*command, *options, *paths, folder=folder if not config else ROOT).splitlines()
+        found = [json.loads(line) for line in lines if line.startswith("{")]
+        assert len(found) >= len(lines) - 1, lines
+        return [
+            Finding((folder / it["file"]).resolve(), it["line"], it["code"], it["message"])
+            for it in found
+            if it["severity"] == "error"
+        ]
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def pyright(tmp_path_factory: pytest.TempPathFactory) -> Check:
+    """Asks basedpyright, which is pyright with a Node of its own, in pyright's strict mode."""
+    folder = tmp_path_factory.mktemp("pyright")
+
+    def check(*paths: Path, python: str, **settings: object) -> list[Finding]:
+        config = {
+            "include": [str(path) for path in paths],
+            "typeCheckingMode": "strict",
+            "pythonVersion": python,
+            "pythonPlatform": "Linux",
+            **settings,
+        }
+        (folder / "pyrightconfig.json").write_text(json.dumps(config))
+        printed = output_of(
+            *(sys.executable, "-m", "basedpyright", "-p", folder, "--outputjson"),
+            *("--pythonpath", sys.executable),
+            folder=folder,
+        )
+        answer = json.loads(printed)
+        assert answer["summary"]["filesAnalyzed"] > 0, "it saw nothing"
+        return [
+            Finding(
+                Path(it["file"]), it["range"]["start"]["line"] + 1, it.get("rule", "syntax"), it["message"]
+            )
+            for it in answer["generalDiagnostics"]
+        ]
+
+    return check
+
+
+@pytest.fixture(scope="module")
+def programs(mypy: Check, pyright: Check) -> dict[tuple[str, str], list[Finding]]:
+    """What each checker finds in the programs, by checker and Python; one run for good and bad together."""
+    return {
+        (name, python): check(GOOD, BAD, python=python)
+        for name, check in (("mypy", mypy), ("pyright", pyright))
+        for python in (OLDEST, NEW)
+    }
+
+
+def expected() -> dict[int, str]:
+    """The lines of the bad programs that are marked, with mypy's code."""
+    found = {}
+    for number, line in enumerate(BAD.read_text().splitlines(), 1):
+        if mark := re.search(r"# expect: ([a-z-]+)$", line):
+            found[number] = mark[1]
+    return found
+
+
+@pytest.mark.parametrize("python", [OLDEST, NEW])
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_right_programs_pass(programs: Any, checker: str, python: str) -> None:
+    """Whoever checks as strictly as possible has nothing to correct, and meets no Any."""
+    assert [it for it in programs[checker, python] if it.path == GOOD] == []
+
+
+@pytest.mark.parametrize("python", [OLDEST, NEW])
+@pytest.mark.parametrize("checker", ["mypy", "pyright"])
+def test_mistakes_are_found_at_their_lines(programs: Any, checker: str, python: str) -> None:
+    """Every marked line is refused, and nothing besides."""
+    found = {it.line for it in programs[checker, python] if it.path == BAD}
+
+    assert len(expected()) >= 30
+    assert found == set(expected())
+
+
+def test_mistakes_are_found_for_what_they_are(programs: Any) -> None:
+    """A line is refused because of the mistake that is meant, not by chance."""
+    found = {(it.line, it.rule) for it in programs["mypy", OLDEST] if it.path == BAD}
+
+    assert set(expected().items()) - found == set()
+
+
+def test_the_package_passes_mypy_as_for_the_oldest_python(mypy: Check) -> None:
+    """`make check` asks with the service's Python; the client is for an older one too."""
+    found = mypy(PACKAGE, python=OLDEST, config=ROOT / "pyproject.toml")
+
+    assert [it for it in found if "v1" not in it.path.parts] == []
+
+
+def test_the_package_passes_pyright(pyright: Check) -> None:
+    """The code itself is what users see when they follow a definition in an editor that runs pyright."""
+    lenient = dict.fromkeys(LENIENCIES, "none")
+
+    found = pyright(PACKAGE, python=OLDEST, exclude=[str(PACKAGE / "v1")], **lenient)
+
+    assert [it for it in found if not _is_excused(it)] == []
+
+
+def _is_excused(finding: Finding) -> bool:
+    place = finding.path.relative_to(PACKAGE).parts[0]
+    # Stubs are asked about where they are imported; the generated code behind them is not ours.
+    is_untyped_input = finding.rule.startswith("reportUnknown") and place in UNTYPED_INPUT
+    return place == "v1" or is_untyped_input
+
+
+def test_every_public_type_is_known(tmp_path: Path) -> None:
+    """No public name makes a checker guess, or is Any without saying so."""
+    printed = output_of(
+        *(sys.executable, "-m", "basedpyright", "--verifytypes", "storeapi", "--ignoreexternal"),
+        *("--outputjson", "--pythonpath", sys.executable),
+        folder=tmp_path,
+    )
+    symbols = json.loads(printed)["typeCompleteness"]["symbols"]
+
+    # A name that only uses another with such a type says "partially unknown"; the cause is what counts.
+    causes = {
+        f"{it['name']}: {diagnostic['message']}"
+        for it in symbols
+        for diagnostic in it["diagnostics"]
+        if re.search(r"missing|Unknown|(has|is) unknown", diagnostic["message"])
+    }
+    contexts = {it for it in causes if it.startswith(GENERATED) and "ServicerContext" in it}
+    assert len(symbols) > 500
+    assert causes - contexts == set()

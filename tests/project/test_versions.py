@@ -1,0 +1,138 @@
+"""The client works on every Python that it allows, with the oldest and the newest libraries that it allows.
+
+Code that one protobuf generated may refuse to load under an older one, and crosses a major version only
+once (docs/decisions/0002), so both ends of the range are tried, each on the oldest and the newest Python.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.project.conftest import ROOT, Wheels
+from tests.support import ServerProcess
+
+pytestmark = pytest.mark.xdist_group("wheels")
+
+OLDEST, NEWEST = ROOT / "requirements/oldest.txt", ROOT / "requirements/dev.txt"
+PROJECT = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
+LIBRARIES = ("protobuf", "grpcio", "googleapis-common-protos")
+INSTALL_SECONDS = 100
+
+TRIED = [
+    ("3.10", OLDEST),
+    ("3.10", NEWEST),
+    ("3.11", OLDEST),
+    ("3.12", NEWEST),
+    ("3.13", OLDEST),
+    ("3.13", NEWEST),
+]
+"""Each Python once, and the first and the last with both ends of what the libraries may be."""
+
+
+def pinned(requirements: Path) -> dict[str, str]:
+    """Each distribution of a file of requirements with its version, its hashes and all."""
+    blocks = re.findall(r"^([a-z0-9-]+)==((?:.*\\\n)*.*)", requirements.read_text(), re.MULTILINE)
+    return dict(blocks)
+
+
+def version_of(name: str, requirements: Path) -> str:
+    """The version that is pinned."""
+    return pinned(requirements)[name].split()[0]
+
+
+def interpreter(version: str) -> Path:
+    """A Python of this version, on the PATH or kept by pyenv; without one the test is skipped."""
+    name = f"python{version}"
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    on_path = shutil.which(name)
+    for candidate in [on_path, *sorted(pyenv.glob(f"versions/{version}.*/bin/{name}"))]:
+        # pyenv puts names on the PATH that do not run.
+        if (
+            candidate
+            and not subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode
+        ):
+            return Path(candidate)
+    pytest.skip(f"there is no {name} on this machine")
+
+
+def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> Path:
+    """The Python of a new environment with the client's wheel, and what it needs from the pinned versions."""
+    needed = folder / "needed.txt"
+    pins = pinned(requirements)
+    # What these libraries need themselves; pip refuses what is missing here.
+    names = [*LIBRARIES, *({"typing-extensions"} & set(pins))]
+    needed.write_text("".join(f"{name}=={pins[name]}\n" for name in names))
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    # Without a pip of its own, which takes longer than all the rest.
+    run(python, "-m", "venv", "--without-pip", folder / "venv")
+    installed = folder / "venv/bin/python"
+    pip = [sys.executable, "-m", "pip", "--python", str(installed), "--disable-pip-version-check"]
+    run(*pip, "install", "--no-compile", "--require-hashes", "--only-binary", ":all:", "-r", needed)
+    run(*pip, "install", "--no-compile", "--no-deps", wheel)
+    # The wheel's own demands are met by them, so they are neither older nor newer than it allows.
+    run(*pip, "check")
+    return installed
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("python", "requirements"),
+    TRIED,
+    ids=[f"{python} {'oldest' if it == OLDEST else 'newest'}" for python, it in TRIED],
+)
+def test_the_client_works(
+    python: str, requirements: Path, tmp_path: Path, wheels: Wheels, server_process: ServerProcess
+) -> None:
+    """Stubs, client and asyncio client make their calls, watch and read their errors, and nothing warns."""
+    installed = environment(tmp_path, interpreter(python), requirements, wheels.storeapi)
+    server_process.start()
+
+    # Isolated: PYTHONPATH may lead to the sources.
+    program = Path(__file__).with_name("old_client.py")
+    command: list[str | Path] = [installed, "-I", "-W", "error", program, server_process.address]
+    # gRPC's core has lines of its own about connections that end.
+    quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
+    run = subprocess.run(
+        command, cwd=tmp_path, env=quiet, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    met, *versions = run.stdout.split()
+    assert met.startswith(f"{python}.")
+    assert versions == [version_of(name, requirements) for name in LIBRARIES]
+
+
+def test_the_pins_are_the_lowest_versions_that_are_declared() -> None:
+    """Whoever raises or lowers what the client needs does the same for what is tried."""
+    declared = dict(re.findall(r"^([a-z0-9-]+)>=([0-9.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
+
+    assert set(declared) == set(LIBRARIES)
+    for name, lowest in declared.items():
+        assert re.fullmatch(re.escape(lowest) + r"(\.0)*", version_of(name, OLDEST)), name
+    assert not re.search(r"://|--index|--find-links", OLDEST.read_text())
+
+
+def test_the_newest_libraries_are_newer() -> None:
+    """Two major versions of protobuf are tried, and two minor ones of gRPC."""
+
+    def numbers(name: str, requirements: Path) -> list[int]:
+        return [int(part) for part in version_of(name, requirements).split(".")]
+
+    assert [numbers("protobuf", it)[0] for it in (OLDEST, NEWEST)] == [6, 7]
+    assert numbers("grpcio", NEWEST)[:2] > numbers("grpcio", OLDEST)[:2]
+
+
+def test_the_oldest_python_is_tried() -> None:
+    """The one that the client declares is the first that is tried."""
+    assert PROJECT["requires-python"] == f">={TRIED[0][0]}"
