@@ -60,6 +60,8 @@ def ask(address: str, *, service: str, seconds: float, tls: Tls | None) -> None:
                 health_pb2.HealthCheckRequest(service=service), timeout=seconds
             )
         except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise NotHealthy(f"{address} does not answer within {seconds:g} s") from error
             said = error.details() or error.code().name.lower()
             raise NotHealthy(f"{address} does not answer: {' '.join(said.split())}") from error
     if response.status != health_pb2.HealthCheckResponse.SERVING:
