@@ -10,7 +10,7 @@ BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test test-wheels check format protos docs bench bench-quick release-protos lock clean
+.PHONY: help install run test test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,9 @@ $(BENCH_VENV)/installed: requirements/bench.txt $(VENV)/installed
 	$(BENCH_VENV)/bin/python $(PIP) --no-deps --no-build-isolation -e clients/python -e .
 	@touch $@
 
+sbom: install ## write what the service consists of to build/sbom.json (CycloneDX)
+	$(BIN)/python tools/sbom.py build/sbom.json
+
 release-protos: install ## freeze protos/ as the last release, which `make check` compares with
 	$(BIN)/buf build protos --exclude-source-info -o protos/released.binpb
 
@@ -85,6 +88,10 @@ lock: install ## pin the newest versions that pyproject.toml and requirements/*.
 	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/bench.txt \
 		--constraint requirements/dev.txt --extra postgresql pyproject.toml clients/python/pyproject.toml \
 		requirements/bench.in
+	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/runtime.txt \
+		--constraint requirements/dev.txt --extra postgresql pyproject.toml clients/python/pyproject.toml
+	$(COMPILE) --upgrade --python-version 3.11 -o requirements/build.txt --constraint requirements/dev.txt \
+		requirements/build.in
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/protos.txt requirements/protos.in
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/oldest.txt requirements/oldest.in
 

@@ -2,8 +2,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -76,6 +78,128 @@ def check() -> None:
     click.echo(f"schema: {schema.HEAD}, fine")
 
 
+_FILE = click.Path(path_type=Path)
+_PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+
+@main.command(epilog=_EPILOG)
+@click.argument("file", type=_FILE)
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+def backup(file: Path, force: bool) -> None:
+    """Copy the database into FILE, also while a server runs.
+
+    FILE holds the database as it was at one moment after the command began, with every write that was
+    answered before. It appears when it is whole, checked and on disk; an error leaves nothing behind. For
+    SQLite: PostgreSQL has pg_dump.
+    """
+    config = _settings()
+    _only_for_files(config, "pg_dump makes a backup of it")
+    started = time.monotonic()
+    with _one_line_errors(config):
+        from store_service.database import backup
+
+        contents = backup.back_up(config.DATABASE_URL, file, force=force, progress=_show_progress)
+    click.echo(
+        f"{file}: {contents.size_bytes:,} bytes, {contents.posts:,} posts, {contents.comments:,} comments, "
+        f"schema {contents.revision}, {time.monotonic() - started:.1f} s"
+    )
+
+
+@main.command(epilog=_EPILOG)
+@click.argument("file", type=_FILE)
+def restore(file: Path) -> None:
+    """Put a copy of the backup FILE in the place of the database, while no server runs.
+
+    FILE is checked first. The database before stays beside the new one, as store.db.before-restore-TIME. What
+    was written after the backup is not in the new one; whoever has followed changes up to there is told to
+    start again. For SQLite: PostgreSQL has pg_restore.
+    """
+    config = _settings()
+    _only_for_files(config, "pg_restore puts a backup of pg_dump back")
+    started = time.monotonic()
+    with _one_line_errors(config):
+        from store_service.database import backup, connect, schema
+
+        restored = backup.restore(config.DATABASE_URL, file, progress=_show_progress)
+        name = connect.name_of(config.DATABASE_URL)
+    contents = restored.contents
+    click.echo(
+        f"{name}: {contents.size_bytes:,} bytes, {contents.posts:,} posts, {contents.comments:,} comments, "
+        f"schema {contents.revision}, {time.monotonic() - started:.1f} s"
+    )
+    if contents.revision != schema.HEAD:
+        click.echo(f"the next start, or `store-service migrate`, brings it to schema {schema.HEAD}")
+    if restored.kept is not None:
+        click.echo(f"the database before is {restored.kept}")
+
+
+@main.command(epilog=_EPILOG)
+@click.argument("address", required=False)
+@click.option("--service", default="", help="Full name of a service; the whole server without.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, max=3600, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds in which it must answer.",
+)
+@click.option("--tls", is_flag=True, envvar="STOREAPI_TLS", help="Encrypt; any option below does too.")
+@click.option("--tls-ca", type=_PEM, envvar="STOREAPI_TLS_CA", help="Authorities to trust.")
+@click.option("--tls-cert", type=_PEM, envvar="STOREAPI_TLS_CERT", help="The caller's own certificate.")
+@click.option("--tls-key", type=_PEM, envvar="STOREAPI_TLS_KEY", help="The key that belongs to it.")
+@click.option("--tls-name", metavar="NAME", help="The name in the server's certificate.")
+def health(
+    address: str | None,
+    service: str,
+    timeout: float,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_name: str | None,
+) -> None:
+    """Ask the server at ADDRESS whether it is well.
+
+    Without ADDRESS it is the one on this machine, at STORE_LISTEN. Exit code 0: it says SERVING. 1: it says
+    something else, or nothing. The variables STOREAPI_TLS, STOREAPI_TLS_CA, STOREAPI_TLS_CERT and
+    STOREAPI_TLS_KEY of the environment mean what they mean to clients.
+    """
+    config = _settings()
+    if bool(tls_cert) != bool(tls_key):
+        raise click.UsageError("--tls-cert and --tls-key belong together")
+    if address is None and config.listen.endswith(":0"):
+        raise click.UsageError("STORE_LISTEN lets the system choose the port, so ADDRESS is needed")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Nothing of the server is loaded: this is called every few seconds.
+    from store_service import probe
+
+    is_encrypted = tls or bool(tls_ca or tls_cert or tls_name)
+    encryption = probe.Tls(ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_name)
+    asked = address or probe.address_of(config.listen)
+    try:
+        probe.ask(asked, service=service, seconds=timeout, tls=encryption if is_encrypted else None)
+    except probe.NotHealthy as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"{asked} is serving")
+
+
+def _only_for_files(config: settings.Config, instead: str) -> None:
+    from store_service.database import connect
+
+    if not connect.is_sqlite(config.DATABASE_URL):
+        click.echo(f"store-service: DATABASE_URL is a PostgreSQL database; {instead}", err=True)
+        sys.exit(2)
+
+
+def _show_progress(doing: str, done: int, total: int) -> None:
+    """Tells somebody who waits at a terminal how far it is."""
+    if sys.stderr.isatty():
+        # The line is written over, and gone at the end.
+        told = f"{doing} {done * 100 // max(total, 1)} %" if done < total else ""
+        click.echo(f"\r{told:<16}\r{told}", nl=False, err=True)
+
+
 def _settings(**overrides: str) -> settings.Config:
     try:
         config = settings.load(**overrides)
@@ -91,12 +215,16 @@ def _settings(**overrides: str) -> settings.Config:
 @contextmanager
 def _one_line_errors(config: settings.Config) -> Iterator[None]:
     """Ends the command with one line and exit code 1 when something expected is wrong."""
+    from store_service.database.copies import CopyFailed
     from store_service.database.schema import ForeignSchema
-    from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase
+    from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase, RestoreUnfinished
     from store_service.server import CannotListen
     from store_service.supervisor import WorkerFailed
 
-    expected = (DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, WorkerFailed, StoreError)
+    expected = (
+        *(DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, WorkerFailed, StoreError),
+        *(CopyFailed, RestoreUnfinished),
+    )
     try:
         yield
     except expected as error:

@@ -41,6 +41,10 @@ class NoPlaceForDatabase(Exception):
     """The folder of the file is not there or must not be written to; the text is one line that says which."""
 
 
+class RestoreUnfinished(Exception):
+    """A restore was interrupted between the database before and the new one."""
+
+
 class SqliteConnection(Connection):
     """A connection of aiosqlite."""
 
@@ -159,8 +163,28 @@ def sole_use(database_url: str) -> Iterator[None]:
     Raises:
         DatabaseInUse: Another process holds the file.
         NoPlaceForDatabase: No file can be made beside the database.
+        RestoreUnfinished: There is no database, for a restore was interrupted.
     """
     path = path_of(database_url)
+    with locked(path):
+        if not path.exists() and restoring(path.resolve()).exists():
+            raise RestoreUnfinished(f"a restore of {path} was interrupted; run `store-service restore` again")
+        yield
+
+
+def restoring(path: Path) -> Path:
+    """Where a restored database is, whole, until it has its name."""
+    return Path(f"{path}.restoring")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock file of a database until the end of the block, or of the process.
+
+    Raises:
+        DatabaseInUse: Another process holds it.
+        NoPlaceForDatabase: It cannot be made.
+    """
     try:
         # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

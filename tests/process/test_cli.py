@@ -47,7 +47,7 @@ def test_help_of_the_whole_names_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
-    assert set(cli.main.commands) == {"serve", "migrate", "check"}
+    assert set(cli.main.commands) == {"serve", "migrate", "check", "backup", "restore", "health"}
     for name in cli.main.commands:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
 
@@ -157,6 +157,10 @@ def test_all_bad_settings_are_named_at_once(tmp_path: Path) -> None:
     assert_bad_setting(done.returncode, done.stdout, done.stderr, *bad)
 
 
+NEEDED = {"backup": ["to.db"], "restore": ["from.db"]}
+"""What a command must be told."""
+
+
 @pytest.mark.parametrize("command", cli.main.commands)
 def test_every_command_looks_at_the_settings_first(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
@@ -164,7 +168,7 @@ def test_every_command_looks_at_the_settings_first(
     """What is not a setting of this command is looked at too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STORE_READERS", "0")
-    done = in_this_process(command)
+    done = in_this_process(command, *NEEDED.get(command, []))
 
     assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_READERS")
     assert list(tmp_path.iterdir()) == []

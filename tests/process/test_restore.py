@@ -1,0 +1,396 @@
+"""`store-service restore`: the backup is the database, or nothing has happened; the one before is kept."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import pytest
+from storeapi.v1 import changes_pb2, posts_pb2
+
+from store_service.database import backup, connect, copies, schema
+from store_service.database.sqlite import RestoreUnfinished
+from tests.store import old_application
+from tests.store.old_application import query
+from tests.support import ServerProcess, Stubs, error_seen, run_command, wait_until
+
+
+@pytest.fixture
+def server_process(database_file: Path) -> Iterator[ServerProcess]:
+    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    process = ServerProcess(database_file.parent)
+    yield process
+    process.kill()
+
+
+@pytest.fixture
+def copy(database_file: Path) -> Path:
+    """A backup of the database with one post in it; the database has another one besides."""
+    add(database_file, "in the backup")
+    done = run_command("backup", "copy.db", folder=database_file.parent)
+    assert done.returncode == 0, done.stderr
+    add(database_file, "after the backup")
+    return database_file.with_name("copy.db")
+
+
+def quiet(doing: str, done: int, total: int) -> None:
+    """Nobody looks at the progress."""
+
+
+def add(path: Path, body: str) -> None:
+    """Stores a post by hand."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO posts (body) VALUES (?)", [body])
+
+
+def bodies(path: Path) -> list[str]:
+    """Every post."""
+    return [str(body) for (body,) in query(path, "SELECT body FROM posts ORDER BY id")]
+
+
+def kept(path: Path) -> list[Path]:
+    """The databases before, oldest first, without their logs."""
+    return sorted(it for it in path.parent.glob(f"{path.name}.before-restore-*") if it.name.endswith("Z"))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file with its bytes, but for the lock, which is always empty."""
+    return {it.name: it.read_bytes() for it in folder.iterdir() if it.is_file() and it.suffix != ".lock"}
+
+
+def log_of(path: Path) -> list[Path]:
+    """The files that SQLite has beside a database."""
+    return [it for end in copies.COMPANIONS if (it := Path(f"{path}{end}")).exists()]
+
+
+def test_the_backup_is_the_database_and_the_one_before_is_kept(database_file: Path, copy: Path) -> None:
+    """The backup stays too; what it holds and where the other one went is on stdout."""
+    backup_bytes = copy.read_bytes()
+    done = run_command("restore", "copy.db", folder=database_file.parent)
+
+    (before,) = kept(database_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    told, where = done.stdout.splitlines()
+    assert told.startswith("store.db: ")
+    assert f" bytes, 1 posts, 0 comments, schema {schema.HEAD}, " in told
+    assert where == f"the database before is {before}"
+    assert bodies(database_file) == ["in the backup"]
+    assert bodies(before) == ["in the backup", "after the backup"]
+    assert copy.read_bytes() == backup_bytes
+
+
+def test_a_backup_is_restored_where_there_was_no_database(copy: Path, tmp_path: Path) -> None:
+    """A new machine: nothing to keep."""
+    new = tmp_path / "new"
+    new.mkdir()
+    done = run_command("restore", str(copy), folder=new)
+
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
+    assert bodies(new / "store.db") == ["in the backup"]
+    assert {it.name for it in new.iterdir()} == {"store.db", "store.db.lock"}
+
+
+def test_nothing_is_restored_while_a_server_runs(server_process: ServerProcess, copy: Path) -> None:
+    """It would go on writing into the file that was taken away."""
+    server_process.start()
+    done = run_command("restore", "copy.db", folder=server_process.folder)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "store-service: another store-service is using store.db\n"
+    assert server_process.stop() == 0
+    assert bodies(server_process.folder / "store.db") == ["in the backup", "after the backup"]
+    assert kept(server_process.folder / "store.db") == []
+
+
+async def test_the_log_of_the_database_before_goes_with_it(server_process: ServerProcess, copy: Path) -> None:
+    """A server that was killed leaves one; beside another database it would destroy that."""
+    path = server_process.folder / "store.db"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        for number in range(20):
+            await Stubs(channel).create_post(f"in the log {number}")
+    server_process.kill()
+    assert any(it.name.endswith("-wal") and it.stat().st_size for it in log_of(path))
+    done = run_command("restore", "copy.db", folder=path.parent)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log_of(path) == []
+    assert bodies(path) == ["in the backup"]
+    (before,) = kept(path)
+    assert bodies(before)[-1] == "in the log 19"
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        created = await Stubs(channel).create_post("new")
+    assert server_process.stop() == 0
+    assert created.id == 2
+    assert query(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 5_000)
+
+
+def overwrite(path: Path) -> None:
+    old_application.damage(path, "posts")
+
+
+def no_database(path: Path) -> None:
+    path.write_text("no database at all\n" * 1000)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+
+
+def of_another_program(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT)")
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (cut_off, "copy.db"),
+        (overwrite, "copy.db is damaged: "),
+        (no_database, "copy.db"),
+        (empty, "copy.db is empty"),
+        (newer, "a newer store-service made it"),
+        (of_another_program, "copy.db is of another program: "),
+        (gone, "there is no file copy.db"),
+    ],
+)
+def test_what_is_no_whole_backup_is_refused(database_file: Path, copy: Path, harm, problem: str) -> None:
+    """Exit code 1, one line that says why, and everything is as it was."""
+    harm(copy)
+    before = files(database_file.parent)
+    done = run_command("restore", "copy.db", folder=database_file.parent)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert problem in line
+    assert files(database_file.parent) == before
+
+
+@pytest.mark.parametrize("file", ["store.db", "store.db.lock", "link.db"])
+def test_the_database_is_not_restored_from_itself(database_file: Path, file: str) -> None:
+    """It would be set aside and its copy put there, for nothing."""
+    Path(f"{database_file}.lock").touch()
+    (database_file.parent / "link.db").symlink_to(database_file)
+    done = run_command("restore", file, folder=database_file.parent)
+
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"store-service: {file} belongs to the database itself\n",
+    )
+    assert kept(database_file) == []
+
+
+def test_a_file_that_was_copied_by_hand_is_restored_with_its_log(
+    server_process: ServerProcess, tmp_path: Path
+) -> None:
+    """Also one without a log that says it has one; nothing is made beside it."""
+    server_process.start()
+    other = tmp_path / "by hand"
+    other.mkdir()
+    server_process.kill()
+    path = server_process.folder / "store.db"
+    shutil.copy(path, other / "bare.db")
+    with closing(sqlite3.connect(other / "bare.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO posts (body) VALUES ('bare')")
+        connection.commit()
+    with closing(sqlite3.connect(other / "logged.db")) as writing:
+        writing.execute("PRAGMA journal_mode = WAL")
+        with closing(sqlite3.connect(other / "bare.db")) as source:
+            source.backup(writing)
+        writing.execute("INSERT INTO posts (body) VALUES ('logged')")
+        writing.commit()
+        # The log has it; a copy of the file alone has not.
+        for end in ("", "-wal"):
+            shutil.copy(other / f"logged.db{end}", other / f"taken.db{end}")
+    before = {name for name in files(other) if name != "taken.db-shm"}
+
+    for name, wanted in (("bare.db", ["bare"]), ("taken.db", ["bare", "logged"])):
+        assert run_command("restore", str(other / name), folder=path.parent).returncode == 0
+        assert bodies(path) == wanted
+    assert {name for name in files(other) if name != "taken.db-shm"} == before
+
+
+def test_a_file_of_the_application_before_is_restored_and_upgraded_at_the_next_start(tmp_path: Path) -> None:
+    """Going back to before the move, and moving again."""
+    old_application.make(tmp_path / "copy.db")
+    done = run_command("restore", "copy.db", folder=tmp_path)
+    migrated = run_command("migrate", folder=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "schema 0001" in done.stdout
+    assert f"brings it to schema {schema.HEAD}" in done.stdout
+    assert migrated.returncode == 0
+    kept_rows = query(tmp_path / "store.db", "SELECT id, body FROM posts ORDER BY id")
+    assert kept_rows == [(id, body or "") for id, body in old_application.POSTS]
+
+
+def test_the_new_file_belongs_to_whom_the_one_before_belonged(database_file: Path, copy: Path) -> None:
+    """A restore by root must not lock the service out of its own database."""
+    database_file.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(database_file, 10001, 10001)
+    before = database_file.stat()
+    assert run_command("restore", "copy.db", folder=database_file.parent).returncode == 0
+
+    now = database_file.stat()
+    assert (now.st_mode, now.st_uid, now.st_gid) == (before.st_mode, before.st_uid, before.st_gid)
+    assert now.st_ino != before.st_ino
+
+
+def test_a_database_behind_a_link_stays_behind_it(copy: Path, tmp_path: Path) -> None:
+    """The link is kept; the file on the other disk is the one that is replaced."""
+    disk, service = tmp_path / "disk", tmp_path / "service"
+    disk.mkdir()
+    service.mkdir()
+    shutil.copy(tmp_path / "store.db", disk / "data.db")
+    (service / "store.db").symlink_to(disk / "data.db")
+    assert run_command("restore", str(copy), folder=service).returncode == 0
+
+    assert (service / "store.db").is_symlink()
+    assert bodies(disk / "data.db") == ["in the backup"]
+    assert [bodies(it) for it in kept(disk / "data.db")] == [["in the backup", "after the backup"]]
+
+
+# Interrupted
+
+
+@pytest.mark.parametrize("command", ["serve", "migrate"])
+def test_nobody_makes_an_empty_database_in_the_midst_of_a_restore(
+    database_file: Path, copy: Path, command: str
+) -> None:
+    """A restore that died between two renames leaves no store.db; a server would begin with nothing."""
+    path = interrupted(database_file, copy)
+    before = files(path.parent)
+    done = run_command(command, folder=path.parent)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "store-service: a restore of store.db was interrupted; run `store-service restore` again\n"
+    )
+    assert files(path.parent) == before
+
+
+def test_an_interrupted_restore_is_done_by_running_it_again(database_file: Path, copy: Path) -> None:
+    """The log that was left goes to the database that it belongs to."""
+    path = interrupted(database_file, copy)
+    done = run_command("restore", "copy.db", folder=path.parent)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    (before,) = kept(path)
+    assert bodies(path) == ["in the backup"]
+    assert bodies(before) == ["in the backup", "after the backup", "in the log"]
+    assert not [it for it in path.parent.iterdir() if "restoring" in it.name]
+
+
+def test_a_bad_backup_does_not_end_an_interrupted_restore(database_file: Path, copy: Path) -> None:
+    """What must not be served stays so until a restore has succeeded."""
+    path = interrupted(database_file, copy)
+    no_database(copy)
+    assert run_command("restore", "copy.db", folder=path.parent).returncode == 1
+
+    with pytest.raises(RestoreUnfinished), connect.sole_use(f"sqlite:///{path}"):
+        pass
+
+
+def interrupted(path: Path, copy: Path) -> Path:
+    """The state in which kill -9 between two renames leaves the folder."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO posts (body) VALUES ('in the log')")
+        connection.commit()
+        log = Path(f"{path}-wal").read_bytes()
+        data = path.read_bytes()
+    path.unlink()
+    path.with_name(f"{path.name}.before-restore-20260101T000000.000000Z").write_bytes(data)
+    Path(f"{path}-wal").write_bytes(log)
+    shutil.copy(copy, f"{path}.restoring")
+    return path
+
+
+def test_a_restore_that_is_killed_while_it_copies_changes_nothing(database_file: Path, copy: Path) -> None:
+    """The database is served as before, and the next restore is not in the way of what was left."""
+    with closing(sqlite3.connect(copy)) as connection, connection:
+        connection.executemany("INSERT INTO posts (body) VALUES (?)", [["x" * 60_000]] * 3_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "store_service", "restore", "copy.db"], cwd=database_file.parent
+    )
+    partial = Path(f"{database_file}.restoring.partial")
+    wait_until(lambda: partial.exists() and partial.stat().st_size > 0)
+    process.kill()
+    process.wait()
+
+    assert bodies(database_file) == ["in the backup", "after the backup"]
+    assert run_command("migrate", folder=database_file.parent).returncode == 0
+    assert run_command("restore", "copy.db", folder=database_file.parent).returncode == 0
+    assert len(bodies(database_file)) == 3_001
+    assert not partial.exists()
+
+
+# The change feed
+
+
+async def test_tokens_of_the_lost_future_are_foreign_and_those_before_go_on(
+    server_process: ServerProcess,
+) -> None:
+    """Whatever is written since in the places of what was lost, nobody passes over it."""
+    folder = server_process.folder
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        stubs = Stubs(channel)
+        await stubs.create_post("kept")
+        early = await token(stubs)
+        backup.back_up(f"sqlite:///{folder / 'store.db'}", folder / "copy.db", force=False, progress=quiet)
+        await stubs.create_post("lost")
+        await stubs.create_post("lost too")
+        late = await token(stubs)
+    assert server_process.stop() == 0
+    assert run_command("restore", "copy.db", folder=folder).returncode == 0
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        stubs = Stubs(channel)
+        with pytest.raises(grpc.RpcError) as ahead:
+            await first_change(stubs, late)
+        for number in range(5):
+            await stubs.create_post(f"new {number}")
+        with pytest.raises(grpc.RpcError) as passed:
+            await first_change(stubs, late)
+        change = await first_change(stubs, early)
+
+    assert error_seen(ahead.value).reason == "RESUME_TOKEN_FOREIGN"
+    assert error_seen(passed.value).reason == "RESUME_TOKEN_FOREIGN"
+    assert change.post.body == "new 0"
+
+
+async def token(stubs: Stubs) -> str:
+    """Where the feed ends now."""
+    return (await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())).resume_token
+
+
+async def first_change(stubs: Stubs, resume_token: str) -> changes_pb2.Change:
+    """The change behind a token."""
+    watch = stubs.changes.Watch(changes_pb2.WatchRequest(resume_token=resume_token), timeout=30)
+    async for response in watch:
+        if response.changes:
+            return response.changes[0]
+    raise AssertionError("the watch ended")

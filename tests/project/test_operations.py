@@ -1,0 +1,66 @@
+"""What docs/operations.md tells to do works, and names what exists."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from store_service import cli
+from tests.postgres import new_database
+from tests.project.conftest import ROOT
+from tests.store import old_application
+from tests.store.old_application import query
+from tests.support import run_command
+
+PAGE = (ROOT / "docs/operations.md").read_text()
+needs_clients = pytest.mark.skipif(
+    not (shutil.which("sqlite3") and shutil.which("psql")), reason="sqlite3 and psql are not installed"
+)
+
+
+def test_the_page_names_commands_that_exist() -> None:
+    """And every command that keeps data has its place there."""
+    code = re.findall(r"```sh\n.*?```|`[^`]+`", PAGE, re.DOTALL)
+    named = {name for it in code for name in re.findall(r"store-service (\w+)", it)}
+
+    assert named <= set(cli.main.commands)
+    assert {"backup", "restore", "health", "migrate", "check"} <= named
+
+
+@needs_clients
+def test_the_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: Path) -> None:
+    """The lines of the page, run as they stand; ids go on where they were."""
+    posts = [(id, body) for id, body in old_application.POSTS if "\0" not in (body or "")]
+    path = tmp_path / "store.db"
+    old_application.make(path, post_rows=[*posts, (60, 'a "quote", a comma\nand a \\ in a second line')])
+    (script,) = re.findall(r"<!-- move -->\n```sh\n(.*?)```", PAGE, re.DOTALL)
+    # The command of this environment, whichever one is installed elsewhere.
+    (tmp_path / "store-service").write_text('#!/bin/sh\nexec "$PYTHON" -m store_service "$@"\n')
+    (tmp_path / "store-service").chmod(0o755)
+    assert run_command("migrate", folder=tmp_path).returncode == 0
+    with new_database(postgres) as target:
+        assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("STORE_")},
+            "TARGET": target,
+            "PYTHON": sys.executable,
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        }
+        done = subprocess.run(
+            ["sh", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        with psycopg.connect(target) as connection:
+            for table, columns in (("posts", "id, body"), ("comments", "id, body, post_id")):
+                rows = f"SELECT {columns}, create_time, update_time, version FROM {table} ORDER BY id"
+                moved = connection.execute(rows).fetchall()
+                assert moved == query(path, rows)
+                assert len(moved) > 3
+            new = "INSERT INTO posts (body) VALUES ('new') RETURNING id"
+            # Also after ids that only comments of the application before remember.
+            assert connection.execute(new).fetchall() == [(91,)]
