@@ -38,7 +38,9 @@ class Certificates:
     def credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`: looks at the files whenever somebody connects."""
         return grpc.dynamic_ssl_server_credentials(
-            self._initial, self.renewed, require_client_authentication=self._client_ca is not None
+            self._initial,
+            self.renewed,  # type: ignore[arg-type]  # the published types leave out None, for no change
+            require_client_authentication=self._client_ca is not None,
         )
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
