@@ -93,6 +93,18 @@ def test_both_workers_speak_tls_and_ask_who_calls(supervisor: ServerProcess) -> 
     assert len(set(re.findall(r'CreatePost.*"call_id": "([0-9a-f]+)-', supervisor.stderr()))) == 2
 
 
+def test_a_bad_file_is_told_once_and_not_by_every_worker(supervisor: ServerProcess) -> None:
+    """Before any of them starts, as of one process."""
+    (supervisor.folder / "keys").write_text("nonsense")
+    settings = {**supervisor.settings, "STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0"}
+
+    done = run_command("serve", folder=supervisor.folder, settings=settings)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: STORE_API_KEYS_FILE: line 1: ")
+
+
 def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:
     """The others go on meanwhile, and the port stays ours."""
     supervisor.start()

@@ -291,6 +291,21 @@ def test_a_file_without_good_public_keys_is_refused(what: str) -> None:
     assert raised.value.__cause__ is None
 
 
+PRIVATE_JWKS = {
+    "RSA": jwt.algorithms.RSAAlgorithm.to_jwk(RSA, as_dict=True),
+    "EC": jwt.algorithms.ECAlgorithm.to_jwk(EC, as_dict=True),
+    "Ed25519": jwt.algorithms.OKPAlgorithm.to_jwk(ED, as_dict=True),
+    "secret": {"kty": "oct", "k": "c2VjcmV0"},
+}
+
+
+@pytest.mark.parametrize("kind", PRIVATE_JWKS)
+def test_what_belongs_to_the_issuer_alone_is_refused_with_these_words(kind: str) -> None:
+    """Whoever has copied the wrong half should hear of it, for it is a leak."""
+    with pytest.raises(ValueError, match="belongs to the issuer alone"):
+        parse_public_keys(jwks(PRIVATE_JWKS[kind]))
+
+
 @pytest.mark.parametrize("data", [b"", b"short", b"x" * 31, b" " * 40, pem(RSA), PRIVATE_PEM])
 def test_a_file_without_a_good_secret_is_refused(data: bytes) -> None:
     """What is short can be guessed, and a public key is no secret."""
