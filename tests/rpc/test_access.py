@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -22,10 +23,10 @@ from structlog.testing import capture_logs
 
 from store_service import config as settings
 from store_service.access import keys
-from store_service.access.caller import ALL_RIGHTS, Right
+from store_service.access.caller import ALL_RIGHTS, Caller, Right
 from store_service.config import Config
 from store_service.logs import CallLog
-from store_service.rpc import access
+from store_service.rpc import access, guard
 from store_service.rpc.access import right_of
 from store_service.server import RunningServer, serving
 from tests.certificates import Files, channel_credentials
@@ -369,6 +370,25 @@ async def test_without_access_control_nobody_is_named(
         await Stubs(channel).create_post()
 
     assert names == [("OK", None)]
+
+
+@pytest.mark.parametrize(
+    ("peer", "name"),
+    [
+        ("ipv4:10.0.0.7:50123", "ipv4:10.0.0.7"),
+        ("ipv6:%5B::1%5D:50123", "ipv6:%5B::1%5D"),
+        ("unix:/run/store:1", "unix:/run/store:1"),
+        ("unix:", "unix:"),
+    ],
+)
+def test_who_is_not_known_is_named_by_where_they_are(peer: str, name: str) -> None:
+    """Without the port, which is another one for each connection; who is known has a name."""
+    context: Any = SimpleNamespace(peer=lambda: peer)
+    call = guard._Call("method", "id", context, CallLog())
+    assert call.caller_name == name
+
+    call.caller = Caller(name="billing", rights=ALL_RIGHTS)
+    assert call.caller_name == "billing"
 
 
 # Reloading
