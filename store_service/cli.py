@@ -6,11 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
 from store_service import config as settings
 from store_service import logs
+from store_service.access.files import BadFile
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, StorageFull, StoreError
 
 _EPILOG = "Settings come from the environment and from the file .env; the README lists them."
@@ -41,8 +43,10 @@ def serve(listen: str | None, worker: bool) -> None:
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with _one_line_errors(config):
-        from store_service import server, supervisor
+        from store_service import security, server, supervisor
 
+        # Before anything is made, and once for all processes.
+        security.check(config)
         if config.workers > 1 and not worker:
             supervisor.run(config)
         else:
@@ -69,10 +73,12 @@ def migrate() -> None:
 def check() -> None:
     """Tell whether settings, database and schema are fine, and change nothing."""
     config = _settings()
-    click.echo("settings: fine")
     with _one_line_errors(config):
+        from store_service import security
         from store_service.database import schema
 
+        security.check(config)
+        click.echo("settings: fine")
         schema.check(config.DATABASE_URL)
     click.echo("database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")
@@ -198,6 +204,64 @@ def _show_progress(doing: str, done: int, total: int) -> None:
         # The line is written over, and gone at the end.
         told = f"{doing} {done * 100 // max(total, 1)} %" if done < total else ""
         click.echo(f"\r{told:<16}\r{told}", nl=False, err=True)
+@main.group(epilog=_EPILOG, invoke_without_command=True)
+@click.pass_context
+def keys(context: click.Context) -> None:
+    """Make and list the API keys of STORE_API_KEYS_FILE."""
+    context.obj = _settings()
+    if context.invoked_subcommand is None:
+        raise click.UsageError("Missing command: new or list.")
+
+
+@keys.command("new", epilog=_EPILOG)
+@click.argument("name")
+@click.option("--rights", metavar="LIST", required=True, help="What it allows: some of read,write,watch.")
+@click.pass_obj
+def new_key(config: settings.Config, name: str, rights: str) -> None:
+    """Make a key for the caller NAME, print it, and add its line to the file.
+
+    The key is printed on stdout this once: the file has only its SHA-256. A running server takes it within
+    two seconds. Several keys may have one name, so that a caller can move from one to the next. To take a
+    key away, delete its line.
+    """
+    from store_service.access import keys as api_keys
+    from store_service.access.caller import rights_from
+
+    path = _keys_file(config)
+    key = api_keys.new_key()
+    try:
+        api_keys.append(path, name=name, key=key, rights=rights_from(rights.split(",")))
+    except (ValueError, OSError) as error:
+        _fail(f"no key was made: {getattr(error, 'strerror', None) or error}")
+    click.echo(key)
+
+
+@keys.command("list", epilog=_EPILOG)
+@click.pass_obj
+def list_keys(config: settings.Config) -> None:
+    """List the names that have keys or certificates, their rights, and how each hash begins."""
+    from store_service.access import keys as api_keys
+
+    try:
+        ring = api_keys.parse(_keys_file(config).read_bytes())
+    except (ValueError, OSError) as error:
+        _fail(f"STORE_API_KEYS_FILE: {getattr(error, 'strerror', None) or error}")
+    for line in ring.lines:
+        click.echo(f"{line.name}\t{','.join(sorted(line.rights))}\t{line.digest.hex()[:8] or '-'}")
+
+
+def _keys_file(config: settings.Config) -> Path:
+    if not config.api_keys_file:
+        click.echo(
+            "store-service: STORE_API_KEYS_FILE: must be set, to the file that holds the keys", err=True
+        )
+        sys.exit(2)
+    return Path(config.api_keys_file)
+
+
+def _fail(problem: str) -> NoReturn:
+    click.echo(f"store-service: {problem}", err=True)
+    sys.exit(1)
 
 
 def _settings(**overrides: str) -> settings.Config:
@@ -227,6 +291,9 @@ def _one_line_errors(config: settings.Config) -> Iterator[None]:
     )
     try:
         yield
+    except BadFile as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(2)
     except expected as error:
         click.echo(f"store-service: {_explained(error, config)}", err=True)
         sys.exit(1)

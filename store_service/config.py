@@ -4,7 +4,9 @@
 """
 
 import importlib.util
+import ipaddress
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
@@ -53,6 +55,42 @@ def _listen(value: str) -> str:
     return value
 
 
+def _is_local(listen: str) -> bool:
+    """Whether only this machine can reach an address."""
+    host = listen.rpartition(":")[0].strip("[]")
+    if listen.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _file(value: str) -> str:
+    # The value is not repeated: it may be the secret itself, put where its file's name belongs.
+    if value and not Path(value).is_file():
+        raise ValueError("there is no such file")
+    return value
+
+
+def _file_to_be(value: str) -> str:
+    if value and not Path(value).parent.is_dir():
+        raise ValueError("there is no such folder")
+    return value
+
+
+def _file_for_jwt(value: str) -> str:
+    if value and importlib.util.find_spec("jwt") is None:
+        raise ValueError("needs the extra: pip install 'store-service[jwt]'")
+    return _file(value)
+
+
+def _trimmed(value: str) -> str:
+    if value != value.strip():
+        raise ValueError("must not begin or end with a blank")
+    return value
+
+
 class Config(BaseSettings):
     """Every setting, with its default."""
 
@@ -72,6 +110,46 @@ class Config(BaseSettings):
 
     listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:50051"
     """Address to serve on; port 0 lets the system choose."""
+
+    allow_insecure: bool = False
+    """Listen without TLS on addresses that other machines reach, because something else encrypts."""
+
+    tls_cert: Annotated[str, AfterValidator(_file)] = ""
+    """File with the server's certificate, and those between it and its authority (PEM). With it and
+    STORE_TLS_KEY callers must use TLS. Read again when it changes."""
+
+    tls_key: Annotated[str, AfterValidator(_file)] = ""
+    """File with the private key of STORE_TLS_CERT (PEM, not encrypted)."""
+
+    tls_client_ca: Annotated[str, AfterValidator(_file)] = ""
+    """File with the authorities of clients (PEM): each client needs a certificate that one of them signed."""
+
+    api_keys_file: Annotated[str, AfterValidator(_file_to_be)] = ""
+    """File of API keys, made by `store-service keys new`: callers need one, but for the health check. Read
+    again when it changes."""
+
+    jwt_public_keys_file: Annotated[str, AfterValidator(_file_for_jwt)] = ""
+    """File with the keys that tokens (JWT) are signed with, PEM or JWKS; needs the extra
+    `store-service[jwt]`. Read again when it changes."""
+
+    jwt_secret_file: Annotated[str, AfterValidator(_file_for_jwt)] = ""
+    """File with a secret that tokens are signed with instead (HS256), at least 32 bytes."""
+
+    jwt_audience: Annotated[str, AfterValidator(_trimmed)] = ""
+    """Whom tokens must be for (`aud`)."""
+
+    jwt_issuer: Annotated[str, AfterValidator(_trimmed)] = ""
+    """Whom tokens must be from (`iss`)."""
+
+    jwt_leeway_seconds: float = Field(default=30.0, ge=0, le=600)
+    """How far the clocks of issuer and service may differ."""
+
+    jwt_rights_claim: Annotated[str, AfterValidator(_trimmed)] = "scope"
+    """Claim of tokens that holds the rights: read, write, watch."""
+
+    reflection: Literal["callers", "open", "off"] = "callers"
+    """Who may ask for the descriptors: callers with good credentials (anybody, if none are asked for), all
+    (open), or nobody (off)."""
 
     auto_migrate: bool = True
     """Bring the database's schema up to date at start; otherwise `store-service migrate` does."""
@@ -120,6 +198,36 @@ class Config(BaseSettings):
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """json: one object a line; console: for people; auto: json unless stderr is a terminal."""
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if self.tls_cert and not self.tls_key:
+            raise ValueError("STORE_TLS_CERT: needs STORE_TLS_KEY too, the key of the certificate")
+        if self.tls_key and not self.tls_cert:
+            raise ValueError("STORE_TLS_KEY: needs STORE_TLS_CERT too, the certificate of the key")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("STORE_TLS_CLIENT_CA: needs STORE_TLS_CERT and STORE_TLS_KEY too")
+        if not (self.tls_cert or self.allow_insecure or _is_local(self.listen)):
+            raise ValueError(
+                "STORE_LISTEN: other machines reach this address, and nothing would be encrypted; set "
+                "STORE_TLS_CERT and STORE_TLS_KEY, or STORE_ALLOW_INSECURE=true where something else encrypts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _jwt_is_whole(self) -> Self:
+        if self.jwt_public_keys_file and self.jwt_secret_file:
+            raise ValueError("STORE_JWT_SECRET_FILE: cannot be set beside STORE_JWT_PUBLIC_KEYS_FILE")
+        with_keys = bool(self.jwt_public_keys_file or self.jwt_secret_file)
+        for name in ("jwt_audience", "jwt_issuer"):
+            variable = variable_of(name)
+            if with_keys and not getattr(self, name):
+                raise ValueError(f"{variable}: must be set where tokens are taken")
+            if getattr(self, name) and not with_keys:
+                raise ValueError(
+                    f"{variable}: means nothing without STORE_JWT_PUBLIC_KEYS_FILE or STORE_JWT_SECRET_FILE"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_process_on_sqlite(self) -> Self:

@@ -14,6 +14,10 @@
     │   ├── RequestIdReused
     │   ├── ResumeTokenInvalid
     │   └── ResumeTokenForeign
+    ├── Unauthenticated         the service does not know who calls
+    │   ├── CredentialsMissing
+    │   └── CredentialsInvalid
+    ├── PermissionDenied
     ├── NotFound
     │   ├── PostNotFound
     │   └── CommentNotFound
@@ -121,6 +125,35 @@ class ResumeTokenInvalid(InvalidRequest):
 
 class ResumeTokenForeign(InvalidRequest):
     """resume_token belongs to another store, or to a past that this store no longer has."""
+
+
+class Unauthenticated(StoreError):
+    """The service does not know who calls."""
+
+
+class CredentialsMissing(Unauthenticated):
+    """The call has no credentials, and needs some."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the call needs credentials: metadata authorization, with Bearer and a key")
+
+
+class CredentialsInvalid(Unauthenticated):
+    """The call has credentials that are not good."""
+
+    def __init__(self, problem: str) -> None:
+        """Takes what is wrong, in words that help who has good ones and nobody else."""
+        super().__init__(problem)
+
+
+class PermissionDenied(StoreError):
+    """The caller is known, and may not do this."""
+
+    def __init__(self, *, right: str) -> None:
+        """Takes the right that is missing."""
+        super().__init__(f"the caller does not have the right to {right}")
+        self.right = right
 
 
 class NotFound(StoreError):

@@ -75,19 +75,25 @@ class CallLog:
         )
         self._lines: list[str] = []
 
-    def write(self, method: str, code: str, seconds: float, peer: str, call_id: str) -> None:
-        """Tells of a call that has ended."""
+    def write(
+        self, method: str, code: str, seconds: float, peer: str, call_id: str, caller: str | None = None
+    ) -> None:
+        """Tells of a call that has ended, and who made it, if the service knows."""
         if not self._on:
             return
         milliseconds = round(seconds * 1000, 3)
         if not self._as_json:
-            self._log.info("call", method=method, code=code, ms=milliseconds, peer=peer, call_id=call_id)
+            known = {} if caller is None else {"caller": caller}
+            self._log.info(
+                "call", method=method, code=code, ms=milliseconds, peer=peer, **known, call_id=call_id
+            )
             return
+        who = "" if caller is None else f'"caller": {_quoted(caller)}, '
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         second, rest = divmod(time.time_ns() // 1000, 1_000_000)
         self._lines.append(
-            f'{{"method": "{method}", "code": "{code}", "ms": {milliseconds}, "peer": {_quoted(peer)}, '
+            f'{{"method": "{method}", "code": "{code}", "ms": {milliseconds}, "peer": {_quoted(peer)}, {who}'
             f'"call_id": "{call_id}", "event": "call", "level": "info", '
             f'"timestamp": "{_second(second)}.{rest:06}Z"}}\n'
         )

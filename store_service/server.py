@@ -17,15 +17,18 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
+from store_service import security
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.rpc import reflection
+from store_service.rpc.access import Admission
 from store_service.rpc.changes import ChangeService
 from store_service.rpc.comments import CommentService
 from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
+from store_service.rpc.tls import Certificates
 from store_service.rpc.validation import Validation
 from store_service.store.changes import Changes
 from store_service.store.comments import Comments
@@ -90,6 +93,7 @@ def run(config: Config, *, is_worker: bool = False) -> None:
     Raises:
         CannotListen: The address is in use, or not of this machine.
         connect.DatabaseInUse: Another service has the database.
+        BadFile: A file that a setting names cannot be used.
         schema.ForeignSchema: The database is not ours.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
@@ -166,6 +170,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     5. the workers finish what they have begun;
     6. the database is closed, when nobody needs it any more.
     """
+    certificates, access = security.certificates(config), security.access(config)
     with connect.sole_use(config.DATABASE_URL):
         if config.auto_migrate:
             await asyncio.to_thread(schema.upgrade, config.DATABASE_URL)
@@ -181,19 +186,22 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
         ) as store:
             await schema.look(store)
             await Changes(store).begin()
-            guard = Guard()
+            guard = Guard(access)
             feed = Feed(store, max_watches=config.max_watches)
             names = [service.full_name for service in SERVICES]
             health = HealthService(lambda: schema.look(store), names)
             server = _server(config, store, feed, guard, health, names, reuse_port=reuse_port)
-            address = _listen(server, config.listen)
+            address = _listen(server, config.listen, certificates)
             keeping = asyncio.create_task(_keeping(config, store).run(), name="keeping")
+            looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
                 yield RunningServer(address=address, guard=guard, health=health)
             finally:
                 health.stop()
                 keeping.cancel()
+                if looking is not None:
+                    looking.cancel()
                 started = asyncio.get_running_loop().time()
                 await feed.stop(min(FAREWELL_SECONDS, config.grace_seconds))
                 await guard.drain(config.grace_seconds)
@@ -222,8 +230,6 @@ def _server(
     reuse_port: bool,
 ) -> grpc.aio.Server:
     validation = Validation(max_body_bytes=config.max_body_bytes)
-    all_names = [*names, HEALTH.full_name, reflection.V1_NAME, reflection.V1ALPHA.full_name]
-    describe = ReflectionService(all_names, [HEALTH.file, reflection.V1ALPHA.file])
     # Unless workers share the port on purpose, a second server must not bind it without an error.
     options = [
         *_OPTIONS,
@@ -239,17 +245,29 @@ def _server(
             guard.handlers(POSTS, PostService(Posts(store), validation)),
             guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
             guard.handlers(CHANGES, ChangeService(feed, validation)),
-            guard.handlers(HEALTH, health, while_draining=True),
-            guard.handlers(reflection.V1ALPHA, describe),
-            guard.handlers(reflection.V1ALPHA, describe, name=reflection.V1_NAME),
+            guard.handlers(HEALTH, health, while_draining=True, admission=Admission.ANYBODY),
         )
     )
+    if config.reflection != "off":
+        all_names = [*names, HEALTH.full_name, reflection.V1_NAME, reflection.V1ALPHA.full_name]
+        describe = ReflectionService(all_names, [HEALTH.file, reflection.V1ALPHA.file])
+        admission = Admission.ANYBODY if config.reflection == "open" else Admission.CALLER
+        server.add_generic_rpc_handlers(
+            (
+                guard.handlers(reflection.V1ALPHA, describe, admission=admission),
+                guard.handlers(reflection.V1ALPHA, describe, admission=admission, name=reflection.V1_NAME),
+            )
+        )
     return server
 
 
-def _listen(server: grpc.aio.Server, listen: str) -> str:
+def _listen(server: grpc.aio.Server, listen: str, certificates: Certificates | None) -> str:
     try:
-        port = server.add_insecure_port(listen)
+        port = (
+            server.add_insecure_port(listen)
+            if certificates is None
+            else server.add_secure_port(listen, certificates.credentials())
+        )
     except RuntimeError:
         port = 0
     if not port:

@@ -18,8 +18,10 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from store_service.errors import RequestMalformed, ShuttingDown, StoreError, StreamStalled
+from store_service.access.caller import Caller
+from store_service.errors import PermissionDenied, RequestMalformed, ShuttingDown, StoreError, StreamStalled
 from store_service.logs import CallLog
+from store_service.rpc.access import Access, Admission, address_of, right_of
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -41,8 +43,9 @@ log = structlog.get_logger("store_service.rpc")
 class Guard:
     """Wraps the methods of servicers; knows which calls are running and whether new ones are taken."""
 
-    def __init__(self) -> None:
-        """Takes every call, until `drain`."""
+    def __init__(self, access: Access | None = None) -> None:
+        """Takes every call, until `drain`; with `access`, only those of callers who may make them."""
+        self._access = access
         self._draining = False
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
@@ -53,7 +56,13 @@ class Guard:
         self._id_count = 0
 
     def handlers(
-        self, service: ServiceDescriptor, servicer: object, *, name: str = "", while_draining: bool = False
+        self,
+        service: ServiceDescriptor,
+        servicer: object,
+        *,
+        name: str = "",
+        while_draining: bool = False,
+        admission: Admission = Admission.RIGHT,
     ) -> grpc.GenericRpcHandler:
         """The guarded methods of a service, for `server.add_generic_rpc_handlers`.
 
@@ -62,13 +71,18 @@ class Guard:
             servicer: The object that has them.
             name: Serve them under another name than the service's own.
             while_draining: Take calls, and let streams run, also while the server stops.
+            admission: Who may call, where the service asks who calls.
         """
         name = name or service.full_name
         return grpc.method_handlers_generic_handler(
             name,
             {
                 method.name: self._handler(
-                    f"{name}/{method.name}", method, getattr(servicer, method.name), while_draining
+                    f"{name}/{method.name}",
+                    method,
+                    getattr(servicer, method.name),
+                    while_draining,
+                    self._admit(method, admission),
                 )
                 for method in service.methods
             },
@@ -89,17 +103,36 @@ class Guard:
         self._calls.flush()
 
     def _handler(
-        self, name: str, method: MethodDescriptor, behavior: Callable[..., Any], while_draining: bool
+        self,
+        name: str,
+        method: MethodDescriptor,
+        behavior: Callable[..., Any],
+        while_draining: bool,
+        admit: "_Admit | None",
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         decode = _decoder(GetMessageClass(method.input_type))
         # Bytes go in and out of gRPC, so that decoding happens in here, where its errors are caught.
         if method.server_streaming:
-            stream = self._stream(name, behavior, decode, method.client_streaming, while_draining)
+            stream = self._stream(name, behavior, decode, method.client_streaming, while_draining, admit)
             if method.client_streaming:
                 return grpc.stream_stream_rpc_method_handler(stream)
             return grpc.unary_stream_rpc_method_handler(stream)
         assert not method.client_streaming, f"{name}: no service of ours takes a stream and answers once"
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, behavior, decode, while_draining))
+        return grpc.unary_unary_rpc_method_handler(self._unary(name, behavior, decode, while_draining, admit))
+
+    def _admit(self, method: MethodDescriptor, admission: Admission) -> "_Admit | None":
+        """What recognises the caller of a method and refuses those who may not call; None: nothing does."""
+        access = self._access
+        if access is None or admission is Admission.ANYBODY:
+            return None
+        right = right_of(method) if admission is Admission.RIGHT else None
+
+        def admit(call: "_Call", context: Context) -> None:
+            call.caller = caller = access.caller_of(context)
+            if right is not None and right not in caller.rights:
+                raise PermissionDenied(right=right)
+
+        return admit
 
     def _unary(
         self,
@@ -107,11 +140,14 @@ class Guard:
         behavior: Callable[[Any, Context], Awaitable[Message]],
         decode: Callable[[bytes], Message],
         while_draining: bool,
+        admit: "_Admit | None",
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context)
             try:
                 request = decode(data)
+                if admit is not None:
+                    admit(call, context)
                 if self._draining and not while_draining:
                     raise ShuttingDown
                 response = await behavior(request, context)
@@ -133,6 +169,7 @@ class Guard:
         decode: Callable[[bytes], Message],
         client_streaming: bool,
         while_draining: bool,
+        admit: "_Admit | None",
     ) -> Callable[[Any, Context], Awaitable[None]]:
         async def handle(data: Any, context: Context) -> None:
             call = self._begin(name, context)
@@ -140,6 +177,8 @@ class Guard:
             assert task is not None
             try:
                 request = _decode_each(data, decode) if client_streaming else decode(data)
+                if admit is not None:
+                    admit(call, context)
                 if self._draining and not while_draining:
                     raise ShuttingDown
                 if not while_draining:
@@ -147,6 +186,9 @@ class Guard:
                 # Closed before the caller is told, so that a caller that hears nothing holds nothing.
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
+                        if admit is not None:
+                            # A key may be deleted and a token expire while a stream is open.
+                            admit(call, context)
                         await _send(context, response)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError) and self._draining and not context.cancelled():
@@ -211,18 +253,28 @@ class Guard:
 class _Call:
     """A running call, as the log tells of it: never what was sent, only how it went."""
 
-    __slots__ = ("_calls", "_context", "_start", "id", "method")
+    __slots__ = ("_calls", "_context", "_start", "caller", "id", "method")
 
     def __init__(self, method: str, call_id: str, context: Context, calls: CallLog) -> None:
         self._calls = calls
         self.method = method
         self.id = call_id
+        self.caller: Caller | None = None  # who makes it, as soon as that is known
         self._context = context
         self._start = time.perf_counter()
 
+    @property
+    def caller_name(self) -> str:
+        """Who makes it; of a caller who is not known, from where."""
+        return address_of(self._context.peer()) if self.caller is None else self.caller.name
+
     def log(self, code: str) -> None:
         seconds = time.perf_counter() - self._start
-        self._calls.write(self.method, code, seconds, self._context.peer(), self.id)
+        caller = None if self.caller is None else self.caller.name
+        self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller)
+
+
+_Admit: TypeAlias = Callable[[_Call, Context], None]
 
 
 async def _send(context: Context, response: Message | bytes) -> None:

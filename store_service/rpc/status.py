@@ -159,6 +159,13 @@ ROWS: dict[type[errors.StoreError], _Row] = {
     errors.RequestIdReused: _Row(code=_INVALID, reason="REQUEST_ID_REUSED", more=_violations),
     errors.ResumeTokenInvalid: _Row(code=_INVALID, reason="RESUME_TOKEN_INVALID", more=_violations),
     errors.ResumeTokenForeign: _Row(code=_INVALID, reason="RESUME_TOKEN_FOREIGN", more=_violations),
+    errors.CredentialsMissing: _Row(code=grpc.StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_MISSING"),
+    errors.CredentialsInvalid: _Row(code=grpc.StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_INVALID"),
+    errors.PermissionDenied: _Row(
+        code=grpc.StatusCode.PERMISSION_DENIED,
+        reason="PERMISSION_DENIED",
+        metadata=lambda error: {"right": error.right},
+    ),
     errors.PostNotFound: _Row(
         code=grpc.StatusCode.NOT_FOUND,
         reason="POST_NOT_FOUND",

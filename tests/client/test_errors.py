@@ -40,9 +40,14 @@ REASONS = {
     "RESUME_TOKEN_EXPIRED": (StatusCode.OUT_OF_RANGE, storeapi.ResumeTokenExpired),
     "WATCH_LIMIT": (StatusCode.RESOURCE_EXHAUSTED, storeapi.WatchLimit),
     "STREAM_STALLED": (StatusCode.UNAVAILABLE, storeapi.StreamStalled),
+    "CREDENTIALS_MISSING": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsMissing),
+    "CREDENTIALS_INVALID": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsInvalid),
+    "PERMISSION_DENIED": (StatusCode.PERMISSION_DENIED, storeapi.PermissionDenied),
 }
 BRANCHES = {
     StatusCode.INVALID_ARGUMENT: storeapi.InvalidRequest,
+    StatusCode.UNAUTHENTICATED: storeapi.Unauthenticated,
+    StatusCode.PERMISSION_DENIED: storeapi.PermissionDenied,
     StatusCode.NOT_FOUND: storeapi.NotFound,
     StatusCode.FAILED_PRECONDITION: storeapi.PreconditionFailed,
     StatusCode.ABORTED: storeapi.Conflict,

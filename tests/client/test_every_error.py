@@ -15,6 +15,8 @@ import storeapi
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service import config as settings
+from store_service.access import keys as api_keys
+from store_service.access.caller import Right
 from store_service.config import Config
 from store_service.database import connect, schema, sqlite
 from store_service.rpc import guard
@@ -26,6 +28,7 @@ from tests.postgres import new_database
 from tests.rpc.helpers import StoppableServer, locked, stoppable
 
 MISSING = 999
+KEY = api_keys.new_key()
 UUID = "7d1a3a1e-3c0a-4f6e-9a55-5d3b3a1f2c11"
 
 
@@ -229,6 +232,16 @@ async def schema_mismatch(it: Situation) -> None:
             await client.posts.get(1)
 
 
+async def asked_who_calls(it: Situation, **client: Any) -> None:
+    """What a server answers that knows one key, which may only read."""
+    file = Path(it.config.DATABASE_URL.removeprefix("sqlite:///")).with_name("keys")
+    api_keys.append(file, name="reader", key=KEY, rights=frozenset([Right.READ]))
+    config = it.config.model_copy(update={"api_keys_file": str(file), "DATABASE_URL": it.config.DATABASE_URL})
+    await it.server.stop()
+    async with serving(config) as server:
+        await it.make_client(server.address, retries=False, **client).posts.create(body="a")
+
+
 async def unavailable(it: Situation) -> None:
     await it.make_client("127.0.0.1:1", retries=False, timeout=5).posts.get(1)
 
@@ -278,6 +291,9 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.RequestIdReused: request_id_reused,
     storeapi.ResumeTokenInvalid: lambda it: anext(it.client.changes.watch(resume_token="damaged")),
     storeapi.ResumeTokenForeign: resume_token_foreign,
+    storeapi.CredentialsMissing: asked_who_calls,
+    storeapi.CredentialsInvalid: lambda it: asked_who_calls(it, api_key=f"{KEY}x"),
+    storeapi.PermissionDenied: lambda it: asked_who_calls(it, api_key=KEY),
     storeapi.PostNotFound: lambda it: it.client.posts.get(MISSING),
     storeapi.CommentNotFound: lambda it: it.client.comments.get(MISSING),
     storeapi.PostHasComments: post_has_comments,
@@ -300,6 +316,7 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
 
 ONLY_THEIR_LEAVES = {
     storeapi.InvalidRequest,
+    storeapi.Unauthenticated,
     storeapi.NotFound,
     storeapi.PreconditionFailed,
     storeapi.Conflict,

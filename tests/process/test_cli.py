@@ -47,7 +47,8 @@ def test_help_of_the_whole_names_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
-    assert set(cli.main.commands) == {"serve", "migrate", "check", "backup", "restore", "health"}
+    commands = {"serve", "migrate", "check", "keys", "backup", "restore", "health"}
+    assert set(cli.main.commands) == commands
     for name in cli.main.commands:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
 
@@ -99,6 +100,18 @@ BAD_VALUES: dict[str, list[str]] = {
     ],
     "DB_FORCE_ROLL_BACK": ["perhaps"],
     "STORE_LISTEN": ["50051", ":50051", "127.0.0.1:", "127.0.0.1:port", "127.0.0.1:65536", "127.0.0.1:-1"],
+    "STORE_ALLOW_INSECURE": ["perhaps"],
+    "STORE_TLS_CERT": ["missing.pem", "."],
+    "STORE_TLS_KEY": ["missing.pem", "-----BEGIN secret KEY-----"],
+    "STORE_TLS_CLIENT_CA": ["missing.pem"],
+    "STORE_API_KEYS_FILE": ["no folder/secret"],
+    "STORE_JWT_PUBLIC_KEYS_FILE": ["missing.pem"],
+    "STORE_JWT_SECRET_FILE": ["missing", "secret"],
+    "STORE_JWT_AUDIENCE": [" storeapi"],
+    "STORE_JWT_ISSUER": ["https://issuer.example "],
+    "STORE_JWT_LEEWAY_SECONDS": ["some", "-1", "601"],
+    "STORE_JWT_RIGHTS_CLAIM": [" scope"],
+    "STORE_REFLECTION": ["perhaps"],
     "STORE_AUTO_MIGRATE": ["sometimes"],
     "STORE_GRACE_SECONDS": ["soon", "-1", "3601", "nan", "inf"],
     "STORE_MAX_BODY_BYTES": ["many", "0", "-5", "1048577", "1.5"],

@@ -1,6 +1,7 @@
 """The log: what it tells, in what form, and what it never holds."""
 
 import asyncio
+import hashlib
 import json
 import os
 import pty
@@ -16,6 +17,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, comments_pb2, posts_pb2
 
+from store_service.access import keys as api_keys
+from store_service.access.caller import Right
 from tests.process.by_hand import served_by_hand
 from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
 
@@ -82,6 +85,28 @@ async def test_a_call_is_one_line_of_json(running: ServerProcess, channel: grpc.
     assert 0 < line["ms"] < 60_000
     assert re.fullmatch(r"ipv4:127\.0\.0\.1:\d+", line["peer"])
     assert is_time(line["timestamp"])
+
+
+async def test_the_line_of_a_call_names_its_caller_and_never_the_key(tmp_path: Path) -> None:
+    """Where the service asks who calls; whatever becomes of the call, and whatever was wrong with the key."""
+    key = api_keys.new_key()
+    api_keys.append(tmp_path / "keys", name="billing", key=key, rights=frozenset([Right.READ]))
+    server = ServerProcess(tmp_path, {"STORE_API_KEYS_FILE": "keys"}).start()
+    try:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            list_posts = Stubs(channel).posts.ListPosts
+            call = list_posts(posts_pb2.ListPostsRequest(), metadata=(("authorization", f"Bearer {key}"),))
+            await call
+            good = line_of_call(server, dict(await call.trailing_metadata())["x-call-id"])
+            wrong = list_posts(posts_pb2.ListPostsRequest(), metadata=(("authorization", f"Bearer {key}x"),))
+            bad = line_of_call(server, (await failure(wrong)).trailing["x-call-id"])
+    finally:
+        server.stop()
+
+    assert (good["code"], good["caller"]) == ("OK", "billing")
+    assert (bad["code"], "caller" in bad) == ("UNAUTHENTICATED", False)
+    assert key not in server.stderr()
+    assert hashlib.sha256(key.encode()).hexdigest() not in server.stderr()
 
 
 async def test_a_call_that_fails_is_one_line_too(running: ServerProcess, channel: grpc.aio.Channel) -> None:

@@ -8,8 +8,13 @@ from pathlib import Path
 import grpc
 import psycopg
 import pytest
+import storeapi
+import trustme
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from store_service.access import keys as api_keys
+from store_service.access.caller import ALL_RIGHTS
+from tests.certificates import Files
 from tests.postgres import empty
 from tests.support import ServerProcess, run_command, wait_until
 
@@ -51,6 +56,53 @@ def test_both_workers_serve_one_port(supervisor: ServerProcess) -> None:
     servers = set(re.findall(r'CreatePost.*"call_id": "([0-9a-f]+)-', supervisor.stderr()))
     assert len(servers) == 2
     assert "Traceback" not in supervisor.stderr()
+
+
+def test_both_workers_speak_tls_and_ask_who_calls(supervisor: ServerProcess) -> None:
+    """And take what changes, each by itself: a key counts for all connections or for none."""
+    folder = supervisor.folder
+    files = Files(folder, trustme.CA())
+    key = api_keys.new_key()
+    api_keys.append(folder / "keys", name="a", key=key, rights=ALL_RIGHTS)
+    supervisor.settings |= {
+        "STORE_TLS_CERT": files.cert.name,
+        "STORE_TLS_KEY": files.key.name,
+        "STORE_API_KEYS_FILE": "keys",
+    }
+
+    def create_over_tls() -> None:
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        with storeapi.connect(
+            supervisor.address, tls_ca=files.client_ca, api_key=key, channel_options=alone
+        ) as client:
+            client.posts.create(body="a")
+
+    supervisor.start()
+    try:
+        for _ in range(20):
+            create_over_tls()
+        (folder / "keys").write_text("")
+        wait_until(lambda: supervisor.stderr().count("file read again") == 2)
+        for _ in range(20):
+            with pytest.raises(storeapi.CredentialsInvalid):
+                create_over_tls()
+    finally:
+        code = supervisor.stop()
+
+    assert code == 0
+    assert len(set(re.findall(r'CreatePost.*"call_id": "([0-9a-f]+)-', supervisor.stderr()))) == 2
+
+
+def test_a_bad_file_is_told_once_and_not_by_every_worker(supervisor: ServerProcess) -> None:
+    """Before any of them starts, as of one process."""
+    (supervisor.folder / "keys").write_text("nonsense")
+    settings = {**supervisor.settings, "STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0"}
+
+    done = run_command("serve", folder=supervisor.folder, settings=settings)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: STORE_API_KEYS_FILE: line 1: ")
 
 
 def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:

@@ -194,6 +194,9 @@ ELSEWHERE = {
     "INTERNAL": "test_errors.py",
     "RESUME_TOKEN_EXPIRED": "test_errors.py",
     "STREAM_STALLED": "test_errors.py",
+    "CREDENTIALS_MISSING": "test_access.py",
+    "CREDENTIALS_INVALID": "test_access.py",
+    "PERMISSION_DENIED": "test_access.py",
     # Found when the server starts and by the health service, which tells no reason.
     "SCHEMA_MISMATCH": "test_health.py",
 }

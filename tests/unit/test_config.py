@@ -31,7 +31,11 @@ def test_the_defaults_serve_a_file_here_on_this_machine_alone() -> None:
 EXAMPLES: dict[str, tuple[str, Any]] = {
     "DATABASE_URL": ("sqlite:////srv/posts.db", "sqlite:////srv/posts.db"),
     "DB_FORCE_ROLL_BACK": ("true", True),
-    "STORE_LISTEN": ("[::]:0", "[::]:0"),
+    "STORE_LISTEN": ("[::1]:0", "[::1]:0"),
+    "STORE_ALLOW_INSECURE": ("true", True),
+    "STORE_JWT_LEEWAY_SECONDS": ("1.5", 1.5),
+    "STORE_JWT_RIGHTS_CLAIM": ("permissions", "permissions"),
+    "STORE_REFLECTION": ("off", "off"),
     "STORE_AUTO_MIGRATE": ("false", False),
     "STORE_GRACE_SECONDS": ("1.5", 1.5),
     "STORE_MAX_BODY_BYTES": ("1", 1),
@@ -52,7 +56,9 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 
 def test_every_setting_has_an_example_here() -> None:
     """So that the tests below speak of all of them."""
-    alone = {"STORE_WORKERS"}  # which SQLite refuses; it has tests of its own
+    # What means nothing alone, is refused on SQLite, or is nothing by default, has tests of its own.
+    alone = {"STORE_WORKERS", "STORE_API_KEYS_FILE", "STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA"}
+    alone |= {"STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE", "STORE_JWT_AUDIENCE", "STORE_JWT_ISSUER"}
     assert EXAMPLES.keys() | alone == {variable_of(name) for name in Config.model_fields}
 
 
@@ -84,11 +90,11 @@ def test_many_workers_are_for_postgresql(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("option", ["", "?sslmode=verify-full", "?sslmode=require&sslrootcert=/ca.pem"])
 def test_postgresql_may_be_asked_for_tls(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     """By the options that libpq has."""
-    url = f"postgresql://store:secret@localhost:5432/store{option}"
+    url = f"postgresql://store:hunter2@localhost:5432/store{option}"
     monkeypatch.setenv("DATABASE_URL", url)
 
     assert url == load().DATABASE_URL
-    assert "secret" not in repr(load())
+    assert "hunter2" not in repr(load())
 
 
 @pytest.mark.parametrize("variable", EXAMPLES)
@@ -224,7 +230,106 @@ def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 )
 def test_these_are_addresses(listen: str) -> None:
     """Hosts and sockets, IPv6 in brackets."""
-    assert load(listen=listen).listen == listen
+    assert load(listen=listen, allow_insecure=True).listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen",
+    ["127.0.0.1:0", "127.1.2.3:0", "[::1]:0", "localhost:0", "unix:store.sock", "unix:/tmp/x.sock"],
+)
+def test_this_machine_may_call_without_tls(listen: str) -> None:
+    """What goes over loopback or a socket file is seen by nobody else."""
+    assert load(listen=listen).tls_cert == ""
+
+
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "0.0.0.0:0",
+        "[::]:0",
+        "10.0.0.1:0",
+        "store.internal:0",
+        "127.0.0.1.example:0",
+        "[2001:db8::1]:0",
+        "0:0",
+    ],
+)
+def test_other_machines_need_tls_or_somebody_who_takes_the_blame(
+    monkeypatch: pytest.MonkeyPatch, listen: str
+) -> None:
+    """Without TLS such an address is refused, unless STORE_ALLOW_INSECURE says that it is meant so."""
+    monkeypatch.setenv("STORE_LISTEN", listen)
+    with pytest.raises(BadSetting, match=r"^STORE_LISTEN: .*STORE_TLS_CERT.*STORE_ALLOW_INSECURE=true"):
+        load()
+
+    monkeypatch.setenv("STORE_ALLOW_INSECURE", "true")
+    assert load().listen == listen
+
+    monkeypatch.delenv("STORE_ALLOW_INSECURE")
+    a_file(monkeypatch, "STORE_TLS_CERT")
+    a_file(monkeypatch, "STORE_TLS_KEY")
+    assert load().listen == listen
+
+
+def test_the_file_of_keys_need_not_be_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that makes keys makes the file; only its folder must be there."""
+    monkeypatch.setenv("STORE_API_KEYS_FILE", "keys")
+    assert load().api_keys_file == "keys"
+
+    monkeypatch.setenv("STORE_API_KEYS_FILE", "nowhere/keys")
+    with pytest.raises(BadSetting, match=r"^STORE_API_KEYS_FILE: there is no such folder"):
+        load()
+
+
+def a_file(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Sets a variable to a file that is there."""
+    Path(variable).write_text("")
+    monkeypatch.setenv(variable, variable)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        (["STORE_TLS_CERT"], "STORE_TLS_KEY"),
+        (["STORE_TLS_KEY"], "STORE_TLS_CERT"),
+        (["STORE_TLS_CLIENT_CA"], "STORE_TLS_CERT and STORE_TLS_KEY"),
+    ],
+)
+def test_half_of_tls_is_refused(monkeypatch: pytest.MonkeyPatch, given: list[str], missing: str) -> None:
+    """Whoever sets one of these believes that calls are encrypted."""
+    for variable in given:
+        a_file(monkeypatch, variable)
+
+    with pytest.raises(BadSetting, match=rf"^{given[0]}: needs {missing}"):
+        load()
+
+
+@pytest.mark.parametrize("keys", ["STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE"])
+def test_tokens_need_keys_an_audience_and_an_issuer(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
+    """A token for somebody else, or of anybody, must not do; and no setting may do nothing."""
+    monkeypatch.setenv("STORE_JWT_AUDIENCE", "storeapi")
+    with pytest.raises(BadSetting, match=r"^STORE_JWT_AUDIENCE: means nothing without"):
+        load()
+    a_file(monkeypatch, keys)
+    with pytest.raises(BadSetting, match=r"^STORE_JWT_ISSUER: must be set"):
+        load()
+
+    monkeypatch.setenv("STORE_JWT_ISSUER", "https://issuer.example")
+    assert load().jwt_audience == "storeapi"
+
+    a_file(monkeypatch, "STORE_JWT_PUBLIC_KEYS_FILE")
+    a_file(monkeypatch, "STORE_JWT_SECRET_FILE")
+    with pytest.raises(BadSetting, match=r"^STORE_JWT_SECRET_FILE: cannot be set beside"):
+        load()
+
+
+def test_tokens_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line says how to install it."""
+    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda _: None)
+    a_file(monkeypatch, "STORE_JWT_SECRET_FILE")
+
+    with pytest.raises(BadSetting, match=r"^STORE_JWT_SECRET_FILE: .*store-service\[jwt\]"):
+        load()
 
 
 def test_the_url_of_the_database_is_not_shown() -> None:

@@ -133,6 +133,9 @@ WORST = [
     errors.ShuttingDown(resume_token="t" * 1000),
     errors.WatchLimit(limit=HUGE),
     errors.StreamStalled(seconds=30),
+    errors.CredentialsMissing(),
+    errors.CredentialsInvalid("there is more than one header authorization"),
+    errors.PermissionDenied(right="watch"),
 ]
 
 

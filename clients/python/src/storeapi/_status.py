@@ -28,6 +28,9 @@ BY_REASON: Final[Mapping[str, type[StoreError]]] = {
         errors.RequestIdReused,
         errors.ResumeTokenInvalid,
         errors.ResumeTokenForeign,
+        errors.CredentialsMissing,
+        errors.CredentialsInvalid,
+        errors.PermissionDenied,
         errors.PostNotFound,
         errors.CommentNotFound,
         errors.PostHasComments,
@@ -50,6 +53,8 @@ BY_CODE: Final[Mapping[grpc.StatusCode, type[StoreError]]] = {
     error.code: error
     for error in (
         errors.InvalidRequest,
+        errors.Unauthenticated,
+        errors.PermissionDenied,
         errors.NotFound,
         errors.PreconditionFailed,
         errors.Conflict,

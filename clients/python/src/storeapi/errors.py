@@ -14,6 +14,10 @@
     │   ├── RequestIdReused         a request id belongs to another request
     │   ├── ResumeTokenInvalid      a resume token is damaged
     │   └── ResumeTokenForeign      a resume token belongs to another store
+    ├── Unauthenticated             the service does not know who calls
+    │   ├── CredentialsMissing      give the client an API key
+    │   └── CredentialsInvalid      the key or token is wrong, was deleted, or has expired
+    ├── PermissionDenied            the caller is known, and may not do this
     ├── NotFound                    something named by its id is not there
     │   ├── PostNotFound
     │   └── CommentNotFound
@@ -239,6 +243,36 @@ class ResumeTokenForeign(InvalidRequest):
     """The resume token belongs to another store; start again with the initial state."""
 
     reason = "RESUME_TOKEN_FOREIGN"
+
+
+class Unauthenticated(StoreError):
+    """The service does not know who calls."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+
+
+class CredentialsMissing(Unauthenticated):
+    """The service asks who calls, and the client was given no API key."""
+
+    reason = "CREDENTIALS_MISSING"
+
+
+class CredentialsInvalid(Unauthenticated):
+    """The API key or token is wrong, was deleted, or has expired."""
+
+    reason = "CREDENTIALS_INVALID"
+
+
+class PermissionDenied(StoreError):
+    """The caller is known, and does not have the right to do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+    @property
+    def right(self) -> str | None:
+        """The right that is missing: read, write or watch; None if the service did not say."""
+        return self.metadata.get("right")
 
 
 class NotFound(StoreError):

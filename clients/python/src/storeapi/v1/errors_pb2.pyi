@@ -114,6 +114,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
     and go on from what was read.
     """
+    ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 27
+    """UNAUTHENTICATED: the call has no credentials, and the service asks who calls. Send metadata
+    "authorization: Bearer KEY". Example: a call without an API key.
+    """
+    ERROR_REASON_CREDENTIALS_INVALID: _ErrorReason.ValueType  # 28
+    """UNAUTHENTICATED: the credentials are not good. Example: a key that was deleted, or a token that
+    has expired.
+    """
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 29
+    """PERMISSION_DENIED: the caller is known, and does not have the right that the method needs: read,
+    write or watch. Example: CreatePost with a key that may only read. Metadata: right.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -218,5 +230,17 @@ process allows. Metadata: limit.
 ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 26
 """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
 and go on from what was read.
+"""
+ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 27
+"""UNAUTHENTICATED: the call has no credentials, and the service asks who calls. Send metadata
+"authorization: Bearer KEY". Example: a call without an API key.
+"""
+ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 28
+"""UNAUTHENTICATED: the credentials are not good. Example: a key that was deleted, or a token that
+has expired.
+"""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
+"""PERMISSION_DENIED: the caller is known, and does not have the right that the method needs: read,
+write or watch. Example: CreatePost with a key that may only read. Metadata: right.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

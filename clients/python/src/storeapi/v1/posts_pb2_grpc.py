@@ -32,6 +32,9 @@ class PostServiceStub(object):
     is a name of ErrorReason (errors.proto) without its prefix. The reasons that an RPC can give are
     listed on the RPC; besides them any RPC can answer:
     - INVALID_ARGUMENT (REQUEST_MALFORMED): the bytes are no such message.
+    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
+    (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
+    to this.
     - UNAVAILABLE (SHUTTING_DOWN, DATABASE_BUSY, DATABASE_UNAVAILABLE): call again after the
     RetryInfo's delay.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
@@ -95,6 +98,9 @@ class PostServiceServicer(object):
     is a name of ErrorReason (errors.proto) without its prefix. The reasons that an RPC can give are
     listed on the RPC; besides them any RPC can answer:
     - INVALID_ARGUMENT (REQUEST_MALFORMED): the bytes are no such message.
+    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
+    (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
+    to this.
     - UNAVAILABLE (SHUTTING_DOWN, DATABASE_BUSY, DATABASE_UNAVAILABLE): call again after the
     RetryInfo's delay.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
@@ -276,6 +282,9 @@ class PostService(object):
     is a name of ErrorReason (errors.proto) without its prefix. The reasons that an RPC can give are
     listed on the RPC; besides them any RPC can answer:
     - INVALID_ARGUMENT (REQUEST_MALFORMED): the bytes are no such message.
+    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
+    (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
+    to this.
     - UNAVAILABLE (SHUTTING_DOWN, DATABASE_BUSY, DATABASE_UNAVAILABLE): call again after the
     RetryInfo's delay.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.

@@ -1,0 +1,143 @@
+"""The file of API keys: one line for each, with a name, the SHA-256 of the key, and rights.
+
+    # name                  SHA-256 of the key    rights
+    billing                 9f86d081...           read,write
+    cert:search.internal    -                     read,watch
+
+A key is 256 random bits, which nobody finds by trying, so its plain SHA-256 gives nothing away, and a slow
+or salted hash, made for passwords, would only make every call slower. A line `cert:NAME` gives rights to
+whoever has a client certificate with this name (SAN).
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from store_service.access.caller import Caller, Right, rights_from
+
+KEY_PREFIX = "storeapi_"
+"""Every key begins so, for people and programs that look for secrets where none should be."""
+
+CERTIFICATE_PREFIX = "cert:"
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,63}")
+"""The name of a key."""
+
+_CERTIFICATE_NAME = re.compile(r"[!-~]{1,255}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLine:
+    """One line of the file."""
+
+    name: str
+    """With the prefix `cert:` if it is that of a certificate."""
+    digest: bytes
+    """SHA-256 of the key; empty if there is none."""
+    rights: frozenset[Right]
+
+
+class KeyRing:
+    """Who is known by a key, and who by a certificate."""
+
+    def __init__(self, lines: Sequence[KeyLine]) -> None:
+        """Takes the lines of a file."""
+        self.lines = tuple(lines)
+        self._by_digest = {
+            line.digest: (line.digest, Caller(name=line.name, rights=line.rights))
+            for line in lines
+            if line.digest
+        }
+        self._by_certificate = {
+            name: Caller(name=name, rights=line.rights)
+            for line in lines
+            if not line.digest
+            for name in [line.name.removeprefix(CERTIFICATE_PREFIX)]
+        }
+
+    def find_by_key(self, key: str) -> Caller | None:
+        """Whose key this is.
+
+        What is looked up is a hash, so the time it takes says nothing of any key; what is found is compared
+        in constant time all the same.
+        """
+        digest = hashlib.sha256(key.encode(errors="replace")).digest()
+        found = self._by_digest.get(digest)
+        return found[1] if found is not None and hmac.compare_digest(found[0], digest) else None
+
+    def find_by_certificate(self, names: Sequence[str]) -> Caller | None:
+        """Who has a certificate with these names; the first one that the file knows counts."""
+        return next((self._by_certificate[name] for name in names if name in self._by_certificate), None)
+
+
+def parse(data: bytes) -> KeyRing:
+    """Reads a file.
+
+    Raises:
+        ValueError: A line is wrong; the text names it, and repeats nothing that may be secret.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("the file is no text in UTF-8") from None
+    lines: list[KeyLine] = []
+    known: dict[bytes | str, int] = {}
+    for number, content in enumerate(text.splitlines(), start=1):
+        if not content.strip() or content.lstrip().startswith("#"):
+            continue
+        try:
+            line = _parse_line(content.split())
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
+        first = known.setdefault(line.digest or line.name, number)
+        if first != number:
+            what = "key" if line.digest else "certificate's name"
+            raise ValueError(f"line {number}: line {first} has the same {what}")
+        lines.append(line)
+    return KeyRing(lines)
+
+
+def _parse_line(fields: list[str]) -> KeyLine:
+    if len(fields) != 3:
+        raise ValueError("must be a name, the SHA-256 of a key, and rights such as read,write")
+    name, digest, rights = fields
+    if name.startswith(CERTIFICATE_PREFIX):
+        if not _CERTIFICATE_NAME.fullmatch(name.removeprefix(CERTIFICATE_PREFIX)):
+            raise ValueError("cert: must be followed by the name in a certificate")
+        if digest != "-":
+            raise ValueError("a certificate has no key; write - in its place")
+        return KeyLine(name=name, digest=b"", rights=rights_from(rights.split(",")))
+    if not NAME.fullmatch(name):
+        raise ValueError("the name must be letters, digits and ._@/-, at most 64")
+    if not re.fullmatch("[0-9a-fA-F]{64}", digest):
+        raise ValueError("the second field must be the SHA-256 of the key, 64 hexadecimal digits")
+    return KeyLine(name=name, digest=bytes.fromhex(digest), rights=rights_from(rights.split(",")))
+
+
+def new_key() -> str:
+    """A key that nobody has: 256 random bits as text."""
+    return KEY_PREFIX + secrets.token_urlsafe(32)
+
+
+def append(path: Path, *, name: str, key: str, rights: frozenset[Right]) -> None:
+    """Adds a line for a key to the file, which is made, for its owner alone, if it is not there.
+
+    Raises:
+        ValueError: The name is not allowed, or the file is wrong already.
+        OSError: The file cannot be read or written.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError("the name must be letters, digits and ._@/-, at most 64")
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    line = f"{name} {digest} {','.join(right for right in Right if right in rights)}\n"
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0) as file:
+        before = file.read() or b""
+        parse(before)
+        # In one piece, so that a server that looks at this moment finds the line whole or not at all.
+        file.write((b"" if before.endswith(b"\n") or not before else b"\n") + line.encode())
+        os.fsync(file.fileno())

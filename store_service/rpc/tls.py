@@ -1,0 +1,103 @@
+"""TLS: the server's certificate, and whose clients it takes, renewed without a restart."""
+
+import ssl
+import threading
+from pathlib import Path
+
+import grpc
+import structlog
+
+from store_service.access.files import BadFile, Signature, read, signature_of
+
+log = structlog.get_logger("store_service.rpc")
+
+
+class Certificates:
+    """The files of TLS as they were when they last fitted together."""
+
+    def __init__(
+        self, *, cert: Path, key: Path, client_ca: Path | None, settings: tuple[str, str, str]
+    ) -> None:
+        """Reads the files.
+
+        Args:
+            cert: The server's certificate, and those between it and its authority (PEM).
+            key: Its private key, not encrypted (PEM).
+            client_ca: Who must have signed the certificate of each client; None: clients need none.
+            settings: The environment variables that name the three, for messages.
+
+        Raises:
+            BadFile: One cannot be used.
+        """
+        self._cert, self._key, self._client_ca = cert, key, client_ca
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._taken = self._told = self._signature()
+        self._initial = self._load()
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For `add_secure_port`: looks at the files whenever somebody connects."""
+        return grpc.dynamic_ssl_server_credentials(
+            self._initial,
+            self.renewed,  # type: ignore[arg-type]  # the published types leave out None, for no change
+            require_client_authentication=self._client_ca is not None,
+        )
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What to use from now on; None while nothing has changed, or while the files do not fit together.
+
+        Threads of gRPC call this before each handshake.
+        """
+        with self._lock:
+            signature = self._signature()
+            if signature == self._taken:
+                return None
+            try:
+                configuration = self._load()
+            except BadFile as error:
+                if signature != self._told:
+                    log.warning("changed certificates cannot be used, those before stay", problem=str(error))
+                self._told = signature
+                return None
+            self._taken = self._told = signature
+            log.info("certificates read again")
+            return configuration
+
+    def _signature(self) -> tuple[Signature | None, ...]:
+        paths = (self._cert, self._key, self._client_ca)
+        return tuple(signature_of(path) for path in paths if path is not None)
+
+    def _load(self) -> grpc.ServerCertificateConfiguration:
+        cert_setting, key_setting, ca_setting = self._settings
+        cert, key = read(self._cert, cert_setting), read(self._key, key_setting)
+        self._check_pair()
+        # OpenSSL reads the files by itself; what it has checked is what we have if nothing changed meanwhile.
+        if (cert, key) != (read(self._cert, cert_setting), read(self._key, key_setting)):
+            raise BadFile(cert_setting, "the file is being written")
+        if self._client_ca is None:
+            return grpc.ssl_server_certificate_configuration([(key, cert)])
+        client_ca = read(self._client_ca, ca_setting)
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=client_ca.decode("ascii"))
+        except (ssl.SSLError, ValueError):
+            raise BadFile(ca_setting, "the file holds no certificates, or broken ones (PEM)") from None
+        return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
+
+    def _check_pair(self) -> None:
+        """Raises BadFile unless the certificate can be read and the key is the certificate's."""
+        cert_setting, key_setting, _ = self._settings
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Certificates alone; a key among them is passed over.
+            context.load_verify_locations(cafile=self._cert)
+        except (ssl.SSLError, OSError):
+            raise BadFile(cert_setting, "the file holds no certificate, or a broken one (PEM)") from None
+        try:
+            # A password is never asked for: an encrypted key is one that cannot be used.
+            context.load_cert_chain(self._cert, self._key, password=lambda: "")
+        except (ssl.SSLError, OSError) as error:
+            if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+                problem = f"the key is not that of the certificate in {cert_setting}"
+            else:
+                problem = "the file holds no private key, or a broken or encrypted one (PEM)"
+            raise BadFile(key_setting, problem) from None

@@ -1,0 +1,304 @@
+"""A secured service as it is started and called: settings, bad files, grpcurl, the Python client."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+import storeapi
+import trustme
+from click.testing import CliRunner
+
+from store_service import cli
+from store_service.access import keys
+from store_service.access.caller import ALL_RIGHTS, Right
+from tests.certificates import Files, chain_of, key_of
+from tests.support import ServerProcess, run_command, wait_until
+
+GRPCURL = Path(sys.executable).with_name("grpcurl")
+
+
+@dataclass
+class Secured:
+    """A server with mTLS and keys, and what its clients need."""
+
+    server: ServerProcess
+    folder: Path
+    key: str
+    reader: str
+
+    def grpcurl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """grpcurl with these arguments; {} is the address."""
+        return subprocess.run(
+            [GRPCURL, "-max-time", "20", *(it.replace("{}", self.server.address) for it in arguments)],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """One for the whole module."""
+    folder = tmp_path_factory.mktemp("secured")
+    authority = trustme.CA()
+    files = Files(folder, authority)
+    client = authority.issue_cert("billing.internal")
+    (folder / "client.pem").write_bytes(chain_of(client))
+    (folder / "client-key.pem").write_bytes(key_of(client))
+    made = {}
+    for name, rights in (("all", ALL_RIGHTS), ("reader", frozenset([Right.READ]))):
+        made[name] = keys.new_key()
+        keys.append(folder / "keys", name=name, key=made[name], rights=rights)
+    settings = {
+        "STORE_TLS_CERT": files.cert.name,
+        "STORE_TLS_KEY": files.key.name,
+        "STORE_TLS_CLIENT_CA": files.client_ca.name,
+        "STORE_API_KEYS_FILE": "keys",
+    }
+    server = ServerProcess(folder, settings).start()
+    yield Secured(server, folder, made["all"], made["reader"])
+    server.kill()
+
+
+# grpcurl
+
+MUTUAL = ("-cacert", "ca.pem", "-cert", "client.pem", "-key", "client-key.pem")
+
+
+def test_grpcurl_calls_with_certificates_and_a_key(secured: Secured) -> None:
+    """The key goes with the questions to reflection too, so that no proto files are needed."""
+    header = ("-H", f"authorization: Bearer {secured.key}")
+    done = secured.grpcurl(
+        *MUTUAL, *header, "-d", '{"post": {"body": "Hi"}}', "{}", "storeapi.v1.PostService/CreatePost"
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"body": "Hi"' in done.stdout
+    assert "storeapi.v1.PostService" in secured.grpcurl(*MUTUAL, *header, "{}", "list").stdout
+
+
+def test_grpcurl_is_told_what_is_missing(secured: Secured) -> None:
+    """A key, the right to do it, or a certificate."""
+    no_key = secured.grpcurl(*MUTUAL, "{}", "list")
+    assert no_key.returncode != 0
+    assert "needs credentials" in no_key.stderr
+
+    header = ("-H", f"authorization: Bearer {secured.reader}")
+    no_right = secured.grpcurl(
+        *MUTUAL, *header, "-d", '{"post": {"body": "Hi"}}', "{}", "storeapi.v1.PostService/CreatePost"
+    )
+    assert "Code: PermissionDenied" in no_right.stderr
+    assert '"reason":"PERMISSION_DENIED"' in no_right.stderr
+    assert '"metadata":{"right":"write"}' in no_right.stderr
+
+    for options in (("-cacert", "ca.pem"), ("-plaintext",)):
+        assert secured.grpcurl("-connect-timeout", "2", *options, "{}", "list").returncode != 0
+
+
+def test_health_needs_a_certificate_and_no_key(secured: Secured, tmp_path: Path) -> None:
+    """With reflection for callers alone, a probe has the proto of the health service at hand."""
+    proto = tmp_path / "health.proto"
+    proto.write_text(
+        'syntax = "proto3"; package grpc.health.v1;'
+        "message HealthCheckRequest { string service = 1; }"
+        "message HealthCheckResponse { enum ServingStatus { UNKNOWN = 0; SERVING = 1; }"
+        " ServingStatus status = 1; }"
+        "service Health { rpc Check(HealthCheckRequest) returns (HealthCheckResponse); }"
+    )
+    options = ("-import-path", str(tmp_path), "-proto", proto.name)
+    method = "grpc.health.v1.Health/Check"
+
+    assert "SERVING" in secured.grpcurl(*MUTUAL, *options, "{}", method).stdout
+    without = secured.grpcurl("-connect-timeout", "2", "-cacert", "ca.pem", *options, "{}", method)
+    assert without.returncode != 0
+
+
+# The Python client
+
+
+@pytest.mark.parametrize("kind", ["threads", "asyncio"])
+async def test_the_python_client_calls_with_certificates_and_a_key(secured: Secured, kind: str) -> None:
+    """From files, as its documentation says; a watch too."""
+    folder = secured.folder
+    options = {
+        "tls_ca": folder / "ca.pem",
+        "tls_cert": folder / "client.pem",
+        "tls_key": folder / "client-key.pem",
+        "api_key": secured.key,
+    }
+
+    if kind == "asyncio":
+        async with storeapi.connect_async(secured.server.address, **options) as client:
+            post = await client.posts.create(body="a")
+            watch = client.changes.watch(start="initial_state")
+            first = await anext(watch)
+            await watch.close()
+    else:
+        with storeapi.connect(secured.server.address, **options) as client:
+            post = client.posts.create(body="a")
+            with client.changes.watch(start="initial_state") as watch:
+                first = next(watch)
+
+    assert post.body == "a"
+    assert first.kind == "post"
+
+
+def test_the_python_client_tells_what_is_wrong(secured: Secured) -> None:
+    """With an error of its own for each, and none of them is tried again."""
+    folder = secured.folder
+    tls = {
+        "tls_ca": folder / "ca.pem",
+        "tls_cert": folder / "client.pem",
+        "tls_key": folder / "client-key.pem",
+    }
+    for key, error in (
+        (None, storeapi.CredentialsMissing),
+        ("wrong", storeapi.CredentialsInvalid),
+        (secured.reader, storeapi.PermissionDenied),
+    ):
+        with (
+            storeapi.connect(secured.server.address, api_key=key, **tls) as client,
+            pytest.raises(error) as raised,
+        ):
+            client.posts.create(body="a")
+        assert raised.value.attempts == 1
+
+
+# Start
+
+
+def test_an_open_port_without_tls_is_refused(tmp_path: Path) -> None:
+    """Nothing is made, and the line says what to do."""
+    done = run_command("serve", "--listen", "0.0.0.0:0", folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: STORE_LISTEN: ")
+    assert "STORE_ALLOW_INSECURE=true" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_open_port_without_tls_is_served_when_somebody_says_so(tmp_path: Path) -> None:
+    """Where a mesh or proxy encrypts."""
+    server = ServerProcess(tmp_path, {"STORE_LISTEN": "0.0.0.0:0", "STORE_ALLOW_INSECURE": "true"}).start()
+    try:
+        port = server.address.rpartition(":")[2]
+        async with storeapi.connect_async(f"127.0.0.1:{port}") as client:
+            assert (await client.posts.create(body="a")).id == 1
+    finally:
+        server.kill()
+
+
+async def test_an_open_port_is_served_with_tls(tmp_path: Path) -> None:
+    """That is what it is for."""
+    files = Files(tmp_path, trustme.CA())
+    server = ServerProcess(
+        tmp_path,
+        {"STORE_LISTEN": "0.0.0.0:0", "STORE_TLS_CERT": str(files.cert), "STORE_TLS_KEY": str(files.key)},
+    ).start()
+    try:
+        port = server.address.rpartition(":")[2]
+        async with storeapi.connect_async(f"127.0.0.1:{port}", tls_ca=files.client_ca) as client:
+            assert (await client.posts.create(body="a")).id == 1
+    finally:
+        server.kill()
+
+
+async def test_a_socket_file_needs_no_tls(tmp_path: Path) -> None:
+    """Nobody but this machine reaches it."""
+    server = ServerProcess(tmp_path, {"STORE_LISTEN": f"unix:{tmp_path}/s"}).start()
+    try:
+        async with grpc.aio.insecure_channel(server.address) as channel:
+            await asyncio.wait_for(channel.channel_ready(), 20)
+    finally:
+        server.kill()
+
+
+GOOD = ("STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA", "STORE_API_KEYS_FILE")
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+@pytest.mark.parametrize(
+    ("variable", "content"),
+    [
+        ("STORE_TLS_CERT", "nonsense s3cret"),
+        ("STORE_TLS_CERT", ""),
+        ("STORE_TLS_KEY", "nonsense s3cret"),
+        ("STORE_TLS_KEY", "another"),
+        ("STORE_TLS_CLIENT_CA", "nonsense s3cret"),
+        ("STORE_API_KEYS_FILE", "nonsense s3cret"),
+        ("STORE_API_KEYS_FILE", None),
+        ("STORE_JWT_PUBLIC_KEYS_FILE", "nonsense s3cret"),
+        ("STORE_JWT_SECRET_FILE", "s3cret"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, variable: str, content: str | None
+) -> None:
+    """Exit code 2, as of a bad setting; nothing is made, and nothing of the file is shown."""
+    files = Files(tmp_path, trustme.CA())
+    keys.append(tmp_path / "keys", name="a", key=keys.new_key(), rights=ALL_RIGHTS)
+    paths = dict(zip(GOOD, (files.cert, files.key, files.client_ca, tmp_path / "keys"), strict=True))
+    if content == "another":
+        content = key_of(trustme.CA().issue_cert("localhost")).decode()
+    paths[variable] = tmp_path / "bad"
+    if content is not None:
+        paths[variable].write_text(content)
+    for name, path in paths.items():
+        monkeypatch.setenv(name, str(path))
+    if "JWT" in variable:
+        monkeypatch.setenv("STORE_JWT_AUDIENCE", "a")
+        monkeypatch.setenv("STORE_JWT_ISSUER", "b")
+    before = set(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+
+    done = CliRunner().invoke(cli.main, [command], prog_name="store-service")
+
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"store-service: {variable}: ")
+    assert "s3cret" not in line
+    assert str(tmp_path) not in line
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_renewal_needs_no_restart_of_the_process(tmp_path: Path) -> None:
+    """As an operator does it: files are exchanged, a key is made, and the log tells of both."""
+    authority = trustme.CA()
+    files = Files(tmp_path, authority)
+    settings = {
+        "STORE_TLS_CERT": str(files.cert),
+        "STORE_TLS_KEY": str(files.key),
+        "STORE_API_KEYS_FILE": "keys",
+    }
+
+    def new_key(name: str, rights: str) -> str:
+        done = run_command("keys", "new", name, "--rights", rights, folder=tmp_path, settings=settings)
+        return done.stdout.strip()
+
+    first = new_key("a", "read")
+    server = ServerProcess(tmp_path, settings).start()
+    try:
+        with storeapi.connect(server.address, tls_ca=files.client_ca, api_key=first) as client:
+            assert list(client.posts.list()) == []
+            files.renew(authority)
+            second = new_key("b", "write")
+            wait_until(lambda: "file read again" in server.stderr())
+            with storeapi.connect(
+                server.address,
+                tls_ca=files.client_ca,
+                api_key=second,
+                channel_options=[("grpc.use_local_subchannel_pool", 1)],
+            ) as other:
+                assert other.posts.create(body="a").id == 1
+            assert [post.body for post in client.posts.list()] == ["a"]
+        wait_until(lambda: "certificates read again" in server.stderr())
+    finally:
+        assert server.stop() == 0

@@ -1,0 +1,161 @@
+"""The file of API keys: its lines, what is refused, and how a key is made and found."""
+
+import hashlib
+import hmac
+import stat
+from pathlib import Path
+
+import pytest
+
+from store_service.access.caller import ALL_RIGHTS, Right
+from store_service.access.keys import append, new_key, parse
+
+KEY = new_key()
+DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
+
+
+def test_a_line_is_a_name_a_hash_and_rights() -> None:
+    """With any blanks between them; comments and empty lines are passed over."""
+    ring = parse(f"# keys\n\n  billing \t {DIGEST}   read,write  \n".encode())
+
+    caller = ring.find_by_key(KEY)
+    assert caller is not None
+    assert (caller.name, caller.rights) == ("billing", {Right.READ, Right.WRITE})
+
+
+def test_a_key_that_is_not_there_is_nobodys() -> None:
+    """Nor is its hash a key, nor a text that is nearly the key."""
+    ring = parse(f"billing {DIGEST} read".encode())
+
+    for other in ("", new_key(), DIGEST, KEY[:-1], f"{KEY}x", f" {KEY}", KEY.swapcase(), "\ud800"):
+        assert ring.find_by_key(other) is None
+
+
+def test_what_is_found_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the function that is made for it."""
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one.hex(), other.hex()))
+        return one == other
+
+    ring = parse(f"billing {DIGEST} read".encode())
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+
+    assert ring.find_by_key(KEY) is not None
+    assert compared == [(DIGEST, DIGEST)]
+
+
+def test_a_certificate_is_found_by_the_first_of_its_names_that_has_a_line() -> None:
+    """A URI too; a key has no such line, and a name of a key is no certificate's."""
+    ring = parse(f"cert:b - read\ncert:spiffe://x/y - write\nkey {DIGEST} watch".encode())
+
+    assert ring.find_by_certificate(["a", "b", "spiffe://x/y"]) == parse(
+        b"cert:b - read"
+    ).find_by_certificate(["b"])
+    assert ring.find_by_certificate(["key"]) is None
+    assert ring.find_by_certificate([]) is None
+    found = ring.find_by_certificate(["spiffe://x/y"])
+    assert found is not None
+    assert (found.name, found.rights) == ("spiffe://x/y", {Right.WRITE})
+    assert ring.find_by_key("-") is None
+    assert ring.find_by_key("") is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "billing",
+        f"billing {DIGEST}",
+        f"billing {DIGEST} read write",
+        f"billing {DIGEST[:-1]} read",
+        f"billing {DIGEST}0 read",
+        f"billing {DIGEST[:-1]}g read",
+        f"billing {DIGEST} ",
+        f"billing {DIGEST} all",
+        f"billing {DIGEST} read,",
+        f"billing {DIGEST} READ",
+        f"billing - {KEY}",
+        f"billing {KEY} read",
+        f"{DIGEST} read {KEY}",
+        f"-x {DIGEST} read",
+        f"{'x' * 65} {DIGEST} read",
+        f"bil\x00ling {DIGEST} read",
+        f"cert: {DIGEST} read",
+        f"cert:billing {DIGEST} read",
+        "cert:billing - admin",
+    ],
+)
+def test_a_line_that_is_wrong_is_named_by_its_number(line: str) -> None:
+    """And nothing of it is repeated: whoever mixes up the columns has written a key there."""
+    with pytest.raises(ValueError, match=r"^line 3: ") as raised:
+        parse(f"# a\nfine {'0' * 64} read\n{line}\n".encode())
+
+    assert KEY not in str(raised.value)
+    assert DIGEST not in str(raised.value)
+
+
+@pytest.mark.parametrize("line", [f"other {DIGEST.upper()} watch", "cert:x - watch"])
+def test_a_key_or_certificate_has_one_line(line: str) -> None:
+    """Two could not both be right."""
+    with pytest.raises(ValueError, match=r"^line 3: line [12] has the same"):
+        parse(f"billing {DIGEST} read\ncert:x - read\n{line}".encode())
+
+
+def test_a_name_may_have_several_keys() -> None:
+    """So that a caller can move from one to the next."""
+    other = new_key()
+    ring = parse(f"a {DIGEST} read\na {hashlib.sha256(other.encode()).hexdigest()} write".encode())
+
+    assert [ring.find_by_key(it).rights for it in (KEY, other)] == [{Right.READ}, {Right.WRITE}]
+
+
+def test_a_key_is_long_random_and_known_by_its_beginning() -> None:
+    """256 bits each, which is why a plain hash is enough."""
+    made = {new_key() for _ in range(100)}
+
+    assert len(made) == 100
+    assert all(key.startswith("storeapi_") and len(key) == len("storeapi_") + 43 for key in made)
+
+
+def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    """Whatever the umask; and it does not have the key."""
+    file = tmp_path / "keys"
+
+    append(file, name="billing", key=KEY, rights=ALL_RIGHTS)
+
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert file.read_text() == f"billing {DIGEST} read,write,watch\n"
+
+
+def test_a_line_is_added_after_what_is_there(tmp_path: Path) -> None:
+    """Comments stay, and a last line without an end gets one."""
+    file = tmp_path / "keys"
+    file.write_text(f"# ours\nbilling {DIGEST} read")
+
+    append(file, name="billing", key=new_key(), rights=frozenset([Right.WATCH]))
+
+    first, second, third = file.read_text().splitlines()
+    assert (first, second) == ("# ours", f"billing {DIGEST} read")
+    assert third.startswith("billing ")
+    assert third.endswith(" watch")
+
+
+def test_nothing_is_added_to_a_file_that_is_wrong(tmp_path: Path) -> None:
+    """The server would not take the new key."""
+    file = tmp_path / "keys"
+    file.write_text("nonsense\n")
+
+    with pytest.raises(ValueError, match="line 1"):
+        append(file, name="billing", key=KEY, rights=ALL_RIGHTS)
+
+    assert file.read_text() == "nonsense\n"
+
+
+@pytest.mark.parametrize("name", ["", "a b", "cert:x", "a\n", "#a", "x" * 65])
+def test_a_name_that_could_not_be_read_again_is_refused(tmp_path: Path, name: str) -> None:
+    """And no file is made."""
+    with pytest.raises(ValueError, match="name"):
+        append(tmp_path / "keys", name=name, key=KEY, rights=ALL_RIGHTS)
+
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,313 @@
+"""Tokens (JWT): what is taken, what is refused, and that only the kind of key chooses the algorithm."""
+
+import base64
+import hmac
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+
+from store_service.access import tokens
+from store_service.access.caller import Caller, Right
+from store_service.access.files import ReloadedFile
+from store_service.access.tokens import TokenRules, Tokens, parse_public_keys, parse_secret
+from store_service.errors import CredentialsInvalid
+
+AUDIENCE, ISSUER = "storeapi", "https://issuer.example"
+SECRET = b"a secret of more than 32 bytes, from the issuer"
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+ED = ed25519.Ed25519PrivateKey.generate()
+PRIVATE = {"RS256": RSA, "ES256": EC, "EdDSA": ED}
+
+
+def pem(key: Any) -> bytes:
+    data: bytes = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return data
+
+
+def jwks(*entries: dict[str, Any]) -> bytes:
+    return json.dumps({"keys": entries}).encode()
+
+
+def jwk(algorithm: str, **more: Any) -> dict[str, Any]:
+    key = PRIVATE[algorithm].public_key()
+    by_kind = {
+        "RS256": jwt.algorithms.RSAAlgorithm,
+        "ES256": jwt.algorithms.ECAlgorithm,
+        "EdDSA": jwt.algorithms.OKPAlgorithm,
+    }
+    return {**by_kind[algorithm].to_jwk(key, as_dict=True), **more}
+
+
+def claims(**more: Any) -> dict[str, Any]:
+    now = int(time.time())
+    usual = {"sub": "indexer", "aud": AUDIENCE, "iss": ISSUER, "exp": now + 600, "scope": "read"}
+    return {name: value for name, value in (usual | more).items() if value is not None}
+
+
+@pytest.fixture
+def checker(tmp_path: Path) -> Callable[..., Tokens]:
+    """Makes what checks tokens, with a file of keys."""
+
+    def make(data: bytes, parse: Any = parse_public_keys, **rules: Any) -> Tokens:
+        path = tmp_path / "keys"
+        path.write_bytes(data)
+        usual = {"audience": AUDIENCE, "issuer": ISSUER, "leeway_seconds": 0.0, "rights_claim": "scope"}
+        return Tokens(ReloadedFile(path, "STORE_JWT", parse), TokenRules(**(usual | rules)))
+
+    return make
+
+
+@pytest.mark.parametrize("algorithm", PRIVATE)
+@pytest.mark.parametrize("form", ["PEM", "JWKS"])
+def test_the_algorithm_goes_with_the_kind_of_key(
+    checker: Callable[..., Tokens], algorithm: str, form: str
+) -> None:
+    """RSA, EC and Ed25519, in either form of file."""
+    data = pem(PRIVATE[algorithm]) if form == "PEM" else jwks(jwk(algorithm, kid="1"))
+    token = jwt.encode(claims(), PRIVATE[algorithm], algorithm=algorithm)
+
+    caller = checker(data).caller_of(token)
+
+    assert caller == Caller(name="indexer", rights=frozenset([Right.READ]))
+
+
+def test_a_secret_is_for_hs256(checker: Callable[..., Tokens]) -> None:
+    """With the blanks around it that editors leave."""
+    token = jwt.encode(claims(), SECRET, algorithm="HS256")
+
+    assert checker(SECRET + b"\n", parse_secret).caller_of(token).name == "indexer"
+
+
+def segment(data: Any) -> str:
+    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def forged(header: dict[str, Any], key: bytes | None) -> str:
+    """A token signed by hand, as a library would refuse to."""
+    signed = f"{segment(header)}.{segment(claims())}"
+    signature = b"" if key is None else hmac.digest(key, signed.encode(), "sha256")
+    return f"{signed}.{segment(signature)}"
+
+
+FORGED = {
+    "no signature": forged({"alg": "none", "typ": "JWT"}, None),
+    "no signature, spelt otherwise": forged({"alg": "nOnE"}, None),
+    "the public key as a secret": forged({"alg": "HS256"}, pem(RSA)),
+    "the trimmed public key as a secret": forged({"alg": "HS256"}, pem(RSA).strip()),
+    "a key of the caller's own": jwt.encode(
+        claims(), rsa.generate_private_key(65537, 2048), algorithm="RS256"
+    ),
+    "a key in the header": jwt.encode(claims(), EC, algorithm="ES256", headers={"jwk": jwk("ES256")}),
+    "another algorithm of the same key": jwt.encode(claims(), RSA, algorithm="RS512"),
+    "no algorithm": forged({"typ": "JWT"}, pem(RSA)),
+    "an algorithm that is a list": forged({"alg": ["RS256"]}, pem(RSA)),
+    "a header that is no object": f"{segment([1])}.{segment(claims())}.x",
+    "nested without end": f"{segment(b'[' * 100_000)}.{segment(claims())}.x",
+    "no token": "a.b.c",
+    "nothing": "..",
+    "no ASCII": "\udcff.ä.😀",
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_forged_token_is_refused(checker: Callable[..., Tokens], how: str) -> None:
+    """Whatever its header says of how it is signed."""
+    with pytest.raises(CredentialsInvalid, match="not valid here"):
+        checker(pem(RSA)).caller_of(FORGED[how])
+
+
+NOW = int(time.time())
+WRONG = {
+    "for another audience": claims(aud="another"),
+    "for none": claims(aud=None),
+    "from another issuer": claims(iss="https://else.example"),
+    "from none": claims(iss=None),
+    "of nobody": claims(sub=None),
+    "of no text": claims(sub=7),
+    "for ever": claims(exp=None),
+    "until no number": claims(exp="tomorrow"),
+    "not yet": claims(nbf=NOW + 600),
+}
+
+
+@pytest.mark.parametrize("how", WRONG)
+def test_a_token_that_does_not_say_what_it_must_is_refused(checker: Callable[..., Tokens], how: str) -> None:
+    """Signed well, and not for us."""
+    with pytest.raises(CredentialsInvalid, match="not valid here"):
+        checker(pem(RSA)).caller_of(jwt.encode(WRONG[how], RSA, algorithm="RS256"))
+
+
+def test_one_audience_of_several_will_do(checker: Callable[..., Tokens]) -> None:
+    """As issuers have it who make one token for many services."""
+    token = jwt.encode(claims(aud=["another", AUDIENCE]), RSA, algorithm="RS256")
+
+    assert checker(pem(RSA)).caller_of(token).name == "indexer"
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_a_token_is_good_until_it_expires_and_the_leeway_after(
+    checker: Callable[..., Tokens], seen_before: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that is remembered as good expires like any other."""
+    made = checker(SECRET, parse_secret, leeway_seconds=30.0)
+    recent = jwt.encode(claims(exp=time.time() - 20), SECRET, algorithm="HS256")
+    assert made.caller_of(recent).name == "indexer"
+    if not seen_before:
+        made.file.value.known.clear()
+        old = jwt.encode(claims(exp=time.time() - 40), SECRET, algorithm="HS256")
+    else:
+        old = recent
+        (key, (caller, until)) = made.file.value.known.popitem()
+        assert until == pytest.approx(time.time() + 10, abs=9)
+        made.file.value.known[key] = (caller, time.time() - 1)
+        monkeypatch.setattr(made, "_verified", refuses)
+
+    with pytest.raises(CredentialsInvalid):
+        made.caller_of(old)
+
+
+def refuses(*_: Any) -> Any:
+    raise CredentialsInvalid("it was checked anew")
+
+
+def test_that_a_token_has_expired_is_told(checker: Callable[..., Tokens]) -> None:
+    """Its holder can mend that; a forged one is not told so much."""
+    expired = claims(exp=time.time() - 1)
+
+    with pytest.raises(CredentialsInvalid, match="has expired"):
+        checker(pem(RSA)).caller_of(jwt.encode(expired, RSA, algorithm="RS256"))
+    with pytest.raises(CredentialsInvalid, match="not valid here"):
+        checker(pem(RSA)).caller_of(jwt.encode(expired, EC, algorithm="ES256"))
+
+
+@pytest.mark.parametrize(
+    ("claim", "rights"),
+    [
+        ("read write watch", set(Right)),
+        ("openid read profile", {Right.READ}),
+        (["watch", "other", 7], {Right.WATCH}),
+        ("readwrite READ", set()),
+        ("", set()),
+        (None, set()),
+        (7, set()),
+        ({"read": True}, set()),
+    ],
+)
+def test_rights_are_the_words_of_a_claim(
+    checker: Callable[..., Tokens], claim: Any, rights: set[Right]
+) -> None:
+    """In a text or a list; what is no right belongs to somebody else, and no word is no right."""
+    token = jwt.encode(claims(scope=None, permissions=claim), RSA, algorithm="RS256")
+
+    assert checker(pem(RSA), rights_claim="permissions").caller_of(token).rights == rights
+
+
+def test_a_token_is_verified_once(checker: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signature costs more than the call; what was good is remembered by its hash, and not for ever."""
+    monkeypatch.setattr(tokens, "MAX_TOKENS", 3)
+    made = checker(SECRET, parse_secret)
+    first = jwt.encode(claims(), SECRET, algorithm="HS256")
+    caller = made.caller_of(first)
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "_verified", refuses)
+        assert made.caller_of(first) is caller
+    for n in range(10):
+        made.caller_of(jwt.encode(claims(sub=str(n)), SECRET, algorithm="HS256"))
+        assert len(made.file.value.known) <= 3
+    assert first.encode() not in made.file.value.known
+
+
+def test_several_keys_are_told_apart(checker: Callable[..., Tokens]) -> None:
+    """By the id in the token's header, or by trying those that it may be."""
+    other = ec.generate_private_key(ec.SECP256R1())
+    made = checker(pem(other) + pem(EC) + pem(RSA))
+    for key, algorithm in ((other, "ES256"), (EC, "ES256"), (RSA, "RS256")):
+        assert made.caller_of(jwt.encode(claims(), key, algorithm=algorithm)).name == "indexer"
+
+    by_id = checker(jwks(jwk("ES256", kid="new"), jwk("RS256", kid="old", use="sig")))
+    assert by_id.caller_of(jwt.encode(claims(), EC, algorithm="ES256", headers={"kid": "new"}))
+    assert by_id.caller_of(jwt.encode(claims(sub="b"), EC, algorithm="ES256"))
+    with pytest.raises(CredentialsInvalid):
+        by_id.caller_of(jwt.encode(claims(), EC, algorithm="ES256", headers={"kid": "old"}))
+
+
+def test_tokens_of_a_key_that_is_gone_are_good_no_longer(
+    checker: Callable[..., Tokens], tmp_path: Path
+) -> None:
+    """What is remembered goes with the keys."""
+    made = checker(pem(RSA))
+    token = jwt.encode(claims(), RSA, algorithm="RS256")
+    made.caller_of(token)
+
+    (tmp_path / "keys").write_bytes(pem(EC))
+    assert [made.file.look(), made.file.look()] == [False, True]
+
+    with pytest.raises(CredentialsInvalid):
+        made.caller_of(token)
+
+
+PRIVATE_PEM = EC.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+BAD_FILES = {
+    "nothing": b"",
+    "no key": b"hello",
+    "a private key": PRIVATE_PEM,
+    "a private key beside a public one": pem(EC) + PRIVATE_PEM,
+    "half a key": pem(EC)[:80],
+    "a broken key": b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n",
+    "a short RSA key": pem(rsa.generate_private_key(65537, 1024)),
+    "a curve that is not used": pem(ec.generate_private_key(ec.SECP256K1())),
+    "no JWKS": b"{}",
+    "an empty JWKS": jwks(),
+    "a list of no keys": b'{"keys": [1]}',
+    "a secret in a JWKS": jwks({"kty": "oct", "k": "c2VjcmV0"}),
+    "a private key in a JWKS": jwks(jwk("RS256", d="x")),
+    "another algorithm than the kind's": jwks(jwk("RS256", alg="RS512")),
+    "a kind that is unknown": jwks({"kty": "XYZ"}),
+    "keys for encryption alone": jwks(jwk("RS256", use="enc")),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_file_without_good_public_keys_is_refused(what: str) -> None:
+    """With a sentence that goes on from the name of the setting, and shows nothing of the file."""
+    with pytest.raises(ValueError, match=r"^(holds|is) ") as raised:
+        parse_public_keys(BAD_FILES[what])
+
+    assert type(raised.value) is ValueError
+    assert raised.value.__cause__ is None
+
+
+PRIVATE_JWKS = {
+    "RSA": jwt.algorithms.RSAAlgorithm.to_jwk(RSA, as_dict=True),
+    "EC": jwt.algorithms.ECAlgorithm.to_jwk(EC, as_dict=True),
+    "Ed25519": jwt.algorithms.OKPAlgorithm.to_jwk(ED, as_dict=True),
+    "secret": {"kty": "oct", "k": "c2VjcmV0"},
+}
+
+
+@pytest.mark.parametrize("kind", PRIVATE_JWKS)
+def test_what_belongs_to_the_issuer_alone_is_refused_with_these_words(kind: str) -> None:
+    """Whoever has copied the wrong half should hear of it, for it is a leak."""
+    with pytest.raises(ValueError, match="belongs to the issuer alone"):
+        parse_public_keys(jwks(PRIVATE_JWKS[kind]))
+
+
+@pytest.mark.parametrize("data", [b"", b"short", b"x" * 31, b" " * 40, pem(RSA), PRIVATE_PEM])
+def test_a_file_without_a_good_secret_is_refused(data: bytes) -> None:
+    """What is short can be guessed, and a public key is no secret."""
+    with pytest.raises(ValueError, match="secret"):
+        parse_secret(data)
