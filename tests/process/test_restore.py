@@ -328,6 +328,77 @@ def interrupted(path: Path, copy: Path) -> Path:
     return path
 
 
+DYING = """
+import os, sys
+from pathlib import Path
+left = int(sys.argv.pop(1))
+def dying(real):
+    def step(*args, **kwargs):
+        global left
+        if not left:
+            os._exit(9)
+        left -= 1
+        return real(*args, **kwargs)
+    return step
+for name in ("rename", "replace", "unlink", "chmod"):
+    setattr(Path, name, dying(getattr(Path, name)))
+os.fsync = dying(os.fsync)
+from store_service.cli import main
+main(prog_name="store-service")
+"""
+"""The command, but it dies before the step of that number of all that change a folder."""
+
+
+@pytest.mark.timeout(300)  # a process for each step
+def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_path: Path) -> None:
+    """Afterwards there is the database before, with its log, or the new one, or nobody may serve; and running
+    it again ends it, with nothing lost."""
+    with closing(sqlite3.connect(database_file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO posts (body) VALUES ('in the log')")
+        connection.commit()
+        kept_files = {end: Path(f"{database_file}{end}").read_bytes() for end in ("", "-wal", "-shm")}
+    old = ["in the backup", "after the backup", "in the log"]
+    found: list[str] = []
+    for step in range(100):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        for end, content in kept_files.items():
+            Path(f"{folder / 'store.db'}{end}").write_bytes(content)
+        done = subprocess.run(
+            [sys.executable, "-c", DYING, str(step), "restore", str(copy)],
+            cwd=folder,
+            capture_output=True,
+            check=False,
+        )
+        found.append(state_of(folder / "store.db", old))
+        if done.returncode == 0:
+            break
+        assert done.returncode == 9, done.stderr
+        backup.restore(f"sqlite:///{folder / 'store.db'}", copy, progress=quiet)
+        assert bodies(folder / "store.db") == ["in the backup"]
+        assert old in [bodies(it) for it in kept(folder / "store.db")]
+
+    assert found[-1] == "new"
+    assert found == sorted(found, key=["old", "refused", "new"].index)
+    assert set(found) == {"old", "refused", "new"}
+
+
+def state_of(path: Path, old: list[str]) -> str:
+    """What a server that starts now would find."""
+    try:
+        with connect.sole_use(f"sqlite:///{path}"):
+            # A look at a copy, for a look at the files themselves would tidy them up.
+            look = path.parent / "look"
+            shutil.copytree(path.parent, look)
+            seen = bodies(look / path.name)
+            shutil.rmtree(look)
+    except RestoreUnfinished:
+        return "refused"
+    assert seen in (old, ["in the backup"])
+    return "old" if seen == old else "new"
+
+
 def test_a_restore_that_is_killed_while_it_copies_changes_nothing(database_file: Path, copy: Path) -> None:
     """The database is served as before, and the next restore is not in the way of what was left."""
     with closing(sqlite3.connect(copy)) as connection, connection:
