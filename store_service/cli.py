@@ -204,6 +204,8 @@ def _show_progress(doing: str, done: int, total: int) -> None:
         # The line is written over, and gone at the end.
         told = f"{doing} {done * 100 // max(total, 1)} %" if done < total else ""
         click.echo(f"\r{told:<16}\r{told}", nl=False, err=True)
+
+
 @main.group(epilog=_EPILOG, invoke_without_command=True)
 @click.pass_context
 def keys(context: click.Context) -> None:

@@ -102,6 +102,11 @@ def test_every_variable_that_is_named_is_a_setting(path: Path) -> None:
 def test_the_settings_are_allowed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The service starts with them, and listens where it can be reached."""
     monkeypatch.chdir(tmp_path)
+    if name == "Dockerfile":
+        # Whoever runs the image says whether it is secured or need not be.
+        with pytest.raises(settings.BadSetting, match="STORE_TLS_CERT"):
+            loaded(name, monkeypatch)
+        monkeypatch.setenv("STORE_ALLOW_INSECURE", "true")
     config = loaded(name, monkeypatch)
 
     assert config.listen == (f"127.0.0.1:{PORT}" if name == "unit" else f"0.0.0.0:{PORT}")
