@@ -79,9 +79,11 @@ async def _trim_once(connection: Connection, before: int, most_rows: int) -> int
         # Another process is at it.
         return 0
     ((_, trimmed_xid, trimmed_seq),) = feed
-    oldest = await connection.fetch(
-        change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS
+    found = await connection.fetch(
+        change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS + 1
     )
+    # The newest change always stays: its time is how a token is told from one of a past that was undone.
+    oldest = found[:-1]
     ((last_seq,),) = await connection.fetch(change_sql.LAST_SEQ)
     # Only what is next in the order of the feed: everything up to the new mark must be gone, and no more.
     too_old = list(takewhile(lambda row: row[3] < before or row[1] <= last_seq - most_rows, oldest))

@@ -661,6 +661,29 @@ async def test_a_token_is_foreign_after_the_database_was_set_back(
             assert [it.post for it in await watch.changes(len(new))] == new
 
 
+@ONE_ENGINE  # A file is copied; PostgreSQL is set back by means of its own.
+async def test_a_token_is_foreign_also_if_all_before_it_was_too_old(
+    config: Config, database_file: Path, database_url: str, tmp_path: Path
+) -> None:
+    """The newest change is kept however old it is, so that its place is known by more than a number."""
+    copy = tmp_path / "copy.db"
+    shutil.copy(database_file, copy)
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        for n in range(3):
+            await Stubs(channel).create_post(f"lost {n}")
+    async with keeper(database_url, change_hours=0) as old:
+        assert await old.step()
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        lost = await token_of_now(channel)
+    shutil.copy(copy, database_file)
+
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        for n in range(5):
+            await Stubs(channel).create_post(f"new {n}")
+
+        assert (await refusal(channel, resume_token=lost)).reason == "RESUME_TOKEN_FOREIGN"
+
+
 # Changes that are no longer kept
 
 
