@@ -93,12 +93,24 @@ def _one_line_errors(config: settings.Config) -> Iterator[None]:
     """Ends the command with one line and exit code 1 when something expected is wrong."""
     from store_service.database.schema import ForeignSchema
     from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase
+    from store_service.observing import CannotServeMetrics
     from store_service.server import CannotListen
     from store_service.supervisor import WorkerFailed
 
-    expected = (DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, WorkerFailed, StoreError)
+    expected = (
+        DatabaseInUse,
+        NoPlaceForDatabase,
+        ForeignSchema,
+        CannotListen,
+        CannotServeMetrics,
+        WorkerFailed,
+        StoreError,
+    )
     try:
         yield
+    except settings.BadSetting as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(2)
     except expected as error:
         click.echo(f"store-service: {_explained(error, config)}", err=True)
         sys.exit(1)

@@ -53,6 +53,21 @@ def _listen(value: str) -> str:
     return value
 
 
+def _metrics_listen(value: str) -> str:
+    return _listen(value) if value else value
+
+
+def _traces(value: bool) -> bool:
+    if value:
+        try:
+            found = importlib.util.find_spec("opentelemetry.sdk.trace")
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ValueError("needs the extra: pip install 'store-service[telemetry]'")
+    return value
+
+
 class Config(BaseSettings):
     """Every setting, with its default."""
 
@@ -114,6 +129,15 @@ class Config(BaseSettings):
 
     keepalive_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """How long a client may take to answer that before its connection is closed."""
+
+    metrics_listen: Annotated[str, AfterValidator(_metrics_listen)] = ""
+    """Address to serve metrics on, at /metrics, to everybody who can reach it; none when empty."""
+
+    traces: Annotated[bool, AfterValidator(_traces)] = False
+    """Export OpenTelemetry spans, to where the variables OTEL_* say; needs the extra `telemetry`."""
+
+    channelz: bool = False
+    """Serve grpc.channelz.v1.Channelz, which shows gRPC's connections and the addresses of callers."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important line that is logged; each call is one line of level info."""
