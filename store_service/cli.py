@@ -76,6 +76,41 @@ def check() -> None:
     click.echo(f"schema: {schema.HEAD}, fine")
 
 
+@main.command()
+@click.argument("address", metavar="ADDRESS")
+@click.option("--once", is_flag=True, help="Print one page and exit, for scripts.")
+@click.option(
+    "--every",
+    "every_seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two looks, from which rates are made.",
+)
+def status(address: str, once: bool, every_seconds: float) -> None:
+    """Show calls, latencies, batches and lag of a running service.
+
+    ADDRESS is where it serves metrics: its STORE_METRICS_LISTEN, HOST:PORT or unix:PATH. Ctrl-C ends it.
+    """
+    from store_service.metrics import page
+    from store_service.metrics.scrape import NoMetrics
+
+    try:
+        settings.check_address(address)
+    except ValueError as error:
+        click.echo(f"store-service: ADDRESS {error}", err=True)
+        sys.exit(2)
+    try:
+        page.show(address, every_seconds=every_seconds, once=once)
+    except NoMetrics as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        # The page stays on the screen.
+        return
+
+
 def _settings(**overrides: str) -> settings.Config:
     try:
         config = settings.load(**overrides)

@@ -44,7 +44,12 @@ def _database_url(value: str) -> str:
     return value
 
 
-def _listen(value: str) -> str:
+def check_address(value: str) -> str:
+    """Lets pass HOST:PORT and unix:PATH.
+
+    Raises:
+        ValueError: It is something else; the text goes on from what is to be called wrong.
+    """
     host, separator, port = value.rpartition(":")
     if value.startswith("unix:"):
         return value
@@ -54,7 +59,7 @@ def _listen(value: str) -> str:
 
 
 def _metrics_listen(value: str) -> str:
-    return _listen(value) if value else value
+    return check_address(value) if value else value
 
 
 def _traces(value: bool) -> bool:
@@ -85,7 +90,7 @@ class Config(BaseSettings):
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""
 
-    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:50051"
+    listen: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50051"
     """Address to serve on; port 0 lets the system choose."""
 
     auto_migrate: bool = True
