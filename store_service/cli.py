@@ -76,7 +76,7 @@ def check() -> None:
     click.echo(f"schema: {schema.HEAD}, fine")
 
 
-@main.command()
+@main.command(epilog=_EPILOG)
 @click.argument("address", metavar="ADDRESS")
 @click.option("--once", is_flag=True, help="Print one page and exit, for scripts.")
 @click.option(

@@ -132,7 +132,7 @@ def _lags(between: Between) -> Table:
     ]
     if "store_wal_bytes" in now.samples:
         columns.append("WAL")
-        values.append(f"{now.total('store_wal_bytes') / 1024 / 1024:.1f} MiB")
+        values.append(_bytes(now.total("store_wal_bytes")))
     table = _table("lag", *columns)
     table.add_row(*values)
     return table
@@ -147,6 +147,11 @@ def _table(title: str, *columns: str) -> Table:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def _bytes(count: float) -> str:
+    mebi = 1024 * 1024
+    return f"{count / mebi:.1f} MiB" if count >= mebi else f"{count / 1024:.0f} KiB"
 
 
 def _time(seconds: float | None) -> str:
