@@ -77,7 +77,7 @@ def check() -> None:
 
 
 @main.command(epilog=_EPILOG)
-@click.argument("address", metavar="ADDRESS")
+@click.argument("address", metavar="[ADDRESS]", default="")
 @click.option("--once", is_flag=True, help="Print one page and exit, for scripts.")
 @click.option(
     "--every",
@@ -91,8 +91,13 @@ def check() -> None:
 def status(address: str, once: bool, every_seconds: float) -> None:
     """Show calls, latencies, batches and lag of a running service.
 
-    ADDRESS is where it serves metrics: its STORE_METRICS_LISTEN, HOST:PORT or unix:PATH. Ctrl-C ends it.
+    ADDRESS is where it serves metrics, HOST:PORT or unix:PATH; STORE_METRICS_LISTEN when it is left out.
+    Ctrl-C ends it.
     """
+    address = address or _settings().metrics_listen
+    if not address:
+        click.echo("store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it", err=True)
+        sys.exit(2)
     from store_service.metrics import page
     from store_service.metrics.scrape import NoMetrics
 

@@ -132,6 +132,18 @@ def test_the_port_for_calls_is_not_that_for_metrics(running: ServerProcess, tmp_
     assert done.stderr == f"store-service: {running.address} serves no metrics: it speaks something else\n"
 
 
+def test_the_address_may_stand_in_the_settings(running: ServerProcess, tmp_path: Path) -> None:
+    """On the machine of the service, which has them anyway; without either, the line says what is missing."""
+    settings = {"STORE_METRICS_LISTEN": metrics_address(running)}
+    done = run_command("status", "--once", "--every", "0.1", folder=tmp_path, settings=settings)
+    lost = run_command("status", "--once", folder=tmp_path)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert settings["STORE_METRICS_LISTEN"] in done.stdout
+    assert (lost.returncode, lost.stdout) == (2, "")
+    assert lost.stderr == "store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it\n"
+
+
 def test_an_address_that_is_none_is_a_bad_call(tmp_path: Path) -> None:
     """Exit code 2, as for every bad call."""
     done = run_command("status", "here", folder=tmp_path)
