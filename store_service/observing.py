@@ -4,10 +4,11 @@ What is switched off is not there: the guard and the lanes are given None instea
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import structlog
@@ -97,8 +98,24 @@ async def _tracing() -> AsyncIterator["Tracing"]:
     try:
         yield Tracing(provider)
     finally:
-        # On a thread, for exporters wait for the network.
-        flushed = asyncio.create_task(asyncio.to_thread(provider.shutdown))
-        done, _ = await asyncio.wait([flushed], timeout=FLUSH_SECONDS)
-        if not done:
-            log.warning("the last spans could not be exported in time")
+        await _flushed(provider.shutdown)
+
+
+async def _flushed(shutdown: Callable[[], None]) -> None:
+    """Exports what has not been exported, as far as it can be done in time."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def flush() -> None:
+        shutdown()
+        # Nobody may wait any more, and the loop be closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set)
+
+    # On a thread, for exporters wait for the network; on one that the process does not wait for at its end.
+    Thread(target=flush, name="last-spans", daemon=True).start()
+    try:
+        async with asyncio.timeout(FLUSH_SECONDS):
+            await done.wait()
+    except TimeoutError:
+        log.warning("the last spans could not be exported in time")

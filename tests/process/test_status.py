@@ -1,7 +1,6 @@
 """The command `store-service status`: a page made from the metrics of a running service."""
 
 import http.server
-import os
 import re
 import signal
 import subprocess
@@ -151,55 +150,3 @@ def test_an_address_that_is_none_is_a_bad_call(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("store-service: ADDRESS must be HOST:PORT")
     assert done.stderr.count("\n") == 1
-
-
-def test_traces_without_the_extra_are_one_line(tmp_path: Path) -> None:
-    """STORE_TRACES=true says what to install, and exits with 2."""
-    blocked = tmp_path / "opentelemetry"
-    blocked.mkdir()
-    # A package of this name without anything in it, found before any that is installed.
-    (blocked / "__init__.py").touch()
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"STORE_TRACES": "true", "PYTHONPATH": path}
-    done = run_command("serve", folder=tmp_path, settings=settings)
-
-    assert done.returncode == 2
-    assert done.stderr == (
-        "store-service: STORE_TRACES: needs the extra: pip install 'store-service[telemetry]'\n"
-    )
-
-
-def test_an_unknown_exporter_of_traces_is_one_line(tmp_path: Path) -> None:
-    """With exit code 2, as every bad setting."""
-    settings = {
-        "STORE_TRACES": "true",
-        "OTEL_TRACES_EXPORTER": "pigeon",
-        "STORE_LISTEN": "127.0.0.1:0",
-        "STORE_LOG_LEVEL": "error",
-    }
-    done = run_command("serve", folder=tmp_path, settings=settings)
-
-    assert done.returncode == 2
-    assert done.stderr == (
-        "store-service: OTEL_TRACES_EXPORTER: there is no exporter pigeon; there are otlp, console, none\n"
-    )
-
-
-def test_a_collector_that_is_not_there_delays_nobody(database_file: Path) -> None:
-    """Calls are answered, the process ends in time and well, and the log tells that spans are lost."""
-    settings = {
-        "STORE_TRACES": "true",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
-        "STORE_GRACE_SECONDS": "1",
-    }
-    process = ServerProcess(database_file.parent, settings).start()
-    try:
-        with grpc.insecure_channel(process.address) as channel:
-            request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
-            assert posts_pb2_grpc.PostServiceStub(channel).CreatePost(request, timeout=10).id == 1
-        process.signal()
-        code = process.wait(20)
-    finally:
-        process.kill()
-
-    assert code == 0
