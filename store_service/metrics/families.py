@@ -41,7 +41,8 @@ class Families(Collector):
     def _calls(self) -> Iterator[Family]:
         calls, errors = counter("store_calls_total"), counter("store_call_errors_total")
         durations, in_flight = histogram("store_call_duration_seconds"), gauge("store_calls_in_flight")
-        for name, measure in self._measures.calls.items():
+        # Copied first, for a server that is starting still adds methods and lanes.
+        for name, measure in list(self._measures.calls.items()):
             for code, count in list(measure.codes.items()):
                 calls.add_metric([name, code], count)
             for reason, count in list(measure.reasons.items()):
@@ -52,7 +53,7 @@ class Families(Collector):
         yield from (calls, errors, durations, in_flight)
 
     def _lanes(self) -> Iterator[Family]:
-        lanes = self._measures.lanes
+        lanes = dict(self._measures.lanes)
         for family_name, histogram_of in LANE_HISTOGRAMS.items():
             family = histogram(family_name)
             for name, lane in lanes.items():
