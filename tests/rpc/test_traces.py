@@ -190,6 +190,8 @@ async def test_calls_that_rode_together_have_the_same_batch(
     assert len(riding) == 3
     assert len({batch.get_span_context().trace_id for batch in riding}) == 3
     assert len({attributes(batch)["store.batch.number"] for batch in riding}) == 1
+    # The one that held up the writer rode alone, before them.
+    assert len({attributes(batch)["store.batch.number"] for batch in found}) == 2
     for batch in riding:
         assert batch.name == "writer batch"
         assert attributes(batch)["store.lane"] == "writer"
