@@ -107,6 +107,8 @@ def test_a_collector_that_is_not_there_delays_nobody(database_file: Path) -> Non
     settings = {
         "STORE_TRACES": "true",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
+        # The exporter would try for a minute.
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
     }
     process = ServerProcess(database_file.parent, settings).start()
     try:
