@@ -84,7 +84,8 @@ release-protos: install ## freeze protos/ as the last release, which `make check
 
 lock: install ## pin the newest versions that pyproject.toml and requirements/*.in allow
 	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/dev.txt \
-		--extra postgresql --extra jwt --extra cli pyproject.toml clients/python/pyproject.toml requirements/dev.in
+		--extra postgresql --extra jwt --extra telemetry --extra cli pyproject.toml \
+		clients/python/pyproject.toml requirements/dev.in
 	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/bench.txt \
 		--constraint requirements/dev.txt --extra postgresql pyproject.toml clients/python/pyproject.toml \
 		requirements/bench.in

@@ -266,6 +266,46 @@ def _fail(problem: str) -> NoReturn:
     sys.exit(1)
 
 
+@main.command(epilog=_EPILOG)
+@click.argument("address", metavar="[ADDRESS]", default="")
+@click.option("--once", is_flag=True, help="Print one page and exit, for scripts.")
+@click.option(
+    "--every",
+    "every_seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two looks, from which rates are made.",
+)
+def status(address: str, once: bool, every_seconds: float) -> None:
+    """Show calls, latencies, batches and lag of a running service.
+
+    ADDRESS is where it serves metrics, HOST:PORT or unix:PATH; STORE_METRICS_LISTEN when it is left out.
+    Ctrl-C ends it.
+    """
+    address = address or _settings().metrics_listen
+    if not address:
+        click.echo("store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it", err=True)
+        sys.exit(2)
+    from store_service.metrics import page
+    from store_service.metrics.scrape import NoMetrics
+
+    try:
+        settings.check_address(address)
+    except ValueError as error:
+        click.echo(f"store-service: ADDRESS {error}", err=True)
+        sys.exit(2)
+    try:
+        page.show(address, every_seconds=every_seconds, once=once)
+    except NoMetrics as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        # The page stays on the screen.
+        return
+
+
 def _settings(**overrides: str) -> settings.Config:
     try:
         config = settings.load(**overrides)
@@ -284,16 +324,17 @@ def _one_line_errors(config: settings.Config) -> Iterator[None]:
     from store_service.database.copies import CopyFailed
     from store_service.database.schema import ForeignSchema
     from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase, RestoreUnfinished
+    from store_service.observing import CannotServeMetrics
     from store_service.server import CannotListen
     from store_service.supervisor import WorkerFailed
 
     expected = (
-        *(DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, WorkerFailed, StoreError),
-        *(CopyFailed, RestoreUnfinished),
+        *(DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, CannotServeMetrics, WorkerFailed),
+        *(CopyFailed, RestoreUnfinished, StoreError),
     )
     try:
         yield
-    except BadFile as error:
+    except (BadFile, settings.BadSetting) as error:
         click.echo(f"store-service: {error}", err=True)
         sys.exit(2)
     except expected as error:

@@ -46,7 +46,12 @@ def _database_url(value: str) -> str:
     return value
 
 
-def _listen(value: str) -> str:
+def check_address(value: str) -> str:
+    """Lets pass HOST:PORT and unix:PATH.
+
+    Raises:
+        ValueError: It is something else; the text goes on from what is to be called wrong.
+    """
     host, separator, port = value.rpartition(":")
     if value.startswith("unix:"):
         return value
@@ -91,6 +96,21 @@ def _trimmed(value: str) -> str:
     return value
 
 
+def _metrics_listen(value: str) -> str:
+    return check_address(value) if value else value
+
+
+def _traces(value: bool) -> bool:
+    if value:
+        try:
+            found = importlib.util.find_spec("opentelemetry.sdk.trace")
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ValueError("needs the extra: pip install 'store-service[telemetry]'")
+    return value
+
+
 class Config(BaseSettings):
     """Every setting, with its default."""
 
@@ -108,7 +128,7 @@ class Config(BaseSettings):
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""
 
-    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:50051"
+    listen: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50051"
     """Address to serve on; port 0 lets the system choose."""
 
     allow_insecure: bool = False
@@ -192,6 +212,15 @@ class Config(BaseSettings):
 
     keepalive_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """How long a client may take to answer that before its connection is closed."""
+
+    metrics_listen: Annotated[str, AfterValidator(_metrics_listen)] = ""
+    """Address to serve metrics on, at /metrics, to everybody who can reach it; none when empty."""
+
+    traces: Annotated[bool, AfterValidator(_traces)] = False
+    """Export OpenTelemetry spans, to where the variables OTEL_* say; needs the extra `telemetry`."""
+
+    channelz: bool = False
+    """Serve grpc.channelz.v1.Channelz, which shows gRPC's connections and the addresses of callers."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important line that is logged; each call is one line of level info."""

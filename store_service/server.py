@@ -20,9 +20,12 @@ from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 from store_service import security
 from store_service.config import Config
 from store_service.database import connect, schema
+from store_service.observing import observing
 from store_service.rpc import reflection
 from store_service.rpc.access import Admission
 from store_service.rpc.changes import ChangeService
+from store_service.rpc.channelz import CHANNELZ, ChannelzService
+from store_service.rpc.channelz import FILES as CHANNELZ_FILES
 from store_service.rpc.comments import CommentService
 from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
@@ -85,6 +88,8 @@ class RunningServer:
     """HOST:PORT with the real port, or unix:PATH."""
     guard: Guard
     health: HealthService
+    metrics_address: str = ""
+    """Where metrics are served, with the real port; empty if they are not."""
 
 
 def run(config: Config, *, is_worker: bool = False) -> None:
@@ -92,6 +97,8 @@ def run(config: Config, *, is_worker: bool = False) -> None:
 
     Raises:
         CannotListen: The address is in use, or not of this machine.
+        CannotServeMetrics: That for metrics is.
+        BadSetting: A variable of OpenTelemetry has a value that is not allowed.
         connect.DatabaseInUse: Another service has the database.
         BadFile: A file that a setting names cannot be used.
         schema.ForeignSchema: The database is not ours.
@@ -176,18 +183,26 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             await asyncio.to_thread(schema.upgrade, config.DATABASE_URL)
         else:
             await asyncio.to_thread(schema.check, config.DATABASE_URL)
-        async with connect.open_store(
-            config.DATABASE_URL,
-            readers=config.readers,
-            lock_seconds=config.lock_seconds,
-            statement_seconds=config.statement_seconds,
-            acquire_seconds=config.acquire_seconds,
-            force_roll_back=config.DB_FORCE_ROLL_BACK,
-        ) as store:
+        async with (
+            observing(config) as observed,
+            connect.open_store(
+                config.DATABASE_URL,
+                readers=config.readers,
+                lock_seconds=config.lock_seconds,
+                statement_seconds=config.statement_seconds,
+                acquire_seconds=config.acquire_seconds,
+                force_roll_back=config.DB_FORCE_ROLL_BACK,
+                observe=observed.lane,
+            ) as store,
+        ):
             await schema.look(store)
             await Changes(store).begin()
-            guard = Guard(access)
-            feed = Feed(store, max_watches=config.max_watches)
+            guard = Guard(access, observed.measures, observed.tracing)
+            feed = Feed(
+                store,
+                max_watches=config.max_watches,
+                measure=observed.measures.feed if observed.measures else None,
+            )
             names = [service.full_name for service in SERVICES]
             health = HealthService(lambda: schema.look(store), names)
             server = _server(config, store, feed, guard, health, names, reuse_port=reuse_port)
@@ -196,7 +211,9 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
-                yield RunningServer(address=address, guard=guard, health=health)
+                yield RunningServer(
+                    address=address, guard=guard, health=health, metrics_address=observed.metrics_address
+                )
             finally:
                 health.stop()
                 keeping.cancel()
@@ -234,6 +251,8 @@ def _server(
     options = [
         *_OPTIONS,
         ("grpc.so_reuseport", int(reuse_port)),
+        # gRPC keeps these books unless it is told not to.
+        ("grpc.enable_channelz", int(config.channelz)),
         ("grpc.keepalive_time_ms", round(config.keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
         # Without it gRPC waits a minute for the answer to a ping, whatever the timeout is.
@@ -250,7 +269,11 @@ def _server(
     )
     if config.reflection != "off":
         all_names = [*names, HEALTH.full_name, reflection.V1_NAME, reflection.V1ALPHA.full_name]
-        describe = ReflectionService(all_names, [HEALTH.file, reflection.V1ALPHA.file])
+        files = [HEALTH.file, reflection.V1ALPHA.file]
+        if config.channelz:
+            all_names.append(CHANNELZ.full_name)
+            files += CHANNELZ_FILES
+        describe = ReflectionService(all_names, files)
         admission = Admission.ANYBODY if config.reflection == "open" else Admission.CALLER
         server.add_generic_rpc_handlers(
             (
@@ -258,6 +281,10 @@ def _server(
                 guard.handlers(reflection.V1ALPHA, describe, admission=admission, name=reflection.V1_NAME),
             )
         )
+    if config.channelz:
+        # It tells who is connected; where callers have rights it asks for the one to write, as what is not
+        # known to be harmless does.
+        server.add_generic_rpc_handlers((guard.handlers(CHANNELZ, ChannelzService(), while_draining=True),))
     return server
 
 

@@ -9,11 +9,17 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import structlog
 
 from store_service.config import Config
 from store_service.database import schema
+from store_service.metrics.endpoint import served
+from store_service.metrics.workers import WorkersFamilies
+from store_service.observing import CannotServeMetrics
 from store_service.server import CannotListen, stop_on_signals
 
 READY = "store-service is serving on "
@@ -37,6 +43,7 @@ def run(config: Config) -> None:
 
     Raises:
         CannotListen: The address is in use, or not of this machine.
+        CannotServeMetrics: That for metrics is.
         WorkerFailed: A worker could not start.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
@@ -44,7 +51,8 @@ def run(config: Config) -> None:
         schema.upgrade(config.DATABASE_URL)
     with reserved(config.listen) as placeholder:
         host = config.listen.rpartition(":")[0]
-        asyncio.run(_supervise(config, f"{host}:{placeholder.getsockname()[1]}"))
+        with _one_address_for_metrics(config) as metrics:
+            asyncio.run(_supervise(config, f"{host}:{placeholder.getsockname()[1]}", metrics))
 
 
 def reserved(listen: str) -> socket.socket:
@@ -66,10 +74,37 @@ def reserved(listen: str) -> socket.socket:
     return placeholder
 
 
-async def _supervise(config: Config, address: str) -> None:
+class _Metrics:
+    """Where the workers serve their metrics, and what the supervisor itself counts."""
+
+    def __init__(self, config: Config, folder: str) -> None:
+        # The folder is ours alone, so nobody else reaches the workers.
+        self.addresses = {number: f"unix:{folder}/{number}" for number in range(config.workers)}
+        self.restarts = dict.fromkeys(range(config.workers), 0)
+
+
+@contextmanager
+def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
+    """Serves the metrics of all workers until the end of the block, if they are wanted."""
+    if not config.metrics_listen:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="store-service-") as folder:
+        metrics = _Metrics(config, folder)
+        families = WorkersFamilies(metrics.addresses, metrics.restarts)
+        with ExitStack() as stack:
+            try:
+                address = stack.enter_context(served(config.metrics_listen, families))
+            except OSError:
+                raise CannotServeMetrics(config.metrics_listen) from None
+            log.info("serving metrics", address=address)
+            yield metrics
+
+
+async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop):
-        workers = [_Worker(number, config, address) for number in range(config.workers)]
+        workers = [_Worker(number, config, address, metrics) for number in range(config.workers)]
         try:
             await asyncio.gather(*(worker.start() for worker in workers))
             print(f"{READY}{address}", flush=True)  # noqa: T201  # the one line for scripts that wait
@@ -87,8 +122,9 @@ async def _supervise(config: Config, address: str) -> None:
 class _Worker:
     """One process of the server."""
 
-    def __init__(self, number: int, config: Config, address: str) -> None:
+    def __init__(self, number: int, config: Config, address: str, metrics: _Metrics | None) -> None:
         self._number = number
+        self._metrics = metrics
         self._config = config
         self._address = address
         self._process: asyncio.subprocess.Process | None = None
@@ -111,7 +147,11 @@ class _Worker:
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C in a terminal goes to us; we tell the workers.
             start_new_session=True,
-            env={**os.environ, "STORE_AUTO_MIGRATE": "false"},
+            env={
+                **os.environ,
+                "STORE_AUTO_MIGRATE": "false",
+                **({"STORE_METRICS_LISTEN": self._metrics.addresses[self._number]} if self._metrics else {}),
+            },
         )
         assert self._process.stdout is not None
         line = await self._process.stdout.readline()
@@ -126,6 +166,8 @@ class _Worker:
             assert self._process is not None
             code = await self._process.wait()
             log.error("worker died", worker=self._number, exit_code=code)
+            if self._metrics is not None:
+                self._metrics.restarts[self._number] += 1
             await asyncio.sleep(RESTART_SECONDS)
             try:
                 await self.start()

@@ -7,6 +7,7 @@ import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from store_service.database import sqlite
+from store_service.database.observing import Observe, unobserved
 from store_service.database.workers import Argument, Lanes, Operation, Result
 
 
@@ -92,6 +93,7 @@ async def open_store(
     statement_seconds: float = 10.0,
     acquire_seconds: float = 5.0,
     force_roll_back: bool = False,
+    observe: Observe = unobserved,
 ) -> AsyncIterator[Store]:
     """Opens a database whose schema is up to date; closes it at the end of the block, after what waits.
 
@@ -102,13 +104,18 @@ async def open_store(
         statement_seconds: How long a statement may run on PostgreSQL before DatabaseBusy.
         acquire_seconds: How long opening a connection to PostgreSQL may take.
         force_roll_back: One connection does everything, and undoes it at the end.
+        observe: Who looks at each lane.
 
     Raises:
         StoreError: The database cannot be opened.
     """
     if is_sqlite(database_url):
         opening = sqlite.open_lanes(
-            database_url, readers=readers, lock_seconds=lock_seconds, force_roll_back=force_roll_back
+            database_url,
+            readers=readers,
+            lock_seconds=lock_seconds,
+            force_roll_back=force_roll_back,
+            observe=observe,
         )
     else:
         # asyncpg is an extra: it is needed only here.
@@ -121,6 +128,7 @@ async def open_store(
             statement_seconds=statement_seconds,
             acquire_seconds=acquire_seconds,
             force_roll_back=force_roll_back,
+            observe=observe,
         )
     async with opening as lanes:
         yield Store(lanes)

@@ -1,5 +1,6 @@
 """One open connection, held by one worker for as long as it lives."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from typing import Any, TypeVar
 from store_service.database.changes import LoggedWrite
 from store_service.database.failures import DRIVER_ERRORS, named
 from store_service.database.statements import Statement
+from store_service.measures import Histogram
 
 Rows = Sequence[tuple[Any, ...]]
 
@@ -29,6 +31,9 @@ class Connection(ABC):
 
     WRITES_IN_ONE_STATEMENT: bool
     """Whether `write` is a transaction by itself."""
+
+    commits: Histogram | None = None
+    """Counts how long commits take, if anybody looks."""
 
     def __init__(self, raw: Any, *, inside_transaction: bool = False) -> None:
         """Takes an open connection, and whether somebody else began a transaction that all happens in."""
@@ -77,12 +82,18 @@ class Connection(ABC):
         try:
             yield
             if keep:
-                await self._run("RELEASE SAVEPOINT batch" if self._inside_transaction else "COMMIT")
+                await self._commit()
             else:
                 await self._undo()
         except BaseException:
             await self._undo()
             raise
+
+    async def _commit(self) -> None:
+        began = time.perf_counter()
+        await self._run("RELEASE SAVEPOINT batch" if self._inside_transaction else "COMMIT")
+        if self.commits is not None:
+            self.commits.observe(time.perf_counter() - began)
 
     async def _undo(self) -> None:
         if self._inside_transaction:

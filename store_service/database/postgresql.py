@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from store_service.database.changes import ORDER_LOCK
 from store_service.database.connection import Connection, Rows
 from store_service.database.failures import DRIVER_ERRORS, named
+from store_service.database.observing import Observe, unobserved
 from store_service.database.statements import Statement
 from store_service.database.workers import Lane, Lanes
 from store_service.errors import DatabaseUnavailable
@@ -83,6 +84,7 @@ async def open_lanes(
     statement_seconds: float,
     acquire_seconds: float,
     force_roll_back: bool,
+    observe: Observe = unobserved,
 ) -> AsyncIterator[Lanes]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
@@ -121,14 +123,27 @@ async def open_lanes(
                 lambda: _opened(database, acquire_seconds, inside_transaction=True),
                 workers=1,
                 writes=True,
+                observer=observe("worker"),
             )
             await stack.enter_async_context(lane.running())
             yield Lanes(lane, lane)
             return
 
-        writer = Lane("writer", lambda: _opened(database, acquire_seconds), workers=1, writes=True)
+        writer = Lane(
+            "writer",
+            lambda: _opened(database, acquire_seconds),
+            workers=1,
+            writes=True,
+            observer=observe("writer"),
+        )
         await stack.enter_async_context(writer.running())
-        reader = Lane("reader", lambda: _opened(database, acquire_seconds), workers=readers, writes=False)
+        reader = Lane(
+            "reader",
+            lambda: _opened(database, acquire_seconds),
+            workers=readers,
+            writes=False,
+            observer=observe("reader"),
+        )
         await stack.enter_async_context(reader.running())
         yield Lanes(writer, reader, partial(_listen, database, acquire_seconds))
 

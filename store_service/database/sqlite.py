@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from store_service.database.changes import LAST_XID, LoggedWrite
 from store_service.database.connection import Connection, Rows, T
 from store_service.database.failures import named
+from store_service.database.observing import Observe, unobserved
 from store_service.database.statements import Statement, as_json
 from store_service.database.workers import Lane, Lanes
 
@@ -202,7 +203,12 @@ def locked(path: Path) -> Iterator[None]:
 
 @asynccontextmanager
 async def open_lanes(
-    database_url: str, *, readers: int, lock_seconds: float, force_roll_back: bool
+    database_url: str,
+    *,
+    readers: int,
+    lock_seconds: float,
+    force_roll_back: bool,
+    observe: Observe = unobserved,
 ) -> AsyncIterator[Lanes]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
@@ -232,7 +238,13 @@ async def open_lanes(
                 check_same_thread=False,  # it reads too; see fetch_few
             )
             database = await stack.enter_async_context(rolling_back)
-            lane = Lane("worker", lambda: _opened(database, inside_transaction=True), workers=1, writes=True)
+            lane = Lane(
+                "worker",
+                lambda: _opened(database, inside_transaction=True),
+                workers=1,
+                writes=True,
+                observer=observe("worker"),
+            )
             await stack.enter_async_context(lane.running())
             yield Lanes(lane, lane)
             return
@@ -251,9 +263,11 @@ async def open_lanes(
         )
 
         # The writer first: it makes the log that readers need, and may not make themselves.
-        writer = Lane("writer", lambda: _opened(writing), workers=1, writes=True)
+        writer = Lane("writer", lambda: _opened(writing), workers=1, writes=True, observer=observe("writer"))
         await stack.enter_async_context(writer.running())
-        reader = Lane("reader", lambda: _opened(reading), workers=readers, writes=False)
+        reader = Lane(
+            "reader", lambda: _opened(reading), workers=readers, writes=False, observer=observe("reader")
+        )
         await stack.enter_async_context(reader.running())
         yield Lanes(writer, reader)
 

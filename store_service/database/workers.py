@@ -6,6 +6,7 @@ callers, one fsync commits for many, and a caller that goes away never takes a c
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +17,7 @@ import structlog
 
 from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain
+from store_service.database.observing import Observer, Seen
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StoreError
 
 Argument = TypeVar("Argument")
@@ -58,7 +60,10 @@ class Operation(Generic[Argument, Result]):
 class Work:
     """An operation that somebody waits for."""
 
-    __slots__ = ("argument", "future", "keep", "operation")
+    __slots__ = ("argument", "future", "keep", "operation", "seen")
+
+    seen: Seen
+    """What the lane's observer remembers; set if there is one."""
 
     def __init__(
         self, operation: Operation[Any, Any], argument: Any, keep: bool, future: asyncio.Future[Any]
@@ -90,13 +95,24 @@ async def nothing_to_hear(_: Callable[[], None]) -> None:
 class Lane:
     """Work that waits, and the workers that do it."""
 
-    def __init__(self, name: str, open_connection: Open, *, workers: int, writes: bool) -> None:
-        """Takes how to open a connection for each worker, and whether batches are transactions."""
+    def __init__(
+        self,
+        name: str,
+        open_connection: Open,
+        *,
+        workers: int,
+        writes: bool,
+        observer: Observer | None = None,
+    ) -> None:
+        """Takes how to open a connection for each worker, whether batches are transactions, and who looks."""
         self._name = name
         self._open = open_connection
         self._workers = workers
         self._writes = writes
         self._waiting: deque[Work] = deque()
+        self._observer = observer
+        if observer is not None:
+            observer.measure.waiting = self._waiting.__len__
         self._idle: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._wanted: int | None = None
@@ -124,7 +140,10 @@ class Lane:
         if self._stopping:
             raise DatabaseUnavailable
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._waiting.append(Work(operation, argument, keep, future))
+        work = Work(operation, argument, keep, future)
+        if self._observer is not None:
+            work.seen = self._observer.came()
+        self._waiting.append(work)
         self._wake_one()
         if self._wanted is not None and len(self._waiting) >= self._wanted:
             self._stop_waiting()
@@ -168,6 +187,8 @@ class Lane:
                     return
                 if self._stopping:
                     return
+                if self._observer is not None:
+                    self._observer.measure.lost += 1
                 # Whoever waits is told at once; the pause is ours.
                 log.error(
                     "connection lost",
@@ -180,10 +201,21 @@ class Lane:
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _hold_one(self, opened: asyncio.Future[None]) -> None:
+        began = time.perf_counter()
         async with self._open() as connection:
             if not opened.done():
                 opened.set_result(None)
-            await self._serve(connection)
+            if self._observer is None:
+                await self._serve(connection)
+                return
+            measure = self._observer.measure
+            measure.openings.observe(time.perf_counter() - began)
+            connection.commits = measure.commits
+            measure.open += 1
+            try:
+                await self._serve(connection)
+            finally:
+                measure.open -= 1
 
     async def _serve(self, connection: Connection) -> None:
         crowd = 0
@@ -266,7 +298,10 @@ class Lane:
 
     async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
         try:
-            outcomes = await self._outcomes_at_last(connection, batch, keep=keep)
+            if self._observer is None:
+                outcomes = await self._outcomes_at_last(connection, batch, keep=keep)
+            else:
+                outcomes = await self._outcomes_observed(self._observer, connection, batch, keep=keep)
         except DatabaseUnavailable as error:
             for work in batch:
                 work.answer(error)
@@ -288,6 +323,19 @@ class Lane:
             work.answer(outcome)
         if self._writes and keep:
             self.after_write()
+
+    async def _outcomes_observed(
+        self, observer: Observer, connection: Connection, batch: Sequence[Work], *, keep: bool
+    ) -> list[Any]:
+        started = time.perf_counter()
+        failure: Exception | None = None
+        try:
+            return await self._outcomes_at_last(connection, batch, keep=keep)
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            observer.batch_ended([work.seen for work in batch], started, failure)
 
     async def _outcomes_at_last(
         self, connection: Connection, batch: Sequence[Work], *, keep: bool

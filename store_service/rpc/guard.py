@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
@@ -21,8 +21,13 @@ from google.protobuf.message_factory import GetMessageClass
 from store_service.access.caller import Caller
 from store_service.errors import PermissionDenied, RequestMalformed, ShuttingDown, StoreError, StreamStalled
 from store_service.logs import CallLog
+from store_service.measures import CallMeasure, Measures
 from store_service.rpc.access import Access, Admission, address_of, right_of
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
+
+if TYPE_CHECKING:
+    # An extra, needed only where spans are wanted.
+    from store_service.rpc.tracing import CallSpan, Tracing
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -43,9 +48,22 @@ log = structlog.get_logger("store_service.rpc")
 class Guard:
     """Wraps the methods of servicers; knows which calls are running and whether new ones are taken."""
 
-    def __init__(self, access: Access | None = None) -> None:
-        """Takes every call, until `drain`; with `access`, only those of callers who may make them."""
+    def __init__(
+        self,
+        access: Access | None = None,
+        measures: Measures | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        """Takes every call, until `drain`.
+
+        Args:
+            access: Who may make which call; None for everybody.
+            measures: Where calls are counted; None for nowhere.
+            tracing: What makes spans of calls; None for nothing.
+        """
         self._access = access
+        self._measures = measures
+        self._tracing = tracing
         self._draining = False
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
@@ -111,14 +129,21 @@ class Guard:
         admit: "_Admit | None",
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         decode = _decoder(GetMessageClass(method.input_type))
+        measure = None
+        if self._measures is not None:
+            measure = self._measures.of_method(name, is_stream=method.server_streaming)
         # Bytes go in and out of gRPC, so that decoding happens in here, where its errors are caught.
         if method.server_streaming:
-            stream = self._stream(name, behavior, decode, method.client_streaming, while_draining, admit)
+            stream = self._stream(
+                name, behavior, decode, method.client_streaming, while_draining, admit, measure
+            )
             if method.client_streaming:
                 return grpc.stream_stream_rpc_method_handler(stream)
             return grpc.unary_stream_rpc_method_handler(stream)
         assert not method.client_streaming, f"{name}: no service of ours takes a stream and answers once"
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, behavior, decode, while_draining, admit))
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(name, behavior, decode, while_draining, admit, measure)
+        )
 
     def _admit(self, method: MethodDescriptor, admission: Admission) -> "_Admit | None":
         """What recognises the caller of a method and refuses those who may not call; None: nothing does."""
@@ -141,9 +166,10 @@ class Guard:
         decode: Callable[[bytes], Message],
         while_draining: bool,
         admit: "_Admit | None",
+        measure: CallMeasure | None,
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
-            call = self._begin(name, context)
+            call = self._begin(name, context, measure)
             try:
                 request = decode(data)
                 if admit is not None:
@@ -170,9 +196,10 @@ class Guard:
         client_streaming: bool,
         while_draining: bool,
         admit: "_Admit | None",
+        measure: CallMeasure | None,
     ) -> Callable[[Any, Context], Awaitable[None]]:
         async def handle(data: Any, context: Context) -> None:
-            call = self._begin(name, context)
+            call = self._begin(name, context, measure, is_stream=True)
             task = asyncio.current_task()
             assert task is not None
             try:
@@ -203,13 +230,20 @@ class Guard:
 
         return handle
 
-    def _begin(self, name: str, context: Context) -> "_Call":
+    def _begin(
+        self, name: str, context: Context, measure: CallMeasure | None, *, is_stream: bool = False
+    ) -> "_Call":
         self._running += 1
         self._all_done.clear()
         self._id_count += 1
         call_id = f"{self._id_prefix}-{self._id_count:x}"
         context.set_trailing_metadata(((CALL_ID_KEY, call_id),))
-        return _Call(name, call_id, context, self._calls)
+        if measure is not None:
+            measure.running += 1
+        span = None
+        if self._tracing is not None:
+            span = self._tracing.begin(name, call_id, context, is_stream=is_stream)
+        return _Call(name, call_id, context, self._calls, measure, span)
 
     def _end(self) -> None:
         self._running -= 1
@@ -235,12 +269,12 @@ class Guard:
             status = status_of(error)
             if error.__cause__ is not None:
                 log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
-            call.log(status.code.name)
+            call.log(status.code.name, ROWS[type(error)].reason)
         else:
             # Includes a CancelledError of something inside, which would leave the caller waiting.
             status = status_of_a_bug(call.id)
             log.error("bug", call_id=call.id, method=call.method, exc_info=error)
-            call.log(status.code.name)
+            call.log(status.code.name, "INTERNAL")
         trailers: tuple[tuple[str, str | bytes], ...] = (
             (CALL_ID_KEY, call.id),
             (_DETAILS_KEY, status.details),
@@ -251,16 +285,26 @@ class Guard:
 
 
 class _Call:
-    """A running call, as the log tells of it: never what was sent, only how it went."""
+    """A running call, as the log, counters and spans tell of it: never what was sent, only how it went."""
 
-    __slots__ = ("_calls", "_context", "_start", "caller", "id", "method")
+    __slots__ = ("_calls", "_context", "_measure", "_span", "_start", "caller", "id", "method")
 
-    def __init__(self, method: str, call_id: str, context: Context, calls: CallLog) -> None:
+    def __init__(
+        self,
+        method: str,
+        call_id: str,
+        context: Context,
+        calls: CallLog,
+        measure: CallMeasure | None,
+        span: "CallSpan | None",
+    ) -> None:
         self._calls = calls
         self.method = method
         self.id = call_id
         self.caller: Caller | None = None  # who makes it, as soon as that is known
         self._context = context
+        self._measure = measure
+        self._span = span
         self._start = time.perf_counter()
 
     @property
@@ -268,8 +312,13 @@ class _Call:
         """Who makes it; of a caller who is not known, from where."""
         return address_of(self._context.peer()) if self.caller is None else self.caller.name
 
-    def log(self, code: str) -> None:
+    def log(self, code: str, reason: str = "") -> None:
+        """Tells the log, the counters and the span how the call has ended."""
         seconds = time.perf_counter() - self._start
+        if self._measure is not None:
+            self._measure.ended(code, reason, seconds)
+        if self._span is not None:
+            self._span.end(code, reason)
         caller = None if self.caller is None else self.caller.name
         self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller)
 

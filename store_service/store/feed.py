@@ -15,6 +15,7 @@ import structlog
 
 from store_service.database.connect import Store
 from store_service.errors import ResumeTokenExpired, ShuttingDown, StoreError, WatchLimit
+from store_service.measures import FeedMeasure
 from store_service.model import Bookmark, Change, Filter, Kind, Position, SnapshotPlace, WatchStart
 from store_service.store import resume_tokens
 from store_service.store.changes import Changes, Piece
@@ -52,8 +53,8 @@ class Sent:
 class Feed:
     """Serves watches."""
 
-    def __init__(self, store: Store, *, max_watches: int) -> None:
-        """Takes the open database, and how many may watch at once."""
+    def __init__(self, store: Store, *, max_watches: int, measure: FeedMeasure | None = None) -> None:
+        """Takes the open database, how many may watch at once, and where to count."""
         self._store = store
         self._changes = Changes(store)
         self._snapshot = Snapshot(store)
@@ -67,6 +68,10 @@ class Feed:
         self._recent: deque[Piece] = deque()
         self._recent_start: Position | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._measure = measure
+        if measure is not None:
+            measure.watches = lambda: self._watches
+            measure.max_watches = max_watches
         store.after_write(self._hint.set)
 
     async def stop(self, seconds: float) -> None:
@@ -188,6 +193,8 @@ class Feed:
     async def _read_for_all(self) -> None:
         listening = asyncio.create_task(self._listen(), name="feed-listener")
         try:
+            if self._measure is not None:
+                self._measure.read()
             end: Position | None = None
             pause = 0.0
             while True:
@@ -196,6 +203,8 @@ class Feed:
                     if end is None:
                         end = self._recent_start = (await self._changes.state()).end
                     piece = await self._changes.read_after(end)
+                    if self._measure is not None:
+                        self._measure.read(piece.places[0].time if piece is not None else 0)
                 except ResumeTokenExpired:
                     # Changes are deleted faster than they are read; each watch finds out for itself.
                     self._recent.clear()
@@ -217,6 +226,8 @@ class Feed:
                     pause = SOON_SECONDS if hinted else min(max(2 * pause, SOON_SECONDS), POLL_SECONDS)
         finally:
             listening.cancel()
+            if self._measure is not None:
+                self._measure.read_at = None
 
     async def _hinted(self, pause: float) -> bool:
         """Waits until something tells of changes, or until the pause is over; whether it was the former."""

@@ -47,7 +47,7 @@ def test_help_of_the_whole_names_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
-    commands = {"serve", "migrate", "check", "keys", "backup", "restore", "health"}
+    commands = {"serve", "migrate", "check", "keys", "backup", "restore", "health", "status"}
     assert set(cli.main.commands) == commands
     for name in cli.main.commands:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
@@ -126,6 +126,9 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_MAX_WATCHES": ["many", "-1", "10001"],
     "STORE_KEEPALIVE_SECONDS": ["often", "0", "0.5", "3601"],
     "STORE_KEEPALIVE_TIMEOUT_SECONDS": ["soon", "0", "3601"],
+    "STORE_METRICS_LISTEN": ["9464", ":9464", "127.0.0.1:", "127.0.0.1:65536"],
+    "STORE_TRACES": ["perhaps"],
+    "STORE_CHANNELZ": ["perhaps"],
     "STORE_LOG_LEVEL": ["loud", "INFO!"],
     "STORE_LOG_FORMAT": ["xml"],
 }

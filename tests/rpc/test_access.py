@@ -384,7 +384,7 @@ async def test_without_access_control_nobody_is_named(
 def test_who_is_not_known_is_named_by_where_they_are(peer: str, name: str) -> None:
     """Without the port, which is another one for each connection; who is known has a name."""
     context: Any = SimpleNamespace(peer=lambda: peer)
-    call = guard._Call("method", "id", context, CallLog())
+    call = guard._Call("method", "id", context, CallLog(), None, None)
     assert call.caller_name == name
 
     call.caller = Caller(name="billing", rights=ALL_RIGHTS)

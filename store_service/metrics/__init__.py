@@ -1,0 +1,1 @@
+"""Metrics for Prometheus: what they are called, where they are served, and who reads them here."""

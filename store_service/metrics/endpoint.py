@@ -1,0 +1,143 @@
+"""Serves metrics over HTTP, on a thread of its own, so that it answers also when the event loop does not."""
+
+import os
+import selectors
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import BaseServer, ThreadingMixIn
+from threading import Thread
+from typing import Any
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+PATH = "/metrics"
+
+REQUEST_SECONDS = 5.0
+"""A client that takes longer to send its request, or to take the answer, is cut off."""
+
+
+@contextmanager
+def served(listen: str, collector: Collector) -> Iterator[str]:
+    """Answers GET /metrics, and nothing else, until the end of the block.
+
+    Args:
+        listen: HOST:PORT, or unix:PATH; port 0 lets the system choose.
+        collector: What to serve; it is asked on threads of its own.
+
+    Yields:
+        The address, with the real port.
+
+    Raises:
+        OSError: The address is in use, or not of this machine.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    with _listening(listen) as listener:
+        server = _Server(listener, registry)
+        stopped, stop = socket.socketpair()
+        thread = Thread(target=server.serve_until, args=[stopped], name="metrics", daemon=True)
+        thread.start()
+        try:
+            host = listen.rpartition(":")[0]
+            yield listen if listen.startswith("unix:") else f"{host}:{listener.getsockname()[1]}"
+        finally:
+            stop.close()
+            thread.join()
+            stopped.close()
+
+
+@contextmanager
+def _listening(listen: str) -> Iterator[socket.socket]:
+    if listen.startswith("unix:"):
+        path = Path(listen.removeprefix("unix:"))
+        _remove_if_left_over(path)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.fspath(path))
+            listener.listen()
+            try:
+                yield listener
+            finally:
+                path.unlink(missing_ok=True)
+        return
+    host, _, port = listen.rpartition(":")
+    family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as listener:
+        # A server that has just ended does not keep the port from the next.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+        yield listener
+
+
+def _remove_if_left_over(path: Path) -> None:
+    """Removes the socket of a process that was killed, and nothing that anybody answers on."""
+    if not (path.exists() and stat.S_ISSOCK(path.stat().st_mode)):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+
+
+class _Server(ThreadingMixIn, BaseServer):
+    """Takes connections from a socket that listens already, each on a thread."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, listener: socket.socket, registry: CollectorRegistry) -> None:
+        super().__init__(listener.getsockname(), _Handler)
+        self._listener = listener
+        self.registry = registry
+
+    def serve_until(self, stopped: socket.socket) -> None:
+        """Serves until the other end of a pair of sockets is closed; the base class would look for it twice a
+        second."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            selector.register(stopped, selectors.EVENT_READ)
+            while not any(key.fileobj is stopped for key, _ in selector.select()):
+                try:
+                    request, address = self._listener.accept()
+                except OSError:
+                    # The client has gone away already, or there are no descriptors left just now.
+                    continue
+                self.process_request(request, address)
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of clients that go away, as they may."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = REQUEST_SECONDS
+    server_version = "store-service"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        """Answers a GET; the base class looks for this name."""
+        assert isinstance(self.server, _Server)
+        if urlsplit(self.path).path != PATH:
+            self.send_error(HTTPStatus.NOT_FOUND, explain=f"there is nothing but {PATH}")
+            return
+        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        body = encode(self.server.registry)
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Says nothing: a line for each scrape helps nobody."""

@@ -1,0 +1,121 @@
+"""What looks at the service while it works: metrics and spans, or nothing at all.
+
+What is switched off is not there: the guard and the lanes are given None instead.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import structlog
+
+from store_service.config import Config
+from store_service.database import connect
+from store_service.database.observing import Observer
+from store_service.measures import Measures
+from store_service.metrics.endpoint import served
+from store_service.metrics.families import Families
+from store_service.metrics.loop_lag import measure_lag
+
+if TYPE_CHECKING:
+    from store_service.rpc.tracing import Tracing
+
+FLUSH_SECONDS = 2.0
+"""How long spans that have not been exported yet may take at the end."""
+
+log = structlog.get_logger("store_service.server")
+
+
+class CannotServeMetrics(Exception):
+    """The address for metrics cannot be bound."""
+
+    def __init__(self, listen: str) -> None:
+        """Takes the address."""
+        super().__init__(
+            f"cannot serve metrics on {listen}: the port is in use, or the address is not of this machine"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observing:
+    """What the pieces of a server are given."""
+
+    measures: Measures | None = None
+    """Where to count, if metrics are served."""
+    metrics_address: str = ""
+    """Where they are served, with the real port."""
+    tracing: "Tracing | None" = None
+
+    def lane(self, name: str) -> Observer | None:
+        """Who looks at a lane."""
+        if self.measures is None and self.tracing is None:
+            return None
+        # Spans alone need somewhere to count too; nobody reads it.
+        measures = self.measures or Measures()
+        return Observer(name, measures.of_lane(name), self.tracing)
+
+
+@asynccontextmanager
+async def observing(config: Config) -> AsyncIterator[Observing]:
+    """Serves metrics and exports spans until the end of the block, as far as the settings want it.
+
+    Raises:
+        CannotServeMetrics: The address is in use, or not of this machine.
+        BadSetting: A variable of OpenTelemetry has a value that is not allowed.
+    """
+    async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(_tracing()) if config.traces else None
+        if not config.metrics_listen:
+            yield Observing(tracing=tracing)
+            return
+        measures = Measures()
+        try:
+            address = stack.enter_context(served(config.metrics_listen, _families(config, measures)))
+        except OSError:
+            raise CannotServeMetrics(config.metrics_listen) from None
+        log.info("serving metrics", address=address)
+        lag = asyncio.create_task(measure_lag(measures.loop), name="loop-lag")
+        stack.callback(lag.cancel)
+        yield Observing(measures=measures, metrics_address=address, tracing=tracing)
+
+
+def _families(config: Config, measures: Measures) -> Families:
+    if not connect.is_sqlite(config.DATABASE_URL):
+        return Families(measures, database="postgresql", wal_file=None)
+    return Families(measures, database="sqlite", wal_file=Path(f"{connect.name_of(config.DATABASE_URL)}-wal"))
+
+
+@asynccontextmanager
+async def _tracing() -> AsyncIterator["Tracing"]:
+    from store_service import telemetry
+    from store_service.rpc.tracing import Tracing
+
+    provider = telemetry.tracer_provider()
+    try:
+        yield Tracing(provider)
+    finally:
+        await _flushed(provider.shutdown)
+
+
+async def _flushed(shutdown: Callable[[], None]) -> None:
+    """Exports what has not been exported, as far as it can be done in time."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def flush() -> None:
+        shutdown()
+        # Nobody may wait any more, and the loop be closed.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set)
+
+    # On a thread, for exporters wait for the network; on one that the process does not wait for at its end.
+    Thread(target=flush, name="last-spans", daemon=True).start()
+    try:
+        async with asyncio.timeout(FLUSH_SECONDS):
+            await done.wait()
+    except TimeoutError:
+        log.warning("the last spans could not be exported in time")

@@ -1,0 +1,99 @@
+"""One address shows the metrics of all processes, over PostgreSQL."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from store_service.metrics.scrape import NoMetrics, scrape
+from tests.postgres import empty
+from tests.process.test_workers import create, workers_of
+from tests.scraping import scraped
+from tests.support import ServerProcess, run_command, wait_until
+
+CREATE = "storeapi.v1.PostService/CreatePost"
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, postgres_database: str) -> ServerProcess:
+    """A supervisor of two workers with metrics; not started yet."""
+    empty(postgres_database)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    settings = {
+        "DATABASE_URL": postgres_database,
+        "STORE_WORKERS": "2",
+        "STORE_METRICS_LISTEN": "127.0.0.1:0",
+        "TMPDIR": str(temporary),
+    }
+    return ServerProcess(tmp_path, settings)
+
+
+def metrics_address(process: ServerProcess) -> str:
+    """The one on which the supervisor serves them, as its log tells; each worker has a socket of its own."""
+    (address,) = re.findall(r'"address": "(127\.0\.0\.1:\d+)", "event": "serving metrics"', process.stderr())
+    assert isinstance(address, str)
+    return address
+
+
+def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, tmp_path: Path) -> None:
+    """Told apart by a label, each family once; the calls of all are all calls, also those after a restart."""
+    supervisor.start()
+    try:
+        address = metrics_address(supervisor)
+        for n in range(40):
+            create(supervisor.address, f"{n}")
+        samples = scraped(address)
+        names = [family.name for family in scrape(address)]
+
+        calls = {of["worker"]: count for of, count in samples.values("store_calls_total", method=CREATE)}
+        assert calls.keys() == {"0", "1"}
+        assert sum(calls.values()) == 40
+        assert len(names) == len(set(names))
+        assert all(samples.label(name, "worker") == ["0", "1"] for name in samples.samples)
+        assert samples.total("store_worker_up") == 2
+        assert samples.total("store_worker_restarts_total") == 0
+
+        # One dies; the other's counters stay, its own begin again.
+        (victim, *_) = workers_of(supervisor)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: scraped(address).total("store_worker_up") == 1, seconds=30)
+        wait_until(lambda: scraped(address).total("store_worker_up") == 2, seconds=30)
+        samples = scraped(address)
+
+        assert samples.total("store_worker_restarts_total") == 1
+        ((of, _),) = [it for it in samples.values("store_worker_restarts_total") if it[1]]
+        dead = of["worker"]
+        assert samples.total("store_calls_total", method=CREATE, worker=dead) == 0
+        (other,) = {"0", "1"} - {dead}
+        assert samples.total("store_calls_total", method=CREATE, worker=other) == calls[other]
+
+        page = run_command("status", address, "--once", "--every", "0.2", folder=tmp_path)
+        assert (page.returncode, page.stderr) == (0, "")
+        assert "2 of 2 workers, 1 restarts" in page.stdout
+    finally:
+        code = supervisor.stop()
+
+    assert code == 0
+    assert "Traceback" not in supervisor.stderr()
+    with pytest.raises(NoMetrics):
+        scrape(address)
+    # Nothing is left of the sockets.
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_metrics_address_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path) -> None:
+    """With workers, too, nothing is started then."""
+    supervisor.start()
+    try:
+        taken = metrics_address(supervisor)
+        settings = supervisor.settings | {"STORE_LISTEN": "127.0.0.1:0", "STORE_METRICS_LISTEN": taken}
+        done = run_command("serve", folder=tmp_path, settings=settings)
+    finally:
+        supervisor.stop()
+
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"store-service: cannot serve metrics on {taken}")
+    assert done.stderr.count("\n") == 1

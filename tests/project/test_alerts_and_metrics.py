@@ -1,0 +1,191 @@
+"""Dashboard, alerts and their manual speak of the metrics that there are, and of all of them."""
+
+import json
+import re
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+
+from store_service.metrics.catalog import METRICS
+from store_service.rpc.status import ROWS
+from tests.project.conftest import ROOT
+
+MANUAL = "docs/alerts-and-metrics.md"
+TEXT = (ROOT / MANUAL).read_text()
+DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy/grafana.json").read_text())
+ALERTS: list[dict[str, Any]] = [
+    rule
+    for group in yaml.safe_load((ROOT / "deploy/alerts.yaml").read_text())["groups"]
+    for rule in group["rules"]
+]
+alerts = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
+OF_PROMETHEUS = {"job", "instance"}
+"""Labels that it adds to what it scrapes."""
+
+
+def panel_expressions() -> list[str]:
+    """What the panels ask for, with Grafana's variables filled in."""
+    return [
+        target["expr"].replace("$__rate_interval", "1m")
+        for panel in DASHBOARD["panels"]
+        for target in panel["targets"]
+    ]
+
+
+EXPRESSIONS = [*panel_expressions(), *(alert["expr"] for alert in ALERTS)]
+
+
+def parts(expression: str) -> list[Any]:
+    """Every part of an expression."""
+    found: list[Any] = []
+
+    def walk(part: Any) -> None:
+        found.append(part)
+        for name in ("lhs", "rhs", "expr", "vector_selector", "param"):
+            if (below := getattr(part, name, None)) is not None:
+                walk(below)
+        for below in getattr(part, "args", None) or ():
+            walk(below)
+
+    walk(promql_parser.parse(expression))
+    return found
+
+
+def family_of(sample: str) -> str:
+    """The metric that a sample belongs to."""
+    family = re.sub(r"_(bucket|sum|count)$", "", sample)
+    return family if METRICS.get(family) and METRICS[family].kind == "histogram" else sample
+
+
+def selectors(expression: str) -> list[Any]:
+    """Which samples an expression asks for."""
+    return [part for part in parts(expression) if isinstance(part, promql_parser.VectorSelector)]
+
+
+# Dashboard and alerts
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_metric_that_is_named_exists(expression: str) -> None:
+    """With the labels by which it is chosen, and the suffix that its kind has."""
+    found = selectors(expression)
+
+    assert found
+    for selector in found:
+        family = family_of(selector.name)
+        assert family in METRICS
+        assert (METRICS[family].kind == "histogram") == (family != selector.name)
+        known = {*METRICS[family].labels, *OF_PROMETHEUS, "worker"}
+        assert {matcher.name for matcher in selector.matchers.matchers} <= known
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS)
+def test_every_label_that_is_grouped_by_exists(expression: str) -> None:
+    """On the metric that is grouped."""
+    labels = {
+        label
+        for part in parts(expression)
+        if isinstance(part, promql_parser.AggregateExpr) and part.modifier is not None
+        for label in part.modifier.labels
+    }
+    known = {label for it in selectors(expression) for label in METRICS[family_of(it.name)].labels}
+
+    assert labels <= known | OF_PROMETHEUS | {"worker", "le"}
+
+
+def test_quantiles_keep_the_bounds() -> None:
+    """Without `le` a quantile is nonsense, and Prometheus says nothing."""
+    found = [it for it in EXPRESSIONS if "histogram_quantile" in it]
+
+    assert len(found) > 10
+    assert [it for it in found if not re.search(r"sum by \([^)]*\ble\)", it)] == []
+
+
+def test_a_metric_that_does_not_exist_is_found() -> None:
+    """The search before finds it, wherever it hides."""
+    assert [it.name for it in selectors("sum by (x) (rate(a[5m])) / b > 2 or absent(c)")] == ["a", "b", "c"]
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    """So that whoever looks for something finds it."""
+    shown = {family_of(it.name) for expression in panel_expressions() for it in selectors(expression)}
+
+    assert shown == METRICS.keys()
+
+
+def test_the_panels_are_explained_and_do_not_overlap() -> None:
+    """Each has a title and a sentence, and a place of its own."""
+    places = set()
+    for panel in DASHBOARD["panels"]:
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        at = panel["gridPos"]
+        place = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        assert not place & places, panel["title"]
+        assert all(x < 24 for x, _ in place)
+        places |= place
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+@alerts
+def test_the_reasons_and_codes_of_an_alert_exist(alert: dict[str, Any]) -> None:
+    """An alert for an error that nobody raises would never fire."""
+    reasons = {row.reason for row in ROWS.values()} | {"INTERNAL"}
+    codes = {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "DATA_LOSS"}
+
+    for selector in selectors(alert["expr"]):
+        for matcher in selector.matchers.matchers:
+            known = {"reason": reasons, "code": codes, "lane": {"writer", "reader"}}[matcher.name]
+            assert set(matcher.value.split("|")) <= known
+
+
+@alerts
+def test_an_alert_says_what_is_wrong_and_where_it_is_told_what_to_do(alert: dict[str, Any]) -> None:
+    """A sentence, and a heading of the manual with something below it."""
+    assert alert["labels"]["severity"] in ("critical", "warning")
+    assert alert["annotations"].keys() == {"summary", "runbook"}
+    assert alert["annotations"]["summary"].endswith(".")
+    assert alert["annotations"]["runbook"] == f"{MANUAL}#{alert['alert'].lower()}"
+    (below,) = re.findall(rf"^### {alert['alert']}\n\n(.+?)(?=\n#|\Z)", TEXT, re.MULTILINE | re.DOTALL)
+    assert len(below.split()) > 20
+
+
+# The manual
+
+
+def test_the_manual_has_every_metric() -> None:
+    """With its kind, its labels and its help, as they are served."""
+    (table,) = re.findall(r"<!-- metrics -->\n(.*?)<!-- /metrics -->", TEXT, re.DOTALL)
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", table, re.MULTILINE)
+
+    assert rows == [
+        (name, metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help)
+        for name, metric in METRICS.items()
+    ]
+
+
+def test_the_manual_explains_no_alert_that_is_gone() -> None:
+    """The headings of the last part are the alerts, in their order."""
+    headings = re.findall(r"^### (\w+)$", TEXT.partition("## When an alert fires")[2], re.MULTILINE)
+
+    assert headings == [alert["alert"] for alert in ALERTS]
+
+
+def test_the_manual_names_only_metrics_that_exist() -> None:
+    """Also in its prose."""
+    named = set(re.findall(r"`(store_\w+)`", TEXT))
+
+    assert named <= METRICS.keys()
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_has_a_name_that_prometheus_likes(name: str) -> None:
+    """Our prefix, base units, `_total` for counters and for nothing else."""
+    metric = METRICS[name]
+
+    assert name.startswith("store_")
+    assert name.endswith("_total") == (metric.kind == "counter")
+    assert not re.search(r"_(ms|milliseconds|kb|mb|percent)\b", name)
+    assert metric.help.endswith(".")
