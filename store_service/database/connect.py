@@ -54,8 +54,10 @@ def sole_use(database_url: str) -> Iterator[None]:
 class Store:
     """The open database: a lane to write and a lane to read."""
 
-    def __init__(self, lanes: Lanes) -> None:
-        """Takes the lanes, which may be one and the same, and how to hear of what other processes write."""
+    def __init__(self, lanes: Lanes, *, read_only: bool = False) -> None:
+        """Takes the lanes, which may be one and the same, how to hear of what other processes write, and
+        whether callers may write."""
+        self.read_only = read_only
         self._writer = lanes.writer
         self._reader = lanes.reader
         self._listen = lanes.listen
@@ -92,6 +94,7 @@ async def open_store(
     statement_seconds: float = 10.0,
     acquire_seconds: float = 5.0,
     force_roll_back: bool = False,
+    read_only: bool = False,
 ) -> AsyncIterator[Store]:
     """Opens a database whose schema is up to date; closes it at the end of the block, after what waits.
 
@@ -102,6 +105,7 @@ async def open_store(
         statement_seconds: How long a statement may run on PostgreSQL before DatabaseBusy.
         acquire_seconds: How long opening a connection to PostgreSQL may take.
         force_roll_back: One connection does everything, and undoes it at the end.
+        read_only: The rules are to refuse writes of callers.
 
     Raises:
         StoreError: The database cannot be opened.
@@ -123,4 +127,4 @@ async def open_store(
             force_roll_back=force_roll_back,
         )
     async with opening as lanes:
-        yield Store(lanes)
+        yield Store(lanes, read_only=read_only)

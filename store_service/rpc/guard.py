@@ -20,6 +20,8 @@ from google.protobuf.message_factory import GetMessageClass
 
 from store_service.errors import RequestMalformed, ShuttingDown, StoreError, StreamStalled
 from store_service.logs import CallLog
+from store_service.rpc.connections import Connections
+from store_service.rpc.limits import Admitted, Limits
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -29,6 +31,9 @@ CALL_ID_KEY = "x-call-id"
 
 STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
+
+SETTLE_SECONDS = 0.1
+"""How long an answer may take to leave before its connection counts as one on which nothing runs."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -41,8 +46,10 @@ log = structlog.get_logger("store_service.rpc")
 class Guard:
     """Wraps the methods of servicers; knows which calls are running and whether new ones are taken."""
 
-    def __init__(self) -> None:
-        """Takes every call, until `drain`."""
+    def __init__(self, limits: Limits, connections: Connections) -> None:
+        """Takes every call that the limits let in, until `drain`, which closes connections."""
+        self._limits = limits
+        self._connections = connections
         self._draining = False
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
@@ -61,7 +68,7 @@ class Guard:
             service: Which methods there are and what they take.
             servicer: The object that has them.
             name: Serve them under another name than the service's own.
-            while_draining: Take calls, and let streams run, also while the server stops.
+            while_draining: Take calls, and let streams run, also while the server stops or is overloaded.
         """
         name = name or service.full_name
         return grpc.method_handlers_generic_handler(
@@ -75,17 +82,29 @@ class Guard:
         )
 
     async def drain(self, seconds: float) -> None:
-        """Refuses new calls, ends streams, and waits for running calls, but no longer than `seconds`."""
+        """Refuses new calls and connections, ends streams, and waits for running calls, but no longer than
+        `seconds`.
+
+        A connection is closed as soon as nothing runs on it, so that its client goes on elsewhere.
+        """
         self._draining = True
+        self._connections.stop_listening()
         for stream in self._streams:
             stream.cancel()
-        try:
-            await asyncio.wait_for(self._all_done.wait(), seconds)
-        except TimeoutError:
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            busy = self._limits.peers()
+            is_last = self._all_done.is_set()
+            await asyncio.sleep(min(SETTLE_SECONDS, left))
+            self._connections.finish(but=busy | self._limits.peers())
+            if is_last and self._all_done.is_set():
+                return
+        if self._running:
             log.warning("calls are still running after the grace period", running=self._running)
 
     def close(self) -> None:
         """Writes the last lines of the log, after the last call has ended."""
+        self._limits.close()
         self._calls.flush()
 
     def _handler(
@@ -110,18 +129,26 @@ class Guard:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context)
+            admitted = None
+            answer = b""
             try:
                 request = decode(data)
-                if self._draining and not while_draining:
-                    raise ShuttingDown
+                if not while_draining:
+                    if self._draining:
+                        raise ShuttingDown
+                    admitted = self._limits.admit(context)
                 response = await behavior(request, context)
                 answer = response.SerializeToString()
             except BaseException as error:
+                if admitted is not None and admitted.is_overdue and not context.cancelled():
+                    await self._fail_overdue(call, context, admitted)
                 await self._fail(call, context, error)
             else:
                 call.log("OK")
                 return answer
             finally:
+                if admitted is not None:
+                    self._limits.end(admitted, len(answer))
                 self._end()
 
         return handle
@@ -143,6 +170,7 @@ class Guard:
                 if self._draining and not while_draining:
                     raise ShuttingDown
                 if not while_draining:
+                    self._limits.check_stream(context, len(self._streams))
                     self._streams.add(task)
                 # Closed before the caller is told, so that a caller that hears nothing holds nothing.
                 async with aclosing(behavior(request, context)) as responses:
@@ -173,6 +201,14 @@ class Guard:
         self._running -= 1
         if not self._running:
             self._all_done.set()
+
+    async def _fail_overdue(self, call: "_Call", context: Context, admitted: Admitted) -> NoReturn:
+        """Ends a call that has taken as long as any may."""
+        admitted.task.uncancel()
+        call.log("DEADLINE_EXCEEDED")
+        trailers = ((CALL_ID_KEY, call.id),)
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
+        await context.abort(code, "the call took as long as any may", trailing_metadata=trailers)
 
     async def _fail(self, call: "_Call", context: Context, error: BaseException) -> NoReturn:
         """Ends a call with the status of what was raised."""

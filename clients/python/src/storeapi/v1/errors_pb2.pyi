@@ -114,6 +114,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
     and go on from what was read.
     """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 40
+    """UNAVAILABLE with RetryInfo: as many calls are running as this server process allows, or what this
+    connection has been answered and has not read is too much. Nothing was done; call again later.
+    Example: 1000 calls run, and one more comes.
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 41
+    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: this caller makes more calls than the server
+    allows. Nothing was done. Metadata: calls_per_second. Example: 100 a second are allowed, and
+    one client sends 200.
+    """
+    ERROR_REASON_READ_ONLY: _ErrorReason.ValueType  # 42
+    """FAILED_PRECONDITION: the server is in read-only mode. Nothing was done; reads and watches go on.
+    Example: CreatePost while an operator moves the database.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -218,5 +232,19 @@ process allows. Metadata: limit.
 ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 26
 """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
 and go on from what was read.
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 40
+"""UNAVAILABLE with RetryInfo: as many calls are running as this server process allows, or what this
+connection has been answered and has not read is too much. Nothing was done; call again later.
+Example: 1000 calls run, and one more comes.
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 41
+"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: this caller makes more calls than the server
+allows. Nothing was done. Metadata: calls_per_second. Example: 100 a second are allowed, and
+one client sends 200.
+"""
+ERROR_REASON_READ_ONLY: ErrorReason.ValueType  # 42
+"""FAILED_PRECONDITION: the server is in read-only mode. Nothing was done; reads and watches go on.
+Example: CreatePost while an operator moves the database.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
