@@ -98,7 +98,7 @@ class Config(BaseSettings):
     0 is no limit."""
 
     max_call_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """Longest time for a call, whatever deadline its caller has set; then DEADLINE_EXCEEDED. Watches go on."""
+    """Longest time for a call, whatever deadline its caller has set; then DEADLINE_EXCEEDED."""
 
     max_request_bytes: int = Field(default=4_194_304, ge=1024, le=67_108_864)
     """Largest request, in bytes, also after it was decompressed."""
