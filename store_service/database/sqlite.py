@@ -133,6 +133,11 @@ class SqliteConnection(Connection):
         else:
             await self._raw.execute_fetchall(text)
 
+    def _interrupt(self) -> None:
+        # SQLite lets another thread say this; what has ended by then is not concerned. Of a COMMIT it is
+        # the end, too, or it is not: nobody was told of it.
+        self._raw._conn.interrupt()
+
     def _rows(self, text: str, arguments: list[Any]) -> Rows:
         rows: Rows = self._raw._conn.execute(text, arguments).fetchall()
         return rows
