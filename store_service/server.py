@@ -243,9 +243,9 @@ def _limiting_options(config: Config) -> list[tuple[str, int]]:
         ("grpc.max_connection_idle_ms", round(config.max_idle_seconds * 1000)),
         ("grpc.server_handshake_timeout_ms", round(config.handshake_seconds * 1000)),
         ("grpc.max_receive_message_length", config.max_request_bytes),
-        # Between the two gRPC refuses at random.
-        ("grpc.max_metadata_size", config.max_metadata_bytes),
-        ("grpc.absolute_max_metadata_size", config.max_metadata_bytes),
+        # gRPC refuses what is as large as the limit, and between the two what chance says.
+        ("grpc.max_metadata_size", config.max_metadata_bytes + 1),
+        ("grpc.absolute_max_metadata_size", config.max_metadata_bytes + 1),
     ]
 
 

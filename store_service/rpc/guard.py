@@ -15,13 +15,14 @@ from typing import Any, NoReturn, TypeAlias
 import grpc
 import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from store_service.errors import RequestMalformed, ShuttingDown, StoreError, StreamStalled
 from store_service.logs import CallLog
 from store_service.rpc.connections import Connections
-from store_service.rpc.limits import Admitted, Limits
+from store_service.rpc.limits import LARGE_BYTES, Admitted, Limits
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -118,7 +119,10 @@ class Guard:
                 return grpc.stream_stream_rpc_method_handler(stream)
             return grpc.unary_stream_rpc_method_handler(stream)
         assert not method.client_streaming, f"{name}: no service of ours takes a stream and answers once"
-        return grpc.unary_unary_rpc_method_handler(self._unary(name, behavior, decode, while_draining))
+        is_read = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(name, behavior, decode, while_draining, is_read)
+        )
 
     def _unary(
         self,
@@ -126,11 +130,13 @@ class Guard:
         behavior: Callable[[Any, Context], Awaitable[Message]],
         decode: Callable[[bytes], Message],
         while_draining: bool,
+        is_read: bool,
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context)
             admitted = None
             answer = b""
+            failed = False
             try:
                 request = decode(data)
                 if not while_draining:
@@ -139,7 +145,10 @@ class Guard:
                     admitted = self._limits.admit(context)
                 response = await behavior(request, context)
                 answer = response.SerializeToString()
+                if len(answer) > LARGE_BYTES and is_read and admitted is not None:
+                    self._limits.check_answer(context, len(answer))
             except BaseException as error:
+                failed = True
                 if admitted is not None and admitted.is_overdue and not context.cancelled():
                     await self._fail_overdue(call, context, admitted)
                 await self._fail(call, context, error)
@@ -148,7 +157,8 @@ class Guard:
                 return answer
             finally:
                 if admitted is not None:
-                    self._limits.end(admitted, len(answer))
+                    # Empty when the call failed, whatever had been made for it.
+                    self._limits.end(admitted, 0 if failed else len(answer))
                 self._end()
 
         return handle

@@ -59,7 +59,7 @@ class Limits:
             max_calls: Unary calls that run at once; of streams besides watches as many.
             calls_per_second: Of one caller; 0 for no limit.
             max_seconds: Of a unary call, and for an answer to be taken by its caller.
-            max_unsent_bytes: Large answers that one connection has not read.
+            max_unsent_bytes: Large answers that one connection has not read; a single one is always sent.
             cut: Closes the connection of a peer, given as gRPC names it.
         """
         self._max_calls = max_calls
@@ -91,6 +91,17 @@ class Limits:
     def check_stream(self, context: "Context", running: int) -> None:
         """Lets a stream begin when so many are running, or not; raises as `admit` does."""
         self._check(context, running)
+
+    def check_answer(self, context: "Context", answer_bytes: int) -> None:
+        """Lets a large answer to a read leave, or not; other calls that began with it may have used the room.
+
+        Raises:
+            Overloaded: Its connection has not read what it was sent before.
+        """
+        if self._unsent:
+            before = self._unsent.get(context.peer(), 0)
+            if before and before + answer_bytes > self._max_unsent_bytes:
+                raise Overloaded
 
     def end(self, call: Admitted, answer_bytes: int) -> None:
         """Says that a call has ended, and how long the answer is that gRPC is to send now."""
