@@ -194,6 +194,9 @@ ELSEWHERE = {
     "INTERNAL": "test_errors.py",
     "RESUME_TOKEN_EXPIRED": "test_errors.py",
     "STREAM_STALLED": "test_errors.py",
+    "OVERLOADED": "test_limits.py",
+    "RATE_LIMITED": "test_limits.py",
+    "READ_ONLY": "test_limits.py",
     # Found when the server starts and by the health service, which tells no reason.
     "SCHEMA_MISMATCH": "test_health.py",
 }
