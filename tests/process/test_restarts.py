@@ -18,6 +18,7 @@ from sqlalchemy import text
 from storeapi.v1 import posts_pb2
 
 from tests.postgres import empty
+from tests.process.test_start_and_stop import told_of_the_stop, watched
 from tests.process.test_workers import workers_of
 from tests.rpc.helpers import become, connected
 from tests.support import ServerProcess, Stubs, failure, free_port
@@ -177,3 +178,27 @@ async def test_a_bad_setting_replaces_no_worker(tmp_path: Path, postgres_databas
             assert (await Stubs(channel).create_post()).id > 0
     finally:
         await asyncio.to_thread(supervisor.stop)
+
+
+async def test_calls_go_on_while_balancers_are_told(tmp_path: Path) -> None:
+    """For STORE_DRAIN_SECONDS health says NOT_SERVING, and everything else is as it was."""
+    server_process = ServerProcess(tmp_path, {"STORE_DRAIN_SECONDS": "1.5"})
+    await asyncio.to_thread(server_process.start)
+    try:
+        async with (
+            grpc.aio.insecure_channel(server_process.address) as channel,
+            watched(channel) as statuses,
+        ):
+            server_process.signal()
+            await told_of_the_stop(statuses)
+            post = await Stubs(channel).create_post("while draining")
+            async with grpc.aio.insecure_channel(
+                server_process.address, [("grpc.use_local_subchannel_pool", 1)]
+            ) as another:
+                read = await Stubs(another).posts.GetPost(posts_pb2.GetPostRequest(id=post.id))
+            code = await asyncio.to_thread(server_process.wait)
+    finally:
+        server_process.kill()
+
+    assert read.body == "while draining"
+    assert code == 0
