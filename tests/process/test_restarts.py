@@ -202,3 +202,30 @@ async def test_calls_go_on_while_balancers_are_told(tmp_path: Path) -> None:
 
     assert read.body == "while draining"
     assert code == 0
+
+
+async def test_a_server_that_stops_answers_nothing_but_unavailable(tmp_path: Path) -> None:
+    """Also to callers who do not pause: CANCELLED, which gRPC answers while it closes, could not be retried."""
+    server_process = ServerProcess(tmp_path, {"STORE_LOG_LEVEL": "error"})
+    seen: Counter[str] = Counter()
+    is_over = asyncio.Event()
+
+    async def call(stubs: Stubs) -> None:
+        while not is_over.is_set():
+            try:
+                await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())
+                seen["OK"] += 1
+            except grpc.aio.AioRpcError as error:
+                seen[error.code().name] += 1
+                await asyncio.sleep(0.001)
+
+    await asyncio.to_thread(server_process.start)
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        callers = [asyncio.create_task(call(Stubs(channel))) for _ in range(48)]
+        await become(lambda: seen["OK"] > 300)
+        code = await asyncio.to_thread(server_process.stop)
+        is_over.set()
+        await asyncio.gather(*callers)
+
+    assert code == 0
+    assert seen.keys() == {"OK", "UNAVAILABLE"}
