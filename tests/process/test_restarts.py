@@ -205,7 +205,7 @@ async def test_calls_go_on_while_balancers_are_told(tmp_path: Path) -> None:
 
 
 async def test_a_server_that_stops_answers_nothing_but_unavailable(tmp_path: Path) -> None:
-    """Also to callers who do not pause: CANCELLED, which gRPC answers while it closes, could not be retried."""
+    """Also to callers who do not pause: CANCELLED, which gRPC answers while closing, could not be retried."""
     server_process = ServerProcess(tmp_path, {"STORE_LOG_LEVEL": "error"})
     seen: Counter[str] = Counter()
     is_over = asyncio.Event()
