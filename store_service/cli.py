@@ -37,7 +37,8 @@ def serve(listen: str | None, worker: bool) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Prints one line with the address on stdout as soon as calls succeed; logs go to stderr. Running
-    calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once.
+    calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once. With several
+    STORE_WORKERS, SIGHUP restarts them one after the other, with settings read anew.
     """
     config = _settings(**({"listen": listen} if listen is not None else {}))
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.

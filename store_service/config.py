@@ -180,6 +180,57 @@ class Config(BaseSettings):
     grace_seconds: float = Field(default=5.0, ge=0, le=3600)
     """How long running calls may take to finish after SIGTERM or SIGINT."""
 
+    drain_seconds: float = Field(default=0.0, ge=0, le=3600)
+    """How long the health service says NOT_SERVING after SIGTERM or SIGINT, before calls are refused; as long
+    as a balancer takes to notice."""
+
+    read_only: bool = False
+    """Refuse writes with READ_ONLY; reads and watches go on, and nothing is deleted for its age."""
+
+    max_concurrent_calls: int = Field(default=1000, ge=1, le=100_000)
+    """Calls that run at once in a process; one more gets OVERLOADED. Watches have a limit of their own, and
+    health always answers."""
+
+    caller_calls_per_second: float = Field(default=0.0, ge=0, le=1_000_000)
+    """Calls that one caller, an address, may make a second, on average and at once; more get RATE_LIMITED.
+    0 is no limit."""
+
+    max_call_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """Longest time for a call, whatever deadline its caller has set; then DEADLINE_EXCEEDED."""
+
+    max_request_bytes: int = Field(default=4_194_304, ge=1024, le=67_108_864)
+    """Largest request, in bytes, also after it was decompressed."""
+
+    max_metadata_bytes: int = Field(default=8_192, ge=1024, le=1_048_576)
+    """Largest metadata of a call, in bytes, with 32 more for each key, as HTTP/2 counts."""
+
+    max_batch_size: int = Field(default=1000, ge=1, le=1000)
+    """Most ids or requests in one batch."""
+
+    max_page_size: int = Field(default=1000, ge=1, le=1000)
+    """Most posts or comments on a page; who asks for more gets so many."""
+
+    max_unsent_bytes: int = Field(default=33_554_432, ge=0)
+    """Large answers that one connection may have and not have read; its next call gets OVERLOADED."""
+
+    max_connections: int = Field(default=1000, ge=1, le=1_000_000)
+    """Connections to a process; more are closed at once. Each needs a file descriptor."""
+
+    max_streams_per_connection: int = Field(default=1000, ge=1, le=1_000_000)
+    """Calls and watches that one connection may have open; the client lets others wait."""
+
+    max_connection_seconds: float = Field(default=3600.0, gt=0, le=2_000_000)
+    """How old a connection may become, so that load spreads anew; its client is asked to open another."""
+
+    max_connection_grace_seconds: float = Field(default=60.0, gt=0, le=2_000_000)
+    """How long calls and watches may then go on; then watches get UNAVAILABLE and go on elsewhere."""
+
+    max_idle_seconds: float = Field(default=600.0, gt=0, le=2_000_000)
+    """How long a connection may be without a call; its client opens another for the next."""
+
+    handshake_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """How long a new connection may take until it speaks HTTP/2."""
+
     max_body_bytes: int = Field(default=65_536, ge=1, le=1_048_576)
     """Longest body of a post or comment, in bytes of UTF-8."""
 

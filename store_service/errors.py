@@ -26,11 +26,14 @@
     ├── ResponseTooLarge
     ├── ResumeTokenExpired
     ├── WatchLimit
+    ├── RateLimited
     ├── Unavailable             nothing was done; the same call may succeed later
+    │   ├── Overloaded
     │   ├── ShuttingDown
     │   ├── StreamStalled
     │   ├── DatabaseBusy
     │   └── DatabaseUnavailable
+    ├── ReadOnly
     ├── SchemaMismatch
     └── StorageFull
 
@@ -244,8 +247,28 @@ class WatchLimit(StoreError):
         self.limit = limit
 
 
+class RateLimited(StoreError):
+    """The caller makes more calls than this server lets one caller make; nothing was done."""
+
+    def __init__(self, *, calls_per_second: float, retry_seconds: float) -> None:
+        """Takes how many are allowed, and when the next one will be."""
+        super().__init__(
+            f"more than {calls_per_second:g} calls a second came from this caller; call again more slowly"
+        )
+        self.calls_per_second = calls_per_second
+        self.retry_seconds = retry_seconds
+
+
 class Unavailable(StoreError):
     """Nothing was done; the same call may succeed later."""
+
+
+class Overloaded(Unavailable):
+    """As many calls are running as this server allows; nothing was done."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the server has as much to do as it can; call again later")
 
 
 class ShuttingDown(Unavailable):
@@ -279,6 +302,14 @@ class DatabaseUnavailable(Unavailable):
     def __init__(self) -> None:
         """Needs no data."""
         super().__init__("the database is not available; call again later")
+
+
+class ReadOnly(StoreError):
+    """The server takes no writes for now; nothing was done."""
+
+    def __init__(self) -> None:
+        """Needs no data."""
+        super().__init__("the server is in read-only mode and takes no writes for now")
 
 
 class SchemaMismatch(StoreError):

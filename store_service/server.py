@@ -27,8 +27,10 @@ from store_service.rpc.changes import ChangeService
 from store_service.rpc.channelz import CHANNELZ, ChannelzService
 from store_service.rpc.channelz import FILES as CHANNELZ_FILES
 from store_service.rpc.comments import CommentService
+from store_service.rpc.connections import Connections
 from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
+from store_service.rpc.limits import Limits
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
 from store_service.rpc.tls import Certificates
@@ -119,9 +121,10 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
             log.info("serving", address=server.address)
             await stop.wait()
-            log.info("stopping", grace_seconds=config.grace_seconds)
+            log.info("stopping", drain_seconds=config.drain_seconds, grace_seconds=config.grace_seconds)
             # A write that waits for another process's lock cannot be called off.
-            asyncio.get_running_loop().call_later(config.grace_seconds + TIDY_SECONDS, _give_up)
+            longest = config.drain_seconds + config.grace_seconds + TIDY_SECONDS
+            asyncio.get_running_loop().call_later(longest, _give_up)
     log.info("stopped")
 
 
@@ -170,10 +173,11 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
 
     Then it stops, in an order that nobody notices:
 
-    1. health says NOT_SERVING, so that balancers look elsewhere;
+    1. health says NOT_SERVING, so that balancers look elsewhere, and calls go on for `drain_seconds`;
     2. watches are sent their last token and end;
-    3. new calls get SHUTTING_DOWN and other streams end, while running calls have `grace_seconds` to finish;
-    4. the server closes its connections;
+    3. nobody is let in any more, new calls on old connections get SHUTTING_DOWN and other streams end, while
+       running calls have `grace_seconds` to finish; a connection is closed when nothing runs on it;
+    4. the server closes what is left;
     5. the workers finish what they have begun;
     6. the database is closed, when nobody needs it any more.
     """
@@ -193,11 +197,14 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 acquire_seconds=config.acquire_seconds,
                 force_roll_back=config.DB_FORCE_ROLL_BACK,
                 observe=observed.lane,
+                read_only=config.read_only,
             ) as store,
         ):
             await schema.look(store)
             await Changes(store).begin()
-            guard = Guard(access, observed.measures, observed.tracing)
+            connections = Connections()
+            limits = _limits(config, connections)
+            guard = Guard(limits, connections, access, observed.measures, observed.tracing)
             feed = Feed(
                 store,
                 max_watches=config.max_watches,
@@ -207,7 +214,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             health = HealthService(lambda: schema.look(store), names)
             server = _server(config, store, feed, guard, health, names, reuse_port=reuse_port)
             address = _listen(server, config.listen, certificates)
-            keeping = asyncio.create_task(_keeping(config, store).run(), name="keeping")
+            connections.begin(address)
+            keeping = asyncio.create_task(_keep(config, store), name="keeping")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
@@ -216,6 +224,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 )
             finally:
                 health.stop()
+                await asyncio.sleep(config.drain_seconds)
                 keeping.cancel()
                 if looking is not None:
                     looking.cancel()
@@ -227,13 +236,42 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 guard.close()
 
 
-def _keeping(config: Config, store: connect.Store) -> Keeping:
-    return Keeping(
+async def _keep(config: Config, store: connect.Store) -> None:
+    if config.read_only:
+        return
+    keeping = Keeping(
         store,
         change_hours=config.change_hours,
         change_rows=config.change_rows,
         request_id_hours=config.request_id_hours,
     )
+    await keeping.run()
+
+
+def _limits(config: Config, connections: Connections) -> Limits:
+    return Limits(
+        max_calls=config.max_concurrent_calls,
+        calls_per_second=config.caller_calls_per_second,
+        max_seconds=config.max_call_seconds,
+        max_unsent_bytes=config.max_unsent_bytes,
+        cut=connections.cut,
+    )
+
+
+def _limiting_options(config: Config) -> list[tuple[str, int]]:
+    """The limits that gRPC itself keeps."""
+    return [
+        ("grpc.max_allowed_incoming_connections", config.max_connections),
+        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
+        ("grpc.max_connection_age_ms", round(config.max_connection_seconds * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(config.max_connection_grace_seconds * 1000)),
+        ("grpc.max_connection_idle_ms", round(config.max_idle_seconds * 1000)),
+        ("grpc.server_handshake_timeout_ms", round(config.handshake_seconds * 1000)),
+        ("grpc.max_receive_message_length", config.max_request_bytes),
+        # gRPC refuses what is as large as the limit, and between the two what chance says.
+        ("grpc.max_metadata_size", config.max_metadata_bytes + 1),
+        ("grpc.absolute_max_metadata_size", config.max_metadata_bytes + 1),
+    ]
 
 
 def _server(
@@ -246,10 +284,15 @@ def _server(
     *,
     reuse_port: bool,
 ) -> grpc.aio.Server:
-    validation = Validation(max_body_bytes=config.max_body_bytes)
+    validation = Validation(
+        max_body_bytes=config.max_body_bytes,
+        max_batch_size=config.max_batch_size,
+        max_page_size=config.max_page_size,
+    )
     # Unless workers share the port on purpose, a second server must not bind it without an error.
     options = [
         *_OPTIONS,
+        *_limiting_options(config),
         ("grpc.so_reuseport", int(reuse_port)),
         # gRPC keeps these books unless it is told not to.
         ("grpc.enable_channelz", int(config.channelz)),

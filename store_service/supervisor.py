@@ -1,4 +1,4 @@
-"""Many processes on one port: starts them, restarts one that dies, stops them all.
+"""Many processes on one port: starts them, restarts one that dies, replaces them one by one, stops them all.
 
 Each worker is a fresh process with its own event loop and connections, for gRPC must not be forked. The
 kernel spreads connections (not calls) over the workers, by SO_REUSEPORT.
@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 
 import structlog
 
+from store_service import config as settings
 from store_service.config import Config
 from store_service.database import schema
 from store_service.metrics.endpoint import served
@@ -40,6 +41,8 @@ class WorkerFailed(Exception):
 
 def run(config: Config) -> None:
     """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal kills them.
+
+    SIGHUP replaces the processes one by one, with settings that are read anew.
 
     Raises:
         CannotListen: The address is in use, or not of this machine.
@@ -79,6 +82,7 @@ class _Metrics:
 
     def __init__(self, config: Config, folder: str) -> None:
         # The folder is ours alone, so nobody else reaches the workers.
+        self.folder = folder
         self.addresses = {number: f"unix:{folder}/{number}" for number in range(config.workers)}
         self.restarts = dict.fromkeys(range(config.workers), 0)
 
@@ -103,6 +107,8 @@ def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
 
 async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> None:
     stop = asyncio.Event()
+    replace = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, replace.set)
     with stop_on_signals(stop):
         workers = [_Worker(number, config, address, metrics) for number in range(config.workers)]
         try:
@@ -111,12 +117,35 @@ async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> 
             log.info("serving", address=address, workers=len(workers))
             async with asyncio.TaskGroup() as group:
                 keepers = [group.create_task(worker.keep_running()) for worker in workers]
+                keepers.append(group.create_task(_replace_each(workers, config, replace)))
                 await stop.wait()
                 for keeper in keepers:
                     keeper.cancel()
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
     log.info("stopped")
+
+
+async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio.Event) -> None:
+    """Replaces all processes, one after the other, whenever that is asked for."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        try:
+            now = settings.load(listen=config.listen)
+        except settings.BadSetting as error:
+            log.error("not restarted, for a setting is bad", error=str(error))
+            continue
+        if now.workers != config.workers:
+            log.warning("another number of workers needs a new start", workers=len(workers))
+        log.info("restarting workers", workers=len(workers))
+        try:
+            for worker in workers:
+                await worker.replace(now)
+        except WorkerFailed as error:
+            log.error("not all workers restarted; the others go on as they were", error=str(error))
+        else:
+            log.info("restarted workers", workers=len(workers))
 
 
 class _Worker:
@@ -128,6 +157,9 @@ class _Worker:
         self._config = config
         self._address = address
         self._process: asyncio.subprocess.Process | None = None
+        self._changing = asyncio.Lock()
+        self._leaving: asyncio.Task[None] | None = None
+        self._generation = 0
 
     async def start(self) -> None:
         """Starts the process and returns when it serves.
@@ -135,7 +167,30 @@ class _Worker:
         Raises:
             WorkerFailed: It ended before.
         """
-        self._process = await asyncio.create_subprocess_exec(
+        self._process = await self._started()
+
+    async def replace(self, config: Config) -> None:
+        """Starts another process beside this one, and stops this one when the other serves.
+
+        Raises:
+            WorkerFailed: The other ended before; this one goes on.
+        """
+        async with self._changing:
+            new = await self._started()
+            self._process, old = new, self._process
+        self._leaving = asyncio.create_task(self._stop(old))
+        self._config = config
+        # Who stops everything meanwhile waits for it too; a second signal would end it at once.
+        await asyncio.shield(self._leaving)
+        log.info("worker replaced", worker=self._number)
+
+    async def _started(self) -> asyncio.subprocess.Process:
+        # Another one for each process: that which is replaced still has its own.
+        self._generation += 1
+        metrics_address = (
+            f"unix:{self._metrics.folder}/{self._number}-{self._generation}" if self._metrics else ""
+        )
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "store_service",
@@ -150,39 +205,55 @@ class _Worker:
             env={
                 **os.environ,
                 "STORE_AUTO_MIGRATE": "false",
-                **({"STORE_METRICS_LISTEN": self._metrics.addresses[self._number]} if self._metrics else {}),
+                **({"STORE_METRICS_LISTEN": metrics_address} if self._metrics else {}),
             },
         )
-        assert self._process.stdout is not None
-        line = await self._process.stdout.readline()
+        assert process.stdout is not None
+        try:
+            line = await process.stdout.readline()
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
         if not line.decode().startswith(READY):
-            raise WorkerFailed(
-                f"worker {self._number} could not start (exit code {await self._process.wait()})"
-            )
+            code = await process.wait()
+            raise WorkerFailed(f"worker {self._number} could not start (exit code {code})")
+        if self._metrics is not None:
+            self._metrics.addresses[self._number] = metrics_address
+        return process
 
     async def keep_running(self) -> None:
         """Starts the process again whenever it ends."""
         while True:
-            assert self._process is not None
-            code = await self._process.wait()
-            log.error("worker died", worker=self._number, exit_code=code)
-            if self._metrics is not None:
-                self._metrics.restarts[self._number] += 1
-            await asyncio.sleep(RESTART_SECONDS)
-            try:
-                await self.start()
-                log.info("worker restarted", worker=self._number)
-            except WorkerFailed as error:
-                log.error("worker does not start", worker=self._number, error=str(error))
+            process = self._process
+            assert process is not None
+            code = await process.wait()
+            async with self._changing:
+                if process is not self._process:
+                    continue  # It was replaced, and was to end.
+                log.error("worker died", worker=self._number, exit_code=code)
+                if self._metrics is not None:
+                    self._metrics.restarts[self._number] += 1
+                await asyncio.sleep(RESTART_SECONDS)
+                try:
+                    await self.start()
+                    log.info("worker restarted", worker=self._number)
+                except WorkerFailed as error:
+                    log.error("worker does not start", worker=self._number, error=str(error))
 
     async def stop(self) -> None:
-        """Lets the process drain, and kills it when it takes too long."""
-        process = self._process
+        """Lets the process drain, and the one that it replaces, and kills those that take too long."""
+        if self._leaving is not None:
+            await self._leaving
+        await self._stop(self._process)
+
+    async def _stop(self, process: asyncio.subprocess.Process | None) -> None:
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
+        longest = self._config.drain_seconds + self._config.grace_seconds + EXIT_SECONDS
         try:
-            await asyncio.wait_for(process.wait(), self._config.grace_seconds + EXIT_SECONDS)
+            await asyncio.wait_for(process.wait(), longest)
         except TimeoutError:
             log.error("worker killed, it did not stop", worker=self._number)
             process.kill()

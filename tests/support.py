@@ -3,6 +3,7 @@
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -208,3 +209,11 @@ def wait_until(condition: Any, *, seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not become so in time"
         time.sleep(0.01)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody uses, for servers that must come back to the same one."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port

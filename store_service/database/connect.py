@@ -55,8 +55,10 @@ def sole_use(database_url: str) -> Iterator[None]:
 class Store:
     """The open database: a lane to write and a lane to read."""
 
-    def __init__(self, lanes: Lanes) -> None:
-        """Takes the lanes, which may be one and the same, and how to hear of what other processes write."""
+    def __init__(self, lanes: Lanes, *, read_only: bool = False) -> None:
+        """Takes the lanes, which may be one and the same, how to hear of what other processes write, and
+        whether callers may write."""
+        self.read_only = read_only
         self._writer = lanes.writer
         self._reader = lanes.reader
         self._listen = lanes.listen
@@ -94,6 +96,7 @@ async def open_store(
     acquire_seconds: float = 5.0,
     force_roll_back: bool = False,
     observe: Observe = unobserved,
+    read_only: bool = False,
 ) -> AsyncIterator[Store]:
     """Opens a database whose schema is up to date; closes it at the end of the block, after what waits.
 
@@ -105,6 +108,7 @@ async def open_store(
         acquire_seconds: How long opening a connection to PostgreSQL may take.
         force_roll_back: One connection does everything, and undoes it at the end.
         observe: Who looks at each lane.
+        read_only: The rules are to refuse writes of callers.
 
     Raises:
         StoreError: The database cannot be opened.
@@ -131,4 +135,4 @@ async def open_store(
             observe=observe,
         )
     async with opening as lanes:
-        yield Store(lanes)
+        yield Store(lanes, read_only=read_only)

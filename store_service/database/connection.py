@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from store_service.database.changes import LoggedWrite
-from store_service.database.failures import DRIVER_ERRORS, named
+from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, named
 from store_service.database.statements import Statement
 from store_service.measures import Histogram
 
@@ -35,6 +35,9 @@ class Connection(ABC):
     commits: Histogram | None = None
     """Counts how long commits take, if anybody looks."""
 
+    is_wanted = True
+    """Whether somebody still waits for what this connection does; `abandon` says no."""
+
     def __init__(self, raw: Any, *, inside_transaction: bool = False) -> None:
         """Takes an open connection, and whether somebody else began a transaction that all happens in."""
         self._raw = raw
@@ -47,7 +50,10 @@ class Connection(ABC):
 
         Raises:
             StoreError: The database is busy, full or gone.
+            NobodyWaits: `abandon` was called; a transaction is to be undone.
         """
+        if not self.is_wanted:
+            raise NobodyWaits
         try:
             return await self._fetch(statement, values)
         except DRIVER_ERRORS as error:
@@ -68,6 +74,14 @@ class Connection(ABC):
     async def as_one(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work that waits for nothing but this connection, in as few trips to it as there can be."""
         return await work
+
+    def abandon(self) -> None:
+        """Ends the statement that runs, and those that would follow until `is_wanted` is set again.
+
+        COMMIT and ROLLBACK are not ended, so that the connection can be used afterwards.
+        """
+        self.is_wanted = False
+        self._interrupt()
 
     @asynccontextmanager
     async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:
@@ -111,6 +125,10 @@ class Connection(ABC):
     @abstractmethod
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         """Runs a statement on the driver."""
+
+    @abstractmethod
+    def _interrupt(self) -> None:
+        """Ends the statement that `_fetch` runs, if it runs one, with NobodyWaits."""
 
     @abstractmethod
     async def _execute(self, text: str) -> None:

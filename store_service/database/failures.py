@@ -5,6 +5,10 @@ import sqlite3
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, StorageFull, StoreError
 
 
+class NobodyWaits(Exception):
+    """A statement was ended because everybody who waited for it has gone."""
+
+
 class MustRunAgain(Exception):
     """The database has undone the transaction because of another one; it may succeed at the next try."""
 
@@ -62,6 +66,8 @@ def named(error: Exception) -> Exception:
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         # The low byte is the primary code; the rest says more, as in SQLITE_IOERR_FSYNC.
+        if code == sqlite3.SQLITE_INTERRUPT:
+            return NobodyWaits()
         leaf = _SQLITE.get(code & 0xFF) if code is not None else None
         return leaf() if leaf is not None else error
     state = getattr(error, "sqlstate", None)

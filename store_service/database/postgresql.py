@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 
 from store_service.database.changes import ORDER_LOCK
 from store_service.database.connection import Connection, Rows
-from store_service.database.failures import DRIVER_ERRORS, named
+from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, named
 from store_service.database.observing import Observe, unobserved
 from store_service.database.statements import Statement
 from store_service.database.workers import Lane, Lanes
@@ -41,10 +41,27 @@ class PostgresqlConnection(Connection):
     BEGIN_TO_ADD = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
     WRITES_IN_ONE_STATEMENT = True
 
+    _fetching: asyncio.Task[Any] | None = None
+    """The task that waits for rows, if one does."""
+
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("postgresql", values)
-        rows: Rows = await self._raw.fetch(text, *arguments)
+        self._fetching = asyncio.current_task()
+        try:
+            rows: Rows = await self._raw.fetch(text, *arguments)
+        except asyncio.CancelledError:
+            if self.is_wanted or self._fetching is None:
+                raise
+            self._fetching.uncancel()
+            raise NobodyWaits from None
+        finally:
+            self._fetching = None
         return rows
+
+    def _interrupt(self) -> None:
+        if self._fetching is not None:
+            # asyncpg then asks the server to cancel the statement, and waits until it has before the next.
+            self._fetching.cancel()
 
     async def _execute(self, text: str) -> None:
         await self._raw.execute(text)

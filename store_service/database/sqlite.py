@@ -27,6 +27,9 @@ _READER_PRAGMAS: dict[str, int | str] = {"mmap_size": 0, "trusted_schema": 0}
 _WRITER_PRAGMAS = {**_READER_PRAGMAS, "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
+STEPS_BETWEEN_QUESTIONS = 50_000
+"""So many steps of its machine, less than a millisecond's, SQLite makes before it asks whether to go on."""
+
 SLOW_SECONDS = 0.002
 """A read on the event loop that takes longer has met the disk, and the next ones go to the thread."""
 
@@ -62,6 +65,10 @@ class SqliteConnection(Connection):
 
     _is_in_thread = False
     """Whether `as_one` is running, and with it whoever calls us."""
+
+    async def ask_whether_to_go_on(self) -> None:
+        """Has SQLite ask, in the midst of statements, whether anybody still waits."""
+        await self._raw.set_progress_handler(lambda: not self.is_wanted, STEPS_BETWEEN_QUESTIONS)
 
     async def write(self, write: LoggedWrite, **values: Any) -> Rows:
         """Runs a write and then, in the same transaction, what leaves its changes in the feed."""
@@ -137,6 +144,10 @@ class SqliteConnection(Connection):
             self._rows(text, [])
         else:
             await self._raw.execute_fetchall(text)
+
+    def _interrupt(self) -> None:
+        """Leaves it to the question that SQLite asks; sqlite3_interrupt would miss a statement that is still
+        on its way to the thread."""
 
     def _rows(self, text: str, arguments: list[Any]) -> Rows:
         rows: Rows = self._raw._conn.execute(text, arguments).fetchall()
@@ -280,7 +291,9 @@ async def _opened(database: Database, *, inside_transaction: bool = False) -> As
             connection = await stack.enter_async_context(database.connection())
         except sqlite3.Error as error:
             raise named(error) from error
-        yield SqliteConnection(connection.raw_connection, inside_transaction=inside_transaction)
+        opened = SqliteConnection(connection.raw_connection, inside_transaction=inside_transaction)
+        await opened.ask_whether_to_go_on()
+        yield opened
 
 
 def _connection_class(pragmas: dict[str, int | str]) -> type[sqlite3.Connection]:

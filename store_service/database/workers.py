@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import structlog
 
 from store_service.database.connection import Connection
-from store_service.database.failures import MustRunAgain
+from store_service.database.failures import MustRunAgain, NobodyWaits
 from store_service.database.observing import Observer, Seen
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StoreError
 
@@ -32,6 +32,9 @@ QUIET_ROUNDS = 32
 
 GATHER_SECONDS = 0.005
 """How long a worker that writes waits, on a crowded lane, for those that it has just answered."""
+
+LAST_SECONDS = 1.0
+"""How long a write may go on that nobody waits for any more; most are committed within it."""
 
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
@@ -115,6 +118,7 @@ class Lane:
             observer.measure.waiting = self._waiting.__len__
         self._idle: deque[asyncio.Future[None]] = deque()
         self._stopping = False
+        self._at_work: dict[Connection, Sequence[Work]] = {}
         self._wanted: int | None = None
         self._gathered: asyncio.Future[None]
         self.after_write: Callable[[], None] = lambda: None
@@ -127,7 +131,8 @@ class Lane:
         """Waits until a worker has done the work, and returns its result.
 
         Who is cancelled while waiting stops waiting: work that has not begun is skipped, work that has
-        begun is finished, for it is also the work of others.
+        begun is finished, for it is also the work of others. When all of them have gone a read is ended, and
+        a write undone that takes LAST_SECONDS more.
 
         Args:
             operation: What to do.
@@ -147,7 +152,11 @@ class Lane:
         self._wake_one()
         if self._wanted is not None and len(self._waiting) >= self._wanted:
             self._stop_waiting()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._abandon_what_nobody_waits_for()
+            raise
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -266,6 +275,19 @@ class Lane:
             await asyncio.sleep(0)
             quiet_rounds = quiet_rounds + 1 if len(self._waiting) == before else 0
 
+    def _abandon_what_nobody_waits_for(self) -> None:
+        for connection, batch in self._at_work.items():
+            if not connection.is_wanted or not all(work.future.done() for work in batch):
+                continue
+            if self._writes:
+                self._loop.call_later(LAST_SECONDS, self._abandon, connection, batch)
+            else:
+                connection.abandon()
+
+    def _abandon(self, connection: Connection, batch: Sequence[Work]) -> None:
+        if self._at_work.get(connection) is batch:
+            connection.abandon()
+
     def _wake_one(self) -> None:
         while self._idle:
             idle = self._idle.popleft()
@@ -297,11 +319,16 @@ class Lane:
             await self._do_together(connection, kept, keep=True)
 
     async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
+        connection.is_wanted = True
+        self._at_work[connection] = batch
         try:
             if self._observer is None:
                 outcomes = await self._outcomes_at_last(connection, batch, keep=keep)
             else:
                 outcomes = await self._outcomes_observed(self._observer, connection, batch, keep=keep)
+        except NobodyWaits:
+            log.debug("ended what nobody waits for any more", size=len(batch))
+            return
         except DatabaseUnavailable as error:
             for work in batch:
                 work.answer(error)
@@ -316,8 +343,11 @@ class Lane:
                 "batch failed, trying its members one by one", error=type(error).__name__, size=len(batch)
             )
             for work in batch:
-                await self._do_together(connection, [work], keep=keep)
+                if not work.future.done():
+                    await self._do_together(connection, [work], keep=keep)
             return
+        finally:
+            self._at_work.pop(connection, None)
         # Only now, after the commit, is anybody told.
         for work, outcome in zip(batch, outcomes, strict=True):
             work.answer(outcome)

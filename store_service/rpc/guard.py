@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import grpc
 import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
@@ -23,6 +24,8 @@ from store_service.errors import PermissionDenied, RequestMalformed, ShuttingDow
 from store_service.logs import CallLog
 from store_service.measures import CallMeasure, Measures
 from store_service.rpc.access import Access, Admission, address_of, right_of
+from store_service.rpc.connections import Connections
+from store_service.rpc.limits import LARGE_BYTES, Admitted, Limits
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
 if TYPE_CHECKING:
@@ -37,6 +40,9 @@ CALL_ID_KEY = "x-call-id"
 STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
 
+SETTLE_SECONDS = 0.1
+"""How long an answer may take to leave before its connection counts as one on which nothing runs."""
+
 _DETAILS_KEY = "grpc-status-details-bin"
 
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
@@ -50,17 +56,23 @@ class Guard:
 
     def __init__(
         self,
+        limits: Limits,
+        connections: Connections,
         access: Access | None = None,
         measures: Measures | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
-        """Takes every call, until `drain`.
+        """Takes every call that may be made and that the limits let in, until `drain`.
 
         Args:
+            limits: How much may be asked for at once.
+            connections: What `drain` closes.
             access: Who may make which call; None for everybody.
             measures: Where calls are counted; None for nowhere.
             tracing: What makes spans of calls; None for nothing.
         """
+        self._limits = limits
+        self._connections = connections
         self._access = access
         self._measures = measures
         self._tracing = tracing
@@ -88,7 +100,7 @@ class Guard:
             service: Which methods there are and what they take.
             servicer: The object that has them.
             name: Serve them under another name than the service's own.
-            while_draining: Take calls, and let streams run, also while the server stops.
+            while_draining: Take calls, and let streams run, also while the server stops or is overloaded.
             admission: Who may call, where the service asks who calls.
         """
         name = name or service.full_name
@@ -107,17 +119,29 @@ class Guard:
         )
 
     async def drain(self, seconds: float) -> None:
-        """Refuses new calls, ends streams, and waits for running calls, but no longer than `seconds`."""
+        """Refuses new calls and connections, ends streams, and waits for running calls, but no longer than
+        `seconds`.
+
+        A connection is closed as soon as nothing runs on it, so that its client goes on elsewhere.
+        """
         self._draining = True
+        self._connections.stop_listening()
         for stream in self._streams:
             stream.cancel()
-        try:
-            await asyncio.wait_for(self._all_done.wait(), seconds)
-        except TimeoutError:
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0:
+            busy = self._limits.peers()
+            is_last = self._all_done.is_set()
+            await asyncio.sleep(min(SETTLE_SECONDS, left))
+            self._connections.finish(but=busy | self._limits.peers())
+            if is_last and self._all_done.is_set():
+                return
+        if self._running:
             log.warning("calls are still running after the grace period", running=self._running)
 
     def close(self) -> None:
         """Writes the last lines of the log, after the last call has ended."""
+        self._limits.close()
         self._calls.flush()
 
     def _handler(
@@ -141,8 +165,9 @@ class Guard:
                 return grpc.stream_stream_rpc_method_handler(stream)
             return grpc.unary_stream_rpc_method_handler(stream)
         assert not method.client_streaming, f"{name}: no service of ours takes a stream and answers once"
+        is_read = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(name, behavior, decode, while_draining, admit, measure)
+            self._unary(name, behavior, decode, while_draining, is_read, admit, measure)
         )
 
     def _admit(self, method: MethodDescriptor, admission: Admission) -> "_Admit | None":
@@ -165,25 +190,39 @@ class Guard:
         behavior: Callable[[Any, Context], Awaitable[Message]],
         decode: Callable[[bytes], Message],
         while_draining: bool,
+        is_read: bool,
         admit: "_Admit | None",
         measure: CallMeasure | None,
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context, measure)
+            admitted = None
+            answer = b""
+            failed = False
             try:
                 request = decode(data)
                 if admit is not None:
                     admit(call, context)
-                if self._draining and not while_draining:
-                    raise ShuttingDown
+                if not while_draining:
+                    if self._draining:
+                        raise ShuttingDown
+                    admitted = self._limits.admit(context, call)
                 response = await behavior(request, context)
                 answer = response.SerializeToString()
+                if len(answer) > LARGE_BYTES and is_read and admitted is not None:
+                    self._limits.check_answer(context, len(answer))
             except BaseException as error:
+                failed = True
+                if admitted is not None and admitted.is_overdue and not context.cancelled():
+                    await self._fail_overdue(call, context, admitted)
                 await self._fail(call, context, error)
             else:
                 call.log("OK")
                 return answer
             finally:
+                if admitted is not None:
+                    # Empty when the call failed, whatever had been made for it.
+                    self._limits.end(admitted, 0 if failed else len(answer))
                 self._end()
 
         return handle
@@ -209,6 +248,7 @@ class Guard:
                 if self._draining and not while_draining:
                     raise ShuttingDown
                 if not while_draining:
+                    self._limits.check_stream(context, call, len(self._streams))
                     self._streams.add(task)
                 # Closed before the caller is told, so that a caller that hears nothing holds nothing.
                 async with aclosing(behavior(request, context)) as responses:
@@ -249,6 +289,14 @@ class Guard:
         self._running -= 1
         if not self._running:
             self._all_done.set()
+
+    async def _fail_overdue(self, call: "_Call", context: Context, admitted: Admitted) -> NoReturn:
+        """Ends a call that has taken as long as any may."""
+        admitted.task.uncancel()
+        call.log("DEADLINE_EXCEEDED")
+        trailers = ((CALL_ID_KEY, call.id),)
+        code = grpc.StatusCode.DEADLINE_EXCEEDED
+        await context.abort(code, "the call took as long as any may", trailing_metadata=trailers)
 
     async def _fail(self, call: "_Call", context: Context, error: BaseException) -> NoReturn:
         """Ends a call with the status of what was raised."""

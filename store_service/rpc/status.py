@@ -4,6 +4,7 @@ Details stay below 4 KiB, for gRPC refuses larger trailing metadata and the call
 RESOURCE_EXHAUSTED instead of the error.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
@@ -139,6 +140,19 @@ def _quota(error: errors.WatchLimit) -> list[Message]:
     ]
 
 
+def _rate(error: errors.RateLimited) -> list[Message]:
+    violation = error_details_pb2.QuotaFailure.Violation(
+        subject="calls of one caller",
+        description=f"{error.calls_per_second:g} a second are allowed",
+    )
+    seconds = Duration()
+    seconds.FromMilliseconds(max(1, math.ceil(error.retry_seconds * 1000)))
+    return [
+        error_details_pb2.QuotaFailure(violations=[violation]),
+        error_details_pb2.RetryInfo(retry_delay=seconds),
+    ]
+
+
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
 ROWS: dict[type[errors.StoreError], _Row] = {
@@ -209,6 +223,14 @@ ROWS: dict[type[errors.StoreError], _Row] = {
         metadata=lambda error: {"limit": str(error.limit)},
         more=_quota,
     ),
+    errors.RateLimited: _Row(
+        code=grpc.StatusCode.RESOURCE_EXHAUSTED,
+        reason="RATE_LIMITED",
+        metadata=lambda error: {"calls_per_second": f"{error.calls_per_second:g}"},
+        more=_rate,
+    ),
+    errors.Overloaded: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="OVERLOADED", more=_retry),
+    errors.ReadOnly: _Row(code=grpc.StatusCode.FAILED_PRECONDITION, reason="READ_ONLY"),
     errors.ShuttingDown: _Row(
         code=grpc.StatusCode.UNAVAILABLE,
         reason="SHUTTING_DOWN",

@@ -77,9 +77,13 @@ class Validation:
     Every method raises the leaf of `InvalidRequest` that the first violation names, with all of them.
     """
 
-    def __init__(self, *, max_body_bytes: int) -> None:
-        """Takes how long a body may be, in bytes of UTF-8."""
+    def __init__(
+        self, *, max_body_bytes: int, max_batch_size: int = MAX_BATCH, max_page_size: int = MAX_PAGE_SIZE
+    ) -> None:
+        """Takes how long a body may be, in bytes of UTF-8, and how much a batch and a page may hold."""
         self._max_body_bytes = max_body_bytes
+        self._max_batch_size = max_batch_size
+        self._max_page_size = max_page_size
 
     # Creating
 
@@ -87,7 +91,7 @@ class Validation:
         self, request: posts_pb2.CreatePostRequest | posts_pb2.BatchCreatePostsRequest
     ) -> tuple[PostDraft, ...]:
         """The posts to store; one unless the request is a batch."""
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         if isinstance(request, posts_pb2.CreatePostRequest):
             drafts: tuple[PostDraft, ...] = (self._post_draft(request, "", found),)
         else:
@@ -112,7 +116,7 @@ class Validation:
         self, request: comments_pb2.CreateCommentRequest | comments_pb2.BatchCreateCommentsRequest
     ) -> tuple[CommentDraft, ...]:
         """The comments to store; one unless the request is a batch."""
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         if isinstance(request, comments_pb2.CreateCommentRequest):
             drafts: tuple[CommentDraft, ...] = (self._comment_draft(request, "", found),)
         else:
@@ -165,7 +169,7 @@ class Validation:
         return self._batch_of_ids("post_ids", request.post_ids)
 
     def _batch_of_ids(self, field: str, ids: Sequence[int]) -> Sequence[int]:
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         found.check_batch(field, ids)
         found.check_ids(field, ids)
         found.raise_if_any()
@@ -173,13 +177,13 @@ class Validation:
 
     def page_of_posts(self, request: posts_pb2.ListPostsRequest) -> PageRequest:
         """The page to list."""
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         query = Query(resource="posts", order=found.order(request.order_by))
         return self._page(request, query, found)
 
     def page_of_comments(self, request: comments_pb2.ListCommentsRequest) -> PageRequest:
         """The page to list."""
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         if request.post_id < 0:
             found.add(FieldInvalid, "post_id", "must be positive, or 0 for the comments of all posts")
         query = Query(resource="comments", order=found.order(request.order_by), post_id=request.post_id)
@@ -194,14 +198,14 @@ class Validation:
         if request.page_size < 0:
             found.add(FieldInvalid, "page_size", f"must not be negative; 0 means {DEFAULT_PAGE_SIZE}")
         found.raise_if_any()
-        page_size = min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        page_size = min(request.page_size or DEFAULT_PAGE_SIZE, self._max_page_size)
         return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
 
     # Watching
 
     def watch(self, request: changes_pb2.WatchRequest) -> tuple[WatchStart, Filter, float]:
         """Where to start, which changes, and the longest time between two responses."""
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         start = request.WhichOneof("start")
         if start in ("initial_state", "earliest") and not getattr(request, start):
             found.add(FieldInvalid, start, "must be true if it is set; leave out start to begin now")
@@ -211,9 +215,11 @@ class Validation:
                 found.add(
                     FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
                 )
-        if len(request.post_ids) > MAX_BATCH:
+        if len(request.post_ids) > self._max_batch_size:
             found.add(
-                FieldInvalid, "post_ids", f"must not name more than {MAX_BATCH} posts; leave it out for all"
+                FieldInvalid,
+                "post_ids",
+                f"must not name more than {self._max_batch_size} posts; leave it out for all",
             )
         found.check_ids("post_ids", request.post_ids)
         heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
@@ -259,7 +265,7 @@ class Validation:
         *,
         unchangeable: Sequence[str],
     ) -> Update:
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         mask = _Mask(request.update_mask)
         if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
             found.add(FieldInvalid, name, "is required")
@@ -320,7 +326,7 @@ class Validation:
         | comments_pb2.DeleteCommentRequest
         | comments_pb2.BatchDeleteCommentsRequest,
     ) -> tuple[tuple[int, ...], str]:
-        found = _Violations()
+        found = _Violations(self._max_batch_size)
         if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
             found.check_id(request.id, "id")
             ids: tuple[int, ...] = (request.id,)
@@ -385,7 +391,8 @@ def _value(resource: posts_pb2.Post | comments_pb2.Comment, field: str) -> int:
 class _Violations:
     """Collects what is wrong with one request."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_batch_size: int) -> None:
+        self._max_batch_size = max_batch_size
         self._found: list[Violation] = []
         self._batch_count = 0
 
@@ -396,7 +403,7 @@ class _Violations:
         if self._found:
             error = self._found[0].error
             if issubclass(error, BatchTooLarge):
-                raise error(self._found, count=self._batch_count, max_count=MAX_BATCH)
+                raise error(self._found, count=self._batch_count, max_count=self._max_batch_size)
             raise error(self._found)
 
     def check_id(self, id: int, field: str) -> None:
@@ -407,11 +414,15 @@ class _Violations:
         self._batch_count = len(batch)
         if not batch:
             self.add(BatchEmpty, field, "must name at least one")
-        elif len(batch) > MAX_BATCH:
-            self.add(BatchTooLarge, field, f"must not name more than {MAX_BATCH}; these are {len(batch)}")
+        elif len(batch) > self._max_batch_size:
+            self.add(
+                BatchTooLarge,
+                field,
+                f"must not name more than {self._max_batch_size}; these are {len(batch)}",
+            )
 
     def check_ids(self, field: str, ids: Sequence[int], *, unique: bool = False) -> None:
-        if len(ids) > MAX_BATCH:
+        if len(ids) > self._max_batch_size:
             return
         seen: set[int] = set()
         for index, id in enumerate(ids):
@@ -423,7 +434,7 @@ class _Violations:
 
     def each(self, field: str, requests: Sequence[CreateRequest]) -> list[tuple[str, CreateRequest]]:
         """The requests of a batch with their paths, after what must not be set inside a batch was checked."""
-        if len(requests) > MAX_BATCH:
+        if len(requests) > self._max_batch_size:
             return []
         each = [(f"{field}[{index}].", request) for index, request in enumerate(requests)]
         for path, request in each:

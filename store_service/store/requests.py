@@ -15,7 +15,7 @@ from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain
 from store_service.database.statements import as_json
 from store_service.database.workers import Operation
-from store_service.errors import RequestIdReused, StoreError
+from store_service.errors import ReadOnly, RequestIdReused, StoreError
 from store_service.model import Argument, Comment, Found, Post, Request, Write
 from store_service.store.batches import now_microseconds
 
@@ -51,7 +51,10 @@ class WriteOperation(Generic[Argument, Result]):
 
         Raises:
             RequestIdReused: Another request had the same id.
+            ReadOnly: The server takes no writes for now.
         """
+        if store.read_only:
+            raise ReadOnly
         write = Write(argument=argument, request=request)
         return await store.write(self._plain if request is None else self._once, write, keep=keep)
 

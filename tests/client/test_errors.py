@@ -39,6 +39,9 @@ REASONS = {
     "RESUME_TOKEN_FOREIGN": (StatusCode.INVALID_ARGUMENT, storeapi.ResumeTokenForeign),
     "RESUME_TOKEN_EXPIRED": (StatusCode.OUT_OF_RANGE, storeapi.ResumeTokenExpired),
     "WATCH_LIMIT": (StatusCode.RESOURCE_EXHAUSTED, storeapi.WatchLimit),
+    "OVERLOADED": (StatusCode.UNAVAILABLE, storeapi.Overloaded),
+    "RATE_LIMITED": (StatusCode.RESOURCE_EXHAUSTED, storeapi.RateLimited),
+    "READ_ONLY": (StatusCode.FAILED_PRECONDITION, storeapi.ReadOnly),
     "STREAM_STALLED": (StatusCode.UNAVAILABLE, storeapi.StreamStalled),
     "CREDENTIALS_MISSING": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsMissing),
     "CREDENTIALS_INVALID": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsInvalid),
@@ -306,12 +309,14 @@ def test_data_of_an_error_has_its_type():
     limit = storeapi.WatchLimit(metadata={"limit": "100"})
     expired = storeapi.ResumeTokenExpired(metadata={"earliest_resume_token": "t1"})
     shutting_down = storeapi.ShuttingDown(metadata={"resume_token": "t2"})
+    rate_limited = storeapi.RateLimited(metadata={"calls_per_second": "2.5"})
 
     assert (too_large.count, too_large.max_count) == (1001, 1000)
     assert (has_comments.post_id, has_comments.post_ids, has_comments.comment_count) == (1, (1,), 3)
     assert mismatch.current_etag == "e2"
     assert response.max_bytes == 4194304
     assert limit.limit == 100
+    assert rate_limited.calls_per_second == 2.5
     assert expired.earliest_resume_token == "t1"
     assert shutting_down.resume_token == "t2"
 
@@ -329,6 +334,7 @@ def test_data_that_is_missing_or_no_number_is_none():
     assert storeapi.BatchTooLarge(metadata={"max_count": "many"}).max_count is None
     assert storeapi.EtagMismatch().current_etag == ""
     assert storeapi.WatchLimit().limit is None
+    assert storeapi.RateLimited().calls_per_second is None
     assert storeapi.ResumeTokenExpired().earliest_resume_token == ""
     assert storeapi.ShuttingDown().resume_token == ""
 

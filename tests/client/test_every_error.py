@@ -214,6 +214,35 @@ async def database_unavailable(it: Situation) -> None:
         log.write_bytes(content)  # noqa: ASYNC240 - a test has its event loop to itself
 
 
+async def overloaded(it: Situation) -> None:
+    url = _copy_of(it)
+    async with another(it, DATABASE_URL=url, max_concurrent_calls=1) as client:
+        with locked(url):
+            calls = [asyncio.ensure_future(client.posts.create(body="a")) for _ in range(2)]
+            # The other one waits for the lock.
+            refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(calls)
+        await refused.pop()
+
+
+async def rate_limited(it: Situation) -> None:
+    async with another(it, DATABASE_URL=_copy_of(it), caller_calls_per_second=0.01) as client:
+        await client.posts.create(body="a")
+        await client.posts.create(body="a")
+
+
+async def read_only(it: Situation) -> None:
+    async with another(it, DATABASE_URL=_copy_of(it), read_only=True) as client:
+        await client.posts.create(body="a")
+
+
+def _copy_of(it: Situation) -> str:
+    """A database of another server, for a file is served by one."""
+    file = Path(it.config.DATABASE_URL.removeprefix("sqlite:///")).with_name("another.db")
+    schema.upgrade(f"sqlite:///{file}")
+    return f"sqlite:///{file}"
+
+
 async def internal(it: Situation) -> None:
     async def bug(*_: object, **__: object) -> None:
         raise RuntimeError("secret")
@@ -302,6 +331,9 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.ResourceExhausted: resource_exhausted,
     storeapi.ResponseTooLarge: response_too_large,
     storeapi.WatchLimit: watch_limit,
+    storeapi.RateLimited: rate_limited,
+    storeapi.Overloaded: overloaded,
+    storeapi.ReadOnly: read_only,
     storeapi.StorageFull: storage_full,
     storeapi.ResumeTokenExpired: resume_token_expired,
     storeapi.Unavailable: unavailable,

@@ -197,6 +197,9 @@ ELSEWHERE = {
     "CREDENTIALS_MISSING": "test_access.py",
     "CREDENTIALS_INVALID": "test_access.py",
     "PERMISSION_DENIED": "test_access.py",
+    "OVERLOADED": "test_limits.py",
+    "RATE_LIMITED": "test_limits.py",
+    "READ_ONLY": "test_limits.py",
     # Found when the server starts and by the health service, which tells no reason.
     "SCHEMA_MISMATCH": "test_health.py",
 }

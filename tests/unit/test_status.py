@@ -35,6 +35,7 @@ def test_another_schema_tells_both_revisions() -> None:
 
 
 UNAVAILABLE = [
+    errors.Overloaded(),
     errors.ShuttingDown(),
     errors.ShuttingDown(resume_token="t"),
     errors.StreamStalled(seconds=30),
@@ -132,6 +133,9 @@ WORST = [
     errors.ResumeTokenExpired(earliest_resume_token="t" * 1000),
     errors.ShuttingDown(resume_token="t" * 1000),
     errors.WatchLimit(limit=HUGE),
+    errors.RateLimited(calls_per_second=1e300, retry_seconds=1e6),
+    errors.Overloaded(),
+    errors.ReadOnly(),
     errors.StreamStalled(seconds=30),
     errors.CredentialsMissing(),
     errors.CredentialsInvalid("there is more than one header authorization"),

@@ -23,16 +23,19 @@
     │   └── CommentNotFound
     ├── PreconditionFailed          the state of the store does not allow the call
     │   ├── PostHasComments         delete the comments first, or say force
+    │   ├── ReadOnly                the service takes no writes for now
     │   └── SchemaMismatch          an operator is needed
     ├── Conflict                    somebody else was faster
     │   └── EtagMismatch            read again, decide again, send the new etag
     ├── ResourceExhausted           something is full or too large
     │   ├── ResponseTooLarge        ask for fewer at once
     │   ├── WatchLimit              too many watches are open
+    │   ├── RateLimited             make fewer calls a second
     │   └── StorageFull             an operator is needed
     ├── OutOfRange                  what is asked for is no longer kept
     │   └── ResumeTokenExpired      start the watch again with the initial state
     ├── Unavailable                 call again after retry_after
+    │   ├── Overloaded
     │   ├── ShuttingDown
     │   ├── StreamStalled
     │   ├── DatabaseBusy
@@ -344,6 +347,12 @@ class PostHasComments(PreconditionFailed):
         return self._number("comment_count")
 
 
+class ReadOnly(PreconditionFailed):
+    """The service is in read-only mode and takes no writes for now; nothing was done."""
+
+    reason = "READ_ONLY"
+
+
 class SchemaMismatch(PreconditionFailed):
     """The service's database has a schema of another version; an operator is needed."""
 
@@ -398,6 +407,20 @@ class WatchLimit(ResourceExhausted):
         return self._number("limit")
 
 
+class RateLimited(ResourceExhausted):
+    """This caller makes more calls than the service allows; call again after `retry_after` seconds."""
+
+    reason = "RATE_LIMITED"
+
+    @property
+    def calls_per_second(self) -> float | None:
+        """How many are allowed on average; None if the service did not say."""
+        try:
+            return float(self.metadata.get("calls_per_second", ""))
+        except ValueError:
+            return None
+
+
 class StorageFull(ResourceExhausted):
     """The service's disk is full and nothing was stored; an operator is needed."""
 
@@ -425,6 +448,12 @@ class Unavailable(StoreError):
     """The service cannot be reached or cannot answer now; call again after `retry_after` seconds."""
 
     code = grpc.StatusCode.UNAVAILABLE
+
+
+class Overloaded(Unavailable):
+    """The service has as much to do as it can; nothing was done, call again after `retry_after` seconds."""
+
+    reason = "OVERLOADED"
 
 
 class ShuttingDown(Unavailable):

@@ -126,6 +126,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """PERMISSION_DENIED: the caller is known, and does not have the right that the method needs: read,
     write or watch. Example: CreatePost with a key that may only read. Metadata: right.
     """
+    ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 30
+    """UNAVAILABLE with RetryInfo: as many calls are running as this server process allows, or what this
+    connection has been answered and has not read is too much. Nothing was done; call again later.
+    Example: 1000 calls run, and one more comes.
+    """
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 31
+    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: this caller makes more calls than the server
+    allows. Nothing was done. Metadata: calls_per_second. Example: 100 a second are allowed, and
+    one client sends 200.
+    """
+    ERROR_REASON_READ_ONLY: _ErrorReason.ValueType  # 32
+    """FAILED_PRECONDITION: the server is in read-only mode. Nothing was done; reads and watches go on.
+    Example: CreatePost while an operator moves the database.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed, for programs.
@@ -242,5 +256,19 @@ has expired.
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
 """PERMISSION_DENIED: the caller is known, and does not have the right that the method needs: read,
 write or watch. Example: CreatePost with a key that may only read. Metadata: right.
+"""
+ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 30
+"""UNAVAILABLE with RetryInfo: as many calls are running as this server process allows, or what this
+connection has been answered and has not read is too much. Nothing was done; call again later.
+Example: 1000 calls run, and one more comes.
+"""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 31
+"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: this caller makes more calls than the server
+allows. Nothing was done. Metadata: calls_per_second. Example: 100 a second are allowed, and
+one client sends 200.
+"""
+ERROR_REASON_READ_ONLY: ErrorReason.ValueType  # 32
+"""FAILED_PRECONDITION: the server is in read-only mode. Nothing was done; reads and watches go on.
+Example: CreatePost while an operator moves the database.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,98 @@
+"""The server's own TCP connections, closed in a way that gRPC has no call for.
+
+When gRPC closes a server, calls that arrive in that moment are answered CANCELLED, which no client may take
+for a reason to try again. A connection whose server says that it will send nothing more (a FIN) makes the
+client fail what it has not heard of with UNAVAILABLE, and that is tried again elsewhere. So before gRPC
+closes anything, the sockets are told: first the one that listens, then each connection on which nothing runs.
+"""
+
+import os
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_DESCRIPTORS = Path("/dev/fd")
+
+
+class Connections:
+    """The sockets of one server, found among the files that this process has open."""
+
+    def __init__(self) -> None:
+        """Knows no address yet, and so no socket."""
+        self._address = ""
+
+    def begin(self, address: str) -> None:
+        """Takes what the server listens on: HOST:PORT or unix:PATH."""
+        self._address = address
+
+    def stop_listening(self) -> None:
+        """Refuses new connections, which other processes on the same port then get."""
+        for listening, peer in self._sockets():
+            if peer is None:
+                _shut(listening, socket.SHUT_RD)
+
+    def finish(self, *, but: Collection[str] = ()) -> None:
+        """Says on every connection that nothing more comes, after what was sent; except on those to `but`."""
+        for connection, peer in self._sockets():
+            # Two connections over a unix socket cannot be told apart.
+            if peer is not None and peer not in but:
+                _shut(connection, socket.SHUT_WR)
+
+    def cut(self, peer: str) -> None:
+        """Closes a connection now, with everything that is on its way."""
+        for connection, its_peer in self._sockets():
+            if its_peer == peer:
+                _shut(connection, socket.SHUT_RDWR)
+
+    def count(self) -> int:
+        """How many connections there are."""
+        return sum(peer is not None for _, peer in self._sockets())
+
+    def _sockets(self) -> Iterator[tuple[socket.socket, str | None]]:
+        """Each socket of the server, and its other end as gRPC names it; None for one that listens."""
+        for path in list(_DESCRIPTORS.iterdir()):
+            with suppress(OSError), _borrowed(int(path.name)) as found:
+                if self._is_ours(found):
+                    yield found, _peer_of(found)
+
+    def _is_ours(self, found: socket.socket) -> bool:
+        if found.type != socket.SOCK_STREAM:
+            return False
+        if found.family == socket.AF_UNIX:
+            return f"unix:{os.fsdecode(found.getsockname())}" == self._address
+        if found.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        # A client in this process has our port at its other end.
+        return str(found.getsockname()[1]) == self._address.rpartition(":")[2]
+
+
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """A socket by its file's number, under a number of our own: gRPC may close the other at any moment."""
+    own = os.dup(descriptor)
+    try:
+        found = socket.socket(fileno=own)
+    except OSError:  # a file of another kind
+        os.close(own)
+        raise
+    with found:
+        yield found
+
+
+def _peer_of(found: socket.socket) -> str | None:
+    try:
+        peer = found.getpeername()
+    except OSError:
+        return None
+    if found.family == socket.AF_INET:
+        return f"ipv4:{peer[0]}:{peer[1]}"
+    if found.family == socket.AF_INET6:
+        mapped = peer[0].removeprefix("::ffff:")
+        return f"ipv4:{mapped}:{peer[1]}" if "." in mapped else f"ipv6:%5B{peer[0]}%5D:{peer[1]}"
+    return "unix:"
+
+
+def _shut(found: socket.socket, how: int) -> None:
+    with suppress(OSError):  # the other end was quicker
+        found.shutdown(how)

@@ -1,0 +1,185 @@
+"""How much callers may ask for at once, and for how long: what keeps one of them from taking the rest down.
+
+gRPC itself limits connections, streams, metadata and messages, by the options in `store_service.server`. Here
+is what it has no option for: calls that run at once, calls of one caller in a second, the time of a call, and
+answers that are not read. The guard asks before it runs a call, and tells when it has ended.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from store_service.errors import Overloaded, RateLimited
+
+if TYPE_CHECKING:
+    from store_service.rpc.guard import Context
+
+LARGE_BYTES = 65_536
+"""An answer that is larger is watched until it is on its way; smaller ones cannot fill the memory."""
+
+MAX_CALLERS = 10_000
+"""Callers whose rate is remembered; the one who has not called for longest is forgotten first."""
+
+
+class Call(Protocol):
+    """What is asked of a call that wants to begin."""
+
+    @property
+    def caller_name(self) -> str:
+        """Who makes it; of a caller who is not known, from where."""
+
+
+@dataclass(eq=False, slots=True)
+class Admitted:
+    """A unary call that runs."""
+
+    task: "asyncio.Task[object]"
+    context: "Context"
+    start: float
+    """When it began, by time.perf_counter."""
+    is_overdue: bool = False
+    """Whether it is being ended because its time is up."""
+
+
+class Limits:
+    """Lets calls in or refuses them, and ends those that take too long."""
+
+    def __init__(
+        self,
+        *,
+        max_calls: int,
+        calls_per_second: float,
+        max_seconds: float,
+        max_unsent_bytes: int,
+        cut: Callable[[str], None],
+    ) -> None:
+        """Takes the limits, each of which the setting of its name explains.
+
+        Args:
+            max_calls: Unary calls that run at once; of streams besides watches as many.
+            calls_per_second: Of one caller; 0 for no limit.
+            max_seconds: Of a unary call, and for an answer to be taken by its caller.
+            max_unsent_bytes: Large answers that one connection has not read; a single one is always sent.
+            cut: Closes the connection of a peer, given as gRPC names it.
+        """
+        self._max_calls = max_calls
+        self._rates = Rates(calls_per_second) if calls_per_second else None
+        self._max_seconds = max_seconds
+        self._max_unsent_bytes = max_unsent_bytes
+        self._cut = cut
+        # In the order of their beginning, so that the first is the first whose time is up.
+        self._running: dict[Admitted, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsent: dict[str, int] = {}
+
+    def admit(self, context: "Context", call: Call) -> Admitted:
+        """Lets a unary call of this task begin, or not.
+
+        Raises:
+            Overloaded: As many are running as may, or its connection does not read its answers.
+            RateLimited: Its caller makes too many.
+        """
+        self._check(context, call, len(self._running))
+        task = asyncio.current_task()
+        assert task is not None
+        admitted = Admitted(task, context, time.perf_counter())
+        self._running[admitted] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._end_overdue)
+        return admitted
+
+    def check_stream(self, context: "Context", call: Call, running: int) -> None:
+        """Lets a stream begin when so many are running, or not; raises as `admit` does."""
+        self._check(context, call, running)
+
+    def check_answer(self, context: "Context", answer_bytes: int) -> None:
+        """Lets a large answer to a read leave, or not; other calls that began with it may have used the room.
+
+        Raises:
+            Overloaded: Its connection has not read what it was sent before.
+        """
+        if self._unsent:
+            before = self._unsent.get(context.peer(), 0)
+            if before and before + answer_bytes > self._max_unsent_bytes:
+                raise Overloaded
+
+    def end(self, call: Admitted, answer_bytes: int) -> None:
+        """Says that a call has ended, and how long the answer is that gRPC is to send now."""
+        self._running.pop(call, None)
+        if answer_bytes > LARGE_BYTES:
+            self._watch_answer(call, answer_bytes)
+
+    def peers(self) -> set[str]:
+        """The connections on which unary calls are running, as gRPC names their other ends."""
+        return {call.context.peer() for call in self._running}
+
+    def close(self) -> None:
+        """Ends nothing any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check(self, context: "Context", call: Call, running: int) -> None:
+        if running >= self._max_calls:
+            raise Overloaded
+        if self._unsent and self._unsent.get(context.peer(), 0) > self._max_unsent_bytes:
+            raise Overloaded
+        if self._rates is not None:
+            self._rates.take(call.caller_name)
+
+    def _end_overdue(self) -> None:
+        now = time.perf_counter()
+        self._timer = None
+        while self._running:
+            call = next(iter(self._running))
+            left = call.start + self._max_seconds - now
+            if left > 0:
+                # One timer for all, which under load is set once in `max_seconds`.
+                self._timer = asyncio.get_running_loop().call_later(left, self._end_overdue)
+                return
+            del self._running[call]
+            call.is_overdue = True
+            call.task.cancel()
+
+    def _watch_answer(self, call: Admitted, answer_bytes: int) -> None:
+        """Counts an answer as unsent until the call's task ends; cuts off who does not take it in time."""
+        peer = call.context.peer()
+        self._unsent[peer] = self._unsent.get(peer, 0) + answer_bytes
+        timer = asyncio.get_running_loop().call_later(self._max_seconds, self._cut, peer)
+
+        def on_sent(_: object) -> None:
+            timer.cancel()
+            self._unsent[peer] -= answer_bytes
+            if not self._unsent[peer]:
+                del self._unsent[peer]
+
+        call.task.add_done_callback(on_sent)
+
+
+@dataclass(slots=True)
+class Rates:
+    """How many calls each caller has left: a bucket for each, which fills steadily and holds one second's."""
+
+    calls_per_second: float
+    clock: Callable[[], float] = time.monotonic
+    _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """What was left at which time, of who called last at the end."""
+
+    def take(self, caller: str) -> None:
+        """Counts a call.
+
+        Raises:
+            RateLimited: The caller has none left.
+        """
+        now = self.clock()
+        most = max(self.calls_per_second, 1.0)
+        left, since = self._buckets.pop(caller, (most, now))
+        left = min(left + (now - since) * self.calls_per_second, most)
+        is_allowed = left >= 1
+        self._buckets[caller] = (left - is_allowed, now)
+        if len(self._buckets) > MAX_CALLERS:
+            del self._buckets[next(iter(self._buckets))]
+        if not is_allowed:
+            retry_seconds = (1 - left) / self.calls_per_second
+            raise RateLimited(calls_per_second=self.calls_per_second, retry_seconds=retry_seconds)

@@ -1,0 +1,81 @@
+"""HTTP/2 by hand, for what no gRPC client would do."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+ACK = END_STREAM = 1
+END_HEADERS = 4
+CANCEL = 8
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """One frame."""
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+def headers(path: str) -> bytes:
+    """The header block of a gRPC call, not compressed."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": path,
+        ":authority": "test",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    return b"".join(
+        b"\0" + bytes([len(key)]) + key.encode() + bytes([len(value)]) + value.encode()
+        for key, value in fields.items()
+    )
+
+
+@dataclass
+class RawClient:
+    """A connection that says what it is told to, and reads only when it is told to."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    last_stream: int = -1
+
+    def call(self, path: str, request: bytes) -> int:
+        """Begins a call with its whole request; returns its stream."""
+        self.last_stream += 2
+        message = b"\0" + struct.pack(">I", len(request)) + request
+        self.writer.write(
+            frame(HEADERS, END_HEADERS, self.last_stream, headers(path))
+            + frame(DATA, END_STREAM, self.last_stream, message)
+        )
+        return self.last_stream
+
+    def reset(self, stream: int) -> None:
+        """Calls a call off."""
+        self.writer.write(frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL)))
+
+    async def closed(self) -> None:
+        """Reads until the server has closed the connection; answers to pings as everybody must."""
+        with suppress(ConnectionError):
+            while head := await self.reader.read(9):
+                head += await self.reader.readexactly(9 - len(head))
+                payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
+                if head[3] == PING and not head[4] & ACK:
+                    self.writer.write(frame(PING, ACK, 0, payload))
+
+
+@asynccontextmanager
+async def raw_client(
+    address: str, *, greeting: bytes = PREFACE + frame(SETTINGS, 0, 0)
+) -> AsyncIterator[RawClient]:
+    """A connection until the end of the block."""
+    host, _, port = address.rpartition(":")
+    # A small buffer, so that what is not read stays with the server.
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(greeting)
+    try:
+        yield RawClient(reader, writer)
+    finally:
+        writer.transport.abort()

@@ -1,0 +1,192 @@
+"""Callers who ask for too much, or behave badly: they are refused or cut off, and others are served.
+
+Connections that say nothing, and clients that stop reading, are in tests/rpc/test_limits.py.
+"""
+
+import asyncio
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from storeapi.v1 import posts_pb2
+
+from tests.frames import raw_client
+from tests.rpc.helpers import become, outcome_of
+from tests.support import ServerProcess, Stubs, error_seen, failure
+
+LOAD_SECONDS = float(os.environ.get("STORE_TEST_LOAD_SECONDS", "3"))
+"""How long the server is overloaded; 10 is what the promise is about."""
+
+LIMIT = 16
+REFUSED_WITHIN_SECONDS = 0.05
+HEALTHY_WITHIN_SECONDS = 0.1
+FLAT_BYTES = 32 * 1024 * 1024
+
+ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+
+
+@pytest.fixture
+def server(database_file: Path) -> Iterator[ServerProcess]:
+    """A server in a process of its own, not started yet."""
+    process = ServerProcess(database_file.parent, {"STORE_LOG_LEVEL": "warning"})
+    yield process
+    process.kill()
+
+
+@asynccontextmanager
+async def connected_to(server: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
+    """A connection of its own."""
+    async with grpc.aio.insecure_channel(server.address, ALONE) as channel:
+        yield channel
+
+
+@dataclass
+class Overload:
+    """Callers of four times the limit, each of which comes again as soon as it may."""
+
+    answered: int = 0
+    refused_seconds: list[float] = field(default_factory=list)
+    is_over: bool = False
+
+    async def call(self, stubs: Stubs) -> None:
+        """Calls until it is over; after a refusal it waits as long as it is asked to."""
+        while not self.is_over:
+            start = time.perf_counter()
+            outcome = await outcome_of(stubs.create_post("x" * 1000))
+            if not isinstance(outcome, grpc.RpcError):
+                self.answered += 1
+                continue
+            seconds = time.perf_counter() - start
+            error = error_seen(outcome)
+            assert error.reason == "OVERLOADED"
+            self.refused_seconds.append(seconds)
+            await asyncio.sleep(error.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() / 1000)
+
+
+@pytest.mark.timeout(60 + 2 * LOAD_SECONDS)
+async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: ServerProcess) -> None:
+    """Four times as many as may: those above get OVERLOADED soon, health answers, and memory stays flat."""
+    server.settings["STORE_MAX_CONCURRENT_CALLS"] = str(LIMIT)
+    server.start()
+    load = Overload()
+    healthy_seconds: list[float] = []
+    async with connected_to(server) as channel, connected_to(server) as another:
+        health = health_pb2_grpc.HealthStub(another)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(4 * LIMIT):
+                group.create_task(load.call(Stubs(channel)))
+            await become(lambda: load.answered >= 2 * LIMIT)
+            memory = server.rss_bytes
+            end = time.perf_counter() + LOAD_SECONDS
+            while time.perf_counter() < end:
+                start = time.perf_counter()
+                answer = await health.Check(health_pb2.HealthCheckRequest())
+                healthy_seconds.append(time.perf_counter() - start)
+                assert answer.status == health_pb2.HealthCheckResponse.SERVING
+                # So often a balancer asks, or more.
+                await asyncio.sleep(0.05)
+            grown = server.rss_bytes - memory
+            load.is_over = True
+    assert server.stop() == 0
+
+    assert load.answered > 2 * LIMIT
+    assert len(load.refused_seconds) > LIMIT
+    # The callers share this machine with the server, and in the suite with other tests too.
+    assert typical(load.refused_seconds) < REFUSED_WITHIN_SECONDS
+    assert typical(healthy_seconds) < HEALTHY_WITHIN_SECONDS
+    assert grown < FLAT_BYTES
+    assert server.stderr() == ""
+
+
+def typical(seconds: list[float]) -> float:
+    """What half of them stay below; in the long run, which has the machine to itself, 19 of 20."""
+    return statistics.quantiles(seconds, n=20)[-1] if LOAD_SECONDS >= 10 else statistics.median(seconds)
+
+
+async def test_a_message_that_is_small_until_it_is_unpacked_is_refused(server: ServerProcess) -> None:
+    """64 MiB of zeros, compressed to nearly nothing, never take their place in the server's memory."""
+    server.start()
+    async with connected_to(server) as channel, connected_to(server) as another:
+        await Stubs(another).create_post()
+        memory = server.rss_bytes
+        bomb = channel.unary_unary("/storeapi.v1.PostService/CreatePost")
+        for _ in range(5):
+            refused = await failure(bomb(bytes(64 * 1024 * 1024), compression=grpc.Compression.Gzip))
+            assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+            await Stubs(another).create_post()
+        grown = server.rss_bytes - memory
+    assert server.stop() == 0
+
+    assert grown < FLAT_BYTES
+
+
+async def test_calls_that_are_called_off_at_once_cost_nothing(server: ServerProcess) -> None:
+    """2,000 on one connection, each reset as soon as it was begun; others are served, and nothing is left."""
+    server.start()
+    request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="reset")).SerializeToString()
+    async with connected_to(server) as channel, raw_client(server.address) as rude:
+        await Stubs(channel).create_post()
+        memory = server.rss_bytes
+        for number in range(2000):
+            rude.reset(rude.call("/storeapi.v1.PostService/CreatePost", request))
+            if not number % 200:
+                await Stubs(channel).create_post()
+        await Stubs(channel).create_post()
+        grown = server.rss_bytes - memory
+    assert server.stop() == 0
+
+    assert grown < FLAT_BYTES
+    assert '"bug"' not in server.stderr()
+
+
+CLIENT = """
+import sys, threading, grpc
+from storeapi.v1 import posts_pb2, posts_pb2_grpc
+
+channel = grpc.insecure_channel(sys.argv[1])
+stub = posts_pb2_grpc.PostServiceStub(channel)
+stub.ListPosts(posts_pb2.ListPostsRequest())
+print("connected", flush=True)
+threading.Event().wait()
+"""
+
+
+async def test_the_connection_of_a_frozen_client_is_given_to_others(server: ServerProcess) -> None:
+    """It does not answer whether it is still there, so it is closed; until then others have their share."""
+    server.settings |= {
+        "STORE_MAX_CONNECTIONS": "2",
+        "STORE_KEEPALIVE_SECONDS": "1",
+        "STORE_KEEPALIVE_TIMEOUT_SECONDS": "1",
+    }
+    server.start()
+    client = subprocess.Popen(  # noqa: ASYNC220  # a test has its event loop to itself
+        [sys.executable, "-c", CLIENT, server.address], stdout=subprocess.PIPE
+    )
+    try:
+        assert client.stdout is not None
+        assert client.stdout.readline()
+        client.send_signal(signal.SIGSTOP)
+        async with connected_to(server) as channel, connected_to(server) as another:
+            await Stubs(channel).create_post()
+            refused = await failure(Stubs(another).create_post())
+            async with asyncio.timeout(10):
+                while isinstance(  # noqa: ASYNC110  # nothing tells of it
+                    await outcome_of(Stubs(another).create_post()), grpc.RpcError
+                ):
+                    await asyncio.sleep(0.05)
+    finally:
+        client.kill()
+        client.communicate()
+
+    assert refused.code == grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,387 @@
+"""Limits: what is let in at each of them, what one more gets, and that others are served meanwhile."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from storeapi.v1 import changes_pb2
+from storeapi.v1 import posts_pb2 as pb
+
+from store_service.config import Config
+from store_service.errors import RateLimited
+from store_service.rpc import limits
+from store_service.rpc.limits import Rates
+from store_service.server import RunningServer, serving
+from tests.frames import PREFACE, SETTINGS, frame, raw_client
+from tests.rpc.helpers import Side, Taken, become, contents, locked, outcome_of
+from tests.support import Stubs, error_seen, failure
+
+
+@pytest.fixture
+def database_url(database_file: Path) -> str:
+    """One engine is enough: what is refused here never reaches it."""
+    return f"sqlite:///{database_file}"
+
+
+SOON_SECONDS = 10
+
+
+@asynccontextmanager
+async def limited(config: Config, **settings: Any) -> AsyncIterator[tuple[RunningServer, Stubs]]:
+    """A server with other limits, and the stubs on a channel to it."""
+    async with (
+        serving(config.model_copy(update=settings)) as server,
+        grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+    ):
+        yield server, Stubs(channel)
+
+
+async def health_of(address: str) -> int:
+    """What the health service says, on a connection of its own."""
+    async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        return int(answer.status)
+
+
+# Calls that run at once
+
+
+async def test_calls_up_to_the_limit_run_and_one_more_is_refused(config: Config, taken: Taken) -> None:
+    """OVERLOADED: nothing of it was done; health answers; and when one has ended another is let in."""
+    async with limited(config, max_concurrent_calls=3) as (server, stubs):
+        with locked(config.DATABASE_URL):
+            before = taken.arrived
+            running = [asyncio.ensure_future(stubs.create_post(f"{n}")) for n in range(3)]
+            await taken.arrive(3, since=before)
+            refused = await failure(stubs.create_post("one more"))
+            health = await health_of(server.address)
+        await asyncio.gather(*running)
+        await stubs.create_post("after")
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+    assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+    assert health == health_pb2.HealthCheckResponse.SERVING
+    assert sorted(row[1] for row in contents(config.DATABASE_URL).posts) == ["0", "1", "2", "after"]
+
+
+async def test_overload_comes_before_what_is_wrong_with_the_request(config: Config, taken: Taken) -> None:
+    """Whoever is refused costs no validation."""
+    async with limited(config, max_concurrent_calls=1) as (_, stubs):
+        with locked(config.DATABASE_URL):
+            before = taken.arrived
+            running = asyncio.ensure_future(stubs.create_post("running"))
+            await taken.arrive(1, since=before)
+            refused = await failure(stubs.create_post(""))
+        await running
+
+    assert refused.reason == "OVERLOADED"
+
+
+async def test_watches_do_not_count_as_calls(config: Config) -> None:
+    """They have a limit of their own, and last."""
+    async with limited(config, max_concurrent_calls=2) as (_, stubs):
+        watches = [stubs.changes.Watch(changes_pb2.WatchRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+
+        assert (await stubs.create_post()).id == 1
+        third = await outcome_of(stubs.changes.Watch(changes_pb2.WatchRequest()).read())
+        for watch in watches:
+            watch.cancel()
+    assert error_seen(third).reason == "OVERLOADED"
+
+
+# Calls of one caller
+
+
+async def test_a_caller_above_its_rate_is_told_when_to_come_again(config: Config) -> None:
+    """RATE_LIMITED, with the rate and the time; health is not counted."""
+    async with limited(config, caller_calls_per_second=0.01) as (server, stubs):
+        await stubs.create_post()
+        refused = await failure(stubs.create_post())
+        health = await health_of(server.address)
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert refused.metadata == {"calls_per_second": "0.01"}
+    assert refused.detail(error_details_pb2.QuotaFailure).violations
+    assert 90 <= refused.detail(error_details_pb2.RetryInfo).retry_delay.ToSeconds() <= 100
+    assert refused.trailing["grpc-retry-pushback-ms"]
+    assert health == health_pb2.HealthCheckResponse.SERVING
+    assert len(contents(config.DATABASE_URL).posts) == 1
+
+
+def test_a_second_worth_of_calls_may_come_at_once_and_one_more_must_wait() -> None:
+    """Each caller has a bucket of its own, which fills steadily."""
+    now = 100.0
+    rates = Rates(4, clock=lambda: now)
+    for _ in range(4):
+        rates.take("a")
+    with pytest.raises(RateLimited) as refused:
+        rates.take("a")
+    rates.take("b")
+    now += 0.25
+    rates.take("a")
+    with pytest.raises(RateLimited):
+        rates.take("a")
+
+    assert refused.value.retry_seconds == 0.25
+
+
+def test_a_bucket_holds_no_more_than_a_second_worth() -> None:
+    """Who has been away for long may not come back with all of it."""
+    now = 0.0
+    rates = Rates(2, clock=lambda: now)
+    rates.take("a")
+    now = 1000.0
+    rates.take("a")
+    rates.take("a")
+
+    with pytest.raises(RateLimited):
+        rates.take("a")
+
+
+def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory stays flat, whoever calls; the one who has not called for longest is forgotten."""
+    monkeypatch.setattr(limits, "MAX_CALLERS", 2)
+    rates = Rates(1, clock=lambda: 0.0)
+    rates.take("a")
+    rates.take("b")
+    rates.take("c")
+
+    assert list(rates._buckets) == ["b", "c"]
+
+
+# The time of a call
+
+
+@pytest.mark.parametrize("deadline", [None, 60], ids=["no deadline", "a longer one"])
+async def test_a_call_takes_no_longer_than_any_may(config: Config, deadline: float | None) -> None:
+    """DEADLINE_EXCEEDED, with the call's id; what was asked for is not done, and the next call is fine."""
+    async with limited(config, max_call_seconds=0.3) as (server, stubs):
+        with locked(config.DATABASE_URL):
+            request = pb.CreatePostRequest(post=pb.Post(body="too slow"), validate_only=True)
+            error = await failure(stubs.posts.CreatePost(request, timeout=deadline))
+            await become(lambda: server.guard._running == 0)
+        assert (await stubs.create_post("the next")).body == "the next"
+
+    assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert error.trailing["x-call-id"]
+
+
+async def test_calls_that_take_less_and_watches_are_not_cut(config: Config) -> None:
+    """The cap is of unary calls alone."""
+    async with limited(config, max_call_seconds=0.3) as (_, stubs):
+        watch = stubs.changes.Watch(changes_pb2.WatchRequest())
+        await watch.read()
+        with locked(config.DATABASE_URL):
+            slow = await failure(stubs.create_post("too slow"))
+        after = asyncio.ensure_future(watch.read())
+        await stubs.create_post("told")
+
+        assert (await asyncio.wait_for(after, SOON_SECONDS)).changes
+        watch.cancel()
+    assert slow.code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+# Sizes
+
+
+async def test_a_request_as_large_as_may_be_is_taken_and_one_byte_more_is_not(config: Config) -> None:
+    """gRPC counts the bytes of the message, also those that were compressed."""
+    largest = pb.CreatePostRequest(post=pb.Post(body="x" * 3000))
+    limit = largest.ByteSize()
+    async with limited(config, max_request_bytes=limit) as (_, stubs):
+        await stubs.posts.CreatePost(largest)
+        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+            larger = pb.CreatePostRequest(post=pb.Post(body="x" * 3001))
+            refused = await failure(stubs.posts.CreatePost(larger, compression=compression))
+            assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_metadata_as_large_as_may_be_is_taken_and_one_byte_more_is_not(config: Config) -> None:
+    """gRPC counts keys and values and 32 for each, those of HTTP/2 too."""
+    limit = 4096
+    async with limited(config, max_metadata_bytes=limit) as (_, stubs):
+
+        async def outcome(length: int) -> Any:
+            request = pb.ListPostsRequest()
+            return await outcome_of(stubs.posts.ListPosts(request, metadata=(("x-note", "y" * length),)))
+
+        refused = error_seen(await outcome(limit - 100))
+        size = int(refused.message.partition("(")[2].split()[0])
+        most = limit - 100 - (size - limit)
+        at_the_limit = await outcome(most)
+        above = error_seen(await outcome(most + 1))
+
+    assert isinstance(at_the_limit, pb.ListPostsResponse)
+    assert (refused.code, above.code) == (grpc.StatusCode.RESOURCE_EXHAUSTED,) * 2
+
+
+async def test_a_batch_as_large_as_may_be_is_taken_and_one_more_is_not(config: Config) -> None:
+    """BATCH_TOO_LARGE tells the limit that is set."""
+    async with limited(config, max_batch_size=3) as (_, stubs):
+        posts = Side("Post", stubs)
+        await posts.several(3)
+        refused = [
+            await failure(posts.batch_create([posts.draft()] * 4)),
+            await failure(posts.batch_get([1, 2, 3, 4])),
+            await failure(posts.batch_delete([1, 2, 3, 4])),
+        ]
+
+    assert [(it.reason, it.metadata) for it in refused] == [
+        ("BATCH_TOO_LARGE", {"count": "4", "max_count": "3"})
+    ] * 3
+
+
+async def test_a_page_holds_no_more_than_may_be(config: Config) -> None:
+    """Who asks for more gets so many, and the rest on further pages."""
+    async with limited(config, max_page_size=3) as (_, stubs):
+        posts = Side("Post", stubs)
+        await posts.several(7)
+        pages = [await posts.all_pages(page_size=size) for size in (3, 4)]
+
+    assert [[len(page) for page in each] for each in pages] == [[3, 3, 1]] * 2
+
+
+# Connections
+
+
+async def test_streams_above_the_limit_of_a_connection_wait_with_the_client(
+    config: Config, taken: Taken
+) -> None:
+    """Two run, the third is sent when one has ended; other connections are not concerned."""
+    async with limited(config, max_streams_per_connection=2) as (server, stubs):
+        await stubs.create_post("so that the client knows the limit")
+        with locked(config.DATABASE_URL):
+            before = taken.arrived
+            running = [asyncio.ensure_future(stubs.create_post(f"{n}")) for n in range(2)]
+            await taken.arrive(2, since=before)
+            waiting = await failure(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
+            health = await health_of(server.address)
+        await asyncio.gather(*running)
+        after = await stubs.posts.GetPost(pb.GetPostRequest(id=1))
+
+    # A read, which would have been answered: the database is locked for writes alone.
+    assert waiting.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert health == health_pb2.HealthCheckResponse.SERVING
+    assert after.id == 1
+
+
+async def test_connections_up_to_the_limit_are_served_and_one_more_is_closed(config: Config) -> None:
+    """Those that are there go on; when one has gone, another is let in."""
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    async with AsyncExitStack() as stack:
+        server, stubs = await stack.enter_async_context(limited(config, max_connections=2))
+        second = grpc.aio.insecure_channel(server.address, alone)
+        third = await stack.enter_async_context(grpc.aio.insecure_channel(server.address, alone))
+        await stubs.create_post("1")
+        await Stubs(second).create_post("2")
+        refused = await failure(Stubs(third).create_post("3"))
+        await stubs.create_post("4")
+        await second.close()
+        async with asyncio.timeout(SOON_SECONDS):
+            while isinstance(  # noqa: ASYNC110  # nothing tells of it
+                await outcome_of(Stubs(third).create_post("5")), grpc.RpcError
+            ):
+                await asyncio.sleep(0.05)
+
+    assert refused.code == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_old_connection_is_replaced_and_no_call_fails(config: Config) -> None:
+    """Calls go over another one then; a watch may go on for the grace period, and goes on elsewhere."""
+    async with limited(config, max_connection_seconds=0.3, max_connection_grace_seconds=0.5) as (_, stubs):
+        watch = stubs.changes.Watch(changes_pb2.WatchRequest())
+        await watch.read()
+        ended = asyncio.ensure_future(failure(watch.read()))
+        async with asyncio.timeout(SOON_SECONDS):
+            while not ended.done():
+                await stubs.posts.ListPosts(pb.ListPostsRequest())
+
+    assert (await ended).code == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_idle_connection_is_closed(config: Config) -> None:
+    """Nobody calls on it; a client would open another for its next call."""
+    async with limited(config, max_idle_seconds=0.3) as (server, _), raw_client(server.address) as idle:
+        await asyncio.wait_for(idle.closed(), SOON_SECONDS)
+
+
+@pytest.mark.parametrize("greeting", [b"", PREFACE, PREFACE[:5]], ids=["nothing", "half", "a few bytes"])
+async def test_a_connection_that_does_not_begin_is_closed(config: Config, greeting: bytes) -> None:
+    """Also one that says nothing at all."""
+    async with (
+        limited(config, handshake_seconds=0.3) as (server, stubs),
+        raw_client(server.address, greeting=greeting) as silent,
+    ):
+        await stubs.create_post()
+        await asyncio.wait_for(silent.closed(), SOON_SECONDS)
+
+
+async def test_who_does_not_read_is_refused_and_cut_off(config: Config) -> None:
+    """Large answers that wait for a connection are limited; after the longest time of a call it is closed."""
+    async with limited(config, max_unsent_bytes=7_000_000, max_call_seconds=1.5) as (server, stubs):
+        posts = Side("Post", stubs)
+        await posts.several(60, "x" * 50_000)
+        path, page = "/storeapi.v1.PostService/ListPosts", pb.ListPostsRequest(page_size=1000)
+        greeting = PREFACE + frame(SETTINGS, 0, 0)
+        async with raw_client(server.address, greeting=greeting) as stuck:
+            for _ in range(20):
+                stuck.call(path, page.SerializeToString())
+            unsent = server.guard._limits._unsent
+            seen: list[int] = []
+            await become(lambda: noted(seen, unsent) > 6_000_000)
+            # Everybody else has what they want meanwhile.
+            assert len((await stubs.posts.ListPosts(page)).posts) == 60
+            # Sooner than gRPC finds out that it does not answer.
+            await become(lambda: not noted(seen, unsent), seconds=5)
+            assert max(seen) <= 7_000_000
+            await asyncio.wait_for(stuck.closed(), SOON_SECONDS)
+
+
+def noted(seen: list[int], unsent: dict[str, int]) -> int:
+    """How much is unsent now, which is remembered."""
+    seen.append(sum(unsent.values()))
+    return seen[-1]
+
+
+# Read-only mode
+
+
+async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: Config) -> None:
+    """READ_ONLY comes after what is wrong with the request, for the same request may be sent again later."""
+    async with limited(config) as (_, stubs):
+        await stubs.create_post("there")
+    before = contents(config.DATABASE_URL)
+    async with limited(config, read_only=True) as (_, stubs):
+        posts = Side("Post", stubs)
+        watch = stubs.changes.Watch(changes_pb2.WatchRequest(earliest=True))
+        told = await watch.read()
+        while not told.changes:
+            told = await watch.read()
+        watch.cancel()
+        read = await posts.get(1)
+        refused = [
+            await failure(call)
+            for call in (
+                posts.create(posts.draft()),
+                posts.create(posts.draft(), validate_only=True),
+                posts.update(posts.resource(id=1, body="x")),
+                posts.delete(1),
+                posts.batch_create([posts.draft()]),
+                posts.batch_delete([1]),
+                stubs.create_comment(1),
+            )
+        ]
+        invalid = await failure(posts.create(posts.draft("")))
+
+    assert read.body == told.changes[0].post.body == "there"
+    assert {(it.code, it.reason) for it in refused} == {(grpc.StatusCode.FAILED_PRECONDITION, "READ_ONLY")}
+    assert invalid.reason == "FIELD_INVALID"
+    assert contents(config.DATABASE_URL) == before
