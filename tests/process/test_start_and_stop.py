@@ -136,7 +136,8 @@ async def test_a_port_of_another_server_is_in_use(
 
 def test_an_address_of_another_machine_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
     """192.0.2.1 belongs to nobody."""
-    done = run_command("serve", folder=migrated_folder, settings={"STORE_LISTEN": "192.0.2.1:50051"})
+    settings = {"STORE_LISTEN": "192.0.2.1:50051", "STORE_ALLOW_INSECURE": "true"}
+    done = run_command("serve", folder=migrated_folder, settings=settings)
 
     assert_one_line(done, "192.0.2.1:50051")
 

@@ -36,8 +36,9 @@ class PostServiceStub:
     - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
       (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
       to this.
-    - UNAVAILABLE (SHUTTING_DOWN, DATABASE_BUSY, DATABASE_UNAVAILABLE): call again after the
-      RetryInfo's delay.
+    - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
+      RESOURCE_EXHAUSTED (RATE_LIMITED): call again after the RetryInfo's delay.
+    - FAILED_PRECONDITION (READ_ONLY): the server takes no writes for now.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
     - INTERNAL (INTERNAL): a bug.
 
@@ -143,8 +144,9 @@ class PostServiceAsyncStub(PostServiceStub):
     - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
       (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
       to this.
-    - UNAVAILABLE (SHUTTING_DOWN, DATABASE_BUSY, DATABASE_UNAVAILABLE): call again after the
-      RetryInfo's delay.
+    - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
+      RESOURCE_EXHAUSTED (RATE_LIMITED): call again after the RetryInfo's delay.
+    - FAILED_PRECONDITION (READ_ONLY): the server takes no writes for now.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
     - INTERNAL (INTERNAL): a bug.
 
@@ -246,8 +248,9 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
       (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
       to this.
-    - UNAVAILABLE (SHUTTING_DOWN, DATABASE_BUSY, DATABASE_UNAVAILABLE): call again after the
-      RetryInfo's delay.
+    - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
+      RESOURCE_EXHAUSTED (RATE_LIMITED): call again after the RetryInfo's delay.
+    - FAILED_PRECONDITION (READ_ONLY): the server takes no writes for now.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
     - INTERNAL (INTERNAL): a bug.
 
