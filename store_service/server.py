@@ -21,6 +21,7 @@ from store_service import security
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.observing import observing
+from store_service.options import server_options
 from store_service.rpc import reflection
 from store_service.rpc.access import Admission
 from store_service.rpc.changes import ChangeService
@@ -55,19 +56,6 @@ FAREWELL_SECONDS = 0.3
 
 TIDY_SECONDS = 0.8
 """How long the process may take to close everything after the grace period, before it just ends."""
-
-_OPTIONS = [
-    # A client may ping as often as every 2 seconds, also without calls; gRPC's 5 minutes would cut off
-    # clients that merely want to know soon when their connection is dead.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 2_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Ask also after a client that has had nothing to say or hear for long.
-    ("grpc.http2.max_pings_without_data", 0),
-    # Above 1000 calls that wait for the event loop, most of which a burst of short deadlines has killed
-    # already, gRPC would refuse new ones at random, with CANCELLED and no reason.
-    ("grpc.server.max_pending_requests", 100_000),
-    ("grpc.server.max_pending_requests_hard_limit", 100_000),
-]
 
 log = structlog.get_logger("store_service.server")
 
@@ -116,6 +104,9 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
     with stop_on_signals(stop):
         if is_worker:
             _stop_with_supervisor(stop)
+        elif not sys.stdin.isatty():
+            # At a terminal it means that the terminal has gone, and the service goes with it.
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _cannot_restart)
         async with serving(config, reuse_port=is_worker) as server:
             # The one line on stdout, for scripts that wait for it.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
@@ -138,6 +129,10 @@ def _stop_with_supervisor(stop: asyncio.Event) -> None:
 
     loop = asyncio.get_running_loop()
     loop.add_reader(sys.stdin.fileno(), on_stdin)
+
+
+def _cannot_restart() -> None:
+    log.warning("SIGHUP restarts workers, and there are none; STORE_WORKERS must be more than 1 for that")
 
 
 def _give_up() -> None:
@@ -258,22 +253,6 @@ def _limits(config: Config, connections: Connections) -> Limits:
     )
 
 
-def _limiting_options(config: Config) -> list[tuple[str, int]]:
-    """The limits that gRPC itself keeps."""
-    return [
-        ("grpc.max_allowed_incoming_connections", config.max_connections),
-        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
-        ("grpc.max_connection_age_ms", round(config.max_connection_seconds * 1000)),
-        ("grpc.max_connection_age_grace_ms", round(config.max_connection_grace_seconds * 1000)),
-        ("grpc.max_connection_idle_ms", round(config.max_idle_seconds * 1000)),
-        ("grpc.server_handshake_timeout_ms", round(config.handshake_seconds * 1000)),
-        ("grpc.max_receive_message_length", config.max_request_bytes),
-        # gRPC refuses what is as large as the limit, and between the two what chance says.
-        ("grpc.max_metadata_size", config.max_metadata_bytes + 1),
-        ("grpc.absolute_max_metadata_size", config.max_metadata_bytes + 1),
-    ]
-
-
 def _server(
     config: Config,
     store: connect.Store,
@@ -289,19 +268,7 @@ def _server(
         max_batch_size=config.max_batch_size,
         max_page_size=config.max_page_size,
     )
-    # Unless workers share the port on purpose, a second server must not bind it without an error.
-    options = [
-        *_OPTIONS,
-        *_limiting_options(config),
-        ("grpc.so_reuseport", int(reuse_port)),
-        # gRPC keeps these books unless it is told not to.
-        ("grpc.enable_channelz", int(config.channelz)),
-        ("grpc.keepalive_time_ms", round(config.keepalive_seconds * 1000)),
-        ("grpc.keepalive_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
-        # Without it gRPC waits a minute for the answer to a ping, whatever the timeout is.
-        ("grpc.http2.ping_timeout_ms", round(config.keepalive_timeout_seconds * 1000)),
-    ]
-    server = grpc.aio.server(options=options)
+    server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
             guard.handlers(POSTS, PostService(Posts(store), validation)),

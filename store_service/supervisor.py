@@ -108,7 +108,9 @@ def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
 async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> None:
     stop = asyncio.Event()
     replace = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, replace.set)
+    if not sys.stdin.isatty():
+        # At a terminal it means that the terminal has gone, and the service goes with it.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, replace.set)
     with stop_on_signals(stop):
         workers = [_Worker(number, config, address, metrics) for number in range(config.workers)]
         try:

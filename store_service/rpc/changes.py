@@ -5,8 +5,8 @@ from collections.abc import AsyncGenerator, Iterable
 from storeapi.v1 import changes_pb2 as pb
 
 from store_service.model import Change, Filter, Post
+from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message, post_to_message, set_time
-from store_service.rpc.guard import Context
 from store_service.rpc.validation import Validation
 from store_service.store.changes import Piece
 from store_service.store.feed import Feed, Sent

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from grpc_channelz.v1 import channelz_pb2 as pb
 from grpc_channelz.v1.channelz import ChannelzServicer
 
-from store_service.rpc.guard import Context
+from store_service.rpc.call import Context
 
 CHANNELZ = pb.DESCRIPTOR.services_by_name["Channelz"]
 

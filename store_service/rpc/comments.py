@@ -2,8 +2,8 @@
 
 from storeapi.v1 import comments_pb2 as pb
 
+from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message
-from store_service.rpc.guard import Context
 from store_service.rpc.validation import Validation, same_request
 from store_service.store.comments import Comments
 

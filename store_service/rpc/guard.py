@@ -8,45 +8,38 @@ is the only place that handles exceptions of methods, so none of them needs a `t
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from store_service.access.caller import Caller
-from store_service.errors import PermissionDenied, RequestMalformed, ShuttingDown, StoreError, StreamStalled
+from store_service.errors import PermissionDenied, ShuttingDown, StreamStalled
 from store_service.logs import CallLog
 from store_service.measures import CallMeasure, Measures
-from store_service.rpc.access import Access, Admission, address_of, right_of
+from store_service.rpc.access import Access, Admission, right_of
+from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
-from store_service.rpc.limits import LARGE_BYTES, Admitted, Limits
-from store_service.rpc.status import ROWS, status_of, status_of_a_bug
+from store_service.rpc.decoding import decode_each, decoder
+from store_service.rpc.limits import LARGE_BYTES, Limits
 
 if TYPE_CHECKING:
     # An extra, needed only where spans are wanted.
-    from store_service.rpc.tracing import CallSpan, Tracing
-
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-CALL_ID_KEY = "x-call-id"
-"""Trailing metadata with the id under which the log tells of the call."""
+    from store_service.rpc.tracing import Tracing
 
 STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
 
+LOOK_SECONDS = 0.005
+"""How often a server that stops looks whether all of its connections have gone."""
+
 SETTLE_SECONDS = 0.1
 """How long an answer may take to leave before its connection counts as one on which nothing runs."""
-
-_DETAILS_KEY = "grpc-status-details-bin"
-
-_PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""RetryInfo for gRPC itself: a client whose service config retries waits as long (gRFC A6)."""
 
 log = structlog.get_logger("store_service.rpc")
 
@@ -132,12 +125,19 @@ class Guard:
         while (left := end - time.perf_counter()) > 0:
             busy = self._limits.peers()
             is_last = self._all_done.is_set()
-            await asyncio.sleep(min(SETTLE_SECONDS, left))
+            await self._let_arrive(min(SETTLE_SECONDS, left))
             self._connections.finish(but=busy | self._limits.peers())
             if is_last and self._all_done.is_set():
                 return
         if self._running:
             log.warning("calls are still running after the grace period", running=self._running)
+
+    async def _let_arrive(self, seconds: float) -> None:
+        """Waits for calls that are on their way, as long as there are connections that they could come by."""
+        end = time.perf_counter() + seconds
+        while (left := end - time.perf_counter()) > 0 and self._connections.count():  # noqa: ASYNC110
+            # Nobody tells of the end of a connection.
+            await asyncio.sleep(min(LOOK_SECONDS, left))
 
     def close(self) -> None:
         """Writes the last lines of the log, after the last call has ended."""
@@ -150,9 +150,9 @@ class Guard:
         method: MethodDescriptor,
         behavior: Callable[..., Any],
         while_draining: bool,
-        admit: "_Admit | None",
+        admit: Admit | None,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        decode = _decoder(GetMessageClass(method.input_type))
+        decode = decoder(GetMessageClass(method.input_type))
         measure = None
         if self._measures is not None:
             measure = self._measures.of_method(name, is_stream=method.server_streaming)
@@ -170,14 +170,14 @@ class Guard:
             self._unary(name, behavior, decode, while_draining, is_read, admit, measure)
         )
 
-    def _admit(self, method: MethodDescriptor, admission: Admission) -> "_Admit | None":
+    def _admit(self, method: MethodDescriptor, admission: Admission) -> Admit | None:
         """What recognises the caller of a method and refuses those who may not call; None: nothing does."""
         access = self._access
         if access is None or admission is Admission.ANYBODY:
             return None
         right = right_of(method) if admission is Admission.RIGHT else None
 
-        def admit(call: "_Call", context: Context) -> None:
+        def admit(call: Call, context: Context) -> None:
             call.caller = caller = access.caller_of(context)
             if right is not None and right not in caller.rights:
                 raise PermissionDenied(right=right)
@@ -191,7 +191,7 @@ class Guard:
         decode: Callable[[bytes], Message],
         while_draining: bool,
         is_read: bool,
-        admit: "_Admit | None",
+        admit: Admit | None,
         measure: CallMeasure | None,
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
@@ -214,8 +214,8 @@ class Guard:
             except BaseException as error:
                 failed = True
                 if admitted is not None and admitted.is_overdue and not context.cancelled():
-                    await self._fail_overdue(call, context, admitted)
-                await self._fail(call, context, error)
+                    await fail_overdue(call, context, admitted.task)
+                await fail(call, context, error)
             else:
                 call.log("OK")
                 return answer
@@ -234,7 +234,7 @@ class Guard:
         decode: Callable[[bytes], Message],
         client_streaming: bool,
         while_draining: bool,
-        admit: "_Admit | None",
+        admit: Admit | None,
         measure: CallMeasure | None,
     ) -> Callable[[Any, Context], Awaitable[None]]:
         async def handle(data: Any, context: Context) -> None:
@@ -242,7 +242,7 @@ class Guard:
             task = asyncio.current_task()
             assert task is not None
             try:
-                request = _decode_each(data, decode) if client_streaming else decode(data)
+                request = decode_each(data, decode) if client_streaming else decode(data)
                 if admit is not None:
                     admit(call, context)
                 if self._draining and not while_draining:
@@ -261,7 +261,7 @@ class Guard:
                 if isinstance(error, asyncio.CancelledError) and self._draining and not context.cancelled():
                     task.uncancel()
                     error = ShuttingDown()
-                await self._fail(call, context, error)
+                await fail(call, context, error)
             else:
                 call.log("OK")
             finally:
@@ -272,7 +272,7 @@ class Guard:
 
     def _begin(
         self, name: str, context: Context, measure: CallMeasure | None, *, is_stream: bool = False
-    ) -> "_Call":
+    ) -> Call:
         self._running += 1
         self._all_done.clear()
         self._id_count += 1
@@ -283,95 +283,12 @@ class Guard:
         span = None
         if self._tracing is not None:
             span = self._tracing.begin(name, call_id, context, is_stream=is_stream)
-        return _Call(name, call_id, context, self._calls, measure, span)
+        return Call(name, call_id, context, self._calls, measure, span)
 
     def _end(self) -> None:
         self._running -= 1
         if not self._running:
             self._all_done.set()
-
-    async def _fail_overdue(self, call: "_Call", context: Context, admitted: Admitted) -> NoReturn:
-        """Ends a call that has taken as long as any may."""
-        admitted.task.uncancel()
-        call.log("DEADLINE_EXCEEDED")
-        trailers = ((CALL_ID_KEY, call.id),)
-        code = grpc.StatusCode.DEADLINE_EXCEEDED
-        await context.abort(code, "the call took as long as any may", trailing_metadata=trailers)
-
-    async def _fail(self, call: "_Call", context: Context, error: BaseException) -> NoReturn:
-        """Ends a call with the status of what was raised."""
-        if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
-            # The caller went away or its deadline passed; nobody hears an answer.
-            left = context.time_remaining()
-            call.log("CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED")
-            raise error
-        if isinstance(error, grpc.aio.AbortError):
-            # The method has answered by itself, as the health service does.
-            call.log(grpc.StatusCode(context.code()).name)
-            raise error
-        if isinstance(error, KeyboardInterrupt | SystemExit):
-            raise error
-
-        # The branches of the tree have no row; one that is raised is a bug like any other.
-        if isinstance(error, StoreError) and type(error) in ROWS:
-            status = status_of(error)
-            if error.__cause__ is not None:
-                log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
-            call.log(status.code.name, ROWS[type(error)].reason)
-        else:
-            # Includes a CancelledError of something inside, which would leave the caller waiting.
-            status = status_of_a_bug(call.id)
-            log.error("bug", call_id=call.id, method=call.method, exc_info=error)
-            call.log(status.code.name, "INTERNAL")
-        trailers: tuple[tuple[str, str | bytes], ...] = (
-            (CALL_ID_KEY, call.id),
-            (_DETAILS_KEY, status.details),
-        )
-        if status.retry_ms is not None:
-            trailers += ((_PUSHBACK_KEY, str(status.retry_ms)),)
-        await context.abort(status.code, status.message, trailing_metadata=trailers)
-
-
-class _Call:
-    """A running call, as the log, counters and spans tell of it: never what was sent, only how it went."""
-
-    __slots__ = ("_calls", "_context", "_measure", "_span", "_start", "caller", "id", "method")
-
-    def __init__(
-        self,
-        method: str,
-        call_id: str,
-        context: Context,
-        calls: CallLog,
-        measure: CallMeasure | None,
-        span: "CallSpan | None",
-    ) -> None:
-        self._calls = calls
-        self.method = method
-        self.id = call_id
-        self.caller: Caller | None = None  # who makes it, as soon as that is known
-        self._context = context
-        self._measure = measure
-        self._span = span
-        self._start = time.perf_counter()
-
-    @property
-    def caller_name(self) -> str:
-        """Who makes it; of a caller who is not known, from where."""
-        return address_of(self._context.peer()) if self.caller is None else self.caller.name
-
-    def log(self, code: str, reason: str = "") -> None:
-        """Tells the log, the counters and the span how the call has ended."""
-        seconds = time.perf_counter() - self._start
-        if self._measure is not None:
-            self._measure.ended(code, reason, seconds)
-        if self._span is not None:
-            self._span.end(code, reason)
-        caller = None if self.caller is None else self.caller.name
-        self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller)
-
-
-_Admit: TypeAlias = Callable[[_Call, Context], None]
 
 
 async def _send(context: Context, response: Message | bytes) -> None:
@@ -386,28 +303,3 @@ async def _send(context: Context, response: Message | bytes) -> None:
             await context.write(data)
     except TimeoutError:
         raise StreamStalled(seconds=STALL_SECONDS) from None
-
-
-def _decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
-    parse = message_class.FromString
-
-    def decode(data: bytes) -> Message:
-        try:
-            return parse(data)
-        except DecodeError:
-            raise RequestMalformed.at("", f"the request is no {message_class.DESCRIPTOR.full_name}") from None
-
-    return decode
-
-
-async def _decode_each(
-    data: AsyncIterator[bytes], decode: Callable[[bytes], Message]
-) -> AsyncIterator[Message]:
-    async for one in data:
-        yield decode(one)
-
-
-def _is_being_cancelled() -> bool:
-    """Whether this RPC's own task is being cancelled, rather than something that it waits for."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -10,7 +10,7 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2 as pb
 
-from store_service.rpc.guard import Context
+from store_service.rpc.call import Context
 
 LOOK_SECONDS = 2.0
 """A database that takes longer to answer is not healthy."""

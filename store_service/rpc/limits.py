@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from store_service.errors import Overloaded, RateLimited
 
 if TYPE_CHECKING:
-    from store_service.rpc.guard import Context
+    from store_service.rpc.call import Context
 
 LARGE_BYTES = 65_536
 """An answer that is larger is watched until it is on its way; smaller ones cannot fill the memory."""

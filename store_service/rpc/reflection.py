@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-from store_service.rpc.guard import Context
+from store_service.rpc.call import Context
 
 V1ALPHA = pb.DESCRIPTOR.services_by_name["ServerReflection"]
 """The service as grpcio-reflection has it; version 1 has the same methods and messages."""

@@ -14,7 +14,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 if TYPE_CHECKING:
     from store_service.database.observing import BatchSeen
-    from store_service.rpc.guard import Context
+    from store_service.rpc.call import Context
 
 FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Codes that are errors of a server; with any other, the caller got the right answer to a wrong call, or went

@@ -16,12 +16,12 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2
+from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
 from tests.store import old_application
 from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, failure, run_command
+from tests.support import ServerProcess, Stubs, failure, run_command, wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -491,3 +491,16 @@ async def test_a_stopped_server_leaves_one_file_with_everything_in_it(server_pro
     alone = server_process.folder / "copy.db"
     alone.write_bytes((server_process.folder / "store.db").read_bytes())
     assert query(alone, "SELECT body FROM posts") == [("0",), ("1",), ("2",)]
+
+
+def test_a_single_process_outlives_sighup(server_process: ServerProcess) -> None:
+    """There is nobody to take its place: it says so and goes on."""
+    server_process.start()
+
+    server_process.signal(signal.SIGHUP)
+    wait_until(lambda: "SIGHUP restarts workers" in server_process.stderr())
+
+    with grpc.insecure_channel(server_process.address) as channel:
+        posts = posts_pb2_grpc.PostServiceStub(channel)
+        assert posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=10).id
+    assert server_process.stop() == 0

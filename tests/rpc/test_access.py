@@ -26,8 +26,9 @@ from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS, Caller, Right
 from store_service.config import Config
 from store_service.logs import CallLog
-from store_service.rpc import access, guard
+from store_service.rpc import access
 from store_service.rpc.access import right_of
+from store_service.rpc.call import Call
 from store_service.server import RunningServer, serving
 from tests.certificates import Files, channel_credentials
 from tests.rpc.helpers import METHODS, path_of, send_bytes
@@ -384,7 +385,7 @@ async def test_without_access_control_nobody_is_named(
 def test_who_is_not_known_is_named_by_where_they_are(peer: str, name: str) -> None:
     """Without the port, which is another one for each connection; who is known has a name."""
     context: Any = SimpleNamespace(peer=lambda: peer)
-    call = guard._Call("method", "id", context, CallLog(), None, None)
+    call = Call("method", "id", context, CallLog(), None, None)
     assert call.caller_name == name
 
     call.caller = Caller(name="billing", rights=ALL_RIGHTS)

@@ -1,0 +1,78 @@
+"""How commands begin and end: settings read, and failures told in one line."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import click
+
+from store_service import config as settings
+from store_service import logs
+from store_service.access.files import BadFile
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, StorageFull, StoreError
+
+EPILOG = "Settings come from the environment and from the file .env; the README lists them."
+
+
+def settings_or_exit(**overrides: str) -> settings.Config:
+    """The settings; a bad one ends the command with one line and exit code 2."""
+    try:
+        config = settings.load(**overrides)
+    except settings.BadSetting as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(2)
+    logs.configure(level=config.log_level, format=config.log_format)
+    for name in settings.unknown_variables(dict(os.environ)):
+        click.echo(f"store-service: {name} is no setting, and is ignored", err=True)
+    return config
+
+
+@contextmanager
+def one_line_errors(config: settings.Config) -> Iterator[None]:
+    """Ends the command with one line and exit code 1 when something expected is wrong."""
+    from store_service.database.copies import CopyFailed
+    from store_service.database.schema import ForeignSchema
+    from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase, RestoreUnfinished
+    from store_service.observing import CannotServeMetrics
+    from store_service.server import CannotListen
+    from store_service.supervisor import WorkerFailed
+
+    expected = (
+        *(DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, CannotServeMetrics, WorkerFailed),
+        *(CopyFailed, RestoreUnfinished, StoreError),
+    )
+    try:
+        yield
+    except (BadFile, settings.BadSetting) as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(2)
+    except expected as error:
+        click.echo(f"store-service: {_explained(error, config)}", err=True)
+        sys.exit(1)
+
+
+def _explained(error: Exception, config: settings.Config) -> str:
+    """An error for whoever runs the command; its own text is for callers, who see no paths and no causes."""
+    from store_service.database import connect, schema
+
+    name = connect.name_of(config.DATABASE_URL)
+    if isinstance(error, SchemaMismatch) and error.actual == schema.EMPTY:
+        if connect.is_missing(config.DATABASE_URL):
+            return f"there is no database {name} yet; `store-service migrate` makes it"
+        return f"the database {name} is empty; `store-service migrate` makes its tables"
+    if isinstance(error, SchemaMismatch):
+        is_older = error.actual < error.expected
+        return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
+    if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
+        cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
+        # What libpq says may have several lines: one for each address, and what to do about it.
+        return f"cannot use the database {name}: {' '.join(str(cause).split())}"
+    return str(error)
+
+
+def fail(problem: str) -> NoReturn:
+    """Ends the command with one line and exit code 1."""
+    click.echo(f"store-service: {problem}", err=True)
+    sys.exit(1)

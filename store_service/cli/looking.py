@@ -1,0 +1,103 @@
+"""`store-service health` and `status`, which look at a server that runs."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from store_service import config as settings
+from store_service.cli.ending import EPILOG, settings_or_exit
+
+_PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("address", required=False)
+@click.option("--service", default="", help="Full name of a service; the whole server without.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, max=3600, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds in which it must answer.",
+)
+@click.option("--tls", is_flag=True, envvar="STOREAPI_TLS", help="Encrypt; any option below does too.")
+@click.option("--tls-ca", type=_PEM, envvar="STOREAPI_TLS_CA", help="Authorities to trust.")
+@click.option("--tls-cert", type=_PEM, envvar="STOREAPI_TLS_CERT", help="The caller's own certificate.")
+@click.option("--tls-key", type=_PEM, envvar="STOREAPI_TLS_KEY", help="The key that belongs to it.")
+@click.option("--tls-name", metavar="NAME", help="The name in the server's certificate.")
+def health(
+    address: str | None,
+    service: str,
+    timeout: float,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    tls_name: str | None,
+) -> None:
+    """Ask the server at ADDRESS whether it is well.
+
+    Without ADDRESS it is the one on this machine, at STORE_LISTEN. Exit code 0: it says SERVING. 1: it says
+    something else, or nothing. The variables STOREAPI_TLS, STOREAPI_TLS_CA, STOREAPI_TLS_CERT and
+    STOREAPI_TLS_KEY of the environment mean what they mean to clients.
+    """
+    config = settings_or_exit()
+    if bool(tls_cert) != bool(tls_key):
+        raise click.UsageError("--tls-cert and --tls-key belong together")
+    if address is None and config.listen.endswith(":0"):
+        raise click.UsageError("STORE_LISTEN lets the system choose the port, so ADDRESS is needed")
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Nothing of the server is loaded: this is called every few seconds.
+    from store_service import probe
+
+    is_encrypted = tls or bool(tls_ca or tls_cert or tls_name)
+    encryption = probe.Tls(ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_name)
+    asked = address or probe.address_of(config.listen)
+    try:
+        probe.ask(asked, service=service, seconds=timeout, tls=encryption if is_encrypted else None)
+    except probe.NotHealthy as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(1)
+    click.echo(f"{asked} is serving")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("address", metavar="[ADDRESS]", default="")
+@click.option("--once", is_flag=True, help="Print one page and exit, for scripts.")
+@click.option(
+    "--every",
+    "every_seconds",
+    type=click.FloatRange(0.1, 3600),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between two looks, from which rates are made.",
+)
+def status(address: str, once: bool, every_seconds: float) -> None:
+    """Show calls, latencies, batches and lag of a running service.
+
+    ADDRESS is where it serves metrics, HOST:PORT or unix:PATH; STORE_METRICS_LISTEN when it is left out.
+    Ctrl-C ends it.
+    """
+    address = address or settings_or_exit().metrics_listen
+    if not address:
+        click.echo("store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it", err=True)
+        sys.exit(2)
+    from store_service.metrics import page
+    from store_service.metrics.scrape import NoMetrics
+
+    try:
+        settings.check_address(address)
+    except ValueError as error:
+        click.echo(f"store-service: ADDRESS {error}", err=True)
+        sys.exit(2)
+    try:
+        page.show(address, every_seconds=every_seconds, once=once)
+    except NoMetrics as error:
+        click.echo(f"store-service: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        # The page stays on the screen.
+        return

@@ -1,0 +1,68 @@
+"""`store-service serve`, `migrate` and `check`."""
+
+import os
+
+import click
+
+from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="Address to serve on, instead of STORE_LISTEN; port 0 lets the system choose.",
+)
+@click.option(
+    "--worker", is_flag=True, hidden=True, help="Be one of the processes that a supervisor started."
+)
+def serve(listen: str | None, worker: bool) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Prints one line with the address on stdout as soon as calls succeed; logs go to stderr. Running
+    calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once. With several
+    STORE_WORKERS, SIGHUP restarts them one after the other, with settings read anew.
+    """
+    config = settings_or_exit(**({"listen": listen} if listen is not None else {}))
+    # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    with one_line_errors(config):
+        from store_service import security, server, supervisor
+
+        # Before anything is made, and once for all processes.
+        security.check(config)
+        if config.workers > 1 and not worker:
+            supervisor.run(config)
+        else:
+            server.run(config, is_worker=worker)
+
+
+@click.command(epilog=EPILOG)
+def migrate() -> None:
+    """Bring the database's schema up to date.
+
+    `serve` does the same by itself unless STORE_AUTO_MIGRATE=false. A database of the application before
+    this service is upgraded in place and keeps every row.
+    """
+    config = settings_or_exit()
+    with one_line_errors(config):
+        from store_service.database import connect, schema
+
+        with connect.sole_use(config.DATABASE_URL):
+            was = schema.upgrade(config.DATABASE_URL)
+    click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
+
+
+@click.command(epilog=EPILOG)
+def check() -> None:
+    """Tell whether settings, database and schema are fine, and change nothing."""
+    config = settings_or_exit()
+    with one_line_errors(config):
+        from store_service import security
+        from store_service.database import schema
+
+        security.check(config)
+        click.echo("settings: fine")
+        schema.check(config.DATABASE_URL)
+    click.echo("database: fine")
+    click.echo(f"schema: {schema.HEAD}, fine")

@@ -1,0 +1,125 @@
+"""A running call: who makes it, what is told of it, and how it ends with an error."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import grpc
+import structlog
+
+from store_service.access.caller import Caller
+from store_service.errors import StoreError
+from store_service.logs import CallLog
+from store_service.measures import CallMeasure
+from store_service.rpc.access import address_of
+from store_service.rpc.status import ROWS, status_of, status_of_a_bug
+
+if TYPE_CHECKING:
+    # An extra, needed only where spans are wanted.
+    from store_service.rpc.tracing import CallSpan
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+CALL_ID_KEY = "x-call-id"
+"""Trailing metadata with the id under which the log tells of the call."""
+
+_DETAILS_KEY = "grpc-status-details-bin"
+
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+"""RetryInfo for gRPC itself: a client whose service config retries waits as long (gRFC A6)."""
+
+log = structlog.get_logger("store_service.rpc")
+
+
+class Call:
+    """A running call, as the log, counters and spans tell of it: never what was sent, only how it went."""
+
+    __slots__ = ("_calls", "_context", "_measure", "_span", "_start", "caller", "id", "method")
+
+    def __init__(
+        self,
+        method: str,
+        call_id: str,
+        context: Context,
+        calls: CallLog,
+        measure: CallMeasure | None,
+        span: "CallSpan | None",
+    ) -> None:
+        """Begins now, a call of a method with an id for the log; counted and traced if there is where to."""
+        self._calls = calls
+        self.method = method
+        self.id = call_id
+        self.caller: Caller | None = None  # who makes it, as soon as that is known
+        self._context = context
+        self._measure = measure
+        self._span = span
+        self._start = time.perf_counter()
+
+    @property
+    def caller_name(self) -> str:
+        """Who makes it; of a caller who is not known, from where."""
+        return address_of(self._context.peer()) if self.caller is None else self.caller.name
+
+    def log(self, code: str, reason: str = "") -> None:
+        """Tells the log, the counters and the span how the call has ended."""
+        seconds = time.perf_counter() - self._start
+        if self._measure is not None:
+            self._measure.ended(code, reason, seconds)
+        if self._span is not None:
+            self._span.end(code, reason)
+        caller = None if self.caller is None else self.caller.name
+        self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller)
+
+
+Admit: TypeAlias = Callable[[Call, Context], None]
+"""Recognises the caller of a call, and raises if they may not make it."""
+
+
+async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
+    """Ends a call with the status of what was raised."""
+    if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
+        # The caller went away or its deadline passed; nobody hears an answer.
+        left = context.time_remaining()
+        call.log("CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED")
+        raise error
+    if isinstance(error, grpc.aio.AbortError):
+        # The method has answered by itself, as the health service does.
+        call.log(grpc.StatusCode(context.code()).name)
+        raise error
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+
+    # The branches of the tree have no row; one that is raised is a bug like any other.
+    if isinstance(error, StoreError) and type(error) in ROWS:
+        status = status_of(error)
+        if error.__cause__ is not None:
+            log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
+        call.log(status.code.name, ROWS[type(error)].reason)
+    else:
+        # Includes a CancelledError of something inside, which would leave the caller waiting.
+        status = status_of_a_bug(call.id)
+        log.error("bug", call_id=call.id, method=call.method, exc_info=error)
+        call.log(status.code.name, "INTERNAL")
+    trailers: tuple[tuple[str, str | bytes], ...] = (
+        (CALL_ID_KEY, call.id),
+        (_DETAILS_KEY, status.details),
+    )
+    if status.retry_ms is not None:
+        trailers += ((_PUSHBACK_KEY, str(status.retry_ms)),)
+    await context.abort(status.code, status.message, trailing_metadata=trailers)
+
+
+async def fail_overdue(call: Call, context: Context, task: "asyncio.Task[object]") -> NoReturn:
+    """Ends a call that has taken as long as any may."""
+    task.uncancel()
+    call.log("DEADLINE_EXCEEDED")
+    trailers = ((CALL_ID_KEY, call.id),)
+    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    await context.abort(code, "the call took as long as any may", trailing_metadata=trailers)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether this RPC's own task is being cancelled, rather than something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
