@@ -23,7 +23,7 @@ from tests.process.test_workers import workers_of
 from tests.rpc.helpers import become, connected
 from tests.support import ServerProcess, Stubs, failure, free_port
 
-RESTARTS = int(os.environ.get("STORE_TEST_RESTARTS", "4"))
+RESTARTS = int(os.environ.get("STORE_TEST_RESTARTS", "2"))
 """How often the server is restarted; more finds rarer faults."""
 
 CALLERS = 12
@@ -182,7 +182,7 @@ async def test_a_bad_setting_replaces_no_worker(tmp_path: Path, postgres_databas
 
 async def test_calls_go_on_while_balancers_are_told(tmp_path: Path) -> None:
     """For STORE_DRAIN_SECONDS health says NOT_SERVING, and everything else is as it was."""
-    server_process = ServerProcess(tmp_path, {"STORE_DRAIN_SECONDS": "1.5"})
+    server_process = ServerProcess(tmp_path, {"STORE_DRAIN_SECONDS": "4"})
     await asyncio.to_thread(server_process.start)
     try:
         async with (
