@@ -135,9 +135,11 @@ class Guard:
     async def _let_arrive(self, seconds: float) -> None:
         """Waits for calls that are on their way, as long as there are connections that they could come by."""
         end = time.perf_counter() + seconds
-        while (left := end - time.perf_counter()) > 0 and self._connections.count():  # noqa: ASYNC110
+        while (left := end - time.perf_counter()) > 0:
             # Nobody tells of the end of a connection.
             await asyncio.sleep(min(LOOK_SECONDS, left))
+            if not self._connections.count():
+                return
 
     def close(self) -> None:
         """Writes the last lines of the log, after the last call has ended."""

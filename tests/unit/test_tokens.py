@@ -51,9 +51,13 @@ def jwk(algorithm: str, **more: Any) -> dict[str, Any]:
     return {**by_kind[algorithm].to_jwk(key, as_dict=True), **more}
 
 
+DAY_SECONDS = 86_400
+"""Tokens are made when tests are collected, which may be long before they are used."""
+
+
 def claims(**more: Any) -> dict[str, Any]:
     now = int(time.time())
-    usual = {"sub": "indexer", "aud": AUDIENCE, "iss": ISSUER, "exp": now + 600, "scope": "read"}
+    usual = {"sub": "indexer", "aud": AUDIENCE, "iss": ISSUER, "exp": now + DAY_SECONDS, "scope": "read"}
     return {name: value for name, value in (usual | more).items() if value is not None}
 
 
@@ -140,7 +144,7 @@ WRONG = {
     "of no text": claims(sub=7),
     "for ever": claims(exp=None),
     "until no number": claims(exp="tomorrow"),
-    "not yet": claims(nbf=NOW + 600),
+    "not yet": claims(nbf=NOW + DAY_SECONDS),
 }
 
 
