@@ -10,7 +10,7 @@ BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run test coverage test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,7 +27,10 @@ $(VENV)/installed: requirements/dev.txt pyproject.toml clients/python/pyproject.
 run: install ## serve on 127.0.0.1:50051 with the database store.db
 	@$(BIN)/store-service serve
 
-test: install ## run every test, and measure that they reach every line
+test: install ## run every test
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+coverage: install ## run every test, slower, and measure that they reach 95 % of the lines
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
 	@$(BIN)/coverage combine --quiet
