@@ -53,11 +53,13 @@ class HealthService:
         known = request.service in self._names
         last = None
         while True:
+            # Seen before the status is: a stop that begins meanwhile is told of in the next round.
+            is_last = self._stopping.is_set()
             status = await self._status() if known else pb.HealthCheckResponse.SERVICE_UNKNOWN
             if status != last:
                 yield pb.HealthCheckResponse(status=status)
                 last = status
-            if self._stopping.is_set():
+            if is_last:
                 return
             try:
                 await asyncio.wait_for(self._stopping.wait(), WATCH_SECONDS)
