@@ -10,7 +10,7 @@ BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test coverage test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run test coverage torture test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +35,9 @@ coverage: install ## run every test, slower, and measure that they reach 95 % of
 	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+torture: install ## the long runs of restarts, kills, load and nonsense, an hour or so on an idle machine
+	STORE_TEST_LONG=1 HYPOTHESIS_PROFILE=search $(BIN)/pytest --timeout=1800 --durations=0 tests/process tests/properties
 
 test-wheels: install ## build both distributions, install them into an empty environment and use them there
 	$(BIN)/pytest tests/project/test_wheels.py tests/project/test_first_example.py

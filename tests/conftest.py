@@ -1,6 +1,7 @@
 """Fixtures that every test can ask for: a real server on a real file, in this process or in its own."""
 
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from store_service.database import schema
 from store_service.server import RunningServer, serving
 from tests.postgres import empty, new_database, postgres_url
 from tests.support import ServerProcess, Stubs
+
+# A shell that starts tests in the background lets them ignore Ctrl-C, and so would what they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

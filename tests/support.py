@@ -18,6 +18,9 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from storeapi.v1 import changes_pb2_grpc, comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
+IS_LONG = bool(os.environ.get("STORE_TEST_LONG"))
+"""Whether tests that find more the longer they run take their time, as in `make torture`."""
+
 DETAIL_TYPES = {
     message.DESCRIPTOR.full_name: message
     for message in (

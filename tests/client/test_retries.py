@@ -148,7 +148,8 @@ async def test_the_deadline_is_for_all_tries_together(client, scripted):
         await client.posts.get(1, timeout=0.5)
 
     left = [call.seconds_left for call in scripted.calls]
-    assert max(left) <= 0.5
+    # gRPC sends whole milliseconds, rounded up.
+    assert max(left) <= 0.502
     assert left[-1] < 0.4
     assert raised.value.attempts >= len(left) > 3
     assert f"(tried {raised.value.attempts} times)" in str(raised.value)

@@ -1,7 +1,6 @@
 """The change feed while many write: nobody who watches misses anything, however often they are cut off."""
 
 import asyncio
-import os
 import random
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.database.connect import is_sqlite
 from tests.rpc.helpers import ONE_ENGINE, become, outcome_of
-from tests.support import ServerProcess, Stubs, error_seen
+from tests.support import IS_LONG, ServerProcess, Stubs, error_seen
 from tests.watching import (
     COMMENT,
     CREATE,
@@ -35,8 +34,8 @@ from tests.watching import (
 )
 
 WRITERS = 32
-LOAD_SECONDS = float(os.environ.get("STORE_TEST_LOAD_SECONDS", "5"))
-"""How long they write; longer finds rarer faults."""
+LOAD_SECONDS = 20 if IS_LONG else 5
+"""How long they write."""
 
 EXPECTED_REASONS = {"POST_NOT_FOUND", "COMMENT_NOT_FOUND", "DATABASE_BUSY"}
 """Writers delete what others want to change."""
@@ -161,6 +160,7 @@ async def loaded(channels: Channels) -> AsyncIterator[Load]:
         await running
 
 
+@pytest.mark.timeout(120 + 10 * LOAD_SECONDS)
 async def test_watchers_that_are_cut_off_miss_nothing_and_agree_on_the_order(channels: Channels) -> None:
     """32 write through every server; three watch. Each is told every change that a writer was answered, once,
     in the one order, in which the versions of each resource ascend; and whoever begins in the midst with

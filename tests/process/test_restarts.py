@@ -1,7 +1,6 @@
 """Restarts under load, which nobody notices who retries as the shipped service config says."""
 
 import asyncio
-import os
 import signal
 import uuid
 from collections import Counter
@@ -21,10 +20,10 @@ from tests.postgres import empty
 from tests.process.test_start_and_stop import told_of_the_stop, watched
 from tests.process.test_workers import workers_of
 from tests.rpc.helpers import become, connected
-from tests.support import ServerProcess, Stubs, failure, free_port
+from tests.support import IS_LONG, ServerProcess, Stubs, failure, free_port
 
-RESTARTS = int(os.environ.get("STORE_TEST_RESTARTS", "2"))
-"""How often the server is restarted; more finds rarer faults."""
+RESTARTS = 50 if IS_LONG else 2
+"""How often the server is restarted."""
 
 CALLERS = 12
 ANSWERS_BETWEEN = 15

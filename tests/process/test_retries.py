@@ -14,9 +14,9 @@ from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
 from tests.bad_network import BadNetwork
 from tests.rpc.helpers import connected
-from tests.support import ServerProcess
+from tests.support import IS_LONG, ServerProcess
 
-ROUNDS = 4
+ROUNDS = 20 if IS_LONG else 4
 CALLERS = 12
 ANSWERS_PER_ROUND = 60
 
@@ -37,7 +37,7 @@ def server_process(tmp_path: Path, database_url: str) -> Iterator[ServerProcess]
     process.kill()
 
 
-@pytest.mark.timeout(300)  # some starts, also on a machine that has other things to do
+@pytest.mark.timeout(200 + 25 * ROUNDS)  # some starts, also on a machine that has other things to do
 async def test_what_is_retried_until_it_is_answered_is_done_once(
     server_process: ServerProcess, database_url: str
 ) -> None:

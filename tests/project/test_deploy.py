@@ -48,6 +48,12 @@ def pod(manifest: Path) -> dict[str, Any]:
     return spec
 
 
+def pod_annotations(manifest: Path) -> dict[str, str]:
+    """What is noted on each pod."""
+    (workload,) = documents(manifest, "StatefulSet") + documents(manifest, "Deployment")
+    return dict(workload["spec"]["template"]["metadata"]["annotations"])
+
+
 def container(manifest: Path) -> dict[str, Any]:
     """Its one container."""
     (only,) = pod(manifest)["containers"]
@@ -145,11 +151,17 @@ def test_kubernetes_asks_and_reaches_the_port_that_is_listened_on(manifest: Path
     (service,) = documents(manifest, "Service")
     (policy,) = documents(manifest, "NetworkPolicy")
 
-    assert it["ports"] == [{"name": "grpc", "containerPort": int(PORT)}]
+    metrics = int(environments()[manifest.name]["STORE_METRICS_LISTEN"].rpartition(":")[2])
+    assert it["ports"] == [
+        {"name": "grpc", "containerPort": int(PORT)},
+        {"name": "metrics", "containerPort": metrics},
+    ]
+    assert pod_annotations(manifest)["prometheus.io/port"] == str(metrics)
     assert it["startupProbe"]["grpc"] == it["readinessProbe"]["grpc"] == {"port": int(PORT)}
     assert it["livenessProbe"]["tcpSocket"] == {"port": int(PORT)}
     assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(int(PORT), "grpc")]
-    assert policy["spec"]["ingress"][0]["ports"] == [{"port": int(PORT)}]
+    callers, monitoring = policy["spec"]["ingress"]
+    assert (callers["ports"], monitoring["ports"]) == ([{"port": int(PORT)}], [{"port": metrics}])
 
 
 # Commands
@@ -196,6 +208,11 @@ def test_the_commands_exist_with_their_options() -> None:
 # Stopping
 
 
+def stop_seconds(config: settings.Config) -> float:
+    """What a stop may take, with a second more."""
+    return config.drain_seconds + config.grace_seconds + max(TIDY_SECONDS, EXIT_SECONDS) + 1
+
+
 def test_running_calls_have_their_grace_under_systemd(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -204,7 +221,7 @@ def test_running_calls_have_their_grace_under_systemd(
     config = loaded("unit", monkeypatch)
 
     assert unit()["KillSignal"] == ["SIGTERM"]
-    assert float(unit()["TimeoutStopSec"][0]) >= config.grace_seconds + max(TIDY_SECONDS, EXIT_SECONDS) + 1
+    assert float(unit()["TimeoutStopSec"][0]) >= stop_seconds(config)
     assert unit()["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert unit()["Restart"] == ["on-failure"]
 
@@ -218,21 +235,19 @@ def test_running_calls_have_their_grace_under_compose(
     period = yaml.safe_load(COMPOSE.read_text())["services"]["store"]["stop_grace_period"]
 
     assert dict(instructions())["STOPSIGNAL"] == "SIGTERM"
-    assert float(period.removesuffix("s")) >= config.grace_seconds + max(TIDY_SECONDS, EXIT_SECONDS) + 1
+    assert float(period.removesuffix("s")) >= stop_seconds(config)
 
 
 @each_manifest
 def test_running_calls_have_their_grace_in_kubernetes(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The time in which clients hear that the pod is gone counts too."""
+    """The time in which clients hear that the pod is gone counts too, and there is one."""
     monkeypatch.chdir(tmp_path)
     config = loaded(manifest.name, monkeypatch)
-    sleep, seconds = container(manifest)["lifecycle"]["preStop"]["exec"]["command"]
 
-    assert sleep == "sleep"
-    needed = float(seconds) + config.grace_seconds + max(TIDY_SECONDS, EXIT_SECONDS) + 1
-    assert pod(manifest)["terminationGracePeriodSeconds"] >= needed
+    assert config.drain_seconds >= 5
+    assert pod(manifest)["terminationGracePeriodSeconds"] >= stop_seconds(config)
 
 
 # Rights
