@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
+# A file stays on one worker, for what it sets up for all of its tests takes long.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .PHONY: help install run test coverage torture test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
@@ -28,11 +30,11 @@ run: install ## serve on 127.0.0.1:50051 with the database store.db
 	@$(BIN)/store-service serve
 
 test: install ## run every test
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest $(PARALLEL)
 
 coverage: install ## run every test, slower, and measure that they reach 95 % of the lines
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadgroup
+	$(BIN)/coverage run -m pytest $(PARALLEL)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 

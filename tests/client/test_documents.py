@@ -19,8 +19,6 @@ TESTS = [block for block in PYTHON if "def test_" in block]
 FOR_CONFTEST = [block for block in PYTHON if "pytest_plugins" in block]
 USES = [block for block in PYTHON if block not in TESTS + FOR_CONFTEST]
 
-pytestmark = pytest.mark.xdist_group("client documents")
-
 
 class EnoughError(Exception):
     """An example that would go on for ever has shown what it shows."""

@@ -16,8 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 import storeapi
 
-# One worker runs all of them: what one run has read serves the others.
-pytestmark = [pytest.mark.xdist_group("types"), pytest.mark.timeout(200)]
+pytestmark = pytest.mark.timeout(200)
 
 PROGRAMS = Path(__file__).with_name("typing")
 GOOD, BAD = PROGRAMS / "good.py", PROGRAMS / "bad.py"

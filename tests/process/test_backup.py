@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -286,15 +285,17 @@ def test_a_full_disk_leaves_nothing_behind(database_file: Path) -> None:
     folder = database_file.parent
     fill(database_file, 10)
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
+    # Set by the process itself: what runs between fork and exec in a process that uses gRPC may crash.
+    limited = (
+        "import os, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'store_service', 'backup', 'copy.db'])"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "store_service", "backup", "copy.db"],
+        [sys.executable, "-c", limited],
         cwd=folder,
         capture_output=True,
         text=True,
-        preexec_fn=limit,
         check=False,
         timeout=60,
     )

@@ -15,7 +15,7 @@ import pytest
 from tests.project.conftest import ROOT, Wheels
 
 # Installing takes most of the time, so all tests share one environment.
-pytestmark = [pytest.mark.xdist_group("wheels"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 README = ROOT / "clients/python/README.md"
 ADDRESS = "localhost:50051"

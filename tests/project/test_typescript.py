@@ -20,11 +20,8 @@ SOURCE = Path("clients/typescript")
 NEEDED = ("protos/buf.gen.typescript.yaml", "clients/python/src/storeapi/v1/descriptors.binpb")
 OLDEST_NODE = 22
 
-pytestmark = [
-    pytest.mark.xdist_group("node"),
-    # A cold cache of npm means some 30 MB to fetch.
-    pytest.mark.timeout(300),
-]
+# A cold cache of npm means some 30 MB to fetch.
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass(frozen=True)

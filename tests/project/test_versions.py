@@ -17,8 +17,6 @@ import pytest
 from tests.project.conftest import ROOT, Wheels
 from tests.support import ServerProcess
 
-pytestmark = pytest.mark.xdist_group("wheels")
-
 OLDEST, NEWEST = ROOT / "requirements/oldest.txt", ROOT / "requirements/dev.txt"
 PROJECT = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
 LIBRARIES = ("protobuf", "grpcio", "googleapis-common-protos")

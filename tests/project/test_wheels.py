@@ -10,8 +10,6 @@ import pytest
 
 from tests.project.conftest import ROOT, Wheels
 
-pytestmark = pytest.mark.xdist_group("wheels")
-
 BOTH = ["storeapi", "store_service"]
 
 
