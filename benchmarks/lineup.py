@@ -110,8 +110,8 @@ def _running(contender: Contender, folder: Path, seeded: Path) -> Iterator[Runni
 
 
 @contextmanager
-def started(contender: Contender, folder: Path, database_url: str) -> Iterator[Server]:
-    """One contender on a database that is there."""
-    settings = {"DATABASE_URL": database_url, "STORE_LISTEN": "127.0.0.1:0"}
+def started(contender: Contender, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
+    """One contender on a database that is there, perhaps with settings besides."""
+    settings = {"DATABASE_URL": database_url, "STORE_LISTEN": "127.0.0.1:0", **more}
     with serving(python(*contender.module), folder=folder, settings=settings) as server:
         yield server

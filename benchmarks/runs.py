@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 
-from benchmarks import client, growth, machine, once, rounds, seed, watching
+from benchmarks import client, growth, machine, metrics_cost, once, rounds, seed, watching
 from benchmarks.lineup import CEILING, PLAIN, QUICK, SQLITE, Contender, Running, running
 from benchmarks.loads import LoadError
 from benchmarks.processes import StartError
@@ -79,7 +79,7 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
     }
     if not skip_growth:
         measures["growth"] = grow
-    for several in (watching.writes_with_watches, watching.latency, client.client):
+    for several in (watching.writes_with_watches, watching.latency, client.client, metrics_cost.metrics):
         _measure_several(results, several, folder, seeded)
     for name, measure in measures.items():
         print(name, file=sys.stderr, flush=True)

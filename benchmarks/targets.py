@@ -100,6 +100,7 @@ TARGETS = (
         sense="most",
         unit=" ms",
     ),
+    Target(figure="metrics_get_256", title="Get, 256 in flight, with metrics against without", must=0.97),
     Target(
         figure="client_sync",
         title="Client for threads: a method against the raw stub, one in flight",
