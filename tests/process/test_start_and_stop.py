@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
+from tests.rpc.helpers import become
 from tests.store import old_application
 from tests.store.old_application import query
 from tests.support import ServerProcess, Stubs, failure, run_command, wait_until
@@ -321,6 +323,16 @@ async def told_of_the_stop(statuses: AsyncIterator[health_pb2.HealthCheckRespons
     assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+def is_refused(address: str) -> bool:
+    """Whether nobody listens there any more, so that a balancer goes elsewhere at once."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 async def begun(channel: grpc.aio.Channel, body: str) -> asyncio.Task[posts_pb2.Post]:
     """A CreatePost that the server has begun, and that waits there."""
     call = asyncio.create_task(Stubs(channel).create_post(body))
@@ -356,6 +368,7 @@ async def test_a_running_call_finishes_and_new_ones_are_refused(
             server_process.signal(number)
             await told_of_the_stop(statuses)
             refused = await failure(Stubs(channel).create_post("refused"))
+            await become(partial(is_refused, server_process.address))
             health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             assert not running.done()
             other.execute("ROLLBACK")

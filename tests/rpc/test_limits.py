@@ -223,6 +223,13 @@ async def test_metadata_as_large_as_may_be_is_taken_and_one_byte_more_is_not(con
     assert (refused.code, above.code) == (grpc.StatusCode.RESOURCE_EXHAUSTED,) * 2
 
 
+async def test_metadata_below_a_large_limit_is_always_taken(config: Config) -> None:
+    """gRPC has a lower limit of its own, above which it refuses some calls by chance."""
+    async with limited(config, max_metadata_bytes=65536) as (_, stubs):
+        for _ in range(20):
+            await stubs.posts.ListPosts(pb.ListPostsRequest(), metadata=(("x-note", "y" * 60_000),))
+
+
 async def test_a_batch_as_large_as_may_be_is_taken_and_one_more_is_not(config: Config) -> None:
     """BATCH_TOO_LARGE tells the limit that is set."""
     async with limited(config, max_batch_size=3) as (_, stubs):
