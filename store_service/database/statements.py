@@ -85,7 +85,11 @@ def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
 
 def as_json(batch: Sequence[Any] | Mapping[str, Any]) -> str:
     """A batch as the parameter of `one_of` or `rows`, and an answer as it is kept."""
-    return json.dumps(batch, ensure_ascii=False, separators=(",", ":"), check_circular=False)
+    return _encode(batch)
+
+
+# Made once: with such settings, json.dumps would make one each time.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 class _OneOf(FunctionElement[Any]):
