@@ -22,7 +22,7 @@ METRICS: dict[str, Metric] = {
     "store_calls_total": Metric(
         "counter",
         "Calls that have ended, by status code. Its rate is the load; UNAVAILABLE, INTERNAL and UNKNOWN are "
-        "errors of the service, the other codes are errors of callers.",
+        "errors of the service, DEADLINE_EXCEEDED may be, the other codes are errors of callers.",
         ("method", "code"),
     ),
     "store_call_errors_total": Metric(
