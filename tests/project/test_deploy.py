@@ -261,6 +261,15 @@ def test_running_calls_have_their_grace_in_kubernetes(
     assert pod(manifest)["terminationGracePeriodSeconds"] >= stop_seconds(config)
 
 
+def test_compose_starts_everything_again_after_a_reboot() -> None:
+    """Docker does so for "unless-stopped" and not for "on-failure"."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+
+    assert {name: it["restart"] for name, it in services.items()} == dict.fromkeys(
+        ("store", "postgres"), "unless-stopped"
+    )
+
+
 # Rights
 
 
