@@ -48,8 +48,9 @@ def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, t
         samples = scraped(address)
         names = [family.name for family in scrape(address)]
 
-        calls = {of["worker"]: count for of, count in samples.values("store_calls_total", method=CREATE)}
-        assert calls.keys() == {"0", "1"}
+        workers = samples.label("store_calls_total", "worker")
+        calls = {it: samples.total("store_calls_total", method=CREATE, worker=it) for it in workers}
+        assert workers == ["0", "1"]
         assert sum(calls.values()) == 40
         assert len(names) == len(set(names))
         assert all(samples.label(name, "worker") == ["0", "1"] for name in samples.samples)
