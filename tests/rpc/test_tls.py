@@ -2,8 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -388,3 +389,70 @@ async def test_a_pair_that_changes_while_it_is_checked_is_not_taken(
 
     with pytest.raises(BadFile, match="is being written"):
         tls.Certificates(cert=files.cert, key=files.key, client_ca=None, settings=("C", "K", "A"))
+
+
+# Time
+
+
+EXPIRED, NOT_YET = "certificate has expired", "certificate is not valid yet"
+
+
+def days(count: int) -> datetime:
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=count)
+
+
+def told(logged: Sequence[Any]) -> list[str]:
+    return [it["event"] for it in logged if it["log_level"] == "warning"]
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "expected"),
+    [(-20, -10, [EXPIRED]), (10, 20, [NOT_YET]), (-20, 10, [])],
+    ids=["expired", "not yet", "valid"],
+)
+@pytest.mark.parametrize("has_client_ca", [False, True])
+def test_a_certificate_that_no_client_takes_is_told_of(
+    files: Files, authority: trustme.CA, begins: int, ends: int, expected: list[str], has_client_ca: bool
+) -> None:
+    """When it is read, with the setting and its times, which may be the clock's fault as well."""
+    files.renew(authority.create_child_ca(), not_before=days(begins), not_after=days(ends))
+    with capture_logs() as logged:
+        client_ca = files.client_ca if has_client_ca else None
+        tls.Certificates(cert=files.cert, key=files.key, client_ca=client_ca, settings=("C", "K", "A"))
+
+    assert told(logged) == expected
+    for it in logged:
+        assert it["setting"] == "C"
+        assert datetime.fromisoformat(it["valid_to"]) - days(ends) < timedelta(minutes=1)
+        assert datetime.fromisoformat(it["valid_from"]) - days(begins) < timedelta(minutes=1)
+
+
+async def test_an_expired_certificate_is_told_of_when_it_comes_and_not_again(
+    server: RunningServer, files: Files, authority: trustme.CA
+) -> None:
+    """It is shown, for there is no other; clients refuse it, and the log says why."""
+    credentials = channel_credentials(authority)
+    expired = files.renew(authority, not_after=days(-1))
+    with capture_logs() as logged:
+        assert not await is_let_in(server.address, credentials)
+        assert not await is_let_in(server.address, credentials)
+        assert await shown_by(server.address) == der(expired)
+
+    assert told(logged) == [EXPIRED]
+
+
+@pytest.mark.parametrize("kind", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
+def test_the_times_are_those_of_the_servers_own_certificate(
+    files: Files, authority: trustme.CA, kind: trustme.KeyType
+) -> None:
+    """Not of those between it and its authority, whichever key it has."""
+    ends = days(3)
+    cert = authority.create_child_ca(key_type=kind).issue_cert("localhost", not_after=ends, key_type=kind)
+    replace(files.cert, chain_of(cert))
+    replace(files.key, key_of(cert))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    validity = tls._validity(context, files.cert.read_bytes())
+
+    assert validity is not None
+    assert validity.ends == ends.timestamp()
