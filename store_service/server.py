@@ -194,7 +194,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
         else:
             await asyncio.to_thread(schema.check, config.DATABASE_URL)
         async with (
-            observing(config) as observed,
+            observing(config, certificates) as observed,
             connect.open_store(
                 config.DATABASE_URL,
                 readers=config.readers,

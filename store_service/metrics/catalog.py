@@ -129,6 +129,11 @@ METRICS: dict[str, Metric] = {
         "How often a process of STORE_WORKERS has died and was to be started again. Any growth has a reason "
         "that the log tells.",
     ),
+    "store_certificate_expiry_seconds": Metric(
+        "gauge",
+        "When the certificate expires that is shown to whoever connects now, in seconds since 1970; only "
+        "with TLS. Less than 14 days ahead, it should have been renewed.",
+    ),
     "store_build_info": Metric(
         "gauge",
         "Always 1; its labels tell what is running.",

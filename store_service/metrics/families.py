@@ -33,11 +33,21 @@ LANE_HISTOGRAMS: dict[str, Callable[[LaneMeasure], Histogram]] = {
 class Families(Collector):
     """The metrics of one process."""
 
-    def __init__(self, measures: Measures, *, database: str, wal_file: Path | None) -> None:
-        """Takes the counters, the kind of database, and SQLite's write-ahead log, if there is one."""
+    def __init__(
+        self,
+        measures: Measures,
+        *,
+        database: str,
+        wal_file: Path | None,
+        expires: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """Takes the counters, the kind of database, SQLite's write-ahead log, if there is one, and when the
+        certificate expires, in seconds since 1970.
+        """
         self._measures = measures
         self._database = database
         self._wal_file = wal_file
+        self._expires = expires
 
     def collect(self) -> Iterator[Family]:
         """Reads every counter once; may be called from any thread."""
@@ -90,6 +100,8 @@ class Families(Collector):
             family = histogram(name)
             add(family, [], counted)
             yield family
+        if (expires := self._expires()) is not None:
+            yield _single("store_certificate_expiry_seconds", expires)
         info = gauge("store_build_info")
         info.add_metric(
             [version("store-service"), platform.python_version(), version("grpcio"), self._database], 1

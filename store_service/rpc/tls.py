@@ -46,7 +46,10 @@ class Certificates:
         self._settings = settings
         self._lock = threading.Lock()
         self._taken = self._told = self._signature()
+        self._validity: Validity | None = None
         self._initial = self._load()
+        self._changed: grpc.ServerCertificateConfiguration | None = None
+        """What gRPC has not been given yet."""
 
     def credentials(self) -> grpc.ServerCredentials:
         """For `add_secure_port`: looks at the files whenever somebody connects."""
@@ -62,19 +65,32 @@ class Certificates:
         Threads of gRPC call this before each handshake.
         """
         with self._lock:
-            signature = self._signature()
-            if signature == self._taken:
-                return None
-            try:
-                configuration = self._load()
-            except BadFile as error:
-                if signature != self._told:
-                    log.warning("changed certificates cannot be used, those before stay", problem=str(error))
-                self._told = signature
-                return None
-            self._taken = self._told = signature
-            log.info("certificates read again")
-            return configuration
+            self._look()
+            changed, self._changed = self._changed, None
+            return changed
+
+    def expires(self) -> float | None:
+        """When the certificate expires that is shown to whoever connects now, in seconds since 1970.
+
+        Looks at the files, for it may be long since anybody connected. None if it cannot be told.
+        """
+        with self._lock:
+            self._look()
+            return None if self._validity is None else self._validity.ends
+
+    def _look(self) -> None:
+        signature = self._signature()
+        if signature == self._taken:
+            return
+        try:
+            self._changed = self._load()
+        except BadFile as error:
+            if signature != self._told:
+                log.warning("changed certificates cannot be used, those before stay", problem=str(error))
+            self._told = signature
+            return
+        self._taken = self._told = signature
+        log.info("certificates read again")
 
     def _signature(self) -> tuple[Signature | None, ...]:
         paths = (self._cert, self._key, self._client_ca)
@@ -89,15 +105,19 @@ class Certificates:
             raise BadFile(cert_setting, "the file is being written")
         validity = _validity(context, cert)
         if self._client_ca is None:
-            _warn(validity, cert_setting)
+            self._take(validity)
             return grpc.ssl_server_certificate_configuration([(key, cert)])
         client_ca = read(self._client_ca, ca_setting)
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=client_ca.decode("ascii"))
         except (ssl.SSLError, ValueError):
             raise BadFile(ca_setting, "the file holds no certificates, or broken ones (PEM)") from None
-        _warn(validity, cert_setting)
+        self._take(validity)
         return grpc.ssl_server_certificate_configuration([(key, cert)], client_ca)
+
+    def _take(self, validity: Validity | None) -> None:
+        self._validity = validity
+        _warn(validity, self._settings[0])
 
     def _check_pair(self) -> ssl.SSLContext:
         """A server's context with both; BadFile unless the certificate can be read and the key is its own."""
