@@ -18,7 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import security
+from store_service import logs, security
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.observing import observing
@@ -148,6 +148,7 @@ def _cannot_restart() -> None:
 
 def _give_up() -> None:
     log.warning("stopped without waiting any longer for the database")
+    logs.drain()
     # What was answered is on disk, so nothing is lost by not tidying up.
     os._exit(0)
 
@@ -284,7 +285,8 @@ def _server(
         (
             guard.handlers(POSTS, PostService(Posts(store), validation)),
             guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
-            guard.handlers(CHANGES, ChangeService(feed, validation)),
+            # The feed counts its watches.
+            guard.handlers(CHANGES, ChangeService(feed, validation), count_streams=False),
             guard.handlers(HEALTH, health, while_draining=True, admission=Admission.ANYBODY),
         )
     )

@@ -4,6 +4,7 @@ import os
 
 import click
 
+from store_service import logs
 from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
 
 
@@ -26,7 +27,7 @@ def serve(listen: str | None, worker: bool) -> None:
     config = settings_or_exit(**({"listen": listen} if listen is not None else {}))
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with one_line_errors(config):
+    with one_line_errors(config), logs.in_background():
         from store_service import security, server, supervisor
 
         # Before anything is made, and once for all processes.
