@@ -40,7 +40,7 @@ class WorkerFailed(Exception):
 
 
 def run(config: Config) -> None:
-    """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal kills them.
+    """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal ends them at once.
 
     SIGHUP replaces the processes one by one, with settings that are read anew.
 
@@ -199,7 +199,8 @@ class _Worker:
             "serve",
             "--worker",
             f"--listen={self._address}",
-            # The worker stops when this pipe closes, so that none outlives a supervisor that was killed.
+            # The worker stops when this pipe closes, so that none outlives a supervisor that was killed; one
+            # that was told to stop ends at once, so that a second signal ends all.
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Ctrl-C in a terminal goes to us; we tell the workers.

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -31,6 +32,23 @@ def workers_of(process: ServerProcess) -> list[int]:
     assert process.process is not None
     children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text()
     return [int(pid) for pid in children.split()]
+
+
+def all_ended(pids: list[int]) -> bool:
+    """Whether none of these processes is there any more."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def end(pids: list[int]) -> None:
+    """Kills those that are there still."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def times_told(process: ServerProcess, event: str) -> int:
+    """How often the log of all processes has told of something."""
+    return process.stderr().count(f'"event": "{event}"')
 
 
 def create(address: str, body: str) -> posts_pb2.Post:
@@ -125,7 +143,26 @@ def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerP
     workers = workers_of(supervisor)
     supervisor.kill()
 
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=20)
+    wait_until(lambda: all_ended(workers), seconds=20)
+    # With what they had begun.
+    assert times_told(supervisor, "stopped") == 2
+
+
+def test_a_second_signal_ends_the_workers_too(supervisor: ServerProcess) -> None:
+    """At once, however long they would have gone on."""
+    supervisor.settings["STORE_DRAIN_SECONDS"] = "600"
+    supervisor.start()
+    workers = workers_of(supervisor)
+    try:
+        supervisor.signal()
+        wait_until(lambda: times_told(supervisor, "stopping") == 2)
+        supervisor.signal()
+
+        assert supervisor.wait() == 128 + signal.SIGTERM
+        wait_until(lambda: all_ended(workers))
+    finally:
+        supervisor.kill()
+        end(workers)
 
 
 def test_a_port_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path, database_file: Path) -> None:
