@@ -36,7 +36,7 @@ log = structlog.get_logger("store_service.supervisor")
 
 
 class WorkerFailed(Exception):
-    """A worker ended before it served; it has said why on stderr."""
+    """A worker ended before it served, and has said why on stderr; or the system has no room for one more."""
 
 
 def run(config: Config) -> None:
@@ -167,7 +167,7 @@ class _Worker:
         """Starts the process and returns when it serves.
 
         Raises:
-            WorkerFailed: It ended before.
+            WorkerFailed: It ended before, or there is no room for a process.
         """
         self._process = await self._started()
 
@@ -175,7 +175,7 @@ class _Worker:
         """Starts another process beside this one, and stops this one when the other serves.
 
         Raises:
-            WorkerFailed: The other ended before; this one goes on.
+            WorkerFailed: The other ended before, or there is no room for it; this one goes on.
         """
         async with self._changing:
             new = await self._started()
@@ -192,25 +192,29 @@ class _Worker:
         metrics_address = (
             f"unix:{self._metrics.folder}/{self._number}-{self._generation}" if self._metrics else ""
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "store_service",
-            "serve",
-            "--worker",
-            f"--listen={self._address}",
-            # The worker stops when this pipe closes, so that none outlives a supervisor that was killed; one
-            # that was told to stop ends at once, so that a second signal ends all.
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal goes to us; we tell the workers.
-            start_new_session=True,
-            env={
-                **os.environ,
-                "STORE_AUTO_MIGRATE": "false",
-                **({"STORE_METRICS_LISTEN": metrics_address} if self._metrics else {}),
-            },
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "store_service",
+                "serve",
+                "--worker",
+                f"--listen={self._address}",
+                # The worker stops when this pipe closes, so that none outlives a supervisor that was killed;
+                # one that was told to stop ends at once, so that a second signal ends all.
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                # Ctrl-C in a terminal goes to us; we tell the workers.
+                start_new_session=True,
+                env={
+                    **os.environ,
+                    "STORE_AUTO_MIGRATE": "false",
+                    **({"STORE_METRICS_LISTEN": metrics_address} if self._metrics else {}),
+                },
+            )
+        except (OSError, RuntimeError) as error:
+            # No memory, no descriptors, too many processes or threads: it may pass, and the others serve on.
+            raise WorkerFailed(f"worker {self._number} could not be made: {error}") from error
         assert process.stdout is not None
         try:
             line = await process.stdout.readline()

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -135,6 +136,31 @@ def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:
     assert before[1] in after
     assert create(supervisor.address, "after").id > 0
     assert supervisor.stop() == 0
+
+
+def test_a_worker_that_cannot_be_made_is_tried_again(supervisor: ServerProcess) -> None:
+    """A supervisor without descriptors keeps the others, and goes on when it has some."""
+    supervisor.start()
+    before = workers_of(supervisor)
+    try:
+        assert supervisor.process is not None
+        pid = supervisor.process.pid
+        was = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, was[1]))
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: times_told(supervisor, "worker does not start") > 0)
+        supervisor.signal(signal.SIGHUP)
+        wait_until(lambda: times_told(supervisor, "not all workers restarted; the others go on as they were"))
+        assert before[1] in workers_of(supervisor)
+        assert create(supervisor.address, "meanwhile").id > 0
+
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
+        wait_until(lambda: times_told(supervisor, "worker restarted"), seconds=30)
+        assert before[1] in workers_of(supervisor)
+        assert supervisor.stop() == 0
+    finally:
+        supervisor.kill()
+        end(before)
 
 
 def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerProcess) -> None:
