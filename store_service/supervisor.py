@@ -180,7 +180,8 @@ class _Worker:
         async with self._changing:
             new = await self._started()
             self._process, old = new, self._process
-        self._leaving = asyncio.create_task(self._stop(old))
+        # The one that leaves has its own settings, by which it may take longer than the new ones allow.
+        self._leaving = asyncio.create_task(self._stop(old, self._config))
         self._config = config
         # Who stops everything meanwhile waits for it too; a second signal would end it at once.
         await asyncio.shield(self._leaving)
@@ -252,13 +253,13 @@ class _Worker:
         """Lets the process drain, and the one that it replaces, and kills those that take too long."""
         if self._leaving is not None:
             await self._leaving
-        await self._stop(self._process)
+        await self._stop(self._process, self._config)
 
-    async def _stop(self, process: asyncio.subprocess.Process | None) -> None:
+    async def _stop(self, process: asyncio.subprocess.Process | None, config: Config) -> None:
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
-        longest = self._config.drain_seconds + self._config.grace_seconds + EXIT_SECONDS
+        longest = config.drain_seconds + config.grace_seconds + EXIT_SECONDS
         try:
             await asyncio.wait_for(process.wait(), longest)
         except TimeoutError:

@@ -160,6 +160,27 @@ def told(server_process: ServerProcess, event: str, count: int) -> bool:
 
 
 @pytest.mark.timeout(120)
+async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
+    tmp_path: Path, postgres_database: str
+) -> None:
+    """Not that of the new ones, which may be shorter."""
+    empty(postgres_database)
+    times = tmp_path / ".env"
+    times.write_text("STORE_DRAIN_SECONDS=3\nSTORE_GRACE_SECONDS=3")
+    supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
+    await asyncio.to_thread(supervisor.start)
+    try:
+        times.write_text("STORE_DRAIN_SECONDS=0\nSTORE_GRACE_SECONDS=0")
+        supervisor.signal(signal.SIGHUP)
+        await become(lambda: told(supervisor, "restarted workers", 1), seconds=60)
+
+        assert not told(supervisor, "worker killed, it did not stop", 1)
+        assert told(supervisor, "stopped", 2)
+    finally:
+        await asyncio.to_thread(supervisor.stop)
+
+
+@pytest.mark.timeout(120)
 async def test_a_bad_setting_replaces_no_worker(tmp_path: Path, postgres_database: str) -> None:
     """Those that run go on, and the log names the setting."""
     empty(postgres_database)
