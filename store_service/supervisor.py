@@ -251,9 +251,9 @@ class _Worker:
 
     async def stop(self) -> None:
         """Lets the process drain, and the one that it replaces, and kills those that take too long."""
-        if self._leaving is not None:
-            await self._leaving
-        await self._stop(self._process, self._config)
+        leaving = [] if self._leaving is None else [self._leaving]
+        # At the same time, for each of them may take as long as a whole stop should.
+        await asyncio.gather(*leaving, self._stop(self._process, self._config))
 
     async def _stop(self, process: asyncio.subprocess.Process | None, config: Config) -> None:
         if process is None or process.returncode is not None:

@@ -18,7 +18,7 @@ from storeapi.v1 import posts_pb2
 
 from tests.postgres import empty
 from tests.process.test_start_and_stop import told_of_the_stop, watched
-from tests.process.test_workers import workers_of
+from tests.process.test_workers import end, workers_of
 from tests.rpc.helpers import become, connected
 from tests.support import IS_LONG, ServerProcess, Stubs, failure, free_port
 
@@ -178,6 +178,28 @@ async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
         assert told(supervisor, "stopped", 2)
     finally:
         await asyncio.to_thread(supervisor.stop)
+
+
+@pytest.mark.timeout(120)
+async def test_a_stop_during_a_restart_tells_all_at_once(tmp_path: Path, postgres_database: str) -> None:
+    """Also the process that was just started, which does not wait for the one that it replaces."""
+    empty(postgres_database)
+    settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2", "STORE_DRAIN_SECONDS": "600"}
+    supervisor = ServerProcess(tmp_path, settings)
+    await asyncio.to_thread(supervisor.start)
+    pids = workers_of(supervisor)
+    try:
+        supervisor.signal(signal.SIGHUP)
+        await become(lambda: told(supervisor, "stopping", 1), seconds=30)
+        pids = workers_of(supervisor)
+        supervisor.signal()
+
+        await become(lambda: told(supervisor, "stopping", 3))
+        assert workers_of(supervisor) == pids
+        assert len(pids) == 3
+    finally:
+        supervisor.kill()
+        end(pids)
 
 
 @pytest.mark.timeout(120)
