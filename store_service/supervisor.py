@@ -140,6 +140,8 @@ async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio
             continue
         if now.workers != config.workers:
             log.warning("another number of workers needs a new start", workers=len(workers))
+        if now.metrics_listen != config.metrics_listen:
+            log.warning("another address for metrics needs a new start", address=config.metrics_listen)
         log.info("restarting workers", workers=len(workers))
         try:
             for worker in workers:
@@ -201,17 +203,16 @@ class _Worker:
                 "serve",
                 "--worker",
                 f"--listen={self._address}",
+                # Also where there are none: the worker reads the settings anew, and they may name an address
+                # now, which only one process could have.
+                f"--metrics-listen={metrics_address}",
                 # The worker stops when this pipe closes, so that none outlives a supervisor that was killed;
                 # one that was told to stop ends at once, so that a second signal ends all.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 # Ctrl-C in a terminal goes to us; we tell the workers.
                 start_new_session=True,
-                env={
-                    **os.environ,
-                    "STORE_AUTO_MIGRATE": "false",
-                    **({"STORE_METRICS_LISTEN": metrics_address} if self._metrics else {}),
-                },
+                env={**os.environ, "STORE_AUTO_MIGRATE": "false"},
             )
         except (OSError, RuntimeError) as error:
             # No memory, no descriptors, too many processes or threads: it may pass, and the others serve on.
