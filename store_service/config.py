@@ -331,11 +331,15 @@ def load(**overrides: Any) -> Config:
     """Reads the settings; `overrides` (by field name) win over the environment.
 
     Raises:
-        BadSetting: A value is not allowed.
+        BadSetting: A value is not allowed, or the file .env cannot be read.
     """
     given = {variable_of(name) if name.isupper() else name: value for name, value in overrides.items()}
     try:
         return Config(**given)
+    except UnicodeDecodeError:
+        raise BadSetting("the file .env is not UTF-8") from None
+    except OSError as error:
+        raise BadSetting(f"cannot read the file .env: {error.strerror}") from None
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):

@@ -131,10 +131,16 @@ def _leave_what_stays_alone() -> None:
 
 
 def _stop_with_supervisor(stop: asyncio.Event) -> None:
-    """Stops when stdin closes, which is a pipe that the supervisor holds as long as it lives."""
+    """Stops when stdin closes, which is a pipe that the supervisor holds as long as it lives.
+
+    A worker that was stopping already ends at once: nobody is left who would see to it that it ends in time.
+    """
 
     def on_stdin() -> None:
         if not os.read(sys.stdin.fileno(), 1024):
+            if stop.is_set():
+                # What was answered is on disk, so nothing is lost by not tidying up.
+                os._exit(1)
             loop.remove_reader(sys.stdin.fileno())
             stop.set()
 

@@ -1,5 +1,6 @@
 """The settings: where they come from, what is allowed, and what a bad one says."""
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,26 @@ def test_a_bad_setting_is_named_in_one_line(
     assert "\n" not in text
     assert "hunter2" not in text
     assert raised.value.__cause__ is None
+
+
+def test_a_file_that_is_not_text_is_a_bad_setting() -> None:
+    """It is told in one line too, and a service that reads it again at SIGHUP goes on as it was."""
+    Path(".env").write_bytes("STORE_LISTEN=münchen:1".encode("latin-1"))
+
+    with pytest.raises(BadSetting, match=r"^the file \.env is not UTF-8$"):
+        load()
+
+
+def test_a_file_that_cannot_be_opened_is_a_bad_setting() -> None:
+    """Such as when there are no descriptors left, which may be so at SIGHUP."""
+    Path(".env").write_text("STORE_LISTEN=127.0.0.1:1")
+    was = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, was[1]))
+    try:
+        with pytest.raises(BadSetting, match=r"^cannot read the file \.env: "):
+            load()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, was)
 
 
 def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
