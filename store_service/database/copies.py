@@ -67,14 +67,18 @@ def copy_database(source: Path, target: Path, progress: Progress, *, in_use: boo
             _copy_pages(source, partial, progress, in_use)
             contents = check(partial, named=source, progress=progress)
             os.fsync(descriptor)
+        except BaseException as error:
+            remove(partial)
+            if isinstance(error, sqlite3.Error):
+                raise _named(error, source, partial) from error
+            if isinstance(error, OSError):
+                raise CopyFailed(f"cannot write {partial}: {error.strerror}") from error
+            raise
+        try:
             partial.replace(target)
             sync_folder(target.parent)
-        except sqlite3.Error as error:
-            raise _named(error, source, partial) from error
         except OSError as error:
-            raise CopyFailed(f"cannot write {partial}: {error.strerror}") from error
-        finally:
-            remove(partial)
+            raise CopyFailed(f"cannot write {target}: {error.strerror}") from error
     return contents
 
 

@@ -285,7 +285,8 @@ class Lane:
                 connection.abandon()
 
     def _abandon(self, connection: Connection, batch: Sequence[Work]) -> None:
-        if self._at_work.get(connection) is batch:
+        # One of them has perhaps done so already.
+        if self._at_work.get(connection) is batch and connection.is_wanted:
             connection.abandon()
 
     def _wake_one(self) -> None:

@@ -406,6 +406,33 @@ def configured() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("configured")
+def test_no_more_waits_than_may(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a reader is stuck, lines do not fill the memory; those that were first are told."""
+    monkeypatch.setattr(logs, "MOST_WAITING_BYTES", 1000)
+    is_writing, may_write = threading.Event(), threading.Event()
+
+    def stuck(chunk: bytes) -> bool:
+        is_writing.set()
+        may_write.wait(10)
+        return bool(os.write(2, chunk))
+
+    monkeypatch.setattr(logs, "_written", stuck)
+    log = structlog.get_logger("test")
+    with logs.in_background():
+        log.warning("first")
+        assert is_writing.wait(10)
+        for _ in range(100):
+            log.warning("x" * 100)
+        may_write.set()
+
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    (dropped,) = [line for line in lines if line["event"] == "log lines were dropped"]
+    assert lines[0]["event"] == "first"
+    assert dropped["count"] + len(lines) - 2 == 100
+    assert 0 < len(lines) - 2 < 10
+
+
+@pytest.mark.usefixtures("configured")
 def test_lines_that_were_dropped_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
     """As soon as there is somebody again to tell."""
     log = structlog.get_logger("test")
