@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
+import sys
 import threading
+from types import SimpleNamespace
 
 import grpc
 import pytest
 import storeapi
-from storeapi import Change, ChangeBatch, _retries
+from storeapi import Change, ChangeBatch, _retries, _streams
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import changes_pb2
 
@@ -406,6 +408,61 @@ async def test_a_cancelled_task_is_cancelled(scripted):
 
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.fixture(params=[sys.version_info, (3, 10)], ids=["this python", "python 3.10"])
+def python(request, monkeypatch):
+    """Waiting with a limit is done in another way where asyncio has no timeout()."""
+    monkeypatch.setattr(_streams, "sys", SimpleNamespace(version_info=request.param))
+
+
+async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted, python):
+    """In the very same round of the event loop too: it does not go on as if nobody had cancelled it."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    async with storeapi.AsyncStoreClient(scripted.target) as client:
+        call = client.raw.changes.Watch(changes_pb2.WatchRequest())
+        seen = []
+
+        async def read():
+            response = await call.read()
+            seen.append(response)
+            task.cancel()
+            return response
+
+        double = SimpleNamespace(read=read, cancel=call.cancel)
+        stream = _streams.AsyncStream(double, first_seconds=None, silence_seconds=10)
+
+        async def follow():
+            while True:
+                await stream.read()
+
+        task = asyncio.create_task(follow())
+        done, _ = await asyncio.wait({task}, timeout=5)
+        stream.cancel()
+
+        assert [it.resume_token for it in seen] == ["t1"]
+        assert done == {task}
+        assert task.cancelled()
+
+
+async def test_who_gives_up_waiting_leaves_nothing_that_reads(python):
+    """When it comes to the caller that the server is silent, the reading has ended."""
+    reading = []
+
+    async def read():
+        reading.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            reading.append("ended")
+
+    double = SimpleNamespace(read=read, cancel=lambda: None)
+    stream = _streams.AsyncStream(double, first_seconds=0.01, silence_seconds=10)
+
+    with pytest.raises(storeapi.Unavailable, match="nothing was heard"):
+        await stream.read()
+
+    assert reading == ["begun", "ended"]
 
 
 def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
