@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import sys
 import threading
 from types import SimpleNamespace
@@ -357,6 +358,70 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     await (watch if closes == "watch" else client).close()
 
     assert await asyncio.wait_for(waiting, 10) == []
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Waits until a watch has lost its connection and pauses, for longer than a test waits."""
+    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 30)
+    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 30)
+    said = threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: said.set()
+    log = logging.getLogger("storeapi")
+    log.addHandler(handler)
+    yield lambda: asyncio.to_thread(said.wait, 10)
+    log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("by", ["changes", "batches"])
+@pytest.mark.parametrize("closes", ["watch", "client"])
+async def test_closing_between_two_connections_ends_the_iteration(client, scripted, interrupted, closes, by):
+    """At once and without an error, as at any other time; nothing is asked any more."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+    watch = client.changes.watch()
+    await anext(watch)
+    steps = watch if by == "changes" else watch.batches()
+
+    async def rest():
+        return [it async for it in steps]
+
+    waiting = asyncio.create_task(rest())
+    assert await interrupted()
+    await (watch if closes == "watch" else client).close()
+
+    assert await asyncio.wait_for(waiting, 10) == []
+    assert starts(scripted) == [""]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("closes", ["watch", "client"])
+def test_closing_while_a_connection_begins_leaves_none_open(scripted, closes, moment):
+    """By another thread, just before or just after the call was made: whoever iterates only sees the end."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+    client = storeapi.StoreClient(scripted.target)
+    begin = client.raw.changes.Watch
+    watch = client.changes.watch()
+    next(watch)
+    calls = []
+
+    def begin_while_somebody_closes(request):
+        closing = threading.Thread(target=(watch if closes == "watch" else client).close)
+        if moment == "after":
+            calls.append(begin(request))
+        closing.start()
+        closing.join()
+        if moment == "before":
+            calls.append(begin(request))
+        return calls[-1]
+
+    client.raw.changes.Watch = begin_while_somebody_closes
+
+    assert list(watch) == []
+    assert [it for it in calls if it.is_active()] == []
+    client.close()
 
 
 async def test_a_closed_watch_stays_closed(client, scripted):

@@ -1,9 +1,10 @@
-"""A stream of responses that notices when it has become silent: one for asyncio, one for threads.
+"""A stream of responses that notices when it has become silent, and a pause that can be cut short.
 
-They are two, by hand, because waiting with a limit is what asyncio and threads have least in common.
+There are two of each, by hand, because waiting with a limit is what asyncio and threads have least in common.
 """
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -97,6 +98,23 @@ class AsyncStream:
         self._call.cancel()
 
 
+class AsyncPause:
+    """The waiting between two tries, which somebody else may end."""
+
+    def __init__(self) -> None:
+        """Nobody has ended it yet."""
+        self._over = asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits so long, or until somebody ends it."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await _within(seconds, self._over.wait())
+
+    def cancel(self) -> None:
+        """Ends the waiting, also any to come."""
+        self._over.set()
+
+
 class Stream:
     """A running call that is read one response at a time."""
 
@@ -158,6 +176,22 @@ class Stream:
 
     def __del__(self) -> None:
         self.cancel()
+
+
+class Pause:
+    """The waiting between two tries, which another thread may end."""
+
+    def __init__(self) -> None:
+        """Nobody has ended it yet."""
+        self._over = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Waits so long, or until somebody ends it."""
+        self._over.wait(seconds)
+
+    def cancel(self) -> None:
+        """Ends the waiting, also any to come."""
+        self._over.set()
 
 
 def _guard(reference: weakref.ref[Stream], over: threading.Event) -> None:
