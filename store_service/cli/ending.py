@@ -24,8 +24,10 @@ def settings_or_exit(**overrides: str) -> settings.Config:
         click.echo(f"store-service: {error}", err=True)
         sys.exit(2)
     logs.configure(level=config.log_level, format=config.log_format)
-    for name in settings.unknown_variables(dict(os.environ)):
+    for name in settings.unknown_variables(os.environ):
         click.echo(f"store-service: {name} is no setting, and is ignored", err=True)
+    for name in settings.unknown_variables(settings.variables_of_file()):
+        click.echo(f"store-service: {settings.ENV_FILE}: {name} is no setting, and is ignored", err=True)
     return config
 
 
@@ -70,6 +72,16 @@ def _explained(error: Exception, config: settings.Config) -> str:
         # What libpq says may have several lines: one for each address, and what to do about it.
         return f"cannot use the database {name}: {' '.join(str(cause).split())}"
     return str(error)
+
+
+def call_failed(error: click.ClickException) -> NoReturn:
+    """Ends a command that was called wrongly with one line and exit code 2."""
+    # Of several lines, where Click lists what there is to choose from.
+    text = " ".join(error.format_message().split())
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += f" (see '{error.ctx.command_path} --help')"
+    click.echo(f"store-service: {text}", err=True)
+    sys.exit(2)
 
 
 def fail(problem: str) -> NoReturn:
