@@ -69,6 +69,9 @@ def _explained(error: Exception, config: settings.Config) -> str:
         return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
+        # Only what cannot write finds this: whatever opens the file otherwise undoes it first.
+        if getattr(cause, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+            return f"a write to the database {name} was interrupted; run `store-service migrate` to undo it"
         # What libpq says may have several lines: one for each address, and what to do about it.
         return f"cannot use the database {name}: {' '.join(str(cause).split())}"
     return str(error)

@@ -372,6 +372,20 @@ def old(path: Path) -> None:
     old_application.make(path)
 
 
+def interrupted(path: Path) -> None:
+    """As a program leaves it that has no log and was killed in the midst of a write."""
+    current(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        # More than is kept in memory, so that some of it is in the file already.
+        connection.execute("CREATE TABLE x AS SELECT hex(zeroblob(1000000))")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("CREATE TABLE y AS SELECT hex(zeroblob(1000000))")
+        left = contents(path.parent)
+    for name, content in left.items():
+        (path.parent / name).write_bytes(content)
+
+
 def nothing(path: Path) -> None:
     assert not path.exists()
 
@@ -408,6 +422,10 @@ def contents(folder: Path) -> dict[str, bytes]:
             "where body, id were expected",
         ),
         (no_database, "cannot use the database store.db: file is not a database"),
+        (
+            interrupted,
+            "a write to the database store.db was interrupted; run `store-service migrate` to undo it",
+        ),
     ],
     indirect=["folder"],
 )
@@ -421,7 +439,14 @@ def test_check_finds_what_is_wrong_and_changes_nothing(folder: Path, problem: st
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("folder", [current], indirect=True)
+def in_wal_mode(path: Path) -> None:
+    """As a server leaves a database that was stopped: no log, but the file says that there may be one."""
+    current(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+@pytest.mark.parametrize("folder", [current, in_wal_mode], indirect=True)
 def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
     """Exit code 0, and a line for each thing that was looked at."""
     before = contents(folder)
@@ -432,22 +457,15 @@ def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
     assert contents(folder) == before
 
 
-def in_wal_mode(path: Path) -> None:
-    """As a server leaves a database that was stopped: no log, but the file says that there may be one."""
-    current(path)
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL")
-
-
 def with_a_log(path: Path) -> None:
     """As a server leaves a database that was killed: what was written last is in the log only."""
     in_wal_mode(path)
     with closing(sqlite3.connect(path)) as connection:
         with connection:
             connection.execute("UPDATE alembic_version SET version_num = '9999'")
-        left = {it: it.read_bytes() for it in path.parent.iterdir()}
-    for file, content in left.items():
-        file.write_bytes(content)
+        left = contents(path.parent)
+    for name, content in left.items():
+        (path.parent / name).write_bytes(content)
 
 
 def with_a_log_alone(path: Path) -> None:
@@ -516,6 +534,7 @@ async def test_check_works_while_the_server_runs(server_process: ServerProcess) 
         (empty_file, f"schema {schema.HEAD} (was none)"),
         (old, f"schema {schema.HEAD} (was 0001)"),
         (current, f"schema {schema.HEAD} is up to date"),
+        (interrupted, f"schema {schema.HEAD} is up to date"),
     ],
     indirect=["folder"],
 )
