@@ -349,13 +349,17 @@ def load(**overrides: Any) -> Config:
     """Reads the settings; `overrides` (by field name) win over the environment.
 
     Raises:
-        BadSetting: A value is not allowed, or the file cannot be read.
+        BadSetting: A value is not allowed, or the file .env cannot be read.
     """
     # Without this, what cannot be read in the file would be left out, and a default take its place.
     variables_of_file()
     given = {variable_of(name) if name.isupper() else name: value for name, value in overrides.items()}
     try:
         return Config(**given)
+    except UnicodeDecodeError:  # of a pipe; of a file it was told above, with the line
+        raise BadSetting("the file .env is not UTF-8") from None
+    except OSError as error:
+        raise BadSetting(f"cannot read the file .env: {error.strerror}") from None
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
@@ -381,7 +385,7 @@ def variables_of_file() -> set[str]:
         content = file.read_bytes()
         text = content.decode()
     except OSError as error:
-        raise BadSetting(f"{ENV_FILE}: {error.strerror}") from None
+        raise BadSetting(f"cannot read the file {ENV_FILE}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
         raise BadSetting(f"{ENV_FILE}: line {line} is not UTF-8") from None

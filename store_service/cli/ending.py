@@ -20,13 +20,14 @@ def settings_or_exit(**overrides: str) -> settings.Config:
     """The settings; a bad one ends the command with one line and exit code 2."""
     try:
         config = settings.load(**overrides)
+        names_in_file = settings.variables_of_file()
     except settings.BadSetting as error:
         click.echo(f"store-service: {error}", err=True)
         sys.exit(2)
     logs.configure(level=config.log_level, format=config.log_format)
     for name in settings.unknown_variables(os.environ):
         click.echo(f"store-service: {name} is no setting, and is ignored", err=True)
-    for name in settings.unknown_variables(settings.variables_of_file()):
+    for name in settings.unknown_variables(names_in_file):
         click.echo(f"store-service: {settings.ENV_FILE}: {name} is no setting, and is ignored", err=True)
     return config
 

@@ -199,7 +199,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # It is beside the database, wherever a link is that leads there.
+        descriptor = os.open(f"{path.resolve()}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise NoPlaceForDatabase(f"cannot write beside the database {path}: {error.strerror}") from error
     try:
