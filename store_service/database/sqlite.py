@@ -213,6 +213,30 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def connected_to_look(path: Path, how: str) -> sqlite3.Connection:
+    """A connection that can neither write nor checkpoint, so that it needs no lock.
+
+    Args:
+        path: The file.
+        how: `mode=ro`, or `immutable=1` for a file that nobody writes to meanwhile.
+    """
+    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def lacks_its_log(path: Path) -> bool:
+    """Whether SQLite would make files beside it to read it, if it may: it was closed, or copied alone.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    # https://www.sqlite.org/fileformat2.html#file_format_version_numbers
+    with path.open("rb") as file:
+        has_wal_mode = file.read(20)[18:20] == b"\2\2"
+    return has_wal_mode and not Path(f"{path.resolve()}-wal").exists()
+
+
 @asynccontextmanager
 async def open_lanes(
     database_url: str,
