@@ -99,16 +99,19 @@ async def test_watches_do_not_count_as_calls(config: Config) -> None:
 async def test_other_streams_are_limited_as_calls_are(config: Config) -> None:
     """As many, counted by themselves."""
     question = reflection_pb2.ServerReflectionRequest(list_services="")
-    async with limited(config, max_concurrent_calls=2) as (server, stubs):
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
-            streams = [reflection.ServerReflectionInfo() for _ in range(3)]
-            for stream in streams[:2]:
-                await stream.write(question)
-                await stream.read()
-            third = await outcome_of(streams[2].read())
+    async with (
+        limited(config, max_concurrent_calls=2) as (server, stubs),
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        streams = []
+        for _ in range(2):
+            streams.append(reflection.ServerReflectionInfo())
+            await streams[-1].write(question)
+            await streams[-1].read()
+        third = await outcome_of(reflection.ServerReflectionInfo().read())
 
-            assert (await stubs.create_post()).id == 1
+        assert (await stubs.create_post()).id == 1
     assert error_seen(third).reason == "OVERLOADED"
 
 
