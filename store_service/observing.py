@@ -89,13 +89,13 @@ async def observing(config: Config, certificates: Certificates | None) -> AsyncI
 
 
 def _families(config: Config, measures: Measures, certificates: Certificates | None) -> Families:
-    is_sqlite = connect.is_sqlite(config.DATABASE_URL)
-    return Families(
-        measures,
-        database="sqlite" if is_sqlite else "postgresql",
-        wal_file=Path(f"{connect.name_of(config.DATABASE_URL)}-wal") if is_sqlite else None,
-        expires=(lambda: None) if certificates is None else certificates.expires,
-    )
+    expires = (lambda: None) if certificates is None else certificates.expires
+    if not connect.is_sqlite(config.DATABASE_URL):
+        return Families(measures, database="postgresql", wal_file=None, expires=expires)
+    # Where a link is the database, SQLite keeps the log beside what it leads to.
+    file = Path(connect.name_of(config.DATABASE_URL)).resolve()
+    wal_file = file.with_name(f"{file.name}-wal")
+    return Families(measures, database="sqlite", wal_file=wal_file, expires=expires)
 
 
 @asynccontextmanager
