@@ -86,7 +86,9 @@ async def observing(config: Config) -> AsyncIterator[Observing]:
 def _families(config: Config, measures: Measures) -> Families:
     if not connect.is_sqlite(config.DATABASE_URL):
         return Families(measures, database="postgresql", wal_file=None)
-    return Families(measures, database="sqlite", wal_file=Path(f"{connect.name_of(config.DATABASE_URL)}-wal"))
+    # Where a link is the database, SQLite keeps the log beside what it leads to.
+    file = Path(connect.name_of(config.DATABASE_URL)).resolve()
+    return Families(measures, database="sqlite", wal_file=file.with_name(f"{file.name}-wal"))
 
 
 @asynccontextmanager
