@@ -9,9 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 import structlog
 
-from store_service.database import connect, schema
+from store_service.database import connect, schema, takeover
+from store_service.errors import SchemaMismatch
 from store_service.model import (
     Bookmark,
     CommentDraft,
@@ -26,6 +28,7 @@ from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from store_service.store.snapshot import Snapshot
 from tests.postgres import new_database
+from tests.rpc.helpers import connected
 from tests.store import old_application
 from tests.store.by_hand import execute, query
 
@@ -244,3 +247,212 @@ def test_comments_that_never_had_a_post_are_kept_as_orphans(bare_url: str) -> No
 
     assert query(bare_url, "SELECT id, body, post_id FROM orphaned_comments") == [(4, "of none", None)]
     assert query(bare_url, "SELECT count(*) FROM comments") == [(0,)]
+
+
+# What is in the way
+
+
+def catalogue(database_url: str) -> object:
+    """What there is, and its rows: the bytes of a file; of PostgreSQL, its names and columns."""
+    if connect.is_sqlite(database_url):
+        return connect.sqlite.path_of(database_url).read_bytes()
+    return query(
+        database_url,
+        "SELECT relname::text, relkind::text, attname::text, atttypid FROM pg_class"
+        " JOIN pg_attribute ON attrelid = pg_class.oid"
+        " WHERE relnamespace = 'public'::regnamespace AND attnum > 0 ORDER BY 1, 3",
+    )
+
+
+def assert_refused(database_url: str, *words: str) -> None:
+    """Upgrade and check say the same in one line, and leave the database as it was."""
+    before = catalogue(database_url)
+    for attempt in (schema.upgrade, schema.check):
+        with pytest.raises(schema.ForeignSchema) as caught:
+            attempt(database_url)
+        text = str(caught.value)
+        assert "\n" not in text
+        for word in words:
+            assert word in text
+    assert catalogue(database_url) == before
+
+
+NAMES = ["changes", "feed", "requests", "orphaned_comments", "undecodable_bodies", "renumbered_resources"]
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_whose_name_the_upgrade_needs_is_named(bare_url: str, name: str, is_old: bool) -> None:
+    """Also before there are posts; what to do about it is said."""
+    if is_old:
+        old_application.fill(bare_url)
+    execute(bare_url, f"CREATE TABLE {name} (something INTEGER)")
+
+    assert_refused(bare_url, f"table {name}", "rename or drop it")
+
+
+def test_everything_that_is_in_the_way_is_named_at_once(bare_url: str) -> None:
+    """Views and indexes have names like tables; nobody goes round by round."""
+    execute(
+        bare_url,
+        "CREATE TABLE other (id INTEGER)",
+        "CREATE VIEW feed AS SELECT id FROM other",
+        "CREATE INDEX comments_post_id_id_idx ON other (id)",
+        "CREATE VIEW posts AS SELECT id FROM other",
+    )
+
+    assert_refused(bare_url, "view feed", "index comments_post_id_id_idx", "view posts")
+
+
+@on_sqlite
+def test_a_name_in_capitals_is_in_the_way_on_sqlite(bare_url: str) -> None:
+    """To SQLite it is the same name."""
+    old_application.fill(bare_url)
+    execute(bare_url, "CREATE TABLE Changes (id INTEGER)")
+
+    assert_refused(bare_url, "table Changes")
+
+
+def test_every_name_that_an_upgrade_gives_is_looked_for(bare_url: str) -> None:
+    """Who adds a table to a revision adds its name to `takeover.MADE_BY`."""
+    schema.upgrade(bare_url)
+    known = {name for names in takeover.MADE_BY.values() for name in names} | {"alembic_version"}
+    with connected(bare_url) as connection:
+        inspector = sqlalchemy.inspect(connection)
+        tables = set(inspector.get_table_names())
+        indexes = {it["name"] for table in tables for it in inspector.get_indexes(table)}
+
+    assert tables | indexes <= known
+
+
+def test_a_table_that_refers_to_posts_is_named(bare_url: str) -> None:
+    """Posts that it refers to could not be deleted, and callers would not be told why."""
+    old_application.fill(bare_url)
+    execute(bare_url, "CREATE TABLE likes (id INTEGER PRIMARY KEY, post_id INTEGER REFERENCES posts (id))")
+
+    assert_refused(bare_url, "table likes, which refers to posts", "drop the foreign key, or the table")
+
+
+@on_sqlite
+def test_a_trigger_is_named(bare_url: str) -> None:
+    """It would change what the service writes, and the service could not tell of it."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url,
+        "CREATE TRIGGER shout AFTER INSERT ON posts"
+        " BEGIN UPDATE posts SET body = upper(body) WHERE id = new.id; END",
+    )
+
+    assert_refused(bare_url, "trigger shout on posts", "drop it")
+
+
+@on_postgresql
+def test_a_trigger_or_rule_of_postgresql_is_named(bare_url: str) -> None:
+    """It would change what the service writes, and the service could not tell of it."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url,
+        "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
+        "CREATE TRIGGER shout BEFORE INSERT ON posts FOR EACH ROW EXECUTE FUNCTION shout()",
+        "CREATE RULE keep AS ON DELETE TO comments DO INSTEAD NOTHING",
+    )
+
+    assert_refused(bare_url, "trigger shout on posts", "rule keep on comments")
+
+
+def test_a_rule_for_bodies_is_named(bare_url: str) -> None:
+    """The service has none that callers would be told of."""
+    execute(
+        bare_url,
+        "CREATE TABLE posts (id INTEGER PRIMARY KEY, body VARCHAR UNIQUE)",
+        "CREATE TABLE comments (id INTEGER PRIMARY KEY, body VARCHAR, post_id INTEGER,"
+        " CONSTRAINT short CHECK (length(body) < 9))",
+        "CREATE UNIQUE INDEX once ON comments (body)",
+    )
+
+    assert_refused(bare_url, "of posts may refuse", "unique index once of comments", "CHECK constraint short")
+
+
+@on_postgresql
+def test_a_view_of_posts_is_named_on_postgresql(bare_url: str) -> None:
+    """It does not let columns change that it uses."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url,
+        "CREATE VIEW bodies AS SELECT body FROM posts",
+        "CREATE VIEW one AS SELECT 1 AS one",
+    )
+
+    assert_refused(bare_url, "view bodies")
+
+
+@on_sqlite
+def test_views_stay_on_sqlite(bare_url: str) -> None:
+    """Also one that works no longer, which is nothing of ours."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url,
+        "CREATE VIEW bodies AS SELECT body FROM posts",
+        "CREATE VIEW broken AS SELECT * FROM nowhere",
+        "CREATE TABLE other (id INTEGER)",
+        "CREATE TRIGGER posting AFTER INSERT ON other BEGIN INSERT INTO posts (body) VALUES ('x'); END",
+    )
+    schema.upgrade(bare_url)
+
+    assert query(bare_url, "SELECT count(*) FROM bodies") == [(len(old_application.POSTS),)]
+    execute(bare_url, "INSERT INTO other VALUES (1)")
+    assert query(bare_url, "SELECT count(*) FROM bodies") == [(len(old_application.POSTS) + 1,)]
+
+
+def test_indexes_that_somebody_has_made_are_there_afterwards(bare_url: str) -> None:
+    """Also those with conditions and expressions, whose statements are run as they were written."""
+    old_application.fill(bare_url)
+    statements = [
+        "CREATE INDEX by_body ON posts (body)",
+        "CREATE INDEX by_length ON comments (length(body)) WHERE body <> ':none 100%'",
+    ]
+    execute(bare_url, "DROP INDEX IF EXISTS by_body", statements[0], statements[1].replace("%", "%%"))
+    if connect.is_sqlite(bare_url):
+        made = "SELECT name, sql FROM sqlite_master WHERE name LIKE 'by_%' ORDER BY name"
+    else:
+        made = (
+            "SELECT indexname::text, tablename::text FROM pg_indexes WHERE indexname LIKE 'by_%' ORDER BY 1"
+        )
+    before = query(bare_url, made)
+    schema.upgrade(bare_url)
+
+    assert len(before) == 2
+    assert query(bare_url, made) == before
+
+
+@on_sqlite
+def test_an_index_that_cannot_be_made_again_is_named(bare_url: str) -> None:
+    """Nothing is dropped silently: empty bodies, which were NULL, are no JSON."""
+    old_application.fill(bare_url, post_rows=[(1, None)], comment_rows=[])
+    execute(bare_url, "CREATE INDEX by_tag ON posts (json_extract(body, '$.tag'))")
+    (warning,) = warnings_of_upgrade(bare_url)
+
+    assert warning["index"] == "by_tag"
+    schema.check(bare_url)
+
+
+@pytest.mark.parametrize("revision", ["abc123", "0001abc"])
+def test_a_revision_of_another_application_is_not_upgraded(bare_url: str, revision: str) -> None:
+    """What it looks like does not matter; its tables are left alone."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url,
+        "CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)",
+        f"INSERT INTO alembic_version VALUES ('{revision}')",
+    )
+    for attempt in (schema.upgrade, schema.check):
+        with pytest.raises(SchemaMismatch, match=revision):
+            attempt(bare_url)
+
+
+def test_a_version_table_that_is_not_of_alembic_is_named(bare_url: str) -> None:
+    """It would be read, and written to."""
+    old_application.fill(bare_url)
+    execute(bare_url, "CREATE TABLE alembic_version (something INTEGER)")
+
+    assert_refused(bare_url, "alembic_version")
