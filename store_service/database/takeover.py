@@ -48,13 +48,14 @@ def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     ]
     if revision == BEFORE:
         attached = _attached_on_sqlite if on_sqlite else _attached_on_postgresql
-        found.extend(f"{what} {why}" for what, why in attached(connection))
+        found.extend(f"{what} {why}" for what, why in (*_without_keys(connection), *attached(connection)))
     return found
 
 
 _TRIGGER = "may change what the service writes: drop it"
 _KEY = "may refuse to have what it refers to deleted: drop the foreign key, or the table"
 _RULE = "may refuse what the service writes: drop it"
+_KEYLESS = "so ids may be missing, doubled or no numbers: make the table as storeapi made it"
 _VIEW = "uses columns that the upgrade changes: drop it, and make it again afterwards"
 
 
@@ -84,6 +85,18 @@ def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> 
 def _is_taken(kind: str, name: str, names: set[str]) -> bool:
     """Whether something is in the way by its name; alembic finds its own table, but nothing else."""
     return name in names or (name == "alembic_version" and kind != "table")
+
+
+def _without_keys(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
+    """Tables with the right columns that somebody has made otherwise than that application did."""
+    inspector = sqlalchemy.inspect(connection)
+    for table in ("posts", "comments"):
+        columns = inspector.get_columns(table)
+        numbers = {it["name"] for it in columns if isinstance(it["type"], sqlalchemy.Integer)}
+        if inspector.get_pk_constraint(table)["constrained_columns"] != ["id"] or "id" not in numbers:
+            yield f"table {table} has no INTEGER PRIMARY KEY id,", _KEYLESS
+        if table == "comments" and "post_id" not in numbers:
+            yield "column post_id of comments is no INTEGER,", _KEYLESS
 
 
 _SCHEMA = "(SELECT oid FROM pg_namespace WHERE nspname = current_schema())"

@@ -360,6 +360,25 @@ def test_a_trigger_or_rule_of_postgresql_is_named(bare_url: str) -> None:
     assert_refused(bare_url, "trigger shout on posts", "rule keep on comments")
 
 
+@pytest.mark.parametrize(
+    ("id", "post_id", "problem"),
+    [
+        ("INTEGER", "INTEGER", "table posts has no INTEGER PRIMARY KEY id"),
+        ("VARCHAR(9) PRIMARY KEY", "INTEGER", "table comments has no INTEGER PRIMARY KEY id"),
+        ("INTEGER PRIMARY KEY", "VARCHAR(9)", "column post_id of comments is no INTEGER"),
+    ],
+)
+def test_a_table_without_its_key_is_named(bare_url: str, id: str, post_id: str, problem: str) -> None:
+    """Its ids may be anything, and twice there."""
+    execute(
+        bare_url,
+        f"CREATE TABLE posts (id {id}, body VARCHAR)",
+        f"CREATE TABLE comments (id {id}, body VARCHAR, post_id {post_id})",
+    )
+
+    assert_refused(bare_url, problem, "make the table as storeapi made it")
+
+
 def test_a_rule_for_bodies_is_named(bare_url: str) -> None:
     """The service has none that callers would be told of."""
     execute(
