@@ -141,6 +141,7 @@ async def test_a_file_in_utf_16_keeps_its_bodies(bare_url: str, tmp_path: Path) 
     first, second = await everything(bare_url)
     assert first == ("POST", 1, 1, "grüße, 😀")
     assert "\ud800" not in second[3]
+    assert query(bare_url, "SELECT count(*) FROM undecodable_bodies WHERE id = 1") == [(0,)]
 
 
 # Ids that no call takes
@@ -241,6 +242,7 @@ def test_comments_that_never_had_a_post_are_kept_as_orphans(bare_url: str) -> No
         bare_url,
         "CREATE TABLE posts (id INTEGER PRIMARY KEY, body VARCHAR)",
         "CREATE TABLE comments (id INTEGER PRIMARY KEY, body VARCHAR, post_id INTEGER REFERENCES posts (id))",
+        "INSERT INTO posts VALUES (1, 'a post')",
         "INSERT INTO comments VALUES (4, 'of none', NULL)",
     )
     schema.upgrade(bare_url)
