@@ -66,8 +66,9 @@ def _explained(error: Exception, config: settings.Config) -> str:
             return f"there is no database {name} yet; `store-service migrate` makes it"
         return f"the database {name} is empty; `store-service migrate` makes its tables"
     if isinstance(error, SchemaMismatch):
-        is_older = error.actual < error.expected
-        return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
+        if error.actual in schema.KNOWN:
+            return f"{error}; run `store-service migrate`"
+        return f"{error}; this program does not know it: {schema.OF_OTHERS}"
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
         # Only what cannot write finds this: whatever opens the file otherwise undoes it first.

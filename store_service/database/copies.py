@@ -106,10 +106,9 @@ def check(copy: Path, *, named: Path, progress: Progress) -> Contents:
             revision = schema.current(connection)
             if revision == schema.EMPTY:
                 raise CopyFailed(f"{named} is empty: it has no posts and comments")
-            if revision > schema.HEAD:
+            if revision not in schema.KNOWN:
                 raise CopyFailed(
-                    f"{named} has schema {revision}, and this program knows {schema.HEAD}; "
-                    "a newer store-service made it"
+                    f"{named} has schema {revision}, and this program knows {schema.HEAD}; {schema.OF_OTHERS}"
                 )
             # The application before let comments stay behind; the upgrade moves them.
             if revision != schema.BEFORE:

@@ -62,8 +62,10 @@ _POSTGRESQL: dict[str, type[StoreError]] = {
 def named(error: Exception) -> Exception:
     """What an error of a driver means, or the error itself when it means a bug of ours.
 
-    The caller raises it `from` the error, so that the log tells both.
+    The caller raises it `from` the error, so that the log tells both; what the error says of stored values is
+    taken out of it.
     """
+    _forget_values(error)
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         # The low byte is the primary code; the rest says more, as in SQLITE_IOERR_FSYNC.
@@ -86,3 +88,14 @@ def named(error: Exception) -> Exception:
     # the connection is lost or never was. psycopg's errors have a state, which is None then.
     lost = isinstance(error, DRIVER_ERRORS) and not isinstance(error, ValueError)
     return DatabaseUnavailable() if lost or hasattr(error, "sqlstate") else error
+
+
+def _forget_values(error: Exception) -> None:
+    """Takes bodies out of an error, for its text and traceback end in the log."""
+    if isinstance(error, sqlite3.Error):
+        # Could not decode to UTF-8 column 'body' with text '...'
+        if str(error).startswith("Could not decode"):
+            error.args = ("a text in the database is no UTF-8",)
+    elif str(getattr(error, "sqlstate", None))[:2] in ("22", "23") and getattr(error, "detail", None):
+        # Failing row contains (1, ...)
+        error.detail = None  # type: ignore[attr-defined]  # asyncpg's errors have it, psycopg's have `diag`

@@ -12,6 +12,7 @@ import sqlalchemy
 import structlog
 from sqlalchemy import event
 
+from store_service.database import takeover
 from store_service.database.connect import Store, engine_to_look, is_missing, sync_engine
 from store_service.database.connection import Connection
 from store_service.database.failures import named
@@ -22,11 +23,17 @@ from store_service.errors import SchemaMismatch
 HEAD = "0003"
 """The revision that this program needs."""
 
-BEFORE = "0001"
+BEFORE = takeover.BEFORE
 """The revision of a database that the application before this service made."""
+
+KNOWN = tuple(takeover.MADE_BY)
+"""Every revision that this program can bring to HEAD, and HEAD."""
 
 EMPTY = "none"
 """What `current` says of a database without our tables."""
+
+OF_OTHERS = "a newer store-service made it, or another application"
+"""Where a revision comes from that is not known, in words."""
 
 _COLUMNS_BEFORE = {"posts": {"id", "body"}, "comments": {"id", "body", "post_id"}}
 
@@ -34,7 +41,7 @@ log = structlog.get_logger("store_service.database")
 
 
 class ForeignSchema(Exception):
-    """The database holds tables of our names that are not ours; the text says what is different."""
+    """The database holds what is not ours, where ours is or would be; the text is one line that says what."""
 
 
 def current(connection: sqlalchemy.Connection) -> str:
@@ -46,6 +53,8 @@ def current(connection: sqlalchemy.Connection) -> str:
     inspector = sqlalchemy.inspect(connection)
     tables = set(inspector.get_table_names())
     if "alembic_version" in tables:
+        if not any(it["name"] == "version_num" for it in inspector.get_columns("alembic_version")):
+            raise ForeignSchema("the table alembic_version is not alembic's: rename or drop it")
         revision = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
         if revision is not None:
             return str(revision)
@@ -68,7 +77,7 @@ def check(database_url: str) -> None:
 
     Raises:
         SchemaMismatch: It has another one.
-        ForeignSchema: It has tables of our names with other columns.
+        ForeignSchema: It has tables of our names with other columns, or cannot be upgraded as it is.
         StoreError: It cannot be opened.
     """
     if is_missing(database_url):
@@ -77,6 +86,8 @@ def check(database_url: str) -> None:
     try:
         with engine.connect() as connection:
             revision = current(connection)
+            # Nobody is told to upgrade what an upgrade will refuse.
+            _refuse_obstacles(connection, revision)
     except sqlalchemy.exc.DBAPIError as error:
         raise named(_driver_error(error)) from error
     finally:
@@ -90,7 +101,7 @@ def upgrade(database_url: str) -> str:
 
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
-        ForeignSchema: It has tables of our names with other columns.
+        ForeignSchema: It has tables of our names with other columns, or something else that is in the way.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
     engine = sync_engine(database_url)
@@ -137,18 +148,25 @@ def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:
     # Alembic takes longer to import than a start without an upgrade takes.
     from alembic import command
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if revision not in known | {EMPTY}:
+    if revision not in (EMPTY, *KNOWN):
         raise SchemaMismatch(expected=HEAD, actual=revision)
+    _refuse_obstacles(connection, revision)
 
     if revision == BEFORE:
         command.stamp(config, BEFORE)
     command.upgrade(config, HEAD)
     log.info("schema upgraded", was=revision, now=HEAD)
+
+
+def _refuse_obstacles(connection: sqlalchemy.Connection, revision: str) -> None:
+    if revision not in (EMPTY, *KNOWN):
+        return
+    found = takeover.obstacles(connection, revision)
+    if found:
+        raise ForeignSchema(f"the database cannot be upgraded as it is: {'; '.join(found)}")
 
 
 _ADVISORY_LOCK = 0x73746F7265

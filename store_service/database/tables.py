@@ -11,6 +11,7 @@ from sqlalchemy import (
     Identity,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     Table,
@@ -49,14 +50,34 @@ comment_table = Table(
     sqlite_autoincrement=True,
 )
 
-# Comments that the application before kept after their post was gone. Nothing reads or writes it
-# but the upgrade that fills it.
+# What the upgrade from the application before could not leave as it was. Nothing reads or writes these three
+# tables but the upgrade that fills them.
+
+# Comments that stayed when their post was gone.
 orphaned_comment_table = Table(
     "orphaned_comments",
     metadata,
     Column("id", Id, primary_key=True, autoincrement=False),
     Column("body", Text, nullable=False),
-    Column("post_id", BigInteger, nullable=False),
+    Column("post_id", BigInteger),
+)
+
+# The bytes of bodies that were no UTF-8, by the id that the post or comment has now.
+undecodable_body_table = Table(
+    "undecodable_bodies",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+# Posts and comments whose ids no call takes, or left no room for the next one.
+renumbered_resource_table = Table(
+    "renumbered_resources",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("old_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("new_id", BigInteger, nullable=False),
 )
 
 # What was changed, in the transaction that changed it, for the change feed. A row never changes; rows go

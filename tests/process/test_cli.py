@@ -414,7 +414,8 @@ def contents(folder: Path) -> dict[str, bytes]:
         (old, f"the database has schema 0001, this program needs {schema.HEAD}; run `store-service migrate`"),
         (
             newer,
-            f"the database has schema 9999, this program needs {schema.HEAD}; a newer store-service made it",
+            f"the database has schema 9999, this program needs {schema.HEAD}; this program does not know it: "
+            "a newer store-service made it, or another application",
         ),
         (
             foreign,

@@ -263,6 +263,30 @@ async def test_a_bug_is_logged_with_its_traceback_but_without_bodies(
         assert {line["call_id"] for line in bugs} == {error.trailing["x-call-id"] for error in errors}
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_a_body_that_cannot_be_read_is_not_logged(
+    server_process: ServerProcess, database_file: Path, log_format: str
+) -> None:
+    """Somebody has written past the service what is no UTF-8; Python would show it with its error."""
+    with closing(sqlite3.connect(database_file)) as connection, connection:
+        connection.execute(
+            "INSERT INTO posts (id, body) VALUES (1, CAST(? AS TEXT))", [f"{SECRET} ".encode() + b"\xff"]
+        )
+    server_process.settings["STORE_LOG_FORMAT"] = log_format
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        stubs = Stubs(channel)
+        errors = [
+            await failure(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=1))),
+            await failure(stubs.posts.ListPosts(posts_pb2.ListPostsRequest())),
+        ]
+    assert server_process.stop() == 0
+
+    assert [error.reason for error in errors] == ["INTERNAL", "INTERNAL"]
+    assert "OperationalError" in server_process.stderr()
+    assert SECRET not in server_process.stderr()
+
+
 async def test_with_level_warning_calls_are_not_logged(server_process: ServerProcess) -> None:
     """Neither those that went well nor those that failed; bugs still are."""
     server_process.settings["STORE_LOG_LEVEL"] = "warning"

@@ -233,6 +233,38 @@ def test_a_database_of_another_application_is_one_line(tmp_path: Path, settings:
     assert (tmp_path / "store.db").read_bytes() == before
 
 
+@pytest.mark.parametrize("command", ["serve", "migrate", "check"])
+def test_an_old_database_that_cannot_be_upgraded_is_one_line(tmp_path: Path, command: str) -> None:
+    """It names everything that is in the way, and nobody is sent to a command that will refuse too."""
+    path = tmp_path / "store.db"
+    old_application.make(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("""
+            CREATE TABLE likes (post_id INTEGER REFERENCES posts (id));
+            CREATE TABLE requests (id INTEGER);
+            CREATE TRIGGER shout AFTER INSERT ON posts BEGIN DELETE FROM likes; END;
+        """)
+    before = path.read_bytes()
+    done = run_command(command, folder=tmp_path)
+
+    assert_one_line(done, "table likes", "table requests", "trigger shout")
+    assert "run `store-service migrate`" not in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_a_revision_of_another_application_is_one_line(tmp_path: Path) -> None:
+    """It cannot be told from one of a newer version, and both are said."""
+    old_application.make(tmp_path / "store.db")
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection, connection:
+        connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        connection.execute("INSERT INTO alembic_version VALUES ('0001abc')")
+
+    for command in ("serve", "migrate", "check"):
+        assert_one_line(
+            run_command(command, folder=tmp_path), "schema 0001abc", "does not know", "or another application"
+        )
+
+
 def test_a_database_of_a_newer_version_is_one_line(migrated_folder: Path, database_file: Path) -> None:
     """The way back is to run the newer version."""
     with closing(sqlite3.connect(database_file)) as connection, connection:

@@ -51,28 +51,55 @@ def test_commands_run_as_the_unit_does() -> None:
         assert f"--property={name}={unit[name]}" in words
 
 
+def move(folder: Path, target: str) -> subprocess.CompletedProcess[str]:
+    """Runs the lines that copy the rows of store.db to PostgreSQL."""
+    (script,) = re.findall(r"<!-- move -->\n```sh\n(.*?)```", PAGE, re.DOTALL)
+    # The command of this environment, whichever one is installed elsewhere.
+    (folder / "store-service").write_text('#!/bin/sh\nexec "$PYTHON" -m store_service "$@"\n')
+    (folder / "store-service").chmod(0o755)
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("STORE_")},
+        "TARGET": target,
+        "PYTHON": sys.executable,
+        "PATH": f"{folder}:{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        ["sh", "-euc", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@needs_clients
+def test_the_move_stops_at_a_body_that_postgresql_cannot_hold(postgres: str, tmp_path: Path) -> None:
+    """A NUL, which would otherwise be the end of the body there; nothing is moved of that table."""
+    old_application.make(tmp_path / "store.db", post_rows=[(1, "fine"), (20, "a \0 inside")], comment_rows=[])
+    assert run_command("migrate", folder=tmp_path).returncode == 0
+    with new_database(postgres) as target:
+        assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
+        done = move(tmp_path, target)
+        with psycopg.connect(target) as connection:
+            assert connection.execute("SELECT count(*) FROM posts").fetchall() == [(0,)]
+
+    assert done.returncode != 0
+    assert 'null value in column "body"' in done.stderr
+    assert "(20," in done.stderr
+
+
 @needs_clients
 def test_the_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: Path) -> None:
     """The lines of the page, run as they stand; ids go on where they were."""
     posts = [(id, body) for id, body in old_application.POSTS if "\0" not in (body or "")]
     path = tmp_path / "store.db"
     old_application.make(path, post_rows=[*posts, (60, 'a "quote", a comma\nand a \\ in a second line')])
-    (script,) = re.findall(r"<!-- move -->\n```sh\n(.*?)```", PAGE, re.DOTALL)
-    # The command of this environment, whichever one is installed elsewhere.
-    (tmp_path / "store-service").write_text('#!/bin/sh\nexec "$PYTHON" -m store_service "$@"\n')
-    (tmp_path / "store-service").chmod(0o755)
     assert run_command("migrate", folder=tmp_path).returncode == 0
     with new_database(postgres) as target:
         assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("STORE_")},
-            "TARGET": target,
-            "PYTHON": sys.executable,
-            "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        }
-        done = subprocess.run(
-            ["sh", "-euc", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
-        )
+        done = move(tmp_path, target)
         assert done.returncode == 0, done.stderr
         with psycopg.connect(target) as connection:
             for table, columns in (("posts", "id, body"), ("comments", "id, body, post_id")):

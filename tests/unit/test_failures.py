@@ -1,7 +1,10 @@
 """Errors of the driver by their code."""
 
 import sqlite3
+import traceback
+from contextlib import closing
 
+import asyncpg
 import pytest
 
 from store_service.database.failures import named
@@ -70,3 +73,16 @@ def test_a_real_error_has_a_code(tmp_path: object) -> None:
         sqlite3.connect(f"file:{tmp_path}/no/such/folder/x.db?mode=ro", uri=True)
 
     assert type(named(raised.value)) is DatabaseUnavailable
+
+
+def test_values_that_a_driver_tells_of_are_forgotten() -> None:
+    """The text of an error ends in the log, and bodies must not."""
+    with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.Error) as raised:
+        connection.execute("SELECT CAST(x'73336372657480' AS TEXT) AS body").fetchall()
+    assert "s3cret" in str(raised.value), "Python no longer tells, so nothing is to be forgotten"
+    of_postgresql = asyncpg.CheckViolationError("new row violates check constraint")
+    of_postgresql.detail = "Failing row contains (1, s3cret)."
+
+    for error in (raised.value, of_postgresql):
+        assert named(error) is error
+        assert "s3cret" not in "".join(traceback.format_exception(error))

@@ -1,8 +1,13 @@
-"""Times and versions; bodies that are never NULL; ids that are never given twice; no orphans.
+"""Times and versions; texts that are texts; ids that every call takes, never given twice; no orphans.
 
-Every row is kept: ids stay, NULL bodies become empty strings, and comments whose post is gone move to
-`orphaned_comments`.
+Every row is kept. NULL bodies become empty strings, and what cannot stay as it is leaves a trace in a table
+of its own, and a line in the log: comments whose post is gone in `orphaned_comments`, bytes that are no UTF-8
+in `undecodable_bodies`, ids that were too small or too large in `renumbered_resources`. All other ids stay.
 """
+
+# ruff: noqa: S608  # what is put into statements are names of ours
+
+from typing import Any
 
 import sqlalchemy as sa
 import structlog
@@ -13,40 +18,153 @@ down_revision = "0001"
 
 Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
+LARGEST_ID = 2**62
+"""Rows with larger ids are given new ones: ids count on from the largest, and at 2**63 - 1 they would end."""
+
+KINDS = {"posts": "post", "comments": "comment"}
+"""The tables of the application before, and what the tables of traces call a row of each."""
+
+log = structlog.get_logger("store_service.database")
+
+ORPHANED = "(post_id IS NULL OR post_id NOT IN (SELECT id FROM posts))"
+
 
 def upgrade() -> None:
-    """Goes the engine's way to the same tables."""
+    """Sets right what is in the old tables, then goes the engine's way to the new ones."""
+    on_sqlite = op.get_bind().dialect.name == "sqlite"
+    _make_tables_of_traces()
+    if on_sqlite:
+        # PostgreSQL lets nothing else than UTF-8 in.
+        _make_bodies_text()
+    else:
+        # They would be in the way when ids change.
+        for key in sa.inspect(op.get_bind()).get_foreign_keys("comments"):
+            op.execute(f'ALTER TABLE comments DROP CONSTRAINT "{key["name"]}"')
+    last = {table: _last_id(table) for table in KINDS}
+    _move_orphans()
+    if not on_sqlite:
+        # New ids may need columns that are wide enough.
+        _alter()
+    for table in KINDS:
+        last[table] += _renumber(table, last[table])
+    if on_sqlite:
+        _copy(last)
+    else:
+        _restart(last)
+    op.create_index("comments_post_id_id_idx", "comments", ["post_id", "id"])
+    _tell()
+
+
+def _make_tables_of_traces() -> None:
     op.create_table(
         "orphaned_comments",
         sa.Column("id", Id, primary_key=True, autoincrement=False),
         sa.Column("body", sa.Text, nullable=False),
-        sa.Column("post_id", sa.BigInteger, nullable=False),
+        sa.Column("post_id", sa.BigInteger),
     )
+    op.create_table(
+        "undecodable_bodies",
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("body", sa.LargeBinary, nullable=False),
+    )
+    op.create_table(
+        "renumbered_resources",
+        sa.Column("kind", sa.Text, primary_key=True),
+        sa.Column("old_id", sa.BigInteger, primary_key=True, autoincrement=False),
+        sa.Column("new_id", sa.BigInteger, nullable=False),
+    )
+
+
+def _make_bodies_text() -> None:
+    """Puts U+FFFD where bytes are no UTF-8, and keeps the bytes: nobody could read such a body.
+
+    It goes past SQLAlchemy, whose errors would show bodies.
+    """
+    raw: Any = op.get_bind().connection.driver_connection
+    # As the service reads them: a file may keep its texts in UTF-16, and SQLite translates.
+    raw.text_factory = bytes
+    try:
+        for table, kind in KINDS.items():
+            rows = raw.execute(
+                f"SELECT id, CAST(body AS TEXT) FROM {table} WHERE typeof(body) IN ('text', 'blob')"
+            )
+            for id in [id for id, body in rows if not _is_text(body)]:
+                raw.execute(
+                    "INSERT INTO undecodable_bodies (kind, id, body)"
+                    f" SELECT ?, id, CAST(body AS BLOB) FROM {table} WHERE id = ?",
+                    (kind, id),
+                )
+                ((body,),) = raw.execute(f"SELECT CAST(body AS TEXT) FROM {table} WHERE id = ?", (id,))
+                text = body.decode(errors="replace")
+                raw.execute(f"UPDATE {table} SET body = ? WHERE id = ?", (text, id))
+    finally:
+        raw.text_factory = str
+
+
+def _is_text(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _last_id(table: str) -> int:
+    """The largest id that a table has given and that can stay; 0 if there is none.
+
+    Ids that only orphans still tell of were given once too, and so were those up to where a sequence of
+    PostgreSQL is.
+    """
+    given = f"SELECT id FROM {table}"
+    if table == "posts":
+        given += " UNION ALL SELECT post_id FROM comments"
+    if op.get_bind().dialect.name != "sqlite":
+        sequence = op.get_bind().scalar(sa.text(f"SELECT pg_get_serial_sequence('{table}', 'id')"))
+        if sequence is not None:
+            given += f" UNION ALL SELECT last_value FROM {sequence} WHERE is_called"
+    # SQLite takes any text for a post_id, and any text is larger than any number.
+    largest = op.get_bind().scalar(
+        sa.text(f"SELECT max(id) FROM ({given}) AS given WHERE id BETWEEN 0 AND {LARGEST_ID}")
+    )
+    return int(largest or 0)
+
+
+def _move_orphans() -> None:
     op.execute(
         "INSERT INTO orphaned_comments (id, body, post_id)"
-        " SELECT id, coalesce(CAST(body AS TEXT), ''), post_id FROM comments"
-        " WHERE post_id NOT IN (SELECT id FROM posts)"
+        f" SELECT id, coalesce(CAST(body AS TEXT), ''), post_id FROM comments WHERE {ORPHANED}"
     )
-    if op.get_bind().dialect.name == "sqlite":
-        _copy()
-    else:
-        _alter()
-    op.create_index("comments_post_id_id_idx", "comments", ["post_id", "id"])
+    op.execute(f"DELETE FROM comments WHERE {ORPHANED}")
 
-    count = op.get_bind().scalar(sa.text("SELECT count(*) FROM orphaned_comments"))
-    if count:
-        structlog.get_logger("store_service.database").warning(
-            "comments without a post moved to the table orphaned_comments", count=count
+
+def _renumber(table: str, last: int) -> int:
+    """Gives rows new ids, behind `last`, whose ids no call takes or leave no room; returns how many."""
+    kind = KINDS[table]
+    op.execute(
+        "INSERT INTO renumbered_resources (kind, old_id, new_id)"
+        f" SELECT '{kind}', id, {last} + row_number() OVER (ORDER BY id) FROM {table}"
+        f" WHERE id NOT BETWEEN 1 AND {LARGEST_ID}"
+    )
+    columns = [(table, "id"), ("undecodable_bodies", "id")]
+    if table == "posts":
+        columns.append(("comments", "post_id"))
+    for where, column in columns:
+        of_kind = f" AND kind = '{kind}'" if where == "undecodable_bodies" else ""
+        # What orphans had is not in the table of new ids, and stays.
+        op.execute(
+            f"UPDATE {where} SET {column} = coalesce((SELECT new_id FROM renumbered_resources"
+            f" WHERE kind = '{kind}' AND old_id = {where}.{column}), {column})"
+            f" WHERE {column} NOT BETWEEN 1 AND {LARGEST_ID}{of_kind}"
         )
+    counted = f"SELECT count(*) FROM renumbered_resources WHERE kind = '{kind}'"
+    return int(op.get_bind().scalar(sa.text(counted)) or 0)
 
 
 def _alter() -> None:
     """PostgreSQL changes tables in place."""
-    op.execute("DELETE FROM comments WHERE post_id NOT IN (SELECT id FROM posts)")
-    for key in sa.inspect(op.get_bind()).get_foreign_keys("comments"):
-        op.execute(f'ALTER TABLE comments DROP CONSTRAINT "{key["name"]}"')
-    for table in ("posts", "comments"):
-        op.execute(f"UPDATE {table} SET body = '' WHERE body IS NULL")  # noqa: S608  # names of ours
+    for table in KINDS:
+        op.execute(f"UPDATE {table} SET body = '' WHERE body IS NULL")
         op.execute(
             f"ALTER TABLE {table}"
             " ALTER id DROP DEFAULT,"
@@ -57,24 +175,21 @@ def _alter() -> None:
             " ADD update_time BIGINT,"
             " ADD version BIGINT DEFAULT 1 NOT NULL"
         )
-        # No id is given twice: the identity goes on behind the old sequence and behind rows that brought
-        # their ids along, also those that only orphans still tell of.
-        given = "SELECT id FROM posts UNION ALL SELECT post_id FROM orphaned_comments"
-        if table == "comments":
-            given = "SELECT id FROM comments UNION ALL SELECT id FROM orphaned_comments"
+    op.execute("ALTER TABLE comments ALTER post_id TYPE BIGINT, ALTER post_id SET NOT NULL")
+
+
+def _restart(last: dict[str, int]) -> None:
+    """PostgreSQL: no id is given twice, so identities go on behind the last ones; and the key is back."""
+    for table in KINDS:
         old = op.get_bind().scalar(sa.text(f"SELECT pg_get_serial_sequence('{table}', 'id')"))
-        if old is not None:
-            given += f" UNION ALL SELECT last_value FROM {old} WHERE is_called"  # noqa: S608  # names of ours
-        last = op.get_bind().scalar(sa.text(f"SELECT max(id) FROM ({given}) AS given")) or 0  # noqa: S608
         if old is not None:
             op.execute(f"DROP SEQUENCE {old}")
         op.execute(f"ALTER TABLE {table} ALTER id ADD GENERATED BY DEFAULT AS IDENTITY")
-        op.execute(f"ALTER TABLE {table} ALTER id RESTART WITH {last + 1}")
-    op.execute("ALTER TABLE comments ALTER post_id TYPE BIGINT")
+        op.execute(f"ALTER TABLE {table} ALTER id RESTART WITH {last[table] + 1}")
     op.create_foreign_key("comments_post_id_fkey", "comments", "posts", ["post_id"], ["id"])
 
 
-def _copy() -> None:
+def _copy(last: dict[str, int]) -> None:
     """SQLite cannot change a column's constraints in place, so rows move to new tables."""
     op.create_table(
         "new_posts",
@@ -100,21 +215,51 @@ def _copy() -> None:
     op.execute(
         "INSERT INTO new_comments (id, body, post_id)"
         " SELECT id, coalesce(CAST(body AS TEXT), ''), post_id FROM comments"
-        " WHERE post_id IN (SELECT id FROM posts)"
     )
-
-    # Ids that only orphans still tell of were given once too.
     op.execute("DELETE FROM sqlite_sequence WHERE name IN ('new_posts', 'new_comments')")
-    op.execute(
-        "INSERT INTO sqlite_sequence (name, seq) SELECT 'new_posts', max(id) FROM"
-        " (SELECT id FROM posts UNION ALL SELECT post_id FROM comments UNION ALL SELECT 0)"
-    )
-    op.execute(
-        "INSERT INTO sqlite_sequence (name, seq) SELECT 'new_comments', max(id) FROM"
-        " (SELECT id FROM comments UNION ALL SELECT 0)"
-    )
+    for table in KINDS:
+        op.execute(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('new_{table}', {last[table]})")
 
+    indexes = _indexes()
     op.drop_table("comments")
     op.drop_table("posts")
+    # Without this SQLite looks at every view and trigger of the file when a table gets a new name, and fails
+    # at those that name `posts`, which is not there at this moment.
+    op.execute("PRAGMA legacy_alter_table = ON")
     op.rename_table("new_posts", "posts")
     op.rename_table("new_comments", "comments")
+    op.execute("PRAGMA legacy_alter_table = OFF")
+    for name, statement in indexes:
+        try:
+            # As it stands: SQLAlchemy would take a colon for a parameter.
+            op.get_bind().exec_driver_sql(statement)
+        except sa.exc.DBAPIError:
+            log.warning("an index could not be made again, and is gone", index=name)
+
+
+def _indexes() -> list[tuple[str, str]]:
+    """The indexes that somebody has made besides, which go with the old tables, and what makes each again."""
+    rows = op.get_bind().execute(
+        sa.text(
+            "SELECT name, sql FROM sqlite_master"
+            " WHERE type = 'index' AND sql IS NOT NULL AND lower(tbl_name) IN ('posts', 'comments')"
+        )
+    )
+    return [(name, statement) for name, statement in rows]
+
+
+def _tell() -> None:
+    for table, event in (
+        ("orphaned_comments", "comments without a post moved to the table orphaned_comments"),
+        (
+            "undecodable_bodies",
+            "bodies that were no UTF-8 were made text; their bytes are in the table undecodable_bodies",
+        ),
+        (
+            "renumbered_resources",
+            "ids below 1 or above 2**62 were replaced; old and new are in the table renumbered_resources",
+        ),
+    ):
+        count = op.get_bind().scalar(sa.text(f"SELECT count(*) FROM {table}"))
+        if count:
+            log.warning(event, count=count)

@@ -1,0 +1,178 @@
+"""What is in the way of an upgrade: found before anything is changed, and told in one line.
+
+Whoever used the database before may have made more than the tables that the upgrade knows: tables with the
+names of ours, triggers, foreign keys, rules for bodies. None is dropped silently (docs/decisions/0026).
+"""
+
+# ruff: noqa: S608  # what is put into statements are names of ours
+
+from collections.abc import Iterator
+
+import sqlalchemy
+
+MADE_BY = {
+    "0001": ("posts", "comments"),
+    "0002": (
+        *("orphaned_comments", "undecodable_bodies", "renumbered_resources"),
+        *("new_posts", "new_comments", "comments_post_id_id_idx"),
+    ),
+    "0003": (
+        *("changes", "feed", "requests"),
+        *("requests_create_time_idx", "changes_xid_seq_idx", "store_changes_notify"),
+    ),
+}
+"""The names that each revision gives to what it makes, also those that it takes away again, oldest first."""
+
+BEFORE = "0001"
+"""The revision of a database that the application before this service made."""
+
+
+def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
+    """What would make an upgrade from a revision fail, or what the upgrade makes useless; [] if nothing.
+
+    Args:
+        connection: The database.
+        revision: Its revision; any that is not known has no tables of ours.
+
+    Returns:
+        For each obstacle what it is and what to do about it, for an operator.
+    """
+    known = list(MADE_BY)
+    later = known[known.index(revision) + 1 :] if revision in MADE_BY else known
+    names = {name for step in later for name in MADE_BY[step]}
+    on_sqlite = connection.dialect.name == "sqlite"
+    in_the_way = _named_on_sqlite if on_sqlite else _named_on_postgresql
+    found = [
+        f"there is a {kind} {name}, and the upgrade makes something of that name: rename or drop it"
+        for kind, name in in_the_way(connection, names)
+    ]
+    if revision == BEFORE:
+        attached = _attached_on_sqlite if on_sqlite else _attached_on_postgresql
+        found.extend(f"{what} {why}" for what, why in (*_without_keys(connection), *attached(connection)))
+    return found
+
+
+_TRIGGER = "may change what the service writes: drop it"
+_KEY = "may refuse to have what it refers to deleted: drop the foreign key, or the table"
+_RULE = "may refuse what the service writes: drop it"
+_KEYLESS = "so ids may be missing, doubled or no numbers: make the table as storeapi made it"
+_VIEW = "uses columns that the upgrade changes: drop it, and make it again afterwards"
+
+
+def _named_on_sqlite(connection: sqlalchemy.Connection, names: set[str]) -> Iterator[tuple[str, str]]:
+    # Triggers have names of their own, apart from all others.
+    rows = connection.exec_driver_sql(
+        "SELECT type, name FROM sqlite_master WHERE type <> 'trigger' ORDER BY name"
+    )
+    # SQLite makes no difference between changes and Changes.
+    yield from ((kind, name) for kind, name in rows if _is_taken(kind, name.lower(), names))
+
+
+def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> Iterator[tuple[str, str]]:
+    rows = connection.exec_driver_sql(
+        "SELECT CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'view' WHEN 'i' THEN 'index'"
+        " WHEN 'S' THEN 'sequence' WHEN 'c' THEN 'type' WHEN 'f' THEN 'foreign table' ELSE 'table' END,"
+        " relname"
+        f" FROM pg_class WHERE relnamespace = {_SCHEMA}"
+        # The type of a table's rows has the name of the table.
+        f" UNION ALL SELECT 'type', typname FROM pg_type WHERE typnamespace = {_SCHEMA} AND typrelid = 0"
+        " UNION ALL SELECT 'function', proname FROM pg_proc"
+        f" WHERE pronamespace = {_SCHEMA} AND proname = 'store_changes_notify' ORDER BY 2"
+    )
+    yield from ((kind, name) for kind, name in rows if _is_taken(kind, name, names))
+
+
+def _is_taken(kind: str, name: str, names: set[str]) -> bool:
+    """Whether something is in the way by its name; alembic finds its own table, but nothing else."""
+    return name in names or (name == "alembic_version" and kind != "table")
+
+
+def _without_keys(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
+    """Tables with the right columns that somebody has made otherwise than that application did."""
+    inspector = sqlalchemy.inspect(connection)
+    for table in ("posts", "comments"):
+        columns = inspector.get_columns(table)
+        numbers = {it["name"] for it in columns if isinstance(it["type"], sqlalchemy.Integer)}
+        if inspector.get_pk_constraint(table)["constrained_columns"] != ["id"] or "id" not in numbers:
+            yield f"table {table} has no INTEGER PRIMARY KEY id,", _KEYLESS
+        if table == "comments" and "post_id" not in numbers:
+            yield "column post_id of comments is no INTEGER,", _KEYLESS
+
+
+_SCHEMA = "(SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
+_TABLES = f"(SELECT oid FROM pg_class WHERE relnamespace = {_SCHEMA} AND relname IN ('posts', 'comments'))"
+
+
+def _attached_on_sqlite(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
+    """What hangs on the tables of the application before. Views do not; they stay."""
+    ours = "('posts', 'comments')"
+    for name, table in connection.exec_driver_sql(
+        "SELECT name, tbl_name FROM sqlite_master"
+        f" WHERE type = 'trigger' AND lower(tbl_name) IN {ours} ORDER BY 1"
+    ):
+        yield f"trigger {name} on {table}", _TRIGGER
+    for name, table in connection.exec_driver_sql(
+        'SELECT DISTINCT it.name, lower(key."table")'
+        " FROM sqlite_master AS it, pragma_foreign_key_list(it.name) AS key"
+        f""" WHERE it.type = 'table' AND lower(key."table") IN {ours}"""
+        " AND NOT (it.name = 'comments' AND lower(key.\"table\") = 'posts') ORDER BY 1"
+    ):
+        yield f"table {name}, which refers to {table},", _KEY
+    for table in ("posts", "comments"):
+        # The list of indexes, for the names of constraints are not kept. One of the key itself is fine.
+        for name, origin in connection.exec_driver_sql(
+            f"""SELECT name, origin FROM pragma_index_list('{table}') WHERE "unique" AND origin <> 'pk'"""
+        ):
+            what = f"UNIQUE constraint of {table}" if origin == "u" else f"unique index {name} of {table}"
+            yield what, _RULE
+    for table in ("posts", "comments"):
+        for rule in sqlalchemy.inspect(connection).get_check_constraints(table):
+            yield f"CHECK constraint {rule['name'] or ''} of {table}".replace("  ", " "), _RULE
+
+
+def _attached_on_postgresql(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
+    """What hangs on the tables of the application before; other indexes stay as they are."""
+    for what, why, statement in _QUESTIONS:
+        for row in connection.exec_driver_sql(statement):
+            yield what.format(*row), why
+
+
+_QUESTIONS = (
+    (
+        "trigger {} on {}",
+        _TRIGGER,
+        "SELECT tgname, tgrelid::regclass::text FROM pg_trigger"
+        f" WHERE tgrelid IN {_TABLES} AND NOT tgisinternal ORDER BY 1",
+    ),
+    (
+        "rule {} on {}",
+        _TRIGGER,
+        f"SELECT rulename, ev_class::regclass::text FROM pg_rewrite WHERE ev_class IN {_TABLES} ORDER BY 1",
+    ),
+    (
+        "table {}, which refers to {},",
+        _KEY,
+        "SELECT DISTINCT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint"
+        f" WHERE contype = 'f' AND confrelid IN {_TABLES} AND NOT (conrelid IN {_TABLES}"
+        " AND conrelid::regclass::text = 'comments' AND confrelid::regclass::text = 'posts') ORDER BY 1",
+    ),
+    (
+        "unique index {} of {}",
+        _RULE,
+        "SELECT indexrelid::regclass::text, indrelid::regclass::text FROM pg_index"
+        f" WHERE indrelid IN {_TABLES} AND indisunique AND NOT indisprimary ORDER BY 1",
+    ),
+    (
+        "CHECK constraint {} of {}",
+        _RULE,
+        "SELECT conname, conrelid::regclass::text FROM pg_constraint"
+        f" WHERE contype = 'c' AND conrelid IN {_TABLES} ORDER BY 1",
+    ),
+    (
+        "view {}",
+        _VIEW,
+        "SELECT DISTINCT it.ev_class::regclass::text FROM pg_depend AS needs JOIN pg_rewrite AS it"
+        " ON needs.classid = 'pg_rewrite'::regclass AND it.oid = needs.objid"
+        f" WHERE needs.refobjid IN {_TABLES} AND it.ev_class NOT IN {_TABLES} ORDER BY 1",
+    ),
+)
