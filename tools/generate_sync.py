@@ -28,7 +28,7 @@ REPLACEMENTS = {
     r" +# Stubs for asyncio are a type of their own.*\n": "",
     # A function that the caller gives may be a coroutine function for asyncio only.
     r" \| Awaitable\[str \| None\]": "",
-    r"; it\n +may be a coroutine function": "",
+    r"; it may be a coroutine function": "",
     r"(?m)^( +)if isawaitable\(.*\):\n(?:\1 +.*\n)+": "",
     r"from inspect import isawaitable\n": "",
     r"\bAwaitable, ": "",

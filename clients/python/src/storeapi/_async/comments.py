@@ -195,8 +195,8 @@ class AsyncComments:
 
         Args:
             id: The comment to change.
-            change: Called with the comment, once or more; returns the new text, or None to leave it as it is; it
-                may be a coroutine function.
+            change: Called with the comment, once or more; returns the new text, or None to leave it as it
+                is; it may be a coroutine function.
             timeout: Seconds for everything together.
 
         Raises:
@@ -314,8 +314,8 @@ class AsyncComments:
             comments = await client.comments.create_many(drafts)
 
         They are sent in calls of up to 1000, and less where the texts are long or the server takes less. Each
-        call adds all of its comments or, on any error, none. When a later call fails, the earlier ones are done:
-        calling again with `request_id=error.request_id` and the same drafts goes on where it ended.
+        call adds all of its comments or, on any error, none. When a later call fails, the earlier ones are
+        done: calling again with `request_id=error.request_id` and the same drafts goes on where it ended.
 
         Args:
             drafts: The comments to add, with the limits of `create`.

@@ -193,7 +193,8 @@ class Comments:
 
         Args:
             id: The comment to change.
-            change: Called with the comment, once or more; returns the new text, or None to leave it as it is.
+            change: Called with the comment, once or more; returns the new text, or None to leave it as it
+                is.
             timeout: Seconds for everything together.
 
         Raises:
@@ -307,8 +308,8 @@ class Comments:
             comments = client.comments.create_many(drafts)
 
         They are sent in calls of up to 1000, and less where the texts are long or the server takes less. Each
-        call adds all of its comments or, on any error, none. When a later call fails, the earlier ones are done:
-        calling again with `request_id=error.request_id` and the same drafts goes on where it ended.
+        call adds all of its comments or, on any error, none. When a later call fails, the earlier ones are
+        done: calling again with `request_id=error.request_id` and the same drafts goes on where it ended.
 
         Args:
             drafts: The comments to add, with the limits of `create`.

@@ -177,7 +177,8 @@ class Posts:
 
         Args:
             id: The post to change.
-            change: Called with the post, once or more; returns the new text, or None to leave it as it is.
+            change: Called with the post, once or more; returns the new text, or None to leave it as it
+                is.
             timeout: Seconds for everything together.
 
         Raises:
@@ -294,8 +295,8 @@ class Posts:
             posts = client.posts.create_many(["First", "Second"])
 
         They are sent in calls of up to 1000, and less where the texts are long or the server takes less. Each
-        call adds all of its posts or, on any error, none. When a later call fails, the earlier ones are done:
-        calling again with `request_id=error.request_id` and the same bodies goes on where it ended.
+        call adds all of its posts or, on any error, none. When a later call fails, the earlier ones are
+        done: calling again with `request_id=error.request_id` and the same bodies goes on where it ended.
 
         Args:
             bodies: The texts of the posts, with the limits of `create`.

@@ -67,9 +67,9 @@ def watch(
 
     It connects again by itself when the service goes away. With --token-file nothing is missed between two
     runs: the token is written when the changes before it have been printed, so after a crash the last few
-    can be printed again. A line has the time, what was done to what, and the text, with line ends and tabs in
-    it as \\n and \\t and a backslash as two. With --json the last change of a piece has the token behind it in "resume_token",
-    and the others have null.
+    can be printed again. A line has three fields with tabs between them: the time, what was done to what, and
+    the text, with line ends and tabs in it as \n and \t and a backslash as two. With --json the last change
+    of a piece has the token behind it in "resume_token", and the others have null.
     """
     resume_token = _stored_token(token_file) or resume_token
     printed = 0
