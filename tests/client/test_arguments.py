@@ -44,7 +44,10 @@ async def test_a_wrong_argument_is_named(client, server, call, error, words):
 @pytest.mark.parametrize("heartbeat", [float("inf"), float("nan"), None, "5", 1e300], ids=str)
 def test_a_heartbeat_that_is_no_number_is_named(server, heartbeat):
     """When the watch is made."""
-    with storeapi.StoreClient(server.target) as client, pytest.raises(ValueError, match="^heartbeat_seconds"):
+    with (
+        storeapi.StoreClient(server.target) as client,
+        pytest.raises(ValueError, match=r"^heartbeat_seconds"),
+    ):
         client.changes.watch(heartbeat_seconds=heartbeat)
 
 
@@ -54,7 +57,7 @@ async def test_only_none_means_the_comments_of_all_posts(client, server, post_id
     server.answer(comments_pb2.ListCommentsResponse())
 
     for method in (client.comments.list, client.comments.pages):
-        with pytest.raises(ValueError, match="^post_id must be positive, or None"):
+        with pytest.raises(ValueError, match=r"^post_id must be positive, or None"):
             await anext(method(post_id=post_id))
     assert [comment async for comment in client.comments.list(post_id=None)] == []
     assert server.requests == [comments_pb2.ListCommentsRequest(order_by="id")]
@@ -99,7 +102,7 @@ async def test_a_change_returns_a_text_or_none(client, server):
     """Not what it was given, which one forgets to take the body of."""
     server.answer(POST)
 
-    with pytest.raises(TypeError, match="^change must return the new text or None, not Post"):
+    with pytest.raises(TypeError, match=r"^change must return the new text or None, not Post"):
         await client.posts.modify(1, lambda post: post)
 
 

@@ -65,7 +65,7 @@ async def test_every_call_can_have_a_deadline_of_its_own(client, server, call):
 async def test_a_timeout_that_is_none_is_refused(client, server, call, wrong):
     """By its name and before anything is sent: gRPC would store in no time, or give up at once."""
     with pytest.raises(
-        ValueError, match="^timeout must be a number of seconds above 0 and at most 100,000,000"
+        ValueError, match=r"^timeout must be a number of seconds above 0 and at most 100,000,000"
     ):
         await call(client, timeout=wrong)
 
