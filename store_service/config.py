@@ -4,17 +4,26 @@
 """
 
 import importlib.util
+import io
 import ipaddress
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv.parser import Binding, parse_stream
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 ENV_PREFIX = "STORE_"
+
+ENV_FILE = ".env"
+"""The file with settings, in the folder that the service is started in."""
+
+BESIDE_BODY_BYTES = 256
+"""Room in a request for what comes with a body: ids, times, an etag, a mask, a request_id and lengths."""
 
 
 class BadSetting(Exception):
@@ -115,7 +124,7 @@ class Config(BaseSettings):
     """Every setting, with its default."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+        env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     # These two keep the names that the application before this service gave them.
@@ -192,8 +201,8 @@ class Config(BaseSettings):
     health always answers."""
 
     caller_calls_per_second: float = Field(default=0.0, ge=0, le=1_000_000)
-    """Calls that one caller, an address, may make a second, on average and at once; more get RATE_LIMITED.
-    0 is no limit."""
+    """Calls that one caller may make a second, on average and at once; more get RATE_LIMITED.
+    A caller is the name of a key, token or certificate, or without one an address. 0 is no limit."""
 
     max_call_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Longest time for a call, whatever deadline its caller has set; then DEADLINE_EXCEEDED."""
@@ -310,6 +319,15 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _a_body_fits_into_a_request(self) -> Self:
+        if self.max_body_bytes + BESIDE_BODY_BYTES > self.max_request_bytes:
+            raise ValueError(
+                f"STORE_MAX_REQUEST_BYTES: must be at least {BESIDE_BODY_BYTES} more than "
+                "STORE_MAX_BODY_BYTES, so that the longest body fits into a request"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_process_on_sqlite(self) -> Self:
         if self.workers > 1 and self.DATABASE_URL.startswith("sqlite:"):
             raise ValueError(
@@ -331,11 +349,17 @@ def load(**overrides: Any) -> Config:
     """Reads the settings; `overrides` (by field name) win over the environment.
 
     Raises:
-        BadSetting: A value is not allowed.
+        BadSetting: A value is not allowed, or the file .env cannot be read.
     """
+    # Without this, what cannot be read in the file would be left out, and a default take its place.
+    variables_of_file()
     given = {variable_of(name) if name.isupper() else name: value for name, value in overrides.items()}
     try:
         return Config(**given)
+    except UnicodeDecodeError:  # of a pipe; of a file it was told above, with the line
+        raise BadSetting("the file .env is not UTF-8") from None
+    except OSError as error:
+        raise BadSetting(f"cannot read the file .env: {error.strerror}") from None
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
@@ -347,12 +371,43 @@ def load(**overrides: Any) -> Config:
         raise BadSetting("; ".join(problems)) from None
 
 
-def unknown_variables(environment: dict[str, str]) -> list[str]:
+def variables_of_file() -> set[str]:
+    """The names of all variables in the file of settings; none if there is no file.
+
+    Raises:
+        BadSetting: The file cannot be read; the text names the line, and repeats nothing of it.
+    """
+    file = Path(ENV_FILE)
+    # A pipe can be read once, and that is for who needs the values.
+    if not file.is_file():
+        return set()
+    try:
+        content = file.read_bytes()
+        text = content.decode()
+    except OSError as error:
+        raise BadSetting(f"cannot read the file {ENV_FILE}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise BadSetting(f"{ENV_FILE}: line {line} is not UTF-8") from None
+    names = set()
+    for binding in parse_stream(io.StringIO(text, newline=None)):
+        if binding.error:
+            raise BadSetting(f"{ENV_FILE}: line {_line_of(binding)} is not NAME=value")
+        if binding.key is not None:
+            names.add(binding.key)
+    return names
+
+
+def _line_of(binding: Binding) -> int:
+    """Where a binding begins, which for the parser is at the blank lines before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
     """Variables with our prefix that no setting reads: most likely misspelt."""
     known = {variable_of(name) for name in Config.model_fields}
-    return sorted(
-        name for name in environment if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
-    )
+    return sorted(name for name in names if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
 
 
 @cache

@@ -210,7 +210,7 @@ class EtagMismatch(StoreError):
     def __init__(self, *, resource_type: str, id: int, current_etag: str) -> None:
         """Takes what was to be changed, and the etag that it has now."""
         super().__init__(
-            f"{resource_type} {id} was changed since it was read; read it again and decide again"
+            f"{resource_type.lower()} {id} was changed since it was read; read it again and decide again"
         )
         self.resource_type = resource_type
         self.id = id

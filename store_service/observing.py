@@ -20,6 +20,7 @@ from store_service.measures import Measures
 from store_service.metrics.endpoint import served
 from store_service.metrics.families import Families
 from store_service.metrics.loop_lag import measure_lag
+from store_service.rpc.tls import Certificates
 
 if TYPE_CHECKING:
     from store_service.rpc.tracing import Tracing
@@ -60,8 +61,10 @@ class Observing:
 
 
 @asynccontextmanager
-async def observing(config: Config) -> AsyncIterator[Observing]:
+async def observing(config: Config, certificates: Certificates | None) -> AsyncIterator[Observing]:
     """Serves metrics and exports spans until the end of the block, as far as the settings want it.
+
+    With TLS the metrics tell of its certificates too.
 
     Raises:
         CannotServeMetrics: The address is in use, or not of this machine.
@@ -74,7 +77,9 @@ async def observing(config: Config) -> AsyncIterator[Observing]:
             return
         measures = Measures()
         try:
-            address = stack.enter_context(served(config.metrics_listen, _families(config, measures)))
+            address = stack.enter_context(
+                served(config.metrics_listen, _families(config, measures, certificates))
+            )
         except OSError:
             raise CannotServeMetrics(config.metrics_listen) from None
         log.info("serving metrics", address=address)
@@ -83,10 +88,14 @@ async def observing(config: Config) -> AsyncIterator[Observing]:
         yield Observing(measures=measures, metrics_address=address, tracing=tracing)
 
 
-def _families(config: Config, measures: Measures) -> Families:
+def _families(config: Config, measures: Measures, certificates: Certificates | None) -> Families:
+    expires = (lambda: None) if certificates is None else certificates.expires
     if not connect.is_sqlite(config.DATABASE_URL):
-        return Families(measures, database="postgresql", wal_file=None)
-    return Families(measures, database="sqlite", wal_file=Path(f"{connect.name_of(config.DATABASE_URL)}-wal"))
+        return Families(measures, database="postgresql", wal_file=None, expires=expires)
+    # Where a link is the database, SQLite keeps the log beside what it leads to.
+    file = Path(connect.name_of(config.DATABASE_URL)).resolve()
+    wal_file = file.with_name(f"{file.name}-wal")
+    return Families(measures, database="sqlite", wal_file=wal_file, expires=expires)
 
 
 @asynccontextmanager

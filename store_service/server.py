@@ -18,7 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import security
+from store_service import logs, security
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.observing import observing
@@ -131,10 +131,16 @@ def _leave_what_stays_alone() -> None:
 
 
 def _stop_with_supervisor(stop: asyncio.Event) -> None:
-    """Stops when stdin closes, which is a pipe that the supervisor holds as long as it lives."""
+    """Stops when stdin closes, which is a pipe that the supervisor holds as long as it lives.
+
+    A worker that was stopping already ends at once: nobody is left who would see to it that it ends in time.
+    """
 
     def on_stdin() -> None:
         if not os.read(sys.stdin.fileno(), 1024):
+            if stop.is_set():
+                # What was answered is on disk, so nothing is lost by not tidying up.
+                os._exit(1)
             loop.remove_reader(sys.stdin.fileno())
             stop.set()
 
@@ -148,6 +154,7 @@ def _cannot_restart() -> None:
 
 def _give_up() -> None:
     log.warning("stopped without waiting any longer for the database")
+    logs.drain()
     # What was answered is on disk, so nothing is lost by not tidying up.
     os._exit(0)
 
@@ -194,7 +201,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
         else:
             await asyncio.to_thread(schema.check, config.DATABASE_URL)
         async with (
-            observing(config) as observed,
+            observing(config, certificates) as observed,
             connect.open_store(
                 config.DATABASE_URL,
                 readers=config.readers,
@@ -284,7 +291,8 @@ def _server(
         (
             guard.handlers(POSTS, PostService(Posts(store), validation)),
             guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
-            guard.handlers(CHANGES, ChangeService(feed, validation)),
+            # The feed counts its watches.
+            guard.handlers(CHANGES, ChangeService(feed, validation), count_streams=False),
             guard.handlers(HEALTH, health, while_draining=True, admission=Admission.ANYBODY),
         )
     )

@@ -36,11 +36,11 @@ log = structlog.get_logger("store_service.supervisor")
 
 
 class WorkerFailed(Exception):
-    """A worker ended before it served; it has said why on stderr."""
+    """A worker ended before it served, and has said why on stderr; or the system has no room for one more."""
 
 
 def run(config: Config) -> None:
-    """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal kills them.
+    """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal ends them at once.
 
     SIGHUP replaces the processes one by one, with settings that are read anew.
 
@@ -140,6 +140,8 @@ async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio
             continue
         if now.workers != config.workers:
             log.warning("another number of workers needs a new start", workers=len(workers))
+        if now.metrics_listen != config.metrics_listen:
+            log.warning("another address for metrics needs a new start", address=config.metrics_listen)
         log.info("restarting workers", workers=len(workers))
         try:
             for worker in workers:
@@ -167,7 +169,7 @@ class _Worker:
         """Starts the process and returns when it serves.
 
         Raises:
-            WorkerFailed: It ended before.
+            WorkerFailed: It ended before, or there is no room for a process.
         """
         self._process = await self._started()
 
@@ -175,12 +177,13 @@ class _Worker:
         """Starts another process beside this one, and stops this one when the other serves.
 
         Raises:
-            WorkerFailed: The other ended before; this one goes on.
+            WorkerFailed: The other ended before, or there is no room for it; this one goes on.
         """
         async with self._changing:
             new = await self._started()
             self._process, old = new, self._process
-        self._leaving = asyncio.create_task(self._stop(old))
+        # The one that leaves has its own settings, by which it may take longer than the new ones allow.
+        self._leaving = asyncio.create_task(self._stop(old, self._config))
         self._config = config
         # Who stops everything meanwhile waits for it too; a second signal would end it at once.
         await asyncio.shield(self._leaving)
@@ -192,24 +195,28 @@ class _Worker:
         metrics_address = (
             f"unix:{self._metrics.folder}/{self._number}-{self._generation}" if self._metrics else ""
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "store_service",
-            "serve",
-            "--worker",
-            f"--listen={self._address}",
-            # The worker stops when this pipe closes, so that none outlives a supervisor that was killed.
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            # Ctrl-C in a terminal goes to us; we tell the workers.
-            start_new_session=True,
-            env={
-                **os.environ,
-                "STORE_AUTO_MIGRATE": "false",
-                **({"STORE_METRICS_LISTEN": metrics_address} if self._metrics else {}),
-            },
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "store_service",
+                "serve",
+                "--worker",
+                f"--listen={self._address}",
+                # Also where there are none: the worker reads the settings anew, and they may name an address
+                # now, which only one process could have.
+                f"--metrics-listen={metrics_address}",
+                # The worker stops when this pipe closes, so that none outlives a supervisor that was killed;
+                # one that was told to stop ends at once, so that a second signal ends all.
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                # Ctrl-C in a terminal goes to us; we tell the workers.
+                start_new_session=True,
+                env={**os.environ, "STORE_AUTO_MIGRATE": "false"},
+            )
+        except (OSError, RuntimeError) as error:
+            # No memory, no descriptors, too many processes or threads: it may pass, and the others serve on.
+            raise WorkerFailed(f"worker {self._number} could not be made: {error}") from error
         assert process.stdout is not None
         try:
             line = await process.stdout.readline()
@@ -245,15 +252,15 @@ class _Worker:
 
     async def stop(self) -> None:
         """Lets the process drain, and the one that it replaces, and kills those that take too long."""
-        if self._leaving is not None:
-            await self._leaving
-        await self._stop(self._process)
+        leaving = [] if self._leaving is None else [self._leaving]
+        # At the same time, for each of them may take as long as a whole stop should.
+        await asyncio.gather(*leaving, self._stop(self._process, self._config))
 
-    async def _stop(self, process: asyncio.subprocess.Process | None) -> None:
+    async def _stop(self, process: asyncio.subprocess.Process | None, config: Config) -> None:
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
-        longest = self._config.drain_seconds + self._config.grace_seconds + EXIT_SECONDS
+        longest = config.drain_seconds + config.grace_seconds + EXIT_SECONDS
         try:
             await asyncio.wait_for(process.wait(), longest)
         except TimeoutError:

@@ -31,6 +31,8 @@ class BadNetwork:
         self._cuts = cuts
         self._drops = drops
         self._delay_seconds = delay_seconds
+        self.is_silent = False
+        """Whether nothing comes through any more, of connections that are there and of new ones."""
         self.server_address = ""
         self.address = ""
         self.cut_requests = 0
@@ -102,6 +104,8 @@ class BadNetwork:
                     is_dead.set()
                 if self._delay_seconds:
                     await asyncio.sleep(self._chance.random() * self._delay_seconds)
+            if self.is_silent:
+                is_dead.set()
             if not is_dead.is_set():
                 writer.write(data)
                 await writer.drain()

@@ -1,5 +1,6 @@
 """Certificates for tests of TLS: authorities, what they sign, and files that hold it."""
 
+from datetime import datetime
 from pathlib import Path
 
 import grpc
@@ -27,9 +28,11 @@ class Files:
         self.renew(authority)
         self.trust(authority)
 
-    def renew(self, authority: trustme.CA) -> trustme.LeafCert:
+    def renew(
+        self, authority: trustme.CA, not_before: datetime | None = None, not_after: datetime | None = None
+    ) -> trustme.LeafCert:
         """Puts another certificate and its key in place of those before."""
-        cert = authority.issue_cert("localhost", HOST)
+        cert = authority.issue_cert("localhost", HOST, not_before=not_before, not_after=not_after)
         replace(self.key, key_of(cert))
         replace(self.cert, chain_of(cert))
         return cert

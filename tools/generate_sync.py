@@ -46,7 +46,7 @@ REPLACEMENTS = {
     r"\bgrpc\.aio\.": "grpc.",
     r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
     # Ours.
-    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Stream|Posts|Comments|Changes|Watch)\b": r"\1",
+    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Stream|Pause|Posts|Comments|Changes|Watch)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

@@ -20,12 +20,15 @@ def settings_or_exit(**overrides: str) -> settings.Config:
     """The settings; a bad one ends the command with one line and exit code 2."""
     try:
         config = settings.load(**overrides)
+        names_in_file = settings.variables_of_file()
     except settings.BadSetting as error:
         click.echo(f"store-service: {error}", err=True)
         sys.exit(2)
     logs.configure(level=config.log_level, format=config.log_format)
-    for name in settings.unknown_variables(dict(os.environ)):
+    for name in settings.unknown_variables(os.environ):
         click.echo(f"store-service: {name} is no setting, and is ignored", err=True)
+    for name in settings.unknown_variables(names_in_file):
+        click.echo(f"store-service: {settings.ENV_FILE}: {name} is no setting, and is ignored", err=True)
     return config
 
 
@@ -67,9 +70,22 @@ def _explained(error: Exception, config: settings.Config) -> str:
         return f"{error}; " + ("run `store-service migrate`" if is_older else "a newer store-service made it")
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
+        # Only what cannot write finds this: whatever opens the file otherwise undoes it first.
+        if getattr(cause, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+            return f"a write to the database {name} was interrupted; run `store-service migrate` to undo it"
         # What libpq says may have several lines: one for each address, and what to do about it.
         return f"cannot use the database {name}: {' '.join(str(cause).split())}"
     return str(error)
+
+
+def call_failed(error: click.ClickException) -> NoReturn:
+    """Ends a command that was called wrongly with one line and exit code 2."""
+    # Of several lines, where Click lists what there is to choose from.
+    text = " ".join(error.format_message().split())
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        text += f" (see '{error.ctx.command_path} --help')"
+    click.echo(f"store-service: {text}", err=True)
+    sys.exit(2)
 
 
 def fail(problem: str) -> NoReturn:

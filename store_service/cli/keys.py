@@ -37,7 +37,7 @@ def new_key(config: Config, name: str, rights: str) -> None:
     try:
         api_keys.append(path, name=name, key=key, rights=rights_from(rights.split(",")))
     except (ValueError, OSError) as error:
-        fail(f"no key was made: {getattr(error, 'strerror', None) or error}")
+        fail(f"no key was made: {_explained(error, path)}")
     click.echo(key)
 
 
@@ -47,10 +47,13 @@ def list_keys(config: Config) -> None:
     """List the names that have keys or certificates, their rights, and how each hash begins."""
     from store_service.access import keys as api_keys
 
+    path = _keys_file(config)
     try:
-        ring = api_keys.parse(_keys_file(config).read_bytes())
-    except (ValueError, OSError) as error:
-        fail(f"STORE_API_KEYS_FILE: {getattr(error, 'strerror', None) or error}")
+        ring = api_keys.parse(path.read_bytes())
+    except OSError as error:
+        fail(f"STORE_API_KEYS_FILE: {_explained(error, path)}")
+    except ValueError as error:
+        fail(f"STORE_API_KEYS_FILE: {path}: {error}")
     for line in ring.lines:
         click.echo(f"{line.name}\t{','.join(sorted(line.rights))}\t{line.digest.hex()[:8] or '-'}")
 
@@ -62,3 +65,8 @@ def _keys_file(config: Config) -> Path:
         )
         sys.exit(2)
     return Path(config.api_keys_file)
+
+
+def _explained(error: Exception, path: Path) -> str:
+    """What was wrong; the system leaves out with which file."""
+    return f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -4,6 +4,7 @@ import os
 
 import click
 
+from store_service import logs
 from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
 
 
@@ -16,17 +17,23 @@ from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
 @click.option(
     "--worker", is_flag=True, hidden=True, help="Be one of the processes that a supervisor started."
 )
-def serve(listen: str | None, worker: bool) -> None:
+@click.option(
+    "--metrics-listen",
+    hidden=True,
+    help="Address for metrics, which a supervisor gives its workers; or empty.",
+)
+def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Prints one line with the address on stdout as soon as calls succeed; logs go to stderr. Running
     calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once. With several
     STORE_WORKERS, SIGHUP restarts them one after the other, with settings read anew.
     """
-    config = settings_or_exit(**({"listen": listen} if listen is not None else {}))
+    given = {"listen": listen, "metrics_listen": metrics_listen}
+    config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with one_line_errors(config):
+    with one_line_errors(config), logs.in_background():
         from store_service import security, server, supervisor
 
         # Before anything is made, and once for all processes.

@@ -28,6 +28,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    true,
     tuple_,
     update,
 )
@@ -178,6 +179,13 @@ def _in_order(statement: Select[Any]) -> tuple[Select[Any], Select[Any]]:
 
 _state = (feed.c.store_id, feed.c.trimmed_xid, feed.c.trimmed_seq)
 _last_time = select(change.c.commit_time).where(change.c.seq == _last_seq.scalar_subquery())
+_last_change = (
+    select(change.c.xid, change.c.seq, change.c.commit_time)
+    .where(change.c.xid < _horizon)
+    .order_by(change.c.xid.desc(), change.c.seq.desc())
+    .limit(1)
+    .subquery("last_change")
+)
 FEED = Statement(
     select(
         *_state,
@@ -185,9 +193,17 @@ FEED = Statement(
         _last_seq.scalar_subquery(),
         func.coalesce(_last_time.scalar_subquery(), 0),
     ),
-    on_postgresql=select(*_state, _horizon - 1, literal(2**63 - 1, BigInteger), literal(0, BigInteger)),
+    # Where the last change stands, and not the horizon: after a crash PostgreSQL gives numbers again that
+    # were never written down, of transactions that were undone.
+    on_postgresql=select(
+        *_state,
+        func.coalesce(_last_change.c.xid, feed.c.trimmed_xid),
+        func.coalesce(_last_change.c.seq, feed.c.trimmed_seq),
+        func.coalesce(_last_change.c.commit_time, 0),
+    ).select_from(feed.outerjoin(_last_change, true())),
 )
-"""Which store this is, up to where changes have been deleted, and where the feed ends now."""
+"""Which store this is, up to where changes have been deleted, and where the feed ends now. Served on
+PostgreSQL by changes_xid_seq_idx."""
 
 COMMIT_TIME = Statement(select(change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger)))
 """When a change was made. Served by the primary key."""

@@ -2,9 +2,11 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import sqlalchemy
 from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
 from store_service.database import sqlite
 from store_service.database.observing import Observe, unobserved
@@ -36,6 +38,28 @@ def sync_engine(database_url: str) -> sqlalchemy.Engine:
     # libpq would try to encrypt by itself, and the service then fail where the migration did not.
     mode = url.query.get("sslmode", "disable")
     return sqlalchemy.create_engine(url.update_query_dict({"sslmode": mode}))
+
+
+def engine_to_look(database_url: str) -> sqlalchemy.Engine:
+    """A blocking engine that changes no file, also not one that a server uses or has left behind.
+
+    SQLite's last connection to a file writes the log into it and removes it, unless it cannot write: and a
+    second connection that checkpoints while a server runs is what the lock is there to prevent.
+    """
+    if not is_sqlite(database_url):
+        return sync_engine(database_url)
+    path = sqlite.path_of(database_url)
+    return sqlalchemy.create_engine(
+        "sqlite://", creator=lambda: sqlite.connected_to_look(path, _how_to_look(path)), poolclass=NullPool
+    )
+
+
+def _how_to_look(path: Path) -> str:
+    try:
+        # A server that runs has a log; and for want of one SQLite would make it, or fail where it may not.
+        return "immutable=1" if sqlite.lacks_its_log(path) else "mode=ro"
+    except OSError:
+        return "mode=ro"  # SQLite says what is wrong
 
 
 @contextmanager

@@ -92,7 +92,13 @@ class Connection(ABC):
             only_adds: It changes and deletes nothing that is there, and begins with its first `write`.
         """
         begin = self.BEGIN_TO_ADD if only_adds else self.BEGIN
-        await self._run("SAVEPOINT batch" if self._inside_transaction else begin)
+        try:
+            await self._run("SAVEPOINT batch" if self._inside_transaction else begin)
+        except BaseException:
+            # It may have begun, and then waited for something in vain.
+            if not self._inside_transaction:
+                await self._undo()
+            raise
         try:
             yield
             if keep:

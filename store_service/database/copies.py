@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
 from store_service.database import schema
+from store_service.database.sqlite import connected_to_look, lacks_its_log
 
 COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite puts behind the name of a database for files that belong to it."""
@@ -67,14 +67,18 @@ def copy_database(source: Path, target: Path, progress: Progress, *, in_use: boo
             _copy_pages(source, partial, progress, in_use)
             contents = check(partial, named=source, progress=progress)
             os.fsync(descriptor)
+        except BaseException as error:
+            remove(partial)
+            if isinstance(error, sqlite3.Error):
+                raise _named(error, source, partial) from error
+            if isinstance(error, OSError):
+                raise CopyFailed(f"cannot write {partial}: {error.strerror}") from error
+            raise
+        try:
             partial.replace(target)
             sync_folder(target.parent)
-        except sqlite3.Error as error:
-            raise _named(error, source, partial) from error
         except OSError as error:
-            raise CopyFailed(f"cannot write {partial}: {error.strerror}") from error
-        finally:
-            remove(partial)
+            raise CopyFailed(f"cannot write {target}: {error.strerror}") from error
     return contents
 
 
@@ -92,7 +96,7 @@ def check(copy: Path, *, named: Path, progress: Progress) -> Contents:
     progress("checking", 0, 1)
     # Immutable: nobody uses it, and no file is made beside it.
     engine = sqlalchemy.create_engine(
-        "sqlite://", creator=lambda: _connected(copy, "immutable=1"), poolclass=NullPool
+        "sqlite://", creator=lambda: connected_to_look(copy, "immutable=1"), poolclass=NullPool
     )
     try:
         with engine.connect() as connection:
@@ -156,8 +160,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) -> None:
-    how = "mode=ro" if in_use or not _lacks_its_log(source) else "immutable=1"
-    with closing(_connected(source, how)) as reader:
+    how = "mode=ro" if in_use or not lacks_its_log(source) else "immutable=1"
+    with closing(connected_to_look(source, how)) as reader:
         # Everything is read in this one transaction. Without it SQLite would start again from the first page
         # whenever the server has written, and never end.
         reader.execute("BEGIN")
@@ -180,20 +184,6 @@ def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) ->
         # The first page says that there is a log beside the file, which a copy does not have.
         writer.execute("PRAGMA synchronous = OFF")
         writer.execute("PRAGMA journal_mode = DELETE")
-
-
-def _lacks_its_log(source: Path) -> bool:
-    """Whether SQLite would make files beside it to read it, if it may: it was copied without its log."""
-    # https://www.sqlite.org/fileformat2.html#file_format_version_numbers
-    with source.open("rb") as file:
-        has_wal_mode = file.read(20)[18:20] == b"\2\2"
-    return has_wal_mode and not Path(f"{source.resolve()}-wal").exists()
-
-
-def _connected(path: Path, how: str) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None)
-    connection.execute("PRAGMA trusted_schema = OFF")
-    return connection
 
 
 @contextmanager

@@ -45,6 +45,7 @@ _SQLITE: dict[int, type[StoreError]] = {
 _POSTGRESQL: dict[str, type[StoreError]] = {
     "08": DatabaseUnavailable,  # connection exception
     "25006": DatabaseUnavailable,  # read-only transaction: this server is no longer the primary
+    "25P02": DatabaseUnavailable,  # a transaction that failed was not ended: the connection is of no use
     "25P03": DatabaseUnavailable,  # idle in transaction for too long: the connection was closed
     "28": DatabaseUnavailable,  # the password is no longer right
     "3D000": DatabaseUnavailable,  # no such database

@@ -2,11 +2,11 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from databases import Database
 from sqlalchemy.engine import URL, make_url
@@ -28,8 +28,14 @@ OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 CHANNEL = "store_changes"
 """Where a trigger tells of every insert into the change feed."""
 
+SLACK_SECONDS = 5.0
+"""PostgreSQL ends a statement after its time; an answer that is so much later will never come."""
+
 IDLE_IN_TRANSACTION_SECONDS = 10
 """PostgreSQL ends a transaction of ours that does nothing for so long, and frees its locks."""
+
+
+T = TypeVar("T")
 
 
 class PostgresqlConnection(Connection):
@@ -44,11 +50,16 @@ class PostgresqlConnection(Connection):
     _fetching: asyncio.Task[Any] | None = None
     """The task that waits for rows, if one does."""
 
+    def __init__(self, raw: Any, *, longest_seconds: float, inside_transaction: bool = False) -> None:
+        """Takes an open connection, after how long it counts as lost, and whether all is one transaction."""
+        super().__init__(raw, inside_transaction=inside_transaction)
+        self._longest_seconds = longest_seconds
+
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("postgresql", values)
         self._fetching = asyncio.current_task()
         try:
-            rows: Rows = await self._raw.fetch(text, *arguments)
+            rows: Rows = await self._answered(self._raw.fetch(text, *arguments))
         except asyncio.CancelledError:
             if self.is_wanted or self._fetching is None:
                 raise
@@ -64,7 +75,17 @@ class PostgresqlConnection(Connection):
             self._fetching.cancel()
 
     async def _execute(self, text: str) -> None:
-        await self._raw.execute(text)
+        await self._answered(self._raw.execute(text))
+
+    async def _answered(self, call: Coroutine[Any, Any, T]) -> T:
+        """Waits for the server's answer, but not for that of a host that is gone, which tells nobody."""
+        try:
+            async with asyncio.timeout(self._longest_seconds):
+                return await call
+        except TimeoutError:
+            # At once: to end it politely would mean to wait for an answer again.
+            self._raw.terminate()
+            raise
 
     async def listen(self, heard: Callable[[], None]) -> None:
         """Calls `heard` whenever changes are committed, and returns when the connection is lost."""
@@ -125,6 +146,7 @@ async def open_lanes(
             "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
         },
     }
+    longest_seconds = statement_seconds + lock_seconds + SLACK_SECONDS
     # asyncpg would take what stands behind the ? for settings of the server.
     plain_url = url.set(query={}).render_as_string(hide_password=False)
     async with AsyncExitStack() as stack:
@@ -137,7 +159,7 @@ async def open_lanes(
         if force_roll_back:
             lane = Lane(
                 "worker",
-                lambda: _opened(database, acquire_seconds, inside_transaction=True),
+                lambda: _opened(database, acquire_seconds, longest_seconds, inside_transaction=True),
                 workers=1,
                 writes=True,
                 observer=observe("worker"),
@@ -148,7 +170,7 @@ async def open_lanes(
 
         writer = Lane(
             "writer",
-            lambda: _opened(database, acquire_seconds),
+            lambda: _opened(database, acquire_seconds, longest_seconds),
             workers=1,
             writes=True,
             observer=observe("writer"),
@@ -156,18 +178,18 @@ async def open_lanes(
         await stack.enter_async_context(writer.running())
         reader = Lane(
             "reader",
-            lambda: _opened(database, acquire_seconds),
+            lambda: _opened(database, acquire_seconds, longest_seconds),
             workers=readers,
             writes=False,
             observer=observe("reader"),
         )
         await stack.enter_async_context(reader.running())
-        yield Lanes(writer, reader, partial(_listen, database, acquire_seconds))
+        yield Lanes(writer, reader, partial(_listen, database, acquire_seconds, longest_seconds))
 
 
 @asynccontextmanager
 async def _opened(
-    database: Database, acquire_seconds: float, *, inside_transaction: bool = False
+    database: Database, acquire_seconds: float, longest_seconds: float, *, inside_transaction: bool = False
 ) -> AsyncIterator[PostgresqlConnection]:
     """One connection of `databases`, held until the end of the block."""
     async with AsyncExitStack() as stack:
@@ -180,16 +202,20 @@ async def _opened(
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:
             raise named(error) from error
-        yield PostgresqlConnection(connection.raw_connection, inside_transaction=inside_transaction)
+        yield PostgresqlConnection(
+            connection.raw_connection, longest_seconds=longest_seconds, inside_transaction=inside_transaction
+        )
 
 
-async def _listen(database: Database, acquire_seconds: float, heard: Callable[[], None]) -> None:
+async def _listen(
+    database: Database, acquire_seconds: float, longest_seconds: float, heard: Callable[[], None]
+) -> None:
     """Calls `heard` whenever any process has committed changes, until it is cancelled.
 
     Raises:
         DatabaseUnavailable: The database cannot be reached any more.
     """
-    async with _opened(database, acquire_seconds) as connection:
+    async with _opened(database, acquire_seconds, longest_seconds) as connection:
         try:
             await connection.listen(heard)
         except DRIVER_ERRORS as error:

@@ -12,7 +12,7 @@ import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database.connect import Store, is_missing, sync_engine
+from store_service.database.connect import Store, engine_to_look, is_missing, sync_engine
 from store_service.database.connection import Connection
 from store_service.database.failures import named
 from store_service.database.statements import Statement
@@ -73,7 +73,7 @@ def check(database_url: str) -> None:
     """
     if is_missing(database_url):
         raise SchemaMismatch(expected=HEAD, actual=EMPTY)
-    engine = sync_engine(database_url)
+    engine = engine_to_look(database_url)
     try:
         with engine.connect() as connection:
             revision = current(connection)

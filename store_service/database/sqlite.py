@@ -199,7 +199,8 @@ def locked(path: Path) -> Iterator[None]:
     """
     try:
         # A file of its own: closing a second descriptor of the database itself would drop SQLite's locks.
-        descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # It is beside the database, wherever a link is that leads there.
+        descriptor = os.open(f"{path.resolve()}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise NoPlaceForDatabase(f"cannot write beside the database {path}: {error.strerror}") from error
     try:
@@ -210,6 +211,30 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def connected_to_look(path: Path, how: str) -> sqlite3.Connection:
+    """A connection that can neither write nor checkpoint, so that it needs no lock.
+
+    Args:
+        path: The file.
+        how: `mode=ro`, or `immutable=1` for a file that nobody writes to meanwhile.
+    """
+    connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def lacks_its_log(path: Path) -> bool:
+    """Whether SQLite would make files beside it to read it, if it may: it was closed, or copied alone.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    # https://www.sqlite.org/fileformat2.html#file_format_version_numbers
+    with path.open("rb") as file:
+        has_wal_mode = file.read(20)[18:20] == b"\2\2"
+    return has_wal_mode and not Path(f"{path.resolve()}-wal").exists()
 
 
 @asynccontextmanager

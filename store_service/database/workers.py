@@ -285,7 +285,8 @@ class Lane:
                 connection.abandon()
 
     def _abandon(self, connection: Connection, batch: Sequence[Work]) -> None:
-        if self._at_work.get(connection) is batch:
+        # One of them has perhaps done so already.
+        if self._at_work.get(connection) is batch and connection.is_wanted:
             connection.abandon()
 
     def _wake_one(self) -> None:
@@ -310,13 +311,19 @@ class Lane:
         Raises:
             DatabaseUnavailable: The connection is of no use any more; everybody has been answered.
         """
-        for work in batch:
-            if not work.keep:
-                # Alone, for it must not see what others keep or undo.
-                await self._do_together(connection, [work], keep=False)
-        kept = [work for work in batch if work.keep]
-        if kept:
-            await self._do_together(connection, kept, keep=True)
+        try:
+            for work in batch:
+                if not work.keep:
+                    # Alone, for it must not see what others keep or undo.
+                    await self._do_together(connection, [work], keep=False)
+            kept = [work for work in batch if work.keep]
+            if kept:
+                await self._do_together(connection, kept, keep=True)
+        except DatabaseUnavailable as error:
+            # Also those whose turn had not come.
+            for work in batch:
+                work.answer(error)
+            raise
 
     async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
         connection.is_wanted = True
@@ -329,9 +336,7 @@ class Lane:
         except NobodyWaits:
             log.debug("ended what nobody waits for any more", size=len(batch))
             return
-        except DatabaseUnavailable as error:
-            for work in batch:
-                work.answer(error)
+        except DatabaseUnavailable:
             raise
         except Exception as error:
             # Busy, full: it would meet each of them alone too. Anything else may be the fault of one of them.

@@ -22,7 +22,7 @@ METRICS: dict[str, Metric] = {
     "store_calls_total": Metric(
         "counter",
         "Calls that have ended, by status code. Its rate is the load; UNAVAILABLE, INTERNAL and UNKNOWN are "
-        "errors of the service, the other codes are errors of callers.",
+        "errors of the service, DEADLINE_EXCEEDED may be, the other codes are errors of callers.",
         ("method", "code"),
     ),
     "store_call_errors_total": Metric(
@@ -128,6 +128,11 @@ METRICS: dict[str, Metric] = {
         "counter",
         "How often a process of STORE_WORKERS has died and was to be started again. Any growth has a reason "
         "that the log tells.",
+    ),
+    "store_certificate_expiry_seconds": Metric(
+        "gauge",
+        "When the certificate expires that is shown to whoever connects now, in seconds since 1970; only "
+        "with TLS. Less than 14 days ahead, it should have been renewed.",
     ),
     "store_build_info": Metric(
         "gauge",

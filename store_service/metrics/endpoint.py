@@ -4,13 +4,15 @@ import os
 import selectors
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from socketserver import BaseServer, ThreadingMixIn
-from threading import Thread
+from threading import BoundedSemaphore, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,7 +23,13 @@ from prometheus_client.registry import Collector
 PATH = "/metrics"
 
 REQUEST_SECONDS = 5.0
-"""A client that takes longer to send its request, or to take the answer, is cut off."""
+"""A client that takes longer to send its whole request, or to take the answer, is cut off."""
+
+AT_ONCE = 16
+"""Requests that are served at the same time; whoever connects beyond them is cut off at once."""
+
+PAUSE_SECONDS = 0.1
+"""Pause after a connection could not be taken."""
 
 
 @contextmanager
@@ -89,7 +97,7 @@ def _remove_if_left_over(path: Path) -> None:
 
 
 class _Server(ThreadingMixIn, BaseServer):
-    """Takes connections from a socket that listens already, each on a thread."""
+    """Takes connections from a socket that listens already, each on a thread, and no more than `AT_ONCE`."""
 
     daemon_threads = True
     block_on_close = False
@@ -98,6 +106,7 @@ class _Server(ThreadingMixIn, BaseServer):
         super().__init__(listener.getsockname(), _Handler)
         self._listener = listener
         self.registry = registry
+        self._free = BoundedSemaphore(AT_ONCE)
 
     def serve_until(self, stopped: socket.socket) -> None:
         """Serves until the other end of a pair of sockets is closed; the base class would look for it twice a
@@ -109,9 +118,30 @@ class _Server(ThreadingMixIn, BaseServer):
                 try:
                     request, address = self._listener.accept()
                 except OSError:
-                    # The client has gone away already, or there are no descriptors left just now.
+                    # The client has gone away already, or there are no descriptors left just now. Then
+                    # it waits on; without a pause we would do nothing but try again.
+                    time.sleep(PAUSE_SECONDS)
                     continue
                 self.process_request(request, address)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Serves on a thread, if one is free."""
+        if not self._free.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:
+            # The system has no room for a thread just now.
+            self._free.release()
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serves, and makes room for another."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def shutdown_request(self, request: Any) -> None:
         request.close()
@@ -120,10 +150,34 @@ class _Server(ThreadingMixIn, BaseServer):
         """Says nothing of clients that go away, as they may."""
 
 
+class _UntilDeadline(RawIOBase):
+    """What a client sends, as long as it has time; a timeout of the socket begins anew with each byte."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self._deadline = time.monotonic() + REQUEST_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
-    timeout = REQUEST_SECONDS
     server_version = "store-service"
     sys_version = ""
+
+    def setup(self) -> None:
+        """Reads from the socket as the base class does, but for the time."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = BufferedReader(_UntilDeadline(self.connection))
 
     def do_GET(self) -> None:
         """Answers a GET; the base class looks for this name."""
@@ -133,6 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         encode, content_type = choose_encoder(self.headers.get("Accept", ""))
         body = encode(self.server.registry)
+        self.connection.settimeout(REQUEST_SECONDS)
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))

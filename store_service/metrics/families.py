@@ -14,6 +14,13 @@ from prometheus_client.registry import Collector
 from store_service.measures import Histogram, LaneMeasure, Measures
 from store_service.metrics.catalog import METRICS
 
+CODES = ("OK", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN")
+"""Every method has these from the start, for deploy/alerts.yaml names them: to Prometheus, what is there only
+once it has happened has not grown, and the first bug would alert nobody."""
+
+REASONS = ("INTERNAL", "OVERLOADED", "STORAGE_FULL")
+"""And these."""
+
 LANE_HISTOGRAMS: dict[str, Callable[[LaneMeasure], Histogram]] = {
     "store_batch_size": lambda lane: lane.sizes,
     "store_batch_duration_seconds": lambda lane: lane.durations,
@@ -26,11 +33,21 @@ LANE_HISTOGRAMS: dict[str, Callable[[LaneMeasure], Histogram]] = {
 class Families(Collector):
     """The metrics of one process."""
 
-    def __init__(self, measures: Measures, *, database: str, wal_file: Path | None) -> None:
-        """Takes the counters, the kind of database, and SQLite's write-ahead log, if there is one."""
+    def __init__(
+        self,
+        measures: Measures,
+        *,
+        database: str,
+        wal_file: Path | None,
+        expires: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        """Takes the counters, the kind of database, SQLite's write-ahead log, if there is one, and when the
+        certificate expires, in seconds since 1970.
+        """
         self._measures = measures
         self._database = database
         self._wal_file = wal_file
+        self._expires = expires
 
     def collect(self) -> Iterator[Family]:
         """Reads every counter once; may be called from any thread."""
@@ -43,9 +60,9 @@ class Families(Collector):
         durations, in_flight = histogram("store_call_duration_seconds"), gauge("store_calls_in_flight")
         # Copied first, for a server that is starting still adds methods and lanes.
         for name, measure in list(self._measures.calls.items()):
-            for code, count in list(measure.codes.items()):
+            for code, count in {**dict.fromkeys(CODES, 0), **measure.codes}.items():
                 calls.add_metric([name, code], count)
-            for reason, count in list(measure.reasons.items()):
+            for reason, count in {**dict.fromkeys(REASONS, 0), **measure.reasons}.items():
                 errors.add_metric([name, reason], count)
             if not measure.is_stream:
                 add(durations, [name], measure.durations)
@@ -83,6 +100,8 @@ class Families(Collector):
             family = histogram(name)
             add(family, [], counted)
             yield family
+        if (expires := self._expires()) is not None:
+            yield _single("store_certificate_expiry_seconds", expires)
         info = gauge("store_build_info")
         info.add_metric(
             [version("store-service"), platform.python_version(), version("grpcio"), self._database], 1

@@ -1,7 +1,7 @@
 """The page of `store-service status`, made of metrics alone."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +13,9 @@ from store_service.metrics.scrape import NoMetrics, scrape
 
 WIDTH = 110
 """Columns of the page where there is no terminal."""
+
+_OURS = "storeapi.v1."
+"""What the names of our methods begin with, all of them, so it tells nothing."""
 
 _NOTHING = "-"
 
@@ -63,8 +66,11 @@ def _scraped(address: str) -> Scraped:
 
 
 def page(address: str, between: Between) -> Group:
-    """One page: what is running, calls, batches, and what comes late."""
-    return Group(_head(address, between), _calls(between), _lanes(between), _lags(between))
+    """One page: what is running, what comes late, batches, and calls.
+
+    A terminal that is too short cuts off the end, and the calls have the most lines.
+    """
+    return Group(_head(address, between), _lags(between), _lanes(between), _calls(between))
 
 
 def _head(address: str, between: Between) -> Text:
@@ -86,29 +92,32 @@ def _head(address: str, between: Between) -> Text:
 
 
 def _calls(between: Between) -> Table:
-    table = _table("calls", "method", "calls/s", "not OK/s", "p50", "p99", "in flight")
+    columns = ("method", "calls/s", "not OK/s", "p50", "p99", "in flight")
+    rows = []
     name, durations = "store_calls_total", "store_call_duration_seconds"
     for method in between.now.label("store_calls_in_flight", "method"):
         in_flight = between.now.total("store_calls_in_flight", method=method)
         # What has never been called takes up no line.
         if in_flight or between.now.total(name, method=method):
             rate = between.rate(name, method=method)
-            table.add_row(
-                method,
+            row = (
+                method.removeprefix(_OURS),
                 _number(rate),
                 _number(rate - between.rate(name, method=method, code="OK")),
                 _time(between.quantile(durations, 0.5, method=method)),
                 _time(between.quantile(durations, 0.99, method=method)),
                 f"{in_flight:.0f}",
             )
-    return table
+            rows.append(row)
+    return _table("calls", columns, rows, name_width=12)
 
 
 def _lanes(between: Between) -> Table:
-    table = _table("batches", "lane", "batches/s", "mean size", "p99", "commit p99", "wait p99", "waiting")
+    columns = ("lane", "batches/s", "size", "p99", "commit p99", "wait p99", "waiting")
+    rows = []
     for lane in between.now.label("store_queue_length", "lane"):
         size = between.mean("store_batch_size", lane=lane)
-        table.add_row(
+        row = (
             lane,
             _number(between.rate("store_batch_size_count", lane=lane)),
             _NOTHING if size is None else _number(size),
@@ -117,7 +126,8 @@ def _lanes(between: Between) -> Table:
             _time(between.quantile("store_queue_wait_seconds", 0.99, lane=lane)),
             f"{between.now.total('store_queue_length', lane=lane):.0f}",
         )
-    return table
+        rows.append(row)
+    return _table("batches", columns, rows, name_width=6)
 
 
 def _lags(between: Between) -> Table:
@@ -133,15 +143,30 @@ def _lags(between: Between) -> Table:
     if "store_wal_bytes" in now.samples:
         columns.append("WAL")
         values.append(_bytes(now.total("store_wal_bytes")))
-    table = _table("lag", *columns)
-    table.add_row(*values)
-    return table
+    return _table("lag", columns, [values])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=None, expand=True, pad_edge=False)
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, name_width: int = 0
+) -> Table:
+    """Takes how much of the names in the first column must stay; 0 for a table that has none.
+
+    Where there is too little room, headings are broken into lines and names cut off, and not the numbers.
+    """
+    table = Table(
+        title=title, title_justify="left", box=None, expand=True, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if not index else "right", no_wrap=True)
+        widest = max((len(row[index]) for row in rows), default=0)
+        is_name = name_width and not index
+        table.add_column(
+            column,
+            justify="right" if index else "left",
+            overflow="ellipsis",
+            min_width=min(widest, name_width) if is_name else widest,
+        )
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

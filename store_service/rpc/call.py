@@ -84,7 +84,7 @@ class Call:
         if self._span is not None:
             self._span.end(code, reason)
         caller = None if self.caller is None else self.caller.name
-        self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller)
+        self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller, reason)
 
 
 Admit: TypeAlias = Callable[[Call, Context], None]

@@ -15,7 +15,11 @@ def decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
         try:
             return parse(data)
         except DecodeError:
-            raise RequestMalformed.at("", f"the request is no {message_class.DESCRIPTOR.full_name}") from None
+            # Which of the two it was, the library does not tell.
+            why = "it cannot be decoded, or a text in it is not UTF-8"
+            raise RequestMalformed.at(
+                "", f"the request is no {message_class.DESCRIPTOR.full_name}: {why}"
+            ) from None
 
     return decode
 

@@ -72,6 +72,7 @@ class Guard:
         self._draining = False
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
+        self._counted: set[asyncio.Task[Any]] = set()
         self._all_done = asyncio.Event()
         self._all_done.set()
         self._calls = CallLog()
@@ -86,6 +87,7 @@ class Guard:
         name: str = "",
         while_draining: bool = False,
         admission: Admission = Admission.RIGHT,
+        count_streams: bool = True,
     ) -> grpc.GenericRpcHandler:
         """The guarded methods of a service, for `server.add_generic_rpc_handlers`.
 
@@ -95,6 +97,7 @@ class Guard:
             name: Serve them under another name than the service's own.
             while_draining: Take calls, and let streams run, also while the server stops or is overloaded.
             admission: Who may call, where the service asks who calls.
+            count_streams: Its streams count against the limit of calls; False: it has a limit of its own.
         """
         name = name or service.full_name
         return grpc.method_handlers_generic_handler(
@@ -106,6 +109,7 @@ class Guard:
                     getattr(servicer, method.name),
                     while_draining,
                     self._admit(method, admission),
+                    count_streams,
                 )
                 for method in service.methods
             },
@@ -153,6 +157,7 @@ class Guard:
         behavior: Callable[..., Any],
         while_draining: bool,
         admit: Admit | None,
+        count_streams: bool,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         decode = decoder(GetMessageClass(method.input_type))
         measure = None
@@ -161,7 +166,14 @@ class Guard:
         # Bytes go in and out of gRPC, so that decoding happens in here, where its errors are caught.
         if method.server_streaming:
             stream = self._stream(
-                name, behavior, decode, method.client_streaming, while_draining, admit, measure
+                name,
+                behavior,
+                decode,
+                method.client_streaming,
+                while_draining,
+                admit,
+                measure,
+                count_streams,
             )
             if method.client_streaming:
                 return grpc.stream_stream_rpc_method_handler(stream)
@@ -238,6 +250,7 @@ class Guard:
         while_draining: bool,
         admit: Admit | None,
         measure: CallMeasure | None,
+        count: bool,
     ) -> Callable[[Any, Context], Awaitable[None]]:
         async def handle(data: Any, context: Context) -> None:
             call = self._begin(name, context, measure, is_stream=True)
@@ -250,8 +263,10 @@ class Guard:
                 if self._draining and not while_draining:
                     raise ShuttingDown
                 if not while_draining:
-                    self._limits.check_stream(context, call, len(self._streams))
+                    self._limits.check_stream(context, call, len(self._counted) if count else 0)
                     self._streams.add(task)
+                    if count:
+                        self._counted.add(task)
                 # Closed before the caller is told, so that a caller that hears nothing holds nothing.
                 async with aclosing(behavior(request, context)) as responses:
                     async for response in responses:
@@ -268,6 +283,7 @@ class Guard:
                 call.log("OK")
             finally:
                 self._streams.discard(task)
+                self._counted.discard(task)
                 self._end()
 
         return handle

@@ -145,6 +145,9 @@ class Limits:
     def _watch_answer(self, call: Admitted, answer_bytes: int) -> None:
         """Counts an answer as unsent until the call's task ends; cuts off who does not take it in time."""
         peer = call.context.peer()
+        if peer.startswith("unix:"):
+            # All connections over a socket have this one name: who does not read cannot be told from others.
+            return
         self._unsent[peer] = self._unsent.get(peer, 0) + answer_bytes
         timer = asyncio.get_running_loop().call_later(self._max_seconds, self._cut, peer)
 

@@ -1,10 +1,12 @@
 """What posts and comments have in common: batches of ids, updates with etags, sizes of answers."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from store_service.database.connection import Connection
+from store_service.database.statements import Statement, as_json
 from store_service.errors import (
     EtagMismatch,
     FieldImmutable,
@@ -20,6 +22,9 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
 
 FEW = 64
 """Up to so many rows by their ids are read where that is quickest."""
+
+READ_IDS = 1000
+"""About so many rows are read by their ids at a time, as many as one batch may name."""
 
 _BYTES_BESIDE_THE_BODY = 80
 """At most this much of a message is id, post_id, times and etag."""
@@ -47,6 +52,49 @@ def check_answer_size(items: Iterable[_HasBody]) -> None:
     """
     if sum(len(item.body.encode()) + _BYTES_BESIDE_THE_BODY for item in items) > MAX_ANSWER_BYTES:
         raise ResponseTooLarge(max_bytes=MAX_ANSWER_BYTES)
+
+
+async def read_by_id(
+    connection: Connection,
+    batches: Sequence[Sequence[int]],
+    statement: Statement,
+    of_row: Callable[[Any], R],
+) -> list[Mapping[int, R] | StoreError]:
+    """What is stored under the ids of each batch, and perhaps more: each picks what it asked for.
+
+    A batch that cannot fit in an answer gets ResponseTooLarge here, and no more than READ_IDS are held at a
+    time before that is known, so that many such batches do not fill the memory.
+    """
+    outcomes: list[Mapping[int, R] | StoreError] = []
+    for group, ids in _read_together(batches):
+        fetch = connection.fetch_few if len(ids) <= FEW else connection.fetch
+        rows = await fetch(statement, ids=as_json(list(ids)))
+        stored = {row[0]: of_row(row) for row in rows}
+        if len(ids) <= FEW or sum(len(it.body) for it in stored.values()) <= MAX_ANSWER_BYTES:
+            outcomes += [stored] * len(group)
+        else:
+            outcomes += [_fitting({id: stored[id] for id in batch if id in stored}) for batch in group]
+    return outcomes
+
+
+def _read_together(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[Sequence[int]], set[int]]]:
+    group: list[Sequence[int]] = []
+    ids: set[int] = set()
+    for batch in batches:
+        if group and len(ids) + len(batch) > READ_IDS:
+            yield group, ids
+            group, ids = [], set()
+        group.append(batch)
+        ids.update(batch)
+    yield group, ids
+
+
+def _fitting(found: Mapping[int, R]) -> Mapping[int, R] | StoreError:
+    try:
+        check_answer_size(found.values())
+    except ResponseTooLarge as error:
+        return error
+    return found
 
 
 def pick(

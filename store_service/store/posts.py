@@ -13,12 +13,12 @@ from store_service.database.workers import Operation
 from store_service.errors import PostHasComments, PostNotFound, StoreError
 from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Request, Update, Write
 from store_service.store.batches import (
-    FEW,
     check_answer_size,
     decide,
     deleted,
     now_microseconds,
     pick,
+    read_by_id,
     updated,
 )
 from store_service.store.pages import read_page, read_pages
@@ -93,12 +93,10 @@ async def _create(
     ]
 
 
-async def _get(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Mapping[int, Post]]:
-    # Everybody gets all that was found; each picks what it asked for.
-    ids = {id for batch in batches for id in batch}
-    fetch = connection.fetch_few if len(ids) <= FEW else connection.fetch
-    rows = await fetch(sql.POSTS_BY_ID, ids=as_json(list(ids)))
-    return [{row[0]: sql.post_of(row) for row in rows}] * len(batches)
+async def _get(
+    connection: Connection, batches: Sequence[Sequence[int]]
+) -> list[Mapping[int, Post] | StoreError]:
+    return await read_by_id(connection, batches, sql.POSTS_BY_ID, sql.post_of)
 
 
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Post] | StoreError]:

@@ -1,9 +1,9 @@
 """Where a client connects, how it encrypts, and who it says that it is."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,12 @@ def settings(**given: Any) -> _connection.Connection:
         ({"timeout": 1e10}, {}, "timeout must be a number of seconds above 0 and at most 100,000,000"),
         ({"timeout": "5"}, {}, "timeout must be a number of seconds above 0"),
         ({"tls": False, "tls_ca": b"c"}, {}, "need TLS, and tls=False says no"),
+        (
+            {"tls": True, "target": ["a.example:1", "b.example:1"]},
+            {},
+            "several addresses must have the same name",
+        ),
+        ({"tls": True, "target": "localhost:1,127.0.0.1:1"}, {}, "as dns:///NAME:PORT"),
         ({"tls": True, "credentials": grpc.local_channel_credentials()}, {}, "leave out tls"),
         ({"api_key": "ends in a line break\n", "tls": True}, {}, "an API key is printable ASCII"),
         ({"api_key": "schlüssel", "tls": True}, {}, "an API key is printable ASCII"),
@@ -264,9 +270,15 @@ def authority() -> trustme.CA:
 
 
 @contextmanager
-def tls_server(authority: trustme.CA, *, asks_for_certificates: bool = False) -> Iterator[str]:
-    """The address of a server that accepts nothing but TLS."""
-    cert = authority.issue_cert("localhost")
+def tls_server(
+    authority: trustme.CA,
+    *,
+    host: str = "localhost",
+    names: Sequence[str] = ("localhost",),
+    asks_for_certificates: bool = False,
+) -> Iterator[str]:
+    """The address of a server that accepts nothing but TLS, with `names` in its certificate."""
+    cert = authority.issue_cert(*names)
     credentials = grpc.ssl_server_credentials(
         [(cert.private_key_pem.bytes(), b"".join(it.bytes() for it in cert.cert_chain_pems))],
         authority.cert_pem.bytes() if asks_for_certificates else None,
@@ -274,9 +286,9 @@ def tls_server(authority: trustme.CA, *, asks_for_certificates: bool = False) ->
     )
     server = grpc.server(futures.ThreadPoolExecutor(4))
     posts_pb2_grpc.add_PostServiceServicer_to_server(Answers(), server)
-    port = server.add_secure_port("localhost:0", credentials)
+    port = server.add_secure_port(f"{host}:0", credentials)
     server.start()
-    yield f"localhost:{port}"
+    yield f"{host}:{port}"
     server.stop(None).wait()
 
 
@@ -331,6 +343,49 @@ async def test_a_server_of_another_authority_is_not_talked_to(make_client, autho
         for arguments in ({"tls_ca": trustme.CA().cert_pem.bytes()}, {"tls": True}, {"tls": False}, {}):
             with pytest.raises(storeapi.Unavailable):
                 await make_client(address, timeout=0.5, **arguments).posts.get(1)
+
+
+BY_NAME = {"channel_options": [("grpc.default_authority", "store.example")]}
+
+
+@pytest.mark.parametrize("leaves", [0, 1])
+@pytest.mark.parametrize(
+    ("hosts", "names", "arguments"),
+    [
+        (["localhost", "localhost"], ["localhost"], {}),
+        (["127.0.0.1", "127.0.0.1"], ["127.0.0.1"], {}),
+        (["127.0.0.1", "127.0.0.2"], ["127.0.0.1", "127.0.0.2"], {}),
+        (["localhost", "127.0.0.2"], ["store.example"], BY_NAME),
+    ],
+    ids=["one name", "one number", "numbers", "a name that is said"],
+)
+async def test_several_addresses_are_checked_by_one_name(
+    make_client, authority, hosts, names, arguments, leaves
+):
+    """Each of the servers is talked to, also when it is the last that is left."""
+    servers = [ExitStack(), ExitStack()]
+    with servers[0], servers[1]:
+        addresses = [
+            it.enter_context(tls_server(authority, host=host, names=names))
+            for it, host in zip(servers, hosts, strict=True)
+        ]
+        client = make_client(addresses, tls_ca=authority.cert_pem.bytes(), **arguments)
+        servers[leaves].close()
+
+        assert (await client.posts.get(7)).id == 7
+
+
+async def test_several_addresses_do_not_weaken_the_check(make_client, authority):
+    """A server with a certificate of another name is not talked to."""
+    with tls_server(authority, names=["other.example"]) as one, tls_server(authority) as other:
+        client = make_client(
+            [one, other.replace("localhost:", "LOCALHOST:")], tls_ca=authority.cert_pem.bytes()
+        )
+        assert (await client.posts.get(7)).id == 7
+
+        client = make_client([one, "localhost:1"], tls_ca=authority.cert_pem.bytes(), timeout=0.5)
+        with pytest.raises(storeapi.Unavailable):
+            await client.posts.get(7)
 
 
 async def test_the_key_is_sent_over_tls(make_client, authority):

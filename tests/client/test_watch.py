@@ -2,12 +2,15 @@
 
 import asyncio
 import gc
+import logging
+import sys
 import threading
+from types import SimpleNamespace
 
 import grpc
 import pytest
 import storeapi
-from storeapi import Change, ChangeBatch, _retries
+from storeapi import Change, ChangeBatch, _retries, _streams
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import changes_pb2
 
@@ -357,6 +360,70 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     assert await asyncio.wait_for(waiting, 10) == []
 
 
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Waits until a watch has lost its connection and pauses, for longer than a test waits."""
+    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 30)
+    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 30)
+    said = threading.Event()
+    handler = logging.Handler()
+    handler.emit = lambda record: said.set()
+    log = logging.getLogger("storeapi")
+    log.addHandler(handler)
+    yield lambda: asyncio.to_thread(said.wait, 10)
+    log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("by", ["changes", "batches"])
+@pytest.mark.parametrize("closes", ["watch", "client"])
+async def test_closing_between_two_connections_ends_the_iteration(client, scripted, interrupted, closes, by):
+    """At once and without an error, as at any other time; nothing is asked any more."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+    watch = client.changes.watch()
+    await anext(watch)
+    steps = watch if by == "changes" else watch.batches()
+
+    async def rest():
+        return [it async for it in steps]
+
+    waiting = asyncio.create_task(rest())
+    assert await interrupted()
+    await (watch if closes == "watch" else client).close()
+
+    assert await asyncio.wait_for(waiting, 10) == []
+    assert starts(scripted) == [""]
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("closes", ["watch", "client"])
+def test_closing_while_a_connection_begins_leaves_none_open(scripted, closes, moment):
+    """By another thread, just before or just after the call was made: whoever iterates only sees the end."""
+    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", batch(2, token="t2"))
+    client = storeapi.StoreClient(scripted.target)
+    begin = client.raw.changes.Watch
+    watch = client.changes.watch()
+    next(watch)
+    calls = []
+
+    def begin_while_somebody_closes(request):
+        closing = threading.Thread(target=(watch if closes == "watch" else client).close)
+        if moment == "after":
+            calls.append(begin(request))
+        closing.start()
+        closing.join()
+        if moment == "before":
+            calls.append(begin(request))
+        return calls[-1]
+
+    client.raw.changes.Watch = begin_while_somebody_closes
+
+    assert list(watch) == []
+    assert [it for it in calls if it.is_active()] == []
+    client.close()
+
+
 async def test_a_closed_watch_stays_closed(client, scripted):
     """Closing it again does nothing, and it asks nothing any more."""
     watch = client.changes.watch()
@@ -406,6 +473,61 @@ async def test_a_cancelled_task_is_cancelled(scripted):
 
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.fixture(params=[sys.version_info, (3, 10)], ids=["this python", "python 3.10"])
+def python(request, monkeypatch):
+    """Waiting with a limit is done in another way where asyncio has no timeout()."""
+    monkeypatch.setattr(_streams, "sys", SimpleNamespace(version_info=request.param))
+
+
+async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted, python):
+    """In the very same round of the event loop too: it does not go on as if nobody had cancelled it."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    async with storeapi.AsyncStoreClient(scripted.target) as client:
+        call = client.raw.changes.Watch(changes_pb2.WatchRequest())
+        seen = []
+
+        async def read():
+            response = await call.read()
+            seen.append(response)
+            task.cancel()
+            return response
+
+        double = SimpleNamespace(read=read, cancel=call.cancel)
+        stream = _streams.AsyncStream(double, first_seconds=None, silence_seconds=10)
+
+        async def follow():
+            while True:
+                await stream.read()
+
+        task = asyncio.create_task(follow())
+        done, _ = await asyncio.wait({task}, timeout=5)
+        stream.cancel()
+
+        assert [it.resume_token for it in seen] == ["t1"]
+        assert done == {task}
+        assert task.cancelled()
+
+
+async def test_who_gives_up_waiting_leaves_nothing_that_reads(python):
+    """When it comes to the caller that the server is silent, the reading has ended."""
+    reading = []
+
+    async def read():
+        reading.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            reading.append("ended")
+
+    double = SimpleNamespace(read=read, cancel=lambda: None)
+    stream = _streams.AsyncStream(double, first_seconds=0.01, silence_seconds=10)
+
+    with pytest.raises(storeapi.Unavailable, match="nothing was heard"):
+        await stream.read()
+
+    assert reading == ["begun", "ended"]
 
 
 def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):

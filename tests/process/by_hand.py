@@ -1,4 +1,4 @@
-"""A server started with `--listen`, for tests that choose where its stderr goes."""
+"""`store-service` started otherwise: with a stderr that tests choose, or without the privileges of root."""
 
 import os
 import subprocess
@@ -27,3 +27,24 @@ def served_by_hand(folder: Path, *, stderr: int, **environment: str) -> Iterator
         process.terminate()
         process.communicate()
     assert process.returncode == 0
+
+
+OBEYING_PERMISSIONS = """
+import ctypes, os, sys
+# Permissions mean nothing to root, unless it gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH for good.
+for capability in (1, 2):
+    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "store_service", *sys.argv[1:]])
+"""
+
+
+def run_without_privileges(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs `store-service` such that permissions of files hold, also for root."""
+    return subprocess.run(
+        [sys.executable, "-c", OBEYING_PERMISSIONS, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

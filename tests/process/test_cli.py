@@ -14,10 +14,12 @@ from click.testing import CliRunner, Result
 from store_service import cli
 from store_service import config as settings
 from store_service.database import schema
-from tests.process.by_hand import served_by_hand
+from tests.process.by_hand import run_without_privileges, served_by_hand
 from tests.store import old_application
 from tests.store.old_application import query
 from tests.support import ServerProcess, Stubs, run_command
+
+ROOT = Path(__file__).parents[2]
 
 
 def in_this_process(*arguments: str) -> Result:
@@ -78,8 +80,54 @@ def test_a_command_that_is_not_there_is_exit_code_2(arguments: list[str], proble
     """A wrong call is told from a failure by its exit code, and its line says which word was wrong."""
     done = in_this_process(*arguments)
 
+    assert_bad_call(done, problem)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem", "command"),
+    [
+        ([], "Missing command", "store-service"),
+        (["backup"], "Missing argument 'FILE'", "store-service backup"),
+        (["restore", "a", "b"], "unexpected extra argument", "store-service restore"),
+        (["keys"], "Missing command: new or list", "store-service keys"),
+        (["keys", "new", "a"], "Missing option '--rights'", "store-service keys new"),
+        (["status", "--once", "--every", "0"], "--every", "store-service status"),
+        (["health", "--tls-cert", "pyproject.toml"], "belong together", "store-service health"),
+    ],
+)
+def test_a_command_that_is_called_wrongly_says_where_its_help_is(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str, command: str
+) -> None:
+    """In the same one line, without the usage before it."""
+    monkeypatch.chdir(ROOT)
+    done = in_this_process(*arguments)
+
+    assert_bad_call(done, problem)
+    assert done.stderr.endswith(f" (see '{command} --help')\n")
+
+
+def assert_bad_call(done: Result, problem: str) -> None:
+    """It ended with exit code 2 and one line that says what was wrong."""
     assert (done.exit_code, done.stdout) == (2, "")
-    assert problem in done.stderr.splitlines()[-1]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: ")
+    assert problem in line
+
+
+def test_a_command_that_is_interrupted_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Exit code 1: it was not done."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schema, "check", interrupted)
+    done = in_this_process("check")
+
+    # What the terminal shows of Ctrl-C stays on a line of its own.
+    assert (done.exit_code, done.stderr) == (1, "\nstore-service: interrupted\n")
 
 
 # Settings
@@ -234,6 +282,31 @@ def test_an_unknown_variable_is_mentioned_and_ignored(tmp_path: Path) -> None:
     ]
 
 
+def test_an_unknown_variable_in_the_file_is_mentioned_too(tmp_path: Path) -> None:
+    """With the file, for there it is to be mended."""
+    (tmp_path / ".env").write_text("STORE_LISTEM=0.0.0.0:1\nSTORE_LOG_LEVEL=warning\nOTHER=1\n")
+    done = run_command("migrate", folder=tmp_path, settings={"STORE_BOGUS": "1"})
+
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        "store-service: STORE_BOGUS is no setting, and is ignored",
+        "store-service: .env: STORE_LISTEM is no setting, and is ignored",
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"STORE_READERS=1\nSTORE_READERS 2 secret\n", b"\nSTORE_LISTEN=\xff secret"]
+)
+def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path: Path, content: bytes) -> None:
+    """Nothing starts with a default where somebody has set something else."""
+    (tmp_path / ".env").write_bytes(content)
+    done = run_command("migrate", folder=tmp_path)
+
+    assert_bad_setting(done.returncode, done.stdout, done.stderr, ".env")
+    assert ".env: line 2 is not " in done.stderr
+    assert [it.name for it in tmp_path.iterdir()] == [".env"]
+
+
 def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
     """.env in the working folder says what the environment does not."""
     (tmp_path / ".env").write_text('DATABASE_URL="sqlite:///from-file.db"\nSTORE_LOG_LEVEL=warning\n')
@@ -299,6 +372,20 @@ def old(path: Path) -> None:
     old_application.make(path)
 
 
+def interrupted(path: Path) -> None:
+    """As a program leaves it that has no log and was killed in the midst of a write."""
+    current(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA cache_size = 1")
+        # More than is kept in memory, so that some of it is in the file already.
+        connection.execute("CREATE TABLE x AS SELECT hex(zeroblob(1000000))")
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("CREATE TABLE y AS SELECT hex(zeroblob(1000000))")
+        left = contents(path.parent)
+    for name, content in left.items():
+        (path.parent / name).write_bytes(content)
+
+
 def nothing(path: Path) -> None:
     assert not path.exists()
 
@@ -335,6 +422,10 @@ def contents(folder: Path) -> dict[str, bytes]:
             "where body, id were expected",
         ),
         (no_database, "cannot use the database store.db: file is not a database"),
+        (
+            interrupted,
+            "a write to the database store.db was interrupted; run `store-service migrate` to undo it",
+        ),
     ],
     indirect=["folder"],
 )
@@ -348,7 +439,14 @@ def test_check_finds_what_is_wrong_and_changes_nothing(folder: Path, problem: st
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("folder", [current], indirect=True)
+def in_wal_mode(path: Path) -> None:
+    """As a server leaves a database that was stopped: no log, but the file says that there may be one."""
+    current(path)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+
+@pytest.mark.parametrize("folder", [current, in_wal_mode], indirect=True)
 def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
     """Exit code 0, and a line for each thing that was looked at."""
     before = contents(folder)
@@ -356,6 +454,55 @@ def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"settings: fine\ndatabase: fine\nschema: {schema.HEAD}, fine\n"
+    assert contents(folder) == before
+
+
+def with_a_log(path: Path) -> None:
+    """As a server leaves a database that was killed: what was written last is in the log only."""
+    in_wal_mode(path)
+    with closing(sqlite3.connect(path)) as connection:
+        with connection:
+            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        left = contents(path.parent)
+    for name, content in left.items():
+        (path.parent / name).write_bytes(content)
+
+
+def with_a_log_alone(path: Path) -> None:
+    """The same, without the file that SQLite makes anew from the log."""
+    with_a_log(path)
+    Path(f"{path}-shm").unlink()
+
+
+@pytest.mark.parametrize("folder", [with_a_log, with_a_log_alone], indirect=True)
+def test_check_reads_the_log_of_a_killed_server_and_leaves_it(folder: Path) -> None:
+    """Who writes it into the file needs the lock, which a server may take at any moment."""
+    before = contents(folder)
+    done = run_command("check", folder=folder)
+
+    assert done.returncode == 1
+    assert "the database has schema 9999" in done.stderr
+    after = contents(folder)
+    assert before["store.db-wal"]
+    for name in ("store.db", "store.db-wal"):
+        assert after[name] == before[name]
+
+
+@pytest.mark.parametrize(
+    ("folder", "code"), [(current, 0), (in_wal_mode, 0), (with_a_log, 1)], indirect=["folder"]
+)
+def test_check_needs_no_right_to_write(folder: Path, code: int) -> None:
+    """Whoever looks may be another user than the service."""
+    for file in folder.iterdir():
+        file.chmod(0o444)
+    folder.chmod(0o555)
+    before = contents(folder)
+    done = run_without_privileges("check", folder=folder)
+    folder.chmod(0o755)
+
+    assert done.returncode == code
+    assert done.stdout.startswith("settings: fine\n")
+    assert ("the database has schema 9999" in done.stderr) == (code == 1)
     assert contents(folder) == before
 
 
@@ -387,6 +534,7 @@ async def test_check_works_while_the_server_runs(server_process: ServerProcess) 
         (empty_file, f"schema {schema.HEAD} (was none)"),
         (old, f"schema {schema.HEAD} (was 0001)"),
         (current, f"schema {schema.HEAD} is up to date"),
+        (interrupted, f"schema {schema.HEAD} is up to date"),
     ],
     indirect=["folder"],
 )

@@ -294,7 +294,7 @@ def test_the_health_of_every_service_can_be_asked_for(running: ServerProcess) ->
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     for data in ({}, {"service": ""}, {"service": POSTS}, {"service": COMMENTS}, {"service": CHANGES}):
         assert call(running, health, "Check", data) == {"status": "SERVING"}
-    assert call(running, health, "List", {})["statuses"].keys() == {"", POSTS, COMMENTS, CHANGES}
+    assert call(running, health, "List", {})["statuses"].keys() == {"", "live", POSTS, COMMENTS, CHANGES}
     assert "Code: NotFound" in grpcurl(running, f"{health}/Check", data={"service": "nothing"}).stderr
 
 

@@ -49,14 +49,15 @@ def test_a_server_that_serves_is_healthy_until_it_stops(server_process: ServerPr
 
 
 def test_one_service_can_be_asked_for(server_process: ServerProcess) -> None:
-    """One that is there, and one that is not."""
+    """One that is there, the process alone, and one that is not."""
     address = server_process.start().address
     there = run_command(
         "health", address, "--service", "storeapi.v1.PostService", folder=server_process.folder
     )
+    live = run_command("health", address, "--service", "live", folder=server_process.folder)
     not_there = run_command("health", address, "--service", "no.such", folder=server_process.folder)
 
-    assert there.returncode == 0
+    assert (there.returncode, live.returncode) == (0, 0)
     assert (not_there.returncode, not_there.stdout) == (1, "")
 
 

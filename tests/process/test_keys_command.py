@@ -50,7 +50,7 @@ def test_keys_are_listed_without_giving_them_away(tmp_path: Path) -> None:
     [
         (["new", "billing", "--rights", "read"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
         (["list"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
-        (["list"], FILE, 1, "STORE_API_KEYS_FILE: No such file"),
+        (["list"], FILE, 1, "STORE_API_KEYS_FILE: keys: No such file or directory"),
         (["new", "billing", "--rights", "admin"], FILE, 1, "rights must be"),
         (["new", "billing", "--rights", ""], FILE, 1, "rights must be"),
         (["new", "two words", "--rights", "read"], FILE, 1, "the name must be"),
@@ -65,7 +65,9 @@ def test_what_cannot_be_done_is_one_line_and_makes_nothing(
     done = run_command("keys", *arguments, folder=tmp_path, settings=settings)
 
     assert (done.returncode, done.stdout) == (code, "")
-    assert words in done.stderr.splitlines()[-1]
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("store-service: ")
+    assert words in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -77,4 +79,5 @@ def test_a_file_that_is_wrong_gets_no_more_keys(tmp_path: Path) -> None:
         done = run_command("keys", *arguments, folder=tmp_path, settings=FILE)
         assert (done.returncode, done.stdout) == (1, "")
         assert "line 1: " in done.stderr
+    assert "STORE_API_KEYS_FILE: keys: line 1: " in done.stderr
     assert (tmp_path / "keys").read_text() == "nonsense\n"

@@ -3,20 +3,28 @@
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import pty
 import re
+import signal
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, comments_pb2, posts_pb2
 
+from store_service import logs
 from store_service.access import keys as api_keys
 from store_service.access.caller import Right
 from tests.process.by_hand import served_by_hand
@@ -318,3 +326,126 @@ def _all_of(terminal: int) -> str:
         pass  # how Linux tells the end
     os.close(terminal)
     return b"".join(parts).decode()
+
+
+# Whoever reads it
+
+
+@dataclass
+class Served:
+    """A server whose log goes somewhere of our choice."""
+
+    process: subprocess.Popen[bytes]
+    address: str
+
+    async def create_posts(self, count: int) -> None:
+        async with grpc.aio.insecure_channel(self.address) as channel:
+            for _ in range(count):
+                await Stubs(channel).posts.CreatePost(
+                    posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=20
+                )
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+@contextmanager
+def logging_to(stderr: int, folder: Path) -> Iterator[Served]:
+    """A server until the end of the block; the file descriptor is closed here when the server has it."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "store_service", "serve", "--listen=127.0.0.1:0"],
+        cwd=folder,
+        env=os.environ | {"STORE_LOG_LEVEL": "info"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+    ) as process:
+        os.close(stderr)
+        try:
+            assert process.stdout is not None
+            yield Served(process, process.stdout.readline().decode().split()[-1])
+        finally:
+            process.kill()
+
+
+async def test_a_full_disk_for_the_log_concerns_no_call(database_file: Path) -> None:
+    """What cannot be written is dropped."""
+    with logging_to(os.open("/dev/full", os.O_WRONLY), database_file.parent) as served:
+        await served.create_posts(20)
+        assert served.stop() == 0
+
+
+async def test_a_reader_of_the_log_that_has_gone_concerns_no_call(database_file: Path) -> None:
+    """As when whatever ships the lines has died."""
+    read, write = os.pipe()
+    with logging_to(write, database_file.parent) as served:
+        os.close(read)
+        await served.create_posts(20)
+        assert served.stop() == 0
+
+
+async def test_a_reader_of_the_log_that_is_stuck_concerns_no_call_and_no_stop(database_file: Path) -> None:
+    """A pipe holds some 300 lines; more than that are not waited for, and the server stops without them."""
+    read, write = os.pipe()
+    with logging_to(write, database_file.parent) as served:
+        await served.create_posts(700)
+        assert served.stop() == 0
+    os.close(read)
+
+
+@pytest.fixture
+def configured() -> Iterator[None]:
+    """Logs as a server writes them, until the end of the test."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    logs.configure(level="info", format="json")
+    yield
+    structlog.reset_defaults()
+    root.handlers, root.level = handlers, level
+
+
+@pytest.mark.usefixtures("configured")
+def test_no_more_waits_than_may(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a reader is stuck, lines do not fill the memory; those that were first are told."""
+    monkeypatch.setattr(logs, "MOST_WAITING_BYTES", 1000)
+    is_writing, may_write = threading.Event(), threading.Event()
+
+    def stuck(chunk: bytes) -> bool:
+        is_writing.set()
+        may_write.wait(10)
+        return bool(os.write(2, chunk))
+
+    monkeypatch.setattr(logs, "_written", stuck)
+    log = structlog.get_logger("test")
+    with logs.in_background():
+        log.warning("first")
+        assert is_writing.wait(10)
+        for _ in range(100):
+            log.warning("x" * 100)
+        may_write.set()
+
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    (dropped,) = [line for line in lines if line["event"] == "log lines were dropped"]
+    assert lines[0]["event"] == "first"
+    assert dropped["count"] + len(lines) - 2 == 100
+    assert 0 < len(lines) - 2 < 10
+
+
+@pytest.mark.usefixtures("configured")
+def test_lines_that_were_dropped_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    """As soon as there is somebody again to tell."""
+    log = structlog.get_logger("test")
+    with logs.in_background():
+        with pytest.MonkeyPatch.context() as patch:
+            written = threading.Event()
+            patch.setattr(logs, "_written", lambda _: written.set() or False)
+            log.warning("lost")
+            assert written.wait(10)
+        log.warning("kept")
+
+    events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [(it["event"], it.get("count")) for it in events] == [
+        ("kept", None),
+        ("log lines were dropped", 1),
+    ]

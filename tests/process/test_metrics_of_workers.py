@@ -11,7 +11,7 @@ from store_service.metrics.scrape import NoMetrics, scrape
 from tests.postgres import empty
 from tests.process.test_workers import create, workers_of
 from tests.scraping import scraped
-from tests.support import ServerProcess, run_command, wait_until
+from tests.support import ServerProcess, free_port, run_command, wait_until
 
 CREATE = "storeapi.v1.PostService/CreatePost"
 
@@ -48,8 +48,9 @@ def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, t
         samples = scraped(address)
         names = [family.name for family in scrape(address)]
 
-        calls = {of["worker"]: count for of, count in samples.values("store_calls_total", method=CREATE)}
-        assert calls.keys() == {"0", "1"}
+        workers = samples.label("store_calls_total", "worker")
+        calls = {it: samples.total("store_calls_total", method=CREATE, worker=it) for it in workers}
+        assert workers == ["0", "1"]
         assert sum(calls.values()) == 40
         assert len(names) == len(set(names))
         assert all(samples.label(name, "worker") == ["0", "1"] for name in samples.samples)
@@ -97,3 +98,29 @@ def test_a_metrics_address_in_use_is_one_line(supervisor: ServerProcess, tmp_pat
     assert done.returncode == 1
     assert done.stderr.startswith(f"store-service: cannot serve metrics on {taken}")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("first", "then"), [(True, False), (False, True)], ids=["off", "on"])
+def test_a_restart_of_workers_leaves_metrics_where_they_are(
+    supervisor: ServerProcess, tmp_path: Path, first: bool, then: bool
+) -> None:
+    """Switched on or off, that needs a new start, as the log says; the workers are replaced all the same."""
+    del supervisor.settings["STORE_METRICS_LISTEN"]
+    wanted = f"127.0.0.1:{free_port()}"
+    settings = tmp_path / ".env"
+    settings.write_text(f"STORE_METRICS_LISTEN={wanted if first else ''}")
+    supervisor.start()
+    try:
+        settings.write_text(f"STORE_METRICS_LISTEN={wanted if then else ''}")
+        supervisor.signal(signal.SIGHUP)
+        wait_until(lambda: re.search("restarted workers|not all workers", supervisor.stderr()), seconds=60)
+
+        assert "not all workers" not in supervisor.stderr()
+        assert supervisor.stderr().count("another address for metrics needs a new start") == 1
+        if first:
+            assert scraped(wanted).total("store_worker_up") == 2
+        else:
+            with pytest.raises(NoMetrics):
+                scrape(wanted)
+    finally:
+        supervisor.stop()

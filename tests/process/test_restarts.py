@@ -18,7 +18,7 @@ from storeapi.v1 import posts_pb2
 
 from tests.postgres import empty
 from tests.process.test_start_and_stop import told_of_the_stop, watched
-from tests.process.test_workers import workers_of
+from tests.process.test_workers import end, workers_of
 from tests.rpc.helpers import become, connected
 from tests.support import IS_LONG, ServerProcess, Stubs, failure, free_port
 
@@ -157,6 +157,49 @@ async def test_no_call_fails_while_workers_are_restarted(tmp_path: Path, postgre
 def told(server_process: ServerProcess, event: str, count: int) -> bool:
     """Whether the log has told of something so often."""
     return server_process.stderr().count(f'"event": "{event}"') >= count
+
+
+@pytest.mark.timeout(120)
+async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
+    tmp_path: Path, postgres_database: str
+) -> None:
+    """Not that of the new ones, which may be shorter."""
+    empty(postgres_database)
+    times = tmp_path / ".env"
+    times.write_text("STORE_DRAIN_SECONDS=3\nSTORE_GRACE_SECONDS=3")
+    supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
+    await asyncio.to_thread(supervisor.start)
+    try:
+        times.write_text("STORE_DRAIN_SECONDS=0\nSTORE_GRACE_SECONDS=0")
+        supervisor.signal(signal.SIGHUP)
+        await become(lambda: told(supervisor, "restarted workers", 1), seconds=60)
+
+        assert not told(supervisor, "worker killed, it did not stop", 1)
+        assert told(supervisor, "stopped", 2)
+    finally:
+        await asyncio.to_thread(supervisor.stop)
+
+
+@pytest.mark.timeout(120)
+async def test_a_stop_during_a_restart_tells_all_at_once(tmp_path: Path, postgres_database: str) -> None:
+    """Also the process that was just started, which does not wait for the one that it replaces."""
+    empty(postgres_database)
+    settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2", "STORE_DRAIN_SECONDS": "600"}
+    supervisor = ServerProcess(tmp_path, settings)
+    await asyncio.to_thread(supervisor.start)
+    pids = workers_of(supervisor)
+    try:
+        supervisor.signal(signal.SIGHUP)
+        await become(lambda: told(supervisor, "stopping", 1), seconds=30)
+        pids = workers_of(supervisor)
+        supervisor.signal()
+
+        await become(lambda: told(supervisor, "stopping", 3))
+        assert workers_of(supervisor) == pids
+        assert len(pids) == 3
+    finally:
+        supervisor.kill()
+        end(pids)
 
 
 @pytest.mark.timeout(120)

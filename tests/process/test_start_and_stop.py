@@ -7,7 +7,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
+from tests.process.by_hand import run_without_privileges
 from tests.rpc.helpers import become
 from tests.store import old_application
 from tests.store.old_application import query
@@ -157,26 +157,6 @@ def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) 
 
 # Databases that cannot be served
 
-OBEYING_PERMISSIONS = """
-import ctypes, os, sys
-# Permissions mean nothing to root, unless it gives up CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH for good.
-for capability in (1, 2):
-    ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
-os.execv(sys.executable, [sys.executable, "-m", "store_service", *sys.argv[1:]])
-"""
-
-
-def run_without_privileges(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `store-service` such that permissions of files hold, also for root."""
-    return subprocess.run(
-        [sys.executable, "-c", OBEYING_PERMISSIONS, command, "--listen", "127.0.0.1:0"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
 
 def serve(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Starts a server that will not start."""
@@ -194,7 +174,7 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 def test_a_folder_that_must_not_be_written_to_is_one_line(migrated_folder: Path) -> None:
     """SQLite needs files beside the database."""
     migrated_folder.chmod(0o555)
-    done = run_without_privileges("serve", migrated_folder)
+    done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
     migrated_folder.chmod(0o755)
 
     assert_one_line(done, "store.db", "Permission denied")
@@ -203,7 +183,7 @@ def test_a_folder_that_must_not_be_written_to_is_one_line(migrated_folder: Path)
 def test_a_file_that_must_not_be_written_to_is_one_line(migrated_folder: Path, database_file: Path) -> None:
     """A service that could not store anything does not start."""
     database_file.chmod(0o444)
-    done = run_without_privileges("serve", migrated_folder)
+    done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
 
     assert_one_line(done, "store.db", "readonly database")
 
@@ -211,7 +191,7 @@ def test_a_file_that_must_not_be_written_to_is_one_line(migrated_folder: Path, d
 def test_a_file_that_must_not_be_read_is_one_line(migrated_folder: Path, database_file: Path) -> None:
     """Whose file it is, and what the system says."""
     database_file.chmod(0)
-    done = run_without_privileges("serve", migrated_folder)
+    done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
 
     assert_one_line(done, "store.db", "unable to open database file")
 

@@ -42,7 +42,7 @@ def test_one_page_for_scripts(running: ServerProcess, tmp_path: Path) -> None:
 
     assert (done.returncode, done.stderr) == (0, "")
     assert re.match(rf"store-service \S+ on sqlite, {address}\n", done.stdout)
-    assert re.search(r"^storeapi\.v1\.PostService/CreatePost +0\.0 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^PostService/CreatePost +0\.0 ", done.stdout, re.MULTILINE)
     assert re.search(r"^writer ", done.stdout, re.MULTILINE)
     assert re.search(r"^event loop p99 .* WAL$", done.stdout, re.MULTILINE)
     assert "0 of 100" in done.stdout

@@ -2,7 +2,9 @@
 
 import os
 import re
+import resource
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -31,6 +33,23 @@ def workers_of(process: ServerProcess) -> list[int]:
     assert process.process is not None
     children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text()
     return [int(pid) for pid in children.split()]
+
+
+def all_ended(pids: list[int]) -> bool:
+    """Whether none of these processes is there any more."""
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def end(pids: list[int]) -> None:
+    """Kills those that are there still."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def times_told(process: ServerProcess, event: str) -> int:
+    """How often the log of all processes has told of something."""
+    return process.stderr().count(f'"event": "{event}"')
 
 
 def create(address: str, body: str) -> posts_pb2.Post:
@@ -119,13 +138,57 @@ def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:
     assert supervisor.stop() == 0
 
 
+def test_a_worker_that_cannot_be_made_is_tried_again(supervisor: ServerProcess) -> None:
+    """A supervisor without descriptors keeps the others, and goes on when it has some."""
+    supervisor.start()
+    before = workers_of(supervisor)
+    try:
+        assert supervisor.process is not None
+        pid = supervisor.process.pid
+        was = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, was[1]))
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: times_told(supervisor, "worker does not start") > 0)
+        supervisor.signal(signal.SIGHUP)
+        wait_until(lambda: times_told(supervisor, "not all workers restarted; the others go on as they were"))
+        assert before[1] in workers_of(supervisor)
+        assert create(supervisor.address, "meanwhile").id > 0
+
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
+        wait_until(lambda: times_told(supervisor, "worker restarted"), seconds=30)
+        assert before[1] in workers_of(supervisor)
+        assert supervisor.stop() == 0
+    finally:
+        supervisor.kill()
+        end(before)
+
+
 def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerProcess) -> None:
     """Nobody serves on in secret."""
     supervisor.start()
     workers = workers_of(supervisor)
     supervisor.kill()
 
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), seconds=20)
+    wait_until(lambda: all_ended(workers), seconds=20)
+    # With what they had begun.
+    assert times_told(supervisor, "stopped") == 2
+
+
+def test_a_second_signal_ends_the_workers_too(supervisor: ServerProcess) -> None:
+    """At once, however long they would have gone on."""
+    supervisor.settings["STORE_DRAIN_SECONDS"] = "600"
+    supervisor.start()
+    workers = workers_of(supervisor)
+    try:
+        supervisor.signal()
+        wait_until(lambda: times_told(supervisor, "stopping") == 2)
+        supervisor.signal()
+
+        assert supervisor.wait() == 128 + signal.SIGTERM
+        wait_until(lambda: all_ended(workers))
+    finally:
+        supervisor.kill()
+        end(workers)
 
 
 def test_a_port_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path, database_file: Path) -> None:

@@ -4,12 +4,16 @@ import json
 import re
 from typing import Any
 
+import grpc
 import promql_parser
 import pytest
 import yaml
 
+from store_service.measures import Measures
 from store_service.metrics.catalog import METRICS
+from store_service.metrics.families import Families
 from store_service.rpc.status import ROWS
+from store_service.server import service_descriptors
 from tests.project.conftest import ROOT
 
 MANUAL = "docs/alerts-and-metrics.md"
@@ -23,6 +27,8 @@ ALERTS: list[dict[str, Any]] = [
 alerts = pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: alert["alert"])
 OF_PROMETHEUS = {"job", "instance"}
 """Labels that it adds to what it scrapes."""
+METRICS_OF_PROMETHEUS = {"up"}
+"""What it tells of its own, of everything that it looks for."""
 
 
 def panel_expressions() -> list[str]:
@@ -72,8 +78,12 @@ def test_every_metric_that_is_named_exists(expression: str) -> None:
     """With the labels by which it is chosen, and the suffix that its kind has."""
     found = selectors(expression)
 
-    assert found
+    assert family_of("up") not in METRICS
+    assert any(selector.name not in METRICS_OF_PROMETHEUS for selector in found)
     for selector in found:
+        if selector.name in METRICS_OF_PROMETHEUS:
+            assert {matcher.name for matcher in selector.matchers.matchers} <= OF_PROMETHEUS
+            continue
         family = family_of(selector.name)
         assert family in METRICS
         assert (METRICS[family].kind == "histogram") == (family != selector.name)
@@ -90,7 +100,12 @@ def test_every_label_that_is_grouped_by_exists(expression: str) -> None:
         if isinstance(part, promql_parser.AggregateExpr) and part.modifier is not None
         for label in part.modifier.labels
     }
-    known = {label for it in selectors(expression) for label in METRICS[family_of(it.name)].labels}
+    known = {
+        label
+        for it in selectors(expression)
+        if it.name not in METRICS_OF_PROMETHEUS
+        for label in METRICS[family_of(it.name)].labels
+    }
 
     assert labels <= known | OF_PROMETHEUS | {"worker", "le"}
 
@@ -133,12 +148,51 @@ def test_the_panels_are_explained_and_do_not_overlap() -> None:
 def test_the_reasons_and_codes_of_an_alert_exist(alert: dict[str, Any]) -> None:
     """An alert for an error that nobody raises would never fire."""
     reasons = {row.reason for row in ROWS.values()} | {"INTERNAL"}
-    codes = {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "DATA_LOSS"}
+    codes = {code.name for code in grpc.StatusCode}
 
     for selector in selectors(alert["expr"]):
         for matcher in selector.matchers.matchers:
+            if matcher.name == "method":
+                assert any(re.fullmatch(matcher.value, f"{it.full_name}/Get") for it in service_descriptors())
+                continue
             known = {"reason": reasons, "code": codes, "lane": {"writer", "reader"}}[matcher.name]
             assert set(matcher.value.split("|")) <= known
+
+
+def test_what_an_alert_names_is_served_before_it_happens() -> None:
+    """To Prometheus, what begins at 1 has not grown, and the first of its kind would alert nobody."""
+    named: dict[str, set[str]] = {"code": {"OK"}, "reason": set()}
+    for alert in ALERTS:
+        for selector in selectors(alert["expr"]):
+            for matcher in selector.matchers.matchers:
+                if matcher.name in named:
+                    named[matcher.name] |= set(matcher.value.split("|"))
+    measures = Measures()
+    measures.of_method("storeapi.v1.PostService/GetPost", is_stream=False)
+    families = Families(measures, database="sqlite", wal_file=None).collect()
+    served = {family.name: family.samples for family in families}
+
+    for family, label in {"store_calls": "code", "store_call_errors": "reason"}.items():
+        assert {it.labels[label] for it in served[family]} == named[label]
+        assert {it.value for it in served[family]} == {0}
+
+
+def test_what_a_broken_service_shows_alerts() -> None:
+    """Its codes, also the one that a stuck service answers, and what is missing of it."""
+    found = [selector for alert in ALERTS for selector in selectors(alert["expr"])]
+    matchers = [matcher for selector in found for matcher in selector.matchers.matchers]
+    values = {value for matcher in matchers for value in matcher.value.split("|")}
+
+    assert values > {"UNAVAILABLE", "INTERNAL", "UNKNOWN", "DATA_LOSS", "DEADLINE_EXCEEDED", "OVERLOADED"}
+    assert {selector.name for selector in found} > {"up", "store_build_info", "store_connections"}
+
+
+def test_nothing_alerts_for_a_moment_alone() -> None:
+    """Without `for`, an alert looks back over a time of its own."""
+    at_once = [alert for alert in ALERTS if "for" not in alert]
+
+    assert at_once
+    assert [alert["alert"] for alert in at_once if "increase(" not in alert["expr"]] == []
 
 
 @alerts

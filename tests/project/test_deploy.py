@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from store_service import config as settings
+from store_service.rpc.health import LIVE
 from store_service.server import TIDY_SECONDS
 from store_service.supervisor import EXIT_SECONDS
 from tests.project.conftest import ROOT
@@ -158,10 +159,20 @@ def test_kubernetes_asks_and_reaches_the_port_that_is_listened_on(manifest: Path
     ]
     assert pod_annotations(manifest)["prometheus.io/port"] == str(metrics)
     assert it["startupProbe"]["grpc"] == it["readinessProbe"]["grpc"] == {"port": int(PORT)}
-    assert it["livenessProbe"]["tcpSocket"] == {"port": int(PORT)}
+    assert it["livenessProbe"]["grpc"] == {"port": int(PORT), "service": LIVE}
     assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(int(PORT), "grpc")]
     callers, monitoring = policy["spec"]["ingress"]
     assert (callers["ports"], monitoring["ports"]) == ([{"port": int(PORT)}], [{"port": metrics}])
+
+
+@each_manifest
+def test_a_process_is_killed_only_when_it_answers_nothing_for_long(manifest: Path) -> None:
+    """A pause of some seconds is no reason; a database that is away is none at all, so LIVE is asked."""
+    probe = container(manifest)["livenessProbe"]
+
+    assert probe["periodSeconds"] * probe["failureThreshold"] >= 60
+    assert probe["timeoutSeconds"] > 2
+    assert "initialDelaySeconds" not in probe  # the startup probe sees to that
 
 
 # Commands
@@ -248,6 +259,15 @@ def test_running_calls_have_their_grace_in_kubernetes(
 
     assert config.drain_seconds >= 5
     assert pod(manifest)["terminationGracePeriodSeconds"] >= stop_seconds(config)
+
+
+def test_compose_starts_everything_again_after_a_reboot() -> None:
+    """Docker does so for "unless-stopped" and not for "on-failure"."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+
+    assert {name: it["restart"] for name, it in services.items()} == dict.fromkeys(
+        ("store", "postgres"), "unless-stopped"
+    )
 
 
 # Rights

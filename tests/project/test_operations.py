@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,24 @@ def test_the_page_names_commands_that_exist() -> None:
 
     assert named <= set(cli.main.commands)
     assert {"backup", "restore", "health", "migrate", "check"} <= named
+
+
+def test_commands_run_as_the_unit_does() -> None:
+    """As its user, in its folder, with its file of settings and its database: the program that it runs."""
+    unit = {}
+    for name, value in re.findall(r"^(\w+)=(.*)$", (ROOT / "deploy/store-service.service").read_text(), re.M):
+        unit.setdefault(name, value)  # of Environment the first, which is DATABASE_URL
+    (script,) = re.findall(r"<!-- as the unit -->\n```sh\n(.*?)```", PAGE, re.DOTALL)
+    words = shlex.split(script)
+
+    program = unit["ExecStart"].split()[0]
+    assert words[0] == "systemd-run"
+    assert words[-2:] == [program, "check"]
+    assert f"--uid={unit['User']}" in words
+    assert unit["Environment"].startswith("DATABASE_URL=")
+    assert f"--setenv={unit['Environment']}" in words
+    for name in ("EnvironmentFile", "WorkingDirectory", "UMask"):
+        assert f"--property={name}={unit[name]}" in words
 
 
 @needs_clients

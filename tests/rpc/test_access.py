@@ -93,7 +93,7 @@ def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def names(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """The code of each call and who made it, as the log is told."""
     told: list[tuple[str, str | None]] = []
-    monkeypatch.setattr(CallLog, "write", lambda *values: told.append((values[2], values[-1])))
+    monkeypatch.setattr(CallLog, "write", lambda *values: told.append((values[2], values[6])))
     return told
 
 

@@ -159,7 +159,10 @@ async def test_text_that_is_no_utf8_is_malformed(channel: grpc.aio.Channel, meth
             error = await failure(send_bytes(channel, path_of(method), data))
 
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
-            assert error.message == f"the request is no {method.input_type.full_name}"
+            assert error.message == (
+                f"the request is no {method.input_type.full_name}: "
+                "it cannot be decoded, or a text in it is not UTF-8"
+            )
 
 
 def test_there_is_text_at_every_depth() -> None:

@@ -18,6 +18,7 @@ from tests.rpc.helpers import ONE_ENGINE, connected, locked
 from tests.support import failure
 
 SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
+LIVE = "live"
 NAMES = ["", "storeapi.v1.ChangeService", "storeapi.v1.CommentService", "storeapi.v1.PostService"]
 
 
@@ -74,7 +75,7 @@ async def test_all_services_are_listed(health: Any) -> None:
     """List tells of every name at once."""
     answer = await health.List(pb.HealthListRequest())
 
-    assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, SERVING)
+    assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys([*NAMES, LIVE], SERVING)
 
 
 async def test_health_looks_at_the_database_every_time(health: Any, database_url: str) -> None:
@@ -84,7 +85,8 @@ async def test_health_looks_at_the_database_every_time(health: Any, database_url
     set_revision(database_url, "9999")
     assert [await status(health, name) for name in NAMES] == [NOT_SERVING] * len(NAMES)
     answer = await health.List(pb.HealthListRequest())
-    assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys(NAMES, NOT_SERVING)
+    statuses = {name: it.status for name, it in answer.statuses.items()}
+    assert statuses == {**dict.fromkeys(NAMES, NOT_SERVING), LIVE: SERVING}
 
     set_revision(database_url, schema.HEAD)
     assert [await status(health, name) for name in NAMES] == [SERVING] * len(NAMES)
@@ -103,6 +105,27 @@ async def test_a_database_without_its_tables_is_not_healthy(health: Any, databas
     with connected(database_url) as connection:
         connection.execute(text("DROP TABLE alembic_version"))
 
+    assert await status(health) == NOT_SERVING
+
+
+async def test_the_process_is_live_without_its_database(
+    health: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever would start it anew is told that this mends nothing; the database is not even looked at."""
+    looks = []
+
+    async def look(_: object) -> None:
+        looks.append(1)
+        raise OSError
+
+    watch = health.Watch(pb.HealthCheckRequest(service=LIVE))
+    assert (await watch.read()).status == SERVING
+    monkeypatch.setattr(schema, "look", look)
+
+    assert await status(health, LIVE) == SERVING
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(watch.read(), 0.2)
+    assert not looks
     assert await status(health) == NOT_SERVING
 
 

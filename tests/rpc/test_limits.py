@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from storeapi.v1 import changes_pb2
 from storeapi.v1 import posts_pb2 as pb
 
@@ -86,14 +87,31 @@ async def test_overload_comes_before_what_is_wrong_with_the_request(config: Conf
 async def test_watches_do_not_count_as_calls(config: Config) -> None:
     """They have a limit of their own, and last."""
     async with limited(config, max_concurrent_calls=2) as (_, stubs):
-        watches = [stubs.changes.Watch(changes_pb2.WatchRequest()) for _ in range(2)]
+        watches = [stubs.changes.Watch(changes_pb2.WatchRequest()) for _ in range(5)]
         for watch in watches:
             await watch.read()
 
         assert (await stubs.create_post()).id == 1
-        third = await outcome_of(stubs.changes.Watch(changes_pb2.WatchRequest()).read())
         for watch in watches:
             watch.cancel()
+
+
+async def test_other_streams_are_limited_as_calls_are(config: Config) -> None:
+    """As many, counted by themselves."""
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with (
+        limited(config, max_concurrent_calls=2) as (server, stubs),
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+        streams = []
+        for _ in range(2):
+            streams.append(reflection.ServerReflectionInfo())
+            await streams[-1].write(question)
+            await streams[-1].read()
+        third = await outcome_of(reflection.ServerReflectionInfo().read())
+
+        assert (await stubs.create_post()).id == 1
     assert error_seen(third).reason == "OVERLOADED"
 
 

@@ -15,7 +15,7 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.measures import Histogram, Measures
 from store_service.metrics.catalog import METRICS
-from store_service.metrics.families import Families
+from store_service.metrics.families import CODES, REASONS, Families
 from store_service.metrics.figures import Between, Scraped
 from store_service.observing import CannotServeMetrics
 from store_service.server import RunningServer, serving
@@ -26,6 +26,7 @@ from tests.watching import begun
 
 GET, CREATE = "storeapi.v1.PostService/GetPost", "storeapi.v1.PostService/CreatePost"
 WATCH = "storeapi.v1.ChangeService/Watch"
+OF_TLS = {"store_certificate_expiry_seconds"}
 OF_THE_SUPERVISOR = {"store_worker_up", "store_worker_restarts_total"}
 
 
@@ -70,7 +71,7 @@ async def test_what_is_served_is_what_the_catalog_has(server: RunningServer, stu
     _, _, text = get(server.metrics_address)
 
     is_sqlite = bool(samples.label("store_build_info", "database") == ["sqlite"])
-    absent = OF_THE_SUPERVISOR | (set() if is_sqlite else {"store_wal_bytes"})
+    absent = OF_THE_SUPERVISOR | OF_TLS | (set() if is_sqlite else {"store_wal_bytes"})
     assert families_in(samples) == METRICS.keys() - absent
     for name in METRICS.keys() - absent:
         of, _ = next(samples.values(f"{name}_count" if METRICS[name].kind == "histogram" else name))
@@ -146,6 +147,36 @@ async def test_metrics_answer_while_the_event_loop_does_not(server: RunningServe
 # Calls
 
 
+@ONE_ENGINE
+async def test_what_alerts_is_there_before_it_happens(server: RunningServer) -> None:
+    """At zero, for every method: to Prometheus, what begins at 1 has not grown."""
+    samples = scraped(server)
+
+    assert CREATE in samples.label("store_calls_in_flight", "method")
+    for method in samples.label("store_calls_in_flight", "method"):
+        codes = {of["code"]: count for of, count in samples.values("store_calls_total", method=method)}
+        reasons = {
+            of["reason"]: count for of, count in samples.values("store_call_errors_total", method=method)
+        }
+        assert codes == dict.fromkeys(CODES, 0)
+        assert reasons == dict.fromkeys(REASONS, 0)
+
+
+@ONE_ENGINE
+async def test_the_first_of_a_kind_is_growth(
+    server: RunningServer, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the zero that was there to 1, and there is one series of it."""
+    of = {"method": CREATE, "reason": "INTERNAL"}
+    before = scraped(server)
+    monkeypatch.setattr("store_service.rpc.posts.post_to_message", None)
+    await failure(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
+    now = scraped(server)
+
+    assert [count for _, count in before.values("store_call_errors_total", **of)] == [0]
+    assert [count for _, count in now.values("store_call_errors_total", **of)] == [1]
+
+
 async def test_calls_are_counted_by_method_and_code(server: RunningServer, stubs: Stubs) -> None:
     """With how long they took; a method that nobody has called is there with nothing."""
     post = await stubs.create_post()
@@ -155,7 +186,7 @@ async def test_calls_are_counted_by_method_and_code(server: RunningServer, stubs
     await failure(stubs.posts.GetPost(pb.GetPostRequest(id=0)))
     samples = scraped(server)
 
-    calls = {of["code"]: count for of, count in samples.values("store_calls_total", method=GET)}
+    calls = {of["code"]: count for of, count in samples.values("store_calls_total", method=GET) if count}
     assert calls == {"OK": 3, "NOT_FOUND": 1, "INVALID_ARGUMENT": 1}
     assert samples.total("store_calls_total", method=CREATE, code="OK") == 1
     assert samples.total("store_call_duration_seconds_count", method=GET) == 5
@@ -176,7 +207,9 @@ async def test_errors_are_counted_by_reason(
     await failure(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
 
     errors = {
-        (of["method"], of["reason"]): count for of, count in scraped(server).values("store_call_errors_total")
+        (of["method"], of["reason"]): count
+        for of, count in scraped(server).values("store_call_errors_total")
+        if count
     }
     assert errors == {(GET, "POST_NOT_FOUND"): 1, (CREATE, "INTERNAL"): 1}
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from store_service.logs import CallLog
 from store_service.rpc import tls
 from store_service.server import RunningServer, serving
 from tests.certificates import Files, chain_of, channel_credentials, key_of, replace
+from tests.scraping import scraped
 from tests.support import Stubs, error_seen, failure
 
 NAME = "billing.internal"
@@ -198,7 +200,7 @@ async def test_the_health_check_needs_a_certificate_too(mutual: RunningServer, a
 def names(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     """Who has called, as the log is told."""
     told: list[str | None] = []
-    monkeypatch.setattr(CallLog, "write", lambda *values: told.append(values[-1]))
+    monkeypatch.setattr(CallLog, "write", lambda *values: told.append(values[6]))
     return told
 
 
@@ -388,3 +390,96 @@ async def test_a_pair_that_changes_while_it_is_checked_is_not_taken(
 
     with pytest.raises(BadFile, match="is being written"):
         tls.Certificates(cert=files.cert, key=files.key, client_ca=None, settings=("C", "K", "A"))
+
+
+# Time
+
+
+EXPIRED, NOT_YET = "certificate has expired", "certificate is not valid yet"
+
+
+MIDNIGHT = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def days(count: int) -> datetime:
+    return MIDNIGHT + timedelta(days=count)
+
+
+def told(logged: Sequence[Any]) -> list[str]:
+    return [it["event"] for it in logged if it["log_level"] == "warning"]
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "expected"),
+    [(-20, -10, [EXPIRED]), (10, 20, [NOT_YET]), (-20, 10, [])],
+    ids=["expired", "not yet", "valid"],
+)
+@pytest.mark.parametrize("has_client_ca", [False, True])
+def test_a_certificate_that_no_client_takes_is_told_of(
+    files: Files, authority: trustme.CA, begins: int, ends: int, expected: list[str], has_client_ca: bool
+) -> None:
+    """When it is read, with the setting and its times, which may be the clock's fault as well."""
+    files.renew(authority.create_child_ca(), not_before=days(begins), not_after=days(ends))
+    with capture_logs() as logged:
+        client_ca = files.client_ca if has_client_ca else None
+        tls.Certificates(cert=files.cert, key=files.key, client_ca=client_ca, settings=("C", "K", "A"))
+
+    assert told(logged) == expected
+    for it in logged:
+        assert it["setting"] == "C"
+        assert datetime.fromisoformat(it["valid_to"]) == days(ends)
+        assert datetime.fromisoformat(it["valid_from"]) == days(begins)
+
+
+async def test_an_expired_certificate_is_told_of_when_it_comes_and_not_again(
+    server: RunningServer, files: Files, authority: trustme.CA
+) -> None:
+    """It is shown, for there is no other; clients refuse it, and the log says why."""
+    credentials = channel_credentials(authority)
+    expired = files.renew(authority, not_after=days(-1))
+    with capture_logs() as logged:
+        assert not await is_let_in(server.address, credentials)
+        assert not await is_let_in(server.address, credentials)
+        assert await shown_by(server.address) == der(expired)
+
+    assert told(logged) == [EXPIRED]
+
+
+@pytest.mark.parametrize("kind", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
+def test_the_times_are_those_of_the_servers_own_certificate(
+    files: Files, authority: trustme.CA, kind: trustme.KeyType
+) -> None:
+    """Not of those between it and its authority, whichever key it has."""
+    ends = days(3)
+    cert = authority.create_child_ca(key_type=kind).issue_cert("localhost", not_after=ends, key_type=kind)
+    replace(files.cert, chain_of(cert))
+    replace(files.key, key_of(cert))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files.cert, files.key)
+    validity = tls._validity(context, files.cert.read_bytes())
+
+    assert validity is not None
+    assert validity.ends == ends.timestamp()
+
+
+async def test_metrics_tell_when_the_certificate_expires_that_is_shown(
+    database_url: str, files: Files, authority: trustme.CA
+) -> None:
+    """Also while nobody connects; a pair that cannot be used is not told of, and gRPC gets each that can."""
+    name = "store_certificate_expiry_seconds"
+    files.renew(authority, not_after=days(3))
+    async with serving(with_tls(database_url, files, metrics_listen="127.0.0.1:0")) as server:
+        assert scraped(server).total(name) == days(3).timestamp()
+        renewed = files.renew(authority, not_after=days(90))
+        assert scraped(server).total(name) == days(90).timestamp()
+        assert await shown_by(server.address) == der(renewed)
+        replace(files.cert, chain_of(authority.issue_cert("localhost", not_after=days(200))))
+        assert scraped(server).total(name) == days(90).timestamp()
+        assert await shown_by(server.address) == der(renewed)
+
+
+async def test_metrics_without_tls_tell_of_no_certificate(database_url: str) -> None:
+    """There is none, so nothing expires."""
+    plain = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
+    async with serving(plain) as server:
+        assert not list(scraped(server).values("store_certificate_expiry_seconds"))

@@ -257,6 +257,7 @@ async def test_an_old_etag_stops_an_update(side: Side, paths: tuple[str, ...]) -
     )
 
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
+    assert error.message.startswith(f"{side.name.lower()} {resource.id} was changed")
     assert error.metadata == {"current_etag": changed.etag}
     named = error.detail(error_details_pb2.ResourceInfo)
     assert (named.resource_type, named.resource_name) == (f"storeapi.v1.{side.name}", str(resource.id))

@@ -1,6 +1,7 @@
 """What is true of PostgreSQL alone: settings of sessions, and sessions that the server ends."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -9,18 +10,19 @@ import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
 
-from store_service.database import connect, workers
+from store_service.database import connect, postgresql, workers
 from store_service.database.changes import ORDER_LOCK
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
-from store_service.errors import DatabaseUnavailable, ResumeTokenForeign
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, ResumeTokenForeign
 from store_service.model import CommentDraft, Deletion, PostDraft, Request, Update
 from store_service.store import resume_tokens
 from store_service.store.changes import Changes
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
+from tests.bad_network import BadNetwork
 from tests.store.by_hand import query
 from tests.support import wait_until
 
@@ -152,6 +154,67 @@ async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
         await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(True,)])
         assert not call.done()
     await call
+
+
+async def test_who_waited_in_vain_for_the_order_leaves_the_connection_as_it_was(
+    store: Store, database_url: str
+) -> None:
+    """BEGIN succeeds and the lock behind it does not; the next write finds no transaction that has failed."""
+    with psycopg.connect(database_url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
+        with pytest.raises(DatabaseBusy):
+            await Posts(store).create_posts([PostDraft(body="a")], request=REQUEST)
+
+    await Posts(store).create_posts([PostDraft(body="b")], request=REQUEST)
+    assert query(database_url, "SELECT body FROM posts") == [("b",)]
+
+
+async def test_the_end_of_the_feed_is_where_its_last_change_stands(store: Store) -> None:
+    """Numbers of transactions that were undone may be given again after a crash, to some that are not."""
+    start = (await Changes(store).state()).end
+    posts = Posts(store)
+    for _ in range(3):
+        await posts.create_posts([PostDraft(body="tried")], keep=False)
+    assert (await Changes(store).state()).end == start
+
+    await posts.create_posts([PostDraft(body="kept")])
+    piece = await Changes(store).read_after(start)
+    assert piece is not None
+    assert (await Changes(store).state()).end == piece.end
+    assert piece.end.time > 0
+
+
+async def test_a_server_that_has_gone_without_a_word_is_given_up(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host that lost its power ends no connection; those who wait are told, and the next are served."""
+    monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.5)
+    monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
+    url = make_url(database_url)
+    network = BadNetwork(random.Random(1))
+    network.server_address = f"{url.host}:{url.port}"
+    async with network.running():
+        host, port = network.address.split(":")
+        proxied = url.set(host=host, port=int(port)).render_as_string(hide_password=False)
+        async with connect.open_store(
+            proxied, readers=1, lock_seconds=0.2, statement_seconds=0.3, acquire_seconds=2
+        ) as store:
+            posts = Posts(store)
+            await posts.create_posts([PostDraft(body="before")])
+            network.is_silent = True
+            lost: list[Awaitable[object]] = [posts.create_posts([PostDraft(body="lost")]), posts.get_post(1)]
+            outcomes = await asyncio.gather(*lost, return_exceptions=True)
+            network.is_silent = False
+            async with asyncio.timeout(30):
+                while True:
+                    try:
+                        await posts.create_posts([PostDraft(body="after")])
+                        break
+                    except DatabaseUnavailable:
+                        await asyncio.sleep(0)
+
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
+    assert query(database_url, "SELECT body FROM posts ORDER BY id") == [("before",), ("after",)]
 
 
 async def test_creates_of_several_processes_do_not_wait_for_each_other(

@@ -189,6 +189,19 @@ def test_a_database_is_of_one_service(database_file: Path) -> None:
         pass
 
 
+def test_a_database_is_of_one_service_also_by_way_of_a_link(database_file: Path, tmp_path: Path) -> None:
+    """Whatever leads to it."""
+    link = tmp_path / "link.db"
+    link.symlink_to(database_file)
+
+    with (
+        connect.sole_use(f"sqlite:///{database_file}"),
+        pytest.raises(sqlite.DatabaseInUse),
+        connect.sole_use(f"sqlite:///{link}"),
+    ):
+        pass
+
+
 def test_a_second_service_is_refused_until_the_first_is_gone(
     database_file: Path, server_process: ServerProcess
 ) -> None:

@@ -556,3 +556,33 @@ async def test_everybody_gets_their_own_answer_whatever_the_others_do(
             assert isinstance(answer, PostNotFound)
     stored = [body for body in bodies(database_url) if not body.startswith("leaves")]
     assert stored == [body for body in wanted if body.startswith("fine")]
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["a trial before them", "one by one"])
+async def test_nobody_waits_on_when_the_connection_is_lost_in_the_midst_of_a_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    """Those whose turn had not come are answered too, and the next are served by another connection."""
+    monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
+
+    async def run(_: Connection, arguments: Sequence[str]) -> list[str]:
+        if "bad" in arguments:
+            # Alone it loses the connection; together it fails as a bug does, and each is tried alone.
+            raise DatabaseUnavailable if len(arguments) == 1 else RuntimeError
+        return list(arguments)
+
+    operation: Operation[str, str] = Operation(run)
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(
+            store.write(operation, "bad", keep=keep),
+            *(store.write(operation, "good") for _ in range(3)),
+            return_exceptions=True,
+        )
+        while True:
+            try:
+                assert await store.write(operation, "next") == "next"
+                break
+            except DatabaseUnavailable:
+                await asyncio.sleep(0)
+
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 4

@@ -1,9 +1,14 @@
 """The settings: where they come from, what is allowed, and what a bad one says."""
 
+import resource
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.timestamp_pb2 import Timestamp
+from storeapi.v1 import comments_pb2
 
 from store_service import config as settings
 from store_service.config import BadSetting, Config, load, unknown_variables, variable_of
@@ -43,7 +48,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_MAX_CONCURRENT_CALLS": ("1", 1),
     "STORE_CALLER_CALLS_PER_SECOND": ("0.5", 0.5),
     "STORE_MAX_CALL_SECONDS": ("2.5", 2.5),
-    "STORE_MAX_REQUEST_BYTES": ("1024", 1024),
+    "STORE_MAX_REQUEST_BYTES": ("100000", 100_000),
     "STORE_MAX_METADATA_BYTES": ("1024", 1024),
     "STORE_MAX_BATCH_SIZE": ("10", 10),
     "STORE_MAX_PAGE_SIZE": ("10", 10),
@@ -233,6 +238,26 @@ def test_a_bad_setting_is_named_in_one_line(
     assert raised.value.__cause__ is None
 
 
+def test_a_file_that_is_not_text_is_a_bad_setting() -> None:
+    """It is told in one line too, and a service that reads it again at SIGHUP goes on as it was."""
+    Path(".env").write_bytes("STORE_LISTEN=münchen:1".encode("latin-1"))
+
+    with pytest.raises(BadSetting, match=r"^\.env: line 1 is not UTF-8$"):
+        load()
+
+
+def test_a_file_that_cannot_be_opened_is_a_bad_setting() -> None:
+    """Such as when there are no descriptors left, which may be so at SIGHUP."""
+    Path(".env").write_text("STORE_LISTEN=127.0.0.1:1")
+    was = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, was[1]))
+    try:
+        with pytest.raises(BadSetting, match=r"^cannot read the file \.env: "):
+            load()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, was)
+
+
 def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One run shows every mistake."""
     monkeypatch.setenv("STORE_READERS", "0")
@@ -387,6 +412,81 @@ def test_misspelt_variables_are_found() -> None:
     }
 
     assert unknown_variables(environment) == ["STORE_LISTENS", "store_x"]
+
+
+FILE = b"""
+# a comment
+export STORE_READERS = 3
+STORE_JWT_RIGHTS_CLAIM='two words' # of it
+STORE_API_KEYS_FILE="
+"
+STORE_BARE
+
+"""
+"""What files of settings may hold."""
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+def test_the_names_in_the_file_are_known(line_end: bytes) -> None:
+    """In whatever way they are written there."""
+    assert settings.variables_of_file() == set()
+
+    Path(".env").write_bytes(FILE.replace(b"\n", line_end))
+
+    names = {"STORE_READERS", "STORE_JWT_RIGHTS_CLAIM", "STORE_API_KEYS_FILE", "STORE_BARE"}
+    assert settings.variables_of_file() == names
+
+
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize(
+    ("bad", "problem"),
+    [
+        (b"STORE_READERS 2", "is not NAME=value"),
+        (b"=hunter2", "is not NAME=value"),
+        (b"DATABASE_URL='hunter2", "is not NAME=value"),
+        (b"DATABASE_URL=hunter2\xff", "is not UTF-8"),
+    ],
+)
+def test_a_line_of_the_file_that_makes_no_sense_is_named(line_end: bytes, bad: bytes, problem: str) -> None:
+    """By its number, for its text may be a password."""
+    Path(".env").write_bytes((FILE + bad + b"\nSTORE_READERS=2\n").replace(b"\n", line_end))
+
+    with pytest.raises(BadSetting) as raised:
+        load()
+
+    line = FILE.count(b"\n") + 1
+    assert str(raised.value) == f".env: line {line} {problem}"
+    assert raised.value.__cause__ is None
+
+
+def test_the_longest_body_must_fit_into_a_request() -> None:
+    """Otherwise a body that is allowed would be refused by gRPC, in words that are not ours."""
+    most = load(max_request_bytes=4096, max_body_bytes=4096 - settings.BESIDE_BODY_BYTES)
+    assert most.max_body_bytes > 3000
+
+    with pytest.raises(BadSetting, match=r"^STORE_MAX_REQUEST_BYTES: .*STORE_MAX_BODY_BYTES"):
+        load(max_request_bytes=4096, max_body_bytes=most.max_body_bytes + 1)
+
+
+def test_what_comes_with_a_body_fits_beside_it() -> None:
+    """An update has the most: a post or comment as it was read, a mask and a request_id."""
+    body = "x" * settings.Config.model_fields["max_body_bytes"].default
+    time = Timestamp(seconds=-62_135_596_800, nanos=999_999_999)
+    comment = comments_pb2.Comment(
+        id=2**63 - 1, post_id=2**63 - 1, body=body, etag=f"v{2**63}", create_time=time, update_time=time
+    )
+    largest = comments_pb2.UpdateCommentRequest(
+        comment=comment,
+        update_mask=FieldMask(paths=["body", "etag"]),
+        request_id=str(uuid4()),
+        **{
+            field.name: True
+            for field in comments_pb2.UpdateCommentRequest.DESCRIPTOR.fields
+            if field.type == 8
+        },
+    )
+
+    assert largest.ByteSize() <= len(body) + settings.BESIDE_BODY_BYTES
 
 
 def test_the_settings_are_read_at_their_first_use(monkeypatch: pytest.MonkeyPatch) -> None:

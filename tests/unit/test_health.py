@@ -2,10 +2,11 @@
 
 from typing import cast
 
+import pytest
 from grpc_health.v1 import health_pb2 as pb
 
 from store_service.rpc.call import Context
-from store_service.rpc.health import HealthService
+from store_service.rpc.health import LIVE, HealthService
 
 
 async def test_a_watch_is_told_of_a_stop_that_begins_while_it_looks() -> None:
@@ -21,3 +22,24 @@ async def test_a_watch_is_told_of_a_stop_that_begins_while_it_looks() -> None:
         pb.HealthCheckResponse.SERVING,
         pb.HealthCheckResponse.NOT_SERVING,
     ]
+
+
+async def test_a_process_that_stops_stays_live() -> None:
+    """It finishes its calls, and must not be killed meanwhile; whoever watches it is let go."""
+
+    async def look() -> None:
+        pytest.fail("it was looked at")
+
+    service, context = HealthService(look, []), cast(Context, None)
+    watch = service.Watch(pb.HealthCheckRequest(service=LIVE), context)
+    first = await anext(watch)
+    service.stop()
+
+    assert first.status == pb.HealthCheckResponse.SERVING
+    assert [answer.status async for answer in watch] == []
+    live, whole = [
+        (await service.Check(pb.HealthCheckRequest(service=name), context)).status for name in (LIVE, "")
+    ]
+    assert (live, whole) == (pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING)
+    listed = (await service.List(pb.HealthListRequest(), context)).statuses
+    assert listed[LIVE].status == pb.HealthCheckResponse.SERVING

@@ -1,5 +1,6 @@
 """What the command prints on a terminal, which is a real one here."""
 
+import json
 import os
 import re
 import subprocess
@@ -68,6 +69,31 @@ def test_a_body_cannot_steer_the_terminal(on_terminal: Callable[..., str], store
     assert "\x07" not in table
     assert "\u202e" not in table
     assert "\\x1b]0;title\\x07 [bold]x[/bold]" in " ".join(table.split())
+
+
+@pytest.mark.parametrize("command", ["--json posts get", "--json watch", "export"])
+def test_json_cannot_steer_the_terminal(
+    on_terminal: Callable[..., str], storeapi: Command, empty_store: StoreClient, command: str
+) -> None:
+    """It has escapes and means the same; where no terminal is, the text stays as it is."""
+    body = "\x7f \x9b31m \u202edlrow \u2028 é 😀"
+    post = empty_store.posts.create(body=body)
+    arguments = (
+        command.split()
+        + {
+            "--json posts get": [str(post.id)],
+            "--json watch": ["--from", "initial-state", "--exit-after", "1"],
+            "export": [],
+        }[command]
+    )
+
+    (line,) = [it for it in on_terminal(*arguments).splitlines() if it.startswith("{")]
+    _, elsewhere, _ = storeapi.process(*arguments)
+
+    seen = json.loads(line)
+    assert seen.get("post", seen)["body"] == body
+    assert "\\u007f \\u009b31m \\u202edlrow \\u2028 é 😀" in line
+    assert body in elsewhere
 
 
 def test_a_long_list_shows_before_all_of_it_is_there(

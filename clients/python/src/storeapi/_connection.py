@@ -49,6 +49,9 @@ OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 )
 """What each channel is set to, unless `channel_options` says otherwise."""
 
+NAME_OPTIONS: Final = ("grpc.ssl_target_name_override", "grpc.default_authority")
+"""The options that say which name the certificate of a server must hold, instead of the target."""
+
 
 class _Default(enum.Enum):
     CLIENT_DEFAULT = "the client's timeout"
@@ -135,12 +138,15 @@ def connection(
             "an API key is not sent over the network in the clear: "
             "set tls=True, or tls=False where something else encrypts"
         )
+    options = list(channel_options)
+    if credentials is not None and len(addresses) > 1:
+        options = _name_options(addresses, options) + options
     return Connection(
         target=_grpc_target(addresses),
         timeout=_client_timeout(timeout, environment.get("STOREAPI_TIMEOUT")),
         metadata=metadata,
         credentials=credentials,
-        options=_with_defaults(channel_options),
+        options=_with_defaults(options),
     )
 
 
@@ -217,6 +223,33 @@ def _grpc_target(addresses: Sequence[str]) -> str:
         if all(found):
             return f"{scheme}:{','.join(dict.fromkeys(address for these in found for address in these))}"
     raise ValueError("target: several addresses must all be IPv4 or all be IPv6, and have known names")
+
+
+def _name_options(
+    addresses: Sequence[str], channel_options: Sequence[tuple[str, Any]]
+) -> list[tuple[str, Any]]:
+    """The one name by which the certificates behind several addresses are checked.
+
+    gRPC would take it from the target, where nothing but numbers is left.
+    """
+    if any(name in NAME_OPTIONS for name, _ in channel_options):
+        return []
+    hosts = list(dict.fromkeys(_endpoint(address)[0].lower() for address in addresses))
+    if len(hosts) > 1 and not all(map(_is_number, hosts)):
+        raise ValueError(
+            "target: with TLS several addresses must have the same name, by which certificates are checked: "
+            "give one DNS name that has all of the addresses, as dns:///NAME:PORT, "
+            "or only IP addresses, of which every certificate holds the first"
+        )
+    return [(name, hosts[0]) for name in NAME_OPTIONS]
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _endpoint(address: str) -> tuple[str, int]:

@@ -1,18 +1,23 @@
-"""A stream of responses that notices when it has become silent: one for asyncio, one for threads.
+"""A stream of responses that notices when it has become silent, and a pause that can be cut short.
 
-They are two, by hand, because waiting with a limit is what asyncio and threads have least in common.
+There are two of each, by hand, because waiting with a limit is what asyncio and threads have least in common.
 """
 
 import asyncio
+import contextlib
+import sys
 import threading
 import time
 import weakref
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from storeapi.errors import Cancelled, StoreError, Unavailable
+
+Result = TypeVar("Result")
 
 
 def _silent(silence_seconds: float) -> StoreError:
@@ -27,6 +32,27 @@ def is_cancelled() -> bool:
     """Whether somebody has cancelled the running task; before Python 3.11 nobody knows."""
     task: Any = asyncio.current_task()
     return hasattr(task, "cancelling") and task.cancelling() > 0
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
+    """What the work returns; asyncio.TimeoutError when that takes longer.
+
+    asyncio.wait_for, before Python 3.12, returns it also to a task that was cancelled in the same moment: the
+    task would go on as if nobody had cancelled it.
+    """
+    if sys.version_info >= (3, 11):
+        async with asyncio.timeout(seconds):
+            return await work
+    else:
+        task = asyncio.ensure_future(work)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+            if not done:
+                raise asyncio.TimeoutError
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 class AsyncStream:
@@ -53,7 +79,7 @@ class AsyncStream:
             Unavailable: Nothing came for too long.
         """
         try:
-            response = await asyncio.wait_for(self._call.read(), self._limit)
+            response = await _within(self._limit, self._call.read())
         except asyncio.TimeoutError:
             raise _silent(self._limit) from None
         except asyncio.CancelledError:
@@ -70,6 +96,23 @@ class AsyncStream:
         """Ends the call; ending it again does nothing."""
         self._is_over = True
         self._call.cancel()
+
+
+class AsyncPause:
+    """The waiting between two tries, which somebody else may end."""
+
+    def __init__(self) -> None:
+        """Nobody has ended it yet."""
+        self._over = asyncio.Event()
+
+    async def wait(self, seconds: float) -> None:
+        """Waits so long, or until somebody ends it."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await _within(seconds, self._over.wait())
+
+    def cancel(self) -> None:
+        """Ends the waiting, also any to come."""
+        self._over.set()
 
 
 class Stream:
@@ -133,6 +176,22 @@ class Stream:
 
     def __del__(self) -> None:
         self.cancel()
+
+
+class Pause:
+    """The waiting between two tries, which another thread may end."""
+
+    def __init__(self) -> None:
+        """Nobody has ended it yet."""
+        self._over = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        """Waits so long, or until somebody ends it."""
+        self._over.wait(seconds)
+
+    def cancel(self) -> None:
+        """Ends the waiting, also any to come."""
+        self._over.set()
 
 
 def _guard(reference: weakref.ref[Stream], over: threading.Event) -> None:

@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -15,7 +17,7 @@ from storeapi import _messages
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
-from storeapi._streams import AsyncStream, is_cancelled
+from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
 from storeapi.errors import BatchTooLarge, Cancelled
 
 Request = TypeVar("Request")
@@ -30,13 +32,17 @@ class AsyncCalls:
         self.retries: bool = retries
         self.is_closed: bool = False
         self.max_batch: int = _messages.MAX_BATCH
-        self._streams: WeakSet[AsyncStream] = WeakSet()
+        self._open: WeakSet[AsyncStream | AsyncPause] = WeakSet()
+        # One thread may begin something while another, or a signal handler, closes the client.
+        self._lock = threading.RLock()
 
     def close(self) -> None:
-        """Ends all streams, and refuses all calls from now on."""
-        self.is_closed = True
-        for stream in list(self._streams):
-            stream.cancel()
+        """Ends all streams and the pauses between them, and refuses all calls from now on."""
+        with self._lock:
+            self.is_closed = True
+            still_open = list(self._open)
+        for it in still_open:
+            it.cancel()
 
     def check_open(self) -> None:
         """Raises RuntimeError if the client is closed."""
@@ -81,8 +87,30 @@ class AsyncCalls:
         self.max_batch = min(self.max_batch, error.max_count)
         return True
 
-    def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> AsyncStream:
-        """A call that has just begun, to be read until it ends or the client is closed."""
+    def stream(
+        self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float
+    ) -> AsyncStream:
+        """A call, made by `begin`, to be read until it ends or the client is closed."""
+        try:
+            call = begin()
+        except Exception as failure:
+            # A channel that was closed meanwhile: gRPC says it differently for each kind.
+            if self.is_closed:
+                raise Cancelled("the client was closed") from failure
+            raise
         stream = AsyncStream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
-        self._streams.add(stream)
+        self._keep(stream)
         return stream
+
+    def pause(self) -> AsyncPause:
+        """What to wait with between two streams; it ends when the client is closed."""
+        pause = AsyncPause()
+        self._keep(pause)
+        return pause
+
+    def _keep(self, it: AsyncStream | AsyncPause) -> None:
+        with self._lock:
+            self._open.add(it)
+            is_late = self.is_closed
+        if is_late:
+            it.cancel()

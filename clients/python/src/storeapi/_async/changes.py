@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
@@ -112,6 +111,7 @@ class AsyncWatch:
         self._timeout = timeout
         self._silence_seconds = 2 * request.heartbeat_interval.ToMicroseconds() / 1e6 + 1
         self._stream: AsyncStream | None = None
+        self._pause = calls.pause()
         self._attempts: Attempts | None = None
         self._has_begun = False
         self._is_closed = False
@@ -141,6 +141,7 @@ class AsyncWatch:
     async def close(self) -> None:
         """Ends the watch; closing it again does nothing."""
         self._is_closed = True
+        self._pause.cancel()
         self._drop_stream()
 
     def __aiter__(self) -> AsyncWatch:
@@ -186,7 +187,7 @@ class AsyncWatch:
                 self._attempts = Attempts(None)
                 self._request.resume_token = batch.resume_token
                 return batch
-            if self._is_closed or self._calls.is_closed:
+            if self._is_over():
                 return None
             error.attempts = self._attempts.count
             pause = self._attempts.pause_after(error) if self._calls.retries else None
@@ -198,17 +199,26 @@ class AsyncWatch:
                 pause,
                 error,
             )
-            await asyncio.sleep(pause)
+            await self._pause.wait(pause)
+            if self._is_over():
+                return None
+
+    def _is_over(self) -> bool:
+        return self._is_closed or self._calls.is_closed
 
     async def _read(self, attempts: Attempts) -> changes_pb2.WatchResponse:
-        if self._stream is None:
-            self._stream = self._calls.stream(
-                self._stub.Watch(self._request),
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = self._calls.stream(
+                lambda: self._stub.Watch(self._request),
                 first_seconds=None if self._has_begun else attempts.remaining(),
                 silence_seconds=self._silence_seconds,
             )
+            # Whoever closed the watch before the line above has not seen this stream.
+            if self._is_closed:
+                stream.cancel()
         try:
-            response: changes_pb2.WatchResponse = await self._stream.read()
+            response: changes_pb2.WatchResponse = await stream.read()
         except BaseException:
             # Also one who gives up waiting has ended the call: the next step begins another behind the token.
             self._drop_stream()
@@ -216,6 +226,7 @@ class AsyncWatch:
         return response
 
     def _drop_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.cancel()
-            self._stream = None
+        # Under a name of its own, for another thread may drop it at the same time.
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()

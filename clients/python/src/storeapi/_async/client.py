@@ -87,8 +87,8 @@ class AsyncStoreClient:
         Args:
             target: Address of the server, such as `store.example.com:50051`, or any other gRPC target.
                 Several addresses, in a list or separated by commas, are used in turn, and one that does not
-                answer is left out; their names are looked up now. A single name may have several addresses
-                too. None: STOREAPI_TARGET, or localhost:50051.
+                answer is left out; their names are looked up now, and with TLS they must be the same. A
+                single name may have several addresses too. None: STOREAPI_TARGET, or localhost:50051.
             timeout: Deadline in seconds of each call that names none of its own, with all its tries; above 0
                 and at most 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
             retries: Whether to make calls again that failed for want of the service.

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -13,7 +15,7 @@ from storeapi import _messages
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
-from storeapi._streams import Stream
+from storeapi._streams import Pause, Stream
 from storeapi.errors import BatchTooLarge, Cancelled
 
 Request = TypeVar("Request")
@@ -28,13 +30,17 @@ class Calls:
         self.retries: bool = retries
         self.is_closed: bool = False
         self.max_batch: int = _messages.MAX_BATCH
-        self._streams: WeakSet[Stream] = WeakSet()
+        self._open: WeakSet[Stream | Pause] = WeakSet()
+        # One thread may begin something while another, or a signal handler, closes the client.
+        self._lock = threading.RLock()
 
     def close(self) -> None:
-        """Ends all streams, and refuses all calls from now on."""
-        self.is_closed = True
-        for stream in list(self._streams):
-            stream.cancel()
+        """Ends all streams and the pauses between them, and refuses all calls from now on."""
+        with self._lock:
+            self.is_closed = True
+            still_open = list(self._open)
+        for it in still_open:
+            it.cancel()
 
     def check_open(self) -> None:
         """Raises RuntimeError if the client is closed."""
@@ -74,8 +80,30 @@ class Calls:
         self.max_batch = min(self.max_batch, error.max_count)
         return True
 
-    def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> Stream:
-        """A call that has just begun, to be read until it ends or the client is closed."""
+    def stream(
+        self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float
+    ) -> Stream:
+        """A call, made by `begin`, to be read until it ends or the client is closed."""
+        try:
+            call = begin()
+        except Exception as failure:
+            # A channel that was closed meanwhile: gRPC says it differently for each kind.
+            if self.is_closed:
+                raise Cancelled("the client was closed") from failure
+            raise
         stream = Stream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
-        self._streams.add(stream)
+        self._keep(stream)
         return stream
+
+    def pause(self) -> Pause:
+        """What to wait with between two streams; it ends when the client is closed."""
+        pause = Pause()
+        self._keep(pause)
+        return pause
+
+    def _keep(self, it: Stream | Pause) -> None:
+        with self._lock:
+            self._open.add(it)
+            is_late = self.is_closed
+        if is_late:
+            it.cancel()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -113,6 +112,7 @@ class Watch:
         self._timeout = timeout
         self._silence_seconds = 2 * request.heartbeat_interval.ToMicroseconds() / 1e6 + 1
         self._stream: Stream | None = None
+        self._pause = calls.pause()
         self._attempts: Attempts | None = None
         self._has_begun = False
         self._is_closed = False
@@ -142,6 +142,7 @@ class Watch:
     def close(self) -> None:
         """Ends the watch; closing it again does nothing."""
         self._is_closed = True
+        self._pause.cancel()
         self._drop_stream()
 
     def __iter__(self) -> Watch:
@@ -187,7 +188,7 @@ class Watch:
                 self._attempts = Attempts(None)
                 self._request.resume_token = batch.resume_token
                 return batch
-            if self._is_closed or self._calls.is_closed:
+            if self._is_over():
                 return None
             error.attempts = self._attempts.count
             pause = self._attempts.pause_after(error) if self._calls.retries else None
@@ -199,17 +200,26 @@ class Watch:
                 pause,
                 error,
             )
-            time.sleep(pause)
+            self._pause.wait(pause)
+            if self._is_over():
+                return None
+
+    def _is_over(self) -> bool:
+        return self._is_closed or self._calls.is_closed
 
     def _read(self, attempts: Attempts) -> changes_pb2.WatchResponse:
-        if self._stream is None:
-            self._stream = self._calls.stream(
-                self._stub.Watch(self._request),
+        stream = self._stream
+        if stream is None:
+            stream = self._stream = self._calls.stream(
+                lambda: self._stub.Watch(self._request),
                 first_seconds=None if self._has_begun else attempts.remaining(),
                 silence_seconds=self._silence_seconds,
             )
+            # Whoever closed the watch before the line above has not seen this stream.
+            if self._is_closed:
+                stream.cancel()
         try:
-            response: changes_pb2.WatchResponse = self._stream.read()
+            response: changes_pb2.WatchResponse = stream.read()
         except BaseException:
             # Also one who gives up waiting has ended the call: the next step begins another behind the token.
             self._drop_stream()
@@ -217,6 +227,7 @@ class Watch:
         return response
 
     def _drop_stream(self) -> None:
-        if self._stream is not None:
-            self._stream.cancel()
-            self._stream = None
+        # Under a name of its own, for another thread may drop it at the same time.
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.cancel()

@@ -41,16 +41,17 @@ def export(settings: Settings, file: Path) -> None:
 
 def write_all(client: StoreClient, target: IO[bytes], advance: Callable[[int], None]) -> tuple[int, int]:
     """Writes every post and comment, tells `advance` of each, and returns how many posts and comments."""
+    for_terminal = target.isatty()
     post_ids: set[int] = set()
     for post in client.posts.list(page_size=PAGE_SIZE):
-        target.write(line_of(post))
+        target.write(line_of(post, for_terminal=for_terminal))
         post_ids.add(post.id)
         advance(1)
     comments = 0
     for comment in client.comments.list(page_size=PAGE_SIZE):
         # A post that was added since the last page of posts is not in the file, so its comments stay out.
         if comment.post_id in post_ids:
-            target.write(line_of(comment))
+            target.write(line_of(comment, for_terminal=for_terminal))
             comments += 1
             advance(1)
     return len(post_ids), comments

@@ -43,10 +43,10 @@ class Contents:
     """How many comments."""
 
 
-def line_of(item: Post | Comment) -> bytes:
-    """A post or comment as a line of a file."""
+def line_of(item: Post | Comment, *, for_terminal: bool = False) -> bytes:
+    """A post or comment as a line of a file, or of one that a terminal shows."""
     kind = "comment" if isinstance(item, Comment) else "post"
-    return output.as_line({"kind": kind, **output.record(item)})
+    return output.as_line({"kind": kind, **output.record(item)}, for_terminal=for_terminal)
 
 
 def read(file: IO[bytes], kind: Kind | None = None) -> Iterator[Line]:

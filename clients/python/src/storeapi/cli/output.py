@@ -42,15 +42,16 @@ def record(item: Post | Comment) -> dict[str, Any]:
     }
 
 
-def as_line(fields: dict[str, Any]) -> bytes:
-    """One JSON object as one line of UTF-8."""
-    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+def as_line(fields: dict[str, Any], *, for_terminal: bool = False) -> bytes:
+    """One JSON object as one line of UTF-8; the same object with more escapes if a terminal shows it."""
+    line = json.dumps(fields, ensure_ascii=False)
+    return (text.in_json(line) if for_terminal else line).encode() + b"\n"
 
 
 def print_json(fields: dict[str, Any]) -> None:
     """Prints one JSON object as one line; in UTF-8 whatever the locale says, for that is what JSON is."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(as_line(fields))
+    sys.stdout.buffer.write(as_line(fields, for_terminal=sys.stdout.isatty()))
 
 
 def print_items(items: Iterable[Post | Comment], *, as_json: bool) -> None:

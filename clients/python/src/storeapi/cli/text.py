@@ -22,6 +22,11 @@ def lines(text: str) -> str:
     return "\n".join(one_line(line.expandtabs()) for line in text.split("\n"))
 
 
+def in_json(line: str) -> str:
+    """A line of JSON that means the same: control characters in its texts are told as JSON's own escapes."""
+    return "".join(f"\\u{ord(it):04x}" if _is_control(it) else it for it in line)
+
+
 def _is_control(character: str) -> bool:
     return character in _TURNS or unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
 

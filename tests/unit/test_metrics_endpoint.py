@@ -1,0 +1,64 @@
+"""What clients that are slow, or too many, can do to the address for metrics; over real sockets."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from store_service.measures import Measures
+from store_service.metrics import endpoint
+from store_service.metrics.families import Families
+from store_service.metrics.scrape import NoMetrics, scrape
+from tests.support import wait_until
+
+
+@pytest.fixture
+def address() -> Iterator[str]:
+    """Where metrics are served."""
+    with endpoint.served("127.0.0.1:0", Families(Measures(), database="sqlite", wal_file=None)) as address:
+        yield address
+
+
+def connected(address: str) -> socket.socket:
+    """A client that has sent nothing yet."""
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)))
+
+
+def answers(address: str) -> bool:
+    """Whether metrics are served there now."""
+    try:
+        return bool(scrape(address))
+    except NoMetrics:
+        return False
+
+
+def test_a_request_that_does_not_end_is_cut_off(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where something of it comes all the time."""
+    monkeypatch.setattr(endpoint, "REQUEST_SECONDS", 1.0)
+    with connected(address) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        client.settimeout(0.05)
+        for _ in range(200):
+            try:
+                client.sendall(b"x")
+                assert client.recv(1) == b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                pass
+            return
+    pytest.fail("it was not cut off")
+
+
+def test_requests_beyond_the_limit_are_cut_off(address: str) -> None:
+    """They cost no threads; when others have ended, there is room again."""
+    silent = [connected(address) for _ in range(endpoint.AT_ONCE)]
+    try:
+        with pytest.raises(NoMetrics):
+            scrape(address)
+    finally:
+        for client in silent:
+            client.close()
+
+    wait_until(lambda: answers(address))

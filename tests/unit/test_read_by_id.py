@@ -1,0 +1,58 @@
+"""Reads of many batches at once: together while they are small, and never more at a time than fits."""
+
+import json
+from collections.abc import Sequence
+from typing import Any, cast
+
+from store_service.database import posts as sql
+from store_service.database.connection import Connection
+from store_service.errors import ResponseTooLarge
+from store_service.store.batches import FEW, READ_IDS, read_by_id
+
+
+class Rows:
+    """A connection to a store that has every post, each with the same body."""
+
+    def __init__(self, body: str) -> None:
+        self._body = body
+        self.asked: list[int] = []
+        """How many ids each statement named."""
+
+    async def fetch(self, _: object, *, ids: str) -> list[tuple[Any, ...]]:
+        """As a connection does."""
+        wanted = json.loads(ids)
+        self.asked.append(len(wanted))
+        return [(id, self._body, 1, 1, 1) for id in wanted]
+
+    fetch_few = fetch
+
+
+async def read(rows: Rows, batches: Sequence[Sequence[int]]) -> list[Any]:
+    """What each batch gets."""
+    return list(await read_by_id(cast(Connection, rows), batches, sql.POSTS_BY_ID, sql.post_of))
+
+
+async def test_small_batches_are_one_statement() -> None:
+    """Also when many ask for the same."""
+    rows = Rows("a")
+    found = await read(rows, [(n,) for n in range(1, FEW)] + [range(1, 100)] * 50)
+
+    assert rows.asked == [99]
+    assert all(len(stored) == 99 for stored in found)
+
+
+async def test_large_batches_are_read_one_after_the_other_and_not_kept() -> None:
+    """Four thousand bodies of 64 KiB are never in memory together: not even one batch can be answered."""
+    rows = Rows("x" * 65_536)
+    found = await read(rows, [range(n * 1000 + 1, n * 1000 + 1001) for n in range(4)])
+
+    assert rows.asked == [READ_IDS] * 4
+    assert [type(outcome) for outcome in found] == [ResponseTooLarge] * 4
+
+
+async def test_a_batch_that_fits_is_answered_beside_one_that_does_not() -> None:
+    """Whoever asks for little does not pay for the other."""
+    large, small = await read(Rows("x" * 65_536), [range(1, 101), (5, 7)])
+
+    assert isinstance(large, ResponseTooLarge)
+    assert sorted(small) == [5, 7]

@@ -1,0 +1,79 @@
+"""The page of `store-service status` where there is little room: what shows trouble stays."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from store_service.measures import Measures
+from store_service.metrics.families import Families
+from store_service.metrics.figures import Between, Scraped
+from store_service.metrics.page import page
+
+METHODS = [
+    "storeapi.v1.CommentService/BatchCreateComments",
+    "storeapi.v1.PostService/GetPost",
+    "grpc.health.v1.Health/Check",
+]
+
+
+@pytest.fixture
+def between() -> Between:
+    """Two seconds in which every method was called and both lanes worked."""
+    measures = Measures()
+    calls = [measures.of_method(name, is_stream=False) for name in METHODS]
+    lanes = [measures.of_lane(name) for name in ("reader", "writer")]
+
+    def scraped(time: float) -> Scraped:
+        families = Families(measures, database="sqlite", wal_file=Path("/no/such/file"))
+        return Scraped.of(time, families.collect())
+
+    before = scraped(0)
+    for call in calls:
+        call.running += 1001
+        for n in range(1000):
+            call.ended(*(("OK", "") if n % 10 else ("UNAVAILABLE", "OVERLOADED")), 0.123)
+    for lane in lanes:
+        lane.batch_ended([0.1] * 50, 0.2, 0.4)
+        lane.commits.observe(0.1)
+        lane.waiting = lambda: 7
+    measures.loop.lags.observe(0.1)
+    return Between(before, scraped(2))
+
+
+def lines(between: Between, width: int) -> list[str]:
+    """The page on a terminal of some width."""
+    output = io.StringIO()
+    Console(file=output, width=width).print(page("127.0.0.1:9464", between))
+    return output.getvalue().splitlines()
+
+
+def test_what_shows_trouble_comes_before_the_many_lines_of_methods(between: Between) -> None:
+    """A terminal that is too short cuts off the end."""
+    shown = [line.split()[0] for line in lines(between, 110)]
+
+    assert shown[:2] == ["store-service", "errors"]
+    titles = [word for word in shown if word in ("lag", "batches", "calls")]
+    assert titles == ["lag", "batches", "calls"]
+
+
+@pytest.mark.parametrize("width", [110, 80, 60])
+def test_no_number_is_cut_off(between: Between, width: int) -> None:
+    """Names are, where there is no other way."""
+    rows = {line.split()[0][:6]: line.split()[1:] for line in lines(between, width)}
+
+    assert rows["writer"] == ["0.5", "50.0", "248.5", "ms", "99.5", "ms", "99.5", "ms", "7"]
+    assert rows["Commen"] == rows["PostSe"] == ["500", "50.0", "175.0", "ms", "248.5", "ms", "1"]
+    assert rows["99.5"] == ["ms", "-", "-", "0", "of", "0", "0", "0", "KiB"]
+
+
+def test_the_name_of_our_package_takes_up_no_room(between: Between) -> None:
+    """At 80 columns the longest method is whole; what is not ours has its whole name."""
+    shown = {line.split()[0] for line in lines(between, 80)}
+
+    assert {
+        "CommentService/BatchCreateComments",
+        "PostService/GetPost",
+        "grpc.health.v1.Health/Check",
+    } <= shown
