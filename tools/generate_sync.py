@@ -26,6 +26,12 @@ REPLACEMENTS = {
     r"(?m)^( +)except asyncio\.CancelledError:\n(?:\1 +.*\n)+": "",
     r"# ruff: noqa: ASYNC109.*\n\n": "",
     r" +# Stubs for asyncio are a type of their own.*\n": "",
+    # A function that the caller gives may be a coroutine function for asyncio only.
+    r" \| Awaitable\[str \| None\]": "",
+    r"; it may be a coroutine function": "",
+    r"(?m)^( +)if isawaitable\(.*\):\n(?:\1 +.*\n)+": "",
+    r"from inspect import isawaitable\n": "",
+    r"\bAwaitable, ": "",
     # The language.
     r"\basync (def|for|with)\b": r"\1",
     r"\bawait ": "",

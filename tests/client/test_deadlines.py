@@ -1,6 +1,7 @@
 """How long a call may take, and who ends it."""
 
 import asyncio
+import math
 
 import grpc
 import pytest
@@ -8,6 +9,7 @@ import storeapi
 from storeapi.v1 import posts_pb2
 
 POST = posts_pb2.Post(id=1)
+DRAFT = storeapi.CommentDraft(post_id=1, body="a")
 PAGE = posts_pb2.ListPostsResponse()
 
 # Every method of both groups, and the reply that it can read.
@@ -26,7 +28,7 @@ CALLS = {
     "comments.update": lambda c, **k: c.comments.update(1, body="a", **k),
     "comments.delete": lambda c, **k: c.comments.delete(1, **k),
     "comments.get_many": lambda c, **k: c.comments.get_many([1], **k),
-    "comments.create_many": lambda c, **k: c.comments.create_many([], **k),
+    "comments.create_many": lambda c, **k: c.comments.create_many([DRAFT], **k),
     "comments.delete_many": lambda c, **k: c.comments.delete_many([1], **k),
     "comments.count": lambda c, **k: c.comments.count([1], **k),
     "comments.list": lambda c, **k: anext(c.comments.list(**k)),
@@ -56,6 +58,25 @@ async def test_every_call_can_have_a_deadline_of_its_own(client, server, call):
     left = await seconds_left(server, call(client, timeout=100))
 
     assert 90 < left < 101
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan, 9e9, 1e300, 0, -1, "5"], ids=str)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_timeout_that_is_none_is_refused(client, server, call, wrong):
+    """By its name and before anything is sent: gRPC would store in no time, or give up at once."""
+    with pytest.raises(
+        ValueError, match=r"^timeout must be a number of seconds above 0 and at most 100,000,000"
+    ):
+        await call(client, timeout=wrong)
+
+    assert server.calls == []
+
+
+async def test_the_longest_timeout_can_be_waited_for(client, server):
+    """What is allowed works."""
+    server.answer(POST)
+
+    assert (await client.posts.get(1, timeout=100_000_000)).id == 1
 
 
 async def test_the_default_deadline_is_the_clients(make_client, server):

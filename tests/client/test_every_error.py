@@ -314,7 +314,7 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.FieldImmutable: immutable,
     storeapi.PageTokenInvalid: lambda it: anext(it.client.posts.list(page_token="damaged")),
     storeapi.PageTokenMismatch: page_token_mismatch,
-    storeapi.BatchEmpty: lambda it: it.client.posts.create_many([]),
+    storeapi.BatchEmpty: lambda it: it.client.posts.delete_many([]),
     storeapi.BatchTooLarge: lambda it: it.client.posts.delete_many(range(1, 1002)),
     storeapi.BatchDuplicate: lambda it: it.client.posts.delete_many([1, 1]),
     storeapi.RequestIdReused: request_id_reused,

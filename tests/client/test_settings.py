@@ -132,7 +132,7 @@ def settings(**given: Any) -> _connection.Connection:
         ({"target": ""}, {}, "target must be an address"),
         ({"target": []}, {}, "target must be an address"),
         ({"target": "a:1,,b:2"}, {}, "target must be an address"),
-        ({"target": ["localhost", "localhost:2"]}, {}, "target: one of several must be HOST:PORT"),
+        ({"target": ["localhost", "localhost:2"]}, {}, "target must be HOST:PORT"),
         ({"target": ["10.0.0.1:1", "[2001:db8::1]:1"]}, {}, "all be IPv4 or all be IPv6"),
         ({"target": ["no.such.name.invalid:1", "10.0.0.1:1"]}, {}, "have known names"),
         ({"timeout": 0}, {}, "timeout must be a number of seconds above 0"),
@@ -142,6 +142,20 @@ def settings(**given: Any) -> _connection.Connection:
         ({}, {"TLS": "perhaps"}, "STOREAPI_TLS must be true or false"),
         ({"tls_cert": b"c"}, {}, "tls_cert and tls_key belong together"),
         ({"tls_key": b"k"}, {}, "tls_cert and tls_key belong together"),
+        ({"tls_ca": b"garbage"}, {}, "tls_ca holds no certificate in PEM"),
+        ({"tls_cert": b"c", "tls_key": b"k"}, {}, "tls_cert holds no certificate in PEM"),
+        ({"tls_ca": "/no-ca.pem"}, {}, "tls_ca: /no-ca.pem cannot be read: No such file"),
+        ({}, {"TLS_CA": "/no-ca.pem"}, "STOREAPI_TLS_CA: /no-ca.pem cannot be read: No such file"),
+        ({"target": "http://localhost:1"}, {}, "target must be HOST:PORT"),
+        ({"target": "localhost"}, {}, "target must be HOST:PORT"),
+        ({"target": "dns:///localhost"}, {}, "target must be HOST:PORT"),
+        ({"target": "::1:50051"}, {}, "target must be HOST:PORT"),
+        ({"target": ":53911"}, {}, "target must be HOST:PORT"),
+        ({"target": "localhost:99999"}, {}, "target must be HOST:PORT"),
+        ({"target": ["localhost:1", "localhost:0"]}, {}, "target must be HOST:PORT"),
+        ({}, {"TARGET": "localhost"}, "STOREAPI_TARGET must be HOST:PORT"),
+        ({"timeout": 1e10}, {}, "timeout must be a number of seconds above 0 and at most 100,000,000"),
+        ({"timeout": "5"}, {}, "timeout must be a number of seconds above 0"),
         ({"tls": False, "tls_ca": b"c"}, {}, "need TLS, and tls=False says no"),
         (
             {"tls": True, "target": ["a.example:1", "b.example:1"]},
@@ -169,10 +183,12 @@ def test_a_mistake_is_one_line_that_names_it(arguments, environment, complaint, 
     assert "schlüssel" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path):
-    """As open() does."""
-    with pytest.raises(FileNotFoundError, match="no-ca"):
-        storeapi.StoreClient(tls_ca=tmp_path / "no-ca.pem")
+def test_a_client_shows_where_it_connects():
+    """And nothing that a log must not have."""
+    with storeapi.StoreClient("localhost:1", api_key="secret") as client:
+        assert repr(client) == "StoreClient('localhost:1')"
+    with grpc.insecure_channel("localhost:1") as channel:
+        assert repr(storeapi.StoreClient(channel=channel)) == "StoreClient(channel=...)"
 
 
 # Who

@@ -490,3 +490,18 @@ def test_tests_cost_nothing_who_does_not_test(statement, unwanted):
     code = f"{statement}, sys; sys.exit({unwanted!r} in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_a_list_without_its_page_is_told_of_it():
+    """A page is what a list answers with, and has a token too."""
+    with pytest.raises(TypeError, match=r"ListPosts answers with a storeapi\.Page, such as Page\("):
+        ScriptedServer().answer("ListPosts", [storeapi.Post(id=1, body="a")])
+
+
+@pytest.mark.parametrize("times", [0, -1])
+@pytest.mark.parametrize("line", ["fail", "hang", "lose_answer"])
+def test_a_line_of_the_script_is_for_one_call_at_least(line, times):
+    """A script with nothing in it would test nothing."""
+    error = [storeapi.ShuttingDown()] if line == "fail" else []
+    with pytest.raises(ValueError, match="times must be at least 1"):
+        getattr(ScriptedServer(), line)("GetPost", *error, times=times)

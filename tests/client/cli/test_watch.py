@@ -108,12 +108,12 @@ def test_the_last_change_of_a_piece_has_the_token_behind_it(
 
 def test_people_see_one_line_for_each_change(storeapi: Command, empty_store: StoreClient) -> None:
     """Whatever is in a body."""
-    post = empty_store.posts.create(body="two\nlines\x1b[2J")
+    post = empty_store.posts.create(body="two\nlines\\\x1b[2J")
     comment = empty_store.comments.create(post_id=post.id, body="c")
     done = storeapi("watch", "--from", "initial-state", "--exit-after", "2")
     first, second = (line.split("\t") for line in done.stdout.splitlines())
 
-    assert first[1:] == [f"snapshot post {post.id}", "two\\nlines\\x1b[2J"]
+    assert first[1:] == [f"snapshot post {post.id}", "two\\nlines\\\\\\x1b[2J"]
     assert second[1:] == [f"snapshot comment {comment.id} on post {post.id}", "c"]
 
 

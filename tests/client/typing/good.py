@@ -36,6 +36,7 @@ from typing_extensions import assert_type  # noqa: UP035
 
 def posts(client: StoreClient) -> None:
     assert_type(client.posts.create(body="a", request_id=str(uuid.uuid4())), Post)
+    assert_type(client.posts.create(body="a", request_id=uuid.uuid4()), Post)
     assert_type(client.posts.get(1, timeout=2), Post)
     assert_type(client.posts.update(1, body="b", etag="c", validate_only=True), Post)
     assert_type(client.posts.modify(1, lambda post: post.body + "!"), Post)

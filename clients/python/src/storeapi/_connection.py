@@ -9,6 +9,7 @@ import enum
 import ipaddress
 import math
 import os
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ import grpc.aio
 DEFAULT_TARGET: Final = "localhost:50051"
 
 DEFAULT_TIMEOUT: Final = 10.0
+
+LONGEST_TIMEOUT: Final = 100_000_000
+"""Three years: more does not fit into what gRPC counts with, and such a call would fail at once."""
 
 MAX_RECEIVE_BYTES: Final = 64 * 1024 * 1024
 """gRPC's own limit, 4 MiB, is too small for batches of long texts."""
@@ -80,8 +84,12 @@ class Connection:
 
 
 def seconds(timeout: Timeout, client_timeout: float | None) -> float | None:
-    """The deadline of a call that was asked for `timeout` on a client with `client_timeout`."""
-    return client_timeout if timeout is CLIENT_DEFAULT else timeout
+    """The deadline of a call that was asked for `timeout` on a client with `client_timeout`.
+
+    Raises:
+        ValueError: `timeout` is no number of seconds that a call could have.
+    """
+    return client_timeout if timeout is CLIENT_DEFAULT else _checked_timeout("timeout", timeout)
 
 
 def connection(
@@ -100,18 +108,21 @@ def connection(
 
     Raises:
         ValueError: Something is wrong; one line names the argument or the variable.
-        OSError: A file cannot be read, or one of several names has no address.
     """
     environment = os.environ
     addresses = _addresses(target, environment.get("STOREAPI_TARGET"))
+    for address in addresses:
+        _check_address("STOREAPI_TARGET" if target is None else "target", address)
     if credentials is None:
         tls = _is_on("STOREAPI_TLS", environment.get("STOREAPI_TLS")) if tls is None else tls
         if tls is not False:
-            ca = _pem(tls_ca or environment.get("STOREAPI_TLS_CA"))
-            cert = _pem(tls_cert or environment.get("STOREAPI_TLS_CERT"))
-            key = _pem(tls_key or environment.get("STOREAPI_TLS_KEY"))
-            if (cert is None) != (key is None):
+            if bool(tls_cert or environment.get("STOREAPI_TLS_CERT")) != bool(
+                tls_key or environment.get("STOREAPI_TLS_KEY")
+            ):
                 raise ValueError("tls_cert and tls_key belong together: give both or none")
+            ca = _pem("tls_ca", tls_ca, b"CERTIFICATE")
+            cert = _pem("tls_cert", tls_cert, b"CERTIFICATE")
+            key = _pem("tls_key", tls_key, b"PRIVATE KEY")
             if tls or ca or cert:
                 credentials = grpc.ssl_channel_credentials(ca, key, cert)
         elif tls_ca or tls_cert or tls_key:
@@ -256,6 +267,18 @@ def _looked_up(host: str, port: int, family: socket.AddressFamily) -> list[str]:
     return [f"[{it[4][0]}]:{port}" if family is socket.AF_INET6 else f"{it[4][0]}:{port}" for it in found]
 
 
+def _check_address(name: str, address: str) -> None:
+    """Refuses an address that has no port or a scheme that gRPC has not: it would look it up as a name."""
+    if address.startswith(("unix:", "unix-abstract:", "vsock:", "xds:", "google-c2p:")):
+        return
+    scheme = re.match(r"(?:ipv4:|ipv6:|dns:(?://[^/]*/)?)", address)
+    rest = address[scheme.end() :] if scheme else address
+    for one in rest.split(","):
+        found = re.fullmatch(r"(?:[^\s/:\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})", one)
+        if found is None or not 0 < int(found[1]) < 2**16:
+            raise ValueError(f"{name} must be HOST:PORT, such as localhost:50051, which {address!r} is not")
+
+
 def _is_this_machine(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:")):
         return True
@@ -276,9 +299,16 @@ def _client_timeout(timeout: Timeout, from_environment: str | None) -> float | N
                 value = None if from_environment.lower() == "none" else float(from_environment)
             except ValueError:
                 value = math.nan
-    # Written so that NaN is refused too.
-    if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"{name} must be a number of seconds above 0, or none at all")
+    return _checked_timeout(name, value)
+
+
+def _checked_timeout(name: str, value: float | None) -> float | None:
+    # Written so that NaN is refused too. What is no number is refused alike: not every caller asks a type
+    # checker, and gRPC would complain of something else, or of nothing.
+    if value is not None and not (isinstance(value, (int, float)) and 0 < value <= LONGEST_TIMEOUT):
+        raise ValueError(
+            f"{name} must be a number of seconds above 0 and at most {LONGEST_TIMEOUT:,}, or none at all"
+        )
     return value
 
 
@@ -292,10 +322,26 @@ def _is_on(name: str, value: str | None) -> bool | None:
     raise ValueError(f"{name} must be true or false")
 
 
-def _pem(secret: Secret | None) -> bytes | None:
+def _pem(name: str, secret: Secret | None, label: bytes) -> bytes | None:
+    """The content of a PEM file that an argument or its variable names."""
+    if not secret:
+        name = f"STOREAPI_{name.upper()}"
+        secret = os.environ.get(name)
     if not secret:
         return None
-    return secret if isinstance(secret, bytes) else Path(secret).read_bytes()
+    place = name
+    if not isinstance(secret, bytes):
+        place = f"{name}: {os.fspath(secret)}"
+        try:
+            secret = Path(secret).read_bytes()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"{place} cannot be read: {reason}") from error
+    # gRPC takes anything, and then fails each call with words about the connection.
+    if not re.search(rb"-----BEGIN [A-Z0-9 ]*" + label + b"-----", secret):
+        what = "certificate" if label == b"CERTIFICATE" else "private key"
+        raise ValueError(f"{place} holds no {what} in PEM")
+    return secret
 
 
 def _authorization(api_key: str | None) -> tuple[tuple[str, str], ...]:

@@ -1,10 +1,13 @@
 """From the clients' arguments to request messages, and from replies to values; shared by both clients."""
 
+import inspect
+import math
+import operator
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
-from itertools import count
-from typing import Final
+from typing import Final, Generic, SupportsIndex
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -13,51 +16,133 @@ from storeapi.model import Action, Change, ChangeBatch, Comment, CommentDraft, I
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 MAX_BATCH: Final = 1000
-"""The most that the service takes in one call."""
+"""The most that the service takes in one call, unless it is set to less."""
 
 MAX_BATCH_BYTES: Final = 2 * 1024 * 1024
 """Most text in one call: the service's answer repeats it, and stays below 4 MiB."""
 
+# What callers give, checked where protobuf would complain of a type of its own instead of the argument
+
+
+def id(value: SupportsIndex, name: str = "id") -> int:
+    """An id to send; whether it is positive, the service says."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{name} must be below 2**63, not {number}")
+    return number
+
+
+def post_id_or_all(value: int | None) -> int:
+    """The post to list comments of; 0, which the service takes for all, only where nobody was named."""
+    if value is None:
+        return 0
+    number = id(value, "post_id")
+    # The id of a post that is not stored yet is 0: its comments are not those of all posts.
+    if number < 1:
+        raise ValueError(f"post_id must be positive, or None for all posts, not {number}")
+    return number
+
+
+def text(value: str, name: str = "body") -> str:
+    """A text to send."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, not {value!r}")
+    return value
+
+
+def new_body(returned: object) -> str | None:
+    """What the caller's function made of a text."""
+    if returned is None or isinstance(returned, str):
+        return returned
+    if inspect.iscoroutine(returned):
+        # It will never run, and need not say so too.
+        returned.close()
+        raise TypeError("change must return the new text or None; a coroutine needs an AsyncStoreClient")
+    raise TypeError(f"change must return the new text or None, not {returned!r}")
+
+
 # All writes
 
 
-def request_id(given: str | None, *, validate_only: bool) -> str:
+def request_id(given: str | uuid.UUID | None, *, validate_only: bool) -> str:
     """The request id to send: a new one unless the caller gave one, or "" for none."""
+    if isinstance(given, uuid.UUID):
+        return str(given)
     if given is not None:
-        return given
+        return text(given, "request_id")
     # What stores nothing cannot be stored twice.
     return "" if validate_only else str(uuid.uuid4())
 
 
-def request_ids(first: str) -> Iterator[str]:
-    """The ids of the calls that one batch is split into: always the same ones for the same first."""
-    yield first
-    for number in count(1):
-        yield str(uuid.uuid5(uuid.UUID(first), str(number))) if first else ""
+def request_id_of(first: str, number: int) -> str:
+    """The id of one of the calls that a batch is split into: always the same one for the same first."""
+    return str(uuid.uuid5(uuid.UUID(first), str(number))) if first and number else first
 
 
-def ids_in_calls(ids: Iterable[int]) -> Iterator[list[int]]:
-    """Ids, as many at a time as one call takes; none are one call, whose error says so."""
-    all_ids = list(ids)
-    for start in range(0, len(all_ids) or 1, MAX_BATCH):
-        yield all_ids[start : start + MAX_BATCH]
+class Pieces(Generic[Item]):
+    """What is cut out of the items of a batch, one call's worth after the other.
+
+    A piece that was refused is put back and cut again. Where the cuts are depends on nothing but the items
+    and the limit, as if the limit had been known from the start: whoever calls again with the same request
+    id sends the same pieces.
+    """
+
+    def __init__(self, items: Iterable[Item], text: Callable[[Item], str] | None = None) -> None:
+        """Takes the items, and what tells their text if they have one."""
+        self._items = iter(items)
+        self._waiting: deque[Item] = deque()
+        self._text = text
+
+    def next(self, limit: int) -> list[Item]:
+        """As many items as one call takes; none at the end."""
+        piece: list[Item] = []
+        bytes_left = MAX_BATCH_BYTES
+        while len(piece) < limit:
+            if not self._waiting:
+                # One at a time: what can be read once may be without end.
+                for item in self._items:
+                    self._waiting.append(item)
+                    break
+                else:
+                    break
+            # The longest that its UTF-8 can be, for counting exactly would encode everything twice.
+            size = 0 if self._text is None else 4 * len(self._text(self._waiting[0]))
+            if piece and size > bytes_left:
+                break
+            piece.append(self._waiting.popleft())
+            bytes_left -= size
+        return piece
+
+    def put_back(self, piece: list[Item]) -> None:
+        """Takes back what `next` has given last."""
+        self._waiting.extendleft(reversed(piece))
 
 
-def _in_calls(items: Iterable[Item], text: Callable[[Item], str]) -> Iterator[list[Item]]:
-    """Items, as many at a time as one call takes; none are one call, whose error says so."""
-    chunk: list[Item] = []
-    bytes_left = MAX_BATCH_BYTES
-    is_first = True
-    for item in items:
-        # The longest that its UTF-8 can be, for counting exactly would encode everything twice.
-        size = 4 * len(text(item))
-        if chunk and (len(chunk) == MAX_BATCH or size > bytes_left):
-            yield chunk
-            chunk, bytes_left, is_first = [], MAX_BATCH_BYTES, False
-        chunk.append(item)
-        bytes_left -= size
-    if chunk or is_first:
-        yield chunk
+def pieces_of_bodies(bodies: Iterable[str]) -> Pieces[str]:
+    """The texts of a batch of posts."""
+    # A text is an iterable of texts too, and would become a post per letter.
+    if isinstance(bodies, str):
+        raise TypeError("bodies must be several texts, such as a list; it is a single one")
+    return Pieces(bodies, lambda body: text(body, "each of bodies"))
+
+
+def pieces_of_drafts(drafts: Iterable[CommentDraft]) -> Pieces[CommentDraft]:
+    """The drafts of a batch of comments."""
+
+    def body(draft: CommentDraft) -> str:
+        if not isinstance(draft, CommentDraft):
+            raise TypeError(f"drafts must be several CommentDraft, such as a list; {draft!r} is none")
+        return text(draft.body, "body of a draft")
+
+    return Pieces(drafts, body)
+
+
+def pieces_of_ids(ids: Iterable[int], name: str = "ids") -> Pieces[int]:
+    """The ids of a batch."""
+    return Pieces(id(it, f"each of {name}") for it in ids)
 
 
 # Posts: requests
@@ -65,34 +150,29 @@ def _in_calls(items: Iterable[Item], text: Callable[[Item], str]) -> Iterator[li
 
 def create_post_request(*, body: str, request_id: str, validate_only: bool) -> posts_pb2.CreatePostRequest:
     return posts_pb2.CreatePostRequest(
-        post=posts_pb2.Post(body=body), request_id=request_id, validate_only=validate_only
+        post=posts_pb2.Post(body=text(body)), request_id=request_id, validate_only=validate_only
     )
 
 
 def update_post_request(
-    id: int, *, body: str, etag: str, request_id: str, validate_only: bool
+    post_id: int, *, body: str, etag: str, request_id: str, validate_only: bool
 ) -> posts_pb2.UpdatePostRequest:
     return posts_pb2.UpdatePostRequest(
-        post=posts_pb2.Post(id=id, body=body, etag=etag),
+        post=posts_pb2.Post(id=id(post_id), body=text(body), etag=etag),
         update_mask=FieldMask(paths=["body"]),
         request_id=request_id,
         validate_only=validate_only,
     )
 
 
-def create_posts_requests(
-    bodies: Iterable[str], *, first_request_id: str, validate_only: bool
-) -> Iterator[posts_pb2.BatchCreatePostsRequest]:
-    """One request, or several when one cannot take all bodies."""
-    # A text is an iterable of texts too, and would become a post per letter.
-    if isinstance(bodies, str):
-        raise TypeError("bodies must be several texts, such as a list; it is a single one")
-    for chunk, id in zip(_in_calls(bodies, str), request_ids(first_request_id), strict=False):
-        yield posts_pb2.BatchCreatePostsRequest(
-            requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)) for body in chunk],
-            request_id=id,
-            validate_only=validate_only,
-        )
+def create_posts_request(
+    bodies: Iterable[str], *, request_id: str, validate_only: bool
+) -> posts_pb2.BatchCreatePostsRequest:
+    return posts_pb2.BatchCreatePostsRequest(
+        requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)) for body in bodies],
+        request_id=request_id,
+        validate_only=validate_only,
+    )
 
 
 # Posts: replies
@@ -125,39 +205,36 @@ def create_comment_request(
     *, post_id: int, body: str, request_id: str, validate_only: bool
 ) -> comments_pb2.CreateCommentRequest:
     return comments_pb2.CreateCommentRequest(
-        comment=comments_pb2.Comment(post_id=post_id, body=body),
+        comment=comments_pb2.Comment(post_id=id(post_id, "post_id"), body=text(body)),
         request_id=request_id,
         validate_only=validate_only,
     )
 
 
 def update_comment_request(
-    id: int, *, body: str, etag: str, request_id: str, validate_only: bool
+    comment_id: int, *, body: str, etag: str, request_id: str, validate_only: bool
 ) -> comments_pb2.UpdateCommentRequest:
     return comments_pb2.UpdateCommentRequest(
-        comment=comments_pb2.Comment(id=id, body=body, etag=etag),
+        comment=comments_pb2.Comment(id=id(comment_id), body=text(body), etag=etag),
         update_mask=FieldMask(paths=["body"]),
         request_id=request_id,
         validate_only=validate_only,
     )
 
 
-def create_comments_requests(
-    drafts: Iterable[CommentDraft], *, first_request_id: str, validate_only: bool
-) -> Iterator[comments_pb2.BatchCreateCommentsRequest]:
-    """One request, or several when one cannot take all drafts."""
-    chunks = _in_calls(drafts, lambda draft: draft.body)
-    for chunk, id in zip(chunks, request_ids(first_request_id), strict=False):
-        yield comments_pb2.BatchCreateCommentsRequest(
-            requests=[
-                comments_pb2.CreateCommentRequest(
-                    comment=comments_pb2.Comment(post_id=draft.post_id, body=draft.body)
-                )
-                for draft in chunk
-            ],
-            request_id=id,
-            validate_only=validate_only,
-        )
+def create_comments_request(
+    drafts: Iterable[CommentDraft], *, request_id: str, validate_only: bool
+) -> comments_pb2.BatchCreateCommentsRequest:
+    return comments_pb2.BatchCreateCommentsRequest(
+        requests=[
+            comments_pb2.CreateCommentRequest(
+                comment=comments_pb2.Comment(post_id=id(draft.post_id, "post_id"), body=draft.body)
+            )
+            for draft in drafts
+        ],
+        request_id=request_id,
+        validate_only=validate_only,
+    )
 
 
 # Comments: replies
@@ -198,7 +275,13 @@ def watch_request(
     """A request that begins behind the token, or at `start` where there is none."""
     if isinstance(kinds, str):
         raise TypeError("kinds must be several, such as a list; it is a single text")
-    request = changes_pb2.WatchRequest(kinds=[_kind(name) for name in kinds], post_ids=post_ids)
+    # Whether it is allowed, the service says; here is refused what could not be sent.
+    is_number = isinstance(heartbeat_seconds, (int, float)) and math.isfinite(heartbeat_seconds)
+    if not is_number or abs(heartbeat_seconds) > 1e9:
+        raise ValueError(f"heartbeat_seconds must be a number of seconds, 1 to 60, not {heartbeat_seconds!r}")
+    request = changes_pb2.WatchRequest(
+        kinds=[_kind(name) for name in kinds], post_ids=[id(it, "each of post_ids") for it in post_ids]
+    )
     request.heartbeat_interval.FromMicroseconds(int(heartbeat_seconds * 1_000_000))
     if start not in ("now", "earliest", "initial_state"):
         raise ValueError(f'start must be "now", "earliest" or "initial_state", not {start!r}')

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 def _silent(silence_seconds: float) -> StoreError:
-    return Unavailable(f"nothing was heard from the server for {silence_seconds:g} seconds")
+    return Unavailable(f"nothing was heard from the server for {silence_seconds:.3g} seconds")
 
 
 def _ended() -> StoreError:

@@ -13,11 +13,12 @@ from weakref import WeakSet
 import grpc
 import grpc.aio
 
+from storeapi import _messages
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import store_error
 from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
-from storeapi.errors import Cancelled
+from storeapi.errors import BatchTooLarge, Cancelled
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
@@ -30,6 +31,7 @@ class AsyncCalls:
         self._timeout = timeout
         self.retries: bool = retries
         self.is_closed: bool = False
+        self.max_batch: int = _messages.MAX_BATCH
         self._open: WeakSet[AsyncStream | AsyncPause] = WeakSet()
         # One thread may begin something while another, or a signal handler, closes the client.
         self._lock = threading.RLock()
@@ -77,6 +79,13 @@ class AsyncCalls:
             await asyncio.sleep(pause)
             if self.is_closed:
                 raise Cancelled("the client was closed") from error
+
+    def may_split(self, error: BatchTooLarge, count: int) -> bool:
+        """Whether a batch of `count` that was refused can come in pieces; later ones are smaller at once."""
+        if error.max_count is None or not 0 < error.max_count < count:
+            return False
+        self.max_batch = min(self.max_batch, error.max_count)
+        return True
 
     def stream(
         self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float

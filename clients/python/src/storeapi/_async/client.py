@@ -89,8 +89,8 @@ class AsyncStoreClient:
                 Several addresses, in a list or separated by commas, are used in turn, and one that does not
                 answer is left out; their names are looked up now, and with TLS they must be the same. A
                 single name may have several addresses too. None: STOREAPI_TARGET, or localhost:50051.
-            timeout: Deadline in seconds of each call that names none of its own, with all its tries; None for
-                no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
+            timeout: Deadline in seconds of each call that names none of its own, with all its tries; above 0
+                and at most 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
             retries: Whether to make calls again that failed for want of the service.
             api_key: Who calls, for a service that asks. None: STOREAPI_API_KEY.
             tls: Whether to encrypt. None: STOREAPI_TLS, or yes if a certificate is given.
@@ -106,8 +106,8 @@ class AsyncStoreClient:
 
         Raises:
             TypeError: `channel` is a channel of the other kind, or none.
-            ValueError: Something does not fit; one line names the argument or the variable.
-            OSError: A file cannot be read.
+            ValueError: Something does not fit, or a file cannot be read; one line names the argument or the
+                variable.
             RuntimeError: No event loop is running.
         """
         self._own_channel: grpc.aio.Channel | None = None
@@ -138,6 +138,7 @@ class AsyncStoreClient:
                 credentials=credentials,
                 channel_options=tuple(channel_options),
             )
+        self._target = settings.target
         channel = with_metadata(channel, settings.metadata)
         self._calls = AsyncCalls(timeout=settings.timeout, retries=retries)
         self.raw = AsyncRawStubs(
@@ -154,6 +155,9 @@ class AsyncStoreClient:
         self._calls.close()
         if self._own_channel is not None:
             await self._own_channel.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({repr(self._target) if self._target else 'channel=...'})"
 
     async def __aenter__(self) -> AsyncStoreClient:
         return self

@@ -28,6 +28,7 @@ class AsyncPager(Generic[Item]):
         timeout: Timeout,
     ) -> None:
         """Clients make it; `request` is the one for the first page."""
+        calls.attempts(timeout)  # Complains of a wrong one where it was given.
         self._calls = calls
         self._method = method
         self._request = request

@@ -5,13 +5,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from inspect import isawaitable
 
 from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
 from storeapi._async.paging import AsyncPager
 from storeapi._connection import CLIENT_DEFAULT, Timeout
-from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import BatchTooLarge, EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Page, Post
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
@@ -23,11 +25,12 @@ class AsyncPosts:
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
 
-    Every method that writes takes `request_id`. Without one the client makes one up, so that it can send the
-    request again when it does not know whether it arrived. Give a UUID of your own, such as
-    `str(uuid.uuid4())`, to be able to do the same after a crash: with the same id and arguments nothing is
-    done twice, and the first answer comes again, for 24 hours unless the server is set otherwise. With other
-    arguments it raises RequestIdReused. With "" the request has none, and is never repeated.
+    Every method that writes takes `request_id`, except `modify`, which may write something else each time.
+    Without one the client makes one up, so that it can send the request again when it does not know whether
+    it arrived. Give a UUID of your own, such as `uuid.uuid4()`, to be able to do the same after a crash: with
+    the same id and arguments nothing is done twice, and the first answer comes again, for 24 hours unless the
+    server is set otherwise. With other arguments it raises RequestIdReused. With "" the request has none, and
+    is never repeated.
     """
 
     def __init__(self, calls: AsyncCalls, stub: posts_pb2_grpc.PostServiceAsyncStub) -> None:
@@ -39,7 +42,7 @@ class AsyncPosts:
         self,
         *,
         body: str,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -72,7 +75,7 @@ class AsyncPosts:
             PostNotFound: There is no post with this id.
             FieldInvalid: `id` is not positive.
         """
-        request = posts_pb2.GetPostRequest(id=id)
+        request = posts_pb2.GetPostRequest(id=_messages.id(id))
         return _messages.post(await self._calls.unary(self._stub.GetPost, request, timeout))
 
     def list(
@@ -129,7 +132,7 @@ class AsyncPosts:
         *,
         body: str,
         etag: str = "",
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -161,7 +164,11 @@ class AsyncPosts:
         return _messages.post(await self._calls.unary(self._stub.UpdatePost, request, timeout))
 
     async def modify(
-        self, id: int, change: Callable[[Post], str | None], *, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        id: int,
+        change: Callable[[Post], str | Awaitable[str | None] | None],
+        *,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
         """Changes a post depending on what it says, also when others change it at the same moment.
 
@@ -172,18 +179,23 @@ class AsyncPosts:
 
         Args:
             id: The post to change.
-            change: Called with the post, once or more; returns the new text, or None to leave it as it is.
+            change: Called with the post, once or more; returns the new text, or None to leave it as it
+                is; it may be a coroutine function.
             timeout: Seconds for everything together.
 
         Raises:
             PostNotFound: There is no post with this id.
             EtagMismatch: Others were faster until the time was up.
+            TypeError: `change` returned something else.
             FieldInvalid: The new text is not allowed, or `id` is not positive.
         """
         attempts = self._calls.attempts(timeout)
         while True:
             post = await self.get(id, timeout=attempts.remaining())
-            body = change(post)
+            returned = change(post)
+            if isawaitable(returned):
+                returned = await returned
+            body = _messages.new_body(returned)
             if body is None or body == post.body:
                 return post
             try:
@@ -201,7 +213,7 @@ class AsyncPosts:
         etag: str = "",
         force: bool = False,
         allow_missing: bool = False,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
@@ -225,7 +237,7 @@ class AsyncPosts:
             FieldInvalid: `id` is not positive.
         """
         request = posts_pb2.DeletePostRequest(
-            id=id,
+            id=_messages.id(id),
             etag=etag,
             force=force,
             allow_missing=allow_missing,
@@ -242,18 +254,23 @@ class AsyncPosts:
             posts = await client.posts.get_many([1, 2, 3], allow_missing=True)
 
         Args:
-            ids: The posts to return, at least one; they are asked for 1000 at a time.
+            ids: The posts to return; they are asked for 1000 at a time, or as many as the server takes.
             allow_missing: Leave out ids that name no post.
             timeout: Deadline in seconds of each call.
 
         Raises:
             PostNotFound: Some posts are not there, unless `allow_missing`; `missing_ids` names them.
-            BatchEmpty: No ids.
             FieldInvalid: An id is not positive.
         """
         found: tuple[Post, ...] = ()
-        for some in _messages.ids_in_calls(ids):
-            found += await self._get_some(some, allow_missing, timeout)
+        pieces = _messages.pieces_of_ids(ids)
+        while some := pieces.next(self._calls.max_batch):
+            try:
+                found += await self._get_some(some, allow_missing, timeout)
+            except BatchTooLarge as error:
+                if not self._calls.may_split(error, len(some)):
+                    raise
+                pieces.put_back(some)
         return found
 
     async def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[Post, ...]:
@@ -273,7 +290,7 @@ class AsyncPosts:
         self,
         bodies: Iterable[str],
         *,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
@@ -281,34 +298,42 @@ class AsyncPosts:
 
             posts = await client.posts.create_many(["First", "Second"])
 
-        They are sent in calls of up to 1000, and less where the texts are long. Each call adds all of its
-        posts or, on any error, none. When a later call fails, the earlier ones are done: calling again with
-        `request_id=error.request_id` and the same bodies goes on where it ended.
+        They are sent in calls of up to 1000, and less where the texts are long or the server takes less. Each
+        call adds all of its posts or, on any error, none. When a later call fails, the earlier ones are
+        done: calling again with `request_id=error.request_id` and the same bodies goes on where it ended.
 
         Args:
-            bodies: The texts of the posts, at least one, with the limits of `create`.
+            bodies: The texts of the posts, with the limits of `create`.
             request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the posts returned have no id, times or etag.
             timeout: Deadline in seconds of each call.
 
         Raises:
             FieldInvalid: Some texts are not allowed; `violations` names them all.
-            BatchEmpty: No bodies.
             TypeError: `bodies` is a single text.
         """
         first_request_id = _messages.request_id(request_id, validate_only=validate_only)
-        requests = _messages.create_posts_requests(
-            bodies, first_request_id=first_request_id, validate_only=validate_only
-        )
         created: tuple[Post, ...] = ()
-        for request in requests:
+        pieces = _messages.pieces_of_bodies(bodies)
+        number = 0
+        while some := pieces.next(self._calls.max_batch):
+            request = _messages.create_posts_request(
+                some,
+                request_id=_messages.request_id_of(first_request_id, number),
+                validate_only=validate_only,
+            )
             try:
                 reply = await self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
             except StoreError as error:
+                # Nothing of it was done, so its request id is free.
+                if isinstance(error, BatchTooLarge) and self._calls.may_split(error, len(some)):
+                    pieces.put_back(some)
+                    continue
                 # The id of the whole, with which the whole can be called again.
                 error.request_id = first_request_id
                 raise
             created += _messages.posts(reply.posts)
+            number += 1
         return created
 
     async def delete_many(
@@ -317,7 +342,7 @@ class AsyncPosts:
         *,
         force: bool = False,
         allow_missing: bool = False,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:

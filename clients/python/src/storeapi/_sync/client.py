@@ -88,8 +88,8 @@ class StoreClient:
                 Several addresses, in a list or separated by commas, are used in turn, and one that does not
                 answer is left out; their names are looked up now, and with TLS they must be the same. A
                 single name may have several addresses too. None: STOREAPI_TARGET, or localhost:50051.
-            timeout: Deadline in seconds of each call that names none of its own, with all its tries; None for
-                no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
+            timeout: Deadline in seconds of each call that names none of its own, with all its tries; above 0
+                and at most 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
             retries: Whether to make calls again that failed for want of the service.
             api_key: Who calls, for a service that asks. None: STOREAPI_API_KEY.
             tls: Whether to encrypt. None: STOREAPI_TLS, or yes if a certificate is given.
@@ -105,8 +105,8 @@ class StoreClient:
 
         Raises:
             TypeError: `channel` is a channel of the other kind, or none.
-            ValueError: Something does not fit; one line names the argument or the variable.
-            OSError: A file cannot be read.
+            ValueError: Something does not fit, or a file cannot be read; one line names the argument or the
+                variable.
         """
         self._own_channel: grpc.Channel | None = None
         if channel is None:
@@ -136,6 +136,7 @@ class StoreClient:
                 credentials=credentials,
                 channel_options=tuple(channel_options),
             )
+        self._target = settings.target
         channel = with_metadata(channel, settings.metadata)
         self._calls = Calls(timeout=settings.timeout, retries=retries)
         self.raw = RawStubs(
@@ -152,6 +153,9 @@ class StoreClient:
         self._calls.close()
         if self._own_channel is not None:
             self._own_channel.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({repr(self._target) if self._target else 'channel=...'})"
 
     def __enter__(self) -> StoreClient:
         return self

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from storeapi import _messages
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._sync.calls import Calls
 from storeapi._sync.paging import Pager
-from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import BatchTooLarge, EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Comment, CommentDraft, Page
 from storeapi.v1 import comments_pb2, comments_pb2_grpc
 
@@ -22,11 +23,12 @@ class Comments:
     CLIENT_DEFAULT for the client's. Besides the errors that are listed, every method can raise Unavailable,
     DeadlineExceeded and the other branches of StoreError.
 
-    Every method that writes takes `request_id`. Without one the client makes one up, so that it can send the
-    request again when it does not know whether it arrived. Give a UUID of your own, such as
-    `str(uuid.uuid4())`, to be able to do the same after a crash: with the same id and arguments nothing is
-    done twice, and the first answer comes again, for 24 hours unless the server is set otherwise. With other
-    arguments it raises RequestIdReused. With "" the request has none, and is never repeated.
+    Every method that writes takes `request_id`, except `modify`, which may write something else each time.
+    Without one the client makes one up, so that it can send the request again when it does not know whether
+    it arrived. Give a UUID of your own, such as `uuid.uuid4()`, to be able to do the same after a crash: with
+    the same id and arguments nothing is done twice, and the first answer comes again, for 24 hours unless the
+    server is set otherwise. With other arguments it raises RequestIdReused. With "" the request has none, and
+    is never repeated.
     """
 
     def __init__(self, calls: Calls, stub: comments_pb2_grpc.CommentServiceStub) -> None:
@@ -39,7 +41,7 @@ class Comments:
         *,
         post_id: int,
         body: str,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -75,13 +77,13 @@ class Comments:
             CommentNotFound: There is no comment with this id.
             FieldInvalid: `id` is not positive.
         """
-        request = comments_pb2.GetCommentRequest(id=id)
+        request = comments_pb2.GetCommentRequest(id=_messages.id(id))
         return _messages.comment(self._calls.unary(self._stub.GetComment, request, timeout))
 
     def list(
         self,
         *,
-        post_id: int = 0,
+        post_id: int | None = None,
         order_by: str = "id",
         page_size: int = 0,
         page_token: str = "",
@@ -96,7 +98,7 @@ class Comments:
         sent before the first step, so that is where the errors are raised.
 
         Args:
-            post_id: Only the comments of this post; 0 for those of all posts.
+            post_id: Only the comments of this post; None for those of all posts.
             order_by: "id" for oldest first, "id desc" for newest first.
             page_size: How many to ask for at once, at most 1000; 0 leaves it to the server.
             page_token: Where to start: a `next_page_token` from `pages` with the same `post_id` and
@@ -105,19 +107,23 @@ class Comments:
 
         Raises:
             PostNotFound: There is no post with the id `post_id`.
-            FieldInvalid: `order_by` is unknown, or `page_size` or `post_id` negative.
+            FieldInvalid: `order_by` is unknown or `page_size` negative.
+            ValueError: `post_id` is not positive; raised at once.
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` was made with another `post_id` or `order_by`.
         """
         request = comments_pb2.ListCommentsRequest(
-            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token
+            post_id=_messages.post_id_or_all(post_id),
+            order_by=order_by,
+            page_size=page_size,
+            page_token=page_token,
         )
         return Pager(self._calls, self._stub.ListComments, request, _messages.comment_page, timeout)
 
     def pages(
         self,
         *,
-        post_id: int = 0,
+        post_id: int | None = None,
         order_by: str = "id",
         page_size: int = 0,
         page_token: str = "",
@@ -139,7 +145,7 @@ class Comments:
         *,
         body: str,
         etag: str = "",
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -172,7 +178,11 @@ class Comments:
         return _messages.comment(self._calls.unary(self._stub.UpdateComment, request, timeout))
 
     def modify(
-        self, id: int, change: Callable[[Comment], str | None], *, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        id: int,
+        change: Callable[[Comment], str | None],
+        *,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
         """Changes a comment depending on what it says, also when others change it at the same moment.
 
@@ -183,18 +193,21 @@ class Comments:
 
         Args:
             id: The comment to change.
-            change: Called with the comment, once or more; returns the new text, or None to leave it as it is.
+            change: Called with the comment, once or more; returns the new text, or None to leave it as it
+                is.
             timeout: Seconds for everything together.
 
         Raises:
             CommentNotFound: There is no comment with this id.
             EtagMismatch: Others were faster until the time was up.
+            TypeError: `change` returned something else.
             FieldInvalid: The new text is not allowed, or `id` is not positive.
         """
         attempts = self._calls.attempts(timeout)
         while True:
             comment = self.get(id, timeout=attempts.remaining())
-            body = change(comment)
+            returned = change(comment)
+            body = _messages.new_body(returned)
             if body is None or body == comment.body:
                 return comment
             try:
@@ -211,7 +224,7 @@ class Comments:
         *,
         etag: str = "",
         allow_missing: bool = False,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
@@ -233,7 +246,7 @@ class Comments:
             FieldInvalid: `id` is not positive.
         """
         request = comments_pb2.DeleteCommentRequest(
-            id=id,
+            id=_messages.id(id),
             etag=etag,
             allow_missing=allow_missing,
             request_id=_messages.request_id(request_id, validate_only=validate_only),
@@ -249,18 +262,23 @@ class Comments:
             comments = client.comments.get_many([1, 2, 3], allow_missing=True)
 
         Args:
-            ids: The comments to return, at least one; they are asked for 1000 at a time.
+            ids: The comments to return; they are asked for 1000 at a time, or as many as the server takes.
             allow_missing: Leave out ids that name no comment.
             timeout: Deadline in seconds of each call.
 
         Raises:
             CommentNotFound: Some comments are not there, unless `allow_missing`; `missing_ids` names them.
-            BatchEmpty: No ids.
             FieldInvalid: An id is not positive.
         """
         found: tuple[Comment, ...] = ()
-        for some in _messages.ids_in_calls(ids):
-            found += self._get_some(some, allow_missing, timeout)
+        pieces = _messages.pieces_of_ids(ids)
+        while some := pieces.next(self._calls.max_batch):
+            try:
+                found += self._get_some(some, allow_missing, timeout)
+            except BatchTooLarge as error:
+                if not self._calls.may_split(error, len(some)):
+                    raise
+                pieces.put_back(some)
         return found
 
     def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[Comment, ...]:
@@ -280,7 +298,7 @@ class Comments:
         self,
         drafts: Iterable[CommentDraft],
         *,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
@@ -289,12 +307,12 @@ class Comments:
             drafts = [storeapi.CommentDraft(post_id=1, body=body) for body in ("First", "Second")]
             comments = client.comments.create_many(drafts)
 
-        They are sent in calls of up to 1000, and less where the texts are long. Each call adds all of its
-        comments or, on any error, none. When a later call fails, the earlier ones are done: calling again
-        with `request_id=error.request_id` and the same drafts goes on where it ended.
+        They are sent in calls of up to 1000, and less where the texts are long or the server takes less. Each
+        call adds all of its comments or, on any error, none. When a later call fails, the earlier ones are
+        done: calling again with `request_id=error.request_id` and the same drafts goes on where it ended.
 
         Args:
-            drafts: The comments to add, at least one, with the limits of `create`.
+            drafts: The comments to add, with the limits of `create`.
             request_id: A UUID with which this can be called again; None for a new one.
             validate_only: Check and answer, but store nothing; the comments returned have no id, times or
                 etag.
@@ -303,21 +321,29 @@ class Comments:
         Raises:
             PostNotFound: Some posts are not there; `missing_ids` names them.
             FieldInvalid: Some drafts are not allowed; `violations` names them all.
-            BatchEmpty: No drafts.
         """
         first_request_id = _messages.request_id(request_id, validate_only=validate_only)
-        requests = _messages.create_comments_requests(
-            drafts, first_request_id=first_request_id, validate_only=validate_only
-        )
         created: tuple[Comment, ...] = ()
-        for request in requests:
+        pieces = _messages.pieces_of_drafts(drafts)
+        number = 0
+        while some := pieces.next(self._calls.max_batch):
+            request = _messages.create_comments_request(
+                some,
+                request_id=_messages.request_id_of(first_request_id, number),
+                validate_only=validate_only,
+            )
             try:
                 reply = self._calls.unary(self._stub.BatchCreateComments, request, timeout)
             except StoreError as error:
+                # Nothing of it was done, so its request id is free.
+                if isinstance(error, BatchTooLarge) and self._calls.may_split(error, len(some)):
+                    pieces.put_back(some)
+                    continue
                 # The id of the whole, with which the whole can be called again.
                 error.request_id = first_request_id
                 raise
             created += _messages.comments(reply.comments)
+            number += 1
         return created
 
     def delete_many(
@@ -325,7 +351,7 @@ class Comments:
         ids: Iterable[int],
         *,
         allow_missing: bool = False,
-        request_id: str | None = None,
+        request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Comment, ...]:
@@ -365,16 +391,22 @@ class Comments:
         A post without comments counts 0, and so does an id that names no post.
 
         Args:
-            post_ids: The posts, at least one; an id named twice is answered once.
+            post_ids: The posts; an id named twice is answered once.
             timeout: Deadline in seconds of each call, which counts for 1000 posts.
 
         Raises:
-            BatchEmpty: No ids.
             FieldInvalid: An id is not positive.
         """
         counts: dict[int, int] = {}
-        for some in _messages.ids_in_calls(post_ids):
+        pieces = _messages.pieces_of_ids(post_ids, "post_ids")
+        while some := pieces.next(self._calls.max_batch):
             request = comments_pb2.CountCommentsRequest(post_ids=some)
-            reply = self._calls.unary(self._stub.CountComments, request, timeout)
-            counts.update(reply.counts)
+            try:
+                reply = self._calls.unary(self._stub.CountComments, request, timeout)
+            except BatchTooLarge as error:
+                if not self._calls.may_split(error, len(some)):
+                    raise
+                pieces.put_back(some)
+            else:
+                counts.update(reply.counts)
         return counts

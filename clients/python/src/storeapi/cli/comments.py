@@ -53,7 +53,7 @@ def list_comments(
     """Print the comments of one post, or all, oldest first."""
     with settings.connect() as client:
         size = arguments.page_size_for(limit, page_size)
-        found = client.comments.list(post_id=post_id or 0, order_by=order_by, page_size=size)
+        found = client.comments.list(post_id=post_id, order_by=order_by, page_size=size)
         output.print_items(islice(found, limit), as_json=settings.json)
 
 

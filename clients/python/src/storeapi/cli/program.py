@@ -104,9 +104,9 @@ def program(
     r"""Posts and comments of the store service, from the command line.
 
     These options come before the command: storeapi --json posts list. Results go to stdout and everything
-    else to stderr. On a terminal they are tables; elsewhere they are lines of fields with tabs between them:
-    id, post_id (of comments), create_time, update_time, etag, body, with line ends and tabs in a body as \n
-    and \t and a backslash as two.
+    else to stderr. Posts and comments on a terminal are tables; elsewhere they are lines of fields with tabs
+    between them: id, post_id (of comments), create_time, update_time, etag, body, with line ends and tabs in
+    a body as \n and \t and a backslash as two.
     """
     client = client_arguments(
         target=target,

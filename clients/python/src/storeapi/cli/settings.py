@@ -26,7 +26,12 @@ class Settings:
         try:
             return StoreClient(**self.client)
         except (ValueError, OSError) as error:
-            raise click.UsageError(str(error), click.get_current_context()) from error
+            message = str(error)
+            # The client names its argument; whoever typed the option knows it by that name.
+            for name in self.client:
+                if message.startswith((f"{name} ", f"{name}: ")):
+                    message = f"--{name.replace('_', '-')}{message[len(name) :]}"
+            raise click.UsageError(message, click.get_current_context()) from error
 
 
 def client_arguments(

@@ -12,7 +12,7 @@ from storeapi import Change
 from storeapi.cli import arguments, output
 from storeapi.cli.files import replace_text
 from storeapi.cli.settings import Settings
-from storeapi.cli.text import one_line
+from storeapi.cli.text import field
 
 Start = Literal["now", "earliest", "initial_state"]
 
@@ -63,12 +63,13 @@ def watch(
     post_ids: tuple[int, ...],
     exit_after: int | None,
 ) -> None:
-    """Print changes as they happen, one line each, until Ctrl-C.
+    r"""Print changes as they happen, one line each, until Ctrl-C.
 
     It connects again by itself when the service goes away. With --token-file nothing is missed between two
     runs: the token is written when the changes before it have been printed, so after a crash the last few
-    can be printed again. With --json the last change of a piece has the token behind it in "resume_token",
-    and the others have null.
+    can be printed again. A line has three fields with tabs between them: the time, what was done to what, and
+    the text, with line ends and tabs in it as \n and \t and a backslash as two. With --json the last change
+    of a piece has the token behind it in "resume_token", and the others have null.
     """
     resume_token = _stored_token(token_file) or resume_token
     printed = 0
@@ -108,7 +109,7 @@ def _stored_token(token_file: Path | None) -> str:
 def _print(change: Change, resume_token: str | None, *, as_json: bool) -> None:
     time = output.rfc3339(change.commit_time)
     if not as_json:
-        body = "" if change.resource is None else f"\t{one_line(change.resource.body)}"
+        body = "" if change.resource is None else f"\t{field(change.resource.body)}"
         on_post = f" on post {change.post_id}" if change.kind == "comment" else ""
         click.echo(f"{time or '-'}\t{change.action} {change.kind} {change.id}{on_post}{body}")
         return

@@ -28,6 +28,11 @@ def reply_message(method: MethodDescriptor, reply: object) -> Message:
         return reply
     make = _MAKERS.get(method.output_type.name)
     message = None if make is None else make(kind, reply)
+    if message is None and make is _page:
+        raise TypeError(
+            f'{method.name} answers with a storeapi.Page, such as Page(items=(...,), next_page_token=""), '
+            f"not with {reply!r}"
+        )
     if message is None:
         raise TypeError(
             f"{method.name} answers with a {method.output_type.name} or what the client makes of it, "

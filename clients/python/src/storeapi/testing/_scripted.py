@@ -157,9 +157,12 @@ class ScriptedServer:
             error: An error of ours, such as `storeapi.PostNotFound(metadata={"post_id": "7"})`, which the
                 caller's client then raises; or a bare status, as gRPC itself or a proxy sends it.
             times: How many calls fail.
+
+        Raises:
+            ValueError: `times` is less than 1.
         """
         name = error.name if isinstance(error, grpc.StatusCode) else type(error).__name__
-        self._add(method, *[_script.fail(failure(error), name)] * times)
+        self._add(method, *[_script.fail(failure(error), name)] * _positive(times))
 
     def lose_answer(self, method: str, *, times: int = 1) -> None:
         """Lets calls be done, and cuts the connection before the answer: the caller sees UNAVAILABLE.
@@ -168,11 +171,11 @@ class ScriptedServer:
         of the script is then for its next try.
         """
         self._refuse_stream(method, "cut")
-        self._add(method, *[_script.lose_answer()] * times)
+        self._add(method, *[_script.lose_answer()] * _positive(times))
 
     def hang(self, method: str, *, times: int = 1) -> None:
         """Leaves calls without an answer until the caller gives up; nothing reaches upstream."""
-        self._add(method, *[_script.hang()] * times)
+        self._add(method, *[_script.hang()] * _positive(times))
 
     def cut(self, method: str, *messages: object, after: int = 0) -> None:
         """Cuts the connection in the midst of a stream: the caller sees UNAVAILABLE.
@@ -221,6 +224,13 @@ def _method(name: str) -> MethodDescriptor:
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(sorted(METHODS))}")
     return METHODS[name]
+
+
+def _positive(times: int) -> int:
+    """How many calls; a script without one would be a test that tests nothing."""
+    if times < 1:
+        raise ValueError(f"times must be at least 1, not {times}")
+    return times
 
 
 def _messages(method: str, replies: tuple[object, ...]) -> tuple[Message, ...]:

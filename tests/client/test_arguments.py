@@ -1,0 +1,173 @@
+"""What callers give: taken as it is meant, or refused by its name."""
+
+import uuid
+
+import pytest
+import storeapi
+from storeapi import CommentDraft
+from storeapi.testing import ScriptedServer
+from storeapi.v1 import comments_pb2, posts_pb2
+
+POST = posts_pb2.Post(id=1, body="a", etag="e")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda c: c.posts.create(body=5), TypeError, "body must be a text, not 5"),
+        (lambda c: c.posts.update(1, body=None), TypeError, "body must be a text, not None"),
+        (lambda c: c.comments.create(post_id=1, body=5), TypeError, "body must be a text, not 5"),
+        (lambda c: c.comments.create(post_id="1", body="a"), TypeError, "post_id must be an integer"),
+        (lambda c: c.comments.update(1, body=5), TypeError, "body must be a text, not 5"),
+        (lambda c: c.posts.create(body="a", request_id=5), TypeError, "request_id must be a text"),
+        (lambda c: c.posts.get("1"), TypeError, "id must be an integer, not '1'"),
+        (lambda c: c.posts.get(2**63), ValueError, "id must be below"),
+        (lambda c: c.posts.delete("1"), TypeError, "id must be an integer"),
+        (lambda c: c.comments.get("1"), TypeError, "id must be an integer"),
+        (lambda c: c.comments.delete(2**63), ValueError, "id must be below"),
+        (lambda c: c.posts.get_many(["1"]), TypeError, "each of ids must be an integer"),
+        (lambda c: c.comments.count(["1"]), TypeError, "each of post_ids must be an integer"),
+        (lambda c: c.posts.create_many(["a", 5]), TypeError, "each of bodies must be a text, not 5"),
+        (lambda c: c.comments.create_many("ab"), TypeError, "drafts must be several CommentDraft"),
+        (lambda c: c.comments.create_many([{"body": "a"}]), TypeError, "drafts must be several CommentDraft"),
+        (lambda c: c.comments.create_many([(1, "a")]), TypeError, "drafts must be several CommentDraft"),
+    ],
+)
+async def test_a_wrong_argument_is_named(client, server, call, error, words):
+    """Before anything is sent."""
+    with pytest.raises(error, match=f"^{words}"):
+        await call(client)
+
+    assert server.calls == []
+
+
+@pytest.mark.parametrize("heartbeat", [float("inf"), float("nan"), None, "5", 1e300], ids=str)
+def test_a_heartbeat_that_is_no_number_is_named(server, heartbeat):
+    """When the watch is made."""
+    with (
+        storeapi.StoreClient(server.target) as client,
+        pytest.raises(ValueError, match=r"^heartbeat_seconds"),
+    ):
+        client.changes.watch(heartbeat_seconds=heartbeat)
+
+
+@pytest.mark.parametrize("post_id", [0, -1])
+async def test_only_none_means_the_comments_of_all_posts(client, server, post_id):
+    """0 is the id of a post that is not stored, and nobody means all by it."""
+    server.answer(comments_pb2.ListCommentsResponse())
+
+    for method in (client.comments.list, client.comments.pages):
+        with pytest.raises(ValueError, match=r"^post_id must be positive, or None"):
+            await anext(method(post_id=post_id))
+    assert [comment async for comment in client.comments.list(post_id=None)] == []
+    assert server.requests == [comments_pb2.ListCommentsRequest(order_by="id")]
+
+
+async def test_a_request_id_may_be_a_uuid(client, server):
+    """As uuid.uuid4() makes it."""
+    id = uuid.uuid4()
+    server.answer(POST, posts_pb2.BatchCreatePostsResponse(posts=[POST]))
+
+    await client.posts.create(body="a", request_id=id)
+    await client.posts.create_many(["a"], request_id=id)
+
+    assert [it.request_id for it in server.requests] == [str(id)] * 2
+
+
+async def test_a_change_may_be_a_coroutine_function(async_client, server):
+    """With asyncio, to ask somebody else what the text should be."""
+
+    async def change(post):
+        return post.body + "!"
+
+    server.answer(POST, posts_pb2.Post(id=1, body="a!"))
+
+    assert (await async_client.posts.modify(1, change)).body == "a!"
+    assert server.requests[1].post.body == "a!"
+
+
+def test_threads_cannot_wait_for_a_coroutine(server):
+    """They are told, and nothing is written."""
+
+    async def change(post):
+        return post.body
+
+    server.answer(POST)
+    with storeapi.StoreClient(server.target) as client, pytest.raises(TypeError, match="AsyncStoreClient"):
+        client.posts.modify(1, change)
+    assert server.methods == ["GetPost"]
+
+
+async def test_a_change_returns_a_text_or_none(client, server):
+    """Not what it was given, which one forgets to take the body of."""
+    server.answer(POST)
+
+    with pytest.raises(TypeError, match=r"^change must return the new text or None, not Post"):
+        await client.posts.modify(1, lambda post: post)
+
+
+async def test_of_nothing_nothing_is_asked(client, server):
+    """An empty list needs no server."""
+    assert await client.posts.get_many([]) == ()
+    assert await client.posts.create_many([]) == ()
+    assert await client.comments.get_many([]) == ()
+    assert await client.comments.create_many([]) == ()
+    assert await client.comments.count([]) == {}
+    assert server.calls == []
+
+
+# A server that takes less at once than others
+
+
+def too_large(max_count):
+    return storeapi.BatchTooLarge(metadata={"count": "5", "max_count": str(max_count)})
+
+
+async def test_a_refused_batch_comes_again_in_pieces(make_client):
+    """And later batches are small at once; a whole that is called again is cut in the same places."""
+    bodies, first_id = list("abcde"), str(uuid.uuid4())
+    with ScriptedServer() as server:
+        client = make_client(server.target)
+        server.fail("BatchCreatePosts", too_large(2))
+        for _ in range(2):
+            for some in ("ab", "cd", "e"):
+                server.answer("BatchCreatePosts", [storeapi.Post(id=1, body=it) for it in some])
+
+        created = await client.posts.create_many(bodies, request_id=first_id)
+        again = await client.posts.create_many(bodies, request_id=first_id)
+
+        _, *calls = [call.request for call in server.calls]
+    assert [post.body for post in created] == [post.body for post in again] == bodies
+    assert calls[:3] == calls[3:]
+    assert [len(call.requests) for call in calls] == [2, 2, 1] * 2
+    assert len({call.request_id for call in calls}) == 3
+    assert calls[0].request_id == first_id
+
+
+async def test_every_batch_that_may_be_split_is(make_client):
+    """Those that only read, too."""
+    with ScriptedServer() as server:
+        for method in ("BatchGetPosts", "BatchGetComments", "BatchCreateComments", "CountComments"):
+            server.fail(method, too_large(2))
+        post = storeapi.Post(id=1, body="a")
+        comment = storeapi.Comment(id=1, post_id=1, body="a")
+        for some in (2, 1):
+            server.answer("BatchGetPosts", [post] * some)
+            server.answer("BatchGetComments", [comment] * some)
+            server.answer("BatchCreateComments", [comment] * some)
+        server.answer("CountComments", {1: 4, 2: 5}, {3: 6})
+
+        drafts = [CommentDraft(post_id=1, body="a")] * 3
+        assert len(await make_client(server.target).posts.get_many([1, 2, 3])) == 3
+        assert len(await make_client(server.target).comments.get_many([1, 2, 3])) == 3
+        assert len(await make_client(server.target).comments.create_many(drafts)) == 3
+        assert await make_client(server.target).comments.count([1, 2, 3]) == {1: 4, 2: 5, 3: 6}
+        assert not server.unused
+
+
+async def test_a_server_that_does_not_say_how_much_is_not_asked_again(make_client):
+    """The error comes to the caller."""
+    with ScriptedServer() as server:
+        server.fail("BatchGetPosts", storeapi.BatchTooLarge())
+        with pytest.raises(storeapi.BatchTooLarge):
+            await make_client(server.target).posts.get_many([1, 2, 3])
