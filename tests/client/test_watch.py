@@ -250,6 +250,24 @@ async def test_a_watch_that_has_begun_has_no_deadline(client, scripted):
     assert seen == [1]
 
 
+async def test_a_long_outage_is_told_of_less_and_less_often(client, scripted, caplog):
+    """The first tries, and then each that doubles their number; and when it is over."""
+    caplog.set_level(logging.INFO, "storeapi")
+    scripted.cut("Watch", BEGIN)
+    scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=19)
+    scripted.stall("Watch", batch(1, token="t1"))
+
+    watch = client.changes.watch()
+    await ids(watch, 1)
+    await watch.close()
+
+    told = [it.getMessage() for it in caplog.records]
+    assert [it.partition(",")[0] for it in told[:-1]] == [
+        f"watch interrupted ({number})" for number in (1, 2, 4, 8, 16)
+    ]
+    assert told[-1] == "watch goes on after 21 tries"
+
+
 async def test_silence_is_noticed(client, scripted, monkeypatch):
     """A server that says nothing for twice its heartbeat is as good as gone."""
     scripted.stall("Watch", BEGIN, batch(1, token="t1"))

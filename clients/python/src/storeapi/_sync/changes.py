@@ -184,6 +184,8 @@ class Watch:
             except StoreError as silence:
                 error, cause = silence, None
             else:
+                if self._attempts.count > 1:
+                    log.info("watch goes on after %d tries", self._attempts.count)
                 self._has_begun = True
                 self._attempts = Attempts(None)
                 self._request.resume_token = batch.resume_token
@@ -194,12 +196,15 @@ class Watch:
             pause = self._attempts.pause_after(error) if self._calls.retries else None
             if pause is None:
                 raise error from cause
-            log.log(
-                logging.WARNING if self._has_begun else logging.INFO,
-                "watch interrupted, trying again in %.2f s: %s",
-                pause,
-                error,
-            )
+            # The 1st, 2nd, 4th, 8th ...: an outage may last for hours.
+            if error.attempts & (error.attempts - 1) == 0:
+                log.log(
+                    logging.WARNING if self._has_begun else logging.INFO,
+                    "watch interrupted (%d), trying again in %.2f s: %s",
+                    error.attempts,
+                    pause,
+                    error,
+                )
             self._pause.wait(pause)
             if self._is_over():
                 return None
