@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -108,7 +108,9 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
         elif not sys.stdin.isatty():
             # At a terminal it means that the terminal has gone, and the service goes with it.
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _cannot_restart)
+        leaving = asyncio.create_task(_leave_when_set(stop), name="leaving")
         async with serving(config, reuse_port=is_worker) as server:
+            leaving.cancel()
             _leave_what_stays_alone()
             # The one line on stdout, for scripts that wait for it.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
@@ -119,6 +121,15 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
             longest = config.drain_seconds + config.grace_seconds + TIDY_SECONDS
             asyncio.get_running_loop().call_later(longest, _give_up)
     log.info("stopped")
+
+
+async def _leave_when_set(stop: asyncio.Event) -> None:
+    """Ends the process when it is to stop before it serves, whatever it waits for."""
+    await stop.wait()
+    log.info("stopped before it served")
+    logs.drain()
+    # A change of the schema is one transaction, so nothing is half done.
+    os._exit(0)
 
 
 def _leave_what_stays_alone() -> None:
@@ -197,9 +208,10 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     certificates, access = security.certificates(config), security.access(config)
     with connect.sole_use(config.DATABASE_URL):
         if config.auto_migrate:
-            await asyncio.to_thread(schema.upgrade, config.DATABASE_URL)
+            prepare: Callable[..., object] = schema.upgrade
         else:
-            await asyncio.to_thread(schema.check, config.DATABASE_URL)
+            prepare = schema.check
+        await asyncio.to_thread(prepare, config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
         async with (
             observing(config) as observed,
             connect.open_store(

@@ -51,7 +51,7 @@ def run(config: Config) -> None:
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
     if config.auto_migrate:
-        schema.upgrade(config.DATABASE_URL)
+        schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     with reserved(config.listen) as placeholder:
         host = config.listen.rpartition(":")[0]
         with _one_address_for_metrics(config) as metrics:
@@ -114,7 +114,8 @@ async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> 
     with stop_on_signals(stop):
         workers = [_Worker(number, config, address, metrics) for number in range(config.workers)]
         try:
-            await asyncio.gather(*(worker.start() for worker in workers))
+            if not await _all_started(workers, stop):
+                return
             print(f"{READY}{address}", flush=True)  # noqa: T201  # the one line for scripts that wait
             log.info("serving", address=address, workers=len(workers))
             async with asyncio.TaskGroup() as group:
@@ -126,6 +127,26 @@ async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> 
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
     log.info("stopped")
+
+
+async def _all_started(workers: "list[_Worker]", stop: asyncio.Event) -> bool:
+    """Starts all processes; False if that was to stop before they served."""
+    starts = [asyncio.create_task(worker.start()) for worker in workers]
+    starting = asyncio.gather(*starts)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            return True
+        log.info("stopped before it served")
+        return False
+    finally:
+        stopping.cancel()
+        # Those that are starting still are killed.
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(starting, *starts, return_exceptions=True)
 
 
 async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio.Event) -> None:

@@ -1,6 +1,9 @@
 """`store-service serve`, `migrate` and `check`."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
@@ -33,7 +36,7 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with one_line_errors(config), logs.in_background():
+    with one_line_errors(config), logs.in_background(), _ended_by_signals():
         from store_service import security, server, supervisor
 
         # Before anything is made, and once for all processes.
@@ -42,6 +45,27 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
             supervisor.run(config)
         else:
             server.run(config, is_worker=worker)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGINT end the process at once, with exit code 0, until a server has its own way.
+
+    Without it they would do nothing in a container, where the first process has only those that it asks for.
+    """
+
+    def end(*_: object) -> None:
+        logs.drain()
+        # Not an exception: whoever waits for a database that does not answer would wait on to tidy up. A
+        # change of the schema is one transaction, so nothing is half done.
+        os._exit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.command(epilog=EPILOG)
@@ -56,7 +80,7 @@ def migrate() -> None:
         from store_service.database import connect, schema
 
         with connect.sole_use(config.DATABASE_URL):
-            was = schema.upgrade(config.DATABASE_URL)
+            was = schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
 
 
@@ -70,6 +94,6 @@ def check() -> None:
 
         security.check(config)
         click.echo("settings: fine")
-        schema.check(config.DATABASE_URL)
+        schema.check(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo("database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")

@@ -1,5 +1,6 @@
 """Opens the database, whichever engine it is."""
 
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -28,14 +29,28 @@ def name_of(database_url: str) -> str:
     return make_url(database_url).render_as_string(hide_password=True)
 
 
-def sync_engine(database_url: str) -> sqlalchemy.Engine:
-    """A blocking engine for migrations and scripts; RPCs never use it."""
+ACQUIRE_SECONDS = 5.0
+"""How long opening a connection to PostgreSQL may take, where nobody says otherwise."""
+
+
+def sync_engine(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
+    """A blocking engine for migrations and scripts; RPCs never use it.
+
+    Args:
+        database_url: SQLite or PostgreSQL.
+        acquire_seconds: How long opening a connection to PostgreSQL may take, to each address of its host;
+            in whole seconds, at least 2, as libpq counts.
+    """
     if is_sqlite(database_url):
         return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
     url = make_url(database_url).set(drivername="postgresql+psycopg")
     # libpq would try to encrypt by itself, and the service then fail where the migration did not.
     mode = url.query.get("sslmode", "disable")
-    return sqlalchemy.create_engine(url.update_query_dict({"sslmode": mode}))
+    return sqlalchemy.create_engine(
+        url.update_query_dict({"sslmode": mode}),
+        # A host that takes the connection and then says nothing would keep us for minutes.
+        connect_args={"connect_timeout": max(2, math.ceil(acquire_seconds))},
+    )
 
 
 @contextmanager
@@ -93,7 +108,7 @@ async def open_store(
     readers: int = 2,
     lock_seconds: float = 5.0,
     statement_seconds: float = 10.0,
-    acquire_seconds: float = 5.0,
+    acquire_seconds: float = ACQUIRE_SECONDS,
     force_roll_back: bool = False,
     observe: Observe = unobserved,
     read_only: bool = False,

@@ -12,7 +12,7 @@ import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database.connect import Store, is_missing, sync_engine
+from store_service.database.connect import ACQUIRE_SECONDS, Store, is_missing, sync_engine
 from store_service.database.connection import Connection
 from store_service.database.failures import named
 from store_service.database.statements import Statement
@@ -63,8 +63,12 @@ def current(connection: sqlalchemy.Connection) -> str:
     return BEFORE
 
 
-def check(database_url: str) -> None:
+def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> None:
     """Makes sure that a database has the schema that this program needs. Changes nothing, makes no file.
+
+    Args:
+        database_url: SQLite or PostgreSQL.
+        acquire_seconds: How long opening a connection to PostgreSQL may take.
 
     Raises:
         SchemaMismatch: It has another one.
@@ -73,7 +77,7 @@ def check(database_url: str) -> None:
     """
     if is_missing(database_url):
         raise SchemaMismatch(expected=HEAD, actual=EMPTY)
-    engine = sync_engine(database_url)
+    engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
     try:
         with engine.connect() as connection:
             revision = current(connection)
@@ -85,15 +89,19 @@ def check(database_url: str) -> None:
         raise SchemaMismatch(expected=HEAD, actual=revision)
 
 
-def upgrade(database_url: str) -> str:
+def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> str:
     """Brings a database to the schema that this program needs; returns the revision that it had.
+
+    Args:
+        database_url: SQLite or PostgreSQL.
+        acquire_seconds: How long opening a connection to PostgreSQL may take.
 
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
         ForeignSchema: It has tables of our names with other columns.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
-    engine = sync_engine(database_url)
+    engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
     _lock_at_begin(engine)
     try:
         with engine.connect() as connection:

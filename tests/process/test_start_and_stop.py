@@ -294,6 +294,70 @@ def test_a_database_that_somebody_writes_to_is_one_line_when_it_must_be_upgraded
     assert_one_line(done, "store.db", "database is locked")
 
 
+# Databases that do not answer
+
+IS_SUPERVISED = pytest.mark.parametrize("workers", ["1", "2"])
+IS_UPGRADED = pytest.mark.parametrize("auto_migrate", ["true", "false"])
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """What takes connections and says nothing, as a PostgreSQL whose machine is stuck."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        yield listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The database that would be there."""
+    return f"postgresql://store:secret@127.0.0.1:{listener.getsockname()[1]}/store"
+
+
+@IS_UPGRADED
+def test_a_database_that_does_not_answer_is_one_line(
+    tmp_path: Path, silent: socket.socket, auto_migrate: str
+) -> None:
+    """After STORE_ACQUIRE_SECONDS, as one that is not there."""
+    done = serve(
+        tmp_path,
+        DATABASE_URL=url_of(silent),
+        STORE_ACQUIRE_SECONDS="0.5",
+        STORE_AUTO_MIGRATE=auto_migrate,
+    )
+
+    assert_one_line(done, "cannot use the database postgresql://store:***@127.0.0.1", "timeout")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@IS_SUPERVISED
+@IS_UPGRADED
+def test_a_signal_ends_a_start_that_waits(
+    tmp_path: Path, silent: socket.socket, number: signal.Signals, workers: str, auto_migrate: str
+) -> None:
+    """The first signal does, with exit code 0, and nobody is left behind."""
+    settings = {"DATABASE_URL": url_of(silent), "STORE_ACQUIRE_SECONDS": "60"}
+    settings |= {"STORE_WORKERS": workers, "STORE_AUTO_MIGRATE": auto_migrate}
+    server_process = ServerProcess(tmp_path, settings)
+    server_process.begin()
+    connections: list[socket.socket] = []
+    try:
+        # One for each process that opens the database at its start.
+        count = 1 if auto_migrate == "true" else int(workers)
+        connections.extend(silent.accept()[0] for _ in range(count))
+        server_process.signal(number)
+
+        assert server_process.wait() == 0
+        for connection in connections:
+            connection.settimeout(30)
+            while connection.recv(1024):
+                pass
+    finally:
+        server_process.kill()
+        for connection in connections:
+            connection.close()
+    assert {line["event"] for line in logged(server_process)} <= {"stopped before it served", "stopped"}
+
+
 # Stopping
 
 
