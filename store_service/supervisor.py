@@ -26,8 +26,11 @@ from store_service.server import CannotListen, stop_on_signals
 READY = "store-service is serving on "
 """What a server prints when calls succeed, followed by its address."""
 
+START_SECONDS = 60.0
+"""How long a worker may take until it serves; then it is killed."""
+
 RESTART_SECONDS = 1.0
-"""Pause before a worker that died is started again."""
+"""Pause before a worker that died is started again, and before the next try if that fails."""
 
 EXIT_SECONDS = 1.0
 """How long after the grace period a worker may take to exit."""
@@ -36,7 +39,8 @@ log = structlog.get_logger("store_service.supervisor")
 
 
 class WorkerFailed(Exception):
-    """A worker ended before it served, and has said why on stderr; or the system has no room for one more."""
+    """A worker ended before it served, and has said why on stderr; or it took too long, or the system has
+    no room for one more."""
 
 
 def run(config: Config) -> None:
@@ -190,7 +194,7 @@ class _Worker:
         """Starts the process and returns when it serves.
 
         Raises:
-            WorkerFailed: It ended before, or there is no room for a process.
+            WorkerFailed: It ended before, took too long, or there is no room for a process.
         """
         self._process = await self._started()
 
@@ -198,7 +202,7 @@ class _Worker:
         """Starts another process beside this one, and stops this one when the other serves.
 
         Raises:
-            WorkerFailed: The other ended before, or there is no room for it; this one goes on.
+            WorkerFailed: The other ended before, took too long, or there is no room for it; this one goes on.
         """
         async with self._changing:
             new = await self._started()
@@ -240,11 +244,16 @@ class _Worker:
             raise WorkerFailed(f"worker {self._number} could not be made: {error}") from error
         assert process.stdout is not None
         try:
-            line = await process.stdout.readline()
-        except asyncio.CancelledError:
+            async with asyncio.timeout(START_SECONDS):
+                line = await process.stdout.readline()
+        except (asyncio.CancelledError, TimeoutError) as error:
             process.kill()
             await process.wait()
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise WorkerFailed(
+                f"worker {self._number} did not serve within {START_SECONDS:g} seconds"
+            ) from error
         if not line.decode().startswith(READY):
             code = await process.wait()
             raise WorkerFailed(f"worker {self._number} could not start (exit code {code})")
@@ -264,12 +273,23 @@ class _Worker:
                 log.error("worker died", worker=self._number, exit_code=code)
                 if self._metrics is not None:
                     self._metrics.restarts[self._number] += 1
-                await asyncio.sleep(RESTART_SECONDS)
-                try:
-                    await self.start()
-                    log.info("worker restarted", worker=self._number)
-                except WorkerFailed as error:
-                    log.error("worker does not start", worker=self._number, error=str(error))
+            while not await self._is_replaced(process):
+                pass
+
+    async def _is_replaced(self, dead: asyncio.subprocess.Process) -> bool:
+        """Tries once to start the process again; whether another one serves now."""
+        await asyncio.sleep(RESTART_SECONDS)
+        async with self._changing:
+            # SIGHUP may have been quicker.
+            if self._process is not dead:
+                return True
+            try:
+                await self.start()
+            except WorkerFailed as error:
+                log.error("worker does not start", worker=self._number, error=str(error))
+                return False
+            log.info("worker restarted", worker=self._number)
+            return True
 
     async def stop(self) -> None:
         """Lets the process drain, and the one that it replaces, and kills those that take too long."""
