@@ -2,8 +2,10 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -32,6 +34,7 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once. With several
     STORE_WORKERS, SIGHUP restarts them one after the other, with settings read anew.
     """
+    _open_streams()
     given = {"listen": listen, "metrics_listen": metrics_listen}
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
@@ -45,6 +48,18 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
             supervisor.run(config)
         else:
             server.run(config, is_worker=worker)
+
+
+def _open_streams() -> None:
+    """Opens what this process was started without, as by `<&-`: of stdin, stdout and stderr.
+
+    Otherwise the next file or socket would get its number, and lines of the log for instance, or libuv, which
+    knows nothing of it, would reach the wrong one.
+    """
+    # In this order: the system gives the lowest number that is free.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -23,7 +24,7 @@ from store_service.database import connect, schema
 from tests.rpc.helpers import become
 from tests.store import old_application
 from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, failure, run_command, wait_until
+from tests.support import ServerProcess, Stubs, failure, free_port, run_command, wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -153,6 +154,37 @@ def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) 
     url = f"sqlite:///{migrated_folder / 'store.db'}"
     with connect.sole_use(url):
         schema.check(url)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_stream_is_needed(tmp_path: Path, postgres_database: str, workers: str, closed: str) -> None:
+    """Whoever starts it may have closed stdin, stdout and stderr; nothing else gets their numbers."""
+    address = f"127.0.0.1:{free_port()}"
+    settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": workers, "STORE_LISTEN": address}
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'exec "$0" -m store_service serve {closed}', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        with grpc.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)]) as channel:
+            posts = posts_pb2_grpc.PostServiceStub(channel)
+            request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
+            assert posts.CreatePost(request, timeout=60, wait_for_ready=True).id
+        for name in ("0", "1", "2"):
+            assert not Path(f"/proc/{process.pid}/fd/{name}").readlink().name.startswith("socket")
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "Traceback" not in output
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # Databases that cannot be served
