@@ -18,10 +18,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import logs, security
+from store_service import addresses, logs, security
 from store_service.config import Config
 from store_service.database import connect, schema
-from store_service.observing import observing
+from store_service.observing import check_metrics_address, observing
 from store_service.options import server_options
 from store_service.rpc import reflection
 from store_service.rpc.access import Admission
@@ -64,11 +64,10 @@ log = structlog.get_logger("store_service.server")
 class CannotListen(Exception):
     """The address cannot be bound."""
 
-    def __init__(self, listen: str) -> None:
-        """Takes the address."""
-        super().__init__(
-            f"cannot listen on {listen}: the port is in use, or the address is not of this machine"
-        )
+    def __init__(self, listen: str, error: OSError | None = None) -> None:
+        """Takes the address, and what the system says, if that is known."""
+        why = "somebody else has it, or it is not of this machine"
+        super().__init__(f"cannot listen on {listen}: {addresses.problem(listen, error) if error else why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +206,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     """
     certificates, access = security.certificates(config), security.access(config)
     with connect.sole_use(config.DATABASE_URL):
+        # First, so that a start that fails has not changed the schema under the program that has the address.
+        await asyncio.to_thread(_check_addresses, config, is_reserved=reuse_port)
         if config.auto_migrate:
             prepare: Callable[..., object] = schema.upgrade
         else:
@@ -259,6 +260,15 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
                 guard.close()
+
+
+def _check_addresses(config: Config, *, is_reserved: bool) -> None:
+    if not is_reserved:
+        try:
+            addresses.check(config.listen)
+        except OSError as error:
+            raise CannotListen(config.listen, error) from None
+    check_metrics_address(config)
 
 
 async def _keep(config: Config, store: connect.Store) -> None:

@@ -20,7 +20,7 @@ from store_service.config import Config
 from store_service.database import schema
 from store_service.metrics.endpoint import served
 from store_service.metrics.workers import WorkersFamilies
-from store_service.observing import CannotServeMetrics
+from store_service.observing import CannotServeMetrics, check_metrics_address
 from store_service.server import CannotListen, stop_on_signals
 
 READY = "store-service is serving on "
@@ -54,9 +54,11 @@ def run(config: Config) -> None:
         WorkerFailed: A worker could not start.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
-    if config.auto_migrate:
-        schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     with reserved(config.listen) as placeholder:
+        # As one process does: who fails to start has not changed the schema under the program that serves.
+        check_metrics_address(config)
+        if config.auto_migrate:
+            schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
         host = config.listen.rpartition(":")[0]
         with _one_address_for_metrics(config) as metrics:
             asyncio.run(_supervise(config, f"{host}:{placeholder.getsockname()[1]}", metrics))
@@ -76,8 +78,8 @@ def reserved(listen: str) -> socket.socket:
         placeholder = socket.socket(family, kind)
         placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         placeholder.bind(address)
-    except OSError:
-        raise CannotListen(listen) from None
+    except OSError as error:
+        raise CannotListen(listen, error) from None
     return placeholder
 
 
@@ -103,8 +105,8 @@ def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
         with ExitStack() as stack:
             try:
                 address = stack.enter_context(served(config.metrics_listen, families))
-            except OSError:
-                raise CannotServeMetrics(config.metrics_listen) from None
+            except OSError as error:
+                raise CannotServeMetrics(config.metrics_listen, error) from None
             log.info("serving metrics", address=address)
             yield metrics
 

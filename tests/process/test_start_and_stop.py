@@ -15,12 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
+from tests.postgres import new_database
 from tests.rpc.helpers import become
 from tests.store import old_application
 from tests.store.old_application import query
@@ -143,6 +145,56 @@ def test_an_address_of_another_machine_is_one_line_and_exit_code_1(migrated_fold
     done = run_command("serve", folder=migrated_folder, settings=settings)
 
     assert_one_line(done, "192.0.2.1:50051")
+
+
+ADDRESSES = pytest.mark.parametrize("variable", ["STORE_LISTEN", "STORE_METRICS_LISTEN"])
+
+
+@ADDRESSES
+def test_a_start_that_cannot_listen_changes_no_file(tmp_path: Path, variable: str) -> None:
+    """Whoever has the address may be a program that knows only the schema that is there."""
+    old_application.make(tmp_path / "store.db")
+    before = (tmp_path / "store.db").read_bytes()
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = serve(tmp_path, **{variable: address})
+
+    assert_one_line(done, address, "the port is in use")
+    assert (tmp_path / "store.db").read_bytes() == before
+
+
+@ADDRESSES
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_start_that_cannot_listen_makes_no_tables(
+    tmp_path: Path, postgres: str, variable: str, workers: str
+) -> None:
+    """The same on PostgreSQL, with one process and with several."""
+    with (
+        new_database(postgres) as url,
+        closing(socket.create_server(("127.0.0.1", 0))) as taken,
+    ):
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = serve(tmp_path, **{"DATABASE_URL": url, "STORE_WORKERS": workers, variable: address})
+        with psycopg.connect(url) as connection:
+            tables = connection.execute("SELECT * FROM pg_tables WHERE schemaname = 'public'").fetchall()
+
+    assert_one_line(done, address, "the port is in use")
+    assert tables == []
+
+
+@ADDRESSES
+def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path, variable: str) -> None:
+    """It says what is wrong with the path, and nothing of ports."""
+    (tmp_path / "file").write_text("somebody's")
+    for path, why in [
+        ("nowhere/store.sock", "No such file or directory"),
+        ("file", "File exists"),
+        ("x" * 108, "File name too long"),
+    ]:
+        done = serve(tmp_path, **{variable: f"unix:{path}"})
+
+        assert_one_line(done, f"unix:{path}: the socket cannot be made there: {why}")
+    assert not (tmp_path / "store.db").exists()
 
 
 def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) -> None:
