@@ -242,6 +242,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             address = _listen(server, config.listen, certificates)
             connections.begin(address)
             keeping = asyncio.create_task(_keep(config, store), name="keeping")
+            checking = asyncio.create_task(store.keep_checking(), name="checking")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
@@ -252,6 +253,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 health.stop()
                 await asyncio.sleep(config.drain_seconds)
                 keeping.cancel()
+                checking.cancel()
                 if looking is not None:
                     looking.cancel()
                 started = asyncio.get_running_loop().time()

@@ -1,15 +1,23 @@
 """Opens the database, whichever engine it is."""
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import sqlalchemy
+import structlog
 from sqlalchemy.engine import make_url
 
 from store_service.database import sqlite
 from store_service.database.observing import Observe, unobserved
 from store_service.database.workers import Argument, Lanes, Operation, Result
+from store_service.errors import DatabaseUnavailable
+
+CHECK_SECONDS = 1.0
+"""How often it is looked whether the open file is still there."""
+
+log = structlog.get_logger("store_service.database")
 
 
 def is_sqlite(database_url: str) -> bool:
@@ -77,16 +85,51 @@ class Store:
         self._writer = lanes.writer
         self._reader = lanes.reader
         self._listen = lanes.listen
+        self._check = lanes.check
+        self._lost: DatabaseUnavailable | None = None
 
     async def write(
         self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
     ) -> Result:
-        """Does the work in a transaction and returns when it is on disk; see `Lane.do`."""
+        """Does the work in a transaction and returns when it is on disk; see `Lane.do`.
+
+        Raises:
+            DatabaseUnavailable: The last `check` has found that it would be lost.
+        """
+        if self._lost is not None:
+            raise DatabaseUnavailable from self._lost.__cause__
         return await self._writer.do(operation, argument, keep=keep)
 
     async def read(self, operation: Operation[Argument, Result], argument: Argument) -> Result:
         """Does the work on a reading connection; it sees everything that was answered before."""
         return await self._reader.do(operation, argument)
+
+    def check(self) -> None:
+        """Makes sure that what is written can be found again; until it is so, writes are refused.
+
+        Raises:
+            DatabaseUnavailable: The file was deleted or replaced.
+        """
+        try:
+            self._check()
+        except DatabaseUnavailable as error:
+            self._lost = error
+            raise
+        self._lost = None
+
+    async def keep_checking(self) -> None:
+        """Checks every CHECK_SECONDS, until it is cancelled, and tells what it finds."""
+        while True:
+            was_lost = self._lost is not None
+            try:
+                self.check()
+            except DatabaseUnavailable as error:
+                if not was_lost:
+                    log.error("writes are refused", cause=str(error.__cause__))
+            else:
+                if was_lost:
+                    log.info("writes are taken again")
+            await asyncio.sleep(CHECK_SECONDS)
 
     def after_write(self, told: Callable[[], None]) -> None:
         """Calls `told` whenever this process has committed."""

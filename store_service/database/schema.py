@@ -123,8 +123,9 @@ async def look(store: Store) -> None:
 
     Raises:
         SchemaMismatch: It has another one by now.
-        StoreError: It does not answer.
+        StoreError: It does not answer, or its file was deleted or replaced.
     """
+    store.check()
     actual = await store.read(_REVISION, None)
     if actual != HEAD:
         raise SchemaMismatch(expected=HEAD, actual=actual)

@@ -442,6 +442,51 @@ def test_a_signal_ends_a_start_that_waits(
     assert {line["event"] for line in logged(server_process)} <= {"stopped before it served", "stopped"}
 
 
+# Databases that go away
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["deleted", "replaced"])
+async def test_a_file_that_is_gone_is_not_written_to(
+    server_process: ServerProcess, is_replaced: bool
+) -> None:
+    """SQLite would go on and succeed, in a file that nobody finds again; when it is back, all is well."""
+    path = server_process.folder / "store.db"
+    other = server_process.folder / "other.db"
+    other.write_bytes(path.read_bytes())
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+        post = await Stubs(channel).create_post("before")
+        path.rename(server_process.folder / "moved.db")
+        if is_replaced:
+            other.rename(path)
+
+        assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        error = await failure(Stubs(channel).create_post("lost"))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        await become(lambda: "not healthy" in events(server_process))
+
+        (server_process.folder / "moved.db").rename(path)
+        assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
+        assert (await Stubs(channel).create_post("after")).id == post.id + 1
+    causes = {line.get("cause") for line in logged(server_process) if line["event"] == "not healthy"}
+    what = "was replaced by another file" if is_replaced else "was deleted"
+    assert causes == {f"{path} {what} while it was open; start again"}
+    assert server_process.stop() == 0
+
+
+async def test_a_file_that_is_gone_is_noticed_without_being_asked(server_process: ServerProcess) -> None:
+    """Nobody need ask for health: writes are refused within seconds, and the log tells why."""
+    server_process.start()
+    (server_process.folder / "store.db").unlink()
+    await become(lambda: "writes are refused" in events(server_process))
+
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        error = await failure(Stubs(channel).create_post("lost"))
+    assert error.reason == "DATABASE_UNAVAILABLE"
+    (line,) = [line for line in logged(server_process) if line["event"] == "writes are refused"]
+    assert str(server_process.folder / "store.db") in str(line["cause"])
+
+
 # Stopping
 
 
