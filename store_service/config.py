@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from dotenv.parser import Binding, parse_stream
 from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -35,12 +35,19 @@ def _database_url(value: str) -> str:
         url = make_url(value)
     except ArgumentError:
         raise ValueError("must be a URL such as sqlite:///store.db") from None
+    except ValueError:
+        raise ValueError("the port must be a number") from None
     if url.drivername == "sqlite":
         if url.database in (None, "", ":memory:") or url.query:
             raise ValueError("must name a file and nothing else, as sqlite:///store.db does")
     elif url.drivername == "postgresql":
         if importlib.util.find_spec("asyncpg") is None or importlib.util.find_spec("psycopg") is None:
             raise ValueError("needs the extra: pip install 'store-service[postgresql]'")
+        # An @ of the password would be taken for its end, and what comes after it be told to everybody.
+        if "@" in f"{url.host}{url.database}":
+            raise ValueError("has more than one @; percent-encode the password, in which @ is %40")
+        if url.port is not None and not 0 < url.port <= 65_535:
+            raise ValueError("the port must be a number from 1 to 65535")
         unknown = url.query.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
         if unknown:
             raise ValueError(
@@ -50,6 +57,8 @@ def _database_url(value: str) -> str:
             raise ValueError("sslmode must be disable, require, verify-ca or verify-full")
         if not url.host or not url.database:
             raise ValueError("must name a host and a database, as postgresql://user:password@host/store does")
+    elif url.drivername == "postgres":
+        raise ValueError("must start with postgresql://, not postgres://")
     else:
         raise ValueError("must start with sqlite:/// or postgresql://")
     return value
@@ -63,6 +72,8 @@ def check_address(value: str) -> str:
     """
     host, separator, port = value.rpartition(":")
     if value.startswith("unix:"):
+        if not value.removeprefix("unix:").strip("/"):
+            raise ValueError("must name a file after unix:, as unix:/run/store.sock")
         return value
     if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 65_535):
         raise ValueError("must be HOST:PORT, as 127.0.0.1:50051 or [::]:50051, or unix:PATH")
@@ -355,7 +366,11 @@ def load(**overrides: Any) -> Config:
     variables_of_file()
     given = {variable_of(name) if name.isupper() else name: value for name, value in overrides.items()}
     try:
-        return Config(**given)
+        config = Config(**given)
+        if "DATABASE_URL" not in config.model_fields_set and _is_empty("DATABASE_URL"):
+            # Whoever passes on a variable that they do not have would serve a file that nobody looks for.
+            raise BadSetting("DATABASE_URL: is empty; without it the database is the file store.db")
+        return config
     except UnicodeDecodeError:  # of a pipe; of a file it was told above, with the line
         raise BadSetting("the file .env is not UTF-8") from None
     except OSError as error:
@@ -369,6 +384,14 @@ def load(**overrides: Any) -> Config:
                 message = f"{variable_of(name) if name in Config.model_fields else name}: {message}"
             problems.append(message)
         raise BadSetting("; ".join(problems)) from None
+
+
+def _is_empty(variable: str) -> bool:
+    """Whether a variable is set to nothing, in the environment or in the file .env."""
+    sources = (EnvSettingsSource, DotEnvSettingsSource)
+    return any(
+        source(Config, env_ignore_empty=False).env_vars.get(variable.lower()) == "" for source in sources
+    )
 
 
 def variables_of_file() -> set[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from store_service import addresses
 from store_service.config import Config
 from store_service.database import connect
 from store_service.database.observing import Observer
@@ -34,11 +35,22 @@ log = structlog.get_logger("store_service.server")
 class CannotServeMetrics(Exception):
     """The address for metrics cannot be bound."""
 
-    def __init__(self, listen: str) -> None:
-        """Takes the address."""
-        super().__init__(
-            f"cannot serve metrics on {listen}: the port is in use, or the address is not of this machine"
-        )
+    def __init__(self, listen: str, error: OSError) -> None:
+        """Takes the address, and what the system says."""
+        super().__init__(f"cannot serve metrics on {listen}: {addresses.problem(listen, error)}")
+
+
+def check_metrics_address(config: Config) -> None:
+    """Makes sure that metrics can be served, if they are wanted, before anything is changed.
+
+    Raises:
+        CannotServeMetrics: The address is in use, or not of this machine.
+    """
+    if config.metrics_listen:
+        try:
+            addresses.check(config.metrics_listen)
+        except OSError as error:
+            raise CannotServeMetrics(config.metrics_listen, error) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +92,8 @@ async def observing(config: Config, certificates: Certificates | None) -> AsyncI
             address = stack.enter_context(
                 served(config.metrics_listen, _families(config, measures, certificates))
             )
-        except OSError:
-            raise CannotServeMetrics(config.metrics_listen) from None
+        except OSError as error:
+            raise CannotServeMetrics(config.metrics_listen, error) from None
         log.info("serving metrics", address=address)
         lag = asyncio.create_task(measure_lag(measures.loop), name="loop-lag")
         stack.callback(lag.cancel)

@@ -8,7 +8,7 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -18,10 +18,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import logs, security
+from store_service import addresses, logs, security
 from store_service.config import Config
 from store_service.database import connect, schema
-from store_service.observing import observing
+from store_service.observing import check_metrics_address, observing
 from store_service.options import server_options
 from store_service.rpc import reflection
 from store_service.rpc.access import Admission
@@ -64,11 +64,10 @@ log = structlog.get_logger("store_service.server")
 class CannotListen(Exception):
     """The address cannot be bound."""
 
-    def __init__(self, listen: str) -> None:
-        """Takes the address."""
-        super().__init__(
-            f"cannot listen on {listen}: the port is in use, or the address is not of this machine"
-        )
+    def __init__(self, listen: str, error: OSError | None = None) -> None:
+        """Takes the address, and what the system says, if that is known."""
+        why = "somebody else has it, or it is not of this machine"
+        super().__init__(f"cannot listen on {listen}: {addresses.problem(listen, error) if error else why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,9 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
         elif not sys.stdin.isatty():
             # At a terminal it means that the terminal has gone, and the service goes with it.
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _cannot_restart)
+        leaving = asyncio.create_task(_leave_when_set(stop), name="leaving")
         async with serving(config, reuse_port=is_worker) as server:
+            leaving.cancel()
             _leave_what_stays_alone()
             # The one line on stdout, for scripts that wait for it.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
@@ -119,6 +120,15 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
             longest = config.drain_seconds + config.grace_seconds + TIDY_SECONDS
             asyncio.get_running_loop().call_later(longest, _give_up)
     log.info("stopped")
+
+
+async def _leave_when_set(stop: asyncio.Event) -> None:
+    """Ends the process when it is to stop before it serves, whatever it waits for."""
+    await stop.wait()
+    log.info("stopped before it served")
+    logs.drain()
+    # A change of the schema is one transaction, so nothing is half done.
+    os._exit(0)
 
 
 def _leave_what_stays_alone() -> None:
@@ -196,10 +206,13 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     """
     certificates, access = security.certificates(config), security.access(config)
     with connect.sole_use(config.DATABASE_URL):
+        # First, so that a start that fails has not changed the schema under the program that has the address.
+        await asyncio.to_thread(_check_addresses, config, is_reserved=reuse_port)
         if config.auto_migrate:
-            await asyncio.to_thread(schema.upgrade, config.DATABASE_URL)
+            prepare: Callable[..., object] = schema.upgrade
         else:
-            await asyncio.to_thread(schema.check, config.DATABASE_URL)
+            prepare = schema.check
+        await asyncio.to_thread(prepare, config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
         async with (
             observing(config, certificates) as observed,
             connect.open_store(
@@ -229,6 +242,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             address = _listen(server, config.listen, certificates)
             connections.begin(address)
             keeping = asyncio.create_task(_keep(config, store), name="keeping")
+            checking = asyncio.create_task(store.keep_checking(), name="checking")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
@@ -239,6 +253,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 health.stop()
                 await asyncio.sleep(config.drain_seconds)
                 keeping.cancel()
+                checking.cancel()
                 if looking is not None:
                     looking.cancel()
                 started = asyncio.get_running_loop().time()
@@ -247,6 +262,15 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
                 guard.close()
+
+
+def _check_addresses(config: Config, *, is_reserved: bool) -> None:
+    if not is_reserved:
+        try:
+            addresses.check(config.listen)
+        except OSError as error:
+            raise CannotListen(config.listen, error) from None
+    check_metrics_address(config)
 
 
 async def _keep(config: Config, store: connect.Store) -> None:

@@ -20,14 +20,17 @@ from store_service.config import Config
 from store_service.database import schema
 from store_service.metrics.endpoint import served
 from store_service.metrics.workers import WorkersFamilies
-from store_service.observing import CannotServeMetrics
+from store_service.observing import CannotServeMetrics, check_metrics_address
 from store_service.server import CannotListen, stop_on_signals
 
 READY = "store-service is serving on "
 """What a server prints when calls succeed, followed by its address."""
 
+START_SECONDS = 60.0
+"""How long a worker may take until it serves; then it is killed."""
+
 RESTART_SECONDS = 1.0
-"""Pause before a worker that died is started again."""
+"""Pause before a worker that died is started again, and before the next try if that fails."""
 
 EXIT_SECONDS = 1.0
 """How long after the grace period a worker may take to exit."""
@@ -36,7 +39,8 @@ log = structlog.get_logger("store_service.supervisor")
 
 
 class WorkerFailed(Exception):
-    """A worker ended before it served, and has said why on stderr; or the system has no room for one more."""
+    """A worker ended before it served, and has said why on stderr; or it took too long, or the system has
+    no room for one more."""
 
 
 def run(config: Config) -> None:
@@ -50,9 +54,11 @@ def run(config: Config) -> None:
         WorkerFailed: A worker could not start.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
-    if config.auto_migrate:
-        schema.upgrade(config.DATABASE_URL)
     with reserved(config.listen) as placeholder:
+        # As one process does: who fails to start has not changed the schema under the program that serves.
+        check_metrics_address(config)
+        if config.auto_migrate:
+            schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
         host = config.listen.rpartition(":")[0]
         with _one_address_for_metrics(config) as metrics:
             asyncio.run(_supervise(config, f"{host}:{placeholder.getsockname()[1]}", metrics))
@@ -72,8 +78,8 @@ def reserved(listen: str) -> socket.socket:
         placeholder = socket.socket(family, kind)
         placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         placeholder.bind(address)
-    except OSError:
-        raise CannotListen(listen) from None
+    except OSError as error:
+        raise CannotListen(listen, error) from None
     return placeholder
 
 
@@ -99,8 +105,8 @@ def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
         with ExitStack() as stack:
             try:
                 address = stack.enter_context(served(config.metrics_listen, families))
-            except OSError:
-                raise CannotServeMetrics(config.metrics_listen) from None
+            except OSError as error:
+                raise CannotServeMetrics(config.metrics_listen, error) from None
             log.info("serving metrics", address=address)
             yield metrics
 
@@ -114,7 +120,8 @@ async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> 
     with stop_on_signals(stop):
         workers = [_Worker(number, config, address, metrics) for number in range(config.workers)]
         try:
-            await asyncio.gather(*(worker.start() for worker in workers))
+            if not await _all_started(workers, stop):
+                return
             print(f"{READY}{address}", flush=True)  # noqa: T201  # the one line for scripts that wait
             log.info("serving", address=address, workers=len(workers))
             async with asyncio.TaskGroup() as group:
@@ -126,6 +133,26 @@ async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> 
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
     log.info("stopped")
+
+
+async def _all_started(workers: "list[_Worker]", stop: asyncio.Event) -> bool:
+    """Starts all processes; False if that was to stop before they served."""
+    starts = [asyncio.create_task(worker.start()) for worker in workers]
+    starting = asyncio.gather(*starts)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            return True
+        log.info("stopped before it served")
+        return False
+    finally:
+        stopping.cancel()
+        # Those that are starting still are killed.
+        for start in starts:
+            start.cancel()
+        await asyncio.gather(starting, *starts, return_exceptions=True)
 
 
 async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio.Event) -> None:
@@ -169,7 +196,7 @@ class _Worker:
         """Starts the process and returns when it serves.
 
         Raises:
-            WorkerFailed: It ended before, or there is no room for a process.
+            WorkerFailed: It ended before, took too long, or there is no room for a process.
         """
         self._process = await self._started()
 
@@ -177,7 +204,7 @@ class _Worker:
         """Starts another process beside this one, and stops this one when the other serves.
 
         Raises:
-            WorkerFailed: The other ended before, or there is no room for it; this one goes on.
+            WorkerFailed: The other ended before, took too long, or there is no room for it; this one goes on.
         """
         async with self._changing:
             new = await self._started()
@@ -219,11 +246,16 @@ class _Worker:
             raise WorkerFailed(f"worker {self._number} could not be made: {error}") from error
         assert process.stdout is not None
         try:
-            line = await process.stdout.readline()
-        except asyncio.CancelledError:
+            async with asyncio.timeout(START_SECONDS):
+                line = await process.stdout.readline()
+        except (asyncio.CancelledError, TimeoutError) as error:
             process.kill()
             await process.wait()
-            raise
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise WorkerFailed(
+                f"worker {self._number} did not serve within {START_SECONDS:g} seconds"
+            ) from error
         if not line.decode().startswith(READY):
             code = await process.wait()
             raise WorkerFailed(f"worker {self._number} could not start (exit code {code})")
@@ -243,12 +275,23 @@ class _Worker:
                 log.error("worker died", worker=self._number, exit_code=code)
                 if self._metrics is not None:
                     self._metrics.restarts[self._number] += 1
-                await asyncio.sleep(RESTART_SECONDS)
-                try:
-                    await self.start()
-                    log.info("worker restarted", worker=self._number)
-                except WorkerFailed as error:
-                    log.error("worker does not start", worker=self._number, error=str(error))
+            while not await self._is_replaced(process):
+                pass
+
+    async def _is_replaced(self, dead: asyncio.subprocess.Process) -> bool:
+        """Tries once to start the process again; whether another one serves now."""
+        await asyncio.sleep(RESTART_SECONDS)
+        async with self._changing:
+            # SIGHUP may have been quicker.
+            if self._process is not dead:
+                return True
+            try:
+                await self.start()
+            except WorkerFailed as error:
+                log.error("worker does not start", worker=self._number, error=str(error))
+                return False
+            log.info("worker restarted", worker=self._number)
+            return True
 
     async def stop(self) -> None:
         """Lets the process drain, and the one that it replaces, and kills those that take too long."""

@@ -119,6 +119,16 @@ class ServerProcess:
 
     def start(self, *, wait_seconds: float = 30) -> "ServerProcess":
         """Starts it and waits for the line with the address, which `self.address` then holds."""
+        self.begin()
+        assert self.process is not None
+        line = _first_line(self.process, wait_seconds)
+        prefix = "store-service is serving on "
+        assert line.startswith(prefix), f"{line!r}; stderr: {self.stderr()}"
+        self.address = line.removeprefix(prefix).strip()
+        return self
+
+    def begin(self) -> None:
+        """Starts it and waits for nothing."""
         environment = _without_settings(os.environ)
         environment |= {"STORE_LISTEN": "127.0.0.1:0", "PYTHONUNBUFFERED": "1", **self.settings}
         with (self.folder / "stderr.log").open("ab") as stderr:
@@ -129,11 +139,6 @@ class ServerProcess:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
             )
-        line = _first_line(self.process, wait_seconds)
-        prefix = "store-service is serving on "
-        assert line.startswith(prefix), f"{line!r}; stderr: {self.stderr()}"
-        self.address = line.removeprefix(prefix).strip()
-        return self
 
     def stderr(self) -> str:
         """Everything it has written to stderr, over all its starts."""

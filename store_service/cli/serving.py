@@ -1,6 +1,11 @@
 """`store-service serve`, `migrate` and `check`."""
 
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -29,11 +34,12 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     calls have STORE_GRACE_SECONDS to finish after the signal; a second signal stops at once. With several
     STORE_WORKERS, SIGHUP restarts them one after the other, with settings read anew.
     """
+    _open_streams()
     given = {"listen": listen, "metrics_listen": metrics_listen}
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with one_line_errors(config), logs.in_background():
+    with one_line_errors(config), logs.in_background(), _ended_by_signals():
         from store_service import security, server, supervisor
 
         # Before anything is made, and once for all processes.
@@ -42,6 +48,39 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
             supervisor.run(config)
         else:
             server.run(config, is_worker=worker)
+
+
+def _open_streams() -> None:
+    """Opens what this process was started without, as by `<&-`: of stdin, stdout and stderr.
+
+    Otherwise the next file or socket would get its number, and lines of the log for instance, or libuv, which
+    knows nothing of it, would reach the wrong one.
+    """
+    # In this order: the system gives the lowest number that is free.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGINT end the process at once, with exit code 0, until a server has its own way.
+
+    Without it they would do nothing in a container, where the first process has only those that it asks for.
+    """
+
+    def end(*_: object) -> None:
+        logs.drain()
+        # Not an exception: whoever waits for a database that does not answer would wait on to tidy up. A
+        # change of the schema is one transaction, so nothing is half done.
+        os._exit(0)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @click.command(epilog=EPILOG)
@@ -56,7 +95,7 @@ def migrate() -> None:
         from store_service.database import connect, schema
 
         with connect.sole_use(config.DATABASE_URL):
-            was = schema.upgrade(config.DATABASE_URL)
+            was = schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
 
 
@@ -70,6 +109,6 @@ def check() -> None:
 
         security.check(config)
         click.echo("settings: fine")
-        schema.check(config.DATABASE_URL)
+        schema.check(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo("database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")

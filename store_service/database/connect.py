@@ -1,16 +1,25 @@
 """Opens the database, whichever engine it is."""
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import sqlalchemy
+import structlog
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from store_service.database import sqlite
 from store_service.database.observing import Observe, unobserved
 from store_service.database.workers import Argument, Lanes, Operation, Result
+from store_service.errors import DatabaseUnavailable
+
+CHECK_SECONDS = 1.0
+"""How often it is looked whether the open file is still there."""
+
+log = structlog.get_logger("store_service.database")
 
 
 def is_sqlite(database_url: str) -> bool:
@@ -30,24 +39,40 @@ def name_of(database_url: str) -> str:
     return make_url(database_url).render_as_string(hide_password=True)
 
 
-def sync_engine(database_url: str) -> sqlalchemy.Engine:
-    """A blocking engine for migrations and scripts; RPCs never use it."""
+ACQUIRE_SECONDS = 5.0
+"""How long opening a connection to PostgreSQL may take, where nobody says otherwise."""
+
+
+def sync_engine(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
+    """A blocking engine for migrations and scripts; RPCs never use it.
+
+    Args:
+        database_url: SQLite or PostgreSQL.
+        acquire_seconds: How long opening a connection to PostgreSQL may take, to each address of its host;
+            in whole seconds, at least 2, as libpq counts.
+    """
     if is_sqlite(database_url):
         return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
     url = make_url(database_url).set(drivername="postgresql+psycopg")
     # libpq would try to encrypt by itself, and the service then fail where the migration did not.
     mode = url.query.get("sslmode", "disable")
-    return sqlalchemy.create_engine(url.update_query_dict({"sslmode": mode}))
+    return sqlalchemy.create_engine(
+        url.update_query_dict({"sslmode": mode}),
+        # A host that takes the connection and then says nothing would keep us for minutes.
+        connect_args={"connect_timeout": max(2, math.ceil(acquire_seconds))},
+    )
 
 
-def engine_to_look(database_url: str) -> sqlalchemy.Engine:
+def engine_to_look(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
     """A blocking engine that changes no file, also not one that a server uses or has left behind.
+
+    `acquire_seconds` is as for `sync_engine`.
 
     SQLite's last connection to a file writes the log into it and removes it, unless it cannot write: and a
     second connection that checkpoints while a server runs is what the lock is there to prevent.
     """
     if not is_sqlite(database_url):
-        return sync_engine(database_url)
+        return sync_engine(database_url, acquire_seconds=acquire_seconds)
     path = sqlite.path_of(database_url)
     return sqlalchemy.create_engine(
         "sqlite://", creator=lambda: sqlite.connected_to_look(path, _how_to_look(path)), poolclass=NullPool
@@ -86,16 +111,51 @@ class Store:
         self._writer = lanes.writer
         self._reader = lanes.reader
         self._listen = lanes.listen
+        self._check = lanes.check
+        self._lost: DatabaseUnavailable | None = None
 
     async def write(
         self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
     ) -> Result:
-        """Does the work in a transaction and returns when it is on disk; see `Lane.do`."""
+        """Does the work in a transaction and returns when it is on disk; see `Lane.do`.
+
+        Raises:
+            DatabaseUnavailable: The last `check` has found that it would be lost.
+        """
+        if self._lost is not None:
+            raise DatabaseUnavailable from self._lost.__cause__
         return await self._writer.do(operation, argument, keep=keep)
 
     async def read(self, operation: Operation[Argument, Result], argument: Argument) -> Result:
         """Does the work on a reading connection; it sees everything that was answered before."""
         return await self._reader.do(operation, argument)
+
+    def check(self) -> None:
+        """Makes sure that what is written can be found again; until it is so, writes are refused.
+
+        Raises:
+            DatabaseUnavailable: The file was deleted or replaced.
+        """
+        try:
+            self._check()
+        except DatabaseUnavailable as error:
+            self._lost = error
+            raise
+        self._lost = None
+
+    async def keep_checking(self) -> None:
+        """Checks every CHECK_SECONDS, until it is cancelled, and tells what it finds."""
+        while True:
+            was_lost = self._lost is not None
+            try:
+                self.check()
+            except DatabaseUnavailable as error:
+                if not was_lost:
+                    log.error("writes are refused", cause=str(error.__cause__))
+            else:
+                if was_lost:
+                    log.info("writes are taken again")
+            await asyncio.sleep(CHECK_SECONDS)
 
     def after_write(self, told: Callable[[], None]) -> None:
         """Calls `told` whenever this process has committed."""
@@ -117,7 +177,7 @@ async def open_store(
     readers: int = 2,
     lock_seconds: float = 5.0,
     statement_seconds: float = 10.0,
-    acquire_seconds: float = 5.0,
+    acquire_seconds: float = ACQUIRE_SECONDS,
     force_roll_back: bool = False,
     observe: Observe = unobserved,
     read_only: bool = False,

@@ -13,7 +13,13 @@ import structlog
 from sqlalchemy import event
 
 from store_service.database import takeover
-from store_service.database.connect import Store, engine_to_look, is_missing, sync_engine
+from store_service.database.connect import (
+    ACQUIRE_SECONDS,
+    Store,
+    engine_to_look,
+    is_missing,
+    sync_engine,
+)
 from store_service.database.connection import Connection
 from store_service.database.failures import named
 from store_service.database.statements import Statement
@@ -72,8 +78,12 @@ def current(connection: sqlalchemy.Connection) -> str:
     return BEFORE
 
 
-def check(database_url: str) -> None:
+def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> None:
     """Makes sure that a database has the schema that this program needs. Changes nothing, makes no file.
+
+    Args:
+        database_url: SQLite or PostgreSQL.
+        acquire_seconds: How long opening a connection to PostgreSQL may take.
 
     Raises:
         SchemaMismatch: It has another one.
@@ -82,7 +92,7 @@ def check(database_url: str) -> None:
     """
     if is_missing(database_url):
         raise SchemaMismatch(expected=HEAD, actual=EMPTY)
-    engine = engine_to_look(database_url)
+    engine = engine_to_look(database_url, acquire_seconds=acquire_seconds)
     try:
         with engine.connect() as connection:
             revision = current(connection)
@@ -96,15 +106,19 @@ def check(database_url: str) -> None:
         raise SchemaMismatch(expected=HEAD, actual=revision)
 
 
-def upgrade(database_url: str) -> str:
+def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> str:
     """Brings a database to the schema that this program needs; returns the revision that it had.
+
+    Args:
+        database_url: SQLite or PostgreSQL.
+        acquire_seconds: How long opening a connection to PostgreSQL may take.
 
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
         ForeignSchema: It has tables of our names with other columns, or something else that is in the way.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
-    engine = sync_engine(database_url)
+    engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
     _lock_at_begin(engine)
     try:
         with engine.connect() as connection:
@@ -126,8 +140,9 @@ async def look(store: Store) -> None:
 
     Raises:
         SchemaMismatch: It has another one by now.
-        StoreError: It does not answer.
+        StoreError: It does not answer, or its file was deleted or replaced.
     """
+    store.check()
     actual = await store.read(_REVISION, None)
     if actual != HEAD:
         raise SchemaMismatch(expected=HEAD, actual=actual)

@@ -20,6 +20,7 @@ from store_service.database.failures import named
 from store_service.database.observing import Observe, unobserved
 from store_service.database.statements import Statement, as_json
 from store_service.database.workers import Lane, Lanes
+from store_service.errors import DatabaseUnavailable
 
 # WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
 # a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
@@ -43,6 +44,10 @@ class DatabaseInUse(Exception):
 
 class NoPlaceForDatabase(Exception):
     """The folder of the file is not there or must not be written to; the text is one line that says which."""
+
+
+class FileLost(Exception):
+    """The open file has no name any more, or somebody gave it to another; the text is one line."""
 
 
 class RestoreUnfinished(Exception):
@@ -184,6 +189,33 @@ def sole_use(database_url: str) -> Iterator[None]:
         yield
 
 
+class OpenFile:
+    """The file of an open database, which SQLite goes on using when nobody can find it any more."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes where it is, and what is there now."""
+        self._path = path
+        self._opened = self._there()
+
+    def check(self) -> None:
+        """Makes sure that what is there is still what was opened; a matter of microseconds.
+
+        Raises:
+            DatabaseUnavailable: It is something else, or nothing.
+        """
+        there = self._there()
+        if there != self._opened:
+            what = "was deleted" if there is None else "was replaced by another file"
+            raise DatabaseUnavailable from FileLost(f"{self._path} {what} while it was open; start again")
+
+    def _there(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+
 def restoring(path: Path) -> Path:
     """Where a restored database is, whole, until it has its name."""
     return Path(f"{path}.restoring")
@@ -282,7 +314,7 @@ async def open_lanes(
                 observer=observe("worker"),
             )
             await stack.enter_async_context(lane.running())
-            yield Lanes(lane, lane)
+            yield Lanes(lane, lane, check=OpenFile(path).check)
             return
 
         writing = await stack.enter_async_context(
@@ -305,7 +337,7 @@ async def open_lanes(
             "reader", lambda: _opened(reading), workers=readers, writes=False, observer=observe("reader")
         )
         await stack.enter_async_context(reader.running())
-        yield Lanes(writer, reader)
+        yield Lanes(writer, reader, check=OpenFile(path).check)
 
 
 @asynccontextmanager

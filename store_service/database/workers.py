@@ -418,3 +418,5 @@ class Lanes(NamedTuple):
     reader: Lane
     listen: Callable[[Callable[[], None]], Awaitable[None]] = nothing_to_hear
     """Calls back whenever any process has committed changes, until it is cancelled."""
+    check: Callable[[], None] = lambda: None
+    """Raises DatabaseUnavailable when what is written would be lost, though it succeeds."""

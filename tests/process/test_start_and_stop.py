@@ -2,28 +2,32 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
+from tests.postgres import new_database
 from tests.process.by_hand import run_without_privileges
 from tests.rpc.helpers import become
 from tests.store import old_application
 from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, failure, run_command, wait_until
+from tests.support import ServerProcess, Stubs, failure, free_port, run_command, wait_until
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -144,6 +148,56 @@ def test_an_address_of_another_machine_is_one_line_and_exit_code_1(migrated_fold
     assert_one_line(done, "192.0.2.1:50051")
 
 
+ADDRESSES = pytest.mark.parametrize("variable", ["STORE_LISTEN", "STORE_METRICS_LISTEN"])
+
+
+@ADDRESSES
+def test_a_start_that_cannot_listen_changes_no_file(tmp_path: Path, variable: str) -> None:
+    """Whoever has the address may be a program that knows only the schema that is there."""
+    old_application.make(tmp_path / "store.db")
+    before = (tmp_path / "store.db").read_bytes()
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = serve(tmp_path, **{variable: address})
+
+    assert_one_line(done, address, "the port is in use")
+    assert (tmp_path / "store.db").read_bytes() == before
+
+
+@ADDRESSES
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_start_that_cannot_listen_makes_no_tables(
+    tmp_path: Path, postgres: str, variable: str, workers: str
+) -> None:
+    """The same on PostgreSQL, with one process and with several."""
+    with (
+        new_database(postgres) as url,
+        closing(socket.create_server(("127.0.0.1", 0))) as taken,
+    ):
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = serve(tmp_path, **{"DATABASE_URL": url, "STORE_WORKERS": workers, variable: address})
+        with psycopg.connect(url) as connection:
+            tables = connection.execute("SELECT * FROM pg_tables WHERE schemaname = 'public'").fetchall()
+
+    assert_one_line(done, address, "the port is in use")
+    assert tables == []
+
+
+@ADDRESSES
+def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path, variable: str) -> None:
+    """It says what is wrong with the path, and nothing of ports."""
+    (tmp_path / "file").write_text("somebody's")
+    for path, why in [
+        ("nowhere/store.sock", "No such file or directory"),
+        ("file", "File exists"),
+        ("x" * 108, "File name too long"),
+    ]:
+        done = serve(tmp_path, **{variable: f"unix:{path}"})
+
+        assert_one_line(done, f"unix:{path}: the socket cannot be made there: {why}")
+    assert not (tmp_path / "store.db").exists()
+
+
 def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) -> None:
     """What was opened before the error is closed, down to the last byte of the log."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
@@ -153,6 +207,37 @@ def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) 
     url = f"sqlite:///{migrated_folder / 'store.db'}"
     with connect.sole_use(url):
         schema.check(url)
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_stream_is_needed(tmp_path: Path, postgres_database: str, workers: str, closed: str) -> None:
+    """Whoever starts it may have closed stdin, stdout and stderr; nothing else gets their numbers."""
+    address = f"127.0.0.1:{free_port()}"
+    settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": workers, "STORE_LISTEN": address}
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", f'exec "$0" -m store_service serve {closed}', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, **settings},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        with grpc.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)]) as channel:
+            posts = posts_pb2_grpc.PostServiceStub(channel)
+            request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
+            assert posts.CreatePost(request, timeout=60, wait_for_ready=True).id
+        for name in ("0", "1", "2"):
+            assert not Path(f"/proc/{process.pid}/fd/{name}").readlink().name.startswith("socket")
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert "Traceback" not in output
+    finally:
+        process.kill()
+        process.communicate()
 
 
 # Databases that cannot be served
@@ -304,6 +389,115 @@ def test_a_database_that_somebody_writes_to_is_one_line_when_it_must_be_upgraded
         done = serve(tmp_path)
 
     assert_one_line(done, "store.db", "database is locked")
+
+
+# Databases that do not answer
+
+IS_SUPERVISED = pytest.mark.parametrize("workers", ["1", "2"])
+IS_UPGRADED = pytest.mark.parametrize("auto_migrate", ["true", "false"])
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """What takes connections and says nothing, as a PostgreSQL whose machine is stuck."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        yield listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """The database that would be there."""
+    return f"postgresql://store:secret@127.0.0.1:{listener.getsockname()[1]}/store"
+
+
+@IS_UPGRADED
+def test_a_database_that_does_not_answer_is_one_line(
+    tmp_path: Path, silent: socket.socket, auto_migrate: str
+) -> None:
+    """After STORE_ACQUIRE_SECONDS, as one that is not there."""
+    done = serve(
+        tmp_path,
+        DATABASE_URL=url_of(silent),
+        STORE_ACQUIRE_SECONDS="0.5",
+        STORE_AUTO_MIGRATE=auto_migrate,
+    )
+
+    assert_one_line(done, "cannot use the database postgresql://store:***@127.0.0.1", "timeout")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@IS_SUPERVISED
+@IS_UPGRADED
+def test_a_signal_ends_a_start_that_waits(
+    tmp_path: Path, silent: socket.socket, number: signal.Signals, workers: str, auto_migrate: str
+) -> None:
+    """The first signal does, with exit code 0, and nobody is left behind."""
+    settings = {"DATABASE_URL": url_of(silent), "STORE_ACQUIRE_SECONDS": "60"}
+    settings |= {"STORE_WORKERS": workers, "STORE_AUTO_MIGRATE": auto_migrate}
+    server_process = ServerProcess(tmp_path, settings)
+    server_process.begin()
+    connections: list[socket.socket] = []
+    try:
+        # One for each process that opens the database at its start.
+        count = 1 if auto_migrate == "true" else int(workers)
+        connections.extend(silent.accept()[0] for _ in range(count))
+        server_process.signal(number)
+
+        assert server_process.wait() == 0
+        for connection in connections:
+            connection.settimeout(30)
+            while connection.recv(1024):
+                pass
+    finally:
+        server_process.kill()
+        for connection in connections:
+            connection.close()
+    assert {line["event"] for line in logged(server_process)} <= {"stopped before it served", "stopped"}
+
+
+# Databases that go away
+
+
+@pytest.mark.parametrize("is_replaced", [False, True], ids=["deleted", "replaced"])
+async def test_a_file_that_is_gone_is_not_written_to(
+    server_process: ServerProcess, is_replaced: bool
+) -> None:
+    """SQLite would go on and succeed, in a file that nobody finds again; when it is back, all is well."""
+    path = server_process.folder / "store.db"
+    other = server_process.folder / "other.db"
+    other.write_bytes(path.read_bytes())
+    server_process.start()
+    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+        post = await Stubs(channel).create_post("before")
+        path.rename(server_process.folder / "moved.db")
+        if is_replaced:
+            other.rename(path)
+
+        assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        error = await failure(Stubs(channel).create_post("lost"))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+        await become(lambda: "not healthy" in events(server_process))
+
+        (server_process.folder / "moved.db").rename(path)
+        assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
+        assert (await Stubs(channel).create_post("after")).id == post.id + 1
+    causes = {line.get("cause") for line in logged(server_process) if line["event"] == "not healthy"}
+    what = "was replaced by another file" if is_replaced else "was deleted"
+    assert causes == {f"{path} {what} while it was open; start again"}
+    assert server_process.stop() == 0
+
+
+async def test_a_file_that_is_gone_is_noticed_without_being_asked(server_process: ServerProcess) -> None:
+    """Nobody need ask for health: writes are refused within seconds, and the log tells why."""
+    server_process.start()
+    (server_process.folder / "store.db").unlink()
+    await become(lambda: "writes are refused" in events(server_process))
+
+    async with grpc.aio.insecure_channel(server_process.address) as channel:
+        error = await failure(Stubs(channel).create_post("lost"))
+    assert error.reason == "DATABASE_UNAVAILABLE"
+    (line,) = [line for line in logged(server_process) if line["event"] == "writes are refused"]
+    assert str(server_process.folder / "store.db") in str(line["cause"])
 
 
 # Stopping

@@ -1,5 +1,6 @@
 """Many processes on one port, over PostgreSQL."""
 
+import asyncio
 import os
 import re
 import resource
@@ -14,11 +15,16 @@ import storeapi
 import trustme
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from store_service import config as settings
+from store_service import supervisor as supervising
 from store_service.access import keys as api_keys
 from store_service.access.caller import ALL_RIGHTS
+from store_service.supervisor import reserved
 from tests.certificates import Files
 from tests.postgres import empty
-from tests.support import ServerProcess, run_command, wait_until
+from tests.rpc.helpers import become
+from tests.scraping import scraped
+from tests.support import ServerProcess, free_port, run_command, wait_until
 
 
 @pytest.fixture
@@ -33,6 +39,16 @@ def workers_of(process: ServerProcess) -> list[int]:
     assert process.process is not None
     children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text()
     return [int(pid) for pid in children.split()]
+
+
+def children() -> list[int]:
+    """The servers that this process has started and that are there, by id."""
+    found = []
+    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+        with suppress(FileNotFoundError):  # it has just ended
+            if b"store_service" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
 
 
 def all_ended(pids: list[int]) -> bool:
@@ -161,6 +177,67 @@ def test_a_worker_that_cannot_be_made_is_tried_again(supervisor: ServerProcess) 
     finally:
         supervisor.kill()
         end(before)
+
+
+def test_a_worker_that_cannot_start_died_once(supervisor: ServerProcess) -> None:
+    """Each try that fails is told, and none of them is another death."""
+    supervisor.settings["STORE_METRICS_LISTEN"] = f"127.0.0.1:{free_port()}"
+    (supervisor.folder / ".env").write_text("")
+    supervisor.start()
+    before = workers_of(supervisor)
+    try:
+        (supervisor.folder / ".env").write_text("STORE_READERS=none")
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(lambda: times_told(supervisor, "worker does not start") >= 2, seconds=60)
+        (supervisor.folder / ".env").write_text("")
+        wait_until(lambda: times_told(supervisor, "worker restarted"), seconds=60)
+
+        assert times_told(supervisor, "worker died") == 1
+        samples = scraped(supervisor.settings["STORE_METRICS_LISTEN"])
+        assert samples.total("store_worker_restarts_total") == 1
+
+        # It is watched as it was before.
+        (again,) = set(workers_of(supervisor)) - set(before)
+        os.kill(again, signal.SIGKILL)
+        wait_until(lambda: times_told(supervisor, "worker restarted") == 2, seconds=60)
+        assert times_told(supervisor, "worker died") == 2
+        assert supervisor.stop() == 0
+    finally:
+        supervisor.kill()
+        end(before)
+
+
+async def test_a_worker_that_hangs_at_its_start_takes_nobodys_place(
+    tmp_path: Path, postgres_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed when its time is up; the one that it was to replace goes on, and is watched."""
+    empty(postgres_database)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", postgres_database)
+    config = settings.load(workers=2)
+    with reserved("127.0.0.1:0") as placeholder:
+        address = f"127.0.0.1:{placeholder.getsockname()[1]}"
+        worker = supervising._Worker(0, config, address, None)
+        await worker.start()
+        keeper = asyncio.create_task(worker.keep_running())
+        try:
+            (old,) = children()
+            with monkeypatch.context() as patch:
+                # Nobody is so quick.
+                patch.setattr(supervising, "START_SECONDS", 0.01)
+                with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 seconds"):
+                    await worker.replace(config)
+            assert children() == [old]
+            assert (await asyncio.to_thread(create, address, "by the old one")).id > 0
+
+            os.kill(old, signal.SIGKILL)
+            await become(lambda: children() not in ([], [old]), seconds=30)
+            assert (await asyncio.to_thread(create, address, "by the next one")).id > 0
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+            await worker.stop()
+    assert children() == []
 
 
 def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerProcess) -> None:

@@ -148,12 +148,62 @@ def test_a_setting_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch, variab
         assert getattr(load(), field) == default
 
 
-@pytest.mark.parametrize("variable", EXAMPLES)
+@pytest.mark.parametrize("variable", sorted(EXAMPLES.keys() - {"DATABASE_URL"}))
 def test_a_setting_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """As scripts do it that pass on what they may not have."""
     monkeypatch.setenv(variable, "")
 
     assert load() == Config()
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "database_url"])
+@pytest.mark.parametrize("is_in_file", [False, True], ids=["environment", "file"])
+def test_a_database_that_is_empty_is_refused(
+    monkeypatch: pytest.MonkeyPatch, is_in_file: bool, name: str
+) -> None:
+    """Nobody means the default by it: it is a variable that somebody forgot to fill."""
+    if is_in_file:
+        Path(".env").write_text(f"{name}=\n")
+    else:
+        monkeypatch.setenv(name, "")
+
+    with pytest.raises(BadSetting, match=r"^DATABASE_URL: is empty; "):
+        load()
+    assert load(DATABASE_URL="sqlite:///a.db").DATABASE_URL == "sqlite:///a.db"
+
+
+def test_a_database_that_is_empty_in_the_environment_may_be_in_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As any other setting."""
+    monkeypatch.setenv("DATABASE_URL", "")
+    Path(".env").write_text("DATABASE_URL=sqlite:///a.db\n")
+
+    assert load().DATABASE_URL == "sqlite:///a.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("postgresql://store:hunter2@localhost:5432x/store", "the port must be a number"),
+        ("postgresql://store:hunter2@localhost:65536/store", "the port must be a number from 1 to 65535"),
+        ("postgresql://store:pa@hunter2@localhost/store", "percent-encode the password"),
+        ("postgresql://store:pa@hunter2/x@localhost/store", "percent-encode the password"),
+        ("postgres://store:hunter2@localhost/store", "must start with postgresql://, not postgres://"),
+    ],
+)
+def test_a_url_that_is_wrong_in_a_way_of_its_own_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, url: str, sentence: str
+) -> None:
+    """The sentence says what to change, and nothing of the password."""
+    monkeypatch.setenv("DATABASE_URL", url)
+
+    with pytest.raises(BadSetting) as raised:
+        load()
+
+    assert str(raised.value).startswith("DATABASE_URL: ")
+    assert sentence in str(raised.value)
+    assert "hunter2" not in str(raised.value)
 
 
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,6 +243,9 @@ def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
         ("STORE_LISTEN", "127.0.0.1:65536"),
         ("STORE_LISTEN", "127.0.0.1:-1"),
         ("STORE_LISTEN", "127.0.0.1:http"),
+        ("STORE_LISTEN", "unix:"),
+        ("STORE_LISTEN", "unix://"),
+        ("STORE_METRICS_LISTEN", "unix:"),
         ("STORE_LISTEN", "127.0.0.1:\u0661"),
         ("STORE_AUTO_MIGRATE", "2"),
         ("STORE_GRACE_SECONDS", "-1"),
