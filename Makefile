@@ -9,7 +9,7 @@ PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
 PIP := -m pip install --quiet --disable-pip-version-check
 # A file stays on one worker, for what it sets up for all of its tests takes long.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .PHONY: help install run test coverage torture test-wheels check format protos docs bench bench-quick sbom release-protos lock clean

@@ -36,7 +36,7 @@ STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
 
 LOOK_SECONDS = 0.005
-"""How often a server that stops looks whether all of its connections have gone."""
+"""How often a server that stops looks whether its connections have gone; less often when they are many."""
 
 SETTLE_SECONDS = 0.1
 """How long an answer may take to leave before its connection counts as one on which nothing runs."""
@@ -139,11 +139,15 @@ class Guard:
     async def _let_arrive(self, seconds: float) -> None:
         """Waits for calls that are on their way, as long as there are connections that they could come by."""
         end = time.perf_counter() + seconds
+        pause = LOOK_SECONDS
         while (left := end - time.perf_counter()) > 0:
             # Nobody tells of the end of a connection.
-            await asyncio.sleep(min(LOOK_SECONDS, left))
+            await asyncio.sleep(min(pause, left))
+            began = time.perf_counter()
             if not self._connections.count():
                 return
+            # A look at many takes long, and calls are still to finish.
+            pause = max(LOOK_SECONDS, 10 * (time.perf_counter() - began))
 
     def close(self) -> None:
         """Writes the last lines of the log, after the last call has ended."""

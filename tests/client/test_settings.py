@@ -286,7 +286,9 @@ def tls_server(
     )
     server = grpc.server(futures.ThreadPoolExecutor(4))
     posts_pb2_grpc.add_PostServiceServicer_to_server(Answers(), server)
-    port = server.add_secure_port(f"{host}:0", credentials)
+    # Of localhost's two numbers one might get a port that somebody else has at the other.
+    number = "127.0.0.1" if host == "localhost" else host
+    port = server.add_secure_port(f"{number}:0", credentials)
     server.start()
     yield f"{host}:{port}"
     server.stop(None).wait()

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from store_service import cli
 from store_service import config as settings
+from store_service.cli import serving
 from store_service.database import schema
 from tests.process.by_hand import run_without_privileges, served_by_hand
 from tests.store import old_application
@@ -123,7 +124,7 @@ def test_a_command_that_is_interrupted_says_so_in_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schema, "check", interrupted)
+    monkeypatch.setattr(serving, "settings_or_exit", interrupted)
     done = in_this_process("check")
 
     # What the terminal shows of Ctrl-C stays on a line of its own.
