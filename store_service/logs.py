@@ -167,7 +167,6 @@ def configure(*, level: str, format: Literal["auto", "json", "console"]) -> None
         processors=[*before, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _STREAM)),
-        cache_logger_on_first_use=True,
     )
 
     handler = logging.StreamHandler(_STREAM)
@@ -195,7 +194,7 @@ class CallLog:
 
     def __init__(self) -> None:
         """Writes as `configure` has said."""
-        self._log = structlog.get_logger("store_service.rpc")
+        self._log = structlog.get_logger("store_service.rpc").bind()
         self._on = self._log.is_enabled_for(logging.INFO)
         self._as_json = any(
             isinstance(it, structlog.processors.JSONRenderer) for it in structlog.get_config()["processors"]

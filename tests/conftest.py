@@ -1,5 +1,6 @@
 """Fixtures that every test can ask for: a real server on a real file, in this process or in its own."""
 
+import logging
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 
 from store_service import config as settings
 from store_service.config import Config
@@ -18,6 +20,17 @@ from tests.support import ServerProcess, Stubs
 # A shell that starts tests in the background lets them ignore Ctrl-C, and so would what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def unchanged_logs() -> Iterator[None]:
+    """Commands that run in this process set up its logs; the next test finds them as they were."""
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        root.handlers, root.level = handlers, level
 
 
 @pytest.fixture(scope="session")

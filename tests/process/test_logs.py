@@ -3,7 +3,6 @@
 import asyncio
 import hashlib
 import json
-import logging
 import os
 import pty
 import re
@@ -419,14 +418,9 @@ async def test_a_reader_of_the_log_that_is_stuck_concerns_no_call_and_no_stop(da
 
 
 @pytest.fixture
-def configured() -> Iterator[None]:
-    """Logs as a server writes them, until the end of the test."""
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
+def configured() -> None:
+    """Logs as a server writes them."""
     logs.configure(level="info", format="json")
-    yield
-    structlog.reset_defaults()
-    root.handlers, root.level = handlers, level
 
 
 @pytest.mark.usefixtures("configured")
