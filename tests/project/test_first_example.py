@@ -100,7 +100,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheels: Wheels) -> Insta
         f"{environment}/bin/python",
         "--disable-pip-version-check",
     ]
-    run(*pip, "install", "-c", constraints, f"{wheels.storeapi}[cli]", wheels.store_service)
+    run(*pip, "install", "--no-compile", "-c", constraints, f"{wheels.storeapi}[cli]", wheels.store_service)
     run(*pip, "check")
     work = folder / "work"
     work.mkdir()
