@@ -42,7 +42,7 @@ def _database_url(value: str) -> str:
             raise ValueError("must name a file and nothing else, as sqlite:///store.db does")
     elif url.drivername == "postgresql":
         if importlib.util.find_spec("asyncpg") is None or importlib.util.find_spec("psycopg") is None:
-            raise ValueError("needs the extra: pip install 'store-service[postgresql]'")
+            raise ValueError("needs the extra store-service[postgresql], which is not installed")
         # An @ of the password would be taken for its end, and what comes after it be told to everybody.
         if "@" in f"{url.host}{url.database}":
             raise ValueError("has more than one @; percent-encode the password, in which @ is %40")
@@ -106,7 +106,7 @@ def _file_to_be(value: str) -> str:
 
 def _file_for_jwt(value: str) -> str:
     if value and importlib.util.find_spec("jwt") is None:
-        raise ValueError("needs the extra: pip install 'store-service[jwt]'")
+        raise ValueError("needs the extra store-service[jwt], which is not installed")
     return _file(value)
 
 
@@ -127,7 +127,7 @@ def _traces(value: bool) -> bool:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            raise ValueError("needs the extra: pip install 'store-service[telemetry]'")
+            raise ValueError("needs the extra store-service[telemetry], which is not installed")
     return value
 
 

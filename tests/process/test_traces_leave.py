@@ -82,7 +82,7 @@ def test_traces_without_the_extra_are_one_line(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert done.stderr == (
-        "store-service: STORE_TRACES: needs the extra: pip install 'store-service[telemetry]'\n"
+        "store-service: STORE_TRACES: needs the extra store-service[telemetry], which is not installed\n"
     )
 
 

@@ -5,8 +5,8 @@ import signal
 import sys
 from types import FrameType
 
-MISSING = "pip install 'storeapi[cli]'"
-"""What to do when the libraries of the command are not installed."""
+MISSING = "the command needs the extra storeapi[cli], which is not installed"
+"""What is wrong when the libraries of the command are not there."""
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich"):
             raise
-        sys.stderr.write(f"{MISSING}\n")
+        sys.stderr.write(f"storeapi: {MISSING}\n")
         sys.exit(1)
     from storeapi.cli.program import program
 

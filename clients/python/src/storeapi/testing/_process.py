@@ -62,8 +62,8 @@ def running_server(settings: Mapping[str, str] | None = None) -> Iterator[Runnin
     """
     if importlib.util.find_spec("store_service") is None:
         raise ServerNotInstalled(
-            f"store-service is not installed for {sys.executable}; `pip install store-service` installs it "
-            "(Python 3.11 or newer)"
+            f"store-service is not installed for {sys.executable}; it comes from where storeapi came from, "
+            "and needs Python 3.11 or newer"
         )
     # A folder of its own: the server would read `.env` where the tests run.
     with (
