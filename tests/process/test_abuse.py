@@ -4,8 +4,8 @@ Connections that say nothing, and clients that stop reading, are in tests/rpc/te
 """
 
 import asyncio
+import gc
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -73,6 +73,16 @@ class Overload:
             await asyncio.sleep(error.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() / 1000)
 
 
+@pytest.fixture
+def no_pauses() -> Iterator[None]:
+    """What this process has loaded is not searched for garbage, 70 ms at a time, while times are taken."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("no_pauses")
 @pytest.mark.timeout(60 + 2 * LOAD_SECONDS)
 async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: ServerProcess) -> None:
     """Four times as many as may: those above get OVERLOADED soon, health answers, and memory stays flat."""
@@ -82,6 +92,7 @@ async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: Serve
     healthy_seconds: list[float] = []
     async with connected_to(server) as channel, connected_to(server) as another:
         health = health_pb2_grpc.HealthStub(another)
+        await channel.channel_ready()
         async with asyncio.TaskGroup() as group:
             for _ in range(4 * LIMIT):
                 group.create_task(load.call(Stubs(channel)))
@@ -103,15 +114,10 @@ async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: Serve
     assert len(load.refused_seconds) > LIMIT
     if IS_LONG:
         # In the suite other tests share the machine, which then says more of them than of the server.
-        assert most(load.refused_seconds) < REFUSED_WITHIN_SECONDS
+        assert max(load.refused_seconds) < REFUSED_WITHIN_SECONDS
         assert max(healthy_seconds) < HEALTHY_WITHIN_SECONDS
     assert grown < FLAT_BYTES
     assert server.stderr() == ""
-
-
-def most(seconds: list[float]) -> float:
-    """What 19 of 20 stay below."""
-    return statistics.quantiles(seconds, n=20)[-1]
 
 
 async def test_a_message_that_is_small_until_it_is_unpacked_is_refused(server: ServerProcess) -> None:
