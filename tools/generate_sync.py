@@ -32,6 +32,7 @@ REPLACEMENTS = {
     r"(?m)^( +)if isawaitable\(.*\):\n(?:\1 +.*\n)+": "",
     r"from inspect import isawaitable\n": "",
     r"\bAwaitable, ": "",
+    r"\bAwaitable\[None\]": "None",
     # The language.
     r"\basync (def|for|with)\b": r"\1",
     r"\bawait ": "",

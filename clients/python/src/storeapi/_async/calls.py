@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -20,6 +20,7 @@ from storeapi._status import store_error
 from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
 from storeapi.errors import BatchTooLarge, Cancelled
 
+Item = TypeVar("Item")
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
@@ -31,7 +32,7 @@ class AsyncCalls:
         self._timeout = timeout
         self.retries: bool = retries
         self.is_closed: bool = False
-        self.max_batch: int = _messages.MAX_BATCH
+        self._max_batch = _messages.MAX_BATCH
         self._open: WeakSet[AsyncStream | AsyncPause] = WeakSet()
         # One thread may begin something while another, or a signal handler, closes the client.
         self._lock = threading.RLock()
@@ -80,12 +81,19 @@ class AsyncCalls:
             if self.is_closed:
                 raise Cancelled("the client was closed") from error
 
-    def may_split(self, error: BatchTooLarge, count: int) -> bool:
-        """Whether a batch of `count` that was refused can come in pieces; later ones are smaller at once."""
-        if error.max_count is None or not 0 < error.max_count < count:
-            return False
-        self.max_batch = min(self.max_batch, error.max_count)
-        return True
+    async def in_pieces(
+        self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], Awaitable[None]]
+    ) -> None:
+        """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
+        while piece := pieces.next(self._max_batch):
+            try:
+                await send(piece)
+            except BatchTooLarge as error:
+                # Nothing of it was done, so its request id is free.
+                if error.max_count is None or not 0 < error.max_count < len(piece):
+                    raise
+                self._max_batch = min(self._max_batch, error.max_count)
+                pieces.put_back(piece)
 
     def stream(
         self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float

@@ -13,7 +13,7 @@ from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
 from storeapi._async.paging import AsyncPager
 from storeapi._connection import CLIENT_DEFAULT, Timeout
-from storeapi.errors import BatchTooLarge, EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Comment, CommentDraft, Page
 from storeapi.v1 import comments_pb2, comments_pb2_grpc
 
@@ -274,16 +274,13 @@ class AsyncComments:
             CommentNotFound: Some comments are not there, unless `allow_missing`; `missing_ids` names them.
             FieldInvalid: An id is not positive.
         """
-        found: tuple[Comment, ...] = ()
-        pieces = _messages.pieces_of_ids(ids)
-        while some := pieces.next(self._calls.max_batch):
-            try:
-                found += await self._get_some(some, allow_missing, timeout)
-            except BatchTooLarge as error:
-                if not self._calls.may_split(error, len(some)):
-                    raise
-                pieces.put_back(some)
-        return found
+        found: list[Comment] = []
+
+        async def get(some: list[int]) -> None:
+            found.extend(await self._get_some(some, allow_missing, timeout))
+
+        await self._calls.in_pieces(_messages.pieces_of_ids(ids), get)
+        return tuple(found)
 
     async def _get_some(
         self, ids: Sequence[int], allow_missing: bool, timeout: Timeout
@@ -329,10 +326,11 @@ class AsyncComments:
             FieldInvalid: Some drafts are not allowed; `violations` names them all.
         """
         first_request_id = _messages.request_id(request_id, validate_only=validate_only)
-        created: tuple[Comment, ...] = ()
-        pieces = _messages.pieces_of_drafts(drafts)
+        created: list[Comment] = []
         number = 0
-        while some := pieces.next(self._calls.max_batch):
+
+        async def create(some: list[CommentDraft]) -> None:
+            nonlocal number
             request = _messages.create_comments_request(
                 some,
                 request_id=_messages.request_id_of(first_request_id, number),
@@ -341,16 +339,14 @@ class AsyncComments:
             try:
                 reply = await self._calls.unary(self._stub.BatchCreateComments, request, timeout)
             except StoreError as error:
-                # Nothing of it was done, so its request id is free.
-                if isinstance(error, BatchTooLarge) and self._calls.may_split(error, len(some)):
-                    pieces.put_back(some)
-                    continue
                 # The id of the whole, with which the whole can be called again.
                 error.request_id = first_request_id
                 raise
-            created += _messages.comments(reply.comments)
+            created.extend(_messages.comments(reply.comments))
             number += 1
-        return created
+
+        await self._calls.in_pieces(_messages.pieces_of_drafts(drafts), create)
+        return tuple(created)
 
     async def delete_many(
         self,
@@ -404,15 +400,11 @@ class AsyncComments:
             FieldInvalid: An id is not positive.
         """
         counts: dict[int, int] = {}
-        pieces = _messages.pieces_of_ids(post_ids, "post_ids")
-        while some := pieces.next(self._calls.max_batch):
+
+        async def count(some: list[int]) -> None:
             request = comments_pb2.CountCommentsRequest(post_ids=some)
-            try:
-                reply = await self._calls.unary(self._stub.CountComments, request, timeout)
-            except BatchTooLarge as error:
-                if not self._calls.may_split(error, len(some)):
-                    raise
-                pieces.put_back(some)
-            else:
-                counts.update(reply.counts)
+            reply = await self._calls.unary(self._stub.CountComments, request, timeout)
+            counts.update(reply.counts)
+
+        await self._calls.in_pieces(_messages.pieces_of_ids(post_ids, "post_ids"), count)
         return counts

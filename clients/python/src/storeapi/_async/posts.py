@@ -13,7 +13,7 @@ from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
 from storeapi._async.paging import AsyncPager
 from storeapi._connection import CLIENT_DEFAULT, Timeout
-from storeapi.errors import BatchTooLarge, EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Page, Post
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
@@ -262,16 +262,13 @@ class AsyncPosts:
             PostNotFound: Some posts are not there, unless `allow_missing`; `missing_ids` names them.
             FieldInvalid: An id is not positive.
         """
-        found: tuple[Post, ...] = ()
-        pieces = _messages.pieces_of_ids(ids)
-        while some := pieces.next(self._calls.max_batch):
-            try:
-                found += await self._get_some(some, allow_missing, timeout)
-            except BatchTooLarge as error:
-                if not self._calls.may_split(error, len(some)):
-                    raise
-                pieces.put_back(some)
-        return found
+        found: list[Post] = []
+
+        async def get(some: list[int]) -> None:
+            found.extend(await self._get_some(some, allow_missing, timeout))
+
+        await self._calls.in_pieces(_messages.pieces_of_ids(ids), get)
+        return tuple(found)
 
     async def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[Post, ...]:
         """What one call may ask for; where the answer is too large for one message, in halves."""
@@ -313,10 +310,11 @@ class AsyncPosts:
             TypeError: `bodies` is a single text.
         """
         first_request_id = _messages.request_id(request_id, validate_only=validate_only)
-        created: tuple[Post, ...] = ()
-        pieces = _messages.pieces_of_bodies(bodies)
+        created: list[Post] = []
         number = 0
-        while some := pieces.next(self._calls.max_batch):
+
+        async def create(some: list[str]) -> None:
+            nonlocal number
             request = _messages.create_posts_request(
                 some,
                 request_id=_messages.request_id_of(first_request_id, number),
@@ -325,16 +323,14 @@ class AsyncPosts:
             try:
                 reply = await self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
             except StoreError as error:
-                # Nothing of it was done, so its request id is free.
-                if isinstance(error, BatchTooLarge) and self._calls.may_split(error, len(some)):
-                    pieces.put_back(some)
-                    continue
                 # The id of the whole, with which the whole can be called again.
                 error.request_id = first_request_id
                 raise
-            created += _messages.posts(reply.posts)
+            created.extend(_messages.posts(reply.posts))
             number += 1
-        return created
+
+        await self._calls.in_pieces(_messages.pieces_of_bodies(bodies), create)
+        return tuple(created)
 
     async def delete_many(
         self,

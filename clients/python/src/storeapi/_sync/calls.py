@@ -18,6 +18,7 @@ from storeapi._status import store_error
 from storeapi._streams import Pause, Stream
 from storeapi.errors import BatchTooLarge, Cancelled
 
+Item = TypeVar("Item")
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
@@ -29,7 +30,7 @@ class Calls:
         self._timeout = timeout
         self.retries: bool = retries
         self.is_closed: bool = False
-        self.max_batch: int = _messages.MAX_BATCH
+        self._max_batch = _messages.MAX_BATCH
         self._open: WeakSet[Stream | Pause] = WeakSet()
         # One thread may begin something while another, or a signal handler, closes the client.
         self._lock = threading.RLock()
@@ -73,12 +74,17 @@ class Calls:
             if self.is_closed:
                 raise Cancelled("the client was closed") from error
 
-    def may_split(self, error: BatchTooLarge, count: int) -> bool:
-        """Whether a batch of `count` that was refused can come in pieces; later ones are smaller at once."""
-        if error.max_count is None or not 0 < error.max_count < count:
-            return False
-        self.max_batch = min(self.max_batch, error.max_count)
-        return True
+    def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
+        """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
+        while piece := pieces.next(self._max_batch):
+            try:
+                send(piece)
+            except BatchTooLarge as error:
+                # Nothing of it was done, so its request id is free.
+                if error.max_count is None or not 0 < error.max_count < len(piece):
+                    raise
+                self._max_batch = min(self._max_batch, error.max_count)
+                pieces.put_back(piece)
 
     def stream(
         self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float

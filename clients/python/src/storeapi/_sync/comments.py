@@ -11,7 +11,7 @@ from storeapi import _messages
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._sync.calls import Calls
 from storeapi._sync.paging import Pager
-from storeapi.errors import BatchTooLarge, EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Comment, CommentDraft, Page
 from storeapi.v1 import comments_pb2, comments_pb2_grpc
 
@@ -270,16 +270,13 @@ class Comments:
             CommentNotFound: Some comments are not there, unless `allow_missing`; `missing_ids` names them.
             FieldInvalid: An id is not positive.
         """
-        found: tuple[Comment, ...] = ()
-        pieces = _messages.pieces_of_ids(ids)
-        while some := pieces.next(self._calls.max_batch):
-            try:
-                found += self._get_some(some, allow_missing, timeout)
-            except BatchTooLarge as error:
-                if not self._calls.may_split(error, len(some)):
-                    raise
-                pieces.put_back(some)
-        return found
+        found: list[Comment] = []
+
+        def get(some: list[int]) -> None:
+            found.extend(self._get_some(some, allow_missing, timeout))
+
+        self._calls.in_pieces(_messages.pieces_of_ids(ids), get)
+        return tuple(found)
 
     def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[Comment, ...]:
         """What one call may ask for; where the answer is too large for one message, in halves."""
@@ -323,10 +320,11 @@ class Comments:
             FieldInvalid: Some drafts are not allowed; `violations` names them all.
         """
         first_request_id = _messages.request_id(request_id, validate_only=validate_only)
-        created: tuple[Comment, ...] = ()
-        pieces = _messages.pieces_of_drafts(drafts)
+        created: list[Comment] = []
         number = 0
-        while some := pieces.next(self._calls.max_batch):
+
+        def create(some: list[CommentDraft]) -> None:
+            nonlocal number
             request = _messages.create_comments_request(
                 some,
                 request_id=_messages.request_id_of(first_request_id, number),
@@ -335,16 +333,14 @@ class Comments:
             try:
                 reply = self._calls.unary(self._stub.BatchCreateComments, request, timeout)
             except StoreError as error:
-                # Nothing of it was done, so its request id is free.
-                if isinstance(error, BatchTooLarge) and self._calls.may_split(error, len(some)):
-                    pieces.put_back(some)
-                    continue
                 # The id of the whole, with which the whole can be called again.
                 error.request_id = first_request_id
                 raise
-            created += _messages.comments(reply.comments)
+            created.extend(_messages.comments(reply.comments))
             number += 1
-        return created
+
+        self._calls.in_pieces(_messages.pieces_of_drafts(drafts), create)
+        return tuple(created)
 
     def delete_many(
         self,
@@ -398,15 +394,11 @@ class Comments:
             FieldInvalid: An id is not positive.
         """
         counts: dict[int, int] = {}
-        pieces = _messages.pieces_of_ids(post_ids, "post_ids")
-        while some := pieces.next(self._calls.max_batch):
+
+        def count(some: list[int]) -> None:
             request = comments_pb2.CountCommentsRequest(post_ids=some)
-            try:
-                reply = self._calls.unary(self._stub.CountComments, request, timeout)
-            except BatchTooLarge as error:
-                if not self._calls.may_split(error, len(some)):
-                    raise
-                pieces.put_back(some)
-            else:
-                counts.update(reply.counts)
+            reply = self._calls.unary(self._stub.CountComments, request, timeout)
+            counts.update(reply.counts)
+
+        self._calls.in_pieces(_messages.pieces_of_ids(post_ids, "post_ids"), count)
         return counts

@@ -11,7 +11,7 @@ from storeapi import _messages
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._sync.calls import Calls
 from storeapi._sync.paging import Pager
-from storeapi.errors import BatchTooLarge, EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
 from storeapi.model import Page, Post
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
@@ -258,16 +258,13 @@ class Posts:
             PostNotFound: Some posts are not there, unless `allow_missing`; `missing_ids` names them.
             FieldInvalid: An id is not positive.
         """
-        found: tuple[Post, ...] = ()
-        pieces = _messages.pieces_of_ids(ids)
-        while some := pieces.next(self._calls.max_batch):
-            try:
-                found += self._get_some(some, allow_missing, timeout)
-            except BatchTooLarge as error:
-                if not self._calls.may_split(error, len(some)):
-                    raise
-                pieces.put_back(some)
-        return found
+        found: list[Post] = []
+
+        def get(some: list[int]) -> None:
+            found.extend(self._get_some(some, allow_missing, timeout))
+
+        self._calls.in_pieces(_messages.pieces_of_ids(ids), get)
+        return tuple(found)
 
     def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[Post, ...]:
         """What one call may ask for; where the answer is too large for one message, in halves."""
@@ -309,10 +306,11 @@ class Posts:
             TypeError: `bodies` is a single text.
         """
         first_request_id = _messages.request_id(request_id, validate_only=validate_only)
-        created: tuple[Post, ...] = ()
-        pieces = _messages.pieces_of_bodies(bodies)
+        created: list[Post] = []
         number = 0
-        while some := pieces.next(self._calls.max_batch):
+
+        def create(some: list[str]) -> None:
+            nonlocal number
             request = _messages.create_posts_request(
                 some,
                 request_id=_messages.request_id_of(first_request_id, number),
@@ -321,16 +319,14 @@ class Posts:
             try:
                 reply = self._calls.unary(self._stub.BatchCreatePosts, request, timeout)
             except StoreError as error:
-                # Nothing of it was done, so its request id is free.
-                if isinstance(error, BatchTooLarge) and self._calls.may_split(error, len(some)):
-                    pieces.put_back(some)
-                    continue
                 # The id of the whole, with which the whole can be called again.
                 error.request_id = first_request_id
                 raise
-            created += _messages.posts(reply.posts)
+            created.extend(_messages.posts(reply.posts))
             number += 1
-        return created
+
+        self._calls.in_pieces(_messages.pieces_of_bodies(bodies), create)
+        return tuple(created)
 
     def delete_many(
         self,
