@@ -1,8 +1,8 @@
 """What only PostgreSQL can do to the service: lock rows, time out, restart, and be shared by processes."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -36,41 +36,45 @@ def database_url(postgres_database: str, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    """A server that does not wait long."""
-    return settings.load(
-        DATABASE_URL=database_url,
-        listen="127.0.0.1:0",
-        lock_seconds=0.1,
-        statement_seconds=0.5,
-        acquire_seconds=2,
-    )
+    """A server that does not wait long for a database that is away."""
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", acquire_seconds=2)
+
+
+@asynccontextmanager
+async def impatient(config: Config, **seconds: float) -> AsyncIterator[Stubs]:
+    """Stubs of a server that gives up waiting for one thing sooner than others do."""
+    changed = config.model_copy(update=seconds)
+    async with serving(changed) as server, grpc.aio.insecure_channel(server.address) as channel:
+        yield Stubs(channel)
 
 
 def update(id: int, body: str) -> posts_pb2.UpdatePostRequest:
     return posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=id, body=body))
 
 
-async def test_a_row_that_is_locked_for_too_long_is_busy(stubs: Stubs, database_url: str) -> None:
+async def test_a_row_that_is_locked_for_too_long_is_busy(config: Config, database_url: str) -> None:
     """A write waits for locks of others for STORE_LOCK_SECONDS, and nothing is done then."""
-    post = await stubs.create_post("before")
-    with psycopg.connect(database_url) as other:
-        other.execute("SELECT * FROM posts FOR UPDATE")
-        error = await failure(stubs.posts.UpdatePost(update(post.id, "after")))
+    async with impatient(config, lock_seconds=0.1) as stubs:
+        post = await stubs.create_post("before")
+        with psycopg.connect(database_url) as other:
+            other.execute("SELECT * FROM posts FOR UPDATE")
+            error = await failure(stubs.posts.UpdatePost(update(post.id, "after")))
 
-    assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_BUSY")
-    assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).body == "before"
-    assert (await stubs.posts.UpdatePost(update(post.id, "after"))).body == "after"
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_BUSY")
+        assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).body == "before"
+        assert (await stubs.posts.UpdatePost(update(post.id, "after"))).body == "after"
 
 
-async def test_a_statement_that_takes_too_long_is_busy(stubs: Stubs, database_url: str) -> None:
+async def test_a_statement_that_takes_too_long_is_busy(config: Config, database_url: str) -> None:
     """STORE_STATEMENT_SECONDS ends what would keep others waiting; what comes next works."""
-    post = await stubs.create_post()
-    with psycopg.connect(database_url) as other:
-        other.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
-        error = await failure(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)))
+    async with impatient(config, statement_seconds=0.5) as stubs:
+        post = await stubs.create_post()
+        with psycopg.connect(database_url) as other:
+            other.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
+            error = await failure(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)))
 
-    assert error.reason == "DATABASE_BUSY"
-    assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).id == post.id
+        assert error.reason == "DATABASE_BUSY"
+        assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).id == post.id
 
 
 async def test_two_services_may_share_a_database(config: Config, stubs: Stubs) -> None:
