@@ -1,5 +1,15 @@
-"""`python -m store_service` is the command `store-service`."""
+"""The command `store-service`, which is also `python -m store_service`."""
 
-from store_service.cli import main
+from store_service import garbage
 
-main(prog_name="store-service")
+with garbage.none_in_imports():
+    from store_service.cli import main as program
+
+
+def main() -> None:
+    """Runs the command that the arguments name, and ends the process with its exit code."""
+    program(prog_name="store-service")
+
+
+if __name__ == "__main__":
+    main()

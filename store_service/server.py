@@ -4,7 +4,6 @@ What is opened is closed in reverse: the server before the workers, the workers 
 """
 
 import asyncio
-import gc
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import addresses, logs, security
+from store_service import addresses, garbage, logs, security
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.observing import check_metrics_address, observing
@@ -110,7 +109,7 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
         leaving = asyncio.create_task(_leave_when_set(stop), name="leaving")
         async with serving(config, reuse_port=is_worker) as server:
             leaving.cancel()
-            _leave_what_stays_alone()
+            garbage.leave_alone_what_is_there()
             # The one line on stdout, for scripts that wait for it.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
             log.info("serving", address=server.address)
@@ -129,15 +128,6 @@ async def _leave_when_set(stop: asyncio.Event) -> None:
     logs.drain()
     # A change of the schema is one transaction, so nothing is half done.
     os._exit(0)
-
-
-def _leave_what_stays_alone() -> None:
-    """Takes what a start makes, modules above all, out of what the garbage collector walks through.
-
-    A full collection would take 50 milliseconds, in which no call gets on (docs/decisions/0025).
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def _stop_with_supervisor(stop: asyncio.Event) -> None:

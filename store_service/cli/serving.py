@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from store_service import logs
+from store_service import garbage, logs
 from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
 
 
@@ -40,7 +40,8 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with one_line_errors(config), logs.in_background(), _ended_by_signals():
-        from store_service import security, server, supervisor
+        with garbage.none_in_imports():
+            from store_service import security, server, supervisor
 
         # Before anything is made, and once for all processes.
         security.check(config)
