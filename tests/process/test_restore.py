@@ -31,11 +31,11 @@ def server_process(database_file: Path) -> Iterator[ServerProcess]:
 @pytest.fixture
 def copy(database_file: Path) -> Path:
     """A backup of the database with one post in it; the database has another one besides."""
+    path = database_file.with_name("copy.db")
     add(database_file, "in the backup")
-    done = run_command("backup", "copy.db", folder=database_file.parent)
-    assert done.returncode == 0, done.stderr
+    backup.back_up(f"sqlite:///{database_file}", path, force=False, progress=quiet)
     add(database_file, "after the backup")
-    return database_file.with_name("copy.db")
+    return path
 
 
 def quiet(doing: str, done: int, total: int) -> None:
@@ -329,9 +329,10 @@ def interrupted(path: Path, copy: Path) -> Path:
 
 
 DYING = """
-import os, sys
+import os, sys, traceback
 from pathlib import Path
-left = int(sys.argv.pop(1))
+from store_service.cli import main
+
 def dying(real):
     def step(*args, **kwargs):
         global left
@@ -340,16 +341,26 @@ def dying(real):
         left -= 1
         return real(*args, **kwargs)
     return step
-for name in ("rename", "replace", "unlink", "chmod"):
-    setattr(Path, name, dying(getattr(Path, name)))
-os.fsync = dying(os.fsync)
-from store_service.cli import main
-main(prog_name="store-service")
+
+copy, *folders = sys.argv[1:]
+for left, folder in enumerate(folders):
+    process = os.fork()
+    if not process:
+        for name in ("rename", "replace", "unlink", "chmod"):
+            setattr(Path, name, dying(getattr(Path, name)))
+        os.fsync = dying(os.fsync)
+        os.chdir(folder)
+        main(["restore", copy], prog_name="store-service")
+    _, status = os.waitpid(process, 0)
+    print(os.waitstatus_to_exitcode(status))
 """
-"""The command, but it dies before the step of that number of all that change a folder."""
+"""The command in each folder, but it dies before a step of all that change a folder: in the first folder
+before the first one, and so on. Prints the exit codes, each after what the command printed."""
+
+STEPS = 20
+"""More than there are, so that the last folders see a whole restore."""
 
 
-@pytest.mark.timeout(300)  # a process for each step
 def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_path: Path) -> None:
     """Afterwards there is the database before, with its log, or the new one, or nobody may serve; and running
     it again ends it, with nothing lost."""
@@ -359,26 +370,26 @@ def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_pa
         connection.commit()
         kept_files = {end: Path(f"{database_file}{end}").read_bytes() for end in ("", "-wal", "-shm")}
     old = ["in the backup", "after the backup", "in the log"]
-    found: list[str] = []
-    for step in range(100):
-        folder = tmp_path / str(step)
+    folders = [tmp_path / str(step) for step in range(STEPS)]
+    for folder in folders:
         folder.mkdir()
         for end, content in kept_files.items():
             Path(f"{folder / 'store.db'}{end}").write_bytes(content)
-        done = subprocess.run(
-            [sys.executable, "-c", DYING, str(step), "restore", str(copy)],
-            cwd=folder,
-            capture_output=True,
-            check=False,
-        )
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, copy, *folders], capture_output=True, text=True, timeout=60, check=False
+    )
+    codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    found: list[str] = []
+    for folder, code in zip(folders, codes, strict=True):
         found.append(state_of(folder / "store.db", old))
-        if done.returncode == 0:
-            break
-        assert done.returncode == 9, done.stderr
-        backup.restore(f"sqlite:///{folder / 'store.db'}", copy, progress=quiet)
+        if code:
+            backup.restore(f"sqlite:///{folder / 'store.db'}", copy, progress=quiet)
         assert bodies(folder / "store.db") == ["in the backup"]
         assert old in [bodies(it) for it in kept(folder / "store.db")]
 
+    assert done.stderr == ""
+    assert set(codes[:-1]) == {9, 0}
+    assert codes == sorted(codes, reverse=True)
     assert found[-1] == "new"
     assert found == sorted(found, key=["old", "refused", "new"].index)
     assert set(found) == {"old", "refused", "new"}
