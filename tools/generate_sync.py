@@ -32,7 +32,7 @@ REPLACEMENTS = {
     r"(?m)^( +)if isawaitable\(.*\):\n(?:\1 +.*\n)+": "",
     r"from inspect import isawaitable\n": "",
     r"\bAwaitable, ": "",
-    r"\bAwaitable\[None\]": "None",
+    r"\bAwaitable\[((?:\w| \| )+)\]": r"\1",
     # The language.
     r"\basync (def|for|with)\b": r"\1",
     r"\bawait ": "",
@@ -47,7 +47,7 @@ REPLACEMENTS = {
     r"\bgrpc\.aio\.": "grpc.",
     r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
     # Ours.
-    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Stream|Pause|Posts|Comments|Changes|Watch)\b": r"\1",
+    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Posts|Comments|Changes|Watch)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

@@ -1,10 +1,11 @@
 """What callers give: taken as it is meant, or refused by its name."""
 
+import pickle
 import uuid
 
 import pytest
 import storeapi
-from storeapi import CommentDraft
+from storeapi import CommentDraft, _messages
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import comments_pb2, posts_pb2
 
@@ -171,3 +172,66 @@ async def test_a_server_that_does_not_say_how_much_is_not_asked_again(make_clien
         server.fail("BatchGetPosts", storeapi.BatchTooLarge())
         with pytest.raises(storeapi.BatchTooLarge):
             await make_client(server.target).posts.get_many([1, 2, 3])
+
+
+# What is wrong in a batch that is sent in pieces
+
+
+def invalid(field):
+    return storeapi.FieldInvalid(
+        f"{field}: must not be empty",
+        violations=[storeapi.FieldViolation(field=field, description="must not be empty")],
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "place", "named", "call"),
+    [
+        (
+            "BatchCreatePosts",
+            "requests[0].post.body",
+            "requests[2].post.body",
+            lambda it: it.posts.create_many(list("abc")),
+        ),
+        (
+            "BatchCreateComments",
+            "requests[0].comment.body",
+            "requests[2].comment.body",
+            lambda it: it.comments.create_many([CommentDraft(post_id=1, body="a")] * 3),
+        ),
+        ("BatchGetPosts", "ids[0]", "ids[2]", lambda it: it.posts.get_many([1, 2, 3])),
+        ("BatchGetComments", "ids[0]", "ids[2]", lambda it: it.comments.get_many([1, 2, 3])),
+        ("CountComments", "post_ids[0]", "post_ids[2]", lambda it: it.comments.count([1, 2, 3])),
+    ],
+)
+async def test_an_error_counts_from_the_beginning_of_the_whole(make_client, method, place, named, call):
+    """Whoever gave three things knows nothing of a second piece and its first."""
+    with ScriptedServer() as server:
+        server.fail(method, too_large(2))
+        if method == "CountComments":
+            server.answer(method, {1: 1, 2: 1})
+        else:
+            comment = storeapi.Comment(id=1, post_id=1, body="a")
+            server.answer(method, [storeapi.Post(id=1, body="a") if "Post" in method else comment] * 2)
+        server.fail(method, invalid(place))
+
+        with pytest.raises(storeapi.FieldInvalid) as raised:
+            await call(make_client(server.target))
+
+    error = pickle.loads(pickle.dumps(raised.value))
+    assert error.fields == {named: "must not be empty"}
+    assert str(error) == str(raised.value) == f"{named}: must not be empty"
+
+
+async def test_a_text_that_was_put_right_leaves_the_pieces_before_it_as_they_were(make_client):
+    """So the whole can be called again with its request id; the first text that is too much ends no piece."""
+    large, first_id = "x" * (_messages.FULL_BYTES // 8), str(uuid.uuid4())
+    with ScriptedServer() as server:
+        for some in (2, 1) * 2:
+            server.answer("BatchCreatePosts", [storeapi.Post(id=1, body="a")] * some)
+        for third in (large, "a"):
+            await make_client(server.target).posts.create_many([large, large, third], request_id=first_id)
+        calls = [call.request for call in server.calls]
+
+    assert [len(call.requests) for call in calls] == [2, 1] * 2
+    assert calls[0] == calls[2]

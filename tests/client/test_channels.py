@@ -1,5 +1,7 @@
 """How clients connect, and what they close."""
 
+import threading
+
 import grpc
 import grpc.aio
 import pytest
@@ -54,6 +56,23 @@ async def test_a_closed_client_says_so(client, server):
         await client.posts.get(1)
 
     assert server.calls == []
+
+
+def test_a_call_that_another_thread_closes_the_client_for_is_cancelled(server):
+    """Also just before gRPC takes it, which then says something else."""
+    client = storeapi.StoreClient(server.target)
+    call = client.raw.posts.GetPost
+
+    def close_and_call(*arguments, **keywords):
+        closing = threading.Thread(target=client.close)
+        closing.start()
+        closing.join()
+        return call(*arguments, **keywords)
+
+    client.raw.posts.GetPost = close_and_call
+
+    with pytest.raises(storeapi.Cancelled, match="the client was closed"):
+        client.posts.get(1)
 
 
 async def test_a_borrowed_channel_is_used_and_left_open(make_client, make_channel, server):

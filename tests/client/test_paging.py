@@ -1,5 +1,7 @@
 """Lists that are read page by page."""
 
+import asyncio
+
 import grpc
 import pytest
 import storeapi
@@ -110,3 +112,35 @@ async def test_a_failed_page_is_raised_at_its_step(client, server, kind):
     assert first.id == 1
     with pytest.raises(storeapi.PageTokenMismatch):
         await anext(items)
+
+
+@pytest.mark.parametrize("method", ["list", "pages"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_step_that_failed_can_be_made_again(client, server, kind, method):
+    """A caller that waits and goes on misses nothing, and takes no failure for the end."""
+    server.answer(page(kind, [1], "t1"))
+    server.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    server.answer(page(kind, [2]))
+
+    steps = getattr(getattr(client, kind), method)()
+    await anext(steps)
+    with pytest.raises(storeapi.RateLimited):
+        await anext(steps)
+    second = await anext(steps)
+
+    assert [item.id for item in (second.items if method == "pages" else [second])] == [2]
+    assert [item async for item in steps] == []
+    assert [request.page_token for request in server.requests] == ["", "t1", "t1"]
+
+
+@pytest.mark.parametrize("method", ["list", "pages"])
+async def test_a_step_that_was_given_up_can_be_made_again(async_client, server, method):
+    """asyncio.wait_for around a step."""
+    server.hang()
+    server.answer(page("posts", [1]))
+
+    steps = getattr(async_client.posts, method)()
+    with pytest.raises(asyncio.TimeoutError):
+        await asyncio.wait_for(anext(steps), 0.05)
+
+    assert len([item async for item in steps]) == 1

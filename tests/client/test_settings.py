@@ -1,9 +1,10 @@
 """Where a client connects, how it encrypts, and who it says that it is."""
 
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -215,13 +216,19 @@ async def test_the_key_is_sent_with_every_call(make_client, scripted, monkeypatc
 
 def test_the_key_goes_with_every_way_to_call_a_stub(scripted):
     """Threads have three of them."""
-    scripted.answer("GetPost", POST, POST)
+    scripted.answer("GetPost", POST, POST, POST)
     request = posts_pb2.GetPostRequest(id=1)
     with storeapi.StoreClient(scripted.target, api_key="secret") as client:
         client.raw.posts.GetPost.future(request).result()
         client.raw.posts.GetPost.with_call(request, metadata=[("x-trace", "1")])
+        # In the order of gRPC's own: timeout, metadata, credentials, wait_for_ready, compression.
+        client.raw.posts.GetPost(request, 20.0, [("x-trace", "2")], None, True, grpc.Compression.Gzip)
+        with pytest.raises(TypeError):
+            client.raw.posts.GetPost(request, 20.0, None, None, True, None, "one too many")
 
-    assert [it["authorization"] for it in metadata_of(scripted)] == ["Bearer secret"] * 2
+    assert [it["authorization"] for it in metadata_of(scripted)] == ["Bearer secret"] * 3
+    assert [it.get("x-trace") for it in metadata_of(scripted)] == [None, "1", "2"]
+    assert 1 < scripted.calls[-1].seconds_left <= 20.1
 
 
 async def test_without_a_key_nothing_is_claimed(make_client, scripted):
@@ -236,11 +243,45 @@ async def test_without_a_key_nothing_is_claimed(make_client, scripted):
 
 
 @pytest.mark.parametrize(
-    "target", ["localhost:1", "127.0.0.9:1", "[::1]:1", "unix:/tmp/s", "dns:///localhost:1"]
+    "target",
+    [
+        "localhost:1",
+        "127.0.0.9:1",
+        "[::1]:1",
+        "unix:/tmp/s",
+        "dns:///localhost:1",
+        "dns:localhost:1",
+        "ipv4:127.0.0.1:1,127.0.0.2:1",
+        "ipv6:[::1]:1",
+    ],
 )
 def test_a_key_may_stay_on_this_machine_in_the_clear(target):
     """Nobody else can listen."""
     storeapi.StoreClient(target, api_key="secret").close()
+
+
+@pytest.mark.parametrize(
+    "target", ["dns://10.9.8.7/localhost:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "localhost.example:1"]
+)
+def test_what_only_looks_like_this_machine_is_another(target):
+    """A name server may say what it likes of localhost."""
+    with pytest.raises(ValueError, match="in the clear"):
+        storeapi.StoreClient(target, api_key="secret")
+
+
+async def test_no_proxy_is_asked_the_way_to_this_machine(make_client, scripted, monkeypatch):
+    """It would be told the key in the clear."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        scripted.answer("GetPost", POST)
+
+        assert await make_client(scripted.target, api_key="secret").posts.get(1) == POST
+
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
 
 
 def test_a_key_may_be_sent_where_something_else_encrypts():

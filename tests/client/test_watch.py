@@ -237,6 +237,26 @@ async def test_a_watch_without_an_answer_ends_at_its_deadline(make_client, scrip
     assert raised.value.attempts > 3
 
 
+async def test_a_watch_that_could_not_begin_begins_at_the_next_step(client, scripted, monkeypatch):
+    """Each time with the time of a first response: a loop around it gets on when the server is back."""
+    given = []
+    first = storeapi._connection.seconds
+    for module in (storeapi._async.calls, storeapi._sync.calls):
+        monkeypatch.setattr(module, "seconds", lambda *it: given.append(it) or first(*it))
+    scripted.fail("Watch", storeapi.InternalError(), times=2)
+    scripted.stall("Watch", batch(1, token="t1"))
+    watch = client.changes.watch(timeout=20)
+
+    for _ in range(2):
+        with pytest.raises(storeapi.InternalError):
+            await anext(watch)
+    seen = await ids(watch, 1)
+    await watch.close()
+
+    assert seen == [1]
+    assert len(given) == 3
+
+
 async def test_a_watch_that_has_begun_has_no_deadline(client, scripted):
     """It outlives any outage: here more tries than its time for the first answer allows."""
     scripted.cut("Watch", BEGIN)
@@ -378,6 +398,24 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     assert await asyncio.wait_for(waiting, 10) == []
 
 
+@pytest.mark.parametrize("by", ["changes", "batches"])
+@pytest.mark.parametrize("closes", ["watch", "client"])
+async def test_closing_ends_the_iteration_also_while_its_body_runs(client, scripted, closes, by):
+    """What was received and not given out comes after the token, in the next watch."""
+    scripted.stall("Watch", batch(1, 2, 3, token="t1"), batch(4, token="t2"))
+    watch = client.changes.watch(resume_token="t0")
+
+    seen = []
+    async for it in watch:
+        seen.append(it.id)
+        await (watch if closes == "watch" else client).close()
+        if by == "batches":
+            assert [it async for it in watch.batches()] == []
+
+    assert seen == [1]
+    assert watch.resume_token == "t0"
+
+
 @pytest.fixture
 def interrupted(monkeypatch):
     """Waits until a watch has lost its connection and pauses, for longer than a test waits."""
@@ -462,19 +500,21 @@ async def test_a_closed_client_watches_nothing(client, scripted):
         await anext(client.changes.watch())
 
 
-async def test_giving_up_to_wait_loses_nothing(scripted):
+@pytest.mark.parametrize("by", ["changes", "batches"])
+async def test_giving_up_to_wait_loses_nothing(scripted, by):
     """asyncio.wait_for around a step: the next step goes on behind the last change."""
     scripted.stall("Watch", batch(1, token="t1"))
     scripted.stall("Watch", batch(2, token="t2"))
     async with storeapi.AsyncStoreClient(scripted.target) as client:
         watch = client.changes.watch()
-        await anext(watch)
+        steps = watch if by == "changes" else watch.batches()
+        await anext(steps)
 
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(anext(watch), 0.05)
-        second = await anext(watch)
+            await asyncio.wait_for(anext(steps), 0.05)
+        second = await anext(steps)
 
-    assert second.id == 2
+    assert second == (change(2) if by == "changes" else batch(2, token="t2"))
     assert starts(scripted) == ["", "t1"]
 
 

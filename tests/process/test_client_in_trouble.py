@@ -16,6 +16,8 @@ from tests.support import ServerProcess
 
 CREATES = 5_000
 CALLERS = 50
+TIMEOUT = 30.0
+"""More than by default: a machine that has other things to do may take as long for a restart alone."""
 RESTARTS_AFTER = (1_500, 3_500)
 
 
@@ -45,7 +47,7 @@ async def create_with_tasks(address: str, progress: Progress) -> None:
         for body in bodies_of(number):
             progress.add(await client.posts.create(body=body))
 
-    async with storeapi.connect_async(address) as client, asyncio.TaskGroup() as group:
+    async with storeapi.connect_async(address, timeout=TIMEOUT) as client, asyncio.TaskGroup() as group:
         for number in range(CALLERS):
             group.create_task(caller(number))
 
@@ -55,7 +57,7 @@ async def create_with_threads(address: str, progress: Progress) -> None:
         for body in bodies_of(number):
             progress.add(client.posts.create(body=body))
 
-    with storeapi.connect(address) as client:
+    with storeapi.connect(address, timeout=TIMEOUT) as client:
         async with asyncio.TaskGroup() as group:
             for number in range(CALLERS):
                 # Threads of its own: the loop's are fewer than the callers.

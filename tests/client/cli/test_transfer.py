@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from storeapi import CommentDraft, StoreClient
-from storeapi.cli.batches import BATCH_BYTES, BATCH_ITEMS, batches
+from storeapi.cli.batches import BATCH_ITEMS, FULL_BYTES, batches
 from storeapi.cli.exporting import write_all
 from storeapi.cli.files import whole_file
 from storeapi.cli.lines import Line
@@ -279,6 +279,36 @@ def test_a_refused_line_is_named_and_can_be_changed(
     assert [body for body, _ in threads(empty_store)] == [*(str(n) for n in range(1, count)), "shorter"]
 
 
+@pytest.mark.parametrize("number", [53, 54, 105, 106])
+def test_a_refused_line_may_stand_where_a_batch_begins(
+    storeapi: Command, empty_store: StoreClient, file: Path, number: int
+) -> None:
+    """It is named wherever the lines before it are cut, and stays apart from them when it is shorter."""
+    lines = [post_line(n, "b" * 10_000) for n in range(1, number)]
+    write(file, *lines, post_line(number, "c" * 70_000), post_line(number + 1, "end"))
+    refused = storeapi("import", str(file), "--import-id", f"long {number}")
+    write(file, *lines, post_line(number, "c"), post_line(number + 1, "end"))
+    done = storeapi("import", str(file), "--import-id", f"long {number}")
+
+    assert f"line {number}: body must not be longer than" in refused.stderr
+    assert done.exit_code == 0
+    bodies = [body for body, _ in threads(empty_store)]
+    assert bodies == ["b" * 10_000] * (number - 1) + ["c", "end"]
+
+
+def test_a_line_that_is_more_than_a_message_takes_is_named(
+    storeapi: Command, empty_store: StoreClient, file: Path
+) -> None:
+    """The service cannot say which, for it does not read so much."""
+    write(file, post_line(1), post_line(2, "x" * 5_000_000), post_line(3))
+    refused = storeapi("import", str(file))
+
+    assert refused.exit_code == 1
+    assert "line 2, the longest" in refused.stderr
+    assert "--import-id" in refused.stderr
+    assert threads(empty_store) == []
+
+
 def test_comments_whose_post_was_deleted_since_are_named(
     storeapi: Command, empty_store: StoreClient, file: Path
 ) -> None:
@@ -346,7 +376,7 @@ def test_a_file_that_is_not_there_is_a_wrong_call(storeapi: Command) -> None:
 
 
 def test_batches_are_always_cut_in_the_same_places() -> None:
-    """By number and by size; a body that is too large for a batch has one of its own."""
+    """By number and by size; each ends behind the line that fills it, whatever comes then."""
 
     def sizes(*bodies: str) -> list[int]:
         lines = [Line(number=n, kind="post", id=n, post_id=n, body=it) for n, it in enumerate(bodies, 1)]
@@ -354,6 +384,7 @@ def test_batches_are_always_cut_in_the_same_places() -> None:
 
     assert sizes() == []
     assert sizes(*["a"] * (2 * BATCH_ITEMS + 1)) == [BATCH_ITEMS, BATCH_ITEMS, 1]
-    assert sizes("a", "ü" * (BATCH_BYTES // 2), "b", "c") == [1, 1, 2]
-    assert sizes("a", "a" * (BATCH_BYTES - 1), "b") == [2, 1]
-    assert sizes("a" * (BATCH_BYTES + 1), "b") == [1, 1]
+    assert sizes("a", "ü" * (FULL_BYTES // 2), "b", "c") == [2, 2]
+    assert sizes("a", "a" * (FULL_BYTES - 1), "b") == [2, 1]
+    assert sizes("a", "a" * (FULL_BYTES - 2), "b", "c") == [3, 1]
+    assert sizes("a" * (FULL_BYTES + 1), "b") == [1, 1]

@@ -139,6 +139,9 @@ def connection(
             "set tls=True, or tls=False where something else encrypts"
         )
     options = list(channel_options)
+    if all(map(_is_this_machine, addresses)):
+        # gRPC asks even for localhost the proxy of http_proxy, which would be told the API key in the clear.
+        options = [("grpc.enable_http_proxy", 0), *options]
     if credentials is not None and len(addresses) > 1:
         options = _name_options(addresses, options) + options
     return Connection(
@@ -271,9 +274,8 @@ def _check_address(name: str, address: str) -> None:
     """Refuses an address that has no port or a scheme that gRPC has not: it would look it up as a name."""
     if address.startswith(("unix:", "unix-abstract:", "vsock:", "xds:", "google-c2p:")):
         return
-    scheme = re.match(r"(?:ipv4:|ipv6:|dns:(?://[^/]*/)?)", address)
-    rest = address[scheme.end() :] if scheme else address
-    for one in rest.split(","):
+    _, endpoints = _without_scheme(address)
+    for one in endpoints:
         found = re.fullmatch(r"(?:[^\s/:\[\]]+|\[[^\s/\[\]]+\]):([0-9]{1,5})", one)
         if found is None or not 0 < int(found[1]) < 2**16:
             raise ValueError(f"{name} must be HOST:PORT, such as localhost:50051, which {address!r} is not")
@@ -282,11 +284,21 @@ def _check_address(name: str, address: str) -> None:
 def _is_this_machine(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:")):
         return True
-    host = address.rpartition(":")[0].rpartition("/")[2].strip("[]")
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    scheme, endpoints = _without_scheme(address)
+    # Where a name server is named, localhost is what that says it is.
+    return scheme in ("", "ipv4:", "ipv6:", "dns:", "dns:///") and all(map(_is_loopback, endpoints))
+
+
+def _is_loopback(endpoint: str) -> bool:
+    host = endpoint.rpartition(":")[0].strip("[]")
+    return host == "localhost" or (_is_number(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _without_scheme(address: str) -> tuple[str, list[str]]:
+    """The scheme of gRPC's that an address begins with, or "", and each HOST:PORT behind it."""
+    found = re.match(r"(?:ipv4:|ipv6:|dns:(?://[^/]*/)?)", address)
+    scheme = found[0] if found else ""
+    return scheme, address[len(scheme) :].split(",")
 
 
 def _client_timeout(timeout: Timeout, from_environment: str | None) -> float | None:

@@ -18,8 +18,9 @@ from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 MAX_BATCH: Final = 1000
 """The most that the service takes in one call, unless it is set to less."""
 
-MAX_BATCH_BYTES: Final = 2 * 1024 * 1024
-"""Most text in one call: the service's answer repeats it, and stays below 4 MiB."""
+FULL_BYTES: Final = 2 * 1024 * 1024
+"""A call with so much text takes no more. With the last, of at most 1 MiB, the answer, which repeats it all,
+stays below 4 MiB."""
 
 # What callers give, checked where protobuf would complain of a type of its own instead of the argument
 
@@ -87,7 +88,8 @@ class Pieces(Generic[Item]):
 
     A piece that was refused is put back and cut again. Where the cuts are depends on nothing but the items
     and the limit, as if the limit had been known from the start: whoever calls again with the same request
-    id sends the same pieces.
+    id sends the same pieces. A piece ends behind the item that fills it, so it is the same, whatever stands
+    behind it: a text there that was refused can be put right, and the pieces before it stay done.
     """
 
     def __init__(self, items: Iterable[Item], text: Callable[[Item], str] | None = None) -> None:
@@ -99,8 +101,8 @@ class Pieces(Generic[Item]):
     def next(self, limit: int) -> list[Item]:
         """As many items as one call takes; none at the end."""
         piece: list[Item] = []
-        bytes_left = MAX_BATCH_BYTES
-        while len(piece) < limit:
+        bytes_left = FULL_BYTES
+        while len(piece) < limit and bytes_left > 0:
             if not self._waiting:
                 # One at a time: what can be read once may be without end.
                 for item in self._items:
@@ -108,12 +110,10 @@ class Pieces(Generic[Item]):
                     break
                 else:
                     break
-            # The longest that its UTF-8 can be, for counting exactly would encode everything twice.
-            size = 0 if self._text is None else 4 * len(self._text(self._waiting[0]))
-            if piece and size > bytes_left:
-                break
+            if self._text is not None:
+                # The longest that its UTF-8 can be, for counting exactly would encode everything twice.
+                bytes_left -= 4 * len(self._text(self._waiting[0]))
             piece.append(self._waiting.popleft())
-            bytes_left -= size
         return piece
 
     def put_back(self, piece: list[Item]) -> None:

@@ -6,6 +6,8 @@ gRPC's interceptors would do the same with more work for each call.
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
+import grpc
+
 Channel = TypeVar("Channel")
 
 Metadata = Sequence[tuple[str, "str | bytes"]]
@@ -37,16 +39,30 @@ class _Method:
         self._method = method
         self._metadata = metadata
 
-    def __call__(self, request: Any, *, metadata: Metadata | None = None, **keywords: Any) -> Any:
-        return self._method(request, metadata=self._with(metadata), **keywords)
+    def __call__(self, request: Any, *arguments: Any, **keywords: Any) -> Any:
+        return self._method(request, **self._with(*arguments, **keywords))
 
-    def future(self, request: Any, *, metadata: Metadata | None = None, **keywords: Any) -> Any:
+    def future(self, request: Any, *arguments: Any, **keywords: Any) -> Any:
         """As grpc.UnaryUnaryMultiCallable.future."""
-        return self._method.future(request, metadata=self._with(metadata), **keywords)
+        return self._method.future(request, **self._with(*arguments, **keywords))
 
-    def with_call(self, request: Any, *, metadata: Metadata | None = None, **keywords: Any) -> Any:
+    def with_call(self, request: Any, *arguments: Any, **keywords: Any) -> Any:
         """As grpc.UnaryUnaryMultiCallable.with_call."""
-        return self._method.with_call(request, metadata=self._with(metadata), **keywords)
+        return self._method.with_call(request, **self._with(*arguments, **keywords))
 
-    def _with(self, metadata: Metadata | None) -> Metadata:
-        return self._metadata if metadata is None else (*metadata, *self._metadata)
+    def _with(
+        self,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        credentials: grpc.CallCredentials | None = None,
+        wait_for_ready: bool | None = None,
+        compression: grpc.Compression | None = None,
+    ) -> dict[str, Any]:
+        """The arguments of a call, which gRPC takes in this order or by name, with the metadata added."""
+        return {
+            "timeout": timeout,
+            "metadata": self._metadata if metadata is None else (*metadata, *self._metadata),
+            "credentials": credentials,
+            "wait_for_ready": wait_for_ready,
+            "compression": compression,
+        }

@@ -1,5 +1,6 @@
 """Turns the error of a gRPC call into ours; shared by both clients."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Final, cast
 
@@ -75,6 +76,9 @@ BY_CODE: Final[Mapping[grpc.StatusCode, type[StoreError]]] = {
 DETAILS: Final = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
 """The details that are looked at."""
 
+PLACE: Final = re.compile(r"\b(requests|ids|post_ids)\[([0-9]+)\]")
+"""An item of a batch, in a field path."""
+
 
 def store_error(failure: grpc.RpcError) -> StoreError:
     """The error to raise for a failed call, whatever the other side sent."""
@@ -98,6 +102,20 @@ def store_error(failure: grpc.RpcError) -> StoreError:
     if isinstance(error, errors.InvalidRequest):
         error.violations = _violations(details)
     return error
+
+
+def count_from(first: int, error: errors.InvalidRequest) -> None:
+    """Names the items of a batch by their places in a whole, of which the call had those from `first` on."""
+
+    def place(found: re.Match[str]) -> str:
+        return f"{found[1]}[{first + int(found[2])}]"
+
+    error.message = PLACE.sub(place, error.message)
+    error.args = (error.message,)
+    error.violations = tuple(
+        FieldViolation(field=PLACE.sub(place, it.field), description=PLACE.sub(place, it.description))
+        for it in error.violations
+    )
 
 
 def _details(serialized: str | bytes | None) -> list[Message]:

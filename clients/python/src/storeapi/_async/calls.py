@@ -16,9 +16,9 @@ import grpc.aio
 from storeapi import _messages
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
-from storeapi._status import store_error
+from storeapi._status import count_from, store_error
 from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
-from storeapi.errors import BatchTooLarge, Cancelled
+from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
@@ -69,6 +69,11 @@ class AsyncCalls:
                 if not self.is_closed or is_cancelled():
                     raise
                 raise Cancelled("the client was closed") from None
+            except ValueError as failure:
+                # What gRPC says of a channel that another thread has closed meanwhile.
+                if not self.is_closed:
+                    raise
+                raise Cancelled("the client was closed") from failure
             except grpc.RpcError as failure:
                 error = store_error(failure)
                 error.request_id = getattr(request, "request_id", "")
@@ -85,6 +90,7 @@ class AsyncCalls:
         self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], Awaitable[None]]
     ) -> None:
         """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
+        sent = 0
         while piece := pieces.next(self._max_batch):
             try:
                 await send(piece)
@@ -94,6 +100,12 @@ class AsyncCalls:
                     raise
                 self._max_batch = min(self._max_batch, error.max_count)
                 pieces.put_back(piece)
+            except InvalidRequest as error:
+                # Whoever gave the whole counts from its beginning.
+                count_from(sent, error)
+                raise
+            else:
+                sent += len(piece)
 
     def stream(
         self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float

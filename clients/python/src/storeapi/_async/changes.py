@@ -12,6 +12,7 @@ import grpc
 
 from storeapi import _messages
 from storeapi._async.calls import AsyncCalls
+from storeapi._async.steps import AsyncSteps
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._retries import Attempts
 from storeapi._status import store_error
@@ -118,7 +119,7 @@ class AsyncWatch:
         self._batch: ChangeBatch | None = None
         self._left: deque[Change] = deque()
 
-    async def batches(self) -> AsyncIterator[ChangeBatch]:
+    def batches(self) -> AsyncIterator[ChangeBatch]:
         """Iterates over what the server sends together, also when it is nothing but a new token.
 
             async for batch in client.changes.watch(start="earliest").batches():
@@ -127,16 +128,9 @@ class AsyncWatch:
                 print("so far:", batch.resume_token)
                 break
 
-        Its steps raise what the steps of the watch raise.
+        Its steps raise what the steps of the watch raise, and can be made again like them.
         """
-        if self._batch is not None and self._left:
-            rest = replace(self._batch, changes=tuple(self._left))
-            self._left.clear()
-            self.resume_token = rest.resume_token
-            yield rest
-        while (batch := await self._next_batch()) is not None:
-            self.resume_token = batch.resume_token
-            yield batch
+        return AsyncSteps(self._next_whole)
 
     async def close(self) -> None:
         """Ends the watch; closing it again does nothing."""
@@ -148,6 +142,9 @@ class AsyncWatch:
         return self
 
     async def __anext__(self) -> Change:
+        if self._is_over():
+            # Nothing comes after the end, also not what was received before it; the token is before that.
+            self._left.clear()
         while not self._left:
             batch = await self._next_batch()
             if batch is None:
@@ -167,32 +164,54 @@ class AsyncWatch:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
+    async def _next_whole(self) -> ChangeBatch | None:
+        """What is left of the batch whose changes are being given out, or else the next one."""
+        batch = self._batch
+        if batch is not None and self._left and not self._is_over():
+            batch = replace(batch, changes=tuple(self._left))
+            self._left.clear()
+        else:
+            batch = await self._next_batch()
+        if batch is not None:
+            self.resume_token = batch.resume_token
+        return batch
+
     async def _next_batch(self) -> ChangeBatch | None:
         """The next response of this connection or another; None when the watch was closed."""
-        if self._is_closed:
+        if self._is_closed or (self._has_begun and self._is_over()):
             return None
         self._calls.check_open()
         if self._attempts is None:
             self._attempts = self._calls.attempts(self._timeout)
+        try:
+            return await self._received(self._attempts)
+        except BaseException:
+            if not self._has_begun:
+                # The next step is a beginning too, with a time of its own.
+                self._attempts = None
+            raise
+
+    async def _received(self, attempts: Attempts) -> ChangeBatch | None:
+        """Reads until there is a response, and connects again as long as that may help."""
         while True:
             try:
-                batch = _messages.change_batch(await self._read(self._attempts))
+                batch = _messages.change_batch(await self._read(attempts))
             except grpc.RpcError as failure:
                 error = store_error(failure)
                 cause: Exception | None = failure
             except StoreError as silence:
                 error, cause = silence, None
             else:
-                if self._attempts.count > 1:
-                    log.info("watch goes on after %d tries", self._attempts.count)
+                if attempts.count > 1:
+                    log.info("watch goes on after %d tries", attempts.count)
                 self._has_begun = True
                 self._attempts = Attempts(None)
                 self._request.resume_token = batch.resume_token
                 return batch
             if self._is_over():
                 return None
-            error.attempts = self._attempts.count
-            pause = self._attempts.pause_after(error) if self._calls.retries else None
+            error.attempts = attempts.count
+            pause = attempts.pause_after(error) if self._calls.retries else None
             if pause is None:
                 raise error from cause
             # The 1st, 2nd, 4th, 8th ...: an outage may last for hours.

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 
 from storeapi._async.calls import AsyncCalls
+from storeapi._async.steps import AsyncSteps
 from storeapi._connection import Timeout
 from storeapi.model import Item, Page
 
@@ -48,16 +49,18 @@ class AsyncPager(Generic[Item]):
                 raise StopAsyncIteration
             self._items = iter((await self._next_page()).items)
 
-    async def pages(self) -> AsyncIterator[Page[Item]]:
+    def pages(self) -> AsyncIterator[Page[Item]]:
         """Iterates over the pages that are still to be asked for, for callers that hand pages on.
 
             async for page in client.posts.list(page_size=100).pages():
                 print(len(page.items), page.next_page_token)
 
-        Its steps raise what the steps of the list raise.
+        Its steps raise what the steps of the list raise, and can be made again like them.
         """
-        while not self._is_last:
-            yield await self._next_page()
+        return AsyncSteps(self._next_page_if_any)
+
+    async def _next_page_if_any(self) -> Page[Item] | None:
+        return None if self._is_last else await self._next_page()
 
     async def _next_page(self) -> Page[Item]:
         page = self._to_page(await self._calls.unary(self._method, self._request, self._timeout))

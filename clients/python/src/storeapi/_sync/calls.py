@@ -14,9 +14,9 @@ import grpc
 from storeapi import _messages
 from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
-from storeapi._status import store_error
+from storeapi._status import count_from, store_error
 from storeapi._streams import Pause, Stream
-from storeapi.errors import BatchTooLarge, Cancelled
+from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
@@ -62,6 +62,11 @@ class Calls:
         while True:
             try:
                 return method(request, timeout=attempts.remaining())
+            except ValueError as failure:
+                # What gRPC says of a channel that another thread has closed meanwhile.
+                if not self.is_closed:
+                    raise
+                raise Cancelled("the client was closed") from failure
             except grpc.RpcError as failure:
                 error = store_error(failure)
                 error.request_id = getattr(request, "request_id", "")
@@ -76,6 +81,7 @@ class Calls:
 
     def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
         """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
+        sent = 0
         while piece := pieces.next(self._max_batch):
             try:
                 send(piece)
@@ -85,6 +91,12 @@ class Calls:
                     raise
                 self._max_batch = min(self._max_batch, error.max_count)
                 pieces.put_back(piece)
+            except InvalidRequest as error:
+                # Whoever gave the whole counts from its beginning.
+                count_from(sent, error)
+                raise
+            else:
+                sent += len(piece)
 
     def stream(
         self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float

@@ -10,6 +10,7 @@ import grpc
 
 from storeapi._connection import Timeout
 from storeapi._sync.calls import Calls
+from storeapi._sync.steps import Steps
 from storeapi.model import Item, Page
 
 
@@ -54,10 +55,12 @@ class Pager(Generic[Item]):
             for page in client.posts.list(page_size=100).pages():
                 print(len(page.items), page.next_page_token)
 
-        Its steps raise what the steps of the list raise.
+        Its steps raise what the steps of the list raise, and can be made again like them.
         """
-        while not self._is_last:
-            yield self._next_page()
+        return Steps(self._next_page_if_any)
+
+    def _next_page_if_any(self) -> Page[Item] | None:
+        return None if self._is_last else self._next_page()
 
     def _next_page(self) -> Page[Item]:
         page = self._to_page(self._calls.unary(self._method, self._request, self._timeout))

@@ -10,15 +10,15 @@ from typing import IO, Final
 from storeapi import StoreClient
 from storeapi.cli import lines
 from storeapi.cli.failures import CommandFailed, ExitCode, exit_code
-from storeapi.errors import InvalidRequest, PostNotFound, RequestIdReused, StoreError
+from storeapi.errors import InvalidRequest, PostNotFound, RequestIdReused, ResourceExhausted, StoreError
 from storeapi.model import CommentDraft
 
 # A request id belongs to the content of its batch: with other limits or names, or another order, an import
 # that one version has begun could not be finished by another.
 BATCH_ITEMS: Final = 500
 """At most so many posts or comments in a batch."""
-BATCH_BYTES: Final = 1024 * 1024
-"""And bodies of at most so many bytes, unless one alone has more; the service takes 4 MiB."""
+FULL_BYTES: Final = 1024 * 1024
+"""And none behind the one with which its bodies have so many bytes; the service takes 4 MiB."""
 BATCH_IDS: Final = uuid.UUID("0b8cf7a5-4c9e-4b52-8a86-5e3d0a7f1d64")
 """Where the request ids of batches come from."""
 
@@ -31,18 +31,17 @@ def request_id(import_id: str, kind: lines.Kind, number: int) -> str:
 def batches(items: Iterable[lines.Line]) -> Iterator[list[lines.Line]]:
     """Cuts lines into batches, always in the same places.
 
-    Where one ends is up to the lines in it and the one after it alone, so a line that is changed later
-    leaves the batches before it as they were.
+    Where one ends is up to the lines in it alone, so a line that is changed later leaves the batches before
+    it as they were.
     """
     batch: list[lines.Line] = []
     size = 0
     for line in items:
-        line_size = len(line.body.encode())
-        if batch and (len(batch) == BATCH_ITEMS or size + line_size > BATCH_BYTES):
+        batch.append(line)
+        size += len(line.body.encode())
+        if len(batch) == BATCH_ITEMS or size >= FULL_BYTES:
             yield batch
             batch, size = [], 0
-        batch.append(line)
-        size += line_size
     if batch:
         yield batch
 
@@ -110,6 +109,10 @@ class Importer:
         elif isinstance(error, InvalidRequest) and error.violations:
             found = "; ".join(_in_the_file(it.field, it.description, batch) for it in error.violations)
             message = f"{found}; change that and {self.again}"
+        elif isinstance(error, ResourceExhausted) and not error.reason:
+            # gRPC's own refusal of a message that is too large knows no fields.
+            longest = max(batch, key=lambda line: len(line.body.encode()))
+            message = f"{error}: shorten line {longest.number}, the longest, and {self.again}"
         else:
             message = f"{error.reason or error.code.name}: {error}; to go on, {self.again}"
         return CommandFailed(message, exit_code=ExitCode(exit_code(error)))

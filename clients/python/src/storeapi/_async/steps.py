@@ -1,0 +1,25 @@
+"""What the clients iterate over step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Generic
+
+from storeapi.model import Item
+
+
+class AsyncSteps(Generic[Item]):
+    """An iterator whose steps can be made again when they failed or were given up; generators cannot."""
+
+    def __init__(self, step: Callable[[], Awaitable[Item | None]]) -> None:
+        """Takes what makes a step, and returns None at the end."""
+        self._step = step
+
+    def __aiter__(self) -> AsyncSteps[Item]:
+        return self
+
+    async def __anext__(self) -> Item:
+        item = await self._step()
+        if item is None:
+            raise StopAsyncIteration
+        return item

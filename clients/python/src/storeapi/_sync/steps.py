@@ -1,0 +1,26 @@
+# Made from storeapi/_async/steps.py by tools/generate_sync.py: change that one, then `make protos`.
+"""What the clients iterate over step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Generic
+
+from storeapi.model import Item
+
+
+class Steps(Generic[Item]):
+    """An iterator whose steps can be made again when they failed or were given up; generators cannot."""
+
+    def __init__(self, step: Callable[[], Item | None]) -> None:
+        """Takes what makes a step, and returns None at the end."""
+        self._step = step
+
+    def __iter__(self) -> Steps[Item]:
+        return self
+
+    def __next__(self) -> Item:
+        item = self._step()
+        if item is None:
+            raise StopIteration
+        return item
