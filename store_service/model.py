@@ -189,7 +189,7 @@ class Position:
     seq: int
     time: int = field(default=0, compare=False)
     """The commit_time of that change, by which a store that was set back is told from the one before; 0 if
-    the place is behind no change in particular."""
+    the place is behind no change, or that change is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,6 +178,9 @@ def _in_order(statement: Select[Any]) -> tuple[Select[Any], Select[Any]]:
 
 
 _state = (feed.c.store_id, feed.c.trimmed_xid, feed.c.trimmed_seq)
+_trimmed_time = func.coalesce(
+    select(change.c.commit_time).where(change.c.seq == feed.c.trimmed_seq).scalar_subquery(), 0
+)
 _last_time = select(change.c.commit_time).where(change.c.seq == _last_seq.scalar_subquery())
 _last_change = (
     select(change.c.xid, change.c.seq, change.c.commit_time)
@@ -189,6 +192,7 @@ _last_change = (
 FEED = Statement(
     select(
         *_state,
+        _trimmed_time,
         _last_seq.scalar_subquery(),
         _last_seq.scalar_subquery(),
         func.coalesce(_last_time.scalar_subquery(), 0),
@@ -197,19 +201,20 @@ FEED = Statement(
     # were never written down, of transactions that were undone.
     on_postgresql=select(
         *_state,
+        _trimmed_time,
         func.coalesce(_last_change.c.xid, feed.c.trimmed_xid),
         func.coalesce(_last_change.c.seq, feed.c.trimmed_seq),
         func.coalesce(_last_change.c.commit_time, 0),
     ).select_from(feed.outerjoin(_last_change, true())),
 )
-"""Which store this is, up to where changes have been deleted, and where the feed ends now. Served on
-PostgreSQL by changes_xid_seq_idx."""
+"""Which store this is, up to where changes are told no more, and where the feed ends now; both places with
+the time of the change there. Served on PostgreSQL by changes_xid_seq_idx."""
 
 COMMIT_TIME = Statement(select(change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger)))
 """When a change was made. Served by the primary key."""
 
 LOCKED_FEED = Statement(select(*_state).with_for_update(skip_locked=True))
-"""The same without the end; no row while another process is deleting changes."""
+"""The same without times and the end; no row while another process is deleting changes."""
 
 _sizes = select(change.c.xid, change.c.seq, change.c.size, change.c.commit_time).limit(
     parameter("limit", Integer)
@@ -239,17 +244,17 @@ CHANGES = Statement(
 """The changes behind `after` up to `until`. Served as SIZES is."""
 
 DELETE_CHANGES = Statement(
-    delete(change).where(change.c.seq <= parameter("until_seq", BigInteger)),
-    on_postgresql=delete(change).where(_place <= _parameters("until")),
+    delete(change).where(change.c.seq < parameter("until_seq", BigInteger)),
+    on_postgresql=delete(change).where(_place < _parameters("until")),
 )
-"""Deletes every change up to `until`. Served as SIZES is."""
+"""Deletes every change before the one at `until`. Served as SIZES is."""
 
 SET_TRIMMED = Statement(
     update(feed).values(
         trimmed_xid=parameter("until_xid", BigInteger), trimmed_seq=parameter("until_seq", BigInteger)
     )
 )
-"""Remembers up to where changes have been deleted."""
+"""Remembers up to where changes are told no more."""
 
 LAST_SEQ = Statement(
     select(_last_seq.scalar_subquery()), on_postgresql=select(func.coalesce(func.max(change.c.seq), 0))

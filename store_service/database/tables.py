@@ -105,7 +105,7 @@ change_table = Table(
     sqlite_autoincrement=True,
 )
 
-# One row: which store this is, and up to where its changes have been deleted.
+# One row: which store this is, and up to where its changes are told no more; of these the last is kept.
 feed_table = Table(
     "feed",
     metadata,

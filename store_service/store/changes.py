@@ -44,7 +44,8 @@ class FeedState:
 
     store_id: str
     trimmed: Position
-    """Behind it the changes are still kept."""
+    """Behind it the changes are still told. The change there is kept for its time; an earlier version
+    deleted it too, and then the time is 0."""
     end: Position
 
     def token_of(self, position: Position) -> str:
@@ -83,11 +84,11 @@ class Piece:
 
 async def feed_state(connection: Connection) -> FeedState:
     """Reads the state of the feed."""
-    ((store_id, trimmed_xid, trimmed_seq, *end),) = await connection.fetch_few(sql.FEED)
-    end_xid, end_seq, end_time = end
+    ((store_id, *places),) = await connection.fetch_few(sql.FEED)
+    trimmed_xid, trimmed_seq, trimmed_time, end_xid, end_seq, end_time = places
     return FeedState(
         store_id=store_id,
-        trimmed=Position(xid=trimmed_xid, seq=trimmed_seq),
+        trimmed=Position(xid=trimmed_xid, seq=trimmed_seq, time=trimmed_time),
         end=Position(xid=end_xid, seq=end_seq, time=end_time),
     )
 
@@ -124,10 +125,17 @@ class Changes:
             raise resume_tokens.foreign()
         if state.trimmed > position:
             raise ResumeTokenExpired(earliest_resume_token=state.token_of(state.trimmed))
-        is_known = not position.time or await self._store.read(_TIME, position.seq) == position.time
-        # It may have been deleted just now.
-        if not is_known and (await self.state()).trimmed < position:
-            raise resume_tokens.foreign()
+        if not position.time:
+            # Of where the feed began once, which is never behind where it begins now.
+            if state.trimmed < position:
+                raise resume_tokens.foreign()
+        elif await self._store.read(_TIME, position.seq) != position.time:
+            # It may have been deleted just now, or, if the feed begins there, by an earlier version.
+            trimmed = (await self.state()).trimmed
+            # On SQLite the end of the feed has the number of its change for that of its transaction too.
+            is_where_it_begins = position in (trimmed, Position(xid=trimmed.seq, seq=trimmed.seq))
+            if trimmed.time if is_where_it_begins else trimmed < position:
+                raise resume_tokens.foreign()
 
     async def read_after(self, position: Position) -> Piece | None:
         """The next changes; None if there are none yet.

@@ -73,22 +73,21 @@ async def _trim(connection: Connection, asked: Sequence[tuple[int, int]]) -> lis
 
 
 async def _trim_once(connection: Connection, before: int, most_rows: int) -> int:
-    """Deletes the oldest changes; returns how many."""
+    """Moves the mark behind the oldest changes and deletes what is before it; returns by how many."""
     feed = await connection.fetch(change_sql.LOCKED_FEED)
     if not feed:
         # Another process is at it.
         return 0
     ((_, trimmed_xid, trimmed_seq),) = feed
     found = await connection.fetch(
-        change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS + 1
+        change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS
     )
-    # The newest change always stays: its time is how a token is told from one of a past that was undone.
-    oldest = found[:-1]
     ((last_seq,),) = await connection.fetch(change_sql.LAST_SEQ)
-    # Only what is next in the order of the feed: everything up to the new mark must be gone, and no more.
-    too_old = list(takewhile(lambda row: row[3] < before or row[1] <= last_seq - most_rows, oldest))
+    # Only what is next in the order of the feed: everything up to the new mark is told no more.
+    too_old = list(takewhile(lambda row: row[3] < before or row[1] <= last_seq - most_rows, found))
     if too_old:
         until = Position(xid=too_old[-1][0], seq=too_old[-1][1])
+        # The change at the mark stays: its time is how a token is told from one of a past that was undone.
         await connection.fetch(change_sql.DELETE_CHANGES, until_xid=until.xid, until_seq=until.seq)
         await connection.fetch(change_sql.SET_TRIMMED, until_xid=until.xid, until_seq=until.seq)
     return len(too_old)

@@ -27,7 +27,7 @@ from store_service.store import keeping, snapshot
 from store_service.store.keeping import Keeping
 from tests.postgres import new_database
 from tests.rpc.helpers import ONE_ENGINE, Side, Taken, become, connected, outcome_of, together
-from tests.support import Stubs, error_seen, failure
+from tests.support import ErrorSeen, Stubs, error_seen, failure
 from tests.watching import (
     COMMENT,
     CREATE,
@@ -665,7 +665,7 @@ async def test_a_token_is_foreign_after_the_database_was_set_back(
 async def test_a_token_is_foreign_also_if_all_before_it_was_too_old(
     config: Config, database_file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    """The newest change is kept however old it is, so that its place is known by more than a number."""
+    """The last of them stays, though it is told no more, so that its place is known by more than a number."""
     copy = tmp_path / "copy.db"
     shutil.copy(database_file, copy)
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
@@ -684,7 +684,109 @@ async def test_a_token_is_foreign_also_if_all_before_it_was_too_old(
         assert (await refusal(channel, resume_token=lost)).reason == "RESUME_TOKEN_FOREIGN"
 
 
+@ONE_ENGINE  # A file is copied; PostgreSQL is set back by means of its own.
+@pytest.mark.parametrize("trimmed_by", ["this version", "an earlier version"])
+@pytest.mark.parametrize("writes_after", [0, 6, 12])
+async def test_the_place_of_the_earliest_change_is_foreign_too_after_the_database_was_set_back(
+    config: Config, database_file: Path, database_url: str, tmp_path: Path, trimmed_by: str, writes_after: int
+) -> None:
+    """No change was read to get there; what was written since is before it, or in its place, or behind."""
+    copy = tmp_path / "copy.db"
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        kept = await token_of_now(channel)
+        await Stubs(channel).create_post("in both")
+    shutil.copy(database_file, copy)
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        for n in range(9):
+            await Stubs(channel).create_post(f"lost {n}")
+    async with keeper(database_url, change_rows=3) as old:
+        assert await old.step()
+    if trimmed_by == "an earlier version":
+        forget_the_change_at_the_mark(database_url)
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        async with begun(channel, earliest=True) as watch:
+            lost = [watch.token]
+        lost.append((await refusal_after_all(channel, kept)).metadata["earliest_resume_token"])
+    shutil.copy(copy, database_file)
+
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        new = [await Stubs(channel).create_post(f"new {n}") for n in range(writes_after)]
+
+        for token in lost:
+            assert (await refusal(channel, resume_token=token)).reason == "RESUME_TOKEN_FOREIGN"
+        async with watching(channel, resume_token=kept) as watch:
+            assert [it.post for it in await watch.changes(1 + len(new))][1:] == new
+
+
+@ONE_ENGINE  # A file is copied; PostgreSQL is set back by means of its own.
+async def test_a_token_is_foreign_also_if_the_feed_now_begins_where_it_stands(
+    config: Config, database_file: Path, database_url: str, tmp_path: Path
+) -> None:
+    """The change there is told no more, and was made at another time."""
+    copy = tmp_path / "copy.db"
+    shutil.copy(database_file, copy)
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        await Stubs(channel).posts.BatchCreatePosts(batch(["lost", "lost too"]))
+        lost = [await token_of_now(channel)]
+        async with watching(channel, earliest=True) as watch:
+            await watch.changes(2)
+            lost.append(watch.token)
+    shutil.copy(copy, database_file)
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        await Stubs(channel).posts.BatchCreatePosts(batch(["new", "new too"]))
+        await Stubs(channel).create_post("last")
+    async with keeper(database_url, change_rows=1) as old:
+        assert await old.step()
+
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+        async with begun(channel, earliest=True) as watch:
+            assert position_of(watch.token) == position_of(lost[1])
+        for token in lost:
+            assert (await refusal(channel, resume_token=token)).reason == "RESUME_TOKEN_FOREIGN"
+
+
+async def refusal_after_all(channel: grpc.aio.Channel, token: str) -> ErrorSeen:
+    """The error of a watch that is begun and then cannot go on."""
+    async with watching(channel, resume_token=token) as watch:
+        return await watch.end()
+
+
+def forget_the_change_at_the_mark(database_url: str) -> None:
+    """Leaves changes as earlier versions did, which deleted all that is told no more."""
+    with connected(database_url) as connection:
+        gone = connection.execute(text("DELETE FROM changes WHERE seq = (SELECT trimmed_seq FROM feed)"))
+        assert gone.rowcount == 1
+
+
 # Changes that are no longer kept
+
+
+@pytest.mark.parametrize("trimmed_by", ["this version", "an earlier version"])
+async def test_every_token_of_where_the_feed_begins_goes_on(
+    stubs: Stubs, channel: grpc.aio.Channel, database_url: str, trimmed_by: str
+) -> None:
+    """However it was got, nothing behind it has been deleted; also behind a transaction of several."""
+    await stubs.posts.BatchCreatePosts(batch(["a", "b", "c"]))
+    tokens = [await token_of_now(channel)]
+    tokens.append((await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())).resume_token)
+    async with watching(channel, initial_state=True) as watch:
+        await watch.initial_state()
+        tokens.append(watch.token)
+    async with watching(channel, earliest=True) as watch:
+        await watch.changes(3)
+        tokens.append(watch.token)
+    last = await stubs.create_post("last")
+
+    async with keeper(database_url, change_rows=1) as old:
+        assert await old.step()
+    if trimmed_by == "an earlier version":
+        forget_the_change_at_the_mark(database_url)
+    async with begun(channel, earliest=True) as watch:
+        tokens.append(watch.token)
+
+    for token in tokens:
+        async with watching(channel, resume_token=token) as watch:
+            assert [it.post for it in await watch.changes(1)] == [last]
 
 
 async def test_a_token_before_what_is_kept_is_expired(

@@ -1,6 +1,7 @@
 """The change feed as it is stored: what is told of deleted changes, and where lists say to go on."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -8,13 +9,14 @@ from store_service.database import connect
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
-from store_service.errors import ResumeTokenExpired, StoreError
+from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, StoreError
 from store_service.model import Page, PageRequest, Post, PostDraft, Query
 from store_service.store import resume_tokens
 from store_service.store.changes import Changes
 from store_service.store.keeping import Keeping
 from store_service.store.pages import read_pages
 from store_service.store.posts import Posts
+from tests.store.by_hand import execute, query
 
 
 @pytest.fixture
@@ -62,6 +64,46 @@ async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store)
     second = await changes.read_after(first.end)
     assert second is not None
     assert [change.resource.body for change in second.changes] == ["second"]
+
+
+async def test_a_place_where_the_feed_begins_is_known_by_the_time_of_its_change(
+    store: Store, database_url: str
+) -> None:
+    """The change stays, though it is told no more; a store with another past has another there, or none."""
+    changes, posts = Changes(store), Posts(store)
+    await posts.create_posts([PostDraft(body=body) for body in "abc"])
+    assert await Keeping(store, change_hours=1, change_rows=2, request_id_hours=1).step()
+    state = await changes.state()
+    assert state.trimmed.time
+    await changes.check(state.trimmed, state)
+    # What an earlier version gave, which knew no time.
+    await changes.check(replace(state.trimmed, time=0), state)
+
+    with pytest.raises(ResumeTokenForeign):
+        await changes.check(replace(state.end, time=0), state)
+    execute(database_url, "UPDATE changes SET commit_time = commit_time + 1")
+    with pytest.raises(ResumeTokenForeign):
+        await changes.check(state.trimmed, state)
+
+
+async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store, database_url: str) -> None:
+    """Each step deletes what the one before has left for its time, and no step deletes the last of all."""
+    changes, posts = Changes(store), Posts(store)
+
+    async def kept_of(count: int, *, rows: int, hours: float = 1) -> list[object]:
+        for _ in range(count):
+            await posts.create_posts([PostDraft(body="x")])
+        assert await Keeping(store, change_hours=hours, change_rows=rows, request_id_hours=1).step()
+        return [id for (id,) in query(database_url, "SELECT resource_id FROM changes ORDER BY seq")]
+
+    assert await kept_of(3, rows=5) == [1, 2, 3]
+    assert await kept_of(3, rows=5) == [1, 2, 3, 4, 5, 6]
+    assert await kept_of(1, rows=5) == [2, 3, 4, 5, 6, 7]
+    assert await kept_of(0, rows=2) == [5, 6, 7]
+    assert await kept_of(0, rows=2, hours=-1) == [7]
+    state = await changes.state()
+    assert (state.trimmed.seq, state.trimmed.time) == (state.end.seq, state.end.time)
+    assert await kept_of(2, rows=5) == [7, 8, 9]
 
 
 async def test_the_token_of_a_list_is_from_before_its_page(store: Store) -> None:
