@@ -106,8 +106,9 @@ class Changes:
         A dump that was restored into another PostgreSQL has changes of transactions that are yet to begin
         there. They are forgotten, and whoever watched the old store is told to start again.
         """
-        if not await self._store.read(_HAS_OWN_PAST, None):
-            await self._store.write(_BEGIN_ANEW, uuid.uuid4().hex)
+        if await self._store.read(_HAS_OWN_PAST, None):
+            return
+        if await self._store.write(_BEGIN_ANEW, uuid.uuid4().hex):
             log.warning("the change feed begins anew, for its changes are of another database server")
 
     async def state(self) -> FeedState:
@@ -229,15 +230,23 @@ async def _has_own_past(connection: Connection, asked: Sequence[None]) -> list[b
     return [bool(has_own_past)] * len(asked)
 
 
-async def _begin_anew(connection: Connection, store_ids: Sequence[str]) -> list[None]:
-    for store_id in store_ids:
-        for statement in sql.BEGIN_ANEW:
-            await connection.fetch(statement, store_id=store_id)
-    return [None] * len(store_ids)
+async def _begin_anew(connection: Connection, store_ids: Sequence[str]) -> list[bool]:
+    """Whether each has begun anew, and not another process before it, which may have written since."""
+    return [await _begin_anew_once(connection, store_id) for store_id in store_ids]
+
+
+async def _begin_anew_once(connection: Connection, store_id: str) -> bool:
+    # Asked again: only now, under the lock that keeps the order, does nobody else begin anew or write.
+    ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
+    if has_own_past:
+        return False
+    for statement in sql.BEGIN_ANEW:
+        await connection.fetch(statement, store_id=store_id)
+    return True
 
 
 _HAS_OWN_PAST: Operation[None, bool] = Operation(_has_own_past)
-_BEGIN_ANEW: Operation[str, None] = Operation(_begin_anew)
+_BEGIN_ANEW: Operation[str, bool] = Operation(_begin_anew)
 _TIME: Operation[int, int] = Operation(_time)
 _STATE: Operation[None, FeedState] = Operation(_state)
 _READ: Operation[Position, Piece | None] = Operation(_read)

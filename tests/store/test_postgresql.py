@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import sqlalchemy
 from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
 
 from store_service.database import connect, postgresql, workers
 from store_service.database.changes import ORDER_LOCK
@@ -248,3 +249,39 @@ async def test_changes_that_came_from_another_server_are_forgotten(store: Store,
     piece = await changes.read_after(after.trimmed)
     assert piece is not None
     assert [change.resource.body for change in piece.changes] == ["b"]
+
+
+async def test_what_another_process_has_written_since_it_began_anew_stays(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes find that the changes are of another server, and one of them is slow to act on it."""
+    await Posts(store).create_posts([PostDraft(body="of another server")])
+    with psycopg.connect(database_url) as other:
+        other.execute("UPDATE changes SET xid = 2::BIGINT ^ 40")
+    has_looked, may_act = asyncio.Event(), asyncio.Event()
+
+    async with connect.open_store(database_url, readers=1) as slow_store:
+        write = slow_store.write
+
+        async def write_late(operation: Operation[Any, Any], argument: Any) -> Any:
+            has_looked.set()
+            await may_act.wait()
+            return await write(operation, argument)
+
+        monkeypatch.setattr(slow_store, "write", write_late)
+        slow = asyncio.create_task(Changes(slow_store).begin())
+        await has_looked.wait()
+        changes = Changes(store)
+        with capture_logs() as logged_at_once:
+            await changes.begin()
+        began = await changes.state()
+        await Posts(store).create_posts([PostDraft(body="since")])
+        may_act.set()
+        with capture_logs() as logged_late:
+            await slow
+
+    assert [len(logged_at_once), len(logged_late)] == [1, 0]
+    assert (await changes.state()).store_id == began.store_id
+    piece = await changes.read_after(began.end)
+    assert piece is not None
+    assert [change.resource.body for change in piece.changes] == ["since"]
