@@ -62,6 +62,9 @@ class Proof:
 
 STORE_ID = "the store of these tests"
 
+TOLD_AT = time.time_ns() // 1000
+"""When the changes were made, in microseconds."""
+
 KNOWN_REQUESTS = {
     "post": "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d01",
     "comment": "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d02",
@@ -82,12 +85,11 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "INSERT INTO comments VALUES (?, ?, 1, 1000000, 1000000, 1)", [(1, "first"), (2, "second")]
         )
         connection.execute("UPDATE feed SET store_id = ?", [STORE_ID])
-        now = time.time_ns() // 1000
         connection.executemany(
             "INSERT INTO changes"
             " (seq, xid, action, kind, resource_id, post_id, body, size, version, commit_time)"
             " VALUES (?, ?, 2, ?, ?, ?, ?, 1, 1, ?)",
-            [(1, 1, Kind.POST, 3, 3, "three", now), (2, 2, Kind.COMMENT, 2, 1, "second", now)],
+            [(1, 1, Kind.POST, 3, 3, "three", TOLD_AT), (2, 2, Kind.COMMENT, 2, 1, "second", TOLD_AT)],
         )
         times = {"create_time": 1000000, "update_time": 1000000, "version": 1}
         answers = {
@@ -97,7 +99,7 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         connection.executemany(
             "INSERT INTO requests VALUES (?, 'of another request', ?, ?)",
             [
-                (KNOWN_REQUESTS[name], json.dumps({"items": [answer], "missing_ids": []}), now)
+                (KNOWN_REQUESTS[name], json.dumps({"items": [answer], "missing_ids": []}), TOLD_AT)
                 for name, answer in answers.items()
             ],
         )
@@ -232,7 +234,11 @@ TOLD_OF_BOTH = "post 3 created, comment 2 created"
 
 PROOFS_OF_WATCH = {
     "Watch.resume_token": Proof(
-        {"resume_token": resume_tokens.make(STORE_ID, Bookmark(position=Position(xid=1, seq=1)))},
+        {
+            "resume_token": resume_tokens.make(
+                STORE_ID, Bookmark(position=Position(xid=1, seq=1, time=TOLD_AT))
+            )
+        },
         "comment 2 created",
         "nothing",
     ),
