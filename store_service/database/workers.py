@@ -312,11 +312,12 @@ class Lane:
             DatabaseUnavailable: The connection is of no use any more; everybody has been answered.
         """
         try:
+            # Whoever goes while others have their turn ends nothing, so what they wanted must not begin.
             for work in batch:
-                if not work.keep:
+                if not work.keep and not work.future.done():
                     # Alone, for it must not see what others keep or undo.
                     await self._do_together(connection, [work], keep=False)
-            kept = [work for work in batch if work.keep]
+            kept = [work for work in batch if work.keep and not work.future.done()]
             if kept:
                 await self._do_together(connection, kept, keep=True)
         except DatabaseUnavailable as error:

@@ -222,6 +222,33 @@ async def test_work_whose_caller_went_away_after_it_began_is_finished(
     assert bodies(database_url) == ["leaves", "stays"]
 
 
+@pytest.mark.parametrize("keep", [False, True], ids=["tried", "kept"])
+async def test_work_whose_caller_went_away_during_a_trial_before_it_is_skipped(
+    store: Store, database_url: str, keep: bool
+) -> None:
+    """What is tried goes one by one, and whoever waits behind it may go before their turn comes."""
+    trial = Gate()
+    recorded = Recorded()
+    gate, gated = await blocked(store)
+    trying = asyncio.create_task(store.write(trial.operation, None, keep=False))
+    await turns()
+    waiting = [
+        asyncio.create_task(store.write(recorded.operation, body, keep=keep)) for body in ("gone", "stays")
+    ]
+    await turns()
+    gate.open()
+    await trial.entered.wait()
+    waiting[0].cancel()
+    await turns()
+    trial.open()
+    answers = await asyncio.gather(*waiting, trying, gated, return_exceptions=True)
+
+    assert recorded.batches == [["stays"]]
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1] == "stored stays"
+    assert bodies(database_url) == (["stays"] if keep else [])
+
+
 # Errors
 
 
