@@ -349,7 +349,10 @@ async def _opened(database: Database, *, inside_transaction: bool = False) -> As
         except sqlite3.Error as error:
             raise named(error) from error
         opened = SqliteConnection(connection.raw_connection, inside_transaction=inside_transaction)
-        await opened.ask_whether_to_go_on()
+        # SQLite undoes all of a transaction when a statement that writes is ended in its midst, and who is
+        # inside another's would take along what was answered.
+        if not inside_transaction:
+            await opened.ask_whether_to_go_on()
         yield opened
 
 

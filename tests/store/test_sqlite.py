@@ -12,7 +12,7 @@ import aiosqlite
 import pytest
 import sqlalchemy
 
-from store_service.database import connect, schema, sqlite
+from store_service.database import connect, schema, sqlite, workers
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
@@ -24,6 +24,7 @@ from store_service.errors import (
 )
 from store_service.model import Deletion, PostDraft, Request, Update
 from store_service.store.posts import Posts
+from tests.store.gates import NEVER_OPENED_SECONDS
 from tests.store.old_application import damage, query
 from tests.support import ServerProcess, run_command, wait_until
 
@@ -243,6 +244,46 @@ async def test_with_force_roll_back_no_id_is_used_up(database_file: Path) -> Non
             assert post.id == 1
 
     assert query(database_file, "SELECT * FROM sqlite_sequence") == before
+
+
+COUNT_TO_A_MILLION = """
+WITH RECURSIVE n(x) AS (SELECT begin() UNION ALL SELECT x + 1 FROM n WHERE x < 1000000)
+INSERT INTO posts (body) SELECT CAST(count(*) AS TEXT) FROM n RETURNING id
+"""
+
+
+async def test_with_force_roll_back_a_write_that_nobody_waits_for_takes_nothing_along(
+    database_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was answered before it can be read afterwards, and nothing of it all is stored at the end."""
+    monkeypatch.setattr(workers, "LAST_SECONDS", 0)
+    loop = asyncio.get_running_loop()
+    begun, gone = asyncio.Event(), threading.Event()
+    connections: list[Connection] = []
+
+    def begin() -> int:
+        loop.call_soon_threadsafe(begun.set)
+        gone.wait(NEVER_OPENED_SECONDS)
+        return 1
+
+    async def count(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
+        connections.append(connection)
+        connection._raw._conn.create_function("begin", 0, begin)
+        return [await connection.fetch(Statement(sqlalchemy.text(COUNT_TO_A_MILLION)))]
+
+    async with connect.open_store(f"sqlite:///{database_file}", force_roll_back=True) as store:
+        posts = Posts(store)
+        (before,) = await posts.create_posts([PostDraft(body="before")])
+        call = asyncio.create_task(store.write(Operation(count), None))
+        await begun.wait()
+        call.cancel()
+        await asyncio.to_thread(wait_until, lambda: not connections[0].is_wanted)
+        gone.set()
+
+        assert await posts.get_post(before.id) == before
+        await posts.create_posts([PostDraft(body="after")])
+
+    assert query(database_file, "SELECT body FROM posts") == []
 
 
 # Closing
