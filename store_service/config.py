@@ -339,7 +339,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _one_process_on_sqlite(self) -> Self:
+    def _one_process_where_it_must_be(self) -> Self:
         if self.workers > 1 and self.DATABASE_URL.startswith("sqlite:"):
             raise ValueError(
                 "STORE_WORKERS: must be 1 on SQLite, whose file one process serves; "
@@ -347,6 +347,11 @@ class Config(BaseSettings):
             )
         if self.workers > 1 and self.listen.startswith("unix:"):
             raise ValueError("STORE_WORKERS: must be 1 on a unix socket, which processes cannot share")
+        if self.workers > 1 and self.DB_FORCE_ROLL_BACK:
+            raise ValueError(
+                "STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK; each process would have a transaction of "
+                "its own, and not see what the others write"
+            )
         return self
 
 

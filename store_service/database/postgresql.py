@@ -134,6 +134,8 @@ async def open_lanes(
         tls = _tls(url)
     except OSError as error:  # a file is missing, or holds something else
         raise DatabaseUnavailable from error
+    # The one transaction of `force_roll_back` does nothing whenever nobody calls; 0 is no limit.
+    idle_milliseconds = "0" if force_roll_back else _milliseconds(IDLE_IN_TRANSACTION_SECONDS)
     options = {
         "min_size": 0,
         "max_size": readers + 2,
@@ -143,7 +145,7 @@ async def open_lanes(
             "application_name": "store-service",
             "statement_timeout": _milliseconds(statement_seconds),
             "lock_timeout": _milliseconds(lock_seconds),
-            "idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+            "idle_in_transaction_session_timeout": idle_milliseconds,
         },
     }
     longest_seconds = statement_seconds + lock_seconds + SLACK_SECONDS

@@ -75,6 +75,20 @@ async def test_every_connection_is_set_up(store: Store, name: str, value: str) -
     assert await on_every_connection(store, f"SHOW {name}") == [value] * (READERS + 1)
 
 
+@pytest.mark.parametrize(("force_roll_back", "value"), [(False, "10s"), (True, "0")])
+async def test_a_transaction_of_ours_that_does_nothing_is_ended(
+    database_url: str, force_roll_back: bool, value: str
+) -> None:
+    """It would keep its locks, and hold up the feed. The one that all happens in may wait for calls."""
+    show = Statement(sqlalchemy.text("SHOW idle_in_transaction_session_timeout"))
+
+    async def run(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
+        return await connection.fetch(show)
+
+    async with connect.open_store(database_url, force_roll_back=force_roll_back) as store:
+        assert tuple(await store.write(Operation(run), None)) == (value,)
+
+
 async def test_a_closed_database_has_no_connection_left(database_url: str) -> None:
     """Also when the block ends with an error; connections are dear, and counted."""
     name = make_url(database_url).database

@@ -103,6 +103,18 @@ def test_many_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.MonkeyPat
         load(listen="unix:store.sock")
 
 
+def test_many_workers_are_refused_with_force_roll_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller would find what it has written on some connections, and on others not."""
+    monkeypatch.setenv("STORE_WORKERS", "2")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+    monkeypatch.setenv("DB_FORCE_ROLL_BACK", "true")
+
+    with pytest.raises(
+        BadSetting, match=r"^STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK; each process.*$"
+    ):
+        load()
+
+
 def test_many_workers_are_for_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of processes may serve one database there."""
     monkeypatch.setenv("STORE_WORKERS", "2")
