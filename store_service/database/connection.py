@@ -43,6 +43,11 @@ class Connection(ABC):
         self._raw = raw
         self._inside_transaction = inside_transaction
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether it has ended, as far as is known without asking the database, and another can be opened."""
+        return False
+
     async def fetch(self, statement: Statement, **values: Any) -> Rows:
         """Runs a statement with its parameters and returns its rows.
 

@@ -55,6 +55,19 @@ class PostgresqlConnection(Connection):
         super().__init__(raw, inside_transaction=inside_transaction)
         self._longest_seconds = longest_seconds
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the server has ended the session, as far as we have heard; see Connection."""
+        if self._inside_transaction:
+            # Another would be inside the same one.
+            return False
+        try:
+            is_closed: bool = self._raw.is_closed()
+        except DRIVER_ERRORS:
+            # The pool has already taken it back.
+            return True
+        return is_closed
+
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("postgresql", values)
         self._fetching = asyncio.current_task()

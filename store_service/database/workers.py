@@ -86,6 +86,10 @@ class Work:
                 self.future.set_result(outcome)
 
 
+class LostUnused(Exception):
+    """A connection has ended while it had nothing to do, so nobody's work was lost with it."""
+
+
 Open = Callable[[], AbstractAsyncContextManager[Connection]]
 """Opens a connection of `databases` and closes it."""
 
@@ -190,24 +194,26 @@ class Lane:
                 # each one has a task of its own.
                 await asyncio.create_task(self._hold_one(opened), name=f"{self._name}-connection")
                 return
+            except LostUnused as error:
+                # Whoever waits is served by the next, and told only if there is none.
+                self._tell_of_loss(error)
             except Exception as error:
                 if not opened.done():
                     opened.set_exception(error)
                     return
                 if self._stopping:
                     return
-                if self._observer is not None:
-                    self._observer.measure.lost += 1
                 # Whoever waits is told at once; the pause is ours.
-                log.error(
-                    "connection lost",
-                    worker=self._name,
-                    error=type(error).__name__,
-                    cause=str(error.__cause__),
-                )
+                self._tell_of_loss(error)
                 for work in self._take():
                     work.answer(DatabaseUnavailable())
                 await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _tell_of_loss(self, error: Exception) -> None:
+        if self._observer is not None:
+            self._observer.measure.lost += 1
+        cause = str(error.__cause__ or error)
+        log.error("connection lost", worker=self._name, error=type(error).__name__, cause=cause)
 
     async def _hold_one(self, opened: asyncio.Future[None]) -> None:
         began = time.perf_counter()
@@ -233,6 +239,8 @@ class Lane:
                 await self._wait_for(crowd)
             elif crowd:
                 await self._let_work_gather()
+            if self._waiting and connection.is_lost:
+                raise LostUnused("it has ended while it had nothing to do")
             batch = self._take()
             if batch:
                 await self._do_batch(connection, batch)

@@ -8,6 +8,7 @@ from typing import Any
 import psycopg
 import pytest
 import sqlalchemy
+import structlog
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
@@ -41,14 +42,17 @@ async def store(database_url: str) -> AsyncIterator[Store]:
         yield store
 
 
-async def on_every_connection(store: Store, statement: str) -> list[Any]:
-    """What each connection answers, the one that writes first."""
+async def on_every_connection(
+    store: Store, statement: str, look: Callable[[Connection], object] = lambda _: None
+) -> list[Any]:
+    """What each connection answers, the one that writes first; `look` is shown each."""
     asked = Statement(sqlalchemy.text(statement))
     arrived, everybody_is_here = asyncio.Semaphore(0), asyncio.Event()
 
     async def run(connection: Connection, askers: Sequence[None]) -> list[Any]:
         arrived.release()
         await everybody_is_here.wait()
+        look(connection)
         ((answer,),) = await connection.fetch(asked)
         return [answer for _ in askers]
 
@@ -139,6 +143,29 @@ async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened
                 await posts.create_posts([PostDraft(body="kept")])
             except DatabaseUnavailable:
                 await asyncio.sleep(0)
+
+
+async def test_sessions_that_ended_while_nobody_called_fail_no_call(store: Store, database_url: str) -> None:
+    """As after a restart of the database at night: work that was not begun is begun on new connections."""
+    ended = asyncio.Semaphore(0)
+    posts = Posts(store)
+    (post,) = await posts.create_posts([PostDraft(body="a")])
+
+    def on_each(connection: Connection) -> None:
+        connection._raw.add_termination_listener(lambda _: ended.release())
+
+    sessions = await on_every_connection(store, "SELECT pg_backend_pid()", on_each)
+    for session in sessions:
+        query(database_url, f"SELECT pg_terminate_backend({session}, 10000)")
+    for _ in sessions:
+        await ended.acquire()
+
+    with structlog.testing.capture_logs() as lines:
+        assert await asyncio.gather(*(posts.get_post(post.id) for _ in range(READERS))) == [post] * READERS
+        assert await on_every_connection(store, "SELECT 1") == [1] * (READERS + 1)
+    assert [(line["event"], line["error"]) for line in lines] == [("connection lost", "LostUnused")] * (
+        READERS + 1
+    )
 
 
 WRITES: dict[str, Callable[[Store], Awaitable[object]]] = {
