@@ -239,7 +239,8 @@ async def _listen(
 
 
 def _milliseconds(seconds: float) -> str:
-    return str(round(seconds * 1000))
+    # At least one: 0 would be no limit.
+    return str(max(1, round(seconds * 1000)))
 
 
 def _tls(url: URL) -> ssl.SSLContext | None:

@@ -79,6 +79,12 @@ async def test_every_connection_is_set_up(store: Store, name: str, value: str) -
     assert await on_every_connection(store, f"SHOW {name}") == [value] * (READERS + 1)
 
 
+async def test_the_shortest_time_is_not_taken_for_no_limit(database_url: str) -> None:
+    """PostgreSQL counts milliseconds, and waits for ever with none."""
+    async with connect.open_store(database_url, readers=READERS, lock_seconds=0.0004) as store:
+        assert await on_every_connection(store, "SHOW lock_timeout") == ["1ms"] * (READERS + 1)
+
+
 @pytest.mark.parametrize(("force_roll_back", "value"), [(False, "10s"), (True, "0")])
 async def test_a_transaction_of_ours_that_does_nothing_is_ended(
     database_url: str, force_roll_back: bool, value: str
