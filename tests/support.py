@@ -177,6 +177,13 @@ class ServerProcess:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    @property
+    def most_rss_bytes(self) -> int:
+        """The most resident memory that it has had so far."""
+        assert self.process is not None
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """An environment in which nobody's own settings reach the tests, or their database."""

@@ -215,8 +215,8 @@ class Guard:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context, measure)
             admitted = None
+            response: Message | None = None
             answer = b""
-            failed = False
             try:
                 request = decode(data)
                 if admit is not None:
@@ -230,7 +230,8 @@ class Guard:
                 if len(answer) > LARGE_BYTES and is_read and admitted is not None:
                     self._limits.check_answer(context, len(answer))
             except BaseException as error:
-                failed = True
+                # Of many that are refused at once none keeps its answer while it waits to say so.
+                response, answer = None, b""
                 if admitted is not None and admitted.is_overdue and not context.cancelled():
                     await fail_overdue(call, context, admitted.task)
                 await fail(call, context, error)
@@ -239,8 +240,7 @@ class Guard:
                 return answer
             finally:
                 if admitted is not None:
-                    # Empty when the call failed, whatever had been made for it.
-                    self._limits.end(admitted, 0 if failed else len(answer))
+                    self._limits.end(admitted, len(answer))
                 self._end()
 
         return handle

@@ -9,10 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -31,6 +33,10 @@ LIMIT = 16
 REFUSED_WITHIN_SECONDS = 0.05
 HEALTHY_WITHIN_SECONDS = 0.1
 FLAT_BYTES = 32 * 1024 * 1024
+
+CROWD = 400
+CROWD_BYTES = 300 * 1024 * 1024
+"""How much memory may grow by while a crowd asks for large answers: a tenth of what its answers take."""
 
 ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
 
@@ -118,6 +124,39 @@ async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: Serve
         assert max(healthy_seconds) < HEALTHY_WITHIN_SECONDS
     assert grown < FLAT_BYTES
     assert server.stderr() == ""
+
+
+async def get_the_same(channel: grpc.aio.Channel, ids: Sequence[int]) -> list[Any]:
+    """Gets of all posts, over and over."""
+    request = posts_pb2.BatchGetPostsRequest(ids=ids)
+    return [Stubs(channel).posts.BatchGetPosts(request) for _ in range(CROWD)]
+
+
+@pytest.mark.parametrize("ask", [get_the_same])
+async def test_a_crowd_of_small_requests_for_large_answers_does_not_fill_the_memory(
+    server: ServerProcess, ask: Callable[[grpc.aio.Channel, Sequence[int]], Awaitable[list[Any]]]
+) -> None:
+    """One caller's, on one connection: some are answered, the others are refused and leave nothing behind."""
+    server.start()
+    async with connected_to(server) as channel:
+        ids = [(await Stubs(channel).create_post("x" * 65_000)).id for _ in range(60)]
+        memory = server.rss_bytes
+        calls = await ask(channel, ids)
+        reasons = Counter(await asyncio.gather(*map(reason_of, calls)))
+        grown = server.most_rss_bytes - memory
+        after = await Stubs(channel).posts.GetPost(posts_pb2.GetPostRequest(id=ids[0]))
+    assert server.stop() == 0
+
+    assert set(reasons) <= {"", "OVERLOADED"}
+    assert reasons[""]
+    assert after.body
+    assert grown < CROWD_BYTES
+
+
+async def reason_of(call: Awaitable[Any]) -> str:
+    """Why a call was refused; its answer, if it has one, is not kept."""
+    outcome = await outcome_of(call)
+    return error_seen(outcome).reason if isinstance(outcome, grpc.RpcError) else ""
 
 
 async def test_a_message_that_is_small_until_it_is_unpacked_is_refused(server: ServerProcess) -> None:
