@@ -42,6 +42,9 @@ RECONNECT_SECONDS = 0.25
 MAX_TRIES = 5
 """How often a batch is run when the database undoes it for the sake of another transaction."""
 
+LATER: Any = object()
+"""What comes of work that a batch had no room for: it is done in the next one, before what has come since."""
+
 log = structlog.get_logger("store_service.database")
 
 
@@ -51,7 +54,8 @@ class Operation(Generic[Argument, Result]):
 
     run: Callable[[Connection, Sequence[Argument]], Awaitable[Sequence[Result | StoreError]]]
     """Does the work of every argument and returns, in their order, what came of each: a result, or the
-    error of that one. What it raises is the error of all."""
+    error of that one. What it raises is the error of all. What would take too much memory beside the others
+    may be LATER, but never all of it."""
 
     only_adds: bool = False
     """`run` changes and deletes nothing that is there, so processes may do it at the same time."""
@@ -363,8 +367,13 @@ class Lane:
         finally:
             self._at_work.pop(connection, None)
         # Only now, after the commit, is anybody told.
+        later: list[Work] = []
         for work, outcome in zip(batch, outcomes, strict=True):
-            work.answer(outcome)
+            if outcome is LATER:
+                later.append(work)
+            else:
+                work.answer(outcome)
+        self._waiting.extendleft(reversed(later))
         if self._writes and keep:
             self.after_write()
 
@@ -373,13 +382,16 @@ class Lane:
     ) -> list[Any]:
         started = time.perf_counter()
         failure: Exception | None = None
+        seen = [work.seen for work in batch]
         try:
-            return await self._outcomes_at_last(connection, batch, keep=keep)
+            outcomes = await self._outcomes_at_last(connection, batch, keep=keep)
+            seen = [work.seen for work, it in zip(batch, outcomes, strict=True) if it is not LATER]
+            return outcomes
         except Exception as error:
             failure = error
             raise
         finally:
-            observer.batch_ended([work.seen for work in batch], started, failure)
+            observer.batch_ended(seen, started, failure)
 
     async def _outcomes_at_last(
         self, connection: Connection, batch: Sequence[Work], *, keep: bool

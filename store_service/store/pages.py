@@ -1,11 +1,13 @@
 """Pages of any query, cut before they are too large for a message."""
 
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
+from store_service.database.workers import LATER
 from store_service.errors import InvalidRequest, NotFound, StoreError
 from store_service.model import Page, PageRequest
 from store_service.store import page_tokens
@@ -13,6 +15,9 @@ from store_service.store.changes import feed_state
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """A page ends before its bodies pass this, so that it stays below gRPC's 4 MiB for a message."""
+
+MAX_HELD_BYTES = 16 * 1024 * 1024
+"""A batch reads no further page when its pages take as much memory as this."""
 
 FETCH_ROWS = 200
 """Rows read at once, so that a page of large bodies does not read far beyond where it is cut."""
@@ -36,22 +41,32 @@ async def read_pages(
     requests: Sequence[PageRequest],
     read: Callable[[Connection, PageRequest], Awaitable[Page[R]]],
 ) -> list[Page[R] | StoreError]:
-    """Reads the page of each request with `read`; a first page says from where to watch what it lists."""
+    """Reads the page of each request with `read`; a first page says from where to watch what it lists.
+
+    Requests for the same page are answered with one. What comes after MAX_HELD_BYTES is LATER, so that many
+    requests for large pages do not fill the memory.
+    """
     resume_token = ""
     if not all(request.page_token for request in requests):
         # Before any page is read: what a page does not show, a watch from here tells.
         state = await feed_state(connection)
         resume_token = state.token_of(state.end)
-    pages: list[Page[R] | StoreError] = []
-    for request in requests:
+    pages: dict[PageRequest, Page[R] | StoreError] = {}
+    held = 0
+    for request in dict.fromkeys(requests):
+        if held >= MAX_HELD_BYTES:
+            break
         try:
             page = await read(connection, request)
         except (InvalidRequest, NotFound) as error:
-            # Of this request alone; what happens to the connection happens to all.
-            pages.append(error)
+            # Of this request alone; what happens to the connection happens to all. Its traceback would keep
+            # the pages of others.
+            pages[request] = error.with_traceback(None)
         else:
-            pages.append(page if request.page_token else replace(page, resume_token=resume_token))
-    return pages
+            pages[request] = page if request.page_token else replace(page, resume_token=resume_token)
+            if len(requests) > 1:
+                held += _bytes_in_memory(page.items)
+    return [pages.get(request, LATER) for request in requests]
 
 
 async def read_page(
@@ -89,3 +104,8 @@ async def read_page(
 def _bytes_of(body: str) -> int:
     """Size on the wire, with room for the other fields."""
     return len(body.encode()) + 64
+
+
+def _bytes_in_memory(items: Sequence[_Resource]) -> int:
+    """What a page takes: its texts, each of which may take four times its size on the wire, and the rest."""
+    return sum([sys.getsizeof(item.body) for item in items]) + 256 * len(items)

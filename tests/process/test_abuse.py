@@ -132,7 +132,19 @@ async def get_the_same(channel: grpc.aio.Channel, ids: Sequence[int]) -> list[An
     return [Stubs(channel).posts.BatchGetPosts(request) for _ in range(CROWD)]
 
 
-@pytest.mark.parametrize("ask", [get_the_same])
+async def list_the_same(channel: grpc.aio.Channel, _: Sequence[int]) -> list[Any]:
+    """A list's first page, over and over."""
+    request = posts_pb2.ListPostsRequest(page_size=1000)
+    return [Stubs(channel).posts.ListPosts(request) for _ in range(CROWD)]
+
+
+async def list_others(channel: grpc.aio.Channel, _: Sequence[int]) -> list[Any]:
+    """Pages of as many sizes, which end before they pass 3 MiB."""
+    requests = [posts_pb2.ListPostsRequest(page_size=100 + n) for n in range(CROWD)]
+    return [Stubs(channel).posts.ListPosts(request) for request in requests]
+
+
+@pytest.mark.parametrize("ask", [get_the_same, list_the_same, list_others])
 async def test_a_crowd_of_small_requests_for_large_answers_does_not_fill_the_memory(
     server: ServerProcess, ask: Callable[[grpc.aio.Channel, Sequence[int]], Awaitable[list[Any]]]
 ) -> None:

@@ -17,9 +17,11 @@ from sqlalchemy.engine import make_url
 from store_service.database import connect, sqlite, workers
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
+from store_service.database.observing import Observer
 from store_service.database.statements import Statement, parameter
-from store_service.database.workers import MAX_BATCH, Operation
+from store_service.database.workers import LATER, MAX_BATCH, Operation
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostNotFound, StoreError
+from store_service.measures import LaneMeasure
 from store_service.model import Deletion, PostDraft, Update
 from store_service.store.posts import Posts
 from tests.store.by_hand import execute, query
@@ -146,6 +148,48 @@ async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database
 
     assert recorded.batches == [[str(n) for n in range(50)]]
     assert bodies(database_url) == [str(n) for n in range(50)]
+
+
+async def test_what_a_batch_has_no_room_for_is_done_next_and_in_its_order(store: Store) -> None:
+    """What has come meanwhile is behind it, and who has gone meanwhile is skipped."""
+    gate = Gate()
+    batches: list[list[int]] = []
+
+    async def two_of(_: Connection, numbers: Sequence[int]) -> list[int]:
+        batches.append(list(numbers))
+        await gate.pass_through()
+        return [n if place < 2 else LATER for place, n in enumerate(numbers)]
+
+    operation = Operation(two_of)
+    waiting = [asyncio.create_task(store.write(operation, n)) for n in range(6)]
+    await gate.entered.wait()
+    waiting += [asyncio.create_task(store.write(operation, n)) for n in (6, 7)]
+    await turns()
+    waiting[3].cancel()
+    gate.open()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert batches == [[0, 1, 2, 3, 4, 5], [2, 4, 5, 6, 7], [5, 6, 7], [7]]
+    assert [n for n in answers if not isinstance(n, BaseException)] == [0, 1, 2, 4, 5, 6, 7]
+    assert waiting[3].cancelled()
+
+
+async def test_work_is_counted_in_the_batch_that_does_it(database_url: str) -> None:
+    """Not in those that had no room for it."""
+    measure = LaneMeasure()
+
+    async def one_of(_: Connection, numbers: Sequence[int]) -> list[int]:
+        return [numbers[0], *[LATER] * (len(numbers) - 1)]
+
+    def observe(name: str) -> Observer | None:
+        return Observer(name, measure, None) if name == "reader" else None
+
+    operation = Operation(one_of)
+    async with connect.open_store(database_url, readers=1, observe=observe) as store:
+        await asyncio.gather(*(store.read(operation, n) for n in range(3)))
+
+    assert measure.sizes.counts[0] == 3
+    assert sum(measure.waits.counts) == 3
 
 
 async def test_readers_read_at_the_same_time(store: Store) -> None:

@@ -1,0 +1,81 @@
+"""Pages of many requests at once: the same one is read once, and no more at a time than the memory takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from store_service.database.connection import Connection
+from store_service.database.workers import LATER
+from store_service.errors import PostNotFound
+from store_service.model import Page, PageRequest, Post, Query
+from store_service.store.pages import MAX_HELD_BYTES, read_pages
+
+NOBODY = cast(Connection, None)
+"""No page is a first one, so that nothing else is read."""
+
+
+@dataclass
+class Reads:
+    """Every page holds one post, with the body that its request names by its size."""
+
+    asked: list[int] = field(default_factory=list)
+
+    async def __call__(self, _: Connection, request: PageRequest) -> Page[Post]:
+        self.asked.append(request.page_size)
+        post = Post(id=1, body="x" * request.page_size, create_time=1, update_time=1, version=1)
+        return Page(items=(post,), next_page_token="")
+
+
+def requests(*sizes: int) -> list[PageRequest]:
+    """For pages of so many bytes."""
+    return [PageRequest(query=Query(resource="posts"), page_size=it, page_token="t") for it in sizes]
+
+
+async def outcomes(sizes: Sequence[int], read: Any) -> list[Any]:
+    """What each request gets."""
+    return list(await read_pages(NOBODY, requests(*sizes), read))
+
+
+async def test_requests_for_the_same_page_are_answered_with_one() -> None:
+    """In their order, beside others."""
+    reads = Reads()
+    pages = await outcomes([5, 6, 5, 5], reads)
+
+    assert reads.asked == [5, 6]
+    assert [len(page.items[0].body) for page in pages] == [5, 6, 5, 5]
+    assert pages[0] is pages[2] is pages[3]
+
+
+async def test_pages_that_would_fill_the_memory_are_left_for_later() -> None:
+    """But not what has been read already, nor the first, however large."""
+    reads = Reads()
+    half = MAX_HELD_BYTES // 2
+    pages = await outcomes([half, half + 1, half + 2, half, 7], reads)
+
+    assert reads.asked == [half, half + 1]
+    assert [page is LATER for page in pages] == [False, False, True, False, True]
+    (alone,) = await outcomes([2 * MAX_HELD_BYTES], reads)
+    assert alone is not LATER
+
+
+async def test_many_small_pages_are_read_together() -> None:
+    """A thousand of them leave nothing for later."""
+    pages = await outcomes(range(1, 1001), Reads())
+
+    assert LATER not in pages
+
+
+async def test_an_error_keeps_nothing_of_the_pages_beside_it() -> None:
+    """Its caller may take long to hear of it."""
+    reads = Reads()
+
+    async def read(connection: Connection, request: PageRequest) -> Page[Post]:
+        if request.page_size == 404:
+            raise PostNotFound(ids=[404])
+        return await reads(connection, request)
+
+    page, error = await outcomes([5, 404], read)
+
+    assert page.items
+    assert isinstance(error, PostNotFound)
+    assert error.__traceback__ is None
