@@ -1,16 +1,21 @@
 """Every statement about requests that were done before."""
 
-from sqlalchemy import BigInteger, Integer, Text, delete, insert, select
+from sqlalchemy import BigInteger, Integer, Text, delete, func, insert, select
 
 from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import request_table as request
 
 REQUESTS_BY_ID = Statement(
-    select(request.c.id, request.c.fingerprint, request.c.answer).where(
+    select(request.c.id, request.c.fingerprint, func.length(request.c.answer)).where(
         one_of(request.c.id, "ids", type_=Text)
     )
 )
-"""What is known of these requests. Served by the primary key."""
+"""What is known of these requests, and how long their answers are. Served by the primary key."""
+
+ANSWERS_BY_ID = Statement(
+    select(request.c.id, request.c.answer).where(one_of(request.c.id, "ids", type_=Text))
+)
+"""What these requests were answered. Served by the primary key."""
 
 _done = rows("done", id=Text, fingerprint=Text, answer=Text)
 INSERT_REQUESTS = Statement(

@@ -27,6 +27,7 @@ from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import decode_each, decoder
 from store_service.rpc.limits import LARGE_BYTES, Limits
+from store_service.store.requests import was_repeated
 
 if TYPE_CHECKING:
     # An extra, needed only where spans are wanted.
@@ -227,7 +228,7 @@ class Guard:
                     admitted = self._limits.admit(context, call)
                 response = await behavior(request, context)
                 answer = response.SerializeToString()
-                if len(answer) > LARGE_BYTES and is_read and admitted is not None:
+                if len(answer) > LARGE_BYTES and admitted is not None and (is_read or _did_nothing(request)):
                     self._limits.check_answer(context, len(answer))
             except BaseException as error:
                 # Of many that are refused at once none keeps its answer while it waits to say so.
@@ -311,6 +312,11 @@ class Guard:
         self._running -= 1
         if not self._running:
             self._all_done.set()
+
+
+def _did_nothing(request: Message) -> bool:
+    """Whether a write was only tried, or answered as it was before, so that its caller may come again."""
+    return getattr(request, "validate_only", False) or was_repeated()
 
 
 async def _send(context: Context, response: Message | bytes) -> None:

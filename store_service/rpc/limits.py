@@ -95,7 +95,9 @@ class Limits:
         self._check(context, call, running)
 
     def check_answer(self, context: "Context", answer_bytes: int) -> None:
-        """Lets a large answer to a read leave, or not; other calls that began with it may have used the room.
+        """Lets a large answer leave, or not; other calls that began with it may have used the room.
+
+        Only for a call that has changed nothing: a read, a write that was only tried or had been done before.
 
         Raises:
             Overloaded: Its connection has not read what it was sent before.

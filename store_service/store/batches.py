@@ -20,6 +20,9 @@ from store_service.model import Comment, Deletion, Found, Post, Update, etag_of
 MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """Answers stay below gRPC's 4 MiB for a message, with room for what is not a body."""
 
+MAX_HELD_BYTES = 16 * 1024 * 1024
+"""When the answers that a batch has read take as much memory as this, it reads no more of them."""
+
 FEW = 64
 """Up to so many rows by their ids are read where that is quickest."""
 

@@ -11,13 +11,11 @@ from store_service.database.workers import LATER
 from store_service.errors import InvalidRequest, NotFound, StoreError
 from store_service.model import Page, PageRequest
 from store_service.store import page_tokens
+from store_service.store.batches import MAX_HELD_BYTES
 from store_service.store.changes import feed_state
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """A page ends before its bodies pass this, so that it stays below gRPC's 4 MiB for a message."""
-
-MAX_HELD_BYTES = 16 * 1024 * 1024
-"""A batch reads no further page when its pages take as much memory as this."""
 
 FETCH_ROWS = 200
 """Rows read at once, so that a page of large bodies does not read far beyond where it is cut."""

@@ -6,7 +6,8 @@ done if and only if it is remembered. Failures are not remembered: they changed 
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from store_service.database import requests as sql
@@ -14,14 +15,29 @@ from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain
 from store_service.database.statements import as_json
-from store_service.database.workers import Operation
+from store_service.database.workers import LATER, Operation
 from store_service.errors import ReadOnly, RequestIdReused, StoreError
 from store_service.model import Argument, Comment, Found, Post, Request, Write
-from store_service.store.batches import now_microseconds
+from store_service.store.batches import MAX_HELD_BYTES, now_microseconds
 
 Result = TypeVar("Result")
 
 Run = Callable[[Connection, Sequence[Write[Argument]]], Awaitable[Sequence[Result | StoreError]]]
+
+_was_repeated: ContextVar[bool] = ContextVar("store_service_repeated", default=False)
+
+
+def was_repeated() -> bool:
+    """Whether the write of this task was answered as it was answered first, so that it has done nothing."""
+    return _was_repeated.get()
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer(Generic[Result]):
+    """What a request with an id gets."""
+
+    result: Result
+    is_repeated: bool
 
 
 class WriteOperation(Generic[Argument, Result]):
@@ -56,21 +72,18 @@ class WriteOperation(Generic[Argument, Result]):
         if store.read_only:
             raise ReadOnly
         write = Write(argument=argument, request=request)
-        return await store.write(self._plain if request is None else self._once, write, keep=keep)
+        if request is None:
+            return await store.write(self._plain, write, keep=keep)
+        answer = await store.write(self._once, write, keep=keep)
+        _was_repeated.set(answer.is_repeated)
+        return answer.result
 
     async def _run_once(
         self, connection: Connection, writes: Sequence[Write[Argument]]
-    ) -> Sequence[Result | StoreError]:
+    ) -> Sequence[_Answer[Result] | StoreError]:
         requests = [write.request for write in writes if write.request is not None]
         assert len(requests) == len(writes), "only requests with an id are to be done once"
-        rows = await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json([it.id for it in requests]))
-        known = {id: (fingerprint, answer) for id, fingerprint, answer in rows}
-        outcomes: dict[int, Result | StoreError] = {}
-        for index, request in enumerate(requests):
-            if request.id in known:
-                fingerprint, answer = known[request.id]
-                is_same = fingerprint == request.fingerprint
-                outcomes[index] = self._result(answer) if is_same else _reused()
+        outcomes = await self._remembered(connection, requests)
 
         # Of equal ids in one batch the first that succeeds is done, and answers the others.
         done: list[tuple[int, str, str, str]] = []
@@ -90,7 +103,10 @@ class WriteOperation(Generic[Argument, Result]):
                     continue
                 result = came_of[request.id]
                 if request.fingerprint == requests[first[request.id]].fingerprint:
-                    outcomes[index] = result
+                    is_repeated = index != first[request.id]
+                    outcomes[index] = (
+                        result if isinstance(result, StoreError) else _Answer(result, is_repeated)
+                    )
                 elif not isinstance(result, StoreError):
                     outcomes[index] = _reused()
             for id, result in came_of.items():
@@ -99,6 +115,40 @@ class WriteOperation(Generic[Argument, Result]):
         if done:
             await connection.fetch(sql.INSERT_REQUESTS, done=as_json(done), now=now_microseconds())
         return [outcomes[index] for index in range(len(requests))]
+
+    async def _remembered(
+        self, connection: Connection, requests: Sequence[Request]
+    ) -> dict[int, _Answer[Result] | StoreError]:
+        """What comes of those requests that were done before, by their place.
+
+        An answer is read and decoded once for all who want it. Those after MAX_HELD_BYTES are LATER, so that
+        small requests for large answers do not fill the memory.
+        """
+        rows = await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json([it.id for it in requests]))
+        if not rows:
+            return {}
+        known = {id: (fingerprint, size) for id, fingerprint, size in rows}
+        outcomes: dict[int, _Answer[Result] | StoreError] = {}
+        wanted: set[str] = set()
+        held = 0
+        for index, request in enumerate(requests):
+            if request.id not in known:
+                continue
+            fingerprint, size = known[request.id]
+            if fingerprint != request.fingerprint:
+                outcomes[index] = _reused()
+            elif request.id not in wanted and held < MAX_HELD_BYTES:
+                wanted.add(request.id)
+                held += size
+        rows = await connection.fetch(sql.ANSWERS_BY_ID, ids=as_json(list(wanted)))
+        if len(rows) < len(wanted):
+            # Another process has just forgotten one of them.
+            raise MustRunAgain
+        answers = {id: _Answer(self._result(text), is_repeated=True) for id, text in rows}
+        for index, request in enumerate(requests):
+            if request.id in known and index not in outcomes:
+                outcomes[index] = answers.get(request.id, LATER)
+        return outcomes
 
     def _text(self, result: Result) -> str:
         found = self._answer_of(result)

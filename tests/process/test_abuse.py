@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -144,7 +145,14 @@ async def list_others(channel: grpc.aio.Channel, _: Sequence[int]) -> list[Any]:
     return [Stubs(channel).posts.ListPosts(request) for request in requests]
 
 
-@pytest.mark.parametrize("ask", [get_the_same, list_the_same, list_others])
+async def repeat_a_delete(channel: grpc.aio.Channel, ids: Sequence[int]) -> list[Any]:
+    """A request that was done before, over and over; one post stays."""
+    request = posts_pb2.BatchDeletePostsRequest(ids=ids[1:], request_id=str(uuid.uuid4()))
+    await Stubs(channel).posts.BatchDeletePosts(request)
+    return [Stubs(channel).posts.BatchDeletePosts(request) for _ in range(CROWD)]
+
+
+@pytest.mark.parametrize("ask", [get_the_same, list_the_same, list_others, repeat_a_delete])
 async def test_a_crowd_of_small_requests_for_large_answers_does_not_fill_the_memory(
     server: ServerProcess, ask: Callable[[grpc.aio.Channel, Sequence[int]], Awaitable[list[Any]]]
 ) -> None:

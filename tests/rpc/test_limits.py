@@ -349,21 +349,36 @@ async def test_a_connection_that_does_not_begin_is_closed(config: Config, greeti
         await asyncio.wait_for(silent.closed(), SOON_SECONDS)
 
 
-async def test_who_does_not_read_is_refused_and_cut_off(config: Config) -> None:
+LARGE_ANSWERS = {
+    "list": ("ListPosts", pb.ListPostsRequest(page_size=1000)),
+    "repeated": (
+        "BatchDeletePosts",
+        pb.BatchDeletePostsRequest(ids=range(1, 61), request_id="018f6b5e-6a1c-7c3e-9d2b-3f4a5b6c7d8e"),
+    ),
+    "tried": ("BatchDeletePosts", pb.BatchDeletePostsRequest(ids=range(1, 61), validate_only=True)),
+}
+"""Requests that change nothing; the second one changes something when it is first sent."""
+
+
+@pytest.mark.parametrize(("method", "request_sent"), LARGE_ANSWERS.values(), ids=LARGE_ANSWERS)
+async def test_who_does_not_read_is_refused_and_cut_off(
+    config: Config, method: str, request_sent: Any
+) -> None:
     """Large answers that wait for a connection are limited; after the longest time of a call it is closed."""
     async with limited(config, max_unsent_bytes=7_000_000, max_call_seconds=1.5) as (server, stubs):
         posts = Side("Post", stubs)
         await posts.several(60, "x" * 50_000)
-        path, page = "/storeapi.v1.PostService/ListPosts", pb.ListPostsRequest(page_size=1000)
+        others = getattr(stubs.posts, method)
+        await others(request_sent)
         greeting = PREFACE + frame(SETTINGS, 0, 0)
         async with raw_client(server.address, greeting=greeting) as stuck:
             for _ in range(20):
-                stuck.call(path, page.SerializeToString())
+                stuck.call(f"/storeapi.v1.PostService/{method}", request_sent.SerializeToString())
             unsent = server.guard._limits._unsent
             seen: list[int] = []
             await become(lambda: noted(seen, unsent) > 6_000_000)
             # Everybody else has what they want meanwhile.
-            assert len((await stubs.posts.ListPosts(page)).posts) == 60
+            assert len((await others(request_sent)).posts) == 60
             # Sooner than gRPC finds out that it does not answer.
             await become(lambda: not noted(seen, unsent), seconds=5)
             assert max(seen) <= 7_000_000

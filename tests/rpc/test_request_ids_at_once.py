@@ -13,8 +13,12 @@ from sqlalchemy import text
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database.connect import open_store
+from store_service.model import PostDraft, Request
 from store_service.server import serving
+from store_service.store import requests
 from store_service.store.keeping import STEP_ROWS, Keeping
+from store_service.store.posts import Posts
+from store_service.store.requests import WriteOperation, was_repeated
 from tests.rpc.helpers import Side, Taken, become, connected, outcome_of, together
 from tests.rpc.writes import (
     CHANGES,
@@ -181,6 +185,60 @@ async def test_updates_of_one_resource_in_one_batch_keep_their_own_answers(
     assert reasons(outcomes) == []
     assert changes_by_request(database_url)[known:] == [(resource.id, id) for id in ids]
     assert [await update(n) for n in range(5)] == outcomes
+
+
+async def test_equal_requests_are_answered_from_memory_with_one_reading(
+    side: Side, taken: Taken, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that the writer takes together, however many they are."""
+    id = new_id()
+    first = await side.create(side.draft("same"), request_id=id)
+    read: list[str] = []
+    result = WriteOperation._result
+    monkeypatch.setattr(WriteOperation, "_result", lambda it, text: read.append(text) or result(it, text))
+
+    outcomes = await together(
+        taken, side, database_url, [lambda: side.create(side.draft("same"), request_id=id)] * 10
+    )
+
+    assert outcomes == [first] * 10
+    assert len(read) == 1
+
+
+async def test_answers_that_would_fill_the_memory_are_given_in_turn(
+    side: Side, taken: Taken, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request that was done before gets its own, and a new one in their midst is done."""
+    monkeypatch.setattr(requests, "MAX_HELD_BYTES", 1)
+    ids = [new_id() for _ in range(5)]
+    calls = [lambda n=n: side.create(side.draft(f"body {n}"), request_id=ids[n]) for n in range(5)]
+    first = [await call() for call in calls[:4]]
+    before = taken.arrived
+
+    outcomes = await together(taken, side, database_url, [*calls, *calls])
+
+    assert outcomes == [*first, outcomes[4]] * 2
+    assert outcomes[4].body == "body 4"
+    assert sorted(remembered(database_url)) == sorted(ids)
+    # Besides what held up the writer and the ten, those again that had to wait: six, four and two.
+    assert taken.arrived - before == 1 + 10 + 6 + 4 + 2
+
+
+async def test_only_what_did_nothing_counts_as_repeated(database_url: str) -> None:
+    """Its caller may be refused the answer, for the request may be sent again; who has done it is told."""
+    request = Request(id=new_id(), fingerprint="x")
+
+    async with open_store(database_url) as store:
+
+        async def create() -> bool:
+            await Posts(store).create_posts([PostDraft(body="a")], request=request)
+            return was_repeated()
+
+        at_once = await asyncio.gather(*(asyncio.create_task(create()) for _ in range(3)))
+        later = await asyncio.create_task(create())
+
+    assert at_once == [False, True, True]
+    assert later
 
 
 # Two servers

@@ -101,6 +101,7 @@ SERVED_BY = {
     "changes.CHANGES": "changes USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
     "changes.DELETE_CHANGES": "changes USING INTEGER PRIMARY KEY (rowid<?)",
     "requests.REQUESTS_BY_ID": "requests USING PRIMARY KEY (id=?)",
+    "requests.ANSWERS_BY_ID": "requests USING PRIMARY KEY (id=?)",
     "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx (create_time<?)",
 }
 """The index that SQLite must choose for each statement that looks for rows."""
@@ -132,6 +133,7 @@ SERVED_BY_ON_POSTGRESQL = {
     "changes.CHANGES": "changes_xid_seq_idx",
     "changes.DELETE_CHANGES": "changes_xid_seq_idx",
     "requests.REQUESTS_BY_ID": "requests_pkey",
+    "requests.ANSWERS_BY_ID": "requests_pkey",
     "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx",
 }
 """The same for PostgreSQL."""

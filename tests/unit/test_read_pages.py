@@ -8,7 +8,8 @@ from store_service.database.connection import Connection
 from store_service.database.workers import LATER
 from store_service.errors import PostNotFound
 from store_service.model import Page, PageRequest, Post, Query
-from store_service.store.pages import MAX_HELD_BYTES, read_pages
+from store_service.store.batches import MAX_HELD_BYTES
+from store_service.store.pages import read_pages
 
 NOBODY = cast(Connection, None)
 """No page is a first one, so that nothing else is read."""
