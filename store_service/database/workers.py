@@ -64,6 +64,17 @@ class Operation(Generic[Argument, Result]):
     """`run` is a single `Connection.write`, and nothing that must happen with it."""
 
 
+class _Answered:
+    """Stands for the future of work that was answered: a batch that goes on keeps none of its answers."""
+
+    def done(self) -> bool:
+        """It is."""
+        return True
+
+
+_ANSWERED = _Answered()
+
+
 class Work:
     """An operation that somebody waits for."""
 
@@ -79,15 +90,16 @@ class Work:
         self.operation = operation
         self.argument = argument
         self.keep = keep
-        self.future = future
+        self.future: asyncio.Future[Any] | _Answered = future
 
     def answer(self, outcome: Any) -> None:
         """Gives the result or the error to whoever waits, if somebody still does."""
-        if not self.future.done():
+        future, self.future = self.future, _ANSWERED
+        if not isinstance(future, _Answered) and not future.done():
             if isinstance(outcome, Exception):
-                self.future.set_exception(outcome)
+                future.set_exception(outcome)
             else:
-                self.future.set_result(outcome)
+                future.set_result(outcome)
 
 
 class LostUnused(Exception):

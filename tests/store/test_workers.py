@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -403,6 +404,40 @@ async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_u
     assert [post.body for post in outcomes[1].items] == ["a"]
     assert [post.body for post in outcomes[2]] == ["tried"]
     assert bodies(database_url) == ["a", "kept"]
+
+
+async def test_a_batch_keeps_nothing_of_what_it_has_answered(store: Store) -> None:
+    """What is not kept is done one after the other, and the last may take long."""
+
+    class Large:
+        """What somebody is answered."""
+
+    answers: list[weakref.ref[Large]] = []
+    last = Gate()
+
+    async def answer(_: Connection, arguments: Sequence[int]) -> list[Large]:
+        if arguments == [3]:
+            await last.pass_through()
+        large = Large()
+        answers.append(weakref.ref(large))
+        return [large]
+
+    operation = Operation(answer)
+
+    async def call(number: int) -> None:
+        await store.write(operation, number, keep=False)
+
+    gate, gated = await blocked(store)
+    calls = [asyncio.create_task(call(n)) for n in range(4)]
+    await turns()
+    gate.open()
+    await asyncio.gather(*calls[:3], gated)
+    await last.entered.wait()
+    left = [it() for it in answers]
+    last.open()
+    await calls[3]
+
+    assert left == [None] * 3
 
 
 async def test_work_that_is_not_kept_commits_nothing(store: Store, database_url: str) -> None:
