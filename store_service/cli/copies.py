@@ -61,6 +61,8 @@ def restore(file: Path) -> None:
         click.echo(f"the next start, or `store-service migrate`, brings it to schema {schema.HEAD}")
     if restored.kept is not None:
         click.echo(f"the database before is {restored.kept}")
+    for log in restored.logs:
+        click.echo(f"a log without its database is {log}")
 
 
 def _only_for_files(config: Config, instead: str) -> None:

@@ -17,6 +17,8 @@ class Restored:
     contents: Contents
     kept: Path | None
     """Where the database before is, if there was one."""
+    logs: tuple[Path, ...]
+    """Where logs are that lay there without their database."""
 
 
 def back_up(database_url: str, file: Path, *, force: bool, progress: Progress) -> Contents:
@@ -72,15 +74,24 @@ def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
         raise CopyFailed(f"{file} belongs to the database itself")
     with sqlite.locked(configured):
         new = sqlite.restoring(database)
-        contents = copies.copy_database(file, new, progress, in_use=False)
+        is_unfinished = new.exists()
+        logs: list[Path] = []
+
+        def set_stray_logs_aside() -> None:
+            # Before there is `new`: from then on a log without a database counts as an interrupted restore's.
+            if not is_unfinished and not database.exists():
+                logs.extend(_set_logs_aside(database, None))
+
+        contents = copies.copy_database(file, new, progress, in_use=False, when_whole=set_stray_logs_aside)
         try:
             _give_away(new, database)
-            kept = _set_aside(database)
+            kept = _set_database_aside(database, is_unfinished=is_unfinished)
+            logs.extend(_set_logs_aside(database, kept))
             new.replace(database)
             copies.sync_folder(database.parent)
         except OSError as error:
             raise CopyFailed(f"cannot replace {database}: {error.strerror}; run restore again") from error
-    return Restored(contents=contents, kept=kept)
+    return Restored(contents=contents, kept=kept, logs=tuple(logs))
 
 
 def _give_away(new: Path, database: Path) -> None:
@@ -92,29 +103,47 @@ def _give_away(new: Path, database: Path) -> None:
         os.chown(new, before.st_uid, before.st_gid)
 
 
-def _set_aside(database: Path) -> Path | None:
-    """Gives the database and its log another name, so that the log is never found beside another database."""
-    kept: Path | None = None
+def _set_database_aside(database: Path, *, is_unfinished: bool) -> Path | None:
+    """Gives the database another name; returns it, or that which an interrupted restore has given."""
     if database.exists():
         kept = _free_name(database)
         database.rename(kept)
         copies.sync_folder(database.parent)
-    elif asides := [it for it in _asides(database) if not it.name.endswith(copies.COMPANIONS)]:
-        # A restore was interrupted after the line above; what is left of the database goes where it is.
-        kept = asides[-1]
+        return kept
+    asides = _asides(database) if is_unfinished else []
+    return asides[-1] if asides else None
+
+
+def _set_logs_aside(database: Path, kept: Path | None) -> list[Path]:
+    """Takes away what is left of a log, so that it is never found beside another database.
+
+    Args:
+        database: Is no longer there.
+        kept: Where it is now, and its log goes too; None if nobody knows.
+
+    Returns:
+        The logs that got names of their own: there was no database, or it has a log already.
+    """
+    alone: list[Path] = []
     for end in ("-wal", "-journal"):
         left = Path(f"{database}{end}")
-        if left.exists() and kept is not None:
-            left.rename(f"{kept}{end}")
-        left.unlink(missing_ok=True)
+        if not left.exists():
+            continue
+        target = Path(f"{kept}{end}")
+        if kept is None or target.exists():
+            target = Path(f"{_free_name(database)}{end}")
+            alone.append(target)
+        left.rename(target)
     # It is made of the log whenever that is opened.
     Path(f"{database}-shm").unlink(missing_ok=True)
     copies.sync_folder(database.parent)
-    return kept
+    return alone
 
 
 def _asides(database: Path) -> list[Path]:
-    return sorted(database.parent.glob(f"{database.name}.before-restore-*"))
+    """The databases before, oldest first, without their logs."""
+    found = database.parent.glob(f"{database.name}.before-restore-*")
+    return sorted(it for it in found if not it.name.endswith(copies.COMPANIONS))
 
 
 def _free_name(database: Path) -> Path:

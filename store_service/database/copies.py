@@ -46,7 +46,14 @@ class Contents:
     size_bytes: int
 
 
-def copy_database(source: Path, target: Path, progress: Progress, *, in_use: bool) -> Contents:
+def copy_database(
+    source: Path,
+    target: Path,
+    progress: Progress,
+    *,
+    in_use: bool,
+    when_whole: Callable[[], None] | None = None,
+) -> Contents:
     """Copies a database as it is at one moment, checks the copy, and only then gives it its name.
 
     Until then it is `target` with `.partial` behind it, which is gone after an error; one that a killed
@@ -57,6 +64,7 @@ def copy_database(source: Path, target: Path, progress: Progress, *, in_use: boo
         target: One file, without companions, that only its owner may read.
         progress: Is told how far it is.
         in_use: A server may write to the source meanwhile.
+        when_whole: Is called when the copy is checked and on disk, before it has its name.
 
     Raises:
         CopyFailed: There is no space, the source or the copy is damaged, or it holds something else.
@@ -75,6 +83,8 @@ def copy_database(source: Path, target: Path, progress: Progress, *, in_use: boo
                 raise CopyFailed(f"cannot write {partial}: {error.strerror}") from error
             raise
         try:
+            if when_whole is not None:
+                when_whole()
             partial.replace(target)
             sync_folder(target.parent)
         except OSError as error:

@@ -272,6 +272,89 @@ def test_a_database_behind_a_link_stays_behind_it(copy: Path, tmp_path: Path) ->
     assert [bodies(it) for it in kept(disk / "data.db")] == [["in the backup", "after the backup"]]
 
 
+# A log without its database
+
+
+def without_its_database(path: Path) -> bytes:
+    """Somebody has moved a database away after a server was killed, and left its log; returns that."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO posts (body) VALUES ('in the log')")
+        connection.commit()
+        data, log = path.read_bytes(), Path(f"{path}-wal").read_bytes()
+    path.unlink()
+    path.with_name("moved.db").write_bytes(data)
+    Path(f"{path}-wal").write_bytes(log)
+    return log
+
+
+def set_aside(path: Path, copy: Path, *, log: bytes | None) -> dict[str, bytes]:
+    """What an earlier restore has kept, with a log of its own or without."""
+    aside = path.with_name(f"{path.name}.before-restore-20260101T000000.000000Z")
+    shutil.copy(copy, aside)
+    if log is not None:
+        Path(f"{aside}-wal").write_bytes(log)
+    return {name: content for name, content in files(path.parent).items() if name.startswith(aside.name)}
+
+
+def lone_logs(path: Path) -> list[Path]:
+    """Logs that were set aside, and the databases of whose names were not."""
+    logs = path.parent.glob(f"{path.name}.before-restore-*-wal")
+    return [it for it in logs if not Path(str(it).removesuffix("-wal")).exists()]
+
+
+@pytest.mark.parametrize("log", [None, b"its own"], ids=["without a log", "with a log"])
+def test_a_log_whose_database_was_moved_away_goes_to_no_other(
+    database_file: Path, copy: Path, log: bytes | None
+) -> None:
+    """An older database that was set aside stays as it was; where the log is now is told."""
+    before = set_aside(database_file, copy, log=log)
+    moved_log = without_its_database(database_file)
+    done = run_command("restore", "copy.db", folder=database_file.parent)
+
+    (lone,) = lone_logs(database_file)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == [f"a log without its database is {lone}"]
+    assert lone.read_bytes() == moved_log
+    assert before.items() <= files(database_file.parent).items()
+    assert log_of(database_file) == []
+    assert bodies(database_file) == ["in the backup"]
+    lone.rename(database_file.with_name("moved.db-wal"))
+    assert bodies(database_file.with_name("moved.db"))[-1] == "in the log"
+
+
+def test_the_first_restore_keeps_such_a_log_too(database_file: Path, copy: Path) -> None:
+    """There is no older database that it could be taken for that of."""
+    moved_log = without_its_database(database_file)
+    done = run_command("restore", "copy.db", folder=database_file.parent)
+
+    (lone,) = lone_logs(database_file)
+    assert (done.returncode, lone.read_bytes()) == (0, moved_log)
+
+
+def test_a_bad_backup_leaves_such_a_log_where_it_is(database_file: Path, copy: Path) -> None:
+    """Its database may be moved back."""
+    without_its_database(database_file)
+    no_database(copy)
+    before = files(database_file.parent)
+
+    assert run_command("restore", "copy.db", folder=database_file.parent).returncode == 1
+    assert files(database_file.parent) == before
+
+
+def test_an_interrupted_restore_overwrites_no_log(database_file: Path, copy: Path) -> None:
+    """Somebody who has looked at the database before, in the meantime, may have left one beside it."""
+    path = interrupted(database_file, copy)
+    (aside,) = kept(path)
+    Path(f"{aside}-wal").write_bytes(b"its own")
+    log = Path(f"{path}-wal").read_bytes()
+    restored = backup.restore(f"sqlite:///{path}", copy, progress=quiet)
+
+    assert restored.kept == aside
+    assert [it.read_bytes() for it in restored.logs] == [log]
+    assert Path(f"{aside}-wal").read_bytes() == b"its own"
+
+
 # Interrupted
 
 
@@ -361,6 +444,18 @@ STEPS = 20
 """More than there are, so that the last folders see a whole restore."""
 
 
+def dying_in(folders: list[Path], copy: Path) -> list[int]:
+    """Restores in each folder, and dies at the first step of all in the first one, and so on; exit codes."""
+    done = subprocess.run(
+        [sys.executable, "-c", DYING, copy, *folders], capture_output=True, text=True, timeout=60, check=False
+    )
+    codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    assert done.stderr == ""
+    assert set(codes) == {9, 0}
+    assert codes == sorted(codes, reverse=True)
+    return codes
+
+
 def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_path: Path) -> None:
     """Afterwards there is the database before, with its log, or the new one, or nobody may serve; and running
     it again ends it, with nothing lost."""
@@ -375,10 +470,7 @@ def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_pa
         folder.mkdir()
         for end, content in kept_files.items():
             Path(f"{folder / 'store.db'}{end}").write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, "-c", DYING, copy, *folders], capture_output=True, text=True, timeout=60, check=False
-    )
-    codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    codes = dying_in(folders, copy)
     found: list[str] = []
     for folder, code in zip(folders, codes, strict=True):
         found.append(state_of(folder / "store.db", old))
@@ -387,12 +479,26 @@ def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_pa
         assert bodies(folder / "store.db") == ["in the backup"]
         assert old in [bodies(it) for it in kept(folder / "store.db")]
 
-    assert done.stderr == ""
-    assert set(codes[:-1]) == {9, 0}
-    assert codes == sorted(codes, reverse=True)
     assert found[-1] == "new"
     assert found == sorted(found, key=["old", "refused", "new"].index)
     assert set(found) == {"old", "refused", "new"}
+
+
+def test_a_restore_beside_a_log_alone_may_die_at_every_step(
+    database_file: Path, copy: Path, tmp_path: Path
+) -> None:
+    """Whichever restore ends it, an older database that was set aside does not get the log."""
+    log = without_its_database(database_file)
+    folders = [tmp_path / str(step) for step in range(STEPS)]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "store.db-wal").write_bytes(log)
+        set_aside(folder / "store.db", copy, log=None)
+    for folder, code in zip(folders, dying_in(folders, copy), strict=True):
+        if code:
+            backup.restore(f"sqlite:///{folder / 'store.db'}", copy, progress=quiet)
+        assert [it.read_bytes() for it in lone_logs(folder / "store.db")] == [log]
+        assert log_of(kept(folder / "store.db")[0]) == []
 
 
 def state_of(path: Path, old: list[str]) -> str:
