@@ -251,6 +251,33 @@ def test_comments_that_never_had_a_post_are_kept_as_orphans(bare_url: str) -> No
     assert query(bare_url, "SELECT count(*) FROM comments") == [(0,)]
 
 
+@on_postgresql
+@pytest.mark.parametrize("how", ["ALWAYS", "BY DEFAULT"])
+async def test_ids_that_are_an_identity_already_count_on(bare_url: str, how: str) -> None:
+    """Behind all that were given, also to rows that are gone."""
+    id = f"id INTEGER GENERATED {how} AS IDENTITY PRIMARY KEY"
+    execute(
+        bare_url,
+        f"CREATE TABLE posts ({id}, body VARCHAR)",
+        f"CREATE TABLE comments ({id}, body VARCHAR, post_id INTEGER REFERENCES posts (id))",
+        "INSERT INTO posts (id, body) OVERRIDING SYSTEM VALUE VALUES (0, 'too small')",
+        "INSERT INTO posts (body) VALUES ('first'), ('gone')",
+        "INSERT INTO comments (body, post_id) VALUES ('of the one too small', 0)",
+        "DELETE FROM posts WHERE body = 'gone'",
+    )
+    schema.upgrade(bare_url)
+    async with connect.open_store(bare_url, readers=1) as store:
+        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
+
+    assert query(bare_url, "SELECT id, body FROM posts ORDER BY id") == [
+        (1, "first"),
+        (3, "too small"),
+        (4, "new"),
+    ]
+    assert query(bare_url, "SELECT id, post_id FROM comments") == [(1, 3)]
+    assert post.id == 4
+
+
 # What is in the way
 
 

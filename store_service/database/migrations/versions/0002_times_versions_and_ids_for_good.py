@@ -167,6 +167,8 @@ def _alter() -> None:
         op.execute(f"UPDATE {table} SET body = '' WHERE body IS NULL")
         op.execute(
             f"ALTER TABLE {table}"
+            # Somebody may have made it so by hand; it gets another one at the end.
+            " ALTER id DROP IDENTITY IF EXISTS,"
             " ALTER id DROP DEFAULT,"
             " ALTER id TYPE BIGINT,"
             " ALTER body TYPE TEXT,"
