@@ -56,7 +56,9 @@ _TRIGGER = "may change what the service writes: drop it"
 _KEY = "may refuse to have what it refers to deleted: drop the foreign key, or the table"
 _RULE = "may refuse what the service writes: drop it"
 _KEYLESS = "so ids may be missing, doubled or no numbers: make the table as storeapi made it"
-_VIEW = "uses columns that the upgrade changes: drop it, and make it again afterwards"
+_POLICY = "may hide or refuse what the service writes: drop it"
+_FORCED = "may hide or refuse what the service writes: switch it off"
+_COLUMNS = "uses columns that the upgrade changes: drop it, and make it again afterwards"
 
 
 def _named_on_sqlite(connection: sqlalchemy.Connection, names: set[str]) -> Iterator[tuple[str, str]]:
@@ -163,14 +165,47 @@ _QUESTIONS = (
         f" WHERE indrelid IN {_TABLES} AND indisunique AND NOT indisprimary ORDER BY 1",
     ),
     (
-        "CHECK constraint {} of {}",
+        "{} constraint {} of {}",
         _RULE,
-        "SELECT conname, conrelid::regclass::text FROM pg_constraint"
-        f" WHERE contype = 'c' AND conrelid IN {_TABLES} ORDER BY 1",
+        "SELECT CASE contype WHEN 'x' THEN 'EXCLUDE' ELSE 'CHECK' END, conname, conrelid::regclass::text"
+        f" FROM pg_constraint WHERE contype IN ('c', 'x') AND conrelid IN {_TABLES} ORDER BY 2",
+    ),
+    (
+        "policy {} of {}",
+        _POLICY,
+        f"SELECT polname, polrelid::regclass::text FROM pg_policy WHERE polrelid IN {_TABLES} ORDER BY 1",
+    ),
+    (
+        # Without a policy it hides everything. One that is not forced does not apply to the owner.
+        "FORCE ROW LEVEL SECURITY of {}",
+        _FORCED,
+        f"SELECT oid::regclass::text FROM pg_class WHERE oid IN {_TABLES} AND relforcerowsecurity ORDER BY 1",
+    ),
+    (
+        "publication {}, which names columns of {},",
+        _COLUMNS,
+        "SELECT DISTINCT pubname, prrelid::regclass::text FROM pg_depend AS needs"
+        " JOIN pg_publication_rel AS it"
+        " ON needs.classid = 'pg_publication_rel'::regclass AND it.oid = needs.objid"
+        " JOIN pg_publication ON pg_publication.oid = prpubid"
+        f" WHERE needs.refobjid IN {_TABLES} AND needs.refobjsubid > 0 ORDER BY 1",
+    ),
+    (
+        "function {}",
+        _COLUMNS,
+        "SELECT DISTINCT objid::regprocedure::text FROM pg_depend"
+        f" WHERE classid = 'pg_proc'::regclass AND refobjid IN {_TABLES} AND refobjsubid > 0 ORDER BY 1",
+    ),
+    (
+        "table {}, which has rows of {} in a column,",
+        _COLUMNS,
+        "SELECT DISTINCT it.oid::regclass::text, typrelid::regclass::text FROM pg_type JOIN pg_attribute"
+        " ON atttypid IN (pg_type.oid, typarray) JOIN pg_class AS it ON it.oid = attrelid"
+        f" WHERE typrelid IN {_TABLES} AND it.relkind IN ('r', 'p') AND NOT attisdropped ORDER BY 1",
     ),
     (
         "view {}",
-        _VIEW,
+        _COLUMNS,
         "SELECT DISTINCT it.ev_class::regclass::text FROM pg_depend AS needs JOIN pg_rewrite AS it"
         " ON needs.classid = 'pg_rewrite'::regclass AND it.oid = needs.objid"
         f" WHERE needs.refobjid IN {_TABLES} AND it.ev_class NOT IN {_TABLES} ORDER BY 1",

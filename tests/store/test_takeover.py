@@ -434,6 +434,59 @@ def test_a_view_of_posts_is_named_on_postgresql(bare_url: str) -> None:
     assert_refused(bare_url, "view bodies")
 
 
+@on_postgresql
+def test_what_else_uses_columns_is_named_on_postgresql(bare_url: str) -> None:
+    """It does not let them change either; a publication of whole tables is not in the way, and stays."""
+    old_application.fill(bare_url)
+    execute(bare_url, "CREATE PUBLICATION whole FOR TABLE posts, comments")
+    users = [
+        "CREATE PUBLICATION few FOR TABLE posts WHERE (id > 5)",
+        "CREATE PUBLICATION parts FOR TABLE comments (id, body)",
+        "CREATE FUNCTION latest() RETURNS VARCHAR BEGIN ATOMIC SELECT body FROM posts LIMIT 1; END",
+        "CREATE TABLE drafts (draft comments)",
+        "CREATE TABLE lists (listed posts[])",
+    ]
+    execute(bare_url, *users)
+
+    assert_refused(
+        bare_url,
+        "publication few, which names columns of posts",
+        "publication parts, which names columns of comments",
+        "function latest()",
+        "table drafts, which has rows of comments in a column",
+        "table lists, which has rows of posts in a column",
+        "drop it, and make it again afterwards",
+    )
+    execute(bare_url, "DROP PUBLICATION few, parts", "DROP FUNCTION latest", "DROP TABLE drafts, lists")
+    schema.upgrade(bare_url)
+    assert query(bare_url, "SELECT pubname FROM pg_publication") == [("whole",)]
+
+
+@on_postgresql
+def test_policies_are_named(bare_url: str) -> None:
+    """Rows would be hidden from the service, and callers not told why."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url,
+        "ALTER TABLE posts ENABLE ROW LEVEL SECURITY",
+        "CREATE POLICY decent ON posts USING (body <> 'secret')",
+        "ALTER TABLE comments FORCE ROW LEVEL SECURITY",
+    )
+
+    assert_refused(bare_url, "policy decent of posts", "FORCE ROW LEVEL SECURITY of comments")
+
+
+@on_postgresql
+def test_an_exclude_constraint_is_named(bare_url: str) -> None:
+    """Callers would be told nothing but INTERNAL."""
+    old_application.fill(bare_url)
+    execute(
+        bare_url, "ALTER TABLE comments ADD CONSTRAINT once EXCLUDE USING btree (post_id WITH =, id WITH =)"
+    )
+
+    assert_refused(bare_url, "EXCLUDE constraint once of comments may refuse")
+
+
 @on_sqlite
 def test_views_stay_on_sqlite(bare_url: str) -> None:
     """Also one that works no longer, which is nothing of ours."""
