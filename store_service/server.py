@@ -91,6 +91,7 @@ def run(config: Config, *, is_worker: bool = False) -> None:
         connect.DatabaseInUse: Another service has the database.
         BadFile: A file that a setting names cannot be used.
         schema.ForeignSchema: The database is not ours.
+        schema.WrongEncoding: It is in another encoding than UTF-8.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
     import uvloop

@@ -158,11 +158,11 @@ def postgres_url() -> Iterator[str]:
 
 
 @contextmanager
-def new_database(server_url: str) -> Iterator[str]:
-    """An empty database, dropped at the end of the block."""
+def new_database(server_url: str, options: str = "") -> Iterator[str]:
+    """An empty database, made with these options of CREATE DATABASE, dropped at the end of the block."""
     name = f"store_test_{secrets.token_hex(6)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        connection.execute(f"CREATE DATABASE {name} {options}")
     try:
         yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
     finally:

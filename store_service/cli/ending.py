@@ -36,7 +36,7 @@ def settings_or_exit(**overrides: str) -> settings.Config:
 def one_line_errors(config: settings.Config) -> Iterator[None]:
     """Ends the command with one line and exit code 1 when something expected is wrong."""
     from store_service.database.copies import CopyFailed
-    from store_service.database.schema import ForeignSchema
+    from store_service.database.schema import ForeignSchema, WrongEncoding
     from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase, RestoreUnfinished
     from store_service.observing import CannotServeMetrics
     from store_service.server import CannotListen
@@ -44,7 +44,7 @@ def one_line_errors(config: settings.Config) -> Iterator[None]:
 
     expected = (
         *(DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, CannotServeMetrics, WorkerFailed),
-        *(CopyFailed, RestoreUnfinished, StoreError),
+        *(CopyFailed, RestoreUnfinished, StoreError, WrongEncoding),
     )
     try:
         yield

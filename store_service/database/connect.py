@@ -58,8 +58,12 @@ def sync_engine(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) 
     mode = url.query.get("sslmode", "disable")
     return sqlalchemy.create_engine(
         url.update_query_dict({"sslmode": mode}),
-        # A host that takes the connection and then says nothing would keep us for minutes.
-        connect_args={"connect_timeout": max(2, math.ceil(acquire_seconds))},
+        connect_args={
+            # A host that takes the connection and then says nothing would keep us for minutes.
+            "connect_timeout": max(2, math.ceil(acquire_seconds)),
+            # Of a database in SQL_ASCII psycopg would otherwise give even names as bytes.
+            "client_encoding": "UTF8",
+        },
     )
 
 

@@ -50,6 +50,10 @@ class ForeignSchema(Exception):
     """The database holds what is not ours, where ours is or would be; the text is one line that says what."""
 
 
+class WrongEncoding(Exception):
+    """The database of PostgreSQL cannot store every text; the text is one line that says what to do."""
+
+
 def current(connection: sqlalchemy.Connection) -> str:
     """The revision that a database has: EMPTY, BEFORE, or what its version table says.
 
@@ -88,6 +92,7 @@ def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> Non
     Raises:
         SchemaMismatch: It has another one.
         ForeignSchema: It has tables of our names with other columns, or cannot be upgraded as it is.
+        WrongEncoding: It is in another encoding than UTF-8.
         StoreError: It cannot be opened.
     """
     if is_missing(database_url):
@@ -95,6 +100,7 @@ def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> Non
     engine = engine_to_look(database_url, acquire_seconds=acquire_seconds)
     try:
         with engine.connect() as connection:
+            _refuse_encoding(connection)
             revision = current(connection)
             # Nobody is told to upgrade what an upgrade will refuse.
             _refuse_obstacles(connection, revision)
@@ -116,12 +122,14 @@ def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> s
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
         ForeignSchema: It has tables of our names with other columns, or something else that is in the way.
+        WrongEncoding: It is in another encoding than UTF-8.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
     engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
     _lock_at_begin(engine)
     try:
         with engine.connect() as connection:
+            _refuse_encoding(connection)
             revision = current(connection)
         if revision != HEAD:
             with engine.begin() as connection:
@@ -174,6 +182,18 @@ def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:
         command.stamp(config, BEFORE)
     command.upgrade(config, HEAD)
     log.info("schema upgraded", was=revision, now=HEAD)
+
+
+def _refuse_encoding(connection: sqlalchemy.Connection) -> None:
+    """PostgreSQL alone has encodings that lack most characters, or in which bytes are no text."""
+    if connection.dialect.name == "sqlite":
+        return
+    encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
+    if encoding != "UTF8":
+        raise WrongEncoding(
+            f"the database has the encoding {encoding}, in which not every text can be stored: make one with"
+            " ENCODING 'UTF8' and move its tables there"
+        )
 
 
 def _refuse_obstacles(connection: sqlalchemy.Connection, revision: str) -> None:

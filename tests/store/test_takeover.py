@@ -31,6 +31,7 @@ from tests.postgres import new_database
 from tests.rpc.helpers import connected
 from tests.store import old_application
 from tests.store.by_hand import execute, query
+from tests.support import run_command
 
 LARGEST = 2**62
 END = 2**63 - 1
@@ -557,3 +558,38 @@ def test_a_version_table_that_is_not_of_alembic_is_named(bare_url: str) -> None:
     execute(bare_url, "CREATE TABLE alembic_version (something INTEGER)")
 
     assert_refused(bare_url, "alembic_version")
+
+
+# What no database may be
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_store_every_text_is_refused(
+    postgres: str, tmp_path: Path, encoding: str
+) -> None:
+    """An empty one, an old one and one that was made before this was asked for, by every command."""
+    options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+    with new_database(postgres, options) as url:
+        assert_wrong_encoding(url, encoding)
+        old_application.fill(url, post_rows=[(1, "a post")], comment_rows=[])
+        assert_wrong_encoding(url, encoding)
+        execute(
+            url,
+            "CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)",
+            f"INSERT INTO alembic_version VALUES ('{schema.HEAD}')",
+        )
+        assert_wrong_encoding(url, encoding)
+        for command in ("check", "migrate", "serve"):
+            done = run_command(
+                command, folder=tmp_path, settings={"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
+            )
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert f"the database has the encoding {encoding}" in line
+
+
+def assert_wrong_encoding(database_url: str, encoding: str) -> None:
+    """Upgrade and check say it, and what to do about it."""
+    for attempt in (schema.upgrade, schema.check):
+        with pytest.raises(schema.WrongEncoding, match=f"{encoding}.*make one with ENCODING 'UTF8'"):
+            attempt(database_url)
