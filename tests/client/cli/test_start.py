@@ -5,7 +5,7 @@ import sys
 
 import click
 import pytest
-from storeapi import __version__
+from storeapi import StoreClient, __version__
 from storeapi.cli.program import program
 
 from tests.client.cli.conftest import INSTALLED, Command
@@ -57,6 +57,38 @@ def test_help_loads_nothing_that_is_slow() -> None:
 
     assert "storeapi.cli.program" in loaded
     assert "rich.console" not in loaded
+
+
+CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
+"""How a shell starts a command without stdin, stdout, stderr, and without any of them."""
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_without_a_stream_the_command_does_what_it_is_to_do(
+    storeapi: Command, store: StoreClient, closed: str
+) -> None:
+    """What is not printed, nobody wanted to see: a post that was stored is no failure."""
+    body = f"created with {closed}"
+    for arguments in (["posts", "create", body], ["posts", "list"], ["--json", "posts", "list"]):
+        done = run_in_shell(storeapi, closed, *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+
+    assert [it.body for it in store.posts.list() if it.body == body] == [body]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+def test_without_a_stream_a_failure_has_its_exit_code(storeapi: Command, closed: str) -> None:
+    """Also if there is nowhere to tell it; where there is, it is told."""
+    done = run_in_shell(storeapi, closed, "posts", "get", "987654321")
+
+    assert (done.returncode, done.stdout) == (3, "")
+    assert ("POST_NOT_FOUND" in done.stderr) == ("2>&-" not in closed)
+
+
+def run_in_shell(storeapi: Command, closed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command with streams closed, as only a shell can do it."""
+    words = ["--target", storeapi.target, *arguments]
+    return run("sh", "-c", f'exec "$0" "$@" {closed}', str(INSTALLED), *words)
 
 
 def every_command() -> list[list[str]]:

@@ -1,8 +1,10 @@
 """The command `storeapi`: the service for people and scripts. It needs the extra `cli`."""
 
 import io
+import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 MISSING = "the command needs the extra storeapi[cli], which is not installed"
@@ -11,6 +13,7 @@ MISSING = "the command needs the extra storeapi[cli], which is not installed"
 
 def main() -> None:
     """Runs the command and ends the process with its exit code."""
+    _open_streams()
     try:
         import click  # noqa: F401
         import rich  # noqa: F401
@@ -32,6 +35,18 @@ def main() -> None:
     except KeyboardInterrupt:
         # A second Ctrl-C, while the first was still being answered.
         sys.exit(130)
+
+
+def _open_streams() -> None:
+    """Opens what this process was started without, as by `>&-`: of stdin, stdout and stderr.
+
+    Nobody is to see what the command prints then, and that is no reason for a write that was done to fail.
+    Otherwise the next file or socket would also get its number.
+    """
+    # In this order: the system gives the lowest number that is free.
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process
 
 
 def _end(number: int, frame: FrameType | None) -> None:
