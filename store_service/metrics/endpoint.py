@@ -5,7 +5,7 @@ import selectors
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -169,6 +169,23 @@ class _UntilDeadline(RawIOBase):
         return self._connection.recv_into(buffer)
 
 
+def _path_of(target: str) -> str | None:
+    """The path of what a request asks for; None if it has none, as http://[/metrics."""
+    try:
+        return urlsplit(target).path
+    except ValueError:
+        return None
+
+
+def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
+    """The format that a client asks for, with its content type; the plain one if nobody can know which."""
+    try:
+        return choose_encoder(accept)
+    # Versions that are no numbers are compared with one.
+    except (TypeError, ValueError):
+        return choose_encoder("")
+
+
 class _Handler(BaseHTTPRequestHandler):
     server_version = "store-service"
     sys_version = ""
@@ -182,10 +199,10 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answers a GET; the base class looks for this name."""
         assert isinstance(self.server, _Server)
-        if urlsplit(self.path).path != PATH:
+        if _path_of(self.path) != PATH:
             self.send_error(HTTPStatus.NOT_FOUND, explain=f"there is nothing but {PATH}")
             return
-        encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+        encode, content_type = _encoder(self.headers.get("Accept", ""))
         body = encode(self.server.registry)
         self.connection.settimeout(REQUEST_SECONDS)
         self.send_response(HTTPStatus.OK)

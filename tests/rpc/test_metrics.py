@@ -44,11 +44,15 @@ def families_in(samples: Scraped) -> set[str]:
     }
 
 
-def get(address: str, path: str = "/metrics", method: str = "GET") -> tuple[int, str, str]:
+def get(
+    address: str, path: str = "/metrics", method: str = "GET", accept: str | None = None
+) -> tuple[int, str, str]:
     """Status, content type and body of an answer."""
     connection = http.client.HTTPConnection(address, timeout=10)
     try:
-        connection.request(method, path)
+        connection.request(
+            method, path, headers={"Host": address} | ({} if accept is None else {"Accept": accept})
+        )
         response = connection.getresponse()
         return response.status, response.headers.get("Content-Type", ""), response.read().decode()
     finally:
@@ -84,13 +88,52 @@ async def test_what_is_served_is_what_the_catalog_has(server: RunningServer, stu
 @ONE_ENGINE
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/", 404), ("GET", "/metrics/x", 404), ("POST", "/metrics", 501), ("GET", "/metrics?x=1", 200)],
+    [
+        ("GET", "/", 404),
+        ("GET", "/metrics/x", 404),
+        ("POST", "/metrics", 501),
+        ("GET", "/metrics?x=1", 200),
+        ("GET", "http://store/metrics", 200),
+        ("GET", "http://[/metrics", 404),
+    ],
 )
 async def test_there_is_nothing_but_metrics(
     server: RunningServer, method: str, path: str, status: int
 ) -> None:
     """Other paths and other methods are refused."""
     assert get(server.metrics_address, path, method)[0] == status
+
+
+PLAIN, OPEN = "text/plain; version=0.0.4", "application/openmetrics-text"
+
+
+@ONE_ENGINE
+@pytest.mark.parametrize(
+    ("accept", "content_type"),
+    [
+        (None, PLAIN),
+        ("", PLAIN),
+        ("image/png", PLAIN),
+        (OPEN, f"{OPEN}; version=1.0.0"),
+        (f"{OPEN}; version=1.0.0; escaping=allow-utf-8", f"{OPEN}; version=1.0.0"),
+        (f"{OPEN}; version=1.0.0; escaping=foo", f"{OPEN}; version=1.0.0"),
+        ("text/plain; version=1.0.0; escaping=foo", "text/plain; version=1.0.0"),
+        (f"{OPEN}; version=zz; escaping=foo", PLAIN),
+        (f"{OPEN}; version=1.x", PLAIN),
+        (f"{OPEN}; version=\u00b2", PLAIN),
+        (f"{OPEN}; version={'9' * 5000}", PLAIN),
+        ("text/plain; version=zz", PLAIN),
+    ],
+)
+async def test_whatever_a_client_accepts_it_is_answered(
+    server: RunningServer, accept: str | None, content_type: str
+) -> None:
+    """In the plain format where nobody can know which one it means; escapings that are unknown are none."""
+    status, found, text = get(server.metrics_address, accept=accept)
+
+    assert status == 200
+    assert found.startswith(content_type)
+    assert "store_build_info{" in text
 
 
 @ONE_ENGINE
