@@ -65,10 +65,13 @@ class Violation:
 class InvalidRequest(StoreError):
     """The request is wrong, whatever is stored."""
 
-    def __init__(self, violations: Sequence[Violation] = ()) -> None:
-        """Takes every violation of the request, the one that gives the error its name first."""
-        super().__init__("; ".join(f"{it.field}: {it.description}".removeprefix(": ") for it in violations))
+    def __init__(self, violations: Sequence[Violation] = (), *, more_count: int = 0) -> None:
+        """Takes the violations of the request, the one that gives the error its name first, and how many
+        more there are that nobody is told of."""
+        texts = [f"{it.field}: {it.description}".removeprefix(": ") for it in violations]
+        super().__init__("; ".join([*texts, f"and {more_count} more"] if more_count else texts))
         self.violations = tuple(violations)
+        self.more_count = more_count
 
     @classmethod
     def at(cls, field: str, description: str) -> "InvalidRequest":
@@ -107,9 +110,11 @@ class BatchEmpty(InvalidRequest):
 class BatchTooLarge(InvalidRequest):
     """A batch holds more than is allowed."""
 
-    def __init__(self, violations: Sequence[Violation] = (), *, count: int, max_count: int) -> None:
+    def __init__(
+        self, violations: Sequence[Violation] = (), *, more_count: int = 0, count: int, max_count: int
+    ) -> None:
         """Takes also how many there were and how many are allowed."""
-        super().__init__(violations)
+        super().__init__(violations, more_count=more_count)
         self.count = count
         self.max_count = max_count
 

@@ -73,8 +73,8 @@ def _violations(error: errors.InvalidRequest) -> list[Message]:
             for it in shown
         ]
     )
-    if len(error.violations) > len(shown):
-        rest = len(error.violations) - len(shown)
+    rest = len(error.violations) - len(shown) + error.more_count
+    if rest:
         request.field_violations.add(field="...", description=f"and {rest} more")
     return [request] if shown else []
 

@@ -1,7 +1,8 @@
 """Requests as our values, after every field has been checked. Reads no database.
 
-All violations of a request are found before any is reported. What is said of one field here holds for
-every request that has it.
+All violations of a request are found before any is reported, and the first of them told. What is said of
+one field here holds for every request that has it. The length of a list is looked at before what is in it:
+millions of numbers fit in a request, and in a few kilobytes when it is compressed.
 """
 
 import json
@@ -37,9 +38,13 @@ from store_service.model import (
     WatchStart,
 )
 from store_service.rpc.convert import microseconds_of
+from store_service.rpc.status import MAX_VIOLATIONS
 
 MAX_BATCH = 1000
 """Most ids or requests in one batch."""
+
+MAX_NAMES = 100
+"""Most kinds of a watch, and most paths of a mask. There are few to name, but they may be named twice."""
 
 MIN_HEARTBEAT_SECONDS = 1.0
 MAX_HEARTBEAT_SECONDS = 60.0
@@ -209,12 +214,16 @@ class Validation:
         start = request.WhichOneof("start")
         if start in ("initial_state", "earliest") and not getattr(request, start):
             found.add(FieldInvalid, start, "must be true if it is set; leave out start to begin now")
-        kinds = set(request.kinds)
-        for index, kind in enumerate(request.kinds):
-            if int(kind) not in set(Kind):
-                found.add(
-                    FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
-                )
+        if len(request.kinds) > MAX_NAMES:
+            found.add(
+                FieldInvalid, "kinds", f"must not name more than {MAX_NAMES} kinds; leave it out for both"
+            )
+        else:
+            for index, kind in enumerate(request.kinds):
+                if int(kind) not in set(Kind):
+                    found.add(
+                        FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
+                    )
         if len(request.post_ids) > self._max_batch_size:
             found.add(
                 FieldInvalid,
@@ -240,7 +249,7 @@ class Validation:
                 earliest=request.earliest,
             ),
             Filter(
-                kinds=frozenset(Kind(kind) for kind in kinds) or frozenset(Kind),
+                kinds=frozenset(Kind(kind) for kind in request.kinds) or frozenset(Kind),
                 post_ids=frozenset(request.post_ids),
             ),
             heartbeat_seconds,
@@ -267,6 +276,8 @@ class Validation:
     ) -> Update:
         found = _Violations(self._max_batch_size)
         mask = _Mask(request.update_mask)
+        if mask.is_too_long:
+            found.add(FieldInvalid, "update_mask", f"must not name more than {MAX_NAMES} paths")
         if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
             found.add(FieldInvalid, name, "is required")
         else:
@@ -329,15 +340,14 @@ class Validation:
         found = _Violations(self._max_batch_size)
         if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
             found.check_id(request.id, "id")
-            ids: tuple[int, ...] = (request.id,)
-            etag = request.etag
         else:
             found.check_batch("ids", request.ids)
             found.check_ids("ids", request.ids, unique=True)
-            ids, etag = tuple(request.ids), ""
         found.check_request_id(request)
         found.raise_if_any()
-        return ids, etag
+        if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
+            return (request.id,), request.etag
+        return tuple(request.ids), ""
 
 
 def same_request(request: WriteRequest) -> Request | None:
@@ -360,8 +370,11 @@ class _Mask:
 
     def __init__(self, mask: FieldMask) -> None:
         self.is_unset = not mask.paths
-        self.is_star = "*" in mask.paths
-        self.paths = set(mask.paths) - {"*"}
+        # It is refused then, and not looked into.
+        self.is_too_long = len(mask.paths) > MAX_NAMES
+        paths: Sequence[str] = () if self.is_too_long else mask.paths
+        self.is_star = "*" in paths
+        self.paths = set(paths) - {"*"}
 
     def names(self, field: str, *, is_set: bool, star_means_set: bool = False) -> bool:
         """Whether the update looks at a field; without a mask it looks at what the request sets."""
@@ -389,22 +402,31 @@ def _value(resource: posts_pb2.Post | comments_pb2.Comment, field: str) -> int:
 
 
 class _Violations:
-    """Collects what is wrong with one request."""
+    """Collects what is wrong with one request; beyond what is told it only counts."""
 
     def __init__(self, max_batch_size: int) -> None:
         self._max_batch_size = max_batch_size
         self._found: list[Violation] = []
+        self._more_count = 0
         self._batch_count = 0
 
     def add(self, error: type[InvalidRequest], field: str, description: str) -> None:
-        self._found.append(Violation(error=error, field=field, description=description))
+        if len(self._found) < MAX_VIOLATIONS:
+            self._found.append(Violation(error=error, field=field, description=description))
+        else:
+            self._more_count += 1
 
     def raise_if_any(self) -> None:
         if self._found:
             error = self._found[0].error
             if issubclass(error, BatchTooLarge):
-                raise error(self._found, count=self._batch_count, max_count=self._max_batch_size)
-            raise error(self._found)
+                raise error(
+                    self._found,
+                    more_count=self._more_count,
+                    count=self._batch_count,
+                    max_count=self._max_batch_size,
+                )
+            raise error(self._found, more_count=self._more_count)
 
     def check_id(self, id: int, field: str) -> None:
         if id <= 0:

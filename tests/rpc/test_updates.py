@@ -76,6 +76,23 @@ async def test_an_unknown_path_is_refused(side: Side) -> None:
 
 
 @ONE_ENGINE
+async def test_a_mask_of_more_than_100_paths_is_refused(side: Side) -> None:
+    """One too many is too many, whether the paths are known or not; the limit is told."""
+    resource = await side.stored("before")
+
+    for path in ("body", "*", "x"):
+        error = await failure(side.update(side.resource(id=resource.id, body="after"), [path] * 101))
+
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
+        assert error.fields == ["update_mask"]
+        assert error.message == "update_mask: must not name more than 100 paths"
+    assert await side.get(resource.id) == resource
+
+    updated = await side.update(side.resource(id=resource.id, body="after"), ["body"] * 100)
+    assert updated.body == "after"
+
+
+@ONE_ENGINE
 async def test_a_path_that_the_server_sets_is_refused(side: Side) -> None:
     """What a caller cannot change cannot be in a mask, even with the stored value."""
     resource = await side.stored()

@@ -923,6 +923,8 @@ async def test_whoever_reads_while_changes_are_deleted_misses_none_without_being
         ({"earliest": False}, ["earliest"]),
         ({"kinds": [0]}, ["kinds[0]"]),
         ({"kinds": [1, 2, 3]}, ["kinds[2]"]),
+        ({"kinds": [1] * 101}, ["kinds"]),
+        ({"kinds": [0] * 101, "post_ids": [0]}, ["kinds", "post_ids[0]"]),
         ({"post_ids": [0]}, ["post_ids[0]"]),
         ({"post_ids": [1, -1]}, ["post_ids[1]"]),
         ({"post_ids": list(range(1, 1002))}, ["post_ids"]),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service.errors import (
     BatchDuplicate,
@@ -15,7 +15,7 @@ from store_service.errors import (
     FieldMaskInvalid,
     InvalidRequest,
 )
-from store_service.model import CommentDraft, Deletion, PageRequest, PostDraft, Query, Update
+from store_service.model import CommentDraft, Deletion, Filter, Kind, PageRequest, PostDraft, Query, Update
 from store_service.rpc.validation import Validation
 
 validation = Validation(max_body_bytes=10)
@@ -186,6 +186,45 @@ def test_a_batch_that_is_too_large_is_not_looked_into() -> None:
     with pytest.raises(BatchTooLarge) as raised:
         validation.post_drafts(posts_pb2.BatchCreatePostsRequest(requests=[empty] * 1001, request_id="x"))
     assert [it.field for it in raised.value.violations] == ["requests", "request_id"]
+
+
+def test_a_list_that_is_too_long_is_not_looked_into() -> None:
+    """Kinds of a watch, paths of a mask: one violation says it all, beside those of other fields."""
+    kinds = changes_pb2.WatchRequest(kinds=[9] * 101, post_ids=[0])
+    mask = FieldMask(paths=[f"x{n}" for n in range(101)])
+    update = posts_pb2.UpdatePostRequest(post=posts_pb2.Post(), update_mask=mask, request_id="x")
+
+    assert refusal(validation.watch, kinds) == [(FieldInvalid, "kinds"), (FieldInvalid, "post_ids[0]")]
+    assert refusal(validation.post_update, update) == [
+        (FieldInvalid, "update_mask"),
+        (FieldInvalid, "post.id"),
+        (FieldInvalid, "request_id"),
+    ]
+
+
+def test_a_list_may_be_as_long_as_its_limit() -> None:
+    """What is named twice is named."""
+    watch = changes_pb2.WatchRequest(kinds=[changes_pb2.RESOURCE_KIND_POST] * 100)
+    update = posts_pb2.UpdatePostRequest(
+        post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=["body"] * 100)
+    )
+
+    assert validation.watch(watch)[1] == Filter(kinds=frozenset({Kind.POST}), post_ids=frozenset())
+    assert validation.post_update(update).body == "a"
+
+
+def test_violations_that_nobody_is_told_of_are_counted() -> None:
+    """The first dozen are kept, whichever fields they are of; the text says how many more there are."""
+    with pytest.raises(FieldInvalid) as raised:
+        validation.ids(posts_pb2.BatchGetPostsRequest(ids=[0] * 1000))
+    assert [it.field for it in raised.value.violations] == [f"ids[{n}]" for n in range(12)]
+    assert raised.value.more_count == 988
+    assert str(raised.value).endswith("; ids[11]: must be positive; and 988 more")
+
+    with pytest.raises(FieldInvalid) as raised:
+        validation.ids(posts_pb2.BatchGetPostsRequest(ids=[0] * 12))
+    assert (len(raised.value.violations), raised.value.more_count) == (12, 0)
+    assert str(raised.value).endswith("; ids[11]: must be positive")
 
 
 def test_the_first_violation_names_the_error() -> None:

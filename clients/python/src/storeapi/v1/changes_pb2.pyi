@@ -103,7 +103,7 @@ class WatchRequest(_message.Message):
     """With the oldest change that is still kept. If set, it must be true."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ResourceKind.ValueType]:
-        """Only changes of these. Empty: both."""
+        """Only changes of these, at most 100. Empty: both."""
 
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

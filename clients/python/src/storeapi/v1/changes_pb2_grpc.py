@@ -62,8 +62,8 @@ class ChangeServiceServicer(object):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is
-        unknown; a post id is not positive or there are more than 1000; heartbeat_interval is not
-        between 1 and 60 seconds.
+        unknown or there are more than 100; a post id is not positive or there are more than 1000;
+        heartbeat_interval is not between 1 and 60 seconds.
         - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
         another store.
         - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start

@@ -68,7 +68,8 @@ class CommentServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-      allowed; nothing to change is given; request_id is no UUID.
+      allowed; nothing to change is given; update_mask has more than 100 paths; request_id is no
+      UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
       by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
@@ -169,7 +170,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-      allowed; nothing to change is given; request_id is no UUID.
+      allowed; nothing to change is given; update_mask has more than 100 paths; request_id is no
+      UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
       by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
@@ -291,7 +293,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-          allowed; nothing to change is given; request_id is no UUID.
+          allowed; nothing to change is given; update_mask has more than 100 paths; request_id is no
+          UUID.
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
           by update_mask, or is set while update_mask is unset or "*"; the same for create_time and

@@ -79,7 +79,7 @@ class PostServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-      nothing to change is given; request_id is no UUID.
+      nothing to change is given; update_mask has more than 100 paths; request_id is no UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
       post.update_time is set to another value than the stored one.
@@ -184,7 +184,7 @@ class PostServiceAsyncStub(PostServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-      nothing to change is given; request_id is no UUID.
+      nothing to change is given; update_mask has more than 100 paths; request_id is no UUID.
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
       post.update_time is set to another value than the stored one.
@@ -310,7 +310,7 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-          nothing to change is given; request_id is no UUID.
+          nothing to change is given; update_mask has more than 100 paths; request_id is no UUID.
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
           post.update_time is set to another value than the stored one.
