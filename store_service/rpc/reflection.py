@@ -20,6 +20,9 @@ V1ALPHA = pb.DESCRIPTOR.services_by_name["ServerReflection"]
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 
+MAX_QUESTION_BYTES = 1024
+"""A longer question is about nothing that is here, and its answer does not repeat it."""
+
 
 def shipped_descriptors() -> list[FileDescriptorProto]:
     """The files of the descriptor set in the stubs' package, comments included."""
@@ -46,6 +49,13 @@ class ReflectionService:
         self, requests: AsyncIterator[pb.ServerReflectionRequest], _: Context
     ) -> AsyncIterator[pb.ServerReflectionResponse]:
         async for request in requests:
+            # Whatever makes it long: a name, the host, or fields that nobody knows.
+            if request.ByteSize() > MAX_QUESTION_BYTES:
+                yield _error(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"a question must not be longer than {MAX_QUESTION_BYTES} bytes",
+                )
+                continue
             response = self._answer(request)
             response.valid_host = request.host
             response.original_request.CopyFrom(request)

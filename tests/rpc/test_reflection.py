@@ -199,6 +199,45 @@ async def test_what_is_unknown_is_not_found(reflection: Reflection) -> None:
     assert answered.list_services_response.service
 
 
+async def test_a_question_that_is_too_long_is_not_repeated(reflection: Reflection) -> None:
+    """A name or host of more than a kilobyte, and fields that nobody knows: the answer is short, and the
+    stream goes on."""
+    long = "x" * 1025
+    unknown = pb.ServerReflectionRequest(list_services="")
+    unknown.MergeFromString(b"\xf2\x07\x81\x08" + long.encode())  # field 126
+    questions = [
+        pb.ServerReflectionRequest(host=long, list_services=""),
+        pb.ServerReflectionRequest(file_by_filename=long),
+        pb.ServerReflectionRequest(file_containing_symbol=long),
+        pb.ServerReflectionRequest(file_containing_symbol="." * 4_000_000 + "storeapi.v1.Post"),
+        pb.ServerReflectionRequest(file_containing_extension={"containing_type": long}),
+        pb.ServerReflectionRequest(all_extension_numbers_of_type=long),
+        pb.ServerReflectionRequest(list_services=long),
+        pb.ServerReflectionRequest(host=long),
+        unknown,
+    ]
+
+    *refused, answered = await reflection.ask_all([*questions, pb.ServerReflectionRequest(list_services="")])
+
+    assert len(refused) == len(questions)
+    for answer in refused:
+        assert answer.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        assert answer.error_response.error_message == "a question must not be longer than 1024 bytes"
+        assert answer.ByteSize() < 100
+    assert answered.list_services_response.service
+
+
+async def test_a_question_may_be_a_kilobyte_long(reflection: Reflection) -> None:
+    """Names are not as long, but what is within the limit is answered as always."""
+    question = pb.ServerReflectionRequest(file_containing_symbol="x" * 1021)
+    assert question.ByteSize() == 1024
+
+    (answer,) = await reflection.ask_all([question])
+
+    assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    assert answer.original_request == question
+
+
 async def test_a_question_without_a_question_is_invalid(reflection: Reflection) -> None:
     """The empty request asks for nothing."""
     answer = await reflection.ask(host="localhost")
