@@ -56,6 +56,14 @@ class RawClient:
         """Calls a call off."""
         self.writer.write(frame(RST_STREAM, 0, stream, struct.pack(">I", CANCEL)))
 
+    async def answered(self) -> None:
+        """Reads until the first call has begun to be answered, with metadata at least."""
+        kind = None
+        while kind != HEADERS:
+            head = await self.reader.readexactly(9)
+            kind = head[3]
+            await self.reader.readexactly(int.from_bytes(head[:3], "big"))
+
     async def closed(self) -> None:
         """Reads until the server has closed the connection; answers to pings as everybody must."""
         with suppress(ConnectionError):

@@ -6,6 +6,7 @@ is the only place that handles exceptions of methods, so none of them needs a `t
 """
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
+
+GONE_SECONDS = 1.0
+"""How long after a failed write gRPC may take to say that the caller has gone; it does so at once."""
 
 LOOK_SECONDS = 0.005
 """How often a server that stops looks whether its connections have gone; less often when they are many."""
@@ -77,6 +81,7 @@ class Guard:
         self._all_done = asyncio.Event()
         self._all_done.set()
         self._calls = CallLog()
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_worth_a_line)
         self._id_prefix = secrets.token_hex(4)
         self._id_count = 0
 
@@ -324,6 +329,7 @@ async def _send(context: Context, response: Message | bytes) -> None:
 
     Raises:
         StreamStalled: The caller reads nothing; what it has not read fills what gRPC sends ahead.
+        CancelledError: The caller has gone.
     """
     data = response if isinstance(response, bytes) else response.SerializeToString()
     try:
@@ -331,3 +337,18 @@ async def _send(context: Context, response: Message | bytes) -> None:
             await context.write(data)
     except TimeoutError:
         raise StreamStalled(seconds=STALL_SECONDS) from None
+    except grpc.aio.InternalError:
+        # What is on its way fails before gRPC cancels the call of a caller who has gone. If it does not
+        # cancel it, this is a bug.
+        await asyncio.sleep(GONE_SECONDS)
+        raise
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """Whether what gRPC logs is more than that an answer was not sent because its caller has gone.
+
+    The answer of a unary call and the status of any are sent after the guard, so there it cannot be told
+    apart otherwise. What gRPC does not even begin to send is another error, of another text.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, grpc.aio.InternalError) and str(error).startswith('Failed "execute_batch"'))

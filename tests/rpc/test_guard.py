@@ -1,23 +1,44 @@
 """What is true of every call, whatever its method: its id, its end, its caller's end, and the server's."""
 
 import asyncio
+import logging
+import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from storeapi.v1 import changes_pb2
 from storeapi.v1 import posts_pb2 as pb
+from structlog.testing import capture_logs
 
 from store_service import config as settings
 from store_service.config import Config
+from store_service.rpc import guard
+from store_service.rpc.call import Context
 from store_service.rpc.reflection import ReflectionService
 from store_service.server import RunningServer
 from store_service.store.posts import Posts
-from tests.rpc.helpers import Side, Taken, become, contents, locked, outcome_of, send_bytes, stoppable
+from tests.frames import PREFACE, SETTINGS, frame, raw_client
+from tests.rpc.helpers import (
+    ONE_ENGINE,
+    Side,
+    Taken,
+    become,
+    contents,
+    locked,
+    outcome_of,
+    send_bytes,
+    stoppable,
+)
 from tests.support import ErrorSeen, Stubs, error_seen, failure
+
+INITIAL_WINDOW_SIZE = 4
+"""The setting of HTTP/2 that says how much may be sent at once on a stream."""
 
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
 
@@ -144,6 +165,71 @@ async def test_a_bug_in_a_stream_is_internal(
     assert error.detail(error_details_pb2.RequestInfo).request_id == error.trailing["x-call-id"]
     assert "secret" not in error.message + repr(error.details)
     assert "ValueError" not in error.message + repr(error.details)
+
+
+@ONE_ENGINE
+@pytest.mark.parametrize(
+    ("path", "request_sent", "code"),
+    [
+        ("/grpc.health.v1.Health/Watch", health_pb2.HealthCheckRequest(), "CANCELLED"),
+        ("/storeapi.v1.ChangeService/Watch", changes_pb2.WatchRequest(), "CANCELLED"),
+        ("/storeapi.v1.PostService/ListPosts", pb.ListPostsRequest(), "OK"),
+    ],
+    ids=["health", "watch", "list"],
+)
+async def test_a_caller_that_hangs_up_on_its_answer_is_no_bug(
+    config: Config, caplog: pytest.LogCaptureFixture, path: str, request_sent: Message, code: str
+) -> None:
+    """A stream is CANCELLED as any that its caller has left, and gRPC tells of no error."""
+    nothing_at_once = frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
+    async with stoppable(config) as server:
+        with capture_logs() as logged:
+            async with raw_client(server.running.address, greeting=PREFACE + nothing_at_once) as client:
+                client.call(path, request_sent.SerializeToString())
+                await client.answered()
+            await become(lambda: any(it["event"] == "call" for it in logged))
+        await server.stop()
+
+    assert [(it["event"], it["code"]) for it in logged if it["event"] in {"call", "bug"}] == [("call", code)]
+    assert not caplog.records
+
+
+@ONE_ENGINE
+async def test_an_answer_that_cannot_be_sent_to_who_is_there_is_a_bug(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has gone, so something else is wrong."""
+
+    class Broken:
+        async def write(self, _: bytes) -> None:
+            raise grpc.aio.InternalError("secret")
+
+    send = guard._send
+
+    async def send_to_broken(_: Context, response: Message | bytes) -> None:
+        await send(cast(Context, Broken()), response)
+
+    monkeypatch.setattr(guard, "GONE_SECONDS", 0)
+    monkeypatch.setattr(guard, "_send", send_to_broken)
+
+    with capture_logs() as logged:
+        error = await failure(ask_reflection(channel))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert [it["event"] for it in logged if it["log_level"] == "error"] == ["bug"]
+
+
+@ONE_ENGINE
+@pytest.mark.parametrize(
+    "error",
+    [grpc.aio.InternalError("Failed grpc_call_start_batch: 8"), grpc.aio.UsageError("x"), ValueError("x")],
+)
+@pytest.mark.usefixtures("channel")
+def test_other_errors_of_grpc_are_logged(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """Only those that say that a caller has gone are not."""
+    logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=error)
+
+    assert [it.message for it in caplog.records] == ["raised in core"]
 
 
 async def test_a_malformed_message_ends_a_stream_after_good_ones_were_answered(
