@@ -147,6 +147,8 @@ class Write(Generic[Argument]):
 
     argument: Argument
     request: Request | None = None
+    keep: bool = True
+    """False: it is only tried, and whatever is written for it is undone."""
 
 
 class Action(IntEnum):

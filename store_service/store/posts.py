@@ -147,7 +147,10 @@ async def _delete(
             raise PostHasComments(comment_counts=commented)
         for post in found.items:
             del stored[post.id]
-            gone[post.id] = write.request
+            # All that can be wrong has been looked at. To delete a million comments and undo it would keep
+            # every other writer waiting.
+            if write.keep:
+                gone[post.id] = write.request
         return found
 
     outcomes = decide(writes, decision)

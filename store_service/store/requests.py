@@ -71,7 +71,7 @@ class WriteOperation(Generic[Argument, Result]):
         """
         if store.read_only:
             raise ReadOnly
-        write = Write(argument=argument, request=request)
+        write = Write(argument=argument, request=request, keep=keep)
         if request is None:
             return await store.write(self._plain, write, keep=keep)
         answer = await store.write(self._once, write, keep=keep)

@@ -16,14 +16,20 @@ from sqlalchemy import BigInteger, Text
 from sqlalchemy.engine import make_url
 
 from store_service.database import connect, sqlite, workers
+from store_service.database.changes import LoggedWrite
+from store_service.database.comments import DELETE_COMMENTS_OF_POSTS
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.observing import Observer
+from store_service.database.postgresql import PostgresqlConnection
+from store_service.database.posts import DELETE_POSTS
+from store_service.database.sqlite import SqliteConnection
 from store_service.database.statements import Statement, parameter
 from store_service.database.workers import LATER, MAX_BATCH, Operation
-from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostNotFound, StoreError
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostHasComments, PostNotFound, StoreError
 from store_service.measures import LaneMeasure
-from store_service.model import Deletion, PostDraft, Update
+from store_service.model import CommentDraft, Deletion, PostDraft, Request, Update
+from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from tests.store.by_hand import execute, query
 from tests.store.commits import counted_commits
@@ -391,6 +397,19 @@ async def test_what_was_answered_is_on_disk(store: Store, database_url: str) -> 
 # keep=False
 
 
+REQUEST_ID = "3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b"
+
+
+def noting(write: Callable[..., Awaitable[Any]], written: list[LoggedWrite]) -> Callable[..., Awaitable[Any]]:
+    """Writes as `write`, and notes what."""
+
+    def noted(connection: Connection, what: LoggedWrite, **values: Any) -> Awaitable[Any]:
+        written.append(what)
+        return write(connection, what, **values)
+
+    return noted
+
+
 async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_url: str) -> None:
     """It answers what it would have done; nothing of it stays, and the others' work is kept."""
     posts = Posts(store)
@@ -404,6 +423,32 @@ async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_u
     assert [post.body for post in outcomes[1].items] == ["a"]
     assert [post.body for post in outcomes[2]] == ["tried"]
     assert bodies(database_url) == ["a", "kept"]
+
+
+async def test_a_deletion_of_posts_that_is_not_kept_deletes_nothing_to_undo(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the comments it could take long. It finds what the deletion would find, and answers the same."""
+    posts = Posts(store)
+    (one, two) = await posts.create_posts([PostDraft(body="one"), PostDraft(body="two")])
+    await Comments(store).create_comments([CommentDraft(body="c", post_id=one.id, field="post_id")])
+    written: list[LoggedWrite] = []
+    for kind in (SqliteConnection, PostgresqlConnection):
+        monkeypatch.setattr(kind, "write", noting(kind.write, written))
+    forced = Deletion(ids=(two.id, 404, one.id), force=True, allow_missing=True)
+
+    tried = await posts.delete_posts(forced, keep=False)
+    tried_again = await posts.delete_posts(
+        forced, request=Request(id=REQUEST_ID, fingerprint="f"), keep=False
+    )
+    with pytest.raises(PostHasComments):
+        await posts.delete_posts(Deletion(ids=(one.id,)), keep=False)
+    assert written == []
+    assert bodies(database_url) == ["one", "two"]
+
+    assert await posts.delete_posts(forced) == tried == tried_again
+    assert written == [DELETE_COMMENTS_OF_POSTS, DELETE_POSTS]
+    assert bodies(database_url) == []
 
 
 async def test_a_batch_keeps_nothing_of_what_it_has_answered(store: Store) -> None:
