@@ -277,13 +277,15 @@ async def outcome_of(call: Awaitable[Any]) -> Any:
 async def together(
     taken: Taken, side: Side, database_url: str, calls: Sequence[Callable[[], Awaitable[Any]]]
 ) -> list[Any]:
-    """Makes calls that ride in one batch of the writer; returns their answers and errors."""
+    """Makes calls that ride in one batch of the writer, in this order; returns their answers and errors."""
     before = taken.arrived
     with locked(database_url):
         # Holds up the writer with nothing but itself, so that all that comes next waits for one batch.
         first = asyncio.ensure_future(side.create(side.draft(), validate_only=True))
         await taken.arrive(1, since=before)
-        riding = [asyncio.ensure_future(outcome_of(call())) for call in calls]
-        await taken.arrive(1 + len(calls), since=before)
+        riding = []
+        for call in calls:
+            riding.append(asyncio.ensure_future(outcome_of(call())))
+            await taken.arrive(1 + len(riding), since=before)
     await first
     return await asyncio.gather(*riding)
