@@ -39,10 +39,10 @@ class Connections:
             if peer is not None and peer not in but:
                 _shut(connection, socket.SHUT_WR)
 
-    def cut(self, peer: str) -> None:
-        """Closes a connection now, with everything that is on its way."""
-        for connection, its_peer in self._sockets():
-            if its_peer == peer:
+    def cut(self, peers: Collection[str]) -> None:
+        """Closes the connections to these now, with everything that is on its way."""
+        for connection, peer in self._sockets():
+            if peer in peers:
                 _shut(connection, socket.SHUT_RDWR)
 
     def count(self) -> int:

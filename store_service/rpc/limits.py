@@ -7,7 +7,7 @@ answers that are not read. The guard asks before it runs a call, and tells when 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 LARGE_BYTES = 65_536
 """An answer that is larger is watched until it is on its way; smaller ones cannot fill the memory."""
+
+CUT_SECONDS = 0.5
+"""How long it is at least from one cut to the next, for each looks at all files of the process."""
 
 MAX_CALLERS = 10_000
 """Callers whose rate is remembered; the one who has not called for longest is forgotten first."""
@@ -43,6 +46,15 @@ class Admitted:
     """Whether it is being ended because its time is up."""
 
 
+@dataclass(eq=False, slots=True)
+class Unsent:
+    """A large answer that its caller has not read."""
+
+    peer: str
+    since: float
+    """When gRPC got it to send, by time.perf_counter."""
+
+
 class Limits:
     """Lets calls in or refuses them, and ends those that take too long."""
 
@@ -53,7 +65,7 @@ class Limits:
         calls_per_second: float,
         max_seconds: float,
         max_unsent_bytes: int,
-        cut: Callable[[str], None],
+        cut: Callable[[Collection[str]], None],
     ) -> None:
         """Takes the limits, each of which the setting of its name explains.
 
@@ -62,7 +74,7 @@ class Limits:
             calls_per_second: Of one caller; 0 for no limit.
             max_seconds: Of a unary call, and for an answer to be taken by its caller.
             max_unsent_bytes: Large answers that one connection has not read; a single one is always sent.
-            cut: Closes the connection of a peer, given as gRPC names it.
+            cut: Closes the connections of peers, given as gRPC names them.
         """
         self._max_calls = max_calls
         self._rates = Rates(calls_per_second) if calls_per_second else None
@@ -73,6 +85,9 @@ class Limits:
         self._running: dict[Admitted, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._unsent: dict[str, int] = {}
+        # Those answers, in the order of their beginning too.
+        self._unread: dict[Unsent, None] = {}
+        self._cut_timer: asyncio.TimerHandle | None = None
 
     def admit(self, context: "Context", call: Call) -> Admitted:
         """Lets a unary call of this task begin, or not.
@@ -119,8 +134,9 @@ class Limits:
 
     def close(self) -> None:
         """Ends nothing any more."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._cut_timer):
+            if timer is not None:
+                timer.cancel()
 
     def _check(self, context: "Context", call: Call, running: int) -> None:
         if running >= self._max_calls:
@@ -151,15 +167,38 @@ class Limits:
             # All connections over a socket have this one name: who does not read cannot be told from others.
             return
         self._unsent[peer] = self._unsent.get(peer, 0) + answer_bytes
-        timer = asyncio.get_running_loop().call_later(self._max_seconds, self._cut, peer)
+        answer = Unsent(peer, time.perf_counter())
+        self._unread[answer] = None
+        if self._cut_timer is None:
+            self._cut_timer = asyncio.get_running_loop().call_later(self._max_seconds, self._cut_unread)
 
         def on_sent(_: object) -> None:
-            timer.cancel()
+            self._unread.pop(answer, None)
             self._unsent[peer] -= answer_bytes
             if not self._unsent[peer]:
                 del self._unsent[peer]
 
         call.task.add_done_callback(on_sent)
+
+    def _cut_unread(self) -> None:
+        began = time.perf_counter()
+        due: set[str] = set()
+        while self._unread:
+            answer = next(iter(self._unread))
+            if answer.since + self._max_seconds > began:
+                break
+            del self._unread[answer]
+            due.add(answer.peer)
+        least = 0.0
+        if due:
+            self._cut(due)
+            # Those who stopped reading one after another share the next cut.
+            least = max(CUT_SECONDS, 10 * (time.perf_counter() - began))
+        self._cut_timer = None
+        if self._unread:
+            # One timer for all, as for calls.
+            left = next(iter(self._unread)).since + self._max_seconds - time.perf_counter()
+            self._cut_timer = asyncio.get_running_loop().call_later(max(left, least), self._cut_unread)
 
 
 @dataclass(slots=True)

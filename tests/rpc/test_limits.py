@@ -17,6 +17,7 @@ from storeapi.v1 import posts_pb2 as pb
 from store_service.config import Config
 from store_service.errors import RateLimited
 from store_service.rpc import limits
+from store_service.rpc.connections import Connections
 from store_service.rpc.limits import Rates
 from store_service.server import RunningServer, serving
 from tests.frames import PREFACE, SETTINGS, frame, raw_client
@@ -383,6 +384,41 @@ async def test_who_does_not_read_is_refused_and_cut_off(
             await become(lambda: not noted(seen, unsent), seconds=5)
             assert max(seen) <= 7_000_000
             await asyncio.wait_for(stuck.closed(), SOON_SECONDS)
+
+
+async def test_those_who_do_not_read_are_cut_off_together(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find a connection all files of the process are looked at, so it is not done for each answer."""
+    looks: list[None] = []
+    look = Connections._sockets
+
+    def counted(connections: Connections) -> Any:
+        looks.append(None)
+        return look(connections)
+
+    monkeypatch.setattr(Connections, "_sockets", counted)
+    monkeypatch.setattr(limits, "CUT_SECONDS", 3.0)
+    request = pb.GetPostRequest(id=1).SerializeToString()
+    greeting = PREFACE + frame(SETTINGS, 0, 0)
+    async with limited(config, max_call_seconds=1.5) as (server, stubs), AsyncExitStack() as stack:
+        await stubs.create_post("x" * 65_536)
+        unsent = server.guard._limits._unsent
+        clients = [
+            await stack.enter_async_context(raw_client(server.address, greeting=greeting)) for _ in range(8)
+        ]
+        for stuck in clients:
+            for _ in range(20):
+                stuck.call("/storeapi.v1.PostService/GetPost", request)
+        await become(lambda: len(unsent) == len(clients))
+        # Sooner than gRPC finds out that they do not answer.
+        await become(lambda: not unsent)
+        count = len(looks)
+        for stuck in clients:
+            await asyncio.wait_for(stuck.closed(), SOON_SECONDS)
+
+    # The first who are due, and everybody else.
+    assert 1 <= count <= 2
 
 
 def noted(seen: list[int], unsent: dict[str, int]) -> int:
