@@ -244,12 +244,14 @@ class ResumeTokenExpired(StoreError):
 
 
 class WatchLimit(StoreError):
-    """As many watches are open as this server allows."""
+    """As many watches are open as this server, or one connection, may have."""
 
-    def __init__(self, *, limit: int) -> None:
-        """Takes how many may be open."""
-        super().__init__(f"{limit} watches are open on this server and no more are allowed; try again later")
+    def __init__(self, *, limit: int, kind: str = "watches", where: str = "server process") -> None:
+        """Takes how many may be open, of which kind and where, in words."""
+        super().__init__(f"{limit} {kind} are open on this {where} and no more are allowed; try again later")
         self.limit = limit
+        self.kind = kind
+        self.where = where
 
 
 class RateLimited(StoreError):

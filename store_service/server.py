@@ -228,7 +228,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 measure=observed.measures.feed if observed.measures else None,
             )
             names = [service.full_name for service in SERVICES]
-            health = HealthService(lambda: schema.look(store), names)
+            # Who watches over a connection has one for it.
+            health = HealthService(lambda: schema.look(store), names, max_watches=config.max_connections)
             server = _server(config, store, feed, guard, health, names, reuse_port=reuse_port)
             address = _listen(server, config.listen, certificates)
             connections.begin(address)

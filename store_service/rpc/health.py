@@ -5,12 +5,15 @@ process alone: it serves as long as the process can answer at all.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import grpc
 import structlog
 from grpc_health.v1 import health_pb2 as pb
 
+from store_service.errors import WatchLimit
 from store_service.rpc.call import Context
 
 LIVE = "live"
@@ -20,7 +23,10 @@ LOOK_SECONDS = 2.0
 """A database that takes longer to answer is not healthy."""
 
 WATCH_SECONDS = 1.0
-"""How often a watched status is looked at."""
+"""How often a watched status is looked at, once for all who watch."""
+
+MAX_WATCHES_PER_CONNECTION = 20
+"""Health watches of one connection. A client has one for each name that it asks about, and there are five."""
 
 _SERVING = pb.HealthCheckResponse.SERVING
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
@@ -31,19 +37,37 @@ log = structlog.get_logger("store_service.rpc")
 class HealthService:
     """The methods of grpc.health.v1.Health."""
 
-    def __init__(self, look: Callable[[], Awaitable[None]], service_names: Iterable[str]) -> None:
-        """Takes how to look at the database, which raises when it is not well, and what is served."""
+    def __init__(
+        self, look: Callable[[], Awaitable[None]], service_names: Iterable[str], *, max_watches: int
+    ) -> None:
+        """Takes how health is found out and who may watch it.
+
+        Args:
+            look: Looks at the database, and raises when it is not well.
+            service_names: What is served.
+            max_watches: How many may be open at once; the first of each connection always may.
+        """
         self._look = look
         self._names = {"", *service_names}
         """What is as healthy as the database."""
-        self._stopping = asyncio.Event()
+        self._max_watches = max_watches
+        self._watches: Counter[str] = Counter()
+        """How many are open, by the other end of their connection as gRPC names it."""
+        self._stopping = False
+        self._changed = asyncio.Event()
+        """Is set, and another put in its place, when a watched status may be another one."""
+        self._seen: pb.HealthCheckResponse.ServingStatus | None = None
+        self._waiting = 0
+        """How many watch what is as healthy as the database."""
+        self._looking: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
         """Answers NOT_SERVING from now on, tells those who watch, and ends their streams.
 
         LIVE stays SERVING: a server that finishes its calls must not be killed for it.
         """
-        self._stopping.set()
+        self._stopping = True
+        self._tell()
 
     async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         if request.service not in {LIVE, *self._names}:
@@ -56,29 +80,84 @@ class HealthService:
         return pb.HealthListResponse(statuses=statuses)
 
     async def Watch(
-        self, request: pb.HealthCheckRequest, _: Context
+        self, request: pb.HealthCheckRequest, context: Context
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Sends the status, and again whenever it has changed."""
-        known = request.service in {LIVE, *self._names}
-        last = None
-        while True:
-            # Seen before the status is: a stop that begins meanwhile is told of in the next round.
-            is_last = self._stopping.is_set()
-            status = await self._status(request.service) if known else pb.HealthCheckResponse.SERVICE_UNKNOWN
-            if status != last:
-                yield pb.HealthCheckResponse(status=status)
-                last = status
-            if is_last:
-                return
-            try:
-                await asyncio.wait_for(self._stopping.wait(), WATCH_SECONDS)
-            except TimeoutError:
-                continue
+        """Sends the status, and again whenever it has changed.
+
+        Raises:
+            WatchLimit: Too many are open.
+        """
+        with self._place_to_watch(context.peer()), self._looked_at(request.service):
+            last = None
+            while True:
+                changed = self._changed
+                is_last = self._stopping
+                status = self._watched(request.service)
+                if status is not None and status != last:
+                    yield pb.HealthCheckResponse(status=status)
+                    last = status
+                if is_last:
+                    return
+                await changed.wait()
+
+    @contextmanager
+    def _place_to_watch(self, peer: str) -> Iterator[None]:
+        own, limit = self._watches[peer], self._max_watches
+        # All connections over a socket have one name: there only the limit for all is kept.
+        if own >= MAX_WATCHES_PER_CONNECTION and not peer.startswith("unix:"):
+            raise WatchLimit(limit=MAX_WATCHES_PER_CONNECTION, kind="health watches", where="connection")
+        # A connection's first is let in, so that nobody can have all the others told that the server is gone.
+        if own and self._watches.total() >= limit:
+            raise WatchLimit(limit=limit, kind="health watches")
+        self._watches[peer] += 1
+        try:
+            yield
+        finally:
+            self._watches[peer] -= 1
+            if not self._watches[peer]:
+                del self._watches[peer]
+
+    @contextmanager
+    def _looked_at(self, name: str) -> Iterator[None]:
+        """Until the end of the block the database is looked at, if the name's health is the database's."""
+        if name not in self._names:
+            yield
+            return
+        self._waiting += 1
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look_for_all(), name="health")
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._looking.cancel()
+                self._looking = self._seen = None
+
+    async def _look_for_all(self) -> None:
+        while not self._stopping:
+            status = await self._status("")
+            if status != self._seen:
+                self._seen = status
+                self._tell()
+            await asyncio.sleep(WATCH_SECONDS)
+
+    def _watched(self, name: str) -> pb.HealthCheckResponse.ServingStatus | None:
+        """The status of a name as it is known; None before the first look."""
+        if name == LIVE:
+            return _SERVING
+        if name not in self._names:
+            return pb.HealthCheckResponse.SERVICE_UNKNOWN
+        return _NOT_SERVING if self._stopping else self._seen
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _status(self, name: str) -> pb.HealthCheckResponse.ServingStatus:
         if name == LIVE:
             return _SERVING
-        if self._stopping.is_set():
+        if self._stopping:
             return _NOT_SERVING
         try:
             async with asyncio.timeout(LOOK_SECONDS):

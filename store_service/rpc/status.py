@@ -131,7 +131,7 @@ def _quota(error: errors.WatchLimit) -> list[Message]:
         error_details_pb2.QuotaFailure(
             violations=[
                 error_details_pb2.QuotaFailure.Violation(
-                    subject="watches of one server process",
+                    subject=f"{error.kind} of one {error.where}",
                     description=f"{error.limit} are open, which is the limit",
                 )
             ]

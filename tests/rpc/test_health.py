@@ -14,7 +14,7 @@ from store_service.database import schema
 from store_service.errors import SchemaMismatch
 from store_service.rpc import health as health_module
 from store_service.server import serving
-from tests.rpc.helpers import ONE_ENGINE, connected, locked
+from tests.rpc.helpers import ONE_ENGINE, become, connected, locked
 from tests.support import failure
 
 SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
@@ -149,6 +149,49 @@ async def test_many_may_watch(health: Any, database_url: str) -> None:
     set_revision(database_url, "9999")
 
     assert [(await watch.read()).status for watch in watches] == [NOT_SERVING] * len(watches)
+
+
+@ONE_ENGINE
+async def test_one_looks_for_all_who_watch_and_nobody_for_none(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many watch, the database is looked at once for all; those who come later hear what was seen."""
+    looks = 0
+    gate = asyncio.Event()
+    look = schema.look
+
+    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+
+        async def counted(store: Any) -> None:
+            nonlocal looks
+            looks += 1
+            await gate.wait()
+            await look(store)
+
+        monkeypatch.setattr(schema, "look", counted)
+        monkeypatch.setattr(health_module, "LOOK_SECONDS", 20.0)
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 4]
+        await become(lambda: server.guard._running == len(watches) and looks > 0)
+        before = looks
+        gate.set()
+        told = [(await watch.read()).status for watch in watches]
+        gate.clear()
+        await become(lambda: looks > before)
+        later = stub.Watch(pb.HealthCheckRequest())
+        told.append((await later.read()).status)
+        gate.set()
+
+        assert before == 1
+        assert told == [SERVING] * len(told)
+        for watch in (*watches, later):
+            watch.cancel()
+        await become(lambda: all(task.get_name() != "health" for task in asyncio.all_tasks()))
+        await become(lambda: server.guard._running == 0)
+        before = looks
+        again = stub.Watch(pb.HealthCheckRequest())
+        assert (await again.read()).status == SERVING
+        assert looks > before
 
 
 async def test_a_database_that_does_not_answer_in_time_is_not_healthy(

@@ -18,6 +18,7 @@ from store_service.config import Config
 from store_service.errors import RateLimited
 from store_service.rpc import limits
 from store_service.rpc.connections import Connections
+from store_service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from store_service.rpc.limits import Rates
 from store_service.server import RunningServer, serving
 from tests.frames import PREFACE, SETTINGS, frame, raw_client
@@ -114,6 +115,56 @@ async def test_other_streams_are_limited_as_calls_are(config: Config) -> None:
 
         assert (await stubs.create_post()).id == 1
     assert error_seen(third).reason == "OVERLOADED"
+
+
+# Health watches
+
+
+async def healthy(channel: grpc.aio.Channel) -> Any:
+    """A health watch that has been let in."""
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    return watch
+
+
+async def test_a_connection_has_only_so_many_health_watches(config: Config) -> None:
+    """One more gets WATCH_LIMIT; a check is answered, and when one has ended another is let in."""
+    async with limited(config) as (server, _), grpc.aio.insecure_channel(server.address) as channel:
+        watches = [await healthy(channel) for _ in range(MAX_WATCHES_PER_CONNECTION)]
+        refused = await failure(healthy(channel))
+        stub = health_pb2_grpc.HealthStub(channel)
+        check = await stub.Check(health_pb2.HealthCheckRequest())
+        others = await health_of(server.address)
+        watches[0].cancel()
+        await become(lambda: server.guard._running < len(watches))
+        await healthy(channel)
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_LIMIT")
+    assert refused.message.startswith("20 health watches are open on this connection")
+    assert refused.metadata == {"limit": "20"}
+    assert refused.detail(error_details_pb2.QuotaFailure).violations
+    assert check.status == others == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_health_watches_of_all_are_limited_but_for_the_first_of_each_connection(config: Config) -> None:
+    """Who has them all keeps nobody from the one that a client needs."""
+    alone = [("grpc.use_local_subchannel_pool", 1)]
+    async with (
+        limited(config, max_connections=3) as (server, _),
+        grpc.aio.insecure_channel(server.address, alone) as channel,
+        grpc.aio.insecure_channel(server.address, alone) as another,
+    ):
+        watches = [await healthy(channel) for _ in range(3)]
+        refused = await failure(healthy(channel))
+        await healthy(another)
+        second = await failure(healthy(another))
+        for watch in watches:
+            watch.cancel()
+        await become(lambda: server.guard._running == 1)
+        await healthy(another)
+
+    assert refused.reason == second.reason == "WATCH_LIMIT"
+    assert refused.message.startswith("3 health watches are open on this server process")
 
 
 # Calls of one caller

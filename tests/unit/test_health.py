@@ -1,12 +1,16 @@
 """The health service at the moment when the server begins to stop."""
 
 from typing import cast
+from unittest.mock import Mock
 
 import pytest
 from grpc_health.v1 import health_pb2 as pb
 
 from store_service.rpc.call import Context
 from store_service.rpc.health import LIVE, HealthService
+
+CONTEXT = cast(Context, Mock(peer=lambda: "ipv4:127.0.0.1:1"))
+"""What is asked of a call is where it comes from."""
 
 
 async def test_a_watch_is_told_of_a_stop_that_begins_while_it_looks() -> None:
@@ -15,13 +19,10 @@ async def test_a_watch_is_told_of_a_stop_that_begins_while_it_looks() -> None:
     async def stop_meanwhile() -> None:
         service.stop()
 
-    service = HealthService(stop_meanwhile, [])
-    watch = service.Watch(pb.HealthCheckRequest(), cast(Context, None))
+    service = HealthService(stop_meanwhile, [], max_watches=1)
+    watch = service.Watch(pb.HealthCheckRequest(), CONTEXT)
 
-    assert [answer.status async for answer in watch] == [
-        pb.HealthCheckResponse.SERVING,
-        pb.HealthCheckResponse.NOT_SERVING,
-    ]
+    assert [answer.status async for answer in watch] == [pb.HealthCheckResponse.NOT_SERVING]
 
 
 async def test_a_process_that_stops_stays_live() -> None:
@@ -30,16 +31,16 @@ async def test_a_process_that_stops_stays_live() -> None:
     async def look() -> None:
         pytest.fail("it was looked at")
 
-    service, context = HealthService(look, []), cast(Context, None)
-    watch = service.Watch(pb.HealthCheckRequest(service=LIVE), context)
+    service = HealthService(look, [], max_watches=1)
+    watch = service.Watch(pb.HealthCheckRequest(service=LIVE), CONTEXT)
     first = await anext(watch)
     service.stop()
 
     assert first.status == pb.HealthCheckResponse.SERVING
     assert [answer.status async for answer in watch] == []
     live, whole = [
-        (await service.Check(pb.HealthCheckRequest(service=name), context)).status for name in (LIVE, "")
+        (await service.Check(pb.HealthCheckRequest(service=name), CONTEXT)).status for name in (LIVE, "")
     ]
     assert (live, whole) == (pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING)
-    listed = (await service.List(pb.HealthListRequest(), context)).statuses
+    listed = (await service.List(pb.HealthListRequest(), CONTEXT)).statuses
     assert listed[LIVE].status == pb.HealthCheckResponse.SERVING
