@@ -63,7 +63,7 @@ def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
     Raises:
         DatabaseInUse: A server is running.
         NoPlaceForDatabase: No file can be made beside the database.
-        CopyFailed: The backup is damaged, or there is no space; the database is as it was.
+        CopyFailed: The backup is damaged or not ours alone, or there is no space; the database is as it was.
     """
     configured = sqlite.path_of(database_url)
     # SQLite keeps the log beside the file that a link leads to.
@@ -82,7 +82,9 @@ def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
             if not is_unfinished and not database.exists():
                 logs.extend(_set_logs_aside(database, None))
 
-        contents = copies.copy_database(file, new, progress, in_use=False, when_whole=set_stray_logs_aside)
+        contents = copies.copy_database(
+            file, new, progress, in_use=False, only_ours=True, when_whole=set_stray_logs_aside
+        )
         try:
             _give_away(new, database)
             kept = _set_database_aside(database, is_unfinished=is_unfinished)

@@ -16,7 +16,7 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
-from store_service.database import schema
+from store_service.database import schema, takeover
 from store_service.database.sqlite import connected_to_look, lacks_its_log
 
 COMPANIONS = ("-wal", "-shm", "-journal")
@@ -52,6 +52,7 @@ def copy_database(
     progress: Progress,
     *,
     in_use: bool,
+    only_ours: bool = False,
     when_whole: Callable[[], None] | None = None,
 ) -> Contents:
     """Copies a database as it is at one moment, checks the copy, and only then gives it its name.
@@ -64,6 +65,7 @@ def copy_database(
         target: One file, without companions, that only its owner may read.
         progress: Is told how far it is.
         in_use: A server may write to the source meanwhile.
+        only_ours: Refuse a source in which others have made triggers or rules for what the service writes.
         when_whole: Is called when the copy is checked and on disk, before it has its name.
 
     Raises:
@@ -73,7 +75,7 @@ def copy_database(
     with _held(partial) as descriptor:
         try:
             _copy_pages(source, partial, progress, in_use)
-            contents = check(partial, named=source, progress=progress)
+            contents = check(partial, named=source, progress=progress, only_ours=only_ours)
             os.fsync(descriptor)
         except BaseException as error:
             remove(partial)
@@ -92,13 +94,14 @@ def copy_database(
     return contents
 
 
-def check(copy: Path, *, named: Path, progress: Progress) -> Contents:
+def check(copy: Path, *, named: Path, progress: Progress, only_ours: bool = False) -> Contents:
     """Makes sure that a file which nobody uses is a whole database that this program knows.
 
     Args:
         copy: The file, which has no log beside it.
         named: What errors call it.
         progress: Is told that it is being checked.
+        only_ours: Refuse it also if others have made triggers or rules for what the service writes.
 
     Raises:
         CopyFailed: It is damaged, empty, of a newer program, or of another one.
@@ -120,6 +123,11 @@ def check(copy: Path, *, named: Path, progress: Progress) -> Contents:
                 raise CopyFailed(
                     f"{named} has schema {revision}, and this program knows {schema.HEAD}; {schema.OF_OTHERS}"
                 )
+            strange = takeover.strangers(connection, revision) if only_ours else []
+            if strange:
+                # A name may have a line break in it.
+                found = " ".join("; ".join(strange).split())
+                raise CopyFailed(f"{named} cannot be restored as it is: {found}")
             # The application before let comments stay behind; the upgrade moves them.
             if revision != schema.BEFORE:
                 stray = connection.exec_driver_sql("PRAGMA foreign_key_check").first()

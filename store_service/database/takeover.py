@@ -6,9 +6,11 @@ names of ours, triggers, foreign keys, rules for bodies. None is dropped silentl
 
 # ruff: noqa: S608  # what is put into statements are names of ours
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import sqlalchemy
+
+from store_service.database import tables
 
 MADE_BY = {
     "0001": ("posts", "comments"),
@@ -50,6 +52,42 @@ def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
         attached = _attached_on_sqlite if on_sqlite else _attached_on_postgresql
         found.extend(f"{what} {why}" for what, why in (*_without_keys(connection), *attached(connection)))
     return found
+
+
+def strangers(connection: sqlalchemy.Connection, revision: str) -> list[str]:
+    """What makes a file of SQLite more than a copy of our database, or less; [] if nothing.
+
+    Tables, indexes and views of others beside ours may stay.
+
+    Args:
+        connection: The file.
+        revision: Its revision, one of MADE_BY.
+
+    Returns:
+        For each what it is and what to do about it, for an operator; also what is in the way of an upgrade.
+    """
+    found = obstacles(connection, revision)
+    if revision == BEFORE:
+        return found
+    ours = [
+        name for name in tables.metadata.tables if name in sqlalchemy.inspect(connection).get_table_names()
+    ]
+    if revision == list(MADE_BY)[-1]:
+        found.extend(_lacking(connection))
+    found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, ours))
+    return found
+
+
+def _lacking(connection: sqlalchemy.Connection) -> Iterator[str]:
+    inspector = sqlalchemy.inspect(connection)
+    present = set(inspector.get_table_names())
+    for name, table in tables.metadata.tables.items():
+        if name not in present:
+            yield f"there is no table {name}"
+            continue
+        missing = set(table.columns.keys()) - {column["name"] for column in inspector.get_columns(name)}
+        if missing:
+            yield f"table {name} has no column {', '.join(sorted(missing))}"
 
 
 _TRIGGER = "may change what the service writes: drop it"
@@ -105,9 +143,11 @@ _SCHEMA = "(SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
 _TABLES = f"(SELECT oid FROM pg_class WHERE relnamespace = {_SCHEMA} AND relname IN ('posts', 'comments'))"
 
 
-def _attached_on_sqlite(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
-    """What hangs on the tables of the application before. Views do not; they stay."""
-    ours = "('posts', 'comments')"
+def _attached_on_sqlite(
+    connection: sqlalchemy.Connection, names: Collection[str] = ("posts", "comments")
+) -> Iterator[tuple[str, str]]:
+    """What hangs on tables, without more those of the application before. Views do not; they stay."""
+    ours = "(" + ", ".join(f"'{name}'" for name in names) + ")"
     for name, table in connection.exec_driver_sql(
         "SELECT name, tbl_name FROM sqlite_master"
         f" WHERE type = 'trigger' AND lower(tbl_name) IN {ours} ORDER BY 1"
@@ -120,14 +160,14 @@ def _attached_on_sqlite(connection: sqlalchemy.Connection) -> Iterator[tuple[str
         " AND NOT (it.name = 'comments' AND lower(key.\"table\") = 'posts') ORDER BY 1"
     ):
         yield f"table {name}, which refers to {table},", _KEY
-    for table in ("posts", "comments"):
+    for table in names:
         # The list of indexes, for the names of constraints are not kept. One of the key itself is fine.
         for name, origin in connection.exec_driver_sql(
             f"""SELECT name, origin FROM pragma_index_list('{table}') WHERE "unique" AND origin <> 'pk'"""
         ):
             what = f"UNIQUE constraint of {table}" if origin == "u" else f"unique index {name} of {table}"
             yield what, _RULE
-    for table in ("posts", "comments"):
+    for table in names:
         for rule in sqlalchemy.inspect(connection).get_check_constraints(table):
             yield f"CHECK constraint {rule['name'] or ''} of {table}".replace("  ", " "), _RULE
 

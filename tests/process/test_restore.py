@@ -5,7 +5,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -158,6 +158,21 @@ def of_another_program(path: Path) -> None:
         connection.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT)")
 
 
+def by_hand(*statements: str) -> Callable[[Path], None]:
+    """Runs statements of somebody else in a backup."""
+
+    def run(path: Path) -> None:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    return run
+
+
+TRIGGER = "CREATE TRIGGER shout AFTER INSERT ON {} BEGIN UPDATE posts SET body = upper(body); END"
+AS_IT_IS = "copy.db cannot be restored as it is: "
+
+
 def gone(path: Path) -> None:
     path.unlink()
 
@@ -172,6 +187,26 @@ def gone(path: Path) -> None:
         (newer, "a newer store-service made it"),
         (of_another_program, "copy.db is of another program: "),
         (gone, "there is no file copy.db"),
+        (by_hand(TRIGGER.format("posts")), f"{AS_IT_IS}trigger shout on posts may change"),
+        (by_hand(TRIGGER.format("changes")), f"{AS_IT_IS}trigger shout on changes may change"),
+        (
+            by_hand('CREATE TRIGGER "two\nlines" DELETE ON feed BEGIN SELECT 1; END'),
+            f"{AS_IT_IS}trigger two lines on feed",
+        ),
+        (by_hand("CREATE UNIQUE INDEX once ON posts (body)"), f"{AS_IT_IS}unique index once of posts"),
+        (
+            by_hand("CREATE TABLE likes (post_id INTEGER REFERENCES posts)"),
+            f"{AS_IT_IS}table likes, which refers to posts",
+        ),
+        (by_hand("DROP TABLE requests"), f"{AS_IT_IS}there is no table requests"),
+        (
+            by_hand("ALTER TABLE feed RENAME TO fed", "CREATE VIEW feed AS SELECT * FROM fed"),
+            f"{AS_IT_IS}there is no table feed",
+        ),
+        (
+            by_hand("ALTER TABLE posts DROP COLUMN version"),
+            f"{AS_IT_IS}table posts has no column version",
+        ),
     ],
 )
 def test_what_is_no_whole_backup_is_refused(database_file: Path, copy: Path, harm, problem: str) -> None:
@@ -184,6 +219,33 @@ def test_what_is_no_whole_backup_is_refused(database_file: Path, copy: Path, har
     (line,) = done.stderr.splitlines()
     assert problem in line
     assert files(database_file.parent) == before
+
+
+def test_a_database_with_a_trigger_of_the_application_before_is_refused(tmp_path: Path) -> None:
+    """The upgrade at the next start would refuse it."""
+    old_application.make(tmp_path / "copy.db")
+    by_hand(TRIGGER.format("posts"))(tmp_path / "copy.db")
+    done = run_command("restore", "copy.db", folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{AS_IT_IS}trigger shout on posts" in done.stderr
+    assert not (tmp_path / "store.db").exists()
+
+
+def test_what_others_have_beside_our_tables_is_restored_too(database_file: Path) -> None:
+    """Views, tables and indexes that change nothing of what the service writes; a backup has them as well."""
+    by_hand(
+        "CREATE VIEW titles AS SELECT substr(body, 1, 10) AS title FROM posts",
+        "CREATE TABLE notes (text TEXT UNIQUE)",
+        "CREATE TRIGGER noted AFTER INSERT ON notes BEGIN SELECT 1; END",
+        "CREATE INDEX bodies ON posts (body)",
+    )(database_file)
+    add(database_file, "in the backup")
+    made = run_command("backup", "copy.db", folder=database_file.parent)
+    done = run_command("restore", "copy.db", folder=database_file.parent)
+
+    assert (made.returncode, done.returncode, done.stderr) == (0, 0, "")
+    assert query(database_file, "SELECT title FROM titles") == [("in the bac",)]
 
 
 @pytest.mark.parametrize("file", ["store.db", "store.db.lock", "link.db"])
