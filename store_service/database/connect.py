@@ -119,7 +119,7 @@ class Store:
         self._lost: DatabaseUnavailable | None = None
 
     async def write(
-        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
+        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True, size: int = 0
     ) -> Result:
         """Does the work in a transaction and returns when it is on disk; see `Lane.do`.
 
@@ -128,7 +128,7 @@ class Store:
         """
         if self._lost is not None:
             raise DatabaseUnavailable from self._lost.__cause__
-        return await self._writer.do(operation, argument, keep=keep)
+        return await self._writer.do(operation, argument, keep=keep, size=size)
 
     async def read(self, operation: Operation[Argument, Result], argument: Argument) -> Result:
         """Does the work on a reading connection; it sees everything that was answered before."""

@@ -26,6 +26,10 @@ Result = TypeVar("Result")
 MAX_BATCH = 1000
 """Most work that one batch takes, so that nobody waits for a batch without end."""
 
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+"""When the work that a batch has taken is as large as this together, it takes no more: memory and time of a
+transaction would grow with how many come at once."""
+
 QUIET_ROUNDS = 32
 """Rounds of the event loop without new work after which a worker starts that reads on a crowded lane
 (docs/decisions/0007)."""
@@ -78,18 +82,24 @@ _ANSWERED = _Answered()
 class Work:
     """An operation that somebody waits for."""
 
-    __slots__ = ("argument", "future", "keep", "operation", "seen")
+    __slots__ = ("argument", "future", "keep", "operation", "seen", "size")
 
     seen: Seen
     """What the lane's observer remembers; set if there is one."""
 
     def __init__(
-        self, operation: Operation[Any, Any], argument: Any, keep: bool, future: asyncio.Future[Any]
+        self,
+        operation: Operation[Any, Any],
+        argument: Any,
+        keep: bool,
+        size: int,
+        future: asyncio.Future[Any],
     ) -> None:
-        """Takes what to do, with what, whether to keep it, and who waits."""
+        """Takes what to do, with what, whether to keep it, how many bytes it is, and who waits."""
         self.operation = operation
         self.argument = argument
         self.keep = keep
+        self.size = size
         self.future: asyncio.Future[Any] | _Answered = future
 
     def answer(self, outcome: Any) -> None:
@@ -146,7 +156,7 @@ class Lane:
         self._loop: asyncio.AbstractEventLoop
 
     async def do(
-        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True
+        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True, size: int = 0
     ) -> Result:
         """Waits until a worker has done the work, and returns its result.
 
@@ -158,6 +168,7 @@ class Lane:
             operation: What to do.
             argument: What to do it with.
             keep: False does everything and then undoes it.
+            size: Bytes that it takes in a batch, about; what is small may leave it at 0.
 
         Raises:
             StoreError: What `operation` says of this argument, or of all.
@@ -165,7 +176,7 @@ class Lane:
         if self._stopping:
             raise DatabaseUnavailable
         future: asyncio.Future[Result] = self._loop.create_future()
-        work = Work(operation, argument, keep, future)
+        work = Work(operation, argument, keep, size, future)
         if self._observer is not None:
             work.seen = self._observer.came()
         self._waiting.append(work)
@@ -199,8 +210,7 @@ class Lane:
                 if not idle.done():
                     idle.set_result(None)
             await asyncio.gather(*tasks)
-            for work in self._take():
-                work.answer(DatabaseUnavailable())
+            self._refuse_what_waits()
 
     async def _work(self, opened: asyncio.Future[None]) -> None:
         """Holds a connection and works with it; opens another when it is lost."""
@@ -221,8 +231,7 @@ class Lane:
                     return
                 # Whoever waits is told at once; the pause is ours.
                 self._tell_of_loss(error)
-                for work in self._take():
-                    work.answer(DatabaseUnavailable())
+                self._refuse_what_waits()
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     def _tell_of_loss(self, error: Exception) -> None:
@@ -321,13 +330,19 @@ class Lane:
                 return
 
     def _take(self) -> list[Work]:
-        """Takes what waits and is still wanted."""
+        """Takes what waits and is still wanted, as much as fits in a batch."""
         batch: list[Work] = []
-        while self._waiting and len(batch) < MAX_BATCH:
+        size = 0
+        while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
             work = self._waiting.popleft()
             if not work.future.done():
                 batch.append(work)
+                size += work.size
         return batch
+
+    def _refuse_what_waits(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().answer(DatabaseUnavailable())
 
     async def _do_batch(self, connection: Connection, batch: Sequence[Work]) -> None:
         """Does the work and answers it.

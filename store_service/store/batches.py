@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement, as_json
+from store_service.database.workers import MAX_BATCH_BYTES
 from store_service.errors import (
     EtagMismatch,
     FieldImmutable,
@@ -29,6 +30,10 @@ FEW = 64
 READ_IDS = 1000
 """About so many rows are read by their ids at a time, as many as one batch may name."""
 
+_BYTES_OF_AN_ID = MAX_BATCH_BYTES // READ_IDS + 1
+"""What counts for a row that a write is to read: how large it is, is not known before. So a transaction, too,
+reads about READ_IDS of them at most."""
+
 _BYTES_BESIDE_THE_BODY = 80
 """At most this much of a message is id, post_id, times and etag."""
 
@@ -47,14 +52,26 @@ def now_microseconds() -> int:
     return time.time_ns() // 1000
 
 
-def check_answer_size(items: Iterable[_HasBody]) -> None:
-    """Refuses a batch whose answer would not fit in a message.
+def check_answer_size(items: Iterable[_HasBody]) -> int:
+    """Refuses a batch whose answer would not fit in a message, and returns how large it is otherwise.
 
     Raises:
         ResponseTooLarge: It would not.
     """
-    if sum(len(item.body.encode()) + _BYTES_BESIDE_THE_BODY for item in items) > MAX_ANSWER_BYTES:
+    size = sum(len(item.body.encode()) + _BYTES_BESIDE_THE_BODY for item in items)
+    if size > MAX_ANSWER_BYTES:
         raise ResponseTooLarge(max_bytes=MAX_ANSWER_BYTES)
+    return size
+
+
+def size_of_update(update: Update) -> int:
+    """How large an update is among the writes that share a transaction."""
+    return _BYTES_OF_AN_ID + len((update.body or "").encode())
+
+
+def size_of_deletion(deletion: Deletion) -> int:
+    """How large a deletion is among the writes that share a transaction."""
+    return _BYTES_OF_AN_ID * len(deletion.ids)
 
 
 async def read_by_id(

@@ -29,6 +29,8 @@ from store_service.store.batches import (
     now_microseconds,
     pick,
     read_by_id,
+    size_of_deletion,
+    size_of_update,
     updated,
 )
 from store_service.store.pages import read_page, read_pages
@@ -46,8 +48,8 @@ class Comments:
         self, drafts: Sequence[CommentDraft], *, request: Request | None = None, keep: bool = True
     ) -> tuple[Comment, ...]:
         """Stores comments, all or none, and returns them in the order of the drafts."""
-        check_answer_size(drafts)
-        comments = await _CREATE.do(self._store, drafts, request, keep=keep)
+        size = check_answer_size(drafts)
+        comments = await _CREATE.do(self._store, drafts, request, keep=keep, size=size)
         return comments if keep else tuple(_without_what_was_not_given(comment) for comment in comments)
 
     async def get_comment(self, id: int) -> Comment:
@@ -70,14 +72,15 @@ class Comments:
         self, update: Update, *, request: Request | None = None, keep: bool = True
     ) -> Comment:
         """Changes a comment and returns what it became."""
-        comment = await _UPDATE.do(self._store, update, request, keep=keep)
+        comment = await _UPDATE.do(self._store, update, request, keep=keep, size=size_of_update(update))
         return comment if keep else replace(comment, update_time=None, version=0)
 
     async def delete_comments(
         self, deletion: Deletion, *, request: Request | None = None, keep: bool = True
     ) -> Found[Comment]:
         """Deletes comments, all or none, and returns them as they last were."""
-        return await _DELETE.do(self._store, deletion, request, keep=keep)
+        size = size_of_deletion(deletion)
+        return await _DELETE.do(self._store, deletion, request, keep=keep, size=size)
 
     async def count_comments(self, post_ids: Sequence[int]) -> dict[int, int]:
         """How many comments each of these posts has; 0 also for what is no post."""

@@ -19,6 +19,8 @@ from store_service.store.batches import (
     now_microseconds,
     pick,
     read_by_id,
+    size_of_deletion,
+    size_of_update,
     updated,
 )
 from store_service.store.pages import read_page, read_pages
@@ -36,8 +38,8 @@ class Posts:
         self, drafts: Sequence[PostDraft], *, request: Request | None = None, keep: bool = True
     ) -> tuple[Post, ...]:
         """Stores posts, all or none, and returns them in the order of the drafts."""
-        check_answer_size(drafts)
-        posts = await _CREATE.do(self._store, drafts, request, keep=keep)
+        size = check_answer_size(drafts)
+        posts = await _CREATE.do(self._store, drafts, request, keep=keep, size=size)
         return posts if keep else tuple(_without_what_was_not_given(post) for post in posts)
 
     async def get_post(self, id: int) -> Post:
@@ -58,14 +60,15 @@ class Posts:
 
     async def update_post(self, update: Update, *, request: Request | None = None, keep: bool = True) -> Post:
         """Changes a post and returns what it became."""
-        post = await _UPDATE.do(self._store, update, request, keep=keep)
+        post = await _UPDATE.do(self._store, update, request, keep=keep, size=size_of_update(update))
         return post if keep else replace(post, update_time=None, version=0)
 
     async def delete_posts(
         self, deletion: Deletion, *, request: Request | None = None, keep: bool = True
     ) -> Found[Post]:
         """Deletes posts, all or none, and returns them as they last were."""
-        return await _DELETE.do(self._store, deletion, request, keep=keep)
+        size = size_of_deletion(deletion)
+        return await _DELETE.do(self._store, deletion, request, keep=keep, size=size)
 
 
 def _without_what_was_not_given(post: Post) -> Post:

@@ -62,8 +62,10 @@ class WriteOperation(Generic[Argument, Result]):
         self._plain = Operation(run, only_adds=only_adds, is_one_write=is_one_write)
         self._once = Operation(self._run_once, only_adds=only_adds)
 
-    async def do(self, store: Store, argument: Argument, request: Request | None, *, keep: bool) -> Result:
-        """Does the work, unless the same request did it before.
+    async def do(
+        self, store: Store, argument: Argument, request: Request | None, *, keep: bool, size: int
+    ) -> Result:
+        """Does the work, about `size` bytes of it, unless the same request did it before.
 
         Raises:
             RequestIdReused: Another request had the same id.
@@ -73,8 +75,8 @@ class WriteOperation(Generic[Argument, Result]):
             raise ReadOnly
         write = Write(argument=argument, request=request, keep=keep)
         if request is None:
-            return await store.write(self._plain, write, keep=keep)
-        answer = await store.write(self._once, write, keep=keep)
+            return await store.write(self._plain, write, keep=keep, size=size)
+        answer = await store.write(self._once, write, keep=keep, size=size)
         _was_repeated.set(answer.is_repeated)
         return answer.result
 

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import uuid
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,11 @@ from store_service.database.postgresql import PostgresqlConnection
 from store_service.database.posts import DELETE_POSTS
 from store_service.database.sqlite import SqliteConnection
 from store_service.database.statements import Statement, parameter
-from store_service.database.workers import LATER, MAX_BATCH, Operation
+from store_service.database.workers import LATER, MAX_BATCH, MAX_BATCH_BYTES, Operation
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostHasComments, PostNotFound, StoreError
 from store_service.measures import LaneMeasure
 from store_service.model import CommentDraft, Deletion, PostDraft, Request, Update
+from store_service.store.batches import READ_IDS
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from tests.store.by_hand import execute, query
@@ -142,6 +144,76 @@ async def test_a_batch_has_an_upper_limit(store: Store, database_url: str) -> No
         assert [len(batch) for batch in recorded.batches] == [MAX_BATCH, MAX_BATCH, 7]
         assert commits.count() == 3
     assert answers[:-1] == [f"stored {n}" for n in range(2 * MAX_BATCH + 7)]
+
+
+async def test_a_batch_ends_when_it_is_large(store: Store) -> None:
+    """Neither its memory nor its time grows with how many come at once with much; nobody is too large."""
+    recorded = Recorded()
+    sizes = [MAX_BATCH_BYTES // 2 - 1] * 4 + [2 * MAX_BATCH_BYTES, 0, 1]
+    gate, gated = await blocked(store)
+    waiting = [
+        asyncio.create_task(store.write(recorded.operation, str(n), size=size))
+        for n, size in enumerate(sizes)
+    ]
+    await turns()
+    gate.open()
+    await asyncio.gather(*waiting, gated)
+
+    assert recorded.batches == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
+
+
+LARGE = "a" * 2**16
+MANY = Deletion(ids=tuple(range(1, READ_IDS + 1)), allow_missing=True, force=True)
+
+LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]] = {
+    "creates_posts": (6, lambda posts, _: posts.create_posts([PostDraft(body=LARGE)] * 60)),
+    "creates_comments": (
+        6,
+        lambda _, comments: comments.create_comments([CommentDraft(body=LARGE, post_id=1)] * 60),
+    ),
+    "creates_with_request_ids": (
+        6,
+        lambda posts, _: posts.create_posts(
+            [PostDraft(body=LARGE)] * 60, request=Request(id=str(uuid.uuid4()), fingerprint="")
+        ),
+    ),
+    "updates_posts": (
+        150,
+        lambda posts, _: posts.update_post(Update(id=1, body=LARGE, etag="", request_field="post")),
+    ),
+    "updates_comments": (
+        150,
+        lambda _, comments: comments.update_comment(
+            Update(id=1, body=LARGE, etag="", request_field="comment")
+        ),
+    ),
+    "deletes_posts": (2, lambda posts, _: posts.delete_posts(MANY)),
+    "deletes_comments": (2, lambda _, comments: comments.delete_comments(MANY)),
+}
+
+
+@pytest.mark.parametrize(("count", "write"), LARGE_WRITES.values(), ids=LARGE_WRITES)
+async def test_large_writes_are_more_than_one_batch(
+    database_url: str, count: int, write: Callable[[Posts, Comments], Awaitable[Any]]
+) -> None:
+    """A write is as large as what it brings, and what it has to read first."""
+    measure = LaneMeasure()
+
+    def observe(name: str) -> Observer | None:
+        return Observer(name, measure, None) if name == "writer" else None
+
+    async with connect.open_store(database_url, readers=1, observe=observe) as store:
+        posts, comments = Posts(store), Comments(store)
+        await posts.create_posts([PostDraft(body="a")])
+        await comments.create_comments([CommentDraft(body="a", post_id=1)])
+        gate, gated = await blocked(store)
+        waiting = [asyncio.ensure_future(write(posts, comments)) for _ in range(count)]
+        await turns()
+        gate.open()
+        await asyncio.gather(*waiting, gated)
+
+    # Two of what was there before, and the gate.
+    assert sum(measure.sizes.counts) == 3 + 2
 
 
 async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database_url: str) -> None:
@@ -549,7 +621,7 @@ async def until_available(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Store) -> None:
-    """Not only the batch that found out: nobody waits for a database that is gone."""
+    """Not only the batch that found out, or the next: nobody waits for a database that is gone."""
 
     async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
         await gate.pass_through()
@@ -558,13 +630,16 @@ async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Stor
     gate = Gate()
     first = asyncio.create_task(store.write(Operation(lose), None))
     await gate.entered.wait()
-    second = asyncio.create_task(store.write(Recorded().operation, "waits"))
+    others = [
+        asyncio.create_task(store.write(Recorded().operation, "waits", size=MAX_BATCH_BYTES))
+        for _ in range(3)
+    ]
     await turns()
     with structlog.testing.capture_logs() as lines:
         gate.open()
-        answers = await asyncio.gather(first, second, return_exceptions=True)
+        answers = await asyncio.gather(first, *others, return_exceptions=True)
 
-    assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 2
+    assert [type(answer) for answer in answers] == [DatabaseUnavailable] * 4
     assert [(line["log_level"], line["event"], line["worker"]) for line in lines] == [
         ("error", "connection lost", "writer")
     ]
