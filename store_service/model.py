@@ -109,6 +109,8 @@ class PageRequest:
     query: Query
     page_size: int
     page_token: str
+    max_bytes: int = 0
+    """The page ends before its bodies pass this; 0: before they are too large for a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,6 +82,7 @@ async def read_page(
     """
     query = request.query
     after = page_tokens.last_id(request.page_token, query) if request.page_token else _FIRST[query.order]
+    max_bytes = request.max_bytes or MAX_PAGE_BYTES
     items: list[R] = []
     size = 0
     while True:
@@ -91,7 +92,7 @@ async def read_page(
         for row in rows:
             item = resource_of(row)
             size += _bytes_of(item.body)
-            if items and (len(items) == request.page_size or size > MAX_PAGE_BYTES):
+            if items and (len(items) == request.page_size or size > max_bytes):
                 return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=items[-1].id))
             items.append(item)
         if len(rows) < limit:

@@ -29,6 +29,12 @@ from store_service.store.posts import Posts
 PAGE_SIZE = 500
 """Most posts or comments in one message."""
 
+PAGE_BYTES = 512 * 1024
+"""A message ends before its bodies pass this. A watch whose caller does not read keeps some copies of it."""
+
+FIRST_SIZE = 50
+"""As many are asked for at first, as long as nobody knows how large they are."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotPage:
@@ -65,60 +71,96 @@ class Snapshot:
         self, place: SnapshotPlace, filter: Filter
     ) -> AsyncIterator[tuple[SnapshotPlace, Sequence[Post] | Sequence[Comment]]]:
         post_ids = sorted(filter.post_ids)
+        pace = _Pace()
         if place.kind is Kind.POST:
             if Kind.POST in filter.kinds:
-                pages = self._posts_of(place, post_ids) if post_ids else self._all_posts(place)
+                pages = self._posts_of(place, post_ids, pace) if post_ids else self._all_posts(place, pace)
                 async for posts in pages:
                     yield SnapshotPlace(kind=Kind.POST, id=posts[-1].id), posts
             place = SnapshotPlace(kind=Kind.COMMENT)
         if Kind.COMMENT in filter.kinds:
             for post_id in [it for it in post_ids if it >= place.post_id] or ([] if post_ids else [0]):
                 after = place.id if post_id == place.post_id else 0
-                async for comments in self._comments_of(post_id, after):
+                async for comments in self._comments_of(post_id, after, pace):
                     yield SnapshotPlace(kind=Kind.COMMENT, post_id=post_id, id=comments[-1].id), comments
 
-    async def _all_posts(self, place: SnapshotPlace) -> AsyncIterator[Sequence[Post]]:
+    async def _all_posts(self, place: SnapshotPlace, pace: "_Pace") -> AsyncIterator[Sequence[Post]]:
         query = Query(resource="posts")
         after = place.id
         while True:
-            page: Page[Post] = await self._posts.list_posts(_request(query, after))
+            page: Page[Post] = await self._posts.list_posts(_request(query, after, pace))
             if page.items:
+                pace.saw(page.items)
                 yield page.items
                 after = page.items[-1].id
             if not page.next_page_token:
                 return
 
-    async def _posts_of(self, place: SnapshotPlace, post_ids: Sequence[int]) -> AsyncIterator[Sequence[Post]]:
+    async def _posts_of(
+        self, place: SnapshotPlace, post_ids: Sequence[int], pace: "_Pace"
+    ) -> AsyncIterator[Sequence[Post]]:
         left = [id for id in post_ids if id > place.id]
-        count = PAGE_SIZE
         while left:
+            ids = left[: pace.count]
             try:
-                found = await self._posts.get_posts(left[:count], allow_missing=True)
+                found = await self._posts.get_posts(ids, allow_missing=True)
             except ResponseTooLarge:
                 # One post always fits.
-                count = max(count // 4, 1)
+                pace.slow_down()
+                continue
+            if len(ids) > 1 and _bytes_of(found.items) > PAGE_BYTES:
+                pace.slow_down()
                 continue
             if found.items:
+                pace.saw(found.items)
                 yield found.items
-            left = left[count:]
+            left = left[len(ids) :]
 
-    async def _comments_of(self, post_id: int, after: int) -> AsyncIterator[Sequence[Comment]]:
+    async def _comments_of(self, post_id: int, after: int, pace: "_Pace") -> AsyncIterator[Sequence[Comment]]:
         query = Query(resource="comments", post_id=post_id)
         while True:
             try:
-                page: Page[Comment] = await self._comments.list_comments(_request(query, after))
+                page: Page[Comment] = await self._comments.list_comments(_request(query, after, pace))
             except PostNotFound:
                 # It may be there later.
                 return
             if page.items:
+                pace.saw(page.items)
                 yield page.items
                 after = page.items[-1].id
             if not page.next_page_token:
                 return
 
 
-def _request(query: Query, after: int) -> PageRequest:
-    return PageRequest(query=query, page_size=PAGE_SIZE, page_token=page_tokens.make(query, last_id=after))
+class _Pace:
+    """How many to ask for, so that not much more is read than fits in a message."""
+
+    def __init__(self) -> None:
+        self.count = min(FIRST_SIZE, PAGE_SIZE)
+
+    def saw(self, items: Sequence[Post] | Sequence[Comment]) -> None:
+        """Learns from what was read: twice as many of what is small, no more than these of what is not."""
+        if 2 * _bytes_of(items) < PAGE_BYTES:
+            self.count = min(2 * self.count, PAGE_SIZE)
+        else:
+            self.count = len(items)
+
+    def slow_down(self) -> None:
+        """So many were too large."""
+        self.count = max(self.count // 4, 1)
+
+
+def _bytes_of(items: Sequence[Post] | Sequence[Comment]) -> int:
+    return sum(len(item.body.encode()) for item in items)
+
+
+def _request(query: Query, after: int, pace: _Pace) -> PageRequest:
+    return PageRequest(
+        query=query,
+        page_size=pace.count,
+        page_token=page_tokens.make(query, last_id=after),
+        max_bytes=PAGE_BYTES,
+    )
 
 
 def _snapshot_of(item: Post | Comment) -> Change:

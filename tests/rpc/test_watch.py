@@ -451,6 +451,28 @@ async def test_a_token_from_the_midst_of_the_initial_state_goes_on_with_the_rest
         assert resource_of((await watch.until(1))[-1]) == changed
 
 
+@pytest.mark.parametrize("post_ids", [[], list(range(1, 101))], ids=["all", "some"])
+async def test_the_initial_state_comes_in_small_messages(
+    stubs: Stubs, channel: grpc.aio.Channel, post_ids: list[int]
+) -> None:
+    """Whoever does not read costs a few copies of one; large bodies come alone, small ones together."""
+    sizes = [10] * 60 + [2**16] * 40
+    for some in (sizes[:60], sizes[60:]):
+        requests = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a" * size)) for size in some]
+        await stubs.posts.BatchCreatePosts(posts_pb2.BatchCreatePostsRequest(requests=requests))
+    for size in sizes[50:70]:
+        await stubs.create_comment(1, "a" * size)
+    responses: list[pb.WatchResponse] = []
+    async with watching(channel, initial_state=True, post_ids=post_ids) as watch:
+        while not responses or not responses[-1].initial_state_complete:
+            responses.append(await watch.read())
+
+    told = [len(resource_of(it).body) for response in responses for it in response.changes]
+    assert told == sizes + sizes[50:70]
+    assert max(response.ByteSize() for response in responses) < 600 * 1024
+    assert len(responses) < 30
+
+
 async def test_whoever_takes_the_initial_state_and_what_follows_has_what_is_stored(
     stored_state: Replica, stubs: Stubs, channel: grpc.aio.Channel
 ) -> None:
