@@ -211,6 +211,10 @@ class Config(BaseSettings):
     """Calls that run at once in a process; one more gets OVERLOADED. Watches have a limit of their own, and
     health always answers."""
 
+    max_concurrent_bytes: int = Field(default=134_217_728, ge=1024)
+    """Bytes of the requests that a process works on at once; one of more than 64 KiB that would pass them
+    gets OVERLOADED. In memory a request takes about three times its size."""
+
     caller_calls_per_second: float = Field(default=0.0, ge=0, le=1_000_000)
     """Calls that one caller may make a second, on average and at once; more get RATE_LIMITED.
     A caller is the name of a key, token or certificate, or without one an address. 0 is no limit."""
@@ -330,11 +334,16 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _a_body_fits_into_a_request(self) -> Self:
+    def _the_largest_fit(self) -> Self:
         if self.max_body_bytes + BESIDE_BODY_BYTES > self.max_request_bytes:
             raise ValueError(
                 f"STORE_MAX_REQUEST_BYTES: must be at least {BESIDE_BODY_BYTES} more than "
                 "STORE_MAX_BODY_BYTES, so that the longest body fits into a request"
+            )
+        if self.max_request_bytes > self.max_concurrent_bytes:
+            raise ValueError(
+                "STORE_MAX_CONCURRENT_BYTES: must not be less than STORE_MAX_REQUEST_BYTES, or the largest "
+                "request would always be refused"
             )
         return self
 

@@ -280,6 +280,7 @@ async def _keep(config: Config, store: connect.Store) -> None:
 def _limits(config: Config, connections: Connections) -> Limits:
     return Limits(
         max_calls=config.max_concurrent_calls,
+        max_bytes=config.max_concurrent_bytes,
         calls_per_second=config.caller_calls_per_second,
         max_seconds=config.max_call_seconds,
         max_unsent_bytes=config.max_unsent_bytes,

@@ -221,6 +221,7 @@ class Guard:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context, measure)
             admitted = None
+            request: Any = None
             response: Message | None = None
             answer = b""
             try:
@@ -230,14 +231,14 @@ class Guard:
                 if not while_draining:
                     if self._draining:
                         raise ShuttingDown
-                    admitted = self._limits.admit(context, call)
+                    admitted = self._limits.admit(context, call, len(data))
                 response = await behavior(request, context)
                 answer = response.SerializeToString()
                 if len(answer) > LARGE_BYTES and admitted is not None and (is_read or _did_nothing(request)):
                     self._limits.check_answer(context, len(answer))
             except BaseException as error:
-                # Of many that are refused at once none keeps its answer while it waits to say so.
-                response, answer = None, b""
+                # Of many that are refused at once none keeps its request and answer while it waits to say so.
+                data, request, response, answer = b"", None, None, b""
                 if admitted is not None and admitted.is_overdue and not context.cancelled():
                     await fail_overdue(call, context, admitted.task)
                 await fail(call, context, error)

@@ -1,8 +1,9 @@
 """How much callers may ask for at once, and for how long: what keeps one of them from taking the rest down.
 
 gRPC itself limits connections, streams, metadata and messages, by the options in `store_service.server`. Here
-is what it has no option for: calls that run at once, calls of one caller in a second, the time of a call, and
-answers that are not read. The guard asks before it runs a call, and tells when it has ended.
+is what it has no option for: calls that run at once and the size of their requests, calls of one caller in a
+second, the time of a call, and answers that are not read. The guard asks before it runs a call, and tells
+when it has ended.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from store_service.rpc.call import Context
 
 LARGE_BYTES = 65_536
-"""An answer that is larger is watched until it is on its way; smaller ones cannot fill the memory."""
+"""A request that is larger may be refused for the sake of memory, and an answer is watched until it is on its
+way; smaller ones cannot fill the memory."""
 
 CUT_SECONDS = 0.5
 """How long it is at least from one cut to the next, for each looks at all files of the process."""
@@ -40,6 +42,7 @@ class Admitted:
 
     task: "asyncio.Task[object]"
     context: "Context"
+    request_bytes: int
     start: float
     """When it began, by time.perf_counter."""
     is_overdue: bool = False
@@ -62,6 +65,7 @@ class Limits:
         self,
         *,
         max_calls: int,
+        max_bytes: int,
         calls_per_second: float,
         max_seconds: float,
         max_unsent_bytes: int,
@@ -71,36 +75,43 @@ class Limits:
 
         Args:
             max_calls: Unary calls that run at once; of streams besides watches as many.
+            max_bytes: Of their requests together.
             calls_per_second: Of one caller; 0 for no limit.
             max_seconds: Of a unary call, and for an answer to be taken by its caller.
             max_unsent_bytes: Large answers that one connection has not read; a single one is always sent.
             cut: Closes the connections of peers, given as gRPC names them.
         """
         self._max_calls = max_calls
+        self._max_bytes = max_bytes
         self._rates = Rates(calls_per_second) if calls_per_second else None
         self._max_seconds = max_seconds
         self._max_unsent_bytes = max_unsent_bytes
         self._cut = cut
         # In the order of their beginning, so that the first is the first whose time is up.
         self._running: dict[Admitted, None] = {}
+        self._running_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._unsent: dict[str, int] = {}
         # Those answers, in the order of their beginning too.
         self._unread: dict[Unsent, None] = {}
         self._cut_timer: asyncio.TimerHandle | None = None
 
-    def admit(self, context: "Context", call: Call) -> Admitted:
+    def admit(self, context: "Context", call: Call, request_bytes: int) -> Admitted:
         """Lets a unary call of this task begin, or not.
 
         Raises:
-            Overloaded: As many are running as may, or its connection does not read its answers.
+            Overloaded: As many or as much is running as may, or its connection does not read its answers.
             RateLimited: Its caller makes too many.
         """
+        running_bytes = self._running_bytes + request_bytes
+        if running_bytes > self._max_bytes and request_bytes > LARGE_BYTES:
+            raise Overloaded
         self._check(context, call, len(self._running))
         task = asyncio.current_task()
         assert task is not None
-        admitted = Admitted(task, context, time.perf_counter())
+        admitted = Admitted(task, context, request_bytes, time.perf_counter())
         self._running[admitted] = None
+        self._running_bytes = running_bytes
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._end_overdue)
         return admitted
@@ -125,6 +136,7 @@ class Limits:
     def end(self, call: Admitted, answer_bytes: int) -> None:
         """Says that a call has ended, and how long the answer is that gRPC is to send now."""
         self._running.pop(call, None)
+        self._running_bytes -= call.request_bytes
         if answer_bytes > LARGE_BYTES:
             self._watch_answer(call, answer_bytes)
 

@@ -178,6 +178,7 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_DRAIN_SECONDS": ["soon", "-1", "3601"],
     "STORE_READ_ONLY": ["perhaps"],
     "STORE_MAX_CONCURRENT_CALLS": ["many", "0", "100001"],
+    "STORE_MAX_CONCURRENT_BYTES": ["many", "1023", "4194303"],
     "STORE_CALLER_CALLS_PER_SECOND": ["many", "-1", "nan"],
     "STORE_MAX_CALL_SECONDS": ["some", "0", "3601"],
     "STORE_MAX_REQUEST_BYTES": ["many", "1023", "67108865"],

@@ -73,6 +73,28 @@ async def test_calls_up_to_the_limit_run_and_one_more_is_refused(config: Config,
     assert sorted(row[1] for row in contents(config.DATABASE_URL).posts) == ["0", "1", "2", "after"]
 
 
+async def test_large_requests_that_run_at_once_have_a_limit_together(config: Config, taken: Taken) -> None:
+    """Small ones are let in beside them; and when a large one has ended the next is let in."""
+    large = [pb.CreatePostRequest(post=pb.Post(body="x" * 60_000)) for _ in range(30)]
+    batch = pb.BatchCreatePostsRequest(requests=large)
+    size = batch.ByteSize()
+    async with limited(config, max_concurrent_bytes=2 * size) as (_, stubs):
+        with locked(config.DATABASE_URL):
+            before = taken.arrived
+            running = [asyncio.ensure_future(outcome_of(stubs.posts.BatchCreatePosts(batch))) for _ in "12"]
+            await taken.arrive(2, since=before)
+            refused = await failure(stubs.posts.BatchCreatePosts(batch))
+            running.append(asyncio.ensure_future(stubs.create_post("small")))
+            await taken.arrive(3, since=before)
+        await asyncio.gather(*running)
+        for _ in range(3):
+            await stubs.posts.BatchCreatePosts(batch)
+
+    assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+    assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+    assert len(contents(config.DATABASE_URL).posts) == 5 * 30 + 1
+
+
 async def test_overload_comes_before_what_is_wrong_with_the_request(config: Config, taken: Taken) -> None:
     """Whoever is refused costs no validation."""
     async with limited(config, max_concurrent_calls=1) as (_, stubs):

@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_DRAIN_SECONDS": ("2.5", 2.5),
     "STORE_READ_ONLY": ("true", True),
     "STORE_MAX_CONCURRENT_CALLS": ("1", 1),
+    "STORE_MAX_CONCURRENT_BYTES": ("10000000", 10_000_000),
     "STORE_CALLER_CALLS_PER_SECOND": ("0.5", 0.5),
     "STORE_MAX_CALL_SECONDS": ("2.5", 2.5),
     "STORE_MAX_REQUEST_BYTES": ("100000", 100_000),
@@ -531,6 +532,14 @@ def test_the_longest_body_must_fit_into_a_request() -> None:
 
     with pytest.raises(BadSetting, match=r"^STORE_MAX_REQUEST_BYTES: .*STORE_MAX_BODY_BYTES"):
         load(max_request_bytes=4096, max_body_bytes=most.max_body_bytes + 1)
+
+
+def test_the_largest_request_must_fit_into_what_is_worked_on_at_once() -> None:
+    """Otherwise it would be told to come again for ever."""
+    assert load(max_request_bytes=100_000, max_concurrent_bytes=100_000)
+
+    with pytest.raises(BadSetting, match=r"^STORE_MAX_CONCURRENT_BYTES: .*STORE_MAX_REQUEST_BYTES"):
+        load(max_request_bytes=100_001, max_concurrent_bytes=100_000)
 
 
 def test_what_comes_with_a_body_fits_beside_it() -> None:
