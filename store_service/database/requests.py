@@ -1,6 +1,8 @@
 """Every statement about requests that were done before."""
 
-from sqlalchemy import BigInteger, Integer, Text, delete, func, insert, select
+from typing import Any
+
+from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Text, delete, func, insert, select
 
 from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import request_table as request
@@ -28,6 +30,18 @@ INSERT_REQUESTS = Statement(
 )
 """Remembers requests. On PostgreSQL it fails, after waiting, when another process does the same one."""
 
+
+def _sizes(size: ColumnElement[int]) -> Select[Any]:
+    is_old = request.c.create_time < parameter("before", BigInteger)
+    return select(size).where(is_old).order_by(request.c.create_time).limit(parameter("limit", Integer))
+
+
+SIZES = Statement(
+    _sizes(func.length(request.c.answer)), on_postgresql=_sizes(func.octet_length(request.c.answer))
+)
+"""How long the answers to the oldest `limit` requests from before a time are; SQLite reads them for that,
+PostgreSQL does not. Served by requests_create_time_idx."""
+
 _old = (
     select(request.c.id)
     .where(request.c.create_time < parameter("before", BigInteger))
@@ -35,5 +49,5 @@ _old = (
     .limit(parameter("limit", Integer))
     .with_for_update(skip_locked=True)
 )
-DELETE_OLD_REQUESTS = Statement(delete(request).where(request.c.id.in_(_old)).returning(request.c.id))
+DELETE_OLD_REQUESTS = Statement(delete(request).where(request.c.id.in_(_old)))
 """Forgets the oldest `limit` requests from before a time. Served by requests_create_time_idx."""

@@ -27,6 +27,7 @@ from store_service.store import keeping, snapshot
 from store_service.store.keeping import Keeping
 from tests.postgres import new_database
 from tests.rpc.helpers import ONE_ENGINE, Side, Taken, become, connected, outcome_of, together
+from tests.store.by_hand import query
 from tests.support import ErrorSeen, Stubs, error_seen, failure
 from tests.watching import (
     COMMENT,
@@ -878,6 +879,24 @@ async def test_old_changes_go_in_small_steps(
                 seen.append([it.post.id for it in await watch.until(stored[-1].id)])
 
     assert seen == [[3, 4, 5, 6], [5, 6], [6]]
+
+
+async def test_large_changes_go_in_steps_of_few(
+    stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step goes by the size of what it deletes too."""
+    monkeypatch.setattr(keeping, "STEP_BYTES", 250)
+    for n in range(6):
+        await stubs.create_post(str(n) * 100)
+    left = []
+    async with keeper(database_url, change_rows=1) as old:
+        done = False
+        while not done:
+            done = await old.step()
+            left.append(query(database_url, "SELECT count(*) FROM changes")[0][0])
+
+    # The last that goes stays for its time.
+    assert left == [4, 2]
 
 
 async def test_whoever_reads_while_changes_are_deleted_misses_none_without_being_told(

@@ -102,6 +102,7 @@ SERVED_BY = {
     "changes.DELETE_CHANGES": "changes USING INTEGER PRIMARY KEY (rowid<?)",
     "requests.REQUESTS_BY_ID": "requests USING PRIMARY KEY (id=?)",
     "requests.ANSWERS_BY_ID": "requests USING PRIMARY KEY (id=?)",
+    "requests.SIZES": "requests_create_time_idx (create_time<?)",
     "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx (create_time<?)",
 }
 """The index that SQLite must choose for each statement that looks for rows."""
@@ -134,6 +135,7 @@ SERVED_BY_ON_POSTGRESQL = {
     "changes.DELETE_CHANGES": "changes_xid_seq_idx",
     "requests.REQUESTS_BY_ID": "requests_pkey",
     "requests.ANSWERS_BY_ID": "requests_pkey",
+    "requests.SIZES": "requests_create_time_idx",
     "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx",
 }
 """The same for PostgreSQL."""
