@@ -1,16 +1,12 @@
 """Every statement about requests that were done before."""
 
-from typing import Any
-
-from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Text, delete, func, insert, select
+from sqlalchemy import BigInteger, Integer, Text, delete, insert, select
 
 from store_service.database.statements import Statement, one_of, parameter, rows
 from store_service.database.tables import request_table as request
 
 REQUESTS_BY_ID = Statement(
-    select(request.c.id, request.c.fingerprint, func.length(request.c.answer)).where(
-        one_of(request.c.id, "ids", type_=Text)
-    )
+    select(request.c.id, request.c.fingerprint, request.c.size).where(one_of(request.c.id, "ids", type_=Text))
 )
 """What is known of these requests, and how long their answers are. Served by the primary key."""
 
@@ -19,28 +15,25 @@ ANSWERS_BY_ID = Statement(
 )
 """What these requests were answered. Served by the primary key."""
 
-_done = rows("done", id=Text, fingerprint=Text, answer=Text)
+_done = rows("done", id=Text, fingerprint=Text, size=Integer, answer=Text)
 INSERT_REQUESTS = Statement(
     insert(request).from_select(
-        ["id", "fingerprint", "answer", "create_time"],
-        select(_done.c.id, _done.c.fingerprint, _done.c.answer, parameter("now", BigInteger)).order_by(
-            _done.c.position
-        ),
+        ["id", "fingerprint", "size", "answer", "create_time"],
+        select(
+            _done.c.id, _done.c.fingerprint, _done.c.size, _done.c.answer, parameter("now", BigInteger)
+        ).order_by(_done.c.position),
     )
 )
 """Remembers requests. On PostgreSQL it fails, after waiting, when another process does the same one."""
 
-
-def _sizes(size: ColumnElement[int]) -> Select[Any]:
-    is_old = request.c.create_time < parameter("before", BigInteger)
-    return select(size).where(is_old).order_by(request.c.create_time).limit(parameter("limit", Integer))
-
-
 SIZES = Statement(
-    _sizes(func.length(request.c.answer)), on_postgresql=_sizes(func.octet_length(request.c.answer))
+    select(request.c.size)
+    .where(request.c.create_time < parameter("before", BigInteger))
+    .order_by(request.c.create_time)
+    .limit(parameter("limit", Integer))
 )
-"""How long the answers to the oldest `limit` requests from before a time are; SQLite reads them for that,
-PostgreSQL does not. Served by requests_create_time_idx."""
+"""How long the answers to the oldest `limit` requests from before a time are. Served by
+requests_create_time_idx."""
 
 _old = (
     select(request.c.id)

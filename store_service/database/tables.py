@@ -121,8 +121,9 @@ request_table = Table(
     metadata,
     Column("id", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
-    Column("answer", Text, nullable=False),
     Column("create_time", BigInteger, nullable=False),
+    # About how long the answer is, so that nobody reads answers to know how large they are.
+    Column("size", Integer, nullable=False, server_default="0"),
+    Column("answer", Text, nullable=False),
     Index("requests_create_time_idx", "create_time"),
-    sqlite_with_rowid=False,
 )

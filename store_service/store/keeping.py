@@ -1,6 +1,6 @@
 """How long changes and requests are kept: what is too old is deleted in small steps.
 
-Each step is a few writes like any other, done together with the writes of callers, who wait for no more than
+Each step is two writes like any other, done together with the writes of callers, who wait for no more than
 its few rows.
 """
 
@@ -26,12 +26,6 @@ STEP_ROWS = 500
 STEP_BYTES = 8 * 1024 * 1024
 """When the rows that a step has deleted were as large as this together, it deletes no more."""
 
-FIRST_REQUESTS = 8
-"""Of so many requests it is asked at first how large they are."""
-
-MOST_REQUESTS = 100
-"""And of so many at a time when they were small, for the next may be large."""
-
 STEP_SECONDS = 0.05
 """Pause after a step that left something to do."""
 
@@ -54,7 +48,6 @@ class Keeping:
         self._change_hours = change_hours
         self._change_rows = change_rows
         self._request_id_hours = request_id_hours
-        self._count = FIRST_REQUESTS
 
     async def run(self) -> None:
         """Works until it is cancelled."""
@@ -75,35 +68,13 @@ class Keeping:
         now = now_microseconds()
         limits = (now - int(self._change_hours * _HOUR), self._change_rows)
         is_trimmed = await self._store.write(_TRIM, limits)
-        is_forgotten = await self._forget(now - int(self._request_id_hours * _HOUR))
+        is_forgotten = await self._store.write(_FORGET, now - int(self._request_id_hours * _HOUR))
         return is_trimmed and is_forgotten
 
-    async def _forget(self, before: int) -> bool:
-        """Deletes some requests; whether none is left from before a time."""
-        rows = size = 0
-        while rows < STEP_ROWS and size < STEP_BYTES:
-            # A reader looks how large they are: on SQLite that takes as long as reading all of it.
-            limit = min(self._count, STEP_ROWS - rows)
-            sizes = await self._store.read(_SIZES, (before, limit))
-            if not sizes:
-                return True
-            self._count = _next_count(sizes)
-            count = _in_a_step(sizes, STEP_BYTES - size)
-            await self._store.write(_FORGET, (before, count))
-            rows += count
-            size += sum(sizes[:count])
-        return False
 
-
-def _in_a_step(sizes: Sequence[int], most: int) -> int:
-    """How many of these to delete, the last of which may pass `most` bytes."""
-    return min(bisect_left(list(accumulate(sizes)), most) + 1, len(sizes))
-
-
-def _next_count(sizes: Sequence[int]) -> int:
-    """How many sizes to read next: twice as many as these, or as many of their size as fit in a step."""
-    fitting = len(sizes) * STEP_BYTES // max(sum(sizes), 1)
-    return max(min(2 * len(sizes), fitting, MOST_REQUESTS), 1)
+def _in_a_step(sizes: Sequence[int]) -> int:
+    """How many rows of these sizes to delete, the last of which may pass STEP_BYTES."""
+    return min(bisect_left(list(accumulate(sizes)), STEP_BYTES) + 1, len(sizes))
 
 
 async def _trim(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[bool]:
@@ -123,7 +94,7 @@ async def _trim_once(connection: Connection, before: int, most_rows: int) -> boo
     ((last_seq,),) = await connection.fetch(change_sql.LAST_SEQ)
     # Only what is next in the order of the feed: everything up to the new mark is told no more.
     too_old = list(takewhile(lambda row: row[3] < before or row[1] <= last_seq - most_rows, found))
-    count = _in_a_step([size for _, _, size, _ in too_old], STEP_BYTES)
+    count = _in_a_step([size for _, _, size, _ in too_old])
     is_done = count == len(too_old) < STEP_ROWS
     too_old = too_old[:count]
     if too_old:
@@ -134,18 +105,19 @@ async def _trim_once(connection: Connection, before: int, most_rows: int) -> boo
     return is_done
 
 
-async def _sizes(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[list[int]]:
-    rows = [await connection.fetch(request_sql.SIZES, before=before, limit=limit) for before, limit in asked]
-    return [[size for (size,) in found] for found in rows]
+async def _forget(connection: Connection, asked: Sequence[int]) -> list[bool]:
+    return [await _forget_once(connection, before) for before in asked]
 
 
-async def _forget(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[None]:
-    for before, limit in asked:
-        await connection.fetch(request_sql.DELETE_OLD_REQUESTS, before=before, limit=limit)
-    return [None] * len(asked)
+async def _forget_once(connection: Connection, before: int) -> bool:
+    """Deletes the oldest requests; whether none is left to go."""
+    found = await connection.fetch(request_sql.SIZES, before=before, limit=STEP_ROWS)
+    count = _in_a_step([size for (size,) in found])
+    if count:
+        await connection.fetch(request_sql.DELETE_OLD_REQUESTS, before=before, limit=count)
+    return count == len(found) < STEP_ROWS
 
 
 # What they delete nobody else changes, and no change tells of it.
 _TRIM: Operation[tuple[int, int], bool] = Operation(_trim, only_adds=True)
-_SIZES: Operation[tuple[int, int], list[int]] = Operation(_sizes)
-_FORGET: Operation[tuple[int, int], None] = Operation(_forget, only_adds=True)
+_FORGET: Operation[int, bool] = Operation(_forget, only_adds=True)

@@ -88,7 +88,7 @@ class WriteOperation(Generic[Argument, Result]):
         outcomes = await self._remembered(connection, requests)
 
         # Of equal ids in one batch the first that succeeds is done, and answers the others.
-        done: list[tuple[int, str, str, str]] = []
+        done: list[tuple[int, str, str, int, str]] = []
         while len(outcomes) < len(requests):
             first: dict[str, int] = {}
             for index, request in enumerate(requests):
@@ -113,7 +113,8 @@ class WriteOperation(Generic[Argument, Result]):
                     outcomes[index] = _reused()
             for id, result in came_of.items():
                 if not isinstance(result, StoreError):
-                    done.append((len(done), id, requests[first[id]].fingerprint, self._text(result)))
+                    answer = self._text(result)
+                    done.append((len(done), id, requests[first[id]].fingerprint, len(answer), answer))
         if done:
             await connection.fetch(sql.INSERT_REQUESTS, done=as_json(done), now=now_microseconds())
         return [outcomes[index] for index in range(len(requests))]

@@ -97,7 +97,8 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             "comment": {"id": 2, "body": "second", "post_id": 1, **times},
         }
         connection.executemany(
-            "INSERT INTO requests VALUES (?, 'of another request', ?, ?)",
+            "INSERT INTO requests (id, fingerprint, answer, create_time)"
+            " VALUES (?, 'of another request', ?, ?)",
             [
                 (KNOWN_REQUESTS[name], json.dumps({"items": [answer], "missing_ids": []}), TOLD_AT)
                 for name, answer in answers.items()

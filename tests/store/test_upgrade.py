@@ -386,6 +386,25 @@ def test_a_check_finds_an_older_schema_and_changes_nothing(bare_url: str, actual
     assert state(bare_url) == before
 
 
+# From the versions of this program before
+
+
+def test_requests_of_a_version_before_are_remembered(bare_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the size of their answers, which they did not have; and that version can go on writing."""
+    row = "INSERT INTO requests (id, fingerprint, answer, create_time) VALUES ('{}', 'f', '{}', {})"
+    with monkeypatch.context() as before:
+        before.setattr(schema, "HEAD", "0003")
+        schema.upgrade(bare_url)
+    execute(bare_url, row.format("b", "x" * 5000, 1), row.format("a", "", 2))
+
+    assert schema.upgrade(bare_url) == "0003"
+    execute(bare_url, row.format("c", "later", 3))
+
+    found = query(bare_url, "SELECT id, fingerprint, create_time, size, answer FROM requests ORDER BY id")
+    assert found == [("a", "f", 2, 0, ""), ("b", "f", 1, 5000, "x" * 5000), ("c", "f", 3, 0, "later")]
+    schema.check(bare_url)
+
+
 # Again, at once, in the way
 
 
