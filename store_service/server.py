@@ -221,7 +221,14 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             await Changes(store).begin()
             connections = Connections()
             limits = _limits(config, connections)
-            guard = Guard(limits, connections, access, observed.measures, observed.tracing)
+            guard = Guard(
+                limits,
+                connections,
+                access,
+                observed.measures,
+                observed.tracing,
+                max_request_bytes=config.max_request_bytes,
+            )
             feed = Feed(
                 store,
                 max_watches=config.max_watches,

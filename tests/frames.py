@@ -18,8 +18,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
 
 
-def headers(path: str) -> bytes:
-    """The header block of a gRPC call, not compressed."""
+def headers(path: str, *, encoding: str = "identity") -> bytes:
+    """The header block of a gRPC call, not compressed; its messages may be."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -27,6 +27,7 @@ def headers(path: str) -> bytes:
         ":authority": "test",
         "te": "trailers",
         "content-type": "application/grpc",
+        "grpc-encoding": encoding,
     }
     return b"".join(
         b"\0" + bytes([len(key)]) + key.encode() + bytes([len(value)]) + value.encode()
@@ -42,12 +43,12 @@ class RawClient:
     writer: asyncio.StreamWriter
     last_stream: int = -1
 
-    def call(self, path: str, request: bytes) -> int:
-        """Begins a call with its whole request; returns its stream."""
+    def call(self, path: str, request: bytes, *, encoding: str = "") -> int:
+        """Begins a call with its whole request, which may be packed; returns its stream."""
         self.last_stream += 2
-        message = b"\0" + struct.pack(">I", len(request)) + request
+        message = bytes([bool(encoding)]) + struct.pack(">I", len(request)) + request
         self.writer.write(
-            frame(HEADERS, END_HEADERS, self.last_stream, headers(path))
+            frame(HEADERS, END_HEADERS, self.last_stream, headers(path, encoding=encoding or "identity"))
             + frame(DATA, END_STREAM, self.last_stream, message)
         )
         return self.last_stream

@@ -13,6 +13,7 @@ from store_service.errors import StoreError
 from store_service.logs import CallLog
 from store_service.measures import CallMeasure
 from store_service.rpc.access import address_of
+from store_service.rpc.decoding import RequestTooLarge
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 
 if TYPE_CHECKING:
@@ -103,10 +104,18 @@ async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
         raise error
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error
+    if isinstance(error, RequestTooLarge):
+        # As gRPC answers to one that is too large without being packed.
+        call.log("RESOURCE_EXHAUSTED")
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), trailing_metadata=((CALL_ID_KEY, call.id),)
+        )
 
     # The branches of the tree have no row; one that is raised is a bug like any other.
     if isinstance(error, StoreError) and type(error) in ROWS:
         status = status_of(error)
+        # The frames that it came through have the request, which may be large.
+        error.with_traceback(None)
         if error.__cause__ is not None:
             log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
         call.log(status.code.name, ROWS[type(error)].reason)

@@ -26,7 +26,7 @@ from store_service.measures import CallMeasure, Measures
 from store_service.rpc.access import Access, Admission, right_of
 from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
-from store_service.rpc.decoding import decode_each, decoder
+from store_service.rpc.decoding import Unpacker, decode_each, decoder
 from store_service.rpc.limits import LARGE_BYTES, Limits
 from store_service.store.requests import was_repeated
 
@@ -59,6 +59,8 @@ class Guard:
         access: Access | None = None,
         measures: Measures | None = None,
         tracing: "Tracing | None" = None,
+        *,
+        max_request_bytes: int,
     ) -> None:
         """Takes every call that may be made and that the limits let in, until `drain`.
 
@@ -68,12 +70,14 @@ class Guard:
             access: Who may make which call; None for everybody.
             measures: Where calls are counted; None for nowhere.
             tracing: What makes spans of calls; None for nothing.
+            max_request_bytes: How large a request may be when it is unpacked.
         """
         self._limits = limits
         self._connections = connections
         self._access = access
         self._measures = measures
         self._tracing = tracing
+        self._unpacker = Unpacker(max_request_bytes)
         self._draining = False
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
@@ -225,6 +229,7 @@ class Guard:
             response: Message | None = None
             answer = b""
             try:
+                data = await self._unpacker.unpacked(data)
                 request = decode(data)
                 if admit is not None:
                     admit(call, context)
@@ -268,7 +273,10 @@ class Guard:
             task = asyncio.current_task()
             assert task is not None
             try:
-                request = decode_each(data, decode) if client_streaming else decode(data)
+                if client_streaming:
+                    request: Any = decode_each(self._unpacker.each(data), decode)
+                else:
+                    request = decode(await self._unpacker.unpacked(data))
                 if admit is not None:
                     admit(call, context)
                 if self._draining and not while_draining:

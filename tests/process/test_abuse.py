@@ -5,6 +5,7 @@ Connections that say nothing, and clients that stop reading, are in tests/rpc/te
 
 import asyncio
 import gc
+import gzip
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,6 +197,33 @@ async def test_a_message_that_is_small_until_it_is_unpacked_is_refused(server: S
     assert server.stop() == 0
 
     assert grown < FLAT_BYTES
+
+
+async def test_a_crowd_of_requests_that_grow_when_unpacked_does_not_fill_the_memory(
+    server: ServerProcess,
+) -> None:
+    """180 of 4 KiB at once, each 4 MiB when it is unpacked, which is done one after the other."""
+    server.settings["STORE_LOG_LEVEL"] = "info"
+    server.start()
+    request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="x" * 4_190_000)).SerializeToString()
+    packed = gzip.compress(request)
+    async with connected_to(server) as channel, AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        await Stubs(channel).create_post()
+        memory = server.rss_bytes
+        clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(12)]
+        # As many on each as there may be bytes on their way before the server asks for more.
+        for client in clients:
+            for _ in range(15):
+                client.call("/storeapi.v1.PostService/CreatePost", packed, encoding="gzip")
+        # The server asks whether they are there.
+        answering = [group.create_task(client.closed()) for client in clients]
+        await become(lambda: server.stderr().count('"FIELD_INVALID"') == 180, seconds=60)
+        grown = server.most_rss_bytes - memory
+        for task in answering:
+            task.cancel()
+    assert server.stop() == 0
+
+    assert grown < 4 * FLAT_BYTES
 
 
 async def test_calls_that_are_called_off_at_once_cost_nothing(server: ServerProcess) -> None:

@@ -18,6 +18,7 @@ from store_service.config import Config
 from store_service.errors import RateLimited
 from store_service.rpc import limits
 from store_service.rpc.connections import Connections
+from store_service.rpc.decoding import Unpacker
 from store_service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from store_service.rpc.limits import Rates
 from store_service.server import RunningServer, serving
@@ -285,15 +286,37 @@ async def test_calls_that_take_less_and_watches_are_not_cut(config: Config) -> N
 
 
 async def test_a_request_as_large_as_may_be_is_taken_and_one_byte_more_is_not(config: Config) -> None:
-    """gRPC counts the bytes of the message, also those that were compressed."""
+    """What counts are the bytes of the message, also of one that was compressed."""
     largest = pb.CreatePostRequest(post=pb.Post(body="x" * 3000))
     limit = largest.ByteSize()
     async with limited(config, max_request_bytes=limit) as (_, stubs):
-        await stubs.posts.CreatePost(largest)
-        for compression in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
+        for compression in grpc.Compression:
+            created = await stubs.posts.CreatePost(largest, compression=compression)
+            assert created.body == largest.post.body
             larger = pb.CreatePostRequest(post=pb.Post(body="x" * 3001))
             refused = await failure(stubs.posts.CreatePost(larger, compression=compression))
             assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_grpc_leaves_packed_requests_to_the_guard(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would unpack all that have come at once."""
+    sizes: list[int] = []
+    unpacked = Unpacker.unpacked
+
+    async def seen(unpacker: Unpacker, data: bytes) -> bytes:
+        sizes.append(len(data))
+        return await unpacked(unpacker, data)
+
+    monkeypatch.setattr(Unpacker, "unpacked", seen)
+    request = pb.CreatePostRequest(post=pb.Post(body="x" * 10_000))
+    async with limited(config) as (_, stubs):
+        for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+            assert (await stubs.posts.CreatePost(request, compression=compression)).body == request.post.body
+
+    assert len(sizes) == 2
+    assert max(sizes) < 1000
 
 
 async def test_metadata_as_large_as_may_be_is_taken_and_one_byte_more_is_not(config: Config) -> None:

@@ -1,0 +1,105 @@
+"""Requests that are packed, and what only looks so."""
+
+import asyncio
+import gzip
+import zlib
+from collections.abc import Callable
+
+import pytest
+from google.protobuf.message import Message
+from storeapi.v1 import posts_pb2 as pb
+
+from store_service.errors import RequestMalformed
+from store_service.rpc.decoding import SMALL_BYTES, RequestTooLarge, Unpacker, decoder
+
+REQUEST = pb.CreatePostRequest(post=pb.Post(body="packed"))
+BYTES = REQUEST.SerializeToString()
+
+
+async def read(data: bytes, *, max_bytes: int = 1000) -> Message:
+    """What the guard makes of the bytes of a request."""
+    return decoder(pb.CreatePostRequest)(await Unpacker(max_bytes).unpacked(data))
+
+
+@pytest.mark.parametrize("level", range(10))
+async def test_what_gzip_and_deflate_have_packed_is_read(level: int) -> None:
+    """However hard they have tried."""
+    assert await read(gzip.compress(BYTES, level)) == REQUEST
+    assert await read(zlib.compress(BYTES, level)) == REQUEST
+    assert await read(BYTES) == REQUEST
+
+
+async def test_a_large_one_is_read_to_its_last_byte() -> None:
+    """And one that breaks off behind what is small is no request."""
+    large = pb.CreatePostRequest(post=pb.Post(body="x" * (5 * SMALL_BYTES)))
+    packed = gzip.compress(large.SerializeToString())
+
+    assert await read(packed, max_bytes=large.ByteSize()) == large
+    with pytest.raises(RequestTooLarge):
+        await read(packed, max_bytes=large.ByteSize() - 1)
+    with pytest.raises(RequestMalformed):
+        await read(packed[:-1], max_bytes=large.ByteSize())
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+async def test_no_more_is_unpacked_than_a_request_may_be(pack: Callable[[bytes], bytes]) -> None:
+    """One byte more is too large."""
+    assert await read(pack(BYTES), max_bytes=len(BYTES)) == REQUEST
+    with pytest.raises(RequestTooLarge, match=f"larger than {len(BYTES) - 1} bytes"):
+        await read(pack(BYTES), max_bytes=len(BYTES) - 1)
+
+
+@pytest.mark.parametrize("data", [gzip.compress(BYTES)[:-9], gzip.compress(BYTES) + b"more", b"\x1f\x8b\x00"])
+async def test_what_was_cut_off_or_goes_on_is_no_request(data: bytes) -> None:
+    """As every other bytes that are none."""
+    with pytest.raises(RequestMalformed):
+        await read(data)
+
+
+async def test_a_message_that_only_begins_like_a_packed_one_is_read_as_it_is() -> None:
+    """A field that is not known is for the validation to refuse."""
+    unknown = b"\x78\x01" + BYTES
+
+    assert (await read(unknown)).SerializeToString() == BYTES + b"\x78\x01"
+
+
+LARGE = gzip.compress(bytes(20 * SMALL_BYTES))
+
+
+async def test_others_have_their_turn_between_two_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many come at once; and twice as long as the last one took."""
+    unpacker = Unpacker(100 * SMALL_BYTES)
+    turns: list[str] = []
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def seen(seconds: float) -> None:
+        pauses.append(seconds)
+        await sleep(seconds)
+
+    async def unpack() -> None:
+        assert await unpacker.unpacked(LARGE) == bytes(20 * SMALL_BYTES)
+        turns.append("unpacked")
+
+    async def work() -> None:
+        while turns.count("unpacked") < 20:
+            turns.append("other")
+            await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", seen)
+    await asyncio.gather(*[unpack() for _ in range(20)], work())
+
+    assert "unpacked unpacked" not in " ".join(turns)
+    assert pauses[0] == 0
+    assert len(pauses) == 20
+    assert sum(pauses) > 0
+
+
+async def test_a_small_one_waits_for_no_large_one() -> None:
+    """It is unpacked at once, whoever waits."""
+    unpacker = Unpacker(100 * SMALL_BYTES)
+    waiting = [asyncio.ensure_future(unpacker.unpacked(LARGE)) for _ in range(3)]
+
+    assert await unpacker.unpacked(gzip.compress(BYTES)) == BYTES
+    assert not any(it.done() for it in waiting)
+    await asyncio.gather(*waiting)
