@@ -49,7 +49,11 @@ async def test_no_more_is_unpacked_than_a_request_may_be(pack: Callable[[bytes],
         await read(pack(BYTES), max_bytes=len(BYTES) - 1)
 
 
-@pytest.mark.parametrize("data", [gzip.compress(BYTES)[:-9], gzip.compress(BYTES) + b"more", b"\x1f\x8b\x00"])
+@pytest.mark.parametrize(
+    "data",
+    [gzip.compress(BYTES)[:-9], gzip.compress(BYTES) + b"more", b"\x1f\x8b\x00"],
+    ids=["cut off", "goes on", "neither"],
+)
 async def test_what_was_cut_off_or_goes_on_is_no_request(data: bytes) -> None:
     """As every other bytes that are none."""
     with pytest.raises(RequestMalformed):
