@@ -307,7 +307,7 @@ async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
             stalled.set()
             raise
 
-    monkeypatch.setattr(guard, "STALL_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(guard, "_send", watched_send)
     for _ in range(8):
         await posts.several(60, "x" * 60_000)

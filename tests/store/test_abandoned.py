@@ -24,7 +24,7 @@ WRITE = Statement(
     )
 )
 
-SOON_SECONDS = 8
+SOON_SECONDS = 20
 """Sooner than any timeout of the database would end a statement."""
 
 
