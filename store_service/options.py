@@ -15,7 +15,7 @@ _ALWAYS = [
     # already, gRPC would refuse new ones at random, with CANCELLED and no reason.
     ("grpc.server.max_pending_requests", 100_000),
     ("grpc.server.max_pending_requests_hard_limit", 100_000),
-    # The guard unpacks requests, one after the other; gRPC would unpack all that have come at once.
+    # The guard unpacks requests, the large ones in turns; gRPC would unpack all that have come at once.
     ("grpc.per_message_decompression", 0),
 ]
 

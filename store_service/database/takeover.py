@@ -70,9 +70,8 @@ def strangers(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     found = obstacles(connection, revision)
     if revision == BEFORE:
         return found
-    ours = [
-        name for name in tables.metadata.tables if name in sqlalchemy.inspect(connection).get_table_names()
-    ]
+    present = sqlalchemy.inspect(connection).get_table_names()
+    ours = [name for name in tables.metadata.tables if name in present]
     if revision == list(MADE_BY)[-1]:
         found.extend(_lacking(connection))
     found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, ours))

@@ -409,16 +409,16 @@ class Lane:
     ) -> list[Any]:
         started = time.perf_counter()
         failure: Exception | None = None
-        seen = [work.seen for work in batch]
+        outcomes: list[Any] = [None] * len(batch)
         try:
             outcomes = await self._outcomes_at_last(connection, batch, keep=keep)
-            seen = [work.seen for work, it in zip(batch, outcomes, strict=True) if it is not LATER]
             return outcomes
         except Exception as error:
             failure = error
             raise
         finally:
-            observer.batch_ended(seen, started, failure)
+            done = [work.seen for work, it in zip(batch, outcomes, strict=True) if it is not LATER]
+            observer.batch_ended(done, started, failure)
 
     async def _outcomes_at_last(
         self, connection: Connection, batch: Sequence[Work], *, keep: bool

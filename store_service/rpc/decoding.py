@@ -59,11 +59,6 @@ class Unpacker:
             )
         return found if unpack.eof and not unpack.unused_data else data
 
-    async def each(self, data: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The same for all requests of a stream."""
-        async for one in data:
-            yield await self.unpacked(one)
-
     async def _rest(self, unpack: "zlib._Decompress", max_bytes: int) -> bytes:
         async with self._turn:
             # A thousand of them take ten seconds, and gRPC lets in one call after the other. So everybody
@@ -94,8 +89,8 @@ def decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
 
 
 async def decode_each(
-    data: AsyncIterator[bytes], decode: Callable[[bytes], Message]
+    data: AsyncIterator[bytes], unpacker: Unpacker, decode: Callable[[bytes], Message]
 ) -> AsyncIterator[Message]:
     """The messages that a stream of requests is made of."""
     async for one in data:
-        yield decode(one)
+        yield decode(await unpacker.unpacked(one))

@@ -274,7 +274,7 @@ class Guard:
             assert task is not None
             try:
                 if client_streaming:
-                    request: Any = decode_each(self._unpacker.each(data), decode)
+                    request: Any = decode_each(data, self._unpacker, decode)
                 else:
                     request = decode(await self._unpacker.unpacked(data))
                 if admit is not None:

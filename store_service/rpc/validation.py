@@ -340,14 +340,15 @@ class Validation:
         found = _Violations(self._max_batch_size)
         if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
             found.check_id(request.id, "id")
+            ids: Sequence[int] = (request.id,)
+            etag = request.etag
         else:
             found.check_batch("ids", request.ids)
             found.check_ids("ids", request.ids, unique=True)
+            ids, etag = request.ids, ""
         found.check_request_id(request)
         found.raise_if_any()
-        if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
-            return (request.id,), request.etag
-        return tuple(request.ids), ""
+        return tuple(ids), etag
 
 
 def same_request(request: WriteRequest) -> Request | None:

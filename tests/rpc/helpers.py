@@ -24,6 +24,9 @@ from tests.support import Stubs
 ONE_ENGINE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 """For tests of what never reaches the database; all others run on each engine."""
 
+ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+"""For tests of what SQLite has not: several processes on one database, or transactions at once."""
+
 METHODS: list[MethodDescriptor] = [method for service in service_descriptors() for method in service.methods]
 """Every method of the contract; each takes one request, and Watch answers more than once."""
 

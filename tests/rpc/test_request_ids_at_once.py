@@ -19,7 +19,7 @@ from store_service.store import requests
 from store_service.store.keeping import STEP_ROWS, Keeping
 from store_service.store.posts import Posts
 from store_service.store.requests import WriteOperation, was_repeated
-from tests.rpc.helpers import Side, Taken, become, connected, outcome_of, together
+from tests.rpc.helpers import ON_POSTGRESQL, Side, Taken, become, connected, outcome_of, together
 from tests.rpc.writes import (
     CHANGES,
     WRITES,
@@ -32,8 +32,6 @@ from tests.rpc.writes import (
     send,
 )
 from tests.support import Stubs, error_seen, failure
-
-ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
 HOUR = 3_600_000_000
 MINUTE = 60_000_000

@@ -26,7 +26,7 @@ from store_service.store import changes as store_changes
 from store_service.store import keeping, snapshot
 from store_service.store.keeping import Keeping
 from tests.postgres import new_database
-from tests.rpc.helpers import ONE_ENGINE, Side, Taken, become, connected, outcome_of, together
+from tests.rpc.helpers import ON_POSTGRESQL, ONE_ENGINE, Side, Taken, become, connected, outcome_of, together
 from tests.store.by_hand import query
 from tests.support import ErrorSeen, Stubs, error_seen, failure
 from tests.watching import (
@@ -1003,12 +1003,11 @@ async def test_the_limits_themselves_are_allowed(channel: grpc.aio.Channel) -> N
 # Several processes
 
 
+@ON_POSTGRESQL
 async def test_a_change_is_told_by_every_server_on_the_database(
     config: Config, server: RunningServer, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
     """Whichever wrote it, and a token of one goes on at another; SQLite has just one server at a time."""
-    if is_sqlite(database_url):
-        pytest.skip("one process serves a file")
     async with serving(config) as second, grpc.aio.insecure_channel(second.address) as other:
         async with begun(channel) as watch, begun(other) as watch_of_other:
             for n in range(3):
@@ -1022,12 +1021,11 @@ async def test_a_change_is_told_by_every_server_on_the_database(
             assert [it.post for it in await watch.changes(1)] == [last]
 
 
+@ON_POSTGRESQL
 async def test_what_began_earlier_and_commits_later_is_not_skipped(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
     """A change is told only when nothing before it can still come; SQLite has one writer at a time."""
-    if is_sqlite(database_url):
-        pytest.skip("one transaction writes after the other")
     token = await token_of_now(channel)
     first = await stubs.create_post("first")
     with psycopg.connect(database_url) as open_transaction:
@@ -1049,12 +1047,11 @@ async def test_what_began_earlier_and_commits_later_is_not_skipped(
     assert [it.id for it in told_now] == [987, second.id]
 
 
+@ON_POSTGRESQL
 async def test_the_changes_of_one_resource_are_told_in_the_order_in_which_they_were_made(
     config: Config, server: RunningServer, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
     """Also when the transaction that came second to a post had begun first; SQLite has one at a time."""
-    if is_sqlite(database_url):
-        pytest.skip("one transaction writes after the other")
     first, second, third = [await stubs.create_post(f"post {n}") for n in range(3)]
     token = await token_of_now(channel)
     async with serving(config) as other, grpc.aio.insecure_channel(other.address) as other_channel:

@@ -15,7 +15,7 @@ from storeapi.v1 import posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.database.connect import is_sqlite, open_store
+from store_service.database.connect import open_store
 from store_service.errors import DatabaseUnavailable
 from store_service.model import Change, Filter, PostDraft, WatchStart
 from store_service.rpc import changes as rpc_changes
@@ -24,7 +24,7 @@ from store_service.server import serving
 from store_service.store.changes import Changes, Piece
 from store_service.store.feed import Feed
 from store_service.store.posts import Posts
-from tests.rpc.helpers import ONE_ENGINE, become, outcome_of, stoppable
+from tests.rpc.helpers import ON_POSTGRESQL, ONE_ENGINE, become, outcome_of, stoppable
 from tests.support import Stubs, error_seen
 from tests.watching import Watch, begun, refusal, token_of_now, watching
 
@@ -344,12 +344,11 @@ async def test_a_response_is_encoded_once_for_all_who_want_the_same(
 # A database that goes away
 
 
+@ON_POSTGRESQL
 async def test_a_watch_skips_nothing_when_the_database_goes_and_comes_back(
     config: Config, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
     """It goes on, or ends with UNAVAILABLE and its token goes on; a file has no connections to lose."""
-    if is_sqlite(database_url):
-        pytest.skip("nobody can end a connection to a file")
     answered: list[int] = []
     told: list[int] = []
     is_over = asyncio.Event()
