@@ -140,6 +140,7 @@ def _stop_with_supervisor(stop: asyncio.Event) -> None:
     def on_stdin() -> None:
         if not os.read(sys.stdin.fileno(), 1024):
             if stop.is_set():
+                logs.drain()
                 # What was answered is on disk, so nothing is lost by not tidying up.
                 os._exit(1)
             loop.remove_reader(sys.stdin.fileno())
@@ -167,6 +168,7 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
 
     def on_signal(number: int) -> None:
         if stop.is_set():
+            logs.drain()
             # What was answered is on disk, so nothing is lost by not tidying up.
             os._exit(128 + number)
         stop.set()

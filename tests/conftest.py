@@ -1,6 +1,7 @@
 """Fixtures that every test can ask for: a real server on a real file, in this process or in its own."""
 
 import logging
+import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,9 @@ from tests.support import ServerProcess, Stubs
 # A shell that starts tests in the background lets them ignore Ctrl-C, and so would what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Who sets this never sees what is left in a buffer at the end; most people do not set it.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 @pytest.fixture(autouse=True)

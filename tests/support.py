@@ -130,7 +130,7 @@ class ServerProcess:
     def begin(self) -> None:
         """Starts it and waits for nothing."""
         environment = _without_settings(os.environ)
-        environment |= {"STORE_LISTEN": "127.0.0.1:0", "PYTHONUNBUFFERED": "1", **self.settings}
+        environment |= {"STORE_LISTEN": "127.0.0.1:0", **self.settings}
         with (self.folder / "stderr.log").open("ab") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "store_service", "serve"],

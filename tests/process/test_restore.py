@@ -497,7 +497,7 @@ for left, folder in enumerate(folders):
         os.chdir(folder)
         main(["restore", copy], prog_name="store-service")
     _, status = os.waitpid(process, 0)
-    print(os.waitstatus_to_exitcode(status))
+    print(os.waitstatus_to_exitcode(status), flush=True)
 """
 """The command in each folder, but it dies before a step of all that change a folder: in the first folder
 before the first one, and so on. Prints the exit codes, each after what the command printed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,8 @@ class Program(click.Group):
             super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
+            # What is left of the output is flushed once more at the very end, and must not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(ExitCode.NO_READER)
         except KeyboardInterrupt:
             ctx.exit(ExitCode.INTERRUPTED)
