@@ -21,6 +21,12 @@ from storeapi.v1 import changes_pb2_grpc, comments_pb2, comments_pb2_grpc, posts
 IS_LONG = bool(os.environ.get("STORE_TEST_LONG"))
 """Whether tests that find more the longer they run take their time, as in `make torture`."""
 
+LITTLE_AHEAD = [("grpc.http2.bdp_probe", 0)]
+"""Options of a caller's channel that takes 64 KiB of a stream ahead of what is read, however fast it comes.
+
+Without them gRPC takes as much as it guesses that the network holds: 25 MB on a busy machine.
+"""
+
 DETAIL_TYPES = {
     message.DESCRIPTOR.full_name: message
     for message in (

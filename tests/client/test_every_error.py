@@ -26,6 +26,7 @@ from store_service.store.posts import Posts
 from tests.client.test_errors import tree
 from tests.postgres import new_database
 from tests.rpc.helpers import StoppableServer, locked, stoppable
+from tests.support import LITTLE_AHEAD
 
 MISSING = 999
 KEY = api_keys.new_key()
@@ -166,11 +167,11 @@ async def stream_stalled(it: Situation) -> None:
             raise
 
     it.monkeypatch.setattr(guard, "_send", watched_send)
-    for _ in range(6):
-        await it.client.posts.create_many(["x" * 60_000] * 80)
-    watch = it.client.changes.watch(start="initial_state")
+    await it.client.posts.create_many(["x" * 60_000] * 80)
+    client = it.make_client(it.address, retries=False, channel_options=LITTLE_AHEAD)
+    watch = client.changes.watch(start="initial_state")
     await anext(watch)
-    await asyncio.wait_for(stalled.wait(), 20)
+    await asyncio.wait_for(stalled.wait(), 60)
     async for _ in watch:
         pass  # What was sent before is still to be read.
 
