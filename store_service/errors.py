@@ -40,6 +40,8 @@
 The leaves are raised; `rpc/status.py` says what a caller sees of each. Their text is for callers: it
 never holds the text of another error, SQL, a path or an address. Anything else that is raised is a
 bug, and callers see INTERNAL.
+
+No caller sees an OperatorError: it ends a command of whoever runs the service.
 """
 
 from collections.abc import Sequence
@@ -48,6 +50,13 @@ from dataclasses import dataclass
 
 class StoreError(Exception):
     """The root of the tree."""
+
+
+class OperatorError(Exception):
+    """What somebody who runs the service has to put right; the text is one line that tells them.
+
+    It ends a command with exit code 1. Each is defined where it is raised.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

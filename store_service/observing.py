@@ -17,6 +17,7 @@ from store_service import addresses
 from store_service.config import Config
 from store_service.database import connect
 from store_service.database.observing import Observer
+from store_service.errors import OperatorError
 from store_service.measures import Measures
 from store_service.metrics.endpoint import served
 from store_service.metrics.families import Families
@@ -32,7 +33,7 @@ FLUSH_SECONDS = 2.0
 log = structlog.get_logger("store_service.server")
 
 
-class CannotServeMetrics(Exception):
+class CannotServeMetrics(OperatorError):
     """The address for metrics cannot be bound."""
 
     def __init__(self, listen: str, error: OSError) -> None:

@@ -20,6 +20,7 @@ from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 from store_service import addresses, garbage, logs, security
 from store_service.config import Config
 from store_service.database import connect, schema
+from store_service.errors import OperatorError
 from store_service.observing import check_metrics_address, observing
 from store_service.options import server_options
 from store_service.rpc import reflection
@@ -60,7 +61,7 @@ TIDY_SECONDS = 0.8
 log = structlog.get_logger("store_service.server")
 
 
-class CannotListen(Exception):
+class CannotListen(OperatorError):
     """The address cannot be bound."""
 
     def __init__(self, listen: str, error: OSError | None = None) -> None:

@@ -18,6 +18,7 @@ import structlog
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import schema
+from store_service.errors import OperatorError
 from store_service.metrics.endpoint import served
 from store_service.metrics.workers import WorkersFamilies
 from store_service.observing import CannotServeMetrics, check_metrics_address
@@ -38,7 +39,7 @@ EXIT_SECONDS = 1.0
 log = structlog.get_logger("store_service.supervisor")
 
 
-class WorkerFailed(Exception):
+class WorkerFailed(OperatorError):
     """A worker ended before it served, and has said why on stderr; or it took too long, or the system has
     no room for one more."""
 

@@ -11,7 +11,14 @@ import click
 from store_service import config as settings
 from store_service import logs
 from store_service.access.files import BadFile
-from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, StorageFull, StoreError
+from store_service.errors import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    OperatorError,
+    SchemaMismatch,
+    StorageFull,
+    StoreError,
+)
 
 EPILOG = "Settings come from the environment and from the file .env; the README lists them."
 
@@ -35,28 +42,18 @@ def settings_or_exit(**overrides: str) -> settings.Config:
 @contextmanager
 def one_line_errors(config: settings.Config) -> Iterator[None]:
     """Ends the command with one line and exit code 1 when something expected is wrong."""
-    from store_service.database.copies import CopyFailed
-    from store_service.database.schema import ForeignSchema, WrongEncoding
-    from store_service.database.sqlite import DatabaseInUse, NoPlaceForDatabase, RestoreUnfinished
-    from store_service.observing import CannotServeMetrics
-    from store_service.server import CannotListen
-    from store_service.supervisor import WorkerFailed
-
-    expected = (
-        *(DatabaseInUse, NoPlaceForDatabase, ForeignSchema, CannotListen, CannotServeMetrics, WorkerFailed),
-        *(CopyFailed, RestoreUnfinished, StoreError, WrongEncoding),
-    )
     try:
         yield
     except (BadFile, settings.BadSetting) as error:
         click.echo(f"store-service: {error}", err=True)
         sys.exit(2)
-    except expected as error:
-        click.echo(f"store-service: {_explained(error, config)}", err=True)
-        sys.exit(1)
+    except OperatorError as error:
+        fail(str(error))
+    except StoreError as error:
+        fail(_explained(error, config))
 
 
-def _explained(error: Exception, config: settings.Config) -> str:
+def _explained(error: StoreError, config: settings.Config) -> str:
     """An error for whoever runs the command; its own text is for callers, who see no paths and no causes."""
     from store_service.database import connect, schema
 

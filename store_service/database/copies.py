@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from store_service.database import schema, takeover
 from store_service.database.sqlite import connected_to_look, lacks_its_log
+from store_service.errors import OperatorError
 
 COMPANIONS = ("-wal", "-shm", "-journal")
 """What SQLite puts behind the name of a database for files that belong to it."""
@@ -31,8 +32,8 @@ Progress = Callable[[str, int, int], None]
 _CANNOT_WRITE = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_FSYNC)
 
 
-class CopyFailed(Exception):
-    """No copy was made, and what was there is as it was; the text is one line that says why."""
+class CopyFailed(OperatorError):
+    """No copy was made, and what was there is as it was."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

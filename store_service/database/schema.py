@@ -24,7 +24,7 @@ from store_service.database.connection import Connection
 from store_service.database.failures import named
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
-from store_service.errors import SchemaMismatch
+from store_service.errors import OperatorError, SchemaMismatch
 
 HEAD = "0004"
 """The revision that this program needs."""
@@ -46,12 +46,12 @@ _COLUMNS_BEFORE = {"posts": {"id", "body"}, "comments": {"id", "body", "post_id"
 log = structlog.get_logger("store_service.database")
 
 
-class ForeignSchema(Exception):
-    """The database holds what is not ours, where ours is or would be; the text is one line that says what."""
+class ForeignSchema(OperatorError):
+    """The database holds what is not ours, where ours is or would be."""
 
 
-class WrongEncoding(Exception):
-    """The database of PostgreSQL cannot store every text; the text is one line that says what to do."""
+class WrongEncoding(OperatorError):
+    """The database of PostgreSQL cannot store every text."""
 
 
 def current(connection: sqlalchemy.Connection) -> str:

@@ -20,7 +20,7 @@ from store_service.database.failures import named
 from store_service.database.observing import Observe, unobserved
 from store_service.database.statements import Statement, as_json
 from store_service.database.workers import Lane, Lanes
-from store_service.errors import DatabaseUnavailable
+from store_service.errors import DatabaseUnavailable, OperatorError
 
 # WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
 # a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
@@ -38,19 +38,19 @@ SLOW_FOR_SECONDS = 1.0
 """How long they do."""
 
 
-class DatabaseInUse(Exception):
+class DatabaseInUse(OperatorError):
     """Another service has the file open; two writers can damage it."""
 
 
-class NoPlaceForDatabase(Exception):
-    """The folder of the file is not there or must not be written to; the text is one line that says which."""
+class NoPlaceForDatabase(OperatorError):
+    """The folder of the file is not there or must not be written to."""
 
 
 class FileLost(Exception):
     """The open file has no name any more, or somebody gave it to another; the text is one line."""
 
 
-class RestoreUnfinished(Exception):
+class RestoreUnfinished(OperatorError):
     """A restore was interrupted between the database before and the new one."""
 
 

@@ -1,5 +1,6 @@
 """The command `store-service`: what it prints, how it ends, and what it leaves on disk."""
 
+import re
 import sqlite3
 import subprocess
 import sys
@@ -420,6 +421,23 @@ def folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file, with its bytes."""
     return {it.name: it.read_bytes() for it in folder.iterdir()}
+
+
+@pytest.mark.parametrize("folder", [current], indirect=True)
+@pytest.mark.parametrize("arguments", [["migrate"], ["backup", "copy.db"], ["keys", "list"]], ids=" ".join)
+def test_a_command_loads_no_server_and_no_grpc_that_needs_none(folder: Path, arguments: list[str]) -> None:
+    """Scripts call them often, and loading is most of what they do."""
+    (folder / "keys").touch(mode=0o600)
+    done = run_command(
+        *arguments,
+        folder=folder,
+        settings={"PYTHONPROFILEIMPORTTIME": "1", "STORE_API_KEYS_FILE": "keys"},
+    )
+    loaded = set(re.findall(r"\| +([\w.]+)$", done.stderr, re.MULTILINE))
+
+    assert done.returncode == 0
+    assert "store_service.cli" in loaded
+    assert not {"store_service.server", "grpc", "alembic"} & loaded
 
 
 @pytest.mark.parametrize(
