@@ -40,8 +40,7 @@ REPLACEMENTS = {
     r"\b__a(enter|exit|iter|next)__\b": r"__\1__",
     r"\bAsync(Iterator)\b": r"\1",
     r"\bStopAsyncIteration\b": "StopIteration",
-    r"\bimport asyncio\b": "import time",
-    r"\basyncio\.sleep\b": "time.sleep",
+    r"import asyncio\n": "",
     # gRPC and the generated stubs.
     r"\nimport grpc\.aio\b": "",
     r"\bgrpc\.aio\.": "grpc.",

@@ -1,6 +1,7 @@
 """Calls that are made again, by the client itself."""
 
 import asyncio
+import threading
 
 import grpc
 import pytest
@@ -186,17 +187,44 @@ def test_pauses_grow_to_a_limit(monkeypatch):
 
 async def test_closing_ends_a_call_that_waits_to_be_made_again(make_client, scripted, monkeypatch):
     """A program that stops does not wait for its retries."""
-    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 0.5)
-    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 0.5)
+    waits = threading.Event()
+    pause_after = _retries.Attempts.pause_after
+
+    def noted(attempts, error):
+        waits.set()
+        return pause_after(attempts, error)
+
+    monkeypatch.setattr(_retries.Attempts, "pause_after", noted)
     client = make_client(scripted.target, timeout=None)
-    scripted.fail("GetPost", grpc.StatusCode.UNAVAILABLE, times=100)
+    scripted.fail("GetPost", storeapi.Overloaded(retry_after=600))
     task = asyncio.create_task(client.posts.get(1))
-    await asyncio.to_thread(scripted.wait_for_call, "GetPost")
+    await asyncio.to_thread(waits.wait, 20)
 
     await client.close()
 
-    with pytest.raises((storeapi.Cancelled, storeapi.Unavailable)):
-        await task
+    with pytest.raises(storeapi.Cancelled):
+        await asyncio.wait_for(task, 20)
+
+
+async def test_closing_ends_a_change_that_waits_to_be_made_again(make_client, scripted, monkeypatch):
+    """So does one that others were faster than."""
+    waits = threading.Event()
+
+    def long(attempts):
+        waits.set()
+        return 600.0
+
+    monkeypatch.setattr(_retries.Attempts, "pause", long)
+    client = make_client(scripted.target)
+    scripted.answer("GetPost", POST)
+    scripted.fail("UpdatePost", storeapi.EtagMismatch())
+    task = asyncio.create_task(client.posts.modify(1, lambda post: "b"))
+    await asyncio.to_thread(waits.wait, 20)
+
+    await client.close()
+
+    with pytest.raises(storeapi.Cancelled):
+        await asyncio.wait_for(task, 20)
 
 
 async def test_closing_ends_a_call_that_waits_for_its_answer(client, scripted):

@@ -18,7 +18,7 @@ from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import count_from, store_error
 from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
-from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest
+from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
@@ -82,9 +82,7 @@ class AsyncCalls:
                 pause = attempts.pause_after(error) if may_repeat else None
                 if pause is None:
                     raise error from failure
-            await asyncio.sleep(pause)
-            if self.is_closed:
-                raise Cancelled("the client was closed") from error
+            await self.wait(pause, error)
 
     async def in_pieces(
         self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], Awaitable[None]]
@@ -122,8 +120,14 @@ class AsyncCalls:
         self._keep(stream)
         return stream
 
+    async def wait(self, pause_seconds: float, failure: StoreError) -> None:
+        """Waits after a try that failed; Cancelled as soon as the client is closed."""
+        await self.pause().wait(pause_seconds)
+        if self.is_closed:
+            raise Cancelled("the client was closed") from failure
+
     def pause(self) -> AsyncPause:
-        """What to wait with between two streams; it ends when the client is closed."""
+        """What to wait with between two tries; it ends when the client is closed."""
         pause = AsyncPause()
         self._keep(pause)
         return pause

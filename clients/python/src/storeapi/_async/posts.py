@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from inspect import isawaitable
@@ -200,11 +199,11 @@ class AsyncPosts:
                 return post
             try:
                 return await self.update(id, body=body, etag=post.etag, timeout=attempts.remaining())
-            except EtagMismatch:
+            except EtagMismatch as error:
                 pause = attempts.pause()
                 if pause is None:
                     raise
-            await asyncio.sleep(pause)
+                await self._calls.wait(pause, error)
 
     async def delete(
         self,

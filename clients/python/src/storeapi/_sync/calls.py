@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakSet
@@ -16,7 +15,7 @@ from storeapi._connection import Timeout, seconds
 from storeapi._retries import Attempts, is_repeatable
 from storeapi._status import count_from, store_error
 from storeapi._streams import Pause, Stream
-from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest
+from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
@@ -75,9 +74,7 @@ class Calls:
                 pause = attempts.pause_after(error) if may_repeat else None
                 if pause is None:
                     raise error from failure
-            time.sleep(pause)
-            if self.is_closed:
-                raise Cancelled("the client was closed") from error
+            self.wait(pause, error)
 
     def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
         """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
@@ -113,8 +110,14 @@ class Calls:
         self._keep(stream)
         return stream
 
+    def wait(self, pause_seconds: float, failure: StoreError) -> None:
+        """Waits after a try that failed; Cancelled as soon as the client is closed."""
+        self.pause().wait(pause_seconds)
+        if self.is_closed:
+            raise Cancelled("the client was closed") from failure
+
     def pause(self) -> Pause:
-        """What to wait with between two streams; it ends when the client is closed."""
+        """What to wait with between two tries; it ends when the client is closed."""
         pause = Pause()
         self._keep(pause)
         return pause

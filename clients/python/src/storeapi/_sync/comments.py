@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -212,11 +211,11 @@ class Comments:
                 return comment
             try:
                 return self.update(id, body=body, etag=comment.etag, timeout=attempts.remaining())
-            except EtagMismatch:
+            except EtagMismatch as error:
                 pause = attempts.pause()
                 if pause is None:
                     raise
-            time.sleep(pause)
+                self._calls.wait(pause, error)
 
     def delete(
         self,

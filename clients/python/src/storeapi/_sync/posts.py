@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -196,11 +195,11 @@ class Posts:
                 return post
             try:
                 return self.update(id, body=body, etag=post.etag, timeout=attempts.remaining())
-            except EtagMismatch:
+            except EtagMismatch as error:
                 pause = attempts.pause()
                 if pause is None:
                     raise
-            time.sleep(pause)
+                self._calls.wait(pause, error)
 
     def delete(
         self,
