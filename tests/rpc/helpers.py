@@ -195,21 +195,26 @@ def locked(database_url: str) -> Iterator[None]:
 
 
 class Taken:
-    """Watches the lanes: which work the workers have taken, and what still waits. It changes nothing."""
+    """Watches the lanes of writers: which work they have taken, and what still waits. It changes nothing.
+
+    Not those that read, where the service has work of its own: watches and health look by the clock.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Looks over the shoulder of every lane from now on."""
+        """Looks over the shoulder of every such lane from now on."""
         self.arguments: list[Any] = []
         self._lanes: set[workers.Lane] = set()
         do, take = workers.Lane.do, workers.Lane._take
 
         def watched_do(lane: workers.Lane, *arguments: Any, **options: Any) -> Any:
-            self._lanes.add(lane)
+            if lane._writes:
+                self._lanes.add(lane)
             return do(lane, *arguments, **options)
 
         def watched_take(lane: workers.Lane) -> list[workers.Work]:
             batch = take(lane)
-            self.arguments += [work.argument for work in batch]
+            if lane._writes:
+                self.arguments += [work.argument for work in batch]
             return batch
 
         monkeypatch.setattr(workers.Lane, "do", watched_do)
