@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
+from store_service.cli.ending import EPILOG, fail, one_line_errors, settings_or_exit
 from store_service.config import Config
 
 _FILE = click.Path(path_type=Path)
@@ -69,8 +69,7 @@ def _only_for_files(config: Config, instead: str) -> None:
     from store_service.database import connect
 
     if not connect.is_sqlite(config.DATABASE_URL):
-        click.echo(f"store-service: DATABASE_URL is a PostgreSQL database; {instead}", err=True)
-        sys.exit(2)
+        fail(f"DATABASE_URL is a PostgreSQL database; {instead}", exit_code=2)
 
 
 def _show_progress(doing: str, done: int, total: int) -> None:

@@ -29,8 +29,7 @@ def settings_or_exit(**overrides: str) -> settings.Config:
         config = settings.load(**overrides)
         names_in_file = settings.variables_of_file()
     except settings.BadSetting as error:
-        click.echo(f"store-service: {error}", err=True)
-        sys.exit(2)
+        fail(str(error), exit_code=2)
     logs.configure(level=config.log_level, format=config.log_format)
     for name in settings.unknown_variables(os.environ):
         click.echo(f"store-service: {name} is no setting, and is ignored", err=True)
@@ -41,12 +40,11 @@ def settings_or_exit(**overrides: str) -> settings.Config:
 
 @contextmanager
 def one_line_errors(config: settings.Config) -> Iterator[None]:
-    """Ends the command with one line and exit code 1 when something expected is wrong."""
+    """Ends the command with one line, and exit code 1 or 2, when something expected is wrong."""
     try:
         yield
     except (BadFile, settings.BadSetting) as error:
-        click.echo(f"store-service: {error}", err=True)
-        sys.exit(2)
+        fail(str(error), exit_code=2)
     except OperatorError as error:
         fail(str(error))
     except StoreError as error:
@@ -82,11 +80,10 @@ def call_failed(error: click.ClickException) -> NoReturn:
     text = " ".join(error.format_message().split())
     if isinstance(error, click.UsageError) and error.ctx is not None:
         text += f" (see '{error.ctx.command_path} --help')"
-    click.echo(f"store-service: {text}", err=True)
-    sys.exit(2)
+    fail(text, exit_code=2)
 
 
-def fail(problem: str) -> NoReturn:
-    """Ends the command with one line and exit code 1."""
+def fail(problem: str, *, exit_code: int = 1) -> NoReturn:
+    """Ends the command with one line."""
     click.echo(f"store-service: {problem}", err=True)
-    sys.exit(1)
+    sys.exit(exit_code)

@@ -1,6 +1,5 @@
 """`store-service keys`."""
 
-import sys
 from pathlib import Path
 
 import click
@@ -60,10 +59,7 @@ def list_keys(config: Config) -> None:
 
 def _keys_file(config: Config) -> Path:
     if not config.api_keys_file:
-        click.echo(
-            "store-service: STORE_API_KEYS_FILE: must be set, to the file that holds the keys", err=True
-        )
-        sys.exit(2)
+        fail("STORE_API_KEYS_FILE: must be set, to the file that holds the keys", exit_code=2)
     return Path(config.api_keys_file)
 
 

@@ -1,13 +1,12 @@
 """`store-service health` and `status`, which look at a server that runs."""
 
 import os
-import sys
 from pathlib import Path
 
 import click
 
 from store_service import config as settings
-from store_service.cli.ending import EPILOG, settings_or_exit
+from store_service.cli.ending import EPILOG, fail, settings_or_exit
 
 _PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
@@ -58,8 +57,7 @@ def health(
     try:
         probe.ask(asked, service=service, seconds=timeout, tls=encryption if is_encrypted else None)
     except probe.NotHealthy as error:
-        click.echo(f"store-service: {error}", err=True)
-        sys.exit(1)
+        fail(str(error))
     click.echo(f"{asked} is serving")
 
 
@@ -83,21 +81,18 @@ def status(address: str, once: bool, every_seconds: float) -> None:
     """
     address = address or settings_or_exit().metrics_listen
     if not address:
-        click.echo("store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it", err=True)
-        sys.exit(2)
+        fail("name the ADDRESS, or set STORE_METRICS_LISTEN to it", exit_code=2)
     from store_service.metrics import page
     from store_service.metrics.scrape import NoMetrics
 
     try:
         settings.check_address(address)
     except ValueError as error:
-        click.echo(f"store-service: ADDRESS {error}", err=True)
-        sys.exit(2)
+        fail(f"ADDRESS {error}", exit_code=2)
     try:
         page.show(address, every_seconds=every_seconds, once=once)
     except NoMetrics as error:
-        click.echo(f"store-service: {error}", err=True)
-        sys.exit(1)
+        fail(str(error))
     except KeyboardInterrupt:
         # The page stays on the screen.
         return

@@ -233,7 +233,7 @@ async def test_a_client_that_is_frozen_frees_its_place(
 
     async with grpc.aio.insecure_channel(server.address) as channel:
         # Without keepalive it would last for hours, and with gRPC's own timeout for a minute.
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(8):
             while not await _is_let_in(channel):  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.05)
 
