@@ -22,6 +22,7 @@ from store_service.errors import OperatorError
 from store_service.metrics.endpoint import served
 from store_service.metrics.workers import WorkersFamilies
 from store_service.observing import CannotServeMetrics, check_metrics_address
+from store_service.repeated_failure import RepeatedFailure
 from store_service.server import CannotListen, stop_on_signals
 
 READY = "store-service is serving on "
@@ -192,6 +193,10 @@ class _Worker:
         self._changing = asyncio.Lock()
         self._leaving: asyncio.Task[None] | None = None
         self._generation = 0
+        self._deaths = RepeatedFailure(log, "worker died", end_event="worker restarted", level="error")
+        self._starts = RepeatedFailure(
+            log, "worker does not start", end_event="worker starts again", level="error"
+        )
 
     async def start(self) -> None:
         """Starts the process and returns when it serves.
@@ -273,7 +278,7 @@ class _Worker:
             async with self._changing:
                 if process is not self._process:
                     continue  # It was replaced, and was to end.
-                log.error("worker died", worker=self._number, exit_code=code)
+                self._deaths.failed(worker=self._number, exit_code=code)
                 if self._metrics is not None:
                     self._metrics.restarts[self._number] += 1
             while not await self._is_replaced(process):
@@ -289,9 +294,10 @@ class _Worker:
             try:
                 await self.start()
             except WorkerFailed as error:
-                log.error("worker does not start", worker=self._number, error=str(error))
+                self._starts.failed(worker=self._number, error=str(error))
                 return False
-            log.info("worker restarted", worker=self._number)
+            self._starts.ended(worker=self._number)
+            self._deaths.ended(worker=self._number)
             return True
 
     async def stop(self) -> None:

@@ -6,6 +6,8 @@ from typing import Generic, TypeVar
 
 import structlog
 
+from store_service.repeated_failure import RepeatedFailure
+
 T = TypeVar("T")
 
 Signature = tuple[int, int, int, int]
@@ -61,28 +63,35 @@ class ReloadedFile(Generic[T]):
         self._setting = setting
         self._parse = parse
         self._taken = self._seen = signature_of(path)
-        self._told: Signature | None = self._taken
+        self._failure = RepeatedFailure(
+            log,
+            "a changed file cannot be used, what it held before stays",
+            end_event="a changed file can be used again",
+            level="error",
+        )
         self.value = self._load()
 
     def look(self) -> bool:
         """Reads the file again if it has changed, and says whether the value is a new one.
 
         A file is read when two looks in a row find it the same, so that one that is being written is left
-        alone. One that cannot be used is told of once, and tried at every look.
+        alone. One that cannot be used is tried at every look.
         """
         signature = signature_of(self._path)
         settled = signature == self._seen
         self._seen = signature
-        if signature == self._taken or not settled:
+        if signature == self._taken:
+            self._failure.ended(setting=self._setting)
+            return False
+        if not settled:
             return False
         try:
             self.value = self._load()
         except BadFile as error:
-            if signature != self._told:
-                log.error("a changed file cannot be used, what it held before stays", problem=str(error))
-            self._told = signature
+            self._failure.failed(problem=str(error))
             return False
-        self._taken = self._told = signature
+        self._taken = signature
+        self._failure.ended(setting=self._setting)
         log.info("file read again", setting=self._setting)
         return True
 

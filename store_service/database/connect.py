@@ -15,6 +15,7 @@ from store_service.database import sqlite
 from store_service.database.observing import Observe, unobserved
 from store_service.database.workers import Argument, Lanes, Operation, Result
 from store_service.errors import DatabaseUnavailable
+from store_service.repeated_failure import RepeatedFailure
 
 CHECK_SECONDS = 1.0
 """How often it is looked whether the open file is still there."""
@@ -149,16 +150,16 @@ class Store:
 
     async def keep_checking(self) -> None:
         """Checks every CHECK_SECONDS, until it is cancelled, and tells what it finds."""
+        refusal = RepeatedFailure(
+            log, "writes are refused", end_event="writes are taken again", level="error"
+        )
         while True:
-            was_lost = self._lost is not None
             try:
                 self.check()
             except DatabaseUnavailable as error:
-                if not was_lost:
-                    log.error("writes are refused", cause=str(error.__cause__))
+                refusal.failed(cause=str(error.__cause__))
             else:
-                if was_lost:
-                    log.info("writes are taken again")
+                refusal.ended()
             await asyncio.sleep(CHECK_SECONDS)
 
     def after_write(self, told: Callable[[], None]) -> None:
@@ -170,6 +171,7 @@ class Store:
 
         Raises:
             StoreError: The database cannot be reached any more.
+            NotifiesNobody: The database server cannot tell; whoever wants to know has to look.
         """
         await self._listen(heard)
 

@@ -9,6 +9,10 @@ class NobodyWaits(Exception):
     """A statement was ended because everybody who waited for it has gone."""
 
 
+class NotifiesNobody(Exception):
+    """The server is a standby, where LISTEN fails by nature."""
+
+
 class MustRunAgain(Exception):
     """The database has undone the transaction because of another one; it may succeed at the next try."""
 

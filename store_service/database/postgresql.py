@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 
 from store_service.database.changes import ORDER_LOCK
 from store_service.database.connection import Connection, Rows
-from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, named
+from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, NotifiesNobody, named
 from store_service.database.observing import Observe, unobserved
 from store_service.database.statements import Statement
 from store_service.database.workers import Lane, Lanes
@@ -101,7 +101,13 @@ class PostgresqlConnection(Connection):
             raise
 
     async def listen(self, heard: Callable[[], None]) -> None:
-        """Calls `heard` whenever changes are committed, and returns when the connection is lost."""
+        """Calls `heard` whenever changes are committed, and returns when the connection is lost.
+
+        Raises:
+            NotifiesNobody: The server is a standby.
+        """
+        if await self._answered(self._raw.fetchval("SELECT pg_is_in_recovery()")):
+            raise NotifiesNobody
 
         def on_notification(*_: object) -> None:
             heard()
@@ -229,6 +235,7 @@ async def _listen(
 
     Raises:
         DatabaseUnavailable: The database cannot be reached any more.
+        NotifiesNobody: The server is a standby.
     """
     async with _opened(database, acquire_seconds, longest_seconds) as connection:
         try:

@@ -19,6 +19,7 @@ from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain, NobodyWaits
 from store_service.database.observing import Observer, Seen
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StoreError
+from store_service.repeated_failure import RepeatedFailure
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -214,15 +215,16 @@ class Lane:
 
     async def _work(self, opened: asyncio.Future[None]) -> None:
         """Holds a connection and works with it; opens another when it is lost."""
+        loss = RepeatedFailure(log, "connection lost", end_event="connection restored", level="error")
         while True:
             try:
                 # `databases` gives a task the same connection for ever when it could not take it back, so
                 # each one has a task of its own.
-                await asyncio.create_task(self._hold_one(opened), name=f"{self._name}-connection")
+                await asyncio.create_task(self._hold_one(opened, loss), name=f"{self._name}-connection")
                 return
             except LostUnused as error:
                 # Whoever waits is served by the next, and told only if there is none.
-                self._tell_of_loss(error)
+                self._count_loss(loss, error)
             except Exception as error:
                 if not opened.done():
                     opened.set_exception(error)
@@ -230,21 +232,22 @@ class Lane:
                 if self._stopping:
                     return
                 # Whoever waits is told at once; the pause is ours.
-                self._tell_of_loss(error)
+                self._count_loss(loss, error)
                 self._refuse_what_waits()
                 await asyncio.sleep(RECONNECT_SECONDS)
 
-    def _tell_of_loss(self, error: Exception) -> None:
+    def _count_loss(self, loss: RepeatedFailure, error: Exception) -> None:
         if self._observer is not None:
             self._observer.measure.lost += 1
         cause = str(error.__cause__ or error)
-        log.error("connection lost", worker=self._name, error=type(error).__name__, cause=cause)
+        loss.failed(worker=self._name, error=type(error).__name__, cause=cause)
 
-    async def _hold_one(self, opened: asyncio.Future[None]) -> None:
+    async def _hold_one(self, opened: asyncio.Future[None], loss: RepeatedFailure) -> None:
         began = time.perf_counter()
         async with self._open() as connection:
             if not opened.done():
                 opened.set_result(None)
+            loss.ended(worker=self._name)
             if self._observer is None:
                 await self._serve(connection)
                 return

@@ -16,9 +16,12 @@ from threading import BoundedSemaphore, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+
+from store_service.repeated_failure import RepeatedFailure
 
 PATH = "/metrics"
 
@@ -30,6 +33,8 @@ AT_ONCE = 16
 
 PAUSE_SECONDS = 0.1
 """Pause after a connection could not be taken."""
+
+log = structlog.get_logger("store_service.metrics")
 
 
 @contextmanager
@@ -107,6 +112,14 @@ class _Server(ThreadingMixIn, BaseServer):
         self._listener = listener
         self.registry = registry
         self._free = BoundedSemaphore(AT_ONCE)
+        self.collecting = RepeatedFailure(
+            log, "cannot collect metrics", end_event="metrics are collected again"
+        )
+        self._failure = RepeatedFailure(
+            log,
+            "cannot accept connections for metrics",
+            end_event="connections for metrics are accepted again",
+        )
 
     def serve_until(self, stopped: socket.socket) -> None:
         """Serves until the other end of a pair of sockets is closed; the base class would look for it twice a
@@ -117,11 +130,16 @@ class _Server(ThreadingMixIn, BaseServer):
             while not any(key.fileobj is stopped for key, _ in selector.select()):
                 try:
                     request, address = self._listener.accept()
-                except OSError:
-                    # The client has gone away already, or there are no descriptors left just now. Then
-                    # it waits on; without a pause we would do nothing but try again.
+                except ConnectionError:
+                    # The client has gone away already.
+                    continue
+                except OSError as error:
+                    # No descriptors or no memory are left. The client waits; without a pause the thread would
+                    # do nothing but try again.
+                    self._failure.failed(cause=error.strerror)
                     time.sleep(PAUSE_SECONDS)
                     continue
+                self._failure.ended()
                 self.process_request(request, address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -203,7 +221,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND, explain=f"there is nothing but {PATH}")
             return
         encode, content_type = _encoder(self.headers.get("Accept", ""))
-        body = encode(self.server.registry)
+        try:
+            body = encode(self.server.registry)
+        except Exception as error:
+            self.server.collecting.failed(exc_info=error)
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain="the log of the service says why")
+            return
+        self.server.collecting.ended()
         self.connection.settimeout(REQUEST_SECONDS)
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", content_type)

@@ -15,6 +15,7 @@ from store_service.access.files import ReloadedFile
 from store_service.access.keys import KeyRing
 from store_service.access.tokens import Tokens
 from store_service.errors import CredentialsInvalid, CredentialsMissing
+from store_service.repeated_failure import RepeatedFailure
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -112,6 +113,9 @@ class Access:
 
     async def keep_looking(self) -> None:
         """Does so until it is cancelled."""
+        failure = RepeatedFailure(
+            log, "cannot look at the files of keys", end_event="the files of keys can be looked at again"
+        )
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
@@ -119,7 +123,9 @@ class Access:
                 await asyncio.to_thread(self.look)
             except Exception as error:
                 # Whatever it was must not be the last look.
-                log.error("cannot look at the files of keys", exc_info=error)
+                failure.failed(exc_info=error)
+            else:
+                failure.ended()
 
 
 def address_of(peer: str) -> str:

@@ -14,6 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2 as pb
 
 from store_service.errors import WatchLimit
+from store_service.repeated_failure import RepeatedFailure
 from store_service.rpc.call import Context
 
 LIVE = "live"
@@ -60,6 +61,7 @@ class HealthService:
         self._waiting = 0
         """How many watch what is as healthy as the database."""
         self._looking: asyncio.Task[None] | None = None
+        self._failure = RepeatedFailure(log, "not healthy", end_event="healthy again")
 
     def stop(self) -> None:
         """Answers NOT_SERVING from now on, tells those who watch, and ends their streams.
@@ -164,6 +166,7 @@ class HealthService:
                 await self._look()
         except Exception as error:
             # Whatever it is: a server that cannot look at its database is not healthy.
-            log.warning("not healthy", error=type(error).__name__, cause=str(error.__cause__ or error))
+            self._failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
             return _NOT_SERVING
+        self._failure.ended()
         return _SERVING

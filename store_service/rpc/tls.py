@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from store_service.access.files import BadFile, Signature, read, signature_of
+from store_service.repeated_failure import RepeatedFailure
 
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, to which Python gives no name."""
@@ -45,7 +46,12 @@ class Certificates:
         self._cert, self._key, self._client_ca = cert, key, client_ca
         self._settings = settings
         self._lock = threading.Lock()
-        self._taken = self._told = self._signature()
+        self._taken = self._signature()
+        self._failure = RepeatedFailure(
+            log,
+            "changed certificates cannot be used, those before stay",
+            end_event="changed certificates can be used again",
+        )
         self._validity: Validity | None = None
         self._initial = self._load()
         self._changed: grpc.ServerCertificateConfiguration | None = None
@@ -81,15 +87,15 @@ class Certificates:
     def _look(self) -> None:
         signature = self._signature()
         if signature == self._taken:
+            self._failure.ended()
             return
         try:
             self._changed = self._load()
         except BadFile as error:
-            if signature != self._told:
-                log.warning("changed certificates cannot be used, those before stay", problem=str(error))
-            self._told = signature
+            self._failure.failed(problem=str(error))
             return
-        self._taken = self._told = signature
+        self._taken = signature
+        self._failure.ended()
         log.info("certificates read again")
 
     def _signature(self) -> tuple[Signature | None, ...]:

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 import structlog
 
 from store_service.database.connect import Store
+from store_service.database.failures import NotifiesNobody
 from store_service.errors import ResumeTokenExpired, ShuttingDown, StoreError, WatchLimit
 from store_service.measures import FeedMeasure
 from store_service.model import Bookmark, Change, Filter, Kind, Position, SnapshotPlace, WatchStart
+from store_service.repeated_failure import RepeatedFailure
 from store_service.store import resume_tokens
 from store_service.store.changes import Changes, Piece
 from store_service.store.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
 """How often the feed is looked at when nothing tells of new changes."""
+
+STANDBY_SECONDS = 10.0
+"""How often a standby is asked whether it has become the primary, and can notify."""
 
 SOON_SECONDS = 0.005
 """How soon it is looked at again when something told of changes that are not to be seen yet."""
@@ -68,6 +73,16 @@ class Feed:
         self._recent: deque[Piece] = deque()
         self._recent_start: Position | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._read_failure = RepeatedFailure(
+            log, "cannot read the change feed", end_event="the change feed is read again"
+        )
+        self._listen_failure = RepeatedFailure(
+            log,
+            "cannot listen for changes, looking for them",
+            end_event="listening for changes again",
+        )
+        self._is_polling = False
+        """Whether the database server has said that it notifies nobody."""
         self._measure = measure
         if measure is not None:
             measure.watches = lambda: self._watches
@@ -203,6 +218,7 @@ class Feed:
                     if end is None:
                         end = self._recent_start = (await self._changes.state()).end
                     piece = await self._changes.read_after(end)
+                    self._read_failure.ended()
                     if self._measure is not None:
                         self._measure.read(piece.places[0].time if piece is not None else 0)
                 except ResumeTokenExpired:
@@ -213,7 +229,7 @@ class Feed:
                     continue
                 except Exception as error:
                     # Whatever it is, everybody's watch depends on this task.
-                    _warn("cannot read the change feed", error)
+                    _count(self._read_failure, error)
                     await asyncio.sleep(POLL_SECONDS)
                     continue
                 if piece is not None:
@@ -244,12 +260,25 @@ class Feed:
     async def _listen(self) -> None:
         """Hears of what other processes write, where the database can tell."""
         while True:
+            pause = POLL_SECONDS
             try:
                 # In a task of its own, as workers have for each connection.
-                await asyncio.create_task(self._store.listen(self._hint.set), name="feed-connection")
+                await asyncio.create_task(self._store.listen(self._heard), name="feed-connection")
+            except NotifiesNobody:
+                self._listen_failure.ended()
+                if not self._is_polling:
+                    log.info("changes are polled, for a standby notifies nobody", seconds=POLL_SECONDS)
+                self._is_polling = True
+                pause = STANDBY_SECONDS
             except Exception as error:
-                _warn("cannot listen for changes, looking for them", error)
-            await asyncio.sleep(POLL_SECONDS)
+                _count(self._listen_failure, error)
+            await asyncio.sleep(pause)
+
+    def _heard(self) -> None:
+        """Notes that there may be changes; called first when listening has begun."""
+        self._is_polling = False
+        self._listen_failure.ended()
+        self._hint.set()
 
     def _keep(self, piece: Piece) -> None:
         self._recent.append(piece)
@@ -261,9 +290,9 @@ class Feed:
         self._news = asyncio.Event()
 
 
-def _warn(event: str, error: Exception) -> None:
-    """Logs what is expected to happen to a database in one line, and a bug with everything that is known."""
+def _count(failure: RepeatedFailure, error: Exception) -> None:
+    """What is expected to happen to a database is told in one line, a bug with its traceback."""
     if isinstance(error, StoreError):
-        log.warning(event, error=type(error).__name__)
+        failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
     else:
-        log.error(event, exc_info=error)
+        failure.failed(exc_info=error)

@@ -18,6 +18,7 @@ from store_service.database.connection import Connection
 from store_service.database.workers import Operation
 from store_service.errors import StoreError
 from store_service.model import Position
+from store_service.repeated_failure import RepeatedFailure
 from store_service.store.batches import now_microseconds
 
 STEP_ROWS = 500
@@ -51,15 +52,19 @@ class Keeping:
 
     async def run(self) -> None:
         """Works until it is cancelled."""
+        failure = RepeatedFailure(
+            log, "cannot delete what is too old", end_event="what is too old is deleted again"
+        )
         while True:
             try:
                 is_done = await self.step()
+                failure.ended()
             except StoreError as error:
-                log.warning("cannot delete what is too old", error=type(error).__name__)
+                failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
                 is_done = True
             except Exception as error:
                 # A bug; but nothing would ever be deleted again if this task ended.
-                log.error("cannot delete what is too old", exc_info=error)
+                failure.failed(exc_info=error)
                 is_done = True
             await asyncio.sleep(PAUSE_SECONDS if is_done else STEP_SECONDS)
 

@@ -95,10 +95,11 @@ def test_a_broken_change_is_told_once_and_tried_on(path: Path, file: ReloadedFil
         assert [file.look() for _ in range(3)] == [False, True, False]
 
     assert file.value == "mended"
-    assert [it.get("problem") for it in logged] == [
+    assert [it.get("problem", it["event"]) for it in logged] == [
         "STORE_X: must be small letters",
         "STORE_X: the file cannot be read: No such file or directory",
-        None,
+        "a changed file can be used again",
+        "file read again",
     ]
 
 

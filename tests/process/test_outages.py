@@ -1,0 +1,120 @@
+"""What the log says of a database that is gone for a while, or that is a standby."""
+
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
+
+from store_service import config as settings
+from store_service.config import Config
+from store_service.database import schema, workers
+from store_service.rpc import health as health_module
+from store_service.server import serving
+from store_service.store import feed, keeping
+from tests.postgres import PostgresServer, postgres_server
+from tests.rpc.helpers import become
+from tests.support import Stubs
+from tests.watching import begun
+
+CHECKS = 40
+
+Lines = list[MutableMapping[str, Any]]
+
+
+@pytest.fixture
+def server() -> Iterator[PostgresServer]:
+    """A PostgreSQL that a test may stop."""
+    with postgres_server() as server:
+        schema.upgrade(server.url)
+        yield server
+
+
+def config_of(server: PostgresServer, **changed: Any) -> Config:
+    return settings.load(DATABASE_URL=server.url, listen="127.0.0.1:0", **changed)
+
+
+@asynccontextmanager
+async def channel_to(config: Config) -> AsyncIterator[grpc.aio.Channel]:
+    async with serving(config) as running, grpc.aio.insecure_channel(running.address) as channel:
+        yield channel
+
+
+def events(lines: Lines) -> list[Any]:
+    return [line["event"] for line in lines]
+
+
+async def test_outage_is_logged_at_its_begin_and_end(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often each part of the service tries in vain meanwhile."""
+    for module, name in [(workers, "RECONNECT_SECONDS"), (feed, "POLL_SECONDS"), (keeping, "PAUSE_SECONDS")]:
+        monkeypatch.setattr(module, name, 0.01)
+    monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.01)
+    with capture_logs() as lines:
+        async with channel_to(config_of(server)) as channel, begun(channel) as watch:
+            health = health_pb2_grpc.HealthStub(channel)
+            server.stop("fast")
+
+            async def is_serving() -> bool:
+                answer = await health.Check(health_pb2.HealthCheckRequest())
+                return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+            while [await is_serving() for _ in range(CHECKS)] != [False] * CHECKS:
+                pass
+            server.start()
+            while not await is_serving():
+                pass
+            for end in (
+                "listening for changes again",
+                "the change feed is read again",
+                "what is too old is deleted again",
+            ):
+                await become(lambda end=end: end in events(lines))
+            await become(lambda: events(lines).count("connection restored") == 3)
+            post = await Stubs(channel).create_post("after")
+            assert [it.id for it in await watch.changes(1)] == [post.id]
+
+    for begin in (
+        "not healthy",
+        "cannot listen for changes, looking for them",
+        "cannot read the change feed",
+        "cannot delete what is too old",
+    ):
+        # Another line only where the cause was another one.
+        causes = [line["cause"] for line in lines if line["event"] == begin]
+        assert 1 <= len(causes) == sum(a != b for a, b in zip([None, *causes], causes, strict=False)), begin
+    (end,) = [line for line in lines if line["event"] == "healthy again"]
+    assert end["count"] >= CHECKS
+
+
+async def test_standby_is_polled_and_listened_to_when_it_is_promoted(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LISTEN fails on a standby by nature; the log says so once, and not that it has failed."""
+    monkeypatch.setattr(feed, "STANDBY_SECONDS", 0.01)
+    server.stop("fast")
+    server.put("standby.signal", b"")
+    server.start()
+    with capture_logs() as lines:
+        config = config_of(server, read_only=True, auto_migrate=False)
+        async with channel_to(config) as channel, begun(channel) as watch:
+            await become(lambda: "changes are polled, for a standby notifies nobody" in events(lines))
+            with psycopg.connect(server.url, autocommit=True) as other:
+                other.execute("SELECT pg_promote()")
+                await become(lambda: is_listening(other))
+            async with channel_to(config_of(server)) as primary:
+                post = await Stubs(primary).create_post("after")
+            assert [it.id for it in await watch.changes(1)] == [post.id]
+
+    assert events(lines).count("changes are polled, for a standby notifies nobody") == 1
+    assert not [line for line in lines if line["event"].startswith("cannot")]
+
+
+def is_listening(other: psycopg.Connection[Any]) -> bool:
+    rows = other.execute("SELECT 1 FROM pg_stat_activity WHERE query ILIKE 'LISTEN%'").fetchall()
+    return bool(rows)
