@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from store_service import disk
 from store_service.access.caller import Caller, Right, rights_from
 
 KEY_PREFIX = "storeapi_"
@@ -141,3 +142,5 @@ def append(path: Path, *, name: str, key: str, rights: frozenset[Right]) -> None
         # In one piece, so that a server that looks at this moment finds the line whole or not at all.
         file.write((b"" if before.endswith(b"\n") or not before else b"\n") + line.encode())
         os.fsync(file.fileno())
+    # It may be new.
+    disk.sync(path.parent)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from store_service import disk
 from store_service.database import copies, schema, sqlite
 from store_service.database.copies import Contents, CopyFailed, Progress
 from store_service.errors import SchemaMismatch
@@ -90,7 +91,7 @@ def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
             kept = _set_database_aside(database, is_unfinished=is_unfinished)
             logs.extend(_set_logs_aside(database, kept))
             new.replace(database)
-            copies.sync_folder(database.parent)
+            disk.sync(database.parent)
         except OSError as error:
             raise CopyFailed(f"cannot replace {database}: {error.strerror}; run restore again") from error
     return Restored(contents=contents, kept=kept, logs=tuple(logs))
@@ -103,6 +104,7 @@ def _give_away(new: Path, database: Path) -> None:
         new.chmod(before.st_mode & 0o777)
     if os.geteuid() == 0:
         os.chown(new, before.st_uid, before.st_gid)
+    disk.sync(new)
 
 
 def _set_database_aside(database: Path, *, is_unfinished: bool) -> Path | None:
@@ -110,7 +112,7 @@ def _set_database_aside(database: Path, *, is_unfinished: bool) -> Path | None:
     if database.exists():
         kept = _free_name(database)
         database.rename(kept)
-        copies.sync_folder(database.parent)
+        disk.sync(database.parent)
         return kept
     asides = _asides(database) if is_unfinished else []
     return asides[-1] if asides else None
@@ -138,7 +140,7 @@ def _set_logs_aside(database: Path, kept: Path | None) -> list[Path]:
         left.rename(target)
     # It is made of the log whenever that is opened.
     Path(f"{database}-shm").unlink(missing_ok=True)
-    copies.sync_folder(database.parent)
+    disk.sync(database.parent)
     return alone
 
 

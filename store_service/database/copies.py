@@ -16,6 +16,7 @@ from pathlib import Path
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
+from store_service import disk
 from store_service.database import schema, takeover
 from store_service.database.sqlite import connected_to_look, lacks_its_log
 from store_service.errors import OperatorError
@@ -89,7 +90,7 @@ def copy_database(
             if when_whole is not None:
                 when_whole()
             partial.replace(target)
-            sync_folder(target.parent)
+            disk.sync(target.parent)
         except OSError as error:
             raise CopyFailed(f"cannot write {target}: {error.strerror}") from error
     return contents
@@ -166,15 +167,6 @@ def remove(file: Path) -> None:
     """Removes a database that nobody uses, and whatever belongs to it."""
     for end in ("", *COMPANIONS):
         Path(f"{file}{end}").unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes names that were given or taken survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) -> None:

@@ -22,6 +22,7 @@ from store_service.database.connect import (
 )
 from store_service.database.connection import Connection
 from store_service.database.failures import named
+from store_service.database.sqlite import SYNCHRONOUS_EXTRA
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import OperatorError, SchemaMismatch
@@ -126,7 +127,7 @@ def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> s
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
     engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
-    _lock_at_begin(engine)
+    _set_up_transactions(engine)
     try:
         with engine.connect() as connection:
             _refuse_encoding(connection)
@@ -208,8 +209,9 @@ _ADVISORY_LOCK = 0x73746F7265
 """The number under which upgrades wait for each other on PostgreSQL; no other program of ours uses it."""
 
 
-def _lock_at_begin(engine: sqlalchemy.Engine) -> None:
-    """Makes transactions keep every other upgrade away from their start on, and cover CREATE and DROP.
+def _set_up_transactions(engine: sqlalchemy.Engine) -> None:
+    """Makes transactions exclude every other upgrade from their start on, cover CREATE and DROP, and survive
+    a power cut once they are committed.
 
     Python's driver for SQLite would begin one only before the first INSERT, and leave the statements before
     it outside (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-serializable).
@@ -217,14 +219,21 @@ def _lock_at_begin(engine: sqlalchemy.Engine) -> None:
     is_sqlite = engine.dialect.name == "sqlite"
 
     @event.listens_for(engine, "connect")
-    def _no_implicit_begin(connection: Any, _record: object) -> None:
+    def _set_up(connection: Any, _record: object) -> None:
         if is_sqlite:
             connection.isolation_level = None
+            connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS_EXTRA}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sqlalchemy.Connection) -> None:
+        if is_sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+        # Somebody may have switched it off for the role or the database.
         connection.exec_driver_sql(
-            "BEGIN IMMEDIATE" if is_sqlite else f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"
+            "SELECT set_config('synchronous_commit', 'on', true)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
         )
 
 

@@ -22,10 +22,22 @@ from store_service.database.statements import Statement, as_json
 from store_service.database.workers import Lane, Lanes
 from store_service.errors import DatabaseUnavailable, OperatorError
 
-# WAL lets readers read while the writer writes. FULL syncs the log before a commit returns: with NORMAL
-# a power cut loses commits that were answered. Without mmap an I/O error is an error, not a SIGBUS.
+SYNCHRONOUS_EXTRA = 3
+"""PRAGMA synchronous, such that no power cut undoes a commit.
+
+In WAL mode it is the same as FULL: the log is synced. Without a log, FULL does not sync the folder after the
+journal was removed, so the journal may come back and undo the commit.
+"""
+
+# WAL lets readers read while the writer writes. With NORMAL a power cut loses commits that were answered.
+# Without mmap an I/O error is an error, not a SIGBUS.
 _READER_PRAGMAS: dict[str, int | str] = {"mmap_size": 0, "trusted_schema": 0}
-_WRITER_PRAGMAS = {**_READER_PRAGMAS, "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+_WRITER_PRAGMAS = {
+    **_READER_PRAGMAS,
+    "synchronous": SYNCHRONOUS_EXTRA,
+    "journal_mode": "wal",
+    "foreign_keys": 1,
+}
 
 
 STEPS_BETWEEN_QUESTIONS = 50_000

@@ -53,12 +53,12 @@ def sql(text: str) -> Operation[None, list[tuple[object, ...]]]:
 # Settings of the connections
 
 PRAGMAS_OF_ALL = {"journal_mode": "wal", "busy_timeout": 5000, "mmap_size": 0, "trusted_schema": 0}
-PRAGMAS_OF_THE_WRITER = {**PRAGMAS_OF_ALL, "synchronous": 2, "foreign_keys": 1}
+PRAGMAS_OF_THE_WRITER = {**PRAGMAS_OF_ALL, "synchronous": 3, "foreign_keys": 1}
 
 
 @pytest.mark.parametrize(("pragma", "value"), PRAGMAS_OF_THE_WRITER.items())
 async def test_the_writer_is_set_up(store: Store, pragma: str, value: object) -> None:
-    """A commit is on disk before it is answered (FULL = 2), and a comment cannot lose its post."""
+    """A commit is on disk before it is answered (EXTRA = 3), and a comment cannot lose its post."""
     assert await store.write(sql(f"PRAGMA {pragma}"), None) == [(value,)]
 
 
