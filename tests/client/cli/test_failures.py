@@ -51,7 +51,8 @@ def test_every_error_of_the_service_has_an_exit_code() -> None:
     [
         (["posts", "list", "--limit", "0"], 0, ""),
         (["posts", "create", ""], 1, "FIELD_INVALID"),
-        (["posts", "list", "--order-by", "body"], 1, "order_by"),
+        (["posts", "list", "--order-by", "body"], 2, "'body' is not one of 'id', 'id-desc'"),
+        (["posts", "list", "--limit", "1", "--all"], 2, "--all and --limit"),
         (["posts", "get"], 2, "Missing argument"),
         (["posts", "get", "0"], 2, "ID"),
         (["posts", "get", str(2**63)], 2, "ID"),

@@ -97,8 +97,9 @@ def test_lists_are_whole_unless_limited(storeapi: Command, empty_store: StoreCli
     assert ids(storeapi.json("posts", "list", "--page-size", "2")) == posts
     assert ids(storeapi.json("posts", "list", "--limit", "3")) == posts[:3]
     assert ids(storeapi.json("posts", "list", "--limit", "5", "--page-size", "2")) == posts[:5]
-    assert ids(storeapi.json("posts", "list", "--order-by", "id desc")) == posts[::-1]
+    assert ids(storeapi.json("posts", "list", "--order-by", "id-desc")) == posts[::-1]
     assert storeapi.json("posts", "list", "--limit", "0") == []
+    assert ids(storeapi.json("posts", "list", "--all")) == posts
 
 
 def test_comments_are_listed_of_one_post_or_of_all(storeapi: Command, empty_store: StoreClient) -> None:
@@ -109,7 +110,7 @@ def test_comments_are_listed_of_one_post_or_of_all(storeapi: Command, empty_stor
 
     assert ids(storeapi.json("comments", "list")) == [on_first, on_second]
     assert ids(storeapi.json("comments", "list", "--post", str(second.id))) == [on_second]
-    assert ids(storeapi.json("comments", "list", "--order-by", "id desc", "--limit", "1")) == [on_second]
+    assert ids(storeapi.json("comments", "list", "--order-by", "id-desc", "--limit", "1")) == [on_second]
 
 
 def test_several_are_read_in_the_order_asked_for_or_none(storeapi: Command, store: StoreClient) -> None:

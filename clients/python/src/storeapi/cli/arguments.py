@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+MAX_PAGE_SIZE: Final = 1000
+"""The most that the service gives at once."""
+
+ORDERS: Final = {"id": "id", "id-desc": "id desc"}
+"""What --order-by takes, and how the API names it."""
 
 ID: Final = click.IntRange(min=1, max=2**63 - 1)
 """The id of a post or comment."""
@@ -45,25 +53,62 @@ def request_id_option(command: Command) -> Command:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What `list` was asked for."""
+
+    order_by: str
+    """As the API names it."""
+    limit: int | None
+    """Maximum number of items; None if it was not given."""
+    is_all: bool
+    """Whether all of them were asked for."""
+    given_page_size: int | None
+    """Items in each call; None if it was not given."""
+
+    @property
+    def page_size(self) -> int:
+        """Items to ask for in each call, so that no more is read than is printed, in few calls."""
+        return self.given_page_size or min(self.limit or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
+
+
 def list_options(command: Command) -> Command:
-    """--order-by, --limit and --page-size."""
+    """--order-by, --limit, --all and --page-size, which the command gets as one Selection."""
     options = (
-        click.option("--order-by", default="id", show_default=True, help='"id", or "id desc": newest first.'),
-        click.option("--limit", type=click.IntRange(min=0), help="At most so many; without, all."),
+        click.option(
+            "--order-by",
+            type=click.Choice(list(ORDERS)),
+            default="id",
+            show_default=True,
+            help="id-desc: newest first.",
+        ),
+        click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Print at most N."),
+        click.option(
+            "--all", "is_all", is_flag=True, help="Print all, as is done anyway where no terminal is."
+        ),
         click.option(
             "--page-size",
-            type=click.IntRange(min=1, max=1000),
-            help="How many to ask for at once; without, what suits --limit.",
+            metavar="N",
+            type=click.IntRange(min=1, max=MAX_PAGE_SIZE),
+            help="Ask the service for N at once; the default suits --limit.",
         ),
     )
+
+    @wraps(command)
+    def with_selection(
+        *arguments: Any, order_by: str, limit: int | None, is_all: bool, page_size: int | None, **others: Any
+    ) -> Any:
+        if is_all and limit is not None:
+            raise click.UsageError("--all and --limit exclude each other", click.get_current_context())
+        selection = Selection(
+            order_by=ORDERS[order_by], limit=limit, is_all=is_all, given_page_size=page_size
+        )
+        return command(*arguments, selection=selection, **others)
+
+    decorated: Any = with_selection
     for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def page_size_for(limit: int | None, page_size: int | None) -> int:
-    """How many to ask for at once, so that no more is read than is printed, in few calls."""
-    return page_size or min(limit or 1000, 1000)
+        decorated = option(decorated)
+    return cast("Command", decorated)
 
 
 def check_one_etag(ids: tuple[int, ...], etag: str) -> None:

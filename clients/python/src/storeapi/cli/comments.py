@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import click
 
 from storeapi.cli import arguments, output
@@ -47,14 +45,16 @@ def get(settings: Settings, ids: tuple[int, ...]) -> None:
 @click.option("--post", "post_id", metavar="ID", type=arguments.ID, help="Only the comments of this post.")
 @arguments.list_options
 @click.pass_obj
-def list_comments(
-    settings: Settings, post_id: int | None, order_by: str, limit: int | None, page_size: int | None
-) -> None:
-    """Print the comments of one post, or all, oldest first."""
+def list_comments(settings: Settings, post_id: int | None, selection: arguments.Selection) -> None:
+    """Print the comments of one post, or of all, oldest first.
+
+    A terminal gets one screen of them, unless --limit or --all says otherwise; everything else gets all.
+    """
     with settings.connect() as client:
-        size = arguments.page_size_for(limit, page_size)
-        found = client.comments.list(post_id=post_id, order_by=order_by, page_size=size)
-        output.print_items(islice(found, limit), as_json=settings.json)
+        found = client.comments.list(
+            post_id=post_id, order_by=selection.order_by, page_size=selection.page_size
+        )
+        output.print_list(found, selection, as_json=settings.json)
 
 
 @comments.command()

@@ -12,14 +12,12 @@ from typing import Any, Final
 
 import click
 
-from storeapi.cli import text
+from storeapi.cli import tables, text
+from storeapi.cli.arguments import Selection
 from storeapi.model import Comment, Post
 
-ROWS_AT_ONCE: Final = 200
-"""A table ends after so many rows and another begins, so that a long list shows before all of it is there."""
-
-COLUMNS: Final = ("id", "post_id", "create_time", "update_time", "etag", "body")
-"""The columns of tables and lines; posts have no post_id."""
+FIELDS: Final = ("id", "post_id", "create_time", "update_time", "etag", "body")
+"""The fields of lines, in their order; posts have no post_id."""
 
 
 def rfc3339(time: datetime | None) -> str | None:
@@ -60,10 +58,22 @@ def print_items(items: Iterable[Post | Comment], *, as_json: bool) -> None:
         for item in items:
             print_json(record(item))
     elif sys.stdout.isatty():
-        _print_tables(items)
+        tables.print_all(items)
     else:
         for item in items:
-            click.echo("\t".join(text.field(it) for it in _cells(item).values()))
+            fields = record(item)
+            click.echo("\t".join(text.field(str(fields[name] or "")) for name in FIELDS if name in fields))
+
+
+def print_list(items: Iterable[Post | Comment], selection: Selection, *, as_json: bool) -> None:
+    """Prints what was selected; a terminal on which it is not limited gets one screen and how to get more."""
+    is_limited = as_json or selection.is_all or selection.limit is not None or not sys.stdout.isatty()
+    if is_limited:
+        print_items(islice(items, selection.limit), as_json=as_json)
+    elif tables.print_screenful(items):
+        # On stdout: it belongs to what is shown there, and no program reads it.
+        newest = "" if selection.order_by == "id desc" else "; --order-by id-desc prints the newest first"
+        click.echo(f"More: --limit N or --all{newest}")
 
 
 def print_counts(counts: dict[int, int], *, as_json: bool) -> None:
@@ -73,35 +83,6 @@ def print_counts(counts: dict[int, int], *, as_json: bool) -> None:
             print_json({"post_id": post_id, "comment_count": count})
         else:
             click.echo(f"{post_id}\t{count}")
-
-
-def _cells(item: Post | Comment) -> dict[str, str]:
-    fields = record(item)
-    return {name: str(fields[name] or "") for name in COLUMNS if name in fields}
-
-
-def _print_tables(items: Iterable[Post | Comment]) -> None:
-    # It takes longer to load than all the rest of the command.
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    width = console.width
-    remaining = iter(items)
-    while rows := [_cells(item) for item in islice(remaining, ROWS_AT_ONCE)]:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        needed = 0
-        for name in rows[0]:
-            is_body = name == "body"
-            table.add_column(name, no_wrap=not is_body, overflow="fold")
-            needed += 20 if is_body else max(len(name), *(len(row[name]) for row in rows)) + 2
-        for row in rows:
-            table.add_row(*(Text(text.lines(it) if name == "body" else it) for name, it in row.items()))
-        # A terminal that is too narrow wraps the lines itself; nothing is cut off.
-        console.width = max(width, needed)
-        console.print(table)
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 import click
 
 from storeapi.cli import arguments, output
@@ -45,12 +43,14 @@ def get(settings: Settings, ids: tuple[int, ...]) -> None:
 @posts.command("list")
 @arguments.list_options
 @click.pass_obj
-def list_posts(settings: Settings, order_by: str, limit: int | None, page_size: int | None) -> None:
-    """Print all posts, oldest first."""
+def list_posts(settings: Settings, selection: arguments.Selection) -> None:
+    """Print posts, oldest first.
+
+    A terminal gets one screen of them, unless --limit or --all says otherwise; everything else gets all.
+    """
     with settings.connect() as client:
-        size = arguments.page_size_for(limit, page_size)
-        found = client.posts.list(order_by=order_by, page_size=size)
-        output.print_items(islice(found, limit), as_json=settings.json)
+        found = client.posts.list(order_by=selection.order_by, page_size=selection.page_size)
+        output.print_list(found, selection, as_json=settings.json)
 
 
 @posts.command()
