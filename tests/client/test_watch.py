@@ -3,9 +3,7 @@
 import asyncio
 import gc
 import logging
-import sys
 import threading
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -533,13 +531,20 @@ async def test_a_cancelled_task_is_cancelled(scripted):
             await task
 
 
-@pytest.fixture(params=[sys.version_info, (3, 10)], ids=["this python", "python 3.10"])
-def python(request, monkeypatch):
-    """Waiting with a limit is done in another way where asyncio has no timeout()."""
-    monkeypatch.setattr(_streams, "sys", SimpleNamespace(version_info=request.param))
+class Responses:
+    """A call that answers as a test says."""
+
+    def __init__(self, read):
+        self._read = read
+
+    def __aiter__(self):
+        return self
+
+    def __anext__(self):
+        return self._read()
 
 
-async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted, python):
+async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted):
     """In the very same round of the event loop too: it does not go on as if nobody had cancelled it."""
     scripted.stall("Watch", batch(1, token="t1"))
     async with storeapi.AsyncStoreClient(scripted.target) as client:
@@ -552,8 +557,7 @@ async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted, py
             task.cancel()
             return response
 
-        double = SimpleNamespace(read=read, cancel=call.cancel)
-        stream = _streams.AsyncStream(double, first_seconds=None, silence_seconds=10)
+        stream = _streams.AsyncStream(Responses(read), first_seconds=None, silence_seconds=10)
 
         async def follow():
             while True:
@@ -568,7 +572,7 @@ async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted, py
         assert task.cancelled()
 
 
-async def test_who_gives_up_waiting_leaves_nothing_that_reads(python):
+async def test_who_gives_up_waiting_leaves_nothing_that_reads():
     """When it comes to the caller that the server is silent, the reading has ended."""
     reading = []
 
@@ -579,8 +583,7 @@ async def test_who_gives_up_waiting_leaves_nothing_that_reads(python):
         finally:
             reading.append("ended")
 
-    double = SimpleNamespace(read=read, cancel=lambda: None)
-    stream = _streams.AsyncStream(double, first_seconds=0.01, silence_seconds=10)
+    stream = _streams.AsyncStream(Responses(read), first_seconds=0.01, silence_seconds=10)
 
     with pytest.raises(storeapi.Unavailable, match="nothing was heard"):
         await stream.read()
@@ -594,10 +597,10 @@ def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
     with storeapi.StoreClient(scripted.target) as client:
         watch = client.changes.watch()
         next(watch)
-        (guard,) = [it for it in threading.enumerate() if it.name == "storeapi-silence"]
+        (reader,) = [it for it in threading.enumerate() if it.name == "storeapi-watch"]
 
         del watch
         gc.collect()
-        guard.join(10)
+        reader.join(10)
 
-        assert not guard.is_alive()
+        assert not reader.is_alive()

@@ -58,11 +58,17 @@ class _Method:
         wait_for_ready: bool | None = None,
         compression: grpc.Compression | None = None,
     ) -> dict[str, Any]:
-        """The arguments of a call, which gRPC takes in this order or by name, with the metadata added."""
-        return {
+        """The arguments of a call, which gRPC takes in this order or by name, with the metadata added.
+
+        Those that were not given are left out: an interceptor's callable may not know them.
+        """
+        given = {
             "timeout": timeout,
-            "metadata": self._metadata if metadata is None else (*metadata, *self._metadata),
             "credentials": credentials,
             "wait_for_ready": wait_for_ready,
             "compression": compression,
+        }
+        return {
+            "metadata": self._metadata if metadata is None else (*metadata, *self._metadata),
+            **{name: value for name, value in given.items() if value is not None},
         }

@@ -1,8 +1,8 @@
 """Turns the error of a gRPC call into ours; shared by both clients."""
 
 import re
-from collections.abc import Iterable, Mapping
-from typing import Final, cast
+from collections.abc import Mapping
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -82,17 +82,16 @@ PLACE: Final = re.compile(r"\b(requests|ids|post_ids)\[([0-9]+)\]")
 
 def store_error(failure: grpc.RpcError) -> StoreError:
     """The error to raise for a failed call, whatever the other side sent."""
-    code = failure.code()
+    code = _said_by(failure, "code") or grpc.StatusCode.UNKNOWN
     # Pairs of key and value on both kinds of channel, whatever the published types say.
     # A comprehension, for older versions of grpc.aio's Metadata have `keys` that make dict() fail.
-    pairs = cast("Iterable[tuple[str, str | bytes]]", failure.trailing_metadata() or ())
-    trailers = {key: value for key, value in pairs}  # noqa: C416
+    trailers = {key: value for key, value in _said_by(failure, "trailing_metadata") or ()}  # noqa: C416
     call_id = trailers.get("x-call-id")
     details = _details(trailers.get("grpc-status-details-bin"))
     info = _error_info(details)
 
     error = (BY_REASON.get(info.reason) or BY_CODE.get(code, StoreError))(
-        failure.details() or "",
+        _said_by(failure, "details") or ("" if hasattr(failure, "details") else str(failure)),
         code=code,
         reason=info.reason,
         metadata=info.metadata,
@@ -102,6 +101,12 @@ def store_error(failure: grpc.RpcError) -> StoreError:
     if isinstance(error, errors.InvalidRequest):
         error.violations = _violations(details)
     return error
+
+
+def _said_by(failure: grpc.RpcError, name: str) -> Any:
+    """What a method of gRPC's own errors returns; None if an interceptor raised one that lacks it."""
+    method = getattr(failure, name, None)
+    return method() if callable(method) else None
 
 
 def count_from(first: int, error: errors.InvalidRequest) -> None:

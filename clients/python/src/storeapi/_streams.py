@@ -1,19 +1,17 @@
 """A stream of responses that notices when it has become silent, and a pause that can be cut short.
 
-There are two of each, by hand, because waiting with a limit is what asyncio and threads have least in common.
+There are two of each, by hand: waiting with a limit is what asyncio and threads have least in common.
+
+A call is known as something to iterate over and nothing else. An interceptor may replace gRPC's call object
+by a generator, which has no `cancel()` and cannot be closed while somebody waits for its next item.
 """
 
 import asyncio
 import contextlib
-import sys
+import contextvars
+import queue
 import threading
-import time
-import weakref
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
-import grpc
-import grpc.aio
+from typing import Any, TypeAlias, TypeVar
 
 from storeapi.errors import Cancelled, StoreError, Unavailable
 
@@ -28,31 +26,36 @@ def _ended() -> StoreError:
     return Unavailable("the server ended the stream without saying why")
 
 
+def _closed() -> StoreError:
+    return Cancelled("the watch was closed")
+
+
 def is_cancelled() -> bool:
     """Whether somebody has cancelled the running task; before Python 3.11 nobody knows."""
     task: Any = asyncio.current_task()
     return hasattr(task, "cancelling") and task.cancelling() > 0
 
 
-async def _within(seconds: float, work: Coroutine[Any, Any, Result]) -> Result:
-    """What the work returns; asyncio.TimeoutError when that takes longer.
+def _cancel(call: Any) -> None:
+    """Ends a call if it can be ended; a failure here must not replace the error that led here."""
+    with contextlib.suppress(Exception):
+        call.cancel()
 
-    asyncio.wait_for, before Python 3.12, returns it also to a task that was cancelled in the same moment: the
-    task would go on as if nobody had cancelled it.
+
+async def _within(seconds: float, task: "asyncio.Future[Result]") -> Result:
+    """What the task returns; asyncio.TimeoutError when that takes longer. The task has ended afterwards.
+
+    asyncio.wait_for, before Python 3.12, returns it also to a caller that was cancelled in the same moment,
+    which would go on as if nobody had cancelled it.
     """
-    if sys.version_info >= (3, 11):
-        async with asyncio.timeout(seconds):
-            return await work
-    else:
-        task = asyncio.ensure_future(work)
-        try:
-            done, _ = await asyncio.wait({task}, timeout=seconds)
-            if not done:
-                raise asyncio.TimeoutError
-            return task.result()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class AsyncStream:
@@ -66,9 +69,11 @@ class AsyncStream:
             first_seconds: How long the first response may take; None for as long as any other.
             silence_seconds: How long any other may take; a server that keeps its word is faster.
         """
-        self._call: grpc.aio.UnaryStreamCall[Any, Any] = call
+        self._call = call
+        self._responses = aiter(call)
         self._limit = silence_seconds if first_seconds is None else first_seconds
         self._silence_seconds = silence_seconds
+        self._step: asyncio.Future[Any] | None = None
         self._is_over = False
 
     async def read(self) -> Any:
@@ -78,24 +83,30 @@ class AsyncStream:
             grpc.RpcError: The call failed.
             Unavailable: Nothing came for too long.
         """
+        # A task, because it can be cancelled where the call itself cannot.
+        self._step = asyncio.ensure_future(anext(self._responses))
         try:
-            response = await _within(self._limit, self._call.read())
+            response = await _within(self._limit, self._step)
+        except StopAsyncIteration:
+            raise _ended() from None
         except asyncio.TimeoutError:
             raise _silent(self._limit) from None
         except asyncio.CancelledError:
             # gRPC cancels whoever reads when the call is ended by somebody else.
             if not self._is_over or is_cancelled():
                 raise
-            raise Cancelled("the watch was closed") from None
-        if response is grpc.aio.EOF:
-            raise _ended()
+            raise _closed() from None
+        finally:
+            self._step = None
         self._limit = self._silence_seconds
         return response
 
     def cancel(self) -> None:
         """Ends the call; ending it again does nothing."""
         self._is_over = True
-        self._call.cancel()
+        _cancel(self._call)
+        if self._step is not None:
+            self._step.cancel()
 
 
 class AsyncPause:
@@ -108,15 +119,23 @@ class AsyncPause:
     async def wait(self, seconds: float) -> None:
         """Waits so long, or until somebody ends it."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await _within(seconds, self._over.wait())
+            await _within(seconds, asyncio.ensure_future(self._over.wait()))
 
     def cancel(self) -> None:
         """Ends the waiting, also any to come."""
         self._over.set()
 
 
+Outcome: TypeAlias = tuple[Any, BaseException | None]
+"""A response, or why there is none."""
+
+
 class Stream:
-    """A running call that is read one response at a time."""
+    """A running call that is read one response at a time.
+
+    A thread of its own reads, because only a thread can be left behind: nothing else ends the reading of a
+    generator. It stops when the call answers once more or ends.
+    """
 
     def __init__(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> None:
         """Takes a call that has just begun.
@@ -129,14 +148,20 @@ class Stream:
         self._call = call
         self._limit = silence_seconds if first_seconds is None else first_seconds
         self._silence_seconds = silence_seconds
-        self._reading_since: float | None = None
-        self._is_silent = False
         self._over = threading.Event()
-        # It knows the stream weakly, so that one that nobody has any more ends.
-        guard = threading.Thread(
-            target=_guard, args=(weakref.ref(self), self._over), name="storeapi-silence", daemon=True
+        self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        # One response ahead: the next one is received while the caller deals with this one.
+        self._wanted.put(None)
+        # In the caller's context, from which interceptors take the current span. It does not know the stream,
+        # so that one that nobody has any more ends.
+        reader = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(_read, call, self._over, self._wanted, self._outcomes),
+            name="storeapi-watch",
+            daemon=True,
         )
-        guard.start()
+        reader.start()
 
     def read(self) -> Any:
         """The next response.
@@ -145,34 +170,26 @@ class Stream:
             grpc.RpcError: The call failed.
             Unavailable: Nothing came for too long.
         """
-        self._reading_since = time.monotonic()
+        self._wanted.put(None)
         try:
-            response = next(self._call)
-        except StopIteration:
-            raise _ended() from None
-        except grpc.RpcError:
-            if self._is_silent:
-                raise _silent(self._limit) from None
-            raise
-        finally:
-            self._reading_since = None
+            response, failure = self._outcomes.get(timeout=self._limit)
+        except queue.Empty:
+            raise _silent(self._limit) from None
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                # Its traceback has this frame: a cycle would keep the call alive.
+                del failure
         self._limit = self._silence_seconds
         return response
 
     def cancel(self) -> None:
         """Ends the call, also while another thread reads; ending it again does nothing."""
         self._over.set()
-        self._call.cancel()
-
-    def seconds_to_silence(self) -> float:
-        """How long the server may still be silent; a caller that is not reading hears nothing by itself."""
-        since = self._reading_since
-        return self._limit if since is None else since + self._limit - time.monotonic()
-
-    def end_for_silence(self) -> None:
-        """Ends the call that somebody reads in vain."""
-        self._is_silent = True
-        self._call.cancel()
+        self._wanted.put(None)
+        self._outcomes.put((None, _closed()))
+        _cancel(self._call)
 
     def __del__(self) -> None:
         self.cancel()
@@ -194,17 +211,23 @@ class Pause:
         self._over.set()
 
 
-def _guard(reference: weakref.ref[Stream], over: threading.Event) -> None:
-    """Ends a stream that has been silent for too long, looking often enough to be late by a tenth at most."""
-    while True:
-        stream = reference()
-        if stream is None:
-            return
-        left = stream.seconds_to_silence()
-        if left <= 0:
-            stream.end_for_silence()
-            return
-        del stream
-        # Not the whole of it: the reading may begin meanwhile.
-        if over.wait(max(min(left / 10, 1.0), 0.005)):
-            return
+def _read(
+    call: Any,
+    over: threading.Event,
+    wanted: "queue.SimpleQueue[None]",
+    outcomes: "queue.SimpleQueue[Outcome]",
+) -> None:
+    """Reads a response each time one is wanted, until it is over or the call ends."""
+    try:
+        responses = iter(call)
+        wanted.get()
+        while not over.is_set():
+            outcomes.put((next(responses), None))
+            wanted.get()
+    except StopIteration:
+        outcomes.put((None, _ended()))
+    except BaseException as failure:
+        outcomes.put((None, failure))
+    # Only the thread that reads a generator can close it, and with it the call inside.
+    with contextlib.suppress(Exception):
+        call.close()

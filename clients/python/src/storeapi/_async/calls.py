@@ -69,11 +69,6 @@ class AsyncCalls:
                 if not self.is_closed or is_cancelled():
                     raise
                 raise Cancelled("the client was closed") from None
-            except ValueError as failure:
-                # What gRPC says of a channel that another thread has closed meanwhile.
-                if not self.is_closed:
-                    raise
-                raise Cancelled("the client was closed") from failure
             except grpc.RpcError as failure:
                 error = store_error(failure)
                 error.request_id = getattr(request, "request_id", "")
@@ -82,6 +77,11 @@ class AsyncCalls:
                 pause = attempts.pause_after(error) if may_repeat else None
                 if pause is None:
                     raise error from failure
+            except Exception as failure:
+                # What gRPC, or an interceptor, says of a channel that another thread has closed meanwhile.
+                if not self.is_closed:
+                    raise
+                raise Cancelled("the client was closed") from failure
             await self.wait(pause, error)
 
     async def in_pieces(
@@ -105,17 +105,8 @@ class AsyncCalls:
             else:
                 sent += len(piece)
 
-    def stream(
-        self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float
-    ) -> AsyncStream:
-        """A call, made by `begin`, to be read until it ends or the client is closed."""
-        try:
-            call = begin()
-        except Exception as failure:
-            # A channel that was closed meanwhile: gRPC says it differently for each kind.
-            if self.is_closed:
-                raise Cancelled("the client was closed") from failure
-            raise
+    def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> AsyncStream:
+        """A call that has just begun, to be read until it ends or the client is closed."""
         stream = AsyncStream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
         self._keep(stream)
         return stream

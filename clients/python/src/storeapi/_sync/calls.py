@@ -61,11 +61,6 @@ class Calls:
         while True:
             try:
                 return method(request, timeout=attempts.remaining())
-            except ValueError as failure:
-                # What gRPC says of a channel that another thread has closed meanwhile.
-                if not self.is_closed:
-                    raise
-                raise Cancelled("the client was closed") from failure
             except grpc.RpcError as failure:
                 error = store_error(failure)
                 error.request_id = getattr(request, "request_id", "")
@@ -74,6 +69,11 @@ class Calls:
                 pause = attempts.pause_after(error) if may_repeat else None
                 if pause is None:
                     raise error from failure
+            except Exception as failure:
+                # What gRPC, or an interceptor, says of a channel that another thread has closed meanwhile.
+                if not self.is_closed:
+                    raise
+                raise Cancelled("the client was closed") from failure
             self.wait(pause, error)
 
     def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
@@ -95,17 +95,8 @@ class Calls:
             else:
                 sent += len(piece)
 
-    def stream(
-        self, begin: Callable[[], Any], *, first_seconds: float | None, silence_seconds: float
-    ) -> Stream:
-        """A call, made by `begin`, to be read until it ends or the client is closed."""
-        try:
-            call = begin()
-        except Exception as failure:
-            # A channel that was closed meanwhile: gRPC says it differently for each kind.
-            if self.is_closed:
-                raise Cancelled("the client was closed") from failure
-            raise
+    def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> Stream:
+        """A call that has just begun, to be read until it ends or the client is closed."""
         stream = Stream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
         self._keep(stream)
         return stream

@@ -197,11 +197,16 @@ class Watch:
         while True:
             try:
                 batch = _messages.change_batch(self._read(attempts))
-            except grpc.RpcError as failure:
-                error = store_error(failure)
-                cause: Exception | None = failure
             except StoreError as silence:
-                error, cause = silence, None
+                error: StoreError = silence
+                cause: Exception | None = None
+            except Exception as failure:
+                # Closed meanwhile: gRPC says it differently for each kind of channel, and interceptors too.
+                if self._is_over():
+                    return None
+                if not isinstance(failure, grpc.RpcError):
+                    raise
+                error, cause = store_error(failure), failure
             else:
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)
@@ -235,7 +240,7 @@ class Watch:
         stream = self._stream
         if stream is None:
             stream = self._stream = self._calls.stream(
-                lambda: self._stub.Watch(self._request),
+                self._stub.Watch(self._request),
                 first_seconds=None if self._has_begun else attempts.remaining(),
                 silence_seconds=self._silence_seconds,
             )
