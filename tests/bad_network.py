@@ -34,15 +34,22 @@ class BadNetwork:
         self.is_silent = False
         """Whether nothing comes through any more, of connections that are there and of new ones."""
         self.server_address = ""
+        """Where new connections lead."""
         self.address = ""
         self.cut_requests = 0
         self.cut_answers = 0
         self.dropped = 0
+        self._carrying: set[asyncio.Task[None]] = set()
+
+    def cut(self) -> None:
+        """Ends every connection; new ones are carried."""
+        for task in self._carrying:
+            task.cancel()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["BadNetwork"]:
         """Carries until the end of the block."""
-        carrying: set[asyncio.Task[None]] = set()
+        carrying = self._carrying
 
         def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             task = asyncio.create_task(self._carry(reader, writer))

@@ -58,6 +58,17 @@ class PostgresServer:
         # Tests kill the service, never the machine: PostgreSQL need not sync.
         self._run("initdb", "-D", "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync")
 
+    def copy(self, primary_port: int) -> None:
+        """Makes the cluster a standby of the server at a port, which it then follows."""
+        source = f"host=127.0.0.1 port={primary_port} user=postgres"
+        self._run(
+            "pg_basebackup", "-D", "data", "-R", "-X", "stream", "-c", "fast", "--no-sync", "-d", source
+        )
+
+    def promote(self) -> None:
+        """Makes the standby a primary, and returns when it takes writes."""
+        self._run("pg_ctl", "-D", "data", "-w", "-t", "60", "promote")
+
     def put(self, name: str, content: bytes) -> None:
         """Writes a file of the cluster that PostgreSQL alone may read, as it demands of keys."""
         path = self._folder / "data" / name
@@ -86,6 +97,11 @@ class PostgresServer:
     def stop(self, mode: str = "immediate") -> None:
         """Stops it; `immediate` is what a crash is like."""
         self._run("pg_ctl", "-D", "data", "-m", mode, "-w", "stop")
+
+    def stop_if_running(self) -> None:
+        """Stops it, unless a test has."""
+        if (self._folder / "data" / "postmaster.pid").exists():
+            self.stop()
 
     def _start(self, port: int) -> None:
         options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
@@ -143,7 +159,20 @@ def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[Postgr
         try:
             yield server
         finally:
-            server.stop()
+            server.stop_if_running()
+
+
+@contextmanager
+def standby_of(primary_port: int) -> Iterator[PostgresServer]:
+    """A running standby; the port may be that of something that forwards to the primary."""
+    with tempfile.TemporaryDirectory(prefix="store-pg-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder))
+        server.copy(primary_port)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop_if_running()
 
 
 @contextmanager

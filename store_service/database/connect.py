@@ -167,7 +167,7 @@ class Store:
         self._writer.after_write = told
 
     async def listen(self, heard: Callable[[], None]) -> None:
-        """Calls `heard` whenever any process has committed changes, until it is cancelled.
+        """Calls `heard` whenever any process has committed changes; returns when it is to be called again.
 
         Raises:
             StoreError: The database cannot be reached any more.
@@ -198,7 +198,7 @@ async def open_store(
         acquire_seconds: How long opening a connection to PostgreSQL may take.
         force_roll_back: One connection does everything, and undoes it at the end.
         observe: Who looks at each lane.
-        read_only: The rules are to refuse writes of callers.
+        read_only: The rules are to refuse writes of callers, so that a standby will do.
 
     Raises:
         StoreError: The database cannot be opened.
@@ -222,6 +222,7 @@ async def open_store(
             statement_seconds=statement_seconds,
             acquire_seconds=acquire_seconds,
             force_roll_back=force_roll_back,
+            read_only=read_only,
             observe=observe,
         )
     async with opening as lanes:

@@ -48,6 +48,19 @@ class Connection(ABC):
         """Whether it has ended, as far as is known without asking the database, and another can be opened."""
         return False
 
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether `confirm` is to be called before anything is read, for the database may be another one."""
+        return False
+
+    async def confirm(self) -> None:
+        """Makes sure that what is read here is what was written.
+
+        Raises:
+            DatabaseUnavailable: It is not so.
+        """
+        return
+
     async def fetch(self, statement: Statement, **values: Any) -> Rows:
         """Runs a statement with its parameters and returns its rows.
 

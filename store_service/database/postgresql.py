@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from store_service.database.changes import ORDER_LOCK
 from store_service.database.connection import Connection, Rows
 from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, NotifiesNobody, named
 from store_service.database.observing import Observe, unobserved
+from store_service.database.sessions import CurrentServer, Server
 from store_service.database.statements import Statement
 from store_service.database.workers import Lane, Lanes
 from store_service.errors import DatabaseUnavailable
@@ -30,6 +31,9 @@ CHANNEL = "store_changes"
 
 SLACK_SECONDS = 5.0
 """PostgreSQL ends a statement after its time; an answer that is so much later will never come."""
+
+ELSEWHERE_SECONDS = 0.05
+"""Pause before a session that has reached another server than the one that writes is opened again."""
 
 IDLE_IN_TRANSACTION_SECONDS = 10
 """PostgreSQL ends a transaction of ours that does nothing for so long, and frees its locks."""
@@ -50,9 +54,20 @@ class PostgresqlConnection(Connection):
     _fetching: asyncio.Task[Any] | None = None
     """The task that waits for rows, if one does."""
 
-    def __init__(self, raw: Any, *, longest_seconds: float, inside_transaction: bool = False) -> None:
-        """Takes an open connection, after how long it counts as lost, and whether all is one transaction."""
+    def __init__(
+        self,
+        raw: Any,
+        server: Server,
+        current: CurrentServer,
+        *,
+        longest_seconds: float,
+        inside_transaction: bool = False,
+    ) -> None:
+        """Takes an open connection, its server and that of the writer, after how long it counts as lost, and
+        whether all is one transaction."""
         super().__init__(raw, inside_transaction=inside_transaction)
+        self._server = server
+        self._current = current
         self._longest_seconds = longest_seconds
 
     @property
@@ -67,6 +82,19 @@ class PostgresqlConnection(Connection):
             # The pool has already taken it back.
             return True
         return is_closed
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether its server may no longer be the right one; see Connection."""
+        return self._server.generation != self._current.generation and not self._inside_transaction
+
+    async def confirm(self) -> None:
+        """Asks the server for its role again; see Connection."""
+        try:
+            self._server = await self._answered(self._current.ask(self._raw))
+        except DRIVER_ERRORS as error:
+            raise named(error) from error
+        self._current.check(self._server)
 
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("postgresql", values)
@@ -101,27 +129,21 @@ class PostgresqlConnection(Connection):
             raise
 
     async def listen(self, heard: Callable[[], None]) -> None:
-        """Calls `heard` whenever changes are committed, and returns when the connection is lost.
+        """Calls `heard` whenever changes are committed; returns when it should listen on another connection.
 
         Raises:
             NotifiesNobody: The server is a standby.
         """
-        if await self._answered(self._raw.fetchval("SELECT pg_is_in_recovery()")):
+        if self._server.is_standby:
             raise NotifiesNobody
-
-        def on_notification(*_: object) -> None:
-            heard()
-
         lost = asyncio.Event()
         self._raw.add_termination_listener(lambda _: lost.set())
-        await self._raw.add_listener(CHANNEL, on_notification)
-        try:
+        with self._current.told_of_moves(lost.set):
+            await self._raw.add_listener(CHANNEL, lambda *_: heard())
             # Nobody told of what was written before.
             heard()
-            await lost.wait()
-        finally:
-            if not self._raw.is_closed():
-                await self._raw.remove_listener(CHANNEL, on_notification)
+            if not (self.is_lost or self.is_doubtful):
+                await lost.wait()
 
     def _in_transaction(self) -> bool:
         # A connection that was lost has nothing to roll back, and its loss is what should be reported.
@@ -141,12 +163,13 @@ async def open_lanes(
     statement_seconds: float,
     acquire_seconds: float,
     force_roll_back: bool,
+    read_only: bool = False,
     observe: Observe = unobserved,
 ) -> AsyncIterator[Lanes]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
-        StoreError: The database cannot be reached.
+        StoreError: The database cannot be reached, or not on a server that may serve us.
     """
     url = make_url(database_url)
     try:
@@ -167,7 +190,6 @@ async def open_lanes(
             "idle_in_transaction_session_timeout": idle_milliseconds,
         },
     }
-    longest_seconds = statement_seconds + lock_seconds + SLACK_SECONDS
     # asyncpg would take what stands behind the ? for settings of the server.
     plain_url = url.set(query={}).render_as_string(hide_password=False)
     async with AsyncExitStack() as stack:
@@ -176,73 +198,124 @@ async def open_lanes(
             await stack.enter_async_context(database)
         except DRIVER_ERRORS as error:
             raise named(error) from error
+        sessions = _Sessions(
+            database,
+            CurrentServer(read_only=read_only),
+            acquire_seconds=acquire_seconds,
+            longest_seconds=statement_seconds + lock_seconds + SLACK_SECONDS,
+        )
 
         if force_roll_back:
-            lane = Lane(
-                "worker",
-                lambda: _opened(database, acquire_seconds, longest_seconds, inside_transaction=True),
-                workers=1,
-                writes=True,
-                observer=observe("worker"),
-            )
+            lane = Lane("worker", sessions.global_one, workers=1, writes=True, observer=observe("worker"))
             await stack.enter_async_context(lane.running())
             yield Lanes(lane, lane)
             return
 
-        writer = Lane(
-            "writer",
-            lambda: _opened(database, acquire_seconds, longest_seconds),
-            workers=1,
-            writes=True,
-            observer=observe("writer"),
-        )
+        writer = Lane("writer", sessions.leading, workers=1, writes=True, observer=observe("writer"))
         await stack.enter_async_context(writer.running())
-        reader = Lane(
-            "reader",
-            lambda: _opened(database, acquire_seconds, longest_seconds),
-            workers=readers,
-            writes=False,
-            observer=observe("reader"),
-        )
+        reader = Lane("reader", sessions.following, workers=readers, writes=False, observer=observe("reader"))
         await stack.enter_async_context(reader.running())
-        yield Lanes(writer, reader, partial(_listen, database, acquire_seconds, longest_seconds))
+        yield Lanes(writer, reader, sessions.listen)
 
 
-@asynccontextmanager
-async def _opened(
-    database: Database, acquire_seconds: float, longest_seconds: float, *, inside_transaction: bool = False
-) -> AsyncIterator[PostgresqlConnection]:
-    """One connection of `databases`, held until the end of the block."""
-    async with AsyncExitStack() as stack:
+class _Sessions:
+    """Opens sessions for their workers, each on the server where it belongs."""
+
+    def __init__(
+        self, database: Database, current: CurrentServer, *, acquire_seconds: float, longest_seconds: float
+    ) -> None:
+        self._database = database
+        self._current = current
+        self._acquire_seconds = acquire_seconds
+        self._longest_seconds = longest_seconds
+
+    @asynccontextmanager
+    async def leading(self) -> AsyncIterator[PostgresqlConnection]:
+        """A session whose server becomes that of all."""
+        async with self._opened() as (raw, server):
+            with self._current.led_by(server):
+                yield self._connection(raw, server)
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[PostgresqlConnection]:
+        """A session on the server of the one that writes."""
+        async with self._opened(follows=True) as (raw, server):
+            yield self._connection(raw, server)
+
+    @asynccontextmanager
+    async def global_one(self) -> AsyncIterator[PostgresqlConnection]:
+        """The session of `force_rollback`, whose one transaction ends with it."""
+        async with self._opened(is_global=True) as (raw, server):
+            yield self._connection(raw, server, inside_transaction=True)
+
+    async def listen(self, heard: Callable[[], None]) -> None:
+        """Calls `heard` whenever any process has committed changes; returns when it is to be called again.
+
+        Raises:
+            DatabaseUnavailable: The database cannot be reached any more.
+            NotifiesNobody: The server is a standby.
+        """
+        async with self.following() as connection:
+            try:
+                await connection.listen(heard)
+            except DRIVER_ERRORS as error:
+                raise named(error) from error
+
+    def _connection(
+        self, raw: Any, server: Server, *, inside_transaction: bool = False
+    ) -> PostgresqlConnection:
+        return PostgresqlConnection(
+            raw,
+            server,
+            self._current,
+            longest_seconds=self._longest_seconds,
+            inside_transaction=inside_transaction,
+        )
+
+    @asynccontextmanager
+    async def _opened(
+        self, *, follows: bool = False, is_global: bool = False
+    ) -> AsyncIterator[tuple[Any, Server]]:
+        """One connection of `databases`, held until the end of the block, and its server, which may serve us.
+
+        An error that leaves the block ends the session, unless it is that of `force_rollback`: the pool would
+        give the same one again, whatever is wrong with it.
+        """
+        last = asyncio.get_running_loop().time() + self._acquire_seconds
+        while True:
+            async with AsyncExitStack() as stack:
+                raw, server = await self._acquired(stack, is_global=is_global)
+                if not (follows and self._current.is_elsewhere(server)):
+                    self._current.check_role(server)
+                    yield raw, server
+                    return
+                raw.terminate()
+            if asyncio.get_running_loop().time() > last:
+                self._current.check(server)
+            # Where a name leads to several servers in turn, the next one may be the right one.
+            await asyncio.sleep(ELSEWHERE_SECONDS)
+
+    async def _acquired(self, stack: AsyncExitStack, *, is_global: bool) -> tuple[Any, Server]:
         try:
             # asyncpg's pool waits for ever by itself.
-            async with asyncio.timeout(acquire_seconds):
-                connection = await stack.enter_async_context(database.connection())
+            async with asyncio.timeout(self._acquire_seconds):
+                connection = await stack.enter_async_context(self._database.connection())
+                raw = connection.raw_connection
+                if not is_global:
+                    stack.push(partial(_end_after_error, raw))
+                return raw, await self._current.ask(raw)
         # A certificate that is refused counts as a ValueError too, which `named` takes for a bug of ours.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:
             raise named(error) from error
-        yield PostgresqlConnection(
-            connection.raw_connection, longest_seconds=longest_seconds, inside_transaction=inside_transaction
-        )
 
 
-async def _listen(
-    database: Database, acquire_seconds: float, longest_seconds: float, heard: Callable[[], None]
-) -> None:
-    """Calls `heard` whenever any process has committed changes, until it is cancelled.
-
-    Raises:
-        DatabaseUnavailable: The database cannot be reached any more.
-        NotifiesNobody: The server is a standby.
-    """
-    async with _opened(database, acquire_seconds, longest_seconds) as connection:
-        try:
-            await connection.listen(heard)
-        except DRIVER_ERRORS as error:
-            raise named(error) from error
-    raise DatabaseUnavailable
+def _end_after_error(raw: Any, error: type[BaseException] | None, *_: object) -> None:
+    if error is not None:
+        # The pool may have taken it back already.
+        with suppress(*DRIVER_ERRORS):
+            raw.terminate()
 
 
 def _milliseconds(seconds: float) -> str:

@@ -114,7 +114,13 @@ class Work:
 
 
 class LostUnused(Exception):
-    """A connection has ended while it had nothing to do, so nobody's work was lost with it."""
+    """A connection is of no use any more before it began anything, so nobody's work was lost with it."""
+
+
+def _because_of(error: Exception) -> DatabaseUnavailable:
+    unavailable = DatabaseUnavailable()
+    unavailable.__cause__ = error
+    return unavailable
 
 
 Open = Callable[[], AbstractAsyncContextManager[Connection]]
@@ -211,7 +217,7 @@ class Lane:
                 if not idle.done():
                     idle.set_result(None)
             await asyncio.gather(*tasks)
-            self._refuse_what_waits()
+            self._refuse_what_waits(DatabaseUnavailable())
 
     async def _work(self, opened: asyncio.Future[None]) -> None:
         """Holds a connection and works with it; opens another when it is lost."""
@@ -233,7 +239,7 @@ class Lane:
                     return
                 # Whoever waits is told at once; the pause is ours.
                 self._count_loss(loss, error)
-                self._refuse_what_waits()
+                self._refuse_what_waits(error)
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     def _count_loss(self, loss: RepeatedFailure, error: Exception) -> None:
@@ -267,8 +273,8 @@ class Lane:
                 await self._wait_for(crowd)
             elif crowd:
                 await self._let_work_gather()
-            if self._waiting and connection.is_lost:
-                raise LostUnused("it has ended while it had nothing to do")
+            if self._waiting:
+                await _make_sure_of(connection)
             batch = self._take()
             if batch:
                 await self._do_batch(connection, batch)
@@ -343,9 +349,11 @@ class Lane:
                 size += work.size
         return batch
 
-    def _refuse_what_waits(self) -> None:
+    def _refuse_what_waits(self, error: Exception) -> None:
+        if not isinstance(error, DatabaseUnavailable):
+            error = _because_of(error)
         while self._waiting:
-            self._waiting.popleft().answer(DatabaseUnavailable())
+            self._waiting.popleft().answer(error)
 
     async def _do_batch(self, connection: Connection, batch: Sequence[Work]) -> None:
         """Does the work and answers it.
@@ -460,6 +468,16 @@ class Lane:
         else:
             await run_all()
         return outcomes
+
+
+async def _make_sure_of(connection: Connection) -> None:
+    if connection.is_lost:
+        raise LostUnused("it has ended while it had nothing to do")
+    if connection.is_doubtful:
+        try:
+            await connection.confirm()
+        except DatabaseUnavailable as error:
+            raise LostUnused(str(error.__cause__ or error)) from None
 
 
 class Lanes(NamedTuple):

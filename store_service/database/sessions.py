@@ -1,0 +1,117 @@
+"""Sessions of PostgreSQL: what their server may do, and that all of them are on the same server.
+
+A name or address may lead to a standby for a moment, and a server may become read-only or be replaced while
+sessions to it stay open. So each session asks for its server's role before it is used, and the sessions that
+read follow the one that writes (docs/decisions/0027).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from store_service.errors import DatabaseUnavailable
+
+
+class WrongServer(Exception):
+    """The session is on a server that must not serve it; the text is one line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """What a session's server says of itself."""
+
+    started: datetime
+    """When its postmaster was started. No two servers share it, and a server that was restarted counts as
+    another one: all of its sessions have ended."""
+    is_standby: bool
+    """It replays what another server writes."""
+    is_read_only: bool
+    """Transactions of this session cannot write: on a standby, and by `default_transaction_read_only`."""
+    generation: int
+    """That of the current server when it was asked."""
+
+
+_ASK = """
+SELECT pg_postmaster_start_time(), pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
+"""
+
+
+class CurrentServer:
+    """The server on which every session belongs: that of the session that writes."""
+
+    def __init__(self, *, read_only: bool) -> None:
+        """Takes whether the service takes no writes, so that a server that cannot write will do."""
+        self._read_only = read_only
+        self._server: Server | None = None
+        """That of the session that writes; None while there is no such session."""
+        self._last: Server | None = None
+        self._on_move: list[Callable[[], None]] = []
+        self.generation = 0
+        """Changes whenever the other sessions may be on the wrong server; each asks again then."""
+
+    async def ask(self, raw: Any) -> Server:
+        """Asks the server of a session of asyncpg for its role."""
+        generation = self.generation
+        started, is_standby, is_read_only = await raw.fetchrow(_ASK)
+        return Server(
+            started=started, is_standby=is_standby, is_read_only=is_read_only, generation=generation
+        )
+
+    def check(self, server: Server) -> None:
+        """Makes sure that a session may stay where it is.
+
+        Raises:
+            DatabaseUnavailable: Its server may not serve this service, or is not that of the session that
+                writes.
+        """
+        self.check_role(server)
+        if self.is_elsewhere(server):
+            raise DatabaseUnavailable from WrongServer(
+                "the session is not on the server that takes the writes"
+            )
+
+    def check_role(self, server: Server) -> None:
+        """Makes sure that a server may serve this service at all.
+
+        Raises:
+            DatabaseUnavailable: It cannot write, and is to.
+        """
+        if self._read_only or not server.is_read_only:
+            return
+        what = "is a standby" if server.is_standby else "is read-only (default_transaction_read_only)"
+        raise DatabaseUnavailable from WrongServer(
+            f"the server {what}, and without STORE_READ_ONLY the service needs one that takes writes"
+        )
+
+    def is_elsewhere(self, server: Server) -> bool:
+        """Whether a session has reached another server than the one that writes."""
+        return self._server is not None and self._server.started != server.started
+
+    @contextmanager
+    def led_by(self, server: Server) -> Iterator[None]:
+        """Until the end of the block the session that writes is on this server."""
+        if self._last is not None and self._last.started != server.started:
+            self._move()
+        self._server = self._last = server
+        try:
+            yield
+        finally:
+            # Whatever ended it may concern the others too: they look where they are.
+            self._server = None
+            self._move()
+
+    @contextmanager
+    def told_of_moves(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Calls `tell` at each change of `generation` until the end of the block."""
+        self._on_move.append(tell)
+        try:
+            yield
+        finally:
+            self._on_move.remove(tell)
+
+    def _move(self) -> None:
+        self.generation += 1
+        for tell in self._on_move:
+            tell()
