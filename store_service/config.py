@@ -235,7 +235,13 @@ class Config(BaseSettings):
     """Most posts or comments on a page; who asks for more gets so many."""
 
     max_unsent_bytes: int = Field(default=33_554_432, ge=0)
-    """Large answers that one connection may have and not have read; its next call gets OVERLOADED."""
+    """Bytes of large responses that a client may leave unread on one connection. Further calls on it fail
+    with OVERLOADED."""
+
+    max_pending_response_bytes: int = Field(default=268_435_456, ge=4_194_304)
+    """Bytes of large responses that all clients of a process may leave unread. No connection may hold more
+    than is left for the others. Reads for which there is no room fail with OVERLOADED, and connections that
+    read nothing are closed, the largest first."""
 
     max_connections: int = Field(default=1000, ge=1, le=1_000_000)
     """Connections to a process; more are closed at once. Each needs a file descriptor."""

@@ -113,7 +113,7 @@ class PageRequest:
     """The page ends before its bodies pass this; 0: before they are too large for a message."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Page(Generic[Resource]):
     """Some of a query's resources, and where the next page starts."""
 
@@ -125,7 +125,7 @@ class Page(Generic[Resource]):
     page, empty on the others."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Found(Generic[Resource]):
     """The answer to a batch of ids, in the order asked for."""
 

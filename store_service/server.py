@@ -33,6 +33,7 @@ from store_service.rpc.connections import Connections
 from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
 from store_service.rpc.limits import Limits
+from store_service.rpc.pending import Pending
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
 from store_service.rpc.tls import Certificates
@@ -293,8 +294,12 @@ def _limits(config: Config, connections: Connections) -> Limits:
         max_bytes=config.max_concurrent_bytes,
         calls_per_second=config.caller_calls_per_second,
         max_seconds=config.max_call_seconds,
-        max_unsent_bytes=config.max_unsent_bytes,
-        cut=connections.cut,
+        pending=Pending(
+            max_connection_bytes=config.max_unsent_bytes,
+            max_bytes=config.max_pending_response_bytes,
+            max_seconds=config.max_call_seconds,
+            cut=connections.cut,
+        ),
     )
 
 

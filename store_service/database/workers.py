@@ -19,6 +19,7 @@ from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain, NobodyWaits
 from store_service.database.observing import Observer, Seen
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StoreError
+from store_service.pacing import paced
 from store_service.repeated_failure import RepeatedFailure
 
 Argument = TypeVar("Argument")
@@ -155,6 +156,8 @@ class Lane:
             observer.measure.waiting = self._waiting.__len__
         self._idle: deque[asyncio.Future[None]] = deque()
         self._stopping = False
+        self._came_meanwhile = 0
+        """How much waited when the last batch was about to be answered; later, some come again."""
         self._at_work: dict[Connection, Sequence[Work]] = {}
         self._wanted: int | None = None
         self._gathered: asyncio.Future[None]
@@ -217,7 +220,7 @@ class Lane:
                 if not idle.done():
                     idle.set_result(None)
             await asyncio.gather(*tasks)
-            self._refuse_what_waits(DatabaseUnavailable())
+            await self._refuse_what_waits(DatabaseUnavailable())
 
     async def _work(self, opened: asyncio.Future[None]) -> None:
         """Holds a connection and works with it; opens another when it is lost."""
@@ -239,7 +242,7 @@ class Lane:
                     return
                 # Whoever waits is told at once; the pause is ours.
                 self._count_loss(loss, error)
-                self._refuse_what_waits(error)
+                await self._refuse_what_waits(error)
                 await asyncio.sleep(RECONNECT_SECONDS)
 
     def _count_loss(self, loss: RepeatedFailure, error: Exception) -> None:
@@ -277,8 +280,9 @@ class Lane:
                 await _make_sure_of(connection)
             batch = self._take()
             if batch:
+                self._came_meanwhile = 0
                 await self._do_batch(connection, batch)
-                together = len(batch) + len(self._waiting)
+                together = len(batch) + self._came_meanwhile
                 crowd = together if together > 1 else 0
             elif self._stopping:
                 return
@@ -349,11 +353,19 @@ class Lane:
                 size += work.size
         return batch
 
-    def _refuse_what_waits(self, error: Exception) -> None:
+    async def _refuse_what_waits(self, error: Exception) -> None:
         if not isinstance(error, DatabaseUnavailable):
             error = _because_of(error)
-        while self._waiting:
-            self._waiting.popleft().answer(error)
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        await self._answer(waiting, [error] * len(waiting))
+
+    async def _answer(self, batch: Sequence[Work], outcomes: Sequence[Any]) -> None:
+        """Answers each work with its outcome, a few in each round of the event loop; not what is LATER."""
+        self._came_meanwhile = len(self._waiting)
+        async for work, outcome in paced(zip(batch, outcomes, strict=True)):
+            if outcome is not LATER:
+                work.answer(outcome)
 
     async def _do_batch(self, connection: Connection, batch: Sequence[Work]) -> None:
         """Does the work and answers it.
@@ -372,8 +384,7 @@ class Lane:
                 await self._do_together(connection, kept, keep=True)
         except DatabaseUnavailable as error:
             # Also those whose turn had not come.
-            for work in batch:
-                work.answer(error)
+            await self._answer(batch, [error] * len(batch))
             raise
 
     async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
@@ -392,8 +403,7 @@ class Lane:
         except Exception as error:
             # Busy, full: it would meet each of them alone too. Anything else may be the fault of one of them.
             if len(batch) == 1 or isinstance(error, StoreError):
-                for work in batch:
-                    work.answer(error)
+                await self._answer(batch, [error] * len(batch))
                 return
             log.warning(
                 "batch failed, trying its members one by one", error=type(error).__name__, size=len(batch)
@@ -405,15 +415,11 @@ class Lane:
         finally:
             self._at_work.pop(connection, None)
         # Only now, after the commit, is anybody told.
-        later: list[Work] = []
-        for work, outcome in zip(batch, outcomes, strict=True):
-            if outcome is LATER:
-                later.append(work)
-            else:
-                work.answer(outcome)
-        self._waiting.extendleft(reversed(later))
         if self._writes and keep:
             self.after_write()
+        later = [work for work, outcome in zip(batch, outcomes, strict=True) if outcome is LATER]
+        self._waiting.extendleft(reversed(later))
+        await self._answer(batch, outcomes)
 
     async def _outcomes_observed(
         self, observer: Observer, connection: Connection, batch: Sequence[Work], *, keep: bool

@@ -1,18 +1,21 @@
 """ChangeService on the wire: check, call, convert."""
 
-from collections.abc import AsyncGenerator, Iterable
+import builtins
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from itertools import islice
 
 from storeapi.v1 import changes_pb2 as pb
 
 from store_service.model import Change, Filter, Post
 from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message, post_to_message, set_time
+from store_service.rpc.responses import LazyResponse
 from store_service.rpc.validation import Validation
 from store_service.store.changes import Piece
 from store_service.store.feed import Feed, Sent
 
-MAX_ENCODED = 8
-"""For so many different filters the encoding of a piece is kept for others who have the same."""
+PART_COUNT = 500
+"""Changes that are encoded without letting the event loop run."""
 
 
 class ChangeService:
@@ -25,10 +28,15 @@ class ChangeService:
 
     async def Watch(
         self, request: pb.WatchRequest, _: Context
-    ) -> AsyncGenerator[bytes | pb.WatchResponse, None]:
+    ) -> AsyncGenerator[pb.WatchResponse | LazyResponse, None]:
         start, filter, heartbeat_seconds = self._validation.watch(request)
         async for sent in self._feed.watch(start, filter, heartbeat_seconds=heartbeat_seconds):
-            yield _to_message(sent) if sent.piece is None else _encoded(sent.piece, filter, sent.resume_token)
+            if sent.piece is not None:
+                yield _piece(sent.piece, filter, sent.resume_token)
+            elif sent.snapshot:
+                yield _snapshot(sent)
+            else:
+                yield _to_message(sent)
 
 
 def _to_message(sent: Sent) -> pb.WatchResponse:
@@ -40,16 +48,25 @@ def _to_message(sent: Sent) -> pb.WatchResponse:
     )
 
 
-def _encoded(piece: Piece, filter: Filter, resume_token: str) -> bytes:
-    """The response with what a filter leaves of a piece, encoded once for all who want the same."""
-    data = piece.encoded.get(filter)
-    if data is None:
-        changes = _messages(change for change in piece.changes if filter.matches(change))
-        response = pb.WatchResponse(changes=changes, resume_token=resume_token, partial=piece.partial)
-        data = response.SerializeToString()
-        if len(piece.encoded) < MAX_ENCODED:
-            piece.encoded[filter] = data
-    return data
+def _snapshot(sent: Sent) -> LazyResponse:
+    return LazyResponse(
+        result=sent,
+        parts=lambda: (_to_message(sent),),
+        count=len(sent.snapshot),
+        size=sum([len(change.resource.body) for change in sent.snapshot]),
+    )
+
+
+def _piece(piece: Piece, filter: Filter, resume_token: str) -> LazyResponse:
+    """The response with what a filter leaves of a piece, the same for all watches with an equal filter."""
+
+    def parts() -> Iterator[pb.WatchResponse]:
+        changes = builtins.filter(filter.matches, piece.changes)
+        while some := _messages(islice(changes, PART_COUNT)):
+            yield pb.WatchResponse(changes=some)
+        yield pb.WatchResponse(resume_token=resume_token, partial=piece.partial)
+
+    return LazyResponse(result=piece, parts=parts, count=len(piece.changes), size=piece.size, variant=filter)
 
 
 def _messages(changes: Iterable[Change]) -> list[pb.Change]:

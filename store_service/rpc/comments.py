@@ -2,8 +2,10 @@
 
 from storeapi.v1 import comments_pb2 as pb
 
+from store_service.model import Comment, Found, Page
 from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message
+from store_service.rpc.responses import LazyResponse, lazy
 from store_service.rpc.validation import Validation, same_request
 from store_service.store.comments import Comments
 
@@ -28,14 +30,10 @@ class CommentService:
         comment = await self._comments.get_comment(id)
         return comment_to_message(comment)
 
-    async def ListComments(self, request: pb.ListCommentsRequest, _: Context) -> pb.ListCommentsResponse:
+    async def ListComments(self, request: pb.ListCommentsRequest, _: Context) -> LazyResponse:
         wanted = self._validation.page_of_comments(request)
         page = await self._comments.list_comments(wanted)
-        return pb.ListCommentsResponse(
-            comments=[comment_to_message(comment) for comment in page.items],
-            next_page_token=page.next_page_token,
-            resume_token=page.resume_token,
-        )
+        return lazy(page, _page_to_message)
 
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
         update = self._validation.comment_update(request)
@@ -51,37 +49,50 @@ class CommentService:
         )
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
-    async def BatchGetComments(
-        self, request: pb.BatchGetCommentsRequest, _: Context
-    ) -> pb.BatchGetCommentsResponse:
+    async def BatchGetComments(self, request: pb.BatchGetCommentsRequest, _: Context) -> LazyResponse:
         ids = self._validation.ids(request)
         found = await self._comments.get_comments(ids, allow_missing=request.allow_missing)
-        return pb.BatchGetCommentsResponse(
-            comments=[comment_to_message(comment) for comment in found.items], missing_ids=found.missing_ids
-        )
+        return lazy(found, _found_to_message)
 
-    async def BatchCreateComments(
-        self, request: pb.BatchCreateCommentsRequest, _: Context
-    ) -> pb.BatchCreateCommentsResponse:
+    async def BatchCreateComments(self, request: pb.BatchCreateCommentsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.comment_drafts(request)
         comments = await self._comments.create_comments(
             drafts, request=same_request(request), keep=not request.validate_only
         )
-        return pb.BatchCreateCommentsResponse(comments=[comment_to_message(comment) for comment in comments])
+        return lazy(Found(items=comments), _created_to_message)
 
-    async def BatchDeleteComments(
-        self, request: pb.BatchDeleteCommentsRequest, _: Context
-    ) -> pb.BatchDeleteCommentsResponse:
+    async def BatchDeleteComments(self, request: pb.BatchDeleteCommentsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.comment_deletion(request)
         deleted = await self._comments.delete_comments(
             deletion, request=same_request(request), keep=not request.validate_only
         )
-        return pb.BatchDeleteCommentsResponse(
-            comments=[comment_to_message(comment) for comment in deleted.items],
-            missing_ids=deleted.missing_ids,
-        )
+        return lazy(deleted, _deleted_to_message)
 
     async def CountComments(self, request: pb.CountCommentsRequest, _: Context) -> pb.CountCommentsResponse:
         post_ids = self._validation.post_ids(request)
         counts = await self._comments.count_comments(post_ids)
         return pb.CountCommentsResponse(counts=counts)
+
+
+def _page_to_message(page: Page[Comment]) -> pb.ListCommentsResponse:
+    return pb.ListCommentsResponse(
+        comments=map(comment_to_message, page.items),
+        next_page_token=page.next_page_token,
+        resume_token=page.resume_token,
+    )
+
+
+def _found_to_message(found: Found[Comment]) -> pb.BatchGetCommentsResponse:
+    return pb.BatchGetCommentsResponse(
+        comments=map(comment_to_message, found.items), missing_ids=found.missing_ids
+    )
+
+
+def _created_to_message(created: Found[Comment]) -> pb.BatchCreateCommentsResponse:
+    return pb.BatchCreateCommentsResponse(comments=map(comment_to_message, created.items))
+
+
+def _deleted_to_message(deleted: Found[Comment]) -> pb.BatchDeleteCommentsResponse:
+    return pb.BatchDeleteCommentsResponse(
+        comments=map(comment_to_message, deleted.items), missing_ids=deleted.missing_ids
+    )

@@ -4,22 +4,18 @@ Requests are unpacked here too, large ones one after the other: gRPC would unpac
 looks at any, and 4 KiB may become 4 MiB (docs/decisions/0017).
 """
 
-import asyncio
-import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 
 from google.protobuf.message import DecodeError, Message
 
 from store_service.errors import RequestMalformed
+from store_service.rpc.turns import LARGE_BYTES, Turns
 
 _GZIP = b"\x1f\x8b"
 _DEFLATE = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
 _PACKED = (_GZIP, *_DEFLATE)
 """How bytes begin that gzip or deflate have made. No message of ours does: it would have a field 15."""
-
-SMALL_BYTES = 65_536
-"""What is no larger when it is unpacked waits for nobody; it takes less than half a millisecond."""
 
 _EITHER = zlib.MAX_WBITS | 32
 """Tells zlib to find out by itself which of the two it is."""
@@ -32,11 +28,10 @@ class RequestTooLarge(Exception):
 class Unpacker:
     """Unpacks requests, large ones one at a time."""
 
-    def __init__(self, max_bytes: int) -> None:
-        """Takes how large a request may be when it is unpacked."""
+    def __init__(self, max_bytes: int, turns: Turns) -> None:
+        """Takes how large a request may be when it is unpacked, and the queue in which large ones wait."""
         self._max_bytes = max_bytes
-        self._turn = asyncio.Lock()
-        self._rested = 0.0
+        self._turns = turns
 
     async def unpacked(self, data: bytes) -> bytes:
         """The bytes of a request, however they came; those that only begin like packed ones are left alone.
@@ -48,9 +43,10 @@ class Unpacker:
             return data
         unpack = zlib.decompressobj(_EITHER)
         try:
-            found = unpack.decompress(data, min(SMALL_BYTES, self._max_bytes + 1))
+            found = unpack.decompress(data, min(LARGE_BYTES, self._max_bytes + 1))
             if not unpack.eof and len(found) <= self._max_bytes:
-                found += await self._rest(unpack, self._max_bytes + 1 - len(found))
+                async with self._turns.turn():
+                    found += unpack.decompress(unpack.unconsumed_tail, self._max_bytes + 1 - len(found))
         except zlib.error:
             return data
         if len(found) > self._max_bytes:
@@ -58,17 +54,6 @@ class Unpacker:
                 f"the request is larger than {self._max_bytes} bytes when it is decompressed"
             )
         return found if unpack.eof and not unpack.unused_data else data
-
-    async def _rest(self, unpack: "zlib._Decompress", max_bytes: int) -> bytes:
-        async with self._turn:
-            # A thousand of them take ten seconds, and gRPC lets in one call after the other. So everybody
-            # else has twice as long in between, in which this one is decoded and looked at too.
-            await asyncio.sleep(max(self._rested - time.perf_counter(), 0))
-            began = time.perf_counter()
-            found = unpack.decompress(unpack.unconsumed_tail, max_bytes)
-            now = time.perf_counter()
-            self._rested = now + 2 * (now - began)
-            return found
 
 
 def decoder(message_class: type[Message]) -> Callable[[bytes], Message]:

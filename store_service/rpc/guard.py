@@ -23,11 +23,15 @@ from google.protobuf.message_factory import GetMessageClass
 from store_service.errors import PermissionDenied, ShuttingDown, StreamStalled
 from store_service.logs import CallLog
 from store_service.measures import CallMeasure, Measures
+from store_service.pacing import paced
 from store_service.rpc.access import Access, Admission, right_of
 from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import Unpacker, decode_each, decoder
-from store_service.rpc.limits import LARGE_BYTES, Limits
+from store_service.rpc.limits import Limits
+from store_service.rpc.pending import Response
+from store_service.rpc.responses import Encoder, LazyResponse
+from store_service.rpc.turns import LARGE_BYTES, Turns
 from store_service.store.requests import was_repeated
 
 if TYPE_CHECKING:
@@ -36,6 +40,9 @@ if TYPE_CHECKING:
 
 STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
+
+ROOM_SECONDS = 0.05
+"""How often a stream looks whether there is room for its next message."""
 
 GONE_SECONDS = 1.0
 """How long after a failed write gRPC may take to say that the caller has gone; it does so at once."""
@@ -77,7 +84,10 @@ class Guard:
         self._access = access
         self._measures = measures
         self._tracing = tracing
-        self._unpacker = Unpacker(max_request_bytes)
+        self._pending = limits.pending
+        self._turns = Turns()
+        self._unpacker = Unpacker(max_request_bytes, self._turns)
+        self._encoder = Encoder(self._turns)
         self._draining = False
         self._running = 0
         self._streams: set[asyncio.Task[Any]] = set()
@@ -133,7 +143,7 @@ class Guard:
         """
         self._draining = True
         self._connections.stop_listening()
-        for stream in self._streams:
+        async for stream in paced(list(self._streams)):
             stream.cancel()
         end = time.perf_counter() + seconds
         while (left := end - time.perf_counter()) > 0:
@@ -215,7 +225,7 @@ class Guard:
     def _unary(
         self,
         name: str,
-        behavior: Callable[[Any, Context], Awaitable[Message]],
+        behavior: Callable[[Any, Context], Awaitable[Message | LazyResponse]],
         decode: Callable[[bytes], Message],
         while_draining: bool,
         is_read: bool,
@@ -226,21 +236,31 @@ class Guard:
             call = self._begin(name, context, measure)
             admitted = None
             request: Any = None
-            response: Message | None = None
+            response: Message | LazyResponse | None = None
             answer = b""
+            held = 0
+            room: Response | None = None
             try:
                 data = await self._unpacker.unpacked(data)
-                request = decode(data)
+                if not while_draining:
+                    self._limits.hold(len(data))
+                    held = len(data)
+                request = await self._decoded(data, decode)
                 if admit is not None:
                     admit(call, context)
                 if not while_draining:
                     if self._draining:
                         raise ShuttingDown
-                    admitted = self._limits.admit(context, call, len(data))
+                    admitted = self._limits.admit(context, call)
                 response = await behavior(request, context)
-                answer = response.SerializeToString()
-                if len(answer) > LARGE_BYTES and admitted is not None and (is_read or _did_nothing(request)):
-                    self._limits.check_answer(context, len(answer))
+                if isinstance(response, LazyResponse):
+                    always = not is_read and not _did_nothing(request)
+                    answer, room = await self._encoded(response, context.peer(), always=always)
+                else:
+                    answer = response.SerializeToString()
+                    if len(answer) > LARGE_BYTES and admitted is not None:
+                        always = not is_read and not _did_nothing(request)
+                        room = self._pending.reserve(context.peer(), len(answer), always=always)
             except BaseException as error:
                 # Of many that are refused at once none keeps its request and answer while it waits to say so.
                 data, request, response, answer = b"", None, None, b""
@@ -251,8 +271,13 @@ class Guard:
                 call.log("OK")
                 return answer
             finally:
+                self._limits.let_go(held)
                 if admitted is not None:
-                    self._limits.end(admitted, len(answer))
+                    self._limits.end(admitted)
+                    if room is not None:
+                        room.send(is_timed=True)
+                        # gRPC ends the task when the response has left.
+                        admitted.task.add_done_callback(room.release)
                 self._end()
 
         return handle
@@ -260,7 +285,7 @@ class Guard:
     def _stream(
         self,
         name: str,
-        behavior: Callable[[Any, Context], AsyncGenerator[Message | bytes, None]],
+        behavior: Callable[[Any, Context], AsyncGenerator[Message | LazyResponse, None]],
         decode: Callable[[bytes], Message],
         client_streaming: bool,
         while_draining: bool,
@@ -276,7 +301,7 @@ class Guard:
                 if client_streaming:
                     request: Any = decode_each(data, self._unpacker, decode)
                 else:
-                    request = decode(await self._unpacker.unpacked(data))
+                    request = await self._decoded(await self._unpacker.unpacked(data), decode)
                 if admit is not None:
                     admit(call, context)
                 if self._draining and not while_draining:
@@ -292,7 +317,7 @@ class Guard:
                         if admit is not None:
                             # A key may be deleted and a token expire while a stream is open.
                             admit(call, context)
-                        await _send(context, response)
+                        await self._send(context, response)
             except BaseException as error:
                 if isinstance(error, asyncio.CancelledError) and self._draining and not context.cancelled():
                     task.uncancel()
@@ -306,6 +331,67 @@ class Guard:
                 self._end()
 
         return handle
+
+    async def _decoded(self, data: bytes, decode: Callable[[bytes], Message]) -> Message:
+        if len(data) <= LARGE_BYTES:
+            return decode(data)
+        async with self._turns.turn():
+            return decode(data)
+
+    async def _encoded(
+        self, response: LazyResponse, peer: str, *, always: bool
+    ) -> tuple[bytes, Response | None]:
+        """Encodes a response, and takes the room that it needs until it is read, if it is large.
+
+        Raises:
+            Overloaded: There is no room, and the response need not be sent `always`.
+        """
+        if response.size <= LARGE_BYTES:
+            return await self._encoder.encode(response), None
+        room = self._pending.reserve(peer, response.size, always=always)
+        try:
+            data = await self._encoder.encode(response)
+            room.resize(len(data))
+        except BaseException:
+            room.release()
+            raise
+        return data, room
+
+    async def _send(self, context: Context, response: Message | LazyResponse) -> None:
+        """Sends one message of a stream.
+
+        Raises:
+            StreamStalled: The caller reads nothing; what it has not read fills what gRPC sends ahead.
+            CancelledError: The caller has gone.
+        """
+        room: Response | None = None
+        try:
+            if not isinstance(response, LazyResponse):
+                data = response.SerializeToString()
+            else:
+                if response.size > LARGE_BYTES:
+                    await self._wait_for_room(context.peer(), response.size)
+                data, room = await self._encoded(response, context.peer(), always=True)
+            if room is not None:
+                room.send(is_timed=False)
+            async with asyncio.timeout(STALL_SECONDS):
+                await context.write(data)
+        except TimeoutError:
+            raise StreamStalled(seconds=STALL_SECONDS) from None
+        except grpc.aio.InternalError:
+            # What is on its way fails before gRPC cancels the call of a caller who has gone. If it does not
+            # cancel it, this is a bug.
+            await asyncio.sleep(GONE_SECONDS)
+            raise
+        finally:
+            if room is not None:
+                room.release()
+
+    async def _wait_for_room(self, peer: str, size: int) -> None:
+        """Waits until a message may be sent. A stream is not refused: its caller would come again at once."""
+        async with asyncio.timeout(STALL_SECONDS):
+            while not self._pending.has_room(peer, size):  # noqa: ASYNC110  # polled only while it is crowded
+                await asyncio.sleep(ROOM_SECONDS)
 
     def _begin(
         self, name: str, context: Context, measure: CallMeasure | None, *, is_stream: bool = False
@@ -331,26 +417,6 @@ class Guard:
 def _did_nothing(request: Message) -> bool:
     """Whether a write was only tried, or answered as it was before, so that its caller may come again."""
     return getattr(request, "validate_only", False) or was_repeated()
-
-
-async def _send(context: Context, response: Message | bytes) -> None:
-    """Sends one message of a stream, which may be encoded already because others get the same.
-
-    Raises:
-        StreamStalled: The caller reads nothing; what it has not read fills what gRPC sends ahead.
-        CancelledError: The caller has gone.
-    """
-    data = response if isinstance(response, bytes) else response.SerializeToString()
-    try:
-        async with asyncio.timeout(STALL_SECONDS):
-            await context.write(data)
-    except TimeoutError:
-        raise StreamStalled(seconds=STALL_SECONDS) from None
-    except grpc.aio.InternalError:
-        # What is on its way fails before gRPC cancels the call of a caller who has gone. If it does not
-        # cancel it, this is a bug.
-        await asyncio.sleep(GONE_SECONDS)
-        raise
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

@@ -14,6 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2 as pb
 
 from store_service.errors import WatchLimit
+from store_service.pacing import News
 from store_service.repeated_failure import RepeatedFailure
 from store_service.rpc.call import Context
 
@@ -55,8 +56,8 @@ class HealthService:
         self._watches: Counter[str] = Counter()
         """How many are open, by the other end of their connection as gRPC names it."""
         self._stopping = False
-        self._changed = asyncio.Event()
-        """Is set, and another put in its place, when a watched status may be another one."""
+        self._changed = News()
+        """A watched status may be another one."""
         self._seen: pb.HealthCheckResponse.ServingStatus | None = None
         self._waiting = 0
         """How many watch what is as healthy as the database."""
@@ -69,7 +70,7 @@ class HealthService:
         LIVE stays SERVING: a server that finishes its calls must not be killed for it.
         """
         self._stopping = True
-        self._tell()
+        self._changed.tell()
 
     async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         if request.service not in {LIVE, *self._names}:
@@ -92,7 +93,7 @@ class HealthService:
         with self._place_to_watch(context.peer()), self._looked_at(request.service):
             last = None
             while True:
-                changed = self._changed
+                seen = self._changed.count
                 is_last = self._stopping
                 status = self._watched(request.service)
                 if status is not None and status != last:
@@ -100,7 +101,7 @@ class HealthService:
                     last = status
                 if is_last:
                     return
-                await changed.wait()
+                await self._changed.wait(seen)
 
     @contextmanager
     def _place_to_watch(self, peer: str) -> Iterator[None]:
@@ -141,7 +142,7 @@ class HealthService:
             status = await self._status("")
             if status != self._seen:
                 self._seen = status
-                self._tell()
+                self._changed.tell()
             await asyncio.sleep(WATCH_SECONDS)
 
     def _watched(self, name: str) -> pb.HealthCheckResponse.ServingStatus | None:
@@ -151,10 +152,6 @@ class HealthService:
         if name not in self._names:
             return pb.HealthCheckResponse.SERVICE_UNKNOWN
         return _NOT_SERVING if self._stopping else self._seen
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     async def _status(self, name: str) -> pb.HealthCheckResponse.ServingStatus:
         if name == LIVE:

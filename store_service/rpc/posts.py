@@ -2,8 +2,10 @@
 
 from storeapi.v1 import posts_pb2 as pb
 
+from store_service.model import Found, Page, Post
 from store_service.rpc.call import Context
 from store_service.rpc.convert import post_to_message
+from store_service.rpc.responses import LazyResponse, lazy
 from store_service.rpc.validation import Validation, same_request
 from store_service.store.posts import Posts
 
@@ -28,14 +30,10 @@ class PostService:
         post = await self._posts.get_post(id)
         return post_to_message(post)
 
-    async def ListPosts(self, request: pb.ListPostsRequest, _: Context) -> pb.ListPostsResponse:
+    async def ListPosts(self, request: pb.ListPostsRequest, _: Context) -> LazyResponse:
         wanted = self._validation.page_of_posts(request)
         page = await self._posts.list_posts(wanted)
-        return pb.ListPostsResponse(
-            posts=[post_to_message(post) for post in page.items],
-            next_page_token=page.next_page_token,
-            resume_token=page.resume_token,
-        )
+        return lazy(page, _page_to_message)
 
     async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
         update = self._validation.post_update(request)
@@ -51,29 +49,43 @@ class PostService:
         )
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
-    async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> pb.BatchGetPostsResponse:
+    async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> LazyResponse:
         ids = self._validation.ids(request)
         found = await self._posts.get_posts(ids, allow_missing=request.allow_missing)
-        return pb.BatchGetPostsResponse(
-            posts=[post_to_message(post) for post in found.items], missing_ids=found.missing_ids
-        )
+        return lazy(found, _found_to_message)
 
-    async def BatchCreatePosts(
-        self, request: pb.BatchCreatePostsRequest, _: Context
-    ) -> pb.BatchCreatePostsResponse:
+    async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.post_drafts(request)
         posts = await self._posts.create_posts(
             drafts, request=same_request(request), keep=not request.validate_only
         )
-        return pb.BatchCreatePostsResponse(posts=[post_to_message(post) for post in posts])
+        return lazy(Found(items=posts), _created_to_message)
 
-    async def BatchDeletePosts(
-        self, request: pb.BatchDeletePostsRequest, _: Context
-    ) -> pb.BatchDeletePostsResponse:
+    async def BatchDeletePosts(self, request: pb.BatchDeletePostsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.post_deletion(request)
         deleted = await self._posts.delete_posts(
             deletion, request=same_request(request), keep=not request.validate_only
         )
-        return pb.BatchDeletePostsResponse(
-            posts=[post_to_message(post) for post in deleted.items], missing_ids=deleted.missing_ids
-        )
+        return lazy(deleted, _deleted_to_message)
+
+
+def _page_to_message(page: Page[Post]) -> pb.ListPostsResponse:
+    return pb.ListPostsResponse(
+        posts=map(post_to_message, page.items),
+        next_page_token=page.next_page_token,
+        resume_token=page.resume_token,
+    )
+
+
+def _found_to_message(found: Found[Post]) -> pb.BatchGetPostsResponse:
+    return pb.BatchGetPostsResponse(posts=map(post_to_message, found.items), missing_ids=found.missing_ids)
+
+
+def _created_to_message(created: Found[Post]) -> pb.BatchCreatePostsResponse:
+    return pb.BatchCreatePostsResponse(posts=map(post_to_message, created.items))
+
+
+def _deleted_to_message(deleted: Found[Post]) -> pb.BatchDeletePostsResponse:
+    return pb.BatchDeletePostsResponse(
+        posts=map(post_to_message, deleted.items), missing_ids=deleted.missing_ids
+    )

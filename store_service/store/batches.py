@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement, as_json
@@ -132,6 +132,42 @@ def pick(
     items = tuple(stored[id] for id in ids if id in stored)
     check_answer_size(items)
     return Found(items=items, missing_ids=missing_ids)
+
+
+class Picked(Generic[R]):
+    """The resources that the ids of a batch name, shared by all callers that ask for the same ids."""
+
+    def __init__(self, ids: Sequence[int], stored: Mapping[int, R], missing: type[NotFound]) -> None:
+        """Takes what is stored, and the error for what is not."""
+        self._ids = ids
+        self._stored: Mapping[int, R] = stored
+        self._missing = missing
+        self._found: Found[R] | None = None
+
+    def found(self, *, allow_missing: bool) -> Found[R]:
+        """The resources, in the order of the ids; raises as `pick` does."""
+        if self._found is None:
+            self._found = pick(self._ids, self._stored, allow_missing=True, missing=self._missing)
+        if self._found.missing_ids and not allow_missing:
+            raise self._missing(ids=self._found.missing_ids)
+        return self._found
+
+
+async def find_by_id(
+    connection: Connection,
+    batches: Sequence[Sequence[int]],
+    statement: Statement,
+    of_row: Callable[[Any], R],
+    missing: type[NotFound],
+) -> list[Picked[R] | StoreError]:
+    """What each batch of ids names; one object for equal batches."""
+    distinct = list(dict.fromkeys(map(tuple, batches)))
+    outcomes = await read_by_id(connection, distinct, statement, of_row)
+    picked: dict[tuple[int, ...], Picked[R] | StoreError] = {
+        ids: stored if isinstance(stored, StoreError) else Picked(ids, stored, missing)
+        for ids, stored in zip(distinct, outcomes, strict=True)
+    }
+    return [picked[tuple(ids)] for ids in batches]
 
 
 def updated(update: Update, stored: R | None, *, missing: type[NotFound], now: int) -> R:

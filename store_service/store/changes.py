@@ -9,7 +9,7 @@ never changes any more, and a reader that goes from position to position misses 
 import uuid
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -20,7 +20,7 @@ from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
 from store_service.errors import ResumeTokenExpired, StoreError
-from store_service.model import Bookmark, Change, Filter, Position
+from store_service.model import Bookmark, Change, Position
 from store_service.store import resume_tokens
 
 MAX_TRANSACTION_BYTES = 2 * 1024 * 1024
@@ -54,7 +54,7 @@ class FeedState:
         return resume_tokens.make(self.store_id, Bookmark(position=position))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Piece:
     """Changes that follow each other without a gap; whole transactions unless `partial` is set."""
 
@@ -65,8 +65,6 @@ class Piece:
     """More changes of the last transaction follow."""
     size: int
     """Bytes on the wire, about."""
-    encoded: dict[Filter, bytes] = field(default_factory=dict)
-    """What it is on the wire, so that it is made once for all who want the same."""
 
     @property
     def end(self) -> Position:

@@ -23,11 +23,12 @@ from store_service.model import (
     Write,
 )
 from store_service.store.batches import (
+    Picked,
     check_answer_size,
     decide,
     deleted,
+    find_by_id,
     now_microseconds,
-    pick,
     read_by_id,
     size_of_deletion,
     size_of_update,
@@ -61,8 +62,8 @@ class Comments:
 
     async def get_comments(self, ids: Sequence[int], *, allow_missing: bool) -> Found[Comment]:
         """Returns comments in the order of `ids`."""
-        stored = await self._store.read(_GET, ids)
-        return pick(ids, stored, allow_missing=allow_missing, missing=CommentNotFound)
+        picked = await self._store.read(_FIND, ids)
+        return picked.found(allow_missing=allow_missing)
 
     async def list_comments(self, request: PageRequest) -> Page[Comment]:
         """Returns one page, of one post or of all."""
@@ -144,6 +145,12 @@ async def _get(
     return await read_by_id(connection, batches, sql.COMMENTS_BY_ID, sql.comment_of)
 
 
+async def _find(
+    connection: Connection, batches: Sequence[Sequence[int]]
+) -> list[Picked[Comment] | StoreError]:
+    return await find_by_id(connection, batches, sql.COMMENTS_BY_ID, sql.comment_of, CommentNotFound)
+
+
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Comment] | StoreError]:
     return await read_pages(connection, requests, _page)
 
@@ -223,6 +230,7 @@ async def _locked_comments_by_id(connection: Connection, ids: set[int]) -> dict[
 
 
 _GET: Operation[Sequence[int], Mapping[int, Comment]] = Operation(_get)
+_FIND: Operation[Sequence[int], Picked[Comment]] = Operation(_find)
 _LIST: Operation[PageRequest, Page[Comment]] = Operation(_list)
 _COUNT: Operation[Sequence[int], Mapping[int, int]] = Operation(_count)
 _CREATE: WriteOperation[Sequence[CommentDraft], tuple[Comment, ...]] = WriteOperation(

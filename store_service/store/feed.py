@@ -18,6 +18,7 @@ from store_service.database.failures import NotifiesNobody
 from store_service.errors import ResumeTokenExpired, ShuttingDown, StoreError, WatchLimit
 from store_service.measures import FeedMeasure
 from store_service.model import Bookmark, Change, Filter, Kind, Position, SnapshotPlace, WatchStart
+from store_service.pacing import News
 from store_service.repeated_failure import RepeatedFailure
 from store_service.store import resume_tokens
 from store_service.store.changes import Changes, Piece
@@ -44,7 +45,7 @@ MAX_RECENT_BYTES = 4 * 1024 * 1024
 log = structlog.get_logger("store_service.feed")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Sent:
     """One message to a watch."""
 
@@ -69,7 +70,7 @@ class Feed:
         self._none_left.set()
         self._stopping = False
         self._hint = asyncio.Event()
-        self._news = asyncio.Event()
+        self._news = News()
         self._recent: deque[Piece] = deque()
         self._recent_start: Position | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -92,7 +93,7 @@ class Feed:
     async def stop(self, seconds: float) -> None:
         """Ends every watch with its last token, and waits for them, but no longer than `seconds`."""
         self._stopping = True
-        self._tell()
+        self._news.tell()
         try:
             async with asyncio.timeout(seconds):
                 await self._none_left.wait()
@@ -186,7 +187,7 @@ class Feed:
     async def _next_piece(self, position: Position, due: float) -> Piece | None:
         """What follows a position; None when nothing does until the loop's time is `due`."""
         while True:
-            news = self._news
+            seen = self._news.count
             if self._recent_start is not None and position >= self._recent_start:
                 for piece in self._recent:
                     if piece.end > position:
@@ -199,7 +200,7 @@ class Feed:
                 return None
             try:
                 async with asyncio.timeout_at(due):
-                    await news.wait()
+                    await self._news.wait(seen)
             except TimeoutError:
                 return None
 
@@ -225,7 +226,7 @@ class Feed:
                     # Changes are deleted faster than they are read; each watch finds out for itself.
                     self._recent.clear()
                     end = self._recent_start = None
-                    self._tell()
+                    self._news.tell()
                     continue
                 except Exception as error:
                     # Whatever it is, everybody's watch depends on this task.
@@ -235,7 +236,7 @@ class Feed:
                 if piece is not None:
                     end = piece.end
                     self._keep(piece)
-                    self._tell()
+                    self._news.tell()
                     await asyncio.sleep(GAP_SECONDS + GAP_SECONDS_PER_WATCH * self._watches)
                     pause = 0.0
                 else:
@@ -284,10 +285,6 @@ class Feed:
         self._recent.append(piece)
         while len(self._recent) > 1 and sum(it.size for it in self._recent) > MAX_RECENT_BYTES:
             self._recent_start = self._recent.popleft().end
-
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
 
 
 def _count(failure: RepeatedFailure, error: Exception) -> None:

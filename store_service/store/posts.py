@@ -13,11 +13,12 @@ from store_service.database.workers import Operation
 from store_service.errors import PostHasComments, PostNotFound, StoreError
 from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Request, Update, Write
 from store_service.store.batches import (
+    Picked,
     check_answer_size,
     decide,
     deleted,
+    find_by_id,
     now_microseconds,
-    pick,
     read_by_id,
     size_of_deletion,
     size_of_update,
@@ -51,8 +52,8 @@ class Posts:
 
     async def get_posts(self, ids: Sequence[int], *, allow_missing: bool) -> Found[Post]:
         """Returns posts in the order of `ids`."""
-        stored = await self._store.read(_GET, ids)
-        return pick(ids, stored, allow_missing=allow_missing, missing=PostNotFound)
+        picked = await self._store.read(_FIND, ids)
+        return picked.found(allow_missing=allow_missing)
 
     async def list_posts(self, request: PageRequest) -> Page[Post]:
         """Returns one page."""
@@ -100,6 +101,10 @@ async def _get(
     connection: Connection, batches: Sequence[Sequence[int]]
 ) -> list[Mapping[int, Post] | StoreError]:
     return await read_by_id(connection, batches, sql.POSTS_BY_ID, sql.post_of)
+
+
+async def _find(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Picked[Post] | StoreError]:
+    return await find_by_id(connection, batches, sql.POSTS_BY_ID, sql.post_of, PostNotFound)
 
 
 async def _list(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Post] | StoreError]:
@@ -174,6 +179,7 @@ async def _locked_posts_by_id(connection: Connection, ids: set[int]) -> dict[int
 
 
 _GET: Operation[Sequence[int], Mapping[int, Post]] = Operation(_get)
+_FIND: Operation[Sequence[int], Picked[Post]] = Operation(_find)
 _LIST: Operation[PageRequest, Page[Post]] = Operation(_list)
 _CREATE: WriteOperation[Sequence[PostDraft], tuple[Post, ...]] = WriteOperation(
     _create,

@@ -20,6 +20,7 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.rpc import guard
 from store_service.rpc.call import Context
+from store_service.rpc.guard import Guard
 from store_service.rpc.reflection import ReflectionService
 from store_service.server import RunningServer
 from store_service.store.posts import Posts
@@ -204,13 +205,13 @@ async def test_an_answer_that_cannot_be_sent_to_who_is_there_is_a_bug(
         async def write(self, _: bytes) -> None:
             raise grpc.aio.InternalError("secret")
 
-    send = guard._send
+    send = Guard._send
 
-    async def send_to_broken(_: Context, response: Message | bytes) -> None:
-        await send(cast(Context, Broken()), response)
+    async def send_to_broken(self: Guard, _: Context, response: Message) -> None:
+        await send(self, cast(Context, Broken()), response)
 
     monkeypatch.setattr(guard, "GONE_SECONDS", 0)
-    monkeypatch.setattr(guard, "_send", send_to_broken)
+    monkeypatch.setattr(Guard, "_send", send_to_broken)
 
     with capture_logs() as logged:
         error = await failure(ask_reflection(channel))

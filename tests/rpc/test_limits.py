@@ -16,11 +16,12 @@ from storeapi.v1 import posts_pb2 as pb
 
 from store_service.config import Config
 from store_service.errors import RateLimited
-from store_service.rpc import limits
+from store_service.rpc import limits, pending
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import Unpacker
 from store_service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from store_service.rpc.limits import Rates
+from store_service.rpc.pending import Pending
 from store_service.server import RunningServer, serving
 from tests.frames import PREFACE, SETTINGS, frame, raw_client
 from tests.rpc.helpers import Side, Taken, become, contents, locked, outcome_of
@@ -471,7 +472,7 @@ async def test_who_does_not_read_is_refused_and_cut_off(
         async with raw_client(server.address, greeting=greeting) as stuck:
             for _ in range(20):
                 stuck.call(f"/storeapi.v1.PostService/{method}", request_sent.SerializeToString())
-            unsent = server.guard._limits._unsent
+            unsent = server.guard._pending
             seen: list[int] = []
             await become(lambda: noted(seen, unsent) > 6_000_000)
             # Everybody else has what they want meanwhile.
@@ -494,12 +495,12 @@ async def test_those_who_do_not_read_are_cut_off_together(
         return look(connections)
 
     monkeypatch.setattr(Connections, "_sockets", counted)
-    monkeypatch.setattr(limits, "CUT_SECONDS", 3.0)
+    monkeypatch.setattr(pending, "CUT_SECONDS", 3.0)
     request = pb.GetPostRequest(id=1).SerializeToString()
     greeting = PREFACE + frame(SETTINGS, 0, 0)
     async with limited(config, max_call_seconds=1.5) as (server, stubs), AsyncExitStack() as stack:
         await stubs.create_post("x" * 65_536)
-        unsent = server.guard._limits._unsent
+        unsent = server.guard._pending.connections
         clients = [
             await stack.enter_async_context(raw_client(server.address, greeting=greeting)) for _ in range(8)
         ]
@@ -517,9 +518,9 @@ async def test_those_who_do_not_read_are_cut_off_together(
     assert 1 <= count <= 2
 
 
-def noted(seen: list[int], unsent: dict[str, int]) -> int:
-    """How much is unsent on the worst connection now, which is remembered."""
-    seen.append(max(unsent.values(), default=0))
+def noted(seen: list[int], unread: Pending) -> int:
+    """Bytes that the worst connection has not read now; they are remembered."""
+    seen.append(max([it.size for it in unread.connections.values()], default=0))
     return seen[-1]
 
 

@@ -10,7 +10,8 @@ from google.protobuf.message import Message
 from storeapi.v1 import posts_pb2 as pb
 
 from store_service.errors import RequestMalformed
-from store_service.rpc.decoding import SMALL_BYTES, RequestTooLarge, Unpacker, decoder
+from store_service.rpc.decoding import RequestTooLarge, Unpacker, decoder
+from store_service.rpc.turns import LARGE_BYTES, Turns
 
 REQUEST = pb.CreatePostRequest(post=pb.Post(body="packed"))
 BYTES = REQUEST.SerializeToString()
@@ -18,7 +19,7 @@ BYTES = REQUEST.SerializeToString()
 
 async def read(data: bytes, *, max_bytes: int = 1000) -> Message:
     """What the guard makes of the bytes of a request."""
-    return decoder(pb.CreatePostRequest)(await Unpacker(max_bytes).unpacked(data))
+    return decoder(pb.CreatePostRequest)(await Unpacker(max_bytes, Turns()).unpacked(data))
 
 
 @pytest.mark.parametrize("level", range(10))
@@ -31,7 +32,7 @@ async def test_what_gzip_and_deflate_have_packed_is_read(level: int) -> None:
 
 async def test_a_large_one_is_read_to_its_last_byte() -> None:
     """And one that breaks off behind what is small is no request."""
-    large = pb.CreatePostRequest(post=pb.Post(body="x" * (5 * SMALL_BYTES)))
+    large = pb.CreatePostRequest(post=pb.Post(body="x" * (5 * LARGE_BYTES)))
     packed = gzip.compress(large.SerializeToString())
 
     assert await read(packed, max_bytes=large.ByteSize()) == large
@@ -67,41 +68,31 @@ async def test_a_message_that_only_begins_like_a_packed_one_is_read_as_it_is() -
     assert (await read(unknown)).SerializeToString() == BYTES + b"\x78\x01"
 
 
-LARGE = gzip.compress(bytes(20 * SMALL_BYTES))
+LARGE = gzip.compress(bytes(20 * LARGE_BYTES))
 
 
-async def test_others_have_their_turn_between_two_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many come at once; and twice as long as the last one took."""
-    unpacker = Unpacker(100 * SMALL_BYTES)
+async def test_large_messages_are_unpacked_in_turns() -> None:
+    """However many come at once, everybody else runs in between."""
+    unpacker = Unpacker(100 * LARGE_BYTES, Turns())
     turns: list[str] = []
-    pauses: list[float] = []
-    sleep = asyncio.sleep
-
-    async def seen(seconds: float) -> None:
-        pauses.append(seconds)
-        await sleep(seconds)
 
     async def unpack() -> None:
-        assert await unpacker.unpacked(LARGE) == bytes(20 * SMALL_BYTES)
+        assert await unpacker.unpacked(LARGE) == bytes(20 * LARGE_BYTES)
         turns.append("unpacked")
 
     async def work() -> None:
         while turns.count("unpacked") < 20:
             turns.append("other")
-            await sleep(0)
+            await asyncio.sleep(0)
 
-    monkeypatch.setattr(asyncio, "sleep", seen)
     await asyncio.gather(*[unpack() for _ in range(20)], work())
 
     assert "unpacked unpacked" not in " ".join(turns)
-    assert pauses[0] == 0
-    assert len(pauses) == 20
-    assert sum(pauses) > 0
 
 
 async def test_a_small_one_waits_for_no_large_one() -> None:
     """It is unpacked at once, whoever waits."""
-    unpacker = Unpacker(100 * SMALL_BYTES)
+    unpacker = Unpacker(100 * LARGE_BYTES, Turns())
     waiting = [asyncio.ensure_future(unpacker.unpacked(LARGE)) for _ in range(3)]
 
     assert await unpacker.unpacked(gzip.compress(BYTES)) == BYTES

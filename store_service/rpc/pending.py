@@ -1,0 +1,240 @@
+"""Large responses that their callers have not read: how much of them may be in memory, and for how long.
+
+gRPC keeps a response in memory until the client reads it, for as long as the client likes.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import structlog
+
+from store_service.errors import Overloaded
+from store_service.repeated_failure import RepeatedFailure
+
+CUT_SECONDS = 0.5
+"""How long it is at least from one cut to the next, for each looks at all files of the process."""
+
+STALLED_SECONDS = 2.0
+"""A connection that has read nothing of its responses for so long may be closed to make room for others."""
+
+log = structlog.get_logger("store_service.rpc")
+
+
+@dataclass(slots=True)
+class _Connection:
+    """What one connection has not read."""
+
+    size: int = 0
+    """Bytes of all responses that are being made or sent."""
+    sending: int = 0
+    """How many of them gRPC has."""
+    since: float = 0.0
+    """When it last took one, or, if none since, when gRPC got the first; by time.perf_counter."""
+
+
+class Response:
+    """Room that one response takes, from before it is encoded until its caller has read it."""
+
+    __slots__ = ("_pending", "is_sending", "peer", "since", "size")
+
+    def __init__(self, pending: "Pending", peer: str, size: int) -> None:
+        """Takes the room."""
+        self._pending = pending
+        self.peer = peer
+        self.size = 0
+        self.is_sending = False
+        self.since = 0.0
+        self.resize(size)
+
+    def resize(self, size: int) -> None:
+        """Counts what it really takes."""
+        more = size - self.size
+        self.size = size
+        self._pending.size += more
+        self._pending.of(self.peer).size += more
+
+    def send(self, *, is_timed: bool) -> None:
+        """Says that gRPC sends it from now on, and whether the time until it has been read is limited."""
+        connection = self._pending.of(self.peer)
+        self.since = time.perf_counter()
+        if not connection.sending:
+            connection.since = self.since
+        connection.sending += 1
+        self.is_sending = True
+        if is_timed:
+            self._pending.watch(self)
+
+    def release(self, *_: object) -> None:
+        """Says that it has been read, or will never be sent."""
+        self.resize(0)
+        connection = self._pending.of(self.peer)
+        if self.is_sending:
+            self.is_sending = False
+            connection.sending -= 1
+            connection.since = time.perf_counter()
+        self._pending.forget(self)
+
+
+class Pending:
+    """Counts responses that are not read, and closes connections that do not read them."""
+
+    def __init__(
+        self,
+        *,
+        max_connection_bytes: int,
+        max_bytes: int,
+        max_seconds: float,
+        cut: Callable[[Collection[str]], None],
+    ) -> None:
+        """Takes the limits.
+
+        Args:
+            max_connection_bytes: Of one connection; a single response is always sent if the process has room.
+            max_bytes: Of the process.
+            max_seconds: Until a response has been read.
+            cut: Closes the connections of peers, given as gRPC names them.
+        """
+        self._max_connection_bytes = max_connection_bytes
+        self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+        self._cut = cut
+        self.size = 0
+        """Bytes of all connections."""
+        self.connections: dict[str, _Connection] = {}
+        """Those that have not read everything, as gRPC names their other ends."""
+        # Those that are being sent, in the order of their beginning.
+        self._unread: dict[Response, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_cut = 0.0
+        self._closed = RepeatedFailure(
+            log, "closed connections that do not read", end_event="every response has been read"
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the process has no room left."""
+        return self.size >= self._max_bytes
+
+    def check(self, peer: str) -> None:
+        """Lets a call begin, or not, because of what its connection has not read.
+
+        Raises:
+            Overloaded: That is too much.
+        """
+        if not self._fits(self._held(peer), 0):
+            raise Overloaded
+
+    def reserve(self, peer: str, size: int, *, always: bool = False) -> Response:
+        """Takes the room for a response, before it is encoded.
+
+        Args:
+            peer: The connection, as gRPC names its other end.
+            size: Of the response, in bytes.
+            always: There must be room, for what the response tells of has been done.
+
+        Raises:
+            Overloaded: There is no room.
+        """
+        if not always and not self.has_room(peer, size):
+            raise Overloaded
+        return Response(self, peer, size)
+
+    def has_room(self, peer: str, size: int) -> bool:
+        """Whether a response may be sent; if only others are in the way, those that do not read are closed.
+
+        No connection may hold more than is left for all others. So many that do not read leave room for
+        those that do, and the first ones do not take everything.
+        """
+        before = self._held(peer)
+        if self._fits(before, size):
+            return True
+        if self.size + before + size > self._max_bytes:
+            self._close_stalled()
+        return False
+
+    def of(self, peer: str) -> _Connection:
+        """What one connection has not read."""
+        return self.connections.setdefault(peer, _Connection())
+
+    def watch(self, response: Response) -> None:
+        """Closes the connection if the response is not read in time."""
+        self._unread[response] = None
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._close_late)
+
+    def forget(self, response: Response) -> None:
+        """Counts nothing of it any more."""
+        self._unread.pop(response, None)
+        connection = self.connections.get(response.peer)
+        if connection is not None and not connection.size and not connection.sending:
+            del self.connections[response.peer]
+            if not self.connections:
+                self._closed.ended()
+
+    def close(self) -> None:
+        """Closes no connection any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _held(self, peer: str) -> int:
+        # All connections over a unix socket have one name, so only the limit of the process is theirs.
+        connection = None if _is_unix(peer) else self.connections.get(peer)
+        return connection.size if connection is not None else 0
+
+    def _fits(self, before: int, size: int) -> bool:
+        free = self._max_bytes - self.size
+        if not before:
+            return not size or size <= free
+        return before + size <= min(self._max_connection_bytes, free)
+
+    def _close_stalled(self) -> None:
+        """Closes connections that have read nothing for STALLED_SECONDS, those that hold most first."""
+        now = time.perf_counter()
+        if now < self._next_cut:
+            return
+        stalled = [
+            (connection.size, peer)
+            for peer, connection in self.connections.items()
+            if connection.sending and now - connection.since >= STALLED_SECONDS and not _is_unix(peer)
+        ]
+        chosen: set[str] = set()
+        held = self.size
+        for size, peer in sorted(stalled, reverse=True):
+            if held <= self._max_bytes // 2:
+                break
+            chosen.add(peer)
+            held -= size
+        if chosen:
+            self._close(chosen, "their responses fill the memory")
+
+    def _close_late(self) -> None:
+        now = time.perf_counter()
+        self._timer = None
+        late: set[str] = set()
+        while self._unread:
+            response = next(iter(self._unread))
+            if response.since + self._max_seconds > now:
+                break
+            del self._unread[response]
+            if not _is_unix(response.peer):
+                late.add(response.peer)
+        if late:
+            self._close(late, "their responses are too old")
+        if self._unread:
+            # One timer for all. Those who stopped reading one after another share the next cut.
+            due = next(iter(self._unread)).since + self._max_seconds
+            wait = max(due, self._next_cut if late else 0.0) - time.perf_counter()
+            self._timer = asyncio.get_running_loop().call_later(max(wait, 0.0), self._close_late)
+
+    def _close(self, peers: Collection[str], reason: str) -> None:
+        began = time.perf_counter()
+        self._cut(peers)
+        now = time.perf_counter()
+        self._next_cut = now + max(CUT_SECONDS, 10 * (now - began))
+        self._closed.failed(reason=reason)
+
+
+def _is_unix(peer: str) -> bool:
+    return peer.startswith("unix:")

@@ -1,0 +1,271 @@
+"""Large responses: encoded once for all who get the same, after the limits are checked, one at a time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from storeapi.v1 import changes_pb2, comments_pb2
+from storeapi.v1 import posts_pb2 as pb
+
+from store_service.config import Config
+from store_service.database import workers
+from store_service.model import Change, Post
+from store_service.rpc import changes as rpc_changes
+from store_service.rpc import guard, pending
+from store_service.rpc import posts as rpc_posts
+from store_service.server import RunningServer, serving
+from tests.frames import raw_client
+from tests.rpc.helpers import Side, become, outcome_of
+from tests.support import Stubs, error_seen
+
+POSTS = 100
+"""More items than a response may have that does not wait for its turn."""
+
+
+@pytest.fixture
+def database_url(database_file: Path) -> str:
+    """One engine is enough: all of this happens above it."""
+    return f"sqlite:///{database_file}"
+
+
+@asynccontextmanager
+async def running(config: Config, **settings: Any) -> AsyncIterator[tuple[RunningServer, Stubs]]:
+    """A server, and the stubs on a channel to it."""
+    async with (
+        serving(config.model_copy(update=settings)) as server,
+        grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
+    ):
+        yield server, Stubs(channel)
+
+
+class Reading:
+    """Holds what reads the database, and counts its batches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nothing is held yet."""
+        self.batches = 0
+        self._may_go_on = asyncio.Event()
+        self._may_go_on.set()
+        outcomes = workers.Lane._outcomes
+
+        async def held(lane: workers.Lane, *arguments: Any, **options: Any) -> list[Any]:
+            if not lane._writes:
+                await self._may_go_on.wait()
+                self.batches += 1
+            return await outcomes(lane, *arguments, **options)
+
+        monkeypatch.setattr(workers.Lane, "_outcomes", held)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Batches that have not begun wait until the end of the block."""
+        self._may_go_on.clear()
+        self.batches = 0
+        yield
+        self._may_go_on.set()
+
+
+@pytest.fixture
+def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
+    """The readers of every server of the test."""
+    return Reading(monkeypatch)
+
+
+@pytest.fixture
+def converted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ids of all posts that were made messages."""
+    ids: list[int] = []
+    to_message = rpc_posts.post_to_message
+
+    def counted(post: Post) -> pb.Post:
+        ids.append(post.id)
+        return to_message(post)
+
+    monkeypatch.setattr(rpc_posts, "post_to_message", counted)
+    return ids
+
+
+async def everybody_else(happened: list[str], *, until: Callable[[], bool]) -> None:
+    """Notes each round of the event loop among what has happened."""
+    while not until():
+        happened.append("other")
+        await asyncio.sleep(0)
+
+
+def list_posts(stubs: Stubs) -> Any:
+    return stubs.posts.ListPosts(pb.ListPostsRequest(page_size=1000))
+
+
+def get_posts(stubs: Stubs) -> Any:
+    return stubs.posts.BatchGetPosts(pb.BatchGetPostsRequest(ids=range(1, POSTS + 1)))
+
+
+async def test_large_requests_are_decoded_in_turns(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody else runs in between, and one that is refused for its size is not decoded."""
+    happened: list[str] = []
+    parse = pb.BatchCreatePostsRequest.FromString
+    batch = pb.BatchCreatePostsRequest(validate_only=True)
+    for _ in range(1000):
+        batch.requests.add().post.body = "x" * 100
+
+    def decode(data: bytes) -> Any:
+        happened.append("decode")
+        return parse(data)
+
+    decoder = guard.decoder
+    monkeypatch.setattr(
+        guard, "decoder", lambda kind: decode if kind is pb.BatchCreatePostsRequest else decoder(kind)
+    )
+    async with running(config, max_concurrent_bytes=4_200_000) as (_, stubs):
+        calls = [outcome_of(stubs.posts.BatchCreatePosts(batch)) for _ in range(60)]
+        answered = asyncio.gather(*calls)
+        await everybody_else(happened, until=answered.done)
+        outcomes = await answered
+
+    refused = [error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)]
+    assert set(refused) <= {"OVERLOADED"}
+    assert happened.count("decode") == len(outcomes) - len(refused)
+    assert "decode decode" not in " ".join(happened)
+
+
+@pytest.mark.parametrize("ask", [list_posts, get_posts])
+async def test_equal_reads_are_encoded_once(
+    config: Config, reading: Reading, converted: list[int], ask: Callable[[Stubs], Any]
+) -> None:
+    """Once for each batch that has read them, however many callers share it."""
+    async with running(config) as (server, stubs):
+        await Side("Post", stubs).several(POSTS)
+        converted.clear()
+        with reading.held():
+            calls = [asyncio.ensure_future(ask(stubs)) for _ in range(20)]
+            await become(lambda: server.guard._running == len(calls))
+        answers = await asyncio.gather(*calls)
+
+    assert all(answer == answers[0] for answer in answers)
+    assert len(answers[0].posts) == POSTS
+    # Each of two readers may have taken some of the calls before it was held.
+    assert reading.batches <= 3
+    assert len(converted) == POSTS * reading.batches
+
+
+async def test_refused_reads_are_not_encoded(config: Config, converted: list[int]) -> None:
+    """The limit of a connection is checked first."""
+    async with running(config, max_unsent_bytes=7_000_000, max_call_seconds=60) as (server, stubs):
+        await Side("Post", stubs).several(60, "x" * 50_000)
+        converted.clear()
+        async with raw_client(server.address) as stuck:
+            for size in range(60, 40, -1):
+                request = pb.ListPostsRequest(page_size=size)
+                stuck.call("/storeapi.v1.PostService/ListPosts", request.SerializeToString())
+            await become(lambda: server.guard._id_count >= 21 and not server.guard._limits._running)
+
+    # Two of 3 MB or three of 2 MB fit.
+    assert 0 < len(converted) <= 3 * 60
+
+
+async def test_others_run_between_large_reads(
+    config: Config, reading: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All callers are ready together, and encoding takes turns."""
+    happened: list[str] = []
+    to_message = rpc_posts.post_to_message
+
+    def noted(post: Post) -> pb.Post:
+        if post.id == 1:
+            happened.append("encode")
+        return to_message(post)
+
+    async with running(config) as (server, stubs):
+        await Side("Post", stubs).several(POSTS)
+        monkeypatch.setattr(rpc_posts, "post_to_message", noted)
+        sizes = range(POSTS - 20, POSTS)
+        with reading.held():
+            requests = [pb.ListPostsRequest(page_size=size) for size in sizes]
+            calls = [asyncio.ensure_future(stubs.posts.ListPosts(request)) for request in requests]
+            await become(lambda: server.guard._running == len(calls))
+        answered = asyncio.gather(*calls)
+        await everybody_else(happened, until=answered.done)
+        answers = await answered
+
+    assert [len(answer.posts) for answer in answers] == list(sizes)
+    assert happened.count("encode") == len(sizes)
+    assert "encode encode" not in " ".join(happened)
+
+
+async def test_others_run_between_pieces_for_different_filters(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All watches are told of a piece together, and encoding takes turns."""
+    happened: list[str] = []
+    to_message = rpc_changes._change_to_message
+
+    def noted(change: Change) -> changes_pb2.Change:
+        if change.post_id == 1:
+            happened.append("encode")
+        return to_message(change)
+
+    async with running(config) as (_, stubs):
+        await Side("Post", stubs).several(POSTS)
+        watches = []
+        for count in range(POSTS - 20, POSTS):
+            request = changes_pb2.WatchRequest(post_ids=range(1, count + 1))
+            watches.append(stubs.changes.Watch(request))
+            await watches[-1].read()
+        monkeypatch.setattr(rpc_changes, "_change_to_message", noted)
+        batch = comments_pb2.BatchCreateCommentsRequest()
+        for id in range(1, POSTS + 1):
+            batch.requests.add().comment.MergeFrom(comments_pb2.Comment(post_id=id, body="a"))
+        told = asyncio.gather(*[watch.read() for watch in watches], stubs.comments.BatchCreateComments(batch))
+        await everybody_else(happened, until=told.done)
+        *answers, _ = await told
+        for watch in watches:
+            watch.cancel()
+
+    assert [len(answer.changes) for answer in answers] == list(range(POSTS - 20, POSTS))
+    assert happened.count("encode") == 20
+    assert "encode encode" not in " ".join(happened)
+
+
+async def test_connections_that_read_nothing_do_not_fill_the_memory(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share the limit of the process, leave room for others, and are closed when they need it all."""
+    monkeypatch.setattr(pending, "STALLED_SECONDS", 0.3)
+    limit = 16_000_000
+    request = pb.ListPostsRequest(page_size=1000).SerializeToString()
+    async with (
+        running(config, max_pending_response_bytes=limit, max_call_seconds=60) as (server, stubs),
+        AsyncExitStack() as stack,
+    ):
+        await Side("Post", stubs).several(60, "x" * 50_000)
+        most: list[int] = []
+        pending_now = server.guard._pending
+        clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(10)]
+        for stuck in clients:
+            for _ in range(5):
+                stuck.call("/storeapi.v1.PostService/ListPosts", request)
+        await become(lambda: noted(most, pending_now) > limit // 2)
+
+        async def is_answered() -> bool:
+            noted(most, pending_now)
+            outcome = await outcome_of(list_posts(stubs))
+            if isinstance(outcome, grpc.RpcError):
+                assert error_seen(outcome).reason == "OVERLOADED"
+            return not isinstance(outcome, grpc.RpcError)
+
+        async with asyncio.timeout(20):
+            for _ in range(10):
+                while not await is_answered():  # noqa: ASYNC110  # nothing tells of it
+                    await asyncio.sleep(0.05)
+
+    assert max(most) <= limit
+
+
+def noted(most: list[int], unread: pending.Pending) -> int:
+    """Bytes that nobody has read now; they are remembered."""
+    most.append(unread.size)
+    return most[-1]

@@ -1,0 +1,70 @@
+"""Many waiters are woken a few in each round of the event loop."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from store_service.pacing import WAKE_COUNT, News, paced
+
+WAITERS = 10 * WAKE_COUNT
+
+
+async def most_in_a_round(wait: Callable[[], Awaitable[object]], wake: Callable[[], Awaitable[None]]) -> int:
+    """Starts WAITERS, wakes them, and returns how many of them ran in one round of the event loop at most."""
+    woken = 0
+
+    async def waiter() -> None:
+        nonlocal woken
+        await wait()
+        woken += 1
+
+    tasks = [asyncio.ensure_future(waiter()) for _ in range(WAITERS)]
+    await asyncio.sleep(0)
+    waking = asyncio.ensure_future(wake())
+    most = before = 0
+    while woken < WAITERS:
+        await asyncio.sleep(0)
+        most, before = max(most, woken - before), woken
+    await asyncio.gather(waking, *tasks)
+    return most
+
+
+async def test_news_wakes_a_few_waiters_in_each_round() -> None:
+    """All are woken by one event."""
+    news = News()
+
+    async def tell() -> None:
+        news.tell()
+
+    assert await most_in_a_round(lambda: news.wait(0), tell) <= WAKE_COUNT
+
+
+async def test_paced_items_let_the_event_loop_run() -> None:
+    """Each item makes a waiter ready."""
+    futures = [asyncio.get_running_loop().create_future() for _ in range(WAITERS)]
+    waiting = iter(futures)
+
+    async def wake() -> None:
+        async for future in paced(futures):
+            future.set_result(None)
+
+    assert await most_in_a_round(lambda: next(waiting), wake) <= WAKE_COUNT
+
+
+async def test_news_that_has_happened_is_not_waited_for() -> None:
+    """Not even if it happened before anybody waited."""
+    news = News()
+    news.tell()
+
+    await news.wait(0)
+    assert news.count == 1
+
+
+async def test_news_forgets_waiters_that_give_up() -> None:
+    """They do not stay in memory until the next event."""
+    news = News()
+    waiting = asyncio.ensure_future(news.wait(0))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+
+    assert not news._waiting

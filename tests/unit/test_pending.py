@@ -1,0 +1,134 @@
+"""Room for responses that are not read: of a connection, of the process, and who is closed for it."""
+
+from collections.abc import Collection
+
+import pytest
+from structlog.testing import capture_logs
+
+from store_service.errors import Overloaded
+from store_service.rpc import pending
+from store_service.rpc.pending import Pending
+
+
+class Closed:
+    """Remembers which connections were closed."""
+
+    def __init__(self) -> None:
+        self.peers: list[set[str]] = []
+
+    def __call__(self, peers: Collection[str]) -> None:
+        self.peers.append(set(peers))
+
+
+@pytest.fixture
+def closed() -> Closed:
+    return Closed()
+
+
+def limits(closed: Closed, *, connection: int = 30, process: int = 100) -> Pending:
+    """Limits of so many bytes."""
+    return Pending(max_connection_bytes=connection, max_bytes=process, max_seconds=60, cut=closed)
+
+
+def test_a_connection_has_a_limit_of_its_own(closed: Closed) -> None:
+    """Others are not concerned, and what was read makes room again."""
+    unread = limits(closed)
+    first = unread.reserve("a", 20)
+    with pytest.raises(Overloaded):
+        unread.reserve("a", 11)
+    unread.reserve("b", 30)
+    first.release()
+
+    unread.reserve("a", 30)
+
+
+def test_a_single_response_may_be_larger_than_the_limit_of_a_connection(closed: Closed) -> None:
+    """Otherwise it could never be read."""
+    limits(closed).reserve("a", 90)
+
+
+def test_a_connection_holds_no_more_than_is_left_for_others(closed: Closed) -> None:
+    """However many read nothing, whoever comes next finds as much room as each of them has."""
+    unread = limits(closed, connection=100)
+    for peer in "abc":
+        while unread.has_room(peer, 1):
+            unread.reserve(peer, 1)
+
+    assert [unread.connections[peer].size for peer in "abc"] == [50, 25, 13]
+    assert unread.has_room("d", 12)
+    assert not unread.has_room("d", 13)
+
+
+def test_what_must_be_sent_is_counted_and_never_refused(closed: Closed) -> None:
+    """A write that is done is answered. Then there is no room for others."""
+    unread = limits(closed)
+    unread.reserve("a", 300, always=True)
+
+    assert unread.is_full
+    with pytest.raises(Overloaded):
+        unread.reserve("b", 1)
+    with pytest.raises(Overloaded):
+        unread.check("a")
+    unread.check("b")
+
+
+def test_connections_over_a_unix_socket_share_only_the_limit_of_the_process(closed: Closed) -> None:
+    """They cannot be told apart."""
+    unread = limits(closed)
+    unread.reserve("unix:", 90)
+    unread.check("unix:")
+
+    with pytest.raises(Overloaded):
+        unread.reserve("unix:", 11)
+
+
+def test_the_largest_connections_that_read_nothing_are_closed_for_others(
+    closed: Closed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as make half of the room free; not before they have read nothing for a while."""
+    unread = limits(closed, connection=100)
+    responses = [unread.reserve(peer, size) for peer, size in [("a", 10), ("b", 45), ("c", 20), ("d", 15)]]
+    for response in responses:
+        response.send(is_timed=False)
+
+    assert not unread.has_room("e", 20)
+    assert closed.peers == []
+    monkeypatch.setattr(pending, "STALLED_SECONDS", 0.0)
+    with capture_logs() as logged:
+        assert not unread.has_room("e", 20)
+        for response in responses:
+            response.release()
+    assert closed.peers == [{"b"}]
+    assert [it["event"] for it in logged] == [
+        "closed connections that do not read",
+        "every response has been read",
+    ]
+    for peer in "ab":
+        unread.reserve(peer, 50)
+    # One look at all sockets at a time.
+    assert not unread.has_room("e", 20)
+    assert len(closed.peers) == 1
+
+
+def test_a_connection_that_reads_is_not_closed_for_others(closed: Closed) -> None:
+    """However much it holds."""
+    unread = limits(closed, connection=100)
+    old = unread.reserve("a", 1)
+    unread.reserve("a", 44, always=True).send(is_timed=False)
+    old.send(is_timed=False)
+    unread.connections["a"].since -= 2 * pending.STALLED_SECONDS
+    old.release()
+
+    assert not unread.has_room("b", 60)
+    assert closed.peers == []
+
+
+def test_nothing_is_remembered_of_what_was_read(closed: Closed) -> None:
+    """Connections come and go."""
+    unread = limits(closed)
+    responses = [unread.reserve(f"{n}", n) for n in range(10)]
+    for response in responses:
+        response.send(is_timed=False)
+        response.release()
+
+    assert (unread.size, unread.connections) == (0, {})
