@@ -1,11 +1,11 @@
 """`store-service backup` and `restore`."""
 
-import sys
 import time
 from pathlib import Path
 
 import click
 
+from store_service.cli import progress
 from store_service.cli.ending import EPILOG, fail, one_line_errors, settings_or_exit
 from store_service.config import Config
 
@@ -25,10 +25,10 @@ def backup(file: Path, force: bool) -> None:
     config = settings_or_exit()
     _only_for_files(config, "pg_dump makes a backup of it")
     started = time.monotonic()
-    with one_line_errors(config):
+    with one_line_errors(config), progress.shown(in_bytes=True) as report:
         from store_service.database import backup
 
-        contents = backup.back_up(config.DATABASE_URL, file, force=force, progress=_show_progress)
+        contents = backup.back_up(config.DATABASE_URL, file, force=force, progress=report)
     click.echo(
         f"{file}: {contents.size_bytes:,} bytes, {contents.posts:,} posts, {contents.comments:,} comments, "
         f"schema {contents.revision}, {time.monotonic() - started:.1f} s"
@@ -47,10 +47,10 @@ def restore(file: Path) -> None:
     config = settings_or_exit()
     _only_for_files(config, "pg_restore puts a backup of pg_dump back")
     started = time.monotonic()
-    with one_line_errors(config):
+    with one_line_errors(config), progress.shown(in_bytes=True) as report:
         from store_service.database import backup, connect, schema
 
-        restored = backup.restore(config.DATABASE_URL, file, progress=_show_progress)
+        restored = backup.restore(config.DATABASE_URL, file, progress=report)
         name = connect.name_of(config.DATABASE_URL)
     contents = restored.contents
     click.echo(
@@ -70,11 +70,3 @@ def _only_for_files(config: Config, instead: str) -> None:
 
     if not connect.is_sqlite(config.DATABASE_URL):
         fail(f"DATABASE_URL is a PostgreSQL database; {instead}", exit_code=2)
-
-
-def _show_progress(doing: str, done: int, total: int) -> None:
-    """Tells somebody who waits at a terminal how far it is."""
-    if sys.stderr.isatty():
-        # The line is written over, and gone at the end.
-        told = f"{doing} {done * 100 // max(total, 1)} %" if done < total else ""
-        click.echo(f"\r{told:<16}\r{told}", nl=False, err=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from store_service import config as settings
+from store_service.cli import progress
 from store_service.cli.ending import EPILOG, fail, settings_or_exit
 
 _PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
@@ -55,7 +56,8 @@ def health(
     encryption = probe.Tls(ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_name)
     asked = address or probe.address_of(config.listen)
     try:
-        probe.ask(asked, service=service, seconds=timeout, tls=encryption if is_encrypted else None)
+        with progress.waiting(f"{asked} (no answer yet)"):
+            probe.ask(asked, service=service, seconds=timeout, tls=encryption if is_encrypted else None)
     except probe.NotHealthy as error:
         fail(str(error))
     click.echo(f"{asked} is serving")
@@ -90,7 +92,9 @@ def status(address: str, once: bool, every_seconds: float) -> None:
     except ValueError as error:
         fail(f"ADDRESS {error}", exit_code=2)
     try:
-        page.show(address, every_seconds=every_seconds, once=once)
+        with progress.waiting(f"{address} (no answer yet)"):
+            first = page.look(address)
+        page.show(address, first, every_seconds=every_seconds, once=once)
     except NoMetrics as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from store_service import garbage, logs
+from store_service.cli import progress
 from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
 
 
@@ -92,9 +93,10 @@ def migrate() -> None:
     this service is upgraded in place and keeps every row.
     """
     config = settings_or_exit()
-    with one_line_errors(config):
+    with one_line_errors(config), progress.shown(in_bytes=False) as report:
         from store_service.database import connect, schema
 
+        report(f"migrating {connect.name_of(config.DATABASE_URL)}", 0, 0)
         with connect.sole_use(config.DATABASE_URL):
             was = schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
@@ -106,10 +108,11 @@ def check() -> None:
     config = settings_or_exit()
     with one_line_errors(config):
         from store_service import security
-        from store_service.database import schema
+        from store_service.database import connect, schema
 
         security.check(config)
         click.echo("settings: fine")
-        schema.check(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
+        with progress.waiting(f"the database {connect.name_of(config.DATABASE_URL)}"):
+            schema.check(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo("database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")

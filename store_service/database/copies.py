@@ -28,7 +28,7 @@ PIECE_PAGES = 2048
 """How much is copied between two reports of progress; 8 MiB as SQLite's pages are by default."""
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is being done, and how many pages of how many are done."""
+"""Is told what is being done, how many bytes of it are done, and of how many; 0 if nobody knows."""
 
 _CANNOT_WRITE = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_FSYNC)
 
@@ -78,6 +78,7 @@ def copy_database(
         try:
             _copy_pages(source, partial, progress, in_use)
             contents = check(partial, named=source, progress=progress, only_ours=only_ours)
+            progress("writing to disk", 0, 0)
             os.fsync(descriptor)
         except BaseException as error:
             remove(partial)
@@ -108,7 +109,7 @@ def check(copy: Path, *, named: Path, progress: Progress, only_ours: bool = Fals
     Raises:
         CopyFailed: It is damaged, empty, of a newer program, or of another one.
     """
-    progress("checking", 0, 1)
+    progress("checking", 0, 0)
     # Immutable: nobody uses it, and no file is made beside it.
     engine = sqlalchemy.create_engine(
         "sqlite://", creator=lambda: connected_to_look(copy, "immutable=1"), poolclass=NullPool
@@ -146,7 +147,6 @@ def check(copy: Path, *, named: Path, progress: Progress, only_ours: bool = Fals
         raise CopyFailed(f"{named} is of another program: {error}") from error
     finally:
         engine.dispose()
-    progress("checking", 1, 1)
     return Contents(revision=revision, posts=posts, comments=comments, size_bytes=copy.stat().st_size)
 
 
@@ -188,7 +188,9 @@ def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) ->
             reader.backup(
                 writer,
                 pages=PIECE_PAGES,
-                progress=lambda _, left, total: progress("copying", total - left, total),
+                progress=lambda _, left, total: progress(
+                    "copying", (total - left) * page_bytes, total * page_bytes
+                ),
             )
     with closing(sqlite3.connect(target, isolation_level=None)) as writer:
         # The first page says that there is a log beside the file, which a copy does not have.

@@ -20,19 +20,30 @@ _OURS = "storeapi.v1."
 _NOTHING = "-"
 
 
-def show(address: str, *, every_seconds: float, once: bool) -> None:
-    """Shows what the service does, again and again until it is interrupted, or `once`.
+def look(address: str) -> Scraped:
+    """The metrics of a service as they are now.
 
     Raises:
-        NoMetrics: Nobody answers, or what answers is no store-service.
+        NoMetrics: Nobody answers, or what answers is not a store-service.
+    """
+    scraped = Scraped.of(time.monotonic(), scrape(address))
+    if "store_build_info" not in scraped.samples and "store_worker_up" not in scraped.samples:
+        raise NoMetrics(f"{address} serves metrics, but not those of a store-service")
+    return scraped
+
+
+def show(address: str, before: Scraped, *, every_seconds: float, once: bool) -> None:
+    """Shows what the service has done since `before`, again and again until it is interrupted, or `once`.
+
+    Raises:
+        NoMetrics: Nobody answers, or what answers is not a store-service.
     """
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    before = _scraped(address)
     if once:
         time.sleep(every_seconds)
-        console.print(page(address, Between(before, _scraped(address))))
+        console.print(page(address, Between(before, look(address))))
         return
     with Live(_waiting(address, every_seconds), console=console, auto_refresh=False) as live:
         for shown in _pages(address, before, every_seconds):
@@ -44,7 +55,7 @@ def _pages(address: str, before: Scraped, every_seconds: float) -> Iterator[Rend
     while True:
         time.sleep(every_seconds)
         try:
-            now = _scraped(address)
+            now = look(address)
         except NoMetrics as error:
             # It may be starting again; what was last seen stays on the screen.
             yield Group(shown, Text(f"{error}; trying again", style="bold red"))
@@ -56,13 +67,6 @@ def _pages(address: str, before: Scraped, every_seconds: float) -> Iterator[Rend
 
 def _waiting(address: str, every_seconds: float) -> Text:
     return Text(f"{address}: rates need two looks, {every_seconds:g} s apart")
-
-
-def _scraped(address: str) -> Scraped:
-    scraped = Scraped.of(time.monotonic(), scrape(address))
-    if "store_build_info" not in scraped.samples and "store_worker_up" not in scraped.samples:
-        raise NoMetrics(f"{address} serves metrics, but not those of a store-service")
-    return scraped
 
 
 def page(address: str, between: Between) -> Group:

@@ -416,27 +416,3 @@ def test_a_database_of_the_application_before_is_backed_up_as_it_is(tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, "")
     assert "schema 0001" in done.stdout
     assert old_application.dump(tmp_path / "copy.db") == before
-
-
-def test_somebody_at_a_terminal_sees_how_far_it_is(database_file: Path) -> None:
-    """On stderr, in one line that is gone at the end; the result alone is on stdout."""
-    fill(database_file, 600)
-    ours, theirs = os.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "store_service", "backup", "copy.db"],
-        cwd=database_file.parent,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    ) as process:
-        output = process.communicate(timeout=60)[0]
-    os.close(theirs)
-    shown = os.read(ours, 100_000).decode()
-    os.close(ours)
-
-    assert len(output.splitlines()) == 1
-    assert "copying" in shown
-    assert " %" in shown
-    assert "checking" in shown
-    assert "\n" not in shown
-    assert shown.endswith("\r")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -106,3 +107,19 @@ def started() -> Iterator[Callable[[subprocess.Popen[bytes]], subprocess.Popen[b
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address at which connections are refused: it is taken, but nobody listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """A server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(30)
+        yield listening

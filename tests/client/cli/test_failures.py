@@ -4,7 +4,7 @@ import json
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 
 import grpc
@@ -16,14 +16,6 @@ from storeapi.cli.failures import BY_ERROR, MEANINGS, ExitCode, exit_code
 from tests.client.cli.conftest import Command
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address at which connections are refused: it is taken, but nobody listens."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_every_exit_code_is_told_in_help(storeapi: Command) -> None:
@@ -120,14 +112,6 @@ def test_a_reader_that_goes_away_is_no_error(
 
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
-
-
-@pytest.fixture
-def silent() -> Iterator[socket.socket]:
-    """A server that takes connections and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(30)
-        yield listening
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -3,14 +3,17 @@
 import json
 import os
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
 from storeapi import CommentDraft, Post, StoreClient
 from storeapi.cli import tables
+from storeapi.cli.lines import LINES_BETWEEN_REPORTS
 from storeapi.cli.tables import ROWS_AT_ONCE
 from storeapi.cli.text import lines as escaped_lines
 
@@ -23,10 +26,17 @@ Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 def on_terminal(storeapi: Command, started: Keep) -> Callable[..., str]:
     """Runs the command on a terminal, and returns what is on it without colours."""
 
-    def run(*arguments: str, columns: int = 100, lines: int = 24, stream: str = "stdout") -> str:
+    def run(
+        *arguments: str,
+        columns: int = 100,
+        lines: int = 24,
+        stream: str = "stdout",
+        code: int = 0,
+        **pipes: Any,
+    ) -> str:
         ours, theirs = os.openpty()
         storeapi.environment |= {"COLUMNS": str(columns), "LINES": str(lines), "TERM": "xterm"}
-        process = started(storeapi.start(*arguments, **{stream: theirs}))
+        process = started(storeapi.start(*arguments, **{stream: theirs}, **pipes))
         os.close(theirs)
         seen = b""
         while True:
@@ -39,7 +49,7 @@ def on_terminal(storeapi: Command, started: Keep) -> Callable[..., str]:
                 break
             seen += piece
         os.close(ours)
-        assert process.wait(30) == 0
+        assert process.wait(30) == code
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r\n", "\n")
 
     return run
@@ -231,10 +241,92 @@ def test_a_long_list_shows_before_all_of_it_is_there(
     assert table.count("CREATED") == 1
 
 
-def test_the_progress_of_an_export_is_shown(on_terminal: Callable[..., str], store: StoreClient) -> None:
-    """On stderr, if that is a terminal."""
-    store.posts.create(body="a")
+def test_progress_of_an_export_is_shown(on_terminal: Callable[..., str], store: StoreClient) -> None:
+    """On stderr, if that is a terminal: phase, part, count, rate, time and the time that is left."""
+    post = store.posts.create(body="a")
+    store.comments.create(post_id=post.id, body="b")
 
     shown = on_terminal("export", "all.jsonl", stream="stderr")
 
-    assert "0:00:0" in shown
+    assert "exporting posts" in shown
+    assert re.search(r"exporting comments ━+ 100% [\d,]+ [\d,]+/s +\d:\d\d:\d\d +ETA 0:00:00", shown)
+    assert re.fullmatch(
+        r"exported \d+ posts and \d+ comments", shown.splitlines()[-1].split("\r")[-1].strip()
+    )
+
+
+def test_progress_of_an_import_tells_that_the_file_is_checked(
+    on_terminal: Callable[..., str], storeapi: Command, empty_store: StoreClient
+) -> None:
+    """Before anything is stored; and what comes from a pipe, of which nobody knows the size, has no bar."""
+    file = storeapi.folder / "all.jsonl"
+    count = 2 * LINES_BETWEEN_REPORTS
+    file.write_text("".join(f'{{"kind": "post", "id": {n}, "body": "a"}}\n' for n in range(1, count + 1)))
+
+    with file.open("rb") as content:
+        shown = on_terminal("import", stream="stderr", stdin=content)
+
+    reading, _, rest = shown.partition("checking the file")
+    checking, _, importing = rest.partition("importing")
+    assert "reading bytes" in reading
+    assert "━" not in reading
+    assert "%" not in reading
+    assert re.search(r" ━+ 0% 0 ", checking)
+    assert re.search(rf" ━+ 100% {count:,} [\d,]+/s", importing)
+    assert f"imported {count} posts and 0 comments" in importing
+
+
+@pytest.mark.parametrize("command", [["export"], ["--json", "import", "all.jsonl"]], ids=" ".join)
+def test_progress_is_not_shown_between_results_on_the_same_terminal(
+    on_terminal: Callable[..., str], storeapi: Command, store: StoreClient, command: list[str]
+) -> None:
+    """It would be written over them."""
+    store.posts.create(body="a")
+    (storeapi.folder / "all.jsonl").write_text('{"kind": "post", "id": 1, "body": "a"}\n')
+
+    shown = on_terminal(*command, stderr=subprocess.STDOUT)
+
+    results, last = shown.splitlines()[:-1], shown.splitlines()[-1]
+    assert all(line.startswith("{") for line in results)
+    assert results
+    assert re.match(r"(ex|im)ported \d+ posts", last)
+
+
+COMMANDS_THAT_CALL = [
+    ["posts", "list"],
+    ["posts", "create", "a"],
+    ["comments", "get", "1"],
+    ["watch"],
+    ["export", "all.jsonl"],
+    ["import", "one.jsonl"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS_THAT_CALL, ids=" ".join)
+def test_terminal_is_told_what_is_waited_for(
+    on_terminal: Callable[..., str], storeapi: Command, nobody: str, command: list[str]
+) -> None:
+    """Once, after a second without an answer, with the cause."""
+    (storeapi.folder / "one.jsonl").write_text('{"kind": "post", "id": 1, "body": "a"}\n')
+    shown = on_terminal("--target", nobody, "--timeout", "3", *command, stream="stderr", code=5, columns=200)
+
+    line = f"waiting for {nobody} (connection refused, retrying)"
+    assert shown.count("waiting for") == shown.count(line) == 1
+
+
+def test_nothing_is_told_of_waiting_where_no_terminal_is(storeapi: Command, nobody: str) -> None:
+    """The error alone."""
+    code, stdout, stderr = storeapi.process("--target", nobody, "--timeout", "2", "export", "all.jsonl")
+
+    assert (code, stdout, stderr.count("\n")) == (5, "", 1)
+    assert stderr.startswith("error: ")
+
+
+def test_terminal_is_told_that_a_service_is_silent(
+    on_terminal: Callable[..., str], storeapi: Command, silent: socket.socket
+) -> None:
+    """It takes connections and does not answer."""
+    address = f"127.0.0.1:{silent.getsockname()[1]}"
+    shown = on_terminal("--target", address, "--timeout", "2", "posts", "list", stream="stderr", code=5)
+
+    assert f"waiting for {address} (no answer yet)" in shown

@@ -96,8 +96,8 @@ def test_no_comment_is_exported_without_its_post(empty_store: StoreClient) -> No
     empty_store.posts.create(body="before")
     added: list[int] = []
 
-    def add(count: int) -> None:
-        if not added:
+    def add(phase: str, done: int, part: float | None) -> None:
+        if done and not added:
             added.append(empty_store.posts.create(body="after").id)
             empty_store.comments.create(post_id=added[0], body="after")
 

@@ -11,9 +11,10 @@ from typing import IO, Final
 
 import click
 
-from storeapi.cli import lines, output
+from storeapi.cli import lines, output, progress
 from storeapi.cli.batches import Importer
 from storeapi.cli.failures import CommandFailed, ExitCode
+from storeapi.cli.progress import Report
 from storeapi.cli.settings import Settings
 
 BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
@@ -47,23 +48,26 @@ def import_(settings: Settings, file: Path, import_id: str | None) -> None:
     since, an import under the same id adds nothing: it says so, and ends with exit code 4.
     """
     # A copy that nobody changes while it is read several times, and stdin can be read only once.
-    with tempfile.TemporaryFile() as copy:
+    with tempfile.TemporaryFile() as copy, progress.shown(prints=settings.json) as report:
         if str(file) == "-":
-            digest = _copied(sys.stdin.buffer, copy)
+            digest = _copied(sys.stdin.buffer, copy, report)
         else:
             with file.open("rb") as source:
-                digest = _copied(source, copy)
-        contents = lines.check(copy)
+                digest = _copied(source, copy, report)
+        contents = lines.check(copy, report)
         import_id = import_id or str(uuid.uuid5(BY_CONTENT, digest))
         total = contents.posts + contents.comments
-        with settings.connect() as client, output.progress("imported", total=total) as advance:
+        done = 0
+        report("importing", done, 0.0)
+        with settings.connect() as client:
             importer = Importer(client, copy, import_id)
             try:
                 for batch in importer.run():
                     for line, new_id in batch:
                         _print_ids(line, new_id, as_json=settings.json)
                     sys.stdout.flush()
-                    advance(len(batch))
+                    done += len(batch)
+                    report("importing", done, done / total)
             except KeyboardInterrupt:
                 raise CommandFailed(
                     f"interrupted; to go on, {importer.again}", exit_code=ExitCode.INTERRUPTED
@@ -79,12 +83,14 @@ def import_(settings: Settings, file: Path, import_id: str | None) -> None:
     click.echo(summary, err=True)
 
 
-def _copied(source: IO[bytes], copy: IO[bytes]) -> str:
+def _copied(source: IO[bytes], copy: IO[bytes], report: Report) -> str:
     """Copies a file and returns the SHA-256 of its content."""
     digest = hashlib.sha256()
+    report("reading bytes", 0, None)
     while piece := source.read(1 << 20):
         digest.update(piece)
         copy.write(piece)
+        report("reading bytes", copy.tell(), None)
     return digest.hexdigest()
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final, Literal
 
 from storeapi.cli import output
 from storeapi.cli.failures import CommandFailed
+from storeapi.cli.progress import Report
 from storeapi.model import Comment, Post
 
 Kind = Literal["post", "comment"]
+
+LINES_BETWEEN_REPORTS: Final = 1000
+"""While a file is checked."""
 
 SET_BY_THE_SERVICE: Final = frozenset({"create_time", "update_time", "etag"})
 """Fields that an import reads over: what it adds gets its own."""
@@ -59,8 +64,12 @@ def read(file: IO[bytes], kind: Kind | None = None) -> Iterator[Line]:
                 yield line
 
 
-def check(file: IO[bytes]) -> Contents:
+def check(file: IO[bytes], report: Report) -> Contents:
     """Reads the whole file, so that one that is damaged is refused before any of it is stored.
+
+    Args:
+        file: What to read, from its start.
+        report: Is told how far it is.
 
     Raises:
         CommandFailed: A line is none, says something twice, or is a comment whose post is not in the file.
@@ -68,7 +77,11 @@ def check(file: IO[bytes]) -> Contents:
     posts: set[int] = set()
     comments: set[int] = set()
     wanted: dict[int, int] = {}
+    size = os.fstat(file.fileno()).st_size
+    report("checking the file", 0, 0.0)
     for line in read(file):
+        if line.number % LINES_BETWEEN_REPORTS == 0:
+            report("checking the file", line.number, file.tell() / size)
         known = posts if line.kind == "post" else comments
         if line.id in known:
             raise _bad(line.number, f"{line.kind} {line.id} is there twice")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
+import grpc
 
-from storeapi import StoreClient
+from storeapi import CLIENT_DEFAULT, StoreClient
+from storeapi._connection import connection, new_channel
+from storeapi.cli.waiting import Waiting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +26,41 @@ class Settings:
     json: bool
     """Whether to print JSON lines instead of tables."""
 
-    def connect(self) -> StoreClient:
-        """Makes the client, to be closed by the caller."""
-        try:
-            return StoreClient(**self.client)
-        except (ValueError, OSError) as error:
-            message = str(error)
-            # The client names its argument; whoever typed the option knows it by that name.
-            for name in self.client:
-                if message.startswith((f"{name} ", f"{name}: ")):
-                    message = f"--{name.replace('_', '-')}{message[len(name) :]}"
-            raise click.UsageError(message, click.get_current_context()) from error
+    @contextmanager
+    def connect(self) -> Iterator[StoreClient]:
+        """Gives the client for the length of a block; on a terminal it tells what it waits for."""
+        with ExitStack() as stack:
+            try:
+                if sys.stderr.isatty():
+                    client = self._telling_client(stack)
+                else:
+                    client = stack.enter_context(StoreClient(**self.client))
+            except (ValueError, OSError) as error:
+                message = str(error)
+                # The client names its argument; whoever typed the option knows it by that name.
+                for name in self.client:
+                    if message.startswith((f"{name} ", f"{name}: ")):
+                        message = f"--{name.replace('_', '-')}{message[len(name) :]}"
+                raise click.UsageError(message, click.get_current_context()) from error
+            yield client
+
+    def _telling_client(self, stack: ExitStack) -> StoreClient:
+        given = {
+            name: self.client.get(name)
+            for name in ("target", "api_key", "tls", "tls_ca", "tls_cert", "tls_key")
+        }
+        timeout = self.client.get("timeout", CLIENT_DEFAULT)
+        settings = connection(**given, timeout=timeout, credentials=None, channel_options=())
+        channel = stack.enter_context(new_channel(settings))
+        channel = grpc.intercept_channel(channel, stack.enter_context(Waiting(settings.target)))
+        return stack.enter_context(
+            StoreClient(
+                channel=channel,
+                timeout=timeout,
+                api_key=given["api_key"],
+                retries=self.client.get("retries", True),
+            )
+        )
 
 
 def client_arguments(

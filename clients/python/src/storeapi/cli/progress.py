@@ -1,0 +1,69 @@
+"""Shows on a terminal how far a command is; elsewhere nothing is shown."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+Report = Callable[[str, int, "float | None"], None]
+"""Is told the phase, how many items of it are done, and which part of it that is: 0 to 1, None if unknown."""
+
+
+@contextmanager
+def shown(*, prints: bool) -> Iterator[Report]:
+    """Gives the function to report progress to; what it shows is erased at the end of the block.
+
+    Args:
+        prints: Results go to stdout meanwhile; on a terminal they would get mixed up with the progress.
+    """
+    if not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
+        yield lambda phase, done, part: None
+        return
+    # It takes longer to load than all the rest of the command.
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+
+    class Bar(BarColumn):
+        def render(self, task: Task) -> RenderableType:  # type: ignore[override]  # or nothing
+            # Of an unknown whole a bar would say nothing, and look full without colours.
+            return "" if task.total is None else super().render(task)
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        Bar(bar_width=15),
+        TextColumn("{task.fields[told]}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def report(phase: str, done: int, part: float | None) -> None:
+            same = next((task for task in bars.tasks if task.description == phase), None)
+            told, left = _told(done, part, (same.elapsed or 0.0) if same else 0.0)
+            state: dict[str, Any] = {
+                "completed": part or 0.0,
+                "total": None if part is None else 1.0,
+                "told": told,
+                "left": left,
+            }
+            if same:
+                bars.update(same.id, **state)
+                return
+            for before in bars.tasks:
+                bars.remove_task(before.id)
+            # This shows it at once, so that a phase is seen however short it is.
+            bars.add_task(phase, **state)
+
+        yield report
+
+
+def _told(done: int, part: float | None, seconds: float) -> tuple[str, str]:
+    """How much is done and how fast, and how long the rest will take at this rate."""
+    percentage = "" if part is None else f"{part:.0%} "
+    rate = f" {done / seconds:,.0f}/s" if done and seconds > 0 else ""
+    left = f"ETA {timedelta(seconds=round(seconds * (1 - part) / part))}" if part else ""
+    return f"{percentage}{done:,}{rate}", left

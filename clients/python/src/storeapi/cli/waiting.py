@@ -1,0 +1,117 @@
+"""Tells on a terminal what the command waits for when the service does not answer."""
+
+from __future__ import annotations
+
+import re
+import threading
+from types import TracebackType
+from typing import Any, Final
+
+import click
+import grpc
+
+from storeapi._retries import may_help
+from storeapi._status import store_error
+from storeapi.cli.text import one_line
+from storeapi.errors import StoreError
+
+PATIENCE_SECONDS: Final = 1.0
+"""How long an answer may take before something is told."""
+
+
+class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Watches the calls of a channel, each with its retries, and tells each cause of waiting once."""
+
+    def __init__(self, target: str) -> None:
+        """Takes how to call the service in what is told."""
+        self._target = re.sub("^ipv[46]:", "", target)
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+        self._is_late = False
+        self._cause = ""
+        self._told: set[str] = set()
+
+    def __enter__(self) -> Waiting:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Makes a call."""
+        self._begin()
+        call = continuation(client_call_details, request)
+        if call.code() is grpc.StatusCode.OK:
+            self._end()
+        else:
+            self._fail(store_error(call))
+        return call
+
+    def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        """Begins a watch."""
+        self._begin()
+        return _Responses(continuation(client_call_details, request), self)
+
+    def _begin(self) -> None:
+        with self._lock:
+            # Otherwise it is another try of a call that failed.
+            if self._timer is None:
+                self._cause, self._is_late = "no answer yet", False
+                self._timer = threading.Timer(PATIENCE_SECONDS, self._be_late)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _fail(self, error: StoreError) -> None:
+        if not may_help(error):
+            self._end()
+            return
+        with self._lock:
+            self._cause = f"{_in_short(error)}, retrying"
+            self._tell()
+
+    def _end(self) -> None:
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer, self._is_late = None, False
+
+    def _be_late(self) -> None:
+        with self._lock:
+            self._is_late = self._timer is threading.current_thread()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._is_late and self._cause not in self._told:
+            self._told.add(self._cause)
+            click.echo(one_line(f"waiting for {self._target} ({self._cause})"), err=True)
+
+
+class _Responses:
+    """The call of a watch, whose responses tell that the service is there."""
+
+    def __init__(self, call: Any, waiting: Waiting) -> None:
+        self._call = call
+        self._waiting = waiting
+
+    def __iter__(self) -> _Responses:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            response = next(self._call)
+        except grpc.RpcError as error:
+            self._waiting._fail(store_error(error))
+            raise
+        self._waiting._end()
+        return response
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+def _in_short(error: StoreError) -> str:
+    """The cause alone: gRPC puts what it means for the call before it, one after the other with colons."""
+    cause = error.message.rpartition(": ")[2].strip(" ]")
+    return cause[:1].lower() + cause[1:]

@@ -1,0 +1,94 @@
+"""What commands of `store-service` show on a terminal while they work and wait."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process.test_backup import fill
+from tests.store import old_application
+from tests.support import run_command
+
+
+def on_terminal(*arguments: str, folder: Path, code: int = 0, **settings: str) -> tuple[str, str]:
+    """Runs `store-service` with stderr on a terminal; returns stdout and what the terminal got."""
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "store_service", *arguments],
+        cwd=folder,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "150", **settings},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # the end of a terminal whose other side was closed
+                break
+            shown += piece
+        os.close(ours)
+        assert process.stdout is not None
+        stdout = process.stdout.read()
+        assert process.wait(60) == code, shown
+    return stdout, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+
+
+def test_progress_of_backup_and_restore_is_shown(database_file: Path) -> None:
+    """Part, size, rate and time left while pages are copied; without a bar where the end is unknown."""
+    folder = database_file.parent
+    fill(database_file, 600)
+    for arguments in (["backup", "copy.db"], ["restore", "copy.db"]):
+        stdout, shown = on_terminal(*arguments, folder=folder)
+
+        copying, _, rest = shown.partition("checking")
+        amounts = r"copying [━╸╺]+ +\d+% [\d.]+ MB( [\d.]+ [kMG]?B/s)?"
+        assert re.search(amounts + r" \d:\d\d:\d\d ETA \d:\d\d:\d\d", copying)
+        assert "━" not in rest
+        assert "%" not in rest
+        assert "writing to disk" in rest
+        assert stdout.count(" posts, ") == 1
+        # It is erased at the end.
+        assert shown.endswith("\r")
+
+
+def test_terminal_sees_which_database_is_migrated(tmp_path: Path) -> None:
+    """And for how long, without a bar: nobody knows when it will be done."""
+    old_application.make(tmp_path / "store.db")
+    stdout, shown = on_terminal("migrate", folder=tmp_path, STORE_LOG_LEVEL="error")
+
+    assert stdout.startswith("schema ")
+    assert re.search(r"migrating store\.db +\d:\d\d:\d\d", shown)
+    assert "━" not in shown
+
+
+def test_progress_goes_to_no_pipe(database_file: Path) -> None:
+    """There stderr is for errors."""
+    for arguments in (["backup", "copy.db"], ["restore", "copy.db"], ["migrate"]):
+        done = run_command(*arguments, folder=database_file.parent)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_terminal_is_told_what_is_waited_for(tmp_path: Path, silent: str) -> None:
+    """After a second without an answer."""
+    for arguments in (["health", silent], ["status", silent]):
+        _, shown = on_terminal(*arguments, folder=tmp_path, code=1)
+        assert f"waiting for {silent} (no answer yet)" in shown
+        assert "waiting" not in run_command(*arguments, folder=tmp_path).stderr
+    url = f"postgresql://me:secret@{silent}/store"
+    _, shown = on_terminal("check", folder=tmp_path, code=1, DATABASE_URL=url)
+    assert f"waiting for the database postgresql://me:***@{silent}/store" in shown
