@@ -33,22 +33,47 @@ class Unpacker:
         self._max_bytes = max_bytes
         self._turns = turns
 
-    async def unpacked(self, data: bytes) -> bytes:
-        """The bytes of a request, however they came; those that only begin like packed ones are left alone.
+    async def decoded(
+        self, data: bytes, decode: Callable[[bytes], Message], hold: Callable[[int], None] = lambda _: None
+    ) -> Message:
+        """A request, however its bytes came; those that only begin like packed ones are decoded as they are.
+
+        Args:
+            data: The bytes.
+            decode: Makes the message of them, and raises RequestMalformed.
+            hold: Is told how many they are when unpacked, before they are decoded, and may raise.
 
         Raises:
             RequestTooLarge: There would be more than may be; what is more is not unpacked.
         """
-        if not data.startswith(_PACKED):
-            return data
-        unpack = zlib.decompressobj(_EITHER)
-        try:
-            found = unpack.decompress(data, min(LARGE_BYTES, self._max_bytes + 1))
-            if not unpack.eof and len(found) <= self._max_bytes:
-                async with self._turns.turn():
+        unpack = None
+        if data.startswith(_PACKED):
+            unpack = zlib.decompressobj(_EITHER)
+            try:
+                found = unpack.decompress(data, min(LARGE_BYTES, self._max_bytes + 1))
+            except zlib.error:
+                unpack = None
+            else:
+                if unpack.eof or len(found) > self._max_bytes:
+                    data, unpack = self._whole(unpack, found, data), None
+        if unpack is None:
+            hold(len(data))
+            if len(data) <= LARGE_BYTES:
+                return decode(data)
+        async with self._turns.turn():
+            if unpack is not None:
+                # In the turn in which it is decoded, so that no others of its size wait in memory.
+                try:
                     found += unpack.decompress(unpack.unconsumed_tail, self._max_bytes + 1 - len(found))
-        except zlib.error:
-            return data
+                except zlib.error:
+                    pass
+                else:
+                    data = self._whole(unpack, found, data)
+                hold(len(data))
+            return decode(data)
+
+    def _whole(self, unpack: "zlib._Decompress", found: bytes, data: bytes) -> bytes:
+        """What was unpacked, or the bytes as they came if that was not all."""
         if len(found) > self._max_bytes:
             raise RequestTooLarge(
                 f"the request is larger than {self._max_bytes} bytes when it is decompressed"
@@ -78,4 +103,4 @@ async def decode_each(
 ) -> AsyncIterator[Message]:
     """The messages that a stream of requests is made of."""
     async for one in data:
-        yield decode(await unpacker.unpacked(one))
+        yield await unpacker.decoded(one, decode)

@@ -240,12 +240,15 @@ class Guard:
             answer = b""
             held = 0
             room: Response | None = None
-            try:
-                data = await self._unpacker.unpacked(data)
+
+            def hold(request_bytes: int) -> None:
+                nonlocal held
                 if not while_draining:
-                    self._limits.hold(len(data))
-                    held = len(data)
-                request = await self._decoded(data, decode)
+                    self._limits.hold(request_bytes)
+                    held = request_bytes
+
+            try:
+                request = await self._unpacker.decoded(data, decode, hold)
                 if admit is not None:
                     admit(call, context)
                 if not while_draining:
@@ -264,6 +267,8 @@ class Guard:
             except BaseException as error:
                 # Of many that are refused at once none keeps its request and answer while it waits to say so.
                 data, request, response, answer = b"", None, None, b""
+                self._limits.let_go(held)
+                held = 0
                 if admitted is not None and admitted.is_overdue and not context.cancelled():
                     await fail_overdue(call, context, admitted.task)
                 await fail(call, context, error)
@@ -301,7 +306,7 @@ class Guard:
                 if client_streaming:
                     request: Any = decode_each(data, self._unpacker, decode)
                 else:
-                    request = await self._decoded(await self._unpacker.unpacked(data), decode)
+                    request = await self._unpacker.decoded(data, decode)
                 if admit is not None:
                     admit(call, context)
                 if self._draining and not while_draining:
@@ -331,12 +336,6 @@ class Guard:
                 self._end()
 
         return handle
-
-    async def _decoded(self, data: bytes, decode: Callable[[bytes], Message]) -> Message:
-        if len(data) <= LARGE_BYTES:
-            return decode(data)
-        async with self._turns.turn():
-            return decode(data)
 
     async def _encoded(
         self, response: LazyResponse, peer: str, *, always: bool

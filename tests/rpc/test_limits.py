@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -304,13 +305,13 @@ async def test_grpc_leaves_packed_requests_to_the_guard(
 ) -> None:
     """It would unpack all that have come at once."""
     sizes: list[int] = []
-    unpacked = Unpacker.unpacked
+    decoded = Unpacker.decoded
 
-    async def seen(unpacker: Unpacker, data: bytes) -> bytes:
+    async def seen(unpacker: Unpacker, data: bytes, *arguments: Any) -> Message:
         sizes.append(len(data))
-        return await unpacked(unpacker, data)
+        return await decoded(unpacker, data, *arguments)
 
-    monkeypatch.setattr(Unpacker, "unpacked", seen)
+    monkeypatch.setattr(Unpacker, "decoded", seen)
     request = pb.CreatePostRequest(post=pb.Post(body="x" * 10_000))
     async with limited(config) as (_, stubs):
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):

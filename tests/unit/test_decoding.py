@@ -17,9 +17,12 @@ REQUEST = pb.CreatePostRequest(post=pb.Post(body="packed"))
 BYTES = REQUEST.SerializeToString()
 
 
+decode = decoder(pb.CreatePostRequest)
+
+
 async def read(data: bytes, *, max_bytes: int = 1000) -> Message:
     """What the guard makes of the bytes of a request."""
-    return decoder(pb.CreatePostRequest)(await Unpacker(max_bytes, Turns()).unpacked(data))
+    return await Unpacker(max_bytes, Turns()).decoded(data, decode)
 
 
 @pytest.mark.parametrize("level", range(10))
@@ -68,7 +71,8 @@ async def test_a_message_that_only_begins_like_a_packed_one_is_read_as_it_is() -
     assert (await read(unknown)).SerializeToString() == BYTES + b"\x78\x01"
 
 
-LARGE = gzip.compress(bytes(20 * LARGE_BYTES))
+LARGE_REQUEST = pb.CreatePostRequest(post=pb.Post(body="x" * (20 * LARGE_BYTES)))
+LARGE = gzip.compress(LARGE_REQUEST.SerializeToString())
 
 
 async def test_large_messages_are_unpacked_in_turns() -> None:
@@ -77,7 +81,7 @@ async def test_large_messages_are_unpacked_in_turns() -> None:
     turns: list[str] = []
 
     async def unpack() -> None:
-        assert await unpacker.unpacked(LARGE) == bytes(20 * LARGE_BYTES)
+        assert await unpacker.decoded(LARGE, decode) == LARGE_REQUEST
         turns.append("unpacked")
 
     async def work() -> None:
@@ -93,8 +97,26 @@ async def test_large_messages_are_unpacked_in_turns() -> None:
 async def test_a_small_one_waits_for_no_large_one() -> None:
     """It is unpacked at once, whoever waits."""
     unpacker = Unpacker(100 * LARGE_BYTES, Turns())
-    waiting = [asyncio.ensure_future(unpacker.unpacked(LARGE)) for _ in range(3)]
+    waiting = [asyncio.ensure_future(unpacker.decoded(LARGE, decode)) for _ in range(3)]
 
-    assert await unpacker.unpacked(gzip.compress(BYTES)) == BYTES
+    assert await unpacker.decoded(gzip.compress(BYTES), decode) == REQUEST
     assert not any(it.done() for it in waiting)
     await asyncio.gather(*waiting)
+
+
+async def test_a_large_one_is_unpacked_in_the_turn_in_which_it_is_decoded() -> None:
+    """Unpacked ones that wait would fill the memory."""
+    unpacker = Unpacker(100 * LARGE_BYTES, Turns())
+    happened: list[str] = []
+
+    def decode_noted(data: bytes) -> Message:
+        happened.append("decode")
+        return decode(data)
+
+    def hold(size: int) -> None:
+        assert size == LARGE_REQUEST.ByteSize()
+        happened.append("unpack")
+
+    await asyncio.gather(*[unpacker.decoded(LARGE, decode_noted, hold) for _ in range(5)])
+
+    assert happened == ["unpack", "decode"] * 5
