@@ -4,7 +4,8 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -15,8 +16,10 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.database import schema
 from store_service.server import RunningServer, serving
+from tests import processes
+from tests.patience import patience
 from tests.postgres import empty, new_database, postgres_url
-from tests.support import ServerProcess, Stubs
+from tests.support import ServerProcess, Stubs, wait_until
 
 # A shell that starts tests in the background lets them ignore Ctrl-C, and so would what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -24,6 +27,32 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Who sets this never sees what is left in a buffer at the end; most people do not set it.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+
+processes.mark_session()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """The limit of a test, its own or that of all, is for an idle machine."""
+    marker = item.get_closest_marker("timeout")
+    option = item.config.getoption("timeout")
+    seconds = marker.args[0] if marker else item.config.getini("timeout") if option is None else option
+    item.add_marker(pytest.mark.timeout(patience(float(seconds))), append=False)
+    return (yield)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_outlives_its_module() -> Iterator[None]:
+    """What a module's tests have started has ended, or ends by itself, when they are done."""
+    yield
+    with suppress(AssertionError):
+        wait_until(lambda: not processes.left_by_module())
+    left = processes.left_by_module()
+    for pid in left:
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +83,9 @@ def database_file(migrated_file: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """A URL of a PostgreSQL role that may create databases."""
-    with postgres_url() as url:
+    with ExitStack() as stack:
+        with processes.of_session():
+            url = stack.enter_context(postgres_url())
         yield url
 
 

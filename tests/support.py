@@ -2,13 +2,15 @@
 
 import os
 import queue
+import random
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from storeapi.v1 import changes_pb2_grpc, comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
+
+from tests.patience import patience
 
 IS_LONG = bool(os.environ.get("STORE_TEST_LONG"))
 """Whether tests that find more the longer they run take their time, as in `make torture`."""
@@ -123,13 +127,18 @@ class ServerProcess:
     process: subprocess.Popen[bytes] | None = None
     address: str = ""
 
-    def start(self, *, wait_seconds: float = 30) -> "ServerProcess":
+    def start(self) -> "ServerProcess":
         """Starts it and waits for the line with the address, which `self.address` then holds."""
         self.begin()
         assert self.process is not None
-        line = _first_line(self.process, wait_seconds)
-        prefix = "store-service is serving on "
-        assert line.startswith(prefix), f"{line!r}; stderr: {self.stderr()}"
+        try:
+            line = _first_line(self.process, patience())
+            prefix = "store-service is serving on "
+            assert line.startswith(prefix), f"{line!r}; stderr: {self.stderr()}"
+        except BaseException:
+            # Fixtures end what they have started; this they have not.
+            self.kill()
+            raise
         self.address = line.removeprefix(prefix).strip()
         return self
 
@@ -156,10 +165,10 @@ class ServerProcess:
         assert self.process is not None
         self.process.send_signal(number)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 60) -> int:
         """Waits for its end and returns its exit code."""
         assert self.process is not None
-        code = self.process.wait(seconds)
+        code = self.process.wait(patience(seconds))
         if self.process.stdout is not None:
             self.process.stdout.close()
         return code
@@ -219,22 +228,26 @@ def run_command(
         env=environment | (settings or {}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
 
 
-def wait_until(condition: Any, *, seconds: float = 10) -> None:
+def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
     """Polls what no event tells of; for other processes' files and sockets only."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patience(seconds)
     while not condition():
         assert time.monotonic() < end, "it did not become so in time"
         time.sleep(0.01)
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody uses, for servers that must come back to the same one."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """A port of 127.0.0.1 that nobody uses, for servers that must come back to the same one.
+
+    The system gives it to nobody who lets it choose, and it chooses from 32768 on.
+    """
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

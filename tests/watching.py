@@ -14,6 +14,7 @@ from storeapi.v1 import changes_pb2 as pb
 from storeapi.v1 import changes_pb2_grpc, comments_pb2, posts_pb2
 
 from tests import support
+from tests.patience import patience
 from tests.support import ErrorSeen, Stubs, error_seen
 
 POST = pb.RESOURCE_KIND_POST
@@ -22,9 +23,6 @@ SNAPSHOT = pb.ACTION_SNAPSHOT
 CREATE = pb.ACTION_CREATE
 UPDATE = pb.ACTION_UPDATE
 DELETE = pb.ACTION_DELETE
-
-PATIENCE_SECONDS = 15
-"""After so long a test that waits for responses has failed."""
 
 support.DETAIL_TYPES.setdefault(
     error_details_pb2.QuotaFailure.DESCRIPTOR.full_name, error_details_pb2.QuotaFailure
@@ -45,7 +43,7 @@ class Watch:
 
     async def read(self) -> pb.WatchResponse:
         """The next response; raises the error with which the watch has ended."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience()):
             response = await self._call.read()
         assert isinstance(response, pb.WatchResponse), "a watch never ends without an error"
         assert response.resume_token
@@ -64,7 +62,7 @@ class Watch:
     async def changes(self, count: int) -> list[pb.Change]:
         """The next so many changes, or a few more when they come together."""
         found: list[pb.Change] = []
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience()):
             while len(found) < count:
                 found += (await self.read()).changes
         return found
@@ -72,7 +70,7 @@ class Watch:
     async def until(self, id: int, *, kind: int = POST) -> list[pb.Change]:
         """Every change up to the last in the response that tells of a resource for the first time."""
         found: list[pb.Change] = []
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(patience()):
             while not any((it.kind, it.id) == (kind, id) for it in found):
                 found += (await self.read()).changes
         return found

@@ -18,6 +18,8 @@ from google.rpc import error_details_pb2, status_pb2
 from storeapi import AsyncStoreClient, StoreClient
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
+from tests.patience import patience
+
 SERVICES = {
     service.full_name: service
     for file in (posts_pb2.DESCRIPTOR, comments_pb2.DESCRIPTOR, changes_pb2.DESCRIPTOR)
@@ -103,7 +105,7 @@ class ScriptedServer(grpc.GenericRpcHandler):
         def wait(context: grpc.ServicerContext) -> None:
             over = threading.Event()
             context.add_callback(over.set)
-            over.wait(30)
+            over.wait(patience())
 
         self.script.append(wait)
 
@@ -227,4 +229,4 @@ async def async_client(server: ScriptedServer) -> AsyncIterator[AsyncStoreClient
 @pytest.fixture
 def asked(server: ScriptedServer) -> Callable[[], Any]:
     """Waits until the server has got a call."""
-    return lambda: asyncio.to_thread(server.asked.wait, 30)
+    return lambda: asyncio.to_thread(server.asked.wait, patience())

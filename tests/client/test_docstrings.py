@@ -17,6 +17,7 @@ from storeapi import testing
 
 from store_service.config import Config
 from store_service.server import serving
+from tests.patience import patience
 
 ADDRESSES = re.compile(r"\b(localhost|store\.example\.com):50051\b")
 GROUPS = (
@@ -94,7 +95,7 @@ async def test_the_example_runs(example: str, service: str) -> None:
     given = {name: getattr(module, name) for module in (storeapi, testing) for name in module.__all__}
     given |= {"storeapi": storeapi, "token": ""}
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience()):
         if is_async:
             async with storeapi.connect_async(service) as client:
                 await eval(code, given | {"client": client})

@@ -24,6 +24,7 @@ from store_service.server import serving
 from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
 from tests.client.test_errors import tree
+from tests.patience import patience
 from tests.postgres import new_database
 from tests.rpc.helpers import StoppableServer, locked, stoppable
 from tests.support import LITTLE_AHEAD
@@ -171,7 +172,7 @@ async def stream_stalled(it: Situation) -> None:
     client = it.make_client(it.address, retries=False, channel_options=LITTLE_AHEAD)
     watch = client.changes.watch(start="initial_state")
     await anext(watch)
-    await asyncio.wait_for(stalled.wait(), 60)
+    await asyncio.wait_for(stalled.wait(), patience())
     async for _ in watch:
         pass  # What was sent before is still to be read.
 

@@ -37,6 +37,7 @@ from storeapi.testing import ScriptedServer
 from storeapi.v1 import changes_pb2, changes_pb2_grpc
 
 from tests.client.test_watch import batch, ids, starts
+from tests.patience import patience
 
 POST = storeapi.Post(id=1, body="a")
 BEGIN = batch(token="t0", heartbeat=True)
@@ -263,7 +264,7 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     await asyncio.sleep(0)
     await (watch if closes == "watch" else client).close()
 
-    assert await asyncio.wait_for(waiting, 10) == []
+    assert await asyncio.wait_for(waiting, patience()) == []
 
 
 async def test_closing_a_watch_that_nobody_reads(client, scripted):
@@ -303,9 +304,9 @@ def test_a_closed_watch_ends_on_the_server_too():
         def Watch(self, request, context):
             context.add_callback(ended.set)
             yield changes_pb2.WatchResponse(resume_token="t1", heartbeat=True)
-            closed.wait(30)
+            closed.wait(patience())
             yield changes_pb2.WatchResponse(resume_token="t2", heartbeat=True)
-            ended.wait(30)
+            ended.wait(patience())
 
     server = grpc.server(futures.ThreadPoolExecutor(2))
     changes_pb2_grpc.add_ChangeServiceServicer_to_server(Changes(), server)
@@ -318,11 +319,11 @@ def test_a_closed_watch_ends_on_the_server_too():
         waiting.start()
 
         watch.close()
-        waiting.join(10)
+        waiting.join(patience())
         assert not waiting.is_alive()
         closed.set()
 
-        assert ended.wait(10)
+        assert ended.wait(patience())
     server.stop(None).wait()
 
 

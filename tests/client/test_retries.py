@@ -10,6 +10,7 @@ from storeapi import _retries
 from storeapi.testing import ScriptedServer
 
 from tests.client.test_deadlines import CALLS
+from tests.patience import patience
 
 POST = storeapi.Post(id=1, body="a")
 BUSY = storeapi.DatabaseBusy(retry_after=0.001)
@@ -198,12 +199,12 @@ async def test_closing_ends_a_call_that_waits_to_be_made_again(make_client, scri
     client = make_client(scripted.target, timeout=None)
     scripted.fail("GetPost", storeapi.Overloaded(retry_after=600))
     task = asyncio.create_task(client.posts.get(1))
-    await asyncio.to_thread(waits.wait, 20)
+    await asyncio.to_thread(waits.wait, patience())
 
     await client.close()
 
     with pytest.raises(storeapi.Cancelled):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, patience())
 
 
 async def test_closing_ends_a_change_that_waits_to_be_made_again(make_client, scripted, monkeypatch):
@@ -219,12 +220,12 @@ async def test_closing_ends_a_change_that_waits_to_be_made_again(make_client, sc
     scripted.answer("GetPost", POST)
     scripted.fail("UpdatePost", storeapi.EtagMismatch())
     task = asyncio.create_task(client.posts.modify(1, lambda post: "b"))
-    await asyncio.to_thread(waits.wait, 20)
+    await asyncio.to_thread(waits.wait, patience())
 
     await client.close()
 
     with pytest.raises(storeapi.Cancelled):
-        await asyncio.wait_for(task, 20)
+        await asyncio.wait_for(task, patience())
 
 
 async def test_closing_ends_a_call_that_waits_for_its_answer(client, scripted):

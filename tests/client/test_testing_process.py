@@ -12,6 +12,8 @@ import pytest
 from storeapi.testing import ServerFailed, ServerNotInstalled, running_server
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from tests.patience import patience
+
 
 def create(target: str, body: str) -> posts_pb2.Post:
     """Adds a post, without the client."""
@@ -105,7 +107,7 @@ def run_pytest(folder: Path, test: str, conftest: str = "") -> subprocess.Comple
         env=os.environ | {"STOREAPI_TLS": "true", "STOREAPI_TARGET": "127.0.0.1:1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
 

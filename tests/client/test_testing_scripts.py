@@ -23,6 +23,8 @@ from storeapi.v1 import (
     posts_pb2_grpc,
 )
 
+from tests.patience import patience
+
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 POST = storeapi.Post(id=1, body="a", create_time=TIME, update_time=TIME, etag="e1")
 COMMENT = storeapi.Comment(id=2, body="b", post_id=1, create_time=TIME, update_time=TIME, etag="e2")
@@ -339,7 +341,7 @@ def test_a_server_with_a_hanging_call_stops():
 
         server.__exit__()
 
-        assert call.exception(timeout=10) is not None
+        assert call.exception(timeout=patience()) is not None
 
 
 @pytest.mark.parametrize("line", ["cut", "stall"])
@@ -416,11 +418,11 @@ def test_waiting_ends_with_the_call(scripted, posts):
     scripted.answer("GetPost", *[POST] * 50)
     with futures.ThreadPoolExecutor(1) as threads:
         # The last of many calls comes when the other thread has been waiting for long.
-        waiting = threads.submit(scripted.wait_for_call, "GetPost", count=50, timeout=60)
+        waiting = threads.submit(scripted.wait_for_call, "GetPost", count=50, timeout=patience())
         for _ in range(50):
             posts.GetPost(GET)
 
-        assert waiting.result(timeout=10) == scripted.calls[-1]
+        assert waiting.result(timeout=patience()) == scripted.calls[-1]
 
 
 def test_waiting_in_vain_says_what_was_called(scripted, posts):
@@ -490,7 +492,7 @@ def test_tests_cost_nothing_who_does_not_test(statement, unwanted):
     """A program does not load what is for tests, and other test runners need no pytest."""
     code = f"{statement}, sys; sys.exit({unwanted!r} in sys.modules)"
 
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=patience()).returncode == 0
 
 
 def test_a_list_without_its_page_is_told_of_it():

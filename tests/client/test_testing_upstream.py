@@ -14,6 +14,8 @@ from storeapi._status import store_error
 from storeapi.testing import RunningServer, ScriptedServer, running_server
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
+from tests.patience import patience
+
 POST = storeapi.Post(id=1, body="a", etag="e1")
 GET = posts_pb2.GetPostRequest(id=1)
 WATCH = changes_pb2.WatchRequest()
@@ -63,7 +65,7 @@ class OwnUpstream(grpc.GenericRpcHandler):
         context.send_initial_metadata((("x-first", "1"),))
         context.set_trailing_metadata((("x-call-id", "c-1"),))
         yield changes_pb2.WatchResponse(resume_token="t1").SerializeToString()
-        self.end.wait(30)
+        self.end.wait(patience())
 
 
 @pytest.fixture
@@ -221,7 +223,7 @@ def test_a_caller_that_goes_is_gone_at_upstream_too(own_upstream, through, ends)
     if ends == "cancel":
         call.cancel()
 
-    assert own_upstream.is_over.wait(10)
+    assert own_upstream.is_over.wait(patience())
 
 
 def test_a_stream_that_is_cut_is_ended_at_upstream(own_upstream, through, between_own):
@@ -234,7 +236,7 @@ def test_a_stream_that_is_cut_is_ended_at_upstream(own_upstream, through, betwee
 
     assert response.resume_token == "t1"
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert own_upstream.is_over.wait(10)
+    assert own_upstream.is_over.wait(patience())
 
 
 def test_a_stream_of_upstream_falls_silent(between):

@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import pytest
 import storeapi
 
+from tests.patience import patience
+
 pytestmark = pytest.mark.timeout(200)
 
 PROGRAMS = Path(__file__).with_name("typing")
@@ -62,7 +64,13 @@ def output_of(*command: str | Path, folder: Path) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path}
     run = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=150, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(150),
+        check=False,
     )
     # Anything above 1 is no finding but a checker that could not do its work.
     assert run.returncode in (0, 1), run.stdout + run.stderr

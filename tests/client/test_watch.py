@@ -12,6 +12,8 @@ from storeapi import Change, ChangeBatch, _retries, _streams
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import changes_pb2
 
+from tests.patience import patience
+
 
 def change(number, action="create"):
     post = storeapi.Post(id=number, body=str(number), etag="v1")
@@ -393,7 +395,7 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     await asyncio.sleep(0)
     await (watch if closes == "watch" else client).close()
 
-    assert await asyncio.wait_for(waiting, 10) == []
+    assert await asyncio.wait_for(waiting, patience()) == []
 
 
 @pytest.mark.parametrize("by", ["changes", "batches"])
@@ -417,14 +419,14 @@ async def test_closing_ends_the_iteration_also_while_its_body_runs(client, scrip
 @pytest.fixture
 def interrupted(monkeypatch):
     """Waits until a watch has lost its connection and pauses, for longer than a test waits."""
-    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 30)
-    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 30)
+    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 3600)
     said = threading.Event()
     handler = logging.Handler()
     handler.emit = lambda record: said.set()
     log = logging.getLogger("storeapi")
     log.addHandler(handler)
-    yield lambda: asyncio.to_thread(said.wait, 10)
+    yield lambda: asyncio.to_thread(said.wait, patience())
     log.removeHandler(handler)
 
 
@@ -445,7 +447,7 @@ async def test_closing_between_two_connections_ends_the_iteration(client, script
     assert await interrupted()
     await (watch if closes == "watch" else client).close()
 
-    assert await asyncio.wait_for(waiting, 10) == []
+    assert await asyncio.wait_for(waiting, patience()) == []
     assert starts(scripted) == [""]
 
 
@@ -564,7 +566,7 @@ async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted):
                 await stream.read()
 
         task = asyncio.create_task(follow())
-        done, _ = await asyncio.wait({task}, timeout=5)
+        done, _ = await asyncio.wait({task}, timeout=patience())
         stream.cancel()
 
         assert [it.resume_token for it in seen] == ["t1"]
@@ -601,6 +603,6 @@ def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
 
         del watch
         gc.collect()
-        reader.join(10)
+        reader.join(patience())
 
         assert not reader.is_alive()

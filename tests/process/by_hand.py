@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.patience import patience
+
 
 @contextmanager
 def served_by_hand(folder: Path, *, stderr: int, **environment: str) -> Iterator[str]:
@@ -45,6 +47,6 @@ def run_without_privileges(*arguments: str, folder: Path) -> subprocess.Complete
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )

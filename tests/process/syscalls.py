@@ -208,7 +208,6 @@ def unsynced_after(*arguments: str, folder: Path, settings: dict[str, str] | Non
         env=os.environ | (settings or {}),
         capture_output=True,
         text=True,
-        timeout=120,
         check=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])

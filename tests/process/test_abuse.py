@@ -25,6 +25,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import posts_pb2
 
 from tests.frames import raw_client
+from tests.patience import patience
 from tests.rpc.helpers import become, outcome_of
 from tests.support import IS_LONG, ServerProcess, Stubs, error_seen, failure
 
@@ -217,7 +218,7 @@ async def test_a_crowd_of_requests_that_grow_when_unpacked_does_not_fill_the_mem
                 client.call("/storeapi.v1.PostService/CreatePost", packed, encoding="gzip")
         # The server asks whether they are there.
         answering = [group.create_task(client.closed()) for client in clients]
-        await become(lambda: server.stderr().count('"FIELD_INVALID"') == 180, seconds=60)
+        await become(lambda: server.stderr().count('"FIELD_INVALID"') == 180)
         grown = server.most_rss_bytes - memory
         for task in answering:
             task.cancel()
@@ -275,7 +276,7 @@ async def test_the_connection_of_a_frozen_client_is_given_to_others(server: Serv
         async with connected_to(server) as channel, connected_to(server) as another:
             await Stubs(channel).create_post()
             refused = await failure(Stubs(another).create_post())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(patience()):
                 while isinstance(  # noqa: ASYNC110  # nothing tells of it
                     await outcome_of(Stubs(another).create_post()), grpc.RpcError
                 ):

@@ -16,6 +16,7 @@ import pytest
 from storeapi.v1 import posts_pb2
 
 from store_service.database import backup, copies, schema
+from tests.patience import patience
 from tests.store import old_application
 from tests.store.old_application import query
 from tests.support import ServerProcess, Stubs, run_command, wait_until
@@ -151,7 +152,7 @@ async def test_a_backup_ends_however_much_is_written_meanwhile(server_process: S
         def write_between(doing: str, done: int, total: int) -> None:
             if doing == "copying":
                 created = asyncio.run_coroutine_threadsafe(stubs.create_post("between"), loop)
-                seen.append(created.result(10).id)
+                seen.append(created.result(patience()).id)
 
         url = f"sqlite:///{path}"
         target = server_process.folder / "copy.db"
@@ -297,7 +298,7 @@ def test_a_full_disk_leaves_nothing_behind(database_file: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=patience(),
     )
 
     assert (done.returncode, done.stdout) == (1, "")

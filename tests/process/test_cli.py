@@ -16,6 +16,7 @@ from store_service import cli
 from store_service import config as settings
 from store_service.cli import serving
 from store_service.database import schema
+from tests.patience import patience
 from tests.process.by_hand import run_without_privileges, served_by_hand
 from tests.store import old_application
 from tests.store.old_application import query
@@ -61,7 +62,7 @@ def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> No
     """`python -m store_service` is `store-service`, which is installed beside Python."""
     installed = Path(sys.executable).with_name("store-service")
     by_name = subprocess.run(
-        [installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=patience(), check=False
     )
     by_module = run_command("--help", folder=tmp_path)
 

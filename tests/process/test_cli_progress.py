@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.process.test_backup import fill
 from tests.store import old_application
 from tests.support import run_command
@@ -37,7 +38,7 @@ def on_terminal(*arguments: str, folder: Path, code: int = 0, **settings: str) -
         os.close(ours)
         assert process.stdout is not None
         stdout = process.stdout.read()
-        assert process.wait(60) == code, shown
+        assert process.wait(patience()) == code, shown
     return stdout, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 

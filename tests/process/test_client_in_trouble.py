@@ -11,6 +11,7 @@ import storeapi
 from sqlalchemy import text
 
 from tests.bad_network import BadNetwork
+from tests.patience import patience
 from tests.rpc.helpers import connected
 from tests.support import ServerProcess
 
@@ -35,7 +36,7 @@ class Progress:
 
     def wait_for(self, count: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.posts) >= count, timeout=100)
+            assert self._changed.wait_for(lambda: len(self.posts) >= count, timeout=patience(100))
 
 
 def bodies_of(caller: int) -> list[str]:

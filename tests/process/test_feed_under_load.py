@@ -17,6 +17,7 @@ from storeapi.v1 import changes_pb2 as pb
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.database.connect import is_sqlite
+from tests.patience import patience
 from tests.rpc.helpers import ONE_ENGINE, become, outcome_of
 from tests.support import IS_LONG, ServerProcess, Stubs, error_seen
 from tests.watching import (
@@ -233,7 +234,7 @@ async def test_a_client_that_is_frozen_frees_its_place(
 
     async with grpc.aio.insecure_channel(server.address) as channel:
         # Without keepalive it would last for hours, and with gRPC's own timeout for a minute.
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(patience(20)):
             while not await _is_let_in(channel):  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.05)
 

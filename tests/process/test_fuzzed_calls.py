@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS, Right
 from store_service.server import service_descriptors
+from tests.patience import patience
 from tests.support import IS_LONG, ServerProcess
 
 CALLS = 50_000 if IS_LONG else 5_000
@@ -183,11 +184,11 @@ async def answers_of(
     said: list[bytes] = []
     call: Any
     if method.client_streaming:
-        call = channel.stream_stream(path)(iter([request]), metadata=metadata, timeout=30)
+        call = channel.stream_stream(path)(iter([request]), metadata=metadata, timeout=patience())
     elif method.server_streaming:
-        call = channel.unary_stream(path)(request, metadata=metadata, timeout=30)
+        call = channel.unary_stream(path)(request, metadata=metadata, timeout=patience())
     else:
-        call = channel.unary_unary(path)(request, metadata=metadata, timeout=30)
+        call = channel.unary_unary(path)(request, metadata=metadata, timeout=patience())
     try:
         if not method.server_streaming:
             said.append(await call)

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from store_service.database import schema
 from store_service.rpc.reflection import shipped_descriptors
 from store_service.server import service_descriptors
+from tests.patience import patience
 from tests.store.old_application import damage
 from tests.support import ServerProcess
 
@@ -47,7 +48,7 @@ def grpcurl(
         [GRPCURL, *options, server.address, *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
 

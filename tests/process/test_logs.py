@@ -26,6 +26,7 @@ from storeapi.v1 import changes_pb2, changes_pb2_grpc, comments_pb2, posts_pb2
 from store_service import logs
 from store_service.access import keys as api_keys
 from store_service.access.caller import Right
+from tests.patience import patience
 from tests.process.by_hand import served_by_hand
 from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
 
@@ -365,12 +366,12 @@ class Served:
         async with grpc.aio.insecure_channel(self.address) as channel:
             for _ in range(count):
                 await Stubs(channel).posts.CreatePost(
-                    posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=20
+                    posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=patience()
                 )
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(patience())
 
 
 @contextmanager
@@ -431,14 +432,14 @@ def test_no_more_waits_than_may(capfd: pytest.CaptureFixture[str], monkeypatch: 
 
     def stuck(chunk: bytes) -> bool:
         is_writing.set()
-        may_write.wait(10)
+        may_write.wait(patience())
         return bool(os.write(2, chunk))
 
     monkeypatch.setattr(logs, "_written", stuck)
     log = structlog.get_logger("test")
     with logs.in_background():
         log.warning("first")
-        assert is_writing.wait(10)
+        assert is_writing.wait(patience())
         for _ in range(100):
             log.warning("x" * 100)
         may_write.set()
@@ -459,7 +460,7 @@ def test_lines_that_were_dropped_are_counted(capfd: pytest.CaptureFixture[str]) 
             written = threading.Event()
             patch.setattr(logs, "_written", lambda _: written.set() or False)
             log.warning("lost")
-            assert written.wait(10)
+            assert written.wait(patience())
         log.warning("kept")
 
     events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

@@ -60,8 +60,8 @@ def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, t
         # One dies; the other's counters stay, its own begin again.
         (victim, *_) = workers_of(supervisor)
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: scraped(address).total("store_worker_up") == 1, seconds=30)
-        wait_until(lambda: scraped(address).total("store_worker_up") == 2, seconds=30)
+        wait_until(lambda: scraped(address).total("store_worker_up") == 1)
+        wait_until(lambda: scraped(address).total("store_worker_up") == 2)
         samples = scraped(address)
 
         assert samples.total("store_worker_restarts_total") == 1
@@ -113,7 +113,7 @@ def test_a_restart_of_workers_leaves_metrics_where_they_are(
     try:
         settings.write_text(f"STORE_METRICS_LISTEN={wanted if then else ''}")
         supervisor.signal(signal.SIGHUP)
-        wait_until(lambda: re.search("restarted workers|not all workers", supervisor.stderr()), seconds=60)
+        wait_until(lambda: re.search("restarted workers|not all workers", supervisor.stderr()))
 
         assert "not all workers" not in supervisor.stderr()
         assert supervisor.stderr().count("another address for metrics needs a new start") == 1

@@ -72,9 +72,7 @@ class Load:
     async def goes_on(self) -> None:
         """Waits until everybody has had some more answers, or a call has failed."""
         wanted = {number: self.answers[number] + ANSWERS_BETWEEN for number in range(CALLERS)}
-        await become(
-            lambda: bool(self.failures) or all(self.answers[it] >= wanted[it] for it in wanted), seconds=40
-        )
+        await become(lambda: bool(self.failures) or all(self.answers[it] >= wanted[it] for it in wanted))
 
 
 @asynccontextmanager
@@ -138,7 +136,7 @@ async def test_no_call_fails_while_workers_are_restarted(tmp_path: Path, postgre
                 (tmp_path / ".env").write_text(f"STORE_MAX_BODY_BYTES={number * 1000}")
                 supervisor.signal(signal.SIGHUP)
                 restarted = partial(told, supervisor, "restarted workers", number)
-                await become(lambda is_so=restarted: is_so() or bool(load.failures), seconds=60)
+                await become(lambda is_so=restarted: is_so() or bool(load.failures))
                 await load.goes_on()
         after = workers_of(supervisor)
         async with grpc.aio.insecure_channel(supervisor.address) as channel:
@@ -172,7 +170,7 @@ async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
     try:
         times.write_text("STORE_DRAIN_SECONDS=0\nSTORE_GRACE_SECONDS=0")
         supervisor.signal(signal.SIGHUP)
-        await become(lambda: told(supervisor, "restarted workers", 1), seconds=60)
+        await become(lambda: told(supervisor, "restarted workers", 1))
 
         assert not told(supervisor, "worker killed, it did not stop", 1)
         assert told(supervisor, "stopped", 2)
@@ -190,7 +188,7 @@ async def test_a_stop_during_a_restart_tells_all_at_once(tmp_path: Path, postgre
     pids = workers_of(supervisor)
     try:
         supervisor.signal(signal.SIGHUP)
-        await become(lambda: told(supervisor, "stopping", 1), seconds=30)
+        await become(lambda: told(supervisor, "stopping", 1))
         pids = workers_of(supervisor)
         supervisor.signal()
 

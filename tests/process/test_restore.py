@@ -15,6 +15,7 @@ from storeapi.v1 import changes_pb2, posts_pb2
 
 from store_service.database import backup, connect, copies, schema
 from store_service.database.sqlite import RestoreUnfinished
+from tests.patience import patience
 from tests.store import old_application
 from tests.store.old_application import query
 from tests.support import ServerProcess, Stubs, error_seen, run_command, wait_until
@@ -509,7 +510,11 @@ STEPS = 20
 def dying_in(folders: list[Path], copy: Path) -> list[int]:
     """Restores in each folder, and dies at the first step of all in the first one, and so on; exit codes."""
     done = subprocess.run(
-        [sys.executable, "-c", DYING, copy, *folders], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", DYING, copy, *folders],
+        capture_output=True,
+        text=True,
+        timeout=patience(),
+        check=False,
     )
     codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
     assert done.stderr == ""
@@ -639,7 +644,7 @@ async def token(stubs: Stubs) -> str:
 
 async def first_change(stubs: Stubs, resume_token: str) -> changes_pb2.Change:
     """The change behind a token."""
-    watch = stubs.changes.Watch(changes_pb2.WatchRequest(resume_token=resume_token), timeout=30)
+    watch = stubs.changes.Watch(changes_pb2.WatchRequest(resume_token=resume_token), timeout=patience())
     async for response in watch:
         if response.changes:
             return response.changes[0]

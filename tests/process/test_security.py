@@ -17,6 +17,7 @@ from store_service import cli
 from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS, Right
 from tests.certificates import Files, chain_of, key_of
+from tests.patience import patience
 from tests.support import ServerProcess, run_command, wait_until
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
@@ -38,7 +39,7 @@ class Secured:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(),
             check=False,
         )
 
@@ -216,7 +217,7 @@ async def test_a_socket_file_needs_no_tls(tmp_path: Path) -> None:
     server = ServerProcess(tmp_path, {"STORE_LISTEN": f"unix:{tmp_path}/s"}).start()
     try:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            await asyncio.wait_for(channel.channel_ready(), 20)
+            await asyncio.wait_for(channel.channel_ready(), patience())
     finally:
         server.kill()
 

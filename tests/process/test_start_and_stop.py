@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
+from tests.patience import patience
 from tests.postgres import new_database
 from tests.process.by_hand import run_without_privileges
 from tests.rpc.helpers import become
@@ -228,11 +229,11 @@ def test_no_stream_is_needed(tmp_path: Path, postgres_database: str, workers: st
         with grpc.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)]) as channel:
             posts = posts_pb2_grpc.PostServiceStub(channel)
             request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
-            assert posts.CreatePost(request, timeout=60, wait_for_ready=True).id
+            assert posts.CreatePost(request, timeout=patience(), wait_for_ready=True).id
         for name in ("0", "1", "2"):
             assert not Path(f"/proc/{process.pid}/fd/{name}").readlink().name.startswith("socket")
         process.terminate()
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=patience())
         assert process.returncode == 0
         assert "Traceback" not in output
     finally:
@@ -401,7 +402,7 @@ IS_UPGRADED = pytest.mark.parametrize("auto_migrate", ["true", "false"])
 def silent() -> Iterator[socket.socket]:
     """What takes connections and says nothing, as a PostgreSQL whose machine is stuck."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(60)
+        listener.settimeout(patience())
         yield listener
 
 
@@ -445,7 +446,7 @@ def test_a_signal_ends_a_start_that_waits(
 
         assert server_process.wait() == 0
         for connection in connections:
-            connection.settimeout(30)
+            connection.settimeout(patience())
             while connection.recv(1024):
                 pass
     finally:
@@ -533,7 +534,7 @@ def is_refused(address: str) -> bool:
     """Whether nobody listens there any more, so that a balancer goes elsewhere at once."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
+        socket.create_connection((host, int(port)), timeout=patience()).close()
     except ConnectionRefusedError:
         return True
     return False
@@ -608,7 +609,7 @@ async def test_connected_clients_and_open_streams_do_not_delay_the_stop(
         await told_of_the_stop(statuses)
 
         assert [status async for status in statuses] == []
-        assert await asyncio.to_thread(server_process.wait, 30) == 0
+        assert await asyncio.to_thread(server_process.wait) == 0
     assert events(server_process)[-2:] == ["stopping", "stopped"]
 
 
@@ -644,7 +645,7 @@ async def test_a_watch_that_a_stop_has_ended_goes_on_in_the_next_process(
         told_before = await bodies_of_next_posts(responses)
         server_process.signal(number)
         error = await failure(bodies_of_next_posts(responses))
-        code = await asyncio.to_thread(server_process.wait, 30)
+        code = await asyncio.to_thread(server_process.wait)
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         await Stubs(channel).create_post("after the stop")
@@ -659,15 +660,14 @@ async def test_a_call_that_does_not_finish_in_time_does_not_keep_the_server(
     server_process: ServerProcess,
 ) -> None:
     """After the grace period and a second the process is gone, whatever the database does."""
-    server_process.settings["STORE_GRACE_SECONDS"] = "0.2"
+    server_process.settings |= {"STORE_GRACE_SECONDS": "0.2", "STORE_LOCK_SECONDS": "60"}
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
         with writes_held_up(server_process):
             running = await begun(channel, "too slow")
             server_process.signal()
             await told_of_the_stop(statuses)
-            # SQLite itself would go on waiting for 5 seconds from the beginning of the call.
-            code = await asyncio.to_thread(server_process.wait, 3)
+            code = await asyncio.to_thread(server_process.wait, seconds=20)
         error = await failure(running)
 
     assert code == 0
@@ -691,7 +691,7 @@ async def test_a_second_signal_stops_at_once(
             server_process.signal(first)
             await told_of_the_stop(statuses)
             server_process.signal(second)
-            code = await asyncio.to_thread(server_process.wait, 3)
+            code = await asyncio.to_thread(server_process.wait)
         error = await failure(running)
 
     assert code == 128 + second
@@ -721,5 +721,7 @@ def test_a_single_process_outlives_sighup(server_process: ServerProcess) -> None
 
     with grpc.insecure_channel(server_process.address) as channel:
         posts = posts_pb2_grpc.PostServiceStub(channel)
-        assert posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=10).id
+        assert posts.CreatePost(
+            posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=patience()
+        ).id
     assert server_process.stop() == 0

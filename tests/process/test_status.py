@@ -14,6 +14,7 @@ import grpc
 import pytest
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from tests.patience import patience
 from tests.support import ServerProcess, run_command, wait_until
 
 
@@ -56,11 +57,11 @@ def test_the_page_lives_until_it_is_interrupted(running: ServerProcess, tmp_path
     with output.open("w") as stdout:
         page = subprocess.Popen(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE)
     try:
-        wait_until(lambda: page.poll() is not None or _is_looking(running), seconds=30)
+        wait_until(lambda: page.poll() is not None or _is_looking(running))
         running.kill()
         # Where there is no terminal, only the last page is printed, at the end.
         page.send_signal(signal.SIGINT)
-        _, stderr = page.communicate(timeout=30)
+        _, stderr = page.communicate(timeout=patience())
     finally:
         page.kill()
 

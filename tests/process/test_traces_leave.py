@@ -11,6 +11,7 @@ import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from tests.patience import patience
 from tests.support import ServerProcess, run_command
 
 CREATE = "storeapi.v1.PostService/CreatePost"
@@ -46,7 +47,7 @@ def create(address: str) -> posts_pb2.Post:
     """Creates a post."""
     with grpc.insecure_channel(address) as channel:
         request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
-        post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(request, timeout=10)
+        post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(request, timeout=patience())
         return post
 
 
@@ -114,7 +115,7 @@ def test_a_collector_that_is_not_there_delays_nobody(database_file: Path) -> Non
     try:
         assert create(process.address).id == 1
         process.signal()
-        code = process.wait(20)
+        code = process.wait(patience())
     finally:
         process.kill()
 

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 import signal
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from store_service.access import keys as api_keys
 from store_service.access.caller import ALL_RIGHTS
 from store_service.supervisor import reserved
 from tests.certificates import Files
+from tests.patience import patience
 from tests.postgres import empty
 from tests.rpc.helpers import become
 from tests.scraping import scraped
@@ -41,14 +43,14 @@ def workers_of(process: ServerProcess) -> list[int]:
     return [int(pid) for pid in children.split()]
 
 
-def children() -> list[int]:
-    """The servers that this process has started and that are there, by id."""
+def servers_since(before: Collection[int] = ()) -> list[int]:
+    """The servers that this process has started and that run, by id, without those of before."""
     found = []
     for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
         with suppress(FileNotFoundError):  # it has just ended
             if b"store_service" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 found.append(int(pid))
-    return found
+    return [pid for pid in found if pid not in before]
 
 
 def all_ended(pids: list[int]) -> bool:
@@ -73,7 +75,7 @@ def create(address: str, body: str) -> posts_pb2.Post:
     with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body))
         post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(
-            request, wait_for_ready=True, timeout=20
+            request, wait_for_ready=True, timeout=patience()
         )
         return post
 
@@ -145,7 +147,7 @@ def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:
     supervisor.start()
     before = workers_of(supervisor)
     os.kill(before[0], signal.SIGKILL)
-    wait_until(lambda: '"event": "worker restarted"' in supervisor.stderr(), seconds=30)
+    wait_until(lambda: '"event": "worker restarted"' in supervisor.stderr())
     after = workers_of(supervisor)
 
     assert len(before) == len(after) == 2
@@ -171,7 +173,7 @@ def test_a_worker_that_cannot_be_made_is_tried_again(supervisor: ServerProcess) 
         assert create(supervisor.address, "meanwhile").id > 0
 
         resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
-        wait_until(lambda: times_told(supervisor, "worker restarted"), seconds=30)
+        wait_until(lambda: times_told(supervisor, "worker restarted"))
         assert before[1] in workers_of(supervisor)
         assert supervisor.stop() == 0
     finally:
@@ -188,12 +190,12 @@ def test_a_worker_that_cannot_start_died_once(supervisor: ServerProcess) -> None
     try:
         (supervisor.folder / ".env").write_text("STORE_READERS=none")
         os.kill(before[0], signal.SIGKILL)
-        wait_until(lambda: times_told(supervisor, "worker does not start"), seconds=60)
+        wait_until(lambda: times_told(supervisor, "worker does not start"))
         # A try that fails is told of rarely; each says itself why it has failed.
-        wait_until(lambda: supervisor.stderr().count("STORE_READERS") >= 2, seconds=60)
+        wait_until(lambda: supervisor.stderr().count("STORE_READERS") >= 2)
         assert times_told(supervisor, "worker does not start") == 1
         (supervisor.folder / ".env").write_text("")
-        wait_until(lambda: times_told(supervisor, "worker restarted"), seconds=60)
+        wait_until(lambda: times_told(supervisor, "worker restarted"))
 
         assert times_told(supervisor, "worker died") == 1
         samples = scraped(supervisor.settings["STORE_METRICS_LISTEN"])
@@ -202,7 +204,7 @@ def test_a_worker_that_cannot_start_died_once(supervisor: ServerProcess) -> None
         # It is watched as it was before.
         (again,) = set(workers_of(supervisor)) - set(before)
         os.kill(again, signal.SIGKILL)
-        wait_until(lambda: times_told(supervisor, "worker restarted") == 2, seconds=60)
+        wait_until(lambda: times_told(supervisor, "worker restarted") == 2)
         assert times_told(supervisor, "worker died") == 2
         assert supervisor.stop() == 0
     finally:
@@ -215,6 +217,7 @@ async def test_a_worker_that_hangs_at_its_start_takes_nobodys_place(
 ) -> None:
     """It is killed when its time is up; the one that it was to replace goes on, and is watched."""
     empty(postgres_database)
+    before = servers_since()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", postgres_database)
     config = settings.load(workers=2)
@@ -224,23 +227,23 @@ async def test_a_worker_that_hangs_at_its_start_takes_nobodys_place(
         await worker.start()
         keeper = asyncio.create_task(worker.keep_running())
         try:
-            (old,) = children()
+            (old,) = servers_since(before)
             with monkeypatch.context() as patch:
                 # Nobody is so quick.
                 patch.setattr(supervising, "START_SECONDS", 0.01)
                 with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 seconds"):
                     await worker.replace(config)
-            assert children() == [old]
+            assert servers_since(before) == [old]
             assert (await asyncio.to_thread(create, address, "by the old one")).id > 0
 
             os.kill(old, signal.SIGKILL)
-            await become(lambda: children() not in ([], [old]), seconds=30)
+            await become(lambda: servers_since(before) not in ([], [old]))
             assert (await asyncio.to_thread(create, address, "by the next one")).id > 0
         finally:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
             await worker.stop()
-    assert children() == []
+    assert servers_since(before) == []
 
 
 def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerProcess) -> None:
@@ -249,7 +252,7 @@ def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerP
     workers = workers_of(supervisor)
     supervisor.kill()
 
-    wait_until(lambda: all_ended(workers), seconds=20)
+    wait_until(lambda: all_ended(workers))
     # With what they had begun.
     assert times_told(supervisor, "stopped") == 2
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,7 +22,9 @@ class Wheels:
 
 def _built(source: Path, target: Path) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", target]
-    run = subprocess.run(command, cwd=source, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(
+        command, cwd=source, capture_output=True, text=True, timeout=patience(100), check=False
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     (wheel,) = target.glob("*.whl")
     return wheel

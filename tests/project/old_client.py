@@ -1,6 +1,7 @@
-"""A program of a user with another Python and other libraries: `old_client.py ADDRESS`. No test imports it.
+"""A program of a user with another Python and other libraries: `old_client.py ADDRESS SECONDS`.
 
-It knows nothing but what the wheel brings, and prints which Python and which libraries it met.
+No test imports it. It knows nothing but what the wheel brings, and prints which Python and
+which libraries it met.
 """
 
 import asyncio
@@ -22,7 +23,8 @@ from storeapi.v1 import (
     posts_pb2_grpc,
 )
 
-CALL_SECONDS = 30
+CALL_SECONDS = float(sys.argv[2])
+"""A call that takes longer hangs."""
 
 
 def with_the_stubs(address: str) -> None:

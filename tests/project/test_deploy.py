@@ -16,6 +16,7 @@ from store_service import config as settings
 from store_service.rpc.health import LIVE
 from store_service.server import TIDY_SECONDS
 from store_service.supervisor import EXIT_SECONDS
+from tests.patience import patience
 from tests.project.conftest import ROOT
 from tests.support import run_command
 
@@ -331,7 +332,7 @@ def test_systemd_understands_the_unit(tmp_path: Path) -> None:
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/opt/store-service/bin/store-service", str(installed)))
     done = subprocess.run(
-        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=60, check=False
+        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=patience(), check=False
     )
 
     about_us = [line for line in done.stderr.splitlines() if UNIT.name in line]
@@ -380,7 +381,7 @@ def test_both_wheels_are_built_from_what_the_image_copies(tmp_path: Path) -> Non
             cwd=tmp_path / folder,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=patience(100),
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import grpc
 import pytest
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from tests.patience import patience
 from tests.support import ServerProcess, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "search_index.py"
@@ -24,13 +25,15 @@ def following(address: str, index: Path) -> Iterator["subprocess.Popen[str]"]:
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=patience())
 
 
 def found(index: Path, words: str) -> list[str]:
     """What a search prints."""
     command = [sys.executable, str(EXAMPLE), "search", words, "--index", str(index)]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=patience()
+    ).stdout.splitlines()
 
 
 def test_the_search_index_follows_every_change(tmp_path: Path) -> None:
@@ -64,7 +67,7 @@ def test_the_search_index_follows_every_change(tmp_path: Path) -> None:
 def test_the_example_says_how_to_use_it(arguments: list[str]) -> None:
     """Nobody has to read the source to run it."""
     run = subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, timeout=patience()
     )
 
     assert run.returncode == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.project.conftest import ROOT, Wheels
 
 # Installing takes most of the time, so all tests share one environment.
@@ -44,7 +45,7 @@ class Installed:
             env=self.environment(**variables),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=patience(),
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
@@ -72,7 +73,7 @@ class Installed:
                 assert line.startswith(prefix), (self.folder / "stderr.log").read_text()
                 yield line.removeprefix(prefix).strip()
                 process.terminate()
-                assert process.wait(30) == 0
+                assert process.wait(patience()) == 0
             finally:
                 process.kill()
 
@@ -88,7 +89,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheels: Wheels) -> Insta
     constraints.write_text("\n".join(pins))
 
     def run(*command: str | Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(200), check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     run(sys.executable, "-m", "venv", "--without-pip", environment)

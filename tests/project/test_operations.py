@@ -12,6 +12,7 @@ import psycopg
 import pytest
 
 from store_service import cli
+from tests.patience import patience
 from tests.postgres import new_database
 from tests.project.conftest import ROOT
 from tests.store import old_application
@@ -69,7 +70,7 @@ def move(folder: Path, target: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
 

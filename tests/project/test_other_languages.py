@@ -11,6 +11,7 @@ from google.protobuf.compiler import plugin_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from storeapi import files
 
+from tests.patience import patience
 from tests.project.conftest import ROOT
 from tests.support import ServerProcess
 
@@ -23,7 +24,9 @@ SERVICE_FILES = {f"storeapi/v1/{name}.proto" for name in ("posts", "comments", "
 def run(*command: str | Path, folder: Path, path: str = "") -> str:
     """Runs a command that must succeed, with a folder of programs before all others."""
     environment = os.environ | {"PATH": os.pathsep.join([path, str(BIN), os.environ["PATH"]])}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience()
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

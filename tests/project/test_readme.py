@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.support import ServerProcess
 
 README = Path(__file__).parents[2] / "README.md"
@@ -32,7 +33,7 @@ def without_chance(text: str) -> str:
 
 def output_of(command: list[str | Path]) -> str:
     """What a command prints to its end."""
-    run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
     return run.stdout + run.stderr
 
 
@@ -71,7 +72,9 @@ def test_the_python_example_runs(server_process: ServerProcess, tmp_path: Path) 
     script = tmp_path / "example.py"
     script.write_text(example.replace(ADDRESS, server_process.address))
 
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=30, check=False)
+    run = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=patience(), check=False
+    )
 
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines() == ["Welcome", "there is no post 42"]

@@ -12,6 +12,7 @@ import pytest
 import storeapi
 from storeapi import testing
 
+from tests.patience import patience
 from tests.project.conftest import ROOT
 
 
@@ -20,7 +21,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The pages, by their path in the folder."""
     folder = tmp_path_factory.mktemp("reference")
     command: list[str | Path] = [sys.executable, "-W", "error", ROOT / "tools/reference.py", folder]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert Path(run.stdout.strip()) == folder / "index.html"
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.html")}

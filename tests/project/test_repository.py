@@ -20,6 +20,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from storeapi.v1 import errors_pb2
 
+from tests.patience import patience
 from tests.project.conftest import ROOT
 
 CODES = {code.name for code in grpc.StatusCode}
@@ -34,7 +35,7 @@ _ERROR = re.compile(r"([A-Z_]+) \(([A-Z_, ]+)\)")
 def our_files() -> list[Path]:
     """Every file that is in git, or would be with the next `git add`."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=True).stdout
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=patience(), check=True).stdout
     return [path for name in listed.decode().split("\0") if name and (path := ROOT / name).is_file()]
 
 
@@ -244,7 +245,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
 

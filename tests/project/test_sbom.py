@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.patience import patience
 from tests.project.conftest import ROOT
 from tests.project.test_deploy import pins, version_of
 
@@ -17,7 +18,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make sbom` writes; the tool validates it against the schema before."""
     path = tmp_path_factory.mktemp("sbom") / "build" / "sbom.json"
     command = [sys.executable, ROOT / "tools/sbom.py", path]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=patience(100), check=False)
     assert run.returncode == 0, run.stderr
     return path
 
@@ -62,6 +63,6 @@ def test_it_names_no_place_that_packages_come_from(made: Path) -> None:
 def test_it_is_the_same_every_time(made: Path, tmp_path: Path) -> None:
     """So that two releases can be compared."""
     command = [sys.executable, ROOT / "tools/sbom.py", tmp_path / "again.json"]
-    subprocess.run(command, capture_output=True, timeout=100, check=True)
+    subprocess.run(command, capture_output=True, timeout=patience(100), check=True)
 
     assert (tmp_path / "again.json").read_text() == made.read_text()

@@ -9,6 +9,7 @@ import pytest
 
 from store_service import config as settings
 from store_service.config import Config, variable_of
+from tests.patience import patience
 from tests.project.conftest import ROOT
 
 TOOL = ROOT / "tools/settings_table.py"
@@ -17,7 +18,9 @@ TOOL = ROOT / "tools/settings_table.py"
 @pytest.fixture(scope="module")
 def table() -> str:
     """What the tool prints."""
-    run = subprocess.run([sys.executable, TOOL], capture_output=True, text=True, timeout=60, check=True)
+    run = subprocess.run(
+        [sys.executable, TOOL], capture_output=True, text=True, timeout=patience(), check=True
+    )
     return run.stdout.strip()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.project.conftest import ROOT
 from tests.support import ServerProcess
 
@@ -36,7 +37,12 @@ class Node:
         # The project's scripts find Node and buf by the PATH.
         path = os.pathsep.join([str(self.node.parent), str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
-            command, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, timeout=250
+            command,
+            cwd=folder,
+            env=os.environ | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=patience(250),
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -53,7 +59,7 @@ def find_node() -> Node | None:
     found, npm_found = shutil.which("node"), shutil.which("npm")
     if found is None or npm_found is None:
         return None
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=30).stdout
+    version = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=patience()).stdout
     major = re.match(r"v(\d+)\.", version)
     return Node(Path(found), (npm_found,)) if major and int(major[1]) >= OLDEST_NODE else None
 

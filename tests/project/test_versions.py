@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.project.conftest import ROOT, Wheels
 from tests.support import ServerProcess
 
 OLDEST, NEWEST = ROOT / "requirements/oldest.txt", ROOT / "requirements/dev.txt"
 PROJECT = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
 LIBRARIES = ("protobuf", "grpcio", "googleapis-common-protos")
-INSTALL_SECONDS = 100
 
 TRIED = [
     ("3.10", OLDEST),
@@ -73,7 +73,7 @@ def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> 
     )
 
     def run(*command: str | Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(100), check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
     # Without a pip of its own, which takes longer than all the rest.
@@ -99,11 +99,19 @@ def test_the_client_works(
 
     # Isolated: PYTHONPATH may lead to the sources.
     program = Path(__file__).with_name("old_client.py")
-    command: list[str | Path] = [installed, "-I", "-W", "error", program, server_process.address]
+    command: list[str | Path] = [
+        installed,
+        "-I",
+        "-W",
+        "error",
+        program,
+        server_process.address,
+        f"{patience()}",
+    ]
     # gRPC's core has lines of its own about connections that end.
     quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
     run = subprocess.run(
-        command, cwd=tmp_path, env=quiet, capture_output=True, text=True, timeout=60, check=False
+        command, cwd=tmp_path, env=quiet, capture_output=True, text=True, timeout=patience(), check=False
     )
 
     assert run.returncode == 0, run.stderr

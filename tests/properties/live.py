@@ -10,13 +10,11 @@ import pytest
 from google.protobuf.message import Message
 from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
+from tests.patience import patience
 from tests.support import ErrorSeen, ServerProcess, error_seen
 
 ONE_ENGINE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True, scope="module")
 """For tests of bytes, texts and tokens that are refused, or answered, before anybody asks the database."""
-
-CALL_SECONDS = 30
-"""A call that takes longer hangs."""
 
 
 @dataclass
@@ -37,12 +35,12 @@ class Live:
 
     def do(self, method: Callable[..., Any], request: Message) -> Any:
         """The answer of a call that must succeed."""
-        return method(request, timeout=CALL_SECONDS)
+        return method(request, timeout=patience())
 
     def attempt(self, method: Callable[..., Any], request: Any) -> Any:
         """The answer of a call, or the error that it met."""
         try:
-            return method(request, timeout=CALL_SECONDS)
+            return method(request, timeout=patience())
         except grpc.RpcError as error:
             return error_seen(error)
 

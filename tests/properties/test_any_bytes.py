@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from storeapi.v1 import changes_pb2, comments_pb2, errors_pb2, posts_pb2
 
-from tests.properties.live import CALL_SECONDS, ONE_ENGINE, Live
+from tests.patience import patience
+from tests.properties.live import ONE_ENGINE, Live
 from tests.support import ErrorSeen, error_seen
 
 SERVICES = [
@@ -160,7 +161,7 @@ def send(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
 def begin(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
     """Calls a method that answers with a stream, and breaks it off after the first answer."""
     method: Any = live.channel.unary_stream(path)
-    stream = method(data, timeout=CALL_SECONDS)
+    stream = method(data, timeout=patience())
     try:
         outcome: bytes | ErrorSeen = next(stream)
     except grpc.RpcError as error:
@@ -312,7 +313,7 @@ def test_reflection_answers_any_bytes(live: Live, path: str, requests: list[byte
 
     try:
         # extend() keeps what came before an error.
-        answers.extend(method(iter(requests), timeout=CALL_SECONDS))
+        answers.extend(method(iter(requests), timeout=patience()))
     except grpc.RpcError as raised:
         error = error_seen(raised)
 
@@ -332,7 +333,7 @@ def test_what_is_no_http_does_no_harm(live: Live, data: bytes, polite: bool) -> 
     greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if polite else b""
 
     with (
-        socket.create_connection((host, int(port)), timeout=CALL_SECONDS) as connection,
+        socket.create_connection((host, int(port)), timeout=patience()) as connection,
         contextlib.suppress(OSError),
     ):
         connection.sendall(greeting + data)

@@ -19,6 +19,7 @@ from store_service.config import Config
 from store_service.database import workers
 from store_service.database.connect import is_sqlite, sync_engine
 from store_service.server import RunningServer, service_descriptors, serving
+from tests.patience import patience
 from tests.support import Stubs
 
 ONE_ENGINE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -231,9 +232,9 @@ class Taken:
         await become(lambda: self.arrived >= since + count)
 
 
-async def become(condition: Callable[[], bool], *, seconds: float = 20) -> None:
+async def become(condition: Callable[[], bool], *, seconds: float = 60) -> None:
     """Lets everything else run until the condition holds; for what no event tells of."""
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(patience(seconds)):
         while not condition():  # noqa: ASYNC110  # there is no event; see above
             await asyncio.sleep(0.002)
 

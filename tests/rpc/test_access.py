@@ -31,6 +31,7 @@ from store_service.rpc.access import right_of
 from store_service.rpc.call import Call
 from store_service.server import RunningServer, serving
 from tests.certificates import Files, channel_credentials
+from tests.patience import patience
 from tests.rpc.helpers import METHODS, path_of, send_bytes
 from tests.support import ErrorSeen, Stubs, error_seen, failure
 
@@ -126,7 +127,7 @@ async def calling(
 async def outcome(channel: grpc.aio.Channel, path: str) -> ErrorSeen | None:
     """How a call with an empty request ends; None if it is answered."""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             await send_bytes(channel, path, b"")
     except grpc.RpcError as error:
         return error_seen(error)
@@ -135,7 +136,7 @@ async def outcome(channel: grpc.aio.Channel, path: str) -> ErrorSeen | None:
 
 async def until_refused(server: RunningServer, key: str) -> ErrorSeen:
     """Calls until the server refuses, which no event tells of."""
-    async with asyncio.timeout(20), calling(server, f"Bearer {key}") as channel:
+    async with asyncio.timeout(patience()), calling(server, f"Bearer {key}") as channel:
         while True:
             error = await outcome(channel, "/storeapi.v1.PostService/GetPost")
             if error is not None and error.code == grpc.StatusCode.UNAUTHENTICATED:
@@ -145,7 +146,7 @@ async def until_refused(server: RunningServer, key: str) -> ErrorSeen:
 
 async def until_let_in(server: RunningServer, key: str) -> None:
     """Calls until the server answers."""
-    async with asyncio.timeout(20), calling(server, f"Bearer {key}") as channel:
+    async with asyncio.timeout(patience()), calling(server, f"Bearer {key}") as channel:
         while True:
             error = await outcome(channel, "/storeapi.v1.PostService/ListPosts")
             if error is None:
@@ -156,7 +157,7 @@ async def until_let_in(server: RunningServer, key: str) -> None:
 
 async def until_looked(logged: list[Any]) -> None:
     """Waits until the server has seen a file and told of it."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience()):
         while True:
             if any("problem" in it for it in logged):
                 return
@@ -426,7 +427,7 @@ async def test_an_open_watch_ends_when_its_key_is_taken_away(
         await until_refused(server, key)
         await Stubs(other).create_post("not for everybody")
 
-        error = await asyncio.wait_for(failure(watch.read()), 20)
+        error = await asyncio.wait_for(failure(watch.read()), patience())
 
     assert error.reason == "CREDENTIALS_INVALID"
 
@@ -631,7 +632,7 @@ async def test_an_open_watch_ends_when_its_token_expires(
             monkeypatch.setattr("jwt.api_jwt.datetime", Later(claims["exp"] + 1))
             await Stubs(other).create_post("not for everybody")
 
-            error = await asyncio.wait_for(failure(watch.read()), 20)
+            error = await asyncio.wait_for(failure(watch.read()), patience())
 
     assert (error.reason, error.message) == ("CREDENTIALS_INVALID", "the token has expired")
 

@@ -19,6 +19,7 @@ from store_service.config import Config
 from store_service.database import sqlite
 from store_service.database.connection import Connection
 from store_service.database.sqlite import SqliteConnection
+from tests.patience import patience
 from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of, together
 from tests.support import ErrorSeen, Stubs, error_seen, failure
 
@@ -261,7 +262,7 @@ class TestUnreadable:
 
 async def tried_again(call: Callable[[], Any]) -> Any:
     """What a call comes to when it is made again, as RetryInfo says, until it is not UNAVAILABLE."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience()):
         while True:
             outcome = await outcome_of(call())
             if not isinstance(outcome, grpc.RpcError):

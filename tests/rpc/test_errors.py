@@ -26,6 +26,7 @@ from store_service.server import RunningServer
 from store_service.store import page_tokens, resume_tokens
 from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.rpc.helpers import ONE_ENGINE, Side, contents, send_bytes
 from tests.support import LITTLE_AHEAD, ErrorSeen, Stubs, failure
 
@@ -264,7 +265,7 @@ async def test_a_request_id_of_anything_else_that_was_done_is_reused(
 
 async def read_to_the_end(channel: grpc.aio.Channel, **request: Any) -> None:
     """Reads a watch until it fails; whoever waits for that to happen waits with a limit."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(patience()):
         async for _ in Stubs(channel).changes.Watch(changes_pb2.WatchRequest(**request)):
             pass
 
@@ -315,7 +316,7 @@ async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
     async with grpc.aio.insecure_channel(server.address, LITTLE_AHEAD) as channel:
         watch: Any = Stubs(channel).changes.Watch(changes_pb2.WatchRequest(initial_state=True))
         first = await watch.read()
-        await asyncio.wait_for(stalled.wait(), 60)
+        await asyncio.wait_for(stalled.wait(), patience())
 
         async def read_on() -> None:
             while (response := await watch.read()) is not grpc.aio.EOF:
@@ -493,7 +494,7 @@ async def test_a_bug_is_internal_and_tells_nothing_but_its_id(
     monkeypatch.setattr(Posts, "get_post", raises(bug))
 
     with capture_logs() as logged:
-        error = await asyncio.wait_for(failure(posts.get(1)), 20)
+        error = await asyncio.wait_for(failure(posts.get(1)), patience())
 
     assert (error.code, error.reason, error.metadata) == (grpc.StatusCode.INTERNAL, "INTERNAL", {})
     call_id = error.detail(error_details_pb2.RequestInfo).request_id
@@ -528,7 +529,7 @@ async def test_something_inside_that_was_cancelled_does_not_leave_the_caller_wai
 
     monkeypatch.setattr(Posts, "get_post", waits_for_what_is_cancelled)
 
-    error = await asyncio.wait_for(failure(posts.get(1)), 20)
+    error = await asyncio.wait_for(failure(posts.get(1)), patience())
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
@@ -543,7 +544,7 @@ async def test_a_timeout_inside_is_not_the_callers(posts: Side, monkeypatch: pyt
 
     monkeypatch.setattr(Posts, "get_post", gives_up)
 
-    error = await asyncio.wait_for(failure(posts.get(1)), 20)
+    error = await asyncio.wait_for(failure(posts.get(1)), patience())
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
@@ -597,7 +598,7 @@ async def test_a_call_whose_time_is_up_is_told_so(stubs: Stubs, monkeypatch: pyt
 
     with capture_logs() as logged:
         error = await failure(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
-        await asyncio.wait_for(ended.wait(), 20)
+        await asyncio.wait_for(ended.wait(), patience())
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not [it for it in logged if it["event"] == "bug"]

@@ -25,6 +25,7 @@ from store_service.rpc.reflection import ReflectionService
 from store_service.server import RunningServer
 from store_service.store.posts import Posts
 from tests.frames import PREFACE, SETTINGS, frame, raw_client
+from tests.patience import patience
 from tests.rpc.helpers import (
     ONE_ENGINE,
     Side,
@@ -368,7 +369,7 @@ async def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(
             assert not stopped.done()
 
         assert (await running).body == "running"
-        await asyncio.wait_for(stopped, 20)
+        await asyncio.wait_for(stopped, patience())
 
     assert [row[1] for row in contents(database_url).posts] == ["running"]
 
@@ -419,7 +420,7 @@ async def test_open_streams_end_at_once_when_the_server_stops(patient_config: Co
         assert await watch.code() == grpc.StatusCode.OK
         assert_shutting_down(await failure(idle.read()))
         assert_shutting_down(await failure(silent.read()))
-        await asyncio.wait_for(stopped, 20)
+        await asyncio.wait_for(stopped, patience())
 
 
 async def test_a_server_without_calls_stops_at_once(patient_config: Config) -> None:
@@ -430,7 +431,7 @@ async def test_a_server_without_calls_stops_at_once(patient_config: Config) -> N
     ):
         await Stubs(channel).create_post()
 
-        await asyncio.wait_for(server.stop(), 20)
+        await asyncio.wait_for(server.stop(), patience())
 
 
 @pytest.fixture
@@ -457,9 +458,9 @@ async def test_a_call_that_takes_longer_than_the_grace_is_cut_off(
         call = asyncio.ensure_future(failure(Stubs(channel).posts.GetPost(pb.GetPostRequest(id=1))))
         await entered.wait()
 
-        await asyncio.wait_for(server.stop(), 20)
+        await asyncio.wait_for(server.stop(), patience())
 
-        error = await asyncio.wait_for(call, 20)
+        error = await asyncio.wait_for(call, patience())
         assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
@@ -477,9 +478,9 @@ async def test_a_write_that_has_begun_is_finished_though_its_caller_was_cut_off(
             call = asyncio.ensure_future(outcome_of(posts.create(posts.draft("begun"))))
             await taken.arrive(1, since=before)
             stopped = server.stop()
-            cut_off = await asyncio.wait_for(call, 20)
+            cut_off = await asyncio.wait_for(call, patience())
             assert not stopped.done()
-        await asyncio.wait_for(stopped, 20)
+        await asyncio.wait_for(stopped, patience())
 
     assert error_seen(cut_off).code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     assert [row[1] for row in contents(database_url).posts] == ["begun"]

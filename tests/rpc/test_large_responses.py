@@ -19,6 +19,7 @@ from store_service.rpc import guard, pending
 from store_service.rpc import posts as rpc_posts
 from store_service.server import RunningServer, serving
 from tests.frames import raw_client
+from tests.patience import patience
 from tests.rpc.helpers import Side, become, outcome_of
 from tests.support import Stubs, error_seen
 
@@ -257,7 +258,7 @@ async def test_connections_that_read_nothing_do_not_fill_the_memory(
                 assert error_seen(outcome).reason == "OVERLOADED"
             return not isinstance(outcome, grpc.RpcError)
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             for _ in range(10):
                 while not await is_answered():  # noqa: ASYNC110  # nothing tells of it
                     await asyncio.sleep(0.05)

@@ -19,6 +19,7 @@ from store_service.metrics.families import CODES, REASONS, Families
 from store_service.metrics.figures import Between, Scraped
 from store_service.observing import CannotServeMetrics
 from store_service.server import RunningServer, serving
+from tests.patience import patience
 from tests.rpc.helpers import ONE_ENGINE, Side, Taken, become, locked, outcome_of, together
 from tests.scraping import scraped
 from tests.support import Stubs, failure
@@ -48,7 +49,7 @@ def get(
     address: str, path: str = "/metrics", method: str = "GET", accept: str | None = None
 ) -> tuple[int, str, str]:
     """Status, content type and body of an answer."""
-    connection = http.client.HTTPConnection(address, timeout=10)
+    connection = http.client.HTTPConnection(address, timeout=patience())
     try:
         connection.request(
             method, path, headers={"Host": address} | ({} if accept is None else {"Accept": accept})

@@ -17,6 +17,7 @@ from store_service.database.connect import Store
 from store_service.database.statements import as_json
 from store_service.server import serving
 from store_service.store import feed
+from tests.patience import patience
 from tests.postgres import PostgresServer, new_database, postgres_server
 from tests.rpc.helpers import contents, outcome_of
 from tests.support import ErrorSeen, Stubs, error_seen, failure
@@ -164,7 +165,7 @@ class TestRestart:
 
     async def answer_at_last(self, stubs: Stubs, id: int) -> posts_pb2.Post:
         """The first answer of both lanes, which reconnect by themselves, to a caller that tries again."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience()):
             while True:
                 for call in (
                     stubs.posts.UpdatePost(update(id, "kept")),

@@ -19,6 +19,7 @@ from store_service.database import connect, schema
 from store_service.errors import DatabaseUnavailable
 from store_service.server import serving
 from tests.bad_network import BadNetwork
+from tests.patience import patience
 from tests.postgres import PostgresServer, new_database, postgres_server, standby_of
 from tests.rpc.helpers import outcome_of
 from tests.support import Stubs, error_seen, failure, wait_until
@@ -56,7 +57,7 @@ class Service:
 
 async def at_last(call: Callable[[], Awaitable[Any]], is_wanted: Callable[[Any], bool]) -> Any:
     """What a call comes to when it is made again until that is wanted."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience()):
         while True:
             outcome = await outcome_of(call())
             if is_wanted(outcome):

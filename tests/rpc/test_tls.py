@@ -23,6 +23,7 @@ from store_service.logs import CallLog
 from store_service.rpc import tls
 from store_service.server import RunningServer, serving
 from tests.certificates import Files, chain_of, channel_credentials, key_of, replace
+from tests.patience import patience
 from tests.scraping import scraped
 from tests.support import Stubs, error_seen, failure
 
@@ -92,7 +93,7 @@ async def connected(address: str, credentials: grpc.ChannelCredentials | None) -
 async def is_let_in(address: str, credentials: grpc.ChannelCredentials | None) -> bool:
     """Whether a new connection takes a call; False if there is no connection at all."""
     async with connected(address, credentials) as stubs:
-        call = stubs.posts.ListPosts(pb.ListPostsRequest(), timeout=20)
+        call = stubs.posts.ListPosts(pb.ListPostsRequest(), timeout=patience())
         try:
             await call
         except grpc.aio.AioRpcError as failed:

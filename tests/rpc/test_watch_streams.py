@@ -24,6 +24,7 @@ from store_service.server import serving
 from store_service.store.changes import Changes, Piece
 from store_service.store.feed import Feed
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.rpc.helpers import ON_POSTGRESQL, ONE_ENGINE, become, outcome_of, stoppable
 from tests.support import LITTLE_AHEAD, Stubs, error_seen
 from tests.watching import Watch, begun, refusal, token_of_now, watching
@@ -95,7 +96,7 @@ async def test_a_caller_that_reads_nothing_is_ended_and_frees_its_place(
         ids = await write_much(Stubs(channel))
         async with watching(channel, earliest=True) as stalled:
             await stalled.read()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(patience()):
                 await let_in(channel)
             read, error = await stalled.rest()
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_STALLED")
@@ -135,7 +136,7 @@ async def test_so_many_watches_and_no_more(config: Config) -> None:
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_LIMIT")
         assert error.metadata == {"limit": "3"}
         watches[1].close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             await let_in(channel)
 
         post = await Stubs(channel).create_post()
@@ -181,7 +182,7 @@ async def test_a_server_that_stops_gives_each_watch_its_last_token(database_url:
                 assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
                 assert error.metadata == {"resume_token": watch.token}
                 ends.append(watch.token)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             await stopped
     assert told == [it.id for it in before]
 
@@ -236,7 +237,7 @@ async def test_a_server_stops_also_when_a_caller_reads_nothing(
         ids = await write_much(Stubs(channel))
         async with watching(channel, **start) as watch:
             told = [it.id for it in (await watch.read()).changes]
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(patience()):
                 await server.stop()
             more, error = await watch.rest()
             told += more
@@ -277,8 +278,8 @@ async def test_reading_for_all_ends_with_the_last_watch(database_url: str, round
             await asyncio.sleep(0)
         await watch.aclose()
 
-        await become(lambda: not any(it.get_name() == "feed" for it in asyncio.all_tasks()), seconds=30)
-        async with asyncio.timeout(30):
+        await become(lambda: not any(it.get_name() == "feed" for it in asyncio.all_tasks()))
+        async with asyncio.timeout(patience()):
             await feed.stop(1)
 
 

@@ -7,9 +7,7 @@ from typing import Any
 
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
-
-NEVER_OPENED_SECONDS = 60
-"""After so long a thread that still waits tells of a test that forgot it, for the process waits for it."""
+from tests.patience import patience
 
 
 class Gate:
@@ -40,7 +38,8 @@ class Gate:
             await self._opened.wait()
         else:
             self._loop.call_soon_threadsafe(self.entered.set)
-            if not self._opened_for_threads.wait(NEVER_OPENED_SECONDS):
+            # The process waits for its threads, so a test that forgets one would never end.
+            if not self._opened_for_threads.wait(patience()):
                 raise AssertionError("nobody opened the gate")
 
     async def _run(self, _: Connection, arguments: Sequence[Any]) -> list[None]:

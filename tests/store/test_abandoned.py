@@ -14,6 +14,7 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.model import PostDraft
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.store.by_hand import query
 
 WITHOUT_END = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000000)"
@@ -23,9 +24,6 @@ WRITE = Statement(
         f"{WITHOUT_END} INSERT INTO posts (body) SELECT CAST(count(*) AS TEXT) FROM n RETURNING id"
     )
 )
-
-SOON_SECONDS = 20
-"""Sooner than any timeout of the database would end a statement."""
 
 
 @pytest.fixture
@@ -58,7 +56,7 @@ async def test_a_read_ends_when_its_only_caller_has_gone(store: Store) -> None:
     await slow.begun.wait()
     call.cancel()
 
-    async with asyncio.timeout(SOON_SECONDS):
+    async with asyncio.timeout(patience()):
         assert await Posts(store).get_posts([1], allow_missing=True)
         after = Slow(Statement(sqlalchemy.text("SELECT 1")))
         assert [tuple(row) for row in await store.read(after.operation, None)] == [(1,)]
@@ -74,7 +72,7 @@ async def test_a_read_goes_on_while_anybody_waits(store: Store) -> None:
     riders = [asyncio.create_task(store.read(slow.operation, None)) for _ in range(2)]
     await asyncio.sleep(0)
     first.cancel()
-    await asyncio.wait_for(slow.begun.wait(), SOON_SECONDS)
+    await asyncio.wait_for(slow.begun.wait(), patience())
     (connection,) = slow.connections
     riders[0].cancel()
     await asyncio.wait(riders[:1])
@@ -84,7 +82,7 @@ async def test_a_read_goes_on_while_anybody_waits(store: Store) -> None:
 
     assert is_wanted
     assert not connection.is_wanted
-    async with asyncio.timeout(SOON_SECONDS):
+    async with asyncio.timeout(patience()):
         await Posts(store).get_posts([1], allow_missing=True)
 
 
@@ -95,7 +93,7 @@ async def test_a_write_that_nobody_waits_for_is_undone_after_a_while(store: Stor
     await slow.begun.wait()
     call.cancel()
 
-    async with asyncio.timeout(SOON_SECONDS + workers.LAST_SECONDS):
+    async with asyncio.timeout(patience() + workers.LAST_SECONDS):
         await Posts(store).create_posts([PostDraft(body="the next")])
     assert [body for (body,) in query(database_url, "SELECT body FROM posts")] == ["the next"]
 
@@ -118,5 +116,5 @@ async def test_what_follows_an_ended_statement_in_its_work_is_not_begun(store: S
     await asyncio.wait([call])
     gone.set()
 
-    await asyncio.wait_for(ends.wait(), SOON_SECONDS)
+    await asyncio.wait_for(ends.wait(), patience())
     await Posts(store).get_posts([1], allow_missing=True)

@@ -22,6 +22,7 @@ from store_service.model import CommentDraft, Deletion, PostDraft, Update
 from store_service.server import serving
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.rpc.helpers import locked
 from tests.store.by_hand import query
 from tests.support import Stubs
@@ -146,7 +147,7 @@ async def main():
 with suppress(asyncio.CancelledError):
     asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ, timeout=patience(), check=False)
 
     assert done.returncode == 0
     assert query(database_url, "SELECT body FROM posts") == [("kept",)]

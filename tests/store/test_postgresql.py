@@ -25,6 +25,7 @@ from store_service.store.changes import Changes
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from tests.bad_network import BadNetwork
+from tests.patience import patience
 from tests.store.by_hand import query
 from tests.support import wait_until
 
@@ -143,7 +144,7 @@ async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened
     posts = Posts(store)
     with pytest.raises(DatabaseUnavailable):
         await store.write(Operation(be_ended), None)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience()):
         while query(database_url, "SELECT body FROM posts") != [("kept",)]:
             try:
                 await posts.create_posts([PostDraft(body="kept")])
@@ -253,7 +254,7 @@ async def test_a_server_that_has_gone_without_a_word_is_given_up(
             lost: list[Awaitable[object]] = [posts.create_posts([PostDraft(body="lost")]), posts.get_post(1)]
             outcomes = await asyncio.gather(*lost, return_exceptions=True)
             network.is_silent = False
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(patience()):
                 while True:
                     try:
                         await posts.create_posts([PostDraft(body="after")])

@@ -22,6 +22,7 @@ from alembic.script import ScriptDirectory
 
 from store_service.database import connect, schema, tables
 from store_service.errors import DatabaseBusy
+from tests.patience import patience
 from tests.store import old_application
 from tests.store.old_application import dump, query
 from tests.support import wait_until
@@ -151,7 +152,6 @@ def test_an_upgrade_that_is_killed_loses_nothing(tmp_path: Path, big_old_file: P
     # The upgrade copies every row, so the file grows to about twice its size before it is done.
     wait_until(
         lambda: process.poll() is not None or (journal.exists() and path.stat().st_size >= size * (1 + part)),
-        seconds=30,
     )
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -218,7 +218,7 @@ def run_python(code: str, folder: Path, **settings: str) -> str:
         env=environment | settings,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patience(),
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ from store_service.errors import (
 )
 from store_service.model import Deletion, PostDraft, Request, Update
 from store_service.store.posts import Posts
-from tests.store.gates import NEVER_OPENED_SECONDS
+from tests.patience import patience
 from tests.store.old_application import damage, query
 from tests.support import ServerProcess, run_command, wait_until
 
@@ -263,7 +263,7 @@ async def test_with_force_roll_back_a_write_that_nobody_waits_for_takes_nothing_
 
     def begin() -> int:
         loop.call_soon_threadsafe(begun.set)
-        gone.wait(NEVER_OPENED_SECONDS)
+        gone.wait(patience())
         return 1
 
     async def count(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
@@ -394,7 +394,7 @@ async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to
 
     waits = Operation(wait)
     posts = Posts(store)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience()):
         answers = await asyncio.gather(
             store.write(waits, "a"),
             posts.create_posts([PostDraft(body="rides along")]),

@@ -25,6 +25,7 @@ from store_service.errors import SchemaMismatch
 from store_service.model import CommentDraft, Deletion, PostDraft
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.postgres import new_database
 from tests.rpc.helpers import connected
 from tests.store import old_application
@@ -309,11 +310,11 @@ def test_an_upgrade_that_is_killed_loses_nothing(old_url: str) -> None:
     with connected(old_url) as reader:
         reader.exec_driver_sql("SELECT 1 FROM comments LIMIT 1")
         process = subprocess.Popen([sys.executable, "-c", upgrade], stdout=subprocess.DEVNULL)
-        wait_until(lambda: query(old_url, waits) == [(1,)], seconds=30)
+        wait_until(lambda: query(old_url, waits) == [(1,)])
         process.send_signal(signal.SIGKILL)
         process.wait()
     # The server notices when it has something to tell the client.
-    wait_until(lambda: query(old_url, others) == [(0,)], seconds=30)
+    wait_until(lambda: query(old_url, others) == [(0,)])
 
     assert process.returncode == -signal.SIGKILL
     assert state(old_url) == before
@@ -445,7 +446,7 @@ def all_looking_first(number: int) -> Iterator[None]:
     def wait_for_the_others(*_: object) -> None:
         if not getattr(thread, "has_looked", False):
             thread.has_looked = True
-            barrier.wait(60)
+            barrier.wait(patience())
 
     event.listen(Pool, "checkin", wait_for_the_others)
     try:

@@ -33,6 +33,7 @@ from store_service.model import CommentDraft, Deletion, PostDraft, Request, Upda
 from store_service.store.batches import READ_IDS
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.store.by_hand import execute, query
 from tests.store.commits import counted_commits
 from tests.store.gates import Gate
@@ -280,7 +281,7 @@ async def test_readers_read_at_the_same_time(store: Store) -> None:
     quick.open()
 
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience()):
             await store.read(quick.operation, None)
         assert not reading.done()
     finally:
@@ -295,7 +296,7 @@ async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(store: St
     gate, gated = await blocked(store)
 
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience()):
             assert await posts.get_post(post.id) == post
         assert not gated.done()
     finally:
@@ -662,9 +663,9 @@ async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_t
                 await store.read(Operation(lose), None)
             for _ in range(3):
                 with pytest.raises(DatabaseUnavailable):
-                    await asyncio.wait_for(posts.get_post(post.id), 30)
+                    await asyncio.wait_for(posts.get_post(post.id), patience())
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(patience()):
             assert await until_available(lambda: posts.get_post(post.id)) == post
 
 
@@ -736,7 +737,7 @@ async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_w
         asyncio.get_running_loop().call_soon(gate.open)
 
     await gated
-    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), patience())
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
 
 
@@ -798,7 +799,7 @@ async def test_nobody_waits_on_when_the_connection_is_lost_in_the_midst_of_a_bat
         return list(arguments)
 
     operation: Operation[str, str] = Operation(run)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience()):
         outcomes = await asyncio.gather(
             store.write(operation, "bad", keep=keep),
             *(store.write(operation, "good") for _ in range(3)),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from store_service import garbage
+from tests.patience import patience
 
 PROGRAM = """
 import gc
@@ -22,7 +23,7 @@ print(len(seen) < 20, gc.isenabled(), gc.get_freeze_count() > 10_000)
 def test_the_command_is_imported_without_a_look_for_garbage() -> None:
     """But for a few at the little that comes first; and what was imported is left alone afterwards."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=patience(), check=True
     )
 
     assert done.stdout.split() == ["True", "True", "True"]

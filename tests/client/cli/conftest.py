@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from storeapi import StoreClient
 from storeapi.cli.program import program
 
+from tests.patience import patience
 from tests.support import ServerProcess
 
 INSTALLED = Path(sys.executable).with_name("storeapi")
@@ -53,7 +54,7 @@ class Command:
     def process(self, *arguments: str) -> tuple[int, str, str]:
         """Runs it as users do and returns its exit code, stdout and stderr."""
         process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=patience())
         return process.returncode, stdout.decode(errors="backslashreplace"), stderr.decode()
 
     def _settings(self) -> dict[str, str]:
@@ -121,5 +122,5 @@ def nobody() -> Iterator[str]:
 def silent() -> Iterator[socket.socket]:
     """A server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(30)
+        listening.settimeout(patience())
         yield listening

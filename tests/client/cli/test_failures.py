@@ -14,6 +14,7 @@ from storeapi._status import BY_REASON
 from storeapi.cli.failures import BY_ERROR, MEANINGS, ExitCode, exit_code
 
 from tests.client.cli.conftest import Command
+from tests.patience import patience
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
@@ -110,7 +111,7 @@ def test_a_reader_that_goes_away_is_no_error(
     process.stdout.readline()
     process.stdout.close()
 
-    assert process.wait(30) == 141
+    assert process.wait(patience()) == 141
     assert process.stderr.read() == b""
 
 
@@ -124,7 +125,7 @@ def test_an_interrupted_export_leaves_no_file(
     with silent.accept()[0]:
         assert [path.suffix for path in storeapi.folder.iterdir()] == [".tmp"]
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=patience())
 
     assert (process.returncode, stderr) == (code, b"")
     assert list(storeapi.folder.iterdir()) == []

@@ -9,10 +9,11 @@ from storeapi import StoreClient, __version__
 from storeapi.cli.program import program
 
 from tests.client.cli.conftest import INSTALLED, Command
+from tests.patience import patience
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
 
 
 def test_the_module_and_the_installed_command_are_the_same() -> None:

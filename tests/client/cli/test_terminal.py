@@ -18,6 +18,7 @@ from storeapi.cli.tables import ROWS_AT_ONCE
 from storeapi.cli.text import lines as escaped_lines
 
 from tests.client.cli.conftest import Command
+from tests.patience import patience
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
@@ -49,7 +50,7 @@ def on_terminal(storeapi: Command, started: Keep) -> Callable[..., str]:
                 break
             seen += piece
         os.close(ours)
-        assert process.wait(30) == code
+        assert process.wait(patience()) == code
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r\n", "\n")
 
     return run

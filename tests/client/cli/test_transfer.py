@@ -17,6 +17,7 @@ from storeapi.cli.files import whole_file
 from storeapi.cli.lines import Line
 
 from tests.client.cli.conftest import Command
+from tests.patience import patience
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
@@ -148,7 +149,7 @@ def test_what_is_no_ordinary_file_is_written_and_not_replaced(
     process = started(storeapi.start("export", str(pipe)))
     content = pipe.read_bytes()
 
-    assert process.wait(30) == 0
+    assert process.wait(patience()) == 0
     assert content.count(b"\n") == 1
     assert pipe.is_fifo()
 
@@ -202,7 +203,7 @@ def test_an_interrupted_import_that_is_run_again_doubles_nothing(
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=patience())
     after_first = threads(empty_store)
     again = storeapi("import", str(file), "--import-id", f"by {number}")
 

@@ -10,6 +10,7 @@ import pytest
 from storeapi import StoreClient
 
 from tests.client.cli.conftest import Command
+from tests.patience import patience
 from tests.support import wait_until
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
@@ -43,7 +44,7 @@ def test_changes_are_printed_as_they_happen_until_ctrl_c(
     store.posts.delete(post.id, force=True)
     after = lines_of(process, 3)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=patience())
 
     assert created["post"]["body"] == post.body
     assert created["post"]["etag"] == post.etag

@@ -14,8 +14,9 @@ from typing import Final
 
 _ANNOUNCEMENT: Final = "store-service is serving on "
 
-_START_SECONDS: Final = 30.0
-_STOP_SECONDS: Final = 30.0
+# Long enough for a machine that runs many tests at once; a server takes about a second.
+_START_SECONDS: Final = 120.0
+_STOP_SECONDS: Final = 120.0
 
 
 class ServerNotInstalled(ModuleNotFoundError):

@@ -1,0 +1,143 @@
+"""What the tests themselves keep to, so that they say the same on every machine."""
+
+import ast
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.patience import patience
+from tests.project.conftest import ROOT
+from tests.support import ServerProcess, wait_until
+
+WAITS = {
+    "asyncio.timeout": 0,
+    "asyncio.to_thread": 1,
+    "asyncio.wait_for": 1,
+    "subprocess.run": None,
+    "communicate": None,
+    "create_connection": 1,
+    "exception": 0,
+    "join": 0,
+    "result": 0,
+    "settimeout": 0,
+    "wait": 0,
+    "wait_for": 1,
+}
+"""Calls that wait, and the position of their limit where it can be positional."""
+SHORTEST_SECONDS = 5
+"""A shorter limit is one that a test wants to see passed."""
+
+LEAVES_PROCESSES = """
+import os
+from pathlib import Path
+from tests.support import ServerProcess
+
+def test_that_hangs(tmp_path):
+    server = ServerProcess(tmp_path).start()
+    Path("pid.part").write_text(str(server.process.pid))
+    Path("pid.part").rename("pid")
+    server.process.wait()
+
+def test_that_leaves_it():
+    os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "1000")
+"""
+
+
+def literal_limits(source: str) -> list[str]:
+    """Limits that are numbers in the calls that wait, which no load makes longer."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if not isinstance(call, ast.Call):
+            continue
+        name = ast.unparse(call.func)
+        name = name if name in WAITS else name.rpartition(".")[2]
+        if name not in WAITS:
+            continue
+        position = WAITS[name]
+        limits = [it.value for it in call.keywords if it.arg == "timeout"]
+        limits += call.args[position : position + 1] if position is not None else []
+        found += [
+            f"line {call.lineno}: {ast.unparse(call)}"
+            for it in limits
+            if isinstance(it, ast.Constant)
+            and isinstance(it.value, int | float)
+            and it.value >= SHORTEST_SECONDS
+        ]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("tests/**/*.py")), ids=lambda it: str(it.relative_to(ROOT)))
+def test_limits_grow_with_the_load(path: Path) -> None:
+    """Each wait for what must happen has its limit from tests/patience.py."""
+    assert literal_limits(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "asyncio.timeout(20)",
+        "process.wait(30)",
+        "subprocess.run([], timeout=60)",
+        "asyncio.wait_for(it, 10.0)",
+    ],
+)
+def test_a_limit_that_is_a_number_is_found(call: str) -> None:
+    """A number of seconds is right on one machine only."""
+    assert literal_limits(call) == [f"line 1: {call}"]
+    assert literal_limits("asyncio.timeout(patience(20))\nprocess.wait(0.1)\nposts.get(1, timeout=20)") == []
+
+
+def test_patience_is_longer_on_a_loaded_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of processes that share a core."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (1e6 * os.cpu_count(), 0, 0))
+
+    assert patience(2) == 2e6
+
+
+def run_pytest(folder: Path, name: str) -> "subprocess.Popen[bytes]":
+    """A run of one of the tests above, in a session of its own."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
+    command += ["--rootdir", str(ROOT), "-p", "tests.conftest", f"test_it.py::{name}"]
+    (folder / "test_it.py").write_text(LEAVES_PROCESSES)
+    return subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    )
+
+
+def test_no_server_outlives_a_pytest_that_was_killed(tmp_path: Path) -> None:
+    """However it ends, the processes that its tests have started end too."""
+    run = run_pytest(tmp_path, "test_that_hangs")
+    wait_until(lambda: (tmp_path / "pid").exists() or run.poll() is not None)
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, 0)
+
+    run.kill()
+    run.communicate()
+
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def test_a_server_that_does_not_start_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fixture never gets it, and so could not end it."""
+    limits = iter([0.01, patience()])
+    monkeypatch.setattr("tests.support.patience", lambda *_: next(limits))
+    server = ServerProcess(tmp_path)
+    with pytest.raises(AssertionError):
+        server.start()
+
+    assert server.process is not None
+    assert server.process.returncode == -signal.SIGKILL
+
+
+def test_a_module_that_leaves_a_process_fails(tmp_path: Path) -> None:
+    """Its last test tells which process, and it is killed."""
+    run = run_pytest(tmp_path, "test_that_leaves_it")
+    output = run.communicate()[0].decode()
+
+    assert run.returncode == 1
+    assert "1 passed, 1 error" in output
+    assert "sleep 1000" in output
