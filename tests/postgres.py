@@ -201,7 +201,7 @@ def empty(url: str) -> None:
             connection.execute(
                 "TRUNCATE posts, comments, orphaned_comments, changes, requests RESTART IDENTITY"
             )
-            connection.execute("UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0")
+            connection.execute("UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0, clock = NULL")
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         except psycopg.errors.UndefinedTable:
             found = None

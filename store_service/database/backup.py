@@ -1,8 +1,9 @@
 """Backups of a SQLite file: made while a server runs, put back while none does (docs/decisions/0023)."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from store_service import disk
@@ -151,5 +152,11 @@ def _asides(database: Path) -> list[Path]:
 
 
 def _free_name(database: Path) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    return database.with_name(f"{database.name}.before-restore-{stamp}")
+    """A name that sorts after those of the databases before, also when the clock was set back since."""
+    prefix, stamp_format = f"{database.name}.before-restore-", "%Y%m%dT%H%M%S.%fZ"
+    now = datetime.now(UTC)
+    for last in _asides(database)[-1:]:
+        with suppress(ValueError):  # somebody else has named it
+            stamped = datetime.strptime(last.name.removeprefix(prefix), stamp_format).replace(tzinfo=UTC)
+            now = max(now, stamped + timedelta(microseconds=1))
+    return database.with_name(f"{prefix}{now.strftime(stamp_format)}")

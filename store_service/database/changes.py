@@ -33,7 +33,7 @@ from sqlalchemy import (
     update,
 )
 
-from store_service.database.statements import Statement, one_of, parameter, rows
+from store_service.database.statements import Statement, database_time, one_of, parameter, rows, stamp
 from store_service.database.tables import change_table as change
 from store_service.database.tables import feed_table as feed
 from store_service.model import Action, Change, Comment, Kind, Position, Post
@@ -137,7 +137,7 @@ def _log(
         "create_time": keyed.c.create_time,
         "update_time": keyed.c.update_time,
         "version": keyed.c.version,
-        "commit_time": now,
+        "commit_time": now if is_sqlite else stamp(now),
         "request_id": requests.c.request_id,
     }
     if not is_sqlite:
@@ -249,6 +249,9 @@ DELETE_CHANGES = Statement(
 )
 """Deletes every change before the one at `until`. Served as SIZES is."""
 
+COMMIT_TIMES = Statement(select(change.c.commit_time).where(one_of(change.c.seq, "seqs")))
+"""When these changes were made, as far as they are there. Served by the primary key."""
+
 SET_TRIMMED = Statement(
     update(feed).values(
         trimmed_xid=parameter("until_xid", BigInteger), trimmed_seq=parameter("until_seq", BigInteger)
@@ -260,6 +263,24 @@ LAST_SEQ = Statement(
     select(_last_seq.scalar_subquery()), on_postgresql=select(func.coalesce(func.max(change.c.seq), 0))
 )
 """About the highest `seq` that was given. Served by the primary key."""
+
+CLOCK = Statement(
+    select(parameter("now", BigInteger), feed.c.clock), on_postgresql=select(database_time(), feed.c.clock)
+)
+"""The time by which rows are stamped, `now` or that of the database, and what was known of it before."""
+
+NEWEST_TIME = Statement(
+    select(func.coalesce(_last_time.scalar_subquery(), 0)),
+    on_postgresql=select(
+        func.coalesce(
+            select(change.c.commit_time).order_by(change.c.seq.desc()).limit(1).scalar_subquery(), 0
+        )
+    ),
+)
+"""When the last change was made; 0 if there is none. Served by the primary key."""
+
+SAVE_CLOCK = Statement(update(feed).values(clock=parameter("clock", Text)))
+"""Remembers what is known of the time."""
 
 LAST_XID = Statement(
     select(change.c.xid).where(change.c.seq == _last_seq.scalar_subquery()),

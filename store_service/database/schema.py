@@ -27,7 +27,7 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import OperatorError, SchemaMismatch
 
-HEAD = "0004"
+HEAD = "0005"
 """The revision that this program needs."""
 
 BEFORE = takeover.BEFORE

@@ -8,7 +8,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Integer, Text, bindparam, cast, column, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Text,
+    bindparam,
+    cast,
+    column,
+    extract,
+    func,
+    select,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.postgresql import asyncpg
 from sqlalchemy.engine import Dialect
@@ -58,6 +69,22 @@ class Statement:
 def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
     """A value that is given when the statement runs."""
     return bindparam(name, type_=type_, required=True)
+
+
+MAX_BEHIND_MICROSECONDS = 60_000_000
+"""How far a row may be stamped before the time of the database."""
+
+
+def database_time() -> ColumnElement[int]:
+    """The time of PostgreSQL, in microseconds; one for all processes that share it."""
+    return cast(extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+
+
+def stamp(now: ColumnElement[int]) -> ColumnElement[int]:
+    """The time of a process as PostgreSQL stores it: not much before its own, so that the rows of a process
+    whose clock is behind do not look old."""
+    earliest = select(database_time() - MAX_BEHIND_MICROSECONDS).scalar_subquery()
+    return func.greatest(now, earliest, type_=BigInteger)
 
 
 def one_of(

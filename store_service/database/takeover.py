@@ -23,6 +23,7 @@ MADE_BY = {
         *("requests_create_time_idx", "changes_xid_seq_idx", "store_changes_notify"),
     ),
     "0004": ("new_requests",),
+    "0005": (),
 }
 """The names that each revision gives to what it makes, also those that it takes away again, oldest first."""
 

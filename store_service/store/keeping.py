@@ -1,13 +1,15 @@
 """How long changes and requests are kept: what is too old is deleted in small steps.
 
-Each step is two writes like any other, done together with the writes of callers, who wait for no more than
-its few rows.
+Each step is a few writes like any other, done together with the writes of callers, who wait for no more than
+its few rows. How old a row is says the RetentionClock, not the wall clock alone.
 """
 
 import asyncio
+import time
 from bisect import bisect_left
-from collections.abc import Sequence
-from itertools import accumulate, takewhile
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import structlog
 
@@ -15,11 +17,13 @@ from store_service.database import changes as change_sql
 from store_service.database import requests as request_sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
+from store_service.database.statements import as_json
 from store_service.database.workers import Operation
 from store_service.errors import StoreError
 from store_service.model import Position
 from store_service.repeated_failure import RepeatedFailure
 from store_service.store.batches import now_microseconds
+from store_service.store.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
 
 STEP_ROWS = 500
 """Most rows that one step deletes."""
@@ -33,6 +37,18 @@ STEP_SECONDS = 0.05
 PAUSE_SECONDS = 10.0
 """Pause when there is nothing left to do."""
 
+SAVE_SECONDS = 60.0
+"""How often what is known of the clock is saved."""
+
+MAX_LOOK_SECONDS = 1.0
+"""When the database takes longer to tell its time, the answer says too little about the time now."""
+
+PROBE_RATIO = 1.25
+"""By how much farther than the place before each place is at which a later change is looked for."""
+
+PROBE_ROWS = 3
+"""Numbers of changes that are tried at each of these places, for PostgreSQL leaves some out."""
+
 _HOUR = 3_600_000_000
 
 log = structlog.get_logger("store_service.keeping")
@@ -42,13 +58,35 @@ class Keeping:
     """Deletes what is too old, again and again."""
 
     def __init__(
-        self, store: Store, *, change_hours: float, change_rows: int, request_id_hours: float
+        self,
+        store: Store,
+        *,
+        change_hours: float,
+        change_rows: int,
+        request_id_hours: float,
+        wall: Callable[[], int] = now_microseconds,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Takes the open database, how long and how many changes are kept, and how long requests are."""
+        """Takes what is deleted when.
+
+        Args:
+            store: The open database.
+            change_hours: How long changes are kept.
+            change_rows: How many are kept, however young they are.
+            request_id_hours: How long requests are kept.
+            wall: Microseconds since 1970. On PostgreSQL the time of the database counts instead, for all
+                processes that share it.
+            monotonic: Seconds since any time.
+        """
         self._store = store
-        self._change_hours = change_hours
         self._change_rows = change_rows
-        self._request_id_hours = request_id_hours
+        self._retentions = {"changes": int(change_hours * _HOUR), "requests": int(request_id_hours * _HOUR)}
+        self._wall = wall
+        self._monotonic = monotonic
+        self._clock: RetentionClock | None = None
+        self._saved_at = 0.0
+        self._doubted: set[str] = set()
+        """Of what rows are kept longer than the wall clock says."""
 
     async def run(self) -> None:
         """Works until it is cancelled."""
@@ -70,11 +108,76 @@ class Keeping:
 
     async def step(self) -> bool:
         """Deletes some changes and some requests; whether nothing is left that is too old."""
-        now = now_microseconds()
-        limits = (now - int(self._change_hours * _HOUR), self._change_rows)
-        is_trimmed = await self._store.write(_TRIM, limits)
-        is_forgotten = await self._store.write(_FORGET, now - int(self._request_id_hours * _HOUR))
+        asked_at = self._monotonic()
+        look = await self._store.read(_LOOK, self._wall())
+        if self._monotonic() - asked_at > MAX_LOOK_SECONDS:
+            return True
+        monotonic = int(asked_at * 1_000_000)
+        clock = await self._compared(look, monotonic)
+        before = {of: self._cutoff(clock, look.wall, monotonic, of) for of in self._retentions}
+        is_trimmed = await self._store.write(_TRIM, (before["changes"], self._change_rows))
+        is_forgotten = await self._store.write(_FORGET, (before["requests"], look.wall))
         return is_trimmed and is_forgotten
+
+    async def _compared(self, look: "_Look", monotonic: int) -> RetentionClock:
+        """The clock after it has taken the time of now; saved from time to time, and when it has jumped."""
+        clock, is_due = self._clock, self._monotonic() - self._saved_at >= SAVE_SECONDS
+        if clock is None:
+            clock = RetentionClock.restored(
+                look.clock or RetentionClock(0, look.newest or look.wall, 0).saved(0),
+                longest=max(self._retentions.values()),
+                wall=look.wall,
+                monotonic=monotonic,
+            )
+            is_due = True
+        elif jump := clock.compare(look.wall, monotonic):
+            direction = "forward" if jump > 0 else "back"
+            log.warning("the clock has jumped", direction=direction, seconds=abs(jump) / 1_000_000)
+            is_due = True
+        if is_due:
+            await self._store.write(_SAVE, clock.saved(monotonic))
+            self._saved_at = self._monotonic()
+        self._clock = clock
+        return clock
+
+    def _cutoff(self, clock: RetentionClock, wall: int, monotonic: int, of: str) -> int:
+        """The time before which rows are certainly too old."""
+        retention = self._retentions[of]
+        unconfirmed = clock.unconfirmed(retention, monotonic)
+        is_doubted = unconfirmed > JUMP_TOLERANCE_MICROSECONDS
+        if is_doubted and of not in self._doubted:
+            self._doubted.add(of)
+            log.info("kept longer, for the clock is not confirmed", of=of, seconds=unconfirmed / 1_000_000)
+        elif not is_doubted and of in self._doubted:
+            self._doubted.remove(of)
+            log.info("the clock is confirmed", of=of)
+        return wall - unconfirmed - retention
+
+
+class _Look(NamedTuple):
+    """What the database tells about the time."""
+
+    wall: int
+    """The time by which rows are stamped."""
+    clock: str | None
+    """What was saved of the clock."""
+    newest: int
+    """When the newest row is from; 0 if there is none."""
+
+
+async def _look(connection: Connection, asked: Sequence[int]) -> list[_Look]:
+    ((wall, clock),) = await connection.fetch(change_sql.CLOCK, now=asked[-1])
+    newest = 0
+    if clock is None:
+        for statement in (change_sql.NEWEST_TIME, request_sql.NEWEST_TIME):
+            ((found,),) = await connection.fetch(statement)
+            newest = max(newest, found)
+    return [_Look(wall, clock, newest)] * len(asked)
+
+
+async def _save(connection: Connection, asked: Sequence[str]) -> list[None]:
+    await connection.fetch(change_sql.SAVE_CLOCK, clock=asked[-1])
+    return [None] * len(asked)
 
 
 def _in_a_step(sizes: Sequence[int]) -> int:
@@ -87,7 +190,7 @@ async def _trim(connection: Connection, asked: Sequence[tuple[int, int]]) -> lis
 
 
 async def _trim_once(connection: Connection, before: int, most_rows: int) -> bool:
-    """Moves the mark behind the oldest changes and deletes what is before it; whether none is left to go."""
+    """Moves the mark after the oldest changes and deletes what is before it; whether none is left to go."""
     feed = await connection.fetch(change_sql.LOCKED_FEED)
     if not feed:
         # Another process is at it.
@@ -97,32 +200,57 @@ async def _trim_once(connection: Connection, before: int, most_rows: int) -> boo
         change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS
     )
     ((last_seq,),) = await connection.fetch(change_sql.LAST_SEQ)
-    # Only what is next in the order of the feed: everything up to the new mark is told no more.
-    too_old = list(takewhile(lambda row: row[3] < before or row[1] <= last_seq - most_rows, found))
-    count = _in_a_step([size for _, _, size, _ in too_old])
-    is_done = count == len(too_old) < STEP_ROWS
-    too_old = too_old[:count]
-    if too_old:
-        until = Position(xid=too_old[-1][0], seq=too_old[-1][1])
+    # Everything up to the new mark is told no more. A change is as old as any that follows it in the order of
+    # the feed: its own time may be in the future, of a clock that was wrong when it was made.
+    count = max(
+        (n for n, row in enumerate(found, 1) if row[3] < before or row[1] <= last_seq - most_rows), default=0
+    )
+    if count < len(found) == STEP_ROWS and await _is_any_older(connection, found[-1][1], last_seq, before):
+        count = len(found)
+    deleted = found[: _in_a_step([size for _, _, size, _ in found[:count]])]
+    if deleted:
+        until = Position(xid=deleted[-1][0], seq=deleted[-1][1])
         # The change at the mark stays: its time is how a token is told from one of a past that was undone.
         await connection.fetch(change_sql.DELETE_CHANGES, until_xid=until.xid, until_seq=until.seq)
         await connection.fetch(change_sql.SET_TRIMMED, until_xid=until.xid, until_seq=until.seq)
-    return is_done
+    return len(deleted) == count < STEP_ROWS
 
 
-async def _forget(connection: Connection, asked: Sequence[int]) -> list[bool]:
-    return [await _forget_once(connection, before) for before in asked]
+async def _is_any_older(connection: Connection, after_seq: int, last_seq: int, before: int) -> bool:
+    """Whether a change after a place is older than a time, as far as some tries tell.
+
+    There are as many tries as the logarithm of the number of changes. What they miss now they find when more
+    of the changes are old.
+    """
+    seqs: set[int] = set()
+    distance = float(STEP_ROWS)
+    while (place := after_seq + int(distance)) < last_seq:
+        seqs.update(range(place, place + PROBE_ROWS))
+        distance *= PROBE_RATIO
+    seqs.update(range(last_seq - PROBE_ROWS, last_seq + 1))
+    found = await connection.fetch(change_sql.COMMIT_TIMES, seqs=as_json(sorted(seqs)))
+    return any(commit_time < before for (commit_time,) in found)
 
 
-async def _forget_once(connection: Connection, before: int) -> bool:
+async def _forget(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[bool]:
+    return [await _forget_once(connection, before, now) for before, now in asked]
+
+
+async def _forget_once(connection: Connection, before: int, now: int) -> bool:
     """Deletes the oldest requests; whether none is left to go."""
+    # Those that a wrong clock has stamped with a time to come would stay until then.
+    restamped = await connection.fetch(
+        request_sql.RESTAMP_FUTURE_REQUESTS, after=now + _HOUR, now=now, limit=STEP_ROWS
+    )
     found = await connection.fetch(request_sql.SIZES, before=before, limit=STEP_ROWS)
     count = _in_a_step([size for (size,) in found])
     if count:
         await connection.fetch(request_sql.DELETE_OLD_REQUESTS, before=before, limit=count)
-    return count == len(found) < STEP_ROWS
+    return count == len(found) < STEP_ROWS and len(restamped) < STEP_ROWS
 
 
-# What they delete nobody else changes, and no change tells of it.
+_LOOK: Operation[int, _Look] = Operation(_look)
+# What they change nobody else changes, and no change tells of it.
+_SAVE: Operation[str, None] = Operation(_save, only_adds=True)
 _TRIM: Operation[tuple[int, int], bool] = Operation(_trim, only_adds=True)
-_FORGET: Operation[int, bool] = Operation(_forget, only_adds=True)
+_FORGET: Operation[tuple[int, int], bool] = Operation(_forget, only_adds=True)

@@ -85,6 +85,23 @@ def test_the_backup_is_the_database_and_the_one_before_is_kept(database_file: Pa
     assert copy.read_bytes() == backup_bytes
 
 
+def test_database_before_has_the_last_name_after_the_clock_was_set_back(
+    database_file: Path, copy: Path
+) -> None:
+    """An interrupted restore takes the last one for its own, and gives it the log that is left."""
+    earlier = database_file.with_name("store.db.before-restore-29990101T000000.000000Z")
+    earlier.write_bytes(b"another")
+
+    for _ in range(2):
+        assert run_command("restore", "copy.db", folder=database_file.parent).returncode == 0
+
+    assert [bodies(it) for it in kept(database_file)[1:]] == [
+        ["in the backup", "after the backup"],
+        ["in the backup"],
+    ]
+    assert kept(database_file)[0] == earlier
+
+
 def test_a_backup_is_restored_where_there_was_no_database(copy: Path, tmp_path: Path) -> None:
     """A new machine: nothing to keep."""
     new = tmp_path / "new"

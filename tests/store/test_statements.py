@@ -67,6 +67,8 @@ VALUES = {
     "store_id": "x",
     "xid": 1,
     "seq": 1,
+    "seqs": "[1, 2]",
+    "clock": "{}",
 }
 
 SERVED_BY = {
@@ -96,6 +98,8 @@ SERVED_BY = {
     "changes.FEED": "SEARCH sqlite_sequence",
     "changes.LAST_SEQ": "SEARCH sqlite_sequence",
     "changes.COMMIT_TIME": "changes USING INTEGER PRIMARY KEY",
+    "changes.COMMIT_TIMES": "changes USING INTEGER PRIMARY KEY",
+    "changes.NEWEST_TIME": "changes USING INTEGER PRIMARY KEY",
     "changes.LAST_XID": "changes USING INTEGER PRIMARY KEY",
     "changes.SIZES": "changes USING INTEGER PRIMARY KEY (rowid>?)",
     "changes.CHANGES": "changes USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
@@ -104,6 +108,8 @@ SERVED_BY = {
     "requests.ANSWERS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
     "requests.SIZES": "requests_create_time_idx (create_time<?)",
     "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx (create_time<?)",
+    "requests.NEWEST_TIME": "requests USING COVERING INDEX requests_create_time_idx",
+    "requests.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx (create_time>?)",
 }
 """The index that SQLite must choose for each statement that looks for rows."""
 
@@ -129,6 +135,8 @@ SERVED_BY_ON_POSTGRESQL = {
     "changes.LAST_SEQ": "changes_pkey",
     "changes.HAS_OWN_PAST": "changes_xid_seq_idx",
     "changes.COMMIT_TIME": "changes_pkey",
+    "changes.COMMIT_TIMES": "changes_pkey",
+    "changes.NEWEST_TIME": "changes_pkey",
     "changes.LAST_XID": "changes_pkey",
     "changes.SIZES": "changes_xid_seq_idx",
     "changes.CHANGES": "changes_xid_seq_idx",
@@ -137,6 +145,8 @@ SERVED_BY_ON_POSTGRESQL = {
     "requests.ANSWERS_BY_ID": "requests_pkey",
     "requests.SIZES": "requests_create_time_idx",
     "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx",
+    "requests.NEWEST_TIME": "requests_create_time_idx",
+    "requests.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx",
 }
 """The same for PostgreSQL."""
 
@@ -150,6 +160,8 @@ WITHOUT_LOOKING = {
         # The one row of `feed`.
         "changes.LOCKED_FEED",
         "changes.SET_TRIMMED",
+        "changes.CLOCK",
+        "changes.SAVE_CLOCK",
         "changes.BEGIN_ANEW[1]",
         # Deletes everything.
         "changes.BEGIN_ANEW[0]",
@@ -164,6 +176,8 @@ WITHOUT_LOOKING = {
         "changes.FEED",
         "changes.LOCKED_FEED",
         "changes.SET_TRIMMED",
+        "changes.CLOCK",
+        "changes.SAVE_CLOCK",
         "changes.BEGIN_ANEW[0]",
         "changes.BEGIN_ANEW[1]",
         "requests.INSERT_REQUESTS",

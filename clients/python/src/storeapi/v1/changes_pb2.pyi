@@ -207,7 +207,8 @@ class Change(_message.Message):
     """request_id of the request that made the change, if it had one."""
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was done, by the clock of the server that did it; clocks of several servers differ.
+        """When it was done, by the clock of the server that did it; clocks of several servers differ, and clocks jump.
+        Changes are in the order of their responses, whatever their times are.
         For ACTION_SNAPSHOT, when the resource was last changed; unset if that is not known.
         """
 

@@ -1,0 +1,308 @@
+"""What is deleted for its age when clocks jump, on a real database."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from itertools import count
+
+import pytest
+from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
+
+from store_service.database import connect, schema
+from store_service.database.connect import Store
+from store_service.model import PostDraft, Request
+from store_service.store import posts as post_rules
+from store_service.store import requests as request_rules
+from store_service.store.batches import now_microseconds
+from store_service.store.changes import Changes
+from store_service.store.keeping import STEP_ROWS, Keeping
+from store_service.store.posts import Posts
+from tests.postgres import new_database
+from tests.rpc.helpers import ON_POSTGRESQL
+from tests.store.by_hand import execute, query
+
+HOUR = 3_600_000_000
+DAY = 24 * HOUR
+YEAR = 366 * DAY
+REQUEST = Request(id="3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b", fingerprint="f")
+
+
+class Clocks:
+    """The wall clock and the monotonic clock of who stamps rows, as a test sets them."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database_url = database_url
+        self.ahead = 0
+        """By how much the wall clock is wrong."""
+        self.seconds = 1000.0
+        """What the monotonic clock shows."""
+
+    def wall(self) -> int:
+        return now_microseconds() + self.ahead
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def jump(self, by: int) -> None:
+        """Sets the wall clock, that of PostgreSQL too."""
+        self.ahead += by
+        if not connect.is_sqlite(self._database_url):
+            execute(
+                self._database_url, f"UPDATE fake.shift SET by = make_interval(secs => {self.ahead / 1e6})"
+            )
+
+    def run(self, microseconds: int) -> None:
+        """Lets time go by."""
+        self.jump(microseconds)
+        self.seconds += microseconds / 1e6
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
+    """On PostgreSQL one of the test's own, in which clock_timestamp() is the test's too."""
+    if connect.is_sqlite(database_url):
+        yield database_url
+        return
+    with new_database(request.getfixturevalue("postgres")) as url:
+        schema.upgrade(url)
+        name = make_url(url).database
+        execute(
+            url,
+            "CREATE SCHEMA fake",
+            "CREATE TABLE fake.shift (by INTERVAL)",
+            "INSERT INTO fake.shift VALUES (INTERVAL '0')",
+            "CREATE FUNCTION fake.clock_timestamp() RETURNS TIMESTAMPTZ LANGUAGE SQL VOLATILE AS"
+            " 'SELECT pg_catalog.clock_timestamp() + by FROM fake.shift'",
+            f"ALTER DATABASE {name} SET search_path = fake, pg_catalog, public",
+        )
+        yield url
+
+
+@pytest.fixture
+def clocks(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Clocks:
+    """The clocks; what stamps rows uses them too."""
+    clocks = Clocks(database_url)
+    for module in (post_rules, request_rules):
+        monkeypatch.setattr(module, "now_microseconds", clocks.wall)
+    return clocks
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Store]:
+    async with connect.open_store(database_url, readers=1) as store:
+        yield store
+
+
+def keeper(store: Store, clocks: Clocks) -> Keeping:
+    """As a process that has just started has it."""
+    return Keeping(
+        store,
+        change_hours=168,
+        change_rows=10**9,
+        request_id_hours=24,
+        wall=clocks.wall,
+        monotonic=clocks.monotonic,
+    )
+
+
+async def all_deleted(keeping: Keeping) -> None:
+    while not await keeping.step():
+        pass
+
+
+def kept(database_url: str) -> tuple[int, int]:
+    """How many changes and requests there are."""
+    ((changes,),) = query(database_url, "SELECT count(*) FROM changes")
+    ((requests,),) = query(database_url, "SELECT count(*) FROM requests")
+    assert isinstance(changes, int)
+    assert isinstance(requests, int)
+    return changes, requests
+
+
+async def test_jump_of_the_clock_deletes_nothing(store: Store, database_url: str, clocks: Clocks) -> None:
+    """An acknowledged request is answered from memory and the feed stays whole, until time has gone by."""
+    posts, keeping = Posts(store), keeper(store, clocks)
+    first = await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    await all_deleted(keeping)
+    with capture_logs() as lines:
+        clocks.jump(YEAR)
+        for _ in range(3):
+            clocks.run(HOUR)
+            await all_deleted(keeping)
+        assert kept(database_url) == (1, 1)
+        assert await posts.create_posts([PostDraft(body="a")], request=REQUEST) == first
+        await posts.create_posts([PostDraft(body="b")])
+        clocks.run(22 * HOUR)
+        await all_deleted(keeping)
+        assert kept(database_url) == (2, 0)
+        clocks.run(6 * DAY)
+        await all_deleted(keeping)
+        # The first is at the mark, and told no more.
+        assert kept(database_url) == (2, 0)
+        assert (await Changes(store).state()).trimmed.seq == 1
+        clocks.run(DAY)
+        await all_deleted(keeping)
+        assert (await Changes(store).state()).trimmed.seq == 2
+
+    assert [(line["event"], line.get("of")) for line in lines] == [
+        ("the clock has jumped", None),
+        ("kept longer, for the clock is not confirmed", "changes"),
+        ("kept longer, for the clock is not confirmed", "requests"),
+        ("the clock is confirmed", "requests"),
+        ("the clock is confirmed", "changes"),
+    ]
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["the jump was seen", "it was not"])
+async def test_restart_after_a_jump_deletes_nothing(
+    store: Store, database_url: str, clocks: Clocks, is_told: bool
+) -> None:
+    """Also when rows with the new time have been written since."""
+    posts = Posts(store)
+    await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    before = keeper(store, clocks)
+    await all_deleted(before)
+    clocks.jump(YEAR)
+    if is_told:
+        await all_deleted(before)
+    await posts.create_posts([PostDraft(body="b")])
+
+    for _ in range(3):
+        await all_deleted(keeper(store, clocks))
+
+    assert kept(database_url) == (2, 1)
+
+
+async def test_first_look_trusts_the_newest_row(store: Store, database_url: str, clocks: Clocks) -> None:
+    """As long as nothing was saved: what lies between it and now may be a jump."""
+    posts = Posts(store)
+    for body in ("a", "b"):
+        await posts.create_posts([PostDraft(body=body)], request=REQUEST if body == "a" else None)
+        clocks.run(10 * DAY)
+
+    await all_deleted(keeper(store, clocks))
+
+    assert kept(database_url) == (2, 0)
+    assert (await Changes(store).state()).trimmed.seq == 1
+
+
+async def test_clock_that_is_set_back_deletes_nothing(
+    store: Store, database_url: str, clocks: Clocks
+) -> None:
+    """Neither when it is, nor when it is right again."""
+    posts, keeping = Posts(store), keeper(store, clocks)
+    await posts.create_posts([PostDraft(body="a")])
+    await all_deleted(keeping)
+    clocks.jump(-YEAR)
+    await all_deleted(keeping)
+    await posts.create_posts([PostDraft(body="b")], request=REQUEST)
+    await all_deleted(keeping)
+    clocks.jump(YEAR)
+    await all_deleted(keeping)
+
+    assert kept(database_url) == (2, 1)
+
+
+@pytest.mark.parametrize(("wrong", "old"), [(1, 50), (3, 50), (3000, 2000)])
+async def test_changes_from_the_future_stop_no_trimming(
+    store: Store, database_url: str, clocks: Clocks, wrong: int, old: int
+) -> None:
+    """A change is as old as any later one."""
+    posts, keeping = Posts(store), keeper(store, clocks)
+    for number in (wrong, old, 1):
+        for start in range(0, number, 1000):
+            await posts.create_posts([PostDraft(body="x")] * min(1000, number - start))
+    execute(
+        database_url,
+        f"UPDATE changes SET commit_time = commit_time + {DAY} WHERE seq <= {wrong}",
+        f"UPDATE changes SET commit_time = commit_time - {8 * DAY}"
+        f" WHERE seq > {wrong} AND seq <= {wrong + old}",
+    )
+
+    await all_deleted(keeping)
+
+    assert kept(database_url)[0] == 2
+    assert (await Changes(store).state()).trimmed.seq == wrong + old
+
+
+async def test_requests_from_the_future_are_not_kept_until_then(
+    store: Store, database_url: str, clocks: Clocks
+) -> None:
+    """They count from when the clock was found right; also more than a step takes."""
+    posts, keeping = Posts(store), keeper(store, clocks)
+    await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    more = STEP_ROWS + 10
+    execute(
+        database_url,
+        f"UPDATE requests SET create_time = create_time + {YEAR}",
+        "INSERT INTO requests (id, fingerprint, answer, create_time)"
+        f" SELECT 'r' || seq, 'f', '{{}}', {clocks.wall() + YEAR} FROM changes",
+        *[
+            "INSERT INTO requests (id, fingerprint, answer, create_time)"
+            f" VALUES ('x{n}', 'f', '{{}}', {clocks.wall() + YEAR})"
+            for n in range(more)
+        ],
+    )
+    await all_deleted(keeping)
+    clocks.run(23 * HOUR)
+    await all_deleted(keeping)
+    assert kept(database_url)[1] == more + 2
+
+    clocks.run(2 * HOUR)
+    await all_deleted(keeping)
+    assert kept(database_url)[1] == 0
+
+
+@ON_POSTGRESQL
+async def test_process_with_a_clock_behind_stamps_no_old_rows(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes, or itself, would delete them at once."""
+    for module in (post_rules, request_rules):
+        monkeypatch.setattr(module, "now_microseconds", lambda: now_microseconds() - YEAR)
+    right = Clocks(database_url)
+    posts = Posts(store)
+    await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    await posts.create_posts([PostDraft(body="b")])
+
+    await all_deleted(keeper(store, right))
+
+    assert kept(database_url) == (2, 1)
+    assert (await Changes(store).state()).trimmed.seq == 0
+
+
+@asynccontextmanager
+async def opened(database_url: str) -> AsyncIterator[Store]:
+    async with connect.open_store(database_url, readers=1) as store:
+        yield store
+
+
+@ON_POSTGRESQL
+async def test_process_with_a_clock_ahead_deletes_nothing_of_others(
+    database_url: str, clocks: Clocks
+) -> None:
+    """The clock of the database counts, which is one for all; also when the other has been seen for long."""
+    wrong = Clocks("sqlite:///")
+    wrong.ahead = YEAR
+    async with opened(database_url) as store:
+        keeping = keeper(store, wrong)
+        await all_deleted(keeping)
+        for it in (clocks, wrong):
+            it.run(25 * HOUR)
+        await Posts(store).create_posts([PostDraft(body="a")], request=REQUEST)
+        await all_deleted(keeping)
+
+    assert kept(database_url) == (1, 1)
+
+
+async def test_time_that_comes_late_is_not_used(store: Store, database_url: str, clocks: Clocks) -> None:
+    """What the database says is compared with when it was asked, so it must have been just now."""
+    await Posts(store).create_posts([PostDraft(body="a"), PostDraft(body="b")])
+    calls = count(step=2)
+    slow = Keeping(
+        store, change_hours=-1, change_rows=1, request_id_hours=24, monotonic=lambda: float(next(calls))
+    )
+
+    assert await slow.step()
+
+    assert (await Changes(store).state()).trimmed.seq == 0

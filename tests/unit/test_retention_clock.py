@@ -1,0 +1,99 @@
+"""No row is deleted before its retention has elapsed, whatever the wall clock does."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from store_service.store import retention_clock
+from store_service.store.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
+
+SECOND = 1_000_000
+HOUR = 3600 * SECOND
+DAY = 24 * HOUR
+NOW = 1_800_000_000 * SECOND
+
+
+def test_jump_counts_until_a_retention_has_elapsed() -> None:
+    """Each retention by itself."""
+    clock = RetentionClock(7 * DAY, NOW, 0)
+    assert clock.compare(NOW + 366 * DAY + SECOND, SECOND) == 366 * DAY
+
+    for monotonic in (SECOND, 12 * HOUR, DAY):
+        assert clock.unconfirmed(DAY, monotonic) == clock.unconfirmed(7 * DAY, monotonic) == 366 * DAY
+    assert clock.compare(NOW + 367 * DAY + SECOND, DAY + SECOND) == 0
+    assert clock.unconfirmed(DAY, DAY + SECOND) == 0
+    assert clock.unconfirmed(7 * DAY, DAY + SECOND) == 366 * DAY
+    assert clock.unconfirmed(7 * DAY, 7 * DAY + SECOND) == 0
+
+
+def test_jump_that_is_taken_back_does_not_count() -> None:
+    """As when somebody has set the clock by mistake."""
+    clock = RetentionClock(7 * DAY, NOW, 0)
+    clock.compare(NOW + 366 * DAY, 0)
+    clock.compare(NOW - HOUR, 0)
+    assert clock.unconfirmed(DAY, 0) == 0
+    clock.compare(NOW, 0)
+    assert clock.unconfirmed(DAY, 0) == HOUR
+
+
+def test_slow_drift_counts_when_it_has_added_up() -> None:
+    """A little in each step is much in the end."""
+    clock = RetentionClock(7 * DAY, NOW, 0)
+    for step in range(1, 101):
+        clock.compare(NOW + step * 11 * SECOND, step * 10 * SECOND)
+
+    assert clock.unconfirmed(DAY, 1000 * SECOND) >= 100 * SECOND - JUMP_TOLERANCE_MICROSECONDS
+
+
+def test_time_without_a_process_counts_as_a_jump() -> None:
+    """Nobody has measured it; a clock that went back meanwhile has not gained."""
+    saved = RetentionClock(7 * DAY, NOW, 0).saved(HOUR)
+
+    later = RetentionClock.restored(saved, longest=7 * DAY, wall=NOW + 3 * HOUR, monotonic=5)
+    assert later.unconfirmed(DAY, 5) == 2 * HOUR
+    earlier = RetentionClock.restored(saved, longest=7 * DAY, wall=NOW - DAY, monotonic=5)
+    assert earlier.unconfirmed(DAY, 5) == 0
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("run"), st.integers(0, 3 * DAY)),
+        st.tuples(st.just("jump"), st.integers(-400 * DAY, 400 * DAY)),
+        st.tuples(st.just("restart"), st.integers(0, 3 * DAY)),
+        st.tuples(st.just("write"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("max_gains", [2, retention_clock.MAX_GAINS])
+@given(steps=steps)
+@settings(max_examples=300)
+def test_no_row_is_deleted_before_its_time(max_gains: int, steps: list[tuple[str, int]]) -> None:
+    """Of any clock that jumps and any process that restarts; and one that is left alone is believed again."""
+    true, offset, booted, retention = 0, NOW, 0, DAY
+    clock = RetentionClock(7 * DAY, NOW, 0)
+    rows: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retention_clock, "MAX_GAINS", max_gains)
+        for what, amount in [*steps, ("run", DAY), ("run", 0)]:
+            if what == "run":
+                true += amount
+            elif what == "jump":
+                offset += amount
+            elif what == "write":
+                rows.append((true, true + offset))
+                continue
+            else:
+                clock.compare(true + offset, true - booted)
+                saved = clock.saved(true - booted)
+                true += amount
+                booted = true - 7
+                clock = RetentionClock.restored(saved, longest=7 * DAY, wall=true + offset, monotonic=7)
+            clock.compare(true + offset, true - booted)
+            cutoff = true + offset - clock.unconfirmed(retention, true - booted) - retention
+            for written, stamp in rows:
+                if stamp < cutoff:
+                    assert true - written > retention - 2 * JUMP_TOLERANCE_MICROSECONDS
+
+    assert clock.unconfirmed(retention, true - booted) == 0
