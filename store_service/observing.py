@@ -41,19 +41,6 @@ class CannotServeMetrics(OperatorError):
         super().__init__(f"cannot serve metrics on {listen}: {addresses.problem(listen, error)}")
 
 
-def check_metrics_address(config: Config) -> None:
-    """Makes sure that metrics can be served, if they are wanted, before anything is changed.
-
-    Raises:
-        CannotServeMetrics: The address is in use, or not of this machine.
-    """
-    if config.metrics_listen:
-        try:
-            addresses.check(config.metrics_listen)
-        except OSError as error:
-            raise CannotServeMetrics(config.metrics_listen, error) from None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observing:
     """What the pieces of a server are given."""

@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
@@ -17,11 +17,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import addresses, garbage, logs, security
+from store_service import garbage, logs, security, startup
 from store_service.config import Config
 from store_service.database import connect, schema
-from store_service.errors import OperatorError
-from store_service.observing import check_metrics_address, observing
+from store_service.observing import observing
 from store_service.options import server_options
 from store_service.rpc import reflection
 from store_service.rpc.access import Admission
@@ -62,15 +61,6 @@ TIDY_SECONDS = 0.8
 log = structlog.get_logger("store_service.server")
 
 
-class CannotListen(OperatorError):
-    """The address cannot be bound."""
-
-    def __init__(self, listen: str, error: OSError | None = None) -> None:
-        """Takes the address, and what the system says, if that is known."""
-        why = "somebody else has it, or it is not of this machine"
-        super().__init__(f"cannot listen on {listen}: {addresses.problem(listen, error) if error else why}")
-
-
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that answers."""
@@ -87,13 +77,10 @@ def run(config: Config, *, is_worker: bool = False) -> None:
     """Serves until SIGTERM or SIGINT, then stops as `serving` does; a second signal ends the process at once.
 
     Raises:
-        CannotListen: The address is in use, or not of this machine.
-        CannotServeMetrics: That for metrics is.
+        OperatorError: Something that was asked first does not let it serve; see `startup.prepare`.
         BadSetting: A variable of OpenTelemetry has a value that is not allowed.
         connect.DatabaseInUse: Another service has the database.
         BadFile: A file that a setting names cannot be used.
-        schema.ForeignSchema: The database is not ours.
-        schema.WrongEncoding: It is in another encoding than UTF-8.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
     import uvloop
@@ -199,27 +186,17 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     5. the workers finish what they have begun;
     6. the database is closed, when nobody needs it any more.
     """
+    # First, so that a start that fails has not changed the schema under another program.
     certificates, access = security.certificates(config), security.access(config)
+    revision = await startup.prepare(config, is_reserved=reuse_port)
     with connect.sole_use(config.DATABASE_URL):
-        # First, so that a start that fails has not changed the schema under the program that has the address.
-        await asyncio.to_thread(_check_addresses, config, is_reserved=reuse_port)
-        if config.auto_migrate:
-            prepare: Callable[..., object] = schema.upgrade
-        else:
-            prepare = schema.check
-        await asyncio.to_thread(prepare, config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
+        if revision != schema.HEAD:
+            await asyncio.to_thread(
+                schema.upgrade, config.DATABASE_URL, acquire_seconds=config.acquire_seconds
+            )
         async with (
             observing(config, certificates) as observed,
-            connect.open_store(
-                config.DATABASE_URL,
-                readers=config.readers,
-                lock_seconds=config.lock_seconds,
-                statement_seconds=config.statement_seconds,
-                acquire_seconds=config.acquire_seconds,
-                force_roll_back=config.DB_FORCE_ROLL_BACK,
-                observe=observed.lane,
-                read_only=config.read_only,
-            ) as store,
+            startup.open_store(config, observe=observed.lane) as store,
         ):
             await schema.look(store)
             await Changes(store).begin()
@@ -265,15 +242,6 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
                 guard.close()
-
-
-def _check_addresses(config: Config, *, is_reserved: bool) -> None:
-    if not is_reserved:
-        try:
-            addresses.check(config.listen)
-        except OSError as error:
-            raise CannotListen(config.listen, error) from None
-    check_metrics_address(config)
 
 
 async def _keep(config: Config, store: connect.Store) -> None:
@@ -359,7 +327,7 @@ def _listen(server: grpc.aio.Server, listen: str, certificates: Certificates | N
     except RuntimeError:
         port = 0
     if not port:
-        raise CannotListen(listen)
+        raise startup.CannotListen(listen)
     return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
 
 

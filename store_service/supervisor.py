@@ -16,14 +16,16 @@ from contextlib import ExitStack, contextmanager
 import structlog
 
 from store_service import config as settings
+from store_service import startup
 from store_service.config import Config
 from store_service.database import schema
 from store_service.errors import OperatorError
 from store_service.metrics.endpoint import served
 from store_service.metrics.workers import WorkersFamilies
-from store_service.observing import CannotServeMetrics, check_metrics_address
+from store_service.observing import CannotServeMetrics
 from store_service.repeated_failure import RepeatedFailure
-from store_service.server import CannotListen, stop_on_signals
+from store_service.server import stop_on_signals
+from store_service.startup import CannotListen
 
 READY = "store-service is serving on "
 """What a server prints when calls succeed, followed by its address."""
@@ -57,9 +59,8 @@ def run(config: Config) -> None:
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
     with reserved(config.listen) as placeholder:
-        # As one process does: who fails to start has not changed the schema under the program that serves.
-        check_metrics_address(config)
-        if config.auto_migrate:
+        # As one process does, once for all.
+        if asyncio.run(startup.prepare(config, is_reserved=True)) != schema.HEAD:
             schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
         host = config.listen.rpartition(":")[0]
         with _one_address_for_metrics(config) as metrics:

@@ -53,7 +53,7 @@ def one_line_errors(config: settings.Config) -> Iterator[None]:
 
 def _explained(error: StoreError, config: settings.Config) -> str:
     """An error for whoever runs the command; its own text is for callers, who see no paths and no causes."""
-    from store_service.database import connect, schema
+    from store_service.database import connect, schema, sqlite
 
     name = connect.name_of(config.DATABASE_URL)
     if isinstance(error, SchemaMismatch) and error.actual == schema.EMPTY:
@@ -66,8 +66,7 @@ def _explained(error: StoreError, config: settings.Config) -> str:
         return f"{error}; this program does not know it: {schema.OF_OTHERS}"
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the driver's error
-        # Only what cannot write finds this: whatever opens the file otherwise undoes it first.
-        if getattr(cause, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+        if sqlite.was_interrupted(cause):
             return f"a write to the database {name} was interrupted; run `store-service migrate` to undo it"
         # What libpq says may have several lines: one for each address, and what to do about it.
         return f"cannot use the database {name}: {' '.join(str(cause).split())}"

@@ -1,5 +1,6 @@
 """`store-service serve`, `migrate` and `check`."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -97,6 +98,9 @@ def migrate() -> None:
         from store_service.database import connect, schema
 
         report(f"migrating {connect.name_of(config.DATABASE_URL)}", 0, 0)
+        # Before the lock, whose file would else be made beside a file of another application.
+        connect.check_files(config.DATABASE_URL)
+        schema.find_to_upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
         with connect.sole_use(config.DATABASE_URL):
             was = schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
     click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
@@ -104,15 +108,25 @@ def migrate() -> None:
 
 @click.command(epilog=EPILOG)
 def check() -> None:
-    """Tell whether settings, database and schema are fine, and change nothing."""
+    """Tell whether `serve` can work with these settings and this database, and change nothing.
+
+    Also beside a service that runs, which then has the address and the database.
+    """
     config = settings_or_exit()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with one_line_errors(config):
-        from store_service import security
+        from store_service import security, startup
         from store_service.database import connect, schema
+        from store_service.errors import SchemaMismatch
 
         security.check(config)
         click.echo("settings: fine")
+        is_served = connect.is_in_use(config.DATABASE_URL)
+        click.echo(f"address: {startup.check_addresses(config, may_be_in_use=is_served is not False)}")
         with progress.waiting(f"the database {connect.name_of(config.DATABASE_URL)}"):
-            schema.check(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
-    click.echo("database: fine")
+            revision = startup.check_database(config)
+            asyncio.run(startup.try_to_open(config))
+        if revision != schema.HEAD:
+            raise SchemaMismatch(expected=schema.HEAD, actual=revision)
+        click.echo("database: in use" if is_served else "database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from store_service import disk
-from store_service.database import copies, schema, sqlite
+from store_service.database import copies, files, schema, sqlite
 from store_service.database.copies import Contents, CopyFailed, Progress
 from store_service.errors import SchemaMismatch
 
@@ -148,7 +148,7 @@ def _set_logs_aside(database: Path, kept: Path | None) -> list[Path]:
 def _asides(database: Path) -> list[Path]:
     """The databases before, oldest first, without their logs."""
     found = database.parent.glob(f"{database.name}.before-restore-*")
-    return sorted(it for it in found if not it.name.endswith(copies.COMPANIONS))
+    return sorted(it for it in found if not it.name.endswith(files.COMPANIONS))
 
 
 def _free_name(database: Path) -> Path:

@@ -11,7 +11,7 @@ import structlog
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
-from store_service.database import sqlite
+from store_service.database import files, sqlite
 from store_service.database.observing import Observe, unobserved
 from store_service.database.workers import Argument, Lanes, Operation, Result
 from store_service.errors import DatabaseUnavailable
@@ -90,6 +90,17 @@ def _how_to_look(path: Path) -> str:
         return "immutable=1" if sqlite.lacks_its_log(path) else "mode=ro"
     except OSError:
         return "mode=ro"  # SQLite says what is wrong
+
+
+def check_files(database_url: str) -> None:
+    """Makes sure that a file can be served, as far as file system and permissions tell; see `files.check`."""
+    if is_sqlite(database_url):
+        files.check(sqlite.path_of(database_url))
+
+
+def is_in_use(database_url: str) -> bool | None:
+    """Whether another service holds a file; None for PostgreSQL, which serves many."""
+    return sqlite.is_in_use(sqlite.path_of(database_url)) if is_sqlite(database_url) else None
 
 
 @contextmanager

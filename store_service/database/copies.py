@@ -18,11 +18,9 @@ from sqlalchemy.pool import NullPool
 
 from store_service import disk
 from store_service.database import schema, takeover
+from store_service.database.files import COMPANIONS
 from store_service.database.sqlite import connected_to_look, lacks_its_log
 from store_service.errors import OperatorError
-
-COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite puts behind the name of a database for files that belong to it."""
 
 PIECE_PAGES = 2048
 """How much is copied between two reports of progress; 8 MiB as SQLite's pages are by default."""
@@ -170,7 +168,10 @@ def remove(file: Path) -> None:
 
 
 def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) -> None:
-    how = "mode=ro" if in_use or not lacks_its_log(source) else "immutable=1"
+    # For want of a log SQLite makes one, which it may not where nobody can write either.
+    is_frozen = lacks_its_log(source) and not (in_use and os.access(source.resolve().parent, os.W_OK))
+    before = source.stat()
+    how = "immutable=1" if is_frozen else "mode=ro"
     with closing(connected_to_look(source, how)) as reader:
         # Everything is read in this one transaction. Without it SQLite would start again from the first page
         # whenever the server has written, and never end.
@@ -192,10 +193,17 @@ def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) ->
                     "copying", (total - left) * page_bytes, total * page_bytes
                 ),
             )
+    # Another user, or another machine, may be able to write what we cannot.
+    if is_frozen and (not lacks_its_log(source) or _signature(source.stat()) != _signature(before)):
+        raise CopyFailed(f"{source} was written to while it was copied; try again")
     with closing(sqlite3.connect(target, isolation_level=None)) as writer:
         # The first page says that there is a log beside the file, which a copy does not have.
         writer.execute("PRAGMA synchronous = OFF")
         writer.execute("PRAGMA journal_mode = DELETE")
+
+
+def _signature(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextmanager

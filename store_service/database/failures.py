@@ -51,7 +51,12 @@ _POSTGRESQL: dict[str, type[StoreError]] = {
     "25006": DatabaseUnavailable,  # read-only transaction: this server is no longer the primary
     "25P02": DatabaseUnavailable,  # a transaction that failed was not ended: the connection is of no use
     "25P03": DatabaseUnavailable,  # idle in transaction for too long: the connection was closed
+    "0LP01": DatabaseUnavailable,  # a role that may not be used
+    "0P000": DatabaseUnavailable,  # a role that is not there
     "28": DatabaseUnavailable,  # the password is no longer right
+    "3F000": DatabaseUnavailable,  # no such schema
+    "42501": DatabaseUnavailable,  # the role has no right to do this: see rights.py
+    "42704": DatabaseUnavailable,  # a role, or another object that no statement of ours makes, is not there
     "3D000": DatabaseUnavailable,  # no such database
     "53100": StorageFull,  # disk full
     "53": DatabaseUnavailable,  # too many connections, out of memory

@@ -4,7 +4,7 @@ The steps are alembic revisions in `migrations/versions`. All steps of one upgra
 either the database has the new schema afterwards, or it is as it was.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database import takeover
+from store_service.database import contents, rights, sqlite, takeover
 from store_service.database.connect import (
     ACQUIRE_SECONDS,
     Store,
@@ -22,10 +22,9 @@ from store_service.database.connect import (
 )
 from store_service.database.connection import Connection
 from store_service.database.failures import named
-from store_service.database.sqlite import SYNCHRONOUS_EXTRA
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
-from store_service.errors import OperatorError, SchemaMismatch
+from store_service.errors import DatabaseUnavailable, OperatorError, SchemaMismatch
 
 HEAD = "0005"
 """The revision that this program needs."""
@@ -38,6 +37,9 @@ KNOWN = tuple(takeover.MADE_BY)
 
 EMPTY = "none"
 """What `current` says of a database without our tables."""
+
+UNKNOWN = "unknown"
+"""What `find_to_upgrade` says of a file that cannot be read before something in it is undone."""
 
 OF_OTHERS = "a newer store-service made it, or another application"
 """Where a revision comes from that is not known, in words."""
@@ -59,7 +61,7 @@ def current(connection: sqlalchemy.Connection) -> str:
     """The revision that a database has: EMPTY, BEFORE, or what its version table says.
 
     Raises:
-        ForeignSchema: It has tables of our names with other columns.
+        ForeignSchema: It has no tables of ours but something else, or tables of our names with other columns.
     """
     inspector = sqlalchemy.inspect(connection)
     tables = set(inspector.get_table_names())
@@ -67,10 +69,17 @@ def current(connection: sqlalchemy.Connection) -> str:
         if not any(it["name"] == "version_num" for it in inspector.get_columns("alembic_version")):
             raise ForeignSchema("the table alembic_version is not alembic's: rename or drop it")
         revision = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
-        if revision is not None:
+        if revision not in (None, BEFORE):
             return str(revision)
     present = tables & _COLUMNS_BEFORE.keys()
     if not present:
+        found = contents.of_others(connection)
+        if found:
+            own = "a file" if connection.dialect.name == "sqlite" else "a database, or a schema,"
+            raise ForeignSchema(
+                f"the database is of another application: it holds {found}, and nothing of this service;"
+                f" give the service {own} of its own"
+            )
         return EMPTY
     for table, wanted in _COLUMNS_BEFORE.items():
         columns = {column["name"] for column in inspector.get_columns(table)} if table in tables else set()
@@ -86,31 +95,80 @@ def current(connection: sqlalchemy.Connection) -> str:
 def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> None:
     """Makes sure that a database has the schema that this program needs. Changes nothing, makes no file.
 
+    Raises:
+        SchemaMismatch: It has another one.
+        StoreError, ForeignSchema, WrongEncoding: As for `find`.
+    """
+    revision = find(database_url, acquire_seconds=acquire_seconds)
+    if revision != HEAD:
+        raise SchemaMismatch(expected=HEAD, actual=revision)
+
+
+def find(
+    database_url: str,
+    *,
+    acquire_seconds: float = ACQUIRE_SECONDS,
+    upgrades: bool = False,
+    serves: Collection[str] = (),
+) -> str:
+    """The revision that a database has, if this program may bring it to HEAD. Changes nothing, makes no file.
+
     Args:
         database_url: SQLite or PostgreSQL.
         acquire_seconds: How long opening a connection to PostgreSQL may take.
+        upgrades: The role needs what an upgrade needs, if one is to come.
+        serves: Rights that the role needs on the tables of this program's schema.
 
     Raises:
-        SchemaMismatch: It has another one.
-        ForeignSchema: It has tables of our names with other columns, or cannot be upgraded as it is.
+        SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
+        ForeignSchema: It is another application's, or has something that is in the way.
         WrongEncoding: It is in another encoding than UTF-8.
+        rights.MissingRight: The role lacks some, on PostgreSQL.
         StoreError: It cannot be opened.
     """
     if is_missing(database_url):
-        raise SchemaMismatch(expected=HEAD, actual=EMPTY)
+        return EMPTY
     engine = engine_to_look(database_url, acquire_seconds=acquire_seconds)
     try:
         with engine.connect() as connection:
-            _refuse_encoding(connection)
+            on_postgresql = connection.dialect.name == "postgresql"
+            if on_postgresql:
+                _refuse_encoding(connection)
+                rights.check_schema(connection)
+                if not rights.may_read_version(connection):
+                    rights.check_service(connection, serves or rights.TO_READ)
             revision = current(connection)
             # Nobody is told to upgrade what an upgrade will refuse.
             _refuse_obstacles(connection, revision)
+            if on_postgresql and upgrades and revision != HEAD:
+                rights.check_upgrade(connection)
+            if on_postgresql and serves and revision == HEAD:
+                rights.check_service(connection, serves)
     except sqlalchemy.exc.DBAPIError as error:
         raise named(_driver_error(error)) from error
     finally:
         engine.dispose()
-    if revision != HEAD:
-        raise SchemaMismatch(expected=HEAD, actual=revision)
+    return revision
+
+
+def find_to_upgrade(
+    database_url: str,
+    *,
+    acquire_seconds: float = ACQUIRE_SECONDS,
+    upgrades: bool = True,
+    serves: Collection[str] = (),
+) -> str:
+    """As `find`, but UNKNOWN of a file in which a write was interrupted.
+
+    Only a connection that writes can undo that, as any program's does that opens the file; `upgrade` looks
+    then.
+    """
+    try:
+        return find(database_url, acquire_seconds=acquire_seconds, upgrades=upgrades, serves=serves)
+    except DatabaseUnavailable as error:
+        if not sqlite.was_interrupted(error.__cause__):
+            raise
+        return UNKNOWN
 
 
 def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> str:
@@ -122,20 +180,21 @@ def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> s
 
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
-        ForeignSchema: It has tables of our names with other columns, or something else that is in the way.
+        ForeignSchema: It is another application's, or has something that is in the way.
         WrongEncoding: It is in another encoding than UTF-8.
+        rights.MissingRight: The role lacks some, on PostgreSQL.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
+    # On SQLite only a look that cannot write leaves another application's file, and its log, as they are.
+    if find_to_upgrade(database_url, acquire_seconds=acquire_seconds) == HEAD:
+        return HEAD
     engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
     _set_up_transactions(engine)
     try:
-        with engine.connect() as connection:
-            _refuse_encoding(connection)
+        with engine.begin() as connection:
+            # Somebody else may have upgraded it since.
             revision = current(connection)
-        if revision != HEAD:
-            with engine.begin() as connection:
-                # Somebody else may have upgraded it since.
-                revision = current(connection)
+            if revision != HEAD:
                 _upgrade(connection, revision)
         return revision
     except sqlalchemy.exc.DBAPIError as error:
@@ -186,9 +245,7 @@ def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:
 
 
 def _refuse_encoding(connection: sqlalchemy.Connection) -> None:
-    """PostgreSQL alone has encodings that lack most characters, or in which bytes are no text."""
-    if connection.dialect.name == "sqlite":
-        return
+    """Some encodings of PostgreSQL lack most characters, or take any bytes for text."""
     encoding = connection.exec_driver_sql("SHOW server_encoding").scalar_one()
     if encoding != "UTF8":
         raise WrongEncoding(
@@ -200,10 +257,19 @@ def _refuse_encoding(connection: sqlalchemy.Connection) -> None:
 def _refuse_obstacles(connection: sqlalchemy.Connection, revision: str) -> None:
     if revision not in (EMPTY, *KNOWN):
         return
+    missing = [] if revision == EMPTY else takeover.lacking(connection, revision)
+    if missing:
+        raise ForeignSchema(
+            f"the database says that it has schema {revision}, but {'; '.join(missing)}: it is of another"
+            " application, or somebody has changed it"
+        )
     found = takeover.obstacles(connection, revision)
     if found:
         raise ForeignSchema(f"the database cannot be upgraded as it is: {'; '.join(found)}")
 
+
+CACHE_BYTES = 64 * 1024 * 1024
+"""Pages of SQLite that an upgrade keeps in memory."""
 
 _ADVISORY_LOCK = 0x73746F7265
 """The number under which upgrades wait for each other on PostgreSQL; no other program of ours uses it."""
@@ -222,7 +288,9 @@ def _set_up_transactions(engine: sqlalchemy.Engine) -> None:
     def _set_up(connection: Any, _record: object) -> None:
         if is_sqlite:
             connection.isolation_level = None
-            connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS_EXTRA}")
+            connection.execute(f"PRAGMA synchronous = {sqlite.SYNCHRONOUS_EXTRA}")
+            # With SQLite's own 2 MiB most pages are written several times.
+            connection.execute(f"PRAGMA cache_size = -{CACHE_BYTES // 1024}")
 
     @event.listens_for(engine, "begin")
     def _begin(connection: sqlalchemy.Connection) -> None:

@@ -50,6 +50,10 @@ SLOW_FOR_SECONDS = 1.0
 """How long they do."""
 
 
+CHECK_SECONDS = 0.1
+"""Longer than `is_in_use` holds a lock."""
+
+
 class DatabaseInUse(OperatorError):
     """Another service has the file open; two writers can damage it."""
 
@@ -196,9 +200,18 @@ def sole_use(database_url: str) -> Iterator[None]:
     """
     path = path_of(database_url)
     with locked(path):
-        if not path.exists() and restoring(path.resolve()).exists():
-            raise RestoreUnfinished(f"a restore of {path} was interrupted; run `store-service restore` again")
+        refuse_unfinished_restore(path)
         yield
+
+
+def refuse_unfinished_restore(path: Path) -> None:
+    """Makes sure that nobody begins an empty database where a restored one is to be.
+
+    Raises:
+        RestoreUnfinished: There is no database, for a restore was interrupted.
+    """
+    if not path.exists() and restoring(path.resolve()).exists():
+        raise RestoreUnfinished(f"a restore of {path} was interrupted; run `store-service restore` again")
 
 
 class OpenFile:
@@ -248,11 +261,38 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise NoPlaceForDatabase(f"cannot write beside the database {path}: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DatabaseInUse(f"another store-service is using {path}") from None
+        if not _is_locked(descriptor):
+            # `check` holds it for a moment.
+            time.sleep(CHECK_SECONDS)
+            if not _is_locked(descriptor):
+                raise DatabaseInUse(f"another store-service is using {path}")
         yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    """Locks a file, unless another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether another process holds the lock file of a database, as far as it can be opened; makes none."""
+    try:
+        descriptor = os.open(f"{path.resolve()}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Shared, so that two who look do not see each other.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
     finally:
         os.close(descriptor)
 
@@ -267,6 +307,12 @@ def connected_to_look(path: Path, how: str) -> sqlite3.Connection:
     connection = sqlite3.connect(f"file:{quote(str(path.absolute()))}?{how}", uri=True, isolation_level=None)
     connection.execute("PRAGMA trusted_schema = OFF")
     return connection
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error says that a write was interrupted, which only a connection that writes can undo."""
+    # SQLAlchemy wraps the driver's error.
+    return getattr(getattr(error, "orig", error), "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK"
 
 
 def lacks_its_log(path: Path) -> bool:

@@ -73,22 +73,33 @@ def strangers(connection: sqlalchemy.Connection, revision: str) -> list[str]:
         return found
     present = sqlalchemy.inspect(connection).get_table_names()
     ours = [name for name in tables.metadata.tables if name in present]
-    if revision == list(MADE_BY)[-1]:
-        found.extend(_lacking(connection))
+    found.extend(lacking(connection, revision))
     found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, ours))
     return found
 
 
-def _lacking(connection: sqlalchemy.Connection) -> Iterator[str]:
+def lacking(connection: sqlalchemy.Connection, revision: str) -> list[str]:
+    """Which tables and columns of a revision a database does not have, although it says that it has it.
+
+    Args:
+        connection: The database.
+        revision: One of MADE_BY; only of the last one the columns are known.
+    """
+    known = list(MADE_BY)
+    made = {name for step in known[: known.index(revision) + 1] for name in MADE_BY[step]}
     inspector = sqlalchemy.inspect(connection)
     present = set(inspector.get_table_names())
+    found = []
     for name, table in tables.metadata.tables.items():
-        if name not in present:
-            yield f"there is no table {name}"
+        if name not in made:
             continue
-        missing = set(table.columns.keys()) - {column["name"] for column in inspector.get_columns(name)}
-        if missing:
-            yield f"table {name} has no column {', '.join(sorted(missing))}"
+        if name not in present:
+            found.append(f"there is no table {name}")
+        elif revision == known[-1]:
+            missing = set(table.columns.keys()) - {column["name"] for column in inspector.get_columns(name)}
+            if missing:
+                found.append(f"table {name} has no column {', '.join(sorted(missing))}")
+    return found
 
 
 _TRIGGER = "may change what the service writes: drop it"

@@ -40,11 +40,14 @@ os.execv(sys.executable, [sys.executable, "-m", "store_service", *sys.argv[1:]])
 """
 
 
-def run_without_privileges(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_without_privileges(
+    *arguments: str, folder: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Runs `store-service` such that permissions of files hold, also for root."""
     return subprocess.run(
         [sys.executable, "-c", OBEYING_PERMISSIONS, *arguments],
         cwd=folder,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=patience(),

@@ -16,7 +16,9 @@ import pytest
 from storeapi.v1 import posts_pb2
 
 from store_service.database import backup, copies, schema
+from store_service.database.files import COMPANIONS
 from tests.patience import patience
+from tests.process.by_hand import run_without_privileges
 from tests.store import old_application
 from tests.store.old_application import query
 from tests.support import ServerProcess, Stubs, run_command, wait_until
@@ -52,7 +54,7 @@ def assert_whole(path: Path) -> None:
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
     assert query(path, "PRAGMA foreign_key_check") == []
     assert query(path, "PRAGMA journal_mode") == [("delete",)]
-    assert not [end for end in (*copies.COMPANIONS, ".partial") if Path(f"{path}{end}").exists()]
+    assert not [end for end in (*COMPANIONS, ".partial") if Path(f"{path}{end}").exists()]
 
 
 class Load:
@@ -417,3 +419,40 @@ def test_a_database_of_the_application_before_is_backed_up_as_it_is(tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, "")
     assert "schema 0001" in done.stdout
     assert old_application.dump(tmp_path / "copy.db") == before
+
+
+def test_a_database_on_a_read_only_mount_is_backed_up(database_file: Path, tmp_path: Path) -> None:
+    """It was closed, so there is no log, and SQLite may not make one; the folder stays as it is."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    with closing(sqlite3.connect(database_file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("INSERT INTO posts (body) VALUES ('a post')")
+        connection.commit()
+    database_file.rename(folder / "store.db")
+    (folder / "store.db").chmod(0o444)
+    folder.chmod(0o555)
+    before = {it.name: it.read_bytes() for it in folder.iterdir()}
+    done = run_without_privileges(
+        "backup", "copy.db", folder=tmp_path, DATABASE_URL="sqlite:///mounted/store.db"
+    )
+    folder.chmod(0o755)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert query(tmp_path / "copy.db", "SELECT body FROM posts") == [("a post",)]
+    assert {it.name: it.read_bytes() for it in folder.iterdir()} == before
+
+
+def test_a_copy_of_a_file_that_somebody_else_writes_is_no_backup(database_file: Path, tmp_path: Path) -> None:
+    """Another user may have the right to write that we lack, and then pages of two moments are mixed."""
+    with closing(sqlite3.connect(database_file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+
+    def write(doing: str, done: int, total: int) -> None:
+        if doing == "copying":
+            with closing(sqlite3.connect(database_file)) as connection, connection:
+                connection.execute("INSERT INTO posts (body) VALUES ('meanwhile')")
+
+    with pytest.raises(copies.CopyFailed, match="was written to while it was copied"):
+        copies.copy_database(database_file, tmp_path / "copy.db", write, in_use=False)
+    assert not (tmp_path / "copy.db").exists()

@@ -13,7 +13,8 @@ import grpc
 import pytest
 from storeapi.v1 import changes_pb2, posts_pb2
 
-from store_service.database import backup, connect, copies, schema
+from store_service.database import backup, connect, schema
+from store_service.database.files import COMPANIONS
 from store_service.database.sqlite import RestoreUnfinished
 from tests.patience import patience
 from tests.store import old_application
@@ -66,7 +67,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def log_of(path: Path) -> list[Path]:
     """The files that SQLite has beside a database."""
-    return [it for end in copies.COMPANIONS if (it := Path(f"{path}{end}")).exists()]
+    return [it for end in COMPANIONS if (it := Path(f"{path}{end}")).exists()]
 
 
 def test_the_backup_is_the_database_and_the_one_before_is_kept(database_file: Path, copy: Path) -> None:

@@ -271,7 +271,7 @@ def test_a_file_that_must_not_be_written_to_is_one_line(migrated_folder: Path, d
     database_file.chmod(0o444)
     done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
 
-    assert_one_line(done, "store.db", "readonly database")
+    assert_one_line(done, "cannot write store.db: Permission denied")
 
 
 def test_a_file_that_must_not_be_read_is_one_line(migrated_folder: Path, database_file: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_file_that_must_not_be_read_is_one_line(migrated_folder: Path, databas
     database_file.chmod(0)
     done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
 
-    assert_one_line(done, "store.db", "unable to open database file")
+    assert_one_line(done, "cannot write store.db: Permission denied")
 
 
 @pytest.mark.parametrize("content", [b"short", b"Dear diary, today I was taken for a database. " * 1000])
@@ -297,7 +297,7 @@ def test_a_folder_in_place_of_the_database_is_one_line(tmp_path: Path) -> None:
     """It has the right name and is of the wrong kind."""
     (tmp_path / "store.db").mkdir()
 
-    assert_one_line(serve(tmp_path), "store.db", "unable to open database file")
+    assert_one_line(serve(tmp_path), "cannot write store.db: Is a directory")
 
 
 def test_a_damaged_database_is_one_line(migrated_folder: Path, database_file: Path) -> None:

@@ -6,10 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psycopg
 import pytest
+import storeapi
+from sqlalchemy.engine import make_url
 
 from store_service import cli
 from tests.patience import patience
@@ -17,7 +20,7 @@ from tests.postgres import new_database
 from tests.project.conftest import ROOT
 from tests.store import old_application
 from tests.store.old_application import query
-from tests.support import run_command
+from tests.support import ServerProcess, run_command
 
 PAGE = (ROOT / "docs/operations.md").read_text()
 needs_clients = pytest.mark.skipif(
@@ -111,3 +114,59 @@ def test_the_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_pat
             new = "INSERT INTO posts (body) VALUES ('new') RETURNING id"
             # Also after ids that only comments of the application before remember.
             assert connection.execute(new).fetchall() == [(91,)]
+
+
+def test_the_statements_for_two_roles_are_all_that_they_need(postgres: str, tmp_path: Path) -> None:
+    """One role migrates; the other one serves, and can do everything but change the schema."""
+    first, second = re.findall(r"<!-- two roles -->\n```sql\n(.*?)```", PAGE, re.DOTALL)
+    with new_database(postgres) as url:
+        name = f"store_{make_url(url).database}"
+        owner, app = f"{name}_owner", f"{name}_app"
+
+        def run(database_url: str, script: str) -> None:
+            script = script.replace("store_owner", owner).replace("store_app", app)
+            script = re.sub(r"DATABASE store\b", f"DATABASE {name}", script)
+            with psycopg.connect(database_url, autocommit=True) as connection:
+                for statement in script.split(";"):
+                    if statement.strip():
+                        connection.execute(statement)  # type: ignore[call-overload]
+
+        def of(role: str) -> str:
+            return make_url(url).set(database=name, username=role).render_as_string(hide_password=False)
+
+        run(url, first)
+        try:
+            run(make_url(url).set(database=name).render_as_string(hide_password=False), second)
+            assert (
+                run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": of(owner)}).returncode == 0
+            )
+            settings = {"DATABASE_URL": of(app), "STORE_AUTO_MIGRATE": "false"}
+            checked = run_command(
+                "check", folder=tmp_path, settings={**settings, "STORE_LISTEN": "127.0.0.1:0"}
+            )
+            assert (checked.returncode, checked.stderr) == (0, "")
+            server = ServerProcess(tmp_path, settings).start()
+            try:
+                write_everything(server.address)
+                assert server.stop() == 0
+                assert "cannot delete" not in server.stderr()
+            finally:
+                server.kill()
+            with psycopg.connect(of(app)) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):
+                connection.execute("DROP TABLE posts")
+        finally:
+            run(
+                url,
+                "DROP DATABASE store WITH (FORCE); DROP ROLE store_owner; DROP ROLE store_app",
+            )
+
+
+def write_everything(address: str) -> None:
+    """Writes to every table, and waits for what other processes would be told."""
+    with storeapi.StoreClient(address) as client, client.changes.watch(start="earliest") as watch:
+        post = client.posts.create(body="a post", request_id=str(uuid.uuid4()))
+        client.comments.create(post_id=post.id, body="a comment")
+        client.posts.update(post.id, body="another")
+        client.posts.delete(post.id, force=True)
+
+        assert len([next(watch) for _ in range(5)]) == 5

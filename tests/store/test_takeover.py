@@ -310,12 +310,10 @@ def assert_refused(database_url: str, *words: str) -> None:
 NAMES = ["changes", "feed", "requests", "orphaned_comments", "undecodable_bodies", "renumbered_resources"]
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_table_whose_name_the_upgrade_needs_is_named(bare_url: str, name: str, is_old: bool) -> None:
-    """Also before there are posts; what to do about it is said."""
-    if is_old:
-        old_application.fill(bare_url)
+def test_a_table_whose_name_the_upgrade_needs_is_named(bare_url: str, name: str) -> None:
+    """What to do about it is said."""
+    old_application.fill(bare_url)
     execute(bare_url, f"CREATE TABLE {name} (something INTEGER)")
 
     assert_refused(bare_url, f"table {name}", "rename or drop it")
@@ -323,15 +321,16 @@ def test_a_table_whose_name_the_upgrade_needs_is_named(bare_url: str, name: str,
 
 def test_everything_that_is_in_the_way_is_named_at_once(bare_url: str) -> None:
     """Views and indexes have names like tables; nobody goes round by round."""
+    old_application.fill(bare_url)
     execute(
         bare_url,
         "CREATE TABLE other (id INTEGER)",
         "CREATE VIEW feed AS SELECT id FROM other",
         "CREATE INDEX comments_post_id_id_idx ON other (id)",
-        "CREATE VIEW posts AS SELECT id FROM other",
+        "CREATE VIEW new_posts AS SELECT id FROM other",
     )
 
-    assert_refused(bare_url, "view feed", "index comments_post_id_id_idx", "view posts")
+    assert_refused(bare_url, "view feed", "index comments_post_id_id_idx", "view new_posts")
 
 
 @on_sqlite
@@ -529,9 +528,10 @@ def test_indexes_that_somebody_has_made_are_there_afterwards(bare_url: str) -> N
 
 @on_sqlite
 def test_an_index_that_cannot_be_made_again_is_named(bare_url: str) -> None:
-    """Nothing is dropped silently: empty bodies, which were NULL, are no JSON."""
+    """Nothing is dropped silently: this one takes NULL, but not the empty body that it becomes."""
     old_application.fill(bare_url, post_rows=[(1, None)], comment_rows=[])
-    execute(bare_url, "CREATE INDEX by_tag ON posts (json_extract(body, '$.tag'))")
+    fails_if_empty = "abs(iif(body = '', -9223372036854775807 - 1, 0))"
+    execute(bare_url, f"CREATE INDEX by_tag ON posts ({fails_if_empty})")
     (warning,) = warnings_of_upgrade(bare_url)
 
     assert warning["index"] == "by_tag"

@@ -26,7 +26,8 @@ KINDS = {"posts": "post", "comments": "comment"}
 
 log = structlog.get_logger("store_service.database")
 
-ORPHANED = "(post_id IS NULL OR post_id NOT IN (SELECT id FROM posts))"
+# A look by key for each; NOT IN would build a table of all ids first, on disk.
+ORPHANED = "NOT EXISTS (SELECT 1 FROM posts WHERE posts.id = comments.post_id)"
 
 
 def upgrade() -> None:
@@ -135,7 +136,7 @@ def _move_orphans() -> None:
         "INSERT INTO orphaned_comments (id, body, post_id)"
         f" SELECT id, coalesce(CAST(body AS TEXT), ''), post_id FROM comments WHERE {ORPHANED}"
     )
-    op.execute(f"DELETE FROM comments WHERE {ORPHANED}")
+    op.execute("DELETE FROM comments WHERE id IN (SELECT id FROM orphaned_comments)")
 
 
 def _renumber(table: str, last: int) -> int:

@@ -1,0 +1,51 @@
+"""Whether a database without our tables is empty: one that is not is never changed (docs/decisions/0034)."""
+
+from collections.abc import Iterator
+
+import sqlalchemy
+
+MAX_NAMED = 5
+"""Most objects that a message names."""
+
+
+def of_others(connection: sqlalchemy.Connection) -> str:
+    """What a database without tables of ours holds, in words; empty if it holds nothing.
+
+    On PostgreSQL the schema counts in which tables are made (`current_schema()`), and what an extension has
+    made there does not. A version table of alembic alone is nothing.
+    """
+    on_sqlite = connection.dialect.name == "sqlite"
+    found = list(_objects_on_sqlite(connection) if on_sqlite else _objects_on_postgresql(connection))
+    named = [f"{kind} {' '.join(name.split())}" for kind, name in found if name != "alembic_version"]
+    more = [f"{len(named) - MAX_NAMED} more"] if len(named) > MAX_NAMED else []
+    return ", ".join([*named[:MAX_NAMED], *more])
+
+
+def _objects_on_sqlite(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
+    # Without a table yet, these numbers are all that another application may have written.
+    for pragma in ("application_id", "user_version"):
+        number = connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()
+        if number:
+            yield pragma, str(number)
+    yield from (
+        (kind, name)
+        for kind, name in connection.exec_driver_sql(
+            "SELECT type, name FROM sqlite_master WHERE type IN ('table', 'view', 'trigger')"
+            r" AND name NOT LIKE 'sqlite\_%' ESCAPE '\' ORDER BY rowid"
+        )
+    )
+
+
+def _objects_on_postgresql(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
+    yield from (
+        (kind, name)
+        for kind, name in connection.exec_driver_sql(
+            "SELECT CASE relkind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view'"
+            " WHEN 'f' THEN 'foreign table' WHEN 'S' THEN 'sequence' ELSE 'table' END, relname"
+            " FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"
+            " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
+            # Made by an extension, or with a column of a table.
+            " AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass"
+            " AND objid = pg_class.oid AND deptype IN ('a', 'e', 'i')) ORDER BY pg_class.oid"
+        )
+    )

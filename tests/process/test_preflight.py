@@ -1,0 +1,150 @@
+"""`store-service check` finds what would keep `serve` from working, and neither changes anything then."""
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy.engine import make_url
+
+from store_service.database import connect, schema
+from store_service.errors import SchemaMismatch
+from tests.postgres import new_database
+from tests.process.by_hand import run_without_privileges
+from tests.store import old_application
+from tests.support import run_command
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file with its bytes and when it was written, and the folder's own time."""
+    files = {it.name: (it.read_bytes(), it.stat().st_mtime_ns) for it in folder.iterdir() if it.is_file()}
+    return files | {".": (b"", folder.stat().st_mtime_ns)}
+
+
+def read_only_file(folder: Path) -> None:
+    (folder / "store.db").chmod(0o444)
+
+
+def read_only_folder(folder: Path) -> None:
+    folder.chmod(0o555)
+
+
+def log_of_another_user(folder: Path) -> None:
+    """As a command leaves it that was run as root once."""
+    with closing(sqlite3.connect(folder / "store.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    (folder / "store.db-wal").touch()
+    (folder / "store.db-wal").chmod(0o444)
+
+
+def lock_of_another_user(folder: Path) -> None:
+    (folder / "store.db.lock").touch()
+    (folder / "store.db.lock").chmod(0o444)
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (read_only_file, "cannot write store.db: Permission denied"),
+        (read_only_folder, "cannot write beside the database store.db: Permission denied"),
+        (log_of_another_user, "cannot write store.db-wal: Permission denied"),
+        (lock_of_another_user, "cannot write store.db.lock: Permission denied"),
+    ],
+)
+def test_check_finds_what_serve_must_not_write(
+    database_file: Path, harm: Callable[[Path], None], problem: str
+) -> None:
+    """Both say the same in one line, and leave every file as it is."""
+    folder = database_file.parent
+    harm(folder)
+    before = state(folder)
+    for command in (["check"], ["serve", "--listen", "127.0.0.1:0"]):
+        done = run_without_privileges(*command, folder=folder, STORE_LISTEN="127.0.0.1:0")
+        assert done.returncode == 1
+        assert done.stderr == f"store-service: {problem}\n"
+    assert state(folder) == before
+    folder.chmod(0o755)
+
+
+def test_check_finds_an_address_that_another_program_has(database_file: Path) -> None:
+    """No service runs, so it is not the one that has it."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run_command("check", folder=database_file.parent, settings={"STORE_LISTEN": address})
+
+    assert (done.returncode, done.stdout) == (1, "settings: fine\n")
+    assert done.stderr == f"store-service: cannot listen on {address}: the port is in use\n"
+
+
+def test_check_takes_the_lock_from_nobody(database_file: Path) -> None:
+    """Whoever starts while somebody looks just waits a moment."""
+    url = f"sqlite:///{database_file}"
+    assert connect.is_in_use(url) is False
+    with connect.sole_use(url):
+        # Of another process; this one may lock it twice.
+        settings = {"STORE_LISTEN": "127.0.0.1:0"}
+        done = run_command("check", folder=database_file.parent, settings=settings)
+
+        assert done.returncode == 0
+        assert "database: in use\n" in done.stdout
+    assert connect.is_in_use(url) is False
+
+
+@asynccontextmanager
+async def pooler(port: int) -> AsyncIterator[int]:
+    """A pooler that refuses startup parameters as PgBouncer does, and passes everything else on; its port."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        length = await reader.readexactly(4)
+        message = await reader.readexactly(int.from_bytes(length, "big") - 4)
+        if b"statement_timeout" in message:
+            text = b"SFATAL\0C08P01\0Munsupported startup parameter: statement_timeout\0\0"
+            writer.write(b"E" + (len(text) + 4).to_bytes(4, "big") + text)
+            writer.close()
+            return
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        server_writer.write(length + message)
+        await asyncio.gather(pump(reader, server_writer), pump(server_reader, writer), return_exceptions=True)
+
+    def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.create_task(serve(reader, writer)))
+
+    listener = await asyncio.start_server(on_connection, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_refuses_the_connections_of_the_service_is_found_before_the_upgrade(
+    postgres: str, tmp_path: Path, command: str, workers: str
+) -> None:
+    """An upgrade asks for less than the service, and would get through to the database."""
+    with new_database(postgres) as url:
+        old_application.fill(url)
+        direct = make_url(url)
+        assert direct.port is not None
+        async with pooler(direct.port) as port:
+            through = direct.set(port=port).render_as_string(hide_password=False)
+            settings = {"DATABASE_URL": through, "STORE_LISTEN": "127.0.0.1:0", "STORE_WORKERS": workers}
+            done = await asyncio.to_thread(run_command, command, folder=tmp_path, settings=settings)
+
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert "unsupported startup parameter: statement_timeout" in line
+        with pytest.raises(SchemaMismatch, match="has schema 0001"):
+            schema.check(url)
