@@ -12,7 +12,7 @@ PIP := -m pip install --quiet --disable-pip-version-check
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test coverage torture test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run test coverage torture test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,11 @@ coverage: install ## run every test, slower, and measure that they reach 95 % of
 
 torture: install ## the long runs of restarts, kills, load and nonsense, an hour or so on an idle machine
 	STORE_TEST_LONG=1 HYPOTHESIS_PROFILE=search $(BIN)/pytest --timeout=1800 --durations=0 tests/process tests/properties
+
+test-packages: ## install the Debian packages that tests run (proxies), as root
+	apt-get update --quiet=2
+	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends \
+		$$(grep -v '^#' requirements/debian.txt)
 
 test-wheels: install ## build both distributions, install them into an empty environment and use them there
 	$(BIN)/pytest tests/project/test_wheels.py tests/project/test_first_example.py

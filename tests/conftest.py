@@ -139,3 +139,11 @@ def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
     process = ServerProcess(tmp_path)
     yield process
     process.kill()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Names in the last lines what was left out, so that no run looks more complete than it was."""
+    skipped = terminalreporter.getreports("skipped")
+    reasons = {str(it.longrepr[2] if isinstance(it.longrepr, tuple) else it.longrepr) for it in skipped}
+    for reason in sorted(reasons):
+        terminalreporter.write_line(f"left out: {reason.removeprefix('Skipped: ')}")

@@ -47,6 +47,7 @@ REPLACEMENTS = {
     r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
     # Ours.
     r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Posts|Comments|Changes|Watch)\b": r"\1",
+    r"\bAsync(Diagnosis)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

@@ -108,7 +108,8 @@ def test_no_reason_of_the_contract_is_missing():
 
 def test_no_leaf_of_the_tree_is_missing():
     """A class of the tree that nothing raises is missed here."""
-    leaves = {error for error in tree() if not error.__subclasses__()}
+    # The client finds out by itself that no connection can be made.
+    leaves = {error for error in tree() if not error.__subclasses__()} - {errors.ConnectionFailed}
 
     assert leaves <= {*_status.BY_REASON.values(), *_status.BY_CODE.values()}
 

@@ -158,7 +158,7 @@ async def watch_limit(it: Situation) -> None:
 async def stream_stalled(it: Situation) -> None:
     it.monkeypatch.setattr(guard, "STALL_SECONDS", 0.1)
     stalled = asyncio.Event()
-    send = guard._send
+    send = guard.Guard._send
 
     async def watched_send(*arguments: Any) -> None:
         try:
@@ -167,7 +167,7 @@ async def stream_stalled(it: Situation) -> None:
             stalled.set()
             raise
 
-    it.monkeypatch.setattr(guard, "_send", watched_send)
+    it.monkeypatch.setattr(guard.Guard, "_send", watched_send)
     await it.client.posts.create_many(["x" * 60_000] * 80)
     client = it.make_client(it.address, retries=False, channel_options=LITTLE_AHEAD)
     watch = client.changes.watch(start="initial_state")
@@ -277,6 +277,10 @@ async def unavailable(it: Situation) -> None:
     await it.make_client("127.0.0.1:1", retries=False, timeout=5).posts.get(1)
 
 
+async def connection_failed(it: Situation) -> None:
+    await it.make_client("no.such.name.invalid:1").posts.get(1)
+
+
 async def deadline_exceeded(it: Situation) -> None:
     with locked(it.config.DATABASE_URL):
         await it.client.posts.create(body="a", timeout=0.01)
@@ -339,6 +343,7 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.StorageFull: storage_full,
     storeapi.ResumeTokenExpired: resume_token_expired,
     storeapi.Unavailable: unavailable,
+    storeapi.ConnectionFailed: connection_failed,
     storeapi.ShuttingDown: shutting_down,
     storeapi.StreamStalled: stream_stalled,
     storeapi.DatabaseBusy: database_busy,

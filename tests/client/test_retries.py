@@ -1,13 +1,16 @@
 """Calls that are made again, by the client itself."""
 
 import asyncio
+import re
 import threading
+from concurrent import futures
 
 import grpc
 import pytest
 import storeapi
 from storeapi import _retries
 from storeapi.testing import ScriptedServer
+from storeapi.v1 import posts_pb2
 
 from tests.client.test_deadlines import CALLS
 from tests.patience import patience
@@ -69,6 +72,11 @@ _METHODS = [
         grpc.StatusCode.UNAVAILABLE,
         # What gRPC answers while a server closes.
         grpc.StatusCode.CANCELLED,
+        # What it makes of a stream that a proxy resets, and of a proxy's own answers.
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
         storeapi.ShuttingDown(),
         storeapi.DatabaseBusy(),
         storeapi.DatabaseUnavailable(),
@@ -94,9 +102,12 @@ async def test_what_may_pass_is_tried_again(client, scripted, error):
         storeapi.PostHasComments(),
         storeapi.StorageFull(),
         storeapi.InternalError(),
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        # Another service than ours has understood the request.
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
     ],
     ids=lambda error: getattr(error, "name", type(error).__name__),
 )
@@ -108,6 +119,85 @@ async def test_what_would_fail_again_is_not_tried_again(client, scripted, error)
         await client.posts.update(1, body="a")
 
     assert len(scripted.calls) == raised.value.attempts == 1
+
+
+LASTING = [
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "CLIENT: Received message larger than max (9 vs. 4)"),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER: Received message larger than max (9 vs. 4)"),
+    (grpc.StatusCode.RESOURCE_EXHAUSTED, "received metadata size exceeds hard limit"),
+    (grpc.StatusCode.INTERNAL, "Exception deserializing response!"),
+    (grpc.StatusCode.INTERNAL, "Received http2 header with status: 400"),
+    (grpc.StatusCode.UNKNOWN, "Received http2 header with status: 413"),
+]
+PASSING = [
+    (grpc.StatusCode.INTERNAL, "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"),
+    (grpc.StatusCode.UNKNOWN, "Stream removed (Data frame with END_STREAM flag received)"),
+    (grpc.StatusCode.UNKNOWN, "Received http2 header with status: 500"),
+    (grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 429"),
+    (grpc.StatusCode.UNAVAILABLE, "Received http2 header with status: 502"),
+]
+
+
+@pytest.mark.parametrize("by", ["call", "watch"])
+@pytest.mark.parametrize(("code", "message"), LASTING)
+async def test_an_answer_that_stays_the_same_is_not_asked_for_again(make_client, server, code, message, by):
+    """Its status is that of a broken connection, and it comes from gRPC or a proxy all the same."""
+    server.refuse(code, message=message)
+    client = make_client(server.target)
+
+    with pytest.raises(storeapi.StoreError, match=re.escape(message)) as raised:
+        await (client.posts.get(1) if by == "call" else anext(client.changes.watch()))
+
+    assert (len(server.calls), raised.value.attempts) == (1, 1)
+
+
+@pytest.mark.parametrize(("code", "message"), PASSING)
+async def test_a_broken_connection_is_tried_again(make_client, server, code, message):
+    """Whatever status gRPC makes of it."""
+    server.refuse(code, message=message)
+    server.answer(posts_pb2.Post(id=1))
+
+    assert (await make_client(server.target).posts.get(1)).id == 1
+
+
+async def test_a_reason_of_somebody_else_is_not_the_services(make_client, server):
+    """A proxy may have reasons too, in a domain of its own."""
+    server.refuse(grpc.StatusCode.INTERNAL, "UPSTREAM_GONE", domain="proxy.example")
+    server.answer(posts_pb2.Post(id=1))
+
+    assert (await make_client(server.target).posts.get(1)).id == 1
+
+
+class Garbled(grpc.GenericRpcHandler):
+    """Answers every call with bytes that are not a message."""
+
+    def __init__(self):
+        self.count = 0
+
+    def service(self, details):
+        def answer(request, context):
+            self.count += 1
+            return b"\xff\xff"
+
+        if details.method.endswith("Watch"):
+            return grpc.unary_stream_rpc_method_handler(lambda *it: iter([answer(*it)]))
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+@pytest.mark.parametrize("by", ["call", "watch"])
+async def test_an_answer_that_cannot_be_decoded_is_not_asked_for_again(make_client, by):
+    """Also without a deadline: it would never end."""
+    garbled = Garbled()
+    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[garbled])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    client = make_client(f"127.0.0.1:{port}", timeout=None)
+
+    with pytest.raises(storeapi.InternalError, match="deserializing"):
+        await (client.posts.get(1) if by == "call" else anext(client.changes.watch()))
+
+    server.stop(None).wait()
+    assert garbled.count == 1
 
 
 async def test_a_write_without_an_id_is_not_repeated(client, scripted):

@@ -315,6 +315,15 @@ def test_terminal_is_told_what_is_waited_for(
     assert shown.count("waiting for") == shown.count(line) == 1
 
 
+def test_terminal_is_told_the_cause(on_terminal: Callable[..., str], nobody: str) -> None:
+    """The error is the same as elsewhere."""
+    shown = on_terminal(
+        "--target", nobody, "--timeout", "1", "posts", "list", stream="stderr", code=5, columns=200
+    )
+
+    assert f"error: UNAVAILABLE: cannot connect to {nobody}: nothing listens at {nobody} (tried" in shown
+
+
 def test_nothing_is_told_of_waiting_where_no_terminal_is(storeapi: Command, nobody: str) -> None:
     """The error alone."""
     code, stdout, stderr = storeapi.process("--target", nobody, "--timeout", "2", "export", "all.jsonl")

@@ -12,13 +12,15 @@ import os
 import re
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 import grpc
 import grpc.aio
+
+from storeapi._diagnosis import Goal, Tls
 
 DEFAULT_TARGET: Final = "localhost:50051"
 
@@ -52,6 +54,15 @@ OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
 NAME_OPTIONS: Final = ("grpc.ssl_target_name_override", "grpc.default_authority")
 """The options that say which name the certificate of a server must hold, instead of the target."""
 
+OTHER_SCHEMES: Final = ("unix:", "unix-abstract:", "vsock:", "xds:", "google-c2p:")
+"""What gRPC's targets that are not HOST:PORT begin with."""
+
+LOCAL_SCHEMES: Final = ("", "ipv4:", "ipv6:", "dns:", "dns:///")
+"""Those whose names the system looks up. Another name server may say what it likes of localhost."""
+
+PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
+"""Where gRPC looks for a proxy to connect through."""
+
 
 class _Default(enum.Enum):
     CLIENT_DEFAULT = "the client's timeout"
@@ -81,6 +92,8 @@ class Connection:
     """What to encrypt with; None is plaintext."""
     options: list[tuple[str, Any]]
     """The channel's options."""
+    goal: Goal | None
+    """What to look at when no connection can be made; None if gRPC's way there is not known."""
 
 
 def seconds(timeout: Timeout, client_timeout: float | None) -> float | None:
@@ -113,6 +126,8 @@ def connection(
     addresses = _addresses(target, environment.get("STOREAPI_TARGET"))
     for address in addresses:
         _check_address("STOREAPI_TARGET" if target is None else "target", address)
+    secrets: Tls | None = None
+    has_own_credentials = credentials is not None
     if credentials is None:
         tls = _is_on("STOREAPI_TLS", environment.get("STOREAPI_TLS")) if tls is None else tls
         if tls is not False:
@@ -125,6 +140,7 @@ def connection(
             key = _pem("tls_key", tls_key, b"PRIVATE KEY")
             if tls or ca or cert:
                 credentials = grpc.ssl_channel_credentials(ca, key, cert)
+                secrets = Tls(ca=ca, cert=cert, key=key, name=None)
         elif tls_ca or tls_cert or tls_key:
             raise ValueError("tls_ca, tls_cert and tls_key need TLS, and tls=False says no")
     elif tls is not None or tls_ca or tls_cert or tls_key:
@@ -144,12 +160,14 @@ def connection(
         options = [("grpc.enable_http_proxy", 0), *options]
     if credentials is not None and len(addresses) > 1:
         options = _name_options(addresses, options) + options
+    grpc_target = _grpc_target(addresses)
     return Connection(
-        target=_grpc_target(addresses),
+        target=grpc_target,
         timeout=_client_timeout(timeout, environment.get("STOREAPI_TIMEOUT")),
         metadata=metadata,
         credentials=credentials,
         options=_with_defaults(options),
+        goal=_goal(addresses, grpc_target, secrets, dict(options), has_own_credentials=has_own_credentials),
     )
 
 
@@ -180,6 +198,7 @@ def connection_of_channel(
         metadata=_authorization(api_key or os.environ.get("STOREAPI_API_KEY")),
         credentials=None,
         options=[],
+        goal=None,
     )
 
 
@@ -228,6 +247,34 @@ def _grpc_target(addresses: Sequence[str]) -> str:
     raise ValueError("target: several addresses must all be IPv4 or all be IPv6, and have known names")
 
 
+def _goal(
+    addresses: Sequence[str],
+    grpc_target: str,
+    secrets: Tls | None,
+    options: dict[str, Any],
+    *,
+    has_own_credentials: bool,
+) -> Goal | None:
+    """What gRPC connects to; None for socket files, other name servers and proxies."""
+    scheme, endpoints = _without_scheme(grpc_target)
+    has_proxy = any(os.environ.get(name) for name in PROXY_VARIABLES)
+    if (
+        grpc_target.startswith(OTHER_SCHEMES)
+        or scheme not in LOCAL_SCHEMES
+        or (has_proxy and options.get("grpc.enable_http_proxy", 1))
+    ):
+        return None
+    if secrets is not None:
+        names = [str(options[name]) for name in NAME_OPTIONS if name in options]
+        secrets = replace(secrets, name=re.sub(r":[0-9]+$", "", names[0]) if names else None)
+    return Goal(
+        target=", ".join(addresses),
+        endpoints=tuple(map(_endpoint, endpoints)),
+        tls=secrets,
+        has_own_credentials=has_own_credentials,
+    )
+
+
 def _name_options(
     addresses: Sequence[str], channel_options: Sequence[tuple[str, Any]]
 ) -> list[tuple[str, Any]]:
@@ -272,7 +319,7 @@ def _looked_up(host: str, port: int, family: socket.AddressFamily) -> list[str]:
 
 def _check_address(name: str, address: str) -> None:
     """Refuses an address that has no port or a scheme that gRPC has not: it would look it up as a name."""
-    if address.startswith(("unix:", "unix-abstract:", "vsock:", "xds:", "google-c2p:")):
+    if address.startswith(OTHER_SCHEMES):
         return
     _, endpoints = _without_scheme(address)
     for one in endpoints:
@@ -285,8 +332,7 @@ def _is_this_machine(address: str) -> bool:
     if address.startswith(("unix:", "unix-abstract:")):
         return True
     scheme, endpoints = _without_scheme(address)
-    # Where a name server is named, localhost is what that says it is.
-    return scheme in ("", "ipv4:", "ipv6:", "dns:", "dns:///") and all(map(_is_loopback, endpoints))
+    return scheme in LOCAL_SCHEMES and all(map(_is_loopback, endpoints))
 
 
 def _is_loopback(endpoint: str) -> bool:

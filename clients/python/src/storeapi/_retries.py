@@ -6,10 +6,13 @@ stubs that has no request_id.
 """
 
 import random
+import re
 import time
 from typing import Any, Final
 
-from storeapi.errors import Cancelled, StoreError, Unavailable
+from grpc import StatusCode
+
+from storeapi.errors import Cancelled, ConnectionFailed, StoreError, Unavailable
 
 FIRST_PAUSE_SECONDS: Final = 0.05
 """Between the first two tries; doubled for each further one."""
@@ -19,6 +22,23 @@ LONGEST_PAUSE_SECONDS: Final = 1.0
 
 LEAST_SECONDS: Final = 0.001
 """With less time than this there is no use in trying."""
+
+BROKEN: Final = frozenset(
+    {
+        StatusCode.CANCELLED,
+        StatusCode.UNKNOWN,
+        StatusCode.RESOURCE_EXHAUSTED,
+        StatusCode.INTERNAL,
+        StatusCode.UNAVAILABLE,
+    }
+)
+"""The statuses that gRPC makes of a broken stream or of an HTTP answer, of which it depends on the proxy."""
+
+LASTING: Final = re.compile(
+    "larger than max|exceeds|serializ|compress|header with status: (?!408|425|429|500|502|503|504)"
+)
+"""What gRPC says, with the same statuses, of messages that are too large or cannot be decoded, and of a proxy
+that refuses the request itself: the next try would end in the same way."""
 
 
 class Attempts:
@@ -53,8 +73,14 @@ class Attempts:
 
 def may_help(error: StoreError) -> bool:
     """Whether the same call may succeed later."""
-    # gRPC answers CANCELLED without a reason while a server closes.
-    return isinstance(error, (Unavailable, Cancelled)) or error.retry_after is not None
+    if error.retry_after is not None:
+        return True
+    if error.reason:
+        return isinstance(error, (Unavailable, Cancelled))
+    # Without a reason it was not the service that answered: the connection broke, here or behind a proxy.
+    # A deadline that the service enforces has the id of the call; the caller's own leaves no time for more.
+    is_broken = error.code in BROKEN or (error.code is StatusCode.DEADLINE_EXCEEDED and error.call_id is None)
+    return is_broken and not isinstance(error, ConnectionFailed) and not LASTING.search(error.message)
 
 
 def is_repeatable(request: Any) -> bool:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -79,6 +80,14 @@ DETAILS: Final = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, err
 PLACE: Final = re.compile(r"\b(requests|ids|post_ids)\[([0-9]+)\]")
 """An item of a batch, in a field path."""
 
+ENCODED_ADDRESS: Final = re.compile(r"%5B[^\s;,]*?%5D")
+"""An IPv6 address as gRPC writes it, in a URL."""
+
+
+def undecodable() -> StoreError:
+    """The error for an answer that is not what was asked for; grpc.aio returns None for it."""
+    return errors.InternalError("Exception deserializing response!", reason="")
+
 
 def store_error(failure: grpc.RpcError) -> StoreError:
     """The error to raise for a failed call, whatever the other side sent."""
@@ -90,8 +99,10 @@ def store_error(failure: grpc.RpcError) -> StoreError:
     details = _details(trailers.get("grpc-status-details-bin"))
     info = _error_info(details)
 
+    message = _said_by(failure, "details") or ("" if hasattr(failure, "details") else str(failure))
+
     error = (BY_REASON.get(info.reason) or BY_CODE.get(code, StoreError))(
-        _said_by(failure, "details") or ("" if hasattr(failure, "details") else str(failure)),
+        message if info.reason else ENCODED_ADDRESS.sub(lambda found: unquote(found[0]), message),
         code=code,
         reason=info.reason,
         metadata=info.metadata,

@@ -35,6 +35,7 @@
     ├── OutOfRange                  what is asked for is no longer kept
     │   └── ResumeTokenExpired      start the watch again with the initial state
     ├── Unavailable                 call again after retry_after
+    │   ├── ConnectionFailed        no connection, for a reason that stays
     │   ├── Overloaded
     │   ├── ShuttingDown
     │   ├── StreamStalled
@@ -448,6 +449,14 @@ class Unavailable(StoreError):
     """The service cannot be reached or cannot answer now; call again after `retry_after` seconds."""
 
     code = grpc.StatusCode.UNAVAILABLE
+
+
+class ConnectionFailed(Unavailable):
+    """No connection can be made, and another try cannot change that; nothing was sent.
+
+    The message names the cause: a certificate that is not trusted, has expired or has another name, TLS on
+    one side only, or a name that does not exist.
+    """
 
 
 class Overloaded(Unavailable):

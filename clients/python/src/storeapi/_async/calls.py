@@ -15,8 +15,9 @@ import grpc.aio
 
 from storeapi import _messages
 from storeapi._connection import Timeout, seconds
+from storeapi._diagnosis import AsyncDiagnosis, Goal
 from storeapi._retries import Attempts, is_repeatable
-from storeapi._status import count_from, store_error
+from storeapi._status import count_from, store_error, undecodable
 from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
 from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
@@ -28,8 +29,10 @@ Reply = TypeVar("Reply")
 class AsyncCalls:
     """One way to call for all methods of a client: the same deadline, the same retries, the same errors."""
 
-    def __init__(self, *, timeout: float | None, retries: bool) -> None:
+    def __init__(self, *, timeout: float | None, retries: bool, goal: Goal | None) -> None:
         self._timeout = timeout
+        self.diagnosis: AsyncDiagnosis = AsyncDiagnosis(goal)
+        self.has_answered: bool = False
         self.retries: bool = retries
         self.is_closed: bool = False
         self._max_batch = _messages.MAX_BATCH
@@ -63,14 +66,14 @@ class AsyncCalls:
         attempts = self.attempts(timeout)
         while True:
             try:
-                return await method(request, timeout=attempts.remaining())
+                reply = await method(request, timeout=attempts.remaining())
             except asyncio.CancelledError:
                 # gRPC cancels whoever waits while the client is closed.
                 if not self.is_closed or is_cancelled():
                     raise
                 raise Cancelled("the client was closed") from None
             except grpc.RpcError as failure:
-                error = store_error(failure)
+                error = await self.error(failure)
                 error.request_id = getattr(request, "request_id", "")
                 error.attempts = attempts.count
                 may_repeat = self.retries and not self.is_closed and is_repeatable(request)
@@ -82,7 +85,19 @@ class AsyncCalls:
                 if not self.is_closed:
                     raise
                 raise Cancelled("the client was closed") from failure
+            else:
+                if reply is None:
+                    raise undecodable()
+                self.has_answered = True
+                return reply
             await self.wait(pause, error)
+
+    async def error(self, failure: grpc.RpcError) -> StoreError:
+        """The error of a try that failed, with the cause if no connection could be made."""
+        error = store_error(failure)
+        if error.reason:
+            self.has_answered = True
+        return await self.diagnosis.explain(error, has_answered=self.has_answered)
 
     async def in_pieces(
         self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], Awaitable[None]]

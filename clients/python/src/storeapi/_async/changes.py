@@ -15,7 +15,7 @@ from storeapi._async.calls import AsyncCalls
 from storeapi._async.steps import AsyncSteps
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._retries import Attempts
-from storeapi._status import store_error
+from storeapi._status import undecodable
 from storeapi._streams import AsyncStream
 from storeapi.errors import StoreError
 from storeapi.model import Change, ChangeBatch, Start
@@ -205,11 +205,11 @@ class AsyncWatch:
                     return None
                 if not isinstance(failure, grpc.RpcError):
                     raise
-                error, cause = store_error(failure), failure
+                error, cause = await self._calls.error(failure), failure
             else:
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)
-                self._has_begun = True
+                self._has_begun = self._calls.has_answered = True
                 self._attempts = Attempts(None)
                 self._request.resume_token = batch.resume_token
                 return batch
@@ -247,11 +247,14 @@ class AsyncWatch:
             if self._is_closed:
                 stream.cancel()
         try:
-            response: changes_pb2.WatchResponse = await stream.read()
+            response: changes_pb2.WatchResponse | None = await stream.read()
         except BaseException:
             # Also one who gives up waiting has ended the call: the next step begins another behind the token.
             self._drop_stream()
             raise
+        if response is None:
+            self._drop_stream()
+            raise undecodable()
         return response
 
     def _drop_stream(self) -> None:

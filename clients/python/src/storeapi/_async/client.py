@@ -140,7 +140,7 @@ class AsyncStoreClient:
             )
         self._target = settings.target
         channel = with_metadata(channel, settings.metadata)
-        self._calls = AsyncCalls(timeout=settings.timeout, retries=retries)
+        self._calls = AsyncCalls(timeout=settings.timeout, retries=retries, goal=settings.goal)
         self.raw = AsyncRawStubs(
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),

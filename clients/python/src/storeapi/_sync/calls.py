@@ -12,8 +12,9 @@ import grpc
 
 from storeapi import _messages
 from storeapi._connection import Timeout, seconds
+from storeapi._diagnosis import Diagnosis, Goal
 from storeapi._retries import Attempts, is_repeatable
-from storeapi._status import count_from, store_error
+from storeapi._status import count_from, store_error, undecodable
 from storeapi._streams import Pause, Stream
 from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
@@ -25,8 +26,10 @@ Reply = TypeVar("Reply")
 class Calls:
     """One way to call for all methods of a client: the same deadline, the same retries, the same errors."""
 
-    def __init__(self, *, timeout: float | None, retries: bool) -> None:
+    def __init__(self, *, timeout: float | None, retries: bool, goal: Goal | None) -> None:
         self._timeout = timeout
+        self.diagnosis: Diagnosis = Diagnosis(goal)
+        self.has_answered: bool = False
         self.retries: bool = retries
         self.is_closed: bool = False
         self._max_batch = _messages.MAX_BATCH
@@ -60,9 +63,9 @@ class Calls:
         attempts = self.attempts(timeout)
         while True:
             try:
-                return method(request, timeout=attempts.remaining())
+                reply = method(request, timeout=attempts.remaining())
             except grpc.RpcError as failure:
-                error = store_error(failure)
+                error = self.error(failure)
                 error.request_id = getattr(request, "request_id", "")
                 error.attempts = attempts.count
                 may_repeat = self.retries and not self.is_closed and is_repeatable(request)
@@ -74,7 +77,19 @@ class Calls:
                 if not self.is_closed:
                     raise
                 raise Cancelled("the client was closed") from failure
+            else:
+                if reply is None:
+                    raise undecodable()
+                self.has_answered = True
+                return reply
             self.wait(pause, error)
+
+    def error(self, failure: grpc.RpcError) -> StoreError:
+        """The error of a try that failed, with the cause if no connection could be made."""
+        error = store_error(failure)
+        if error.reason:
+            self.has_answered = True
+        return self.diagnosis.explain(error, has_answered=self.has_answered)
 
     def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
         """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""

@@ -14,7 +14,7 @@ import grpc
 from storeapi import _messages
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._retries import Attempts
-from storeapi._status import store_error
+from storeapi._status import undecodable
 from storeapi._streams import Stream
 from storeapi._sync.calls import Calls
 from storeapi._sync.steps import Steps
@@ -206,11 +206,11 @@ class Watch:
                     return None
                 if not isinstance(failure, grpc.RpcError):
                     raise
-                error, cause = store_error(failure), failure
+                error, cause = self._calls.error(failure), failure
             else:
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)
-                self._has_begun = True
+                self._has_begun = self._calls.has_answered = True
                 self._attempts = Attempts(None)
                 self._request.resume_token = batch.resume_token
                 return batch
@@ -248,11 +248,14 @@ class Watch:
             if self._is_closed:
                 stream.cancel()
         try:
-            response: changes_pb2.WatchResponse = stream.read()
+            response: changes_pb2.WatchResponse | None = stream.read()
         except BaseException:
             # Also one who gives up waiting has ended the call: the next step begins another behind the token.
             self._drop_stream()
             raise
+        if response is None:
+            self._drop_stream()
+            raise undecodable()
         return response
 
     def _drop_stream(self) -> None:

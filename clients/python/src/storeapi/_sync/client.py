@@ -138,7 +138,7 @@ class StoreClient:
             )
         self._target = settings.target
         channel = with_metadata(channel, settings.metadata)
-        self._calls = Calls(timeout=settings.timeout, retries=retries)
+        self._calls = Calls(timeout=settings.timeout, retries=retries, goal=settings.goal)
         self.raw = RawStubs(
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),

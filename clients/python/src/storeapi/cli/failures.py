@@ -46,6 +46,7 @@ BY_ERROR: Final[tuple[tuple[type[StoreError], ExitCode], ...]] = (
     (errors.Conflict, ExitCode.CONFLICT),
     (errors.PostHasComments, ExitCode.CONFLICT),
     (errors.RequestIdReused, ExitCode.CONFLICT),
+    (errors.ConnectionFailed, ExitCode.FAILED),
     (errors.Unavailable, ExitCode.UNAVAILABLE),
     (errors.DeadlineExceeded, ExitCode.UNAVAILABLE),
     (errors.Cancelled, ExitCode.UNAVAILABLE),

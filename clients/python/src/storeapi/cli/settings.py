@@ -14,6 +14,7 @@ import grpc
 
 from storeapi import CLIENT_DEFAULT, StoreClient
 from storeapi._connection import connection, new_channel
+from storeapi._diagnosis import Diagnosis
 from storeapi.cli.waiting import Waiting
 
 
@@ -53,7 +54,7 @@ class Settings:
         settings = connection(**given, timeout=timeout, credentials=None, channel_options=())
         channel = stack.enter_context(new_channel(settings))
         channel = grpc.intercept_channel(channel, stack.enter_context(Waiting(settings.target)))
-        return stack.enter_context(
+        client = stack.enter_context(
             StoreClient(
                 channel=channel,
                 timeout=timeout,
@@ -61,6 +62,9 @@ class Settings:
                 retries=self.client.get("retries", True),
             )
         )
+        # Of a borrowed channel a client does not know where it leads.
+        client._calls.diagnosis = Diagnosis(settings.goal)
+        return client
 
 
 def client_arguments(

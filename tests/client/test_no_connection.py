@@ -1,0 +1,367 @@
+"""Why no connection can be made: told at once where another try cannot help, and in plain words."""
+
+import asyncio
+import os
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+import pytest
+import storeapi
+import trustme
+from storeapi import _connection, _diagnosis, _retries
+from storeapi._status import store_error
+from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
+
+from tests.certificates import chain_of, key_of
+from tests.support import free_port
+
+NOW = datetime.now(UTC)
+DAY = timedelta(days=1)
+
+
+class Posts(posts_pb2_grpc.PostServiceServicer):
+    def GetPost(self, request: Any, context: Any) -> posts_pb2.Post:
+        return posts_pb2.Post(id=request.id)
+
+
+class Changes(changes_pb2_grpc.ChangeServiceServicer):
+    def Watch(self, request: Any, context: Any) -> Iterator[Any]:
+        yield changes_pb2.WatchResponse(resume_token="t1", heartbeat=True)
+        over = threading.Event()
+        context.add_callback(over.set)
+        over.wait(60)
+
+
+@contextmanager
+def service(
+    cert: trustme.LeafCert | None, *, client_ca: trustme.CA | None = None, port: int = 0
+) -> Iterator[int]:
+    """The port of a server on 127.0.0.1, with TLS if there is a certificate."""
+    server = grpc.server(futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)])
+    posts_pb2_grpc.add_PostServiceServicer_to_server(Posts(), server)
+    changes_pb2_grpc.add_ChangeServiceServicer_to_server(Changes(), server)
+    address = f"127.0.0.1:{port}"
+    if cert is None:
+        port = server.add_insecure_port(address)
+    else:
+        credentials = grpc.ssl_server_credentials(
+            [(key_of(cert), chain_of(cert))],
+            client_ca.cert_pem.bytes() if client_ca else None,
+            client_ca is not None,
+        )
+        port = server.add_secure_port(address, credentials)
+    server.start()
+    yield port
+    server.stop(None).wait()
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine has set."""
+    for name in ("TARGET", "TIMEOUT", "API_KEY", "TLS", "TLS_CA", "TLS_CERT", "TLS_KEY"):
+        monkeypatch.delenv(f"STOREAPI_{name}", raising=False)
+    for name in _connection.PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def ca(authority: trustme.CA) -> dict[str, bytes]:
+    return {"tls_ca": authority.cert_pem.bytes()}
+
+
+def own(cert: trustme.LeafCert) -> dict[str, bytes]:
+    return {"tls_cert": chain_of(cert), "tls_key": key_of(cert)}
+
+
+Case = tuple[trustme.LeafCert | None, trustme.CA | None, dict[str, Any], str]
+
+
+def cases(authority: trustme.CA, name: str) -> Case:
+    """A server's certificate, whose clients it takes, a client's arguments and what the client is told."""
+    good = authority.issue_cert("localhost", "127.0.0.1")
+    other = trustme.CA()
+    by_name = [("grpc.default_authority", "store.example:443")]
+    return {
+        "not trusted": (good, None, ca(other), r"the certificate of {} is not trusted: .*certificate"),
+        "not trusted by gRPC": (
+            good,
+            None,
+            {"tls": True},
+            r"the certificate of {} is not trusted: .*certificate",
+        ),
+        "another name": (
+            authority.issue_cert("other.example"),
+            None,
+            ca(authority),
+            "the certificate of {} is not valid for the name localhost",
+        ),
+        "another name that is said": (
+            good,
+            None,
+            ca(authority) | {"channel_options": by_name},
+            "the certificate of {} is not valid for the name store.example",
+        ),
+        "expired": (
+            authority.issue_cert("localhost", not_before=NOW - 2 * DAY, not_after=NOW - DAY),
+            None,
+            ca(authority),
+            "the certificate of {} has expired",
+        ),
+        "not yet valid": (
+            authority.issue_cert("localhost", not_before=NOW + DAY, not_after=NOW + 2 * DAY),
+            None,
+            ca(authority),
+            "the certificate of {} is not valid yet",
+        ),
+        "plaintext to TLS": (good, None, {}, "{} uses TLS, and the client does not"),
+        "plaintext to mTLS": (good, authority, {}, "{} uses TLS, and the client does not"),
+        "TLS to plaintext": (None, None, ca(authority), "{} does not use TLS, and the client does"),
+    }[name]
+
+
+CASES = [
+    "not trusted",
+    "not trusted by gRPC",
+    "another name",
+    "another name that is said",
+    "expired",
+    "not yet valid",
+    "plaintext to TLS",
+    "plaintext to mTLS",
+    "TLS to plaintext",
+]
+
+
+@pytest.mark.parametrize("by", ["call", "watch"])
+@pytest.mark.parametrize("name", CASES)
+async def test_what_stays_wrong_is_told_at_once(make_client, authority, name, by):
+    """By the first try, with the cause, of the one of localhost's addresses that answers."""
+    cert, client_ca, arguments, message = cases(authority, name)
+    with service(cert, client_ca=client_ca) as port:
+        client = make_client(f"localhost:{port}", timeout=60, **arguments)
+
+        with pytest.raises(storeapi.ConnectionFailed) as raised:
+            await (client.posts.get(1) if by == "call" else anext(client.changes.watch()))
+
+    expected = f"cannot connect to localhost:{port}: {message.format(re.escape(f'127.0.0.1:{port}'))}"
+    assert re.fullmatch(expected, str(raised.value))
+    assert (raised.value.attempts, raised.value.code) == (1, grpc.StatusCode.UNAVAILABLE)
+    assert isinstance(raised.value.__cause__, grpc.RpcError)
+
+
+@pytest.mark.parametrize(
+    ("has_one", "message"),
+    [
+        (False, r"asks for a client certificate \(.*certificate required\)"),
+        (True, r"does not accept the client's certificate \(.*unknown ca\)"),
+    ],
+)
+async def test_a_server_that_refuses_a_client_certificate(make_client, authority, has_one, message):
+    """With an alert of TLS, as web servers and proxies send it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.set_alpn_protocols(["h2"])
+    authority.configure_trust(context)
+    arguments = own(trustme.CA().issue_cert("caller.example")) if has_one else {}
+    with tls_listener(authority, context) as port:
+        client = make_client(f"localhost:{port}", timeout=60, **ca(authority), **arguments)
+
+        with pytest.raises(storeapi.ConnectionFailed, match=message):
+            await client.posts.get(1)
+
+
+@pytest.mark.parametrize(("has_one", "message"), [(False, "a client"), (True, "another client")])
+async def test_grpc_refuses_a_client_certificate_without_a_word(make_client, authority, has_one, message):
+    """As it closes connections for other reasons too: what that may mean is told at the deadline."""
+    arguments = own(trustme.CA().issue_cert("caller.example")) if has_one else {}
+    with service(authority.issue_cert("localhost"), client_ca=authority) as port:
+        client = make_client(f"localhost:{port}", timeout=2, **ca(authority), **arguments)
+
+        with pytest.raises(storeapi.Unavailable, match=f"it may require {message} certificate"):
+            await client.posts.get(1)
+
+
+async def test_a_name_that_does_not_exist_is_told_at_once(make_client):
+    """Names that end in .invalid never do."""
+    client = make_client("no.such.name.invalid:50051", timeout=60)
+
+    with pytest.raises(storeapi.ConnectionFailed, match=r"the name no\.such\.name\.invalid is not known"):
+        await client.posts.get(1)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("127.0.0.1:1", "nothing listens at 127.0.0.1:1"),
+        ("[::1]:1", "nothing listens at [::1]:1"),
+        ("dns:///[::1]:1", "nothing listens at [::1]:1"),
+        (["127.0.0.1:1", "127.0.0.2:1"], "nothing listens at 127.0.0.1:1; nothing listens at 127.0.0.2:1"),
+    ],
+)
+async def test_nobody_may_be_there_soon(make_client, target, message):
+    """Until the deadline; then the caller hears in plain words, and where."""
+    with pytest.raises(storeapi.Unavailable) as raised:
+        await make_client(target, timeout=1).posts.get(1)
+
+    assert type(raised.value) is storeapi.Unavailable
+    assert raised.value.message.endswith(message)
+    assert raised.value.attempts > 1
+
+
+@pytest.fixture
+def failed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Waits until a try has failed."""
+    said = threading.Event()
+    pause_after = _retries.Attempts.pause_after
+
+    def noted(attempts, error):
+        said.set()
+        return pause_after(attempts, error)
+
+    monkeypatch.setattr(_retries.Attempts, "pause_after", noted)
+    return lambda: asyncio.to_thread(said.wait, 60)
+
+
+async def test_a_service_that_comes_late_is_waited_for(make_client, authority, failed):
+    """That nothing listens is a matter of time."""
+    port = free_port()
+    client = make_client(f"localhost:{port}", timeout=60, **ca(authority))
+    call = asyncio.ensure_future(client.posts.get(1))
+    assert await failed()
+
+    with service(authority.issue_cert("localhost"), port=port):
+        assert (await call).id == 1
+
+
+async def test_a_watch_does_not_wait_for_a_certificate_to_mend(make_client, authority):
+    """Also one that has begun: it would be silent for ever."""
+    with service(authority.issue_cert("localhost")) as port:
+        client = make_client(f"localhost:{port}", **ca(authority))
+        watch = client.changes.watch()
+        await anext(watch.batches())
+    with (
+        service(trustme.CA().issue_cert("localhost"), port=port),
+        pytest.raises(storeapi.ConnectionFailed, match="is not trusted"),
+    ):
+        await anext(watch)
+    await watch.close()
+
+
+@pytest.mark.parametrize(
+    ("has_answered", "kind"), [(True, storeapi.Unavailable), (False, storeapi.ConnectionFailed)]
+)
+def test_a_name_that_goes_may_come_back(has_answered, kind):
+    """As that of a headless service of Kubernetes in a restart: a client that was answered waits for it."""
+    goal = settings(target="no.such.name.invalid:1").goal
+    error = storeapi.Unavailable("DNS resolution failed")
+
+    assert type(_diagnosis.Diagnosis(goal).explain(error, has_answered=has_answered)) is kind
+
+
+async def test_a_server_without_http2_is_told_of(make_client, authority):
+    """A web server that knows nothing of gRPC."""
+    with tls_listener(authority, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)) as port:
+        client = make_client(f"localhost:{port}", **ca(authority))
+
+        with pytest.raises(storeapi.ConnectionFailed, match="does not offer HTTP/2 over TLS"):
+            await client.posts.get(1)
+
+
+@contextmanager
+def tls_listener(authority: trustme.CA, context: ssl.SSLContext) -> Iterator[int]:
+    """The port of something that does nothing but the handshake."""
+    authority.issue_cert("localhost").configure_cert(context)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with suppress(OSError), connection:
+                connection.settimeout(10)
+                with context.wrap_socket(connection, server_side=True) as encrypted:
+                    encrypted.recv(1)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment"),
+    [
+        ({"target": "unix:/run/store.sock"}, {}),
+        ({"target": "dns://10.0.0.1/store:1"}, {}),
+        ({"target": "store:1"}, {"https_proxy": "http://proxy:3128"}),
+    ],
+)
+def test_where_grpc_goes_another_way_nothing_is_claimed(arguments, environment, monkeypatch):
+    """What the standard library found would not be what gRPC met."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert settings(**arguments).goal is None
+
+
+def test_of_credentials_of_grpcs_own_nothing_is_claimed(authority):
+    """They do not tell what they trust."""
+    with service(authority.issue_cert("localhost")) as port:
+        found = settings(target=f"127.0.0.1:{port}", credentials=grpc.local_channel_credentials())
+
+        assert _diagnosis.look(found.goal) is None
+
+
+def settings(**given: Any) -> _connection.Connection:
+    everything = dict.fromkeys(
+        ["target", "api_key", "tls", "tls_ca", "tls_cert", "tls_key", "credentials"]
+    ) | {"timeout": storeapi.CLIENT_DEFAULT, "channel_options": ()}
+    return _connection.connection(**everything | given)
+
+
+def test_an_address_is_shown_as_people_write_it():
+    """In what gRPC says."""
+
+    class Failure(grpc.RpcError):
+        def details(self):
+            return "last error: UNKNOWN: ipv6:%5B::1%5D:50051: refused; ipv6:%5Bfe80::1%25eth0%5D:1: no"
+
+    assert (
+        str(store_error(Failure()))
+        == "last error: UNKNOWN: ipv6:[::1]:50051: refused; ipv6:[fe80::1%eth0]:1: no"
+    )
+
+
+@pytest.mark.parametrize(("kind", "code"), [("TLS to plaintext", 1), ("nothing listens", 5)])
+def test_the_command_tells_it_in_one_line(authority, tmp_path, kind, code):
+    """With the exit code for what does not pass, or for what may."""
+    path = tmp_path / "ca.pem"
+    path.write_bytes(authority.cert_pem.bytes())
+    with service(None) as port:
+        target = f"localhost:{port if code == 1 else 1}"
+        command = [sys.executable, "-m", "storeapi", "--target", target, "--timeout", "2", "--tls-ca", path]
+        # gRPC's core writes lines of its own about handshakes.
+        quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
+        run = subprocess.run(
+            [*command, "posts", "get", "1"], env=quiet, capture_output=True, text=True, timeout=100
+        )
+
+    assert run.returncode == code
+    (line,) = run.stderr.splitlines()
+    assert line.startswith(f"error: UNAVAILABLE: cannot connect to {target}: ")
+    assert ("does not use TLS" if code == 1 else "nothing listens") in line
