@@ -195,6 +195,11 @@ class Position:
     """The commit_time of that change, by which a store that was set back is told from the one before; 0 if
     the place is behind no change, or that change is gone."""
 
+    def is_same(self, other: "Position") -> bool:
+        """Whether both are behind the same change of the same past."""
+        # Not xid: on SQLite the end of the feed has another one than its change.
+        return (self.seq, self.time) == (other.seq, other.time)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotPlace:

@@ -189,29 +189,38 @@ _last_change = (
     .limit(1)
     .subquery("last_change")
 )
-FEED = Statement(
-    select(
-        *_state,
-        _trimmed_time,
-        _last_seq.scalar_subquery(),
-        _last_seq.scalar_subquery(),
-        func.coalesce(_last_time.scalar_subquery(), 0),
-    ),
-    # Where the last change stands, and not the horizon: after a crash PostgreSQL gives numbers again that
-    # were never written down, of transactions that were undone.
-    on_postgresql=select(
-        *_state,
-        _trimmed_time,
-        func.coalesce(_last_change.c.xid, feed.c.trimmed_xid),
-        func.coalesce(_last_change.c.seq, feed.c.trimmed_seq),
-        func.coalesce(_last_change.c.commit_time, 0),
-    ).select_from(feed.outerjoin(_last_change, true())),
-)
+
+
+def _feed(*more: ColumnElement[Any]) -> Statement:
+    return Statement(
+        select(
+            *_state,
+            _trimmed_time,
+            _last_seq.scalar_subquery(),
+            _last_seq.scalar_subquery(),
+            func.coalesce(_last_time.scalar_subquery(), 0),
+            *more,
+        ),
+        # Where the last change stands, and not the horizon: after a crash PostgreSQL gives numbers again that
+        # were never written down, of transactions that were undone.
+        on_postgresql=select(
+            *_state,
+            _trimmed_time,
+            func.coalesce(_last_change.c.xid, feed.c.trimmed_xid),
+            func.coalesce(_last_change.c.seq, feed.c.trimmed_seq),
+            func.coalesce(_last_change.c.commit_time, 0),
+            *more,
+        ).select_from(feed.outerjoin(_last_change, true())),
+    )
+
+
+FEED = _feed()
 """Which store this is, up to where changes are told no more, and where the feed ends now; both places with
 the time of the change there. Served on PostgreSQL by changes_xid_seq_idx."""
 
-COMMIT_TIME = Statement(select(change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger)))
-"""When a change was made. Served by the primary key."""
+_time_at = select(change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger))
+FEED_AT = _feed(func.coalesce(_time_at.scalar_subquery(), 0))
+"""The same, and when the change `seq` was made, or 0 if it is not there. Served also by the primary key."""
 
 LOCKED_FEED = Statement(select(*_state).with_for_update(skip_locked=True))
 """The same without times and the end; no row while another process is deleting changes."""

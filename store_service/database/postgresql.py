@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from databases import Database
 from sqlalchemy.engine import URL, make_url
 
-from store_service.database.changes import ORDER_LOCK
+from store_service.database.changes import ORDER_LOCK, LoggedWrite
 from store_service.database.connection import Connection, Rows
 from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, NotifiesNobody, named
 from store_service.database.observing import Observe, unobserved
@@ -52,7 +52,10 @@ class PostgresqlConnection(Connection):
     WRITES_IN_ONE_STATEMENT = True
 
     _fetching: asyncio.Task[Any] | None = None
-    """The task that waits for rows, if one does."""
+    """The task that waits for rows, if one does that may be interrupted."""
+
+    _commits_itself = False
+    """Whether the statement that runs is a transaction by itself."""
 
     def __init__(
         self,
@@ -98,7 +101,7 @@ class PostgresqlConnection(Connection):
 
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("postgresql", values)
-        self._fetching = asyncio.current_task()
+        self._fetching = None if self._commits_itself else asyncio.current_task()
         try:
             rows: Rows = await self._answered(self._raw.fetch(text, *arguments))
         except asyncio.CancelledError:
@@ -118,15 +121,29 @@ class PostgresqlConnection(Connection):
     async def _execute(self, text: str) -> None:
         await self._answered(self._raw.execute(text))
 
-    async def _answered(self, call: Coroutine[Any, Any, T]) -> T:
-        """Waits for the server's answer, but not for that of a host that is gone, which tells nobody."""
+    async def write(self, write: LoggedWrite, **values: Any) -> Rows:
+        """Runs a write that leaves its changes in the feed; see Connection.
+
+        Outside of a transaction it is one, and `abandon` does not end it: PostgreSQL would commit it on this
+        server alone when it is cancelled while it waits for a synchronous standby.
+        """
+        self._commits_itself = not self._raw.is_in_transaction()
         try:
-            async with asyncio.timeout(self._longest_seconds):
-                return await call
-        except TimeoutError:
-            # At once: to end it politely would mean to wait for an answer again.
-            self._raw.terminate()
-            raise
+            return await super().write(write, **values)
+        finally:
+            self._commits_itself = False
+
+    async def _answered(self, call: Coroutine[Any, Any, T]) -> T:
+        """Waits for the server's answer, but not for that of a host that is gone, which tells nobody.
+
+        The session is then ended, and nothing cancelled: to end it politely would mean to wait for an answer
+        again, and a commit that is cancelled happens all the same (docs/decisions/0018).
+        """
+        timer = asyncio.get_running_loop().call_later(self._longest_seconds, _end, self._raw)
+        try:
+            return await call
+        finally:
+            timer.cancel()
 
     async def listen(self, heard: Callable[[], None]) -> None:
         """Calls `heard` whenever changes are committed; returns when it should listen on another connection.
@@ -138,12 +155,16 @@ class PostgresqlConnection(Connection):
             raise NotifiesNobody
         lost = asyncio.Event()
         self._raw.add_termination_listener(lambda _: lost.set())
-        with self._current.told_of_moves(lost.set):
-            await self._raw.add_listener(CHANNEL, lambda *_: heard())
-            # Nobody told of what was written before.
-            heard()
-            if not (self.is_lost or self.is_doubtful):
-                await lost.wait()
+        try:
+            with self._current.told_of_moves(lost.set):
+                await self._raw.add_listener(CHANNEL, lambda *_: heard())
+                # Nobody told of what was written before.
+                heard()
+                if not (self.is_lost or self.is_doubtful):
+                    await lost.wait()
+        finally:
+            # The pool takes back no session that listens.
+            _end(self._raw)
 
     def _in_transaction(self) -> bool:
         # A connection that was lost has nothing to roll back, and its loss is what should be reported.
@@ -289,7 +310,7 @@ class _Sessions:
                     self._current.check_role(server)
                     yield raw, server
                     return
-                raw.terminate()
+                _end(raw)
             if asyncio.get_running_loop().time() > last:
                 self._current.check(server)
             # Where a name leads to several servers in turn, the next one may be the right one.
@@ -313,9 +334,13 @@ class _Sessions:
 
 def _end_after_error(raw: Any, error: type[BaseException] | None, *_: object) -> None:
     if error is not None:
-        # The pool may have taken it back already.
-        with suppress(*DRIVER_ERRORS):
-            raw.terminate()
+        _end(raw)
+
+
+def _end(raw: Any) -> None:
+    # The pool may have taken it back already.
+    with suppress(*DRIVER_ERRORS):
+        raw.terminate()
 
 
 def _milliseconds(seconds: float) -> str:

@@ -8,10 +8,10 @@ never changes any more, and a reader that goes from position to position misses 
 
 import uuid
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -19,7 +19,7 @@ from store_service.database import changes as sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
-from store_service.errors import ResumeTokenExpired, StoreError
+from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, StoreError
 from store_service.model import Bookmark, Change, Position
 from store_service.store import resume_tokens
 
@@ -36,6 +36,8 @@ PIECE_ROWS = 4000
 _BYTES_BESIDE_THE_BODY = 120
 """About as much of a change on the wire is not the body."""
 
+T = TypeVar("T")
+
 log = structlog.get_logger("store_service.feed")
 
 
@@ -48,6 +50,36 @@ class FeedState:
     """Behind it the changes are still told. The change there is kept for its time; an earlier version
     deleted it too, and then the time is 0."""
     end: Position
+
+    def check(self, position: Position, time: int) -> None:
+        """Makes sure that what follows a position can be told without a gap.
+
+        Args:
+            position: Behind which changes are to be told.
+            time: When the change of its `seq` was made, read together with this state; 0 if there is none.
+
+        Raises:
+            ResumeTokenExpired: Changes behind it have been deleted.
+            ResumeTokenForeign: This store never had it, or has another past since it was set back.
+        """
+        if self.end < position:
+            raise resume_tokens.foreign()
+        if self.trimmed > position:
+            raise ResumeTokenExpired(earliest_resume_token=self.token_of(self.trimmed))
+        # On SQLite the end of the feed has the number of its change for that of its transaction too.
+        begins_at = (self.trimmed, Position(xid=self.trimmed.seq, seq=self.trimmed.seq))
+        if not position.time:
+            # Of where the feed began once, which is never behind where it begins now.
+            is_foreign = self.trimmed < position
+        elif position.time == time:
+            is_foreign = False
+        elif position in begins_at:
+            # An earlier version has deleted the change where the feed begins, and its time with it.
+            is_foreign = self.trimmed.time != 0
+        else:
+            is_foreign = self.trimmed < position
+        if is_foreign:
+            raise resume_tokens.foreign()
 
     def token_of(self, position: Position) -> str:
         """The token with which a watch goes on behind a position."""
@@ -71,6 +103,11 @@ class Piece:
         """Behind the last change."""
         return self.places[-1]
 
+    def last_until(self, position: Position, before: Position) -> Position:
+        """Where the last change up to a position stands, or `before`, which the piece follows."""
+        first = bisect_right(self.places, position)
+        return self.places[first - 1] if first else before
+
     def behind(self, position: Position) -> "Piece":
         """What of it stands behind a position, which is before its end."""
         first = bisect_right(self.places, position)
@@ -83,8 +120,18 @@ class Piece:
 
 async def feed_state(connection: Connection) -> FeedState:
     """Reads the state of the feed."""
-    ((store_id, *places),) = await connection.fetch_few(sql.FEED)
-    trimmed_xid, trimmed_seq, trimmed_time, end_xid, end_seq, end_time = places
+    (row,) = await connection.fetch_few(sql.FEED)
+    return _state_in(row)
+
+
+async def check_position(connection: Connection, position: Position) -> None:
+    """Makes sure that the store has a position, as `FeedState.check` says."""
+    ((*row, time),) = await connection.fetch_few(sql.FEED_AT, seq=position.seq)
+    _state_in(row).check(position, time)
+
+
+def _state_in(row: Sequence[Any]) -> FeedState:
+    store_id, trimmed_xid, trimmed_seq, trimmed_time, end_xid, end_seq, end_time = row
     return FeedState(
         store_id=store_id,
         trimmed=Position(xid=trimmed_xid, seq=trimmed_seq, time=trimmed_time),
@@ -114,34 +161,19 @@ class Changes:
         """Which store this is, and from where to where it has changes now."""
         return await self._store.read(_STATE, None)
 
-    async def check(self, position: Position, state: FeedState) -> None:
-        """Makes sure that a watch can go on behind a position without a gap.
-
-        Raises:
-            ResumeTokenExpired: Changes behind it have been deleted.
-            ResumeTokenForeign: This store never had it, or has another past since it was set back.
-        """
-        if state.end < position:
-            raise resume_tokens.foreign()
-        if state.trimmed > position:
-            raise ResumeTokenExpired(earliest_resume_token=state.token_of(state.trimmed))
-        if not position.time:
-            # Of where the feed began once, which is never behind where it begins now.
-            if state.trimmed < position:
-                raise resume_tokens.foreign()
-        elif await self._store.read(_TIME, position.seq) != position.time:
-            # It may have been deleted just now, or, if the feed begins there, by an earlier version.
-            trimmed = (await self.state()).trimmed
-            # On SQLite the end of the feed has the number of its change for that of its transaction too.
-            is_where_it_begins = position in (trimmed, Position(xid=trimmed.seq, seq=trimmed.seq))
-            if trimmed.time if is_where_it_begins else trimmed < position:
-                raise resume_tokens.foreign()
+    async def check(self, position: Position) -> None:
+        """Makes sure that a watch can go on behind a position; see `FeedState.check`."""
+        await self._store.read(_CHECK, position)
 
     async def read_after(self, position: Position) -> Piece | None:
         """The next changes; None if there are none yet.
 
+        The position is checked each time, for the database may have been set back since it was read: by a
+        failover to a standby that lacked the last changes, say.
+
         Raises:
             ResumeTokenExpired: Some of them have been deleted.
+            ResumeTokenForeign: The store has another past than the one that the position is of.
         """
         return await self._store.read(_READ, position)
 
@@ -150,15 +182,26 @@ async def _state(connection: Connection, asked: Sequence[None]) -> list[FeedStat
     return [await feed_state(connection)] * len(asked)
 
 
+async def _check(connection: Connection, positions: Sequence[Position]) -> list[StoreError | None]:
+    return [await _outcome(check_position(connection, position)) for position in positions]
+
+
 async def _read(connection: Connection, positions: Sequence[Position]) -> list[Piece | StoreError | None]:
-    read: dict[Position, Piece | StoreError | None] = {}
+    read: dict[tuple[Position, int], Piece | StoreError | None] = {}
     for position in positions:
-        if position not in read:
-            try:
-                read[position] = await _read_after(connection, position)
-            except ResumeTokenExpired as error:
-                read[position] = error
-    return [read[position] for position in positions]
+        # Of two pasts there may be two changes with the same numbers.
+        key = (position, position.time)
+        if key not in read:
+            read[key] = await _outcome(_read_after(connection, position))
+    return [read[position, position.time] for position in positions]
+
+
+async def _outcome(reading: Awaitable[T]) -> T | StoreError:
+    """What is read, or what is wrong with its position and does not concern the others."""
+    try:
+        return await reading
+    except (ResumeTokenExpired, ResumeTokenForeign) as error:
+        return error
 
 
 async def _read_after(connection: Connection, position: Position) -> Piece | None:
@@ -171,9 +214,7 @@ async def _read_after(connection: Connection, position: Position) -> Piece | Non
         until_xid, until_seq, *_ = sizes[count - 1]
         rows = await connection.fetch(sql.CHANGES, until_xid=until_xid, until_seq=until_seq, **after)
     # Asked last: what had not been deleted by now had not been deleted when it was read.
-    state = await feed_state(connection)
-    if state.trimmed > position:
-        raise ResumeTokenExpired(earliest_resume_token=state.token_of(state.trimmed))
+    await check_position(connection, position)
     if not rows:
         return None
     return Piece(
@@ -216,14 +257,6 @@ def _part(each: Sequence[int]) -> int:
     return len(each)
 
 
-async def _time(connection: Connection, seqs: Sequence[int]) -> list[int]:
-    times = []
-    for seq in seqs:
-        rows = await connection.fetch_few(sql.COMMIT_TIME, seq=seq)
-        times.append(rows[0][0] if rows else 0)
-    return times
-
-
 async def _has_own_past(connection: Connection, asked: Sequence[None]) -> list[bool]:
     ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
     return [bool(has_own_past)] * len(asked)
@@ -246,6 +279,6 @@ async def _begin_anew_once(connection: Connection, store_id: str) -> bool:
 
 _HAS_OWN_PAST: Operation[None, bool] = Operation(_has_own_past)
 _BEGIN_ANEW: Operation[str, bool] = Operation(_begin_anew)
-_TIME: Operation[int, int] = Operation(_time)
+_CHECK: Operation[Position, None] = Operation(_check)
 _STATE: Operation[None, FeedState] = Operation(_state)
 _READ: Operation[Position, Piece | None] = Operation(_read)

@@ -15,7 +15,7 @@ import structlog
 
 from store_service.database.connect import Store
 from store_service.database.failures import NotifiesNobody
-from store_service.errors import ResumeTokenExpired, ShuttingDown, StoreError, WatchLimit
+from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, ShuttingDown, StoreError, WatchLimit
 from store_service.measures import FeedMeasure
 from store_service.model import Bookmark, Change, Filter, Kind, Position, SnapshotPlace, WatchStart
 from store_service.pacing import News
@@ -111,14 +111,16 @@ class Feed:
         Raises:
             WatchLimit: Too many are open.
             ResumeTokenInvalid: The token is damaged.
-            ResumeTokenForeign: It is of another store.
+            ResumeTokenForeign: It is of another store, or the store was set back and has lost changes
+                that were sent.
             ResumeTokenExpired: Changes behind it have been deleted.
             ShuttingDown: The server stops.
         """
         with self._place_to_watch():
             state = await self._changes.state()
             bookmark = self._bookmark(start, state.store_id, state.trimmed, state.end)
-            await self._changes.check(bookmark.position, state)
+            if start.resume_token is not None:
+                await self._changes.check(bookmark.position)
 
             async for page in self._snapshot.pages(bookmark, filter):
                 token = resume_tokens.make(state.store_id, page.bookmark)
@@ -188,14 +190,12 @@ class Feed:
         """What follows a position; None when nothing does until the loop's time is `due`."""
         while True:
             seen = self._news.count
-            if self._recent_start is not None and position >= self._recent_start:
-                for piece in self._recent:
-                    if piece.end > position:
-                        return piece.behind(position)
-            else:
-                own = await self._changes.read_after(position)
-                if own is not None:
-                    return own
+            is_known, piece = self._remembered_after(position)
+            if not is_known:
+                # The database is asked, and whether it has the position.
+                piece = await self._changes.read_after(position)
+            if piece is not None:
+                return piece
             if self._stopping:
                 return None
             try:
@@ -203,6 +203,21 @@ class Feed:
                     await self._news.wait(seen)
             except TimeoutError:
                 return None
+
+    def _remembered_after(self, position: Position) -> tuple[bool, Piece | None]:
+        """Whether memory holds what follows a position, and the next piece of it if there is one.
+
+        Only a position that memory has itself is sure to be of the same past: it may have been read just
+        before the database was set back, and what is in memory just after.
+        """
+        if self._recent_start is None or position < self._recent_start:
+            return False, None
+        last = self._recent_start
+        for piece in self._recent:
+            if piece.end > position:
+                return piece.last_until(position, last).is_same(position), piece.behind(position)
+            last = piece.end
+        return last.is_same(position), None
 
     # What one task does for all
 
@@ -222,8 +237,11 @@ class Feed:
                     self._read_failure.ended()
                     if self._measure is not None:
                         self._measure.read(piece.places[0].time if piece is not None else 0)
-                except ResumeTokenExpired:
-                    # Changes are deleted faster than they are read; each watch finds out for itself.
+                except (ResumeTokenExpired, ResumeTokenForeign) as error:
+                    # Changes are deleted faster than they are read, or the database was set back; each watch
+                    # finds out for itself.
+                    if isinstance(error, ResumeTokenForeign):
+                        log.warning("the database was set back, and has lost changes that watches were told")
                     self._recent.clear()
                     end = self._recent_start = None
                     self._news.tell()

@@ -46,7 +46,7 @@ async def test_a_reader_whose_next_change_was_deleted_is_told_before_it_reads_on
     assert rest is not None
     assert [change.resource.body for change in rest.changes] == ["later 3", "later 4"]
     with pytest.raises(ResumeTokenExpired):
-        await changes.check(first.end, state)
+        await changes.check(first.end)
 
 
 async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store) -> None:
@@ -60,7 +60,7 @@ async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store)
     assert await Keeping(store, change_hours=1, change_rows=1, request_id_hours=1).step()
 
     assert (await changes.state()).trimmed == first.end
-    await changes.check(first.end, await changes.state())
+    await changes.check(first.end)
     second = await changes.read_after(first.end)
     assert second is not None
     assert [change.resource.body for change in second.changes] == ["second"]
@@ -75,15 +75,15 @@ async def test_a_place_where_the_feed_begins_is_known_by_the_time_of_its_change(
     assert await Keeping(store, change_hours=1, change_rows=2, request_id_hours=1).step()
     state = await changes.state()
     assert state.trimmed.time
-    await changes.check(state.trimmed, state)
+    await changes.check(state.trimmed)
     # What an earlier version gave, which knew no time.
-    await changes.check(replace(state.trimmed, time=0), state)
+    await changes.check(replace(state.trimmed, time=0))
 
     with pytest.raises(ResumeTokenForeign):
-        await changes.check(replace(state.end, time=0), state)
+        await changes.check(replace(state.end, time=0))
     execute(database_url, "UPDATE changes SET commit_time = commit_time + 1")
     with pytest.raises(ResumeTokenForeign):
-        await changes.check(state.trimmed, state)
+        await changes.check(state.trimmed)
 
 
 async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store, database_url: str) -> None:

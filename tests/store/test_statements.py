@@ -97,9 +97,9 @@ SERVED_BY = {
     "comments.PAGE_OF_COMMENTS[id desc]": "comments_post_id_id_idx (post_id=? AND id<?)",
     "changes.FEED": "SEARCH sqlite_sequence",
     "changes.LAST_SEQ": "SEARCH sqlite_sequence",
-    "changes.COMMIT_TIME": "changes USING INTEGER PRIMARY KEY",
     "changes.COMMIT_TIMES": "changes USING INTEGER PRIMARY KEY",
     "changes.NEWEST_TIME": "changes USING INTEGER PRIMARY KEY",
+    "changes.FEED_AT": "changes USING INTEGER PRIMARY KEY",
     "changes.LAST_XID": "changes USING INTEGER PRIMARY KEY",
     "changes.SIZES": "changes USING INTEGER PRIMARY KEY (rowid>?)",
     "changes.CHANGES": "changes USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
@@ -134,9 +134,9 @@ SERVED_BY_ON_POSTGRESQL = {
     "comments.PAGE_OF_COMMENTS[id desc]": "comments_post_id_id_idx",
     "changes.LAST_SEQ": "changes_pkey",
     "changes.HAS_OWN_PAST": "changes_xid_seq_idx",
-    "changes.COMMIT_TIME": "changes_pkey",
     "changes.COMMIT_TIMES": "changes_pkey",
     "changes.NEWEST_TIME": "changes_pkey",
+    "changes.FEED_AT": "changes_pkey",
     "changes.LAST_XID": "changes_pkey",
     "changes.SIZES": "changes_xid_seq_idx",
     "changes.CHANGES": "changes_xid_seq_idx",
@@ -283,7 +283,8 @@ def test_a_statement_is_served_by_its_index_on_postgresql_too(filled_database: s
     steps = [str(step) for (step,) in plan]
     index = SERVED_BY_ON_POSTGRESQL[name]
     assert any(f"{index} " in f"{step} " for step in steps), steps
-    assert not [step for step in steps if "Seq Scan" in step], steps
+    # `feed` has one row.
+    assert not [step for step in steps if "Seq Scan" in step and "on feed" not in step], steps
     assert name in SORTS_ITS_BATCH or not [step for step in steps if "Sort" in step], steps
     # What is left out of the batch, which is a function's, needs no index.
     filtered = [before for before, step in pairwise(steps) if "Filter" in step]

@@ -1,0 +1,218 @@
+"""What is written while a standby is behind or gone, and what watches are told of it."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+from storeapi.v1 import posts_pb2
+
+from store_service import config as settings
+from store_service.config import Config
+from store_service.database import postgresql, schema, workers
+from store_service.server import serving
+from store_service.store import keeping
+from tests.bad_network import BadNetwork
+from tests.postgres import PostgresServer, postgres_server, standby_of
+from tests.rpc.helpers import outcome_of
+from tests.support import Stubs, error_seen, failure, wait_until
+from tests.watching import Watch, begun
+
+
+@pytest.fixture
+def primary() -> Iterator[PostgresServer]:
+    """A server of the test's own."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(primary: PostgresServer) -> str:
+    """The database of the primary, which goes with it."""
+    schema.upgrade(primary.url)
+    return primary.url
+
+
+@asynccontextmanager
+async def forwarder(port: int) -> AsyncIterator[BadNetwork]:
+    """Something that leads to a server, and may lead to another one or nowhere."""
+    network = BadNetwork(random.Random(1))
+    network.server_address = f"127.0.0.1:{port}"
+    async with network.running():
+        yield network
+
+
+def port_of(network: BadNetwork) -> int:
+    """Where it listens."""
+    return int(network.address.split(":")[1])
+
+
+def at(port: int, url: str) -> str:
+    """The same database on another server."""
+    return make_url(url).set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+
+
+def query(url: str, statement: str) -> list[tuple[object, ...]]:
+    """The rows of one statement."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(statement).fetchall()
+
+
+def execute(url: str, statement: str) -> None:
+    """Runs a statement."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement)
+
+
+async def told_until_the_end(watch: Watch) -> tuple[list[int], str]:
+    """Ids of the changes that a watch was told, and the reason for which it ended."""
+    ids, error = await watch.rest()
+    return ids, error.reason
+
+
+async def test_watches_end_after_a_failover_that_lost_changes(
+    primary: PostgresServer, database_url: str
+) -> None:
+    """A standby that lacks the last changes becomes the primary, at the same address."""
+    async with AsyncExitStack() as stack:
+        replication = await stack.enter_async_context(forwarder(primary.port))
+        making = standby_of(port_of(replication))
+        standby = await asyncio.to_thread(making.__enter__)
+        stack.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
+        network = await stack.enter_async_context(forwarder(primary.port))
+        config = settings.load(
+            DATABASE_URL=at(port_of(network), database_url), listen="127.0.0.1:0", acquire_seconds=2
+        )
+        server = await stack.enter_async_context(serving(config))
+        channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
+        stubs = Stubs(channel)
+        watches = [await stack.enter_async_context(begun(channel)) for _ in range(5)]
+        kept = await stubs.create_post("kept")
+        for watch in watches:
+            await watch.until(kept.id)
+        kept_token = watches[0].token
+        there = f"SELECT id FROM posts WHERE id = {kept.id}"
+        await asyncio.to_thread(wait_until, lambda: query(at(standby.port, database_url), there))
+
+        replication.server_address = "127.0.0.1:1"
+        replication.cut()
+        lost = [await stubs.create_post(f"lost {n}") for n in range(5)]
+        for watch in watches:
+            await watch.until(lost[-1].id)
+        await asyncio.to_thread(primary.stop, "immediate")
+        await asyncio.to_thread(standby.promote)
+        network.server_address = f"127.0.0.1:{standby.port}"
+        network.cut()
+        async with asyncio.timeout(30):
+            while isinstance(new := await outcome_of(stubs.create_post("new")), grpc.RpcError):
+                assert error_seen(new).reason == "DATABASE_UNAVAILABLE"
+
+        assert [await told_until_the_end(it) for it in watches] == [([], "RESUME_TOKEN_FOREIGN")] * 5
+        async with begun(channel, resume_token=kept_token) as again:
+            assert [it.post for it in await again.until(new.id)] == [
+                it for it in await stored(stubs) if it.id != kept.id
+            ]
+
+
+async def stored(stubs: Stubs) -> list[posts_pb2.Post]:
+    """Every post."""
+    return list((await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())).posts)
+
+
+class TestSynchronousStandby:
+    """Commits wait for a standby that does not answer."""
+
+    @pytest.fixture(autouse=True)
+    def standby_arrives(self, primary: PostgresServer) -> Iterator[None]:
+        """At the end nothing waits."""
+        yield
+        self.arrive(primary)
+
+    @pytest.fixture
+    def config(self, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+        """A server that writes nothing by itself while a test runs."""
+        monkeypatch.setattr(keeping, "PAUSE_SECONDS", 3600)
+        return settings.load(
+            DATABASE_URL=database_url, listen="127.0.0.1:0", statement_seconds=2, lock_seconds=2
+        )
+
+    async def leave(self, primary: PostgresServer, stubs: Stubs) -> None:
+        """From now on commits wait for a standby that does not answer."""
+        # The first write comes after what a start writes.
+        await stubs.create_post("before")
+        statements = ("ALTER SYSTEM SET synchronous_standby_names = 'absent'", "SELECT pg_reload_conf()")
+        for statement in statements:
+            await asyncio.to_thread(execute, primary.url, statement)
+        await asyncio.to_thread(
+            wait_until,
+            lambda: query(primary.url, "SHOW synchronous_standby_names") == [("absent",)],
+        )
+
+    def arrive(self, primary: PostgresServer) -> None:
+        """Lets the commits that wait go on, as an answer of the standby does."""
+        execute(primary.url, "ALTER SYSTEM RESET synchronous_standby_names")
+        execute(primary.url, "SELECT pg_reload_conf()")
+
+    def waiting(self, primary: PostgresServer) -> int:
+        """How many commits wait."""
+        ((count,),) = query(primary.url, "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        assert isinstance(count, int)
+        return count
+
+    @pytest.mark.parametrize("request_id", ["", "3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b"])
+    async def test_write_that_nobody_waits_for_is_not_committed_by_its_cancellation(
+        self, primary: PostgresServer, config: Config, request_id: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its callers have gone; it still waits, and nobody sees it."""
+        monkeypatch.setattr(workers, "LAST_SECONDS", 0.1)
+        was_abandoned = asyncio.Event()
+        abandon = postgresql.PostgresqlConnection.abandon
+
+        def seen(connection: postgresql.PostgresqlConnection) -> None:
+            abandon(connection)
+            was_abandoned.set()
+
+        monkeypatch.setattr(postgresql.PostgresqlConnection, "abandon", seen)
+        async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+            stubs = Stubs(channel)
+            await self.leave(primary, stubs)
+            async with begun(channel) as watch:
+                request = posts_pb2.CreatePostRequest(
+                    post=posts_pb2.Post(body="waits"), request_id=request_id
+                )
+                error = await failure(stubs.posts.CreatePost(request, timeout=1))
+                async with asyncio.timeout(30):
+                    await was_abandoned.wait()
+                # This one comes after it, and so after what a cancellation would have done.
+                late = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="comes too late"))
+                await failure(stubs.posts.CreatePost(late, timeout=1))
+                assert [it.body for it in await stored(stubs)] == ["before"]
+                assert await asyncio.to_thread(self.waiting, primary) == 1
+
+                await asyncio.to_thread(self.arrive, primary)
+                assert [it.post.body for it in await watch.changes(1)] == ["waits"]
+
+        assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
+
+    async def test_write_that_takes_too_long_is_in_doubt_and_not_cancelled(
+        self, primary: PostgresServer, config: Config, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The session is given up, and the commit goes on waiting."""
+        monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.2)
+        quick = config.model_copy(update={"statement_seconds": 0.2, "lock_seconds": 0.2})
+        async with serving(quick) as server, grpc.aio.insecure_channel(server.address) as channel:
+            stubs = Stubs(channel)
+            await self.leave(primary, stubs)
+            async with begun(channel) as watch:
+                error = await failure(stubs.create_post("waits"))
+
+                seen = [it.body for it in await stored(stubs)]
+                waiting = await asyncio.to_thread(self.waiting, primary)
+                await asyncio.to_thread(self.arrive, primary)
+                assert [it.post.body for it in await watch.changes(1)] == ["waits"]
+
+        assert (error.reason, seen, waiting) == ("DATABASE_UNAVAILABLE", ["before"], 1)

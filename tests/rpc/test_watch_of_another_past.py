@@ -1,0 +1,155 @@
+"""The database is set back while watches are open: no change is skipped, and none is told that never was."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+import pytest
+
+from store_service.database import connect
+from store_service.database.connect import Store
+from store_service.errors import ResumeTokenForeign
+from store_service.model import Filter, PostDraft, WatchStart
+from store_service.store.changes import Changes, Piece
+from store_service.store.feed import Feed, Sent
+from store_service.store.posts import Posts
+from tests.store.by_hand import execute, query
+from tests.support import Stubs
+from tests.watching import begun
+
+MORE_THAN_A_TEST = 3600.0
+
+
+def last_seq(database_url: str) -> int:
+    """The number of the last change."""
+    ((seq,),) = query(database_url, "SELECT max(seq) FROM changes")
+    assert isinstance(seq, int)
+    return seq
+
+
+def set_back(database_url: str, seq: int) -> None:
+    """From this change on the database has others with the same numbers, as after a failover."""
+    execute(
+        database_url, f"UPDATE changes SET commit_time = commit_time + 1, body = 'new' WHERE seq >= {seq}"
+    )
+
+
+@pytest.mark.parametrize("somebody_writes", [True, False])
+async def test_watch_ends_when_the_database_was_set_back(
+    stubs: Stubs, channel: grpc.aio.Channel, database_url: str, somebody_writes: bool
+) -> None:
+    """It has been told a change that never was, and is told nothing more, also if nothing is written."""
+    async with AsyncExitStack() as stack:
+        watches = [await stack.enter_async_context(begun(channel)) for _ in range(3)]
+        lost = await stubs.create_post("lost")
+        for watch in watches:
+            assert [it.post for it in await watch.changes(1)] == [lost]
+
+        set_back(database_url, last_seq(database_url))
+        if somebody_writes:
+            await stubs.create_post("after")
+
+        for watch in watches:
+            ids, error = await watch.rest()
+            assert (ids, error.reason) == ([], "RESUME_TOKEN_FOREIGN")
+
+
+async def test_watch_goes_on_from_a_token_that_both_pasts_have(
+    stubs: Stubs, channel: grpc.aio.Channel, database_url: str
+) -> None:
+    """It is told what is there now, and not what others remember."""
+    async with begun(channel) as watch:
+        kept = await stubs.create_post("kept")
+        assert [it.post for it in await watch.changes(1)] == [kept]
+        token = watch.token
+        await stubs.create_post("lost")
+        await watch.changes(1)
+        set_back(database_url, last_seq(database_url))
+        # Until the feed is read again, memory may tell others of what is lost; they end as this one does.
+        assert (await watch.end()).reason == "RESUME_TOKEN_FOREIGN"
+        async with begun(channel, resume_token=token) as other:
+            assert [it.post.body for it in await other.changes(1)] == ["new"]
+            after = await stubs.create_post("after")
+            assert [it.post for it in await other.changes(1)] == [after]
+
+
+class TestMemory:
+    """What one task reads for all, and watches that stand elsewhere in it."""
+
+    @pytest.fixture
+    async def store(self, database_url: str) -> AsyncIterator[Store]:
+        """An open database."""
+        async with connect.open_store(database_url) as store:
+            yield store
+
+    async def test_watch_amidst_lost_changes_goes_on_with_those_that_are_there(
+        self, store: Store, database_url: str
+    ) -> None:
+        """A slow watch has not been told yet of what memory holds."""
+        posts, feed = Posts(store), Feed(store, max_watches=10)
+        slow, quick = watch_of(feed), watch_of(feed)
+        await anext(slow), await anext(quick)
+        await posts.create_posts([PostDraft(body="kept")])
+        assert await bodies(slow, 1) == ["kept"]
+        assert await bodies(quick, 1) == ["kept"]
+        await posts.create_posts([PostDraft(body="lost")])
+        assert await bodies(quick, 1) == ["lost"]
+
+        set_back(database_url, last_seq(database_url))
+        with pytest.raises(ResumeTokenForeign):
+            await anext(quick)
+
+        assert await bodies(slow, 1) == ["new"]
+        await posts.create_posts([PostDraft(body="after")])
+        assert await bodies(slow, 1) == ["after"]
+        await slow.aclose()
+
+    async def test_watch_ahead_of_memory_is_not_served_from_it(
+        self, store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It has read a lost change by itself, just before the one that reads for all reads the new ones."""
+        may_read = asyncio.Event()
+        read_after = Changes.read_after
+
+        async def late_for_all(self: Changes, *arguments: Any) -> Piece | None:
+            task = asyncio.current_task()
+            if task is not None and task.get_name() == "feed":
+                await may_read.wait()
+            return await read_after(self, *arguments)
+
+        monkeypatch.setattr(Changes, "read_after", late_for_all)
+        posts, feed = Posts(store), Feed(store, max_watches=10)
+        await posts.create_posts([PostDraft(body="before memory begins")])
+        up_to_date = watch_of(feed)
+        await anext(up_to_date)
+        await posts.create_posts([PostDraft(body="lost")])
+        ahead = watch_of(feed, earliest=True)
+        await anext(ahead)
+        assert await bodies(ahead, 2) == ["before memory begins", "lost"]
+
+        set_back(database_url, last_seq(database_url))
+        await posts.create_posts([PostDraft(body="after")])
+        may_read.set()
+
+        assert await bodies(up_to_date, 2) == ["new", "after"]
+        with pytest.raises(ResumeTokenForeign):
+            await anext(ahead)
+        await up_to_date.aclose()
+
+
+def watch_of(feed: Feed, *, earliest: bool = False) -> Any:
+    """A watch without a network."""
+    return feed.watch(WatchStart(earliest=earliest), Filter(), heartbeat_seconds=MORE_THAN_A_TEST)
+
+
+async def bodies(watch: AsyncIterator[Sent], count: int) -> list[str]:
+    """The bodies of the next so many changes."""
+    found: list[str] = []
+    async with asyncio.timeout(15):
+        while len(found) < count:
+            sent = await anext(watch)
+            assert sent.piece is not None
+            found += [change.resource.body for change in sent.piece.changes]
+    return found
