@@ -42,6 +42,7 @@ from store_service.store.comments import Comments
 from store_service.store.feed import Feed
 from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
+from store_service.store.removal import Remover
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
@@ -218,10 +219,13 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             names = [service.full_name for service in SERVICES]
             # Who watches over a connection has one for it.
             health = HealthService(lambda: schema.look(store), names, max_watches=config.max_connections)
-            server = _server(config, store, feed, guard, health, names, reuse_port=reuse_port)
+            remover = Remover(store)
+            posts = Posts(store, after_deletion=remover.wake)
+            server = _server(config, store, posts, feed, guard, health, names, reuse_port=reuse_port)
             address = _listen(server, config.listen, certificates)
             connections.begin(address)
             keeping = asyncio.create_task(_keep(config, store), name="keeping")
+            removing = None if config.read_only else asyncio.create_task(remover.run(), name="removing")
             checking = asyncio.create_task(store.keep_checking(), name="checking")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
@@ -233,6 +237,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 health.stop()
                 await asyncio.sleep(config.drain_seconds)
                 keeping.cancel()
+                if removing is not None:
+                    removing.cancel()
                 checking.cancel()
                 if looking is not None:
                     looking.cancel()
@@ -274,6 +280,7 @@ def _limits(config: Config, connections: Connections) -> Limits:
 def _server(
     config: Config,
     store: connect.Store,
+    posts: Posts,
     feed: Feed,
     guard: Guard,
     health: HealthService,
@@ -289,7 +296,7 @@ def _server(
     server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
-            guard.handlers(POSTS, PostService(Posts(store), validation)),
+            guard.handlers(POSTS, PostService(posts, validation)),
             guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
             # The feed counts its watches.
             guard.handlers(CHANGES, ChangeService(feed, validation), count_streams=False),

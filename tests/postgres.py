@@ -199,7 +199,8 @@ def empty(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         try:
             connection.execute(
-                "TRUNCATE posts, comments, orphaned_comments, changes, requests RESTART IDENTITY"
+                "TRUNCATE posts, comments, post_deletions, orphaned_comments, changes, requests"
+                " RESTART IDENTITY"
             )
             connection.execute("UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0, clock = NULL")
             found = connection.execute("SELECT version_num FROM alembic_version").fetchone()

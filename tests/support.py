@@ -124,6 +124,8 @@ class ServerProcess:
     folder: Path
     settings: dict[str, str] = field(default_factory=dict)
     """Environment variables besides the port, which the system chooses."""
+    program: tuple[str, ...] = ("-m", "store_service")
+    """What Python runs; something else may change constants first."""
     process: subprocess.Popen[bytes] | None = None
     address: str = ""
 
@@ -148,7 +150,7 @@ class ServerProcess:
         environment |= {"STORE_LISTEN": "127.0.0.1:0", **self.settings}
         with (self.folder / "stderr.log").open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "store_service", "serve"],
+                [sys.executable, *self.program, "serve"],
                 cwd=self.folder,
                 env=environment,
                 stdout=subprocess.PIPE,

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Select,
+    Subquery,
     Table,
     Text,
     Update,
@@ -95,7 +96,7 @@ def logged_update(kind: Kind, write: Update, updates: FromClause) -> LoggedWrite
 
 def logged_delete(resources: Table, kind: Kind, condition: ColumnElement[bool], *, key: str) -> LoggedWrite:
     """A deletion of the rows that meet a condition; the key of a request is the column `key` of its rows."""
-    doomed = select(resources).where(condition).subquery("doomed")
+    doomed = _doomed(resources, condition)
     written = delete(resources).where(condition).returning(*resources.c).cte("written")
     return LoggedWrite(
         steps=(
@@ -104,6 +105,43 @@ def logged_delete(resources: Table, kind: Kind, condition: ColumnElement[bool], 
         ),
         in_one=Statement(_log("postgresql", Action.DELETE, kind, written, key=written.c[key])),
     )
+
+
+def logged_mark(
+    resources: Table,
+    kind: Kind,
+    condition: ColumnElement[bool],
+    *,
+    key: str,
+    marks: Table,
+    columns: Sequence[str],
+) -> LoggedWrite:
+    """The same changes, but the rows stay: for each, `columns` of `marks` get its id and its request id."""
+    doomed = _doomed(resources, condition)
+    requests = _requests()
+    mark = insert(marks).from_select(
+        columns,
+        select(doomed.c.id, requests.c.request_id).select_from(
+            doomed.outerjoin(requests, requests.c.key == doomed.c[key])
+        ),
+    )
+    return LoggedWrite(
+        steps=(
+            Statement(_log("sqlite", Action.DELETE, kind, doomed, key=doomed.c[key])),
+            Statement(mark),
+        ),
+        in_one=Statement(
+            _log("postgresql", Action.DELETE, kind, doomed, key=doomed.c[key]).add_cte(mark.cte("marked"))
+        ),
+    )
+
+
+def _doomed(resources: Table, condition: ColumnElement[bool]) -> Subquery:
+    return select(resources).where(condition).subquery("doomed")
+
+
+def _requests() -> Subquery:
+    return rows("requests", key=BigInteger, request_id=Text)
 
 
 def _place_of(id: ColumnElement[int]) -> ColumnElement[int]:
@@ -121,7 +159,7 @@ def _log(
     """Writes a change for each of some resources."""
     columns = resources.c
     keyed = select(*columns, key.label("key")).subquery("keyed")
-    requests = rows("requests", key=BigInteger, request_id=Text)
+    requests = _requests()
     now = parameter("now", BigInteger)
     is_sqlite = dialect == "sqlite"
     values = {

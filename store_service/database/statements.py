@@ -12,12 +12,14 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
+    Select,
     Text,
     bindparam,
     cast,
     column,
     extract,
     func,
+    literal,
     select,
 )
 from sqlalchemy.dialects import sqlite
@@ -88,11 +90,34 @@ def stamp(now: ColumnElement[int]) -> ColumnElement[int]:
 
 
 def one_of(
-    searched: ColumnElement[Any], name: str, *, type_: type[TypeEngine[Any]] = BigInteger
+    searched: ColumnElement[Any],
+    name: str,
+    *,
+    type_: type[TypeEngine[Any]] = BigInteger,
+    except_for: Select[Any] | None = None,
 ) -> ColumnElement[bool]:
-    """Whether a column is one of the elements of the JSON array that is passed as parameter `name`."""
+    """Whether a column is one of the elements of the JSON array that is passed as parameter `name`.
+
+    Elements that are in the query `except_for` do not count; they are left out before the column is searched.
+    """
     elements = _TextElements(parameter(name, Text)).table_valued(column("value", Text))
-    return _OneOf(searched, select(cast(elements.c.value, type_)).scalar_subquery())
+    value = cast(elements.c.value, type_)
+    wanted = select(value) if except_for is None else select(value).where(value.not_in(except_for))
+    return _OneOf(searched, wanted.scalar_subquery())
+
+
+def beyond(
+    index: tuple[ColumnElement[Any], ColumnElement[Any]],
+    group: ColumnElement[Any],
+    id: ColumnElement[Any] | int,
+) -> ColumnElement[bool]:
+    """The rows of one group beyond an id, found by an index on (group, id) and to be ordered by both columns.
+
+    For `group = ...`, ordered by id, the planner of PostgreSQL may take another index on id, along which it
+    reads the rows of all other groups.
+    """
+    id = id if isinstance(id, ColumnElement) else literal(id, BigInteger)
+    return _Beyond(*index, group, id)
 
 
 def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
@@ -140,6 +165,26 @@ def _one_of_on_postgresql(element: _OneOf, compiler: SQLCompiler, **kw: Any) -> 
     # An array has the planner use the index; it takes the rows of a JSON function for too many and reads all.
     number, numbers = (compiler.process(it, **kw) for it in element.clauses)
     return f"{number} = ANY (ARRAY{numbers})"
+
+
+class _Beyond(FunctionElement[Any]):
+    """Two columns of an index, a group, and an id; without a type for the same reason."""
+
+    name = "beyond"
+    inherit_cache = True
+
+
+@compiles(_Beyond, "sqlite")
+def _beyond_on_sqlite(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
+    # SQLite would compare pairs by their first element when it searches the index.
+    group, id, wanted, after = (compiler.process(it, **kw) for it in element.clauses)
+    return f"({group} = {wanted} AND {id} > {after})"
+
+
+@compiles(_Beyond, "postgresql")
+def _beyond_on_postgresql(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
+    group, id, wanted, after = (compiler.process(it, **kw) for it in element.clauses)
+    return f"(({group}, {id}) > ({wanted}, {after}) AND {group} <= {wanted})"
 
 
 class _Elements(FunctionElement[Any]):

@@ -80,6 +80,18 @@ renumbered_resource_table = Table(
     Column("new_id", BigInteger, nullable=False),
 )
 
+# Posts that were deleted with more comments than one transaction removes. Neither they nor their comments
+# exist for any caller. The service removes their rows in steps, and then the row here (docs/decisions/0031).
+post_deletion_table = Table(
+    "post_deletions",
+    metadata,
+    Column("post_id", Id, primary_key=True, autoincrement=False),
+    # Comments of the post with ids up to this one have been removed, and perhaps more.
+    Column("removed_id", BigInteger, nullable=False, server_default="0"),
+    # Of the request that deleted the post; every change that removes a comment carries it.
+    Column("request_id", Text),
+)
+
 # What was changed, in the transaction that changed it, for the change feed. A row never changes; rows go
 # when they are too old.
 change_table = Table(

@@ -34,6 +34,7 @@ from store_service.store.batches import (
     size_of_update,
     updated,
 )
+from store_service.store.counting import count_comments
 from store_service.store.pages import read_page, read_pages
 from store_service.store.requests import WriteOperation, request_ids
 
@@ -84,9 +85,8 @@ class Comments:
         return await _DELETE.do(self._store, deletion, request, keep=keep, size=size)
 
     async def count_comments(self, post_ids: Sequence[int]) -> dict[int, int]:
-        """How many comments each of these posts has; 0 also for what is no post."""
-        counts = await self._store.read(_COUNT, post_ids)
-        return {post_id: counts.get(post_id, 0) for post_id in post_ids}
+        """How many comments each of these posts has; 0 also for an id that is not a post."""
+        return await count_comments(self._store, post_ids)
 
 
 def _without_what_was_not_given(comment: Comment) -> Comment:
@@ -217,13 +217,6 @@ async def _delete(
     return outcomes
 
 
-async def _count(connection: Connection, batches: Sequence[Sequence[int]]) -> list[Mapping[int, int]]:
-    post_ids = {post_id for batch in batches for post_id in batch}
-    rows = await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)))
-    counts: dict[int, int] = dict(rows)
-    return [counts] * len(batches)
-
-
 async def _locked_comments_by_id(connection: Connection, ids: set[int]) -> dict[int, Comment]:
     rows = await connection.fetch(sql.LOCKED_COMMENTS_BY_ID, ids=as_json(list(ids)))
     return {row[0]: sql.comment_of(row) for row in rows}
@@ -232,7 +225,6 @@ async def _locked_comments_by_id(connection: Connection, ids: set[int]) -> dict[
 _GET: Operation[Sequence[int], Mapping[int, Comment]] = Operation(_get)
 _FIND: Operation[Sequence[int], Picked[Comment]] = Operation(_find)
 _LIST: Operation[PageRequest, Page[Comment]] = Operation(_list)
-_COUNT: Operation[Sequence[int], Mapping[int, int]] = Operation(_count)
 _CREATE: WriteOperation[Sequence[CommentDraft], tuple[Comment, ...]] = WriteOperation(
     _create,
     Comment,

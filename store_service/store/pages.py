@@ -20,6 +20,10 @@ MAX_PAGE_BYTES = 3 * 1024 * 1024
 FETCH_ROWS = 200
 """Rows read at once, so that a page of large bodies does not read far beyond where it is cut."""
 
+MAX_EXAMINED_ROWS = 5000
+"""A page ends, however short it is, when so many rows have been read for it, most of them of posts that are
+deleted and whose rows are not removed yet."""
+
 _FIRST = {"id": -(2**63), "id desc": 2**63 - 1}
 """Where the first page starts, by order."""
 
@@ -74,7 +78,8 @@ async def read_page(
     resource_of: Callable[[Any], R],
     **values: int,
 ) -> Page[R]:
-    """Reads one page with a statement that takes `after`, `limit` and `values`.
+    """Reads one page with a statement that takes `after`, `limit` and `values`; rows without a body are
+    passed over.
 
     Raises:
         PageTokenInvalid: The token is damaged.
@@ -84,12 +89,15 @@ async def read_page(
     after = page_tokens.last_id(request.page_token, query) if request.page_token else _FIRST[query.order]
     max_bytes = request.max_bytes or MAX_PAGE_BYTES
     items: list[R] = []
-    size = 0
-    while True:
+    size = examined = passed_over = 0
+    while examined < MAX_EXAMINED_ROWS:
         # One more than is wanted tells whether there is a next page.
-        limit = min(request.page_size + 1 - len(items), FETCH_ROWS)
+        limit = FETCH_ROWS if passed_over else min(request.page_size + 1 - len(items), FETCH_ROWS)
         rows = await connection.fetch(statement, after=after, limit=limit, **values)
         for row in rows:
+            if row[1] is None:
+                passed_over += 1
+                continue
             item = resource_of(row)
             size += _bytes_of(item.body)
             if items and (len(items) == request.page_size or size > max_bytes):
@@ -97,7 +105,9 @@ async def read_page(
             items.append(item)
         if len(rows) < limit:
             return Page(items=tuple(items), next_page_token="")
-        after = items[-1].id
+        after = rows[-1][0]
+        examined += len(rows)
+    return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=after))
 
 
 def _bytes_of(body: str) -> int:

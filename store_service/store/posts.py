@@ -1,7 +1,7 @@
 """The rules of posts. Each write reads what it needs, decides in Python, and writes what was decided;
 the transaction around it makes the three one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from store_service.database import comments as comment_sql
@@ -9,7 +9,7 @@ from store_service.database import posts as sql
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
-from store_service.database.workers import Operation
+from store_service.database.workers import LATER, Operation
 from store_service.errors import PostHasComments, PostNotFound, StoreError
 from store_service.model import Deletion, Found, Page, PageRequest, Post, PostDraft, Request, Update, Write
 from store_service.store.batches import (
@@ -24,16 +24,19 @@ from store_service.store.batches import (
     size_of_update,
     updated,
 )
+from store_service.store.counting import count_comments
 from store_service.store.pages import read_page, read_pages
+from store_service.store.removal import Removable, removable, remove_comments
 from store_service.store.requests import WriteOperation, request_ids
 
 
 class Posts:
     """Everything that can be done with posts. Errors are those of `store_service.errors`."""
 
-    def __init__(self, store: Store) -> None:
-        """Takes the open database."""
+    def __init__(self, store: Store, *, after_deletion: Callable[[], None] = lambda: None) -> None:
+        """Takes the open database, and what to call when posts may have been marked for removal."""
         self._store = store
+        self._after_deletion = after_deletion
 
     async def create_posts(
         self, drafts: Sequence[PostDraft], *, request: Request | None = None, keep: bool = True
@@ -69,7 +72,17 @@ class Posts:
     ) -> Found[Post]:
         """Deletes posts, all or none, and returns them as they last were."""
         size = size_of_deletion(deletion)
-        return await _DELETE.do(self._store, deletion, request, keep=keep, size=size)
+        try:
+            deleted = await _DELETE.do(self._store, deletion, request, keep=keep, size=size)
+        except PostHasComments as error:
+            # The writer has only seen that there are some: to count them takes time that grows with them.
+            counts = await count_comments(self._store, error.comment_counts)
+            raise PostHasComments(
+                comment_counts={post_id: max(count, 1) for post_id, count in counts.items()}
+            ) from None
+        if deletion.force:
+            self._after_deletion()
+        return deleted
 
 
 def _without_what_was_not_given(post: Post) -> Post:
@@ -141,36 +154,60 @@ async def _update(connection: Connection, writes: Sequence[Write[Update]]) -> li
 async def _delete(
     connection: Connection, writes: Sequence[Write[Deletion]]
 ) -> list[Found[Post] | StoreError]:
-    ids = {id for write in writes for id in write.argument.ids}
-    stored = await _locked_posts_by_id(connection, ids)
-    counts: dict[int, int] = dict(
-        await connection.fetch(comment_sql.COMMENT_COUNTS, post_ids=as_json(list(stored)))
-    )
+    stored = await _locked_posts_by_id(connection, {id for write in writes for id in write.argument.ids})
+    rows = await connection.fetch(comment_sql.COMMENTED_POSTS, post_ids=as_json(list(stored)))
+    commented = {id for (id,) in rows}
+    marked, found = await _planned(connection, writes, commented)
     gone: dict[int, Request | None] = {}
 
     def decision(write: Write[Deletion]) -> Found[Post]:
-        found = deleted(write.argument, stored, missing=PostNotFound)
-        commented = {post.id: counts[post.id] for post in found.items if post.id in counts}
-        if commented and not write.argument.force:
-            raise PostHasComments(comment_counts=commented)
-        for post in found.items:
+        deletion = write.argument
+        answer = deleted(deletion, stored, missing=PostNotFound)
+        with_comments = [post.id for post in answer.items if post.id in commented]
+        if with_comments and not deletion.force:
+            raise PostHasComments(comment_counts=dict.fromkeys(with_comments, 1))
+        # What is only tried is answered, now that all that can be wrong has been looked at, and not done.
+        if write.keep and not found.complete.union(marked).issuperset(with_comments):
+            return LATER  # type: ignore[no-any-return]  # it is Any
+        for post in answer.items:
             del stored[post.id]
-            # All that can be wrong has been looked at. To delete a million comments and undo it would keep
-            # every other writer waiting.
             if write.keep:
                 gone[post.id] = write.request
-        return found
+        return answer
 
     outcomes = decide(writes, decision)
     requests, now = request_ids(gone.items()), now_microseconds()
-    commented = [id for id in gone if id in counts]
-    if commented:
-        await connection.write(
-            comment_sql.DELETE_COMMENTS_OF_POSTS, post_ids=as_json(commented), requests=requests, now=now
-        )
-    if gone:
-        await connection.write(sql.DELETE_POSTS, ids=as_json(list(gone)), requests=requests, now=now)
+    comment_ids = [id for post_id in gone.keys() & found.complete for id in found.comments.get(post_id, ())]
+    await remove_comments(connection, comment_ids, gone)
+    if gone.keys() - marked:
+        await connection.fetch(sql.CHECK_KEYS_BY_INDEX)
+        ids = as_json(list(gone.keys() - marked))
+        await connection.write(sql.DELETE_POSTS, ids=ids, requests=requests, now=now)
+    if gone.keys() & marked:
+        ids = as_json(list(gone.keys() & marked))
+        await connection.write(sql.MARK_POSTS, ids=ids, requests=requests, now=now)
     return outcomes
+
+
+async def _planned(
+    connection: Connection, writes: Sequence[Write[Deletion]], commented: set[int]
+) -> tuple[set[int], Removable]:
+    """Which posts are marked, and which comments are removed now, together no more than one transaction may.
+
+    The first deletion is always done. Of the others those are whose comments fit too.
+    """
+    wanted = [
+        commented.intersection(write.argument.ids) for write in writes if write.argument.force and write.keep
+    ]
+    wanted = [ids for ids in wanted if ids]
+    if not wanted:
+        return set(), Removable()
+    first, others = wanted[0], set[int]().union(*wanted[1:]) - wanted[0]
+    found = await removable(connection, first)
+    if found.complete == first:
+        more = await removable(connection, others, rows=found.rows, bytes=found.bytes)
+        return set(), Removable({**found.comments, **more.comments}, first | more.complete)
+    return first, await removable(connection, others)
 
 
 async def _locked_posts_by_id(connection: Connection, ids: set[int]) -> dict[int, Post]:

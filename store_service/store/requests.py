@@ -95,7 +95,7 @@ class WriteOperation(Generic[Argument, Result]):
                 if index not in outcomes:
                     first.setdefault(request.id, index)
             results = await self._run(connection, [writes[index] for index in first.values()])
-            came_of = dict(zip(first, results, strict=True))
+            came_of: dict[str, Any] = dict(zip(first, results, strict=True))
             failed = [id for id, result in came_of.items() if isinstance(result, StoreError)]
             if failed and await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json(failed)):
                 # It failed because another process has done it while this one waited for a lock.
@@ -104,7 +104,9 @@ class WriteOperation(Generic[Argument, Result]):
                 if index in outcomes:
                     continue
                 result = came_of[request.id]
-                if request.fingerprint == requests[first[request.id]].fingerprint:
+                if result is LATER:
+                    outcomes[index] = LATER
+                elif request.fingerprint == requests[first[request.id]].fingerprint:
                     is_repeated = index != first[request.id]
                     outcomes[index] = (
                         result if isinstance(result, StoreError) else _Answer(result, is_repeated)
@@ -112,7 +114,7 @@ class WriteOperation(Generic[Argument, Result]):
                 elif not isinstance(result, StoreError):
                     outcomes[index] = _reused()
             for id, result in came_of.items():
-                if not isinstance(result, StoreError):
+                if not isinstance(result, StoreError) and result is not LATER:
                     answer = self._text(result)
                     done.append((len(done), id, requests[first[id]].fingerprint, len(answer), answer))
         if done:

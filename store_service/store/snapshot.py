@@ -86,15 +86,13 @@ class Snapshot:
 
     async def _all_posts(self, place: SnapshotPlace, pace: "_Pace") -> AsyncIterator[Sequence[Post]]:
         query = Query(resource="posts")
-        after = place.id
-        while True:
-            page: Page[Post] = await self._posts.list_posts(_request(query, after, pace))
+        token = page_tokens.make(query, last_id=place.id)
+        while token:
+            page: Page[Post] = await self._posts.list_posts(_request(query, token, pace))
             if page.items:
                 pace.saw(page.items)
                 yield page.items
-                after = page.items[-1].id
-            if not page.next_page_token:
-                return
+            token = page.next_page_token
 
     async def _posts_of(
         self, place: SnapshotPlace, post_ids: Sequence[int], pace: "_Pace"
@@ -118,18 +116,17 @@ class Snapshot:
 
     async def _comments_of(self, post_id: int, after: int, pace: "_Pace") -> AsyncIterator[Sequence[Comment]]:
         query = Query(resource="comments", post_id=post_id)
-        while True:
+        token = page_tokens.make(query, last_id=after)
+        while token:
             try:
-                page: Page[Comment] = await self._comments.list_comments(_request(query, after, pace))
+                page: Page[Comment] = await self._comments.list_comments(_request(query, token, pace))
             except PostNotFound:
                 # It may be there later.
                 return
             if page.items:
                 pace.saw(page.items)
                 yield page.items
-                after = page.items[-1].id
-            if not page.next_page_token:
-                return
+            token = page.next_page_token
 
 
 class _Pace:
@@ -154,13 +151,8 @@ def _bytes_of(items: Sequence[Post] | Sequence[Comment]) -> int:
     return sum(len(item.body.encode()) for item in items)
 
 
-def _request(query: Query, after: int, pace: _Pace) -> PageRequest:
-    return PageRequest(
-        query=query,
-        page_size=pace.count,
-        page_token=page_tokens.make(query, last_id=after),
-        max_bytes=PAGE_BYTES,
-    )
+def _request(query: Query, token: str, pace: _Pace) -> PageRequest:
+    return PageRequest(query=query, page_size=pace.count, page_token=token, max_bytes=PAGE_BYTES)
 
 
 def _snapshot_of(item: Post | Comment) -> Change:

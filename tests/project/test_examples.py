@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from storeapi.v1 import posts_pb2, posts_pb2_grpc
+from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from tests.patience import patience
 from tests.support import ServerProcess, wait_until
@@ -48,6 +48,17 @@ def test_the_search_index_follows_every_change(tmp_path: Path) -> None:
             def create(body: str) -> int:
                 return posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body))).id
 
+            def comment(post_id: int, count: int) -> None:
+                requests = [
+                    comments_pb2.CreateCommentRequest(
+                        comment=comments_pb2.Comment(post_id=post_id, body=f"a cherry {n}")
+                    )
+                    for n in range(count)
+                ]
+                comments_pb2_grpc.CommentServiceStub(channel).BatchCreateComments(
+                    comments_pb2.BatchCreateCommentsRequest(requests=requests)
+                )
+
             create("an apple from before")
             with following(address, index):
                 wait_until(lambda: found(index, "apple") == ["post 1: an apple from before"])
@@ -59,6 +70,14 @@ def test_the_search_index_follows_every_change(tmp_path: Path) -> None:
                 wait_until(lambda: found(index, "plum") == ["post 2: a plum instead"])
 
             assert found(index, "apple OR pear") == []
+
+            # More comments than one transaction removes: the feed tells of the post before them.
+            comment(2, 1000)
+            comment(2, 1)
+            with following(address, index):
+                wait_until(lambda: found(index, "cherry"))
+                posts.DeletePost(posts_pb2.DeletePostRequest(id=2, force=True))
+                wait_until(lambda: found(index, "plum OR cherry") == [], seconds=30)
     finally:
         server.kill()
 

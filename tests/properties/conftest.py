@@ -36,6 +36,12 @@ def server_settings() -> dict[str, str]:
     return {}
 
 
+@pytest.fixture(scope="module")
+def server_program() -> tuple[str, ...]:
+    """What Python runs to serve; override the fixture for a server with other constants."""
+    return ServerProcess.program
+
+
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest) -> str:
     """The engine that a module's server keeps its data in, each in turn."""
@@ -55,12 +61,16 @@ def database_url(engine: str, request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def live(
-    tmp_path_factory: pytest.TempPathFactory, database_url: str, server_settings: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory,
+    database_url: str,
+    server_settings: dict[str, str],
+    server_program: tuple[str, ...],
 ) -> Iterator[Live]:
     """A server in a process of its own, so that one that dies is seen to die."""
     database = {"DATABASE_URL": database_url, "DB_FORCE_ROLL_BACK": "false"}
     logs = {"STORE_LOG_LEVEL": "warning", "STORE_LOG_FORMAT": "json"}
-    process = ServerProcess(tmp_path_factory.mktemp("server"), {**database, **logs, **server_settings})
+    environment = {**database, **logs, **server_settings}
+    process = ServerProcess(tmp_path_factory.mktemp("server"), environment, program=server_program)
     try:
         with running(process) as live:
             yield live

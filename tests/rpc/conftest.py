@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from store_service.store.keeping import Keeping
+from store_service.store.removal import Remover
 from tests.rpc.helpers import Side, Taken
 from tests.support import Stubs
 
@@ -33,12 +34,13 @@ async def comments(stubs: Stubs) -> Side:
 def nothing_is_too_old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where work is counted it is the work of callers: the service deletes nothing meanwhile."""
 
-    async def keeps_everything(_: Keeping) -> None:
+    async def keeps_everything(_: object) -> None:
         await asyncio.Event().wait()
 
     if "taken" in request.fixturenames:
         # Before there is a server, whichever fixture a test asks for first.
         monkeypatch.setattr(Keeping, "run", keeps_everything)
+        monkeypatch.setattr(Remover, "run", keeps_everything)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import BigInteger, Integer, Text, literal_column, select
 
-from store_service.database import changes, comments, posts, requests, schema
+from store_service.database import changes, comments, deletions, posts, requests, schema
 from store_service.database.changes import LoggedWrite
 from store_service.database.statements import Statement, as_json, one_of, parameter, rows
 from tests.postgres import new_database
@@ -38,7 +38,7 @@ def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Stateme
 STATEMENTS: dict[str, dict[str, Statement]] = {
     engine: {
         f"{module.__name__.rpartition('.')[2]}.{name}{more}": statement
-        for module in (posts, comments, changes, requests)
+        for module in (posts, comments, deletions, changes, requests)
         for name, value in vars(module).items()
         for more, engines, statement in statements_of(value)
         if engine in engines
@@ -60,6 +60,7 @@ VALUES = {
     "after": 0,
     "limit": 10,
     "post_id": 1,
+    "removed_id": 1,
     "after_xid": 0,
     "after_seq": 0,
     "until_xid": 10,
@@ -80,6 +81,9 @@ SERVED_BY = {
     "posts.UPDATE_POSTS 1": "posts USING INTEGER PRIMARY KEY",
     "posts.DELETE_POSTS 1": "posts USING INTEGER PRIMARY KEY",
     "posts.DELETE_POSTS 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.MARK_POSTS 1": "posts USING INTEGER PRIMARY KEY",
+    "posts.MARK_POSTS 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.REMOVE_POSTS": "posts USING INTEGER PRIMARY KEY",
     "posts.PAGE_OF_POSTS[id]": "posts USING INTEGER PRIMARY KEY",
     "posts.PAGE_OF_POSTS[id desc]": "posts USING INTEGER PRIMARY KEY",
     "comments.COMMENTS_BY_ID": "comments USING INTEGER PRIMARY KEY",
@@ -88,13 +92,19 @@ SERVED_BY = {
     "comments.UPDATE_COMMENTS 1": "comments USING INTEGER PRIMARY KEY",
     "comments.DELETE_COMMENTS 1": "comments USING INTEGER PRIMARY KEY",
     "comments.DELETE_COMMENTS 2": "comments USING INTEGER PRIMARY KEY",
-    "comments.DELETE_COMMENTS_OF_POSTS 1": "comments_post_id_id_idx (post_id=?)",
-    "comments.DELETE_COMMENTS_OF_POSTS 2": "comments_post_id_id_idx (post_id=?)",
+    "comments.DELETE_COMMENTS_OF_POSTS 1": "comments USING INTEGER PRIMARY KEY",
+    "comments.DELETE_COMMENTS_OF_POSTS 2": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTED_POSTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "comments.COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
+    "comments.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "comments.PAGE_OF_ALL_COMMENTS[id]": "comments USING INTEGER PRIMARY KEY",
     "comments.PAGE_OF_ALL_COMMENTS[id desc]": "comments USING INTEGER PRIMARY KEY",
     "comments.PAGE_OF_COMMENTS[id]": "comments_post_id_id_idx (post_id=? AND id>?)",
     "comments.PAGE_OF_COMMENTS[id desc]": "comments_post_id_id_idx (post_id=? AND id<?)",
+    "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx (post_id=?)",
+    "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx (post_id=? AND id>?)",
+    "deletions.SET_REMOVED": "post_deletions USING INTEGER PRIMARY KEY",
+    "deletions.UNMARK_POSTS": "post_deletions USING INTEGER PRIMARY KEY",
     "changes.FEED": "SEARCH sqlite_sequence",
     "changes.LAST_SEQ": "SEARCH sqlite_sequence",
     "changes.COMMIT_TIMES": "changes USING INTEGER PRIMARY KEY",
@@ -120,18 +130,24 @@ SERVED_BY_ON_POSTGRESQL = {
     "posts.KEPT_POST_IDS": "posts_pkey",
     "posts.UPDATE_POSTS": "posts_pkey",
     "posts.DELETE_POSTS": "posts_pkey",
+    "posts.MARK_POSTS": "posts_pkey",
+    "posts.REMOVE_POSTS": "posts_pkey",
     "posts.PAGE_OF_POSTS[id]": "posts_pkey",
     "posts.PAGE_OF_POSTS[id desc]": "posts_pkey",
     "comments.COMMENTS_BY_ID": "comments_pkey",
     "comments.LOCKED_COMMENTS_BY_ID": "comments_pkey",
     "comments.UPDATE_COMMENTS": "comments_pkey",
     "comments.DELETE_COMMENTS": "comments_pkey",
-    "comments.DELETE_COMMENTS_OF_POSTS": "comments_post_id_id_idx",
+    "comments.DELETE_COMMENTS_OF_POSTS": "comments_pkey",
+    "comments.COMMENTED_POSTS": "comments_post_id_id_idx",
     "comments.COMMENT_COUNTS": "comments_post_id_id_idx",
+    "comments.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
     "comments.PAGE_OF_ALL_COMMENTS[id]": "comments_pkey",
     "comments.PAGE_OF_ALL_COMMENTS[id desc]": "comments_pkey",
     "comments.PAGE_OF_COMMENTS[id]": "comments_post_id_id_idx",
     "comments.PAGE_OF_COMMENTS[id desc]": "comments_post_id_id_idx",
+    "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx",
+    "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx",
     "changes.LAST_SEQ": "changes_pkey",
     "changes.HAS_OWN_PAST": "changes_xid_seq_idx",
     "changes.COMMIT_TIMES": "changes_pkey",
@@ -167,9 +183,17 @@ WITHOUT_LOOKING = {
         "changes.BEGIN_ANEW[0]",
         # A constant; the question is PostgreSQL's.
         "changes.HAS_OWN_PAST",
+        "posts.CHECK_KEYS_BY_INDEX",
+        # Few posts, or none, are marked at a time.
+        "deletions.MARKS",
         "requests.INSERT_REQUESTS",
     },
     "postgresql": {
+        "posts.CHECK_KEYS_BY_INDEX",
+        # PostgreSQL reads a table of a page or two whole.
+        "deletions.MARKS",
+        "deletions.SET_REMOVED",
+        "deletions.UNMARK_POSTS",
         # Inserts tell of what they have just written.
         "posts.INSERT_POSTS",
         "comments.INSERT_COMMENTS",
@@ -189,10 +213,12 @@ SORTS_ITS_BATCH = {
     "posts.INSERT_POSTS 2",
     "posts.UPDATE_POSTS",
     "posts.DELETE_POSTS",
+    "posts.MARK_POSTS",
     "comments.INSERT_COMMENTS 2",
     "comments.UPDATE_COMMENTS",
     "comments.DELETE_COMMENTS",
     "comments.DELETE_COMMENTS_OF_POSTS",
+    "comments.DELETE_COMMENTS_OF_POSTS 1",
     # PostgreSQL does not see that the two ends of a piece belong together, and takes it for a large one.
     "changes.CHANGES",
 }
@@ -283,11 +309,12 @@ def test_a_statement_is_served_by_its_index_on_postgresql_too(filled_database: s
     steps = [str(step) for (step,) in plan]
     index = SERVED_BY_ON_POSTGRESQL[name]
     assert any(f"{index} " in f"{step} " for step in steps), steps
-    # `feed` has one row.
-    assert not [step for step in steps if "Seq Scan" in step and "on feed" not in step], steps
+    # `feed` has one row. Which posts are marked is asked once for the statement; there are few, or none.
+    read_whole = [step for step in steps if "Seq Scan" in step]
+    assert not [step for step in read_whole if "on feed" not in step and "on post_deletions" not in step], steps
     assert name in SORTS_ITS_BATCH or not [step for step in steps if "Sort" in step], steps
     # What is left out of the batch, which is a function's, needs no index.
-    filtered = [before for before, step in pairwise(steps) if "Filter" in step]
+    filtered = [before for before, step in pairwise(steps) if "Filter" in step and "SubPlan" not in step]
     assert not [step for step in filtered if "Function Scan on json_array_elements" not in step], steps
 
 

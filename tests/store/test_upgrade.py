@@ -406,6 +406,33 @@ def test_requests_of_a_version_before_are_remembered(bare_url: str, monkeypatch:
     schema.check(bare_url)
 
 
+def test_deletions_in_steps_are_added_to_a_version_before(
+    bare_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The upgrade makes an empty table and touches no row; that version can go on writing meanwhile."""
+    with monkeypatch.context() as before:
+        before.setattr(schema, "HEAD", "0005")
+        schema.upgrade(bare_url)
+    execute(bare_url, "INSERT INTO posts (body) VALUES ('p')")
+    execute(bare_url, "INSERT INTO comments (body, post_id) VALUES ('c', 1)")
+    names = ("posts", "comments", "changes", "requests", "feed")
+    rows = [query(bare_url, f"SELECT * FROM {name}") for name in names]
+
+    engine = connect.sync_engine(bare_url)
+    with engine.connect() as open_for_long:
+        if not connect.is_sqlite(bare_url):
+            # Of PostgreSQL a transaction that has written to posts and comments keeps no upgrade waiting.
+            open_for_long.exec_driver_sql("UPDATE comments SET body = body")
+            open_for_long.exec_driver_sql("UPDATE posts SET body = body")
+        assert schema.upgrade(bare_url) == "0005"
+        open_for_long.rollback()
+    engine.dispose()
+
+    assert [query(bare_url, f"SELECT * FROM {name}") for name in names] == rows
+    assert query(bare_url, "SELECT * FROM post_deletions") == []
+    schema.check(bare_url)
+
+
 # Again, at once, in the way
 
 

@@ -183,7 +183,13 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """One change of one post or comment."""
+    """One change of one post or comment.
+
+    When a post is deleted with its comments, the changes of the comments come before that of the
+    post, in the same transaction. If there are too many for one transaction (see
+    PostService.DeletePost), the change of the post comes first, and those of its comments follow in
+    later transactions with the same request_id. In between, no call finds these comments.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

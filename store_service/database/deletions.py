@@ -1,0 +1,87 @@
+"""Every statement about posts whose deletion is not finished, and how other statements pass over them.
+
+Such a post is marked: its row and those of its comments are still there, and nobody is to see them.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    LargeBinary,
+    Select,
+    case,
+    cast,
+    delete,
+    func,
+    null,
+    select,
+    update,
+)
+
+from store_service.database.statements import Statement, beyond, one_of, parameter
+from store_service.database.tables import comment_table as comment
+from store_service.database.tables import post_deletion_table as mark
+
+MARKED = select(mark.c.post_id)
+"""The posts that are marked: few, or none. Asked for once per statement."""
+
+
+def is_visible(post_id: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Whether a post is not marked. Only for rows that are found by their ids: a page that left out a million
+    rows with it would read all of them."""
+    return post_id.not_in(MARKED)
+
+
+def visible_body(body: ColumnElement[str], post_id: ColumnElement[Any]) -> ColumnElement[str]:
+    """The body, or NULL where the post is marked, for pages, which are to count every row that they read."""
+    return case((post_id.in_(MARKED), null()), else_=body).label("body")
+
+
+def comments_after(post_id: ColumnElement[Any], id: ColumnElement[Any] | int) -> ColumnElement[bool]:
+    """The comments of one post beyond an id; to be read `in_order`."""
+    return beyond((comment.c.post_id, comment.c.id), post_id, id)
+
+
+def in_order(comments: Select[Any]) -> Select[Any]:
+    """Comments in the order of comments_post_id_id_idx."""
+    return comments.order_by(comment.c.post_id, comment.c.id)
+
+
+_post_id, _after = parameter("post_id", BigInteger), parameter("after", BigInteger)
+_limit = parameter("limit", Integer)
+
+_sizes = select(comment.c.id, comment.c.post_id, func.length(cast(comment.c.body, LargeBinary))).limit(_limit)
+_sizes_on_postgresql = select(comment.c.id, comment.c.post_id, func.octet_length(comment.c.body)).limit(
+    _limit
+)
+
+
+def _both(condition: ColumnElement[bool]) -> Statement:
+    return Statement(
+        in_order(_sizes).where(condition), on_postgresql=in_order(_sizes_on_postgresql).where(condition)
+    )
+
+
+SIZES_OF_COMMENTS = _both(one_of(comment.c.post_id, "post_ids"))
+"""Id, post and bytes of the first `limit` comments of these posts, by post. Served by
+comments_post_id_id_idx."""
+
+SIZES_OF_COMMENTS_AFTER = _both(comments_after(_post_id, _after))
+"""The same of one post, beyond the id `after`."""
+
+MARKS = Statement(
+    select(mark.c.post_id, mark.c.removed_id, mark.c.request_id)
+    .order_by(mark.c.post_id != _post_id, mark.c.post_id)
+    .limit(_limit)
+)
+"""Up to `limit` marked posts, `post_id` first if it is one of them, and up to where each is removed."""
+
+SET_REMOVED = Statement(
+    update(mark).values(removed_id=parameter("removed_id", BigInteger)).where(mark.c.post_id == _post_id)
+)
+"""Remembers up to where the comments of a marked post are removed. Served by the primary key."""
+
+UNMARK_POSTS = Statement(delete(mark).where(one_of(mark.c.post_id, "ids")))
+"""Takes the marks away, when the posts are removed. Served by the primary key."""

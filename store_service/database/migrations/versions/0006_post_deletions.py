@@ -1,0 +1,22 @@
+"""Deletions of posts that are not finished: what is too large for one transaction is removed in steps."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0006"
+down_revision = "0005"
+
+
+def upgrade() -> None:
+    """Adds an empty table; nothing that is stored is read or changed."""
+    op.create_table(
+        "post_deletions",
+        sa.Column(
+            "post_id",
+            sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+            primary_key=True,
+            autoincrement=False,
+        ),
+        sa.Column("removed_id", sa.BigInteger, nullable=False, server_default="0"),
+        sa.Column("request_id", sa.Text),
+    )
