@@ -310,8 +310,8 @@ def test_a_statement_is_served_by_its_index_on_postgresql_too(filled_database: s
     index = SERVED_BY_ON_POSTGRESQL[name]
     assert any(f"{index} " in f"{step} " for step in steps), steps
     # `feed` has one row. Which posts are marked is asked once for the statement; there are few, or none.
-    read_whole = [step for step in steps if "Seq Scan" in step]
-    assert not [step for step in read_whole if "on feed" not in step and "on post_deletions" not in step], steps
+    scans = [step for step in steps if "Seq Scan" in step]
+    assert not [step for step in scans if "on feed" not in step and "on post_deletions" not in step], steps
     assert name in SORTS_ITS_BATCH or not [step for step in steps if "Sort" in step], steps
     # What is left out of the batch, which is a function's, needs no index.
     filtered = [before for before, step in pairwise(steps) if "Filter" in step and "SubPlan" not in step]
