@@ -13,6 +13,7 @@ import click
 from store_service import garbage, logs
 from store_service.cli import progress
 from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
+from store_service.config import Config
 
 
 @click.command(epilog=EPILOG)
@@ -87,7 +88,12 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 @click.command(epilog=EPILOG)
-def migrate() -> None:
+@click.option(
+    "--move-extra-columns",
+    is_flag=True,
+    help="Keep columns that storeapi did not make in tables of their own.",
+)
+def migrate(move_extra_columns: bool) -> None:
     """Bring the database's schema up to date.
 
     `serve` does the same by itself unless STORE_AUTO_MIGRATE=false. A database of the application before
@@ -100,9 +106,18 @@ def migrate() -> None:
         report(f"migrating {connect.name_of(config.DATABASE_URL)}", 0, 0)
         # Before the lock, whose file would else be made beside a file of another application.
         connect.check_files(config.DATABASE_URL)
-        schema.find_to_upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
+        schema.find_to_upgrade(
+            config.DATABASE_URL,
+            acquire_seconds=config.acquire_seconds,
+            move_extra_columns=move_extra_columns,
+        )
         with connect.sole_use(config.DATABASE_URL):
-            was = schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
+            was = schema.upgrade(
+                config.DATABASE_URL,
+                acquire_seconds=config.acquire_seconds,
+                move_extra_columns=move_extra_columns,
+                report=report,
+            )
     click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
 
 
@@ -124,9 +139,23 @@ def check() -> None:
         is_served = connect.is_in_use(config.DATABASE_URL)
         click.echo(f"address: {startup.check_addresses(config, may_be_in_use=is_served is not False)}")
         with progress.waiting(f"the database {connect.name_of(config.DATABASE_URL)}"):
-            revision = startup.check_database(config)
+            try:
+                revision = startup.check_database(config)
+            except schema.ExtraColumns:
+                _show_preview(config)
+                raise
+            if revision == schema.BEFORE:
+                _show_preview(config)
             asyncio.run(startup.try_to_open(config))
         if revision != schema.HEAD:
             raise SchemaMismatch(expected=schema.HEAD, actual=revision)
         click.echo("database: in use" if is_served else "database: fine")
     click.echo(f"schema: {schema.HEAD}, fine")
+
+
+def _show_preview(config: Config) -> None:
+    """Tells what an upgrade of a database of the application before would do."""
+    from store_service.database import preview
+
+    for line in preview.preview(config.DATABASE_URL, acquire_seconds=config.acquire_seconds).lines():
+        click.echo(f"upgrade: {line}")

@@ -4,7 +4,7 @@ The steps are alembic revisions in `migrations/versions`. All steps of one upgra
 either the database has the new schema afterwards, or it is as it was.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,18 @@ UNKNOWN = "unknown"
 OF_OTHERS = "a newer store-service made it, or another application"
 """Where a revision comes from that is not known, in words."""
 
-_COLUMNS_BEFORE = {"posts": {"id", "body"}, "comments": {"id", "body", "post_id"}}
+Report = Callable[[str, int, int], None]
+"""Is told what is being done, and how much of how much is done."""
 
 log = structlog.get_logger("store_service.database")
 
 
 class ForeignSchema(OperatorError):
     """The database holds what is not ours, where ours is or would be."""
+
+
+class ExtraColumns(ForeignSchema):
+    """The tables of the application before have columns that it did not make."""
 
 
 class WrongEncoding(OperatorError):
@@ -71,7 +76,7 @@ def current(connection: sqlalchemy.Connection) -> str:
         revision = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
         if revision not in (None, BEFORE):
             return str(revision)
-    present = tables & _COLUMNS_BEFORE.keys()
+    present = tables & takeover.COLUMNS_BEFORE.keys()
     if not present:
         found = contents.of_others(connection)
         if found:
@@ -81,9 +86,9 @@ def current(connection: sqlalchemy.Connection) -> str:
                 f" give the service {own} of its own"
             )
         return EMPTY
-    for table, wanted in _COLUMNS_BEFORE.items():
+    for table, wanted in takeover.COLUMNS_BEFORE.items():
         columns = {column["name"] for column in inspector.get_columns(table)} if table in tables else set()
-        if columns != wanted:
+        if not wanted <= columns:
             difference = "is missing"
             if columns:
                 found, expected = ", ".join(sorted(columns)), ", ".join(sorted(wanted))
@@ -110,6 +115,7 @@ def find(
     acquire_seconds: float = ACQUIRE_SECONDS,
     upgrades: bool = False,
     serves: Collection[str] = (),
+    move_extra_columns: bool = False,
 ) -> str:
     """The revision that a database has, if this program may bring it to HEAD. Changes nothing, makes no file.
 
@@ -118,6 +124,7 @@ def find(
         acquire_seconds: How long opening a connection to PostgreSQL may take.
         upgrades: The role needs what an upgrade needs, if one is to come.
         serves: Rights that the role needs on the tables of this program's schema.
+        move_extra_columns: As for `upgrade`.
 
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
@@ -139,7 +146,7 @@ def find(
                     rights.check_service(connection, serves or rights.TO_READ)
             revision = current(connection)
             # Nobody is told to upgrade what an upgrade will refuse.
-            _refuse_obstacles(connection, revision)
+            _refuse_obstacles(connection, revision, move_extra_columns=move_extra_columns)
             if on_postgresql and upgrades and revision != HEAD:
                 rights.check_upgrade(connection)
             if on_postgresql and serves and revision == HEAD:
@@ -157,6 +164,7 @@ def find_to_upgrade(
     acquire_seconds: float = ACQUIRE_SECONDS,
     upgrades: bool = True,
     serves: Collection[str] = (),
+    move_extra_columns: bool = False,
 ) -> str:
     """As `find`, but UNKNOWN of a file in which a write was interrupted.
 
@@ -164,19 +172,36 @@ def find_to_upgrade(
     then.
     """
     try:
-        return find(database_url, acquire_seconds=acquire_seconds, upgrades=upgrades, serves=serves)
+        return find(
+            database_url,
+            acquire_seconds=acquire_seconds,
+            upgrades=upgrades,
+            serves=serves,
+            move_extra_columns=move_extra_columns,
+        )
     except DatabaseUnavailable as error:
         if not sqlite.was_interrupted(error.__cause__):
             raise
         return UNKNOWN
 
 
-def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> str:
+def upgrade(
+    database_url: str,
+    *,
+    acquire_seconds: float = ACQUIRE_SECONDS,
+    move_extra_columns: bool = False,
+    report: Report | None = None,
+) -> str:
     """Brings a database to the schema that this program needs; returns the revision that it had.
+
+    The log says before and during an upgrade of posts and comments what is done.
 
     Args:
         database_url: SQLite or PostgreSQL.
         acquire_seconds: How long opening a connection to PostgreSQL may take.
+        move_extra_columns: Move columns that somebody has added to posts and comments of the application
+            before to tables of their own, where their presence is refused otherwise.
+        report: Is told what is being done, and how many rows of how many are done; 0 of 0 if unknown.
 
     Raises:
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
@@ -186,7 +211,10 @@ def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> s
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
     # On SQLite only a look that cannot write leaves another application's file, and its log, as they are.
-    if find_to_upgrade(database_url, acquire_seconds=acquire_seconds) == HEAD:
+    found = find_to_upgrade(
+        database_url, acquire_seconds=acquire_seconds, move_extra_columns=move_extra_columns
+    )
+    if found == HEAD:
         return HEAD
     engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
     _set_up_transactions(engine)
@@ -195,7 +223,7 @@ def upgrade(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> s
             # Somebody else may have upgraded it since.
             revision = current(connection)
             if revision != HEAD:
-                _upgrade(connection, revision)
+                _upgrade(connection, revision, move_extra_columns=move_extra_columns, report=report)
         return revision
     except sqlalchemy.exc.DBAPIError as error:
         raise named(_driver_error(error)) from error
@@ -227,18 +255,33 @@ _CURRENT = Statement(
 _REVISION: Operation[None, str] = Operation(_read_revision)
 
 
-def _upgrade(connection: sqlalchemy.Connection, revision: str) -> None:
+def _upgrade(
+    connection: sqlalchemy.Connection, revision: str, *, move_extra_columns: bool, report: Report | None
+) -> None:
     # Alembic takes longer to import than a start without an upgrade takes.
     from alembic import command
     from alembic.config import Config
 
-    config = Config(attributes={"connection": connection})
+    def tell(doing: str, done: int, total: int) -> None:
+        # The log is for whoever sees no terminal.
+        if rows >= ROWS_THAT_TAKE_LONG:
+            log.info("upgrading", doing=doing, done=done, total=total)
+        if report is not None:
+            report(doing, done, total)
+
+    config = Config(attributes={"connection": connection, "report": tell})
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     if revision not in (EMPTY, *KNOWN):
         raise SchemaMismatch(expected=HEAD, actual=revision)
-    _refuse_obstacles(connection, revision)
+    _refuse_obstacles(connection, revision, move_extra_columns=move_extra_columns)
 
+    rows = 0
     if revision == BEFORE:
+        posts, comments = connection.exec_driver_sql(
+            "SELECT (SELECT count(*) FROM posts), (SELECT count(*) FROM comments)"
+        ).one()
+        rows = posts + comments
+        log.info("upgrading the schema", was=revision, to=HEAD, posts=posts, comments=comments)
         command.stamp(config, BEFORE)
     command.upgrade(config, HEAD)
     log.info("schema upgraded", was=revision, now=HEAD)
@@ -254,7 +297,9 @@ def _refuse_encoding(connection: sqlalchemy.Connection) -> None:
         )
 
 
-def _refuse_obstacles(connection: sqlalchemy.Connection, revision: str) -> None:
+def _refuse_obstacles(
+    connection: sqlalchemy.Connection, revision: str, *, move_extra_columns: bool = False
+) -> None:
     if revision not in (EMPTY, *KNOWN):
         return
     missing = [] if revision == EMPTY else takeover.lacking(connection, revision)
@@ -266,7 +311,17 @@ def _refuse_obstacles(connection: sqlalchemy.Connection, revision: str) -> None:
     found = takeover.obstacles(connection, revision)
     if found:
         raise ForeignSchema(f"the database cannot be upgraded as it is: {'; '.join(found)}")
+    extra = takeover.extra_columns(connection) if revision == BEFORE and not move_extra_columns else {}
+    if extra:
+        what = "; ".join(f"{table} has {', '.join(names)}" for table, names in extra.items())
+        raise ExtraColumns(
+            f"the database has columns that storeapi did not make: {' '.join(what.split())}; if it is one of"
+            " storeapi, `store-service migrate --move-extra-columns` keeps them in tables of their own"
+        )
 
+
+ROWS_THAT_TAKE_LONG = 10_000
+"""With so many posts and comments each step of an upgrade is logged."""
 
 CACHE_BYTES = 64 * 1024 * 1024
 """Pages of SQLite that an upgrade keeps in memory."""

@@ -6,6 +6,7 @@ names of ours, triggers, foreign keys, rules for bodies. None is dropped silentl
 
 # ruff: noqa: S608  # what is put into statements are names of ours
 
+import re
 from collections.abc import Collection, Iterator
 
 import sqlalchemy
@@ -16,6 +17,8 @@ MADE_BY = {
     "0001": ("posts", "comments"),
     "0002": (
         *("orphaned_comments", "undecodable_bodies", "renumbered_resources"),
+        *("posts_extra_columns", "comments_extra_columns"),
+        *("posts_extra_columns_id_idx", "comments_extra_columns_id_idx"),
         *("new_posts", "new_comments", "comments_post_id_id_idx"),
     ),
     "0003": (
@@ -77,6 +80,29 @@ def strangers(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     found.extend(lacking(connection, revision))
     found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, ours))
     return found
+
+
+COLUMNS_BEFORE = {"posts": {"id", "body"}, "comments": {"id", "body", "post_id"}}
+"""What that application made."""
+
+
+def is_text(body: bytes) -> bool:
+    """Whether bytes are UTF-8."""
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def extra_columns(connection: sqlalchemy.Connection) -> dict[str, list[str]]:
+    """The columns that somebody has added to the tables of the application before, by table, if any."""
+    inspector = sqlalchemy.inspect(connection)
+    found = {
+        table: [it["name"] for it in inspector.get_columns(table) if it["name"] not in known]
+        for table, known in COLUMNS_BEFORE.items()
+    }
+    return {table: names for table, names in found.items() if names}
 
 
 def lacking(connection: sqlalchemy.Connection, revision: str) -> list[str]:
@@ -166,22 +192,34 @@ def _attached_on_sqlite(
         f" WHERE type = 'trigger' AND lower(tbl_name) IN {ours} ORDER BY 1"
     ):
         yield f"trigger {name} on {table}", _TRIGGER
-    for name, table in connection.exec_driver_sql(
-        'SELECT DISTINCT it.name, lower(key."table")'
-        " FROM sqlite_master AS it, pragma_foreign_key_list(it.name) AS key"
-        f""" WHERE it.type = 'table' AND lower(key."table") IN {ours}"""
-        " AND NOT (it.name = 'comments' AND lower(key.\"table\") = 'posts') ORDER BY 1"
-    ):
+    # What concerns a column that the upgrade moves away goes with it.
+    moved = extra_columns(connection) if set(names) == COLUMNS_BEFORE.keys() else {}
+    referring = {
+        (name, table)
+        for name, table, column in connection.exec_driver_sql(
+            'SELECT it.name, lower(key."table"), key."from"'
+            " FROM sqlite_master AS it, pragma_foreign_key_list(it.name) AS key"
+            f""" WHERE it.type = 'table' AND lower(key."table") IN {ours}"""
+            " AND NOT (it.name = 'comments' AND lower(key.\"from\") = 'post_id')"
+        )
+        if column not in moved.get(name, ())
+    }
+    for name, table in sorted(referring):
         yield f"table {name}, which refers to {table},", _KEY
     for table in names:
         # The list of indexes, for the names of constraints are not kept. One of the key itself is fine.
         for name, origin in connection.exec_driver_sql(
             f"""SELECT name, origin FROM pragma_index_list('{table}') WHERE "unique" AND origin <> 'pk'"""
-        ):
+        ).all():
+            columns = connection.exec_driver_sql("SELECT name FROM pragma_index_info(?)", (name,)).scalars()
+            if set(columns) & set(moved.get(table, ())):
+                continue
             what = f"UNIQUE constraint of {table}" if origin == "u" else f"unique index {name} of {table}"
             yield what, _RULE
     for table in names:
         for rule in sqlalchemy.inspect(connection).get_check_constraints(table):
+            if set(re.findall(r"\w+", rule["sqltext"])) & set(moved.get(table, ())):
+                continue
             yield f"CHECK constraint {rule['name'] or ''} of {table}".replace("  ", " "), _RULE
 
 
@@ -190,6 +228,14 @@ def _attached_on_postgresql(connection: sqlalchemy.Connection) -> Iterator[tuple
     for what, why, statement in _QUESTIONS:
         for row in connection.exec_driver_sql(statement):
             yield what.format(*row), why
+
+
+def _is_moved(table: str, numbers: str) -> str:
+    """SQL: whether one of these columns is moved away by the upgrade, and what concerns it goes with it."""
+    return (
+        f"({table} IN {_TABLES} AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = {table}"
+        f" AND attnum = ANY ({numbers}) AND attname NOT IN ('id', 'body', 'post_id')))"
+    )
 
 
 _QUESTIONS = (
@@ -209,19 +255,22 @@ _QUESTIONS = (
         _KEY,
         "SELECT DISTINCT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint"
         f" WHERE contype = 'f' AND confrelid IN {_TABLES} AND NOT (conrelid IN {_TABLES}"
-        " AND conrelid::regclass::text = 'comments' AND confrelid::regclass::text = 'posts') ORDER BY 1",
+        " AND conrelid::regclass::text = 'comments' AND confrelid::regclass::text = 'posts')"
+        f" AND NOT {_is_moved('conrelid', 'conkey')} ORDER BY 1",
     ),
     (
         "unique index {} of {}",
         _RULE,
         "SELECT indexrelid::regclass::text, indrelid::regclass::text FROM pg_index"
-        f" WHERE indrelid IN {_TABLES} AND indisunique AND NOT indisprimary ORDER BY 1",
+        f" WHERE indrelid IN {_TABLES} AND indisunique AND NOT indisprimary"
+        f" AND NOT {_is_moved('indrelid', 'indkey')} ORDER BY 1",
     ),
     (
         "{} constraint {} of {}",
         _RULE,
         "SELECT CASE contype WHEN 'x' THEN 'EXCLUDE' ELSE 'CHECK' END, conname, conrelid::regclass::text"
-        f" FROM pg_constraint WHERE contype IN ('c', 'x') AND conrelid IN {_TABLES} ORDER BY 2",
+        f" FROM pg_constraint WHERE contype IN ('c', 'x') AND conrelid IN {_TABLES}"
+        f" AND NOT {_is_moved('conrelid', 'conkey')} ORDER BY 2",
     ),
     (
         "policy {} of {}",

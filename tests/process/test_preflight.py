@@ -1,8 +1,11 @@
 """`store-service check` finds what would keep `serve` from working, and neither changes anything then."""
 
 import asyncio
+import os
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -67,6 +70,24 @@ def test_check_finds_what_serve_must_not_write(
         assert done.stderr == f"store-service: {problem}\n"
     assert state(folder) == before
     folder.chmod(0o755)
+
+
+def test_check_finds_that_the_log_has_no_room(database_file: Path) -> None:
+    """A limit for the size of files refuses it as a full disk or a quota does."""
+    folder = database_file.parent
+    before = state(folder)
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -f 1024; exec "$0" -m store_service check', sys.executable],
+        cwd=folder,
+        env=os.environ | {"STORE_LISTEN": "127.0.0.1:0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == "store-service: cannot write beside the database store.db: File too large\n"
+    assert state(folder) == before
 
 
 def test_check_finds_an_address_that_another_program_has(database_file: Path) -> None:

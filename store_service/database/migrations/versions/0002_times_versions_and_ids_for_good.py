@@ -2,7 +2,8 @@
 
 Every row is kept. NULL bodies become empty strings, and what cannot stay as it is leaves a trace in a table
 of its own, and a line in the log: comments whose post is gone in `orphaned_comments`, bytes that are no UTF-8
-in `undecodable_bodies`, ids that were too small or too large in `renumbered_resources`. All other ids stay.
+in `undecodable_bodies`, ids that were too small or too large in `renumbered_resources`, columns that somebody
+has added in `posts_extra_columns` and `comments_extra_columns`. All other ids stay.
 """
 
 # ruff: noqa: S608  # what is put into statements are names of ours
@@ -11,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import structlog
-from alembic import op
+from alembic import context, op
 
 revision = "0002"
 down_revision = "0001"
@@ -20,6 +21,9 @@ Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 LARGEST_ID = 2**62
 """Rows with larger ids are given new ones: ids count on from the largest, and at 2**63 - 1 they would end."""
+
+STEP_ROWS = 100_000
+"""Rows between two reports."""
 
 KINDS = {"posts": "post", "comments": "comment"}
 """The tables of the application before, and what the tables of traces call a row of each."""
@@ -34,6 +38,7 @@ def upgrade() -> None:
     """Sets right what is in the old tables, then goes the engine's way to the new ones."""
     on_sqlite = op.get_bind().dialect.name == "sqlite"
     _make_tables_of_traces()
+    extra = [table for table in KINDS if _move_extra_columns(table, on_sqlite)]
     if on_sqlite:
         # PostgreSQL lets nothing else than UTF-8 in.
         _make_bodies_text()
@@ -42,18 +47,53 @@ def upgrade() -> None:
         for key in sa.inspect(op.get_bind()).get_foreign_keys("comments"):
             op.execute(f'ALTER TABLE comments DROP CONSTRAINT "{key["name"]}"')
     last = {table: _last_id(table) for table in KINDS}
+    _report("moving comments without a post")
     _move_orphans()
     if not on_sqlite:
         # New ids may need columns that are wide enough.
+        _report("changing columns")
         _alter()
+    _report("replacing ids")
     for table in KINDS:
-        last[table] += _renumber(table, last[table])
+        last[table] += _renumber(table, last[table], has_extra_columns=table in extra)
     if on_sqlite:
         _copy(last)
     else:
         _restart(last)
+    _report("making the index of comments")
     op.create_index("comments_post_id_id_idx", "comments", ["post_id", "id"])
     _tell()
+
+
+def _report(doing: str, done: int = 0, total: int = 0) -> None:
+    """Tells whoever waits what is being done, and how many rows of how many are done, if that is known."""
+    report = context.config.attributes.get("report")
+    if report is not None:
+        report(doing, done, total)
+
+
+def _move_extra_columns(table: str, on_sqlite: bool) -> bool:
+    """Moves columns that somebody has added to a table of their own, by the id of the row; whether there were
+    any. In the service's table, a NOT NULL among them would refuse what the service writes."""
+    names = [
+        it["name"]
+        for it in sa.inspect(op.get_bind()).get_columns(table)
+        if it["name"] not in ("id", "body", *(["post_id"] if table == "comments" else []))
+    ]
+    if not names:
+        return False
+    quote = op.get_bind().dialect.identifier_preparer.quote
+    quoted = [quote(name) for name in names]
+    target = f"{table}_extra_columns"
+    _report(f"moving columns to {target}")
+    op.get_bind().exec_driver_sql(f"CREATE TABLE {target} AS SELECT id, {', '.join(quoted)} FROM {table}")
+    op.create_index(f"{target}_id_idx", target, ["id"], unique=True)
+    if on_sqlite:
+        return True  # Rows move to a new table without them.
+    op.get_bind().exec_driver_sql(f"ALTER TABLE {target} ALTER id TYPE BIGINT")
+    drops = ", ".join(f"DROP {name}" for name in quoted)
+    op.get_bind().exec_driver_sql(f"ALTER TABLE {table} {drops}")
+    return True
 
 
 def _make_tables_of_traces() -> None:
@@ -87,10 +127,17 @@ def _make_bodies_text() -> None:
     raw.text_factory = bytes
     try:
         for table, kind in KINDS.items():
+            ((total,),) = raw.execute(f"SELECT count(*) FROM {table}")
             rows = raw.execute(
                 f"SELECT id, CAST(body AS TEXT) FROM {table} WHERE typeof(body) IN ('text', 'blob')"
             )
-            for id in [id for id, body in rows if not _is_text(body)]:
+            bad = []
+            for number, (id, body) in enumerate(rows):
+                if not number % STEP_ROWS:
+                    _report(f"checking bodies of {table}", number, total)
+                if not _is_text(body):
+                    bad.append(id)
+            for id in bad:
                 raw.execute(
                     "INSERT INTO undecodable_bodies (kind, id, body)"
                     f" SELECT ?, id, CAST(body AS BLOB) FROM {table} WHERE id = ?",
@@ -139,7 +186,7 @@ def _move_orphans() -> None:
     op.execute("DELETE FROM comments WHERE id IN (SELECT id FROM orphaned_comments)")
 
 
-def _renumber(table: str, last: int) -> int:
+def _renumber(table: str, last: int, *, has_extra_columns: bool) -> int:
     """Gives rows new ids, behind `last`, whose ids no call takes or leave no room; returns how many."""
     kind = KINDS[table]
     op.execute(
@@ -148,6 +195,8 @@ def _renumber(table: str, last: int) -> int:
         f" WHERE id NOT BETWEEN 1 AND {LARGEST_ID}"
     )
     columns = [(table, "id"), ("undecodable_bodies", "id")]
+    if has_extra_columns:
+        columns.append((f"{table}_extra_columns", "id"))
     if table == "posts":
         columns.append(("comments", "post_id"))
     for where, column in columns:
@@ -214,15 +263,13 @@ def _copy(last: dict[str, int]) -> None:
         sqlite_autoincrement=True,
     )
 
-    op.execute("INSERT INTO new_posts (id, body) SELECT id, coalesce(CAST(body AS TEXT), '') FROM posts")
-    op.execute(
-        "INSERT INTO new_comments (id, body, post_id)"
-        " SELECT id, coalesce(CAST(body AS TEXT), ''), post_id FROM comments"
-    )
+    _copy_rows("posts", "id", "coalesce(CAST(body AS TEXT), '')")
+    _copy_rows("comments", "id", "coalesce(CAST(body AS TEXT), '')", "post_id")
     op.execute("DELETE FROM sqlite_sequence WHERE name IN ('new_posts', 'new_comments')")
     for table in KINDS:
         op.execute(f"INSERT INTO sqlite_sequence (name, seq) VALUES ('new_{table}', {last[table]})")
 
+    _report("removing the old tables")
     indexes = _indexes()
     op.drop_table("comments")
     op.drop_table("posts")
@@ -240,6 +287,22 @@ def _copy(last: dict[str, int]) -> None:
             log.warning("an index could not be made again, and is gone", index=name)
 
 
+def _copy_rows(table: str, *values: str) -> None:
+    """Copies the rows in the order of their ids, some at a time, and tells how far it is."""
+    columns = ", ".join(("id", "body", "post_id")[: len(values)])
+    total = op.get_bind().scalar(sa.text(f"SELECT count(*) FROM {table}"))
+    last = done = 0
+    while done < total:
+        _report(f"copying {table}", done, total)
+        # No id is below 1 any more.
+        op.execute(
+            f"INSERT INTO new_{table} ({columns}) SELECT {', '.join(values)} FROM {table}"
+            f" WHERE id > {last} ORDER BY id LIMIT {STEP_ROWS}"
+        )
+        last = op.get_bind().scalar(sa.text(f"SELECT max(id) FROM new_{table}"))
+        done += STEP_ROWS
+
+
 def _indexes() -> list[tuple[str, str]]:
     """The indexes that somebody has made besides, which go with the old tables, and what makes each again."""
     rows = op.get_bind().execute(
@@ -252,6 +315,7 @@ def _indexes() -> list[tuple[str, str]]:
 
 
 def _tell() -> None:
+    tables = sa.inspect(op.get_bind()).get_table_names()
     for table, event in (
         ("orphaned_comments", "comments without a post moved to the table orphaned_comments"),
         (
@@ -262,7 +326,14 @@ def _tell() -> None:
             "renumbered_resources",
             "ids below 1 or above 2**62 were replaced; old and new are in the table renumbered_resources",
         ),
+        ("posts_extra_columns", "columns of posts that are not the service's moved to posts_extra_columns"),
+        (
+            "comments_extra_columns",
+            "columns of comments that are not the service's moved to comments_extra_columns",
+        ),
     ):
+        if table not in tables:
+            continue
         count = op.get_bind().scalar(sa.text(f"SELECT count(*) FROM {table}"))
         if count:
             log.warning(event, count=count)

@@ -1,0 +1,105 @@
+"""What the upgrade of a database of the application before would find, without changing anything."""
+
+# ruff: noqa: S608  # what is put into statements are names and numbers of ours
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+
+from store_service.database import takeover
+from store_service.database.connect import engine_to_look
+
+SECONDS_FOR_ONE = 3.0
+"""About how long an upgrade takes for each second that a preview takes, which reads the same rows."""
+
+LARGEST_ID = 2**62
+"""Larger ids get new ones; see the revision 0002."""
+
+_ORPHANED = "NOT EXISTS (SELECT 1 FROM posts WHERE posts.id = comments.post_id)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preview:
+    """What there is, and what would become of it."""
+
+    posts: int
+    comments: int
+    orphans: int
+    """Comments without a post, which move to `orphaned_comments`."""
+    undecodable: int
+    """Bodies that are not UTF-8, whose bytes are kept in `undecodable_bodies`."""
+    renumbered: int
+    """Ids that are replaced, and kept in `renumbered_resources`."""
+    extra_columns: dict[str, list[str]]
+    """Columns that are moved, by table."""
+    seconds: float
+    """A rough estimate."""
+
+    def lines(self) -> Iterator[str]:
+        """The same in words, without what there is nothing of."""
+        yield f"{self.posts:,} posts, {self.comments:,} comments, in about {max(1, round(self.seconds)):,} s"
+        for count, what in (
+            (self.orphans, "comments without a post move to the table orphaned_comments"),
+            (
+                self.undecodable,
+                "bodies that are not UTF-8 become text, their bytes stay in undecodable_bodies",
+            ),
+            (self.renumbered, "ids are replaced, old and new are kept in renumbered_resources"),
+        ):
+            if count:
+                yield f"{count:,} {what}"
+        for table, names in self.extra_columns.items():
+            yield f"columns {', '.join(names)} of {table} move to {table}_extra_columns"
+
+
+def preview(database_url: str, *, acquire_seconds: float) -> Preview:
+    """Counts what an upgrade would find.
+
+    Args:
+        database_url: A database of the application before, that can be upgraded.
+        acquire_seconds: How long opening a connection to PostgreSQL may take.
+    """
+    engine = engine_to_look(database_url, acquire_seconds=acquire_seconds)
+    try:
+        with engine.connect() as connection:
+            began = time.monotonic()
+            posts, comments, orphans, renumbered = connection.exec_driver_sql(_COUNTS).one()
+            undecodable = _undecodable(connection) if connection.dialect.name == "sqlite" else 0
+            return Preview(
+                posts=posts,
+                comments=comments,
+                orphans=orphans,
+                undecodable=undecodable,
+                renumbered=renumbered,
+                extra_columns=takeover.extra_columns(connection),
+                seconds=(time.monotonic() - began) * SECONDS_FOR_ONE,
+            )
+    finally:
+        engine.dispose()
+
+
+_COUNTS = (
+    "SELECT (SELECT count(*) FROM posts), (SELECT count(*) FROM comments),"
+    f" (SELECT count(*) FROM comments WHERE {_ORPHANED}),"
+    f" (SELECT count(*) FROM posts WHERE id NOT BETWEEN 1 AND {LARGEST_ID})"
+    f" + (SELECT count(*) FROM comments WHERE id NOT BETWEEN 1 AND {LARGEST_ID} AND NOT {_ORPHANED})"
+)
+
+
+def _undecodable(connection: sqlalchemy.Connection) -> int:
+    """Bodies that are not UTF-8, in the encoding of the file; PostgreSQL lets nothing else in."""
+    raw: Any = connection.connection.driver_connection
+    raw.text_factory = bytes
+    try:
+        return sum(
+            not takeover.is_text(body)
+            for table in takeover.COLUMNS_BEFORE
+            for (body,) in raw.execute(
+                f"SELECT CAST(body AS TEXT) FROM {table} WHERE typeof(body) IN ('text', 'blob')"
+            )
+        )
+    finally:
+        raw.text_factory = str
