@@ -244,7 +244,12 @@ class Config(BaseSettings):
     read nothing are closed, the largest first."""
 
     max_connections: int = Field(default=1000, ge=1, le=1_000_000)
-    """Connections to a process; more are closed at once. Each needs a file descriptor."""
+    """Connections to a process; more are closed at once. Each needs a file descriptor: the limit of open
+    files is raised at start, and fewer connections are let in where that is not possible."""
+
+    max_connections_per_address: int = Field(default=500, ge=1, le=1_000_000)
+    """Connections from one address to a process (of IPv6, from one /64 network). The newest of more are
+    closed within seconds. Behind a proxy all have its address; set it to STORE_MAX_CONNECTIONS there."""
 
     max_streams_per_connection: int = Field(default=1000, ge=1, le=1_000_000)
     """Calls and watches that one connection may have open; the client lets others wait."""

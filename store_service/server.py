@@ -17,7 +17,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import garbage, logs, security, startup
+from store_service import garbage, logs, open_files, security, startup
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.observing import observing
@@ -28,6 +28,7 @@ from store_service.rpc.changes import ChangeService
 from store_service.rpc.channelz import CHANNELZ, ChannelzService
 from store_service.rpc.channelz import FILES as CHANNELZ_FILES
 from store_service.rpc.comments import CommentService
+from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
 from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
@@ -187,6 +188,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     5. the workers finish what they have begun;
     6. the database is closed, when nobody needs it any more.
     """
+    config = config.model_copy(update={"max_connections": open_files.room_for(config.max_connections)})
     # First, so that a start that fails has not changed the schema under another program.
     certificates, access = security.certificates(config), security.access(config)
     revision = await startup.prepare(config, is_reserved=reuse_port)
@@ -203,9 +205,11 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             await Changes(store).begin()
             connections = Connections()
             limits = _limits(config, connections)
+            connection_limits = _connection_limits(config, connections, limits)
             guard = Guard(
                 limits,
                 connections,
+                connection_limits.requests,
                 access,
                 observed.measures,
                 observed.tracing,
@@ -227,6 +231,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             keeping = asyncio.create_task(_keep(config, store), name="keeping")
             removing = None if config.read_only else asyncio.create_task(remover.run(), name="removing")
             checking = asyncio.create_task(store.keep_checking(), name="checking")
+            counting = asyncio.create_task(connection_limits.keep_looking(), name="connections")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
@@ -240,6 +245,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 if removing is not None:
                     removing.cancel()
                 checking.cancel()
+                counting.cancel()
                 if looking is not None:
                     looking.cancel()
                 started = asyncio.get_running_loop().time()
@@ -274,6 +280,17 @@ def _limits(config: Config, connections: Connections) -> Limits:
             max_seconds=config.max_call_seconds,
             cut=connections.cut,
         ),
+    )
+
+
+def _connection_limits(config: Config, connections: Connections, limits: Limits) -> ConnectionLimits:
+    return ConnectionLimits(
+        connections,
+        max_connections=config.max_connections,
+        max_per_address=config.max_connections_per_address,
+        max_pending_bytes=config.max_concurrent_bytes,
+        silent_seconds=config.handshake_seconds,
+        busy=limits.peers,
     )
 
 

@@ -10,6 +10,7 @@ DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 ACK = END_STREAM = 1
 END_HEADERS = 4
 CANCEL = 8
+MAX_FRAME = 16_384
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -51,6 +52,15 @@ class RawClient:
             frame(HEADERS, END_HEADERS, self.last_stream, headers(path, encoding=encoding or "identity"))
             + frame(DATA, END_STREAM, self.last_stream, message)
         )
+        return self.last_stream
+
+    def begin(self, path: str, part: bytes, *, size: int) -> int:
+        """Begins a call with a part of its request, which is to have `size` bytes; returns its stream."""
+        self.last_stream += 2
+        self.writer.write(frame(HEADERS, END_HEADERS, self.last_stream, headers(path)))
+        data = b"\0" + struct.pack(">I", size) + part
+        for start in range(0, len(data), MAX_FRAME):
+            self.writer.write(frame(DATA, 0, self.last_stream, data[start : start + MAX_FRAME]))
         return self.last_stream
 
     def reset(self, stream: int) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -15,6 +16,7 @@ from store_service.measures import CallMeasure
 from store_service.rpc.access import address_of
 from store_service.rpc.decoding import RequestTooLarge
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
+from store_service.rpc.turns import LARGE_BYTES
 
 if TYPE_CHECKING:
     # An extra, needed only where spans are wanted.
@@ -24,6 +26,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 CALL_ID_KEY = "x-call-id"
 """Trailing metadata with the id under which the log tells of the call."""
+
+CALL_BYTES = 512
+"""What a call may take on the wire beside its request."""
 
 TRAVEL_SECONDS = 0.01
 """How much earlier than here a deadline may pass for its caller, besides what gRPC rounds."""
@@ -39,7 +44,18 @@ log = structlog.get_logger("store_service.rpc")
 class Call:
     """A running call, as the log, counters and spans tell of it: never what was sent, only how it went."""
 
-    __slots__ = ("_calls", "_context", "_measure", "_span", "_start", "caller", "id", "method")
+    __slots__ = (
+        "_calls",
+        "_context",
+        "_measure",
+        "_requests",
+        "_span",
+        "_start",
+        "caller",
+        "id",
+        "method",
+        "request_bytes",
+    )
 
     def __init__(
         self,
@@ -49,8 +65,12 @@ class Call:
         calls: CallLog,
         measure: CallMeasure | None,
         span: "CallSpan | None",
+        requests: defaultdict[str, int],
     ) -> None:
-        """Begins now, a call of a method with an id for the log; counted and traced if there is where to."""
+        """Begins now, a call of a method with an id for the log; counted and traced if there is where to.
+
+        At its end `request_bytes` are added to what its peer has in `requests`.
+        """
         self._calls = calls
         self.method = method
         self.id = call_id
@@ -58,6 +78,8 @@ class Call:
         self._context = context
         self._measure = measure
         self._span = span
+        self._requests = requests
+        self.request_bytes = 0
         self._start = time.perf_counter()
 
     @property
@@ -85,7 +107,18 @@ class Call:
         if self._span is not None:
             self._span.end(code, reason)
         caller = None if self.caller is None else self.caller.name
-        self._calls.write(self.method, code, seconds, self._context.peer(), self.id, caller, reason)
+        peer = self._context.peer()
+        # A call that was cancelled has perhaps been sent for nothing else.
+        self._requests[peer] += self.request_bytes if code != "CANCELLED" else 0
+        self._calls.write(self.method, code, seconds, peer, self.id, caller, reason)
+
+    def arrived(self, request_bytes: int) -> None:
+        """Says that so much of its connection has become a request."""
+        if request_bytes > LARGE_BYTES:
+            # Now, for it may take long. The name of a peer is made anew each time, so small ones wait.
+            self._requests[self._context.peer()] += request_bytes
+        else:
+            self.request_bytes = request_bytes + CALL_BYTES
 
 
 Admit: TypeAlias = Callable[[Call, Context], None]

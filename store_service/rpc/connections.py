@@ -6,13 +6,22 @@ client fail what it has not heard of with UNAVAILABLE, and that is tried again e
 closes anything, the sockets are told: first the one that listens, then each connection on which nothing runs.
 """
 
+import asyncio
+import errno
 import os
 import socket
-from collections.abc import Collection, Iterator
+import struct
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+LOOK_COUNT = 32
+"""Files that are looked at in one round of the event loop; each takes about 10 microseconds."""
+
 _DESCRIPTORS = Path("/dev/fd")
+
+_BYTES_RECEIVED = 128
+"""Where Linux has tcpi_bytes_received in its struct tcp_info."""
 
 
 class Connections:
@@ -49,12 +58,35 @@ class Connections:
         """How many connections there are."""
         return sum(peer is not None for _, peer in self._sockets())
 
-    def _sockets(self) -> Iterator[tuple[socket.socket, str | None]]:
+    async def received(self) -> dict[str, int]:
+        """How many bytes each connection has received, by its other end as gRPC names it; 0 where the system
+        does not tell. Connections over a unix socket, which have no names, get a number.
+
+        Raises:
+            OSError: The process cannot open another file.
+        """
+        found: dict[str, int] = {}
+        descriptors = _descriptors()
+        for start in range(0, len(descriptors), LOOK_COUNT):
+            for connection, peer in self._sockets(descriptors[start : start + LOOK_COUNT]):
+                if peer is not None:
+                    found[f"unix:{len(found)}" if peer == "unix:" else peer] = _received(connection)
+            await asyncio.sleep(0)
+        return found
+
+    def _sockets(
+        self, descriptors: Iterable[str] | None = None
+    ) -> Iterator[tuple[socket.socket, str | None]]:
         """Each socket of the server, and its other end as gRPC names it; None for one that listens."""
-        for path in list(_DESCRIPTORS.iterdir()):
-            with suppress(OSError), _borrowed(int(path.name)) as found:
-                if self._is_ours(found):
-                    yield found, _peer_of(found)
+        for descriptor in _descriptors() if descriptors is None else descriptors:
+            try:
+                with _borrowed(int(descriptor)) as found:
+                    if self._is_ours(found):
+                        yield found, _peer_of(found)
+            except OSError as error:
+                # Most are files of another kind. Without a descriptor for the look, everything would be.
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    raise
 
     def _is_ours(self, found: socket.socket) -> bool:
         if found.type != socket.SOCK_STREAM:
@@ -67,17 +99,22 @@ class Connections:
         return str(found.getsockname()[1]) == self._address.rpartition(":")[2]
 
 
+def _descriptors() -> list[str]:
+    return [path.name for path in _DESCRIPTORS.iterdir()]
+
+
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """A socket by its file's number, under a number of our own: gRPC may close the other at any moment."""
-    own = os.dup(descriptor)
+    """A socket by its file's number; raises OSError if that is a file of another kind.
+
+    Nothing is duplicated and closed: closing any descriptor of a file gives up the locks that the process has
+    on it, and other processes would then write into an SQLite database that is in use.
+    """
+    found = socket.socket(fileno=descriptor)
     try:
-        found = socket.socket(fileno=own)
-    except OSError:  # a file of another kind
-        os.close(own)
-        raise
-    with found:
         yield found
+    finally:
+        found.detach()
 
 
 def _peer_of(found: socket.socket) -> str | None:
@@ -91,6 +128,17 @@ def _peer_of(found: socket.socket) -> str | None:
         mapped = peer[0].removeprefix("::ffff:")
         return f"ipv4:{mapped}:{peer[1]}" if "." in mapped else f"ipv6:%5B{peer[0]}%5D:{peer[1]}"
     return "unix:"
+
+
+def _received(found: socket.socket) -> int:
+    if found.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
+        return 0
+    try:
+        info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
+        (count,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+    except (OSError, struct.error):
+        return 0
+    return int(count)
 
 
 def _shut(found: socket.socket, how: int) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from store_service.logs import CallLog
 from store_service.measures import CallMeasure, Measures
 from store_service.pacing import paced
 from store_service.rpc.access import Access, Admission, right_of
-from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
+from store_service.rpc.call import CALL_BYTES, CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import Unpacker, decode_each, decoder
 from store_service.rpc.limits import Limits
@@ -63,6 +64,7 @@ class Guard:
         self,
         limits: Limits,
         connections: Connections,
+        requests: defaultdict[str, int],
         access: Access | None = None,
         measures: Measures | None = None,
         tracing: "Tracing | None" = None,
@@ -74,6 +76,7 @@ class Guard:
         Args:
             limits: How much may be asked for at once.
             connections: What `drain` closes.
+            requests: Where bytes of requests are counted by peer.
             access: Who may make which call; None for everybody.
             measures: Where calls are counted; None for nowhere.
             tracing: What makes spans of calls; None for nothing.
@@ -81,6 +84,7 @@ class Guard:
         """
         self._limits = limits
         self._connections = connections
+        self._requests = requests
         self._access = access
         self._measures = measures
         self._tracing = tracing
@@ -234,6 +238,7 @@ class Guard:
     ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
             call = self._begin(name, context, measure)
+            call.arrived(len(data))
             admitted = None
             request: Any = None
             response: Message | LazyResponse | None = None
@@ -405,7 +410,10 @@ class Guard:
         span = None
         if self._tracing is not None:
             span = self._tracing.begin(name, call_id, context, is_stream=is_stream)
-        return Call(name, call_id, context, self._calls, measure, span)
+        if is_stream:
+            # It may be open for long.
+            self._requests[context.peer()] += CALL_BYTES
+        return Call(name, call_id, context, self._calls, measure, span, self._requests)
 
     def _end(self) -> None:
         self._running -= 1

@@ -188,6 +188,7 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_MAX_BATCH_SIZE": ["many", "0", "1001"],
     "STORE_MAX_PAGE_SIZE": ["many", "0", "1001"],
     "STORE_MAX_UNSENT_BYTES": ["many", "-1"],
+    "STORE_MAX_CONNECTIONS_PER_ADDRESS": ["many", "0"],
     "STORE_MAX_PENDING_RESPONSE_BYTES": ["much", "4194303"],
     "STORE_MAX_CONNECTIONS": ["many", "0", "1000001"],
     "STORE_MAX_STREAMS_PER_CONNECTION": ["many", "0", "1000001"],

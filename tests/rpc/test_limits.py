@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from storeapi.v1 import changes_pb2
 from storeapi.v1 import posts_pb2 as pb
+from structlog.testing import capture_logs
 
 from store_service.config import Config
 from store_service.errors import RateLimited
@@ -559,3 +560,67 @@ async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: C
     assert {(it.code, it.reason) for it in refused} == {(grpc.StatusCode.FAILED_PRECONDITION, "READ_ONLY")}
     assert invalid.reason == "FIELD_INVALID"
     assert contents(config.DATABASE_URL) == before
+
+
+# Connections that gRPC does not limit
+
+SENDING = "closed connections that send no whole requests"
+
+
+async def test_an_address_has_only_so_many_connections(config: Config) -> None:
+    """One more is closed, and those that are there are served."""
+    async with limited(config, max_connections_per_address=3) as (server, stubs), AsyncExitStack() as stack:
+        await stubs.create_post()
+        clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(6)]
+        closing = [asyncio.ensure_future(client.closed()) for client in clients]
+        await become(lambda: sum(it.done() for it in closing) == 4)
+        await stubs.create_post()
+        for it in closing:
+            it.cancel()
+
+
+async def test_silent_connections_do_not_keep_others_out(config: Config) -> None:
+    """They speak HTTP/2, read pings, and make no call; new callers get in as soon as these are closed."""
+    settings = {"max_connections": 5, "max_connections_per_address": 5, "handshake_seconds": 1.0}
+    async with limited(config, **settings) as (server, stubs), AsyncExitStack() as stack:
+        await stubs.create_post()
+        clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(4)]
+        closing = [asyncio.ensure_future(client.closed()) for client in clients]
+        async with asyncio.timeout(patience()):
+            await asyncio.gather(*closing)
+        health = await health_of(server.address)
+        await stubs.create_post()
+
+    assert health == health_pb2.HealthCheckResponse.SERVING
+
+
+LITTLE_MEMORY = {"max_request_bytes": 400_000, "max_concurrent_bytes": 500_000}
+
+
+async def test_uploads_that_never_end_are_cut_off(config: Config) -> None:
+    """Nobody sees them before they are whole, but their connection has received them."""
+    with capture_logs() as logged:
+        async with limited(config, **LITTLE_MEMORY) as (server, stubs), raw_client(server.address) as rude:
+            closing = asyncio.ensure_future(rude.closed())
+            for _ in range(20):
+                rude.begin("/storeapi.v1.PostService/CreatePost", bytes(60_000), size=300_000)
+            await asyncio.wait_for(closing, patience())
+            await stubs.create_post()
+
+    assert [it["limit"] for it in logged if it["event"] == SENDING] == [500_000]
+
+
+async def test_a_connection_that_only_resets_calls_is_cut_off(config: Config) -> None:
+    """gRPC drops most of them before anybody sees them."""
+    request = pb.GetPostRequest(id=1).SerializeToString()
+    with capture_logs() as logged:
+        async with limited(config, **LITTLE_MEMORY) as (server, stubs), raw_client(server.address) as rude:
+            closing = asyncio.ensure_future(rude.closed())
+            async with asyncio.timeout(patience()):
+                while not closing.done():
+                    for _ in range(100):
+                        rude.reset(rude.call("/storeapi.v1.PostService/GetPost", request))
+                    await asyncio.sleep(0)
+            await stubs.create_post()
+
+    assert [it["limit"] for it in logged if it["event"] == SENDING] == [500_000]

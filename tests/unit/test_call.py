@@ -1,5 +1,6 @@
 """How a call that nobody waits for any more is told of."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import cast
 
@@ -26,6 +27,6 @@ class Hurried:
 )
 def test_a_call_that_ends_with_its_deadline_is_late(left: float | None, is_late: bool) -> None:
     """Its caller's clock runs a little ahead, so it is mostly the caller who ends it."""
-    call = Call("m", "id", cast(Context, Hurried(left)), CallLog(), None, None)
+    call = Call("m", "id", cast(Context, Hurried(left)), CallLog(), None, None, defaultdict(int))
 
     assert call.is_late() == is_late

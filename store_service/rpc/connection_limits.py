@@ -1,0 +1,201 @@
+"""Limits of connections that gRPC does not keep: how many an address may have, how long one may be silent
+while others are refused, and how much it may send that does not become a request.
+
+gRPC tells nothing of its connections, so the sockets of the process are looked at (docs/security.md).
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import structlog
+
+from store_service.repeated_failure import RepeatedFailure
+from store_service.rpc.access import address_of
+from store_service.rpc.connections import Connections
+
+LOOK_SECONDS = 0.5
+"""Time from one look at the sockets to the next; more if a look takes long."""
+
+CROWDED_SHARE = 0.9
+"""When so much of the allowed connections is there, those that have never made a call are closed."""
+
+FORGOTTEN_SHARE = 0.03
+"""So much of what became no request is forgotten each second: calls are cancelled while they are sent."""
+
+log = structlog.get_logger("store_service.rpc")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """A connection as it was at the last look."""
+
+    since: float
+    """When it was first seen."""
+    received: int = 0
+    """Bytes that it had received."""
+    delivered: int = 0
+    """Bytes of them that had become requests."""
+    pending: float = 0.0
+    """Bytes that it has received and that have become no request, as far as they are not forgotten."""
+
+
+class ConnectionLimits:
+    """Closes connections of one server that take the place or the memory of others."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        *,
+        max_connections: int,
+        max_per_address: int,
+        max_pending_bytes: int,
+        silent_seconds: float,
+        busy: Callable[[], Collection[str]],
+    ) -> None:
+        """Takes the limits.
+
+        Args:
+            connections: Finds the sockets.
+            max_connections: So many gRPC lets in.
+            max_per_address: So many of them may come from one address.
+            max_pending_bytes: Of requests that have not arrived as a whole, of all connections together.
+            silent_seconds: How long one may be there without a call while the server is crowded.
+            busy: The peers of running calls, as gRPC names them.
+        """
+        self._connections = connections
+        self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._max_pending_bytes = max_pending_bytes
+        self._silent_seconds = silent_seconds
+        self._busy = busy
+        self.requests: defaultdict[str, int] = defaultdict(int)
+        """Bytes of the requests of each peer that has made a call, and of what comes with them."""
+        self._seen: dict[str, _Seen] = {}
+        self._absent: set[str] = set()
+        self._looks_above = 0
+        self._full = _repeated("refusing connections", "accepting connections again")
+        self._crowd = _repeated(
+            "closed connections above the limit of an address", "addresses are below their limit"
+        )
+        self._silent = _repeated("closed connections without calls", "there is room for connections")
+        self._sending = _repeated("closed connections that send no whole requests", "requests arrive whole")
+        self._unseen = _repeated("cannot look at connections", "looking at connections again")
+
+    async def keep_looking(self) -> None:
+        """Looks again and again, until it is cancelled."""
+        while True:
+            began = time.monotonic()
+            try:
+                unwanted = self.judge(await self._connections.received(), time.monotonic())
+                if unwanted:
+                    self._connections.cut(unwanted)
+                self._unseen.ended()
+            except OSError as error:
+                # Most likely there is no file descriptor left, and so none for a new connection either.
+                self._unseen.failed(cause=error.strerror)
+            except Exception as error:
+                self._unseen.failed(exc_info=error)
+            await asyncio.sleep(max(LOOK_SECONDS, 10 * (time.monotonic() - began)))
+
+    def judge(self, found: Mapping[str, int], now: float) -> set[str]:
+        """Which of the connections are to be closed.
+
+        Args:
+            found: What each has received; its key is its peer as gRPC names it.
+            now: Seconds since any time.
+        """
+        self._note(found, now)
+        callers = {*self.requests, *self._busy()}
+        unwanted = self._too_many(found, callers) | self._too_much()
+        if len(found) >= CROWDED_SHARE * self._max_connections:
+            unwanted |= self._without_a_call(found, callers, now)
+        else:
+            self._silent.ended()
+        if len(found) >= self._max_connections:
+            self._full.failed(limit=self._max_connections)
+        else:
+            self._full.ended()
+        return unwanted
+
+    def _note(self, found: Mapping[str, int], now: float) -> None:
+        seen = {}
+        for peer, received in found.items():
+            it = seen[peer] = self._seen.get(peer) or _Seen(since=now)
+            delivered = self.requests.get(peer, 0)
+            more = received - it.received - (delivered - it.delivered)
+            it.pending = max(it.pending * (1 - FORGOTTEN_SHARE * LOOK_SECONDS) + more, 0.0)
+            it.received, it.delivered = received, delivered
+        self._seen = seen
+        # Absent twice: a call may have come by a connection that was made after the look.
+        absent = self.requests.keys() - found.keys()
+        for peer in absent & self._absent:
+            del self.requests[peer]
+        self._absent = absent
+
+    def _too_many(self, found: Mapping[str, int], callers: Collection[str]) -> set[str]:
+        by_address: defaultdict[str, list[str]] = defaultdict(list)
+        for peer in found:
+            by_address[_network_of(peer)].append(peer)
+        unwanted: set[str] = set()
+        for peers in by_address.values():
+            if len(peers) > self._max_per_address:
+                # Those with calls stay, then those that came first.
+                peers.sort(key=lambda peer: (not _has_call(peer, callers), self._seen[peer].since))
+                unwanted.update(peers[self._max_per_address :])
+        if unwanted:
+            self._crowd.failed(limit=self._max_per_address)
+        else:
+            self._crowd.ended()
+        return unwanted
+
+    def _without_a_call(self, found: Mapping[str, int], callers: Collection[str], now: float) -> set[str]:
+        unwanted = {
+            peer
+            for peer in found
+            if not _has_call(peer, callers) and now - self._seen[peer].since >= self._silent_seconds
+        }
+        if unwanted:
+            self._silent.failed()
+        return unwanted
+
+    def _too_much(self) -> set[str]:
+        pending = sorted(((it.pending, peer) for peer, it in self._seen.items()), reverse=True)
+        total = sum(size for size, _ in pending)
+        if total <= self._max_pending_bytes:
+            self._looks_above = 0
+            self._sending.ended()
+            return set()
+        self._looks_above += 1
+        unwanted: set[str] = set()
+        # Not at the first look: whole requests may just be waiting for the event loop.
+        if self._looks_above > 1:
+            self._sending.failed(limit=self._max_pending_bytes)
+            for size, peer in pending:
+                if total <= self._max_pending_bytes / 2:
+                    break
+                total -= size
+                unwanted.add(peer)
+        return unwanted
+
+
+def _repeated(event: str, end_event: str) -> RepeatedFailure:
+    return RepeatedFailure(log, event, end_event=end_event)
+
+
+def _has_call(peer: str, callers: Collection[str]) -> bool:
+    # Calls over a unix socket do not tell by which connection they have come.
+    return peer in callers or peer.startswith("unix:")
+
+
+def _network_of(peer: str) -> str:
+    """The address of a peer; of IPv6 the first half, for one host has all addresses of a network."""
+    address = address_of(peer)
+    if not address.startswith("ipv6:"):
+        return address
+    host = unquote(address).removeprefix("ipv6:[").removesuffix("]").partition("%")[0]
+    return str(ipaddress.ip_network((host, 64), strict=False))

@@ -1,0 +1,137 @@
+"""Which connections are closed for the sake of others."""
+
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from store_service.rpc.connection_limits import ConnectionLimits
+from store_service.rpc.connections import Connections
+
+
+def limits(**changed: Any) -> ConnectionLimits:
+    """Ten connections, six of an address, 1000 bytes."""
+    settings: dict[str, Any] = {
+        "max_connections": 10,
+        "max_per_address": 6,
+        "max_pending_bytes": 1000,
+        "silent_seconds": 5,
+        "busy": set,
+    }
+    return ConnectionLimits(Connections(), **settings | changed)
+
+
+def peers(*ports: int, host: str = "ipv4:10.0.0.1") -> list[str]:
+    """Connections of one machine."""
+    return [f"{host}:{port}" for port in ports]
+
+
+def silent(*names: str) -> dict[str, int]:
+    """Connections that have received nothing."""
+    return dict.fromkeys(names, 0)
+
+
+def test_connections_above_the_limit_of_an_address_are_closed() -> None:
+    """The newest, but none with calls before one without; other addresses are not concerned."""
+    judged = limits(max_connections=100)
+    judged.judge(silent(*peers(1, 2, 3)), 0)
+    judged.requests[peers(8)[0]] += 1
+    others = peers(*range(6), host="ipv4:10.0.0.2")
+    found = silent(*peers(*range(1, 9)), *others)
+
+    closed = judged.judge(found, 1)
+
+    assert len(closed) == 2
+    assert closed < set(peers(4, 5, 6, 7))
+
+
+def test_a_network_of_ipv6_counts_as_one_address() -> None:
+    """One host has all addresses of its network."""
+    hosts = [f"ipv6:%5B2001:db8::{n}%5D" for n in range(4)]
+    found = silent(*[peer for host in hosts for peer in peers(1, 2, host=host)])
+
+    assert len(limits(max_connections=100).judge(found, 0)) == 2
+    assert not limits(max_connections=100).judge(
+        silent(*peers(*range(6), host="ipv6:%5Bfe80::1%25eth0%5D")), 0
+    )
+
+
+def test_connections_over_a_unix_socket_have_no_address() -> None:
+    """They are neither counted by address nor closed for having made no call."""
+    found = silent(*[f"unix:{n}" for n in range(10)])
+    judged = limits()
+
+    assert not judged.judge(found, 0)
+    assert not judged.judge(found, 100)
+
+
+def test_connections_without_a_call_are_closed_when_it_is_crowded() -> None:
+    """After a while; those that have made a call, or whose first call is running, stay."""
+    called, running, old, new = peers(1, host="ipv4:10.0.0.2") + peers(2, 3, 4)
+    others = peers(*range(5, 10), host="ipv4:10.0.0.3")
+    judged = limits(busy=lambda: {running})
+    judged.requests[called] += 100
+    for peer in others:
+        judged.requests[peer] += 100
+
+    assert not judged.judge(silent(called, running, old, *others), 0)
+    assert not judged.judge(silent(called, running, old, new, *others), 4)
+    assert judged.judge(silent(called, running, old, new, *others), 5) == {old}
+    assert not judged.judge(silent(called, running, new, *others), 100)
+
+
+def test_connections_that_send_no_whole_requests_are_closed() -> None:
+    """Those that have sent most, until half of the memory is free; what became a call is not counted."""
+    one, two, three, honest = peers(1, 2, 3, 4)
+    judged = limits()
+    judged.requests[honest] += 10_000
+    found = {one: 200, two: 400, three: 450, honest: 10_000}
+
+    # Whole requests may wait for a moment.
+    assert not judged.judge(found, 0)
+    assert judged.judge(found, 1) == {two, three}
+
+
+def test_connections_whose_requests_arrive_later_are_not_closed() -> None:
+    """Between two looks the calls have begun."""
+    (peer,) = peers(1)
+    judged = limits()
+
+    assert not judged.judge({peer: 2000}, 0)
+    judged.requests[peer] += 2000
+    assert not judged.judge({peer: 2000}, 1)
+    assert not judged.judge({peer: 2900}, 2)
+    assert not judged.judge({peer: 2900}, 3)
+
+
+def test_what_became_no_request_is_forgotten() -> None:
+    """Calls are cancelled while they are sent, and nothing of them stays in memory."""
+    (peer,) = peers(1)
+    judged = limits()
+
+    assert not any(judged.judge({peer: 10 * n}, n) for n in range(1000))
+
+
+def test_connections_that_have_gone_are_forgotten() -> None:
+    """At the second look: a call may have come by a connection that is newer than the first."""
+    judged = limits()
+    judged.requests["ipv4:10.0.0.1:1"] += 1
+    judged.judge({}, 0)
+    assert judged.requests
+    judged.judge({}, 1)
+
+    assert not judged.requests
+    assert not judged._seen
+
+
+@pytest.mark.parametrize(("count", "is_full"), [(9, False), (10, True)])
+def test_refused_connections_are_logged_once(count: int, is_full: bool) -> None:
+    """When it begins and when it ends."""
+    judged = limits(max_per_address=100)
+    with capture_logs() as logged:
+        for now in range(4):
+            judged.judge(silent(*peers(*range(count))), now)
+        judged.judge({}, 4)
+
+    events = [it["event"] for it in logged]
+    assert events == (["refusing connections", "accepting connections again"] if is_full else [])

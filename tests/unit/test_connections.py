@@ -1,0 +1,35 @@
+"""The sockets of the process are found without a trace."""
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+from store_service.rpc.connections import Connections
+
+TRY_TO_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("locked")
+"""
+
+
+async def test_a_look_at_the_sockets_keeps_the_locks_of_files(tmp_path: Path) -> None:
+    """SQLite's locks are given up when any descriptor of the file is closed, a duplicate too."""
+    path = tmp_path / "file"
+    path.touch()
+    connections = Connections()
+    connections.begin("127.0.0.1:1")
+    with path.open("r+") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+
+        await connections.received()
+        connections.cut(["ipv4:127.0.0.1:2"])
+
+        tried = subprocess.run(  # noqa: ASYNC221  # the test has its event loop to itself
+            [sys.executable, "-c", TRY_TO_LOCK, str(path)], capture_output=True, text=True, check=True
+        )
+    assert tried.stdout == "locked\n"

@@ -1,0 +1,43 @@
+"""The limit of open files, and how many connections it leaves room for."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from store_service.open_files import room_for
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+print(room_for(int(sys.argv[3])), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+def room(soft: int, hard: int, connections: int) -> tuple[list[int], str]:
+    """How many connections there may be and the limits afterwards, and what was logged."""
+    # In a process of its own, which keeps its limit.
+    command = [sys.executable, "-c", PROGRAM, str(soft), str(hard), str(connections)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *log, numbers = done.stdout.splitlines()
+    return [int(it) for it in numbers.split()], "".join(log)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "connections", "expected"),
+    [
+        (1128, 4000, 1000, [1000, 1128, 4000]),
+        (256, 4000, 1000, [1000, 1128, 4000]),
+        (256, 600, 1000, [472, 600, 600]),
+        (100, 100, 1000, [16, 100, 100]),
+    ],
+    ids=["enough", "raised", "raised, not enough", "hardly any"],
+)
+def test_fewer_connections_are_let_in_where_files_are_few(
+    soft: int, hard: int, connections: int, expected: list[int]
+) -> None:
+    """The limit is raised as far as it may be; what that leaves is told."""
+    numbers, log = room(soft, hard, connections)
+
+    assert numbers == expected
+    assert ("too low for STORE_MAX_CONNECTIONS" in log) == (expected[0] < connections)
+    assert ("raised the limit of open files" in log) == (soft < expected[1] == 1128)
