@@ -83,7 +83,7 @@ def test_removal_goes_on_after_kill_9(server_process: ServerProcess, database_ur
     count = 20 * MAX_ROWS
     post_id = fill(database_url, count)
     delete(server_process.start().address, post_id)
-    wait_until(lambda: left(database_url) < count, seconds=60)
+    wait_until(lambda: left(database_url) < count)
     server_process.kill()
     remaining = left(database_url)
     assert 0 < remaining < count, "it was not in the middle"
@@ -108,7 +108,7 @@ async def test_others_write_while_a_large_post_is_deleted(
     """Every other write succeeds while the post is deleted and its comments are removed; prints how long the
     longest took."""
     post_id = await asyncio.to_thread(fill, database_url, COMMENTS)
-    async with grpc.aio.insecure_channel(server_process.start(wait_seconds=120).address) as channel:
+    async with grpc.aio.insecure_channel(server_process.start().address) as channel:
         stubs = Stubs(channel)
         waits: list[float] = []
 
