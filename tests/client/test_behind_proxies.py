@@ -12,6 +12,7 @@ import pytest
 import storeapi
 from storeapi import _retries
 
+from tests.patience import patience
 from tests.proxies import PROXIES, proxy
 from tests.support import ServerProcess, free_port
 
@@ -46,7 +47,7 @@ def interrupted() -> Iterator[Callable[[], Any]]:
     handler.emit = lambda record: lost.release() if "interrupted" in record.getMessage() else None
     log = logging.getLogger("storeapi")
     log.addHandler(handler)
-    yield lambda: asyncio.to_thread(lost.acquire, timeout=60)
+    yield lambda: asyncio.to_thread(lost.acquire, timeout=patience())
     log.removeHandler(handler)
 
 
@@ -107,7 +108,7 @@ async def test_a_call_outlives_the_timeout_of_a_proxy(client, service, monkeypat
     with closing(sqlite3.connect(service.folder / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         creating = asyncio.ensure_future(client.posts.create(body="a"))
-        assert await asyncio.to_thread(again.wait, 60)
+        assert await asyncio.to_thread(again.wait, patience())
         other.execute("ROLLBACK")
     post = await creating
 

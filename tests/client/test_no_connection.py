@@ -23,6 +23,7 @@ from storeapi._status import store_error
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from tests.certificates import chain_of, key_of
+from tests.patience import patience
 from tests.support import free_port
 
 NOW = datetime.now(UTC)
@@ -39,7 +40,7 @@ class Changes(changes_pb2_grpc.ChangeServiceServicer):
         yield changes_pb2.WatchResponse(resume_token="t1", heartbeat=True)
         over = threading.Event()
         context.add_callback(over.set)
-        over.wait(60)
+        over.wait(patience())
 
 
 @contextmanager
@@ -233,7 +234,7 @@ def failed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
         return pause_after(attempts, error)
 
     monkeypatch.setattr(_retries.Attempts, "pause_after", noted)
-    return lambda: asyncio.to_thread(said.wait, 60)
+    return lambda: asyncio.to_thread(said.wait, patience())
 
 
 async def test_a_service_that_comes_late_is_waited_for(make_client, authority, failed):
@@ -293,7 +294,7 @@ def tls_listener(authority: trustme.CA, context: ssl.SSLContext) -> Iterator[int
             except OSError:
                 return
             with suppress(OSError), connection:
-                connection.settimeout(10)
+                connection.settimeout(patience())
                 with context.wrap_socket(connection, server_side=True) as encrypted:
                     encrypted.recv(1)
 
@@ -358,7 +359,7 @@ def test_the_command_tells_it_in_one_line(authority, tmp_path, kind, code):
         # gRPC's core writes lines of its own about handshakes.
         quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
         run = subprocess.run(
-            [*command, "posts", "get", "1"], env=quiet, capture_output=True, text=True, timeout=100
+            [*command, "posts", "get", "1"], env=quiet, capture_output=True, text=True, timeout=patience(100)
         )
 
     assert run.returncode == code

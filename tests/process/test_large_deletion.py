@@ -90,7 +90,7 @@ def test_removal_goes_on_after_kill_9(server_process: ServerProcess, database_ur
     assert rows(database_url, "SELECT count(*) FROM posts") == [(1,)]
 
     server_process.start()
-    wait_until(lambda: is_removed(database_url), seconds=120)
+    wait_until(lambda: is_removed(database_url))
 
     assert server_process.stop() == 0
     assert left(database_url) == 0

@@ -53,7 +53,7 @@ async def test_clock_that_jumps_forgets_nothing(server: ServerProcess, clock: Pa
         first = await create_once(channel)
         stored = [first.id, *[(await Stubs(channel).create_post()).id for _ in range(POSTS)]]
         jump(clock)
-        await become(lambda: "the clock has jumped" in server.stderr(), seconds=60)
+        await become(lambda: "the clock has jumped" in server.stderr())
         later = await Stubs(channel).create_post("later")
         assert later.create_time.seconds - first.create_time.seconds > YEAR_SECONDS - 3600
         assert await create_once(channel) == first
@@ -62,7 +62,7 @@ async def test_clock_that_jumps_forgets_nothing(server: ServerProcess, clock: Pa
 
     server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
-        await become(lambda: server.stderr().count("kept longer") == 4, seconds=60)
+        await become(lambda: server.stderr().count("kept longer") == 4)
         assert await create_once(channel) == first
         assert await ids_of_changes(channel, later.id) == [*stored, later.id]
     assert server.stop() == 0

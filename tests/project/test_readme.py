@@ -1,10 +1,12 @@
 """The README's tour, run line by line against a real server."""
 
+import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from itertools import islice
 from pathlib import Path
 
@@ -13,15 +15,23 @@ import pytest
 from tests.patience import patience
 from tests.support import ServerProcess
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 ADDRESS = "localhost:50051"
+TOURS = {"Start it": 3, "Try it with grpcurl": 10}
+"""Sections with commands to type, each for an empty store, and how many there are at least."""
 _TIME = re.compile(r'"20\d\d-\d\d-\d\dT[0-9:.]+Z"')
 _TOKEN = re.compile(r'"resumeToken": "[A-Za-z0-9_-]+"')
 
 
-def tour() -> list[tuple[str, str]]:
-    """Every `$ command` of the README with the output printed below it."""
-    blocks = re.findall(r"^```console\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+SECTIONS: dict[str, str] = dict(
+    re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", README.read_text(), re.MULTILINE | re.DOTALL)
+)
+
+
+def tour(section: str) -> list[tuple[str, str]]:
+    """Every `$ command` of a section with the output printed below it."""
+    blocks = re.findall(r"^```console\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
     commands = [part for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
     return [(command.partition("\n")[0], command.partition("\n")[2]) for command in commands]
 
@@ -31,9 +41,12 @@ def without_chance(text: str) -> str:
     return _TOKEN.sub('"resumeToken": "TOKEN"', _TIME.sub('"TIME"', text)).strip()
 
 
-def output_of(command: list[str | Path]) -> str:
+def output_of(command: list[str | Path], address: str) -> str:
     """What a command prints to its end."""
-    run = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
+    environment = os.environ | {"STOREAPI_TARGET": address}
+    run = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=patience(), check=False
+    )
     return run.stdout + run.stderr
 
 
@@ -46,22 +59,23 @@ def beginning_of_output_of(command: list[str | Path], line_count: int) -> str:
     return "".join(lines)
 
 
-def test_the_tour_prints_what_the_readme_says(server_process: ServerProcess) -> None:
-    """Whoever types the grpcurl lines in their order sees what stands below them."""
+@pytest.mark.parametrize("section", TOURS)
+def test_the_tour_prints_what_the_readme_says(server_process: ServerProcess, section: str) -> None:
+    """The commands of a section, typed in their order, print what stands below them."""
     server_process.start()
-    steps = tour()
+    steps = tour(section)
 
-    assert len(steps) >= 10
+    assert len(steps) >= TOURS[section]
     for command, expected in steps:
         program, *arguments = shlex.split(command.replace(ADDRESS, server_process.address))
-        binary = Path(sys.executable).with_name(program)
+        binary = Path(sys.executable).with_name(Path(program).name)
         if expected.endswith("^C\n"):
             expected = expected.removesuffix("^C\n")
             # Ends by itself too, so that a missing line fails the test and does not hang it.
-            limited = [binary, "-max-time", "30", *arguments]
+            limited = [binary, "-max-time", str(patience()), *arguments]
             printed = beginning_of_output_of(limited, line_count=expected.count("\n"))
         else:
-            printed = output_of([binary, *arguments])
+            printed = output_of([binary, *arguments], server_process.address)
         assert without_chance(printed) == without_chance(expected), command
 
 
@@ -80,7 +94,31 @@ def test_the_python_example_runs(server_process: ServerProcess, tmp_path: Path) 
     assert run.stdout.splitlines() == ["Welcome", "there is no post 42"]
 
 
-@pytest.mark.parametrize("command", ["make run", "make test", "make check", "make help"])
+@pytest.mark.parametrize("command", ["make run", "make test", "make check", "make help", "make grpcurl"])
 def test_the_readme_names_the_commands(command: str) -> None:
     """The commands that people need stand in the README."""
     assert command in README.read_text()
+
+
+def test_the_readme_says_which_python() -> None:
+    """For the service and for the client, as their distributions ask for it."""
+    for distribution, section in [("", "Start it"), ("clients/python", "Call it from Python")]:
+        project = tomllib.loads((ROOT / distribution / "pyproject.toml").read_text())["project"]
+        least = project["requires-python"].removeprefix(">=")
+        assert f"Python {least} or newer" in SECTIONS[section]
+
+
+def test_the_readme_says_what_was_measured() -> None:
+    """Its figures are those of docs/benchmarks.md."""
+    document = (ROOT / "docs/benchmarks.md").read_text()
+    claims = {
+        "SQLite: Create, 256 in flight": r"([0-9.]+) times as many creates a second as a gRPC server",
+        "SQLite: Get, 256 in flight": r"([0-9.]+) times as many\s+gets",
+        "SQLite: Create, 1 in flight": r"single caller gets ([0-9.]+) times as many creates",
+    }
+    for title, pattern in claims.items():
+        measured = re.search(rf"^\| {title}, of the ceiling +\| +([0-9.]+) ", document, re.MULTILINE)
+        claimed = re.search(pattern, README.read_text())
+        assert measured, title
+        assert claimed, title
+        assert claimed[1] == f"{float(measured[1]):.2f}", title

@@ -17,6 +17,7 @@ from store_service.database import postgresql, schema, workers
 from store_service.server import serving
 from store_service.store import keeping
 from tests.bad_network import BadNetwork
+from tests.patience import patience
 from tests.postgres import PostgresServer, postgres_server, standby_of
 from tests.rpc.helpers import outcome_of
 from tests.support import Stubs, error_seen, failure, wait_until
@@ -107,7 +108,7 @@ async def test_watches_end_after_a_failover_that_lost_changes(
         await asyncio.to_thread(standby.promote)
         network.server_address = f"127.0.0.1:{standby.port}"
         network.cut()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(patience()):
             while isinstance(new := await outcome_of(stubs.create_post("new")), grpc.RpcError):
                 assert error_seen(new).reason == "DATABASE_UNAVAILABLE"
 
@@ -185,7 +186,7 @@ class TestSynchronousStandby:
                     post=posts_pb2.Post(body="waits"), request_id=request_id
                 )
                 error = await failure(stubs.posts.CreatePost(request, timeout=1))
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(patience()):
                     await was_abandoned.wait()
                 # This one comes after it, and so after what a cancellation would have done.
                 late = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="comes too late"))

@@ -15,6 +15,7 @@ from store_service.model import Filter, PostDraft, WatchStart
 from store_service.store.changes import Changes, Piece
 from store_service.store.feed import Feed, Sent
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.store.by_hand import execute, query
 from tests.support import Stubs
 from tests.watching import begun
@@ -147,7 +148,7 @@ def watch_of(feed: Feed, *, earliest: bool = False) -> Any:
 async def bodies(watch: AsyncIterator[Sent], count: int) -> list[str]:
     """The bodies of the next so many changes."""
     found: list[str] = []
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(patience()):
         while len(found) < count:
             sent = await anext(watch)
             assert sent.piece is not None
