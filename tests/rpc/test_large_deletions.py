@@ -15,6 +15,7 @@ from sqlalchemy import text
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service.config import Config
+from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.server import RunningServer, serving
 from store_service.store import counting, pages, removal
@@ -528,6 +529,23 @@ async def test_one_process_removes_at_a_time_and_another_takes_over(
     await removed(database_url)
     assert len(set(servers.removing)) == 2
     assert contents(database_url).posts == contents(database_url).comments == ()
+
+
+@ON_POSTGRESQL
+async def test_step_after_another_process_made_one_removes_nothing(
+    gate: Gate, stubs: Stubs, database_url: str
+) -> None:
+    """Two processes that have looked at the same moment: the second finds that the mark has moved."""
+    post_id, _ = await commented_post(stubs, 5 * BUDGET)
+    await force(stubs, post_id)
+    async with connect.open_store(database_url) as store:
+        seen = await store.read(removal._LOOK, None)
+        assert seen is not None
+
+        after_one = await store.write(removal._STEP, seen)
+        assert await store.write(removal._STEP, seen) == after_one
+
+    assert len(contents(database_url).comments) == 4 * BUDGET
 
 
 async def test_comments_created_while_their_post_is_deleted_are_removed_with_it(
