@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from store_service import database_url
+
 ENV_PREFIX = "STORE_"
 
 ENV_FILE = ".env"
@@ -31,36 +33,21 @@ class BadSetting(Exception):
 
 
 def _database_url(value: str) -> str:
-    try:
-        url = make_url(value)
-    except ArgumentError:
-        raise ValueError("must be a URL such as sqlite:///store.db") from None
-    except ValueError:
-        raise ValueError("the port must be a number") from None
-    if url.drivername == "sqlite":
-        if url.database in (None, "", ":memory:") or url.query:
-            raise ValueError("must name a file and nothing else, as sqlite:///store.db does")
-    elif url.drivername == "postgresql":
+    if value.startswith("postgresql://"):
         if importlib.util.find_spec("asyncpg") is None or importlib.util.find_spec("psycopg") is None:
             raise ValueError("needs the extra store-service[postgresql], which is not installed")
-        # An @ of the password would be taken for its end, and what comes after it be told to everybody.
-        if "@" in f"{url.host}{url.database}":
-            raise ValueError("has more than one @; percent-encode the password, in which @ is %40")
-        if url.port is not None and not 0 < url.port <= 65_535:
-            raise ValueError("the port must be a number from 1 to 65535")
-        unknown = url.query.keys() - {"sslmode", "sslrootcert", "sslcert", "sslkey"}
-        if unknown:
-            raise ValueError(
-                f"has the unknown option {min(unknown)}; there are sslmode, sslrootcert, sslcert, sslkey"
-            )
-        if url.query.get("sslmode", "disable") not in ("disable", "require", "verify-ca", "verify-full"):
-            raise ValueError("sslmode must be disable, require, verify-ca or verify-full")
-        if not url.host or not url.database:
-            raise ValueError("must name a host and a database, as postgresql://user:password@host/store does")
-    elif url.drivername == "postgres":
+        database_url.parse(value)
+        return value
+    if value.startswith("postgres://"):
         raise ValueError("must start with postgresql://, not postgres://")
-    else:
+    try:
+        url = make_url(value)
+    except (ArgumentError, ValueError):
+        raise ValueError("must be a URL such as sqlite:///store.db") from None
+    if url.drivername != "sqlite":
         raise ValueError("must start with sqlite:/// or postgresql://")
+    if url.database in (None, "", ":memory:") or url.query:
+        raise ValueError("must name a file and nothing else, as sqlite:///store.db does")
     return value
 
 
@@ -143,7 +130,8 @@ class Config(BaseSettings):
         default="sqlite:///store.db", validation_alias="DATABASE_URL", repr=False
     )
     """Where posts and comments are kept: sqlite:/// and a file (four slashes for an absolute path), or
-    postgresql://user:password@host/database, with ?sslmode=verify-full for TLS."""
+    postgresql://user:password@host/database, with ?sslmode=verify-full for TLS. Several hosts are divided by
+    commas (a:5432,b:5432); ?host=/run/postgresql is a Unix socket."""
 
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""

@@ -54,6 +54,11 @@ class PostgresServer:
     def url(self) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
+    @property
+    def socket_folder(self) -> Path:
+        """Where its Unix socket is."""
+        return self._folder
+
     def create(self) -> None:
         """Makes the cluster."""
         # Tests kill the service, never the machine: PostgreSQL need not sync.

@@ -84,7 +84,7 @@ PROXIES = {
 """The configuration of each, and the arguments that the path of its file follows."""
 
 
-def _binary(name: str) -> str:
+def binary(name: str) -> str:
     """The program; a machine without one leaves the test out, except for CI, and the last lines tell it."""
     found = shutil.which(
         name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
@@ -101,7 +101,7 @@ def _binary(name: str) -> str:
 def proxy(name: str, upstream: str, folder: Path) -> Iterator[str]:
     """The address of a proxy to the service at `upstream`."""
     configuration, arguments = PROXIES[name]
-    program = _binary(name)
+    program = binary(name)
     port = free_port()
     path = folder / f"{name}.conf"
     path.write_text(

@@ -28,9 +28,20 @@ def _engine() -> sqlalchemy.Engine:
 @cache
 def _database() -> databases.Database:
     from store_service.config import config
+    from store_service.database import connect
+    from store_service.database_url import parse
 
     _engine()
-    return databases.Database(config.DATABASE_URL, force_rollback=config.DB_FORCE_ROLL_BACK)
+    options: dict[str, Any] = {}
+    if not connect.is_sqlite(config.DATABASE_URL):
+        url = parse(config.DATABASE_URL)
+        hosts, ports = zip(*url.hosts, strict=True)
+        options = {**url.login, "host": list(hosts), "port": list(ports)}
+    return databases.Database(
+        config.DATABASE_URL.partition("?")[0] if not options else "postgresql://",
+        force_rollback=config.DB_FORCE_ROLL_BACK,
+        **options,
+    )
 
 
 def __getattr__(name: str) -> Any:

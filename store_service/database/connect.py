@@ -4,16 +4,18 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy
 import structlog
-from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool
 
 from store_service.database import files, sqlite
 from store_service.database.observing import Observe, unobserved
 from store_service.database.workers import Argument, Lanes, Operation, Result
+from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
 from store_service.repeated_failure import RepeatedFailure
 
@@ -25,7 +27,7 @@ log = structlog.get_logger("store_service.database")
 
 def is_sqlite(database_url: str) -> bool:
     """Whether the database is a file."""
-    return make_url(database_url).get_backend_name() == "sqlite"
+    return database_url.startswith("sqlite:")
 
 
 def is_missing(database_url: str) -> bool:
@@ -37,7 +39,7 @@ def name_of(database_url: str) -> str:
     """The database as an operator knows it, without its password."""
     if is_sqlite(database_url):
         return str(sqlite.path_of(database_url))
-    return make_url(database_url).render_as_string(hide_password=True)
+    return str(parse(database_url))
 
 
 ACQUIRE_SECONDS = 5.0
@@ -54,18 +56,40 @@ def sync_engine(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) 
     """
     if is_sqlite(database_url):
         return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
-    url = make_url(database_url).set(drivername="postgresql+psycopg")
-    # libpq would try to encrypt by itself, and the service then fail where the migration did not.
-    mode = url.query.get("sslmode", "disable")
     return sqlalchemy.create_engine(
-        url.update_query_dict({"sslmode": mode}),
-        connect_args={
-            # A host that takes the connection and then says nothing would keep us for minutes.
-            "connect_timeout": max(2, math.ceil(acquire_seconds)),
-            # Of a database in SQL_ASCII psycopg would otherwise give even names as bytes.
-            "client_encoding": "UTF8",
-        },
+        "postgresql+psycopg://", creator=partial(_connected, parse(database_url), acquire_seconds)
     )
+
+
+def _connected(url: PostgresqlUrl, acquire_seconds: float) -> Any:
+    """A connection of psycopg: of several hosts to one that takes writes, if there is one."""
+    # psycopg is an extra: it is needed only here.
+    import psycopg
+
+    given: dict[str, Any] = {
+        "host": ",".join(host for host, _ in url.hosts),
+        "port": ",".join(str(port) for _, port in url.hosts),
+        "user": url.user,
+        "password": url.password,
+        "dbname": url.database,
+        # A host that takes the connection and then says nothing would keep us for minutes.
+        "connect_timeout": max(2, math.ceil(acquire_seconds)),
+        # Of a database in SQL_ASCII psycopg would otherwise give even names as bytes.
+        "client_encoding": "UTF8",
+        # A pooler may give the next transaction to another session, which knows of nothing prepared.
+        "prepare_threshold": None,
+        # libpq would try to encrypt by itself, and the service then fail where the migration did not.
+        "sslmode": "disable",
+        **url.options,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if len(url.hosts) > 1 and "target_session_attrs" not in url.options:
+        try:
+            return psycopg.connect(**given, target_session_attrs="read-write")
+        except psycopg.OperationalError:
+            # Standbys will do for a service that only reads.
+            pass
+    return psycopg.connect(**given)
 
 
 def engine_to_look(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:

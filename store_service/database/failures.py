@@ -53,11 +53,13 @@ _POSTGRESQL: dict[str, type[StoreError]] = {
     "25P03": DatabaseUnavailable,  # idle in transaction for too long: the connection was closed
     "0LP01": DatabaseUnavailable,  # a role that may not be used
     "0P000": DatabaseUnavailable,  # a role that is not there
+    "26000": DatabaseUnavailable,  # a prepared statement is not there: a pooler has given us another session
     "28": DatabaseUnavailable,  # the password is no longer right
     "3F000": DatabaseUnavailable,  # no such schema
     "42501": DatabaseUnavailable,  # the role has no right to do this: see rights.py
     "42704": DatabaseUnavailable,  # a role, or another object that no statement of ours makes, is not there
     "3D000": DatabaseUnavailable,  # no such database
+    "42P05": DatabaseUnavailable,  # a prepared statement is there already, of somebody else; the same pooler
     "53100": StorageFull,  # disk full
     "53": DatabaseUnavailable,  # too many connections, out of memory
     "55P03": DatabaseBusy,  # lock timeout

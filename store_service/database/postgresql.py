@@ -2,29 +2,23 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from databases import Database
-from sqlalchemy.engine import URL, make_url
 
 from store_service.database.changes import ORDER_LOCK, LoggedWrite
 from store_service.database.connection import Connection, Rows
 from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, NotifiesNobody, named
 from store_service.database.observing import Observe, unobserved
-from store_service.database.sessions import CurrentServer, Server
+from store_service.database.sessions import CurrentServer, Hosts, Server, refuse_transaction_pooling
 from store_service.database.statements import Statement
 from store_service.database.workers import Lane, Lanes
+from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
-
-TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
-"""What `sslmode` may be, as libpq has it; without it connections are not encrypted."""
-
-OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
-"""What may stand behind the ? of a database URL."""
 
 CHANNEL = "store_changes"
 """Where a trigger tells of every insert into the change feed."""
@@ -192,36 +186,48 @@ async def open_lanes(
     Raises:
         StoreError: The database cannot be reached, or not on a server that may serve us.
     """
-    url = make_url(database_url)
+    url = parse(database_url)
     try:
         tls = _tls(url)
     except OSError as error:  # a file is missing, or holds something else
         raise DatabaseUnavailable from error
-    # The one transaction of `force_roll_back` does nothing whenever nobody calls; 0 is no limit.
-    idle_milliseconds = "0" if force_roll_back else _milliseconds(IDLE_IN_TRANSACTION_SECONDS)
-    options = {
-        "min_size": 0,
-        "max_size": readers + 2,
-        "timeout": acquire_seconds,
-        "ssl": tls or False,
-        "server_settings": {
-            "application_name": "store-service",
+    current = CurrentServer(
+        read_only=read_only,
+        settings={
             "statement_timeout": _milliseconds(statement_seconds),
             "lock_timeout": _milliseconds(lock_seconds),
-            "idle_in_transaction_session_timeout": idle_milliseconds,
+            # The one transaction of `force_roll_back` does nothing whenever nobody calls; 0 is no limit.
+            "idle_in_transaction_session_timeout": 0
+            if force_roll_back
+            else _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
         },
+    )
+    hosts = Hosts(url, current, seconds=acquire_seconds)
+    options = {
+        **url.login,
+        "ssl": tls or False,
+        "server_settings": {"application_name": "store-service"},
     }
-    # asyncpg would take what stands behind the ? for settings of the server.
-    plain_url = url.set(query={}).render_as_string(hide_password=False)
     async with AsyncExitStack() as stack:
-        database = Database(plain_url, force_rollback=force_roll_back, **options)
         try:
+            await _refuse_transaction_pooling(hosts, options)
+            database = Database(
+                "postgresql://",
+                force_rollback=force_roll_back,
+                min_size=0,
+                max_size=readers + 2,
+                connect=hosts.connect,
+                **options,
+            )
             await stack.enter_async_context(database)
+        # A certificate that is refused counts as a ValueError too, which `named` takes for a bug of ours.
+        except (TimeoutError, ssl.SSLCertVerificationError) as error:
+            raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:
             raise named(error) from error
         sessions = _Sessions(
             database,
-            CurrentServer(read_only=read_only),
+            current,
             acquire_seconds=acquire_seconds,
             longest_seconds=statement_seconds + lock_seconds + SLACK_SECONDS,
         )
@@ -237,6 +243,19 @@ async def open_lanes(
         reader = Lane("reader", sessions.following, workers=readers, writes=False, observer=observe("reader"))
         await stack.enter_async_context(reader.running())
         yield Lanes(writer, reader, sessions.listen)
+
+
+async def _refuse_transaction_pooling(hosts: Hosts, options: Mapping[str, Any]) -> None:
+    first = second = None
+    try:
+        first = await hosts.connect(**options, statement_cache_size=0)
+        second = await hosts.connect(**options, statement_cache_size=0)
+        async with asyncio.timeout(hosts.seconds):
+            await refuse_transaction_pooling(first, second)
+    finally:
+        for connection in (first, second):
+            if connection is not None:
+                connection.terminate()
 
 
 class _Sessions:
@@ -343,14 +362,14 @@ def _end(raw: Any) -> None:
         raw.terminate()
 
 
-def _milliseconds(seconds: float) -> str:
+def _milliseconds(seconds: float) -> int:
     # At least one: 0 would be no limit.
-    return str(max(1, round(seconds * 1000)))
+    return max(1, round(seconds * 1000))
 
 
-def _tls(url: URL) -> ssl.SSLContext | None:
+def _tls(url: PostgresqlUrl) -> ssl.SSLContext | None:
     """What `sslmode` and its companions ask for, as libpq understands them."""
-    query = {key: str(value) for key, value in url.query.items()}
+    query = url.options
     mode = query.get("sslmode", "disable")
     if mode == "disable":
         return None

@@ -5,13 +5,17 @@ sessions to it stay open. So each session asks for its server's role before it i
 read follow the one that writes (docs/decisions/0027).
 """
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from store_service.errors import DatabaseUnavailable
+import asyncpg
+
+from store_service.database_url import PostgresqlUrl
+from store_service.errors import DatabaseUnavailable, OperatorError
 
 
 class WrongServer(Exception):
@@ -37,13 +41,53 @@ _ASK = """
 SELECT pg_postmaster_start_time(), pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
 """
 
+_PID = "SELECT pg_backend_pid()"
+
+
+class PoolerRefused(OperatorError):
+    """Something between us and PostgreSQL gives each transaction another session."""
+
+
+async def refuse_transaction_pooling(first: Any, second: Any) -> None:
+    """Makes sure that each of two connections of asyncpg, which keep no statements, has a session of its own.
+
+    Raises:
+        PoolerRefused: A pooler in transaction mode stands between.
+    """
+    await first.execute("BEGIN")
+    await second.execute("BEGIN")
+    before = [await first.fetchval(_PID), await second.fetchval(_PID)]
+    await first.execute("COMMIT")
+    await second.execute("COMMIT")
+    # A pooler gives whoever comes next the session that was returned last, or that which was returned first.
+    # In this order the sessions are exchanged either way.
+    after = [await _session_of(second), await _session_of(first)]
+    if before != after[::-1]:
+        raise PoolerRefused(
+            "a pooler in transaction mode is between the service and PostgreSQL, where sessions lose what was"
+            " prepared and set in them: use session mode, or connect to PostgreSQL itself"
+        )
+
+
+async def _session_of(connection: Any) -> int:
+    # Without BEGIN even this statement could be prepared in one session and run in another.
+    await connection.execute("BEGIN")
+    pid: int = await connection.fetchval(_PID)
+    await connection.execute("COMMIT")
+    return pid
+
 
 class CurrentServer:
     """The server on which every session belongs: that of the session that writes."""
 
-    def __init__(self, *, read_only: bool) -> None:
-        """Takes whether the service takes no writes, so that a server that cannot write will do."""
+    def __init__(self, *, read_only: bool, settings: Mapping[str, int]) -> None:
+        """Takes whether the service takes no writes, so that a server that cannot write will do, and settings
+        that each session is to have."""
         self._read_only = read_only
+        # Not as startup parameters, which poolers refuse or ignore.
+        self._ask = _ASK + "".join(
+            f", set_config('{it}', '{value}', false)" for it, value in settings.items()
+        )
         self._server: Server | None = None
         """That of the session that writes; None while there is no such session."""
         self._last: Server | None = None
@@ -52,9 +96,9 @@ class CurrentServer:
         """Changes whenever the other sessions may be on the wrong server; each asks again then."""
 
     async def ask(self, raw: Any) -> Server:
-        """Asks the server of a session of asyncpg for its role."""
+        """Asks the server of a session of asyncpg for its role, and gives the session its settings."""
         generation = self.generation
-        started, is_standby, is_read_only = await raw.fetchrow(_ASK)
+        started, is_standby, is_read_only, *_ = await raw.fetchrow(self._ask)
         return Server(
             started=started, is_standby=is_standby, is_read_only=is_read_only, generation=generation
         )
@@ -115,3 +159,49 @@ class CurrentServer:
         self.generation += 1
         for tell in self._on_move:
             tell()
+
+
+class Hosts:
+    """Opens connections of asyncpg to the hosts of a URL."""
+
+    def __init__(self, url: PostgresqlUrl, current: CurrentServer, *, seconds: float) -> None:
+        """Takes the hosts, what a server must be, and how long an attempt may take for all hosts together."""
+        self._url = url
+        self._current = current
+        self.seconds = seconds
+
+    async def connect(self, *_: object, **options: Any) -> Any:
+        """A connection to the first host that answers; of several, to the first that may serve us.
+
+        Args:
+            options: Those of `asyncpg.connect`; host and port are replaced.
+
+        Raises:
+            Exception: What the last host has answered.
+        """
+        options |= {"target_session_attrs": self._url.options.get("target_session_attrs", "any")}
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self.seconds
+        for left, (host, port) in zip(range(len(self._url.hosts), 0, -1), self._url.hosts, strict=True):
+            # A host that has lost its power must not use up the time of the others.
+            seconds = max(ends_at - loop.time(), 0) / left
+            try:
+                connection = await asyncpg.connect(
+                    **{**options, "host": host, "port": port, "timeout": seconds}
+                )
+            except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError):
+                if left == 1:
+                    raise
+                continue
+            if left == 1 or await self._may_serve(connection):
+                return connection
+            connection.terminate()
+        raise AssertionError("a URL has a host")
+
+    async def _may_serve(self, connection: Any) -> bool:
+        try:
+            async with asyncio.timeout(self.seconds):
+                self._current.check(await self._current.ask(connection))
+        except (DatabaseUnavailable, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        return True

@@ -127,8 +127,8 @@ async def pooler(port: int) -> AsyncIterator[int]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         length = await reader.readexactly(4)
         message = await reader.readexactly(int.from_bytes(length, "big") - 4)
-        if b"statement_timeout" in message:
-            text = b"SFATAL\0C08P01\0Munsupported startup parameter: statement_timeout\0\0"
+        if b"application_name" in message:
+            text = b"SFATAL\0C08P01\0Munsupported startup parameter: application_name\0\0"
             writer.write(b"E" + (len(text) + 4).to_bytes(4, "big") + text)
             writer.close()
             return
@@ -166,6 +166,6 @@ async def test_what_refuses_the_connections_of_the_service_is_found_before_the_u
 
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
-        assert "unsupported startup parameter: statement_timeout" in line
+        assert "unsupported startup parameter: application_name" in line
         with pytest.raises(SchemaMismatch, match="has schema 0001"):
             schema.check(url)

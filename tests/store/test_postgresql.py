@@ -175,6 +175,28 @@ async def test_sessions_that_ended_while_nobody_called_fail_no_call(store: Store
     assert [line["event"] for line in lines].count("connection restored") == READERS + 1
 
 
+async def test_session_that_lost_a_prepared_statement_is_replaced(store: Store) -> None:
+    """As behind a pooler that gives each transaction another session; the next call is served."""
+    prepared = Statement(sqlalchemy.text("SELECT 1"))
+    forget = Statement(sqlalchemy.text("DEALLOCATE ALL"))
+
+    async def run(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
+        await connection.fetch(prepared)
+        await connection.fetch(forget)
+        return await connection.fetch(prepared)
+
+    with pytest.raises(DatabaseUnavailable):
+        await store.write(Operation(run), None)
+
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await Posts(store).create_posts([PostDraft(body="after")])
+                break
+            except DatabaseUnavailable:
+                await asyncio.sleep(0)
+
+
 WRITES: dict[str, Callable[[Store], Awaitable[object]]] = {
     "create_posts": lambda store: Posts(store).create_posts([PostDraft(body="b")]),
     "create_posts_once": lambda store: Posts(store).create_posts([PostDraft(body="b")], request=REQUEST),

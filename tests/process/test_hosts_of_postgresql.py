@@ -1,0 +1,71 @@
+"""A service, its migrations and `check` reach PostgreSQL over a Unix socket, and at one of several hosts."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from store_service.database import connect, schema
+from store_service.model import PostDraft
+from store_service.store.posts import Posts
+from tests.postgres import PostgresServer, postgres_server, standby_of
+from tests.support import free_port, run_command
+
+
+@pytest.fixture(scope="module")
+def primary() -> Iterator[PostgresServer]:
+    """A server of the module's own, whose database has the schema."""
+    with postgres_server() as server:
+        schema.upgrade(server.url)
+        yield server
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgresql://postgres@/postgres?host={folder}&port={port}",
+        "postgresql://postgres@{quoted}:{port}/postgres",
+    ],
+)
+async def test_unix_socket(primary: PostgresServer, tmp_path: Path, form: str) -> None:
+    """Both drivers find the socket in its folder."""
+    folder = str(primary.socket_folder)
+    url = form.format(folder=folder, quoted=folder.replace("/", "%2F"), port=primary.port)
+
+    for command in ("migrate", "check"):
+        done = run_command(
+            command, folder=tmp_path, settings={"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    async with connect.open_store(url) as store:
+        (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+        assert await Posts(store).get_post(post.id) == post
+
+
+async def test_host_that_takes_writes_is_chosen(primary: PostgresServer, tmp_path: Path) -> None:
+    """The others are a host that is down and a standby; one that only reads takes the first that answers."""
+    with standby_of(primary.port) as standby:
+        hosts = f"127.0.0.1:{free_port()},127.0.0.1:{standby.port},localhost:{primary.port}"
+        url = f"postgresql://postgres@{hosts}/postgres"
+
+        for command in ("migrate", "check"):
+            done = run_command(
+                command, folder=tmp_path, settings={"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
+            )
+            assert (done.returncode, done.stderr) == (0, "")
+        async with connect.open_store(url) as store:
+            (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+            assert await Posts(store).get_post(post.id) == post
+        async with connect.open_store(url, read_only=True) as store:
+            await schema.look(store)
+
+
+async def test_host_that_is_silent_does_not_use_up_the_time_of_the_next(primary: PostgresServer) -> None:
+    """As one that has lost its power: each host has its share of STORE_ACQUIRE_SECONDS."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{primary.port}"
+        async with connect.open_store(
+            f"postgresql://postgres@{hosts}/postgres", acquire_seconds=2, readers=1
+        ) as store:
+            await schema.look(store)

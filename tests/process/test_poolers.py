@@ -1,0 +1,118 @@
+"""PgBouncer between the service and PostgreSQL: session mode works, the others are refused by name."""
+
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from sqlalchemy.engine import make_url
+
+from store_service.database import connect
+from store_service.database.connection import Connection
+from store_service.database.statements import Statement
+from store_service.database.workers import Operation
+from store_service.model import PostDraft
+from store_service.store.posts import Posts
+from tests.postgres import empty
+from tests.proxies import binary
+from tests.support import free_port, run_command, wait_until
+
+CONFIGURATION = """
+[databases]
+* = host={host} port={port}
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen_port}
+unix_socket_dir =
+auth_type = trust
+auth_file = {folder}/users
+pool_mode = {mode}
+server_round_robin = {round_robin}
+"""
+
+
+@pytest.fixture
+def database_url(postgres_database: str) -> str:
+    """PostgreSQL alone."""
+    empty(postgres_database)
+    return postgres_database
+
+
+@contextmanager
+def pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int = 0) -> Iterator[str]:
+    """The URL of the same database behind a PgBouncer."""
+    program = binary("pgbouncer")
+    url = make_url(database_url)
+    port = free_port()
+    folder = folder / "pgbouncer"
+    folder.mkdir()
+    (folder / "users").write_text(f'"{url.username}" "{url.password or ""}"\n')
+    configuration = CONFIGURATION.format(
+        host=url.host, port=url.port, listen_port=port, folder=folder, mode=mode, round_robin=round_robin
+    )
+    (folder / "pgbouncer.ini").write_text(configuration)
+    command = [program, "pgbouncer.ini"]
+    if os.geteuid() == 0:
+        # It refuses to run as root, and root's files may be where nobody else can look.
+        command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
+        for parent in (folder, *folder.parents[:3]):
+            parent.chmod(0o755)
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listens(port), seconds=30)
+        yield url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listens(port: int) -> bool:
+    """Whether somebody takes connections there."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+@pytest.mark.parametrize("round_robin", [0, 1])
+def test_transaction_mode_is_refused(
+    database_url: str, tmp_path: Path, command: str, round_robin: int
+) -> None:
+    """One line at the start, instead of half of the calls that fail later."""
+    with pgbouncer(database_url, tmp_path, "transaction", round_robin) as url:
+        settings = {"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
+        done = run_command(command, folder=tmp_path, settings=settings)
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "a pooler in transaction mode" in line
+
+
+def test_statement_mode_is_refused(database_url: str, tmp_path: Path) -> None:
+    """PgBouncer itself says why."""
+    with pgbouncer(database_url, tmp_path, "statement") as url:
+        done = run_command("check", folder=tmp_path, settings={"DATABASE_URL": url})
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "statement pooling" in line
+
+
+async def test_session_mode_works_and_keeps_the_timeouts(database_url: str, tmp_path: Path) -> None:
+    """Without any `ignore_startup_parameters`, for the timeouts are set in each session."""
+    show = Statement(sqlalchemy.text("SHOW statement_timeout"))
+
+    async def run(connection: Connection, asked: Sequence[None]) -> list[Any]:
+        ((value,),) = await connection.fetch(show)
+        return [value] * len(asked)
+
+    with pgbouncer(database_url, tmp_path, "session") as url:
+        async with connect.open_store(url, statement_seconds=2.5) as store:
+            (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+            assert await Posts(store).get_post(post.id) == post
+            assert await store.write(Operation(run), None) == "2500ms"
+            assert await store.read(Operation(run), None) == "2500ms"
