@@ -167,6 +167,9 @@ class Awaitable:
 
         return call
 
+    def __repr__(self) -> str:
+        return repr(self._subject)
+
     def __aiter__(self) -> "Awaitable":
         return self
 

@@ -1,6 +1,7 @@
 """Lists that are read page by page."""
 
 import asyncio
+import re
 
 import grpc
 import pytest
@@ -144,3 +145,53 @@ async def test_a_step_that_was_given_up_can_be_made_again(async_client, server, 
         await asyncio.wait_for(anext(steps), 0.05)
 
     assert len([item async for item in steps]) == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "page_size", "sizes"),
+    [(0, 0, []), (2, 0, [2]), (5, 2, [2, 2, 1]), (4, 2, [2, 2]), (2, 3, [2]), (None, 0, [0])],
+)
+@pytest.mark.parametrize("resource", ["posts", "comments"])
+async def test_a_limit_is_never_passed(client, server, resource, limit, page_size, sizes):
+    """No more is asked for than is given, and nothing for nothing."""
+    page, item = {
+        "posts": (posts_pb2.ListPostsResponse, posts_pb2.Post),
+        "comments": (comments_pb2.ListCommentsResponse, comments_pb2.Comment),
+    }[resource]
+    for size in sizes:
+        items = [item(id=1)] * (size or 3)
+        server.answer(page(**{resource: items}, next_page_token="t" if limit else ""))
+
+    found = [it async for it in getattr(client, resource).list(limit=limit, page_size=page_size)]
+
+    assert len(found) == (3 if limit is None else limit)
+    assert [request.page_size for request in server.requests] == sizes
+
+
+async def test_pages_have_the_limit_too(client, server):
+    """The last one has a token with which the list goes on."""
+    for _ in range(2):
+        server.answer(posts_pb2.ListPostsResponse(posts=[posts_pb2.Post(id=1)], next_page_token="t"))
+
+    pages = [it async for it in client.posts.pages(limit=2, page_size=1)]
+
+    assert [len(it.items) for it in pages] == [1, 1]
+    assert pages[-1].next_page_token == "t"
+
+
+@pytest.mark.parametrize(("limit", "error"), [(-1, ValueError), ("5", TypeError)])
+async def test_a_limit_that_is_none_is_refused_at_once(client, limit, error):
+    """Where the mistake is made."""
+    with pytest.raises(error, match="limit must"):
+        client.posts.list(limit=limit)
+
+
+async def test_a_list_tells_what_it_is(client):
+    """In a debugger, or at the prompt."""
+    shown = repr(client.posts.list(order_by="id desc", limit=5))
+    pages = repr(client.comments.list(post_id=1, page_size=2).pages())
+
+    assert re.fullmatch(r"(Async)?Pager\(ListPosts, order_by='id desc', limit=5\)", shown)
+    assert re.fullmatch(
+        r"(Async)?Steps\((Async)?Pager\(ListComments, page_size=2, order_by='id', post_id=1\)\)", pages
+    )

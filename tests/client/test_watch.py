@@ -606,3 +606,21 @@ def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
         reader.join(patience())
 
         assert not reader.is_alive()
+
+
+async def test_a_watch_tells_what_it_is(client, scripted):
+    """What it was asked for, where it is, and whether it goes on."""
+    scripted.stall("Watch", batch(1, token="t1"))
+    watch = client.changes.watch(start="earliest", kinds=["post"], post_ids=[1])
+    shown = [repr(watch)]
+    await anext(watch)
+    shown.append(repr(watch))
+    await watch.close()
+    shown.append(repr(watch))
+
+    rest = "kinds=['post'], post_ids=[1])"
+    assert [it.removeprefix("<").removeprefix("Async") for it in shown] == [
+        f"Watch(start='earliest', {rest}, not begun>",
+        f"Watch(resume_token='t1', {rest}, open>",
+        f"Watch(resume_token='t1', {rest}, closed>",
+    ]

@@ -25,13 +25,14 @@ def values(post: Post, change: Change) -> None:
 
 
 def arguments(client: StoreClient) -> None:
-    client.posts.create("positional")  # expect: call-arg
+    client.comments.create(1, "positional")  # expect: call-arg
     client.posts.create(body=1)  # expect: arg-type
     client.posts.create(body="a", etag="b")  # expect: call-arg
     client.posts.get("1")  # expect: arg-type
     client.posts.get(1, timeout="5")  # expect: arg-type
     client.posts.update(1)  # expect: call-arg
     client.posts.list(post_id=1)  # expect: call-arg
+    client.posts.list(limit="5")  # expect: arg-type
     client.posts.modify(1, lambda post: post.id)  # expect: return-value
     client.posts.delete_many(["1"])  # expect: list-item
     client.comments.delete(1, force=True)  # expect: call-arg

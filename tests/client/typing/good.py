@@ -37,6 +37,7 @@ from typing_extensions import assert_type  # noqa: UP035
 def posts(client: StoreClient) -> None:
     assert_type(client.posts.create(body="a", request_id=str(uuid.uuid4())), Post)
     assert_type(client.posts.create(body="a", request_id=uuid.uuid4()), Post)
+    assert_type(client.posts.create("a", request_id=uuid.uuid4()), Post)
     assert_type(client.posts.get(1, timeout=2), Post)
     assert_type(client.posts.update(1, body="b", etag="c", validate_only=True), Post)
     assert_type(client.posts.modify(1, lambda post: post.body + "!"), Post)
@@ -70,7 +71,7 @@ def lists(client: StoreClient) -> Iterator[str]:
     first = next(client.posts.pages(page_size=20))
     assert_type(first.items, tuple[Post, ...])
     assert_type(first.next_page_token + first.resume_token, str)
-    yield from sorted(comment.body for comment in client.comments.list())
+    yield from sorted(comment.body for comment in client.comments.list(limit=5))
 
 
 def values(post: Post, comment: Comment) -> None:

@@ -147,7 +147,7 @@ def _run(goal: Goal, looking: "concurrent.futures.Future[Finding | None]") -> No
 def look(goal: Goal) -> Finding | None:
     """What is wrong with all addresses; None if one of them seems well, or nothing is known."""
     end = time.monotonic() + PROBE_SECONDS
-    findings = []
+    findings: list[Finding] = []
     for host, port in goal.endpoints:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

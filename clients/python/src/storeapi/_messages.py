@@ -47,6 +47,16 @@ def post_id_or_all(value: int | None) -> int:
     return number
 
 
+def limit(value: int | None) -> int | None:
+    """How many items of a list to give at most; None for all."""
+    if value is None:
+        return None
+    number = id(value, "limit")
+    if number < 0:
+        raise ValueError(f"limit must not be negative, or None for all, not {number}")
+    return number
+
+
 def text(value: str, name: str = "body") -> str:
     """A text to send."""
     if not isinstance(value, str):
@@ -292,6 +302,17 @@ def watch_request(
     elif start == "initial_state":
         request.initial_state = True
     return request
+
+
+def shown_watch(request: changes_pb2.WatchRequest, resume_token: str | None) -> str:
+    """The arguments of a watch as its repr shows them, with the token that it has reached."""
+    start = "resume_token" if resume_token else "start"
+    shown: dict[str, object] = {start: resume_token or request.WhichOneof("start") or "now"}
+    if request.kinds:
+        shown["kinds"] = [_KIND_NAMES[it] for it in request.kinds]
+    if request.post_ids:
+        shown["post_ids"] = list(request.post_ids)
+    return ", ".join(f"{name}={value!r}" for name, value in shown.items())
 
 
 def change_batch(response: changes_pb2.WatchResponse) -> ChangeBatch:

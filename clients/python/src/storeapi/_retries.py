@@ -55,7 +55,10 @@ class Attempts:
 
     def pause_after(self, error: StoreError) -> float | None:
         """How long to wait before the next try; None when this one was the last."""
-        return self.pause(error.retry_after) if may_help(error) else None
+        # The caller's own deadline leaves no time for another try. One that the service enforces has the id
+        # of the call; any other is that of a proxy.
+        is_proxys_deadline = error.code is StatusCode.DEADLINE_EXCEEDED and error.call_id is None
+        return self.pause(error.retry_after) if may_help(error) or is_proxys_deadline else None
 
     def pause(self, retry_after: float | None = None) -> float | None:
         """How long to wait before the next try, whatever went wrong; None when no time is left for it."""
@@ -78,9 +81,9 @@ def may_help(error: StoreError) -> bool:
     if error.reason:
         return isinstance(error, (Unavailable, Cancelled))
     # Without a reason it was not the service that answered: the connection broke, here or behind a proxy.
-    # A deadline that the service enforces has the id of the call; the caller's own leaves no time for more.
-    is_broken = error.code in BROKEN or (error.code is StatusCode.DEADLINE_EXCEEDED and error.call_id is None)
-    return is_broken and not isinstance(error, ConnectionFailed) and not LASTING.search(error.message)
+    return (
+        error.code in BROKEN and not isinstance(error, ConnectionFailed) and not LASTING.search(error.message)
+    )
 
 
 def is_repeatable(request: Any) -> bool:

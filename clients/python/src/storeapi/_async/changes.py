@@ -138,6 +138,11 @@ class AsyncWatch:
         self._pause.cancel()
         self._drop_stream()
 
+    def __repr__(self) -> str:
+        shown = _messages.shown_watch(self._request, self.resume_token)
+        state = "closed" if self._is_over() else "open" if self._has_begun else "not begun"
+        return f"<{type(self).__name__}({shown}), {state}>"
+
     def __aiter__(self) -> AsyncWatch:
         return self
 

@@ -86,6 +86,7 @@ class AsyncComments:
         *,
         post_id: int | None = None,
         order_by: str = "id",
+        limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
@@ -101,7 +102,8 @@ class AsyncComments:
         Args:
             post_id: Only the comments of this post; None for those of all posts.
             order_by: "id" for oldest first, "id desc" for newest first.
-            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server.
+            limit: How many to give at most; None for all.
+            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server, or to `limit`.
             page_token: Where to start: a `next_page_token` from `pages` with the same `post_id` and
                 `order_by`.
             timeout: Deadline in seconds of each page, not of the whole.
@@ -109,7 +111,7 @@ class AsyncComments:
         Raises:
             PostNotFound: There is no post with the id `post_id`.
             FieldInvalid: `order_by` is unknown or `page_size` negative.
-            ValueError: `post_id` is not positive; raised at once.
+            ValueError: `post_id` is not positive, or `limit` is negative; raised at once.
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` was made with another `post_id` or `order_by`.
         """
@@ -119,13 +121,16 @@ class AsyncComments:
             page_size=page_size,
             page_token=page_token,
         )
-        return AsyncPager(self._calls, self._stub.ListComments, request, _messages.comment_page, timeout)
+        return AsyncPager(
+            self._calls, self._stub.ListComments, request, _messages.comment_page, timeout, limit
+        )
 
     def pages(
         self,
         *,
         post_id: int | None = None,
         order_by: str = "id",
+        limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
@@ -137,7 +142,12 @@ class AsyncComments:
         The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
         return self.list(
-            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+            post_id=post_id,
+            order_by=order_by,
+            limit=limit,
+            page_size=page_size,
+            page_token=page_token,
+            timeout=timeout,
         ).pages()
 
     async def update(

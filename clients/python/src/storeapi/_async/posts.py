@@ -39,15 +39,15 @@ class AsyncPosts:
 
     async def create(
         self,
-        *,
         body: str,
+        *,
         request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Post:
         """Adds a post and returns it with its id; when this returns, it is on the server's disk.
 
-            post = await client.posts.create(body="Hello")
+            post = await client.posts.create("Hello")
 
         Args:
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is set otherwise, without NUL.
@@ -81,6 +81,7 @@ class AsyncPosts:
         self,
         *,
         order_by: str = "id",
+        limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
@@ -95,22 +96,25 @@ class AsyncPosts:
 
         Args:
             order_by: "id" for oldest first, "id desc" for newest first.
-            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server.
+            limit: How many to give at most; None for all.
+            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server, or to `limit`.
             page_token: Where to start: a `next_page_token` from `pages` with the same `order_by`.
             timeout: Deadline in seconds of each page, not of the whole.
 
         Raises:
             FieldInvalid: `order_by` is unknown or `page_size` negative.
+            ValueError: `limit` is negative; raised at once.
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` was made with another `order_by`.
         """
         request = posts_pb2.ListPostsRequest(order_by=order_by, page_size=page_size, page_token=page_token)
-        return AsyncPager(self._calls, self._stub.ListPosts, request, _messages.post_page, timeout)
+        return AsyncPager(self._calls, self._stub.ListPosts, request, _messages.post_page, timeout, limit)
 
     def pages(
         self,
         *,
         order_by: str = "id",
+        limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
@@ -122,7 +126,7 @@ class AsyncPosts:
         The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
         return self.list(
-            order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+            order_by=order_by, limit=limit, page_size=page_size, page_token=page_token, timeout=timeout
         ).pages()
 
     async def update(

@@ -15,6 +15,9 @@ class AsyncSteps(Generic[Item]):
         """Takes what makes a step, and returns None at the end."""
         self._step = step
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self._step, '__self__', self._step)!r})"
+
     def __aiter__(self) -> AsyncSteps[Item]:
         return self
 

@@ -84,6 +84,7 @@ class Comments:
         *,
         post_id: int | None = None,
         order_by: str = "id",
+        limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
@@ -99,7 +100,8 @@ class Comments:
         Args:
             post_id: Only the comments of this post; None for those of all posts.
             order_by: "id" for oldest first, "id desc" for newest first.
-            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server.
+            limit: How many to give at most; None for all.
+            page_size: How many to ask for at once, at most 1000; 0 leaves it to the server, or to `limit`.
             page_token: Where to start: a `next_page_token` from `pages` with the same `post_id` and
                 `order_by`.
             timeout: Deadline in seconds of each page, not of the whole.
@@ -107,7 +109,7 @@ class Comments:
         Raises:
             PostNotFound: There is no post with the id `post_id`.
             FieldInvalid: `order_by` is unknown or `page_size` negative.
-            ValueError: `post_id` is not positive; raised at once.
+            ValueError: `post_id` is not positive, or `limit` is negative; raised at once.
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` was made with another `post_id` or `order_by`.
         """
@@ -117,13 +119,14 @@ class Comments:
             page_size=page_size,
             page_token=page_token,
         )
-        return Pager(self._calls, self._stub.ListComments, request, _messages.comment_page, timeout)
+        return Pager(self._calls, self._stub.ListComments, request, _messages.comment_page, timeout, limit)
 
     def pages(
         self,
         *,
         post_id: int | None = None,
         order_by: str = "id",
+        limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
@@ -135,7 +138,12 @@ class Comments:
         The same as `list(...).pages()`; arguments and errors are those of `list`.
         """
         return self.list(
-            post_id=post_id, order_by=order_by, page_size=page_size, page_token=page_token, timeout=timeout
+            post_id=post_id,
+            order_by=order_by,
+            limit=limit,
+            page_size=page_size,
+            page_token=page_token,
+            timeout=timeout,
         ).pages()
 
     def update(

@@ -68,8 +68,8 @@ class Selection:
 
     @property
     def page_size(self) -> int:
-        """Items to ask for in each call, so that no more is read than is printed, in few calls."""
-        return self.given_page_size or min(self.limit or MAX_PAGE_SIZE, MAX_PAGE_SIZE)
+        """Items to ask for in each call: as many as the service gives, for few calls."""
+        return self.given_page_size or MAX_PAGE_SIZE
 
 
 def list_options(command: Command) -> Command:

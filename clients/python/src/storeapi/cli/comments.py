@@ -52,7 +52,10 @@ def list_comments(settings: Settings, post_id: int | None, selection: arguments.
     """
     with settings.connect() as client:
         found = client.comments.list(
-            post_id=post_id, order_by=selection.order_by, page_size=selection.page_size
+            post_id=post_id,
+            order_by=selection.order_by,
+            limit=selection.limit,
+            page_size=selection.page_size,
         )
         output.print_list(found, selection, as_json=settings.json)
 

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from itertools import islice
 from typing import Any, Final
 
 import click
@@ -68,7 +67,7 @@ def print_list(items: Iterable[Post | Comment], selection: Selection, *, as_json
     """Prints what was selected; a terminal on which it is not limited gets one screen and how to get more."""
     is_limited = as_json or selection.is_all or selection.limit is not None or not sys.stdout.isatty()
     if is_limited:
-        print_items(islice(items, selection.limit), as_json=as_json)
+        print_items(items, as_json=as_json)
     elif tables.print_screenful(items):
         # On stdout: it belongs to what is shown there, and no program reads it.
         newest = "" if selection.order_by == "id desc" else "; --order-by id-desc prints the newest first"

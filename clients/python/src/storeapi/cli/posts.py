@@ -49,7 +49,9 @@ def list_posts(settings: Settings, selection: arguments.Selection) -> None:
     A terminal gets one screen of them, unless --limit or --all says otherwise; everything else gets all.
     """
     with settings.connect() as client:
-        found = client.posts.list(order_by=selection.order_by, page_size=selection.page_size)
+        found = client.posts.list(
+            order_by=selection.order_by, limit=selection.limit, page_size=selection.page_size
+        )
         output.print_list(found, selection, as_json=settings.json)
 
 

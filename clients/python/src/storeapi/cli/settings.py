@@ -63,7 +63,7 @@ class Settings:
             )
         )
         # Of a borrowed channel a client does not know where it leads.
-        client._calls.diagnosis = Diagnosis(settings.goal)
+        client._calls.diagnosis = Diagnosis(settings.goal)  # pyright: ignore[reportPrivateUsage]
         return client
 
 

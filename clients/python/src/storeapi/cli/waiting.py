@@ -37,16 +37,16 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self.end()
 
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Makes a call."""
         self._begin()
         call = continuation(client_call_details, request)
         if call.code() is grpc.StatusCode.OK:
-            self._end()
+            self.end()
         else:
-            self._fail(store_error(call))
+            self.fail(store_error(call))
         return call
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
@@ -63,15 +63,17 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
                 self._timer.daemon = True
                 self._timer.start()
 
-    def _fail(self, error: StoreError) -> None:
+    def fail(self, error: StoreError) -> None:
+        """A try has failed."""
         if not may_help(error):
-            self._end()
+            self.end()
             return
         with self._lock:
             self._cause = f"{_in_short(error)}, retrying"
             self._tell()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """There is an answer, or there will be none."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -102,9 +104,9 @@ class _Responses:
         try:
             response = next(self._call)
         except grpc.RpcError as error:
-            self._waiting._fail(store_error(error))
+            self._waiting.fail(store_error(error))
             raise
-        self._waiting._end()
+        self._waiting.end()
         return response
 
     def __getattr__(self, name: str) -> Any:
