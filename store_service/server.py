@@ -44,6 +44,7 @@ from store_service.store.feed import Feed
 from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
 from store_service.store.removal import Remover
+from store_service.store.writer_health import WriterHealth
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
@@ -222,7 +223,10 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             )
             names = [service.full_name for service in SERVICES]
             # Who watches over a connection has one for it.
-            health = HealthService(lambda: schema.look(store), names, max_watches=config.max_connections)
+            writer_health = WriterHealth(store)
+            health = HealthService(
+                lambda: _look(store, writer_health), names, max_watches=config.max_connections
+            )
             remover = Remover(store)
             posts = Posts(store, after_deletion=remover.wake)
             server = _server(config, store, posts, feed, guard, health, names, reuse_port=reuse_port)
@@ -231,6 +235,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             keeping = asyncio.create_task(_keep(config, store), name="keeping")
             removing = None if config.read_only else asyncio.create_task(remover.run(), name="removing")
             checking = asyncio.create_task(store.keep_checking(), name="checking")
+            probing = asyncio.create_task(writer_health.run(), name="probing")
             counting = asyncio.create_task(connection_limits.keep_looking(), name="connections")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
@@ -245,6 +250,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 if removing is not None:
                     removing.cancel()
                 checking.cancel()
+                probing.cancel()
                 counting.cancel()
                 if looking is not None:
                     looking.cancel()
@@ -254,6 +260,12 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
                 guard.close()
+
+
+async def _look(store: connect.Store, writer_health: WriterHealth) -> None:
+    """Looks whether reads and writes work; raises when they do not."""
+    await schema.look(store)
+    writer_health.check()
 
 
 async def _keep(config: Config, store: connect.Store) -> None:

@@ -201,6 +201,10 @@ class Store:
         """Calls `told` whenever this process has committed."""
         self._writer.after_write = told
 
+    def after_failed_write(self, told: Callable[[], None]) -> None:
+        """Calls `told` whenever the storage has failed or refused a write, or cannot be opened to write."""
+        self._writer.after_failure = told
+
     async def listen(self, heard: Callable[[], None]) -> None:
         """Calls `heard` whenever any process has committed changes; returns when it is to be called again.
 

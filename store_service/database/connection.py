@@ -89,6 +89,14 @@ class Connection(ABC):
         """
         return await self.fetch(write.in_one, **values)
 
+    @abstractmethod
+    async def probe(self) -> None:
+        """Changes nothing, inside a transaction whose end writes to the disk all the same.
+
+        Raises:
+            StoreError: The database is busy, full or gone.
+        """
+
     async def as_one(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work that waits for nothing but this connection, in as few trips to it as there can be."""
         return await work

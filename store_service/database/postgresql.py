@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from databases import Database
 
-from store_service.database.changes import ORDER_LOCK, LoggedWrite
+from store_service.database.changes import LOCKED_FEED, ORDER_LOCK, LoggedWrite
 from store_service.database.connection import Connection, Rows
 from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, NotifiesNobody, named
 from store_service.database.observing import Observe, unobserved
@@ -126,6 +126,10 @@ class PostgresqlConnection(Connection):
             return await super().write(write, **values)
         finally:
             self._commits_itself = False
+
+    async def probe(self) -> None:
+        """Locks the one row of the feed, which is written down as a change is; see Connection."""
+        await self.fetch(LOCKED_FEED)
 
     async def _answered(self, call: Coroutine[Any, Any, T]) -> T:
         """Waits for the server's answer, but not for that of a host that is gone, which tells nobody.

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from databases import Database
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
 from store_service.database.changes import LAST_XID, LoggedWrite
@@ -39,6 +40,9 @@ _WRITER_PRAGMAS = {
     "foreign_keys": 1,
 }
 
+
+_USER_VERSION = Statement(text("PRAGMA user_version"))
+"""A number in the first page, which nobody uses. SQLite writes the page also when the number stays."""
 
 STEPS_BETWEEN_QUESTIONS = 50_000
 """So many steps of its machine, less than a millisecond's, SQLite makes before it asks whether to go on."""
@@ -101,6 +105,11 @@ class SqliteConnection(Connection):
         rows = await self.fetch(first, xid=xid, **values)
         await self.fetch(second, xid=xid, written=as_json([id for (id,) in rows]), **values)
         return sorted(rows)
+
+    async def probe(self) -> None:
+        """Writes the first page as it is; see Connection."""
+        ((version,),) = await self.fetch(_USER_VERSION)
+        await self._run(f"PRAGMA user_version = {version}")
 
     @asynccontextmanager
     async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:

@@ -18,7 +18,7 @@ import structlog
 from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain, NobodyWaits
 from store_service.database.observing import Observer, Seen
-from store_service.errors import DatabaseBusy, DatabaseUnavailable, StoreError
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull, StoreError
 from store_service.pacing import paced
 from store_service.repeated_failure import RepeatedFailure
 
@@ -163,6 +163,8 @@ class Lane:
         self._gathered: asyncio.Future[None]
         self.after_write: Callable[[], None] = lambda: None
         """Called after every commit."""
+        self.after_failure: Callable[[], None] = lambda: None
+        """Called when the storage has failed or refused work: an error of the connection, or a full disk."""
         self._loop: asyncio.AbstractEventLoop
 
     async def do(
@@ -401,6 +403,8 @@ class Lane:
         except DatabaseUnavailable:
             raise
         except Exception as error:
+            if isinstance(error, StorageFull):
+                self.after_failure()
             # Busy, full: it would meet each of them alone too. Anything else may be the fault of one of them.
             if len(batch) == 1 or isinstance(error, StoreError):
                 await self._answer(batch, [error] * len(batch))

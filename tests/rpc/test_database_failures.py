@@ -12,13 +12,16 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2
 
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import sqlite
+from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.sqlite import SqliteConnection
+from store_service.store import writer_health
 from tests.patience import patience
 from tests.rpc.helpers import Side, Taken, contents, locked, outcome_of, together
 from tests.support import ErrorSeen, Stubs, error_seen, failure
@@ -106,6 +109,37 @@ class TestLocked:
         for error in errors:
             assert_retryable(error, "DATABASE_BUSY")
         assert side.of(await side.page()) == []
+
+    async def test_health_does_not_depend_on_locks_of_others(
+        self, side: Side, database_file: Path, monkeypatch: pytest.MonkeyPatch, channel: grpc.aio.Channel
+    ) -> None:
+        """Busy is not broken, for callers and for probes."""
+        monkeypatch.setattr(writer_health, "PROBE_SECONDS", 0.01)
+        monkeypatch.setattr(writer_health, "RETRY_SECONDS", 0.01)
+        probed = asyncio.Semaphore(0)
+        write = Store.write
+
+        async def counted(store: Store, operation: Any, argument: Any, **options: Any) -> Any:
+            try:
+                return await write(store, operation, argument, **options)
+            finally:
+                if operation is writer_health._PROBE:
+                    probed.release()
+
+        monkeypatch.setattr(Store, "write", counted)
+        with locked(f"sqlite:///{database_file}"):
+            for _ in range(3):
+                assert_retryable(await failure(side.create(side.draft())), "DATABASE_BUSY")
+            for _ in range(3):
+                await probed.acquire()
+            assert await is_serving(channel)
+
+
+async def is_serving(channel: grpc.aio.Channel) -> bool:
+    """What a health check says."""
+    check = health_pb2_grpc.HealthStub(channel).Check
+    response = await check(health_pb2.HealthCheckRequest())
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 class TestBrieflyLocked:
@@ -207,12 +241,16 @@ class TestFull:
         assert await side.get(created.id) == created
         assert (await failure(side.get(stored[0].id))).reason == side.not_found
 
-    async def test_a_batch_without_room_is_not_stored_in_part(self, side: Side) -> None:
-        """All or none holds on a full disk too."""
+    async def test_a_batch_without_room_is_not_stored_in_part(
+        self, side: Side, channel: grpc.aio.Channel
+    ) -> None:
+        """All or none holds on a full disk too; one that is too large for it does not make health fail."""
         error = await failure(side.batch_create([side.draft("x" * 60_000)] * 40))
 
         assert error.reason == "STORAGE_FULL"
         assert side.of(await side.page()) == []
+        await side.stored("there is room for this")
+        assert await is_serving(channel)
 
 
 class TestUnreadable:

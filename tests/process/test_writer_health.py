@@ -1,0 +1,58 @@
+"""Health tells whether writes reach the disk, also when nobody writes and every read works."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from storeapi.v1 import posts_pb2, posts_pb2_grpc
+
+from tests.support import ServerProcess, error_seen, wait_until
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+@contextmanager
+def no_file_can_be_written(process: ServerProcess) -> Iterator[None]:
+    """Every write of the process to a file fails, as on a disk that has died; reads work."""
+    assert process.process is not None
+    pid = process.process.pid
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize("somebody_writes", [True, False])
+def test_health_of_a_server_whose_disk_takes_no_writes(
+    server_process: ServerProcess, somebody_writes: bool
+) -> None:
+    """A probe finds it on an idle server, and finds when it is over."""
+    server_process.start()
+    with grpc.insecure_channel(server_process.address) as channel:
+        posts: Any = posts_pb2_grpc.PostServiceStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        post = posts_pb2.Post(body="a")
+
+        def status() -> Any:
+            return health.Check(health_pb2.HealthCheckRequest()).status
+
+        created = posts.CreatePost(posts_pb2.CreatePostRequest(post=post))
+        assert status() == SERVING
+
+        with no_file_can_be_written(server_process):
+            if somebody_writes:
+                with pytest.raises(grpc.RpcError) as refused:
+                    posts.CreatePost(posts_pb2.CreatePostRequest(post=post))
+                assert error_seen(refused.value).reason == "DATABASE_UNAVAILABLE"
+            wait_until(lambda: status() == NOT_SERVING, seconds=60)
+            assert posts.GetPost(posts_pb2.GetPostRequest(id=created.id)).body == "a"
+
+        wait_until(lambda: status() == SERVING, seconds=60)
+        assert posts.CreatePost(posts_pb2.CreatePostRequest(post=post)).id > created.id
