@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from dotenv.parser import Binding, parse_stream
 from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -391,12 +392,37 @@ def load(**overrides: Any) -> Config:
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
-            message = detail["msg"].removeprefix("Value error, ")
+            message = _in_words(detail)
             if detail["loc"]:
                 name = str(detail["loc"][0])
                 message = f"{variable_of(name) if name in Config.model_fields else name}: {message}"
             problems.append(message)
         raise BadSetting("; ".join(problems)) from None
+
+
+_IN_WORDS = {
+    "bool_parsing": "must be true or false",
+    "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a number",
+    "greater_than": "must be more than {gt:,}",
+    "greater_than_equal": "must be at least {ge:,}",
+    "less_than_equal": "must be at most {le:,}",
+    "literal_error": "must be {expected}",
+}
+"""What to tell of values that pydantic refuses, by its name of the problem."""
+
+
+def _in_words(detail: ErrorDetails) -> str:
+    """What is wrong with a value; the words of our own checks are those of their ValueError."""
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    limits = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in detail.get("ctx", {}).items()
+    }
+    return _IN_WORDS[detail["type"]].format(**limits).replace("'", "")
 
 
 def _is_empty(variable: str) -> bool:

@@ -1,5 +1,6 @@
 """Asks a server whether it is well, as a container's health check does."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,11 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # listened on, and never asked
+
+_BEFORE_CAUSE = re.compile(
+    r"^.*(last error: \w+: (\S+: )?|lookup failed for \S+: )(Failed to connect to remote host: )?", re.DOTALL
+)
+"""What gRPC puts before the cause of a connection that failed."""
 
 
 class NotHealthy(Exception):
@@ -63,7 +69,8 @@ def ask(address: str, *, service: str, seconds: float, tls: Tls | None) -> None:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NotHealthy(f"{address} does not answer within {seconds:g} s") from error
             said = error.details() or error.code().name.lower()
-            raise NotHealthy(f"{address} does not answer: {' '.join(said.split())}") from error
+            cause = _BEFORE_CAUSE.sub("", said).rstrip("]")
+            raise NotHealthy(f"{address} does not answer: {' '.join(cause.split())}") from error
     if response.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
         raise NotHealthy(f"{address} says {status}")

@@ -250,7 +250,9 @@ class _Worker:
             )
         except (OSError, RuntimeError) as error:
             # No memory, no descriptors, too many processes or threads: it may pass, and the others serve on.
-            raise WorkerFailed(f"worker {self._number} could not be made: {error}") from error
+            raise WorkerFailed(
+                f"worker {self._number} could not be made: {getattr(error, 'strerror', None) or error}"
+            ) from error
         assert process.stdout is not None
         try:
             async with asyncio.timeout(START_SECONDS):

@@ -9,14 +9,17 @@ or salted hash, made for passwords, would only make every call slower. A line `c
 whoever has a client certificate with this name (SAN).
 """
 
+import fcntl
 import hashlib
 import hmac
 import os
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from store_service import disk
 from store_service.access.caller import Caller, Right, rights_from
@@ -28,6 +31,9 @@ CERTIFICATE_PREFIX = "cert:"
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@/-]{0,63}")
 """The name of a key."""
+
+MIN_HASH_DIGITS = 4
+"""Hexadecimal digits of a hash that are enough to name its line, if no other hash begins so."""
 
 _CERTIFICATE_NAME = re.compile(r"[!-~]{1,255}")
 
@@ -136,11 +142,70 @@ def append(path: Path, *, name: str, key: str, rights: frozenset[Right]) -> None
         raise ValueError("the name must be letters, digits and ._@/-, at most 64")
     digest = hashlib.sha256(key.encode()).hexdigest()
     line = f"{name} {digest} {','.join(right for right in Right if right in rights)}\n"
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "r+b", buffering=0) as file:
-        before = file.read() or b""
+    with _locked(path, os.O_CREAT | os.O_APPEND) as file:
+        before = file.read()
         parse(before)
         # In one piece, so that a server that looks at this moment finds the line whole or not at all.
         file.write((b"" if before.endswith(b"\n") or not before else b"\n") + line.encode())
         os.fsync(file.fileno())
     # It may be new.
     disk.sync(path.parent)
+
+
+def remove(path: Path, which: str, *, all_of_name: bool) -> list[KeyLine]:
+    """Takes lines out of the file, which is replaced in one step; everything else in it stays as it is.
+
+    Args:
+        path: The file.
+        which: The name in the line, or at least MIN_HASH_DIGITS of the first digits of the hash.
+        all_of_name: Take all lines with this name out, and not only the one if there is one.
+
+    Returns:
+        The lines that were taken out.
+
+    Raises:
+        ValueError: There is no such line, or there are several, or the file is wrong already.
+        OSError: The file cannot be read or written.
+    """
+    # The file that a symbolic link leads to is replaced, not the link.
+    path = path.resolve()
+    with _locked(path) as file:
+        data = file.read()
+        removed = _chosen(parse(data).lines, which, all_of_name=all_of_name)
+        kept = [it for it in data.decode().splitlines(keepends=True) if not _is_one_of(removed, it)]
+        disk.replace(path, "".join(kept).encode())
+    return removed
+
+
+def _chosen(lines: Sequence[KeyLine], which: str, *, all_of_name: bool) -> list[KeyLine]:
+    named = [line for line in lines if line.name == which]
+    if named and (all_of_name or len(named) == 1):
+        return named
+    is_hash = re.fullmatch(f"[0-9a-fA-F]{{{MIN_HASH_DIGITS},64}}", which) is not None
+    hashed = [line for line in lines if is_hash and line.digest.hex().startswith(which.lower())]
+    if not named and len(hashed) == 1:
+        return hashed
+    if not named and not hashed:
+        # It is not repeated: it may be a key.
+        raise ValueError("no line has this name, or a hash that begins so")
+    found = ", ".join(f"{line.name} {line.digest.hex()[:12]}" for line in named or hashed)
+    more = "give the hash of one, or --all" if named else "give more of the hash"
+    raise ValueError(f"there are {len(named or hashed)} such lines ({found}); {more}")
+
+
+def _is_one_of(lines: Sequence[KeyLine], content: str) -> bool:
+    fields = content.split()
+    return bool(fields) and not fields[0].startswith("#") and _parse_line(fields) in lines
+
+
+@contextmanager
+def _locked(path: Path, flags: int = 0) -> Iterator[BinaryIO]:
+    """The file, which no other command changes until the end of the block."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it may have replaced the file meanwhile.
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                yield file
+                return

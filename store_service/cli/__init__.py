@@ -1,4 +1,4 @@
-"""The command `store-service`. Exit codes: 0 fine, 1 it did not work, 2 a bad setting or a bad call."""
+"""The command `store-service`."""
 
 import sys
 from typing import Any, NoReturn
@@ -6,13 +6,38 @@ from typing import Any, NoReturn
 import click
 
 from store_service.cli.copies import backup, restore
-from store_service.cli.ending import EPILOG, call_failed, fail
+from store_service.cli.ending import call_failed, fail
+from store_service.cli.help import SETTINGS, Group, lines_of
 from store_service.cli.keys import keys
 from store_service.cli.looking import health, status
 from store_service.cli.serving import check, migrate, serve
 
+EPILOG = "\n\n".join(
+    [
+        lines_of(
+            "Examples:",
+            "store-service serve",
+            "store-service keys new billing --rights read,write",
+            "store-service backup /backups/today.db",
+        ),
+        lines_of(
+            "Exit codes:",
+            "0  it was done",
+            "1  it did not work, or was interrupted",
+            "2  a setting is bad, or the command was called wrongly; nothing was done",
+        ),
+        lines_of(
+            "Tab completion, by one line in ~/.bashrc, ~/.zshrc or config.fish:",
+            'eval "$(_STORE_SERVICE_COMPLETE=bash_source store-service)"',
+            'eval "$(_STORE_SERVICE_COMPLETE=zsh_source store-service)"',
+            "_STORE_SERVICE_COMPLETE=fish_source store-service | source",
+        ),
+        SETTINGS,
+    ]
+)
 
-class Program(click.Group):
+
+class Program(Group):
     """A group whose wrong calls are told in one line, as everything else that fails."""
 
     def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
@@ -33,7 +58,6 @@ class Program(click.Group):
     cls=Program,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=False,
 )
 @click.version_option(package_name="store-service", prog_name="store-service")
 def main() -> None:

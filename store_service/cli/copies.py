@@ -6,13 +6,14 @@ from pathlib import Path
 import click
 
 from store_service.cli import progress
-from store_service.cli.ending import EPILOG, fail, one_line_errors, settings_or_exit
+from store_service.cli.ending import fail, one_line_errors, settings_or_exit
+from store_service.cli.help import epilog
 from store_service.config import Config
 
 _FILE = click.Path(path_type=Path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=epilog("store-service backup /backups/today.db"))
 @click.argument("file", type=_FILE)
 @click.option("--force", is_flag=True, help="Replace FILE if it is there.")
 def backup(file: Path, force: bool) -> None:
@@ -35,7 +36,7 @@ def backup(file: Path, force: bool) -> None:
     )
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=epilog("store-service restore /backups/today.db"))
 @click.argument("file", type=_FILE)
 def restore(file: Path) -> None:
     """Put a copy of the backup FILE in the place of the database, while no server runs.

@@ -1,6 +1,7 @@
 """How commands begin and end: settings read, and failures told in one line."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,6 @@ from store_service.errors import (
     StorageFull,
     StoreError,
 )
-
-EPILOG = "Settings come from the environment and from the file .env; the README lists them."
 
 
 def settings_or_exit(**overrides: str) -> settings.Config:
@@ -69,7 +68,8 @@ def _explained(error: StoreError, config: settings.Config) -> str:
         if sqlite.was_interrupted(cause):
             return f"a write to the database {name} was interrupted; run `store-service migrate` to undo it"
         # What libpq says may have several lines: one for each address, and what to do about it.
-        return f"cannot use the database {name}: {' '.join(str(cause).split())}"
+        text = re.sub(r"\[Errno -?\d+\] ", "", str(cause))
+        return f"cannot use the database {name}: {' '.join(text.split())}"
     return str(error)
 
 

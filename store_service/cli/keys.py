@@ -1,32 +1,38 @@
 """`store-service keys`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from store_service.cli.ending import EPILOG, fail, settings_or_exit
+from store_service.cli.ending import fail, settings_or_exit
+from store_service.cli.help import Group, epilog
 from store_service.config import Config
 
+if TYPE_CHECKING:
+    from store_service.access.keys import KeyLine
 
-@click.group(epilog=EPILOG, invoke_without_command=True)
+
+@click.group(
+    cls=Group,
+    epilog=epilog("store-service keys new billing --rights read,write", "store-service keys list"),
+)
 @click.pass_context
 def keys(context: click.Context) -> None:
-    """Make and list the API keys of STORE_API_KEYS_FILE."""
+    """Make, list and remove the API keys of STORE_API_KEYS_FILE."""
     context.obj = settings_or_exit()
-    if context.invoked_subcommand is None:
-        raise click.UsageError("Missing command: new or list.")
 
 
-@keys.command("new", epilog=EPILOG)
+@keys.command("new", epilog=epilog("store-service keys new billing --rights read,write"))
 @click.argument("name")
 @click.option("--rights", metavar="LIST", required=True, help="What it allows: some of read,write,watch.")
 @click.pass_obj
 def new_key(config: Config, name: str, rights: str) -> None:
-    """Make a key for the caller NAME, print it, and add its line to the file.
+    """Make a key, print it, and add it to the file.
 
-    The key is printed on stdout this once: the file has only its SHA-256. A running server takes it within
-    two seconds. Several keys may have one name, so that a caller can move from one to the next. To take a
-    key away, delete its line.
+    NAME is what the log calls its caller. The key is printed on stdout this once: the file has only its
+    SHA-256. A running server takes it within two seconds. Several keys may have one name, so that a caller
+    can move from one to the next.
     """
     from store_service.access import keys as api_keys
     from store_service.access.caller import rights_from
@@ -40,10 +46,13 @@ def new_key(config: Config, name: str, rights: str) -> None:
     click.echo(key)
 
 
-@keys.command("list", epilog=EPILOG)
+@keys.command("list", epilog=epilog("store-service keys list"))
 @click.pass_obj
 def list_keys(config: Config) -> None:
-    """List the names that have keys or certificates, their rights, and how each hash begins."""
+    """List names, rights, and how each hash begins.
+
+    Each key or certificate is a line of three fields with tabs between them. A certificate has - as its hash.
+    """
     from store_service.access import keys as api_keys
 
     path = _keys_file(config)
@@ -54,7 +63,35 @@ def list_keys(config: Config) -> None:
     except ValueError as error:
         fail(f"STORE_API_KEYS_FILE: {path}: {error}")
     for line in ring.lines:
-        click.echo(f"{line.name}\t{','.join(sorted(line.rights))}\t{line.digest.hex()[:8] or '-'}")
+        _print(line)
+
+
+@keys.command(
+    "remove", epilog=epilog("store-service keys remove billing", "store-service keys remove 9f86d081")
+)
+@click.argument("which", metavar="NAME_OR_HASH")
+@click.option("--all", "all_of_name", is_flag=True, help="Remove all lines with this name.")
+@click.pass_obj
+def remove_key(config: Config, which: str, all_of_name: bool) -> None:
+    """Remove a key or certificate from the file, and print its line as `keys list` does.
+
+    NAME_OR_HASH is the name, or the first digits of the hash as `keys list` shows them. If several keys have
+    the name, say which by the hash, or --all. A running server takes it within two seconds. Comments and
+    the other lines stay as they are.
+    """
+    from store_service.access import keys as api_keys
+
+    path = _keys_file(config)
+    try:
+        removed = api_keys.remove(path, which, all_of_name=all_of_name)
+    except (ValueError, OSError) as error:
+        fail(f"no key was removed: {_explained(error, path)}")
+    for line in removed:
+        _print(line)
+
+
+def _print(line: "KeyLine") -> None:
+    click.echo(f"{line.name}\t{','.join(sorted(line.rights))}\t{line.digest.hex()[:8] or '-'}")
 
 
 def _keys_file(config: Config) -> Path:

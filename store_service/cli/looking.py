@@ -7,12 +7,15 @@ import click
 
 from store_service import config as settings
 from store_service.cli import progress
-from store_service.cli.ending import EPILOG, fail, settings_or_exit
+from store_service.cli.ending import fail, settings_or_exit
+from store_service.cli.help import epilog
 
 _PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
-@click.command(epilog=EPILOG)
+@click.command(
+    epilog=epilog("store-service health", "store-service health store.internal:50051 --tls-ca ca.pem")
+)
 @click.argument("address", required=False)
 @click.option("--service", default="", help="Full name of a service; the whole server without.")
 @click.option(
@@ -48,6 +51,8 @@ def health(
         raise click.UsageError("--tls-cert and --tls-key belong together")
     if address is None and config.listen.endswith(":0"):
         raise click.UsageError("STORE_LISTEN lets the system choose the port, so ADDRESS is needed")
+    if address is not None:
+        _check_address(address)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Nothing of the server is loaded: this is called every few seconds.
     from store_service import probe
@@ -63,7 +68,7 @@ def health(
     click.echo(f"{asked} is serving")
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=epilog("store-service status 127.0.0.1:9464"))
 @click.argument("address", metavar="[ADDRESS]", default="")
 @click.option("--once", is_flag=True, help="Print one page and exit, for scripts.")
 @click.option(
@@ -87,10 +92,7 @@ def status(address: str, once: bool, every_seconds: float) -> None:
     from store_service.metrics import page
     from store_service.metrics.scrape import NoMetrics
 
-    try:
-        settings.check_address(address)
-    except ValueError as error:
-        fail(f"ADDRESS {error}", exit_code=2)
+    _check_address(address)
     try:
         with progress.waiting(f"{address} (no answer yet)"):
             first = page.look(address)
@@ -100,3 +102,10 @@ def status(address: str, once: bool, every_seconds: float) -> None:
     except KeyboardInterrupt:
         # The page stays on the screen.
         return
+
+
+def _check_address(address: str) -> None:
+    try:
+        settings.check_address(address)
+    except ValueError as error:
+        raise click.UsageError(f"ADDRESS {error}", click.get_current_context()) from None

@@ -12,11 +12,12 @@ import click
 
 from store_service import garbage, logs
 from store_service.cli import progress
-from store_service.cli.ending import EPILOG, one_line_errors, settings_or_exit
+from store_service.cli.ending import one_line_errors, settings_or_exit
+from store_service.cli.help import epilog
 from store_service.config import Config
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=epilog("store-service serve", "store-service serve --listen 127.0.0.1:0"))
 @click.option(
     "--listen",
     metavar="HOST:PORT",
@@ -87,7 +88,7 @@ def _ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=epilog("store-service migrate"))
 @click.option(
     "--move-extra-columns",
     is_flag=True,
@@ -121,7 +122,7 @@ def migrate(move_extra_columns: bool) -> None:
     click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
 
 
-@click.command(epilog=EPILOG)
+@click.command(epilog=epilog("store-service check"))
 def check() -> None:
     """Tell whether `serve` can work with these settings and this database, and change nothing.
 

@@ -1,6 +1,7 @@
 """The command `store-service`: what it prints, how it ends, and what it leaves on disk."""
 
 import re
+import shlex
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import click
 import grpc
 import pytest
 from click.testing import CliRunner, Result
@@ -16,6 +18,7 @@ from store_service import cli
 from store_service import config as settings
 from store_service.cli import serving
 from store_service.database import schema
+from tests.completion import completed_by_bash, line_for
 from tests.patience import patience
 from tests.process.by_hand import served_by_hand
 from tests.store import old_application
@@ -33,11 +36,29 @@ def in_this_process(*arguments: str) -> Result:
 # Help
 
 
-@pytest.mark.parametrize("arguments", [[], *([name] for name in cli.main.commands)])
-def test_help_tells_what_a_command_does(arguments: list[str]) -> None:
-    """Of the whole, and of each command; from where settings come is told everywhere."""
+def every_command() -> list[list[str]]:
+    names: list[list[str]] = []
+    for name, command in cli.main.commands.items():
+        names.append([name])
+        if isinstance(command, click.Group):
+            names.extend([name, under] for under in command.commands)
+    return names
+
+
+def named(names: list[str]) -> click.Command:
+    command: click.Command = cli.main
+    for name in names:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    return command
+
+
+@pytest.mark.parametrize("arguments", [[], *every_command()], ids=" ".join)
+def test_help_tells_what_a_command_does(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """Of the whole, and of each command, with the source of settings; nothing is cut off."""
+    monkeypatch.setenv("COLUMNS", "80")
     done = in_this_process(*arguments, "--help")
-    command = cli.main.commands[arguments[0]] if arguments else cli.main
+    command = named(arguments)
     words = " ".join(done.stdout.split())
 
     assert (done.exit_code, done.stderr) == (0, "")
@@ -46,6 +67,61 @@ def test_help_tells_what_a_command_does(arguments: list[str]) -> None:
     assert " ".join(command.help.split()) in words
     assert "environment" in words
     assert ".env" in words
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert not re.search(r"[a-z,;]\.\.\.", done.stdout)
+
+
+@pytest.mark.parametrize("arguments", [[], *every_command()], ids=" ".join)
+def test_help_has_examples_that_can_be_typed(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """Each is a call that the command takes."""
+    examples = [
+        line.strip()
+        for line in in_this_process(*arguments, "--help").stdout.partition("Example")[2].splitlines()
+        if line.strip().startswith("store-service ") and "_COMPLETE" not in line
+    ]
+    taken: list[dict[str, object]] = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("STORE_LOG_LEVEL", "error")
+    for each in every_command():
+        if not isinstance(named(each), click.Group):
+            monkeypatch.setattr(named(each), "callback", lambda *_, **given: taken.append(given))
+    monkeypatch.setattr(click.Path, "convert", lambda *given: given[1])
+    monkeypatch.setattr(cli.keys, "callback", lambda: None)
+
+    assert examples
+    for example in examples:
+        assert " ".join(arguments) in example
+        done = in_this_process(*shlex.split(example)[1:])
+        assert (done.exit_code, done.output) == (0, "")
+    assert len(taken) == len(examples)
+
+
+@pytest.mark.parametrize("arguments", [[], ["keys"]], ids=" ".join)
+def test_group_alone_shows_its_help_and_fails(tmp_path: Path, arguments: list[str]) -> None:
+    """On stderr, with the exit code of a wrong call: a script that leaves out the command notices."""
+    done = run_command(*arguments, folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == run_command(*arguments, "--help", folder=tmp_path).stdout
+
+
+def test_commands_are_completed_by_bash() -> None:
+    """With the line that the help gives; there is one for zsh and one for fish too."""
+    help = in_this_process("--help").stdout
+    line = line_for("bash", help)
+
+    assert completed_by_bash(line, "store-service", "ke") == ["keys"]
+    assert completed_by_bash(line, "store-service", "keys", "") == ["list", "new", "remove"]
+    assert "--tls-ca" in completed_by_bash(line, "store-service", "health", "--")
+    for shell in ("zsh", "fish"):
+        assert f"_STORE_SERVICE_COMPLETE={shell}_source store-service" in line_for(shell, help)
+
+
+def test_help_tells_the_exit_codes() -> None:
+    """Every one that a command of this program ends with."""
+    _, _, told = in_this_process("--help").stdout.partition("Exit codes:")
+
+    assert [line.split()[0] for line in told.splitlines()[1:4]] == ["0", "1", "2"]
 
 
 def test_help_of_the_whole_names_every_command() -> None:
@@ -89,10 +165,11 @@ def test_a_command_that_is_not_there_is_exit_code_2(arguments: list[str], proble
 @pytest.mark.parametrize(
     ("arguments", "problem", "command"),
     [
-        ([], "Missing command", "store-service"),
         (["backup"], "Missing argument 'FILE'", "store-service backup"),
         (["restore", "a", "b"], "unexpected extra argument", "store-service restore"),
-        (["keys"], "Missing command: new or list", "store-service keys"),
+        (["keys", "remove"], "Missing argument 'NAME_OR_HASH'", "store-service keys remove"),
+        (["status", "somewhere"], "ADDRESS must be HOST:PORT", "store-service status"),
+        (["health", "somewhere"], "ADDRESS must be HOST:PORT", "store-service health"),
         (["keys", "new", "a"], "Missing option '--rights'", "store-service keys new"),
         (["status", "--once", "--every", "0"], "--every", "store-service status"),
         (["health", "--tls-cert", "pyproject.toml"], "belong together", "store-service health"),
@@ -225,6 +302,7 @@ def assert_bad_setting(exit_code: int, stdout: str, stderr: str, *variables: str
     for variable in variables:
         assert f"{variable}: " in line
     assert "secret" not in line
+    assert not re.search(r"Input should|Errno|Value error", line)
 
 
 def test_every_setting_is_in_the_table_of_bad_values() -> None:
@@ -255,7 +333,7 @@ def test_all_bad_settings_are_named_at_once(tmp_path: Path) -> None:
     assert_bad_setting(done.returncode, done.stdout, done.stderr, *bad)
 
 
-NEEDED = {"backup": ["to.db"], "restore": ["from.db"]}
+NEEDED = {"keys": ["list"], "backup": ["to.db"], "restore": ["from.db"]}
 """What a command must be told."""
 
 
@@ -278,6 +356,29 @@ def test_a_bad_listen_option_is_a_bad_setting(monkeypatch: pytest.MonkeyPatch, t
     done = in_this_process("serve", "--listen", "nowhere")
 
     assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_LISTEN")
+
+
+def test_bad_settings_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever pydantic calls them."""
+    bad = {
+        "STORE_WORKERS": ("x", "must be a whole number"),
+        "STORE_READERS": ("17", "must be at most 16"),
+        "STORE_MAX_CONNECTIONS": ("2000000", "must be at most 1,000,000"),
+        "STORE_LOCK_SECONDS": ("0", "must be more than 0"),
+        "STORE_GRACE_SECONDS": ("-1", "must be at least 0"),
+        "STORE_STATEMENT_SECONDS": ("never", "must be a number"),
+        "STORE_CHANGE_HOURS": ("inf", "must be at most 87,600"),
+        "STORE_CHANNELZ": ("perhaps", "must be true or false"),
+        "STORE_LOG_LEVEL": ("loud", "must be debug, info, warning or error"),
+    }
+    monkeypatch.chdir(tmp_path)
+    for variable, (value, _) in bad.items():
+        monkeypatch.setenv(variable, value)
+    done = in_this_process("serve")
+
+    assert sorted(done.stderr.removeprefix("store-service: ").strip().split("; ")) == sorted(
+        f"{variable}: {words}" for variable, (_, words) in bad.items()
+    )
 
 
 def test_an_empty_variable_is_as_good_as_none(tmp_path: Path) -> None:

@@ -61,13 +61,14 @@ def test_progress_of_backup_and_restore_is_shown(database_file: Path) -> None:
 
 
 def test_terminal_sees_which_database_is_migrated(tmp_path: Path) -> None:
-    """And for how long, without a bar: nobody knows when it will be done."""
+    """And what is done with it, with a bar where rows are counted."""
     old_application.make(tmp_path / "store.db")
     stdout, shown = on_terminal("migrate", folder=tmp_path, STORE_LOG_LEVEL="error")
 
     assert stdout.startswith("schema ")
     assert re.search(r"migrating store\.db +\d:\d\d:\d\d", shown)
-    assert "━" not in shown
+    assert re.search(r"checking bodies of posts ━+ +\d+% ", shown)
+    assert re.search(r"making the index of comments +\d:\d\d:\d\d", shown)
 
 
 def test_progress_goes_to_no_pipe(database_file: Path) -> None:

@@ -3,11 +3,15 @@
 import hashlib
 import re
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import storeapi
 
-from tests.support import run_command
+from store_service.access import keys
+from store_service.access.caller import ALL_RIGHTS
+from tests.support import ServerProcess, run_command, wait_until
 
 FILE = {"STORE_API_KEYS_FILE": "keys"}
 
@@ -27,7 +31,7 @@ def test_a_new_key_is_printed_once_and_its_hash_is_kept(tmp_path: Path) -> None:
 
 def test_keys_are_listed_without_giving_them_away(tmp_path: Path) -> None:
     """Names, rights, and enough of the hash to tell two keys of one name apart."""
-    keys = [
+    made = [
         run_command("keys", "new", "billing", "--rights", "read", folder=tmp_path, settings=FILE).stdout
         for _ in range(2)
     ]
@@ -36,7 +40,7 @@ def test_keys_are_listed_without_giving_them_away(tmp_path: Path) -> None:
 
     done = run_command("keys", "list", folder=tmp_path, settings=FILE)
 
-    digests = [hashlib.sha256(key.strip().encode()).hexdigest() for key in keys]
+    digests = [hashlib.sha256(key.strip().encode()).hexdigest() for key in made]
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split("\t") for line in done.stdout.splitlines()] == [
         ["billing", "read", digests[0][:8]],
@@ -55,7 +59,9 @@ def test_keys_are_listed_without_giving_them_away(tmp_path: Path) -> None:
         (["new", "billing", "--rights", ""], FILE, 1, "rights must be"),
         (["new", "two words", "--rights", "read"], FILE, 1, "the name must be"),
         (["new", "billing"], FILE, 2, "--rights"),
-        ([], FILE, 2, "Missing command"),
+        (["remove"], FILE, 2, "NAME_OR_HASH"),
+        (["remove", "billing"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
+        (["remove", "billing"], FILE, 1, "no key was removed: keys: No such file or directory"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_makes_nothing(
@@ -75,9 +81,158 @@ def test_a_file_that_is_wrong_gets_no_more_keys(tmp_path: Path) -> None:
     """The server would not take them."""
     (tmp_path / "keys").write_text("nonsense\n")
 
-    for arguments in (["new", "billing", "--rights", "read"], ["list"]):
+    for arguments in (["new", "billing", "--rights", "read"], ["remove", "billing"], ["list"]):
         done = run_command("keys", *arguments, folder=tmp_path, settings=FILE)
         assert (done.returncode, done.stdout) == (1, "")
         assert "line 1: " in done.stderr
     assert "STORE_API_KEYS_FILE: keys: line 1: " in done.stderr
     assert (tmp_path / "keys").read_text() == "nonsense\n"
+
+
+LINES = [
+    "# callers of the shop\n",
+    f"billing  {'a1' * 32}  read,write\n",
+    "\n",
+    f"  search {'b2' * 32} read  \n",
+    f"# search {'c3' * 32} write\n",
+    f"search {'b2b2' + 'c3' * 30} read,watch\r\n",
+    "cert:web.internal - read\n",
+    f"a1a1 {'d4' * 32} read",
+]
+"""A file as people write it."""
+
+
+def remove(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    done = run_command("keys", "remove", *arguments, folder=folder, settings=FILE)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "removed"),
+    [
+        (["billing"], [1]),
+        (["A1A1a"], [1]),
+        (["a1" * 32], [1]),
+        (["b2b2b2"], [3]),
+        (["b2b2c3"], [5]),
+        (["search", "--all"], [3, 5]),
+        (["cert:web.internal"], [6]),
+        (["a1a1"], [7]),
+    ],
+)
+def test_removed_key_is_printed_and_all_other_lines_stay(
+    tmp_path: Path, arguments: list[str], removed: list[int]
+) -> None:
+    """By name, or by the first digits of the hash; comments, blanks and the order stay, byte for byte."""
+    file = tmp_path / "keys"
+    file.write_bytes("".join(LINES).encode())
+    file.chmod(0o640)
+    listed = run_command("keys", "list", folder=tmp_path, settings=FILE).stdout.splitlines(keepends=True)
+    code, stdout, stderr = remove(tmp_path, *arguments)
+
+    key_lines = [1, 3, 5, 6, 7]
+    assert (code, stderr) == (0, "")
+    assert stdout == "".join(listed[key_lines.index(number)] for number in removed)
+    left = [line for number, line in enumerate(LINES) if number not in removed]
+    assert file.read_bytes() == "".join(left).encode()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert [it.name for it in tmp_path.iterdir()] == ["keys"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["search"],
+            "there are 2 such lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give the hash of one",
+        ),
+        (
+            ["b2b2"],
+            "there are 2 such lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give more of the hash",
+        ),
+        (["b2b2", "--all"], "give more of the hash"),
+        (["nobody"], "no line has this name"),
+        (["c3c3"], "no line has this name"),
+        (["b2b"], "no line has this name"),
+        (["-"], "no line has this name"),
+    ],
+)
+def test_key_that_is_not_named_clearly_is_not_removed(
+    tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    """One line says what there is; the file stays as it is."""
+    (tmp_path / "keys").write_bytes("".join(LINES).encode())
+    code, stdout, stderr = remove(tmp_path, *arguments)
+
+    assert (code, stdout, stderr.count("\n")) == (1, "", 1)
+    assert stderr.startswith("store-service: no key was removed: ")
+    assert words in stderr
+    assert (tmp_path / "keys").read_bytes() == "".join(LINES).encode()
+
+
+def test_key_given_by_mistake_is_not_repeated(tmp_path: Path) -> None:
+    """The name is asked for, and stderr may go to a log."""
+    (tmp_path / "keys").touch()
+    _, _, stderr = remove(tmp_path, "storeapi_secret")
+
+    assert "secret" not in stderr
+
+
+def test_link_to_the_file_of_keys_stays_a_link(tmp_path: Path) -> None:
+    """The file that it leads to is replaced."""
+    (tmp_path / "real").write_bytes("".join(LINES).encode())
+    (tmp_path / "keys").symlink_to("real")
+
+    assert remove(tmp_path, "billing")[0] == 0
+    assert (tmp_path / "keys").is_symlink()
+    assert "billing" not in (tmp_path / "real").read_text()
+
+
+def test_keys_that_are_made_and_removed_at_once_are_all_as_they_should_be(tmp_path: Path) -> None:
+    """A command waits for the others, also if the file was replaced meanwhile."""
+    file = tmp_path / "keys"
+    count = 30
+    for number in range(count):
+        keys.append(file, name=f"old{number}", key=keys.new_key(), rights=ALL_RIGHTS)
+
+    def make(number: int) -> None:
+        keys.append(file, name=f"new{number}", key=keys.new_key(), rights=ALL_RIGHTS)
+
+    def take(number: int) -> None:
+        keys.remove(file, f"old{number}", all_of_name=False)
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(it, number) for number in range(count) for it in (make, take)]:
+            done.result()
+
+    names = sorted(line.name for line in keys.parse(file.read_bytes()).lines)
+    assert names == sorted(f"new{number}" for number in range(count))
+
+
+def test_running_server_refuses_a_key_that_was_removed(server_process: ServerProcess) -> None:
+    """Without a restart; the other keys go on."""
+    folder = server_process.folder
+    made = [
+        run_command("keys", "new", name, "--rights", "read", folder=folder, settings=FILE).stdout.strip()
+        for name in ("first", "second")
+    ]
+    server_process.settings |= FILE
+    server_process.start()
+    with (
+        storeapi.StoreClient(server_process.address, api_key=made[0]) as first,
+        storeapi.StoreClient(server_process.address, api_key=made[1]) as second,
+    ):
+        assert list(first.posts.list()) == []
+        assert remove(folder, "first")[0] == 0
+        wait_until(lambda: is_refused(first))
+        assert list(second.posts.list()) == []
+    assert server_process.stop() == 0
+
+
+def is_refused(client: storeapi.StoreClient) -> bool:
+    """Whether the service does not know who calls."""
+    try:
+        list(client.posts.list())
+    except storeapi.CredentialsInvalid:
+        return True
+    return False

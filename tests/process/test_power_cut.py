@@ -9,6 +9,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import event
 
+from store_service.access import keys
+from store_service.access.caller import ALL_RIGHTS
 from store_service.database import schema
 from tests.postgres import new_database
 from tests.process.syscalls import unsynced_after
@@ -58,6 +60,14 @@ def test_a_new_key_survives_a_power_cut(tmp_path: Path) -> None:
     for name in ("first", "second"):
         arguments = ("keys", "new", name, "--rights", "read")
         assert unsynced_after(*arguments, folder=tmp_path, settings={"STORE_API_KEYS_FILE": "keys"}) == []
+
+
+def test_a_removed_key_stays_removed_after_a_power_cut(tmp_path: Path) -> None:
+    """The content of the new file, and that it took the place of the one before."""
+    keys.append(tmp_path / "keys", name="a", key=keys.new_key(), rights=ALL_RIGHTS)
+
+    arguments = ("keys", "remove", "a")
+    assert unsynced_after(*arguments, folder=tmp_path, settings={"STORE_API_KEYS_FILE": "keys"}) == []
 
 
 def test_an_upgrade_of_postgresql_is_committed_synchronously(postgres: str) -> None:

@@ -1,6 +1,7 @@
 """How the command ends when it fails: one line on stderr, and an exit code with a meaning."""
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -11,7 +12,9 @@ import grpc
 import pytest
 from storeapi import StoreClient, errors
 from storeapi._status import BY_REASON
+from storeapi.cli import failures
 from storeapi.cli.failures import BY_ERROR, MEANINGS, ExitCode, exit_code
+from storeapi.cli.words import in_words_of_the_command
 
 from tests.client.cli.conftest import Command
 from tests.patience import patience
@@ -43,20 +46,27 @@ def test_every_error_of_the_service_has_an_exit_code() -> None:
     ("arguments", "code", "words"),
     [
         (["posts", "list", "--limit", "0"], 0, ""),
-        (["posts", "create", ""], 1, "FIELD_INVALID"),
+        (["posts", "create", ""], 1, "FIELD_INVALID: BODY: must not be empty"),
+        (["posts", "update", "1", ""], 1, "FIELD_INVALID: BODY: must not be empty"),
+        (["posts", "delete", "1", "2", "1"], 1, "BATCH_DUPLICATE: ID argument 3: names 1 again"),
+        (["posts", "create", "a", "--request-id", "0" * 32], 1, "FIELD_INVALID: --request-id: must be"),
+        (["watch", "--resume-token", "x"], 1, "RESUME_TOKEN_INVALID: --resume-token: is no token"),
+        (["export", "missing/all.jsonl"], 1, "missing/all.jsonl: No such file or directory"),
+        (["export", "/dev/null/file"], 1, "error: /dev/null/file: Not a directory"),
+        (["--api-key-file", "missing", "posts", "list"], 2, "from missing: No such file or directory"),
+        (["--tls-cert", "a.pem", "posts", "list"], 2, "--tls-cert and --tls-key belong together"),
         (["posts", "list", "--order-by", "body"], 2, "'body' is not one of 'id', 'id-desc'"),
         (["posts", "list", "--limit", "1", "--all"], 2, "--all and --limit"),
         (["posts", "get"], 2, "Missing argument"),
         (["posts", "get", "0"], 2, "ID"),
         (["posts", "get", str(2**63)], 2, "ID"),
-        (["posts"], 2, "Missing command"),
         (["--no-such-option"], 2, "--no-such-option"),
         (["--timeout", "0", "posts", "list"], 2, "--timeout"),
         (["--timeout", "1e10", "posts", "list"], 2, "--timeout must be a number of seconds"),
         (["--tls-ca", "missing.pem", "posts", "list"], 2, "--tls-ca: missing.pem cannot be read"),
         (["--target", "localhost", "posts", "list"], 2, "--target must be HOST:PORT"),
         (["--target", "http://localhost:1", "posts", "list"], 2, "--target must be HOST:PORT"),
-        (["--no-tls", "--tls-ca", "ca.pem", "posts", "list"], 2, "tls"),
+        (["--no-tls", "--tls-ca", "ca.pem", "posts", "list"], 2, "--tls-key need TLS, and --no-tls says no"),
         (["--target", "", "posts", "list"], 2, "target"),
         (["comments", "create", "987654321", "a"], 3, "POST_NOT_FOUND"),
     ],
@@ -71,6 +81,49 @@ def test_a_failure_is_one_line_and_an_exit_code(
     assert stderr.count("\n") == (code != 0)
     assert stderr.startswith("error: " if code else "")
     assert words in stderr
+    assert not re.search(r"Errno|[a-z]_[a-z]|set force", stderr)
+
+
+def test_full_disk_is_told_with_the_file(storeapi: Command, store: StoreClient) -> None:
+    """In the words of the system, without its numbers."""
+    store.posts.create(body="a")
+
+    assert storeapi.process("export", "/dev/full")[2] == "error: /dev/full: No space left on device\n"
+
+
+def test_message_about_comments_in_the_way_names_the_option(storeapi: Command, store: StoreClient) -> None:
+    """As it is typed; a program that reads JSON gets the message of the API."""
+    post = store.posts.create(body="a")
+    store.comments.create(post_id=post.id, body="b")
+
+    assert "add --force to delete them too" in storeapi("posts", "delete", str(post.id)).stderr
+    in_json = json.loads(storeapi("--json", "posts", "delete", str(post.id)).stderr)
+    assert "set force" in in_json["error"]["message"]
+
+
+def test_call_without_credentials_is_told_where_they_are_given(storeapi: Command) -> None:
+    """The service speaks of metadata, which the command line has none of."""
+    error = errors.CredentialsMissing("the call needs credentials")
+
+    assert "STOREAPI_API_KEY, or a file with it after --api-key-file" in failures._sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("comment.post_id: is required", "POST_ID: is required"),
+        ("changes after this resume_token are gone", "changes after this token are gone"),
+        (
+            "start again with initial_state, or with earliest if",
+            "start again with --from initial-state, or with --from earliest if",
+        ),
+        ("set tls=True, or tls=False where", "add --tls, or --no-tls where"),
+        ("order_by: must be", "--order-by: must be"),
+    ],
+)
+def test_names_of_the_api_become_names_of_the_command(said: str, told: str) -> None:
+    """Those that the service and the client use in messages."""
+    assert in_words_of_the_command(said) == told
 
 
 def test_an_error_in_json_has_everything_for_programs(storeapi: Command) -> None:

@@ -1,7 +1,10 @@
 """How the command is found and started."""
 
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -9,6 +12,7 @@ from storeapi import StoreClient, __version__
 from storeapi.cli.program import program
 
 from tests.client.cli.conftest import INSTALLED, Command
+from tests.completion import completed_by_bash, line_for
 from tests.patience import patience
 
 
@@ -101,16 +105,81 @@ def every_command() -> list[list[str]]:
     return names
 
 
-@pytest.mark.parametrize("names", every_command(), ids=" ".join)
-def test_every_command_has_help(storeapi: Command, names: list[str]) -> None:
-    """And its options do too; the first line of it fits into the list of commands."""
-    done = storeapi(*names, "-h")
+def named(names: list[str]) -> click.Command:
     command: click.Command = program
     for name in names:
         assert isinstance(command, click.Group)
         command = command.commands[name]
+    return command
+
+
+@pytest.mark.parametrize("names", [[], *every_command()], ids=" ".join)
+def test_every_command_has_help(storeapi: Command, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
+    """And its options do too; nothing of it is cut off or wider than a terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    done = storeapi(*names, "-h")
+    command = named(names)
 
     assert (done.exit_code, done.stderr) == (0, "")
     assert command.help
-    assert not command.get_short_help_str(limit=70).endswith("...")
     assert all(option.help for option in command.params if isinstance(option, click.Option))
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert not re.search(r"[a-z,;]\.\.\.", done.stdout)
+
+
+@pytest.mark.parametrize("names", [[], ["posts"], ["comments"]], ids=" ".join)
+def test_group_alone_shows_its_help_and_fails(storeapi: Command, names: list[str]) -> None:
+    """On stderr, with the exit code of a wrong call: a script that leaves out the command notices."""
+    code, stdout, stderr = storeapi.process(*names)
+
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"Usage: {' '.join(['storeapi', *names])} [OPTIONS] COMMAND")
+    assert stderr == storeapi.process(*names, "--help")[1]
+
+
+@pytest.mark.parametrize(
+    "names", [it for it in [[], *every_command()] if it not in (["posts"], ["comments"])], ids=" ".join
+)
+def test_help_has_examples_that_can_be_typed(
+    storeapi: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: list[str]
+) -> None:
+    """Each is a call that the command takes."""
+    examples = [
+        part.strip()
+        for line in storeapi(*names, "--help").stdout.partition("Example")[2].splitlines()
+        for part in re.split("[|<>]", line)
+        if part.strip().startswith("storeapi ") and "_COMPLETE" not in line
+    ]
+    (tmp_path / "all.jsonl").touch()
+    monkeypatch.chdir(tmp_path)
+    taken: list[dict[str, object]] = []
+    for each in every_command():
+        if not isinstance(named(each), click.Group):
+            monkeypatch.setattr(named(each), "callback", lambda **given: taken.append(given))
+
+    assert examples
+    for example in examples:
+        assert " ".join(names) in example
+        assert storeapi(*shlex.split(example)[1:], stdin="").exit_code == 0
+    assert len(taken) == len(examples)
+
+
+def test_commands_and_choices_are_completed_by_bash(storeapi: Command) -> None:
+    """With the line that the help gives."""
+    line = line_for("bash", storeapi("--help").stdout)
+
+    assert completed_by_bash(line, "storeapi", "po") == ["posts"]
+    assert completed_by_bash(line, "storeapi", "posts", "list", "--order-by", "") == ["id", "id-desc"]
+    assert "--resume-token" in completed_by_bash(line, "storeapi", "watch", "--")
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_of_other_shells_has_a_line_too(storeapi: Command, shell: str) -> None:
+    """What the line runs prints the script for the shell."""
+    line = line_for(shell, storeapi("--help").stdout)
+    storeapi.environment["_STOREAPI_COMPLETE"] = f"{shell}_source"
+    code, script, stderr = storeapi.process()
+
+    assert f"_STOREAPI_COMPLETE={shell}_source storeapi" in line
+    assert (code, stderr) == (0, "")
+    assert "_storeapi_completion" in script

@@ -10,6 +10,7 @@ from typing import IO, Final
 from storeapi import StoreClient
 from storeapi.cli import lines
 from storeapi.cli.failures import CommandFailed, ExitCode, exit_code
+from storeapi.cli.words import in_words_of_the_command
 from storeapi.errors import InvalidRequest, PostNotFound, RequestIdReused, ResourceExhausted, StoreError
 from storeapi.model import CommentDraft
 
@@ -114,7 +115,10 @@ class Importer:
             longest = max(batch, key=lambda line: len(line.body.encode()))
             message = f"{error}: shorten line {longest.number}, the longest, and {self.again}"
         else:
-            message = f"{error.reason or error.code.name}: {error}; to go on, {self.again}"
+            message = (
+                f"{error.reason or error.code.name}: {in_words_of_the_command(str(error))}; "
+                f"to go on, {self.again}"
+            )
         return CommandFailed(message, exit_code=ExitCode(exit_code(error)))
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import click
 
 from storeapi.cli import arguments, output
+from storeapi.cli.help import Group, examples
 from storeapi.cli.settings import Settings
 from storeapi.model import Comment
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Group)
 def comments() -> None:
     """Add, read, change, delete and count comments."""
 
 
-@comments.command()
+@comments.command(epilog=examples("storeapi comments create 1 Welcome"))
 @click.argument("post_id", type=arguments.ID)
 @arguments.body_argument
 @arguments.request_id_option
@@ -29,7 +30,7 @@ def create(settings: Settings, post_id: int, body: str, request_id: str | None) 
         output.print_items([comment], as_json=settings.json)
 
 
-@comments.command()
+@comments.command(epilog=examples("storeapi comments get 1 2 3"))
 @arguments.ids_argument
 @click.pass_obj
 def get(settings: Settings, ids: tuple[int, ...]) -> None:
@@ -41,7 +42,12 @@ def get(settings: Settings, ids: tuple[int, ...]) -> None:
         output.print_items(client.comments.get_many(ids), as_json=settings.json)
 
 
-@comments.command("list")
+@comments.command(
+    "list",
+    epilog=examples(
+        "storeapi comments list --post 1", "storeapi comments list --order-by id-desc --limit 20"
+    ),
+)
 @click.option("--post", "post_id", metavar="ID", type=arguments.ID, help="Only the comments of this post.")
 @arguments.list_options
 @click.pass_obj
@@ -60,7 +66,7 @@ def list_comments(settings: Settings, post_id: int | None, selection: arguments.
         output.print_list(found, selection, as_json=settings.json)
 
 
-@comments.command()
+@comments.command(epilog=examples('storeapi comments update 1 "Welcome back" --etag v1'))
 @click.argument("id", type=arguments.ID)
 @arguments.body_argument
 @arguments.etag_option
@@ -76,7 +82,7 @@ def update(settings: Settings, id: int, body: str, etag: str, request_id: str | 
         output.print_items([comment], as_json=settings.json)
 
 
-@comments.command()
+@comments.command(epilog=examples("storeapi comments delete 1 2 --allow-missing"))
 @arguments.ids_argument
 @arguments.allow_missing_option
 @arguments.etag_option
@@ -102,7 +108,7 @@ def delete(
         output.print_items(deleted, as_json=settings.json)
 
 
-@comments.command()
+@comments.command(epilog=examples("storeapi comments count 1 2 3"))
 @click.argument("post_ids", metavar="POST_ID...", type=arguments.ID, nargs=-1, required=True)
 @click.pass_obj
 def count(settings: Settings, post_ids: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ import click
 from storeapi import Comments, Posts, StoreClient
 from storeapi.cli import progress
 from storeapi.cli.files import whole_file
+from storeapi.cli.help import examples
 from storeapi.cli.lines import line_of
 from storeapi.cli.progress import Report
 from storeapi.cli.settings import Settings
@@ -20,7 +21,9 @@ PAGE_SIZE = 1000
 """The most that the service gives at once."""
 
 
-@click.command("export")
+@click.command(
+    "export", epilog=examples("storeapi export all.jsonl", "storeapi export | gzip > all.jsonl.gz")
+)
 @click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
 @click.pass_obj
 def export(settings: Settings, file: Path) -> None:

@@ -11,6 +11,7 @@ import click
 
 from storeapi import errors
 from storeapi.cli.text import one_line
+from storeapi.cli.words import in_words_of_the_command, said_by_system
 from storeapi.errors import StoreError
 
 
@@ -33,8 +34,8 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
     ExitCode.FAILED: "the service refused, or something else failed",
     ExitCode.USAGE: "the command was called wrongly; nothing was sent",
     ExitCode.NOT_FOUND: "a post or comment is not there",
-    ExitCode.CONFLICT: "something changed meanwhile: another etag, a post with comments, a used import id",
-    ExitCode.UNAVAILABLE: "the service was not reached, is busy, or did not answer in time; try again",
+    ExitCode.CONFLICT: "conflict: another etag, a post with comments, a used request id",
+    ExitCode.UNAVAILABLE: "the service was not reached, is busy or too slow; try again",
     ExitCode.INTERRUPTED: "Ctrl-C",
     ExitCode.NO_READER: "whoever read the output went away (| head)",
     ExitCode.TERMINATED: "SIGTERM",
@@ -85,7 +86,10 @@ def report(error: Exception, *, as_json: bool) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, StoreError):
         reason = error.reason or error.code.name
-        return f"{reason}: {error}{_hint(error)}"
+        return f"{reason}: {in_words_of_the_command(str(error))}{_hint(error)}"
+    if isinstance(error, OSError):
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{said_by_system(error)}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} (see '{error.ctx.command_path} --help')"
     if isinstance(error, click.ClickException):
@@ -97,6 +101,8 @@ def _hint(error: StoreError) -> str:
     """What else is good to know."""
     if isinstance(error, errors.InternalError) and error.call_id:
         return f" (call {error.call_id})"
+    if isinstance(error, errors.CredentialsMissing):
+        return " (STOREAPI_API_KEY, or a file with it after --api-key-file)"
     # Whether it was done is not known.
     if error.request_id and exit_code(error) == ExitCode.UNAVAILABLE:
         return f" (to try again and have it done once: --request-id {error.request_id})"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -17,25 +17,27 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     On any error `path` stays as it was. What is no ordinary file, a pipe for example, is written directly.
     """
     # The file behind a symbolic link is replaced, not the link.
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            yield file
-        return
-
+    given, path = path, path.resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    # Not `tempfile`, whose files nobody but their owner can read.
-    file = temporary.open("xb")
     try:
-        with file:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+            return
+        # Not `tempfile`, whose files nobody but their owner can read.
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
             temporary.chmod(path.stat().st_mode & 0o7777)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            # For the message: nobody knows the other name.
+            error.filename = str(given)
         raise
 
 

@@ -14,6 +14,7 @@ import click
 from storeapi.cli import lines, output, progress
 from storeapi.cli.batches import Importer
 from storeapi.cli.failures import CommandFailed, ExitCode
+from storeapi.cli.help import examples
 from storeapi.cli.progress import Report
 from storeapi.cli.settings import Settings
 
@@ -21,7 +22,9 @@ BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
 """Where import ids that are made of a file's content come from."""
 
 
-@click.command("import")
+@click.command(
+    "import", epilog=examples("storeapi import all.jsonl > ids.tsv", "zcat all.jsonl.gz | storeapi import")
+)
 @click.argument(
     "file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )

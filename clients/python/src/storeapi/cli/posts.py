@@ -5,16 +5,19 @@ from __future__ import annotations
 import click
 
 from storeapi.cli import arguments, output
+from storeapi.cli.help import Group, examples
 from storeapi.cli.settings import Settings
 from storeapi.model import Post
 
 
-@click.group(no_args_is_help=False)
+@click.group(cls=Group)
 def posts() -> None:
     """Add, read, change and delete posts."""
 
 
-@posts.command()
+@posts.command(
+    epilog=examples('storeapi posts create "Hello, world"', "storeapi posts create - < letter.txt")
+)
 @arguments.body_argument
 @arguments.request_id_option
 @click.pass_obj
@@ -28,7 +31,7 @@ def create(settings: Settings, body: str, request_id: str | None) -> None:
         output.print_items([post], as_json=settings.json)
 
 
-@posts.command()
+@posts.command(epilog=examples("storeapi posts get 1 2 3"))
 @arguments.ids_argument
 @click.pass_obj
 def get(settings: Settings, ids: tuple[int, ...]) -> None:
@@ -40,7 +43,7 @@ def get(settings: Settings, ids: tuple[int, ...]) -> None:
         output.print_items(client.posts.get_many(ids), as_json=settings.json)
 
 
-@posts.command("list")
+@posts.command("list", epilog=examples("storeapi posts list --order-by id-desc --limit 20"))
 @arguments.list_options
 @click.pass_obj
 def list_posts(settings: Settings, selection: arguments.Selection) -> None:
@@ -55,7 +58,7 @@ def list_posts(settings: Settings, selection: arguments.Selection) -> None:
         output.print_list(found, selection, as_json=settings.json)
 
 
-@posts.command()
+@posts.command(epilog=examples('storeapi posts update 1 "Hello again" --etag v1'))
 @click.argument("id", type=arguments.ID)
 @arguments.body_argument
 @arguments.etag_option
@@ -71,7 +74,7 @@ def update(settings: Settings, id: int, body: str, etag: str, request_id: str | 
         output.print_items([post], as_json=settings.json)
 
 
-@posts.command()
+@posts.command(epilog=examples("storeapi posts delete 1 2 --force"))
 @arguments.ids_argument
 @click.option("--force", is_flag=True, help="Delete their comments too.")
 @arguments.allow_missing_option

@@ -14,6 +14,7 @@ from storeapi import StoreError, __version__
 from storeapi.cli.comments import comments
 from storeapi.cli.exporting import export
 from storeapi.cli.failures import MEANINGS, CommandFailed, ExitCode, exit_code, report
+from storeapi.cli.help import Group, examples, lines_of
 from storeapi.cli.importing import import_
 from storeapi.cli.posts import posts
 from storeapi.cli.settings import Settings, client_arguments
@@ -21,12 +22,28 @@ from storeapi.cli.watch import watch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {int(code):>3}  {MEANINGS[code]}" for code in ExitCode)
+EPILOG = "\n\n".join(
+    [
+        examples(
+            "storeapi posts create Hello",
+            "storeapi posts list --order-by id-desc --limit 20",
+            "storeapi --json comments list --post 1",
+            "storeapi --target store.example.com:50051 --tls export all.jsonl",
+        ),
+        lines_of("Exit codes:", *(f"{int(code):>3}  {MEANINGS[code]}" for code in ExitCode)),
+        lines_of(
+            "Tab completion, by one line in ~/.bashrc, ~/.zshrc or config.fish:",
+            'eval "$(_STOREAPI_COMPLETE=bash_source storeapi)"',
+            'eval "$(_STOREAPI_COMPLETE=zsh_source storeapi)"',
+            "_STOREAPI_COMPLETE=fish_source storeapi | source",
+        ),
+    ]
+)
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-class Program(click.Group):
+class Program(Group):
     """A group whose failures are told in one line, and end with the exit codes of `failures`."""
 
     def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
@@ -64,7 +81,6 @@ class Program(click.Group):
     cls=Program,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=False,
 )
 @click.option(
     "--target",

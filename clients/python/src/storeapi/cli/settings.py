@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from storeapi import CLIENT_DEFAULT, StoreClient
 from storeapi._connection import connection, new_channel
 from storeapi._diagnosis import Diagnosis
 from storeapi.cli.waiting import Waiting
+from storeapi.cli.words import in_words_of_the_command, said_by_system
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,10 @@ class Settings:
             except (ValueError, OSError) as error:
                 message = str(error)
                 # The client names its argument; whoever typed the option knows it by that name.
-                for name in self.client:
-                    if message.startswith((f"{name} ", f"{name}: ")):
-                        message = f"--{name.replace('_', '-')}{message[len(name) :]}"
+                found = re.match(r"(target|timeout)(?=[ :])", message)
+                if found and found[1] in self.client:
+                    message = f"--{message}"
+                message = in_words_of_the_command(message)
                 raise click.UsageError(message, click.get_current_context()) from error
             yield client
 
@@ -96,7 +99,7 @@ def _first_line(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = f"cannot read the API key from {path}: {error}"
+        why = f"cannot read the API key from {path}: {said_by_system(error)}"
         raise click.UsageError(why, click.get_current_context()) from error
     if not key or "\n" in key:
         raise click.UsageError(f"{path} must hold one line, the API key", click.get_current_context())

@@ -18,6 +18,11 @@ from storeapi.errors import StoreError
 PATIENCE_SECONDS: Final = 1.0
 """How long an answer may take before something is told."""
 
+BEFORE_CAUSE: Final = re.compile(
+    r"^.*(last error: \w+: (\S+: )?|lookup failed for \S+: )(Failed to connect to remote host: )?", re.DOTALL
+)
+"""What gRPC puts before the cause of a connection that failed."""
+
 
 class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
     """Watches the calls of a channel, each with its retries, and tells each cause of waiting once."""
@@ -114,6 +119,6 @@ class _Responses:
 
 
 def _in_short(error: StoreError) -> str:
-    """The cause alone: gRPC puts what it means for the call before it, one after the other with colons."""
-    cause = error.message.rpartition(": ")[2].strip(" ]")
+    """The cause alone."""
+    cause = BEFORE_CAUSE.sub("", error.message).rstrip("]")
     return cause[:1].lower() + cause[1:]

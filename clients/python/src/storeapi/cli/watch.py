@@ -11,6 +11,7 @@ import click
 from storeapi import Change
 from storeapi.cli import arguments, output
 from storeapi.cli.files import replace_text
+from storeapi.cli.help import examples
 from storeapi.cli.settings import Settings
 from storeapi.cli.text import field
 
@@ -20,7 +21,7 @@ STARTS: dict[str, Start] = {"now": "now", "earliest": "earliest", "initial-state
 """What --from takes."""
 
 
-@click.command()
+@click.command(epilog=examples("storeapi watch", "storeapi --json watch --from earliest --token-file place"))
 @click.option(
     "--from",
     "start",
