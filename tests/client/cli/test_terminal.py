@@ -16,6 +16,7 @@ from storeapi.cli import tables
 from storeapi.cli.lines import LINES_BETWEEN_REPORTS
 from storeapi.cli.tables import ROWS_AT_ONCE
 from storeapi.cli.text import lines as escaped_lines
+from storeapi.testing import ScriptedServer
 
 from tests.client.cli.conftest import Command
 from tests.patience import patience
@@ -165,6 +166,15 @@ def test_list_stops_at_a_screenful(
     assert len([line for line in everything if "body-" in line]) >= 300
     assert len(storeapi.process(*in_order)[1].splitlines()) >= 300
     assert len(on_terminal("--json", *in_order).splitlines()) >= 300
+
+
+def test_list_reads_no_more_than_the_screen_shows(on_terminal: Callable[..., str], address: str) -> None:
+    """A page of the largest size may have megabytes."""
+    with ScriptedServer(upstream=address) as server:
+        on_terminal("--target", server.target, "posts", "list", lines=24)
+        on_terminal("--target", server.target, "posts", "list", "--all")
+
+        assert [call.request.page_size for call in server.calls] == [23, 1000]
 
 
 def test_list_that_fits_the_screen_is_whole(

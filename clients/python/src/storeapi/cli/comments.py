@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from storeapi.cli import arguments, output
@@ -57,13 +59,8 @@ def list_comments(settings: Settings, post_id: int | None, selection: arguments.
     A terminal gets one screen of them, unless --limit or --all says otherwise; everything else gets all.
     """
     with settings.connect() as client:
-        found = client.comments.list(
-            post_id=post_id,
-            order_by=selection.order_by,
-            limit=selection.limit,
-            page_size=selection.page_size,
-        )
-        output.print_list(found, selection, as_json=settings.json)
+        list_items = partial(client.comments.list, post_id=post_id)
+        output.print_list(list_items, selection, as_json=settings.json)
 
 
 @comments.command(epilog=examples('storeapi comments update 1 "Welcome back" --etag v1'))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -63,9 +63,19 @@ def print_items(items: Iterable[Post | Comment], *, as_json: bool) -> None:
             click.echo("\t".join(text.field(str(fields[name] or "")) for name in FIELDS if name in fields))
 
 
-def print_list(items: Iterable[Post | Comment], selection: Selection, *, as_json: bool) -> None:
-    """Prints what was selected; a terminal on which it is not limited gets one screen and how to get more."""
+def print_list(
+    list_items: Callable[..., Iterable[Post | Comment]], selection: Selection, *, as_json: bool
+) -> None:
+    """Prints what was selected; a terminal on which it is not limited gets one screen and how to get more.
+
+    Args:
+        list_items: The client's method, with what it needs besides the selection.
+        selection: What to list.
+        as_json: Print JSON lines.
+    """
     is_limited = as_json or selection.is_all or selection.limit is not None or not sys.stdout.isatty()
+    limit = selection.limit if is_limited else tables.items_to_fill_screen()
+    items = list_items(order_by=selection.order_by, limit=limit, page_size=selection.page_size)
     if is_limited:
         print_items(items, as_json=as_json)
     elif tables.print_screenful(items):

@@ -52,10 +52,7 @@ def list_posts(settings: Settings, selection: arguments.Selection) -> None:
     A terminal gets one screen of them, unless --limit or --all says otherwise; everything else gets all.
     """
     with settings.connect() as client:
-        found = client.posts.list(
-            order_by=selection.order_by, limit=selection.limit, page_size=selection.page_size
-        )
-        output.print_list(found, selection, as_json=settings.json)
+        output.print_list(client.posts.list, selection, as_json=settings.json)
 
 
 @posts.command(epilog=examples('storeapi posts update 1 "Hello again" --etag v1'))

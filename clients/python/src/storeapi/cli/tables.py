@@ -70,19 +70,28 @@ def print_all(items: Iterable[Post | Comment]) -> None:
         click.echo("\n".join(lines))
 
 
+def items_to_fill_screen() -> int:
+    """How many posts or comments `print_screenful` needs to know whether there are more than it prints."""
+    return max(_screen_lines(), 1) + 1
+
+
 def print_screenful(items: Iterable[Post | Comment]) -> bool:
     """Prints as many as the terminal shows at once, at least one, and tells whether there are more.
 
     The last two lines of the terminal are left to the caller and to the shell's prompt.
     """
-    room = shutil.get_terminal_size().lines - 2
+    room = _screen_lines()
     printed = 0
-    for lines in _lines(islice(items, max(room, 1) + 1)):
+    for lines in _lines(iter(items)):
         if printed and printed + len(lines) > room:
             return True
         click.echo("\n".join(lines))
         printed += len(lines)
     return False
+
+
+def _screen_lines() -> int:
+    return shutil.get_terminal_size().lines - 2
 
 
 def _lines(items: Iterator[Post | Comment]) -> Iterator[list[str]]:
