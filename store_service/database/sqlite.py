@@ -33,10 +33,16 @@ journal was removed, so the journal may come back and undo the commit.
 # WAL lets readers read while the writer writes. With NORMAL a power cut loses commits that were answered.
 # Without mmap an I/O error is an error, not a SIGBUS.
 _READER_PRAGMAS: dict[str, int | str] = {"mmap_size": 0, "trusted_schema": 0}
+
+MAX_KEPT_LOG_BYTES = 16 * 1024 * 1024
+"""Size of the log that is kept. SQLite begins the log anew when all of it is in the database and nobody reads
+from it; the next commit then cuts off what a large transaction, or a long reader, has left beyond this."""
+
 _WRITER_PRAGMAS = {
     **_READER_PRAGMAS,
     "synchronous": SYNCHRONOUS_EXTRA,
     "journal_mode": "wal",
+    "journal_size_limit": MAX_KEPT_LOG_BYTES,
     "foreign_keys": 1,
 }
 

@@ -96,10 +96,6 @@ class WriteOperation(Generic[Argument, Result]):
                     first.setdefault(request.id, index)
             results = await self._run(connection, [writes[index] for index in first.values()])
             came_of: dict[str, Any] = dict(zip(first, results, strict=True))
-            failed = [id for id, result in came_of.items() if isinstance(result, StoreError)]
-            if failed and await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json(failed)):
-                # It failed because another process has done it while this one waited for a lock.
-                raise MustRunAgain
             for index, request in enumerate(requests):
                 if index in outcomes:
                     continue

@@ -6,6 +6,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import asyncpg
 import grpc
@@ -17,7 +18,7 @@ from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
-from store_service.errors import CommentNotFound, DatabaseBusy, PostNotFound
+from store_service.errors import CommentNotFound, DatabaseBusy, PostNotFound, StorageFull
 from store_service.model import CommentDraft, Deletion, PostDraft, Update
 from store_service.server import serving
 from store_service.store.comments import Comments
@@ -112,6 +113,26 @@ async def test_with_force_roll_back_everything_works_and_nothing_stays(database_
 
     assert query(database_url, "SELECT * FROM posts") == before
     assert query(database_url, "SELECT count(*) FROM comments") == [(0,)]
+
+
+@pytest.mark.parametrize("fails", [True, False], ids=["failed", "dry run"])
+async def test_with_force_roll_back_what_is_undone_leaves_no_savepoint(
+    database_url: str, fails: bool
+) -> None:
+    """They would pile up, and each would make the next statements slower on PostgreSQL."""
+    used: list[Connection] = []
+
+    async def run(connection: Connection, asked: Sequence[None]) -> list[None]:
+        used.append(connection)
+        if fails:
+            raise StorageFull
+        return [None] * len(asked)
+
+    async with connect.open_store(database_url, force_roll_back=True) as store:
+        with pytest.raises(StorageFull) if fails else nullcontext():
+            await store.write(Operation(run), None, keep=fails)
+        with pytest.raises((sqlite3.OperationalError, asyncpg.InvalidSavepointSpecificationError)):
+            await used[0]._run("RELEASE SAVEPOINT batch")
 
 
 async def test_a_server_with_force_roll_back_keeps_nothing(database_url: str) -> None:

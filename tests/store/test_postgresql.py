@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import psycopg
@@ -225,6 +226,34 @@ async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
         await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(True,)])
         assert not call.done()
     await call
+
+
+async def test_request_that_two_processes_have_begun_is_done_once(store: Store, database_url: str) -> None:
+    """A write looks whether its request was done after it has waited for the others: the second finds the
+    answer of the first, and not that the post is missing."""
+    (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'store-service' AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
+    )
+    async with AsyncExitStack() as stack:
+        stores = [
+            await stack.enter_async_context(
+                connect.open_store(database_url, readers=1, lock_seconds=60, statement_seconds=60)
+            )
+            for _ in range(2)
+        ]
+        with psycopg.connect(database_url) as other:
+            other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
+            calls = [
+                asyncio.ensure_future(Posts(it).delete_posts(Deletion(ids=(post.id,)), request=REQUEST))
+                for it in stores
+            ]
+            await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(2,)])
+        answers = await asyncio.gather(*calls)
+
+    assert answers[0] == answers[1]
+    assert query(database_url, "SELECT count(*) FROM changes") == [(2,)]
 
 
 async def test_who_waited_in_vain_for_the_order_leaves_the_connection_as_it_was(

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -53,7 +54,12 @@ def sql(text: str) -> Operation[None, list[tuple[object, ...]]]:
 # Settings of the connections
 
 PRAGMAS_OF_ALL = {"journal_mode": "wal", "busy_timeout": 5000, "mmap_size": 0, "trusted_schema": 0}
-PRAGMAS_OF_THE_WRITER = {**PRAGMAS_OF_ALL, "synchronous": 3, "foreign_keys": 1}
+PRAGMAS_OF_THE_WRITER = {
+    **PRAGMAS_OF_ALL,
+    "synchronous": 3,
+    "foreign_keys": 1,
+    "journal_size_limit": sqlite.MAX_KEPT_LOG_BYTES,
+}
 
 
 @pytest.mark.parametrize(("pragma", "value"), PRAGMAS_OF_THE_WRITER.items())
@@ -405,6 +411,42 @@ async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to
 
     assert [type(it) for it in answers] == [RuntimeError, tuple, RuntimeError]
     assert query(database_file, "SELECT body FROM posts") == [("rides along",), ("comes later",)]
+
+
+# The log
+
+
+def log_bytes(database_file: Path) -> int:
+    """How large the log is."""
+    return Path(f"{database_file}-wal").stat().st_size
+
+
+async def test_log_of_a_large_transaction_is_cut_off(store: Store, database_file: Path) -> None:
+    """By the next write."""
+    await store.write(
+        sql("INSERT INTO posts (body) SELECT hex(zeroblob(20000000)) UNION ALL SELECT 'x'"), None
+    )
+    assert log_bytes(database_file) > 2 * sqlite.MAX_KEPT_LOG_BYTES
+
+    await Posts(store).create_posts([PostDraft(body="x")])
+
+    assert log_bytes(database_file) == sqlite.MAX_KEPT_LOG_BYTES
+
+
+async def test_log_that_grew_while_somebody_read_is_cut_off(store: Store, database_file: Path) -> None:
+    """When the reader has gone: the first write takes the log over into the database, the second begins it
+    anew."""
+    with closing(sqlite3.connect(f"file:{database_file}?mode=ro", uri=True, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM posts").fetchone()
+        for _ in range(2 * sqlite.MAX_KEPT_LOG_BYTES // 1_000_000 + 1):
+            await store.write(sql("INSERT INTO posts (body) VALUES (hex(zeroblob(500000)))"), None)
+    assert log_bytes(database_file) > 2 * sqlite.MAX_KEPT_LOG_BYTES
+
+    for _ in range(2):
+        await Posts(store).create_posts([PostDraft(body="x")])
+
+    assert log_bytes(database_file) == sqlite.MAX_KEPT_LOG_BYTES
 
 
 # Errors of SQLite, and their names
