@@ -63,6 +63,22 @@ test("a write without request_id is not made again", async () => {
   assert.equal(asked.length, 1);
 });
 
+test("what has no reason of the service is a broken connection", async () => {
+  const { store, asked } = failing(1, new ConnectError("Stream removed", Code.Unknown));
+
+  await store.posts.getPost({ id: 7n });
+
+  assert.equal(asked.length, 2);
+});
+
+test("an answer that cannot be decoded is not asked for again", async () => {
+  const { store, asked } = failing(1, new ConnectError("parse binary: premature EOF", Code.Internal));
+
+  await assert.rejects(store.posts.getPost({ id: 7n }), { code: Code.Internal });
+
+  assert.equal(asked.length, 1);
+});
+
 test("what is refused is not made again", async () => {
   const { store, asked } = failing(1, new ConnectError("no", Code.InvalidArgument));
 

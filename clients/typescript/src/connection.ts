@@ -32,6 +32,10 @@ const KEEPALIVE_MS = 30_000;
 const PAUSES_MS = [200, 400, 800, 1_600];
 const LONGEST_PAUSE_MS = 2_000;
 
+/** What Node, Connect and proxies make of a broken connection. */
+const BROKEN = new Set([Code.Aborted, Code.Canceled, Code.Internal, Code.Unknown]);
+const LASTING = /parse binary|serialize|compress|encoding|content type/;
+
 /** The services on one connection. */
 export interface Store {
   posts: Client<typeof PostService>;
@@ -120,10 +124,13 @@ export function errorInfo(error: unknown): ErrorInfo | undefined {
 
 /** Whether a call may be made again because it did not arrive, or its answer did not. */
 function isLost(error: unknown): boolean {
-  const { code } = ConnectError.from(error);
-  // Node tells of a connection that broke with other codes than gRPC does; the service gives a reason with them.
-  const isBroken = code === Code.Aborted || code === Code.Canceled || code === Code.Internal;
-  return code === Code.Unavailable || (isBroken && errorInfo(error) === undefined);
+  const { code, rawMessage } = ConnectError.from(error);
+  if (code === Code.Unavailable) {
+    return true;
+  }
+  // The service gives each of its errors a reason. Without one it is a broken connection, unless Connect could not
+  // decode the answer: the next one would be the same.
+  return BROKEN.has(code) && errorInfo(error) === undefined && !LASTING.test(rawMessage);
 }
 
 /** Reads are harmless, and so are writes with a request_id, which the service does once. */
