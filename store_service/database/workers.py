@@ -17,20 +17,14 @@ import structlog
 
 from store_service.database.connection import Connection
 from store_service.database.failures import MustRunAgain, NobodyWaits
-from store_service.database.observing import Observer, Seen
+from store_service.database.job_queue import MAX_BATCH, Job, JobQueue
+from store_service.database.observing import Observer
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull, StoreError
 from store_service.pacing import paced
 from store_service.repeated_failure import RepeatedFailure
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
-
-MAX_BATCH = 1000
-"""Most work that one batch takes, so that nobody waits for a batch without end."""
-
-MAX_BATCH_BYTES = 8 * 1024 * 1024
-"""When the work that a batch has taken is as large as this together, it takes no more: memory and time of a
-transaction would grow with how many come at once."""
 
 QUIET_ROUNDS = 32
 """Rounds of the event loop without new work after which a worker starts that reads on a crowded lane
@@ -70,50 +64,6 @@ class Operation(Generic[Argument, Result]):
     """`run` is a single `Connection.write`, and nothing that must happen with it."""
 
 
-class _Answered:
-    """Stands for the future of work that was answered: a batch that goes on keeps none of its answers."""
-
-    def done(self) -> bool:
-        """It is."""
-        return True
-
-
-_ANSWERED = _Answered()
-
-
-class Work:
-    """An operation that somebody waits for."""
-
-    __slots__ = ("argument", "future", "keep", "operation", "seen", "size")
-
-    seen: Seen
-    """What the lane's observer remembers; set if there is one."""
-
-    def __init__(
-        self,
-        operation: Operation[Any, Any],
-        argument: Any,
-        keep: bool,
-        size: int,
-        future: asyncio.Future[Any],
-    ) -> None:
-        """Takes what to do, with what, whether to keep it, how many bytes it is, and who waits."""
-        self.operation = operation
-        self.argument = argument
-        self.keep = keep
-        self.size = size
-        self.future: asyncio.Future[Any] | _Answered = future
-
-    def answer(self, outcome: Any) -> None:
-        """Gives the result or the error to whoever waits, if somebody still does."""
-        future, self.future = self.future, _ANSWERED
-        if not isinstance(future, _Answered) and not future.done():
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(outcome)
-
-
 class LostUnused(Exception):
     """A connection is of no use any more before it began anything, so nobody's work was lost with it."""
 
@@ -134,7 +84,7 @@ async def nothing_to_hear(_: Callable[[], None]) -> None:
 
 
 class Lane:
-    """Work that waits, and the workers that do it."""
+    """A queue of jobs, and the workers that run them."""
 
     def __init__(
         self,
@@ -150,7 +100,7 @@ class Lane:
         self._open = open_connection
         self._workers = workers
         self._writes = writes
-        self._waiting: deque[Work] = deque()
+        self._waiting = JobQueue()
         self._observer = observer
         if observer is not None:
             observer.measure.waiting = self._waiting.__len__
@@ -158,7 +108,7 @@ class Lane:
         self._stopping = False
         self._came_meanwhile = 0
         """How much waited when the last batch was about to be answered; later, some come again."""
-        self._at_work: dict[Connection, Sequence[Work]] = {}
+        self._at_work: dict[Connection, Sequence[Job]] = {}
         self._wanted: int | None = None
         self._gathered: asyncio.Future[None]
         self.after_write: Callable[[], None] = lambda: None
@@ -188,7 +138,7 @@ class Lane:
         if self._stopping:
             raise DatabaseUnavailable
         future: asyncio.Future[Result] = self._loop.create_future()
-        work = Work(operation, argument, keep, size, future)
+        work = Job(operation, argument, keep, size, future)
         if self._observer is not None:
             work.seen = self._observer.came()
         self._waiting.append(work)
@@ -280,7 +230,7 @@ class Lane:
                 await self._let_work_gather()
             if self._waiting:
                 await _make_sure_of(connection)
-            batch = self._take()
+            batch = self._waiting.take()
             if batch:
                 self._came_meanwhile = 0
                 await self._do_batch(connection, batch)
@@ -332,7 +282,7 @@ class Lane:
             else:
                 connection.abandon()
 
-    def _abandon(self, connection: Connection, batch: Sequence[Work]) -> None:
+    def _abandon(self, connection: Connection, batch: Sequence[Job]) -> None:
         # One of them has perhaps done so already.
         if self._at_work.get(connection) is batch and connection.is_wanted:
             connection.abandon()
@@ -344,32 +294,20 @@ class Lane:
                 idle.set_result(None)
                 return
 
-    def _take(self) -> list[Work]:
-        """Takes what waits and is still wanted, as much as fits in a batch."""
-        batch: list[Work] = []
-        size = 0
-        while self._waiting and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
-            work = self._waiting.popleft()
-            if not work.future.done():
-                batch.append(work)
-                size += work.size
-        return batch
-
     async def _refuse_what_waits(self, error: Exception) -> None:
         if not isinstance(error, DatabaseUnavailable):
             error = _because_of(error)
-        waiting = list(self._waiting)
-        self._waiting.clear()
+        waiting = self._waiting.clear()
         await self._answer(waiting, [error] * len(waiting))
 
-    async def _answer(self, batch: Sequence[Work], outcomes: Sequence[Any]) -> None:
+    async def _answer(self, batch: Sequence[Job], outcomes: Sequence[Any]) -> None:
         """Answers each work with its outcome, a few in each round of the event loop; not what is LATER."""
         self._came_meanwhile = len(self._waiting)
         async for work, outcome in paced(zip(batch, outcomes, strict=True)):
             if outcome is not LATER:
                 work.answer(outcome)
 
-    async def _do_batch(self, connection: Connection, batch: Sequence[Work]) -> None:
+    async def _do_batch(self, connection: Connection, batch: Sequence[Job]) -> None:
         """Does the work and answers it.
 
         Raises:
@@ -389,7 +327,7 @@ class Lane:
             await self._answer(batch, [error] * len(batch))
             raise
 
-    async def _do_together(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> None:
+    async def _do_together(self, connection: Connection, batch: Sequence[Job], *, keep: bool) -> None:
         connection.is_wanted = True
         self._at_work[connection] = batch
         try:
@@ -422,11 +360,11 @@ class Lane:
         if self._writes and keep:
             self.after_write()
         later = [work for work, outcome in zip(batch, outcomes, strict=True) if outcome is LATER]
-        self._waiting.extendleft(reversed(later))
+        self._waiting.put_back(later)
         await self._answer(batch, outcomes)
 
     async def _outcomes_observed(
-        self, observer: Observer, connection: Connection, batch: Sequence[Work], *, keep: bool
+        self, observer: Observer, connection: Connection, batch: Sequence[Job], *, keep: bool
     ) -> list[Any]:
         started = time.perf_counter()
         failure: Exception | None = None
@@ -442,7 +380,7 @@ class Lane:
             observer.batch_ended(done, started, failure)
 
     async def _outcomes_at_last(
-        self, connection: Connection, batch: Sequence[Work], *, keep: bool
+        self, connection: Connection, batch: Sequence[Job], *, keep: bool
     ) -> list[Any]:
         for _ in range(MAX_TRIES):
             try:
@@ -451,7 +389,7 @@ class Lane:
                 cause = error.__cause__
         raise DatabaseBusy from cause
 
-    async def _outcomes(self, connection: Connection, batch: Sequence[Work], *, keep: bool) -> list[Any]:
+    async def _outcomes(self, connection: Connection, batch: Sequence[Job], *, keep: bool) -> list[Any]:
         groups: dict[Operation[Any, Any], list[int]] = {}
         for index, work in enumerate(batch):
             groups.setdefault(work.operation, []).append(index)

@@ -7,7 +7,6 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement, as_json
-from store_service.database.workers import MAX_BATCH_BYTES
 from store_service.errors import (
     EtagMismatch,
     FieldImmutable,
@@ -30,9 +29,8 @@ FEW = 64
 READ_IDS = 1000
 """About so many rows are read by their ids at a time, as many as one batch may name."""
 
-_BYTES_OF_AN_ID = MAX_BATCH_BYTES // READ_IDS + 1
-"""What counts for a row that a write is to read: how large it is, is not known before. So a transaction, too,
-reads about READ_IDS of them at most."""
+_BYTES_OF_AN_ID = 4096
+"""What counts for a row that a write is to read: how large it is, is not known before."""
 
 _BYTES_BESIDE_THE_BODY = 80
 """At most this much of a message is id, post_id, times and etag."""

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.config import Config
-from store_service.database import workers
+from store_service.database import job_queue, workers
 from store_service.database.connect import is_sqlite, sync_engine
 from store_service.server import RunningServer, service_descriptors, serving
 from tests.patience import patience
@@ -205,22 +205,21 @@ class Taken:
         """Looks over the shoulder of every such lane from now on."""
         self.arguments: list[Any] = []
         self._lanes: set[workers.Lane] = set()
-        do, take = workers.Lane.do, workers.Lane._take
+        do, take = workers.Lane.do, job_queue.JobQueue.take
 
         def watched_do(lane: workers.Lane, *arguments: Any, **options: Any) -> Any:
             if lane._writes:
                 self._lanes.add(lane)
             return do(lane, *arguments, **options)
 
-        def watched_take(lane: workers.Lane) -> list[workers.Work]:
-            batch = take(lane)
-            if lane._writes:
-                self.arguments += [work.argument for work in batch]
+        def watched_take(queue: job_queue.JobQueue) -> list[job_queue.Job]:
+            batch = take(queue)
+            if any(queue is lane._waiting for lane in self._lanes):
+                self.arguments += [job.argument for job in batch]
             return batch
 
         monkeypatch.setattr(workers.Lane, "do", watched_do)
-
-        monkeypatch.setattr(workers.Lane, "_take", watched_take)
+        monkeypatch.setattr(job_queue.JobQueue, "take", watched_take)
 
     @property
     def arrived(self) -> int:

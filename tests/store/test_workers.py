@@ -21,12 +21,13 @@ from store_service.database.changes import LoggedWrite
 from store_service.database.comments import DELETE_COMMENTS_OF_POSTS
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
+from store_service.database.job_queue import LARGE_JOB_BYTES, MAX_BATCH, MAX_BATCH_BYTES
 from store_service.database.observing import Observer
 from store_service.database.postgresql import PostgresqlConnection
 from store_service.database.posts import DELETE_POSTS
 from store_service.database.sqlite import SqliteConnection
 from store_service.database.statements import Statement, parameter
-from store_service.database.workers import LATER, MAX_BATCH, MAX_BATCH_BYTES, Operation
+from store_service.database.workers import LATER, Operation
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostHasComments, PostNotFound, StoreError
 from store_service.measures import LaneMeasure
 from store_service.model import CommentDraft, Deletion, PostDraft, Request, Update
@@ -147,10 +148,10 @@ async def test_a_batch_has_an_upper_limit(store: Store, database_url: str) -> No
     assert answers[:-1] == [f"stored {n}" for n in range(2 * MAX_BATCH + 7)]
 
 
-async def test_a_batch_ends_when_it_is_large(store: Store) -> None:
-    """Neither its memory nor its time grows with how many come at once with much; nobody is too large."""
+async def test_batch_takes_no_more_jobs_when_it_is_full(store: Store) -> None:
+    """Neither its memory nor its time grows with the number of callers that write much at once."""
     recorded = Recorded()
-    sizes = [MAX_BATCH_BYTES // 2 - 1] * 4 + [2 * MAX_BATCH_BYTES, 0, 1]
+    sizes = [LARGE_JOB_BYTES] * (2 * MAX_BATCH_BYTES // LARGE_JOB_BYTES) + [0, 1]
     gate, gated = await blocked(store)
     waiting = [
         asyncio.create_task(store.write(recorded.operation, str(n), size=size))
@@ -160,30 +161,57 @@ async def test_a_batch_ends_when_it_is_large(store: Store) -> None:
     gate.open()
     await asyncio.gather(*waiting, gated)
 
-    assert recorded.batches == [["0", "1", "2"], ["3", "4"], ["5", "6"]]
+    assert recorded.batches == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
+
+
+async def test_small_job_waits_for_one_large_job_at_most(store: Store) -> None:
+    """However many large ones came before it."""
+    recorded = Recorded()
+    gate, gated = await blocked(store)
+    jobs = [(f"large {n}", LARGE_JOB_BYTES + 1) for n in range(3)] + [("small 0", 0), ("small 1", 0)]
+    waiting = [asyncio.create_task(store.write(recorded.operation, name, size=size)) for name, size in jobs]
+    await turns()
+    gate.open()
+    await asyncio.gather(*waiting, gated)
+
+    assert recorded.batches == [["large 0"], ["small 0", "small 1"], ["large 1"], ["large 2"]]
+
+
+async def test_large_job_waits_for_one_batch_of_small_jobs_at_most(store: Store) -> None:
+    """However many small ones came before it; here that batch is the gate."""
+    recorded = Recorded()
+    gate, gated = await blocked(store)
+    small = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(2 * MAX_BATCH)]
+    large = asyncio.create_task(store.write(recorded.operation, "large", size=LARGE_JOB_BYTES + 1))
+    await turns()
+    gate.open()
+    await asyncio.gather(*small, large, gated)
+
+    assert [len(batch) for batch in recorded.batches] == [1, MAX_BATCH, MAX_BATCH]
+    assert recorded.batches[0] == ["large"]
 
 
 LARGE = "a" * 2**16
 MANY = Deletion(ids=tuple(range(1, READ_IDS + 1)), allow_missing=True, force=True)
 
 LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]] = {
-    "creates_posts": (6, lambda posts, _: posts.create_posts([PostDraft(body=LARGE)] * 60)),
+    "creates_posts": (2, lambda posts, _: posts.create_posts([PostDraft(body=LARGE)] * 60)),
     "creates_comments": (
-        6,
+        2,
         lambda _, comments: comments.create_comments([CommentDraft(body=LARGE, post_id=1)] * 60),
     ),
     "creates_with_request_ids": (
-        6,
+        2,
         lambda posts, _: posts.create_posts(
             [PostDraft(body=LARGE)] * 60, request=Request(id=str(uuid.uuid4()), fingerprint="")
         ),
     ),
     "updates_posts": (
-        150,
+        32,
         lambda posts, _: posts.update_post(Update(id=1, body=LARGE, etag="", request_field="post")),
     ),
     "updates_comments": (
-        150,
+        32,
         lambda _, comments: comments.update_comment(
             Update(id=1, body=LARGE, etag="", request_field="comment")
         ),
@@ -197,7 +225,7 @@ LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]]
 async def test_large_writes_are_more_than_one_batch(
     database_url: str, count: int, write: Callable[[Posts, Comments], Awaitable[Any]]
 ) -> None:
-    """A write is as large as what it brings, and what it has to read first."""
+    """A write is as large as what it brings and what it has to read first; each case makes two batches."""
     measure = LaneMeasure()
 
     def observe(name: str) -> Observer | None:
@@ -213,7 +241,7 @@ async def test_large_writes_are_more_than_one_batch(
         gate.open()
         await asyncio.gather(*waiting, gated)
 
-    # Two of what was there before, and the gate.
+    # Two for the setup, one for the gate.
     assert sum(measure.sizes.counts) == 3 + 2
 
 

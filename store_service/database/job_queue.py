@@ -1,0 +1,118 @@
+"""Jobs that wait for a connection, and the order in which they run."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from store_service.database.observing import Seen
+
+MAX_BATCH = 1000
+"""Maximum number of jobs in a batch."""
+
+MAX_BATCH_BYTES = 1024 * 1024
+"""A batch takes no more jobs when those that it has are as large as this together: memory and time of a
+transaction would grow with the number of callers. A transaction of this size takes 10 to 30 ms
+(docs/decisions/0031)."""
+
+LARGE_JOB_BYTES = 256 * 1024
+"""A larger job has a batch of its own."""
+
+
+class _Answered:
+    """Stands for the future of a job that was answered: a batch that goes on keeps none of its answers."""
+
+    def done(self) -> bool:
+        """It is."""
+        return True
+
+
+_ANSWERED = _Answered()
+
+
+class Job:
+    """An operation with its argument, and the future of the caller that waits for it."""
+
+    __slots__ = ("argument", "future", "keep", "operation", "seen", "size")
+
+    seen: Seen
+    """What the lane's observer remembers; set if there is one."""
+
+    def __init__(
+        self, operation: Any, argument: Any, keep: bool, size: int, future: asyncio.Future[Any]
+    ) -> None:
+        """Takes what to do, with what, whether to keep it, how many bytes it is, and the caller's future."""
+        self.operation = operation
+        self.argument = argument
+        self.keep = keep
+        self.size = size
+        self.future: asyncio.Future[Any] | _Answered = future
+
+    def answer(self, outcome: Any) -> None:
+        """Gives the result or the error to the caller, if it still waits."""
+        future, self.future = self.future, _ANSWERED
+        if not isinstance(future, _Answered) and not future.done():
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+
+class JobQueue:
+    """Jobs in the order in which they came, small ones apart from large ones.
+
+    Small jobs share a batch. Each large job has a batch of its own, and between two of them the small jobs
+    that wait have their turn. So a small job waits for one large job at most, however many there are.
+    """
+
+    def __init__(self) -> None:
+        """Is empty."""
+        self._small: deque[Job] = deque()
+        self._large: deque[Job] = deque()
+        self._large_is_next = False
+
+    def __len__(self) -> int:
+        """Number of jobs, also of those whose callers have gone."""
+        return len(self._small) + len(self._large)
+
+    def append(self, job: Job) -> None:
+        """Adds a job after all others."""
+        self._queue_of(job).append(job)
+
+    def put_back(self, jobs: Iterable[Job]) -> None:
+        """Adds jobs before all others, in their order."""
+        for job in reversed(list(jobs)):
+            self._queue_of(job).appendleft(job)
+
+    def take(self) -> list[Job]:
+        """Removes the jobs of the next batch. Those whose callers have gone are dropped."""
+        batch: list[Job] = []
+        while not batch and len(self):
+            takes_large = bool(self._large) and (self._large_is_next or not self._small)
+            self._large_is_next = not takes_large
+            batch = self._take_large() if takes_large else self._take_small()
+        return batch
+
+    def clear(self) -> list[Job]:
+        """Removes all jobs."""
+        jobs = [*self._small, *self._large]
+        self._small.clear()
+        self._large.clear()
+        return jobs
+
+    def _queue_of(self, job: Job) -> deque[Job]:
+        return self._large if job.size > LARGE_JOB_BYTES else self._small
+
+    def _take_large(self) -> list[Job]:
+        job = self._large.popleft()
+        return [] if job.future.done() else [job]
+
+    def _take_small(self) -> list[Job]:
+        batch: list[Job] = []
+        size = 0
+        while self._small and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+            job = self._small.popleft()
+            if not job.future.done():
+                batch.append(job)
+                size += job.size
+        return batch
