@@ -64,7 +64,7 @@ def pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int = 0) 
             parent.chmod(0o755)
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: listens(port), seconds=30)
+        wait_until(lambda: listens(port))
         yield url.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
     finally:
         process.kill()

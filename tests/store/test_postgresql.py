@@ -189,7 +189,7 @@ async def test_session_that_lost_a_prepared_statement_is_replaced(store: Store) 
     with pytest.raises(DatabaseUnavailable):
         await store.write(Operation(run), None)
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience()):
         while True:
             try:
                 await Posts(store).create_posts([PostDraft(body="after")])
