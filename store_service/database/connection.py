@@ -106,8 +106,9 @@ class Connection(ABC):
 
         COMMIT and ROLLBACK are not ended, so that the connection can be used afterwards.
         """
-        self.is_wanted = False
-        self._interrupt()
+        if self.is_wanted:
+            self.is_wanted = False
+            self._interrupt()
 
     @asynccontextmanager
     async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:

@@ -129,11 +129,8 @@ class SqliteConnection(Connection):
 
         One trip there and back, instead of one for each statement (docs/decisions/0010).
         """
-        try:
-            outcome: T = await self._raw._execute(self._run_to_its_end, work)
-            return outcome
-        finally:
-            work.close()
+        outcome: T = await self._raw._execute(self._run_to_its_end, work)
+        return outcome
 
     def _run_to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         self._is_in_thread = True

@@ -275,7 +275,7 @@ class Lane:
 
     def _abandon_what_nobody_waits_for(self) -> None:
         for connection, batch in self._at_work.items():
-            if not connection.is_wanted or not all(work.future.done() for work in batch):
+            if not all(work.future.done() for work in batch):
                 continue
             if self._writes:
                 self._loop.call_later(LAST_SECONDS, self._abandon, connection, batch)
@@ -283,16 +283,13 @@ class Lane:
                 connection.abandon()
 
     def _abandon(self, connection: Connection, batch: Sequence[Job]) -> None:
-        # One of them has perhaps done so already.
-        if self._at_work.get(connection) is batch and connection.is_wanted:
+        # By now the connection may work for others.
+        if self._at_work.get(connection) is batch:
             connection.abandon()
 
     def _wake_one(self) -> None:
-        while self._idle:
-            idle = self._idle.popleft()
-            if not idle.done():
-                idle.set_result(None)
-                return
+        if self._idle:
+            self._idle.popleft().set_result(None)
 
     async def _refuse_what_waits(self, error: Exception) -> None:
         if not isinstance(error, DatabaseUnavailable):
@@ -314,20 +311,21 @@ class Lane:
             DatabaseUnavailable: The connection is of no use any more; everybody has been answered.
         """
         try:
-            # Whoever goes while others have their turn ends nothing, so what they wanted must not begin.
             for work in batch:
-                if not work.keep and not work.future.done():
+                if not work.keep:
                     # Alone, for it must not see what others keep or undo.
                     await self._do_together(connection, [work], keep=False)
-            kept = [work for work in batch if work.keep and not work.future.done()]
-            if kept:
-                await self._do_together(connection, kept, keep=True)
+            await self._do_together(connection, [work for work in batch if work.keep], keep=True)
         except DatabaseUnavailable as error:
             # Also those whose turn had not come.
             await self._answer(batch, [error] * len(batch))
             raise
 
     async def _do_together(self, connection: Connection, batch: Sequence[Job], *, keep: bool) -> None:
+        # A caller that leaves while other work runs ends nothing, so its own work must not begin.
+        batch = [work for work in batch if not work.future.done()]
+        if not batch:
+            return
         connection.is_wanted = True
         self._at_work[connection] = batch
         try:
@@ -351,8 +349,7 @@ class Lane:
                 "batch failed, trying its members one by one", error=type(error).__name__, size=len(batch)
             )
             for work in batch:
-                if not work.future.done():
-                    await self._do_together(connection, [work], keep=keep)
+                await self._do_together(connection, [work], keep=keep)
             return
         finally:
             self._at_work.pop(connection, None)

@@ -1,7 +1,8 @@
 """Statements for callers who have gone end, and the connection that ran them goes on. On each engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,12 +11,14 @@ import sqlalchemy
 from store_service.database import workers
 from store_service.database.connect import Store, open_store
 from store_service.database.connection import Connection
+from store_service.database.failures import NobodyWaits
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.model import PostDraft
 from store_service.store.posts import Posts
 from tests.patience import patience
 from tests.store.by_hand import query
+from tests.store.gates import Gate
 
 WITHOUT_END = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000000)"
 READ = Statement(sqlalchemy.text(f"{WITHOUT_END} SELECT count(*) FROM n"))
@@ -24,6 +27,7 @@ WRITE = Statement(
         f"{WITHOUT_END} INSERT INTO posts (body) SELECT CAST(count(*) AS TEXT) FROM n RETURNING id"
     )
 )
+SHORT = Statement(sqlalchemy.text("SELECT 1"))
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ async def test_a_read_ends_when_its_only_caller_has_gone(store: Store) -> None:
 
     async with asyncio.timeout(patience()):
         assert await Posts(store).get_posts([1], allow_missing=True)
-        after = Slow(Statement(sqlalchemy.text("SELECT 1")))
+        after = Slow(SHORT)
         assert [tuple(row) for row in await store.read(after.operation, None)] == [(1,)]
     assert after.connections == slow.connections
 
@@ -100,15 +104,19 @@ async def test_a_write_that_nobody_waits_for_is_undone_after_a_while(store: Stor
 
 async def test_what_follows_an_ended_statement_in_its_work_is_not_begun(store: Store) -> None:
     """Work of many statements ends too, when its callers go between two of them."""
-    begun, gone, ends = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    begun, gone = asyncio.Event(), asyncio.Event()
+    outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
     async def run(connection: Connection, arguments: Sequence[Any]) -> Sequence[Any]:
         begun.set()
         await gone.wait()
         try:
-            return [await connection.fetch(READ)] * len(arguments)
-        finally:
-            ends.set()
+            rows = await connection.fetch(SHORT)
+        except NobodyWaits as error:
+            outcome.set_result(error)
+            raise
+        outcome.set_result(rows)
+        return [rows] * len(arguments)
 
     call = asyncio.create_task(store.read(Operation(run), None))
     await begun.wait()
@@ -116,5 +124,67 @@ async def test_what_follows_an_ended_statement_in_its_work_is_not_begun(store: S
     await asyncio.wait([call])
     gone.set()
 
-    await asyncio.wait_for(ends.wait(), patience())
+    assert isinstance(await asyncio.wait_for(outcome, patience()), NobodyWaits)
     await Posts(store).get_posts([1], allow_missing=True)
+
+
+async def test_read_that_many_left_at_once_leaves_its_task_uncancelled(store: Store) -> None:
+    """The statement is ended once, and timeouts and task groups of the connection's task work as before."""
+    gate, slow = Gate(), Slow(READ)
+    first = asyncio.create_task(store.read(gate.operation, None))
+    await gate.entered.wait()
+    calls = [asyncio.create_task(store.read(slow.operation, None)) for _ in range(3)]
+    await asyncio.sleep(0)
+    gate.open()
+    await first
+    await slow.begun.wait()
+    for call in calls:
+        call.cancel()
+
+    async def count_cancellations(_: Connection, arguments: Sequence[Any]) -> Sequence[int]:
+        task = asyncio.current_task()
+        assert task is not None
+        return [task.cancelling()] * len(arguments)
+
+    async with asyncio.timeout(patience()):
+        assert await store.read(Operation(count_cancellations), None) == 0
+
+
+async def test_time_of_an_abandoned_write_does_not_end_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write has ended before its time is over, and the connection works for others by then."""
+    monkeypatch.setattr(workers, "LAST_SECONDS", 3600.5)
+    loop = asyncio.get_running_loop()
+    call_later = loop.call_later
+    timers: list[Callable[[], object]] = []
+
+    def noted_call_later(delay: float, callback: Callable[..., object], *args: Any, **options: Any) -> Any:
+        if delay == workers.LAST_SECONDS:
+            timers.append(partial(callback, *args))
+        return call_later(delay, callback, *args, **options)
+
+    monkeypatch.setattr(loop, "call_later", noted_call_later)
+    abandoned, next_one = Gate(), Gate()
+    connections: list[Connection] = []
+
+    async def run(connection: Connection, arguments: Sequence[Any]) -> Sequence[Any]:
+        connections.append(connection)
+        await next_one.pass_through()
+        return [await connection.fetch(SHORT)] * len(arguments)
+
+    leaving = asyncio.create_task(store.write(abandoned.operation, None))
+    await abandoned.entered.wait()
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    abandoned.open()
+    staying = asyncio.create_task(store.write(Operation(run), None))
+    await next_one.entered.wait()
+    for end in timers:
+        end()
+    is_wanted = [connection.is_wanted for connection in connections]
+    next_one.open()
+
+    assert len(timers) == 1
+    assert is_wanted == [True]
+    assert [tuple(row) for row in await staying] == [(1,)]

@@ -1,5 +1,6 @@
 """The change feed as it is stored: what is told of deleted changes, and where lists say to go on."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
 from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, StoreError
-from store_service.model import Page, PageRequest, Post, PostDraft, Query
+from store_service.model import Page, PageRequest, Post, PostDraft, Query, Update
 from store_service.store import resume_tokens
 from store_service.store.changes import Changes
 from store_service.store.keeping import Keeping
@@ -104,6 +105,22 @@ async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store,
     state = await changes.state()
     assert (state.trimmed.seq, state.trimmed.time) == (state.end.seq, state.end.time)
     assert await kept_of(2, rows=5) == [7, 8, 9]
+
+
+async def test_changes_of_one_transaction_share_its_number(store: Store, database_url: str) -> None:
+    """A watch is told of a transaction as a whole, and of the next one apart from it."""
+    posts = Posts(store)
+    (post,) = await posts.create_posts([PostDraft(body="a")])
+    await asyncio.gather(
+        posts.create_posts([PostDraft(body="b")]),
+        posts.update_post(Update(id=post.id, body="A", etag="", request_field="post")),
+    )
+    await posts.create_posts([PostDraft(body="c")])
+
+    first, second, third, last = (
+        xid for (xid,) in query(database_url, "SELECT xid FROM changes ORDER BY seq")
+    )
+    assert first < second == third < last
 
 
 async def test_the_token_of_a_list_is_from_before_its_page(store: Store) -> None:

@@ -389,13 +389,18 @@ async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to
 ) -> None:
     """Each is told, instead of waiting for ever; nothing of it is kept, and the worker goes on."""
     nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    told: list[type[BaseException]] = []
 
     async def wait(connection: Connection, asked: Sequence[str]) -> list[str]:
         await connection.fetch(INSERT)
-        if what == "somebody else":
-            await nobody
-        else:
-            await asyncio.sleep(60 if what == "a while" else 0)
+        try:
+            if what == "somebody else":
+                await nobody
+            else:
+                await asyncio.sleep(60 if what == "a while" else 0)
+        except BaseException as error:
+            told.append(type(error))
+            raise
         return list(asked)
 
     waits = Operation(wait)
@@ -410,6 +415,8 @@ async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to
         await posts.create_posts([PostDraft(body="comes later")])
 
     assert [type(it) for it in answers] == [RuntimeError, tuple, RuntimeError]
+    # All together, and then one by one.
+    assert told == [RuntimeError] * 3
     assert query(database_file, "SELECT body FROM posts") == [("rides along",), ("comes later",)]
 
 

@@ -441,6 +441,30 @@ async def test_a_batch_with_a_bug_in_it_is_undone_and_tried_one_by_one(
     assert bodies(database_url) == ["a", "b"]
 
 
+async def test_work_whose_caller_went_away_is_not_tried_one_by_one(store: Store, database_url: str) -> None:
+    """What failed together begins again, and nobody would hear the answer."""
+    gate = Gate()
+
+    async def stumble(body: str) -> None:
+        if body == "bad":
+            await gate.pass_through()
+            raise ZeroDivisionError
+
+    recorded = Recorded(stumble)
+    waiting = [
+        asyncio.create_task(store.write(recorded.operation, body)) for body in ("gone", "bad", "stays")
+    ]
+    await gate.entered.wait()
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    gate.open()
+    answers = await asyncio.gather(*waiting, return_exceptions=True)
+
+    assert recorded.batches == [["gone", "bad", "stays"], ["bad"], ["stays"]]
+    assert [type(it) for it in answers] == [asyncio.CancelledError, ZeroDivisionError, str]
+    assert bodies(database_url) == ["stays"]
+
+
 async def test_an_error_of_the_database_is_told_to_all_without_another_try(
     store: Store, database_url: str
 ) -> None:
