@@ -48,7 +48,7 @@ def _database_url(value: str) -> str:
     if url.drivername != "sqlite":
         raise ValueError("must start with sqlite:/// or postgresql://")
     if url.database in (None, "", ":memory:") or url.query:
-        raise ValueError("must name a file and nothing else, as sqlite:///store.db does")
+        raise ValueError("must name only a file, such as sqlite:///store.db")
     return value
 
 
@@ -130,8 +130,8 @@ class Config(BaseSettings):
     DATABASE_URL: Annotated[str, AfterValidator(_database_url)] = Field(
         default="sqlite:///store.db", validation_alias="DATABASE_URL", repr=False
     )
-    """Where posts and comments are kept: sqlite:/// and a file (four slashes for an absolute path), or
-    postgresql://user:password@host/database, with ?sslmode=verify-full for TLS. Several hosts are divided by
+    """Where posts and comments are stored: sqlite:/// and a file (four slashes for an absolute path), or
+    postgresql://user:password@host/database, with ?sslmode=verify-full for TLS. Separate several hosts by
     commas (a:5432,b:5432); ?host=/run/postgresql is a Unix socket."""
 
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
@@ -221,7 +221,7 @@ class Config(BaseSettings):
     """Most ids or requests in one batch."""
 
     max_page_size: int = Field(default=1000, ge=1, le=1000)
-    """Most posts or comments on a page; who asks for more gets so many."""
+    """Maximum page size. Larger values are capped."""
 
     max_unsent_bytes: int = Field(default=33_554_432, ge=0)
     """Bytes of large responses that a client may leave unread on one connection. Further calls on it fail
@@ -229,16 +229,18 @@ class Config(BaseSettings):
 
     max_pending_response_bytes: int = Field(default=268_435_456, ge=4_194_304)
     """Bytes of large responses that all clients of a process may leave unread. No connection may hold more
-    than is left for the others. Reads for which there is no room fail with OVERLOADED, and connections that
-    read nothing are closed, the largest first."""
+    than what remains for the others. Reads that do not fit fail with OVERLOADED, and connections that read
+    nothing are closed, the largest first."""
 
     max_connections: int = Field(default=1000, ge=1, le=1_000_000)
-    """Connections to a process; more are closed at once. Each needs a file descriptor: the limit of open
-    files is raised at start, and fewer connections are let in where that is not possible."""
+    """Maximum number of connections to a process; further connections are closed at once. Each needs a file
+    descriptor: the limit of open files is raised at start. If that is not possible, fewer connections are
+    accepted."""
 
     max_connections_per_address: int = Field(default=500, ge=1, le=1_000_000)
-    """Connections from one address to a process (of IPv6, from one /64 network). The newest of more are
-    closed within seconds. Behind a proxy all have its address; set it to STORE_MAX_CONNECTIONS there."""
+    """Maximum number of connections from one address (IPv6: one /64 network) to a process. Above it, the
+    newest are closed within seconds. Behind a proxy all connections have the address of the proxy; use the
+    value of STORE_MAX_CONNECTIONS there."""
 
     max_streams_per_connection: int = Field(default=1000, ge=1, le=1_000_000)
     """Calls and watches that one connection may have open; the client lets others wait."""
@@ -411,11 +413,11 @@ _IN_WORDS = {
     "less_than_equal": "must be at most {le:,}",
     "literal_error": "must be {expected}",
 }
-"""What to tell of values that pydantic refuses, by its name of the problem."""
+"""Messages for values that pydantic rejects, by pydantic's error type."""
 
 
 def _in_words(detail: ErrorDetails) -> str:
-    """What is wrong with a value; the words of our own checks are those of their ValueError."""
+    """The message for an invalid value. Checks of this module provide it as the text of their ValueError."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     limits = {

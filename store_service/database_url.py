@@ -17,7 +17,7 @@ SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby")
 """What `target_session_attrs` may be."""
 
 OPTIONS = (*TLS_OPTIONS, "host", "port", "target_session_attrs")
-"""What may stand behind the ? of a URL."""
+"""Options that are allowed after the ? of a URL."""
 
 _FORM = re.compile(
     r"postgresql://"
@@ -69,13 +69,13 @@ def parse(url: str) -> PostgresqlUrl:
     options = _options(found["query"] or "")
     hosts, ports = options.pop("host", None), options.pop("port", None)
     if found["hosts"] and (hosts or ports):
-        raise ValueError("names hosts twice, before and behind the ?")
+        raise ValueError("names hosts twice, before and after the ?")
     pairs = (
         _from_options(hosts, ports) if hosts else [_from_authority(it) for it in found["hosts"].split(",")]
     )
     database = unquote(found["database"] or "")
     if not database or not all(host for host, _ in pairs):
-        raise ValueError("must name a host and a database, as postgresql://user:password@host/store does")
+        raise ValueError("must name a host and a database, such as postgresql://user:password@host/store")
     password = found["password"]
     return PostgresqlUrl(
         hosts=tuple(pairs),
@@ -90,9 +90,9 @@ def _options(query: str) -> dict[str, str]:
     options: dict[str, str] = {}
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in OPTIONS:
-            raise ValueError(f"has the unknown option {name}; there are {', '.join(OPTIONS)}")
+            raise ValueError(f"has the unknown option {name}; known options are {', '.join(OPTIONS)}")
         if name in options:
-            raise ValueError(f"has the option {name} twice; several hosts are divided by commas")
+            raise ValueError(f"has the option {name} twice; several hosts are separated by commas")
         options[name] = value
     if options.get("sslmode", "disable") not in TLS_MODES:
         raise ValueError("sslmode must be disable, require, verify-ca or verify-full")
@@ -105,7 +105,7 @@ def _from_authority(text: str) -> tuple[str, int]:
     found = _HOST.fullmatch(text)
     if found is None:
         raise ValueError(
-            "a host must be a name, an address or [an IPv6 address], with : and a port if need be"
+            "a host must be a name, an address or [an IPv6 address], optionally with : and a port"
         )
     return unquote(found["host"].strip("[]")), _port(found["port"])
 
@@ -116,7 +116,7 @@ def _from_options(hosts: str, ports: str | None) -> list[tuple[str, int]]:
     if len(numbers) == 1:
         numbers *= len(names)
     if len(numbers) != len(names):
-        raise ValueError("must name one port, or as many as hosts")
+        raise ValueError("must name one port, or one for each host")
     return [(name, _port(number)) for name, number in zip(names, numbers, strict=True)]
 
 

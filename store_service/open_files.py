@@ -30,7 +30,7 @@ def room_for(connections: int) -> int:
         return connections
     allowed = max(limit - RESERVE, LEAST)
     log.warning(
-        "the limit of open files is too low for STORE_MAX_CONNECTIONS; fewer are let in",
+        "the limit of open files is too low for STORE_MAX_CONNECTIONS; fewer connections are accepted",
         limit=limit,
         needed=needed,
         max_connections=allowed,

@@ -251,7 +251,7 @@ class _Worker:
         except (OSError, RuntimeError) as error:
             # No memory, no descriptors, too many processes or threads: it may pass, and the others serve on.
             raise WorkerFailed(
-                f"worker {self._number} could not be made: {getattr(error, 'strerror', None) or error}"
+                f"worker {self._number} could not be started: {getattr(error, 'strerror', None) or error}"
             ) from error
         assert process.stdout is not None
         try:

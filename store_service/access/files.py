@@ -65,7 +65,7 @@ class ReloadedFile(Generic[T]):
         self._taken = self._seen = signature_of(path)
         self._failure = RepeatedFailure(
             log,
-            "a changed file cannot be used, what it held before stays",
+            "cannot use the changed file; its previous content stays in use",
             end_event="a changed file can be used again",
             level="error",
         )

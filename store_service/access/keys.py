@@ -187,10 +187,10 @@ def _chosen(lines: Sequence[KeyLine], which: str, *, all_of_name: bool) -> list[
         return hashed
     if not named and not hashed:
         # It is not repeated: it may be a key.
-        raise ValueError("no line has this name, or a hash that begins so")
+        raise ValueError("no line has this name or a hash with this beginning")
     found = ", ".join(f"{line.name} {line.digest.hex()[:12]}" for line in named or hashed)
-    more = "give the hash of one, or --all" if named else "give more of the hash"
-    raise ValueError(f"there are {len(named or hashed)} such lines ({found}); {more}")
+    more = "give the hash of one line, or --all" if named else "give more of the hash"
+    raise ValueError(f"there are {len(named or hashed)} matching lines ({found}); {more}")
 
 
 def _is_one_of(lines: Sequence[KeyLine], content: str) -> bool:

@@ -22,9 +22,9 @@ EPILOG = "\n\n".join(
         ),
         lines_of(
             "Exit codes:",
-            "0  it was done",
-            "1  it did not work, or was interrupted",
-            "2  a setting is bad, or the command was called wrongly; nothing was done",
+            "0  success",
+            "1  failure or interruption",
+            "2  invalid setting or invalid usage; nothing was done",
         ),
         lines_of(
             "Tab completion, by one line in ~/.bashrc, ~/.zshrc or config.fish:",

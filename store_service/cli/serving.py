@@ -92,7 +92,7 @@ def _ended_by_signals() -> Iterator[None]:
 @click.option(
     "--move-extra-columns",
     is_flag=True,
-    help="Keep columns that storeapi did not make in tables of their own.",
+    help="Move columns that storeapi did not create to separate tables.",
 )
 def migrate(move_extra_columns: bool) -> None:
     """Bring the database's schema up to date.

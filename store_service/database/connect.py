@@ -186,7 +186,7 @@ class Store:
     async def keep_checking(self) -> None:
         """Checks every CHECK_SECONDS, until it is cancelled, and tells what it finds."""
         refusal = RepeatedFailure(
-            log, "writes are refused", end_event="writes are taken again", level="error"
+            log, "writes are refused", end_event="writes are accepted again", level="error"
         )
         while True:
             try:

@@ -195,7 +195,7 @@ def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) ->
             )
     # Another user, or another machine, may be able to write what we cannot.
     if is_frozen and (not lacks_its_log(source) or _signature(source.stat()) != _signature(before)):
-        raise CopyFailed(f"{source} was written to while it was copied; try again")
+        raise CopyFailed(f"{source} was written during the copy; try again")
     with closing(sqlite3.connect(target, isolation_level=None)) as writer:
         # The first page says that there is a log beside the file, which a copy does not have.
         writer.execute("PRAGMA synchronous = OFF")

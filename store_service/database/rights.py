@@ -33,8 +33,8 @@ def check_schema(connection: sqlalchemy.Connection) -> None:
     if connection.exec_driver_sql("SELECT current_schema()").scalar_one() is None:
         role, path = connection.exec_driver_sql("SELECT current_user, current_setting('search_path')").one()
         raise MissingRight(
-            f"role {role} may use no schema of its search_path, {path}: GRANT USAGE ON SCHEMA gives the"
-            " right, ALTER ROLE ... SET search_path names another"
+            f"role {role} may not use any schema of its search_path, {path}: grant USAGE on a schema, or"
+            " change the path with ALTER ROLE ... SET search_path"
         )
 
 
@@ -55,7 +55,7 @@ def check_upgrade(connection: sqlalchemy.Connection) -> None:
     ).one()
     if is_read_only:
         raise MissingRight(
-            "the database takes no writes, so its schema cannot be upgraded: it is a standby, or"
+            "the database accepts no writes, so its schema cannot be upgraded: it is a standby, or"
             " default_transaction_read_only is on"
         )
     found = [] if may_create else [f"has no right to CREATE in schema {schema}"]
@@ -85,7 +85,7 @@ def check_service(connection: sqlalchemy.Connection, needed: Collection[str]) ->
     found = [f"has no right to {right} on {', '.join(names)}" for right, names in lacked.items()]
     hidden = connection.scalars(_HIDDEN, {"names": list(TABLES)}).all()
     if hidden:
-        found.append(f"sees only what row level security lets it see of {', '.join(hidden)}")
+        found.append(f"is restricted by row level security on {', '.join(hidden)}")
     _refuse(role, found, "serve: GRANT what is missing")
 
 

@@ -82,8 +82,8 @@ def current(connection: sqlalchemy.Connection) -> str:
         if found:
             own = "a file" if connection.dialect.name == "sqlite" else "a database, or a schema,"
             raise ForeignSchema(
-                f"the database is of another application: it holds {found}, and nothing of this service;"
-                f" give the service {own} of its own"
+                f"the database belongs to another application: it contains {found}, and nothing of this"
+                f" service; give the service {own} of its own"
             )
         return EMPTY
     for table, wanted in takeover.COLUMNS_BEFORE.items():
@@ -305,8 +305,8 @@ def _refuse_obstacles(
     missing = [] if revision == EMPTY else takeover.lacking(connection, revision)
     if missing:
         raise ForeignSchema(
-            f"the database says that it has schema {revision}, but {'; '.join(missing)}: it is of another"
-            " application, or somebody has changed it"
+            f"the version table names schema {revision}, but {'; '.join(missing)}: the database belongs to"
+            " another application, or its schema was changed"
         )
     found = takeover.obstacles(connection, revision)
     if found:
@@ -315,8 +315,8 @@ def _refuse_obstacles(
     if extra:
         what = "; ".join(f"{table} has {', '.join(names)}" for table, names in extra.items())
         raise ExtraColumns(
-            f"the database has columns that storeapi did not make: {' '.join(what.split())}; if it is one of"
-            " storeapi, `store-service migrate --move-extra-columns` keeps them in tables of their own"
+            f"the database has columns that storeapi did not create: {' '.join(what.split())}; if it belongs"
+            " to storeapi, `store-service migrate --move-extra-columns` moves them to separate tables"
         )
 
 

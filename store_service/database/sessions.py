@@ -64,8 +64,8 @@ async def refuse_transaction_pooling(first: Any, second: Any) -> None:
     after = [await _session_of(second), await _session_of(first)]
     if before != after[::-1]:
         raise PoolerRefused(
-            "a pooler in transaction mode is between the service and PostgreSQL, where sessions lose what was"
-            " prepared and set in them: use session mode, or connect to PostgreSQL itself"
+            "a pooler in transaction mode is between the service and PostgreSQL; it does not preserve"
+            " prepared statements and session settings: use session mode, or connect to PostgreSQL directly"
         )
 
 
@@ -126,7 +126,7 @@ class CurrentServer:
             return
         what = "is a standby" if server.is_standby else "is read-only (default_transaction_read_only)"
         raise DatabaseUnavailable from WrongServer(
-            f"the server {what}, and without STORE_READ_ONLY the service needs one that takes writes"
+            f"the server {what}, and without STORE_READ_ONLY the service needs a server that accepts writes"
         )
 
     def is_elsewhere(self, server: Server) -> bool:

@@ -114,7 +114,7 @@ class Access:
     async def keep_looking(self) -> None:
         """Does so until it is cancelled."""
         failure = RepeatedFailure(
-            log, "cannot look at the files of keys", end_event="the files of keys can be looked at again"
+            log, "cannot check the key files", end_event="the key files can be checked again"
         )
         while True:
             await asyncio.sleep(LOOK_SECONDS)

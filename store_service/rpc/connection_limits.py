@@ -82,9 +82,13 @@ class ConnectionLimits:
         self._crowd = _repeated(
             "closed connections above the limit of an address", "addresses are below their limit"
         )
-        self._silent = _repeated("closed connections without calls", "there is room for connections")
-        self._sending = _repeated("closed connections that send no whole requests", "requests arrive whole")
-        self._unseen = _repeated("cannot look at connections", "looking at connections again")
+        self._silent = _repeated(
+            "closed connections without calls", "the number of connections is below its limit"
+        )
+        self._sending = _repeated(
+            "closed connections with incomplete requests", "incomplete requests are below their limit"
+        )
+        self._unseen = _repeated("cannot inspect connections", "inspecting connections again")
 
     async def keep_looking(self) -> None:
         """Looks again and again, until it is cancelled."""

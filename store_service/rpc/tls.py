@@ -49,7 +49,7 @@ class Certificates:
         self._taken = self._signature()
         self._failure = RepeatedFailure(
             log,
-            "changed certificates cannot be used, those before stay",
+            "cannot use the changed certificates; the previous ones stay in use",
             end_event="changed certificates can be used again",
         )
         self._validity: Validity | None = None

@@ -79,7 +79,7 @@ class Feed:
         )
         self._listen_failure = RepeatedFailure(
             log,
-            "cannot listen for changes, looking for them",
+            "cannot listen for changes, polling",
             end_event="listening for changes again",
         )
         self._is_polling = False
@@ -241,7 +241,9 @@ class Feed:
                     # Changes are deleted faster than they are read, or the database was set back; each watch
                     # finds out for itself.
                     if isinstance(error, ResumeTokenForeign):
-                        log.warning("the database was set back, and has lost changes that watches were told")
+                        log.warning(
+                            "the database was set back and has lost changes that were sent to watches"
+                        )
                     self._recent.clear()
                     end = self._recent_start = None
                     self._news.tell()
@@ -286,7 +288,7 @@ class Feed:
             except NotifiesNobody:
                 self._listen_failure.ended()
                 if not self._is_polling:
-                    log.info("changes are polled, for a standby notifies nobody", seconds=POLL_SECONDS)
+                    log.info("polling for changes: a standby sends no notifications", seconds=POLL_SECONDS)
                 self._is_polling = True
                 pause = STANDBY_SECONDS
             except Exception as error:

@@ -91,7 +91,7 @@ class Keeping:
     async def run(self) -> None:
         """Works until it is cancelled."""
         failure = RepeatedFailure(
-            log, "cannot delete what is too old", end_event="what is too old is deleted again"
+            log, "cannot delete expired rows", end_event="expired rows are deleted again"
         )
         while True:
             try:
@@ -147,7 +147,9 @@ class Keeping:
         is_doubted = unconfirmed > JUMP_TOLERANCE_MICROSECONDS
         if is_doubted and of not in self._doubted:
             self._doubted.add(of)
-            log.info("kept longer, for the clock is not confirmed", of=of, seconds=unconfirmed / 1_000_000)
+            log.info(
+                "retention is extended: the clock is not confirmed", of=of, seconds=unconfirmed / 1_000_000
+            )
         elif not is_doubted and of in self._doubted:
             self._doubted.remove(of)
             log.info("the clock is confirmed", of=of)

@@ -453,6 +453,6 @@ def test_a_copy_of_a_file_that_somebody_else_writes_is_no_backup(database_file: 
             with closing(sqlite3.connect(database_file)) as connection, connection:
                 connection.execute("INSERT INTO posts (body) VALUES ('meanwhile')")
 
-    with pytest.raises(copies.CopyFailed, match="was written to while it was copied"):
+    with pytest.raises(copies.CopyFailed, match="was written during the copy"):
         copies.copy_database(database_file, tmp_path / "copy.db", write, in_use=False)
     assert not (tmp_path / "copy.db").exists()

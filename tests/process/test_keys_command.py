@@ -144,11 +144,11 @@ def test_removed_key_is_printed_and_all_other_lines_stay(
     [
         (
             ["search"],
-            "there are 2 such lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give the hash of one",
+            "there are 2 matching lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give the hash of one",
         ),
         (
             ["b2b2"],
-            "there are 2 such lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give more of the hash",
+            "there are 2 matching lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give more of the hash",
         ),
         (["b2b2", "--all"], "give more of the hash"),
         (["nobody"], "no line has this name"),

@@ -72,7 +72,7 @@ async def test_outage_is_logged_at_its_begin_and_end(
             for end in (
                 "listening for changes again",
                 "the change feed is read again",
-                "what is too old is deleted again",
+                "expired rows are deleted again",
             ):
                 await become(lambda end=end: end in events(lines))
             await become(lambda: events(lines).count("connection restored") == 3)
@@ -81,9 +81,9 @@ async def test_outage_is_logged_at_its_begin_and_end(
 
     for begin in (
         "not healthy",
-        "cannot listen for changes, looking for them",
+        "cannot listen for changes, polling",
         "cannot read the change feed",
-        "cannot delete what is too old",
+        "cannot delete expired rows",
     ):
         # Another line only where the cause was another one.
         causes = [line["cause"] for line in lines if line["event"] == begin]
@@ -103,7 +103,7 @@ async def test_standby_is_polled_and_listened_to_when_it_is_promoted(
     with capture_logs() as lines:
         config = config_of(server, read_only=True, auto_migrate=False)
         async with channel_to(config) as channel, begun(channel) as watch:
-            await become(lambda: "changes are polled, for a standby notifies nobody" in events(lines))
+            await become(lambda: "polling for changes: a standby sends no notifications" in events(lines))
             with psycopg.connect(server.url, autocommit=True) as other:
                 other.execute("SELECT pg_promote()")
                 await become(lambda: is_listening(other))
@@ -111,7 +111,7 @@ async def test_standby_is_polled_and_listened_to_when_it_is_promoted(
                 post = await Stubs(primary).create_post("after")
             assert [it.id for it in await watch.changes(1)] == [post.id]
 
-    assert events(lines).count("changes are polled, for a standby notifies nobody") == 1
+    assert events(lines).count("polling for changes: a standby sends no notifications") == 1
     assert not [line for line in lines if line["event"].startswith("cannot")]
 
 

@@ -564,7 +564,7 @@ async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: C
 
 # Connections that gRPC does not limit
 
-SENDING = "closed connections that send no whole requests"
+SENDING = "closed connections with incomplete requests"
 
 
 async def test_an_address_has_only_so_many_connections(config: Config) -> None:

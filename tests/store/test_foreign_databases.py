@@ -68,7 +68,7 @@ def test_a_database_of_another_application_is_refused(bare_url: str, tmp_path: P
     assert_refused(
         bare_url,
         tmp_path,
-        "the database is of another application: it holds table table_0, table table_1,",
+        "the database belongs to another application: it contains table table_0, table table_1,",
         "view recent, 1 more, and nothing of this service",
         "of its own",
     )
@@ -94,7 +94,7 @@ def test_a_file_without_tables_may_be_of_another_application_too(tmp_path: Path,
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute(f"PRAGMA {pragma} = 17")
 
-    assert_refused(f"sqlite:///{tmp_path / 'store.db'}", tmp_path, f"it holds {pragma} 17")
+    assert_refused(f"sqlite:///{tmp_path / 'store.db'}", tmp_path, f"it contains {pragma} 17")
 
 
 @pytest.mark.parametrize("revision", [schema.BEFORE, schema.HEAD])
@@ -109,8 +109,8 @@ def test_a_version_table_of_another_application_with_our_numbers_is_refused(
         "CREATE TABLE users (id INTEGER)",
     )
 
-    found = "it holds table users" if revision == schema.BEFORE else "there is no table posts"
-    assert_refused(bare_url, tmp_path, found, "of another application")
+    found = "it contains table users" if revision == schema.BEFORE else "there is no table posts"
+    assert_refused(bare_url, tmp_path, found, "another application")
 
 
 def test_tables_that_have_lost_a_column_are_refused(bare_url: str, tmp_path: Path) -> None:

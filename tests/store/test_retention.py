@@ -146,8 +146,8 @@ async def test_jump_of_the_clock_deletes_nothing(store: Store, database_url: str
 
     assert [(line["event"], line.get("of")) for line in lines] == [
         ("the clock has jumped", None),
-        ("kept longer, for the clock is not confirmed", "changes"),
-        ("kept longer, for the clock is not confirmed", "requests"),
+        ("retention is extended: the clock is not confirmed", "changes"),
+        ("retention is extended: the clock is not confirmed", "requests"),
         ("the clock is confirmed", "requests"),
         ("the clock is confirmed", "changes"),
     ]

@@ -87,7 +87,7 @@ def test_a_role_without_a_schema_is_told(database: Database, tmp_path: Path) -> 
     database.grant("REVOKE USAGE ON SCHEMA public FROM PUBLIC", GRANT_ALL)
     for command in ("check", "migrate", "serve"):
         line = refused_by(command, database, tmp_path)
-        assert f'role {database.role} may use no schema of its search_path, "$user", public' in line
+        assert f'role {database.role} may not use any schema of its search_path, "$user", public' in line
 
 
 @pytest.mark.parametrize("right", rights.TO_WRITE)
@@ -124,7 +124,7 @@ def test_a_database_that_takes_no_writes_is_not_upgraded(database: Database, tmp
         "GRANT CREATE ON SCHEMA public TO {role}", "ALTER ROLE {role} SET default_transaction_read_only = on"
     )
     for command in ("migrate", "serve"):
-        assert "the database takes no writes" in refused_by(command, database, tmp_path)
+        assert "the database accepts no writes" in refused_by(command, database, tmp_path)
 
 
 def test_a_service_that_takes_no_writes_needs_no_right_to_write(database: Database, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_login_is_decoded_and_hidden() -> None:
         ("postgresql://u@a:1:2/store", "a host must be"),
         ("postgresql://u@a/store?host=b", "names hosts twice"),
         ("postgresql://u@/store?host=a&host=b", "has the option host twice"),
-        ("postgresql://u@/store?host=a,b,c&port=1,2", "as many as hosts"),
+        ("postgresql://u@/store?host=a,b,c&port=1,2", "or one for each host"),
         ("postgresql://u@a/store?target_session_attrs=prefer-standby", "target_session_attrs must be"),
         ("postgresql://u@a/store?options=-c", "unknown option options"),
         ("postgresql://u@a/", "must name a host and a database"),

@@ -83,14 +83,12 @@ def list_options(command: Command) -> Command:
             help="id-desc: newest first.",
         ),
         click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Print at most N."),
-        click.option(
-            "--all", "is_all", is_flag=True, help="Print all, as is done anyway where no terminal is."
-        ),
+        click.option("--all", "is_all", is_flag=True, help="Print all; the default without a terminal."),
         click.option(
             "--page-size",
             metavar="N",
             type=click.IntRange(min=1, max=MAX_PAGE_SIZE),
-            help="Ask the service for N at once; the default suits --limit.",
+            help="Request N per page; the default depends on --limit.",
         ),
     )
 

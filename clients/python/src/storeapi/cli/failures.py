@@ -30,14 +30,14 @@ class ExitCode(enum.IntEnum):
 
 
 MEANINGS: Final[Mapping[ExitCode, str]] = {
-    ExitCode.OK: "it was done",
+    ExitCode.OK: "success",
     ExitCode.FAILED: "the service refused, or something else failed",
-    ExitCode.USAGE: "the command was called wrongly; nothing was sent",
-    ExitCode.NOT_FOUND: "a post or comment is not there",
+    ExitCode.USAGE: "invalid usage; nothing was sent",
+    ExitCode.NOT_FOUND: "a post or comment does not exist",
     ExitCode.CONFLICT: "conflict: another etag, a post with comments, a used request id",
-    ExitCode.UNAVAILABLE: "the service was not reached, is busy or too slow; try again",
+    ExitCode.UNAVAILABLE: "the service could not be reached, or is busy or too slow; try again",
     ExitCode.INTERRUPTED: "Ctrl-C",
-    ExitCode.NO_READER: "whoever read the output went away (| head)",
+    ExitCode.NO_READER: "the reader of the output closed it (| head)",
     ExitCode.TERMINATED: "SIGTERM",
 }
 """What the exit codes mean, for --help and the documentation."""

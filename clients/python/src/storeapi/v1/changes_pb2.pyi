@@ -185,10 +185,10 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 class Change(_message.Message):
     """One change of one post or comment.
 
-    When a post is deleted with its comments, the changes of the comments come before that of the
-    post, in the same transaction. If there are too many for one transaction (see
-    PostService.DeletePost), the change of the post comes first, and those of its comments follow in
-    later transactions with the same request_id. In between, no call finds these comments.
+    When a post is deleted with its comments, the changes of the comments come before the change of
+    the post, in the same transaction. If there are too many comments for one transaction (see
+    PostService.DeletePost), the change of the post comes first. The changes of its comments follow
+    in later transactions with the same request_id. In between, no call finds these comments.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -213,8 +213,8 @@ class Change(_message.Message):
     """request_id of the request that made the change, if it had one."""
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was done, by the clock of the server that did it; clocks of several servers differ, and clocks jump.
-        Changes are in the order of their responses, whatever their times are.
+        """When the change was made, by the clock of the server that made it. The clocks of servers differ,
+        and a clock can jump. Changes are in the order of their responses, regardless of their times.
         For ACTION_SNAPSHOT, when the resource was last changed; unset if that is not known.
         """
 

@@ -50,8 +50,8 @@ class ChangeServiceStub:
       unknown or there are more than 100; a post id is not positive or there are more than 1000;
       heartbeat_interval is not between 1 and 60 seconds.
     - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
-      another store. An open watch gets RESUME_TOKEN_FOREIGN when the store was set back, as a
-      failover may do, and has lost changes that were sent.
+      another store. An open watch gets it when the store was set back, for example by a failover,
+      and has lost changes that were sent.
     - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start
       again with initial_state. Metadata earliest_resume_token is what earliest would start from.
     - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
@@ -83,8 +83,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
       unknown or there are more than 100; a post id is not positive or there are more than 1000;
       heartbeat_interval is not between 1 and 60 seconds.
     - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
-      another store. An open watch gets RESUME_TOKEN_FOREIGN when the store was set back, as a
-      failover may do, and has lost changes that were sent.
+      another store. An open watch gets it when the store was set back, for example by a failover,
+      and has lost changes that were sent.
     - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start
       again with initial_state. Metadata earliest_resume_token is what earliest would start from.
     - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
@@ -119,8 +119,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
           unknown or there are more than 100; a post id is not positive or there are more than 1000;
           heartbeat_interval is not between 1 and 60 seconds.
         - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
-          another store. An open watch gets RESUME_TOKEN_FOREIGN when the store was set back, as a
-          failover may do, and has lost changes that were sent.
+          another store. An open watch gets it when the store was set back, for example by a failover,
+          and has lost changes that were sent.
         - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start
           again with initial_state. Metadata earliest_resume_token is what earliest would start from.
         - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.

@@ -116,8 +116,8 @@ class CommentServiceServicer(object):
     def ListComments(self, request, context):
         """Returns a page of one post's comments, or of all comments when post_id is 0, oldest first unless
         order_by says otherwise. Comments added or deleted while a caller turns pages never make it
-        see one twice or miss one that stayed. A page may be short or empty and still have a
-        next_page_token, while comments of deleted posts are being removed; only a page without one is
+        see one twice or miss one that stayed. While comments of deleted posts are being removed, a page
+        may be short or empty and still have a next_page_token. Only a page without a next_page_token is
         the last.
 
         Errors:
@@ -211,8 +211,8 @@ class CommentServiceServicer(object):
 
     def CountComments(self, request, context):
         """Counts the comments of up to 1000 posts. A post without comments, or no post at all, counts 0.
-        Many comments are counted in steps, so the count is not one moment: a comment that stays
-        meanwhile is counted once, one that is added or deleted meanwhile may be counted or not.
+        Many comments are counted in steps, so the count is not a snapshot: a comment that exists
+        throughout is counted once; a comment that is added or deleted meanwhile may be counted or not.
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no post_ids, or more than 1000.

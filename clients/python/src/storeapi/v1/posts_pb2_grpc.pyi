@@ -68,7 +68,8 @@ class PostServiceStub:
     ListPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]
     """Returns a page of posts, oldest first unless order_by says otherwise. Posts added or
     deleted while a caller turns pages never make it see one twice or miss one that stayed. A page
-    may be short or empty and still have a next_page_token; only a page without one is the last.
+    may be short or empty and still have a next_page_token. Only a page without a next_page_token is
+    the last.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative, order_by is unknown.
@@ -94,16 +95,16 @@ class PostServiceStub:
 
     With force its comments are deleted too, however many there are. When the call returns, no call
     finds the post or any of its comments, and no comment can be added. Up to 1,000 comments of
-    1 MiB together are deleted in the same transaction as the post. Of a post with more, comments
-    are removed from the database afterwards, in the background: Watch tells of the post first and
-    of its comments within the next seconds or minutes.
+    1 MiB together are deleted in the same transaction as the post. If a post has more, its comments
+    are removed from the database afterwards, in the background: Watch sends the deletion of the
+    post first and those of its comments within the next seconds or minutes.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
     - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set; metadata
-      comment_count is how many, counted after the call was refused.
+      comment_count is their number, counted after the call was refused.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchGetPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]
@@ -128,8 +129,8 @@ class PostServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchDeletePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]
-    """Deletes up to 1000 posts: all of them or, on any error, none. The comments of all posts
-    together count as those of one post do for DeletePost.
+    """Deletes up to 1000 posts: all of them or, on any error, none. The limits of DeletePost for one
+    transaction apply to the comments of all these posts together.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
@@ -182,7 +183,8 @@ class PostServiceAsyncStub(PostServiceStub):
     ListPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]  # type: ignore[assignment]
     """Returns a page of posts, oldest first unless order_by says otherwise. Posts added or
     deleted while a caller turns pages never make it see one twice or miss one that stayed. A page
-    may be short or empty and still have a next_page_token; only a page without one is the last.
+    may be short or empty and still have a next_page_token. Only a page without a next_page_token is
+    the last.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative, order_by is unknown.
@@ -208,16 +210,16 @@ class PostServiceAsyncStub(PostServiceStub):
 
     With force its comments are deleted too, however many there are. When the call returns, no call
     finds the post or any of its comments, and no comment can be added. Up to 1,000 comments of
-    1 MiB together are deleted in the same transaction as the post. Of a post with more, comments
-    are removed from the database afterwards, in the background: Watch tells of the post first and
-    of its comments within the next seconds or minutes.
+    1 MiB together are deleted in the same transaction as the post. If a post has more, its comments
+    are removed from the database afterwards, in the background: Watch sends the deletion of the
+    post first and those of its comments within the next seconds or minutes.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
     - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
     - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set; metadata
-      comment_count is how many, counted after the call was refused.
+      comment_count is their number, counted after the call was refused.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
@@ -242,8 +244,8 @@ class PostServiceAsyncStub(PostServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
     """
     BatchDeletePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]  # type: ignore[assignment]
-    """Deletes up to 1000 posts: all of them or, on any error, none. The comments of all posts
-    together count as those of one post do for DeletePost.
+    """Deletes up to 1000 posts: all of them or, on any error, none. The limits of DeletePost for one
+    transaction apply to the comments of all these posts together.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
@@ -311,7 +313,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_posts_pb2.ListPostsResponse, _abc.Awaitable[_posts_pb2.ListPostsResponse]]:
         """Returns a page of posts, oldest first unless order_by says otherwise. Posts added or
         deleted while a caller turns pages never make it see one twice or miss one that stayed. A page
-        may be short or empty and still have a next_page_token; only a page without one is the last.
+        may be short or empty and still have a next_page_token. Only a page without a next_page_token is
+        the last.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative, order_by is unknown.
@@ -349,16 +352,16 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         With force its comments are deleted too, however many there are. When the call returns, no call
         finds the post or any of its comments, and no comment can be added. Up to 1,000 comments of
-        1 MiB together are deleted in the same transaction as the post. Of a post with more, comments
-        are removed from the database afterwards, in the background: Watch tells of the post first and
-        of its comments within the next seconds or minutes.
+        1 MiB together are deleted in the same transaction as the post. If a post has more, its comments
+        are removed from the database afterwards, in the background: Watch sends the deletion of the
+        post first and those of its comments within the next seconds or minutes.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
         - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
         - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set; metadata
-          comment_count is how many, counted after the call was refused.
+          comment_count is their number, counted after the call was refused.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
         """
 
@@ -401,8 +404,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchDeletePostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchDeletePostsResponse, _abc.Awaitable[_posts_pb2.BatchDeletePostsResponse]]:
-        """Deletes up to 1000 posts: all of them or, on any error, none. The comments of all posts
-        together count as those of one post do for DeletePost.
+        """Deletes up to 1000 posts: all of them or, on any error, none. The limits of DeletePost for one
+        transaction apply to the comments of all these posts together.
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
