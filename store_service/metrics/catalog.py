@@ -90,9 +90,8 @@ METRICS: dict[str, Metric] = {
     ),
     "store_wal_bytes": Metric(
         "gauge",
-        "Size of SQLite's write-ahead log. It stays below 16 MiB but for large transactions; when it grows, "
-        "something reads for so "
-        "long that the log cannot be taken over into the database.",
+        "Size of SQLite's write-ahead log. It stays below 16 MiB except during large transactions. "
+        "When it grows, a long read prevents the checkpoint.",
     ),
     "store_watches": Metric("gauge", "Watches that are open now."),
     "store_watches_limit": Metric(
