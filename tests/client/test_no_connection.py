@@ -18,6 +18,9 @@ import grpc
 import pytest
 import storeapi
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from storeapi import _connection, _diagnosis, _retries
 from storeapi._status import store_error
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
@@ -196,12 +199,37 @@ async def test_grpc_refuses_a_client_certificate_without_a_word(make_client, aut
             await client.posts.get(1)
 
 
-async def test_a_name_that_does_not_exist_is_told_at_once(make_client):
-    """Names that end in .invalid never do."""
-    client = make_client("no.such.name.invalid:50051", timeout=60)
+@pytest.mark.parametrize(("seconds", "kind"), [(60, storeapi.ConnectionFailed), (1, storeapi.Unavailable)])
+async def test_a_name_that_does_not_exist(make_client, seconds, kind):
+    """It ends the call when two looks have not found it, or with the deadline before that."""
+    client = make_client("no.such.name.invalid:50051", timeout=seconds)
 
-    with pytest.raises(storeapi.ConnectionFailed, match=r"the name no\.such\.name\.invalid is not known"):
+    message = r"the name no\.such\.name\.invalid is not known"
+    with pytest.raises(storeapi.Unavailable, match=message) as raised:
         await client.posts.get(1)
+
+    assert type(raised.value) is kind
+    assert raised.value.attempts > 1
+
+
+def test_a_name_is_looked_up_twice(monkeypatch):
+    """That of a service which is just starting is not known yet; what many calls hear is still one look."""
+    diagnosis = _diagnosis.Diagnosis(settings(target="no.such.name.invalid:1").goal)
+    error = storeapi.Unavailable("DNS resolution failed")
+
+    def kind() -> type[storeapi.StoreError]:
+        return type(diagnosis.explain(error, has_answered=False, seconds_left=None))
+
+    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", patience())
+    monkeypatch.setattr(_diagnosis, "AGAIN_SECONDS", patience())
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", patience())
+    assert [kind(), kind()] == [storeapi.Unavailable] * 2
+
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", 0.0)
+    assert kind() is storeapi.ConnectionFailed
+
+    monkeypatch.setattr(_diagnosis, "AGAIN_SECONDS", 0.0)
+    assert kind() is storeapi.Unavailable
 
 
 @pytest.mark.parametrize(
@@ -249,7 +277,7 @@ async def test_a_service_that_comes_late_is_waited_for(make_client, authority, f
 
 
 async def test_a_watch_does_not_wait_for_a_certificate_to_mend(make_client, authority):
-    """Also one that has begun: it would be silent for ever."""
+    """Also one that has begun, after two looks: it would be silent for ever."""
     with service(authority.issue_cert("localhost")) as port:
         client = make_client(f"localhost:{port}", **ca(authority))
         watch = client.changes.watch()
@@ -262,15 +290,98 @@ async def test_a_watch_does_not_wait_for_a_certificate_to_mend(make_client, auth
     await watch.close()
 
 
-@pytest.mark.parametrize(
-    ("has_answered", "kind"), [(True, storeapi.Unavailable), (False, storeapi.ConnectionFailed)]
-)
-def test_a_name_that_goes_may_come_back(has_answered, kind):
+async def test_a_watch_waits_for_a_certificate_that_is_shown_briefly(
+    make_client, authority, failed, monkeypatch
+):
+    """As by a load balancer that is just starting."""
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", patience())
+    good = authority.issue_cert("localhost")
+    with service(good) as port:
+        watch = make_client(f"localhost:{port}", **ca(authority)).changes.watch()
+        await anext(watch.batches())
+    with service(trustme.CA().issue_cert("localhost"), port=port):
+        step = asyncio.ensure_future(anext(watch.batches()))
+        assert await failed()
+    with service(good, port=port):
+        assert (await step).resume_token == "t1"
+        await watch.close()
+
+
+def only_for_grpc() -> trustme.LeafCert:
+    """A certificate, its own authority, with an IP address as a DNS name: gRPC takes it, Python does not."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "store")])
+    cert = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - DAY, NOW + DAY)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("127.0.0.1")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return trustme.LeafCert(private, cert.public_bytes(serialization.Encoding.PEM), [])
+
+
+async def test_what_only_python_refuses_does_not_end_a_client_that_works(make_client, monkeypatch):
+    """While the server restarts gRPC reports a refused connection, and a look finds the certificate."""
+    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", patience())
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", 0.0)
+    cert = only_for_grpc()
+    with service(cert) as port:
+        target, trusted = f"127.0.0.1:{port}", chain_of(cert)
+        assert (await make_client(target, tls_ca=trusted).posts.get(1)).id == 1
+        diagnosis = _diagnosis.Diagnosis(settings(target=target, tls_ca=trusted).goal)
+        refused = storeapi.Unavailable("last error: Failed to connect to remote host: Connection refused")
+        for _ in range(3):
+            error = await asyncio.to_thread(diagnosis.explain, refused, has_answered=True, seconds_left=None)
+
+            assert type(error) is storeapi.Unavailable
+            assert "is not valid for the name 127.0.0.1" in error.message
+
+
+def test_a_name_that_goes_may_come_back(monkeypatch):
     """As that of a headless service of Kubernetes in a restart: a client that was answered waits for it."""
-    goal = settings(target="no.such.name.invalid:1").goal
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", 0.0)
+    diagnosis = _diagnosis.Diagnosis(settings(target="no.such.name.invalid:1").goal)
     error = storeapi.Unavailable("DNS resolution failed")
 
-    assert type(_diagnosis.Diagnosis(goal).explain(error, has_answered=has_answered)) is kind
+    for _ in range(3):
+        assert type(diagnosis.explain(error, has_answered=True, seconds_left=None)) is storeapi.Unavailable
+
+
+async def test_a_look_takes_no_longer_than_the_call(make_client, authority, monkeypatch):
+    """Of a server that accepts connections and says nothing."""
+    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", 2 * patience())
+    # gRPC gives up a connection after this time, and says UNAVAILABLE.
+    soon = [("grpc.min_reconnect_backoff_ms", 100), ("grpc.initial_reconnect_backoff_ms", 1000)]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        client = make_client(target, timeout=1, **ca(authority), channel_options=soon)
+
+        with pytest.raises(storeapi.StoreError) as raised:
+            await asyncio.wait_for(client.posts.get(1), patience())
+
+    assert isinstance(raised.value, (storeapi.Unavailable, storeapi.DeadlineExceeded))
+
+
+def test_a_kind_of_address_that_the_host_does_not_have(monkeypatch):
+    """As IPv6 in many containers: the other addresses are looked at all the same."""
+    getaddrinfo = socket.getaddrinfo
+
+    def more(*arguments: Any, **keywords: Any) -> Any:
+        return [
+            (socket.AF_ATMPVC, socket.SOCK_STREAM, 6, "", ("elsewhere", 1)),
+            *getaddrinfo(*arguments, **keywords),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", more)
+    found = _diagnosis.look(settings(target="127.0.0.1:1").goal)
+
+    assert found is not None
+    assert re.fullmatch(
+        "elsewhere:1 cannot be reached: .*not supported.*; nothing listens at 127.0.0.1:1", found.message
+    )
 
 
 async def test_a_server_without_http2_is_told_of(make_client, authority):
@@ -348,14 +459,24 @@ def test_an_address_is_shown_as_people_write_it():
     )
 
 
-@pytest.mark.parametrize(("kind", "code"), [("TLS to plaintext", 1), ("nothing listens", 5)])
-def test_the_command_tells_it_in_one_line(authority, tmp_path, kind, code):
+@pytest.mark.parametrize(
+    ("host", "has_server", "seconds", "code", "message"),
+    [
+        ("localhost", True, 2, 1, "does not use TLS"),
+        ("localhost", False, 2, 5, "nothing listens"),
+        ("no.such.name.invalid", False, 60, 1, "is not known"),
+        ("no.such.name.invalid", False, 1, 5, "is not known"),
+    ],
+)
+def test_the_command_tells_it_in_one_line(authority, tmp_path, host, has_server, seconds, code, message):
     """With the exit code for what does not pass, or for what may."""
     path = tmp_path / "ca.pem"
     path.write_bytes(authority.cert_pem.bytes())
     with service(None) as port:
-        target = f"localhost:{port if code == 1 else 1}"
-        command = [sys.executable, "-m", "storeapi", "--target", target, "--timeout", "2", "--tls-ca", path]
+        target = f"{host}:{port if has_server else 1}"
+        timeout = str(seconds)
+        command = [sys.executable, "-m", "storeapi", "--target", target, "--timeout", timeout]
+        command += ["--tls-ca", path]
         # gRPC's core writes lines of its own about handshakes.
         quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
         run = subprocess.run(
@@ -365,4 +486,4 @@ def test_the_command_tells_it_in_one_line(authority, tmp_path, kind, code):
     assert run.returncode == code
     (line,) = run.stderr.splitlines()
     assert line.startswith(f"error: UNAVAILABLE: cannot connect to {target}: ")
-    assert ("does not use TLS" if code == 1 else "nothing listens") in line
+    assert message in line

@@ -10,21 +10,29 @@ import concurrent.futures
 import contextlib
 import os
 import pkgutil
+import re
 import socket
 import ssl
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from storeapi.errors import ConnectionFailed, StoreError, Unavailable
 
 PROBE_SECONDS: Final = 1.0
-"""How long all addresses together may take. Calls that fail meanwhile wait for it."""
+"""How long all addresses together may take. Calls that fail meanwhile wait for it, until their deadline."""
 
 FRESH_SECONDS: Final = 2.0
-"""How long a finding is used again: many calls fail at once when a server stops."""
+"""How long a finding is used again: many calls fail at once when a server stops. So two looks are at least
+this far apart."""
+
+AGAIN_SECONDS: Final = 10.0
+"""Within this time of the look before, the same finding is found again; later it is a new one."""
+
+TLS_OF_GRPC: Final = re.compile("SSL_ERROR_SSL|certificate|verification|ALPN", re.IGNORECASE)
+"""What gRPC says of a handshake that it refused itself, and not of one that broke off."""
 
 NAME_UNKNOWN: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
 """Other errors of a look-up are those of the name server, and may pass."""
@@ -62,18 +70,30 @@ class Finding:
     """What is wrong with one address, or with all of them together."""
 
     message: str
-    ends_first: bool
-    """Whether another try cannot help a client that has never had an answer."""
-    ends_always: bool
-    """Whether another try cannot help any client. Servers and names come back; certificates stay."""
+    is_unknown_name: bool = False
+    """Whether a name is not known: it may be that of a service that is just starting."""
+    is_tls: bool = False
+    """Whether the two sides do not agree on TLS."""
+    is_tls_everywhere: bool = False
+    """Whether they do not at any address."""
+    is_again: bool = False
+    """Whether the look before has found the same."""
+
+    def is_final(self, error: StoreError, *, has_answered: bool) -> bool:
+        """Whether another try cannot help a client with this error of gRPC."""
+        if not has_answered:
+            return self.is_tls or (self.is_unknown_name and self.is_again)
+        # What worked once may come back: names, servers, and certificates too, when a load balancer starts.
+        # gRPC must have refused the handshake as well, for it may accept what Python does not.
+        return self.is_tls_everywhere and self.is_again and bool(TLS_OF_GRPC.search(error.message))
 
 
 def _passing(message: str) -> Finding:
-    return Finding(message=message, ends_first=False, ends_always=False)
+    return Finding(message=message)
 
 
 def _lasting(message: str) -> Finding:
-    return Finding(message=message, ends_first=True, ends_always=True)
+    return Finding(message=message, is_tls=True, is_tls_everywhere=True)
 
 
 class _Diagnosis:
@@ -85,6 +105,7 @@ class _Diagnosis:
         self._lock = threading.Lock()
         self._looking: concurrent.futures.Future[Finding | None] | None = None
         self._since = 0.0
+        self._before: Finding | None = None
 
     def _look(self, error: StoreError) -> "concurrent.futures.Future[Finding | None] | None":
         """What is being found out about an error; None if it does not come from connecting."""
@@ -95,52 +116,73 @@ class _Diagnosis:
             return None
         with self._lock:
             looking = self._looking
-            if looking is None or (looking.done() and time.monotonic() - self._since > FRESH_SECONDS):
+            age = time.monotonic() - self._since
+            if looking is None or (looking.done() and age > FRESH_SECONDS):
+                self._before = looking.result() if looking and age < AGAIN_SECONDS else None
                 looking = self._looking = concurrent.futures.Future()
+                # From now on nobody who stops waiting can cancel it for the others.
+                looking.set_running_or_notify_cancel()
                 self._since = time.monotonic()
                 # A daemon: looking up a name can take much longer than anybody waits for it.
                 threading.Thread(
-                    target=_run, args=(goal, looking), name="storeapi-probe", daemon=True
+                    target=_run, args=(goal, looking, self._before), name="storeapi-probe", daemon=True
                 ).start()
         return looking
 
-    def _explained(self, error: StoreError, finding: Finding | None, *, has_answered: bool) -> StoreError:
+    def _explained(
+        self, error: StoreError, looking: "concurrent.futures.Future[Finding | None]", *, has_answered: bool
+    ) -> StoreError:
+        # At the deadline the look before has to do.
+        finding = looking.result() if looking.done() else self._before
         if finding is None or self._goal is None:
             return error
-        is_final = finding.ends_always if has_answered else finding.ends_first
-        kind = ConnectionFailed if is_final else Unavailable
+        kind = ConnectionFailed if finding.is_final(error, has_answered=has_answered) else Unavailable
         return kind(f"cannot connect to {self._goal.target}: {finding.message}")
 
 
 class AsyncDiagnosis(_Diagnosis):
     """For the tasks of an event loop."""
 
-    async def explain(self, error: StoreError, *, has_answered: bool) -> StoreError:
+    async def explain(
+        self, error: StoreError, *, has_answered: bool, seconds_left: float | None
+    ) -> StoreError:
         """The error itself, or one that says why no connection could be made."""
         looking = self._look(error)
         if looking is None:
             return error
-        done, _ = await asyncio.wait({asyncio.wrap_future(looking)}, timeout=PROBE_SECONDS)
-        return self._explained(error, looking.result() if done else None, has_answered=has_answered)
+        waiting = asyncio.wrap_future(looking)
+        try:
+            await asyncio.wait({waiting}, timeout=_patience(seconds_left))
+        finally:
+            # The event loop may be closed when the look is done.
+            waiting.cancel()
+        return self._explained(error, looking, has_answered=has_answered)
 
 
 class Diagnosis(_Diagnosis):
     """For threads."""
 
-    def explain(self, error: StoreError, *, has_answered: bool) -> StoreError:
+    def explain(self, error: StoreError, *, has_answered: bool, seconds_left: float | None) -> StoreError:
         """The error itself, or one that says why no connection could be made."""
         looking = self._look(error)
         if looking is None:
             return error
-        done, _ = concurrent.futures.wait({looking}, timeout=PROBE_SECONDS)
-        return self._explained(error, looking.result() if done else None, has_answered=has_answered)
+        concurrent.futures.wait({looking}, timeout=_patience(seconds_left))
+        return self._explained(error, looking, has_answered=has_answered)
 
 
-def _run(goal: Goal, looking: "concurrent.futures.Future[Finding | None]") -> None:
+def _patience(seconds_left: float | None) -> float:
+    """How long a call waits for a look, of the seconds that it has left."""
+    return PROBE_SECONDS if seconds_left is None else min(PROBE_SECONDS, seconds_left)
+
+
+def _run(goal: Goal, looking: "concurrent.futures.Future[Finding | None]", before: Finding | None) -> None:
     finding = None
     # Whatever goes wrong here, gRPC's own error is still there.
     with contextlib.suppress(Exception):
         finding = look(goal)
+        if finding and before and finding.message == before.message:
+            finding = replace(finding, is_again=True)
     looking.set_result(finding)
 
 
@@ -154,8 +196,7 @@ def look(goal: Goal) -> Finding | None:
         except socket.gaierror as error:
             if error.errno not in NAME_UNKNOWN:
                 return None
-            message = f"the name {host} is not known"
-            findings.append(Finding(message=message, ends_first=True, ends_always=False))
+            findings.append(Finding(message=f"the name {host} is not known", is_unknown_name=True))
             continue
         for family, _, _, _, address in dict.fromkeys(found):
             finding = _look_at(goal, host, family, address, end)
@@ -163,35 +204,47 @@ def look(goal: Goal) -> Finding | None:
                 return None
             findings.append(finding)
     # Of localhost one address may refuse, and the other have the wrong certificate.
-    telling = [it for it in findings if it.ends_first] or findings
+    telling = [it for it in findings if it.is_tls or it.is_unknown_name] or findings
     if not telling:
         return None
     return Finding(
         message="; ".join(dict.fromkeys(it.message for it in telling)),
-        ends_first=any(it.ends_first for it in findings),
-        ends_always=all(it.ends_always for it in findings),
+        is_unknown_name=any(it.is_unknown_name for it in findings),
+        is_tls=any(it.is_tls for it in findings),
+        is_tls_everywhere=all(it.is_tls for it in findings),
     )
 
 
 def _look_at(goal: Goal, host: str, family: socket.AddressFamily, address: Any, end: float) -> Finding | None:
     """What is wrong with one address."""
     shown = f"[{address[0]}]:{address[1]}" if family is socket.AF_INET6 else f"{address[0]}:{address[1]}"
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.settimeout(max(end - time.monotonic(), 0.01))
-        try:
-            connection.connect(address)
-        except ConnectionRefusedError:
-            return _passing(f"nothing listens at {shown}")
-        except TimeoutError:
-            return _passing(f"{shown} does not answer")
-        except OSError as error:
-            return _passing(f"{shown} cannot be reached: {error.strerror}")
+    try:
+        connection = _connected(family, address, max(end - time.monotonic(), 0.01))
+    except ConnectionRefusedError:
+        return _passing(f"nothing listens at {shown}")
+    except TimeoutError:
+        return _passing(f"{shown} does not answer")
+    except OSError as error:
+        return _passing(f"{shown} cannot be reached: {error.strerror}")
+    with connection:
         if goal.has_own_credentials:
             return None
         if goal.tls is None:
             is_tls = _speaks_tls(connection)
             return _lasting(f"{shown} uses TLS, and the client does not") if is_tls else None
         return _look_at_tls(goal.tls, host, shown, connection)
+
+
+def _connected(family: socket.AddressFamily, address: Any, seconds: float) -> socket.socket:
+    """A connection; OSError also where the host does not have this kind of address."""
+    connection = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        connection.settimeout(seconds)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _speaks_tls(connection: socket.socket) -> bool:

@@ -455,7 +455,7 @@ class ConnectionFailed(Unavailable):
     """No connection can be made, and another try cannot change that; nothing was sent.
 
     The message names the cause: a certificate that is not trusted, has expired or has another name, TLS on
-    one side only, or a name that does not exist.
+    one side only, or a name that two looks, at least two seconds apart, have not found.
     """
 
 

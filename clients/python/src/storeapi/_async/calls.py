@@ -73,7 +73,7 @@ class AsyncCalls:
                     raise
                 raise Cancelled("the client was closed") from None
             except grpc.RpcError as failure:
-                error = await self.error(failure)
+                error = await self.error(failure, attempts)
                 error.request_id = getattr(request, "request_id", "")
                 error.attempts = attempts.count
                 may_repeat = self.retries and not self.is_closed and is_repeatable(request)
@@ -92,12 +92,14 @@ class AsyncCalls:
                 return reply
             await self.wait(pause, error)
 
-    async def error(self, failure: grpc.RpcError) -> StoreError:
+    async def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:
         """The error of a try that failed, with the cause if no connection could be made."""
         error = store_error(failure)
-        if error.reason:
+        if error.reason or error.call_id:
             self.has_answered = True
-        return await self.diagnosis.explain(error, has_answered=self.has_answered)
+        return await self.diagnosis.explain(
+            error, has_answered=self.has_answered, seconds_left=attempts.remaining()
+        )
 
     async def in_pieces(
         self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], Awaitable[None]]

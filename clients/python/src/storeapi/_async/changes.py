@@ -210,7 +210,7 @@ class AsyncWatch:
                     return None
                 if not isinstance(failure, grpc.RpcError):
                     raise
-                error, cause = await self._calls.error(failure), failure
+                error, cause = await self._calls.error(failure, attempts), failure
             else:
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)

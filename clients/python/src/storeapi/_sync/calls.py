@@ -65,7 +65,7 @@ class Calls:
             try:
                 reply = method(request, timeout=attempts.remaining())
             except grpc.RpcError as failure:
-                error = self.error(failure)
+                error = self.error(failure, attempts)
                 error.request_id = getattr(request, "request_id", "")
                 error.attempts = attempts.count
                 may_repeat = self.retries and not self.is_closed and is_repeatable(request)
@@ -84,12 +84,14 @@ class Calls:
                 return reply
             self.wait(pause, error)
 
-    def error(self, failure: grpc.RpcError) -> StoreError:
+    def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:
         """The error of a try that failed, with the cause if no connection could be made."""
         error = store_error(failure)
-        if error.reason:
+        if error.reason or error.call_id:
             self.has_answered = True
-        return self.diagnosis.explain(error, has_answered=self.has_answered)
+        return self.diagnosis.explain(
+            error, has_answered=self.has_answered, seconds_left=attempts.remaining()
+        )
 
     def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
         """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""

@@ -211,7 +211,7 @@ class Watch:
                     return None
                 if not isinstance(failure, grpc.RpcError):
                     raise
-                error, cause = self._calls.error(failure), failure
+                error, cause = self._calls.error(failure, attempts), failure
             else:
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)
