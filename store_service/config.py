@@ -224,13 +224,13 @@ class Config(BaseSettings):
     """Maximum page size. Larger values are capped."""
 
     max_unsent_bytes: int = Field(default=33_554_432, ge=0)
-    """Bytes of large responses that a client may leave unread on one connection. Further calls on it fail
-    with OVERLOADED."""
+    """Bytes of responses of more than 4 KiB that a client may leave unread on one connection. Further calls
+    on it fail with OVERLOADED."""
 
     max_pending_response_bytes: int = Field(default=268_435_456, ge=4_194_304)
-    """Bytes of large responses that all clients of a process may leave unread. No connection may hold more
-    than what remains for the others. Reads that do not fit fail with OVERLOADED, and connections that read
-    nothing are closed, the largest first."""
+    """Bytes of responses of more than 4 KiB that all clients of a process may leave unread. No connection
+    may hold more than what remains for the others. Reads that do not fit fail with OVERLOADED, and
+    connections that read nothing are closed, the largest first."""
 
     max_connections: int = Field(default=1000, ge=1, le=1_000_000)
     """Maximum number of connections to a process; further connections are closed at once. Each needs a file

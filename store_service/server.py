@@ -210,7 +210,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             guard = Guard(
                 limits,
                 connections,
-                connection_limits.requests,
+                connection_limits.delivered,
                 access,
                 observed.measures,
                 observed.tracing,
@@ -303,6 +303,7 @@ def _connection_limits(config: Config, connections: Connections, limits: Limits)
         max_pending_bytes=config.max_concurrent_bytes,
         silent_seconds=config.handshake_seconds,
         busy=limits.peers,
+        looked=limits.pending.looked,
     )
 
 

@@ -1,12 +1,15 @@
 """HTTP/2 by hand, for what no gRPC client would do."""
 
 import asyncio
+import socket
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
+INITIAL_WINDOW_SIZE = 4
+"""The setting of HTTP/2 that says how much may be sent at once on a stream."""
 ACK = END_STREAM = 1
 END_HEADERS = 4
 CANCEL = 8
@@ -87,12 +90,17 @@ class RawClient:
 
 @asynccontextmanager
 async def raw_client(
-    address: str, *, greeting: bytes = PREFACE + frame(SETTINGS, 0, 0)
+    address: str, *, greeting: bytes = PREFACE + frame(SETTINGS, 0, 0), buffer_bytes: int | None = None
 ) -> AsyncIterator[RawClient]:
-    """A connection until the end of the block."""
+    """A connection until the end of the block; its kernel takes no more than so many bytes ahead."""
     host, _, port = address.rpartition(":")
+    connection = socket.socket()
+    connection.setblocking(False)
+    if buffer_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
     # A small buffer, so that what is not read stays with the server.
-    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    reader, writer = await asyncio.open_connection(sock=connection, limit=1024)
     writer.write(greeting)
     try:
         yield RawClient(reader, writer)

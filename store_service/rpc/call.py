@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -15,6 +14,7 @@ from store_service.logs import CallLog
 from store_service.measures import CallMeasure
 from store_service.rpc.access import address_of
 from store_service.rpc.decoding import RequestTooLarge
+from store_service.rpc.delivered import Delivered
 from store_service.rpc.status import ROWS, status_of, status_of_a_bug
 from store_service.rpc.turns import LARGE_BYTES
 
@@ -26,9 +26,6 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 CALL_ID_KEY = "x-call-id"
 """Trailing metadata with the id under which the log tells of the call."""
-
-CALL_BYTES = 512
-"""What a call may take on the wire beside its request."""
 
 TRAVEL_SECONDS = 0.01
 """How much earlier than here a deadline may pass for its caller, besides what gRPC rounds."""
@@ -47,8 +44,8 @@ class Call:
     __slots__ = (
         "_calls",
         "_context",
+        "_delivered",
         "_measure",
-        "_requests",
         "_span",
         "_start",
         "caller",
@@ -65,11 +62,11 @@ class Call:
         calls: CallLog,
         measure: CallMeasure | None,
         span: "CallSpan | None",
-        requests: defaultdict[str, int],
+        delivered: Delivered,
     ) -> None:
         """Begins now, a call of a method with an id for the log; counted and traced if there is where to.
 
-        At its end `request_bytes` are added to what its peer has in `requests`.
+        At its end it is counted in `delivered`, with `request_bytes`.
         """
         self._calls = calls
         self.method = method
@@ -78,8 +75,8 @@ class Call:
         self._context = context
         self._measure = measure
         self._span = span
-        self._requests = requests
-        self.request_bytes = 0
+        self._delivered = delivered
+        self.request_bytes: int | None = None  # None: it is counted already
         self._start = time.perf_counter()
 
     @property
@@ -109,16 +106,20 @@ class Call:
         caller = None if self.caller is None else self.caller.name
         peer = self._context.peer()
         # A call that was cancelled has perhaps been sent for nothing else.
-        self._requests[peer] += self.request_bytes if code != "CANCELLED" else 0
+        if code == "CANCELLED" or self.request_bytes is None:
+            self._delivered[peer] += 0
+        else:
+            self._delivered.add_call(self._context, peer, self.request_bytes)
         self._calls.write(self.method, code, seconds, peer, self.id, caller, reason)
 
     def arrived(self, request_bytes: int) -> None:
         """Says that so much of its connection has become a request."""
         if request_bytes > LARGE_BYTES:
             # Now, for it may take long. The name of a peer is made anew each time, so small ones wait.
-            self._requests[self._context.peer()] += request_bytes
+            self._delivered[self._context.peer()] += request_bytes
+            self.request_bytes = 0
         else:
-            self.request_bytes = request_bytes + CALL_BYTES
+            self.request_bytes = request_bytes
 
 
 Admit: TypeAlias = Callable[[Call, Context], None]

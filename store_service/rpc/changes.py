@@ -9,7 +9,7 @@ from storeapi.v1 import changes_pb2 as pb
 from store_service.model import Change, Filter, Post
 from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message, post_to_message, set_time
-from store_service.rpc.responses import LazyResponse
+from store_service.rpc.responses import LazyResponse, bytes_of
 from store_service.rpc.validation import Validation
 from store_service.store.changes import Piece
 from store_service.store.feed import Feed, Sent
@@ -53,7 +53,7 @@ def _snapshot(sent: Sent) -> LazyResponse:
         result=sent,
         parts=lambda: (_to_message(sent),),
         count=len(sent.snapshot),
-        size=sum([len(change.resource.body) for change in sent.snapshot]),
+        size=sum([bytes_of(change.resource.body) for change in sent.snapshot]),
     )
 
 

@@ -17,6 +17,7 @@ import structlog
 from store_service.repeated_failure import RepeatedFailure
 from store_service.rpc.access import address_of
 from store_service.rpc.connections import Connections
+from store_service.rpc.delivered import Delivered
 
 LOOK_SECONDS = 0.5
 """Time from one look at the sockets to the next; more if a look takes long."""
@@ -56,6 +57,7 @@ class ConnectionLimits:
         max_pending_bytes: int,
         silent_seconds: float,
         busy: Callable[[], Collection[str]],
+        looked: Callable[[Mapping[str, int], float], None] = lambda _taken, _began: None,
     ) -> None:
         """Takes the limits.
 
@@ -66,6 +68,7 @@ class ConnectionLimits:
             max_pending_bytes: Of requests that have not arrived as a whole, of all connections together.
             silent_seconds: How long one may be there without a call while the server is crowded.
             busy: The peers of running calls, as gRPC names them.
+            looked: Learns at each look what each connection has taken, and when the look began.
         """
         self._connections = connections
         self._max_connections = max_connections
@@ -73,8 +76,9 @@ class ConnectionLimits:
         self._max_pending_bytes = max_pending_bytes
         self._silent_seconds = silent_seconds
         self._busy = busy
-        self.requests: defaultdict[str, int] = defaultdict(int)
-        """Bytes of the requests of each peer that has made a call, and of what comes with them."""
+        self._looked = looked
+        self.delivered = Delivered()
+        """Bytes of the calls of each peer that has made one."""
         self._seen: dict[str, _Seen] = {}
         self._absent: set[str] = set()
         self._looks_above = 0
@@ -95,7 +99,10 @@ class ConnectionLimits:
         while True:
             began = time.monotonic()
             try:
-                unwanted = self.judge(await self._connections.received(), time.monotonic())
+                at = time.perf_counter()
+                found = await self._connections.traffic()
+                self._looked({peer: it.taken for peer, it in found.items()}, at)
+                unwanted = self.judge({peer: it.received for peer, it in found.items()}, time.monotonic())
                 if unwanted:
                     self._connections.cut(unwanted)
                 self._unseen.ended()
@@ -114,7 +121,7 @@ class ConnectionLimits:
             now: Seconds since any time.
         """
         self._note(found, now)
-        callers = {*self.requests, *self._busy()}
+        callers = {*self.delivered, *self._busy()}
         unwanted = self._too_many(found, callers) | self._too_much()
         if len(found) >= CROWDED_SHARE * self._max_connections:
             unwanted |= self._without_a_call(found, callers, now)
@@ -130,15 +137,18 @@ class ConnectionLimits:
         seen = {}
         for peer, received in found.items():
             it = seen[peer] = self._seen.get(peer) or _Seen(since=now)
-            delivered = self.requests.get(peer, 0)
+            delivered = self.delivered.get(peer, 0)
             more = received - it.received - (delivered - it.delivered)
             it.pending = max(it.pending * (1 - FORGOTTEN_SHARE * LOOK_SECONDS) + more, 0.0)
             it.received, it.delivered = received, delivered
         self._seen = seen
+        # All others together hold half of what there may be, so their metadata need not be counted.
+        share = self._max_pending_bytes / 2 / max(len(seen), 1)
+        self.delivered.closely = {peer for peer, it in seen.items() if it.pending > share}
         # Absent twice: a call may have come by a connection that was made after the look.
-        absent = self.requests.keys() - found.keys()
+        absent = self.delivered.keys() - found.keys()
         for peer in absent & self._absent:
-            del self.requests[peer]
+            del self.delivered[peer]
         self._absent = absent
 
     def _too_many(self, found: Mapping[str, int], callers: Collection[str]) -> set[str]:

@@ -14,14 +14,23 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 LOOK_COUNT = 32
 """Files that are looked at in one round of the event loop; each takes about 10 microseconds."""
 
 _DESCRIPTORS = Path("/dev/fd")
 
-_BYTES_RECEIVED = 128
-"""Where Linux has tcpi_bytes_received in its struct tcp_info."""
+_BYTES_ACKED = 120
+"""Where Linux has tcpi_bytes_acked in its struct tcp_info, and after it tcpi_bytes_received."""
+
+
+class Traffic(NamedTuple):
+    """Bytes of one connection since it began; 0 where the system does not tell."""
+
+    taken: int = 0
+    """What its other end has acknowledged."""
+    received: int = 0
 
 
 class Connections:
@@ -58,19 +67,19 @@ class Connections:
         """How many connections there are."""
         return sum(peer is not None for _, peer in self._sockets())
 
-    async def received(self) -> dict[str, int]:
-        """How many bytes each connection has received, by its other end as gRPC names it; 0 where the system
-        does not tell. Connections over a unix socket, which have no names, get a number.
+    async def traffic(self) -> dict[str, Traffic]:
+        """What each connection has transported, by its other end as gRPC names it. Connections over a unix
+        socket, which have no names, get a number.
 
         Raises:
             OSError: The process cannot open another file.
         """
-        found: dict[str, int] = {}
+        found: dict[str, Traffic] = {}
         descriptors = _descriptors()
         for start in range(0, len(descriptors), LOOK_COUNT):
             for connection, peer in self._sockets(descriptors[start : start + LOOK_COUNT]):
                 if peer is not None:
-                    found[f"unix:{len(found)}" if peer == "unix:" else peer] = _received(connection)
+                    found[f"unix:{len(found)}" if peer == "unix:" else peer] = _traffic(connection)
             await asyncio.sleep(0)
         return found
 
@@ -130,15 +139,14 @@ def _peer_of(found: socket.socket) -> str | None:
     return "unix:"
 
 
-def _received(found: socket.socket) -> int:
+def _traffic(found: socket.socket) -> Traffic:
     if found.family == socket.AF_UNIX or not hasattr(socket, "TCP_INFO"):
-        return 0
+        return Traffic()
     try:
-        info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_RECEIVED + 8)
-        (count,) = struct.unpack_from("=Q", info, _BYTES_RECEIVED)
+        info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 16)
+        return Traffic(*struct.unpack_from("=QQ", info, _BYTES_ACKED))
     except (OSError, struct.error):
-        return 0
-    return int(count)
+        return Traffic()
 
 
 def _shut(found: socket.socket, how: int) -> None:

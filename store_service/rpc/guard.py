@@ -9,7 +9,6 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
@@ -26,13 +25,14 @@ from store_service.logs import CallLog
 from store_service.measures import CallMeasure, Measures
 from store_service.pacing import paced
 from store_service.rpc.access import Access, Admission, right_of
-from store_service.rpc.call import CALL_BYTES, CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
+from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import Unpacker, decode_each, decoder
+from store_service.rpc.delivered import Delivered
 from store_service.rpc.limits import Limits
-from store_service.rpc.pending import Response
+from store_service.rpc.pending import COUNTED_BYTES, Response
 from store_service.rpc.responses import Encoder, LazyResponse
-from store_service.rpc.turns import LARGE_BYTES, Turns
+from store_service.rpc.turns import Turns
 from store_service.store.requests import was_repeated
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Guard:
         self,
         limits: Limits,
         connections: Connections,
-        requests: defaultdict[str, int],
+        delivered: Delivered,
         access: Access | None = None,
         measures: Measures | None = None,
         tracing: "Tracing | None" = None,
@@ -76,7 +76,7 @@ class Guard:
         Args:
             limits: How much may be asked for at once.
             connections: What `drain` closes.
-            requests: Where bytes of requests are counted by peer.
+            delivered: Where bytes of calls are counted by peer.
             access: Who may make which call; None for everybody.
             measures: Where calls are counted; None for nowhere.
             tracing: What makes spans of calls; None for nothing.
@@ -84,7 +84,7 @@ class Guard:
         """
         self._limits = limits
         self._connections = connections
-        self._requests = requests
+        self._delivered = delivered
         self._access = access
         self._measures = measures
         self._tracing = tracing
@@ -266,7 +266,7 @@ class Guard:
                     answer, room = await self._encoded(response, context.peer(), always=always)
                 else:
                     answer = response.SerializeToString()
-                    if len(answer) > LARGE_BYTES and admitted is not None:
+                    if len(answer) > COUNTED_BYTES and admitted is not None:
                         always = not is_read and not _did_nothing(request)
                         room = self._pending.reserve(context.peer(), len(answer), always=always)
             except BaseException as error:
@@ -279,13 +279,15 @@ class Guard:
                 await fail(call, context, error)
             else:
                 call.log("OK")
+                if admitted is not None:
+                    self._pending.watch(admitted.task, context)
                 return answer
             finally:
                 self._limits.let_go(held)
                 if admitted is not None:
                     self._limits.end(admitted)
                     if room is not None:
-                        room.send(is_timed=True)
+                        room.send()
                         # gRPC ends the task when the response has left.
                         admitted.task.add_done_callback(room.release)
                 self._end()
@@ -345,12 +347,12 @@ class Guard:
     async def _encoded(
         self, response: LazyResponse, peer: str, *, always: bool
     ) -> tuple[bytes, Response | None]:
-        """Encodes a response, and takes the room that it needs until it is read, if it is large.
+        """Encodes a response, and takes the room that it needs until it is read, if it is counted.
 
         Raises:
             Overloaded: There is no room, and the response need not be sent `always`.
         """
-        if response.size <= LARGE_BYTES:
+        if response.size <= COUNTED_BYTES:
             return await self._encoder.encode(response), None
         room = self._pending.reserve(peer, response.size, always=always)
         try:
@@ -373,11 +375,11 @@ class Guard:
             if not isinstance(response, LazyResponse):
                 data = response.SerializeToString()
             else:
-                if response.size > LARGE_BYTES:
+                if response.size > COUNTED_BYTES:
                     await self._wait_for_room(context.peer(), response.size)
                 data, room = await self._encoded(response, context.peer(), always=True)
             if room is not None:
-                room.send(is_timed=False)
+                room.send()
             async with asyncio.timeout(STALL_SECONDS):
                 await context.write(data)
         except TimeoutError:
@@ -412,8 +414,8 @@ class Guard:
             span = self._tracing.begin(name, call_id, context, is_stream=is_stream)
         if is_stream:
             # It may be open for long.
-            self._requests[context.peer()] += CALL_BYTES
-        return Call(name, call_id, context, self._calls, measure, span, self._requests)
+            self._delivered.add_call(context, context.peer(), 0)
+        return Call(name, call_id, context, self._calls, measure, span, self._delivered)
 
     def _end(self) -> None:
         self._running -= 1

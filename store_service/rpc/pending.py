@@ -1,23 +1,33 @@
-"""Large responses that their callers have not read: how much of them may be in memory, and for how long.
+"""Responses that their callers have not read: how much of them may be in memory, and for how long.
 
 gRPC keeps a response in memory until the client reads it, for as long as the client likes.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import structlog
 
 from store_service.errors import Overloaded
 from store_service.repeated_failure import RepeatedFailure
 
+if TYPE_CHECKING:
+    from store_service.rpc.call import Context
+
+COUNTED_BYTES = 4096
+"""A smaller response takes no room. It must be read in time like any other."""
+
 CUT_SECONDS = 0.5
 """How long it is at least from one cut to the next, for each looks at all files of the process."""
 
 STALLED_SECONDS = 2.0
 """A connection that has read nothing of its responses for so long may be closed to make room for others."""
+
+PROGRESS_BYTES = 16_384
+"""A connection that has taken so much is reading. A few bytes are taken for pings alone."""
 
 log = structlog.get_logger("store_service.rpc")
 
@@ -31,13 +41,18 @@ class _Connection:
     sending: int = 0
     """How many of them gRPC has."""
     since: float = 0.0
-    """When it last took one, or, if none since, when gRPC got the first; by time.perf_counter."""
+    """When it last took one or PROGRESS_BYTES, or, if neither since, when gRPC got the first; by
+    time.perf_counter."""
+    taken: int | None = None
+    """Bytes that it had taken in all at `since` or at the first look after it; None before that look."""
+    looked: float = 0.0
+    """When the last look began."""
 
 
 class Response:
     """Room that one response takes, from before it is encoded until its caller has read it."""
 
-    __slots__ = ("_pending", "is_sending", "peer", "since", "size")
+    __slots__ = ("_pending", "is_sending", "peer", "size")
 
     def __init__(self, pending: "Pending", peer: str, size: int) -> None:
         """Takes the room."""
@@ -45,7 +60,6 @@ class Response:
         self.peer = peer
         self.size = 0
         self.is_sending = False
-        self.since = 0.0
         self.resize(size)
 
     def resize(self, size: int) -> None:
@@ -55,16 +69,13 @@ class Response:
         self._pending.size += more
         self._pending.of(self.peer).size += more
 
-    def send(self, *, is_timed: bool) -> None:
-        """Says that gRPC sends it from now on, and whether the time until it has been read is limited."""
+    def send(self) -> None:
+        """Says that gRPC sends it from now on."""
         connection = self._pending.of(self.peer)
-        self.since = time.perf_counter()
         if not connection.sending:
-            connection.since = self.since
+            connection.since = time.perf_counter()
         connection.sending += 1
         self.is_sending = True
-        if is_timed:
-            self._pending.watch(self)
 
     def release(self, *_: object) -> None:
         """Says that it has been read, or will never be sent."""
@@ -74,7 +85,7 @@ class Response:
             self.is_sending = False
             connection.sending -= 1
             connection.since = time.perf_counter()
-        self._pending.forget(self)
+        self._pending.forget(self.peer)
 
 
 class Pending:
@@ -104,8 +115,9 @@ class Pending:
         """Bytes of all connections."""
         self.connections: dict[str, _Connection] = {}
         """Those that have not read everything, as gRPC names their other ends."""
-        # Those that are being sent, in the order of their beginning.
-        self._unread: dict[Response, None] = {}
+        # Calls whose answers are being sent and when that began, in this order. Not their peers, whose names
+        # are made anew each time.
+        self._unread: dict[asyncio.Task[object], tuple[float, Context]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._next_cut = 0.0
         self._closed = RepeatedFailure(
@@ -158,25 +170,45 @@ class Pending:
         """What one connection has not read."""
         return self.connections.setdefault(peer, _Connection())
 
-    def watch(self, response: Response) -> None:
-        """Closes the connection if the response is not read in time."""
-        self._unread[response] = None
+    def watch(self, task: "asyncio.Task[object]", context: "Context") -> None:
+        """Closes the connection of a call whose response is not read in time, however small it is."""
+        self._unread[task] = (time.perf_counter(), context)
+        # gRPC ends the task when the response has left.
+        task.add_done_callback(self._was_read)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._close_late)
 
-    def forget(self, response: Response) -> None:
-        """Counts nothing of it any more."""
-        self._unread.pop(response, None)
-        connection = self.connections.get(response.peer)
+    def looked(self, taken: Mapping[str, int], began: float) -> None:
+        """Learns how many bytes each connection has taken in all, of a look that began then."""
+        for peer, connection in self.connections.items():
+            if (now_taken := taken.get(peer)) is None:
+                continue
+            if connection.taken is None:
+                connection.taken = now_taken
+            elif now_taken - connection.taken >= PROGRESS_BYTES:
+                connection.taken = now_taken
+                connection.since = began
+            connection.looked = began
+
+    def forget(self, peer: str) -> None:
+        """Counts nothing of a connection that has read everything."""
+        connection = self.connections.get(peer)
         if connection is not None and not connection.size and not connection.sending:
-            del self.connections[response.peer]
-            if not self.connections:
-                self._closed.ended()
+            del self.connections[peer]
+            self._all_may_be_read()
 
     def close(self) -> None:
         """Closes no connection any more."""
         if self._timer is not None:
             self._timer.cancel()
+
+    def _was_read(self, task: "asyncio.Task[object]") -> None:
+        self._unread.pop(task, None)
+        self._all_may_be_read()
+
+    def _all_may_be_read(self) -> None:
+        if not self._unread and not self.connections:
+            self._closed.ended()
 
     def _held(self, peer: str) -> int:
         # All connections over a unix socket have one name, so only the limit of the process is theirs.
@@ -197,7 +229,8 @@ class Pending:
         stalled = [
             (connection.size, peer)
             for peer, connection in self.connections.items()
-            if connection.sending and now - connection.since >= STALLED_SECONDS and not _is_unix(peer)
+            # Since then, as the last look has seen it: what was taken after that is not known.
+            if connection.sending and connection.looked - connection.since >= STALLED_SECONDS
         ]
         chosen: set[str] = set()
         held = self.size
@@ -214,17 +247,17 @@ class Pending:
         self._timer = None
         late: set[str] = set()
         while self._unread:
-            response = next(iter(self._unread))
-            if response.since + self._max_seconds > now:
+            task, (since, context) = next(iter(self._unread.items()))
+            if since + self._max_seconds > now:
                 break
-            del self._unread[response]
-            if not _is_unix(response.peer):
-                late.add(response.peer)
+            del self._unread[task]
+            if not _is_unix(peer := context.peer()):
+                late.add(peer)
         if late:
             self._close(late, "their responses are too old")
         if self._unread:
             # One timer for all. Those who stopped reading one after another share the next cut.
-            due = next(iter(self._unread)).since + self._max_seconds
+            due = next(iter(self._unread.values()))[0] + self._max_seconds
             wait = max(due, self._next_cut if late else 0.0) - time.perf_counter()
             self._timer = asyncio.get_running_loop().call_later(max(wait, 0.0), self._close_late)
 

@@ -46,7 +46,7 @@ class LazyResponse:
     count: int
     """How many items it has."""
     size: int
-    """Bytes on the wire, about; fewer than there are if bodies are not ASCII."""
+    """Bytes on the wire, about."""
     variant: Hashable = None
     """Which of several responses that are made of the same result."""
 
@@ -62,8 +62,13 @@ def lazy(result: R, to_message: Callable[[R], Message]) -> LazyResponse:
         result=result,
         parts=lambda: (to_message(result),),
         count=len(result.items),
-        size=sum([len(item.body) for item in result.items]) + BESIDE_BODY_BYTES * len(result.items),
+        size=sum([bytes_of(item.body) for item in result.items]) + BESIDE_BODY_BYTES * len(result.items),
     )
+
+
+def bytes_of(body: str) -> int:
+    """Bytes of a body on the wire."""
+    return len(body) if body.isascii() else len(body.encode())
 
 
 class Encoder:

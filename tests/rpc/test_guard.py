@@ -24,7 +24,7 @@ from store_service.rpc.guard import Guard
 from store_service.rpc.reflection import ReflectionService
 from store_service.server import RunningServer
 from store_service.store.posts import Posts
-from tests.frames import PREFACE, SETTINGS, frame, raw_client
+from tests.frames import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, frame, raw_client
 from tests.patience import patience
 from tests.rpc.helpers import (
     ONE_ENGINE,
@@ -38,9 +38,6 @@ from tests.rpc.helpers import (
     stoppable,
 )
 from tests.support import ErrorSeen, Stubs, error_seen, failure
-
-INITIAL_WINDOW_SIZE = 4
-"""The setting of HTTP/2 that says how much may be sent at once on a stream."""
 
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
 

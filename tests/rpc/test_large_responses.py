@@ -1,7 +1,8 @@
 """Large responses: encoded once for all who get the same, after the limits are checked, one at a time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import struct
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from store_service.config import Config
 from store_service.database import workers
 from store_service.model import Change, Post
 from store_service.rpc import changes as rpc_changes
-from store_service.rpc import guard, pending
+from store_service.rpc import connection_limits, guard, pending
 from store_service.rpc import posts as rpc_posts
+from store_service.rpc.connections import Connections
 from store_service.server import RunningServer, serving
-from tests.frames import raw_client
+from tests.frames import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, WINDOW_UPDATE, frame, raw_client
 from tests.patience import patience
 from tests.rpc.helpers import Side, become, outcome_of
 from tests.support import Stubs, error_seen
@@ -264,6 +266,53 @@ async def test_connections_that_read_nothing_do_not_fill_the_memory(
                     await asyncio.sleep(0.05)
 
     assert max(most) <= limit
+
+
+async def test_a_connection_that_reads_slowly_is_not_closed_for_others(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a part of a response at a time, while those that read nothing fill the memory."""
+    monkeypatch.setattr(connection_limits, "LOOK_SECONDS", 0.05)
+    cut: set[str] = set()
+    close = Connections.cut
+
+    def noted_cut(connections: Connections, peers: Collection[str]) -> None:
+        cut.update(peers)
+        close(connections, peers)
+
+    monkeypatch.setattr(Connections, "cut", noted_cut)
+    limit = 32_000_000
+    request = pb.ListPostsRequest(page_size=1000).SerializeToString()
+    path = "/storeapi.v1.PostService/ListPosts"
+    # As much as there is may be sent at once, and the connection takes it when it likes.
+    at_once = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 2**24))
+    at_once += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**28))
+    async with (
+        running(config, max_pending_response_bytes=limit, max_call_seconds=60) as (server, stubs),
+        AsyncExitStack() as stack,
+    ):
+        await Side("Post", stubs).several(60, "x" * 50_000)
+        pending_now = server.guard._pending
+        slow = await stack.enter_async_context(
+            raw_client(server.address, greeting=at_once, buffer_bytes=65_536)
+        )
+        for _ in range(5):
+            slow.call(path, request)
+        await become(lambda: pending_now.size > 8_000_000)
+        for _ in range(6):
+            stuck = await stack.enter_async_context(raw_client(server.address))
+            for _ in range(5):
+                stuck.call(path, request)
+        slow_peer = "ipv4:{}:{}".format(*slow.writer.get_extra_info("sockname"))
+        async with asyncio.timeout(patience()):
+            while not cut:
+                # Nothing comes when it is closed.
+                assert await slow.reader.read(65_536)
+                # Whoever comes now needs room, so those that do not read are looked for.
+                pending_now.has_room("ipv4:192.0.2.1:1", limit)
+                await asyncio.sleep(0.05)
+
+    assert slow_peer not in cut
 
 
 def noted(most: list[int], unread: pending.Pending) -> int:

@@ -1,7 +1,9 @@
 """Limits: what is let in at each of them, what one more gets, and that others are served meanwhile."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import secrets
+import struct
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,15 @@ from structlog.testing import capture_logs
 
 from store_service.config import Config
 from store_service.errors import RateLimited
-from store_service.rpc import limits, pending
+from store_service.rpc import connection_limits, limits, pending
+from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import Unpacker
 from store_service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from store_service.rpc.limits import Rates
 from store_service.rpc.pending import Pending
 from store_service.server import RunningServer, serving
-from tests.frames import PREFACE, SETTINGS, frame, raw_client
+from tests.frames import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, frame, raw_client
 from tests.patience import patience
 from tests.rpc.helpers import Side, Taken, become, contents, locked, outcome_of
 from tests.support import Stubs, error_seen, failure
@@ -520,6 +523,33 @@ async def test_those_who_do_not_read_are_cut_off_together(
     assert 1 <= count <= 2
 
 
+@pytest.mark.parametrize("size", [65_000, 1])
+async def test_who_takes_no_small_answers_is_cut_off(config: Config, size: int) -> None:
+    """Each of them is small, but there are a thousand; those of some KiB are limited together, too."""
+    nothing_at_once = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
+    request = pb.GetPostRequest(id=1).SerializeToString()
+    async with limited(config, max_unsent_bytes=5_000_000, max_call_seconds=1.5) as (server, stubs):
+        await stubs.create_post("x" * size)
+        async with raw_client(server.address, greeting=nothing_at_once) as stuck:
+            closing = asyncio.ensure_future(stuck.closed())
+            for _ in range(1000):
+                stuck.call("/storeapi.v1.PostService/GetPost", request)
+            unsent = server.guard._pending
+            seen: list[int] = []
+
+            def is_closed() -> bool:
+                noted(seen, unsent)
+                return closing.done()
+
+            await become(is_closed)
+            # Everybody else has what they want.
+            await stubs.posts.GetPost(pb.GetPostRequest(id=1))
+            await become(lambda: not unsent.size)
+
+    assert max(seen) <= 5_000_000
+    assert (max(seen) > 4_000_000) == (size > 1)
+
+
 def noted(seen: list[int], unread: Pending) -> int:
     """Bytes that the worst connection has not read now; they are remembered."""
     seen.append(max([it.size for it in unread.connections.values()], default=0))
@@ -608,6 +638,33 @@ async def test_uploads_that_never_end_are_cut_off(config: Config) -> None:
             await stubs.create_post()
 
     assert [it["limit"] for it in logged if it["event"] == SENDING] == [500_000]
+
+
+async def test_metadata_is_no_request_that_never_ends(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sends a long token with each of many small calls is not cut off."""
+    looks: list[int] = []
+    judge = ConnectionLimits.judge
+
+    def counted(limits: ConnectionLimits, found: Mapping[str, int], now: float) -> set[str]:
+        looks.append(max(found.values()))
+        return judge(limits, found, now)
+
+    monkeypatch.setattr(ConnectionLimits, "judge", counted)
+    monkeypatch.setattr(connection_limits, "LOOK_SECONDS", 0.05)
+    metadata = (("authorization", "Bearer " + secrets.token_hex(3500)),)
+    request = pb.GetPostRequest(id=1)
+    with capture_logs() as logged:
+        async with limited(config, max_concurrent_bytes=4_000_000) as (_, stubs):
+            await stubs.create_post()
+            while not looks or looks[-1] < 12_000_000:
+                calls = [stubs.posts.GetPost(request, metadata=metadata) for _ in range(100)]
+                await asyncio.gather(*calls)
+                seen = len(looks)
+                await become(lambda seen=seen: len(looks) > seen)
+
+    assert SENDING not in [it["event"] for it in logged]
 
 
 async def test_a_connection_that_only_resets_calls_is_cut_off(config: Config) -> None:

@@ -35,7 +35,7 @@ def test_connections_above_the_limit_of_an_address_are_closed() -> None:
     """The newest, but none with calls before one without; other addresses are not concerned."""
     judged = limits(max_connections=100)
     judged.judge(silent(*peers(1, 2, 3)), 0)
-    judged.requests[peers(8)[0]] += 1
+    judged.delivered[peers(8)[0]] += 1
     others = peers(*range(6), host="ipv4:10.0.0.2")
     found = silent(*peers(*range(1, 9)), *others)
 
@@ -70,9 +70,9 @@ def test_connections_without_a_call_are_closed_when_it_is_crowded() -> None:
     called, running, old, new = peers(1, host="ipv4:10.0.0.2") + peers(2, 3, 4)
     others = peers(*range(5, 10), host="ipv4:10.0.0.3")
     judged = limits(busy=lambda: {running})
-    judged.requests[called] += 100
+    judged.delivered[called] += 100
     for peer in others:
-        judged.requests[peer] += 100
+        judged.delivered[peer] += 100
 
     assert not judged.judge(silent(called, running, old, *others), 0)
     assert not judged.judge(silent(called, running, old, new, *others), 4)
@@ -84,7 +84,7 @@ def test_connections_that_send_no_whole_requests_are_closed() -> None:
     """Those that have sent most, until half of the memory is free; what became a call is not counted."""
     one, two, three, honest = peers(1, 2, 3, 4)
     judged = limits()
-    judged.requests[honest] += 10_000
+    judged.delivered[honest] += 10_000
     found = {one: 200, two: 400, three: 450, honest: 10_000}
 
     # Whole requests may wait for a moment.
@@ -98,7 +98,7 @@ def test_connections_whose_requests_arrive_later_are_not_closed() -> None:
     judged = limits()
 
     assert not judged.judge({peer: 2000}, 0)
-    judged.requests[peer] += 2000
+    judged.delivered[peer] += 2000
     assert not judged.judge({peer: 2000}, 1)
     assert not judged.judge({peer: 2900}, 2)
     assert not judged.judge({peer: 2900}, 3)
@@ -115,12 +115,12 @@ def test_what_became_no_request_is_forgotten() -> None:
 def test_connections_that_have_gone_are_forgotten() -> None:
     """At the second look: a call may have come by a connection that is newer than the first."""
     judged = limits()
-    judged.requests["ipv4:10.0.0.1:1"] += 1
+    judged.delivered["ipv4:10.0.0.1:1"] += 1
     judged.judge({}, 0)
-    assert judged.requests
+    assert judged.delivered
     judged.judge({}, 1)
 
-    assert not judged.requests
+    assert not judged.delivered
     assert not judged._seen
 
 

@@ -26,7 +26,7 @@ async def test_a_look_at_the_sockets_keeps_the_locks_of_files(tmp_path: Path) ->
     with path.open("r+") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
 
-        await connections.received()
+        await connections.traffic()
         connections.cut(["ipv4:127.0.0.1:2"])
 
         tried = subprocess.run(  # noqa: ASYNC221  # the test has its event loop to itself

@@ -1,5 +1,6 @@
 """Room for responses that are not read: of a connection, of the process, and who is closed for it."""
 
+import time
 from collections.abc import Collection
 
 import pytest
@@ -89,11 +90,12 @@ def test_the_largest_connections_that_read_nothing_are_closed_for_others(
     unread = limits(closed, connection=100)
     responses = [unread.reserve(peer, size) for peer, size in [("a", 10), ("b", 45), ("c", 20), ("d", 15)]]
     for response in responses:
-        response.send(is_timed=False)
+        response.send()
 
     assert not unread.has_room("e", 20)
     assert closed.peers == []
     monkeypatch.setattr(pending, "STALLED_SECONDS", 0.0)
+    unread.looked(dict.fromkeys("abcd", 0), time.perf_counter())
     with capture_logs() as logged:
         assert not unread.has_room("e", 20)
         for response in responses:
@@ -114,10 +116,37 @@ def test_a_connection_that_reads_is_not_closed_for_others(closed: Closed) -> Non
     """However much it holds."""
     unread = limits(closed, connection=100)
     old = unread.reserve("a", 1)
-    unread.reserve("a", 44, always=True).send(is_timed=False)
-    old.send(is_timed=False)
+    unread.reserve("a", 44, always=True).send()
+    old.send()
     unread.connections["a"].since -= 2 * pending.STALLED_SECONDS
     old.release()
+    unread.looked({"a": 0}, time.perf_counter())
+
+    assert not unread.has_room("b", 60)
+    assert closed.peers == []
+
+
+@pytest.mark.parametrize(("taken", "is_closed"), [(pending.PROGRESS_BYTES, False), (100, True)])
+def test_a_connection_that_takes_a_large_response_slowly_is_not_closed(
+    closed: Closed, taken: int, is_closed: bool
+) -> None:
+    """What it has taken of the response counts; a few bytes may be answers to pings."""
+    unread = limits(closed, connection=100)
+    unread.reserve("a", 90).send()
+    start = unread.connections["a"].since
+    unread.looked({"a": 1_000_000}, start)
+    unread.looked({"a": 1_000_000 + taken}, start + pending.STALLED_SECONDS)
+
+    assert not unread.has_room("b", 60)
+    assert closed.peers == ([{"a"}] if is_closed else [])
+
+
+def test_a_connection_is_not_closed_before_a_look_has_seen_that_it_reads_nothing(closed: Closed) -> None:
+    """On a busy machine looks are rare."""
+    unread = limits(closed, connection=100)
+    unread.reserve("a", 90).send()
+    unread.looked({"a": 0}, unread.connections["a"].since)
+    unread.connections["a"].since -= pending.STALLED_SECONDS / 2
 
     assert not unread.has_room("b", 60)
     assert closed.peers == []
@@ -128,7 +157,7 @@ def test_nothing_is_remembered_of_what_was_read(closed: Closed) -> None:
     unread = limits(closed)
     responses = [unread.reserve(f"{n}", n) for n in range(10)]
     for response in responses:
-        response.send(is_timed=False)
+        response.send()
         response.release()
 
     assert (unread.size, unread.connections) == (0, {})
