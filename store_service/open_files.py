@@ -24,7 +24,11 @@ def room_for(connections: int) -> int:
         return connections
     limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if limit > soft:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        except (OSError, ValueError):
+            # macOS has a limit of the kernel below a hard limit that says "infinity".
+            limit = soft
     if limit >= needed:
         log.info("raised the limit of open files", before=soft, limit=limit)
         return connections

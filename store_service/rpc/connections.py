@@ -9,6 +9,7 @@ closes anything, the sockets are told: first the one that listens, then each con
 import asyncio
 import errno
 import os
+import re
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator
@@ -41,8 +42,8 @@ class Connections:
         self._address = ""
 
     def begin(self, address: str) -> None:
-        """Takes what the server listens on: HOST:PORT or unix:PATH."""
-        self._address = address
+        """Takes what the server listens on: HOST:PORT, unix:PATH or unix:///PATH."""
+        self._address = re.sub("^unix://(?=/)", "unix:", address)
 
     def stop_listening(self) -> None:
         """Refuses new connections, which other processes on the same port then get."""

@@ -1,9 +1,12 @@
 """The sockets of the process are found without a trace."""
 
 import fcntl
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from store_service.rpc.connections import Connections
 
@@ -33,3 +36,21 @@ async def test_a_look_at_the_sockets_keeps_the_locks_of_files(tmp_path: Path) ->
             [sys.executable, "-c", TRY_TO_LOCK, str(path)], capture_output=True, text=True, check=True
         )
     assert tried.stdout == "locked\n"
+
+
+@pytest.mark.parametrize("prefix", ["unix:", "unix://"])
+def test_connections_over_a_unix_socket_are_found_by_both_forms_of_its_address(
+    tmp_path: Path, prefix: str
+) -> None:
+    """gRPC accepts unix:PATH and unix:///PATH."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:
+        listening.bind(path)
+        listening.listen()
+        client.connect(path)
+        accepted, _ = listening.accept()
+        with accepted:
+            connections = Connections()
+            connections.begin(prefix + path)
+
+            assert connections.count() == 1

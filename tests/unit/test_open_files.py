@@ -1,9 +1,12 @@
 """The limit of open files, and how many connections it leaves room for."""
 
+import resource
 import subprocess
 import sys
 
 import pytest
+
+from store_service.open_files import room_for
 
 PROGRAM = """
 import resource, sys
@@ -41,3 +44,15 @@ def test_fewer_connections_are_let_in_where_files_are_few(
     assert numbers == expected
     assert ("too low for STORE_MAX_CONNECTIONS" in log) == (expected[0] < connections)
     assert ("raised the limit of open files" in log) == (soft < expected[1] == 1128)
+
+
+def test_a_limit_that_the_system_does_not_raise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS the hard limit may be more than the kernel allows."""
+
+    def refuse(_: int, __: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+
+    assert room_for(1000) == 128
