@@ -31,7 +31,7 @@ def replace(path: Path, content: bytes) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # Only root may give a file away, and nobody else has one that belongs to another.
+            # Only root may change the owner of a file; other users replace only files of their own.
             if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(descriptor, before.st_uid, before.st_gid)
             os.fchmod(descriptor, before.st_mode & 0o7777)

@@ -196,7 +196,7 @@ class Position:
     the place is behind no change, or that change is gone."""
 
     def is_same(self, other: "Position") -> bool:
-        """Whether both are behind the same change of the same past."""
+        """Whether both are after the same change of the same history."""
         # Not xid: on SQLite the end of the feed has another one than its change.
         return (self.seq, self.time) == (other.seq, other.time)
 

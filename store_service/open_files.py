@@ -16,7 +16,7 @@ log = structlog.get_logger("store_service.server")
 def room_for(connections: int) -> int:
     """How many of these connections there can be; raises the limit of open files as far as that is allowed.
 
-    Without a file for it a new connection would neither be accepted nor refused, and nobody told.
+    Without a free descriptor a new connection would be neither accepted nor refused, and not logged.
     """
     needed = connections + RESERVE
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

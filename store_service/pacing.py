@@ -30,11 +30,11 @@ class News:
     def __init__(self) -> None:
         """Has not happened yet."""
         self.count = 0
-        """How often it has happened. A waiter reads it before it looks at what the event is about."""
+        """How often the event has happened. A waiter reads it before it reads the state."""
         self._waiting: dict[asyncio.Future[None], None] = {}
 
     def tell(self) -> None:
-        """Wakes all who wait, WAKE_COUNT in each round of the event loop."""
+        """Wakes all waiters, WAKE_COUNT in each round of the event loop."""
         self.count += 1
         waiting, self._waiting = deque(self._waiting), {}
         self._wake(waiting)

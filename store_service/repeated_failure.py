@@ -54,7 +54,7 @@ class RepeatedFailure:
 
         Args:
             exc_info: A bug, whose traceback is logged.
-            details: What else the line tells. What differs each time does not belong here.
+            details: Further fields of the line, which must not differ each time.
         """
         now = self._clock()
         if not self._count:

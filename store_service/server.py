@@ -263,7 +263,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
 
 
 async def _look(store: connect.Store, writer_health: WriterHealth) -> None:
-    """Looks whether reads and writes work; raises when they do not."""
+    """Checks whether reads and writes work; raises when they do not."""
     await schema.look(store)
     writer_health.check()
 

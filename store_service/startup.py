@@ -31,7 +31,7 @@ async def prepare(config: Config, *, is_reserved: bool = False) -> str:
     """Makes sure that the service can work, as far as that can be known before the schema is upgraded.
 
     Returns:
-        The revision of the schema; if it is not the last, the upgrade is yet to come.
+        The revision of the schema; if it is not the latest, an upgrade is needed.
 
     Raises:
         CannotListen, observing.CannotServeMetrics: An address is in use, or not of this machine.
@@ -114,7 +114,7 @@ async def try_to_open(config: Config) -> None:
     """
     if not connect.is_sqlite(config.DATABASE_URL):
         async with open_store(config) as store:
-            # That there are no tables yet is an answer too.
+            # An error about missing tables also shows that the connection works.
             with suppress(SchemaMismatch):
                 await schema.look(store)
 

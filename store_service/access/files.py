@@ -75,7 +75,7 @@ class ReloadedFile(Generic[T]):
         """Reads the file again if it has changed, and says whether the value is a new one.
 
         A file is read when two looks in a row find it the same, so that one that is being written is left
-        alone. One that cannot be used is tried at every look.
+        alone. A file that cannot be used is tried at every check.
         """
         signature = signature_of(self._path)
         settled = signature == self._seen

@@ -153,7 +153,7 @@ def append(path: Path, *, name: str, key: str, rights: frozenset[Right]) -> None
 
 
 def remove(path: Path, which: str, *, all_of_name: bool) -> list[KeyLine]:
-    """Takes lines out of the file, which is replaced in one step; everything else in it stays as it is.
+    """Removes lines from the file, which is replaced atomically; everything else in it is unchanged.
 
     Args:
         path: The file.
@@ -164,7 +164,7 @@ def remove(path: Path, which: str, *, all_of_name: bool) -> list[KeyLine]:
         The lines that were taken out.
 
     Raises:
-        ValueError: There is no such line, or there are several, or the file is wrong already.
+        ValueError: There is no such line, or there are several, or the file is already invalid.
         OSError: The file cannot be read or written.
     """
     # The file that a symbolic link leads to is replaced, not the link.
@@ -205,7 +205,7 @@ def _locked(path: Path, flags: int = 0) -> Iterator[BinaryIO]:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            # Whoever held it may have replaced the file meanwhile.
+            # The previous holder of the lock may have replaced the file meanwhile.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
                 yield file
                 return

@@ -1,4 +1,4 @@
-"""Shows on a terminal how far a command is and what it waits for; elsewhere nothing is shown."""
+"""Shows on a terminal the progress of a command and what it waits for; elsewhere shows nothing."""
 
 import sys
 import threading
@@ -10,10 +10,10 @@ from typing import Any, Final
 import click
 
 Report = Callable[[str, int, int], None]
-"""Is told the phase, how much of it is done, and of how much; a total of 0 is unknown."""
+"""Called with the phase, the amount done, and the total; a total of 0 is unknown."""
 
 PATIENCE_SECONDS: Final = 1.0
-"""How long an answer may take before it is told what is waited for."""
+"""How long a response may take before the command reports what it waits for."""
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def shown(*, in_bytes: bool) -> Iterator[Report]:
 
     class Bar(BarColumn):
         def render(self, task: Task) -> RenderableType:  # type: ignore[override]  # or nothing
-            # Of an unknown whole a bar would say nothing, and look full without colours.
+            # If the total is unknown, a bar has no meaning, and looks full without colours.
             return "" if task.total is None else super().render(task)
 
     def told(done: int, total: int, seconds: float) -> dict[str, str]:
@@ -73,7 +73,7 @@ def shown(*, in_bytes: bool) -> Iterator[Report]:
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Tells what is waited for if the block takes longer than PATIENCE_SECONDS."""
+    """Reports what the command waits for if the block takes longer than PATIENCE_SECONDS."""
     timer = threading.Timer(PATIENCE_SECONDS, click.echo, [f"waiting for {what}"], {"err": True})
     timer.daemon = True
     if sys.stderr.isatty():

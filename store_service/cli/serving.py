@@ -124,7 +124,7 @@ def migrate(move_extra_columns: bool) -> None:
 
 @click.command(epilog=epilog("store-service check"))
 def check() -> None:
-    """Tell whether `serve` can work with these settings and this database, and change nothing.
+    """Check whether `serve` works with these settings and this database. Changes nothing.
 
     Also beside a service that runs, which then has the address and the database.
     """
@@ -155,7 +155,7 @@ def check() -> None:
 
 
 def _show_preview(config: Config) -> None:
-    """Tells what an upgrade of a database of the application before would do."""
+    """Prints what an upgrade of a database of the application before would do."""
     from store_service.database import preview
 
     for line in preview.preview(config.DATABASE_URL, acquire_seconds=config.acquire_seconds).lines():

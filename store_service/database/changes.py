@@ -327,7 +327,7 @@ NEWEST_TIME = Statement(
 """When the last change was made; 0 if there is none. Served by the primary key."""
 
 SAVE_CLOCK = Statement(update(feed).values(clock=parameter("clock", Text)))
-"""Remembers what is known of the time."""
+"""Saves the state of the clock."""
 
 LAST_XID = Statement(
     select(change.c.xid).where(change.c.seq == _last_seq.scalar_subquery()),

@@ -78,7 +78,7 @@ def _connected(url: PostgresqlUrl, acquire_seconds: float) -> Any:
         "client_encoding": "UTF8",
         # A pooler may give the next transaction to another session, which knows of nothing prepared.
         "prepare_threshold": None,
-        # libpq would try to encrypt by itself, and the service then fail where the migration did not.
+        # libpq would try TLS by default, and then the service would fail where the migration did not.
         "sslmode": "disable",
         **url.options,
     }
@@ -117,7 +117,7 @@ def _how_to_look(path: Path) -> str:
 
 
 def check_files(database_url: str) -> None:
-    """Makes sure that a file can be served, as far as file system and permissions tell; see `files.check`."""
+    """Checks that a file can be served, as far as file system and permissions show; see `files.check`."""
     if is_sqlite(database_url):
         files.check(sqlite.path_of(database_url))
 
@@ -202,7 +202,7 @@ class Store:
         self._writer.after_write = told
 
     def after_failed_write(self, told: Callable[[], None]) -> None:
-        """Calls `told` whenever the storage has failed or refused a write, or cannot be opened to write."""
+        """Calls `told` when the storage has failed or refused a write, or cannot be opened for writing."""
         self._writer.after_failure = told
 
     async def listen(self, heard: Callable[[], None]) -> None:
@@ -210,7 +210,7 @@ class Store:
 
         Raises:
             StoreError: The database cannot be reached any more.
-            NotifiesNobody: The database server cannot tell; whoever wants to know has to look.
+            NotifiesNobody: The database server sends no notifications; the caller has to poll.
         """
         await self._listen(heard)
 

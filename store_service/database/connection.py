@@ -67,7 +67,7 @@ class Connection(ABC):
         Outside `transaction` it is on disk when this returns.
 
         Raises:
-            StoreError: The database is busy, full or gone.
+            StoreError: The database is busy, full or unavailable.
             NobodyWaits: `abandon` was called; a transaction is to be undone.
         """
         if not self.is_wanted:
@@ -85,7 +85,7 @@ class Connection(ABC):
         """Runs a write that leaves its changes in the feed, and returns its rows.
 
         Raises:
-            StoreError: The database is busy, full or gone.
+            StoreError: The database is busy, full or unavailable.
         """
         return await self.fetch(write.in_one, **values)
 
@@ -94,7 +94,7 @@ class Connection(ABC):
         """Changes nothing, inside a transaction whose end writes to the disk all the same.
 
         Raises:
-            StoreError: The database is busy, full or gone.
+            StoreError: The database is busy, full or unavailable.
         """
 
     async def as_one(self, work: Coroutine[Any, Any, T]) -> T:

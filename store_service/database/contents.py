@@ -9,7 +9,7 @@ MAX_NAMED = 5
 
 
 def of_others(connection: sqlalchemy.Connection) -> str:
-    """What a database without tables of ours holds, in words; empty if it holds nothing.
+    """The content of a database without tables of this service, in words; empty if there is none.
 
     On PostgreSQL the schema counts in which tables are made (`current_schema()`), and what an extension has
     made there does not. A version table of alembic alone is nothing.

@@ -26,7 +26,7 @@ PIECE_PAGES = 2048
 """How much is copied between two reports of progress; 8 MiB as SQLite's pages are by default."""
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is being done, how many bytes of it are done, and of how many; 0 if nobody knows."""
+"""Called with the current step, the number of bytes done, and the total; 0 if unknown."""
 
 _CANNOT_WRITE = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_FSYNC)
 
@@ -168,7 +168,7 @@ def remove(file: Path) -> None:
 
 
 def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) -> None:
-    # For want of a log SQLite makes one, which it may not where nobody can write either.
+    # Without a log SQLite creates one, which fails on a read-only file system.
     is_frozen = lacks_its_log(source) and not (in_use and os.access(source.resolve().parent, os.W_OK))
     before = source.stat()
     how = "immutable=1" if is_frozen else "mode=ro"

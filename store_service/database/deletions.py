@@ -1,6 +1,6 @@
 """Every statement about posts whose deletion is not finished, and how other statements pass over them.
 
-Such a post is marked: its row and those of its comments are still there, and nobody is to see them.
+Such a post is marked: its row and the rows of its comments still exist, but must not be visible.
 """
 
 from typing import Any

@@ -57,9 +57,9 @@ _POSTGRESQL: dict[str, type[StoreError]] = {
     "28": DatabaseUnavailable,  # the password is no longer right
     "3F000": DatabaseUnavailable,  # no such schema
     "42501": DatabaseUnavailable,  # the role has no right to do this: see rights.py
-    "42704": DatabaseUnavailable,  # a role, or another object that no statement of ours makes, is not there
+    "42704": DatabaseUnavailable,  # a role, or another object that our statements do not create, is missing
     "3D000": DatabaseUnavailable,  # no such database
-    "42P05": DatabaseUnavailable,  # a prepared statement is there already, of somebody else; the same pooler
+    "42P05": DatabaseUnavailable,  # a prepared statement of another client exists already; the same pooler
     "53100": StorageFull,  # disk full
     "53": DatabaseUnavailable,  # too many connections, out of memory
     "55P03": DatabaseBusy,  # lock timeout

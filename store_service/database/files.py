@@ -25,8 +25,8 @@ def check(path: Path) -> None:
     """Makes sure that a service could write the file, if it is there, and others beside it.
 
     Raises:
-        NotWritable: One of them cannot be written, the folder takes no new file, or it has no room.
-        sqlite.RestoreUnfinished: There is no database, for a restore was interrupted.
+        NotWritable: One of them cannot be written, or the folder cannot hold a new file or has no space.
+        sqlite.RestoreUnfinished: There is no database, because a restore was interrupted.
     """
     # SQLite has its files beside the one that a link leads to.
     real = path.resolve()
@@ -36,7 +36,7 @@ def check(path: Path) -> None:
     for end in ("", *COMPANIONS, ".lock"):
         file = Path(f"{real}{end}")
         try:
-            # Without O_CREAT and O_TRUNC nothing is changed, and without waiting a pipe is no trap.
+            # Without O_CREAT and O_TRUNC nothing is changed; O_NONBLOCK avoids blocking on a pipe.
             os.close(os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
         except FileNotFoundError:
             continue
@@ -49,7 +49,7 @@ def check(path: Path) -> None:
 
 
 def _make_room(folder: Path) -> None:
-    """Makes a file without a name in the folder, reserves ROOM_BYTES for it, and lets it go."""
+    """Creates a file without a name in the folder, reserves ROOM_BYTES for it, and closes it."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -72,7 +72,7 @@ class JobQueue:
         self._large_is_next = False
 
     def __len__(self) -> int:
-        """Number of jobs, also of those whose callers have gone."""
+        """Number of jobs, including those whose callers have left."""
         return len(self._small) + len(self._large)
 
     def append(self, job: Job) -> None:
@@ -85,7 +85,7 @@ class JobQueue:
             self._queue_of(job).appendleft(job)
 
     def take(self) -> list[Job]:
-        """Removes the jobs of the next batch. Those whose callers have gone are dropped."""
+        """Removes the jobs of the next batch. Jobs whose callers have left are dropped."""
         batch: list[Job] = []
         while not batch and len(self):
             takes_large = bool(self._large) and (self._large_is_next or not self._small)

@@ -49,7 +49,7 @@ class PostgresqlConnection(Connection):
     """The task that waits for rows, if one does that may be interrupted."""
 
     _commits_itself = False
-    """Whether the statement that runs is a transaction by itself."""
+    """Whether the running statement is a transaction of its own."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class PostgresqlConnection(Connection):
         try:
             with self._current.told_of_moves(lost.set):
                 await self._raw.add_listener(CHANNEL, lambda *_: heard())
-                # Nobody told of what was written before.
+                # No notification was sent for earlier writes.
                 heard()
                 if not (self.is_lost or self.is_doubtful):
                     await lost.wait()
@@ -200,7 +200,7 @@ async def open_lanes(
         settings={
             "statement_timeout": _milliseconds(statement_seconds),
             "lock_timeout": _milliseconds(lock_seconds),
-            # The one transaction of `force_roll_back` does nothing whenever nobody calls; 0 is no limit.
+            # The one transaction of `force_roll_back` is idle when there are no calls; 0 is no limit.
             "idle_in_transaction_session_timeout": 0
             if force_roll_back
             else _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
@@ -224,7 +224,7 @@ async def open_lanes(
                 **options,
             )
             await stack.enter_async_context(database)
-        # A certificate that is refused counts as a ValueError too, which `named` takes for a bug of ours.
+        # A refused certificate is also a ValueError, which `named` would treat as a bug.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:
@@ -348,7 +348,7 @@ class _Sessions:
                 if not is_global:
                     stack.push(partial(_end_after_error, raw))
                 return raw, await self._current.ask(raw)
-        # A certificate that is refused counts as a ValueError too, which `named` takes for a bug of ours.
+        # A refused certificate is also a ValueError, which `named` would treat as a bug.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:

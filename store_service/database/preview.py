@@ -1,6 +1,6 @@
 """What the upgrade of a database of the application before would find, without changing anything."""
 
-# ruff: noqa: S608  # what is put into statements are names and numbers of ours
+# ruff: noqa: S608  # only our own names and numbers are inserted into statements
 
 import time
 from collections.abc import Iterator
@@ -90,7 +90,7 @@ _COUNTS = (
 
 
 def _undecodable(connection: sqlalchemy.Connection) -> int:
-    """Bodies that are not UTF-8, in the encoding of the file; PostgreSQL lets nothing else in."""
+    """Bodies that are not UTF-8, in the encoding of the file; PostgreSQL accepts only UTF-8."""
     raw: Any = connection.connection.driver_connection
     raw.text_factory = bytes
     try:

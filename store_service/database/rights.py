@@ -8,7 +8,7 @@ from store_service.database import tables
 from store_service.errors import OperatorError
 
 TO_READ = ("SELECT",)
-"""What a service needs that takes no writes, on every table that it uses."""
+"""What a read-only service needs on every table that it uses."""
 
 TO_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 """What any other service needs."""
@@ -25,7 +25,7 @@ class MissingRight(OperatorError):
 
 
 def check_schema(connection: sqlalchemy.Connection) -> None:
-    """Makes sure that there is a schema to look into; without one PostgreSQL just finds no table.
+    """Checks that there is a current schema; without one PostgreSQL just finds no table.
 
     Raises:
         MissingRight: The role may use none that its search_path names.
@@ -47,7 +47,7 @@ def check_upgrade(connection: sqlalchemy.Connection) -> None:
     """Makes sure that the role may upgrade the schema.
 
     Raises:
-        MissingRight: It may not make tables, or is not the owner of one; or the server takes no writes.
+        MissingRight: It may not create tables, or does not own one; or the server accepts no writes.
     """
     role, schema, may_create, is_read_only = connection.exec_driver_sql(
         "SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'CREATE'),"

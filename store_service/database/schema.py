@@ -45,7 +45,7 @@ OF_OTHERS = "a newer store-service made it, or another application"
 """Where a revision comes from that is not known, in words."""
 
 Report = Callable[[str, int, int], None]
-"""Is told what is being done, and how much of how much is done."""
+"""Called with the current step, the amount done, and the total."""
 
 log = structlog.get_logger("store_service.database")
 
@@ -210,7 +210,7 @@ def upgrade(
         rights.MissingRight: The role lacks some, on PostgreSQL.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
-    # On SQLite only a look that cannot write leaves another application's file, and its log, as they are.
+    # On SQLite only a read-only check leaves another application's file and its log unchanged.
     found = find_to_upgrade(
         database_url, acquire_seconds=acquire_seconds, move_extra_columns=move_extra_columns
     )
@@ -220,7 +220,7 @@ def upgrade(
     _set_up_transactions(engine)
     try:
         with engine.begin() as connection:
-            # Somebody else may have upgraded it since.
+            # Another process may have upgraded it since.
             revision = current(connection)
             if revision != HEAD:
                 _upgrade(connection, revision, move_extra_columns=move_extra_columns, report=report)
@@ -263,7 +263,7 @@ def _upgrade(
     from alembic.config import Config
 
     def tell(doing: str, done: int, total: int) -> None:
-        # The log is for whoever sees no terminal.
+        # The log is for starts without a terminal.
         if rows >= ROWS_THAT_TAKE_LONG:
             log.info("upgrading", doing=doing, done=done, total=total)
         if report is not None:
@@ -353,7 +353,7 @@ def _set_up_transactions(engine: sqlalchemy.Engine) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             return
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
-        # Somebody may have switched it off for the role or the database.
+        # It may be off for the role or the database.
         connection.exec_driver_sql(
             "SELECT set_config('synchronous_commit', 'on', true)"
             " WHERE current_setting('synchronous_commit') = 'off'"

@@ -59,7 +59,7 @@ async def refuse_transaction_pooling(first: Any, second: Any) -> None:
     before = [await first.fetchval(_PID), await second.fetchval(_PID)]
     await first.execute("COMMIT")
     await second.execute("COMMIT")
-    # A pooler gives whoever comes next the session that was returned last, or that which was returned first.
+    # A pooler assigns the session that was returned last, or the one that was returned first.
     # In this order the sessions are exchanged either way.
     after = [await _session_of(second), await _session_of(first)]
     if before != after[::-1]:
@@ -89,14 +89,14 @@ class CurrentServer:
             f", set_config('{it}', '{value}', false)" for it, value in settings.items()
         )
         self._server: Server | None = None
-        """That of the session that writes; None while there is no such session."""
+        """The server of the session that writes; None while there is no such session."""
         self._last: Server | None = None
         self._on_move: list[Callable[[], None]] = []
         self.generation = 0
-        """Changes whenever the other sessions may be on the wrong server; each asks again then."""
+        """Changes when the other sessions may be on the wrong server; each then queries its role again."""
 
     async def ask(self, raw: Any) -> Server:
-        """Asks the server of a session of asyncpg for its role, and gives the session its settings."""
+        """Queries the role of the server of an asyncpg session, and sets the session's settings."""
         generation = self.generation
         started, is_standby, is_read_only, *_ = await raw.fetchrow(self._ask)
         return Server(
@@ -142,7 +142,7 @@ class CurrentServer:
         try:
             yield
         finally:
-            # Whatever ended it may concern the others too: they look where they are.
+            # The cause may affect the other sessions too, so they check their server.
             self._server = None
             self._move()
 

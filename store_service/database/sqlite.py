@@ -48,7 +48,7 @@ _WRITER_PRAGMAS = {
 
 
 _USER_VERSION = Statement(text("PRAGMA user_version"))
-"""A number in the first page, which nobody uses. SQLite writes the page also when the number stays."""
+"""An unused number in the first page. SQLite writes the page even if the number is unchanged."""
 
 STEPS_BETWEEN_QUESTIONS = 50_000
 """So many steps of its machine, less than a millisecond's, SQLite makes before it asks whether to go on."""
@@ -208,7 +208,7 @@ def sole_use(database_url: str) -> Iterator[None]:
     Raises:
         DatabaseInUse: Another process holds the file.
         NoPlaceForDatabase: No file can be made beside the database.
-        RestoreUnfinished: There is no database, for a restore was interrupted.
+        RestoreUnfinished: There is no database, because a restore was interrupted.
     """
     path = path_of(database_url)
     with locked(path):
@@ -217,10 +217,10 @@ def sole_use(database_url: str) -> Iterator[None]:
 
 
 def refuse_unfinished_restore(path: Path) -> None:
-    """Makes sure that nobody begins an empty database where a restored one is to be.
+    """Prevents that an empty database is created in the place of a restored one.
 
     Raises:
-        RestoreUnfinished: There is no database, for a restore was interrupted.
+        RestoreUnfinished: There is no database, because a restore was interrupted.
     """
     if not path.exists() and restoring(path.resolve()).exists():
         raise RestoreUnfinished(f"a restore of {path} was interrupted; run `store-service restore` again")
@@ -299,7 +299,7 @@ def is_in_use(path: Path) -> bool:
     except OSError:
         return False
     try:
-        # Shared, so that two who look do not see each other.
+        # Shared, so that two concurrent checks do not see each other.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -125,7 +125,7 @@ feed_table = Table(
     Column("store_id", Text, nullable=False),
     Column("trimmed_xid", BigInteger, nullable=False),
     Column("trimmed_seq", BigInteger, nullable=False),
-    # What is known of the wall clock, by which old rows are deleted; JSON, NULL before the first look.
+    # State of the wall clock, by which old rows are deleted; JSON, NULL before the first check.
     Column("clock", Text),
 )
 

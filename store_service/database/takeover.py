@@ -96,7 +96,7 @@ def is_text(body: bytes) -> bool:
 
 
 def extra_columns(connection: sqlalchemy.Connection) -> dict[str, list[str]]:
-    """The columns that somebody has added to the tables of the application before, by table, if any."""
+    """The columns that were added to the tables of the application before, by table, if any."""
     inspector = sqlalchemy.inspect(connection)
     found = {
         table: [it["name"] for it in inspector.get_columns(table) if it["name"] not in known]

@@ -65,7 +65,7 @@ class Operation(Generic[Argument, Result]):
 
 
 class LostUnused(Exception):
-    """A connection is of no use any more before it began anything, so nobody's work was lost with it."""
+    """A connection became unusable before it began anything, so no work was lost with it."""
 
 
 def _because_of(error: Exception) -> DatabaseUnavailable:

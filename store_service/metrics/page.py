@@ -24,7 +24,7 @@ def look(address: str) -> Scraped:
     """The metrics of a service as they are now.
 
     Raises:
-        NoMetrics: Nobody answers, or what answers is not a store-service.
+        NoMetrics: The address does not answer, or is not a store-service.
     """
     scraped = Scraped.of(time.monotonic(), scrape(address))
     if "store_build_info" not in scraped.samples and "store_worker_up" not in scraped.samples:
@@ -36,7 +36,7 @@ def show(address: str, before: Scraped, *, every_seconds: float, once: bool) -> 
     """Shows what the service has done since `before`, again and again until it is interrupted, or `once`.
 
     Raises:
-        NoMetrics: Nobody answers, or what answers is not a store-service.
+        NoMetrics: The address does not answer, or is not a store-service.
     """
     console = Console()
     if not console.is_terminal:

@@ -1,7 +1,7 @@
 """Limits of connections that gRPC does not keep: how many an address may have, how long one may be silent
 while others are refused, and how much it may send that does not become a request.
 
-gRPC tells nothing of its connections, so the sockets of the process are looked at (docs/security.md).
+gRPC does not expose its connections, so the sockets of the process are inspected (docs/security.md).
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from store_service.rpc.connections import Connections
 from store_service.rpc.delivered import Delivered
 
 LOOK_SECONDS = 0.5
-"""Time from one look at the sockets to the next; more if a look takes long."""
+"""Time between two inspections of the sockets; longer if an inspection takes long."""
 
 CROWDED_SHARE = 0.9
 """When so much of the allowed connections is there, those that have never made a call are closed."""
@@ -33,7 +33,7 @@ log = structlog.get_logger("store_service.rpc")
 
 @dataclass(slots=True)
 class _Seen:
-    """A connection as it was at the last look."""
+    """A connection at the last inspection."""
 
     since: float
     """When it was first seen."""
@@ -63,8 +63,8 @@ class ConnectionLimits:
 
         Args:
             connections: Finds the sockets.
-            max_connections: So many gRPC lets in.
-            max_per_address: So many of them may come from one address.
+            max_connections: Maximum number of connections that gRPC accepts.
+            max_per_address: Maximum number of connections from one address.
             max_pending_bytes: Of requests that have not arrived as a whole, of all connections together.
             silent_seconds: How long one may be there without a call while the server is crowded.
             busy: The peers of running calls, as gRPC names them.
@@ -95,7 +95,7 @@ class ConnectionLimits:
         self._unseen = _repeated("cannot inspect connections", "inspecting connections again")
 
     async def keep_looking(self) -> None:
-        """Looks again and again, until it is cancelled."""
+        """Inspects the sockets repeatedly, until it is cancelled."""
         while True:
             began = time.monotonic()
             try:
@@ -142,10 +142,10 @@ class ConnectionLimits:
             it.pending = max(it.pending * (1 - FORGOTTEN_SHARE * LOOK_SECONDS) + more, 0.0)
             it.received, it.delivered = received, delivered
         self._seen = seen
-        # All others together hold half of what there may be, so their metadata need not be counted.
+        # All others together hold at most half of the limit, so their metadata need not be counted.
         share = self._max_pending_bytes / 2 / max(len(seen), 1)
         self.delivered.closely = {peer for peer, it in seen.items() if it.pending > share}
-        # Absent twice: a call may have come by a connection that was made after the look.
+        # Absent twice: a call may use a connection that was opened after the inspection.
         absent = self.delivered.keys() - found.keys()
         for peer in absent & self._absent:
             del self.delivered[peer]
@@ -186,7 +186,7 @@ class ConnectionLimits:
             return set()
         self._looks_above += 1
         unwanted: set[str] = set()
-        # Not at the first look: whole requests may just be waiting for the event loop.
+        # Not at the first inspection: complete requests may be waiting for the event loop.
         if self._looks_above > 1:
             self._sending.failed(limit=self._max_pending_bytes)
             for size, peer in pending:
@@ -202,7 +202,7 @@ def _repeated(event: str, end_event: str) -> RepeatedFailure:
 
 
 def _has_call(peer: str, callers: Collection[str]) -> bool:
-    # Calls over a unix socket do not tell by which connection they have come.
+    # The connection of a call over a unix socket is not known.
     return peer in callers or peer.startswith("unix:")
 
 

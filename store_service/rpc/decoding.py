@@ -41,7 +41,7 @@ class Unpacker:
         Args:
             data: The bytes.
             decode: Makes the message of them, and raises RequestMalformed.
-            hold: Is told how many they are when unpacked, before they are decoded, and may raise.
+            hold: Called with their decompressed size before they are decoded; may raise.
 
         Raises:
             RequestTooLarge: There would be more than may be; what is more is not unpacked.

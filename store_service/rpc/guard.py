@@ -43,7 +43,7 @@ STALL_SECONDS = 30.0
 """A stream whose caller reads nothing for so long is ended."""
 
 ROOM_SECONDS = 0.05
-"""How often a stream looks whether there is room for its next message."""
+"""How often a stream checks whether its next message fits."""
 
 GONE_SECONDS = 1.0
 """How long after a failed write gRPC may take to say that the caller has gone; it does so at once."""
@@ -368,7 +368,7 @@ class Guard:
 
         Raises:
             StreamStalled: The caller reads nothing; what it has not read fills what gRPC sends ahead.
-            CancelledError: The caller has gone.
+            CancelledError: The caller has left.
         """
         room: Response | None = None
         try:
@@ -394,7 +394,7 @@ class Guard:
                 room.release()
 
     async def _wait_for_room(self, peer: str, size: int) -> None:
-        """Waits until a message may be sent. A stream is not refused: its caller would come again at once."""
+        """Waits until a message may be sent. A stream is not refused: its caller would retry at once."""
         async with asyncio.timeout(STALL_SECONDS):
             while not self._pending.has_room(peer, size):  # noqa: ASYNC110  # polled only while it is crowded
                 await asyncio.sleep(ROOM_SECONDS)

@@ -63,7 +63,7 @@ class Response:
         self.resize(size)
 
     def resize(self, size: int) -> None:
-        """Counts what it really takes."""
+        """Counts the actual size."""
         more = size - self.size
         self.size = size
         self._pending.size += more
@@ -130,7 +130,7 @@ class Pending:
         return self.size >= self._max_bytes
 
     def check(self, peer: str) -> None:
-        """Lets a call begin, or not, because of what its connection has not read.
+        """Accepts or refuses a call, by the unread responses of its connection.
 
         Raises:
             Overloaded: That is too much.
@@ -144,10 +144,10 @@ class Pending:
         Args:
             peer: The connection, as gRPC names its other end.
             size: Of the response, in bytes.
-            always: There must be room, for what the response tells of has been done.
+            always: The response is sent in any case, because the call has been executed.
 
         Raises:
-            Overloaded: There is no room.
+            Overloaded: The response does not fit.
         """
         if not always and not self.has_room(peer, size):
             raise Overloaded

@@ -40,7 +40,7 @@ class LazyResponse:
     """A response that has not been encoded yet."""
 
     result: object
-    """What it is made of. Callers that get the same object get the same bytes."""
+    """The source of the message. Callers that get the same object get the same bytes."""
     parts: Callable[[], Iterable[Message]]
     """Makes messages that are the response when their bytes are joined; the event loop runs between them."""
     count: int

@@ -136,7 +136,7 @@ class Picked(Generic[R]):
     """The resources that the ids of a batch name, shared by all callers that ask for the same ids."""
 
     def __init__(self, ids: Sequence[int], stored: Mapping[int, R], missing: type[NotFound]) -> None:
-        """Takes what is stored, and the error for what is not."""
+        """Takes the stored resources, and the error for missing ones."""
         self._ids = ids
         self._stored: Mapping[int, R] = stored
         self._missing = missing

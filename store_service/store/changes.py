@@ -52,14 +52,14 @@ class FeedState:
     end: Position
 
     def check(self, position: Position, time: int) -> None:
-        """Makes sure that what follows a position can be told without a gap.
+        """Checks that the changes after a position can be sent without a gap.
 
         Args:
-            position: Behind which changes are to be told.
+            position: The changes after it are to be sent.
             time: When the change of its `seq` was made, read together with this state; 0 if there is none.
 
         Raises:
-            ResumeTokenExpired: Changes behind it have been deleted.
+            ResumeTokenExpired: Changes after it have been deleted.
             ResumeTokenForeign: This store never had it, or has another past since it was set back.
         """
         if self.end < position:
@@ -69,7 +69,7 @@ class FeedState:
         # On SQLite the end of the feed has the number of its change for that of its transaction too.
         begins_at = (self.trimmed, Position(xid=self.trimmed.seq, seq=self.trimmed.seq))
         if not position.time:
-            # Of where the feed began once, which is never behind where it begins now.
+            # A token of a former beginning of the feed, which is never after the current one.
             is_foreign = self.trimmed < position
         elif position.time == time:
             is_foreign = False
@@ -162,7 +162,7 @@ class Changes:
         return await self._store.read(_STATE, None)
 
     async def check(self, position: Position) -> None:
-        """Makes sure that a watch can go on behind a position; see `FeedState.check`."""
+        """Checks that a watch can continue after a position; see `FeedState.check`."""
         await self._store.read(_CHECK, position)
 
     async def read_after(self, position: Position) -> Piece | None:
@@ -197,7 +197,7 @@ async def _read(connection: Connection, positions: Sequence[Position]) -> list[P
 
 
 async def _outcome(reading: Awaitable[T]) -> T | StoreError:
-    """What is read, or what is wrong with its position and does not concern the others."""
+    """The changes that were read, or the error of this position, which does not affect the others."""
     try:
         return await reading
     except (ResumeTokenExpired, ResumeTokenForeign) as error:

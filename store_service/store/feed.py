@@ -83,7 +83,7 @@ class Feed:
             end_event="listening for changes again",
         )
         self._is_polling = False
-        """Whether the database server has said that it notifies nobody."""
+        """Whether the database server sends no notifications, as a standby."""
         self._measure = measure
         if measure is not None:
             measure.watches = lambda: self._watches
@@ -308,7 +308,7 @@ class Feed:
 
 
 def _count(failure: RepeatedFailure, error: Exception) -> None:
-    """What is expected to happen to a database is told in one line, a bug with its traceback."""
+    """Expected database errors are logged in one line, a bug with its traceback."""
     if isinstance(error, StoreError):
         failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
     else:

@@ -38,10 +38,10 @@ PAUSE_SECONDS = 10.0
 """Pause when there is nothing left to do."""
 
 SAVE_SECONDS = 60.0
-"""How often what is known of the clock is saved."""
+"""How often the state of the clock is saved."""
 
 MAX_LOOK_SECONDS = 1.0
-"""When the database takes longer to tell its time, the answer says too little about the time now."""
+"""If the query for the database's time takes longer, its result is too inexact."""
 
 PROBE_RATIO = 1.25
 """By how much farther than the place before each place is at which a later change is looked for."""
@@ -55,7 +55,7 @@ log = structlog.get_logger("store_service.keeping")
 
 
 class Keeping:
-    """Deletes what is too old, again and again."""
+    """Deletes expired rows repeatedly."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Keeping:
 
 
 class _Look(NamedTuple):
-    """What the database tells about the time."""
+    """The time of the database, and the saved state of the clock."""
 
     wall: int
     """The time by which rows are stamped."""
@@ -240,7 +240,7 @@ async def _forget(connection: Connection, asked: Sequence[tuple[int, int]]) -> l
 
 async def _forget_once(connection: Connection, before: int, now: int) -> bool:
     """Deletes the oldest requests; whether none is left to go."""
-    # Those that a wrong clock has stamped with a time to come would stay until then.
+    # Rows with a time in the future, from a wrong clock, would stay until then.
     restamped = await connection.fetch(
         request_sql.RESTAMP_FUTURE_REQUESTS, after=now + _HOUR, now=now, limit=STEP_ROWS
     )
@@ -252,7 +252,7 @@ async def _forget_once(connection: Connection, before: int, now: int) -> bool:
 
 
 _LOOK: Operation[int, _Look] = Operation(_look)
-# What they change nobody else changes, and no change tells of it.
+# No other write changes these rows, and the feed does not contain them.
 _SAVE: Operation[str, None] = Operation(_save, only_adds=True)
 _TRIM: Operation[tuple[int, int], bool] = Operation(_trim, only_adds=True)
 _FORGET: Operation[tuple[int, int], bool] = Operation(_forget, only_adds=True)

@@ -166,7 +166,7 @@ async def _delete(
         with_comments = [post.id for post in answer.items if post.id in commented]
         if with_comments and not deletion.force:
             raise PostHasComments(comment_counts=dict.fromkeys(with_comments, 1))
-        # What is only tried is answered, now that all that can be wrong has been looked at, and not done.
+        # Only a deletion that is executed is deferred. A validate_only call has been checked completely.
         if write.keep and not found.complete.union(marked).issuperset(with_comments):
             return LATER  # type: ignore[no-any-return]  # it is Any
         for post in answer.items:

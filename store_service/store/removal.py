@@ -40,7 +40,7 @@ STEP_SECONDS = 0.05
 """Pause after a step, in which other writers have the database to themselves."""
 
 TAKEOVER_SECONDS = 1.0
-"""After so long without a step by another process this one goes on with what is marked."""
+"""After this time without a step by another process, this process continues the removal."""
 
 IDLE_SECONDS = 10.0
 """How often it is looked whether another process has left something marked."""
@@ -75,7 +75,7 @@ async def removable(
     found = Removable(rows=rows, bytes=bytes)
     left = sorted(post_ids)
     while left:
-        # One more than fits tells whether a post is complete.
+        # One more row than fits shows whether a post is complete.
         limit = min(FETCH_ROWS, MAX_ROWS + 1 - found.rows)
         if after:
             sizes = await connection.fetch(
@@ -104,7 +104,7 @@ async def removable(
 async def remove_comments(
     connection: Connection, ids: Sequence[int], requests: Mapping[int, Request | None]
 ) -> None:
-    """Deletes comments of deleted posts, with the changes that tell of it.
+    """Deletes comments of deleted posts, and writes their changes.
 
     Args:
         connection: In a transaction that writes.
@@ -133,7 +133,7 @@ class Remover:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Looks for marked posts now: this process may just have marked one."""
+        """Looks for marked posts now, because this process may just have marked one."""
         self._woken.set()
 
     async def run(self) -> None:
@@ -197,7 +197,7 @@ async def _step_once(connection: Connection, expected: Mark) -> Mark | None:
         # Another process has made a step in between.
         return await _first(connection, expected)
     post_id, removed_id, _ = marks[0]
-    # Others that were begun with, by a process that is gone, come when they are first.
+    # Posts whose removal another process has begun and not finished come when they are first.
     post_ids = [post_id, *(it for it, removed, _ in marks[1:] if not removed)]
     found = await removable(connection, post_ids, after=removed_id)
     requests = {it: Request(id=id, fingerprint="") if id else None for it, _, id in marks}

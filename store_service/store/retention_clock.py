@@ -20,7 +20,7 @@ class RetentionClock:
     """The wall clock compared with the monotonic clock, both in microseconds.
 
     A gain is what the wall clock has gained since an earlier time, by jumps or while no process was running.
-    Until a retention has elapsed since that time, rows may look older by the gain than they are.
+    Until a retention has elapsed since that time, rows may look older than they are, by the gain.
     """
 
     longest: int

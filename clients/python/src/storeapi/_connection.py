@@ -58,7 +58,7 @@ OTHER_SCHEMES: Final = ("unix:", "unix-abstract:", "vsock:", "xds:", "google-c2p
 """What gRPC's targets that are not HOST:PORT begin with."""
 
 LOCAL_SCHEMES: Final = ("", "ipv4:", "ipv6:", "dns:", "dns:///")
-"""Those whose names the system looks up. Another name server may say what it likes of localhost."""
+"""Schemes whose names the system resolves. Another name server may resolve localhost differently."""
 
 PROXY_VARIABLES: Final = ("grpc_proxy", "https_proxy", "http_proxy")
 """Where gRPC looks for a proxy to connect through."""
@@ -93,7 +93,7 @@ class Connection:
     options: list[tuple[str, Any]]
     """The channel's options."""
     goal: Goal | None
-    """What to look at when no connection can be made; None if gRPC's way there is not known."""
+    """What to diagnose when no connection can be made; None if gRPC connects in an unknown way."""
 
 
 def seconds(timeout: Timeout, client_timeout: float | None) -> float | None:

@@ -29,13 +29,13 @@ FRESH_SECONDS: Final = 2.0
 this far apart."""
 
 AGAIN_SECONDS: Final = 10.0
-"""Within this time of the look before, the same finding is found again; later it is a new one."""
+"""A finding within this time after the same finding counts as repeated; later it is a new one."""
 
 TLS_OF_GRPC: Final = re.compile("SSL_ERROR_SSL|certificate|verification|ALPN", re.IGNORECASE)
 """What gRPC says of a handshake that it refused itself, and not of one that broke off."""
 
 NAME_UNKNOWN: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
-"""Other errors of a look-up are those of the name server, and may pass."""
+"""Other lookup errors are errors of the name server, which may be temporary."""
 
 EXPIRED, NOT_YET_VALID, WRONG_NAME, WRONG_ADDRESS = 10, 9, 62, 64
 """Verification errors of OpenSSL (X509_V_ERR_...)."""
@@ -62,7 +62,7 @@ class Goal:
     tls: Tls | None
     """None for plaintext."""
     has_own_credentials: bool
-    """Whether the caller gave gRPC's own credentials, which do not tell what is in them."""
+    """Whether the caller passed gRPC credentials, whose content cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Finding:
     is_tls_everywhere: bool = False
     """Whether they do not at any address."""
     is_again: bool = False
-    """Whether the look before has found the same."""
+    """Whether the previous check found the same."""
 
     def is_final(self, error: StoreError, *, has_answered: bool) -> bool:
         """Whether another try cannot help a client with this error of gRPC."""
@@ -97,7 +97,7 @@ def _lasting(message: str) -> Finding:
 
 
 class _Diagnosis:
-    """Looks at the addresses of one client, at most once at a time."""
+    """Checks the addresses of one client, one check at a time."""
 
     def __init__(self, goal: Goal | None) -> None:
         """Takes the goal; None if it is not known, as that of a channel that the caller made."""
@@ -108,11 +108,11 @@ class _Diagnosis:
         self._before: Finding | None = None
 
     def _look(self, error: StoreError) -> "concurrent.futures.Future[Finding | None] | None":
-        """What is being found out about an error; None if it does not come from connecting."""
+        """The running diagnosis of an error; None if the error does not come from connecting."""
         goal = self._goal
         if goal is None or type(error) is not Unavailable or error.reason or error.call_id:
             return None
-        if "http2 header" in error.message:  # Somebody has answered, a proxy.
+        if "http2 header" in error.message:  # A proxy has answered.
             return None
         with self._lock:
             looking = self._looking
@@ -120,10 +120,10 @@ class _Diagnosis:
             if looking is None or (looking.done() and age > FRESH_SECONDS):
                 self._before = looking.result() if looking and age < AGAIN_SECONDS else None
                 looking = self._looking = concurrent.futures.Future()
-                # From now on nobody who stops waiting can cancel it for the others.
+                # From now on a caller that stops waiting cannot cancel it for the others.
                 looking.set_running_or_notify_cancel()
                 self._since = time.monotonic()
-                # A daemon: looking up a name can take much longer than anybody waits for it.
+                # A daemon: looking up a name can take much longer than the caller waits.
                 threading.Thread(
                     target=_run, args=(goal, looking, self._before), name="storeapi-probe", daemon=True
                 ).start()
@@ -187,7 +187,7 @@ def _run(goal: Goal, looking: "concurrent.futures.Future[Finding | None]", befor
 
 
 def look(goal: Goal) -> Finding | None:
-    """What is wrong with all addresses; None if one of them seems well, or nothing is known."""
+    """What is wrong with all addresses; None if one of them seems to work, or nothing is known."""
     end = time.monotonic() + PROBE_SECONDS
     findings: list[Finding] = []
     for host, port in goal.endpoints:
@@ -324,7 +324,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
 
 
 def _roots_of_grpc() -> bytes | None:
-    """The authorities that gRPC trusts when it is told of no others."""
+    """The authorities that gRPC trusts by default."""
     path = os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")
     if path:
         return Path(path).read_bytes()

@@ -80,7 +80,7 @@ def may_help(error: StoreError) -> bool:
         return True
     if error.reason:
         return isinstance(error, (Unavailable, Cancelled))
-    # Without a reason it was not the service that answered: the connection broke, here or behind a proxy.
+    # An error without a reason is not from the service: the connection broke, here or after a proxy.
     return (
         error.code in BROKEN and not isinstance(error, ConnectionFailed) and not LASTING.search(error.message)
     )

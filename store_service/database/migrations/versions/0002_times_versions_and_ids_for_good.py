@@ -30,7 +30,7 @@ KINDS = {"posts": "post", "comments": "comment"}
 
 log = structlog.get_logger("store_service.database")
 
-# A look by key for each; NOT IN would build a table of all ids first, on disk.
+# One lookup by key for each; NOT IN would first build a table of all ids on disk.
 ORPHANED = "NOT EXISTS (SELECT 1 FROM posts WHERE posts.id = comments.post_id)"
 
 
@@ -66,7 +66,7 @@ def upgrade() -> None:
 
 
 def _report(doing: str, done: int = 0, total: int = 0) -> None:
-    """Tells whoever waits what is being done, and how many rows of how many are done, if that is known."""
+    """Reports the current step, and the rows done and in total, if they are known."""
     report = context.config.attributes.get("report")
     if report is not None:
         report(doing, done, total)
@@ -288,7 +288,7 @@ def _copy(last: dict[str, int]) -> None:
 
 
 def _copy_rows(table: str, *values: str) -> None:
-    """Copies the rows in the order of their ids, some at a time, and tells how far it is."""
+    """Copies the rows in the order of their ids, some at a time, and reports the progress."""
     columns = ", ".join(("id", "body", "post_id")[: len(values)])
     total = op.get_bind().scalar(sa.text(f"SELECT count(*) FROM {table}"))
     last = done = 0

@@ -1,4 +1,4 @@
-"""The feed remembers what is known of the clock by which old rows are deleted."""
+"""The feed stores the state of the clock by which old rows are deleted."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -68,7 +68,7 @@ class Selection:
 
     @property
     def page_size(self) -> int:
-        """Items to ask for in each call: as many as the service gives, for few calls."""
+        """Items to request in each call: the maximum page size, for few calls."""
         return self.given_page_size or MAX_PAGE_SIZE
 
 

@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             with path.open("wb") as file:
                 yield file
             return
-        # Not `tempfile`, whose files nobody but their owner can read.
+        # Not `tempfile`, whose files only their owner can read.
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -36,7 +36,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         with suppress(OSError):
             temporary.unlink()
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            # For the message: nobody knows the other name.
+            # For the message: the caller does not know the temporary name.
             error.filename = str(given)
         raise
 

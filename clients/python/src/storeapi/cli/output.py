@@ -79,7 +79,7 @@ def print_list(
     if is_limited:
         print_items(items, as_json=as_json)
     elif tables.print_screenful(items):
-        # On stdout: it belongs to what is shown there, and no program reads it.
+        # On stdout: it belongs to the table, and no program parses it.
         newest = "" if selection.order_by == "id desc" else "; --order-by id-desc prints the newest first"
         click.echo(f"More: --limit N or --all{newest}")
 

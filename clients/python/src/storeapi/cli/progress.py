@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 Report = Callable[[str, int, "float | None"], None]
-"""Is told the phase, how many items of it are done, and which part of it that is: 0 to 1, None if unknown."""
+"""Called with the phase, the number of items done, and the fraction done: 0 to 1, None if unknown."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def shown(*, prints: bool) -> Iterator[Report]:
 
     class Bar(BarColumn):
         def render(self, task: Task) -> RenderableType:  # type: ignore[override]  # or nothing
-            # Of an unknown whole a bar would say nothing, and look full without colours.
+            # If the total is unknown, a bar has no meaning, and looks full without colours.
             return "" if task.total is None else super().render(task)
 
     columns = (

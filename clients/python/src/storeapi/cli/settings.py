@@ -31,7 +31,7 @@ class Settings:
 
     @contextmanager
     def connect(self) -> Iterator[StoreClient]:
-        """Gives the client for the length of a block; on a terminal it tells what it waits for."""
+        """Provides the client for a block; on a terminal it reports what it waits for."""
         with ExitStack() as stack:
             try:
                 if sys.stderr.isatty():
@@ -40,7 +40,7 @@ class Settings:
                     client = stack.enter_context(StoreClient(**self.client))
             except (ValueError, OSError) as error:
                 message = str(error)
-                # The client names its argument; whoever typed the option knows it by that name.
+                # The client names its argument; the user knows the option by another name.
                 found = re.match(r"(target|timeout)(?=[ :])", message)
                 if found and found[1] in self.client:
                     message = f"--{message}"

@@ -65,7 +65,7 @@ class Layout:
 
 
 def print_all(items: Iterable[Post | Comment]) -> None:
-    """Prints posts or comments as they come."""
+    """Prints posts or comments as they arrive."""
     for lines in _lines(iter(items)):
         click.echo("\n".join(lines))
 
@@ -76,7 +76,7 @@ def items_to_fill_screen() -> int:
 
 
 def print_screenful(items: Iterable[Post | Comment]) -> bool:
-    """Prints as many as the terminal shows at once, at least one, and tells whether there are more.
+    """Prints as many as the terminal shows at once, at least one; returns whether there are more.
 
     The last two lines of the terminal are left to the caller and to the shell's prompt.
     """
@@ -125,7 +125,7 @@ def _layout(items: Sequence[Post | Comment], now: datetime, width: int, before: 
 
 
 def _cells(item: Post | Comment, now: datetime, has_times: bool) -> dict[str, str]:
-    """What is told of an item besides its body."""
+    """The columns of an item besides its body."""
     time = _to_the_second if has_times else _age
     return {
         "id": str(item.id),

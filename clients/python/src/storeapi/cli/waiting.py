@@ -1,4 +1,4 @@
-"""Tells on a terminal what the command waits for when the service does not answer."""
+"""Reports on a terminal what the command waits for when the service does not answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storeapi.cli.text import one_line
 from storeapi.errors import StoreError
 
 PATIENCE_SECONDS: Final = 1.0
-"""How long an answer may take before something is told."""
+"""How long a response may take before the cause is reported."""
 
 BEFORE_CAUSE: Final = re.compile(
     r"^.*(last error: \w+: (\S+: )?|lookup failed for \S+: )(Failed to connect to remote host: )?", re.DOTALL
@@ -25,10 +25,10 @@ BEFORE_CAUSE: Final = re.compile(
 
 
 class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Watches the calls of a channel, each with its retries, and tells each cause of waiting once."""
+    """Watches the calls of a channel, each with its retries, and reports each cause of waiting once."""
 
     def __init__(self, target: str) -> None:
-        """Takes how to call the service in what is told."""
+        """Takes the name of the service for the messages."""
         self._target = re.sub("^ipv[46]:", "", target)
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
@@ -96,7 +96,7 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
 
 
 class _Responses:
-    """The call of a watch, whose responses tell that the service is there."""
+    """The call of a watch, whose responses show that the service can be reached."""
 
     def __init__(self, call: Any, waiting: Waiting) -> None:
         self._call = call
