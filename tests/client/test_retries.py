@@ -139,6 +139,28 @@ PASSING = [
 
 
 @pytest.mark.parametrize("by", ["call", "watch"])
+async def test_a_deadline_of_somebody_else_ends_a_call_that_has_none(make_client, server, by):
+    """It may be that of an interceptor of the caller, which each attempt would reach again, without end."""
+    server.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, message="Deadline Exceeded")
+    client = make_client(server.target, timeout=None)
+
+    with pytest.raises(storeapi.DeadlineExceeded) as raised:
+        await (client.posts.get(1) if by == "call" else anext(client.changes.watch()))
+
+    assert (len(server.calls), raised.value.attempts) == (1, 1)
+
+
+async def test_a_deadline_of_a_proxy_does_not_end_a_watch_that_has_begun(make_client, scripted):
+    """It has no deadline either, but continues however long it takes."""
+    scripted.answer("Watch", storeapi.ChangeBatch(changes=(), resume_token="t1"))
+    scripted.fail("Watch", grpc.StatusCode.DEADLINE_EXCEEDED, times=2)
+    scripted.answer("Watch", storeapi.ChangeBatch(changes=(), resume_token="t2"))
+    batches = make_client(scripted.target, timeout=None).changes.watch().batches()
+
+    assert [(await anext(batches)).resume_token for _ in range(2)] == ["t1", "t2"]
+
+
+@pytest.mark.parametrize("by", ["call", "watch"])
 @pytest.mark.parametrize(("code", "message"), LASTING)
 async def test_an_answer_that_stays_the_same_is_not_asked_for_again(make_client, server, code, message, by):
     """Its status is that of a broken connection, and it comes from gRPC or a proxy all the same."""

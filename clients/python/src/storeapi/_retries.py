@@ -44,9 +44,13 @@ that refuses the request itself: the next try would end in the same way."""
 class Attempts:
     """The tries of one call, from the first to the one that succeeds or is the last."""
 
-    def __init__(self, timeout: float | None) -> None:
-        """Begins; `timeout` is how many seconds all tries have together."""
+    def __init__(self, timeout: float | None, *, is_endless: bool = False) -> None:
+        """Begins; `timeout` is how many seconds all tries have together.
+
+        With `is_endless` they go on for as long as it takes, as those of a watch that has begun.
+        """
         self.count: int = 1
+        self._is_endless = is_endless
         self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def remaining(self) -> float | None:
@@ -56,8 +60,13 @@ class Attempts:
     def pause_after(self, error: StoreError) -> float | None:
         """How long to wait before the next try; None when this one was the last."""
         # The caller's own deadline leaves no time for another try. One that the service enforces has the id
-        # of the call; any other is that of a proxy.
-        is_proxys_deadline = error.code is StatusCode.DEADLINE_EXCEEDED and error.call_id is None
+        # of the call; any other is that of a proxy, or of an interceptor. Every try may reach that of an
+        # interceptor, so a call that has no deadline itself would never end.
+        is_proxys_deadline = (
+            error.code is StatusCode.DEADLINE_EXCEEDED
+            and error.call_id is None
+            and (self._deadline is not None or self._is_endless)
+        )
         return self.pause(error.retry_after) if may_help(error) or is_proxys_deadline else None
 
     def pause(self, retry_after: float | None = None) -> float | None:

@@ -216,7 +216,7 @@ class Watch:
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)
                 self._has_begun = self._calls.has_answered = True
-                self._attempts = Attempts(None)
+                self._attempts = Attempts(None, is_endless=True)
                 self._request.resume_token = batch.resume_token
                 return batch
             if self._is_over():
