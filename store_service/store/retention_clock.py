@@ -12,7 +12,7 @@ JUMP_TOLERANCE_MICROSECONDS = 5_000_000
 """A smaller difference between the wall clock and the monotonic clock is not a jump."""
 
 MAX_GAINS = 100
-"""Most gains that are remembered one by one; the oldest are then joined."""
+"""Most gains that are remembered one by one. Of more, those close together are joined."""
 
 
 @dataclass(slots=True)
@@ -68,5 +68,19 @@ class RetentionClock:
         gains = [(gain + jump, since) for gain, since in [*self.gains, (0, monotonic)]]
         self.gains = [it for it in gains if it[0] > 0]
         if len(self.gains) > MAX_GAINS:
-            (largest, _), (_, since), *others = self.gains
-            self.gains = [(largest, since), *others]
+            self._join(self.longest // MAX_GAINS)
+
+    def _join(self, bucket: int) -> None:
+        """Joins gains that lie within a bucket of time; each expires later by at most that.
+
+        What an entry stands for was gained between the entry before it and its own time, so the buckets are
+        measured from entry to entry. Fixed ones would move at each restart, and each time more gains would be
+        joined. About two entries for each bucket may remain.
+        """
+        joined: list[tuple[int, int]] = []
+        for gain, since in self.gains:
+            if len(joined) > 1 and since - joined[-2][1] <= bucket:
+                joined[-1] = (joined[-1][0], since)
+            else:
+                joined.append((gain, since))
+        self.gains = joined

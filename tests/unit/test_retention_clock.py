@@ -1,5 +1,7 @@
 """No row is deleted before its retention has elapsed, whatever the wall clock does."""
 
+from bisect import bisect_left
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -8,7 +10,8 @@ from store_service.store import retention_clock
 from store_service.store.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
 
 SECOND = 1_000_000
-HOUR = 3600 * SECOND
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 NOW = 1_800_000_000 * SECOND
 
@@ -53,6 +56,53 @@ def test_time_without_a_process_counts_as_a_jump() -> None:
     assert later.unconfirmed(DAY, 5) == 2 * HOUR
     earlier = RetentionClock.restored(saved, longest=7 * DAY, wall=NOW - DAY, monotonic=5)
     assert earlier.unconfirmed(DAY, 5) == 0
+
+
+LATE = 3 * 7 * DAY // retention_clock.MAX_GAINS
+"""By how much a row may go too late: one bucket, and two more for the time between two looks at the clock."""
+
+
+@pytest.mark.parametrize(("up", "down"), [(HOUR, HOUR), (20 * MINUTE, 20 * MINUTE), (2 * HOUR, 10 * MINUTE)])
+def test_many_suspends_do_not_keep_rows_for_ever(up: int, down: int) -> None:
+    """However often the machine sleeps, a row goes soon after its retention of uptime."""
+    clock, wall, monotonic = RetentionClock(7 * DAY, NOW, 0), NOW, 0
+    rows: list[tuple[int, int]] = []
+    while wall < NOW + 366 * DAY:
+        rows.append((wall, monotonic))
+        wall, monotonic = wall + up, monotonic + up
+        clock.compare(wall, monotonic)
+        wall += down
+        clock.compare(wall, monotonic)
+
+        assert len(clock.gains) <= 2 * retention_clock.MAX_GAINS + 2
+        rows = kept(rows, wall - clock.unconfirmed(7 * DAY, monotonic) - 7 * DAY)
+        if rows:
+            assert monotonic - rows[0][1] <= 7 * DAY + LATE
+
+
+def test_many_restarts_do_not_keep_rows_for_ever() -> None:
+    """Of a process that starts every 5 minutes, each time on a machine with another monotonic clock."""
+    clock, wall, measured = RetentionClock(7 * DAY, NOW, 0), NOW, 0
+    rows: list[tuple[int, int]] = []
+    booted = 0
+    while wall < NOW + 30 * DAY:
+        rows.append((wall, measured))
+        wall, measured = wall + 4 * MINUTE, measured + 4 * MINUTE
+        clock.compare(wall, measured - booted)
+        saved = clock.saved(measured - booted)
+        wall += MINUTE
+        booted = measured - wall % 977
+        clock = RetentionClock.restored(saved, longest=7 * DAY, wall=wall, monotonic=measured - booted)
+
+        assert len(clock.gains) <= 2 * retention_clock.MAX_GAINS + 2
+        rows = kept(rows, wall - clock.unconfirmed(7 * DAY, measured - booted) - 7 * DAY)
+        if rows:
+            assert measured - rows[0][1] <= 7 * DAY + LATE
+
+
+def kept(rows: list[tuple[int, int]], cutoff: int) -> list[tuple[int, int]]:
+    """The rows, oldest first, that are not before the cutoff."""
+    return rows[bisect_left(rows, (cutoff, 0)) :]
 
 
 steps = st.lists(
