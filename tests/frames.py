@@ -79,13 +79,16 @@ class RawClient:
             await self.reader.readexactly(int.from_bytes(head[:3], "big"))
 
     async def closed(self) -> None:
-        """Reads until the server has closed the connection; answers to pings as everybody must."""
+        """Reads until the server has closed the connection; answers to pings and settings, as required."""
         with suppress(ConnectionError):
             while head := await self.reader.read(9):
                 head += await self.reader.readexactly(9 - len(head))
                 payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
                 if head[3] == PING and not head[4] & ACK:
                     self.writer.write(frame(PING, ACK, 0, payload))
+                if head[3] == SETTINGS and not head[4] & ACK:
+                    # gRPC closes a connection that does not answer within a minute.
+                    self.writer.write(frame(SETTINGS, ACK, 0))
 
 
 @asynccontextmanager
