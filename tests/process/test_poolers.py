@@ -1,8 +1,10 @@
 """PgBouncer between the service and PostgreSQL: session mode works, the others are refused by name."""
 
 import os
+import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,13 +46,21 @@ def database_url(postgres_database: str) -> str:
 
 
 @contextmanager
-def pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int = 0) -> Iterator[str]:
+def pgbouncer(database_url: str, mode: str, round_robin: int = 0) -> Iterator[str]:
     """The URL of the same database behind a PgBouncer."""
+    # Not in pytest's folder: only root can look there.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        _pgbouncer(database_url, Path(folder), mode, round_robin) as url,
+    ):
+        yield url
+
+
+@contextmanager
+def _pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int) -> Iterator[str]:
     program = binary("pgbouncer")
     url = make_url(database_url)
     port = free_port()
-    folder = folder / "pgbouncer"
-    folder.mkdir()
     (folder / "users").write_text(f'"{url.username}" "{url.password or ""}"\n')
     configuration = CONFIGURATION.format(
         host=url.host, port=url.port, listen_port=port, folder=folder, mode=mode, round_robin=round_robin
@@ -58,10 +68,9 @@ def pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int = 0) 
     (folder / "pgbouncer.ini").write_text(configuration)
     command = [program, "pgbouncer.ini"]
     if os.geteuid() == 0:
-        # It refuses to run as root, and root's files may be where nobody else can look.
+        # It refuses to run as root.
         command = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", *command]
-        for parent in (folder, *folder.parents[:3]):
-            parent.chmod(0o755)
+        shutil.chown(folder, "nobody", "nogroup")
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_until(lambda: listens(port))
@@ -83,7 +92,7 @@ def test_transaction_mode_is_refused(
     database_url: str, tmp_path: Path, command: str, round_robin: int
 ) -> None:
     """One line at the start, instead of half of the calls that fail later."""
-    with pgbouncer(database_url, tmp_path, "transaction", round_robin) as url:
+    with pgbouncer(database_url, "transaction", round_robin) as url:
         settings = {"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
         done = run_command(command, folder=tmp_path, settings=settings)
 
@@ -94,7 +103,7 @@ def test_transaction_mode_is_refused(
 
 def test_statement_mode_is_refused(database_url: str, tmp_path: Path) -> None:
     """PgBouncer itself says why."""
-    with pgbouncer(database_url, tmp_path, "statement") as url:
+    with pgbouncer(database_url, "statement") as url:
         done = run_command("check", folder=tmp_path, settings={"DATABASE_URL": url})
 
     assert done.returncode == 1
@@ -110,7 +119,7 @@ async def test_session_mode_works_and_keeps_the_timeouts(database_url: str, tmp_
         ((value,),) = await connection.fetch(show)
         return [value] * len(asked)
 
-    with pgbouncer(database_url, tmp_path, "session") as url:
+    with pgbouncer(database_url, "session") as url:
         async with connect.open_store(url, statement_seconds=2.5) as store:
             (post,) = await Posts(store).create_posts([PostDraft(body="a")])
             assert await Posts(store).get_post(post.id) == post

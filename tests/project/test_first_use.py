@@ -42,7 +42,7 @@ def running(sources: Path) -> Iterator[Path]:
     with (
         screen.open("wb") as output,
         subprocess.Popen(
-            ["make", "run", f"PYTHON={sys.executable}"],
+            ["make", "--no-print-directory", "run", f"PYTHON={sys.executable}"],
             cwd=sources,
             env=environment,
             stdout=output,

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -386,7 +387,7 @@ async def test_without_access_control_nobody_is_named(
 def test_who_is_not_known_is_named_by_where_they_are(peer: str, name: str) -> None:
     """Without the port, which is another one for each connection; who is known has a name."""
     context: Any = SimpleNamespace(peer=lambda: peer)
-    call = Call("method", "id", context, CallLog(), None, None)
+    call = Call("method", "id", context, CallLog(), None, None, defaultdict(int))
     assert call.caller_name == name
 
     call.caller = Caller(name="billing", rights=ALL_RIGHTS)

@@ -300,7 +300,7 @@ async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
     posts: Side, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """STREAM_STALLED: what gRPC keeps for a caller is limited, and so is how long it is kept."""
-    send, stalled = guard._send, asyncio.Event()
+    send, stalled = guard.Guard._send, asyncio.Event()
 
     async def watched_send(*arguments: Any) -> None:
         try:
@@ -310,7 +310,7 @@ async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
             raise
 
     monkeypatch.setattr(guard, "STALL_SECONDS", 1.0)
-    monkeypatch.setattr(guard, "_send", watched_send)
+    monkeypatch.setattr(guard.Guard, "_send", watched_send)
     for _ in range(2):
         await posts.several(60, "x" * 60_000)
     async with grpc.aio.insecure_channel(server.address, LITTLE_AHEAD) as channel:

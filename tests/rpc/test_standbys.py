@@ -204,7 +204,7 @@ class TestSynchronousStandby:
     ) -> None:
         """The session is given up, and the commit goes on waiting."""
         monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.2)
-        quick = config.model_copy(update={"statement_seconds": 0.2, "lock_seconds": 0.2})
+        quick = config.model_copy(update={"statement_seconds": 3.0, "lock_seconds": 0.2})
         async with serving(quick) as server, grpc.aio.insecure_channel(server.address) as channel:
             stubs = Stubs(channel)
             await self.leave(primary, stubs)
