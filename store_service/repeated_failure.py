@@ -42,7 +42,7 @@ class RepeatedFailure:
         self._end_event = end_event
         self._level = level
         self._clock = clock
-        self._began_at = 0.0
+        self._began_at = self._failed_at = 0.0
         self._count = 0
         self._logged: dict[str, Any] | None = None
         """The details of the last line about the failure that lasts; None before the first."""
@@ -57,6 +57,10 @@ class RepeatedFailure:
             details: Further fields of the line, which must not differ each time.
         """
         now = self._clock()
+        if self._logged is None and now - self._failed_at > REMINDER_SECONDS:
+            # Failures that were not logged and ended long ago are not part of this one.
+            self._count = 0
+        self._failed_at = now
         if not self._count:
             self._began_at = now
         self._count += 1

@@ -1,5 +1,6 @@
 """What the log says of a database that is gone for a while, or that is a standby."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
 from store_service import config as settings
+from store_service import repeated_failure
 from store_service.config import Config
 from store_service.database import schema, workers
 from store_service.rpc import health as health_module
@@ -48,6 +50,17 @@ def events(lines: Lines) -> list[Any]:
     return [line["event"] for line in lines]
 
 
+async def watch_again_and_again(channel: grpc.aio.Channel) -> None:
+    """What a consumer does: a watch that needs the database while it is gone ends."""
+    while True:
+        try:
+            async with begun(channel) as watch:
+                while True:
+                    await watch.read()
+        except grpc.aio.AioRpcError:
+            await asyncio.sleep(0.01)
+
+
 async def test_outage_is_logged_at_its_begin_and_end(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,9 +68,12 @@ async def test_outage_is_logged_at_its_begin_and_end(
     for module, name in [(workers, "RECONNECT_SECONDS"), (feed, "POLL_SECONDS"), (keeping, "PAUSE_SECONDS")]:
         monkeypatch.setattr(module, name, 0.01)
     monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.01)
+    # At this pace causes change more often than in a minute of real time.
+    monkeypatch.setattr(repeated_failure, "MAX_LINES", 1000)
     with capture_logs() as lines:
-        async with channel_to(config_of(server)) as channel, begun(channel) as watch:
+        async with channel_to(config_of(server)) as channel, begun(channel):
             health = health_pb2_grpc.HealthStub(channel)
+            consumer = asyncio.create_task(watch_again_and_again(channel))
             server.stop("fast")
 
             async def is_serving() -> bool:
@@ -76,8 +92,10 @@ async def test_outage_is_logged_at_its_begin_and_end(
             ):
                 await become(lambda end=end: end in events(lines))
             await become(lambda: events(lines).count("connection restored") == 3)
-            post = await Stubs(channel).create_post("after")
-            assert [it.id for it in await watch.changes(1)] == [post.id]
+            async with begun(channel) as watch:
+                post = await Stubs(channel).create_post("after")
+                assert [it.id for it in await watch.changes(1)] == [post.id]
+            consumer.cancel()
 
     for begin in (
         "not healthy",

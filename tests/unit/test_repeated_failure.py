@@ -95,3 +95,18 @@ def test_failure_that_flaps_has_a_bounded_number_of_lines(failure: RepeatedFailu
 
     assert len(lines) == 2 * MAX_LINES + 2
     assert events(lines)[-2:] == [("warning", "it fails", 91), ("info", "it works", 91)]
+
+
+def test_failure_that_was_not_logged_is_not_counted_after_a_pause(
+    failure: RepeatedFailure, clock: Clock
+) -> None:
+    """It ended long before the next one began."""
+    with capture_logs() as lines:
+        for _ in range(MAX_LINES + 1):
+            failure.failed(cause="a")
+            failure.ended()
+        clock.now += REMINDER_SECONDS + 1
+        failure.failed(cause="a")
+        failure.ended()
+
+    assert events(lines)[-2:] == [("warning", "it fails", None), ("info", "it works", 1)]
