@@ -40,7 +40,7 @@ async def prepare(config: Config, *, is_reserved: bool = False) -> str:
         StoreError: The database cannot be opened.
     """
     await asyncio.to_thread(check_addresses, config, is_reserved=is_reserved)
-    revision = await asyncio.to_thread(check_database, config, will_upgrade=config.auto_migrate)
+    revision = await asyncio.to_thread(check_database, config, is_start=True)
     if revision != schema.HEAD:
         if not config.auto_migrate:
             raise SchemaMismatch(expected=schema.HEAD, actual=revision)
@@ -79,12 +79,13 @@ def check_addresses(config: Config, *, is_reserved: bool = False, may_be_in_use:
     return state
 
 
-def check_database(config: Config, *, will_upgrade: bool = False) -> str:
+def check_database(config: Config, *, is_start: bool = False) -> str:
     """Makes sure that the database is ours, and that files and rights allow to serve it; changes nothing.
 
     Args:
         config: The settings.
-        will_upgrade: An upgrade is to follow, which also undoes what somebody has left half written.
+        is_start: A start follows. It serves reads on a full disk, which `store-service check` reports, and an
+            upgrade may come first, which also undoes what is half written.
 
     Returns:
         The revision of the schema, or schema.UNKNOWN.
@@ -94,14 +95,18 @@ def check_database(config: Config, *, will_upgrade: bool = False) -> str:
         SchemaMismatch: It has a schema that this program does not know.
         StoreError: It cannot be opened.
     """
-    connect.check_files(config.DATABASE_URL)
+    will_upgrade = is_start and config.auto_migrate
+    connect.check_files(config.DATABASE_URL, needs_room=not is_start)
     find = schema.find_to_upgrade if will_upgrade else schema.find
-    return find(
+    revision = find(
         config.DATABASE_URL,
         acquire_seconds=config.acquire_seconds,
         upgrades=config.auto_migrate,
         serves=rights.TO_READ if config.read_only else rights.TO_WRITE,
     )
+    if will_upgrade and revision != schema.HEAD:
+        connect.check_files(config.DATABASE_URL)
+    return revision
 
 
 async def try_to_open(config: Config) -> None:

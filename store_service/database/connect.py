@@ -116,10 +116,10 @@ def _how_to_look(path: Path) -> str:
         return "mode=ro"  # SQLite says what is wrong
 
 
-def check_files(database_url: str) -> None:
+def check_files(database_url: str, *, needs_room: bool = True) -> None:
     """Checks that a file can be served, as far as file system and permissions show; see `files.check`."""
     if is_sqlite(database_url):
-        files.check(sqlite.path_of(database_url))
+        files.check(sqlite.path_of(database_url), needs_room=needs_room)
 
 
 def is_in_use(database_url: str) -> bool | None:

@@ -62,6 +62,7 @@ _POSTGRESQL: dict[str, type[StoreError]] = {
     "42P05": DatabaseUnavailable,  # a prepared statement of another client exists already; the same pooler
     "53100": StorageFull,  # disk full
     "53": DatabaseUnavailable,  # too many connections, out of memory
+    "54000": DatabaseUnavailable,  # no transaction ids are left
     "55P03": DatabaseBusy,  # lock timeout
     "57014": DatabaseBusy,  # statement timeout
     "57": DatabaseUnavailable,  # shutting down, starting up

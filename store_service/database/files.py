@@ -21,8 +21,12 @@ class NotWritable(OperatorError):
     """A service could not write the database, or the files beside it."""
 
 
-def check(path: Path) -> None:
+def check(path: Path, *, needs_room: bool = True) -> None:
     """Makes sure that a service could write the file, if it is there, and others beside it.
+
+    Args:
+        path: The file.
+        needs_room: Also that the disk has room. A service serves reads and deletions without it.
 
     Raises:
         NotWritable: One of them cannot be written, or the folder cannot hold a new file or has no space.
@@ -43,13 +47,13 @@ def check(path: Path) -> None:
         except OSError as error:
             raise NotWritable(f"cannot write {path}{end}: {error.strerror}") from None
     try:
-        _make_room(real.parent)
+        _make_file(real.parent, ROOM_BYTES if needs_room else 0)
     except OSError as error:
         raise NotWritable(f"cannot write beside the database {path}: {error.strerror}") from None
 
 
-def _make_room(folder: Path) -> None:
-    """Creates a file without a name in the folder, reserves ROOM_BYTES for it, and closes it."""
+def _make_file(folder: Path, size: int) -> None:
+    """Creates a file without a name in the folder, reserves `size` bytes for it, and closes it."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -59,7 +63,8 @@ def _make_room(folder: Path) -> None:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from None
         return
     try:
-        os.posix_fallocate(descriptor, 0, ROOM_BYTES)
+        if size:
+            os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise

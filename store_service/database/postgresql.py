@@ -200,6 +200,8 @@ async def open_lanes(
         settings={
             "statement_timeout": _milliseconds(statement_seconds),
             "lock_timeout": _milliseconds(lock_seconds),
+            # Another level takes its snapshot before the order lock, and would not see a deletion.
+            "default_transaction_isolation": "read committed",
             # The one transaction of `force_roll_back` is idle when there are no calls; 0 is no limit.
             "idle_in_transaction_session_timeout": 0
             if force_roll_back

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy
 
-from store_service.database import tables
+from store_service.database import tables, takeover
 from store_service.errors import OperatorError
 
 TO_READ = ("SELECT",)
@@ -13,10 +13,7 @@ TO_READ = ("SELECT",)
 TO_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 """What any other service needs."""
 
-_TRACES = ("orphaned_comments", "undecodable_bodies", "renumbered_resources")
-"""Tables that only an upgrade uses."""
-
-TABLES = tuple(name for name in tables.metadata.tables if name not in _TRACES)
+TABLES = tuple(name for name in tables.metadata.tables if name not in takeover.TRACES)
 """The tables that a service uses; of the version table of alembic it reads the one row."""
 
 

@@ -80,7 +80,7 @@ async def _session_of(connection: Any) -> int:
 class CurrentServer:
     """The server on which every session belongs: that of the session that writes."""
 
-    def __init__(self, *, read_only: bool, settings: Mapping[str, int]) -> None:
+    def __init__(self, *, read_only: bool, settings: Mapping[str, int | str]) -> None:
         """Takes whether the service takes no writes, so that a server that cannot write will do, and settings
         that each session is to have."""
         self._read_only = read_only

@@ -194,6 +194,7 @@ class Lane:
                     return
                 # Whoever waits is told at once; the pause is ours.
                 self._count_loss(loss, error)
+                self.after_failure()
                 await self._refuse_what_waits(error)
                 await asyncio.sleep(RECONNECT_SECONDS)
 

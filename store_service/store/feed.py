@@ -247,6 +247,7 @@ class Feed:
                     self._recent.clear()
                     end = self._recent_start = None
                     self._news.tell()
+                    pause = POLL_SECONDS
                     continue
                 except Exception as error:
                     # Whatever it is, everybody's watch depends on this task.

@@ -68,10 +68,11 @@ async def removable(
     Args:
         connection: In a transaction that writes.
         post_ids: The posts.
-        after: Only comments of the first post, in the order of ids, beyond this id.
+        after: Only comments beyond this id; for a single post.
         rows: How many comments the transaction removes besides.
         bytes: How large those are.
     """
+    assert not after or len(post_ids) == 1, "a place among the comments of one post"
     found = Removable(rows=rows, bytes=bytes)
     left = sorted(post_ids)
     while left:
@@ -197,8 +198,8 @@ async def _step_once(connection: Connection, expected: Mark) -> Mark | None:
         # Another process has made a step in between.
         return await _first(connection, expected)
     post_id, removed_id, _ = marks[0]
-    # Posts whose removal another process has begun and not finished come when they are first.
-    post_ids = [post_id, *(it for it, removed, _ in marks[1:] if not removed)]
+    # A post whose removal has begun is finished alone: `removed_id` says nothing about others.
+    post_ids = [post_id] if removed_id else [it for it, removed, _ in marks if not removed]
     found = await removable(connection, post_ids, after=removed_id)
     requests = {it: Request(id=id, fingerprint="") if id else None for it, _, id in marks}
     await remove_comments(connection, [id for ids in found.comments.values() for id in ids], requests)

@@ -7,16 +7,21 @@ answering reads. Locks of others and wrong requests say nothing about the storag
 import asyncio
 from collections.abc import Sequence
 
+import structlog
+
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
 from store_service.errors import DatabaseUnavailable, StorageFull, StoreError
+from store_service.repeated_failure import RepeatedFailure
 
 PROBE_SECONDS = 10.0
 """Pause between two probes when nothing fails."""
 
 RETRY_SECONDS = 1.0
 """Least pause between two probes."""
+
+log = structlog.get_logger("store_service.database")
 
 
 class WriterHealth:
@@ -28,6 +33,7 @@ class WriterHealth:
         self._failed = asyncio.Event()
         """A write of a caller has failed since the last probe."""
         self._failure: StoreError | None = None
+        self._bug = RepeatedFailure(log, "cannot probe the writer", end_event="the writer is probed again")
         store.after_failed_write(self._failed.set)
 
     def check(self) -> None:
@@ -57,7 +63,15 @@ class WriterHealth:
             except StoreError:
                 # Others hold locks: the storage was not reached.
                 pass
+            except Exception as error:
+                # Health must not keep its last answer because this task has ended.
+                self._bug.failed(exc_info=error)
+                if is_doubtful:
+                    self._failure = DatabaseUnavailable()
+                    self._failure.__cause__ = error
+                is_doubtful = True
             else:
+                self._bug.ended()
                 self._failure = None
                 is_doubtful = False
             await asyncio.sleep(RETRY_SECONDS)

@@ -90,6 +90,24 @@ def test_check_finds_that_the_log_has_no_room(database_file: Path) -> None:
     assert state(folder) == before
 
 
+def test_server_starts_on_a_full_disk(database_file: Path) -> None:
+    """Reads go on, so a restart must not end them; a limit for the size of files stands for the disk."""
+    folder = database_file.parent
+    serve = subprocess.Popen(
+        ["/bin/sh", "-c", 'ulimit -f 512; exec "$0" -m store_service serve', sys.executable],
+        cwd=folder,
+        env=os.environ | {"STORE_LISTEN": "127.0.0.1:0"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert serve.stdout is not None
+        assert serve.stdout.readline().startswith("store-service is serving on ")
+    finally:
+        serve.kill()
+        serve.communicate()
+
+
 def test_check_finds_an_address_that_another_program_has(database_file: Path) -> None:
     """No service runs, so it is not the one that has it."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:

@@ -27,7 +27,7 @@ from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from tests.bad_network import BadNetwork
 from tests.patience import patience
-from tests.store.by_hand import query
+from tests.store.by_hand import execute, query
 from tests.support import wait_until
 
 READERS = 3
@@ -127,6 +127,23 @@ async def test_a_database_that_is_not_there_is_unavailable(database_url: str, fo
     with pytest.raises(DatabaseUnavailable):
         async with connect.open_store(url, readers=READERS, force_roll_back=force_roll_back):
             pass
+
+
+async def test_transactions_are_read_committed_whatever_the_database_says(database_url: str) -> None:
+    """Another level takes its snapshot before the order lock, and would not see a deletion."""
+    name = make_url(database_url).database
+    execute(database_url, f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    show = Statement(sqlalchemy.text("SHOW transaction_isolation"))
+
+    async def run(connection: Connection, asked: Sequence[None]) -> Sequence[Any]:
+        ((level,),) = await connection.fetch(show)
+        return [level] * len(asked)
+
+    try:
+        async with connect.open_store(database_url, readers=1) as store:
+            assert await store.write(Operation(run), None) == "read committed"
+    finally:
+        execute(database_url, f"ALTER DATABASE {name} RESET default_transaction_isolation")
 
 
 async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened_again(

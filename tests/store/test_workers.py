@@ -28,7 +28,14 @@ from store_service.database.posts import DELETE_POSTS
 from store_service.database.sqlite import SqliteConnection
 from store_service.database.statements import Statement, parameter
 from store_service.database.workers import LATER, Operation
-from store_service.errors import DatabaseBusy, DatabaseUnavailable, PostHasComments, PostNotFound, StoreError
+from store_service.errors import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    PostHasComments,
+    PostNotFound,
+    StorageFull,
+    StoreError,
+)
 from store_service.measures import LaneMeasure
 from store_service.model import CommentDraft, Deletion, PostDraft, Request, Update
 from store_service.store.batches import READ_IDS
@@ -671,6 +678,22 @@ async def until_available(call: Callable[[], Awaitable[Any]]) -> Any:
             return await call()
         except DatabaseUnavailable:
             await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("error", [DatabaseUnavailable(), StorageFull()], ids=["unavailable", "full"])
+async def test_failed_write_is_reported(store: Store, error: StoreError) -> None:
+    """So that health looks at once whether the storage still takes writes."""
+
+    async def fail(_: Connection, __: Sequence[Any]) -> list[None]:
+        raise error
+
+    was_reported = asyncio.Event()
+    store.after_failed_write(was_reported.set)
+    with pytest.raises(type(error)):
+        await store.write(Operation(fail), None)
+
+    async with asyncio.timeout(patience()):
+        await was_reported.wait()
 
 
 async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Store) -> None:
