@@ -158,7 +158,8 @@ class PostgresqlConnection(Connection):
                 await self._raw.add_listener(CHANNEL, lambda *_: heard())
                 # No notification was sent for earlier writes.
                 heard()
-                if not (self.is_lost or self.is_doubtful):
+                # The server that takes the writes may have changed before `told_of_moves`.
+                if not self.is_doubtful:
                     await lost.wait()
         finally:
             # The pool takes back no session that listens.

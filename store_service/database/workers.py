@@ -55,7 +55,7 @@ class Operation(Generic[Argument, Result]):
     run: Callable[[Connection, Sequence[Argument]], Awaitable[Sequence[Result | StoreError]]]
     """Does the work of every argument and returns, in their order, what came of each: a result, or the
     error of that one. What it raises is the error of all. What would take too much memory beside the others
-    may be LATER, but never all of it."""
+    may be LATER; if it is all of it, the next try must do some."""
 
     only_adds: bool = False
     """`run` changes and deletes nothing that is there, so processes may do it at the same time."""

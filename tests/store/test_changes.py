@@ -11,12 +11,24 @@ from store_service.database.connect import Store
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
 from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, StoreError
-from store_service.model import Page, PageRequest, Post, PostDraft, Query, Update
+from store_service.model import (
+    Filter,
+    Page,
+    PageRequest,
+    Position,
+    Post,
+    PostDraft,
+    Query,
+    Update,
+    WatchStart,
+)
 from store_service.store import resume_tokens
-from store_service.store.changes import Changes
+from store_service.store.changes import Changes, Piece
+from store_service.store.feed import Feed
 from store_service.store.keeping import Keeping
 from store_service.store.pages import read_pages
 from store_service.store.posts import Posts
+from tests.patience import patience
 from tests.store.by_hand import execute, query
 
 
@@ -48,6 +60,41 @@ async def test_a_reader_whose_next_change_was_deleted_is_told_before_it_reads_on
     assert [change.resource.body for change in rest.changes] == ["later 3", "later 4"]
     with pytest.raises(ResumeTokenExpired):
         await changes.check(first.end)
+
+
+async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch that has not read what was deleted ends, and the others are told of what follows."""
+    may_read = asyncio.Event()
+    read_after = Changes.read_after
+
+    async def late_for_all(changes: Changes, position: Position) -> Piece | None:
+        task = asyncio.current_task()
+        if task is not None and task.get_name() == "feed":
+            await may_read.wait()
+        return await read_after(changes, position)
+
+    monkeypatch.setattr(Changes, "read_after", late_for_all)
+    posts, feed = Posts(store), Feed(store, max_watches=2)
+    behind = feed.watch(WatchStart(), Filter(), heartbeat_seconds=3600)
+    await anext(behind)
+    for n in range(3):
+        await posts.create_posts([PostDraft(body=f"before {n}")])
+    assert await Keeping(store, change_hours=1, change_rows=1, request_id_hours=1).step()
+    up_to_date = feed.watch(WatchStart(), Filter(), heartbeat_seconds=3600)
+    await anext(up_to_date)
+    may_read.set()
+
+    async with asyncio.timeout(patience()):
+        with pytest.raises(ResumeTokenExpired):
+            await anext(behind)
+        await posts.create_posts([PostDraft(body="after")])
+        told = await anext(up_to_date)
+    await up_to_date.aclose()
+
+    assert told.piece is not None
+    assert [change.resource.body for change in told.piece.changes] == ["after"]
 
 
 async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store) -> None:

@@ -17,6 +17,7 @@ from store_service.database import connect, postgresql, workers
 from store_service.database.changes import ORDER_LOCK
 from store_service.database.connect import Store
 from store_service.database.connection import Connection
+from store_service.database.sessions import CurrentServer, Server
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, ResumeTokenForeign
@@ -401,3 +402,23 @@ async def test_what_another_process_has_written_since_it_began_anew_stays(
     piece = await changes.read_after(began.end)
     assert piece is not None
     assert [change.resource.body for change in piece.changes] == ["since"]
+
+
+async def test_listening_ends_when_the_writer_moved_before_it_began(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session may be on the server before. What was written up to now is looked at all the same, and the
+    pool is given no session that listens."""
+    ask = CurrentServer.ask
+
+    async def ask_while_it_moves(current: CurrentServer, raw: Any) -> Server:
+        server = await ask(current, raw)
+        current._move()
+        return server
+
+    monkeypatch.setattr(CurrentServer, "ask", ask_while_it_moves)
+    heard: list[None] = []
+    async with asyncio.timeout(patience()):
+        await store.listen(lambda: heard.append(None))
+
+    assert len(heard) == 1

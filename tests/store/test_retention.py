@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
 
+import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
@@ -306,3 +307,31 @@ async def test_time_that_comes_late_is_not_used(store: Store, database_url: str,
     assert await slow.step()
 
     assert (await Changes(store).state()).trimmed.seq == 0
+
+
+@ON_POSTGRESQL
+async def test_process_leaves_changes_to_another_that_deletes_them(
+    store: Store, database_url: str, clocks: Clocks
+) -> None:
+    """It neither waits for it nor fails, and has nothing left to do."""
+    keeping = Keeping(
+        store,
+        change_hours=168,
+        change_rows=1,
+        request_id_hours=24,
+        wall=clocks.wall,
+        monotonic=clocks.monotonic,
+    )
+    # The first step also saves the clock, in the same row.
+    assert await keeping.step()
+    for _ in range(3):
+        await Posts(store).create_posts([PostDraft(body="a")])
+    kept = "SELECT count(*) FROM changes"
+    with psycopg.connect(database_url) as other:
+        other.execute("SELECT 1 FROM feed FOR UPDATE")
+
+        assert await keeping.step()
+        assert query(database_url, kept) == [(3,)]
+
+    assert await keeping.step()
+    assert query(database_url, kept) == [(2,)]
