@@ -33,6 +33,8 @@ class BadNetwork:
         self._delay_seconds = delay_seconds
         self.is_silent = False
         """Whether nothing comes through any more, of connections that are there and of new ones."""
+        self.silent_from: bytes | None = None
+        """From a piece of data with this text on, nothing comes through any more on its connection."""
         self.server_address = ""
         """Where new connections lead."""
         self.address = ""
@@ -40,6 +42,11 @@ class BadNetwork:
         self.cut_answers = 0
         self.dropped = 0
         self._carrying: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open."""
+        return len(self._carrying)
 
     def cut(self) -> None:
         """Ends every connection; new ones are carried."""
@@ -111,6 +118,9 @@ class BadNetwork:
                     is_dead.set()
                 if self._delay_seconds:
                     await asyncio.sleep(self._chance.random() * self._delay_seconds)
+            if self.silent_from is not None and self.silent_from in data and not is_dead.is_set():
+                self.dropped += 1
+                is_dead.set()
             if self.is_silent:
                 is_dead.set()
             if not is_dead.is_set():

@@ -183,8 +183,9 @@ class Hosts:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self.seconds
         for left, (host, port) in zip(range(len(self._url.hosts), 0, -1), self._url.hosts, strict=True):
-            # A host that has lost its power must not use up the time of the others.
-            seconds = max(ends_at - loop.time(), 0) / left
+            # A host that is silent, or hangs after the login, must not use up the time of the others.
+            now = loop.time()
+            seconds = max(ends_at - now, 0) / left
             try:
                 connection = await asyncpg.connect(
                     **{**options, "host": host, "port": port, "timeout": seconds}
@@ -193,15 +194,25 @@ class Hosts:
                 if left == 1:
                     raise
                 continue
-            if left == 1 or await self._may_serve(connection):
+            if left == 1 or await self._may_serve(connection, ends_at=now + seconds):
                 return connection
-            connection.terminate()
         raise AssertionError("a URL has a host")
 
-    async def _may_serve(self, connection: Any) -> bool:
+    async def _may_serve(self, connection: Any, *, ends_at: float) -> bool:
+        """Whether the server of a connection may serve us; if not, the connection is terminated.
+
+        Args:
+            connection: One of asyncpg.
+            ends_at: When to give up waiting for the answer, in the time of the event loop.
+        """
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout_at(ends_at):
                 self._current.check(await self._current.ask(connection))
         except (DatabaseUnavailable, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection.terminate()
             return False
+        except BaseException:
+            # The caller never sees the connection, so nobody else can terminate it.
+            connection.terminate()
+            raise
         return True

@@ -1,16 +1,22 @@
 """A service, its migrations and `check` reach PostgreSQL over a Unix socket, and at one of several hosts."""
 
+import asyncio
+import random
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from store_service.database import connect, schema
+from store_service.database.sessions import CurrentServer, Hosts
+from store_service.database_url import parse
 from store_service.model import PostDraft
 from store_service.store.posts import Posts
+from tests.bad_network import BadNetwork
+from tests.patience import patience
 from tests.postgres import PostgresServer, postgres_server, standby_of
-from tests.support import free_port, run_command
+from tests.support import free_port, run_command, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +25,16 @@ def primary() -> Iterator[PostgresServer]:
     with postgres_server() as server:
         schema.upgrade(server.url)
         yield server
+
+
+@pytest.fixture
+async def hanging(primary: PostgresServer) -> AsyncIterator[BadNetwork]:
+    """A way to the primary that carries the login and stops at the question for the role."""
+    network = BadNetwork(random.Random(1))
+    network.server_address = f"127.0.0.1:{primary.port}"
+    network.silent_from = b"pg_is_in_recovery"
+    async with network.running():
+        yield network
 
 
 @pytest.mark.parametrize(
@@ -69,3 +85,32 @@ async def test_host_that_is_silent_does_not_use_up_the_time_of_the_next(primary:
             f"postgresql://postgres@{hosts}/postgres", acquire_seconds=2, readers=1
         ) as store:
             await schema.look(store)
+
+
+async def test_host_that_hangs_after_the_login_does_not_use_up_the_time_of_the_next(
+    primary: PostgresServer, hanging: BadNetwork
+) -> None:
+    """As a pooler whose server is gone: the next host serves, and no connection to the first stays open."""
+    url = f"postgresql://postgres@{hanging.address},127.0.0.1:{primary.port}/postgres"
+
+    async with connect.open_store(url, acquire_seconds=2, readers=1) as store:
+        await schema.look(store)
+
+        assert hanging.dropped
+        await asyncio.to_thread(wait_until, lambda: hanging.connections == 0)
+
+
+async def test_connection_is_closed_if_its_attempt_is_cancelled(
+    primary: PostgresServer, hanging: BadNetwork
+) -> None:
+    """A host that hangs after the login keeps no connection of an attempt whose time is over."""
+    url = parse(f"postgresql://postgres@{hanging.address},127.0.0.1:{primary.port}/postgres")
+    hosts = Hosts(url, CurrentServer(read_only=False, settings={}), seconds=patience())
+    attempt = asyncio.create_task(hosts.connect(**url.login, ssl=False))
+    await asyncio.to_thread(wait_until, lambda: hanging.dropped)
+
+    attempt.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await attempt
+    await asyncio.to_thread(wait_until, lambda: hanging.connections == 0)
