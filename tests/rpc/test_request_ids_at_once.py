@@ -13,10 +13,6 @@ from sqlalchemy import text
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database.connect import open_store
-from store_service.database.connection import Connection, Rows
-from store_service.database.postgresql import PostgresqlConnection
-from store_service.database.requests import ANSWERS_BY_ID
-from store_service.database.statements import Statement
 from store_service.model import PostDraft, Request
 from store_service.server import serving
 from store_service.store import requests
@@ -362,28 +358,6 @@ async def test_what_is_done_is_not_forgotten_with_its_request(side: Side, databa
     await is_all_forgotten(database_url)
 
     assert everything(database_url) == before | {"requests": []}
-
-
-@ON_POSTGRESQL
-async def test_request_that_another_process_forgets_meanwhile_is_done_anew(
-    side: Side, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It was found to be done, and is gone when its answer is read."""
-    id = new_id()
-    first = await side.create(side.draft(), request_id=id)
-    fetch = PostgresqlConnection.fetch
-
-    async def fetch_when_forgotten(self: Connection, statement: Statement, **values: Any) -> Rows:
-        if statement is ANSWERS_BY_ID and values["ids"] != "[]":
-            with connected(database_url) as connection:
-                connection.execute(text("DELETE FROM requests"))
-        return await fetch(self, statement, **values)
-
-    monkeypatch.setattr(PostgresqlConnection, "fetch", fetch_when_forgotten)
-    again = await side.create(side.draft(), request_id=id)
-
-    assert again.id != first.id
-    assert remembered(database_url) == [id]
 
 
 async def test_many_requests_are_forgotten_in_steps(side: Side, database_url: str) -> None:

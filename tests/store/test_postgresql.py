@@ -16,7 +16,9 @@ from structlog.testing import capture_logs
 from store_service.database import connect, postgresql, workers
 from store_service.database.changes import ORDER_LOCK
 from store_service.database.connect import Store
-from store_service.database.connection import Connection
+from store_service.database.connection import Connection, Rows
+from store_service.database.postgresql import PostgresqlConnection
+from store_service.database.requests import ANSWERS_BY_ID
 from store_service.database.sessions import CurrentServer, Server
 from store_service.database.statements import Statement
 from store_service.database.workers import Operation
@@ -272,6 +274,26 @@ async def test_request_that_two_processes_have_begun_is_done_once(store: Store, 
 
     assert answers[0] == answers[1]
     assert query(database_url, "SELECT count(*) FROM changes") == [(2,)]
+
+
+async def test_request_that_another_process_forgets_meanwhile_is_done_anew(
+    store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was found to be done, and is gone when its answer is read."""
+    posts = Posts(store)
+    (first,) = await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    fetch = PostgresqlConnection.fetch
+
+    async def fetch_when_forgotten(self: Connection, statement: Statement, **values: Any) -> Rows:
+        if statement is ANSWERS_BY_ID:
+            execute(database_url, "DELETE FROM requests")
+        return await fetch(self, statement, **values)
+
+    monkeypatch.setattr(PostgresqlConnection, "fetch", fetch_when_forgotten)
+    (again,) = await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+
+    assert again.id != first.id
+    assert query(database_url, "SELECT id FROM requests") == [(REQUEST.id,)]
 
 
 async def test_who_waited_in_vain_for_the_order_leaves_the_connection_as_it_was(
