@@ -62,7 +62,7 @@ async def test_clock_that_jumps_forgets_nothing(server: ServerProcess, clock: Pa
 
     server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
-        await become(lambda: server.stderr().count("kept longer") == 4)
+        await become(lambda: server.stderr().count("retention is extended") == 4)
         assert await create_once(channel) == first
         assert await ids_of_changes(channel, later.id) == [*stored, later.id]
     assert server.stop() == 0
