@@ -212,6 +212,10 @@ class AsyncWatch:
                     raise
                 error, cause = await self._calls.error(failure, attempts), failure
             else:
+                if self._is_over():
+                    # It was closed while the response was read. The token stays before it.
+                    self._drop_stream()
+                    return None
                 if attempts.count > 1:
                     log.info("watch goes on after %d tries", attempts.count)
                 self._has_begun = self._calls.has_answered = True
