@@ -14,7 +14,7 @@ from store_service.rpc.turns import LARGE_BYTES, Turns
 
 _GZIP = b"\x1f\x8b"
 _DEFLATE = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
-_PACKED = (_GZIP, *_DEFLATE)
+PACKED = (_GZIP, *_DEFLATE)
 """How bytes begin that gzip or deflate have made. No message of ours does: it would have a field 15."""
 
 _EITHER = zlib.MAX_WBITS | 32
@@ -47,7 +47,7 @@ class Unpacker:
             RequestTooLarge: There would be more than may be; what is more is not unpacked.
         """
         unpack = None
-        if data.startswith(_PACKED):
+        if data.startswith(PACKED):
             unpack = zlib.decompressobj(_EITHER)
             try:
                 found = unpack.decompress(data, min(LARGE_BYTES, self._max_bytes + 1))

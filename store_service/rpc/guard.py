@@ -27,12 +27,12 @@ from store_service.pacing import paced
 from store_service.rpc.access import Access, Admission, right_of
 from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
-from store_service.rpc.decoding import Unpacker, decode_each, decoder
+from store_service.rpc.decoding import PACKED, Unpacker, decode_each, decoder
 from store_service.rpc.delivered import Delivered
 from store_service.rpc.limits import Limits
 from store_service.rpc.pending import COUNTED_BYTES, Response
 from store_service.rpc.responses import Encoder, LazyResponse
-from store_service.rpc.turns import Turns
+from store_service.rpc.turns import LARGE_BYTES, Turns
 from store_service.store.requests import was_repeated
 
 if TYPE_CHECKING:
@@ -253,7 +253,11 @@ class Guard:
                     held = request_bytes
 
             try:
-                request = await self._unpacker.decoded(data, decode, hold)
+                if len(data) <= LARGE_BYTES and not data.startswith(PACKED):
+                    hold(len(data))
+                    request = decode(data)
+                else:
+                    request = await self._unpacker.decoded(data, decode, hold)
                 if admit is not None:
                     admit(call, context)
                 if not while_draining:

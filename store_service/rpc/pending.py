@@ -4,7 +4,9 @@ gRPC keeps a response in memory until the client reads it, for as long as the cl
 """
 
 import asyncio
+import math
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -115,11 +117,12 @@ class Pending:
         """Bytes of all connections."""
         self.connections: dict[str, _Connection] = {}
         """Those that have not read everything, as gRPC names their other ends."""
-        # Calls whose answers are being sent and when that began, in this order. Not their peers, whose names
-        # are made anew each time.
-        self._unread: dict[asyncio.Task[object], tuple[float, Context]] = {}
+        # Calls whose responses are being sent, and when that began. Their peers are not kept: their names are
+        # made anew each time. Ended calls leave it when others come, so no call needs a callback.
+        self._unread: deque[tuple[asyncio.Task[object], float, Context]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._next_cut = 0.0
+        self._has_closed = False
         self._closed = RepeatedFailure(
             log, "closed connections that do not read", end_event="every response has been read"
         )
@@ -172,9 +175,13 @@ class Pending:
 
     def watch(self, task: "asyncio.Task[object]", context: "Context") -> None:
         """Closes the connection of a call whose response is not read in time, however small it is."""
-        self._unread[task] = (time.perf_counter(), context)
-        # gRPC ends the task when the response has left.
-        task.add_done_callback(self._was_read)
+        unread = self._unread
+        # gRPC ends the task when the response has left. Two are looked at for each that comes, so ended calls
+        # do not pile up behind one that does not end.
+        for _ in range(min(2, len(unread))):
+            if not (first := unread.popleft())[0].done():
+                unread.append(first)
+        unread.append((task, time.perf_counter(), context))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._close_late)
 
@@ -202,12 +209,9 @@ class Pending:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _was_read(self, task: "asyncio.Task[object]") -> None:
-        self._unread.pop(task, None)
-        self._all_may_be_read()
-
     def _all_may_be_read(self) -> None:
-        if not self._unread and not self.connections:
+        if self._has_closed and not self.connections and all(task.done() for task, _, _ in self._unread):
+            self._has_closed = False
             self._closed.ended()
 
     def _held(self, peer: str) -> int:
@@ -246,18 +250,22 @@ class Pending:
         now = time.perf_counter()
         self._timer = None
         late: set[str] = set()
-        while self._unread:
-            task, (since, context) = next(iter(self._unread.items()))
+        due = math.inf
+        for _ in range(len(self._unread)):
+            task, since, context = self._unread.popleft()
+            if task.done():
+                continue
             if since + self._max_seconds > now:
-                break
-            del self._unread[task]
-            if not _is_unix(peer := context.peer()):
+                self._unread.append((task, since, context))
+                due = min(due, since + self._max_seconds)
+            elif not _is_unix(peer := context.peer()):
                 late.add(peer)
         if late:
             self._close(late, "their responses are too old")
+        else:
+            self._all_may_be_read()
         if self._unread:
-            # One timer for all. Those who stopped reading one after another share the next cut.
-            due = next(iter(self._unread.values()))[0] + self._max_seconds
+            # One timer for all. Connections that stopped reading one after another share the next cut.
             wait = max(due, self._next_cut if late else 0.0) - time.perf_counter()
             self._timer = asyncio.get_running_loop().call_later(max(wait, 0.0), self._close_late)
 
@@ -266,6 +274,7 @@ class Pending:
         self._cut(peers)
         now = time.perf_counter()
         self._next_cut = now + max(CUT_SECONDS, 10 * (now - began))
+        self._has_closed = True
         self._closed.failed(reason=reason)
 
 
