@@ -4,9 +4,11 @@ Times are microseconds since 1970-01-01 UTC. A time is None on rows that were st
 were kept.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
-from typing import Generic, Literal, TypeVar
+from operator import attrgetter
+from typing import Any, Generic, Literal, TypeVar
 
 Resource = TypeVar("Resource")
 Argument = TypeVar("Argument")
@@ -22,59 +24,108 @@ def etag_of(version: int) -> str:
     return f"v{version:x}"
 
 
+IMMUTABLE: Mapping[str, str] = {"behavior": "immutable"}
+"""Metadata of a field that a caller sets on create and that never changes."""
+
+OUTPUT_ONLY: Mapping[str, str] = {"behavior": "output_only"}
+"""Metadata of a field that the server sets."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Post:
+class PostContent:
+    """The fields of a post that a caller sets."""
+
+    body: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post(PostContent):
     """A stored post."""
 
-    id: int
-    body: str
-    create_time: int | None
-    update_time: int | None
-    version: int
+    id: int = field(metadata=OUTPUT_ONLY)
+    create_time: int | None = field(metadata=OUTPUT_ONLY)
+    update_time: int | None = field(metadata=OUTPUT_ONLY)
+    version: int = field(metadata=OUTPUT_ONLY)
     """Counts the changes of this row, from 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comment:
-    """A stored comment."""
-
-    id: int
-    body: str
-    post_id: int
-    create_time: int | None
-    update_time: int | None
-    version: int
-    """Counts the changes of this row, from 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PostDraft:
+class PostDraft(PostContent):
     """A post to be stored."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommentContent:
+    """The fields of a comment that a caller sets."""
+
     body: str
+    post_id: int = field(metadata=IMMUTABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommentDraft:
+class Comment(CommentContent):
+    """A stored comment."""
+
+    id: int = field(metadata=OUTPUT_ONLY)
+    create_time: int | None = field(metadata=OUTPUT_ONLY)
+    update_time: int | None = field(metadata=OUTPUT_ONLY)
+    version: int = field(metadata=OUTPUT_ONLY)
+    """Counts the changes of this row, from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommentDraft(CommentContent):
     """A comment to be stored."""
 
-    body: str
-    post_id: int
     field: str = "comment.post_id"
     """Where the request names the post, for the error when there is no such post."""
 
 
+class ResourceFields:
+    """The fields of a resource, by who sets them. Derived from its dataclass."""
+
+    def __init__(self, model: type[Post] | type[Comment]) -> None:
+        """Reads the metadata of the fields."""
+        behavior = {it.name: it.metadata.get("behavior", "mutable") for it in fields(model)}
+        self.names = tuple(behavior)
+        self.mutable = tuple(name for name, it in behavior.items() if it == "mutable")
+        """Set by a caller on create and update."""
+        self.immutable = tuple(name for name, it in behavior.items() if it == "immutable")
+        """Set by a caller on create."""
+        self.content = tuple(name for name, it in behavior.items() if it != "output_only")
+        """Set by a caller."""
+        self.output_only = tuple(name for name, it in behavior.items() if it == "output_only")
+        """Set by the server."""
+
+
+def _texts(content: type[PostContent] | type[CommentContent]) -> Callable[[Any], str]:
+    names = [it.name for it in fields(content) if it.type in (str, "str")]
+    get: Callable[[Any], Any] = attrgetter(*names)
+    return get if len(names) == 1 else lambda resource: "".join(get(resource))
+
+
+_TEXTS: dict[type, Callable[[Any], str]] = {
+    **dict.fromkeys((Post, PostDraft), _texts(PostContent)),
+    **dict.fromkeys((Comment, CommentDraft), _texts(CommentContent)),
+}
+
+
+def text_of(resource: Post | Comment | PostDraft | CommentDraft) -> str:
+    """All texts of a resource joined, for estimates of its size."""
+    return _TEXTS[type(resource)](resource)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """A change of one post or comment, and what must be so for it to happen."""
+    """A change of one post or comment, and its preconditions."""
 
     id: int
-    body: str | None
-    """The new body; None leaves it as it is."""
+    values: Mapping[str, Any]
+    """New values of mutable fields; fields that are not named keep their value."""
     etag: str
     """Empty, or what the stored etag must be."""
     unchangeable: tuple[tuple[str, int], ...] = ()
-    """Columns that the request also sets and that never change, with the value that they must have."""
+    """Fields that the request also sets and that never change, with the value that they must have."""
     request_field: str
     """What the request calls the resource ("post"), for paths in errors."""
 

@@ -4,8 +4,11 @@ A write and the rows that tell of it are one transaction. On PostgreSQL they are
 saves a trip; SQLite has no statement that writes to two tables, and there a trip costs nothing.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 from sqlalchemy import (
@@ -26,6 +29,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     select,
     table,
     text,
@@ -36,8 +40,12 @@ from sqlalchemy import (
 
 from store_service.database.statements import Statement, database_time, one_of, parameter, rows, stamp
 from store_service.database.tables import change_table as change
+from store_service.database.tables import comment_table, post_table
 from store_service.database.tables import feed_table as feed
 from store_service.model import Action, Change, Comment, Kind, Position, Post
+from store_service.records import RecordReader
+
+_TABLES = {Kind.POST: post_table, Kind.COMMENT: comment_table}
 
 ORDER_LOCK = 7_305_872_391_648_021_043
 """The advisory lock of PostgreSQL that keeps the numbers of transactions in the order in which they change
@@ -157,8 +165,7 @@ def _log(
     dialect: str, action: Action, kind: Kind, resources: FromClause, *, key: ColumnElement[int]
 ) -> Insert:
     """Writes a change for each of some resources."""
-    columns = resources.c
-    keyed = select(*columns, key.label("key")).subquery("keyed")
+    keyed = select(*resources.c, key.label("key")).subquery("keyed")
     requests = _requests()
     now = parameter("now", BigInteger)
     is_sqlite = dialect == "sqlite"
@@ -168,13 +175,8 @@ def _log(
         "kind": literal(int(kind)),
         "resource_id": keyed.c.id,
         "post_id": keyed.c.id if kind is Kind.POST else keyed.c.post_id,
-        "body": keyed.c.body,
-        "size": func.length(cast(keyed.c.body, LargeBinary))
-        if is_sqlite
-        else func.octet_length(keyed.c.body),
-        "create_time": keyed.c.create_time,
-        "update_time": keyed.c.update_time,
-        "version": keyed.c.version,
+        "payload": _payload(dialect, kind, keyed),
+        "size": _size(dialect, kind, keyed),
         "commit_time": now if is_sqlite else stamp(now),
         "request_id": requests.c.request_id,
     }
@@ -187,6 +189,25 @@ def _log(
         .order_by(keyed.c.key, keyed.c.id)
     )
     return insert(change).from_select(list(values), source)
+
+
+def _payload(dialect: str, kind: Kind, resources: FromClause) -> ColumnElement[str]:
+    """What `changes_in` reads: a JSON object of all columns but the ids, which `changes` has itself."""
+    names = [it.name for it in _TABLES[kind].columns if it.name not in ("id", "post_id")]
+    pairs = [it for name in names for it in (literal_column(f"'{name}'"), resources.c[name])]
+    if dialect == "sqlite":
+        return func.json_object(*pairs, type_=Text)
+    return cast(func.json_build_object(*pairs), Text)
+
+
+def _size(dialect: str, kind: Kind, resources: FromClause) -> ColumnElement[int]:
+    """Bytes of the texts of a resource."""
+    texts = [resources.c[it.name] for it in _TABLES[kind].columns if isinstance(it.type, Text)]
+    if dialect == "sqlite":
+        sizes = [func.length(cast(text, LargeBinary), type_=Integer) for text in texts]
+    else:
+        sizes = [func.octet_length(text, type_=Integer) for text in texts]
+    return reduce(add, sizes)
 
 
 def _number(xid: ColumnElement[Any]) -> ColumnElement[int]:
@@ -275,10 +296,7 @@ _columns = (
     change.c.kind,
     change.c.resource_id,
     change.c.post_id,
-    change.c.body,
-    change.c.create_time,
-    change.c.update_time,
-    change.c.version,
+    change.c.payload,
     change.c.commit_time,
     change.c.request_id,
     change.c.xid,
@@ -352,26 +370,31 @@ BEGIN_ANEW = (
 """Forgets every change, and makes every token that was ever given foreign."""
 
 
-def change_of(row: Sequence[Any]) -> Change:
-    """The change in a row that holds all columns."""
-    action, kind, id, post_id, body, create_time, update_time, version, commit_time, request_id = row[:10]
-    resource: Post | Comment
-    if kind == Kind.POST:
-        resource = Post(id=id, body=body, create_time=create_time, update_time=update_time, version=version)
-    else:
-        resource = Comment(
-            id=id,
-            body=body,
-            post_id=post_id,
-            create_time=create_time,
-            update_time=update_time,
-            version=version,
-        )
+_READERS: dict[int, RecordReader[Post] | RecordReader[Comment]] = {
+    Kind.POST: RecordReader(Post),
+    Kind.COMMENT: RecordReader(Comment),
+}
+_ACTIONS = {int(it): it for it in Action}
+_KINDS = {int(it): it for it in Kind}
+
+
+def changes_in(rows: Sequence[Sequence[Any]]) -> tuple[Change, ...]:
+    """The changes in rows of CHANGES."""
+    # One document for all is decoded in a third of the time that one for each takes.
+    records = json.loads(f"[{','.join([row[4] for row in rows])}]")
+    return tuple([_change_in(row, record) for row, record in zip(rows, records, strict=True)])
+
+
+def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
+    action, kind, id, post_id, _, commit_time, request_id, *_ = row
+    record["id"] = id
+    if kind == Kind.COMMENT:
+        record["post_id"] = post_id
     return Change(
-        action=Action(action),
-        kind=Kind(kind),
+        action=_ACTIONS[action],
+        kind=_KINDS[kind],
         post_id=post_id,
-        resource=resource,
+        resource=_READERS[kind].read(record),
         commit_time=commit_time,
         request_id=request_id or "",
     )
@@ -379,4 +402,4 @@ def change_of(row: Sequence[Any]) -> Change:
 
 def place_of(row: Sequence[Any]) -> Position:
     """Where the change in such a row stands."""
-    return Position(xid=row[10], seq=row[11], time=row[8])
+    return Position(xid=row[7], seq=row[8], time=row[5])

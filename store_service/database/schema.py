@@ -26,7 +26,7 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import DatabaseUnavailable, OperatorError, SchemaMismatch
 
-HEAD = "0006"
+HEAD = "0007"
 """The revision that this program needs."""
 
 BEFORE = takeover.BEFORE

@@ -105,12 +105,10 @@ change_table = Table(
     Column("kind", SmallInteger, nullable=False),
     Column("resource_id", BigInteger, nullable=False),
     Column("post_id", BigInteger, nullable=False),
-    Column("body", Text, nullable=False),
-    # Bytes of the body, so that a reader knows what it is about to read.
+    # The resource without its ids, as a JSON object (docs/decisions/0039).
+    Column("payload", Text, nullable=False),
+    # Bytes of the texts in it, so that a reader knows what it is about to read.
     Column("size", Integer, nullable=False),
-    Column("create_time", BigInteger),
-    Column("update_time", BigInteger),
-    Column("version", BigInteger, nullable=False),
     Column("commit_time", BigInteger, nullable=False),
     Column("request_id", Text),
     Index("changes_xid_seq_idx", "xid", "seq").ddl_if(dialect="postgresql"),

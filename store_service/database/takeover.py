@@ -31,6 +31,7 @@ MADE_BY = {
     "0004": ("new_requests",),
     "0005": (),
     "0006": ("post_deletions",),
+    "0007": ("new_changes",),
 }
 """The names that each revision gives to what it makes, also those that it takes away again, oldest first."""
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 from storeapi.v1 import changes_pb2 as pb
 
-from store_service.model import Change, Filter, Post
+from store_service.model import Change, Filter, Post, text_of
 from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message, post_to_message, set_time
 from store_service.rpc.responses import LazyResponse, bytes_of
@@ -53,7 +53,7 @@ def _snapshot(sent: Sent) -> LazyResponse:
         result=sent,
         parts=lambda: (_to_message(sent),),
         count=len(sent.snapshot),
-        size=sum([bytes_of(change.resource.body) for change in sent.snapshot]),
+        size=sum([bytes_of(text_of(change.resource)) for change in sent.snapshot]),
     )
 
 

@@ -20,57 +20,57 @@ class CommentService:
 
     async def CreateComment(self, request: pb.CreateCommentRequest, _: Context) -> pb.Comment:
         drafts = self._validation.comment_drafts(request)
-        (comment,) = await self._comments.create_comments(
+        (comment,) = await self._comments.create(
             drafts, request=same_request(request), keep=not request.validate_only
         )
         return comment_to_message(comment)
 
     async def GetComment(self, request: pb.GetCommentRequest, _: Context) -> pb.Comment:
         id = self._validation.id(request)
-        comment = await self._comments.get_comment(id)
+        comment = await self._comments.get(id)
         return comment_to_message(comment)
 
     async def ListComments(self, request: pb.ListCommentsRequest, _: Context) -> LazyResponse:
         wanted = self._validation.page_of_comments(request)
-        page = await self._comments.list_comments(wanted)
+        page = await self._comments.list_page(wanted)
         return lazy(page, _page_to_message)
 
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
         update = self._validation.comment_update(request)
-        comment = await self._comments.update_comment(
+        comment = await self._comments.update(
             update, request=same_request(request), keep=not request.validate_only
         )
         return comment_to_message(comment)
 
     async def DeleteComment(self, request: pb.DeleteCommentRequest, _: Context) -> pb.Comment:
         deletion = self._validation.comment_deletion(request)
-        deleted = await self._comments.delete_comments(
+        deleted = await self._comments.delete(
             deletion, request=same_request(request), keep=not request.validate_only
         )
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
     async def BatchGetComments(self, request: pb.BatchGetCommentsRequest, _: Context) -> LazyResponse:
         ids = self._validation.ids(request)
-        found = await self._comments.get_comments(ids, allow_missing=request.allow_missing)
+        found = await self._comments.get_many(ids, allow_missing=request.allow_missing)
         return lazy(found, _found_to_message)
 
     async def BatchCreateComments(self, request: pb.BatchCreateCommentsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.comment_drafts(request)
-        comments = await self._comments.create_comments(
+        comments = await self._comments.create(
             drafts, request=same_request(request), keep=not request.validate_only
         )
         return lazy(Found(items=comments), _created_to_message)
 
     async def BatchDeleteComments(self, request: pb.BatchDeleteCommentsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.comment_deletion(request)
-        deleted = await self._comments.delete_comments(
+        deleted = await self._comments.delete(
             deletion, request=same_request(request), keep=not request.validate_only
         )
         return lazy(deleted, _deleted_to_message)
 
     async def CountComments(self, request: pb.CountCommentsRequest, _: Context) -> pb.CountCommentsResponse:
         post_ids = self._validation.post_ids(request)
-        counts = await self._comments.count_comments(post_ids)
+        counts = await self._comments.count(post_ids)
         return pb.CountCommentsResponse(counts=counts)
 
 

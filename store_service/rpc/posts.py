@@ -20,50 +20,48 @@ class PostService:
 
     async def CreatePost(self, request: pb.CreatePostRequest, _: Context) -> pb.Post:
         drafts = self._validation.post_drafts(request)
-        (post,) = await self._posts.create_posts(
+        (post,) = await self._posts.create(
             drafts, request=same_request(request), keep=not request.validate_only
         )
         return post_to_message(post)
 
     async def GetPost(self, request: pb.GetPostRequest, _: Context) -> pb.Post:
         id = self._validation.id(request)
-        post = await self._posts.get_post(id)
+        post = await self._posts.get(id)
         return post_to_message(post)
 
     async def ListPosts(self, request: pb.ListPostsRequest, _: Context) -> LazyResponse:
         wanted = self._validation.page_of_posts(request)
-        page = await self._posts.list_posts(wanted)
+        page = await self._posts.list_page(wanted)
         return lazy(page, _page_to_message)
 
     async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
         update = self._validation.post_update(request)
-        post = await self._posts.update_post(
-            update, request=same_request(request), keep=not request.validate_only
-        )
+        post = await self._posts.update(update, request=same_request(request), keep=not request.validate_only)
         return post_to_message(post)
 
     async def DeletePost(self, request: pb.DeletePostRequest, _: Context) -> pb.Post:
         deletion = self._validation.post_deletion(request)
-        deleted = await self._posts.delete_posts(
+        deleted = await self._posts.delete(
             deletion, request=same_request(request), keep=not request.validate_only
         )
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> LazyResponse:
         ids = self._validation.ids(request)
-        found = await self._posts.get_posts(ids, allow_missing=request.allow_missing)
+        found = await self._posts.get_many(ids, allow_missing=request.allow_missing)
         return lazy(found, _found_to_message)
 
     async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.post_drafts(request)
-        posts = await self._posts.create_posts(
+        posts = await self._posts.create(
             drafts, request=same_request(request), keep=not request.validate_only
         )
         return lazy(Found(items=posts), _created_to_message)
 
     async def BatchDeletePosts(self, request: pb.BatchDeletePostsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.post_deletion(request)
-        deleted = await self._posts.delete_posts(
+        deleted = await self._posts.delete(
             deletion, request=same_request(request), keep=not request.validate_only
         )
         return lazy(deleted, _deleted_to_message)

@@ -10,6 +10,7 @@ from weakref import ref
 
 from google.protobuf.message import Message
 
+from store_service.model import Comment, Post, text_of
 from store_service.rpc.turns import LARGE_BYTES, Turns
 
 LARGE_COUNT = 64
@@ -22,14 +23,9 @@ BESIDE_BODY_BYTES = 64
 """About as much of an item on the wire is not its body."""
 
 
-class _Item(Protocol):
-    @property
-    def body(self) -> str: ...
-
-
 class _Items(Protocol):
     @property
-    def items(self) -> Sequence[_Item]: ...
+    def items(self) -> Sequence[Post] | Sequence[Comment]: ...
 
 
 R = TypeVar("R", bound=_Items)
@@ -62,7 +58,7 @@ def lazy(result: R, to_message: Callable[[R], Message]) -> LazyResponse:
         result=result,
         parts=lambda: (to_message(result),),
         count=len(result.items),
-        size=sum([bytes_of(item.body) for item in result.items]) + BESIDE_BODY_BYTES * len(result.items),
+        size=sum([bytes_of(text_of(item)) for item in result.items]) + BESIDE_BODY_BYTES * len(result.items),
     )
 
 

@@ -7,11 +7,12 @@ millions of numbers fit in a request, and in a few kilobytes when it is compress
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service.errors import (
@@ -25,12 +26,14 @@ from store_service.errors import (
 )
 from store_service.model import (
     ORDERS,
+    Comment,
     CommentDraft,
     Deletion,
     Filter,
     Kind,
     Order,
     PageRequest,
+    Post,
     PostDraft,
     Query,
     Request,
@@ -39,6 +42,9 @@ from store_service.model import (
 )
 from store_service.rpc.convert import microseconds_of
 from store_service.rpc.status import MAX_VIOLATIONS
+from store_service.store.comments import COMMENTS
+from store_service.store.posts import POSTS
+from store_service.store.resources import ResourceType
 
 MAX_BATCH = 1000
 """Most ids or requests in one batch."""
@@ -76,6 +82,35 @@ WriteRequest = (
 CreateRequest = TypeVar("CreateRequest", posts_pb2.CreatePostRequest, comments_pb2.CreateCommentRequest)
 
 
+class _Resource:
+    """A resource as requests have it."""
+
+    def __init__(
+        self,
+        type: ResourceType[Post, PostDraft] | ResourceType[Comment, CommentDraft],
+        message: type[Message],
+    ) -> None:
+        """Takes the description, whose fields are those of the message; `etag` is the version."""
+        self.name = type.name
+        self.mutable = type.fields.mutable
+        self.immutable = type.fields.immutable
+        self.content = type.fields.content
+        self.messages = {it.name: it.message_type is not None for it in message.DESCRIPTOR.fields}
+        """All fields, and whether each is a message."""
+        others = [name for name in self.messages if name not in self.content]
+        self.output_only = tuple(sorted(others, key=self.messages.__getitem__))
+        self.unchangeable = (*self.immutable, *(name for name in self.output_only if self.messages[name]))
+        """What an update may repeat, but not change."""
+
+    def is_set(self, message: Any, field: str) -> bool:
+        """Whether a message has a field."""
+        return bool(message.HasField(field) if self.messages[field] else getattr(message, field))
+
+
+_POST = _Resource(POSTS, posts_pb2.Post)
+_COMMENT = _Resource(COMMENTS, comments_pb2.Comment)
+
+
 class Validation:
     """Checks requests against the limits of this server.
 
@@ -89,6 +124,12 @@ class Validation:
         self._max_body_bytes = max_body_bytes
         self._max_batch_size = max_batch_size
         self._max_page_size = max_page_size
+        self._rules: dict[str, Callable[[Any, str, _Violations], None]] = {
+            "body": self._check_body,
+            "post_id": lambda value, path, found: found.check_id(value, path),
+        }
+        """One rule for each field that a caller sets."""
+        assert self._rules.keys() >= {*_POST.content, *_COMMENT.content}, "every field has a rule"
 
     # Creating
 
@@ -96,55 +137,45 @@ class Validation:
         self, request: posts_pb2.CreatePostRequest | posts_pb2.BatchCreatePostsRequest
     ) -> tuple[PostDraft, ...]:
         """The posts to store; one unless the request is a batch."""
-        found = _Violations(self._max_batch_size)
-        if isinstance(request, posts_pb2.CreatePostRequest):
-            drafts: tuple[PostDraft, ...] = (self._post_draft(request, "", found),)
-        else:
-            found.check_batch("requests", request.requests)
-            drafts = tuple(
-                self._post_draft(one, path, found) for path, one in found.each("requests", request.requests)
-            )
-        found.check_request_id(request)
-        found.raise_if_any()
-        return drafts
-
-    def _post_draft(self, request: posts_pb2.CreatePostRequest, path: str, found: "_Violations") -> PostDraft:
-        post = request.post
-        if not request.HasField("post"):
-            found.add(FieldInvalid, f"{path}post", "is required")
-        else:
-            found.check_set_by_server(post, f"{path}post")
-            self._check_body(post.body, f"{path}post.body", found)
-        return PostDraft(body=post.body)
+        return tuple([PostDraft(**content) for content, _ in self._contents(_POST, request)])
 
     def comment_drafts(
         self, request: comments_pb2.CreateCommentRequest | comments_pb2.BatchCreateCommentsRequest
     ) -> tuple[CommentDraft, ...]:
         """The comments to store; one unless the request is a batch."""
+        contents = self._contents(_COMMENT, request)
+        return tuple([CommentDraft(**content, field=f"{path}.post_id") for content, path in contents])
+
+    def _contents(
+        self,
+        resource: "_Resource",
+        request: posts_pb2.CreatePostRequest
+        | posts_pb2.BatchCreatePostsRequest
+        | comments_pb2.CreateCommentRequest
+        | comments_pb2.BatchCreateCommentsRequest,
+    ) -> list[tuple[dict[str, Any], str]]:
+        """The content of each resource to create, and its path in the request."""
         found = _Violations(self._max_batch_size)
-        if isinstance(request, comments_pb2.CreateCommentRequest):
-            drafts: tuple[CommentDraft, ...] = (self._comment_draft(request, "", found),)
-        else:
+        each: Sequence[tuple[str, Any]] = [("", request)]
+        if isinstance(request, posts_pb2.BatchCreatePostsRequest | comments_pb2.BatchCreateCommentsRequest):
             found.check_batch("requests", request.requests)
-            drafts = tuple(
-                self._comment_draft(one, path, found)
-                for path, one in found.each("requests", request.requests)
-            )
+            each = found.each("requests", request.requests)
+        name, fields = resource.name, resource.content
+        contents: list[tuple[dict[str, Any], str]] = []
+        for prefix, one in each:
+            path = f"{prefix}{name}"
+            message = getattr(one, name)
+            content = {field: getattr(message, field) for field in fields}
+            if not one.HasField(name):
+                found.add(FieldInvalid, path, "is required")
+            else:
+                found.check_output_only(resource, message, path)
+                for field, value in content.items():
+                    self._rules[field](value, f"{path}.{field}", found)
+            contents.append((content, path))
         found.check_request_id(request)
         found.raise_if_any()
-        return drafts
-
-    def _comment_draft(
-        self, request: comments_pb2.CreateCommentRequest, path: str, found: "_Violations"
-    ) -> CommentDraft:
-        comment = request.comment
-        if not request.HasField("comment"):
-            found.add(FieldInvalid, f"{path}comment", "is required")
-        else:
-            found.check_set_by_server(comment, f"{path}comment")
-            self._check_body(comment.body, f"{path}comment.body", found)
-            found.check_id(comment.post_id, f"{path}comment.post_id")
-        return CommentDraft(body=comment.body, post_id=comment.post_id, field=f"{path}comment.post_id")
+        return contents
 
     def _check_body(self, body: str, field: str, found: "_Violations") -> None:
         if not body:
@@ -259,57 +290,53 @@ class Validation:
 
     def post_update(self, request: posts_pb2.UpdatePostRequest) -> Update:
         """The change of a post."""
-        return self._update(request, "post", request.post, unchangeable=("create_time", "update_time"))
+        return self._update(_POST, request)
 
     def comment_update(self, request: comments_pb2.UpdateCommentRequest) -> Update:
         """The change of a comment."""
-        unchangeable = ("post_id", "create_time", "update_time")
-        return self._update(request, "comment", request.comment, unchangeable=unchangeable)
+        return self._update(_COMMENT, request)
 
     def _update(
-        self,
-        request: posts_pb2.UpdatePostRequest | comments_pb2.UpdateCommentRequest,
-        name: str,
-        resource: posts_pb2.Post | comments_pb2.Comment,
-        *,
-        unchangeable: Sequence[str],
+        self, resource: "_Resource", request: posts_pb2.UpdatePostRequest | comments_pb2.UpdateCommentRequest
     ) -> Update:
         found = _Violations(self._max_batch_size)
+        name = resource.name
+        message: Any = getattr(request, name)
         mask = _Mask(request.update_mask)
+        values = {
+            field: value
+            for field in resource.mutable
+            for value in [getattr(message, field)]
+            if mask.names(field, is_set=bool(value))
+        }
         if mask.is_too_long:
             found.add(FieldInvalid, "update_mask", f"must not name more than {MAX_NAMES} paths")
         if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
             found.add(FieldInvalid, name, "is required")
         else:
-            found.check_id(resource.id, f"{name}.id")
-
-            allowed = {"body", "post_id"} & set(resource.DESCRIPTOR.fields_by_name)
-            for path in sorted(mask.paths - allowed):
-                known = (
-                    "is set by the server" if path in resource.DESCRIPTOR.fields_by_name else "is no field"
-                )
-                choices = " and ".join(f'"{it}"' for it in sorted(allowed))
+            found.check_id(message.id, f"{name}.id")
+            found.check_paths(resource, mask)
+            for field, value in values.items():
+                self._rules[field](value, f"{name}.{field}", found)
+            if mask.is_unset and not values:
                 found.add(
-                    FieldMaskInvalid, "update_mask", f'{_quoted(path)} {known}; paths are {choices}, or "*"'
-                )
-
-            if mask.names("body", is_set=bool(resource.body)):
-                self._check_body(resource.body, f"{name}.body", found)
-            elif mask.is_unset and not resource.body:
-                found.add(
-                    FieldInvalid, f"{name}.body", "must be set when update_mask is unset: nothing to change"
+                    FieldInvalid,
+                    f"{name}.{resource.mutable[0]}",
+                    "must be set when update_mask is unset: nothing to change",
                 )
         found.check_request_id(request)
         found.raise_if_any()
 
         return Update(
-            id=resource.id,
-            body=resource.body if mask.names("body", is_set=bool(resource.body)) else None,
-            etag=resource.etag,
+            id=message.id,
+            values=values,
+            etag=message.etag,
             unchangeable=tuple(
-                (field, _value(resource, field))
-                for field in unchangeable
-                if mask.names(field, is_set=_is_set(resource, field), star_means_set=True)
+                [
+                    (field, _value(message, field))
+                    for field in resource.unchangeable
+                    if mask.names(field, is_set=resource.is_set(message, field), star_means_set=True)
+                ]
             ),
             request_field=name,
         )
@@ -391,14 +418,8 @@ def _quoted(text: str) -> str:
     return json.dumps(text[:40])
 
 
-def _is_set(resource: posts_pb2.Post | comments_pb2.Comment, field: str) -> bool:
-    if resource.DESCRIPTOR.fields_by_name[field].message_type:
-        return resource.HasField(field)  # type: ignore[arg-type]  # a message field of both
-    return bool(getattr(resource, field))
-
-
-def _value(resource: posts_pb2.Post | comments_pb2.Comment, field: str) -> int:
-    value = getattr(resource, field)
+def _value(message: Any, field: str) -> int:
+    value = getattr(message, field)
     return value if isinstance(value, int) else microseconds_of(value)
 
 
@@ -477,15 +498,18 @@ class _Violations:
                 "must be a random UUID such as 3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b, or empty",
             )
 
-    def check_set_by_server(self, resource: posts_pb2.Post | comments_pb2.Comment, path: str) -> None:
-        if resource.id:
-            self.add(FieldInvalid, f"{path}.id", "is chosen by the server; leave it out")
-        if resource.etag:
-            self.add(FieldInvalid, f"{path}.etag", "is set by the server; leave it out")
-        if resource.HasField("create_time"):
-            self.add(FieldInvalid, f"{path}.create_time", "is set by the server; leave it out")
-        if resource.HasField("update_time"):
-            self.add(FieldInvalid, f"{path}.update_time", "is set by the server; leave it out")
+    def check_output_only(self, resource: "_Resource", message: Any, path: str) -> None:
+        for field in resource.output_only:
+            if resource.is_set(message, field):
+                chosen = "chosen" if field == "id" else "set"
+                self.add(FieldInvalid, f"{path}.{field}", f"is {chosen} by the server; leave it out")
+
+    def check_paths(self, resource: "_Resource", mask: "_Mask") -> None:
+        allowed = {*resource.mutable, *resource.immutable}
+        for path in sorted(mask.paths - allowed):
+            known = "is set by the server" if path in resource.messages else "is no field"
+            choices = " and ".join(f'"{it}"' for it in sorted(allowed))
+            self.add(FieldMaskInvalid, "update_mask", f'{_quoted(path)} {known}; paths are {choices}, or "*"')
 
     def order(self, order_by: str) -> Order:
         """The order that a request names; spaces do not matter."""

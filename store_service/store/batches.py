@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement, as_json
@@ -15,7 +15,17 @@ from store_service.errors import (
     StoreError,
     Violation,
 )
-from store_service.model import Comment, Deletion, Found, Post, Update, etag_of
+from store_service.model import (
+    Comment,
+    CommentDraft,
+    Deletion,
+    Found,
+    Post,
+    PostDraft,
+    Update,
+    etag_of,
+    text_of,
+)
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
 """Answers stay below gRPC's 4 MiB for a message, with room for what is not a body."""
@@ -40,23 +50,18 @@ Request = TypeVar("Request")
 Outcome = TypeVar("Outcome")
 
 
-class _HasBody(Protocol):
-    @property
-    def body(self) -> str: ...
-
-
 def now_microseconds() -> int:
     """The time, as the tables hold it."""
     return time.time_ns() // 1000
 
 
-def check_answer_size(items: Iterable[_HasBody]) -> int:
+def check_answer_size(items: Iterable[Post | Comment | PostDraft | CommentDraft]) -> int:
     """Refuses a batch whose answer would not fit in a message, and returns how large it is otherwise.
 
     Raises:
         ResponseTooLarge: It would not.
     """
-    size = sum(len(item.body.encode()) + _BYTES_BESIDE_THE_BODY for item in items)
+    size = sum([len(text_of(item).encode()) + _BYTES_BESIDE_THE_BODY for item in items])
     if size > MAX_ANSWER_BYTES:
         raise ResponseTooLarge(max_bytes=MAX_ANSWER_BYTES)
     return size
@@ -64,7 +69,9 @@ def check_answer_size(items: Iterable[_HasBody]) -> int:
 
 def size_of_update(update: Update) -> int:
     """How large an update is among the writes that share a transaction."""
-    return _BYTES_OF_AN_ID + len((update.body or "").encode())
+    return _BYTES_OF_AN_ID + sum(
+        [len(value.encode()) for value in update.values.values() if isinstance(value, str)]
+    )
 
 
 def size_of_deletion(deletion: Deletion) -> int:
@@ -88,7 +95,7 @@ async def read_by_id(
         fetch = connection.fetch_few if len(ids) <= FEW else connection.fetch
         rows = await fetch(statement, ids=as_json(list(ids)))
         stored = {row[0]: of_row(row) for row in rows}
-        if len(ids) <= FEW or sum(len(it.body) for it in stored.values()) <= MAX_ANSWER_BYTES:
+        if len(ids) <= FEW or sum([len(text_of(it)) for it in stored.values()]) <= MAX_ANSWER_BYTES:
             outcomes += [stored] * len(group)
         else:
             outcomes += [_fitting({id: stored[id] for id in batch if id in stored}) for batch in group]
@@ -190,9 +197,9 @@ def updated(update: Update, stored: R | None, *, missing: type[NotFound], now: i
     ]
     if violations:
         raise FieldImmutable(violations)
-    if update.body is None:
+    if not update.values:
         return stored
-    return replace(stored, body=update.body, update_time=now, version=stored.version + 1)
+    return replace(stored, **update.values, update_time=now, version=stored.version + 1)
 
 
 def check_etag(etag: str, stored: Post | Comment) -> None:

@@ -218,7 +218,7 @@ async def _read_after(connection: Connection, position: Position) -> Piece | Non
     if not rows:
         return None
     return Piece(
-        changes=tuple(sql.change_of(row) for row in rows),
+        changes=sql.changes_in(rows),
         places=tuple(sql.place_of(row) for row in rows),
         partial=partial,
         size=sum(size + _BYTES_BESIDE_THE_BODY for _, _, size, _ in sizes[:count]),

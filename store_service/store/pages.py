@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.database.workers import LATER
 from store_service.errors import InvalidRequest, NotFound, StoreError
-from store_service.model import Page, PageRequest
+from store_service.model import Comment, Page, PageRequest, Post, text_of
 from store_service.store import page_tokens
 from store_service.store.batches import MAX_HELD_BYTES
 from store_service.store.changes import feed_state
@@ -28,14 +28,7 @@ _FIRST = {"id": -(2**63), "id desc": 2**63 - 1}
 """Where the first page starts, by order."""
 
 
-class _Resource(Protocol):
-    @property
-    def id(self) -> int: ...
-    @property
-    def body(self) -> str: ...
-
-
-R = TypeVar("R", bound=_Resource)
+R = TypeVar("R", Post, Comment)
 
 
 async def read_pages(
@@ -99,7 +92,7 @@ async def read_page(
                 passed_over += 1
                 continue
             item = resource_of(row)
-            size += _bytes_of(item.body)
+            size += _bytes_of(text_of(item))
             if items and (len(items) == request.page_size or size > max_bytes):
                 return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=items[-1].id))
             items.append(item)
@@ -110,11 +103,11 @@ async def read_page(
     return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=after))
 
 
-def _bytes_of(body: str) -> int:
+def _bytes_of(text: str) -> int:
     """Size on the wire, with room for the other fields."""
-    return len(body.encode()) + 64
+    return len(text.encode()) + 64
 
 
-def _bytes_in_memory(items: Sequence[_Resource]) -> int:
+def _bytes_in_memory(items: Sequence[Post] | Sequence[Comment]) -> int:
     """What a page takes: its texts, each of which may take four times its size on the wire, and the rest."""
-    return sum([sys.getsizeof(item.body) for item in items]) + 256 * len(items)
+    return sum([sys.getsizeof(text_of(item)) for item in items]) + 256 * len(items)

@@ -17,6 +17,7 @@ from store_service.database.statements import as_json
 from store_service.database.workers import LATER, Operation
 from store_service.errors import ReadOnly, RequestIdReused, StoreError
 from store_service.model import Argument, Comment, Found, Post, Request, Write
+from store_service.records import RecordReader
 from store_service.store.batches import MAX_HELD_BYTES, now_microseconds
 
 Result = TypeVar("Result")
@@ -54,7 +55,7 @@ class WriteOperation(Generic[Argument, Result]):
     ) -> None:
         """Takes the work, what its answers hold, and how a result becomes an answer and is made of one."""
         self._run = run
-        self._resource = resource
+        self._reader: RecordReader[Any] = RecordReader(resource)
         self._answer_of = answer_of
         self._result_of = result_of
         # Two operations, so that writes without a request_id pay nothing for it.
@@ -154,8 +155,8 @@ class WriteOperation(Generic[Argument, Result]):
 
     def _result(self, text: str) -> Result:
         found = json.loads(text)
-        items = tuple(self._resource(**item) for item in found["items"])
-        return self._result_of(Found(items=items, missing_ids=tuple(found["missing_ids"])))
+        items = tuple(map(self._reader.read, found["items"]))
+        return self._result_of(Found(items=items, missing_ids=tuple(found.get("missing_ids", ()))))
 
 
 def request_ids(keyed: Iterable[tuple[int, Request | None]]) -> str:

@@ -21,6 +21,7 @@ from store_service.model import (
     Post,
     Query,
     SnapshotPlace,
+    text_of,
 )
 from store_service.store import page_tokens
 from store_service.store.comments import Comments
@@ -88,7 +89,7 @@ class Snapshot:
         query = Query(resource="posts")
         token = page_tokens.make(query, last_id=place.id)
         while token:
-            page: Page[Post] = await self._posts.list_posts(_request(query, token, pace))
+            page: Page[Post] = await self._posts.list_page(_request(query, token, pace))
             if page.items:
                 pace.saw(page.items)
                 yield page.items
@@ -101,7 +102,7 @@ class Snapshot:
         while left:
             ids = left[: pace.count]
             try:
-                found = await self._posts.get_posts(ids, allow_missing=True)
+                found = await self._posts.get_many(ids, allow_missing=True)
             except ResponseTooLarge:
                 # One post always fits.
                 pace.slow_down()
@@ -119,7 +120,7 @@ class Snapshot:
         token = page_tokens.make(query, last_id=after)
         while token:
             try:
-                page: Page[Comment] = await self._comments.list_comments(_request(query, token, pace))
+                page: Page[Comment] = await self._comments.list_page(_request(query, token, pace))
             except PostNotFound:
                 # It may be there later.
                 return
@@ -148,7 +149,7 @@ class _Pace:
 
 
 def _bytes_of(items: Sequence[Post] | Sequence[Comment]) -> int:
-    return sum(len(item.body.encode()) for item in items)
+    return sum(len(text_of(item).encode()) for item in items)
 
 
 def _request(query: Query, token: str, pace: _Pace) -> PageRequest:

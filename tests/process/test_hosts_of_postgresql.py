@@ -55,8 +55,8 @@ async def test_unix_socket(primary: PostgresServer, tmp_path: Path, form: str) -
         )
         assert (done.returncode, done.stderr) == (0, "")
     async with connect.open_store(url) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="a")])
-        assert await Posts(store).get_post(post.id) == post
+        (post,) = await Posts(store).create([PostDraft(body="a")])
+        assert await Posts(store).get(post.id) == post
 
 
 async def test_host_that_takes_writes_is_chosen(primary: PostgresServer, tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ async def test_host_that_takes_writes_is_chosen(primary: PostgresServer, tmp_pat
             )
             assert (done.returncode, done.stderr) == (0, "")
         async with connect.open_store(url) as store:
-            (post,) = await Posts(store).create_posts([PostDraft(body="a")])
-            assert await Posts(store).get_post(post.id) == post
+            (post,) = await Posts(store).create([PostDraft(body="a")])
+            assert await Posts(store).get(post.id) == post
         async with connect.open_store(url, read_only=True) as store:
             await schema.look(store)
 

@@ -121,7 +121,7 @@ async def test_session_mode_works_and_keeps_the_timeouts(database_url: str, tmp_
 
     with pgbouncer(database_url, "session") as url:
         async with connect.open_store(url, statement_seconds=2.5) as store:
-            (post,) = await Posts(store).create_posts([PostDraft(body="a")])
-            assert await Posts(store).get_post(post.id) == post
+            (post,) = await Posts(store).create([PostDraft(body="a")])
+            assert await Posts(store).get(post.id) == post
             assert await store.write(Operation(run), None) == "2500ms"
             assert await store.read(Operation(run), None) == "2500ms"

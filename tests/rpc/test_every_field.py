@@ -79,17 +79,23 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     connection = sqlite3.connect(file)
     with connection:
         connection.executemany(
-            "INSERT INTO posts VALUES (?, ?, 1000000, 1000000, 1)", [(1, "one"), (2, "two"), (3, "three")]
+            "INSERT INTO posts (id, body, create_time, update_time) VALUES (?, ?, 1000000, 1000000)",
+            [(1, "one"), (2, "two"), (3, "three")],
         )
         connection.executemany(
-            "INSERT INTO comments VALUES (?, ?, 1, 1000000, 1000000, 1)", [(1, "first"), (2, "second")]
+            "INSERT INTO comments (id, body, post_id, create_time, update_time)"
+            " VALUES (?, ?, 1, 1000000, 1000000)",
+            [(1, "first"), (2, "second")],
         )
         connection.execute("UPDATE feed SET store_id = ?", [STORE_ID])
         connection.executemany(
             "INSERT INTO changes"
-            " (seq, xid, action, kind, resource_id, post_id, body, size, version, commit_time)"
-            " VALUES (?, ?, 2, ?, ?, ?, ?, 1, 1, ?)",
-            [(1, 1, Kind.POST, 3, 3, "three", TOLD_AT), (2, 2, Kind.COMMENT, 2, 1, "second", TOLD_AT)],
+            " (seq, xid, action, kind, resource_id, post_id, payload, size, commit_time)"
+            " VALUES (?, ?, 2, ?, ?, ?, ?, 1, ?)",
+            [
+                (1, 1, Kind.POST, 3, 3, json.dumps({"body": "three", "version": 1}), TOLD_AT),
+                (2, 2, Kind.COMMENT, 2, 1, json.dumps({"body": "second", "version": 1}), TOLD_AT),
+            ],
         )
         times = {"create_time": 1000000, "update_time": 1000000, "version": 1}
         answers = {

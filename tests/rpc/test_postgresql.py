@@ -14,6 +14,7 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.database import comments, posts, schema
 from store_service.database.connect import Store
+from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import as_json
 from store_service.server import serving
 from store_service.store import feed
@@ -180,10 +181,10 @@ class TestRestart:
                 await asyncio.sleep(0.02)
 
 
-@pytest.mark.parametrize(("module", "name"), [(posts, "POSTS_BY_ID"), (comments, "COMMENTS_BY_ID")])
-def test_rows_are_found_by_their_index(database_url: str, module: Any, name: str) -> None:
+@pytest.mark.parametrize("sql", [posts.POSTS, comments.COMMENTS])
+def test_rows_are_found_by_their_index(database_url: str, sql: ResourceSql[Any]) -> None:
     """Also in a table of thousands, where the planner would read all if it thought that many are wanted."""
-    text, arguments = getattr(module, name).on("postgresql", {"ids": as_json([5])})
+    text, arguments = sql.by_id.on("postgresql", {"ids": as_json([5])})
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("INSERT INTO posts (body) SELECT 'x' FROM generate_series(1, 10000)")
         connection.execute("INSERT INTO comments (body, post_id) SELECT 'x', id FROM posts")

@@ -229,7 +229,7 @@ async def test_only_what_did_nothing_counts_as_repeated(database_url: str) -> No
     async with open_store(database_url) as store:
 
         async def create() -> bool:
-            await Posts(store).create_posts([PostDraft(body="a")], request=request)
+            await Posts(store).create([PostDraft(body="a")], request=request)
             return was_repeated()
 
         at_once = await asyncio.gather(*(asyncio.create_task(create()) for _ in range(3)))

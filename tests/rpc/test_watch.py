@@ -1030,8 +1030,9 @@ async def test_what_began_earlier_and_commits_later_is_not_skipped(
     first = await stubs.create_post("first")
     with psycopg.connect(database_url) as open_transaction:
         open_transaction.execute(
-            "INSERT INTO changes (action, kind, resource_id, post_id, body, size, version, commit_time)"
-            " VALUES (2, 1, 987, 987, 'late', 4, 7, 1)"
+            "INSERT INTO changes (action, kind, resource_id, post_id, payload, size, commit_time)"
+            ' VALUES (2, 1, 987, 987, \'{"body": "late", "version": 7}\', 4,'
+            " (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)"
         )
         second = await stubs.create_post("second")
         async with watching(channel, resume_token=token) as watch:

@@ -30,10 +30,14 @@ def last_seq(database_url: str) -> int:
     return seq
 
 
+PAYLOAD = '{"body": "new", "create_time": 1, "update_time": 1, "version": 1}'
+
+
 def set_back(database_url: str, seq: int) -> None:
     """From this change on the database has others with the same numbers, as after a failover."""
     execute(
-        database_url, f"UPDATE changes SET commit_time = commit_time + 1, body = 'new' WHERE seq >= {seq}"
+        database_url,
+        f"UPDATE changes SET commit_time = commit_time + 1, payload = '{PAYLOAD}' WHERE seq >= {seq}",
     )
 
 
@@ -92,10 +96,10 @@ class TestMemory:
         posts, feed = Posts(store), Feed(store, max_watches=10)
         slow, quick = watch_of(feed), watch_of(feed)
         await anext(slow), await anext(quick)
-        await posts.create_posts([PostDraft(body="kept")])
+        await posts.create([PostDraft(body="kept")])
         assert await bodies(slow, 1) == ["kept"]
         assert await bodies(quick, 1) == ["kept"]
-        await posts.create_posts([PostDraft(body="lost")])
+        await posts.create([PostDraft(body="lost")])
         assert await bodies(quick, 1) == ["lost"]
 
         set_back(database_url, last_seq(database_url))
@@ -103,7 +107,7 @@ class TestMemory:
             await anext(quick)
 
         assert await bodies(slow, 1) == ["new"]
-        await posts.create_posts([PostDraft(body="after")])
+        await posts.create([PostDraft(body="after")])
         assert await bodies(slow, 1) == ["after"]
         await slow.aclose()
 
@@ -122,16 +126,16 @@ class TestMemory:
 
         monkeypatch.setattr(Changes, "read_after", late_for_all)
         posts, feed = Posts(store), Feed(store, max_watches=10)
-        await posts.create_posts([PostDraft(body="before memory begins")])
+        await posts.create([PostDraft(body="before memory begins")])
         up_to_date = watch_of(feed)
         await anext(up_to_date)
-        await posts.create_posts([PostDraft(body="lost")])
+        await posts.create([PostDraft(body="lost")])
         ahead = watch_of(feed, earliest=True)
         await anext(ahead)
         assert await bodies(ahead, 2) == ["before memory begins", "lost"]
 
         set_back(database_url, last_seq(database_url))
-        await posts.create_posts([PostDraft(body="after")])
+        await posts.create([PostDraft(body="after")])
         may_read.set()
 
         assert await bodies(up_to_date, 2) == ["new", "after"]

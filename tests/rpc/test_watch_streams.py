@@ -269,7 +269,7 @@ async def test_reading_for_all_ends_with_the_last_watch(database_url: str, round
         feed = Feed(store, max_watches=1)
         watch = feed.watch(WatchStart(), Filter(), heartbeat_seconds=10)
         await anext(watch)
-        await Posts(store).create_posts([PostDraft(body="one")])
+        await Posts(store).create([PostDraft(body="one")])
         await anext(watch)
         # Until the reader has come to rest.
         await become(lambda: bool(feed._hint._waiters))

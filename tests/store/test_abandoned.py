@@ -61,7 +61,7 @@ async def test_a_read_ends_when_its_only_caller_has_gone(store: Store) -> None:
     call.cancel()
 
     async with asyncio.timeout(patience()):
-        assert await Posts(store).get_posts([1], allow_missing=True)
+        assert await Posts(store).get_many([1], allow_missing=True)
         after = Slow(SHORT)
         assert [tuple(row) for row in await store.read(after.operation, None)] == [(1,)]
     assert after.connections == slow.connections
@@ -87,7 +87,7 @@ async def test_a_read_goes_on_while_anybody_waits(store: Store) -> None:
     assert is_wanted
     assert not connection.is_wanted
     async with asyncio.timeout(patience()):
-        await Posts(store).get_posts([1], allow_missing=True)
+        await Posts(store).get_many([1], allow_missing=True)
 
 
 async def test_a_write_that_nobody_waits_for_is_undone_after_a_while(store: Store, database_url: str) -> None:
@@ -98,7 +98,7 @@ async def test_a_write_that_nobody_waits_for_is_undone_after_a_while(store: Stor
     call.cancel()
 
     async with asyncio.timeout(patience() + workers.LAST_SECONDS):
-        await Posts(store).create_posts([PostDraft(body="the next")])
+        await Posts(store).create([PostDraft(body="the next")])
     assert [body for (body,) in query(database_url, "SELECT body FROM posts")] == ["the next"]
 
 
@@ -125,7 +125,7 @@ async def test_what_follows_an_ended_statement_in_its_work_is_not_begun(store: S
     gone.set()
 
     assert isinstance(await asyncio.wait_for(outcome, patience()), NobodyWaits)
-    await Posts(store).get_posts([1], allow_missing=True)
+    await Posts(store).get_many([1], allow_missing=True)
 
 
 async def test_read_that_many_left_at_once_leaves_its_task_uncancelled(store: Store) -> None:

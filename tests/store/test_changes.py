@@ -42,11 +42,11 @@ async def store(database_url: str) -> AsyncIterator[Store]:
 async def test_a_reader_whose_next_change_was_deleted_is_told_before_it_reads_on(store: Store) -> None:
     """Also one that has been reading all the time; it never goes on behind the hole."""
     changes, posts = Changes(store), Posts(store)
-    await posts.create_posts([PostDraft(body="first")])
+    await posts.create([PostDraft(body="first")])
     first = await changes.read_after((await changes.state()).trimmed)
     assert first is not None
     for n in range(5):
-        await posts.create_posts([PostDraft(body=f"later {n}")])
+        await posts.create([PostDraft(body=f"later {n}")])
     keeping = Keeping(store, change_hours=1, change_rows=2, request_id_hours=1)
 
     assert await keeping.step()
@@ -80,7 +80,7 @@ async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
     behind = feed.watch(WatchStart(), Filter(), heartbeat_seconds=3600)
     await anext(behind)
     for n in range(3):
-        await posts.create_posts([PostDraft(body=f"before {n}")])
+        await posts.create([PostDraft(body=f"before {n}")])
     assert await Keeping(store, change_hours=1, change_rows=1, request_id_hours=1).step()
     up_to_date = feed.watch(WatchStart(), Filter(), heartbeat_seconds=3600)
     await anext(up_to_date)
@@ -89,7 +89,7 @@ async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
     async with asyncio.timeout(patience()):
         with pytest.raises(ResumeTokenExpired):
             await anext(behind)
-        await posts.create_posts([PostDraft(body="after")])
+        await posts.create([PostDraft(body="after")])
         told = await anext(up_to_date)
     await up_to_date.aclose()
 
@@ -100,10 +100,10 @@ async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
 async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store) -> None:
     """What is gone is behind it, and nothing is missing."""
     changes, posts = Changes(store), Posts(store)
-    await posts.create_posts([PostDraft(body="first")])
+    await posts.create([PostDraft(body="first")])
     first = await changes.read_after((await changes.state()).trimmed)
     assert first is not None
-    await posts.create_posts([PostDraft(body="second")])
+    await posts.create([PostDraft(body="second")])
 
     assert await Keeping(store, change_hours=1, change_rows=1, request_id_hours=1).step()
 
@@ -119,7 +119,7 @@ async def test_a_place_where_the_feed_begins_is_known_by_the_time_of_its_change(
 ) -> None:
     """The change stays, though it is told no more; a store with another past has another there, or none."""
     changes, posts = Changes(store), Posts(store)
-    await posts.create_posts([PostDraft(body=body) for body in "abc"])
+    await posts.create([PostDraft(body=body) for body in "abc"])
     assert await Keeping(store, change_hours=1, change_rows=2, request_id_hours=1).step()
     state = await changes.state()
     assert state.trimmed.time
@@ -140,7 +140,7 @@ async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store,
 
     async def kept_of(count: int, *, rows: int, hours: float = 1) -> list[object]:
         for _ in range(count):
-            await posts.create_posts([PostDraft(body="x")])
+            await posts.create([PostDraft(body="x")])
         assert await Keeping(store, change_hours=hours, change_rows=rows, request_id_hours=1).step()
         return [id for (id,) in query(database_url, "SELECT resource_id FROM changes ORDER BY seq")]
 
@@ -157,12 +157,12 @@ async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store,
 async def test_changes_of_one_transaction_share_its_number(store: Store, database_url: str) -> None:
     """A watch is told of a transaction as a whole, and of the next one apart from it."""
     posts = Posts(store)
-    (post,) = await posts.create_posts([PostDraft(body="a")])
+    (post,) = await posts.create([PostDraft(body="a")])
     await asyncio.gather(
-        posts.create_posts([PostDraft(body="b")]),
-        posts.update_post(Update(id=post.id, body="A", etag="", request_field="post")),
+        posts.create([PostDraft(body="b")]),
+        posts.update(Update(id=post.id, values={"body": "A"}, etag="", request_field="post")),
     )
-    await posts.create_posts([PostDraft(body="c")])
+    await posts.create([PostDraft(body="c")])
 
     first, second, third, last = (
         xid for (xid,) in query(database_url, "SELECT xid FROM changes ORDER BY seq")
@@ -173,10 +173,10 @@ async def test_changes_of_one_transaction_share_its_number(store: Store, databas
 async def test_the_token_of_a_list_is_from_before_its_page(store: Store) -> None:
     """What is written while the page is being read may not be on it, so a watch has to tell of it."""
     changes, posts = Changes(store), Posts(store)
-    await posts.create_posts([PostDraft(body="before")])
+    await posts.create([PostDraft(body="before")])
 
     async def read(_: Connection, __: PageRequest) -> Page[Post]:
-        await posts.create_posts([PostDraft(body="meanwhile")])
+        await posts.create([PostDraft(body="meanwhile")])
         return Page(items=(), next_page_token="")
 
     async def run(connection: Connection, requests: Sequence[PageRequest]) -> list[Page[Post] | StoreError]:

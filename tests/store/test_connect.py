@@ -36,8 +36,8 @@ async def test_what_was_answered_is_read_by_every_reader(database_url: str) -> N
     async with connect.open_store(database_url, readers=READERS) as store:
         posts = Posts(store)
         for number in range(20):
-            (post,) = await posts.create_posts([PostDraft(body=str(number))])
-            read = await asyncio.gather(*(posts.get_post(post.id) for _ in range(READERS)))
+            (post,) = await posts.create([PostDraft(body=str(number))])
+            read = await asyncio.gather(*(posts.get(post.id) for _ in range(READERS)))
             assert read == [post] * READERS
 
 
@@ -62,10 +62,10 @@ async def test_a_lock_that_is_held_for_too_long_is_busy(database_url: str) -> No
         posts = Posts(store)
         with locked(database_url):
             with pytest.raises(DatabaseBusy):
-                await posts.create_posts([PostDraft(body="refused")])
+                await posts.create([PostDraft(body="refused")])
             with pytest.raises(DatabaseBusy):
-                await posts.update_post(Update(id=1, body="refused", etag="", request_field="post"))
-        await posts.create_posts([PostDraft(body="kept")])
+                await posts.update(Update(id=1, values={"body": "refused"}, etag="", request_field="post"))
+        await posts.create([PostDraft(body="kept")])
 
     assert query(database_url, "SELECT body FROM posts") == [("kept",)]
 
@@ -74,9 +74,9 @@ async def test_reads_do_not_wait_for_a_lock_of_somebody_who_writes(database_url:
     """Also a writer of another program keeps nobody from reading what was committed."""
     async with connect.open_store(database_url, readers=1, lock_seconds=0.05) as store:
         posts = Posts(store)
-        (post,) = await posts.create_posts([PostDraft(body="a")])
+        (post,) = await posts.create([PostDraft(body="a")])
         with locked(database_url):
-            assert await posts.get_post(post.id) == post
+            assert await posts.get(post.id) == post
 
 
 # DB_FORCE_ROLL_BACK
@@ -85,31 +85,33 @@ async def test_reads_do_not_wait_for_a_lock_of_somebody_who_writes(database_url:
 async def test_with_force_roll_back_everything_works_and_nothing_stays(database_url: str) -> None:
     """While it is open it behaves as ever; afterwards every row is as it was."""
     async with connect.open_store(database_url) as store:
-        stored = await Posts(store).create_posts([PostDraft(body="was there")])
+        stored = await Posts(store).create([PostDraft(body="was there")])
     before = query(database_url, "SELECT * FROM posts")
     async with connect.open_store(database_url, readers=2, force_roll_back=True) as store:
         posts, comments = Posts(store), Comments(store)
-        first, second = await posts.create_posts([PostDraft(body="first"), PostDraft(body="second")])
-        (comment,) = await comments.create_comments([CommentDraft(body="c", post_id=first.id)])
-        changed = await posts.update_post(Update(id=second.id, body="changed", etag="", request_field="post"))
-        assert await posts.get_post(second.id) == changed
-        assert await comments.get_comment(comment.id) == comment
+        first, second = await posts.create([PostDraft(body="first"), PostDraft(body="second")])
+        (comment,) = await comments.create([CommentDraft(body="c", post_id=first.id)])
+        changed = await posts.update(
+            Update(id=second.id, values={"body": "changed"}, etag="", request_field="post")
+        )
+        assert await posts.get(second.id) == changed
+        assert await comments.get(comment.id) == comment
 
         # A dry run is undone at once, a failure alone, and neither takes the others' writes along.
-        await posts.delete_posts(Deletion(ids=(second.id,)), keep=False)
+        await posts.delete(Deletion(ids=(second.id,)), keep=False)
         outcomes = await asyncio.gather(
-            comments.create_comments([CommentDraft(body="fine", post_id=first.id)]),
-            comments.create_comments([CommentDraft(body="orphan", post_id=99)]),
+            comments.create([CommentDraft(body="fine", post_id=first.id)]),
+            comments.create([CommentDraft(body="orphan", post_id=99)]),
             return_exceptions=True,
         )
         assert isinstance(outcomes[1], PostNotFound)
-        assert await comments.count_comments([first.id]) == {first.id: 2}
-        await posts.delete_posts(Deletion(ids=(first.id,), force=True))
+        assert await comments.count([first.id]) == {first.id: 2}
+        await posts.delete(Deletion(ids=(first.id,), force=True))
         with pytest.raises(CommentNotFound):
-            await comments.get_comment(comment.id)
-        assert await posts.get_post(second.id) == changed
+            await comments.get(comment.id)
+        assert await posts.get(second.id) == changed
         assert query(database_url, "SELECT * FROM posts") == before
-        await posts.delete_posts(Deletion(ids=(stored[0].id,)))
+        await posts.delete(Deletion(ids=(stored[0].id,)))
 
     assert query(database_url, "SELECT * FROM posts") == before
     assert query(database_url, "SELECT count(*) FROM comments") == [(0,)]
@@ -163,7 +165,7 @@ from store_service.model import PostDraft
 from store_service.store.posts import Posts
 async def main():
     async with connect.open_store({database_url!r}, readers=2) as store:
-        await Posts(store).create_posts([PostDraft(body="kept")])
+        await Posts(store).create([PostDraft(body="kept")])
         {ending}
 with suppress(asyncio.CancelledError):
     asyncio.run(main())

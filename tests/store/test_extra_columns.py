@@ -62,8 +62,8 @@ async def test_columns_that_are_not_ours_are_kept_in_tables_of_their_own(extende
     assert query(extended_url, "SELECT name FROM users") == [("somebody",)]
     schema.check(extended_url)
     async with connect.open_store(extended_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
-        await Comments(store).create_comments([CommentDraft(body="new", post_id=post.id)])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
+        await Comments(store).create([CommentDraft(body="new", post_id=post.id)])
     assert query(extended_url, "SELECT body, version FROM posts ORDER BY id") == [
         ("first", 1),
         ("", 1),

@@ -111,7 +111,7 @@ async def test_a_closed_database_has_no_connection_left(database_url: str) -> No
 
     async def leave_with_an_error() -> None:
         async with connect.open_store(database_url, readers=READERS) as store:
-            await Posts(store).create_posts([PostDraft(body="a")])
+            await Posts(store).create([PostDraft(body="a")])
             assert query(database_url, f"SELECT count(*) {sessions}") == [(READERS + 1,)]
             raise ZeroDivisionError
 
@@ -168,7 +168,7 @@ async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened
     async with asyncio.timeout(patience()):
         while query(database_url, "SELECT body FROM posts") != [("kept",)]:
             try:
-                await posts.create_posts([PostDraft(body="kept")])
+                await posts.create([PostDraft(body="kept")])
             except DatabaseUnavailable:
                 await asyncio.sleep(0)
 
@@ -177,7 +177,7 @@ async def test_sessions_that_ended_while_nobody_called_fail_no_call(store: Store
     """As after a restart of the database at night: work that was not begun is begun on new connections."""
     ended = asyncio.Semaphore(0)
     posts = Posts(store)
-    (post,) = await posts.create_posts([PostDraft(body="a")])
+    (post,) = await posts.create([PostDraft(body="a")])
 
     def on_each(connection: Connection) -> None:
         connection._raw.add_termination_listener(lambda _: ended.release())
@@ -189,7 +189,7 @@ async def test_sessions_that_ended_while_nobody_called_fail_no_call(store: Store
         await ended.acquire()
 
     with structlog.testing.capture_logs() as lines:
-        assert await asyncio.gather(*(posts.get_post(post.id) for _ in range(READERS))) == [post] * READERS
+        assert await asyncio.gather(*(posts.get(post.id) for _ in range(READERS))) == [post] * READERS
         assert await on_every_connection(store, "SELECT 1") == [1] * (READERS + 1)
     lost = [line["error"] for line in lines if line["event"] == "connection lost"]
     assert lost == ["LostUnused"] * (READERS + 1)
@@ -212,20 +212,20 @@ async def test_session_that_lost_a_prepared_statement_is_replaced(store: Store) 
     async with asyncio.timeout(patience()):
         while True:
             try:
-                await Posts(store).create_posts([PostDraft(body="after")])
+                await Posts(store).create([PostDraft(body="after")])
                 break
             except DatabaseUnavailable:
                 await asyncio.sleep(0)
 
 
 WRITES: dict[str, Callable[[Store], Awaitable[object]]] = {
-    "create_posts": lambda store: Posts(store).create_posts([PostDraft(body="b")]),
-    "create_posts_once": lambda store: Posts(store).create_posts([PostDraft(body="b")], request=REQUEST),
-    "create_comments": lambda store: Comments(store).create_comments([CommentDraft(body="c", post_id=1)]),
-    "update_post": lambda store: Posts(store).update_post(
-        Update(id=1, body="b", etag="", request_field="post")
+    "create_posts": lambda store: Posts(store).create([PostDraft(body="b")]),
+    "create_posts_once": lambda store: Posts(store).create([PostDraft(body="b")], request=REQUEST),
+    "create_comments": lambda store: Comments(store).create([CommentDraft(body="c", post_id=1)]),
+    "update_post": lambda store: Posts(store).update(
+        Update(id=1, values={"body": "b"}, etag="", request_field="post")
     ),
-    "delete_posts": lambda store: Posts(store).delete_posts(Deletion(ids=(1,))),
+    "delete_posts": lambda store: Posts(store).delete(Deletion(ids=(1,))),
 }
 REQUEST = Request(id="3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b", fingerprint="f")
 
@@ -235,7 +235,7 @@ async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
     store: Store, database_url: str, write: str
 ) -> None:
     """One that waits with a number would be told of before those that it waits for (docs/decisions/0011)."""
-    await Posts(store).create_posts([PostDraft(body="a")])
+    await Posts(store).create([PostDraft(body="a")])
     waiting = (
         "SELECT backend_xid IS NULL FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name = 'store-service' AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
@@ -251,7 +251,7 @@ async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
 async def test_request_that_two_processes_have_begun_is_done_once(store: Store, database_url: str) -> None:
     """A write looks whether its request was done after it has waited for the others: the second finds the
     answer of the first, and not that the post is missing."""
-    (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+    (post,) = await Posts(store).create([PostDraft(body="a")])
     waiting = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
         " AND application_name = 'store-service' AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
@@ -266,7 +266,7 @@ async def test_request_that_two_processes_have_begun_is_done_once(store: Store, 
         with psycopg.connect(database_url) as other:
             other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
             calls = [
-                asyncio.ensure_future(Posts(it).delete_posts(Deletion(ids=(post.id,)), request=REQUEST))
+                asyncio.ensure_future(Posts(it).delete(Deletion(ids=(post.id,)), request=REQUEST))
                 for it in stores
             ]
             await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(2,)])
@@ -281,7 +281,7 @@ async def test_request_that_another_process_forgets_meanwhile_is_done_anew(
 ) -> None:
     """It was found to be done, and is gone when its answer is read."""
     posts = Posts(store)
-    (first,) = await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    (first,) = await posts.create([PostDraft(body="a")], request=REQUEST)
     fetch = PostgresqlConnection.fetch
 
     async def fetch_when_forgotten(self: Connection, statement: Statement, **values: Any) -> Rows:
@@ -290,7 +290,7 @@ async def test_request_that_another_process_forgets_meanwhile_is_done_anew(
         return await fetch(self, statement, **values)
 
     monkeypatch.setattr(PostgresqlConnection, "fetch", fetch_when_forgotten)
-    (again,) = await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    (again,) = await posts.create([PostDraft(body="a")], request=REQUEST)
 
     assert again.id != first.id
     assert query(database_url, "SELECT id FROM requests") == [(REQUEST.id,)]
@@ -303,9 +303,9 @@ async def test_who_waited_in_vain_for_the_order_leaves_the_connection_as_it_was(
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
         with pytest.raises(DatabaseBusy):
-            await Posts(store).create_posts([PostDraft(body="a")], request=REQUEST)
+            await Posts(store).create([PostDraft(body="a")], request=REQUEST)
 
-    await Posts(store).create_posts([PostDraft(body="b")], request=REQUEST)
+    await Posts(store).create([PostDraft(body="b")], request=REQUEST)
     assert query(database_url, "SELECT body FROM posts") == [("b",)]
 
 
@@ -314,10 +314,10 @@ async def test_the_end_of_the_feed_is_where_its_last_change_stands(store: Store)
     start = (await Changes(store).state()).end
     posts = Posts(store)
     for _ in range(3):
-        await posts.create_posts([PostDraft(body="tried")], keep=False)
+        await posts.create([PostDraft(body="tried")], keep=False)
     assert (await Changes(store).state()).end == start
 
-    await posts.create_posts([PostDraft(body="kept")])
+    await posts.create([PostDraft(body="kept")])
     piece = await Changes(store).read_after(start)
     assert piece is not None
     assert (await Changes(store).state()).end == piece.end
@@ -340,15 +340,15 @@ async def test_a_server_that_has_gone_without_a_word_is_given_up(
             proxied, readers=1, lock_seconds=0.2, statement_seconds=0.3, acquire_seconds=2
         ) as store:
             posts = Posts(store)
-            await posts.create_posts([PostDraft(body="before")])
+            await posts.create([PostDraft(body="before")])
             network.is_silent = True
-            lost: list[Awaitable[object]] = [posts.create_posts([PostDraft(body="lost")]), posts.get_post(1)]
+            lost: list[Awaitable[object]] = [posts.create([PostDraft(body="lost")]), posts.get(1)]
             outcomes = await asyncio.gather(*lost, return_exceptions=True)
             network.is_silent = False
             async with asyncio.timeout(patience()):
                 while True:
                     try:
-                        await posts.create_posts([PostDraft(body="after")])
+                        await posts.create([PostDraft(body="after")])
                         break
                     except DatabaseUnavailable:
                         await asyncio.sleep(0)
@@ -363,15 +363,15 @@ async def test_creates_of_several_processes_do_not_wait_for_each_other(
     """They share the lock that keeps the order; only what changes or deletes needs it alone."""
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})")
-        (post,) = await Posts(store).create_posts([PostDraft(body="a")])
-        await Posts(store).create_posts([PostDraft(body="b")], request=REQUEST)
-        await Comments(store).create_comments([CommentDraft(body="c", post_id=post.id)])
+        (post,) = await Posts(store).create([PostDraft(body="a")])
+        await Posts(store).create([PostDraft(body="b")], request=REQUEST)
+        await Comments(store).create([CommentDraft(body="c", post_id=post.id)])
 
 
 async def test_changes_that_came_from_another_server_are_forgotten(store: Store, database_url: str) -> None:
     """A dump brings along numbers of transactions that are yet to come here, and would hold back the feed."""
     changes = Changes(store)
-    await Posts(store).create_posts([PostDraft(body="a")])
+    await Posts(store).create([PostDraft(body="a")])
     await changes.begin()
     before = await changes.state()
     assert query(database_url, "SELECT count(*) FROM changes") == [(1,)]
@@ -384,7 +384,7 @@ async def test_changes_that_came_from_another_server_are_forgotten(store: Store,
     assert query(database_url, "SELECT count(*) FROM changes") == [(0,)]
     with pytest.raises(ResumeTokenForeign):
         resume_tokens.read(before.token_of(before.end), after.store_id)
-    await Posts(store).create_posts([PostDraft(body="b")])
+    await Posts(store).create([PostDraft(body="b")])
     piece = await changes.read_after(after.trimmed)
     assert piece is not None
     assert [change.resource.body for change in piece.changes] == ["b"]
@@ -394,7 +394,7 @@ async def test_what_another_process_has_written_since_it_began_anew_stays(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two processes find that the changes are of another server, and one of them is slow to act on it."""
-    await Posts(store).create_posts([PostDraft(body="of another server")])
+    await Posts(store).create([PostDraft(body="of another server")])
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE changes SET xid = 2::BIGINT ^ 40")
     has_looked, may_act = asyncio.Event(), asyncio.Event()
@@ -414,7 +414,7 @@ async def test_what_another_process_has_written_since_it_began_anew_stays(
         with capture_logs() as logged_at_once:
             await changes.begin()
         began = await changes.state()
-        await Posts(store).create_posts([PostDraft(body="since")])
+        await Posts(store).create([PostDraft(body="since")])
         may_act.set()
         with capture_logs() as logged_late:
             await slow

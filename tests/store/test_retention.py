@@ -14,6 +14,7 @@ from store_service.database.connect import Store
 from store_service.model import PostDraft, Request
 from store_service.store import posts as post_rules
 from store_service.store import requests as request_rules
+from store_service.store import resources as resource_rules
 from store_service.store.batches import now_microseconds
 from store_service.store.changes import Changes
 from store_service.store.keeping import STEP_ROWS, Keeping
@@ -83,7 +84,7 @@ def database_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[
 def clocks(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Clocks:
     """The clocks; what stamps rows uses them too."""
     clocks = Clocks(database_url)
-    for module in (post_rules, request_rules):
+    for module in (post_rules, resource_rules, request_rules):
         monkeypatch.setattr(module, "now_microseconds", clocks.wall)
     return clocks
 
@@ -123,7 +124,7 @@ def kept(database_url: str) -> tuple[int, int]:
 async def test_jump_of_the_clock_deletes_nothing(store: Store, database_url: str, clocks: Clocks) -> None:
     """An acknowledged request is answered from memory and the feed stays whole, until time has gone by."""
     posts, keeping = Posts(store), keeper(store, clocks)
-    first = await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    first = await posts.create([PostDraft(body="a")], request=REQUEST)
     await all_deleted(keeping)
     with capture_logs() as lines:
         clocks.jump(YEAR)
@@ -131,8 +132,8 @@ async def test_jump_of_the_clock_deletes_nothing(store: Store, database_url: str
             clocks.run(HOUR)
             await all_deleted(keeping)
         assert kept(database_url) == (1, 1)
-        assert await posts.create_posts([PostDraft(body="a")], request=REQUEST) == first
-        await posts.create_posts([PostDraft(body="b")])
+        assert await posts.create([PostDraft(body="a")], request=REQUEST) == first
+        await posts.create([PostDraft(body="b")])
         clocks.run(22 * HOUR)
         await all_deleted(keeping)
         assert kept(database_url) == (2, 0)
@@ -160,13 +161,13 @@ async def test_restart_after_a_jump_deletes_nothing(
 ) -> None:
     """Also when rows with the new time have been written since."""
     posts = Posts(store)
-    await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    await posts.create([PostDraft(body="a")], request=REQUEST)
     before = keeper(store, clocks)
     await all_deleted(before)
     clocks.jump(YEAR)
     if is_told:
         await all_deleted(before)
-    await posts.create_posts([PostDraft(body="b")])
+    await posts.create([PostDraft(body="b")])
 
     for _ in range(3):
         await all_deleted(keeper(store, clocks))
@@ -178,7 +179,7 @@ async def test_first_look_trusts_the_newest_row(store: Store, database_url: str,
     """As long as nothing was saved: what lies between it and now may be a jump."""
     posts = Posts(store)
     for body in ("a", "b"):
-        await posts.create_posts([PostDraft(body=body)], request=REQUEST if body == "a" else None)
+        await posts.create([PostDraft(body=body)], request=REQUEST if body == "a" else None)
         clocks.run(10 * DAY)
 
     await all_deleted(keeper(store, clocks))
@@ -192,11 +193,11 @@ async def test_clock_that_is_set_back_deletes_nothing(
 ) -> None:
     """Neither when it is, nor when it is right again."""
     posts, keeping = Posts(store), keeper(store, clocks)
-    await posts.create_posts([PostDraft(body="a")])
+    await posts.create([PostDraft(body="a")])
     await all_deleted(keeping)
     clocks.jump(-YEAR)
     await all_deleted(keeping)
-    await posts.create_posts([PostDraft(body="b")], request=REQUEST)
+    await posts.create([PostDraft(body="b")], request=REQUEST)
     await all_deleted(keeping)
     clocks.jump(YEAR)
     await all_deleted(keeping)
@@ -212,7 +213,7 @@ async def test_changes_from_the_future_stop_no_trimming(
     posts, keeping = Posts(store), keeper(store, clocks)
     for number in (wrong, old, 1):
         for start in range(0, number, 1000):
-            await posts.create_posts([PostDraft(body="x")] * min(1000, number - start))
+            await posts.create([PostDraft(body="x")] * min(1000, number - start))
     execute(
         database_url,
         f"UPDATE changes SET commit_time = commit_time + {DAY} WHERE seq <= {wrong}",
@@ -231,7 +232,7 @@ async def test_requests_from_the_future_are_not_kept_until_then(
 ) -> None:
     """They count from when the clock was found right; also more than a step takes."""
     posts, keeping = Posts(store), keeper(store, clocks)
-    await posts.create_posts([PostDraft(body="a")], request=REQUEST)
+    await posts.create([PostDraft(body="a")], request=REQUEST)
     more = STEP_ROWS + 10
     execute(
         database_url,
@@ -259,12 +260,12 @@ async def test_process_with_a_clock_behind_stamps_no_old_rows(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other processes, or itself, would delete them at once."""
-    for module in (post_rules, request_rules):
+    for module in (post_rules, resource_rules, request_rules):
         monkeypatch.setattr(module, "now_microseconds", lambda: now_microseconds() - YEAR)
     right = Clocks(database_url)
     posts = Posts(store)
-    await posts.create_posts([PostDraft(body="a")], request=REQUEST)
-    await posts.create_posts([PostDraft(body="b")])
+    await posts.create([PostDraft(body="a")], request=REQUEST)
+    await posts.create([PostDraft(body="b")])
 
     await all_deleted(keeper(store, right))
 
@@ -290,7 +291,7 @@ async def test_process_with_a_clock_ahead_deletes_nothing_of_others(
         await all_deleted(keeping)
         for it in (clocks, wrong):
             it.run(25 * HOUR)
-        await Posts(store).create_posts([PostDraft(body="a")], request=REQUEST)
+        await Posts(store).create([PostDraft(body="a")], request=REQUEST)
         await all_deleted(keeping)
 
     assert kept(database_url) == (1, 1)
@@ -298,7 +299,7 @@ async def test_process_with_a_clock_ahead_deletes_nothing_of_others(
 
 async def test_time_that_comes_late_is_not_used(store: Store, database_url: str, clocks: Clocks) -> None:
     """What the database says is compared with when it was asked, so it must have been just now."""
-    await Posts(store).create_posts([PostDraft(body="a"), PostDraft(body="b")])
+    await Posts(store).create([PostDraft(body="a"), PostDraft(body="b")])
     calls = count(step=2)
     slow = Keeping(
         store, change_hours=-1, change_rows=1, request_id_hours=24, monotonic=lambda: float(next(calls))
@@ -325,7 +326,7 @@ async def test_process_leaves_changes_to_another_that_deletes_them(
     # The first step also saves the clock, in the same row.
     assert await keeping.step()
     for _ in range(3):
-        await Posts(store).create_posts([PostDraft(body="a")])
+        await Posts(store).create([PostDraft(body="a")])
     kept = "SELECT count(*) FROM changes"
     with psycopg.connect(database_url) as other:
         other.execute("SELECT 1 FROM feed FOR UPDATE")

@@ -144,8 +144,8 @@ async def test_any_path_is_one_file_for_everybody(tmp_path: Path, name: str, for
     schema.upgrade(url)
     async with connect.open_store(url, readers=1, force_roll_back=force_roll_back) as store:
         posts = Posts(store)
-        (post,) = await posts.create_posts([PostDraft(body="here")])
-        assert await posts.get_post(post.id) == post
+        (post,) = await posts.create([PostDraft(body="here")])
+        assert await posts.get(post.id) == post
 
     assert {it.removesuffix("-wal").removesuffix("-shm") for it in files_below(tmp_path)} == {
         str(sqlite.path_of(url))
@@ -165,7 +165,7 @@ async def test_every_path_can_be_written_as_a_url(tmp_path: Path) -> None:
     assert sqlite.path_of(url) == path
     schema.upgrade(url)
     async with connect.open_store(url, readers=1) as store:
-        await Posts(store).create_posts([PostDraft(body="here")])
+        await Posts(store).create([PostDraft(body="here")])
     assert query(path, "SELECT body FROM posts") == [("here",)]
 
 
@@ -175,7 +175,7 @@ async def test_a_relative_path_is_of_the_folder_at_the_start(
     """`sqlite:///store.db` is the file in the working folder."""
     monkeypatch.chdir(database_file.parent)
     async with connect.open_store("sqlite:///store.db", readers=1) as store:
-        await Posts(store).create_posts([PostDraft(body="here")])
+        await Posts(store).create([PostDraft(body="here")])
 
     assert query(database_file, "SELECT body FROM posts") == [("here",)]
 
@@ -234,8 +234,8 @@ def test_a_second_service_is_refused_until_the_first_is_gone(
 async def test_work_that_is_not_kept_uses_up_no_id(store: Store, database_file: Path) -> None:
     """The counter is part of the file, and undone with the rest; a sequence of PostgreSQL is not."""
     posts = Posts(store)
-    await posts.create_posts([PostDraft(body="tried")], keep=False)
-    (post,) = await posts.create_posts([PostDraft(body="kept")])
+    await posts.create([PostDraft(body="tried")], keep=False)
+    (post,) = await posts.create([PostDraft(body="kept")])
 
     assert post.id == 1
     assert query(database_file, "SELECT seq FROM sqlite_sequence WHERE name = 'posts'") == [(1,)]
@@ -246,7 +246,7 @@ async def test_with_force_roll_back_no_id_is_used_up(database_file: Path) -> Non
     before = query(database_file, "SELECT * FROM sqlite_sequence")
     for _ in range(2):
         async with connect.open_store(f"sqlite:///{database_file}", force_roll_back=True) as store:
-            (post,) = await Posts(store).create_posts([PostDraft(body="gone")])
+            (post,) = await Posts(store).create([PostDraft(body="gone")])
             assert post.id == 1
 
     assert query(database_file, "SELECT * FROM sqlite_sequence") == before
@@ -279,15 +279,15 @@ async def test_with_force_roll_back_a_write_that_nobody_waits_for_takes_nothing_
 
     async with connect.open_store(f"sqlite:///{database_file}", force_roll_back=True) as store:
         posts = Posts(store)
-        (before,) = await posts.create_posts([PostDraft(body="before")])
+        (before,) = await posts.create([PostDraft(body="before")])
         call = asyncio.create_task(store.write(Operation(count), None))
         await begun.wait()
         call.cancel()
         await asyncio.to_thread(wait_until, lambda: not connections[0].is_wanted)
         gone.set()
 
-        assert await posts.get_post(before.id) == before
-        await posts.create_posts([PostDraft(body="after")])
+        assert await posts.get(before.id) == before
+        await posts.create([PostDraft(body="after")])
 
     assert query(database_file, "SELECT body FROM posts") == []
 
@@ -310,7 +310,7 @@ async def test_no_thread_is_left_when_the_database_is_closed(
         async with connect.open_store(
             f"sqlite:///{database_file}", readers=2, force_roll_back=force_roll_back
         ) as store:
-            await Posts(store).create_posts([PostDraft(body="a")])
+            await Posts(store).create([PostDraft(body="a")])
             assert len(threads_of_the_driver()) == (1 if force_roll_back else 3)
             raise ZeroDivisionError
 
@@ -356,16 +356,16 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 async def test_a_batch_is_one_trip_to_the_connections_thread(store: Store, trips: list[object]) -> None:
     """However many statements it has: to begin, to read, to write, to tell of changes, and to commit."""
     posts = Posts(store)
-    first, second = await posts.create_posts([PostDraft(body="a"), PostDraft(body="b")])
+    first, second = await posts.create([PostDraft(body="a"), PostDraft(body="b")])
     trips.clear()
     await asyncio.gather(
-        posts.create_posts([PostDraft(body="c")], request=Request(id="c", fingerprint="c")),
-        posts.update_post(Update(id=first.id, body="A", etag="", request_field="post")),
-        posts.delete_posts(Deletion(ids=(second.id,))),
+        posts.create([PostDraft(body="c")], request=Request(id="c", fingerprint="c")),
+        posts.update(Update(id=first.id, values={"body": "A"}, etag="", request_field="post")),
+        posts.delete(Deletion(ids=(second.id,))),
     )
     assert len(trips) == 1
 
-    await posts.create_posts([PostDraft(body="tried")], keep=False)
+    await posts.create([PostDraft(body="tried")], keep=False)
     assert len(trips) == 2
 
 
@@ -408,11 +408,11 @@ async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to
     async with asyncio.timeout(patience()):
         answers = await asyncio.gather(
             store.write(waits, "a"),
-            posts.create_posts([PostDraft(body="rides along")]),
+            posts.create([PostDraft(body="rides along")]),
             store.write(waits, "b"),
             return_exceptions=True,
         )
-        await posts.create_posts([PostDraft(body="comes later")])
+        await posts.create([PostDraft(body="comes later")])
 
     assert [type(it) for it in answers] == [RuntimeError, tuple, RuntimeError]
     # All together, and then one by one.
@@ -435,7 +435,7 @@ async def test_log_of_a_large_transaction_is_cut_off(store: Store, database_file
     )
     assert log_bytes(database_file) > 2 * sqlite.MAX_KEPT_LOG_BYTES
 
-    await Posts(store).create_posts([PostDraft(body="x")])
+    await Posts(store).create([PostDraft(body="x")])
 
     assert log_bytes(database_file) == sqlite.MAX_KEPT_LOG_BYTES
 
@@ -451,7 +451,7 @@ async def test_log_that_grew_while_somebody_read_is_cut_off(store: Store, databa
     assert log_bytes(database_file) > 2 * sqlite.MAX_KEPT_LOG_BYTES
 
     for _ in range(2):
-        await Posts(store).create_posts([PostDraft(body="x")])
+        await Posts(store).create([PostDraft(body="x")])
 
     assert log_bytes(database_file) == sqlite.MAX_KEPT_LOG_BYTES
 
@@ -462,16 +462,16 @@ async def test_log_that_grew_while_somebody_read_is_cut_off(store: Store, databa
 async def test_a_full_disk_is_storage_full_and_keeps_nothing(store: Store, database_file: Path) -> None:
     """Nothing of the write that did not fit; the next one that fits is stored."""
     posts = Posts(store)
-    (post,) = await posts.create_posts([PostDraft(body="kept")])
+    (post,) = await posts.create([PostDraft(body="kept")])
     await store.write(sql("PRAGMA max_page_count = 1"), None)
     for attempt in (
-        posts.create_posts([PostDraft(body="x" * 100_000)]),
-        posts.update_post(Update(id=post.id, body="x" * 100_000, etag="", request_field="post")),
+        posts.create([PostDraft(body="x" * 100_000)]),
+        posts.update(Update(id=post.id, values={"body": "x" * 100_000}, etag="", request_field="post")),
     ):
         with pytest.raises(StorageFull):
             await attempt
     await store.write(sql("PRAGMA max_page_count = 1000000"), None)
-    await posts.create_posts([PostDraft(body="also kept")])
+    await posts.create([PostDraft(body="also kept")])
 
     assert query(database_file, "SELECT body FROM posts") == [("kept",), ("also kept",)]
 
@@ -489,7 +489,7 @@ async def test_a_transaction_that_sqlite_ended_by_itself_is_not_ended_again(
 
     with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
         await store.write(Operation(run), None)
-    await Posts(store).create_posts([PostDraft(body="kept")])
+    await Posts(store).create([PostDraft(body="kept")])
     assert query(database_file, "SELECT body FROM posts") == [("kept",)]
 
 
@@ -498,7 +498,7 @@ async def test_a_damaged_file_is_unavailable_and_the_error_tells_callers_nothing
     damage(database_file, "posts")
     async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
         with pytest.raises(StoreError) as caught:
-            await Posts(store).get_post(1)
+            await Posts(store).get(1)
     assert type(caught.value) is DatabaseUnavailable
     assert str(caught.value) == "the database is not available; call again later"
     assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)

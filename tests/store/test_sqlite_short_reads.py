@@ -40,18 +40,18 @@ async def readers(store: Store) -> list[bool]:
 
 async def test_a_few_rows_are_read_on_the_event_loop(store: Store, readers: list[bool]) -> None:
     """The trip to the thread would cost more than they do."""
-    (post,) = await Posts(store).create_posts([PostDraft(body="a")])
+    (post,) = await Posts(store).create([PostDraft(body="a")])
 
-    assert await Posts(store).get_post(post.id) == post
+    assert await Posts(store).get(post.id) == post
     assert readers == [True]
 
 
 async def test_what_may_take_long_is_read_in_the_thread(store: Store, readers: list[bool]) -> None:
     """Pages and large batches never keep the event loop waiting."""
     posts = Posts(store)
-    await posts.create_posts([PostDraft(body="a")])
-    await posts.list_posts(PageRequest(query=Query(resource="posts"), page_size=10, page_token=""))
-    await posts.get_posts(range(1, FEW + 2), allow_missing=True)
+    await posts.create([PostDraft(body="a")])
+    await posts.list_page(PageRequest(query=Query(resource="posts"), page_size=10, page_token=""))
+    await posts.get_many(range(1, FEW + 2), allow_missing=True)
 
     # Where the feed ends is one row, which is read first and goes with the page.
     assert readers == [True, False, False]
@@ -62,12 +62,12 @@ async def test_a_slow_file_is_read_in_the_thread(
 ) -> None:
     """After a read that met the disk the next ones do not risk it, for a while."""
     posts = Posts(store)
-    (post,) = await posts.create_posts([PostDraft(body="a")])
+    (post,) = await posts.create([PostDraft(body="a")])
     monkeypatch.setattr(sqlite, "SLOW_SECONDS", -1.0)
-    await posts.get_post(post.id)
+    await posts.get(post.id)
     monkeypatch.undo()
 
-    await asyncio.gather(posts.get_post(post.id), posts.get_post(post.id))
+    await asyncio.gather(posts.get(post.id), posts.get(post.id))
 
     assert readers[0] is True
     assert set(readers[1:]) == {False}

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Integer, Text, literal_column, select
 
 from store_service.database import changes, comments, deletions, posts, requests, schema
 from store_service.database.changes import LoggedWrite
+from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, as_json, one_of, parameter, rows
 from tests.postgres import new_database
 from tests.store.by_hand import execute
@@ -33,6 +34,9 @@ def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Stateme
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from ((f"[{key}]{more}", engines, it) for more, engines, it in statements_of(item))
+    elif isinstance(value, ResourceSql):
+        for key, item in vars(value).items():
+            yield from ((f".{key}{more}", engines, it) for more, engines, it in statements_of(item))
 
 
 STATEMENTS: dict[str, dict[str, Statement]] = {
@@ -73,34 +77,34 @@ VALUES = {
 }
 
 SERVED_BY = {
-    "posts.POSTS_BY_ID": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.by_id": "posts USING INTEGER PRIMARY KEY",
     "posts.POST_IDS": "posts USING INTEGER PRIMARY KEY",
-    "posts.LOCKED_POSTS_BY_ID": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.locked_by_id": "posts USING INTEGER PRIMARY KEY",
     "posts.KEPT_POST_IDS": "posts USING INTEGER PRIMARY KEY",
-    "posts.INSERT_POSTS 2": "posts USING INTEGER PRIMARY KEY",
-    "posts.UPDATE_POSTS 1": "posts USING INTEGER PRIMARY KEY",
-    "posts.DELETE_POSTS 1": "posts USING INTEGER PRIMARY KEY",
-    "posts.DELETE_POSTS 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.insert 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.update 1": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.delete 1": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.delete 2": "posts USING INTEGER PRIMARY KEY",
     "posts.MARK_POSTS 1": "posts USING INTEGER PRIMARY KEY",
     "posts.MARK_POSTS 2": "posts USING INTEGER PRIMARY KEY",
     "posts.REMOVE_POSTS": "posts USING INTEGER PRIMARY KEY",
-    "posts.PAGE_OF_POSTS[id]": "posts USING INTEGER PRIMARY KEY",
-    "posts.PAGE_OF_POSTS[id desc]": "posts USING INTEGER PRIMARY KEY",
-    "comments.COMMENTS_BY_ID": "comments USING INTEGER PRIMARY KEY",
-    "comments.LOCKED_COMMENTS_BY_ID": "comments USING INTEGER PRIMARY KEY",
-    "comments.INSERT_COMMENTS 2": "comments USING INTEGER PRIMARY KEY",
-    "comments.UPDATE_COMMENTS 1": "comments USING INTEGER PRIMARY KEY",
-    "comments.DELETE_COMMENTS 1": "comments USING INTEGER PRIMARY KEY",
-    "comments.DELETE_COMMENTS 2": "comments USING INTEGER PRIMARY KEY",
+    "posts.POSTS.pages[id]": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.pages[id desc]": "posts USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.by_id": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.locked_by_id": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.insert 2": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.update 1": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.delete 1": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.delete 2": "comments USING INTEGER PRIMARY KEY",
     "comments.DELETE_COMMENTS_OF_POSTS 1": "comments USING INTEGER PRIMARY KEY",
     "comments.DELETE_COMMENTS_OF_POSTS 2": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTED_POSTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "comments.COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
     "comments.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
-    "comments.PAGE_OF_ALL_COMMENTS[id]": "comments USING INTEGER PRIMARY KEY",
-    "comments.PAGE_OF_ALL_COMMENTS[id desc]": "comments USING INTEGER PRIMARY KEY",
-    "comments.PAGE_OF_COMMENTS[id]": "comments_post_id_id_idx (post_id=? AND id>?)",
-    "comments.PAGE_OF_COMMENTS[id desc]": "comments_post_id_id_idx (post_id=? AND id<?)",
+    "comments.COMMENTS.pages[id]": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.pages[id desc]": "comments USING INTEGER PRIMARY KEY",
+    "comments.PAGE_OF_POST[id]": "comments_post_id_id_idx (post_id=? AND id>?)",
+    "comments.PAGE_OF_POST[id desc]": "comments_post_id_id_idx (post_id=? AND id<?)",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx (post_id=?)",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx (post_id=? AND id>?)",
     "deletions.SET_REMOVED": "post_deletions USING INTEGER PRIMARY KEY",
@@ -124,28 +128,28 @@ SERVED_BY = {
 """The index that SQLite must choose for each statement that looks for rows."""
 
 SERVED_BY_ON_POSTGRESQL = {
-    "posts.POSTS_BY_ID": "posts_pkey",
+    "posts.POSTS.by_id": "posts_pkey",
     "posts.POST_IDS": "posts_pkey",
-    "posts.LOCKED_POSTS_BY_ID": "posts_pkey",
+    "posts.POSTS.locked_by_id": "posts_pkey",
     "posts.KEPT_POST_IDS": "posts_pkey",
-    "posts.UPDATE_POSTS": "posts_pkey",
-    "posts.DELETE_POSTS": "posts_pkey",
+    "posts.POSTS.update": "posts_pkey",
+    "posts.POSTS.delete": "posts_pkey",
     "posts.MARK_POSTS": "posts_pkey",
     "posts.REMOVE_POSTS": "posts_pkey",
-    "posts.PAGE_OF_POSTS[id]": "posts_pkey",
-    "posts.PAGE_OF_POSTS[id desc]": "posts_pkey",
-    "comments.COMMENTS_BY_ID": "comments_pkey",
-    "comments.LOCKED_COMMENTS_BY_ID": "comments_pkey",
-    "comments.UPDATE_COMMENTS": "comments_pkey",
-    "comments.DELETE_COMMENTS": "comments_pkey",
+    "posts.POSTS.pages[id]": "posts_pkey",
+    "posts.POSTS.pages[id desc]": "posts_pkey",
+    "comments.COMMENTS.by_id": "comments_pkey",
+    "comments.COMMENTS.locked_by_id": "comments_pkey",
+    "comments.COMMENTS.update": "comments_pkey",
+    "comments.COMMENTS.delete": "comments_pkey",
     "comments.DELETE_COMMENTS_OF_POSTS": "comments_pkey",
     "comments.COMMENTED_POSTS": "comments_post_id_id_idx",
     "comments.COMMENT_COUNTS": "comments_post_id_id_idx",
     "comments.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
-    "comments.PAGE_OF_ALL_COMMENTS[id]": "comments_pkey",
-    "comments.PAGE_OF_ALL_COMMENTS[id desc]": "comments_pkey",
-    "comments.PAGE_OF_COMMENTS[id]": "comments_post_id_id_idx",
-    "comments.PAGE_OF_COMMENTS[id desc]": "comments_post_id_id_idx",
+    "comments.COMMENTS.pages[id]": "comments_pkey",
+    "comments.COMMENTS.pages[id desc]": "comments_pkey",
+    "comments.PAGE_OF_POST[id]": "comments_post_id_id_idx",
+    "comments.PAGE_OF_POST[id desc]": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx",
     "changes.LAST_SEQ": "changes_pkey",
@@ -168,11 +172,11 @@ SERVED_BY_ON_POSTGRESQL = {
 
 WITHOUT_LOOKING = {
     "sqlite": {
-        "posts.INSERT_POSTS 1",
-        "comments.INSERT_COMMENTS 1",
+        "posts.POSTS.insert 1",
+        "comments.COMMENTS.insert 1",
         # They tell of rows that are their own parameter.
-        "posts.UPDATE_POSTS 2",
-        "comments.UPDATE_COMMENTS 2",
+        "posts.POSTS.update 2",
+        "comments.COMMENTS.update 2",
         # The one row of `feed`.
         "changes.LOCKED_FEED",
         "changes.SET_TRIMMED",
@@ -195,8 +199,8 @@ WITHOUT_LOOKING = {
         "deletions.SET_REMOVED",
         "deletions.UNMARK_POSTS",
         # Inserts tell of what they have just written.
-        "posts.INSERT_POSTS",
-        "comments.INSERT_COMMENTS",
+        "posts.POSTS.insert",
+        "comments.COMMENTS.insert",
         "changes.FEED",
         "changes.LOCKED_FEED",
         "changes.SET_TRIMMED",
@@ -210,13 +214,13 @@ WITHOUT_LOOKING = {
 """Statements that have no rows to look for, or none to choose among."""
 
 SORTS_ITS_BATCH = {
-    "posts.INSERT_POSTS 2",
-    "posts.UPDATE_POSTS",
-    "posts.DELETE_POSTS",
+    "posts.POSTS.insert 2",
+    "posts.POSTS.update",
+    "posts.POSTS.delete",
     "posts.MARK_POSTS",
-    "comments.INSERT_COMMENTS 2",
-    "comments.UPDATE_COMMENTS",
-    "comments.DELETE_COMMENTS",
+    "comments.COMMENTS.insert 2",
+    "comments.COMMENTS.update",
+    "comments.COMMENTS.delete",
     "comments.DELETE_COMMENTS_OF_POSTS",
     "comments.DELETE_COMMENTS_OF_POSTS 1",
     # PostgreSQL does not see that the two ends of a piece belong together, and takes it for a large one.
@@ -242,9 +246,9 @@ def test_every_statement_is_in_the_table_of_indexes() -> None:
 
 def test_there_are_statements_of_every_shape() -> None:
     """The table above finds single statements, pages by their order, and both forms of writes."""
-    assert {"posts.DELETE_POSTS 1", "posts.DELETE_POSTS 2"} <= STATEMENTS["sqlite"].keys()
-    assert "posts.DELETE_POSTS" in STATEMENTS["postgresql"].keys() - STATEMENTS["sqlite"].keys()
-    assert {"posts.PAGE_OF_POSTS[id]", "changes.BEGIN_ANEW[0]"} <= STATEMENTS["sqlite"].keys()
+    assert {"posts.POSTS.delete 1", "posts.POSTS.delete 2"} <= STATEMENTS["sqlite"].keys()
+    assert "posts.POSTS.delete" in STATEMENTS["postgresql"].keys() - STATEMENTS["sqlite"].keys()
+    assert {"posts.POSTS.pages[id]", "changes.BEGIN_ANEW[0]"} <= STATEMENTS["sqlite"].keys()
 
 
 @pytest.mark.parametrize("name", SERVED_BY)
@@ -284,8 +288,8 @@ def filled_database(postgres: str) -> Iterator[str]:
             )
             connection.execute(
                 "INSERT INTO changes"
-                " (xid, action, kind, resource_id, post_id, body, size, version, commit_time)"
-                " SELECT n / 2, 2, 1, n, n, 'x', 1, 1, n FROM generate_series(1, 100000) AS n"
+                " (xid, action, kind, resource_id, post_id, payload, size, commit_time)"
+                " SELECT n / 2, 2, 1, n, n, '{}', 1, n FROM generate_series(1, 100000) AS n"
             )
             connection.execute(
                 "INSERT INTO requests SELECT 'request ' || n, 'x', 'x', n FROM generate_series(1, 50000) AS n"
@@ -349,8 +353,8 @@ def test_a_statement_runs_on_the_current_schema_of_postgresql_too(database_url: 
 
 def test_a_statement_has_one_text_however_large_the_batch_is() -> None:
     """SQLite prepares it once, and its limit of parameters is never met."""
-    few, _ = posts.POSTS_BY_ID.on("sqlite", {"ids": as_json([1])})
-    many, arguments = posts.POSTS_BY_ID.on("sqlite", {"ids": as_json(list(range(100_000)))})
+    few, _ = posts.POSTS.by_id.on("sqlite", {"ids": as_json([1])})
+    many, arguments = posts.POSTS.by_id.on("sqlite", {"ids": as_json(list(range(100_000)))})
 
     assert few is many
     assert len(arguments) == 1

@@ -190,10 +190,10 @@ async def test_after_the_largest_ids_there_is_room(bare_url: str) -> None:
     execute(bare_url, "DELETE FROM comments")
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
-        (comment,) = await Comments(store).create_comments([CommentDraft(body="new", post_id=post.id)])
-        await Posts(store).delete_posts(Deletion(ids=(2, post.id), force=True))
-        (next_post,) = await Posts(store).create_posts([PostDraft(body="newer")])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
+        (comment,) = await Comments(store).create([CommentDraft(body="new", post_id=post.id)])
+        await Posts(store).delete(Deletion(ids=(2, post.id), force=True))
+        (next_post,) = await Posts(store).create([PostDraft(body="newer")])
 
     assert (post.id, comment.id, next_post.id) == (3, 1, 4)
 
@@ -203,7 +203,7 @@ async def test_the_largest_id_that_may_stay_stays(bare_url: str) -> None:
     old_with_ids(bare_url, [0, LARGEST])
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
 
     assert query(bare_url, "SELECT id, body FROM posts ORDER BY id LIMIT 2") == [
         (LARGEST, f"p {LARGEST}"),
@@ -220,7 +220,7 @@ async def test_orphans_of_posts_with_such_ids_leave_room_too(bare_url: str) -> N
     execute(bare_url, f"DELETE FROM posts WHERE id = {END}")
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
 
     assert post.id == 2
     assert query(bare_url, "SELECT id, post_id FROM orphaned_comments") == [(END, END)]
@@ -268,7 +268,7 @@ async def test_ids_that_are_an_identity_already_count_on(bare_url: str, how: str
     )
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
 
     assert query(bare_url, "SELECT id, body FROM posts ORDER BY id") == [
         (1, "first"),

@@ -143,8 +143,8 @@ def _name(changed: object) -> object:
 def test_a_change_has_the_number_of_its_transaction(bare_url: str) -> None:
     """PostgreSQL puts it there itself; the service, which could only guess, leaves it out."""
     schema.upgrade(bare_url)
-    columns = "action, kind, resource_id, post_id, body, size, version, commit_time"
-    execute(bare_url, f"INSERT INTO changes ({columns}) VALUES (2, 1, 1, 1, 'a', 1, 1, 1)")
+    columns = "action, kind, resource_id, post_id, payload, size, commit_time"
+    execute(bare_url, f"INSERT INTO changes ({columns}) VALUES (2, 1, 1, 1, '{{}}', 1, 1)")
 
     assert query(bare_url, "SELECT xid = xmin::text::bigint FROM changes") == [(True,)]
 
@@ -172,8 +172,8 @@ async def test_new_ids_are_never_those_that_rows_or_orphans_had(old_url: str) ->
     """Ids that only orphans still tell of, as comments or as posts, are not given again."""
     schema.upgrade(old_url)
     async with connect.open_store(old_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
-        (comment,) = await Comments(store).create_comments([CommentDraft(body="new", post_id=post.id)])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
+        (comment,) = await Comments(store).create([CommentDraft(body="new", post_id=post.id)])
 
     assert post.id == max(post_id for _, _, post_id in COMMENTS) + 1 == 91
     assert comment.id == max(id for id, _, _ in COMMENTS) + 1 == 32
@@ -184,8 +184,8 @@ async def test_an_old_database_without_rows_starts_at_one(bare_url: str) -> None
     old_application.fill(bare_url, post_rows=[], comment_rows=[])
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
-        (comment,) = await Comments(store).create_comments([CommentDraft(body="new", post_id=post.id)])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
+        (comment,) = await Comments(store).create([CommentDraft(body="new", post_id=post.id)])
 
     assert (post.id, comment.id) == (1, 1)
 
@@ -196,10 +196,10 @@ async def test_the_id_of_a_deleted_row_is_not_given_again(database_url: str) -> 
     for _ in range(2):
         async with connect.open_store(database_url, readers=1) as store:
             for _ in range(2):
-                (post,) = await Posts(store).create_posts([PostDraft(body="p")])
-                (comment,) = await Comments(store).create_comments([CommentDraft(body="c", post_id=post.id)])
+                (post,) = await Posts(store).create([PostDraft(body="p")])
+                (comment,) = await Comments(store).create([CommentDraft(body="c", post_id=post.id)])
                 seen.append((post.id, comment.id))
-                await Posts(store).delete_posts(Deletion(ids=(post.id,), force=True))
+                await Posts(store).delete(Deletion(ids=(post.id,), force=True))
 
     assert seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
@@ -222,7 +222,7 @@ async def test_an_old_database_whose_rows_were_imported_goes_on_after_them(old_u
     execute(old_url, *(f"SELECT setval('{table}_id_seq', 1, false)" for table in ("posts", "comments")))
     schema.upgrade(old_url)
     async with connect.open_store(old_url, readers=1) as store:
-        (post,) = await Posts(store).create_posts([PostDraft(body="new")])
+        (post,) = await Posts(store).create([PostDraft(body="new")])
 
     assert post.id == 91
 
@@ -244,6 +244,8 @@ STEPS = {
         "execute",
         "create_foreign_key",
         "create_index",
+        "alter_column",
+        "drop_column",
         "bulk_insert",
         "get_bind",
     ),

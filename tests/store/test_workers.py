@@ -24,7 +24,7 @@ from store_service.database.connection import Connection
 from store_service.database.job_queue import LARGE_JOB_BYTES, MAX_BATCH, MAX_BATCH_BYTES
 from store_service.database.observing import Observer
 from store_service.database.postgresql import PostgresqlConnection
-from store_service.database.posts import DELETE_POSTS
+from store_service.database.posts import POSTS
 from store_service.database.sqlite import SqliteConnection
 from store_service.database.statements import Statement, parameter
 from store_service.database.workers import LATER, Operation
@@ -108,7 +108,7 @@ async def test_one_commit_is_for_all_who_wait(store: Store, database_url: str) -
     """200 callers, one transaction, one fsync."""
     posts = Posts(store)
     with counted_commits(database_url) as commits:
-        created = await asyncio.gather(*(posts.create_posts([PostDraft(body=str(n))]) for n in range(200)))
+        created = await asyncio.gather(*(posts.create([PostDraft(body=str(n))]) for n in range(200)))
 
         assert commits.count() == 1
     assert bodies(database_url) == [str(n) for n in range(200)]
@@ -118,12 +118,12 @@ async def test_one_commit_is_for_all_who_wait(store: Store, database_url: str) -
 async def test_different_kinds_of_work_share_a_commit(store: Store, database_url: str) -> None:
     """What waits together is one transaction, whatever it is."""
     posts = Posts(store)
-    first, second = await posts.create_posts([PostDraft(body="a"), PostDraft(body="b")])
+    first, second = await posts.create([PostDraft(body="a"), PostDraft(body="b")])
     with counted_commits(database_url) as commits:
         await asyncio.gather(
-            posts.create_posts([PostDraft(body="c")]),
-            posts.update_post(Update(id=first.id, body="A", etag="", request_field="post")),
-            posts.delete_posts(Deletion(ids=(second.id,))),
+            posts.create([PostDraft(body="c")]),
+            posts.update(Update(id=first.id, values={"body": "A"}, etag="", request_field="post")),
+            posts.delete(Deletion(ids=(second.id,))),
         )
 
         assert commits.count() == 1
@@ -135,7 +135,7 @@ async def test_who_comes_alone_is_not_kept_waiting(store: Store, database_url: s
     posts = Posts(store)
     with counted_commits(database_url) as commits:
         for n in range(5):
-            await posts.create_posts([PostDraft(body=str(n))])
+            await posts.create([PostDraft(body=str(n))])
 
             assert commits.count() == n + 1
 
@@ -202,29 +202,29 @@ LARGE = "a" * 2**16
 MANY = Deletion(ids=tuple(range(1, READ_IDS + 1)), allow_missing=True, force=True)
 
 LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]] = {
-    "creates_posts": (2, lambda posts, _: posts.create_posts([PostDraft(body=LARGE)] * 60)),
+    "creates_posts": (2, lambda posts, _: posts.create([PostDraft(body=LARGE)] * 60)),
     "creates_comments": (
         2,
-        lambda _, comments: comments.create_comments([CommentDraft(body=LARGE, post_id=1)] * 60),
+        lambda _, comments: comments.create([CommentDraft(body=LARGE, post_id=1)] * 60),
     ),
     "creates_with_request_ids": (
         2,
-        lambda posts, _: posts.create_posts(
+        lambda posts, _: posts.create(
             [PostDraft(body=LARGE)] * 60, request=Request(id=str(uuid.uuid4()), fingerprint="")
         ),
     ),
     "updates_posts": (
         32,
-        lambda posts, _: posts.update_post(Update(id=1, body=LARGE, etag="", request_field="post")),
+        lambda posts, _: posts.update(Update(id=1, values={"body": LARGE}, etag="", request_field="post")),
     ),
     "updates_comments": (
         32,
-        lambda _, comments: comments.update_comment(
-            Update(id=1, body=LARGE, etag="", request_field="comment")
+        lambda _, comments: comments.update(
+            Update(id=1, values={"body": LARGE}, etag="", request_field="comment")
         ),
     ),
-    "deletes_posts": (2, lambda posts, _: posts.delete_posts(MANY)),
-    "deletes_comments": (2, lambda _, comments: comments.delete_comments(MANY)),
+    "deletes_posts": (2, lambda posts, _: posts.delete(MANY)),
+    "deletes_comments": (2, lambda _, comments: comments.delete(MANY)),
 }
 
 
@@ -240,8 +240,8 @@ async def test_large_writes_are_more_than_one_batch(
 
     async with connect.open_store(database_url, readers=1, observe=observe) as store:
         posts, comments = Posts(store), Comments(store)
-        await posts.create_posts([PostDraft(body="a")])
-        await comments.create_comments([CommentDraft(body="a", post_id=1)])
+        await posts.create([PostDraft(body="a")])
+        await comments.create([CommentDraft(body="a", post_id=1)])
         gate, gated = await blocked(store)
         waiting = [asyncio.ensure_future(write(posts, comments)) for _ in range(count)]
         await turns()
@@ -327,12 +327,12 @@ async def test_readers_read_at_the_same_time(store: Store) -> None:
 async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(store: Store) -> None:
     """Lanes are apart, and the engines keep them apart on disk."""
     posts = Posts(store)
-    (post,) = await posts.create_posts([PostDraft(body="a")])
+    (post,) = await posts.create([PostDraft(body="a")])
     gate, gated = await blocked(store)
 
     try:
         async with asyncio.timeout(patience()):
-            assert await posts.get_post(post.id) == post
+            assert await posts.get(post.id) == post
         assert not gated.done()
     finally:
         gate.open()
@@ -513,7 +513,7 @@ async def test_nobody_is_told_of_success_before_the_commit(store: Store, databas
 
     assert looked_fine
     assert query(database_url, "SELECT count(*) FROM comments") == [(0,)]
-    (post,) = await Posts(store).create_posts([PostDraft(body="the connection is still of use")])
+    (post,) = await Posts(store).create([PostDraft(body="the connection is still of use")])
     assert bodies(database_url) == [post.body]
 
 
@@ -521,7 +521,7 @@ async def test_what_was_answered_is_on_disk(store: Store, database_url: str) -> 
     """Another process sees it as soon as the caller knows of it."""
     posts = Posts(store)
     for n in range(10):
-        await posts.create_posts([PostDraft(body=str(n))])
+        await posts.create([PostDraft(body=str(n))])
 
         assert bodies(database_url)[-1] == str(n)
 
@@ -545,11 +545,11 @@ def noting(write: Callable[..., Awaitable[Any]], written: list[LoggedWrite]) -> 
 async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_url: str) -> None:
     """It answers what it would have done; nothing of it stays, and the others' work is kept."""
     posts = Posts(store)
-    (post,) = await posts.create_posts([PostDraft(body="a")])
+    (post,) = await posts.create([PostDraft(body="a")])
     outcomes = await asyncio.gather(
-        posts.create_posts([PostDraft(body="kept")]),
-        posts.delete_posts(Deletion(ids=(post.id,)), keep=False),
-        posts.create_posts([PostDraft(body="tried")], keep=False),
+        posts.create([PostDraft(body="kept")]),
+        posts.delete(Deletion(ids=(post.id,)), keep=False),
+        posts.create([PostDraft(body="tried")], keep=False),
     )
 
     assert [post.body for post in outcomes[1].items] == ["a"]
@@ -562,24 +562,22 @@ async def test_a_deletion_of_posts_that_is_not_kept_deletes_nothing_to_undo(
 ) -> None:
     """With the comments it could take long. It finds what the deletion would find, and answers the same."""
     posts = Posts(store)
-    (one, two) = await posts.create_posts([PostDraft(body="one"), PostDraft(body="two")])
-    await Comments(store).create_comments([CommentDraft(body="c", post_id=one.id, field="post_id")])
+    (one, two) = await posts.create([PostDraft(body="one"), PostDraft(body="two")])
+    await Comments(store).create([CommentDraft(body="c", post_id=one.id, field="post_id")])
     written: list[LoggedWrite] = []
     for kind in (SqliteConnection, PostgresqlConnection):
         monkeypatch.setattr(kind, "write", noting(kind.write, written))
     forced = Deletion(ids=(two.id, 404, one.id), force=True, allow_missing=True)
 
-    tried = await posts.delete_posts(forced, keep=False)
-    tried_again = await posts.delete_posts(
-        forced, request=Request(id=REQUEST_ID, fingerprint="f"), keep=False
-    )
+    tried = await posts.delete(forced, keep=False)
+    tried_again = await posts.delete(forced, request=Request(id=REQUEST_ID, fingerprint="f"), keep=False)
     with pytest.raises(PostHasComments):
-        await posts.delete_posts(Deletion(ids=(one.id,)), keep=False)
+        await posts.delete(Deletion(ids=(one.id,)), keep=False)
     assert written == []
     assert bodies(database_url) == ["one", "two"]
 
-    assert await posts.delete_posts(forced) == tried == tried_again
-    assert written == [DELETE_COMMENTS_OF_POSTS, DELETE_POSTS]
+    assert await posts.delete(forced) == tried == tried_again
+    assert written == [DELETE_COMMENTS_OF_POSTS, POSTS.delete]
     assert bodies(database_url) == []
 
 
@@ -621,7 +619,7 @@ async def test_work_that_is_not_kept_commits_nothing(store: Store, database_url:
     """A dry run costs no fsync."""
     posts = Posts(store)
     with counted_commits(database_url) as commits:
-        await asyncio.gather(*(posts.create_posts([PostDraft(body="tried")], keep=False) for _ in range(5)))
+        await asyncio.gather(*(posts.create([PostDraft(body="tried")], keep=False) for _ in range(5)))
 
         assert commits.count() == 0
     assert bodies(database_url) == []
@@ -637,7 +635,7 @@ async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, data
     with pytest.raises(ZeroDivisionError):
         await store.write(recorded.operation, "bad", keep=False)
 
-    await Posts(store).create_posts([PostDraft(body="after")])
+    await Posts(store).create([PostDraft(body="after")])
     assert bodies(database_url) == ["after"]
 
 
@@ -728,7 +726,7 @@ async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_t
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
     async with connect.open_store(database_url, readers=1) as store:
         posts = Posts(store)
-        (post,) = await posts.create_posts([PostDraft(body="a")])
+        (post,) = await posts.create([PostDraft(body="a")])
 
         async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
             raise DatabaseUnavailable
@@ -738,10 +736,10 @@ async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_t
                 await store.read(Operation(lose), None)
             for _ in range(3):
                 with pytest.raises(DatabaseUnavailable):
-                    await asyncio.wait_for(posts.get_post(post.id), patience())
+                    await asyncio.wait_for(posts.get(post.id), patience())
 
         async with asyncio.timeout(patience()):
-            assert await until_available(lambda: posts.get_post(post.id)) == post
+            assert await until_available(lambda: posts.get(post.id)) == post
 
 
 @contextmanager
@@ -789,9 +787,9 @@ async def test_a_closed_store_takes_no_work(database_url: str) -> None:
         posts = Posts(store)
 
     with pytest.raises(DatabaseUnavailable):
-        await posts.create_posts([PostDraft(body="late")])
+        await posts.create([PostDraft(body="late")])
     with pytest.raises(DatabaseUnavailable):
-        await posts.get_post(1)
+        await posts.get(1)
 
 
 async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_waiting(

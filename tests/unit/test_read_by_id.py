@@ -4,8 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
-from store_service.database import posts as sql
 from store_service.database.connection import Connection
+from store_service.database.posts import POSTS
 from store_service.errors import ResponseTooLarge
 from store_service.store.batches import FEW, READ_IDS, read_by_id
 
@@ -29,7 +29,7 @@ class Rows:
 
 async def read(rows: Rows, batches: Sequence[Sequence[int]]) -> list[Any]:
     """What each batch gets."""
-    return list(await read_by_id(cast(Connection, rows), batches, sql.POSTS_BY_ID, sql.post_of))
+    return list(await read_by_id(cast(Connection, rows), batches, POSTS.by_id, POSTS.from_row))
 
 
 async def test_small_batches_are_one_statement() -> None:

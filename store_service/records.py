@@ -1,0 +1,42 @@
+"""Resources as JSON records, as remembered answers and the change feed store them.
+
+Reading is tolerant. A record may come from an earlier or a later version of the program: unknown fields are
+ignored, and a missing field takes the default of the dataclass or else the empty value of its type.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
+
+R = TypeVar("R")
+
+
+class RecordReader(Generic[R]):
+    """Reads records of one dataclass."""
+
+    def __init__(self, model: type[R]) -> None:
+        """Takes the dataclass. Its fields must have types with an empty value: `str`, `int`, `X | None`."""
+        self._model = model
+        self._types = get_type_hints(model)
+        self._fields = dataclasses.fields(model)  # type: ignore[arg-type]  # a dataclass
+        self._names = frozenset(field.name for field in self._fields)
+
+    def read(self, record: Mapping[str, Any]) -> R:
+        """The resource in a record."""
+        if record.keys() == self._names:
+            return self._model(**record)
+        values = {name: value for name, value in record.items() if name in self._names}
+        for field in self._fields:
+            if field.name not in values and not _has_default(field):
+                values[field.name] = _empty(self._types[field.name])
+        return self._model(**values)
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing
+
+
+def _empty(type_: Any) -> Any:
+    return None if NoneType in get_args(type_) else type_()
