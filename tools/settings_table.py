@@ -1,6 +1,6 @@
-"""Prints the table of settings for the README, made from store_service/config.py.
+"""Prints the table of settings for docs/settings.md, made from store_service/config.py.
 
-The README holds it between the comments `settings` and `/settings`; tests/project compares the two.
+The page has it between the comments `settings` and `/settings`; tests/project compares the two.
 """
 
 import ast

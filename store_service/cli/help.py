@@ -2,7 +2,7 @@
 
 import click
 
-SETTINGS = "Settings come from the environment and from the file .env; the README lists them."
+SETTINGS = "Settings come from the environment and from the file .env; docs/settings.md lists them."
 
 
 class Group(click.Group):

@@ -13,6 +13,9 @@ TO_READ = ("SELECT",)
 TO_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 """What any other service needs."""
 
+TO_CLEAR_CHANGES = ("changes", "TRUNCATE")
+"""Needed by a service that writes: it clears the change feed of a dump that was restored into another server."""
+
 TABLES = tuple(name for name in tables.metadata.tables if name not in takeover.TRACES)
 """The tables that a service uses; of the version table of alembic it reads the one row."""
 
@@ -74,6 +77,8 @@ def check_service(connection: sqlalchemy.Connection, needed: Collection[str]) ->
     """
     role = connection.exec_driver_sql("SELECT current_user").scalar_one()
     wanted = [(table, right) for right in needed for table in TABLES] + [("alembic_version", "SELECT")]
+    if set(needed) > set(TO_READ):
+        wanted.append(TO_CLEAR_CHANGES)
     lacked: dict[str, list[str]] = {}
     for table, right in connection.execute(
         _LACKED, {"tables": [table for table, _ in wanted], "rights": [right for _, right in wanted]}

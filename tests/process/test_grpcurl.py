@@ -354,10 +354,10 @@ def test_everything_in_the_protos_has_a_comment_to_print() -> None:
 @pytest.mark.parametrize(
     ("symbol", "line"),
     [
-        (f"{POSTS}.CreatePost", "Adds a post and returns it with its id."),
-        (f"{COMMENTS}.CountComments", "Counts the comments of up to 1000 posts. A post without comments,"),
-        ("storeapi.v1.Post.id", "Chosen by the server, positive, never given twice."),
-        ("storeapi.v1.CountCommentsResponse.counts", "How many comments each post has, by post id;"),
+        (f"{POSTS}.CreatePost", "Creates a post and returns it."),
+        (f"{COMMENTS}.CountComments", "Counts the comments of up to 1000 posts. The count of a post without"),
+        ("storeapi.v1.Post.id", "Output only. A positive number that is never reused."),
+        ("storeapi.v1.CountCommentsResponse.counts", "The number of comments of each requested post,"),
     ],
 )
 def test_describe_prints_the_manual_of_one_method_or_field(

@@ -1,4 +1,4 @@
-"""What docs/operations.md tells to do works, and names what exists."""
+"""The instructions of docs/operations.md and docs/postgresql.md work, and name what exists."""
 
 import os
 import re
@@ -22,7 +22,7 @@ from tests.store import old_application
 from tests.store.old_application import query
 from tests.support import ServerProcess, run_command
 
-PAGE = (ROOT / "docs/operations.md").read_text()
+PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "postgresql.md"))
 needs_clients = pytest.mark.skipif(
     not (shutil.which("sqlite3") and shutil.which("psql")), reason="sqlite3 and psql are not installed"
 )
@@ -150,6 +150,16 @@ def test_the_statements_for_two_roles_are_all_that_they_need(postgres: str, tmp_
                 write_everything(server.address)
                 assert server.stop() == 0
                 assert "cannot delete" not in server.stderr()
+            finally:
+                server.kill()
+            # As if a dump had been restored into another server, whose transaction numbers are lower.
+            with psycopg.connect(make_url(url).set(database=name).render_as_string(False)) as connection:
+                connection.execute("SET search_path = store")
+                connection.execute("UPDATE changes SET xid = xid + 1000000")
+            server = ServerProcess(tmp_path, settings).start()
+            try:
+                assert server.stop() == 0
+                assert "the change feed begins anew" in server.stderr()
             finally:
                 server.kill()
             with psycopg.connect(of(app)) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -1,4 +1,4 @@
-"""The README's tour, run line by line against a real server."""
+"""The commands of README.md and docs/tour.md print what the documents show, against a real server."""
 
 import os
 import re
@@ -18,8 +18,8 @@ from tests.support import ServerProcess
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 ADDRESS = "localhost:50051"
-TOURS = {"Start it": 3, "Try it with grpcurl": 10}
-"""Sections with commands to type, each for an empty store, and how many there are at least."""
+TOURS = {"README.md": 5, "docs/tour.md": 10}
+"""Documents with commands, each for an empty database, and their minimum number."""
 _TIME = re.compile(r'"20\d\d-\d\d-\d\dT[0-9:.]+Z"')
 _TOKEN = re.compile(r'"resumeToken": "[A-Za-z0-9_-]+"')
 
@@ -29,9 +29,10 @@ SECTIONS: dict[str, str] = dict(
 )
 
 
-def tour(section: str) -> list[tuple[str, str]]:
-    """Every `$ command` of a section with the output printed below it."""
-    blocks = re.findall(r"^```console\n(.*?)^```", SECTIONS[section], re.MULTILINE | re.DOTALL)
+def tour(document: str) -> list[tuple[str, str]]:
+    """Every `$ command` of a document with the output printed below it."""
+    text = (ROOT / document).read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     commands = [part for block in blocks for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]]
     return [(command.partition("\n")[0], command.partition("\n")[2]) for command in commands]
 
@@ -59,13 +60,13 @@ def beginning_of_output_of(command: list[str | Path], line_count: int) -> str:
     return "".join(lines)
 
 
-@pytest.mark.parametrize("section", TOURS)
-def test_the_tour_prints_what_the_readme_says(server_process: ServerProcess, section: str) -> None:
-    """The commands of a section, typed in their order, print what stands below them."""
+@pytest.mark.parametrize("document", TOURS)
+def test_commands_print_the_documented_output(server_process: ServerProcess, document: str) -> None:
+    """The commands of a document, executed in order, print what the document shows."""
     server_process.start()
-    steps = tour(section)
+    steps = tour(document)
 
-    assert len(steps) >= TOURS[section]
+    assert len(steps) >= TOURS[document]
     for command, expected in steps:
         program, *arguments = shlex.split(command.replace(ADDRESS, server_process.address))
         binary = Path(sys.executable).with_name(Path(program).name)
@@ -102,7 +103,7 @@ def test_the_readme_names_the_commands(command: str) -> None:
 
 def test_the_readme_says_which_python() -> None:
     """For the service and for the client, as their distributions ask for it."""
-    for distribution, section in [("", "Start it"), ("clients/python", "Call it from Python")]:
+    for distribution, section in [("", "Quick start"), ("clients/python", "Quick start")]:
         project = tomllib.loads((ROOT / distribution / "pyproject.toml").read_text())["project"]
         least = project["requires-python"].removeprefix(">=")
         assert f"Python {least} or newer" in SECTIONS[section]
@@ -122,3 +123,24 @@ def test_the_readme_says_what_was_measured() -> None:
         assert measured, title
         assert claimed, title
         assert claimed[1] == f"{float(measured[1]):.2f}", title
+
+
+def test_the_readme_is_a_front_page() -> None:
+    """It has at most 200 lines; everything else is in docs/."""
+    assert len(README.read_text().splitlines()) <= 200
+
+
+def test_the_index_lists_every_decision() -> None:
+    """docs/decisions/README.md has number, title and status of each, in order."""
+    folder = ROOT / "docs/decisions"
+    headings = [
+        (path.name, *re.match(r"# (\d+)\. (.+)\n", path.read_text()).groups())  # type: ignore[union-attr]
+        for path in sorted(folder.glob("[0-9]*.md"))
+    ]
+    rows = re.findall(
+        r"^\| (\d+) \| \[(.+)\]\((.+)\) \| (?:accepted|superseded by .+) \|$",
+        (folder / "README.md").read_text(),
+        re.MULTILINE,
+    )
+
+    assert rows == [(number, title, name) for name, number, title in headings]

@@ -1,4 +1,4 @@
-"""The README's table of settings is the code's."""
+"""The table of docs/settings.md is that of the code."""
 
 import re
 import subprocess
@@ -29,11 +29,11 @@ def rows(table: str) -> list[tuple[str, str, str]]:
     return re.findall(r"^\| `(.+?)` \| `(.*?)` \| (.*) \|$", table, re.MULTILINE)
 
 
-def test_the_readme_has_the_table_of_the_code(table: str) -> None:
-    """Every setting stands in the README with the default and the meaning that it has in config.py."""
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_has_the_table_of_the_code(table: str) -> None:
+    """docs/settings.md has every setting with its default and meaning in config.py."""
+    page = (ROOT / "docs/settings.md").read_text()
 
-    found = re.findall(r"<!-- settings -->\n(.*?)<!-- /settings -->", readme, re.DOTALL)
+    found = re.findall(r"<!-- settings -->\n(.*?)<!-- /settings -->", page, re.DOTALL)
     assert len(found) == 1
     assert found[0].strip() == table, "put what tools/settings_table.py prints between the two comments"
 

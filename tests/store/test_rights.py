@@ -44,7 +44,7 @@ def database(postgres: str) -> Iterator[Database]:
         database.grant("DROP OWNED BY {role}", "DROP ROLE {role}")
 
 
-GRANT_ALL = "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}"
+GRANT_ALL = "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {role}"
 
 
 def refused_by(command: str, database: Database, folder: Path, **environment: str) -> str:
@@ -98,6 +98,16 @@ def test_a_role_that_lacks_a_right_on_a_table_is_told(database: Database, tmp_pa
     for command in ("check", "serve"):
         line = refused_by(command, database, tmp_path)
         assert f"role {database.role} has no right to {right} on comments, changes, and so" in line
+
+
+def test_a_role_that_may_not_truncate_the_changes_is_refused(database: Database, tmp_path: Path) -> None:
+    """A service clears the change feed of a dump that was restored into another server."""
+    schema.upgrade(database.url)
+    database.grant(GRANT_ALL, "REVOKE TRUNCATE ON changes FROM {role}")
+
+    for command in ("check", "serve"):
+        line = refused_by(command, database, tmp_path)
+        assert f"role {database.role} has no right to TRUNCATE on changes, and so" in line
 
 
 def test_all_missing_rights_are_named_at_once(database: Database, tmp_path: Path) -> None:

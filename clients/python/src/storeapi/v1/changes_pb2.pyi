@@ -32,27 +32,27 @@ class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueTy
     ACTION_UNSPECIFIED: _Action.ValueType  # 0
     """Never sent."""
     ACTION_SNAPSHOT: _Action.ValueType  # 1
-    """Nothing: the resource is part of the initial state."""
+    """The resource is part of the initial state."""
     ACTION_CREATE: _Action.ValueType  # 2
-    """It was added."""
+    """The resource was created."""
     ACTION_UPDATE: _Action.ValueType  # 3
-    """It was changed."""
+    """The resource was updated."""
     ACTION_DELETE: _Action.ValueType  # 4
-    """It was deleted."""
+    """The resource was deleted."""
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper):
-    """What was done to a resource."""
+    """The action of a change."""
 
 ACTION_UNSPECIFIED: Action.ValueType  # 0
 """Never sent."""
 ACTION_SNAPSHOT: Action.ValueType  # 1
-"""Nothing: the resource is part of the initial state."""
+"""The resource is part of the initial state."""
 ACTION_CREATE: Action.ValueType  # 2
-"""It was added."""
+"""The resource was created."""
 ACTION_UPDATE: Action.ValueType  # 3
-"""It was changed."""
+"""The resource was updated."""
 ACTION_DELETE: Action.ValueType  # 4
-"""It was deleted."""
+"""The resource was deleted."""
 Global___Action: _TypeAlias = Action  # noqa: Y015
 
 class _ResourceKind:
@@ -62,17 +62,17 @@ class _ResourceKind:
 class _ResourceKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ResourceKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     RESOURCE_KIND_UNSPECIFIED: _ResourceKind.ValueType  # 0
-    """Not allowed in a request, never sent."""
+    """Never sent. Not allowed in requests."""
     RESOURCE_KIND_POST: _ResourceKind.ValueType  # 1
     """A post."""
     RESOURCE_KIND_COMMENT: _ResourceKind.ValueType  # 2
     """A comment."""
 
 class ResourceKind(_ResourceKind, metaclass=_ResourceKindEnumTypeWrapper):
-    """What a resource is."""
+    """The kind of a resource."""
 
 RESOURCE_KIND_UNSPECIFIED: ResourceKind.ValueType  # 0
-"""Not allowed in a request, never sent."""
+"""Never sent. Not allowed in requests."""
 RESOURCE_KIND_POST: ResourceKind.ValueType  # 1
 """A post."""
 RESOURCE_KIND_COMMENT: ResourceKind.ValueType  # 2
@@ -92,27 +92,27 @@ class WatchRequest(_message.Message):
     POST_IDS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Behind everything that was sent up to this token, which may also be one of a list. A token
-    from the midst of the initial state goes on with the rest of it.
+    """Starts after the response that had this token. The token may also come from the first page of
+    a list. A token from within the initial state continues with the rest of the initial state.
     """
     initial_state: _builtins.bool
-    """First everything that is stored, as ACTION_SNAPSHOT, then what changes from then on. What
-    changes while it is sent is told again afterwards. If set, it must be true.
+    """Sends all stored resources as ACTION_SNAPSHOT first, then all later changes. Changes that are
+    made while the initial state is sent follow it. If set, it must be true.
     """
     earliest: _builtins.bool
-    """With the oldest change that is still kept. If set, it must be true."""
+    """Starts with the oldest change that is kept. If set, it must be true."""
     @_builtins.property
     def kinds(self) -> _containers.RepeatedScalarFieldContainer[Global___ResourceKind.ValueType]:
-        """Only changes of these, at most 100. Empty: both."""
+        """Only changes of these kinds, at most 100. Empty: all kinds."""
 
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only these posts and their comments, at most 1000. Empty: every post."""
+        """Only changes of these posts and of their comments, at most 1000. Empty: all posts."""
 
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
-        """The longest time without a response, 1 to 60 seconds; unset: 10 seconds. A caller that hears
-        nothing for longer has lost the connection.
+        """Maximum time without a response, 1 to 60 seconds. The default is 10 seconds. If a caller
+        receives nothing for longer, its connection is broken.
         """
 
     def __init__(
@@ -137,7 +137,7 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """Some changes, and how to go on behind them."""
+    """Some changes, and the token to continue after them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -147,21 +147,21 @@ class WatchResponse(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     PARTIAL_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
-    """Always set: everything up to here has been sent."""
+    """Always set. A watch that starts from this token receives everything after this response."""
     initial_state_complete: _builtins.bool
     """Set on the last response of the initial state."""
     heartbeat: _builtins.bool
-    """Set when there is nothing to tell but the token: nothing that the watch is about has changed
-    since the response before.
+    """Set if the response has only a token: no change has matched the watch since the previous
+    response.
     """
     partial: _builtins.bool
-    """Set when more of the same transaction follows in the next response, which may have no changes when
-    the rest of the transaction is nothing that the watch is about.
+    """Set if the next response continues the same transaction. The next response can be without
+    changes, if the rest of the transaction does not match the watch.
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
-        """In the order of commits. The changes of one transaction come in one response unless they are
-        too large for one; small transactions may share a response.
+        """Changes in commit order. The changes of one transaction are in one response unless they are too
+        large. Small transactions can share a response.
         """
 
     def __init__(
@@ -183,12 +183,12 @@ Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
 
 @_typing.final
 class Change(_message.Message):
-    """One change of one post or comment.
+    """A change of one post or comment.
 
-    When a post is deleted with its comments, the changes of the comments come before the change of
-    the post, in the same transaction. If there are too many comments for one transaction (see
-    PostService.DeletePost), the change of the post comes first. The changes of its comments follow
-    in later transactions with the same request_id. In between, no call finds these comments.
+    If a post is deleted with its comments, the changes of the comments come before the change of the
+    post, in the same transaction. If there are too many comments for one transaction (see
+    PostService.DeletePost), the change of the post comes first. The changes of its comments follow in
+    later transactions with the same request_id. In between, no call finds these comments.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -202,29 +202,29 @@ class Change(_message.Message):
     COMMENT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     action: Global___Action.ValueType
-    """What was done."""
+    """The action on the resource."""
     kind: Global___ResourceKind.ValueType
-    """To what."""
+    """The kind of the resource."""
     id: _builtins.int
     """The id of the post or comment."""
     post_id: _builtins.int
-    """The post itself, or the post of the comment."""
+    """The id of the post, or of the post that the comment belongs to."""
     request_id: _builtins.str
-    """request_id of the request that made the change, if it had one."""
+    """The request_id of the request that made the change, if it had one."""
     @_builtins.property
     def commit_time(self) -> _timestamp_pb2.Timestamp:
-        """When the change was made, by the clock of the server that made it. The clocks of servers differ,
-        and a clock can jump. Changes are in the order of their responses, regardless of their times.
-        For ACTION_SNAPSHOT, when the resource was last changed; unset if that is not known.
+        """The time of the change, by the clock of the server that made it. Clocks of servers differ, and a
+        clock can jump: the order of changes is the order of the responses, not the order of these times.
+        For ACTION_SNAPSHOT, the time of the last change; unset if it is not known.
         """
 
     @_builtins.property
     def post(self) -> _posts_pb2.Post:
-        """Set when kind is RESOURCE_KIND_POST."""
+        """Set if kind is RESOURCE_KIND_POST."""
 
     @_builtins.property
     def comment(self) -> _comments_pb2.Comment:
-        """Set when kind is RESOURCE_KIND_COMMENT."""
+        """Set if kind is RESOURCE_KIND_COMMENT."""
 
     def __init__(
         self,

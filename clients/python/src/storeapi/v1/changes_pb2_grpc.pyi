@@ -27,10 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ChangeServiceStub:
-    """Tells what changed.
+    """Streams the changes of posts and comments.
 
-    Every write of a post or comment, by whichever server process, is a change. Changes are kept for
-    a time that the server is set to, a week by default, and can be read from any point of it.
+    Every write of a post or comment is a change, regardless of the server process that executes it.
+    Changes are kept for a time that is a server setting, a week by default. A watch can start at any
+    change that is kept.
     """
 
     @_typing.overload
@@ -38,67 +39,71 @@ class ChangeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ChangeServiceAsyncStub: ...
     Watch: _grpc.UnaryStreamMultiCallable[_changes_pb2.WatchRequest, _changes_pb2.WatchResponse]
-    """Streams every committed change in the order of commits, at least once, until the caller cancels.
+    """Streams every committed change in commit order, at least once, until the caller cancels the call.
 
-    Every response has a resume_token. A watch that starts from it goes on without a gap, on any
-    server process and after any restart. The first response comes at once, so that a caller that
-    starts now has a token from the beginning. A caller that stores a token together with what it
-    made of the response sees every change exactly once.
+    Every response has a resume_token. A watch that starts from this token continues without a gap,
+    on any server process and after any restart. The server sends the first response at once, so a
+    watch that starts now has a token from the beginning. A caller that stores each token in the
+    same transaction as the effects of its response processes every change exactly once.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is
-      unknown or there are more than 100; a post id is not positive or there are more than 1000;
+    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is unknown,
+      or there are more than 100; a post id is not positive, or there are more than 1000;
       heartbeat_interval is not between 1 and 60 seconds.
-    - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
-      another store. An open watch gets it when the store was set back, for example by a failover,
-      and has lost changes that were sent.
-    - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start
-      again with initial_state. Metadata earliest_resume_token is what earliest would start from.
+    - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
+    - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
+      watch also ends with this error if the database loses changes that the watch has received, for
+      example in a failover.
+    - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes after the token are no longer kept; start again
+      with initial_state. Metadata earliest_resume_token is where earliest would start.
     - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
-    - UNAVAILABLE (SHUTTING_DOWN): the server stops; go on elsewhere from the last token, which is
-      also in metadata resume_token.
-    - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; go on from the last
-      token.
+    - UNAVAILABLE (SHUTTING_DOWN): the server stops; continue on another server process from the last
+      token, which is also in metadata resume_token.
+    - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
+      last token.
     """
 
 @_typing.type_check_only
 class ChangeServiceAsyncStub(ChangeServiceStub):
-    """Tells what changed.
+    """Streams the changes of posts and comments.
 
-    Every write of a post or comment, by whichever server process, is a change. Changes are kept for
-    a time that the server is set to, a week by default, and can be read from any point of it.
+    Every write of a post or comment is a change, regardless of the server process that executes it.
+    Changes are kept for a time that is a server setting, a week by default. A watch can start at any
+    change that is kept.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Watch: _aio.UnaryStreamMultiCallable[_changes_pb2.WatchRequest, _changes_pb2.WatchResponse]  # type: ignore[assignment]
-    """Streams every committed change in the order of commits, at least once, until the caller cancels.
+    """Streams every committed change in commit order, at least once, until the caller cancels the call.
 
-    Every response has a resume_token. A watch that starts from it goes on without a gap, on any
-    server process and after any restart. The first response comes at once, so that a caller that
-    starts now has a token from the beginning. A caller that stores a token together with what it
-    made of the response sees every change exactly once.
+    Every response has a resume_token. A watch that starts from this token continues without a gap,
+    on any server process and after any restart. The server sends the first response at once, so a
+    watch that starts now has a token from the beginning. A caller that stores each token in the
+    same transaction as the effects of its response processes every change exactly once.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is
-      unknown or there are more than 100; a post id is not positive or there are more than 1000;
+    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is unknown,
+      or there are more than 100; a post id is not positive, or there are more than 1000;
       heartbeat_interval is not between 1 and 60 seconds.
-    - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
-      another store. An open watch gets it when the store was set back, for example by a failover,
-      and has lost changes that were sent.
-    - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start
-      again with initial_state. Metadata earliest_resume_token is what earliest would start from.
+    - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
+    - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
+      watch also ends with this error if the database loses changes that the watch has received, for
+      example in a failover.
+    - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes after the token are no longer kept; start again
+      with initial_state. Metadata earliest_resume_token is where earliest would start.
     - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
-    - UNAVAILABLE (SHUTTING_DOWN): the server stops; go on elsewhere from the last token, which is
-      also in metadata resume_token.
-    - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; go on from the last
-      token.
+    - UNAVAILABLE (SHUTTING_DOWN): the server stops; continue on another server process from the last
+      token, which is also in metadata resume_token.
+    - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
+      last token.
     """
 
 class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Tells what changed.
+    """Streams the changes of posts and comments.
 
-    Every write of a post or comment, by whichever server process, is a change. Changes are kept for
-    a time that the server is set to, a week by default, and can be read from any point of it.
+    Every write of a post or comment is a change, regardless of the server process that executes it.
+    Changes are kept for a time that is a server setting, a week by default. A watch can start at any
+    change that is kept.
     """
 
     @_abc_1.abstractmethod
@@ -107,27 +112,28 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _changes_pb2.WatchRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_changes_pb2.WatchResponse], _abc.AsyncIterator[_changes_pb2.WatchResponse]]:
-        """Streams every committed change in the order of commits, at least once, until the caller cancels.
+        """Streams every committed change in commit order, at least once, until the caller cancels the call.
 
-        Every response has a resume_token. A watch that starts from it goes on without a gap, on any
-        server process and after any restart. The first response comes at once, so that a caller that
-        starts now has a token from the beginning. A caller that stores a token together with what it
-        made of the response sees every change exactly once.
+        Every response has a resume_token. A watch that starts from this token continues without a gap,
+        on any server process and after any restart. The server sends the first response at once, so a
+        watch that starts now has a token from the beginning. A caller that stores each token in the
+        same transaction as the effects of its response processes every change exactly once.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is
-          unknown or there are more than 100; a post id is not positive or there are more than 1000;
+        - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is unknown,
+          or there are more than 100; a post id is not positive, or there are more than 1000;
           heartbeat_interval is not between 1 and 60 seconds.
-        - INVALID_ARGUMENT (RESUME_TOKEN_INVALID, RESUME_TOKEN_FOREIGN): the token is damaged, or of
-          another store. An open watch gets it when the store was set back, for example by a failover,
-          and has lost changes that were sent.
-        - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes behind the token are no longer kept; start
-          again with initial_state. Metadata earliest_resume_token is what earliest would start from.
+        - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
+        - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
+          watch also ends with this error if the database loses changes that the watch has received, for
+          example in a failover.
+        - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes after the token are no longer kept; start again
+          with initial_state. Metadata earliest_resume_token is where earliest would start.
         - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
-        - UNAVAILABLE (SHUTTING_DOWN): the server stops; go on elsewhere from the last token, which is
-          also in metadata resume_token.
-        - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; go on from the last
-          token.
+        - UNAVAILABLE (SHUTTING_DOWN): the server stops; continue on another server process from the last
+          token, which is also in metadata resume_token.
+        - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
+          last token.
         """
 
 def add_ChangeServiceServicer_to_server(servicer: ChangeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -33,25 +33,25 @@ class Comment(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Chosen by the server, positive, never given twice."""
+    """Output only. A positive number that is never reused."""
     body: _builtins.str
-    """UTF-8 text of 1 to 65,536 bytes (the limit is a server setting), without NUL."""
+    """UTF-8 text of 1 to 65,536 bytes (the limit is a server setting), without NUL characters."""
     post_id: _builtins.int
-    """The post that is commented on. Never changes."""
+    """The id of the post that the comment belongs to. Immutable."""
     etag: _builtins.str
-    """Changes whenever the comment changes. Opaque. Send it back with an update or a delete to be
-    refused, instead of overwriting, when somebody else changed the comment in between.
+    """Output only, opaque. Changes whenever the comment changes. Send it with an update or a delete to
+    make the call fail with ETAG_MISMATCH if another caller has changed the comment in the meantime.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the comment was stored. Set by the server. Unset on comments that were stored before
-        times were kept.
+        """Output only. The time at which the comment was created. Unset on comments from a database that
+        did not store times.
         """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the comment was last changed. Set by the server. Unset on comments that were last changed
-        before times were kept.
+        """Output only. The time of the last update. Unset on comments that were last updated in a database
+        that did not store times.
         """
 
     def __init__(
@@ -82,17 +82,18 @@ class CreateCommentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but store nothing. The answer has no id,
-    no times and no etag, for none were given.
+    """Validates the request and returns the response that it would have, without storing anything. The
+    response has no id, times or etag.
     """
     @_builtins.property
     def comment(self) -> Global___Comment:
-        """Required. Only body and post_id may be set; the server chooses the rest."""
+        """Required. Only body and post_id may be set; the server sets the other fields."""
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class GetCommentRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Required. The comment to return."""
+    """Required. The id of the comment."""
     def __init__(
         self,
         *,
@@ -142,15 +143,15 @@ class ListCommentsRequest(_message.Message):
     ORDER_BY_FIELD_NUMBER: _builtins.int
     POST_ID_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, values above 1000 mean 1000. A page may be shorter so that
-    it stays below 3 MiB.
+    """Maximum number of comments in the page. The default is 50; values above 1000 are capped at 1000.
+    A page ends before it exceeds 3 MiB, so it can be shorter.
     """
     page_token: _builtins.str
-    """next_page_token of the page before, from the same query. page_size may differ."""
+    """The next_page_token of the previous page of the same query. page_size may differ."""
     order_by: _builtins.str
-    """"id" (the default), oldest first, or "id desc", newest first."""
+    """"id" (the default) returns the oldest comments first, "id desc" the newest."""
     post_id: _builtins.int
-    """Only the comments of this post. 0: of all posts."""
+    """Only comments of this post. 0: comments of all posts."""
     def __init__(
         self,
         *,
@@ -169,7 +170,7 @@ Global___ListCommentsRequest: _TypeAlias = ListCommentsRequest  # noqa: Y015
 
 @_typing.final
 class ListCommentsResponse(_message.Message):
-    """The answer of ListComments."""
+    """The response of ListComments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -177,14 +178,14 @@ class ListCommentsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where the next page starts. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page."""
     resume_token: _builtins.str
-    """On the first page: from here a watch tells of everything that changes after this page was read,
-    so "list all pages, then watch" has no gap. Empty on the other pages.
+    """Only on the first page. A watch that starts from this token receives every change that is made
+    after this page was read, so listing all pages and then watching misses nothing.
     """
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
-        """The page."""
+        """The comments of the page."""
 
     def __init__(
         self,
@@ -212,25 +213,26 @@ class UpdateCommentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but store nothing. The answer has no
-    update_time and no etag, for none were given.
+    """Validates the request and returns the response that it would have, without storing anything. The
+    response has no update_time or etag.
     """
     @_builtins.property
     def comment(self) -> Global___Comment:
-        """Required. comment.id chooses the comment; comment.etag, if set, must be the stored one;
-        update_mask says which of the other fields are looked at.
+        """Required. comment.id selects the comment. If comment.etag is set, it must be the stored etag.
+        update_mask selects the other fields.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to change; the paths are "body" and "post_id", which must be the stored one. Unset:
-        every field that is set in comment, so that a comment can be read, changed and sent back
-        whole. "*": every field, set or not.
+        """The fields to update. The paths are "body" and "post_id"; post_id must be the stored value.
+        Unset: every field that is set in comment, so a caller can read a comment, change it, and send it
+        back whole. "*": every field, set or not.
         """
 
     def __init__(
@@ -261,18 +263,19 @@ class DeleteCommentRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Required. The comment to delete."""
+    """Required. The id of the comment."""
     etag: _builtins.str
-    """If set, delete only if this is the stored etag."""
+    """If set, the comment is deleted only if this is the stored etag."""
     allow_missing: _builtins.bool
-    """Succeed, answering an empty comment with the id asked for, when there is no such comment."""
+    """Succeeds if the comment does not exist. The response then has only the id."""
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but delete nothing."""
+    """Validates the request and returns the response that it would have, without deleting anything."""
     def __init__(
         self,
         *,
@@ -299,10 +302,10 @@ class BatchGetCommentsRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Put unknown ids in missing_ids instead of failing."""
+    """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The comments to return, 1 to 1000."""
+        """Required. The ids of the comments, 1 to 1000."""
 
     def __init__(
         self,
@@ -320,7 +323,7 @@ Global___BatchGetCommentsRequest: _TypeAlias = BatchGetCommentsRequest  # noqa: 
 
 @_typing.final
 class BatchGetCommentsResponse(_message.Message):
-    """The answer of BatchGetComments."""
+    """The response of BatchGetComments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -328,11 +331,11 @@ class BatchGetCommentsResponse(_message.Message):
     MISSING_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
-        """The comments, in the order asked for."""
+        """The comments in the order of the request."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """With allow_missing: the ids that name no comment, in the order asked for."""
+        """With allow_missing: the ids of comments that do not exist, in the order of the request."""
 
     def __init__(
         self,
@@ -358,18 +361,19 @@ class BatchCreateCommentsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but store nothing. The comments in the
-    answer have no id, no times and no etag, for none were given.
+    """Validates the request and returns the response that it would have, without storing anything. The
+    comments in the response have no id, times or etag.
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateCommentRequest]:
-        """Required. The comments to add, 1 to 1000. request_id and validate_only must be unset inside;
-        they are set here for the whole batch.
+        """Required. The comments to create, 1 to 1000. request_id and validate_only must be unset in each
+        of them; the fields below apply to the whole batch.
         """
 
     def __init__(
@@ -389,14 +393,14 @@ Global___BatchCreateCommentsRequest: _TypeAlias = BatchCreateCommentsRequest  # 
 
 @_typing.final
 class BatchCreateCommentsResponse(_message.Message):
-    """The answer of BatchCreateComments."""
+    """The response of BatchCreateComments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
-        """The comments as stored, in the order of the requests."""
+        """The created comments in the order of the requests."""
 
     def __init__(
         self,
@@ -422,17 +426,18 @@ class BatchDeleteCommentsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Put unknown ids in missing_ids instead of failing."""
+    """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but delete nothing."""
+    """Validates the request and returns the response that it would have, without deleting anything."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The comments to delete, 1 to 1000, each named once."""
+        """Required. The ids of the comments, 1 to 1000, each at most once."""
 
     def __init__(
         self,
@@ -452,7 +457,7 @@ Global___BatchDeleteCommentsRequest: _TypeAlias = BatchDeleteCommentsRequest  # 
 
 @_typing.final
 class BatchDeleteCommentsResponse(_message.Message):
-    """The answer of BatchDeleteComments."""
+    """The response of BatchDeleteComments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -460,11 +465,11 @@ class BatchDeleteCommentsResponse(_message.Message):
     MISSING_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
-        """The deleted comments as they last were, in the order asked for."""
+        """The last states of the deleted comments, in the order of the request."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """With allow_missing: the ids that named no comment, in the order asked for."""
+        """With allow_missing: the ids of comments that did not exist, in the order of the request."""
 
     def __init__(
         self,
@@ -489,7 +494,7 @@ class CountCommentsRequest(_message.Message):
     POST_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The posts whose comments are counted, 1 to 1000. An id named twice is answered once."""
+        """Required. The ids of the posts, 1 to 1000. An id that occurs twice is counted once."""
 
     def __init__(
         self,
@@ -506,7 +511,7 @@ Global___CountCommentsRequest: _TypeAlias = CountCommentsRequest  # noqa: Y015
 
 @_typing.final
 class CountCommentsResponse(_message.Message):
-    """The answer of CountComments."""
+    """The response of CountComments."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -533,7 +538,7 @@ class CountCommentsResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
-        """How many comments each post has, by post id; every id asked for is there."""
+        """The number of comments of each requested post, by post id."""
 
     def __init__(
         self,

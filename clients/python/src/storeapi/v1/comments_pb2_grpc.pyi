@@ -27,8 +27,8 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CommentServiceStub:
-    """Stores and serves the comments of posts. Behaves like PostService where nothing else is said, and
-    can answer the same errors from any RPC (listed there).
+    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
+    fail with the general errors that are listed there.
     """
 
     @_typing.overload
@@ -36,213 +36,217 @@ class CommentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CommentServiceAsyncStub: ...
     CreateComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CreateCommentRequest, _comments_pb2.Comment]
-    """Adds a comment to a post and returns it with its id.
+    """Creates a comment on a post and returns it.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
-      character; post_id is missing or not positive; a field that the server sets (id, create_time,
-      update_time, etag) is set; request_id is no UUID.
-    - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
+      character; post_id is missing or not positive; an output-only field (id, create_time,
+      update_time, etag) is set; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]
     """Returns one comment.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     """
     ListComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]
-    """Returns a page of one post's comments, or of all comments when post_id is 0, oldest first unless
-    order_by says otherwise. Comments added or deleted while a caller turns pages never make it
-    see one twice or miss one that stayed. While comments of deleted posts are being removed, a page
-    may be short or empty and still have a next_page_token. Only a page without a next_page_token is
-    the last.
+    """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
+    unless order_by says otherwise. A comment that exists while the caller reads all pages is
+    returned exactly once, regardless of comments that are created or deleted in the meantime. While
+    the server removes comments of deleted posts, a page can be short or empty and still have a
+    next_page_token. Only a page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative, order_by is unknown.
-    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is damaged.
-    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to another query.
-    - NOT_FOUND (POST_NOT_FOUND): post_id names no post.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
     """
     UpdateComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.UpdateCommentRequest, _comments_pb2.Comment]
-    """Changes the fields chosen by update_mask and returns the whole comment.
+    """Updates the fields that update_mask names and returns the whole comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-      allowed; nothing to change is given; update_mask has more than 100 paths; request_id is no
+    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not valid;
+      the request names no field to update; update_mask has more than 100 paths; request_id is not a
       UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
-      by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
-      update_time while update_mask is unset or "*".
-    - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
-    - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
-      current_etag holds the stored one.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored value and is named
+      by update_mask, or is set while update_mask is unset or "*"; comment.create_time or
+      comment.update_time is set and differs from the stored value while update_mask is unset or "*".
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+    - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
+      metadata current_etag.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     DeleteComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.DeleteCommentRequest, _comments_pb2.Comment]
-    """Deletes a comment and returns it as it last was.
+    """Deletes a comment and returns its last state.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
-    - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
-    - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+    - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]
-    """Returns up to 1000 comments in the order asked for. An id named twice is answered twice.
+    """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
+    twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
-    - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
+      Metadata missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     """
     BatchCreateComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchCreateCommentsRequest, _comments_pb2.BatchCreateCommentsResponse]
-    """Adds up to 1000 comments, also to different posts: all of them or, on any error, none. The
-    answer is in the order of the requests.
+    """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
+    if there is an error. The response has the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no requests, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
-    - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeleteComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]
-    """Deletes up to 1000 comments: all of them or, on any error, none.
+    """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
-      the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
-    - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
+      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
+      Metadata missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     CountComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]
-    """Counts the comments of up to 1000 posts. A post without comments, or no post at all, counts 0.
-    Many comments are counted in steps, so the count is not a snapshot: a comment that exists
-    throughout is counted once; a comment that is added or deleted meanwhile may be counted or not.
+    """Counts the comments of up to 1000 posts. The count of a post without comments, or of a post that
+    does not exist, is 0. Large numbers of comments are counted in steps, so a count is not a
+    snapshot: a comment that exists throughout the call is counted exactly once; a comment that is
+    created or deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no post_ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
     """
 
 @_typing.type_check_only
 class CommentServiceAsyncStub(CommentServiceStub):
-    """Stores and serves the comments of posts. Behaves like PostService where nothing else is said, and
-    can answer the same errors from any RPC (listed there).
+    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
+    fail with the general errors that are listed there.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.CreateCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
-    """Adds a comment to a post and returns it with its id.
+    """Creates a comment on a post and returns it.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
-      character; post_id is missing or not positive; a field that the server sets (id, create_time,
-      update_time, etag) is set; request_id is no UUID.
-    - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
+      character; post_id is missing or not positive; an output-only field (id, create_time,
+      update_time, etag) is set; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Returns one comment.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     """
     ListComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]  # type: ignore[assignment]
-    """Returns a page of one post's comments, or of all comments when post_id is 0, oldest first unless
-    order_by says otherwise. Comments added or deleted while a caller turns pages never make it
-    see one twice or miss one that stayed. While comments of deleted posts are being removed, a page
-    may be short or empty and still have a next_page_token. Only a page without a next_page_token is
-    the last.
+    """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
+    unless order_by says otherwise. A comment that exists while the caller reads all pages is
+    returned exactly once, regardless of comments that are created or deleted in the meantime. While
+    the server removes comments of deleted posts, a page can be short or empty and still have a
+    next_page_token. Only a page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative, order_by is unknown.
-    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is damaged.
-    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to another query.
-    - NOT_FOUND (POST_NOT_FOUND): post_id names no post.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
     """
     UpdateComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.UpdateCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
-    """Changes the fields chosen by update_mask and returns the whole comment.
+    """Updates the fields that update_mask names and returns the whole comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-      allowed; nothing to change is given; update_mask has more than 100 paths; request_id is no
+    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not valid;
+      the request names no field to update; update_mask has more than 100 paths; request_id is not a
       UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
-      by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
-      update_time while update_mask is unset or "*".
-    - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
-    - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
-      current_etag holds the stored one.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored value and is named
+      by update_mask, or is set while update_mask is unset or "*"; comment.create_time or
+      comment.update_time is set and differs from the stored value while update_mask is unset or "*".
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+    - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
+      metadata current_etag.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     DeleteComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.DeleteCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
-    """Deletes a comment and returns it as it last was.
+    """Deletes a comment and returns its last state.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
-    - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
-    - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+    - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]  # type: ignore[assignment]
-    """Returns up to 1000 comments in the order asked for. An id named twice is answered twice.
+    """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
+    twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
-    - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
+      Metadata missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     """
     BatchCreateComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchCreateCommentsRequest, _comments_pb2.BatchCreateCommentsResponse]  # type: ignore[assignment]
-    """Adds up to 1000 comments, also to different posts: all of them or, on any error, none. The
-    answer is in the order of the requests.
+    """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
+    if there is an error. The response has the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no requests, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
-    - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeleteComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]  # type: ignore[assignment]
-    """Deletes up to 1000 comments: all of them or, on any error, none.
+    """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
-      the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
-    - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
+      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
+      Metadata missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     CountComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]  # type: ignore[assignment]
-    """Counts the comments of up to 1000 posts. A post without comments, or no post at all, counts 0.
-    Many comments are counted in steps, so the count is not a snapshot: a comment that exists
-    throughout is counted once; a comment that is added or deleted meanwhile may be counted or not.
+    """Counts the comments of up to 1000 posts. The count of a post without comments, or of a post that
+    does not exist, is 0. Large numbers of comments are counted in steps, so a count is not a
+    snapshot: a comment that exists throughout the call is counted exactly once; a comment that is
+    created or deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no post_ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
     """
 
 class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stores and serves the comments of posts. Behaves like PostService where nothing else is said, and
-    can answer the same errors from any RPC (listed there).
+    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
+    fail with the general errors that are listed there.
     """
 
     @_abc_1.abstractmethod
@@ -251,14 +255,14 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.CreateCommentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.Comment, _abc.Awaitable[_comments_pb2.Comment]]:
-        """Adds a comment to a post and returns it with its id.
+        """Creates a comment on a post and returns it.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or holds a NUL
-          character; post_id is missing or not positive; a field that the server sets (id, create_time,
-          update_time, etag) is set; request_id is no UUID.
-        - NOT_FOUND (POST_NOT_FOUND): comment.post_id names no post.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
+          character; post_id is missing or not positive; an output-only field (id, create_time,
+          update_time, etag) is set; request_id is not a UUID.
+        - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -271,7 +275,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-        - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
         """
 
     @_abc_1.abstractmethod
@@ -280,17 +284,17 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.ListCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.ListCommentsResponse, _abc.Awaitable[_comments_pb2.ListCommentsResponse]]:
-        """Returns a page of one post's comments, or of all comments when post_id is 0, oldest first unless
-        order_by says otherwise. Comments added or deleted while a caller turns pages never make it
-        see one twice or miss one that stayed. While comments of deleted posts are being removed, a page
-        may be short or empty and still have a next_page_token. Only a page without a next_page_token is
-        the last.
+        """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
+        unless order_by says otherwise. A comment that exists while the caller reads all pages is
+        returned exactly once, regardless of comments that are created or deleted in the meantime. While
+        the server removes comments of deleted posts, a page can be short or empty and still have a
+        next_page_token. Only a page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative, order_by is unknown.
-        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is damaged.
-        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to another query.
-        - NOT_FOUND (POST_NOT_FOUND): post_id names no post.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
         """
 
     @_abc_1.abstractmethod
@@ -299,20 +303,20 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.UpdateCommentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.Comment, _abc.Awaitable[_comments_pb2.Comment]]:
-        """Changes the fields chosen by update_mask and returns the whole comment.
+        """Updates the fields that update_mask names and returns the whole comment.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not
-          allowed; nothing to change is given; update_mask has more than 100 paths; request_id is no
+        - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not valid;
+          the request names no field to update; update_mask has more than 100 paths; request_id is not a
           UUID.
-        - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
-        - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored one and is named
-          by update_mask, or is set while update_mask is unset or "*"; the same for create_time and
-          update_time while update_mask is unset or "*".
-        - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id.
-        - ABORTED (ETAG_MISMATCH): comment.etag is set and is not the stored one; metadata
-          current_etag holds the stored one.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
+        - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored value and is named
+          by update_mask, or is set while update_mask is unset or "*"; comment.create_time or
+          comment.update_time is set and differs from the stored value while update_mask is unset or "*".
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+        - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
+          metadata current_etag.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -321,13 +325,13 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.DeleteCommentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.Comment, _abc.Awaitable[_comments_pb2.Comment]]:
-        """Deletes a comment and returns it as it last was.
+        """Deletes a comment and returns its last state.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
-        - NOT_FOUND (COMMENT_NOT_FOUND): there is no comment with this id, unless allow_missing.
-        - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+        - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -336,14 +340,15 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchGetCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchGetCommentsResponse, _abc.Awaitable[_comments_pb2.BatchGetCommentsResponse]]:
-        """Returns up to 1000 comments in the order asked for. An id named twice is answered twice.
+        """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
+        twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
-        - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-          missing_ids names them.
-        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
+        - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
+          Metadata missing_ids lists their ids.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
         """
 
     @_abc_1.abstractmethod
@@ -352,16 +357,16 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchCreateCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchCreateCommentsResponse, _abc.Awaitable[_comments_pb2.BatchCreateCommentsResponse]]:
-        """Adds up to 1000 comments, also to different posts: all of them or, on any error, none. The
-        answer is in the order of the requests.
+        """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
+        if there is an error. The response has the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no requests, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
           requests[3].comment.post_id; request_id or validate_only is set inside requests.
-        - NOT_FOUND (POST_NOT_FOUND): some post_ids name no post; metadata missing_ids names them.
-        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -370,16 +375,16 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchDeleteCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchDeleteCommentsResponse, _abc.Awaitable[_comments_pb2.BatchDeleteCommentsResponse]]:
-        """Deletes up to 1000 comments: all of them or, on any error, none.
+        """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
-          the same id twice.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
-        - NOT_FOUND (COMMENT_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-          missing_ids names them.
-        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit in one message.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
+          1000, or an id occurs twice.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
+        - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
+          Metadata missing_ids lists their ids.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -388,12 +393,13 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.CountCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.CountCommentsResponse, _abc.Awaitable[_comments_pb2.CountCommentsResponse]]:
-        """Counts the comments of up to 1000 posts. A post without comments, or no post at all, counts 0.
-        Many comments are counted in steps, so the count is not a snapshot: a comment that exists
-        throughout is counted once; a comment that is added or deleted meanwhile may be counted or not.
+        """Counts the comments of up to 1000 posts. The count of a post without comments, or of a post that
+        does not exist, is 0. Large numbers of comments are counted in steps, so a count is not a
+        snapshot: a comment that exists throughout the call is counted exactly once; a comment that is
+        created or deleted during the call may or may not be counted.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no post_ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
         """
 

@@ -25,250 +25,253 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 1
-    """INVALID_ARGUMENT: the bytes are no message of the method's request type, or a string in it is
-    no UTF-8. Example: calling GetPost with the three bytes ff ff ff.
+    """INVALID_ARGUMENT: the request is not a valid message of the request type, or a string in it is
+    not valid UTF-8. Example: GetPost with the three bytes ff ff ff.
     """
     ERROR_REASON_FIELD_INVALID: _ErrorReason.ValueType  # 2
-    """INVALID_ARGUMENT with BadRequest: one or more fields hold a value that is not allowed. Every
-    violation of the request is named, with its path. Example: post.body is empty.
+    """INVALID_ARGUMENT with BadRequest: one or more fields have an invalid value. BadRequest lists all
+    violations of the request with their paths. Example: post.body is empty.
     """
     ERROR_REASON_FIELD_MASK_INVALID: _ErrorReason.ValueType  # 3
-    """INVALID_ARGUMENT with BadRequest: update_mask names a path that does not exist or cannot be
-    changed. Example: the path "boddy".
+    """INVALID_ARGUMENT with BadRequest: update_mask has a path that does not exist or cannot be
+    updated. Example: the path "boddy".
     """
     ERROR_REASON_FIELD_IMMUTABLE: _ErrorReason.ValueType  # 4
-    """INVALID_ARGUMENT with BadRequest: an update would change a field that never changes. Example:
-    another comment.post_id than the stored one.
+    """INVALID_ARGUMENT with BadRequest: an update would change an immutable field. Example:
+    comment.post_id differs from the stored value.
     """
     ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 5
-    """INVALID_ARGUMENT with BadRequest: page_token was not made by this service, or was damaged."""
+    """INVALID_ARGUMENT with BadRequest: page_token was not issued by this service, or is malformed."""
     ERROR_REASON_PAGE_TOKEN_MISMATCH: _ErrorReason.ValueType  # 6
-    """INVALID_ARGUMENT with BadRequest: page_token belongs to another query. Example: order_by
-    was changed between two pages.
+    """INVALID_ARGUMENT with BadRequest: page_token belongs to a different query. Example: order_by was
+    changed between two pages.
     """
     ERROR_REASON_BATCH_EMPTY: _ErrorReason.ValueType  # 7
-    """INVALID_ARGUMENT with BadRequest: a batch holds nothing."""
+    """INVALID_ARGUMENT with BadRequest: a batch request has no elements."""
     ERROR_REASON_BATCH_TOO_LARGE: _ErrorReason.ValueType  # 8
-    """INVALID_ARGUMENT with BadRequest: a batch holds more than is allowed. Metadata: count, max_count."""
+    """INVALID_ARGUMENT with BadRequest: a batch request has too many elements. Metadata: count,
+    max_count.
+    """
     ERROR_REASON_BATCH_DUPLICATE: _ErrorReason.ValueType  # 9
-    """INVALID_ARGUMENT with BadRequest: a batch delete names an id twice."""
+    """INVALID_ARGUMENT with BadRequest: a batch delete has the same id twice."""
     ERROR_REASON_POST_NOT_FOUND: _ErrorReason.ValueType  # 10
-    """NOT_FOUND with ResourceInfo: there is no such post. Metadata: post_id; in batches missing_ids.
-    When a comment was to be added, the ResourceInfo's description names the request's field.
+    """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
+    If a comment was to be created, the description of ResourceInfo names the request field.
     """
     ERROR_REASON_COMMENT_NOT_FOUND: _ErrorReason.ValueType  # 11
-    """NOT_FOUND with ResourceInfo: there is no such comment. Metadata: comment_id; in batches
+    """NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: comment_id; for batches
     missing_ids.
     """
     ERROR_REASON_POST_HAS_COMMENTS: _ErrorReason.ValueType  # 12
-    """FAILED_PRECONDITION with PreconditionFailure: the post has comments and force is not set.
+    """FAILED_PRECONDITION with PreconditionFailure: the post has comments, and force is not set.
     Metadata: post_id, comment_count.
     """
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 13
-    """ABORTED with ResourceInfo: the resource was changed since the caller read it. Read it again,
-    decide again, and send the new etag. Metadata: current_etag.
+    """ABORTED with ResourceInfo: the resource has changed since the caller read it. Read it again,
+    apply the change to the new state, and send the new etag. Metadata: current_etag.
     """
     ERROR_REASON_RESPONSE_TOO_LARGE: _ErrorReason.ValueType  # 14
-    """RESOURCE_EXHAUSTED: the answer to this batch would be larger than a message may be; nothing
-    was done. Ask for fewer at once. Metadata: max_bytes.
+    """RESOURCE_EXHAUSTED: the response of this batch would exceed the maximum message size. Nothing was
+    changed. Send smaller batches. Metadata: max_bytes.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 15
-    """UNAVAILABLE with RetryInfo: the server is stopping and took no new call. Nothing was done; call
-    again, on another connection. Metadata of a watch that it ended: resume_token.
+    """UNAVAILABLE with RetryInfo: the server stops and accepts no new calls. The call was not executed;
+    retry on another connection. Metadata, if a watch ended: resume_token.
     """
     ERROR_REASON_DATABASE_BUSY: _ErrorReason.ValueType  # 16
-    """UNAVAILABLE with RetryInfo: the database was locked by others for too long, also after the
-    server's own retries. Nothing was done.
+    """UNAVAILABLE with RetryInfo: the database was locked for too long, including the retries of the
+    server. Nothing was changed.
     """
     ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 17
-    """UNAVAILABLE with RetryInfo: the database cannot be reached, or the file cannot be read or written."""
+    """UNAVAILABLE with RetryInfo: the database is unreachable, or its file cannot be read or written."""
     ERROR_REASON_SCHEMA_MISMATCH: _ErrorReason.ValueType  # 18
-    """FAILED_PRECONDITION: the database's schema is not the one this program is made for. Metadata:
-    expected, actual.
+    """FAILED_PRECONDITION: the schema of the database is not the schema that this version of the
+    service requires. Metadata: expected, actual.
     """
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 19
-    """RESOURCE_EXHAUSTED: the database's disk is full. Nothing was stored."""
+    """RESOURCE_EXHAUSTED: the disk of the database is full. Nothing was stored."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 20
-    """INTERNAL with RequestInfo: a bug in the service. RequestInfo.request_id, also sent as the
-    trailing metadata x-call-id, is in the service's log.
+    """INTERNAL with RequestInfo: an unhandled exception in the server. RequestInfo.request_id, which is
+    also the trailing metadata x-call-id, identifies the log entry.
     """
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 21
-    """INVALID_ARGUMENT with BadRequest: request_id was used before for another request. Choose a new
-    UUID for every request, and keep it only to send the same request again.
+    """INVALID_ARGUMENT with BadRequest: request_id was already used for a different request. Choose a
+    new UUID for every request, and reuse it only to send the same request again.
     """
     ERROR_REASON_RESUME_TOKEN_INVALID: _ErrorReason.ValueType  # 22
-    """INVALID_ARGUMENT with BadRequest: resume_token was not made by this service, or was damaged."""
+    """INVALID_ARGUMENT with BadRequest: resume_token was not issued by this service, or is malformed."""
     ERROR_REASON_RESUME_TOKEN_FOREIGN: _ErrorReason.ValueType  # 23
-    """INVALID_ARGUMENT with BadRequest: resume_token belongs to another store, or to this one before it
-    was set back to an older copy. Start again with initial_state.
+    """INVALID_ARGUMENT with BadRequest: resume_token belongs to another database, or to changes that
+    this database has lost, for example by a restore. Start again with initial_state.
     """
     ERROR_REASON_RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 24
-    """OUT_OF_RANGE: changes behind resume_token are no longer kept. Start again with initial_state.
+    """OUT_OF_RANGE: changes after resume_token are no longer kept. Start again with initial_state.
     Metadata: earliest_resume_token.
     """
     ERROR_REASON_WATCH_LIMIT: _ErrorReason.ValueType  # 25
-    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: as many watches are open as this server
-    process allows. Metadata: limit.
+    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: the maximum number of watches is open on this
+    server process. Metadata: limit.
     """
     ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 26
-    """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
-    and go on from what was read.
+    """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again,
+    and continue after the last response that was read.
     """
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 27
-    """UNAUTHENTICATED: the call has no credentials, and the service asks who calls. Send metadata
+    """UNAUTHENTICATED: the server requires credentials, and the call has none. Send the metadata
     "authorization: Bearer KEY". Example: a call without an API key.
     """
     ERROR_REASON_CREDENTIALS_INVALID: _ErrorReason.ValueType  # 28
-    """UNAUTHENTICATED: the credentials are not good. Example: a key that was deleted, or a token that
-    has expired.
+    """UNAUTHENTICATED: the credentials are not valid. Example: an API key that was removed, or a token
+    that has expired.
     """
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 29
-    """PERMISSION_DENIED: the caller is known, and does not have the right that the method needs: read,
-    write or watch. Example: CreatePost with a key that may only read. Metadata: right.
+    """PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write
+    or watch. Example: CreatePost with an API key that has only read. Metadata: right.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 30
-    """UNAVAILABLE with RetryInfo: as many calls are running as this server process allows, or what this
-    connection has been answered and has not read is too much. Nothing was done; call again later.
-    Example: 1000 calls run, and one more comes.
+    """UNAVAILABLE with RetryInfo: too many calls are in flight on this server process, or the clients
+    have too many unread responses. The call was not executed; retry it later. Example: one more call
+    while 1000 are in flight.
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 31
-    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: this caller makes more calls than the server
-    allows. Nothing was done. Metadata: calls_per_second. Example: 100 a second are allowed, and
-    one client sends 200.
+    """RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: the caller exceeds its rate limit. The call
+    was not executed. Metadata: calls_per_second. Example: 200 calls a second with a limit of 100.
     """
     ERROR_REASON_READ_ONLY: _ErrorReason.ValueType  # 32
-    """FAILED_PRECONDITION: the server is in read-only mode. Nothing was done; reads and watches go on.
-    Example: CreatePost while an operator moves the database.
+    """FAILED_PRECONDITION: the server is in read-only mode. The call was not executed. Reads and watches
+    continue. Example: CreatePost while an operator moves the database.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed, for programs.
+    """The reason of an error, for programs.
 
-    Every error that the service itself raises is a google.rpc.Status with a google.rpc.ErrorInfo
-    in its details: `domain` is "storeapi", `reason` is one of these names without the prefix
-    ERROR_REASON_, and `metadata` holds the data named below. Further details (BadRequest,
-    ResourceInfo, PreconditionFailure, RetryInfo, RequestInfo) come on top where they fit.
+    Every error that the service raises is a google.rpc.Status with a google.rpc.ErrorInfo in its
+    details. Its `domain` is "storeapi", its `reason` is one of the names below without the prefix
+    ERROR_REASON_, and its `metadata` has the entries that the reason lists. Further details
+    (BadRequest, ResourceInfo, PreconditionFailure, QuotaFailure, RetryInfo, RequestInfo) are added as
+    stated.
 
-    Lists in metadata (ids, for example) are cut so that the details of one error stay below 4 KiB;
-    what was cut off is counted in the last element: "7,9,... and 950 more".
+    Lists in metadata, such as ids, are truncated so that the details of an error stay below 4 KiB. The
+    last element then has the number of omitted entries: "7,9,... and 950 more".
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 1
-"""INVALID_ARGUMENT: the bytes are no message of the method's request type, or a string in it is
-no UTF-8. Example: calling GetPost with the three bytes ff ff ff.
+"""INVALID_ARGUMENT: the request is not a valid message of the request type, or a string in it is
+not valid UTF-8. Example: GetPost with the three bytes ff ff ff.
 """
 ERROR_REASON_FIELD_INVALID: ErrorReason.ValueType  # 2
-"""INVALID_ARGUMENT with BadRequest: one or more fields hold a value that is not allowed. Every
-violation of the request is named, with its path. Example: post.body is empty.
+"""INVALID_ARGUMENT with BadRequest: one or more fields have an invalid value. BadRequest lists all
+violations of the request with their paths. Example: post.body is empty.
 """
 ERROR_REASON_FIELD_MASK_INVALID: ErrorReason.ValueType  # 3
-"""INVALID_ARGUMENT with BadRequest: update_mask names a path that does not exist or cannot be
-changed. Example: the path "boddy".
+"""INVALID_ARGUMENT with BadRequest: update_mask has a path that does not exist or cannot be
+updated. Example: the path "boddy".
 """
 ERROR_REASON_FIELD_IMMUTABLE: ErrorReason.ValueType  # 4
-"""INVALID_ARGUMENT with BadRequest: an update would change a field that never changes. Example:
-another comment.post_id than the stored one.
+"""INVALID_ARGUMENT with BadRequest: an update would change an immutable field. Example:
+comment.post_id differs from the stored value.
 """
 ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 5
-"""INVALID_ARGUMENT with BadRequest: page_token was not made by this service, or was damaged."""
+"""INVALID_ARGUMENT with BadRequest: page_token was not issued by this service, or is malformed."""
 ERROR_REASON_PAGE_TOKEN_MISMATCH: ErrorReason.ValueType  # 6
-"""INVALID_ARGUMENT with BadRequest: page_token belongs to another query. Example: order_by
-was changed between two pages.
+"""INVALID_ARGUMENT with BadRequest: page_token belongs to a different query. Example: order_by was
+changed between two pages.
 """
 ERROR_REASON_BATCH_EMPTY: ErrorReason.ValueType  # 7
-"""INVALID_ARGUMENT with BadRequest: a batch holds nothing."""
+"""INVALID_ARGUMENT with BadRequest: a batch request has no elements."""
 ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 8
-"""INVALID_ARGUMENT with BadRequest: a batch holds more than is allowed. Metadata: count, max_count."""
+"""INVALID_ARGUMENT with BadRequest: a batch request has too many elements. Metadata: count,
+max_count.
+"""
 ERROR_REASON_BATCH_DUPLICATE: ErrorReason.ValueType  # 9
-"""INVALID_ARGUMENT with BadRequest: a batch delete names an id twice."""
+"""INVALID_ARGUMENT with BadRequest: a batch delete has the same id twice."""
 ERROR_REASON_POST_NOT_FOUND: ErrorReason.ValueType  # 10
-"""NOT_FOUND with ResourceInfo: there is no such post. Metadata: post_id; in batches missing_ids.
-When a comment was to be added, the ResourceInfo's description names the request's field.
+"""NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
+If a comment was to be created, the description of ResourceInfo names the request field.
 """
 ERROR_REASON_COMMENT_NOT_FOUND: ErrorReason.ValueType  # 11
-"""NOT_FOUND with ResourceInfo: there is no such comment. Metadata: comment_id; in batches
+"""NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: comment_id; for batches
 missing_ids.
 """
 ERROR_REASON_POST_HAS_COMMENTS: ErrorReason.ValueType  # 12
-"""FAILED_PRECONDITION with PreconditionFailure: the post has comments and force is not set.
+"""FAILED_PRECONDITION with PreconditionFailure: the post has comments, and force is not set.
 Metadata: post_id, comment_count.
 """
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 13
-"""ABORTED with ResourceInfo: the resource was changed since the caller read it. Read it again,
-decide again, and send the new etag. Metadata: current_etag.
+"""ABORTED with ResourceInfo: the resource has changed since the caller read it. Read it again,
+apply the change to the new state, and send the new etag. Metadata: current_etag.
 """
 ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 14
-"""RESOURCE_EXHAUSTED: the answer to this batch would be larger than a message may be; nothing
-was done. Ask for fewer at once. Metadata: max_bytes.
+"""RESOURCE_EXHAUSTED: the response of this batch would exceed the maximum message size. Nothing was
+changed. Send smaller batches. Metadata: max_bytes.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 15
-"""UNAVAILABLE with RetryInfo: the server is stopping and took no new call. Nothing was done; call
-again, on another connection. Metadata of a watch that it ended: resume_token.
+"""UNAVAILABLE with RetryInfo: the server stops and accepts no new calls. The call was not executed;
+retry on another connection. Metadata, if a watch ended: resume_token.
 """
 ERROR_REASON_DATABASE_BUSY: ErrorReason.ValueType  # 16
-"""UNAVAILABLE with RetryInfo: the database was locked by others for too long, also after the
-server's own retries. Nothing was done.
+"""UNAVAILABLE with RetryInfo: the database was locked for too long, including the retries of the
+server. Nothing was changed.
 """
 ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 17
-"""UNAVAILABLE with RetryInfo: the database cannot be reached, or the file cannot be read or written."""
+"""UNAVAILABLE with RetryInfo: the database is unreachable, or its file cannot be read or written."""
 ERROR_REASON_SCHEMA_MISMATCH: ErrorReason.ValueType  # 18
-"""FAILED_PRECONDITION: the database's schema is not the one this program is made for. Metadata:
-expected, actual.
+"""FAILED_PRECONDITION: the schema of the database is not the schema that this version of the
+service requires. Metadata: expected, actual.
 """
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 19
-"""RESOURCE_EXHAUSTED: the database's disk is full. Nothing was stored."""
+"""RESOURCE_EXHAUSTED: the disk of the database is full. Nothing was stored."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 20
-"""INTERNAL with RequestInfo: a bug in the service. RequestInfo.request_id, also sent as the
-trailing metadata x-call-id, is in the service's log.
+"""INTERNAL with RequestInfo: an unhandled exception in the server. RequestInfo.request_id, which is
+also the trailing metadata x-call-id, identifies the log entry.
 """
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 21
-"""INVALID_ARGUMENT with BadRequest: request_id was used before for another request. Choose a new
-UUID for every request, and keep it only to send the same request again.
+"""INVALID_ARGUMENT with BadRequest: request_id was already used for a different request. Choose a
+new UUID for every request, and reuse it only to send the same request again.
 """
 ERROR_REASON_RESUME_TOKEN_INVALID: ErrorReason.ValueType  # 22
-"""INVALID_ARGUMENT with BadRequest: resume_token was not made by this service, or was damaged."""
+"""INVALID_ARGUMENT with BadRequest: resume_token was not issued by this service, or is malformed."""
 ERROR_REASON_RESUME_TOKEN_FOREIGN: ErrorReason.ValueType  # 23
-"""INVALID_ARGUMENT with BadRequest: resume_token belongs to another store, or to this one before it
-was set back to an older copy. Start again with initial_state.
+"""INVALID_ARGUMENT with BadRequest: resume_token belongs to another database, or to changes that
+this database has lost, for example by a restore. Start again with initial_state.
 """
 ERROR_REASON_RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 24
-"""OUT_OF_RANGE: changes behind resume_token are no longer kept. Start again with initial_state.
+"""OUT_OF_RANGE: changes after resume_token are no longer kept. Start again with initial_state.
 Metadata: earliest_resume_token.
 """
 ERROR_REASON_WATCH_LIMIT: ErrorReason.ValueType  # 25
-"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: as many watches are open as this server
-process allows. Metadata: limit.
+"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: the maximum number of watches is open on this
+server process. Metadata: limit.
 """
 ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 26
-"""UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again
-and go on from what was read.
+"""UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again,
+and continue after the last response that was read.
 """
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 27
-"""UNAUTHENTICATED: the call has no credentials, and the service asks who calls. Send metadata
+"""UNAUTHENTICATED: the server requires credentials, and the call has none. Send the metadata
 "authorization: Bearer KEY". Example: a call without an API key.
 """
 ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 28
-"""UNAUTHENTICATED: the credentials are not good. Example: a key that was deleted, or a token that
-has expired.
+"""UNAUTHENTICATED: the credentials are not valid. Example: an API key that was removed, or a token
+that has expired.
 """
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
-"""PERMISSION_DENIED: the caller is known, and does not have the right that the method needs: read,
-write or watch. Example: CreatePost with a key that may only read. Metadata: right.
+"""PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write
+or watch. Example: CreatePost with an API key that has only read. Metadata: right.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 30
-"""UNAVAILABLE with RetryInfo: as many calls are running as this server process allows, or what this
-connection has been answered and has not read is too much. Nothing was done; call again later.
-Example: 1000 calls run, and one more comes.
+"""UNAVAILABLE with RetryInfo: too many calls are in flight on this server process, or the clients
+have too many unread responses. The call was not executed; retry it later. Example: one more call
+while 1000 are in flight.
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 31
-"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: this caller makes more calls than the server
-allows. Nothing was done. Metadata: calls_per_second. Example: 100 a second are allowed, and
-one client sends 200.
+"""RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: the caller exceeds its rate limit. The call
+was not executed. Metadata: calls_per_second. Example: 200 calls a second with a limit of 100.
 """
 ERROR_REASON_READ_ONLY: ErrorReason.ValueType  # 32
-"""FAILED_PRECONDITION: the server is in read-only mode. Nothing was done; reads and watches go on.
-Example: CreatePost while an operator moves the database.
+"""FAILED_PRECONDITION: the server is in read-only mode. The call was not executed. Reads and watches
+continue. Example: CreatePost while an operator moves the database.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -32,23 +32,23 @@ class Post(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Chosen by the server, positive, never given twice."""
+    """Output only. A positive number that is never reused."""
     body: _builtins.str
-    """UTF-8 text of 1 to 65,536 bytes (the limit is a server setting), without NUL."""
+    """UTF-8 text of 1 to 65,536 bytes (the limit is a server setting), without NUL characters."""
     etag: _builtins.str
-    """Changes whenever the post changes. Opaque. Send it back with an update or a delete to be
-    refused, instead of overwriting, when somebody else changed the post in between.
+    """Output only, opaque. Changes whenever the post changes. Send it with an update or a delete to
+    make the call fail with ETAG_MISMATCH if another caller has changed the post in the meantime.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When the post was stored. Set by the server. Unset on posts that were stored before times
-        were kept.
+        """Output only. The time at which the post was created. Unset on posts from a database that did not
+        store times.
         """
 
     @_builtins.property
     def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When the post was last changed. Set by the server. Unset on posts that were last changed
-        before times were kept.
+        """Output only. The time of the last update. Unset on posts that were last updated in a database
+        that did not store times.
         """
 
     def __init__(
@@ -78,17 +78,18 @@ class CreatePostRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but store nothing. The answer has no id,
-    no times and no etag, for none were given.
+    """Validates the request and returns the response that it would have, without storing anything. The
+    response has no id, times or etag.
     """
     @_builtins.property
     def post(self) -> Global___Post:
-        """Required. Only body may be set; the server chooses the rest."""
+        """Required. Only body may be set; the server sets the other fields."""
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class GetPostRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Required. The post to return."""
+    """Required. The id of the post."""
     def __init__(
         self,
         *,
@@ -137,13 +138,13 @@ class ListPostsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
-    """At most this many; 0 means 50, values above 1000 mean 1000. A page may be shorter so that
-    it stays below 3 MiB.
+    """Maximum number of posts in the page. The default is 50; values above 1000 are capped at 1000. A
+    page ends before it exceeds 3 MiB, so it can be shorter.
     """
     page_token: _builtins.str
-    """next_page_token of the page before, from the same query. page_size may differ."""
+    """The next_page_token of the previous page of the same query. page_size may differ."""
     order_by: _builtins.str
-    """"id" (the default), oldest first, or "id desc", newest first."""
+    """"id" (the default) returns the oldest posts first, "id desc" the newest."""
     def __init__(
         self,
         *,
@@ -161,7 +162,7 @@ Global___ListPostsRequest: _TypeAlias = ListPostsRequest  # noqa: Y015
 
 @_typing.final
 class ListPostsResponse(_message.Message):
-    """The answer of ListPosts."""
+    """The response of ListPosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -169,14 +170,14 @@ class ListPostsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
-    """Where the next page starts. Empty on the last page."""
+    """The page_token of the next page. Empty on the last page."""
     resume_token: _builtins.str
-    """On the first page: from here a watch tells of everything that changes after this page was read,
-    so "list all pages, then watch" has no gap. Empty on the other pages.
+    """Only on the first page. A watch that starts from this token receives every change that is made
+    after this page was read, so listing all pages and then watching misses nothing.
     """
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-        """The page."""
+        """The posts of the page."""
 
     def __init__(
         self,
@@ -204,24 +205,25 @@ class UpdatePostRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but store nothing. The answer has no
-    update_time and no etag, for none were given.
+    """Validates the request and returns the response that it would have, without storing anything. The
+    response has no update_time or etag.
     """
     @_builtins.property
     def post(self) -> Global___Post:
-        """Required. post.id chooses the post; post.etag, if set, must be the stored one; update_mask
-        says which of the other fields are looked at.
+        """Required. post.id selects the post. If post.etag is set, it must be the stored etag. update_mask
+        selects the other fields.
         """
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to change; the only path is "body". Unset: every field that is set in post, so that
-        a post can be read, changed and sent back whole. "*": every field, set or not.
+        """The fields to update. The only path is "body". Unset: every field that is set in post, so a
+        caller can read a post, change it, and send it back whole. "*": every field, set or not.
         """
 
     def __init__(
@@ -253,20 +255,21 @@ class DeletePostRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Required. The post to delete."""
+    """Required. The id of the post."""
     etag: _builtins.str
-    """If set, delete only if this is the stored etag."""
+    """If set, the post is deleted only if this is the stored etag."""
     force: _builtins.bool
-    """Delete the post's comments too."""
+    """Deletes the comments of the post too."""
     allow_missing: _builtins.bool
-    """Succeed, answering an empty post with the id asked for, when there is no such post."""
+    """Succeeds if the post does not exist. The response then has only the id."""
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but delete nothing."""
+    """Validates the request and returns the response that it would have, without deleting anything."""
     def __init__(
         self,
         *,
@@ -294,10 +297,10 @@ class BatchGetPostsRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Put unknown ids in missing_ids instead of failing."""
+    """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The posts to return, 1 to 1000."""
+        """Required. The ids of the posts, 1 to 1000."""
 
     def __init__(
         self,
@@ -315,7 +318,7 @@ Global___BatchGetPostsRequest: _TypeAlias = BatchGetPostsRequest  # noqa: Y015
 
 @_typing.final
 class BatchGetPostsResponse(_message.Message):
-    """The answer of BatchGetPosts."""
+    """The response of BatchGetPosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -323,11 +326,11 @@ class BatchGetPostsResponse(_message.Message):
     MISSING_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-        """The posts, in the order asked for."""
+        """The posts in the order of the request."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """With allow_missing: the ids that name no post, in the order asked for."""
+        """With allow_missing: the ids of posts that do not exist, in the order of the request."""
 
     def __init__(
         self,
@@ -353,18 +356,19 @@ class BatchCreatePostsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but store nothing. The posts in the
-    answer have no id, no times and no etag, for none were given.
+    """Validates the request and returns the response that it would have, without storing anything. The
+    posts in the response have no id, times or etag.
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatePostRequest]:
-        """Required. The posts to add, 1 to 1000. request_id and validate_only must be unset inside; they
-        are set here for the whole batch.
+        """Required. The posts to create, 1 to 1000. request_id and validate_only must be unset in each of
+        them; the fields below apply to the whole batch.
         """
 
     def __init__(
@@ -384,14 +388,14 @@ Global___BatchCreatePostsRequest: _TypeAlias = BatchCreatePostsRequest  # noqa: 
 
 @_typing.final
 class BatchCreatePostsResponse(_message.Message):
-    """The answer of BatchCreatePosts."""
+    """The response of BatchCreatePosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POSTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-        """The posts as stored, in the order of the requests."""
+        """The created posts in the order of the requests."""
 
     def __init__(
         self,
@@ -418,19 +422,20 @@ class BatchDeletePostsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     force: _builtins.bool
-    """Delete the posts' comments too."""
+    """Deletes the comments of the posts too."""
     allow_missing: _builtins.bool
-    """Put unknown ids in missing_ids instead of failing."""
+    """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
     request_id: _builtins.str
-    """A UUID that the caller chose for this request. Sent again, with the same id and nothing else
-    changed, the request is not done again but gets its first answer, for 24 hours (a server
-    setting). Empty: no protection.
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
     """
     validate_only: _builtins.bool
-    """Check the request and answer as if it had been done, but delete nothing."""
+    """Validates the request and returns the response that it would have, without deleting anything."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The posts to delete, 1 to 1000, each named once."""
+        """Required. The ids of the posts, 1 to 1000, each at most once."""
 
     def __init__(
         self,
@@ -451,7 +456,7 @@ Global___BatchDeletePostsRequest: _TypeAlias = BatchDeletePostsRequest  # noqa: 
 
 @_typing.final
 class BatchDeletePostsResponse(_message.Message):
-    """The answer of BatchDeletePosts."""
+    """The response of BatchDeletePosts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -459,11 +464,11 @@ class BatchDeletePostsResponse(_message.Message):
     MISSING_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-        """The deleted posts as they last were, in the order asked for."""
+        """The last states of the deleted posts, in the order of the request."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """With allow_missing: the ids that named no post, in the order asked for."""
+        """With allow_missing: the ids of posts that did not exist, in the order of the request."""
 
     def __init__(
         self,

@@ -27,22 +27,22 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PostServiceStub:
-    """Stores and serves posts.
+    """Stores posts.
 
-    A write is on disk before it is answered. Every error carries google.rpc.ErrorInfo whose reason
-    is a name of ErrorReason (errors.proto) without its prefix. The reasons that an RPC can give are
-    listed on the RPC; besides them any RPC can answer:
-    - INVALID_ARGUMENT (REQUEST_MALFORMED): the bytes are no such message.
-    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
-      (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
-      to this.
+    A write is on disk before the server responds. Every error has a google.rpc.ErrorInfo whose reason
+    is a name of ErrorReason (errors.proto) without its prefix. Each RPC lists the reasons that are
+    specific to it. Any RPC can also fail with:
+    - INVALID_ARGUMENT (REQUEST_MALFORMED): the request cannot be decoded.
+    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID): the server requires credentials, and
+      the call has none, or invalid ones.
+    - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
     - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
-      RESOURCE_EXHAUSTED (RATE_LIMITED): call again after the RetryInfo's delay.
-    - FAILED_PRECONDITION (READ_ONLY): the server takes no writes for now.
-    - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
-    - INTERNAL (INTERNAL): a bug.
+      RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
+    - INTERNAL (INTERNAL): an unhandled exception in the server.
 
-    No field of a request is ignored: it is honoured, or the call is refused.
+    The server ignores no request field: it honors the field, or it refuses the call.
     """
 
     @_typing.overload
@@ -50,231 +50,233 @@ class PostServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PostServiceAsyncStub: ...
     CreatePost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.CreatePostRequest, _posts_pb2.Post]
-    """Adds a post and returns it with its id.
+    """Creates a post and returns it.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
-      character; a field that the server sets (id, create_time, update_time, etag) is set;
-      request_id is no UUID.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
+      character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
+      a UUID.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetPost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]
     """Returns one post.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id.
     """
     ListPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]
-    """Returns a page of posts, oldest first unless order_by says otherwise. Posts added or
-    deleted while a caller turns pages never make it see one twice or miss one that stayed. A page
-    may be short or empty and still have a next_page_token. Only a page without a next_page_token is
-    the last.
+    """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
+    the caller reads all pages is returned exactly once, regardless of posts that are created or
+    deleted in the meantime. A page can be short or empty and still have a next_page_token. Only a
+    page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative, order_by is unknown.
-    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is damaged.
-    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to another query.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     """
     UpdatePost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.UpdatePostRequest, _posts_pb2.Post]
-    """Changes the fields chosen by update_mask and returns the whole post.
+    """Updates the fields that update_mask names and returns the whole post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-      nothing to change is given; update_mask has more than 100 paths; request_id is no UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
-      post.update_time is set to another value than the stored one.
-    - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
-    - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
-      current_etag holds the stored one.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not valid; the
+      request names no field to update; update_mask has more than 100 paths; request_id is not a
+      UUID.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*", and post.create_time or
+      post.update_time is set and differs from the stored value.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+    - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
+      metadata current_etag.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     DeletePost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.DeletePostRequest, _posts_pb2.Post]
-    """Deletes a post and returns it as it last was.
+    """Deletes a post and returns its last state.
 
-    With force its comments are deleted too, however many there are. When the call returns, no call
-    finds the post or any of its comments, and no comment can be added. Up to 1,000 comments of
-    1 MiB together are deleted in the same transaction as the post. If a post has more, its comments
-    are removed from the database afterwards, in the background: Watch sends the deletion of the
-    post first and those of its comments within the next seconds or minutes.
+    With force, the post's comments are deleted too, regardless of their number. After the call, no
+    other call finds the post or its comments, and no comment can be added. Up to 1,000 comments
+    with up to 1 MiB of bodies are deleted in the transaction of the post. If the post has more, the
+    server removes its comments in the background: Watch sends the deletion of the post first, and
+    the deletions of the comments within the next seconds or minutes.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
-    - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
-    - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
-    - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set; metadata
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+    - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
+    - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
       comment_count is their number, counted after the call was refused.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]
-    """Returns up to 1000 posts in the order asked for. An id named twice is answered twice.
+    """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
-    - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
+      missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     """
     BatchCreatePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchCreatePostsRequest, _posts_pb2.BatchCreatePostsResponse]
-    """Adds up to 1000 posts: all of them or, on any error, none. The answer is in the order of the
-    requests.
+    """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
+    response has the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no requests, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
-      requests[3].post.body; request_id or validate_only is set inside requests.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
+      request_id or validate_only is set inside requests.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeletePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]
-    """Deletes up to 1000 posts: all of them or, on any error, none. The limits of DeletePost for one
-    transaction apply to the comments of all these posts together.
+    """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
+    one transaction apply to the comments of all these posts together.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
-      the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
-    - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
+      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
+      missing_ids lists their ids.
+    - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
 
 @_typing.type_check_only
 class PostServiceAsyncStub(PostServiceStub):
-    """Stores and serves posts.
+    """Stores posts.
 
-    A write is on disk before it is answered. Every error carries google.rpc.ErrorInfo whose reason
-    is a name of ErrorReason (errors.proto) without its prefix. The reasons that an RPC can give are
-    listed on the RPC; besides them any RPC can answer:
-    - INVALID_ARGUMENT (REQUEST_MALFORMED): the bytes are no such message.
-    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
-      (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
-      to this.
+    A write is on disk before the server responds. Every error has a google.rpc.ErrorInfo whose reason
+    is a name of ErrorReason (errors.proto) without its prefix. Each RPC lists the reasons that are
+    specific to it. Any RPC can also fail with:
+    - INVALID_ARGUMENT (REQUEST_MALFORMED): the request cannot be decoded.
+    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID): the server requires credentials, and
+      the call has none, or invalid ones.
+    - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
     - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
-      RESOURCE_EXHAUSTED (RATE_LIMITED): call again after the RetryInfo's delay.
-    - FAILED_PRECONDITION (READ_ONLY): the server takes no writes for now.
-    - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
-    - INTERNAL (INTERNAL): a bug.
+      RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
+    - INTERNAL (INTERNAL): an unhandled exception in the server.
 
-    No field of a request is ignored: it is honoured, or the call is refused.
+    The server ignores no request field: it honors the field, or it refuses the call.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePost: _aio.UnaryUnaryMultiCallable[_posts_pb2.CreatePostRequest, _posts_pb2.Post]  # type: ignore[assignment]
-    """Adds a post and returns it with its id.
+    """Creates a post and returns it.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
-      character; a field that the server sets (id, create_time, update_time, etag) is set;
-      request_id is no UUID.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
+      character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
+      a UUID.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetPost: _aio.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]  # type: ignore[assignment]
     """Returns one post.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id.
     """
     ListPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]  # type: ignore[assignment]
-    """Returns a page of posts, oldest first unless order_by says otherwise. Posts added or
-    deleted while a caller turns pages never make it see one twice or miss one that stayed. A page
-    may be short or empty and still have a next_page_token. Only a page without a next_page_token is
-    the last.
+    """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
+    the caller reads all pages is returned exactly once, regardless of posts that are created or
+    deleted in the meantime. A page can be short or empty and still have a next_page_token. Only a
+    page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative, order_by is unknown.
-    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is damaged.
-    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to another query.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     """
     UpdatePost: _aio.UnaryUnaryMultiCallable[_posts_pb2.UpdatePostRequest, _posts_pb2.Post]  # type: ignore[assignment]
-    """Changes the fields chosen by update_mask and returns the whole post.
+    """Updates the fields that update_mask names and returns the whole post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-      nothing to change is given; update_mask has more than 100 paths; request_id is no UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
-      post.update_time is set to another value than the stored one.
-    - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
-    - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
-      current_etag holds the stored one.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not valid; the
+      request names no field to update; update_mask has more than 100 paths; request_id is not a
+      UUID.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*", and post.create_time or
+      post.update_time is set and differs from the stored value.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+    - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
+      metadata current_etag.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     DeletePost: _aio.UnaryUnaryMultiCallable[_posts_pb2.DeletePostRequest, _posts_pb2.Post]  # type: ignore[assignment]
-    """Deletes a post and returns it as it last was.
+    """Deletes a post and returns its last state.
 
-    With force its comments are deleted too, however many there are. When the call returns, no call
-    finds the post or any of its comments, and no comment can be added. Up to 1,000 comments of
-    1 MiB together are deleted in the same transaction as the post. If a post has more, its comments
-    are removed from the database afterwards, in the background: Watch sends the deletion of the
-    post first and those of its comments within the next seconds or minutes.
+    With force, the post's comments are deleted too, regardless of their number. After the call, no
+    other call finds the post or its comments, and no comment can be added. Up to 1,000 comments
+    with up to 1 MiB of bodies are deleted in the transaction of the post. If the post has more, the
+    server removes its comments in the background: Watch sends the deletion of the post first, and
+    the deletions of the comments within the next seconds or minutes.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
-    - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
-    - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
-    - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set; metadata
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+    - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
+    - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
       comment_count is their number, counted after the call was refused.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
-    """Returns up to 1000 posts in the order asked for. An id named twice is answered twice.
+    """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
-    - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
+      missing_ids lists their ids.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     """
     BatchCreatePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchCreatePostsRequest, _posts_pb2.BatchCreatePostsResponse]  # type: ignore[assignment]
-    """Adds up to 1000 posts: all of them or, on any error, none. The answer is in the order of the
-    requests.
+    """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
+    response has the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no requests, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
-      requests[3].post.body; request_id or validate_only is set inside requests.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
+      request_id or validate_only is set inside requests.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeletePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]  # type: ignore[assignment]
-    """Deletes up to 1000 posts: all of them or, on any error, none. The limits of DeletePost for one
-    transaction apply to the comments of all these posts together.
+    """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
+    one transaction apply to the comments of all these posts together.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
-      the same id twice.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
-    - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-      missing_ids names them.
-    - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
-    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
-    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
+      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
+      missing_ids lists their ids.
+    - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
 
 class PostServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stores and serves posts.
+    """Stores posts.
 
-    A write is on disk before it is answered. Every error carries google.rpc.ErrorInfo whose reason
-    is a name of ErrorReason (errors.proto) without its prefix. The reasons that an RPC can give are
-    listed on the RPC; besides them any RPC can answer:
-    - INVALID_ARGUMENT (REQUEST_MALFORMED): the bytes are no such message.
-    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID), PERMISSION_DENIED
-      (PERMISSION_DENIED): the service asks who calls, and knows no such caller, or gives it no right
-      to this.
+    A write is on disk before the server responds. Every error has a google.rpc.ErrorInfo whose reason
+    is a name of ErrorReason (errors.proto) without its prefix. Each RPC lists the reasons that are
+    specific to it. Any RPC can also fail with:
+    - INVALID_ARGUMENT (REQUEST_MALFORMED): the request cannot be decoded.
+    - UNAUTHENTICATED (CREDENTIALS_MISSING, CREDENTIALS_INVALID): the server requires credentials, and
+      the call has none, or invalid ones.
+    - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
     - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
-      RESOURCE_EXHAUSTED (RATE_LIMITED): call again after the RetryInfo's delay.
-    - FAILED_PRECONDITION (READ_ONLY): the server takes no writes for now.
-    - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator is needed.
-    - INTERNAL (INTERNAL): a bug.
+      RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
+    - INTERNAL (INTERNAL): an unhandled exception in the server.
 
-    No field of a request is ignored: it is honoured, or the call is refused.
+    The server ignores no request field: it honors the field, or it refuses the call.
     """
 
     @_abc_1.abstractmethod
@@ -283,13 +285,13 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.CreatePostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.Post, _abc.Awaitable[_posts_pb2.Post]]:
-        """Adds a post and returns it with its id.
+        """Creates a post and returns it.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or holds a NUL
-          character; a field that the server sets (id, create_time, update_time, etag) is set;
-          request_id is no UUID.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
+          character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
+          a UUID.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -302,7 +304,7 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-        - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id.
         """
 
     @_abc_1.abstractmethod
@@ -311,15 +313,15 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.ListPostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.ListPostsResponse, _abc.Awaitable[_posts_pb2.ListPostsResponse]]:
-        """Returns a page of posts, oldest first unless order_by says otherwise. Posts added or
-        deleted while a caller turns pages never make it see one twice or miss one that stayed. A page
-        may be short or empty and still have a next_page_token. Only a page without a next_page_token is
-        the last.
+        """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
+        the caller reads all pages is returned exactly once, regardless of posts that are created or
+        deleted in the meantime. A page can be short or empty and still have a next_page_token. Only a
+        page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative, order_by is unknown.
-        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is damaged.
-        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to another query.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
         """
 
     @_abc_1.abstractmethod
@@ -328,18 +330,19 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.UpdatePostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.Post, _abc.Awaitable[_posts_pb2.Post]]:
-        """Changes the fields chosen by update_mask and returns the whole post.
+        """Updates the fields that update_mask names and returns the whole post.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not allowed;
-          nothing to change is given; update_mask has more than 100 paths; request_id is no UUID.
-        - INVALID_ARGUMENT (FIELD_MASK_INVALID): a path is unknown.
-        - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*" and post.create_time or
-          post.update_time is set to another value than the stored one.
-        - NOT_FOUND (POST_NOT_FOUND): there is no post with this id.
-        - ABORTED (ETAG_MISMATCH): post.etag is set and is not the stored one; metadata
-          current_etag holds the stored one.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not valid; the
+          request names no field to update; update_mask has more than 100 paths; request_id is not a
+          UUID.
+        - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
+        - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*", and post.create_time or
+          post.update_time is set and differs from the stored value.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+        - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
+          metadata current_etag.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -348,21 +351,21 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.DeletePostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.Post, _abc.Awaitable[_posts_pb2.Post]]:
-        """Deletes a post and returns it as it last was.
+        """Deletes a post and returns its last state.
 
-        With force its comments are deleted too, however many there are. When the call returns, no call
-        finds the post or any of its comments, and no comment can be added. Up to 1,000 comments of
-        1 MiB together are deleted in the same transaction as the post. If a post has more, its comments
-        are removed from the database afterwards, in the background: Watch sends the deletion of the
-        post first and those of its comments within the next seconds or minutes.
+        With force, the post's comments are deleted too, regardless of their number. After the call, no
+        other call finds the post or its comments, and no comment can be added. Up to 1,000 comments
+        with up to 1 MiB of bodies are deleted in the transaction of the post. If the post has more, the
+        server removes its comments in the background: Watch sends the deletion of the post first, and
+        the deletions of the comments within the next seconds or minutes.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is no UUID.
-        - NOT_FOUND (POST_NOT_FOUND): there is no post with this id, unless allow_missing.
-        - ABORTED (ETAG_MISMATCH): etag is set and is not the stored one.
-        - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments and force is not set; metadata
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+        - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
+        - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
           comment_count is their number, counted after the call was refused.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -371,14 +374,14 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchGetPostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchGetPostsResponse, _abc.Awaitable[_posts_pb2.BatchGetPostsResponse]]:
-        """Returns up to 1000 posts in the order asked for. An id named twice is answered twice.
+        """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
-        - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-          missing_ids names them.
-        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
+        - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
+          missing_ids lists their ids.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         """
 
     @_abc_1.abstractmethod
@@ -387,15 +390,15 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchCreatePostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchCreatePostsResponse, _abc.Awaitable[_posts_pb2.BatchCreatePostsResponse]]:
-        """Adds up to 1000 posts: all of them or, on any error, none. The answer is in the order of the
-        requests.
+        """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
+        response has the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): no requests, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as
-          requests[3].post.body; request_id or validate_only is set inside requests.
-        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
+          request_id or validate_only is set inside requests.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
     @_abc_1.abstractmethod
@@ -404,18 +407,18 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchDeletePostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchDeletePostsResponse, _abc.Awaitable[_posts_pb2.BatchDeletePostsResponse]]:
-        """Deletes up to 1000 posts: all of them or, on any error, none. The limits of DeletePost for one
-        transaction apply to the comments of all these posts together.
+        """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
+        one transaction apply to the comments of all these posts together.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): no ids, more than 1000, or
-          the same id twice.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is no UUID.
-        - NOT_FOUND (POST_NOT_FOUND): some ids are unknown and allow_missing is not set; metadata
-          missing_ids names them.
-        - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments and force is not set.
-        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit in one message.
-        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was used before for another request.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
+          1000, or an id occurs twice.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
+        - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
+          missing_ids lists their ids.
+        - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
 def add_PostServiceServicer_to_server(servicer: PostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
