@@ -90,8 +90,10 @@ $(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
 	$(UV) --python $(PROTOS_VENV) --require-hashes -r requirements/protos.txt
 	@touch $@
 
-docs: install ## build the reference of the Python client as web pages in build/reference
-	@$(BIN)/python tools/reference.py
+docs: install ## build the documentation as a web site in build/site; warnings are errors
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -d build/doctrees -c docs . build/site
+	@$(BIN)/python tools/reference.py build/site/python
+	@echo build/site/index.html
 
 bench: $(BENCH_VENV)/installed ## run the benchmarks (a quarter of an hour) and write docs/benchmarks.md
 	$(BENCH_VENV)/bin/python -m benchmarks --write-docs

@@ -14,7 +14,7 @@ TO_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
 """What any other service needs."""
 
 TO_CLEAR_CHANGES = ("changes", "TRUNCATE")
-"""Needed by a service that writes: it clears the change feed of a dump that was restored into another server."""
+"""Needed by a service that writes: it clears the change feed of a dump from another server."""
 
 TABLES = tuple(name for name in tables.metadata.tables if name not in takeover.TRACES)
 """The tables that a service uses; of the version table of alembic it reads the one row."""
