@@ -5,7 +5,6 @@
 
 import importlib.util
 import io
-import ipaddress
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from store_service import database_url
+from store_service.addresses import Address
 
 ENV_PREFIX = "STORE_"
 
@@ -58,25 +58,8 @@ def check_address(value: str) -> str:
     Raises:
         ValueError: It is something else; the text goes on from what is to be called wrong.
     """
-    host, separator, port = value.rpartition(":")
-    if value.startswith("unix:"):
-        if not value.removeprefix("unix:").strip("/"):
-            raise ValueError("must name a file after unix:, as unix:/run/store.sock")
-        return value
-    if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 65_535):
-        raise ValueError("must be HOST:PORT, as 127.0.0.1:50051 or [::]:50051, or unix:PATH")
+    Address.parse(value)
     return value
-
-
-def _is_local(listen: str) -> bool:
-    """Whether only this machine can reach an address."""
-    host = listen.rpartition(":")[0].strip("[]")
-    if listen.startswith("unix:") or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _file(value: str) -> str:
@@ -313,7 +296,7 @@ class Config(BaseSettings):
             raise ValueError("STORE_TLS_KEY: needs STORE_TLS_CERT too, the certificate of the key")
         if self.tls_client_ca and not self.tls_cert:
             raise ValueError("STORE_TLS_CLIENT_CA: needs STORE_TLS_CERT and STORE_TLS_KEY too")
-        if not (self.tls_cert or self.allow_insecure or _is_local(self.listen)):
+        if not (self.tls_cert or self.allow_insecure or Address.parse(self.listen).is_local):
             raise ValueError(
                 "STORE_LISTEN: other machines reach this address, and nothing would be encrypted; set "
                 "STORE_TLS_CERT and STORE_TLS_KEY, or STORE_ALLOW_INSECURE=true where something else encrypts"

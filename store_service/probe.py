@@ -1,13 +1,15 @@
 """Asks a server whether it is well, as a container's health check does."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104  # listened on, and never asked
+from store_service.addresses import Address
+
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # listened on, and never asked
 
 _BEFORE_CAUSE = re.compile(
     r"^.*(last error: \w+: (\S+: )?|lookup failed for \S+: )(Failed to connect to remote host: )?", re.DOTALL
@@ -35,8 +37,8 @@ class Tls:
 
 def address_of(listen: str) -> str:
     """Where a server on this machine that listens there is asked."""
-    host, _, port = listen.rpartition(":")
-    return f"{_ANY_ADDRESS.get(host, host)}:{port}"
+    address = Address.parse(listen)
+    return str(replace(address, host=_ANY_ADDRESS.get(address.host, address.host)))
 
 
 def ask(address: str, *, service: str, seconds: float, tls: Tls | None) -> None:

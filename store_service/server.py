@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service import garbage, logs, open_files, security, startup
+from store_service.addresses import Address
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.observing import observing
@@ -365,7 +366,8 @@ def _listen(server: grpc.aio.Server, listen: str, certificates: Certificates | N
         port = 0
     if not port:
         raise startup.CannotListen(listen)
-    return listen if listen.startswith("unix:") else f"{listen.rpartition(':')[0]}:{port}"
+    address = Address.parse(listen)
+    return listen if address.path is not None else str(address.with_port(port))
 
 
 def service_descriptors() -> list[ServiceDescriptor]:

@@ -17,6 +17,7 @@ import structlog
 
 from store_service import config as settings
 from store_service import startup
+from store_service.addresses import Address
 from store_service.config import Config
 from store_service.database import schema
 from store_service.errors import OperatorError
@@ -62,9 +63,9 @@ def run(config: Config) -> None:
         # As one process does, once for all.
         if asyncio.run(startup.prepare(config, is_reserved=True)) != schema.HEAD:
             schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
-        host = config.listen.rpartition(":")[0]
+        listen = Address.parse(config.listen)
         with _one_address_for_metrics(config) as metrics:
-            asyncio.run(_supervise(config, f"{host}:{placeholder.getsockname()[1]}", metrics))
+            asyncio.run(_supervise(config, str(listen.with_port(placeholder.getsockname()[1])), metrics))
 
 
 def reserved(listen: str) -> socket.socket:
@@ -73,12 +74,9 @@ def reserved(listen: str) -> socket.socket:
     Raises:
         CannotListen: The address is in use, or not of this machine.
     """
-    host, _, port = listen.rpartition(":")
     try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )[0]
-        placeholder = socket.socket(family, kind)
+        family, address = Address.parse(listen).resolved()[0]
+        placeholder = socket.socket(family)
         placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         placeholder.bind(address)
     except OSError as error:

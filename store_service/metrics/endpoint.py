@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from store_service.addresses import Address
 from store_service.repeated_failure import RepeatedFailure
 
 PATH = "/metrics"
@@ -59,8 +60,8 @@ def served(listen: str, collector: Collector) -> Iterator[str]:
         thread = Thread(target=server.serve_until, args=[stopped], name="metrics", daemon=True)
         thread.start()
         try:
-            host = listen.rpartition(":")[0]
-            yield listen if listen.startswith("unix:") else f"{host}:{listener.getsockname()[1]}"
+            wanted = Address.parse(listen)
+            yield listen if wanted.path else str(wanted.with_port(listener.getsockname()[1]))
         finally:
             stop.close()
             thread.join()
@@ -69,8 +70,9 @@ def served(listen: str, collector: Collector) -> Iterator[str]:
 
 @contextmanager
 def _listening(listen: str) -> Iterator[socket.socket]:
-    if listen.startswith("unix:"):
-        path = Path(listen.removeprefix("unix:"))
+    wanted = Address.parse(listen)
+    if wanted.path is not None:
+        path = wanted.path
         _remove_if_left_over(path)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(os.fspath(path))
@@ -80,9 +82,8 @@ def _listening(listen: str) -> Iterator[socket.socket]:
             finally:
                 path.unlink(missing_ok=True)
         return
-    host, _, port = listen.rpartition(":")
-    family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, kind) as listener:
+    family, address = wanted.resolved()[0]
+    with socket.socket(family) as listener:
         # A server that has just ended does not keep the port from the next.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

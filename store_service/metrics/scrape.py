@@ -6,6 +6,8 @@ import socket
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 
+from store_service.addresses import Address
+
 SCRAPE_SECONDS = 3.0
 """How long an answer may take."""
 
@@ -40,10 +42,10 @@ def scrape(address: str) -> list[Family]:
 
 
 def _connection(address: str) -> http.client.HTTPConnection:
-    if address.startswith("unix:"):
-        return _UnixConnection(address.removeprefix("unix:"))
-    host, _, port = address.rpartition(":")
-    return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=SCRAPE_SECONDS)
+    target = Address.parse(address)
+    if target.path is not None:
+        return _UnixConnection(str(target.path))
+    return http.client.HTTPConnection(target.host, target.port, timeout=SCRAPE_SECONDS)
 
 
 class _UnixConnection(http.client.HTTPConnection):

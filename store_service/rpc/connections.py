@@ -9,13 +9,14 @@ closes anything, the sockets are told: first the one that listens, then each con
 import asyncio
 import errno
 import os
-import re
 import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from store_service.addresses import Address
 
 LOOK_COUNT = 32
 """Files that are looked at in one round of the event loop; each takes about 10 microseconds."""
@@ -39,11 +40,11 @@ class Connections:
 
     def __init__(self) -> None:
         """Knows no address yet, and so no socket."""
-        self._address = ""
+        self._address = Address()
 
     def begin(self, address: str) -> None:
         """Takes what the server listens on: HOST:PORT, unix:PATH or unix:///PATH."""
-        self._address = re.sub("^unix://(?=/)", "unix:", address)
+        self._address = Address.parse(address)
 
     def stop_listening(self) -> None:
         """Refuses new connections, which other processes on the same port then get."""
@@ -102,11 +103,11 @@ class Connections:
         if found.type != socket.SOCK_STREAM:
             return False
         if found.family == socket.AF_UNIX:
-            return f"unix:{os.fsdecode(found.getsockname())}" == self._address
+            return Path(os.fsdecode(found.getsockname())) == self._address.path
         if found.family not in (socket.AF_INET, socket.AF_INET6):
             return False
         # A client in this process has our port at its other end.
-        return str(found.getsockname()[1]) == self._address.rpartition(":")[2]
+        return bool(found.getsockname()[1] == self._address.port)
 
 
 def _descriptors() -> list[str]:
