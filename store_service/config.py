@@ -124,84 +124,87 @@ class Config(BaseSettings):
     """Address to serve on; port 0 lets the system choose."""
 
     allow_insecure: bool = False
-    """Listen without TLS on addresses that other machines reach, because something else encrypts."""
+    """Allow addresses that other machines can reach without TLS, because something else encrypts."""
 
     tls_cert: Annotated[str, AfterValidator(_file)] = ""
-    """File with the server's certificate, and those between it and its authority (PEM). With it and
-    STORE_TLS_KEY callers must use TLS. Read again when it changes."""
+    """File with the certificate chain of the server (PEM). With STORE_TLS_CERT and STORE_TLS_KEY, callers
+    must use TLS. Loaded again when it changes."""
 
     tls_key: Annotated[str, AfterValidator(_file)] = ""
     """File with the private key of STORE_TLS_CERT (PEM, not encrypted)."""
 
     tls_client_ca: Annotated[str, AfterValidator(_file)] = ""
-    """File with the authorities of clients (PEM): each client needs a certificate that one of them signed."""
+    """File with certificate authorities for clients (PEM). Each client needs a certificate from one of
+    them."""
 
     api_keys_file: Annotated[str, AfterValidator(_file_to_be)] = ""
-    """File of API keys, made by `store-service keys new`: callers need one, but for the health check. Read
-    again when it changes."""
+    """File of API keys, created by `store-service keys new`. Callers need a key, except for health checks.
+    Loaded again when it changes."""
 
     jwt_public_keys_file: Annotated[str, AfterValidator(_file_for_jwt)] = ""
-    """File with the keys that tokens (JWT) are signed with, PEM or JWKS; needs the extra
-    `store-service[jwt]`. Read again when it changes."""
+    """File with the public keys of the token issuer (JWT), PEM or JWKS. Needs the extra `store-service[jwt]`.
+    Loaded again when it changes."""
 
     jwt_secret_file: Annotated[str, AfterValidator(_file_for_jwt)] = ""
-    """File with a secret that tokens are signed with instead (HS256), at least 32 bytes."""
+    """File with a shared secret for tokens (HS256) instead of public keys, at least 32 bytes."""
 
     jwt_audience: Annotated[str, AfterValidator(_trimmed)] = ""
-    """Whom tokens must be for (`aud`)."""
+    """Required audience of tokens (`aud`)."""
 
     jwt_issuer: Annotated[str, AfterValidator(_trimmed)] = ""
-    """Whom tokens must be from (`iss`)."""
+    """Required issuer of tokens (`iss`)."""
 
     jwt_leeway_seconds: float = Field(default=30.0, ge=0, le=600)
-    """How far the clocks of issuer and service may differ."""
+    """Allowed difference between the clocks of the issuer and the service."""
 
     jwt_rights_claim: Annotated[str, AfterValidator(_trimmed)] = "scope"
-    """Claim of tokens that holds the rights: read, write, watch."""
+    """Claim of tokens with the permissions: read, write, watch."""
 
     reflection: Literal["callers", "open", "off"] = "callers"
-    """Who may ask for the descriptors: callers with good credentials (anybody, if none are asked for), all
-    (open), or nobody (off)."""
+    """Access to the descriptors: callers (with valid credentials, if credentials are required), open (every
+    caller), or off."""
 
     auto_migrate: bool = True
-    """Bring the database's schema up to date at start; otherwise `store-service migrate` does."""
+    """Upgrade the database schema at start. Otherwise `store-service migrate` does."""
 
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that serve on one port; more than one needs PostgreSQL."""
 
     grace_seconds: float = Field(default=5.0, ge=0, le=3600)
-    """How long running calls may take to finish after SIGTERM or SIGINT."""
+    """Time for running calls to finish after SIGTERM or SIGINT."""
 
     drain_seconds: float = Field(default=0.0, ge=0, le=3600)
-    """How long the health service says NOT_SERVING after SIGTERM or SIGINT, before calls are refused; as long
-    as a balancer takes to notice."""
+    """Time after SIGTERM or SIGINT during which health reports NOT_SERVING and calls are still accepted. Set
+    it to the time in which the load balancer detects the change."""
 
     read_only: bool = False
-    """Refuse writes with READ_ONLY; reads and watches go on, and nothing is deleted for its age."""
+    """Refuse writes with READ_ONLY. Reads and watches continue, and retention deletes nothing."""
 
     max_concurrent_calls: int = Field(default=1000, ge=1, le=100_000)
-    """Calls that run at once in a process; one more gets OVERLOADED. Watches have a limit of their own, and
-    health always answers."""
+    """Maximum number of calls in flight in a process. Further calls get OVERLOADED. Watches have a separate
+    limit, and health checks have none."""
 
     max_concurrent_bytes: int = Field(default=134_217_728, ge=1024)
-    """Bytes of the requests that a process works on at once; one of more than 64 KiB that would pass them
+    """Maximum number of bytes of all requests in flight in a process. A request of more than 64 KiB above it
     gets OVERLOADED. In memory a request takes about three times its size."""
 
     caller_calls_per_second: float = Field(default=0.0, ge=0, le=1_000_000)
-    """Calls that one caller may make a second, on average and at once; more get RATE_LIMITED.
-    A caller is the name of a key, token or certificate, or without one an address. 0 is no limit."""
+    """Maximum number of calls a second of one caller, on average and as a burst. Further calls get
+    RATE_LIMITED. A caller is identified by the name of its key, token or certificate, or by its address. 0
+    disables the limit."""
 
     max_call_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """Longest time for a call, whatever deadline its caller has set; then DEADLINE_EXCEEDED."""
+    """Maximum duration of a call, regardless of its deadline. Longer calls get DEADLINE_EXCEEDED."""
 
     max_request_bytes: int = Field(default=4_194_304, ge=1024, le=67_108_864)
-    """Largest request, in bytes, also after it was decompressed."""
+    """Maximum size of a request in bytes, also after decompression."""
 
     max_metadata_bytes: int = Field(default=8_192, ge=1024, le=1_048_576)
-    """Largest metadata of a call, in bytes, with 32 more for each key, as HTTP/2 counts."""
+    """Maximum size of the metadata of a call in bytes, with 32 additional bytes for each key, as in
+    HTTP/2."""
 
     max_batch_size: int = Field(default=1000, ge=1, le=1000)
-    """Most ids or requests in one batch."""
+    """Maximum number of ids or requests in a batch request."""
 
     max_page_size: int = Field(default=1000, ge=1, le=1000)
     """Maximum page size. Larger values are capped."""
@@ -226,67 +229,69 @@ class Config(BaseSettings):
     value of STORE_MAX_CONNECTIONS there."""
 
     max_streams_per_connection: int = Field(default=1000, ge=1, le=1_000_000)
-    """Calls and watches that one connection may have open; the client lets others wait."""
+    """Maximum number of calls and watches in flight on one connection. Further calls wait in the client."""
 
     max_connection_seconds: float = Field(default=3600.0, gt=0, le=2_000_000)
-    """How old a connection may become, so that load spreads anew; its client is asked to open another."""
+    """Maximum age of a connection. The client is then asked to open another one, which spreads the load."""
 
     max_connection_grace_seconds: float = Field(default=60.0, gt=0, le=2_000_000)
-    """How long calls and watches may then go on; then watches get UNAVAILABLE and go on elsewhere."""
+    """Time for calls and watches to end on a connection that is too old. After it, watches get UNAVAILABLE
+    and continue on another connection."""
 
     max_idle_seconds: float = Field(default=600.0, gt=0, le=2_000_000)
-    """How long a connection may be without a call; its client opens another for the next."""
+    """Maximum time without a call on a connection. The client opens another one for its next call."""
 
     handshake_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """How long a new connection may take until it speaks HTTP/2."""
+    """Maximum time from the start of a connection to its first HTTP/2 frame."""
 
     max_body_bytes: int = Field(default=65_536, ge=1, le=1_048_576)
-    """Longest body of a post or comment, in bytes of UTF-8."""
+    """Maximum length of the body of a post or comment, in bytes of UTF-8."""
 
     readers: int = Field(default=2, ge=1, le=16)
-    """Connections that read. One more writes, and on PostgreSQL another listens while anybody watches."""
+    """Number of connections that read. One more connection writes, and on PostgreSQL another one listens
+    while watches are open."""
 
     lock_seconds: float = Field(default=5.0, gt=0, le=60)
-    """How long a write waits for locks of others before the caller gets DATABASE_BUSY."""
+    """Maximum time that a write waits for locks before it fails with DATABASE_BUSY."""
 
     statement_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """How long one statement may run on PostgreSQL before the caller gets DATABASE_BUSY."""
+    """Maximum duration of a statement on PostgreSQL before it fails with DATABASE_BUSY."""
 
     acquire_seconds: float = Field(default=5.0, gt=0, le=60)
-    """How long opening a connection to PostgreSQL may take before it counts as unavailable."""
+    """Maximum time to open a connection to PostgreSQL before it counts as unavailable."""
 
     request_id_hours: float = Field(default=24.0, gt=0, le=8760)
-    """How long a request with a request_id can be sent again and gets its first answer."""
+    """How long a request with a request_id can be repeated and gets its first response."""
 
     change_hours: float = Field(default=168.0, gt=0, le=87_600)
-    """How long changes can be read by ChangeService.Watch."""
+    """How long changes are kept for ChangeService.Watch."""
 
     change_rows: int = Field(default=10_000_000, ge=1)
-    """Most changes that are kept, however young they are."""
+    """Maximum number of changes that are kept, regardless of their age."""
 
     max_watches: int = Field(default=100, ge=0, le=10_000)
-    """Most watches that are open at once in a process; each may cost 8 MiB when its caller reads slowly."""
+    """Maximum number of open watches in a process. Each can use 8 MiB if its caller reads slowly."""
 
     keepalive_seconds: float = Field(default=30.0, ge=1, le=3600)
-    """How long a connection may be silent before the client is asked whether it is still there."""
+    """Time without data on a connection after which the server sends a ping."""
 
     keepalive_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
-    """How long a client may take to answer that before its connection is closed."""
+    """Maximum time for the response to a ping. After it, the connection is closed."""
 
     metrics_listen: Annotated[str, AfterValidator(_metrics_listen)] = ""
-    """Address to serve metrics on, at /metrics, to everybody who can reach it; none when empty."""
+    """Address for metrics, at /metrics, without authentication. Empty: no metrics."""
 
     traces: Annotated[bool, AfterValidator(_traces)] = False
-    """Export OpenTelemetry spans, to where the variables OTEL_* say; needs the extra `telemetry`."""
+    """Export OpenTelemetry spans as configured by the variables OTEL_*. Needs the extra `telemetry`."""
 
     channelz: bool = False
-    """Serve grpc.channelz.v1.Channelz, which shows gRPC's connections and the addresses of callers."""
+    """Serve grpc.channelz.v1.Channelz, which shows the connections of gRPC and the addresses of callers."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least important line that is logged; each call is one line of level info."""
+    """Minimum level of log lines. Each call is one line of level info."""
 
     log_format: Literal["auto", "json", "console"] = "auto"
-    """json: one object a line; console: for people; auto: json unless stderr is a terminal."""
+    """json: one object per line; console: readable text; auto: json unless stderr is a terminal."""
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
