@@ -26,14 +26,14 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.errors import DatabaseUnavailable, OperatorError, SchemaMismatch
 
-HEAD = "0007"
-"""The revision that this program needs."""
-
 BEFORE = takeover.BEFORE
 """The revision of a database that the application before this service made."""
 
 KNOWN = tuple(takeover.MADE_BY)
 """Every revision that this program can bring to HEAD, and HEAD."""
+
+HEAD = KNOWN[-1]
+"""The revision that this program needs."""
 
 EMPTY = "none"
 """What `current` says of a database without our tables."""
