@@ -27,8 +27,8 @@ REPLACEMENTS = {
     r"# ruff: noqa: ASYNC109.*\n\n": "",
     r" +# Stubs for asyncio are a type of their own.*\n": "",
     # A function that the caller gives may be a coroutine function for asyncio only.
-    r" \| Awaitable\[str \| None\]": "",
-    r"; it may be a coroutine function": "",
+    r" \| Awaitable\[AnyResource \| str \| None\]": "",
+    r" May be a\n +coroutine function\.": "",
     r"(?m)^( +)if isawaitable\(.*\):\n(?:\1 +.*\n)+": "",
     r"from inspect import isawaitable\n": "",
     r"\bAwaitable, ": "",
@@ -46,8 +46,8 @@ REPLACEMENTS = {
     r"\bgrpc\.aio\.": "grpc.",
     r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
     # Ours.
-    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Posts|Comments|Changes|Watch)\b": r"\1",
-    r"\bAsync(Diagnosis)\b": r"\1",
+    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Diagnosis)\b": r"\1",
+    r"\bAsync(Collection|Posts|Comments|Changes|Watch)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

@@ -6,24 +6,24 @@ SETTINGS = "Settings come from the environment and from the file .env; docs/sett
 
 
 class Group(click.Group):
-    """A group that shows its help when it is called alone, with the exit code of a wrong call."""
+    """A group that shows its help when called without arguments, with the exit code of invalid usage."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Reads the arguments, of which there must be some."""
+        """Reads the arguments; at least one is required."""
         if not args and not ctx.resilient_parsing:
             click.echo(self.get_help(ctx), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Lists the commands with the whole first sentence of their help; Click would cut it off."""
+        """Lists the commands with the whole first sentence of their help, which Click would truncate."""
         commands = [(name, self.commands[name]) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, it.get_short_help_str(limit=1000)) for name, it in commands])
 
 
 def lines_of(title: str, *lines: str) -> str:
-    """A part of an epilog whose lines stay as they are."""
+    """A section of an epilog whose lines are not wrapped."""
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 

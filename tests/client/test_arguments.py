@@ -2,10 +2,11 @@
 
 import pickle
 import uuid
+from dataclasses import replace
 
 import pytest
 import storeapi
-from storeapi import CommentDraft, _messages
+from storeapi import CommentDraft, PostDraft, _batches
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import comments_pb2, posts_pb2
 
@@ -15,12 +16,16 @@ POST = posts_pb2.Post(id=1, body="a", etag="e")
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda c: c.posts.create(body=5), TypeError, "body must be a text, not 5"),
-        (lambda c: c.posts.update(1, body=None), TypeError, "body must be a text, not None"),
-        (lambda c: c.comments.create(post_id=1, body=5), TypeError, "body must be a text, not 5"),
+        (lambda c: c.posts.create(body=5), TypeError, "body must be a str, not 5"),
+        (
+            lambda c: c.posts.update(1, body=None),
+            TypeError,
+            "update requires at least one field that is not None",
+        ),
+        (lambda c: c.comments.create(post_id=1, body=5), TypeError, "body must be a str, not 5"),
         (lambda c: c.comments.create(post_id="1", body="a"), TypeError, "post_id must be an integer"),
-        (lambda c: c.comments.update(1, body=5), TypeError, "body must be a text, not 5"),
-        (lambda c: c.posts.create(body="a", request_id=5), TypeError, "request_id must be a text"),
+        (lambda c: c.comments.update(1, body=5), TypeError, "body must be a str, not 5"),
+        (lambda c: c.posts.create(body="a", request_id=5), TypeError, "request_id must be a str"),
         (lambda c: c.posts.get("1"), TypeError, "id must be an integer, not '1'"),
         (lambda c: c.posts.get(2**63), ValueError, "id must be below"),
         (lambda c: c.posts.delete("1"), TypeError, "id must be an integer"),
@@ -28,10 +33,25 @@ POST = posts_pb2.Post(id=1, body="a", etag="e")
         (lambda c: c.comments.delete(2**63), ValueError, "id must be below"),
         (lambda c: c.posts.get_many(["1"]), TypeError, "each of ids must be an integer"),
         (lambda c: c.comments.count(["1"]), TypeError, "each of post_ids must be an integer"),
-        (lambda c: c.posts.create_many(["a", 5]), TypeError, "each of bodies must be a text, not 5"),
-        (lambda c: c.comments.create_many("ab"), TypeError, "drafts must be several CommentDraft"),
-        (lambda c: c.comments.create_many([{"body": "a"}]), TypeError, "drafts must be several CommentDraft"),
-        (lambda c: c.comments.create_many([(1, "a")]), TypeError, "drafts must be several CommentDraft"),
+        (
+            lambda c: c.posts.create_many(["a", 5]),
+            TypeError,
+            "each of drafts must be a PostDraft or str, not 5",
+        ),
+        (lambda c: c.posts.create_many("ab"), TypeError, "drafts must be an iterable of several"),
+        (lambda c: c.posts.create_many([PostDraft(body=5)]), TypeError, "body of a draft must be a str"),
+        (lambda c: c.comments.create_many("ab"), TypeError, "drafts must be an iterable of several"),
+        (
+            lambda c: c.comments.create_many(["a"]),
+            TypeError,
+            "each of drafts must be a CommentDraft, not 'a'",
+        ),
+        (
+            lambda c: c.comments.create_many([{"body": "a"}]),
+            TypeError,
+            "each of drafts must be a CommentDraft",
+        ),
+        (lambda c: c.comments.create_many([(1, "a")]), TypeError, "each of drafts must be a CommentDraft"),
     ],
 )
 async def test_a_wrong_argument_is_named(client, server, call, error, words):
@@ -99,12 +119,42 @@ def test_threads_cannot_wait_for_a_coroutine(server):
     assert server.methods == ["GetPost"]
 
 
-async def test_a_change_returns_a_text_or_none(client, server):
-    """Not what it was given, which one forgets to take the body of."""
+async def test_modify_rejects_another_type(client, server):
+    """Such as an argument list, before anything is written."""
     server.answer(POST)
 
-    with pytest.raises(TypeError, match=r"^change must return the new text or None, not Post"):
-        await client.posts.modify(1, lambda post: post)
+    with pytest.raises(TypeError, match=r"^change must return a str, a Post or None, not \['a'\]"):
+        await client.posts.modify(1, lambda post: [post.body])
+
+
+async def test_modify_sends_the_fields_that_a_copy_changes(client, server):
+    """The copy may change every field that can be updated, and only those are in the mask."""
+    server.answer(POST, posts_pb2.Post(id=1, body="b"), POST)
+
+    assert (await client.posts.modify(1, lambda post: replace(post, body="b"))).body == "b"
+    assert (await client.posts.modify(1, replace)).body == "a"
+
+    assert server.methods == ["GetPost", "UpdatePost", "GetPost"]
+    sent = server.requests[1]
+    assert (sent.post.body, list(sent.update_mask.paths)) == ("b", ["body"])
+
+
+async def test_modify_rejects_a_copy_with_another_post_id(client, server):
+    """A field that cannot be updated is named, and nothing is written."""
+    server.answer(comments_pb2.Comment(id=1, post_id=1, body="a"))
+
+    with pytest.raises(ValueError, match=r"^change must not change post_id"):
+        await client.comments.modify(1, lambda comment: replace(comment, post_id=2))
+    assert server.methods == ["GetComment"]
+
+
+async def test_create_many_accepts_drafts_and_texts(client, server):
+    """A str is a post with this body."""
+    server.answer(posts_pb2.BatchCreatePostsResponse(posts=[POST, POST]))
+
+    await client.posts.create_many([PostDraft(body="a"), "b"])
+
+    assert [it.post for it in server.requests[0].requests] == [posts_pb2.Post(body=it) for it in "ab"]
 
 
 async def test_of_nothing_nothing_is_asked(client, server):
@@ -225,7 +275,7 @@ async def test_an_error_counts_from_the_beginning_of_the_whole(make_client, meth
 
 async def test_a_text_that_was_put_right_leaves_the_pieces_before_it_as_they_were(make_client):
     """So the whole can be called again with its request id; the first text that is too much ends no piece."""
-    large, first_id = "x" * (_messages.FULL_BYTES // 8), str(uuid.uuid4())
+    large, first_id = "x" * (_batches.FULL_BYTES // 8), str(uuid.uuid4())
     with ScriptedServer() as server:
         for some in (2, 1) * 2:
             server.answer("BatchCreatePosts", [storeapi.Post(id=1, body="a")] * some)

@@ -347,7 +347,7 @@ async def test_an_empty_delete_is_left_to_the_service(client, server, resource):
 
 async def test_one_text_is_no_batch_of_letters(client, server):
     """A text given where several are asked for is refused instead of becoming a post per letter."""
-    with pytest.raises(TypeError, match="bodies must be several texts"):
+    with pytest.raises(TypeError, match="drafts must be an iterable of several"):
         await client.posts.create_many("hello")
 
     assert server.calls == []

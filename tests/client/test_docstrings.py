@@ -21,8 +21,8 @@ from tests.patience import patience
 
 ADDRESSES = re.compile(r"\b(localhost|store\.example\.com):50051\b")
 GROUPS = (
-    *(storeapi.Posts, storeapi.Comments, storeapi.Changes),
-    *(storeapi.AsyncPosts, storeapi.AsyncComments, storeapi.AsyncChanges),
+    *(storeapi.Collection, storeapi.Posts, storeapi.Comments, storeapi.Changes),
+    *(storeapi.AsyncCollection, storeapi.AsyncPosts, storeapi.AsyncComments, storeapi.AsyncChanges),
 )
 """The classes whose methods call the server."""
 
@@ -130,7 +130,7 @@ def test_examples_are_found() -> None:
     assert {
         "storeapi",
         "storeapi.StoreClient",
-        "storeapi.AsyncPosts.modify",
+        "storeapi.AsyncCollection.modify",
         "storeapi.Watch.batches",
     } <= found
 

@@ -11,7 +11,7 @@ import grpc
 import pytest
 import storeapi
 from storeapi import errors
-from storeapi._messages import change_batch
+from storeapi._changes import change_batch
 from storeapi._status import store_error
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import (
@@ -158,7 +158,7 @@ def test_a_stream_fails_too(scripted, changes):
 @pytest.mark.parametrize("error", [grpc.StatusCode.OK, storeapi.StoreError(code=grpc.StatusCode.OK)])
 def test_ok_is_no_failure(scripted, error):
     """A slip in the script is told where it is made."""
-    with pytest.raises(ValueError, match="OK is no failure"):
+    with pytest.raises(ValueError, match="OK is not a failure"):
         scripted.fail("GetPost", error)
 
 
@@ -484,7 +484,7 @@ def test_a_server_that_does_not_run_has_no_address():
 
 def test_a_server_runs_once_at_a_time(scripted):
     """The second `with` would end the server of the first."""
-    with pytest.raises(RuntimeError, match="running already"):
+    with pytest.raises(RuntimeError, match="already running"):
         scripted.__enter__()
 
 

@@ -70,7 +70,7 @@ def test_every_field_and_method_is_explained(pages: dict[str, str]) -> None:
         for name, text in zip(members[::2], members[1::2], strict=True)
         if name in names and 'class="docstring"' not in text
     ]
-    assert {"Post.etag", "StoreError.request_id", "Watch.resume_token", "Posts.modify"} <= set(names)
+    assert {"Resource.etag", "StoreError.request_id", "Watch.resume_token", "Collection.modify"} <= set(names)
     assert unexplained == []
 
 

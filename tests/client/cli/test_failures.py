@@ -14,7 +14,7 @@ from storeapi import StoreClient, errors
 from storeapi._status import BY_REASON
 from storeapi.cli import failures
 from storeapi.cli.failures import BY_ERROR, MEANINGS, ExitCode, exit_code
-from storeapi.cli.words import in_words_of_the_command
+from storeapi.cli.words import with_option_names
 
 from tests.client.cli.conftest import Command
 from tests.patience import patience
@@ -123,7 +123,7 @@ def test_call_without_credentials_is_told_where_they_are_given(storeapi: Command
 )
 def test_names_of_the_api_become_names_of_the_command(said: str, told: str) -> None:
     """Those that the service and the client use in messages."""
-    assert in_words_of_the_command(said) == told
+    assert with_option_names(said) == told
 
 
 def test_an_error_in_json_has_everything_for_programs(storeapi: Command) -> None:

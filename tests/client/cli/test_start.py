@@ -1,5 +1,6 @@
 """How the command is found and started."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 import click
 import pytest
 from storeapi import StoreClient, __version__
+from storeapi.cli import help as client_help
 from storeapi.cli.program import program
 
+from store_service.cli import help as service_help
 from tests.client.cli.conftest import INSTALLED, Command
 from tests.completion import completed_by_bash, line_for
 from tests.patience import patience
@@ -183,3 +186,9 @@ def test_completion_of_other_shells_has_a_line_too(storeapi: Command, shell: str
     assert f"_STOREAPI_COMPLETE={shell}_source storeapi" in line
     assert (code, stderr) == (0, "")
     assert "_storeapi_completion" in script
+
+
+def test_both_commands_have_the_same_help_layout() -> None:
+    """The code exists twice: to import the client would make `store-service` load gRPC for its help."""
+    for name in ("Group", "lines_of"):
+        assert inspect.getsource(getattr(service_help, name)) == inspect.getsource(getattr(client_help, name))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from storeapi import CommentDraft, StoreClient
+from storeapi import CommentDraft, PostDraft, StoreClient
 from storeapi.cli.batches import BATCH_ITEMS, FULL_BYTES, batches
 from storeapi.cli.exporting import write_all
 from storeapi.cli.files import whole_file
@@ -330,10 +330,10 @@ def test_comments_whose_post_was_deleted_since_are_named(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"kind": "post", "id": 2, "bo', "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("\udcff", "no JSON"),
-        ("3", "no JSON object"),
+        ('{"kind": "post", "id": 2, "bo', "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("\udcff", "not valid JSON"),
+        ("3", "not a JSON object"),
         ("{}", "kind"),
         ('{"kind": ["post"]}', "kind"),
         (post_line(0), "id"),
@@ -344,7 +344,7 @@ def test_comments_whose_post_was_deleted_since_are_named(
         (post_line(2, "\0"), "character"),
         (post_line(2, "\ud800"), "character"),
         (post_line(2, title="b"), "title"),
-        (post_line(1), "twice"),
+        (post_line(1), "duplicate post 1"),
         (comment_line(1, 9), "post 9"),
     ],
 )
@@ -359,6 +359,18 @@ def test_a_damaged_file_is_refused_before_anything_is_stored(
     assert done.stderr.startswith("error: line 2: ")
     assert words in done.stderr
     assert threads(empty_store) == []
+
+
+def test_unknown_fields_can_be_ignored(storeapi: Command, empty_store: StoreClient, file: Path) -> None:
+    """The error names the option, and the rest of the line is imported."""
+    write(file, post_line(1, title="b"))
+    refused = storeapi("import", str(file))
+    done = storeapi("import", str(file), "--ignore-unknown-fields")
+
+    assert "unknown field 'title' of a post" in refused.stderr
+    assert "--ignore-unknown-fields" in refused.stderr
+    assert done.exit_code == 0
+    assert threads(empty_store) == [("a", [])]
 
 
 def test_an_import_that_cannot_reach_the_service_tells_how_to_go_on(storeapi: Command, file: Path) -> None:
@@ -380,7 +392,9 @@ def test_batches_are_always_cut_in_the_same_places() -> None:
     """By number and by size; each ends behind the line that fills it, whatever comes then."""
 
     def sizes(*bodies: str) -> list[int]:
-        lines = [Line(number=n, kind="post", id=n, post_id=n, body=it) for n, it in enumerate(bodies, 1)]
+        lines = [
+            Line(number=n, kind="post", id=n, draft=PostDraft(body=it)) for n, it in enumerate(bodies, 1)
+        ]
         return [len(batch) for batch in batches(lines)]
 
     assert sizes() == []

@@ -7,6 +7,7 @@
 
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import grpc
@@ -23,6 +24,7 @@ from storeapi import (
     Page,
     Pager,
     Post,
+    PostDraft,
     Start,
     StoreClient,
     Timeout,
@@ -42,6 +44,8 @@ def posts(client: StoreClient) -> None:
     assert_type(client.posts.update(1, body="b", etag="c", validate_only=True), Post)
     assert_type(client.posts.modify(1, lambda post: post.body + "!"), Post)
     assert_type(client.posts.modify(1, shortened), Post)
+    assert_type(client.posts.modify(1, lambda post: replace(post, body="b")), Post)
+    assert_type(client.posts.create_many([PostDraft(body="one"), "two"]), tuple[Post, ...])
     assert_type(client.posts.delete(1, force=True, allow_missing=True), Post)
     assert_type(client.posts.get_many({1, 2}, allow_missing=True), tuple[Post, ...])
     assert_type(client.posts.create_many(line.strip() for line in ("one", "two")), tuple[Post, ...])

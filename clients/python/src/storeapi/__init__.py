@@ -7,15 +7,16 @@
         client.comments.create(post_id=post.id, body="Hello yourself")
         print([comment.body for comment in client.comments.list(post_id=post.id)])
 
-`connect` makes a StoreClient; `connect_async` makes an AsyncStoreClient, which is the same for asyncio. What
-calls raise is drawn in `storeapi.errors`. The messages and stubs that both are built on are in `storeapi.v1`,
-and `storeapi.testing` helps to test programs that use them.
+`connect` returns a StoreClient for threads, `connect_async` an AsyncStoreClient for asyncio, with the same
+methods. `storeapi.errors` has the errors of calls, `storeapi.v1` the generated messages and stubs, and
+`storeapi.testing` servers for the tests of programs that use the client.
 """
 
 from typing import TYPE_CHECKING
 
 from storeapi._async.changes import AsyncChanges, AsyncWatch
 from storeapi._async.client import AsyncRawStubs, AsyncStoreClient
+from storeapi._async.collection import AsyncCollection
 from storeapi._async.comments import AsyncComments
 from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
@@ -23,6 +24,7 @@ from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
 from storeapi._sync.changes import Changes, Watch
 from storeapi._sync.client import RawStubs, StoreClient
+from storeapi._sync.collection import Collection
 from storeapi._sync.comments import Comments
 from storeapi._sync.paging import Pager
 from storeapi._sync.posts import Posts
@@ -82,25 +84,27 @@ from storeapi.model import (
     Kind,
     Page,
     Post,
+    PostDraft,
+    Resource,
     Start,
 )
 
 connect = StoreClient
-"""Makes a client for threads: `storeapi.connect("localhost:50051")`."""
+"""Creates a client for threads: `storeapi.connect("localhost:50051")`."""
 
 connect_async = AsyncStoreClient
-"""Makes a client for asyncio, inside of a coroutine."""
+"""Creates a client for asyncio, inside a coroutine."""
 
 
 __version__: str
-"""Of the installed distribution."""
+"""The version of the installed distribution."""
 
-# Hidden from type checkers, to whom it would mean that there is every name.
+# Hidden from type checkers, for which any name would be valid otherwise.
 if not TYPE_CHECKING:
 
     def __getattr__(name):  # noqa: ANN001, ANN202
         if name == "__version__":
-            # Looked up when somebody asks: it costs a fifth of what the whole import does.
+            # Only on access: it takes a fifth of the time of the whole import.
             from importlib.metadata import version
 
             return version("storeapi")
@@ -113,12 +117,14 @@ __all__ = [
     "connect_async",
     "StoreClient",
     "AsyncStoreClient",
+    "Collection",
     "Posts",
     "Comments",
     "Changes",
     "Watch",
     "Pager",
     "RawStubs",
+    "AsyncCollection",
     "AsyncPosts",
     "AsyncComments",
     "AsyncChanges",
@@ -129,8 +135,10 @@ __all__ = [
     "CLIENT_DEFAULT",
     "Timeout",
     # Values.
+    "Resource",
     "Post",
     "Comment",
+    "PostDraft",
     "CommentDraft",
     "Page",
     "Change",

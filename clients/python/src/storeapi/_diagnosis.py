@@ -1,8 +1,7 @@
-"""Why no connection can be made.
+"""Finds the cause when no connection can be made.
 
-gRPC reports only the address that it tried last, and of TLS little more than that a socket was closed. After
-such a failure the client connects once with the standard library, to every address and with the same
-certificates, and reports what it finds.
+gRPC reports only the last address, and for TLS little more than a closed socket. After such an error the
+client connects once with the standard library, to every address and with the same certificates.
 """
 
 import asyncio
@@ -22,20 +21,20 @@ from typing import Any, Final
 from storeapi.errors import ConnectionFailed, StoreError, Unavailable
 
 PROBE_SECONDS: Final = 1.0
-"""How long all addresses together may take. Calls that fail meanwhile wait for it, until their deadline."""
+"""Timeout of a check of all addresses. Calls that fail meanwhile wait for it, until their deadline."""
 
 FRESH_SECONDS: Final = 2.0
-"""How long a finding is used again: many calls fail at once when a server stops. So two looks are at least
+"""How long a finding is reused, because many calls fail at once when a server stops. Two checks are at least
 this far apart."""
 
 AGAIN_SECONDS: Final = 10.0
-"""A finding within this time after the same finding counts as repeated; later it is a new one."""
+"""The same finding counts as repeated within this time."""
 
 TLS_OF_GRPC: Final = re.compile("SSL_ERROR_SSL|certificate|verification|ALPN", re.IGNORECASE)
-"""What gRPC says of a handshake that it refused itself, and not of one that broke off."""
+"""Messages of gRPC for a handshake that it rejected, unlike one that broke off."""
 
 NAME_UNKNOWN: Final = {socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)}
-"""Other lookup errors are errors of the name server, which may be temporary."""
+"""Other errors of name resolution may be temporary."""
 
 EXPIRED, NOT_YET_VALID, WRONG_NAME, WRONG_ADDRESS = 10, 9, 62, 64
 """Verification errors of OpenSSL (X509_V_ERR_...)."""
@@ -43,21 +42,21 @@ EXPIRED, NOT_YET_VALID, WRONG_NAME, WRONG_ADDRESS = 10, 9, 62, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Tls:
-    """What a client encrypts with."""
+    """The TLS settings of a client."""
 
     ca: bytes | None
     cert: bytes | None
     key: bytes | None = field(repr=False)
     name: str | None
-    """The name that certificates must hold, if it is not that of the target."""
+    """The name by which certificates are checked, if it is not that of the target."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a client connects to."""
+    """The addresses of a client."""
 
     target: str
-    """As the caller wrote it."""
+    """The target as the caller passed it."""
     endpoints: tuple[tuple[str, int], ...]
     tls: Tls | None
     """None for plaintext."""
@@ -67,24 +66,24 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What is wrong with one address, or with all of them together."""
+    """The cause for one address, or for all of them together."""
 
     message: str
     is_unknown_name: bool = False
-    """Whether a name is not known: it may be that of a service that is just starting."""
+    """Whether a name is unknown; it may be that of a service that is starting."""
     is_tls: bool = False
-    """Whether the two sides do not agree on TLS."""
+    """Whether the TLS handshake fails."""
     is_tls_everywhere: bool = False
-    """Whether they do not at any address."""
+    """Whether it fails at every address."""
     is_again: bool = False
     """Whether the previous check found the same."""
 
     def is_final(self, error: StoreError, *, has_answered: bool) -> bool:
-        """Whether another try cannot help a client with this error of gRPC."""
+        """Whether a retry cannot help a client with this error of gRPC."""
         if not has_answered:
             return self.is_tls or (self.is_unknown_name and self.is_again)
-        # What worked once may come back: names, servers, and certificates too, when a load balancer starts.
-        # gRPC must have refused the handshake as well, for it may accept what Python does not.
+        # What worked before may work again: names, servers, and certificates when a load balancer starts.
+        # gRPC must have rejected the handshake as well, because it may accept what Python does not.
         return self.is_tls_everywhere and self.is_again and bool(TLS_OF_GRPC.search(error.message))
 
 
@@ -100,7 +99,7 @@ class _Diagnosis:
     """Checks the addresses of one client, one check at a time."""
 
     def __init__(self, goal: Goal | None) -> None:
-        """Takes the goal; None if it is not known, as that of a channel that the caller made."""
+        """Takes the goal; None if it is unknown, as for a channel of the caller."""
         self._goal = goal
         self._lock = threading.Lock()
         self._looking: concurrent.futures.Future[Finding | None] | None = None
@@ -108,7 +107,7 @@ class _Diagnosis:
         self._before: Finding | None = None
 
     def _look(self, error: StoreError) -> "concurrent.futures.Future[Finding | None] | None":
-        """The running diagnosis of an error; None if the error does not come from connecting."""
+        """The running check for an error; None if the error is not about connecting."""
         goal = self._goal
         if goal is None or type(error) is not Unavailable or error.reason or error.call_id:
             return None
@@ -120,10 +119,10 @@ class _Diagnosis:
             if looking is None or (looking.done() and age > FRESH_SECONDS):
                 self._before = looking.result() if looking and age < AGAIN_SECONDS else None
                 looking = self._looking = concurrent.futures.Future()
-                # From now on a caller that stops waiting cannot cancel it for the others.
+                # From now on a caller that stops waiting cannot cancel it for other callers.
                 looking.set_running_or_notify_cancel()
                 self._since = time.monotonic()
-                # A daemon: looking up a name can take much longer than the caller waits.
+                # A daemon thread: name resolution can take much longer than the caller waits.
                 threading.Thread(
                     target=_run, args=(goal, looking, self._before), name="storeapi-probe", daemon=True
                 ).start()
@@ -132,7 +131,7 @@ class _Diagnosis:
     def _explained(
         self, error: StoreError, looking: "concurrent.futures.Future[Finding | None]", *, has_answered: bool
     ) -> StoreError:
-        # At the deadline the look before has to do.
+        # At the deadline the previous finding is used.
         finding = looking.result() if looking.done() else self._before
         if finding is None or self._goal is None:
             return error
@@ -146,7 +145,7 @@ class AsyncDiagnosis(_Diagnosis):
     async def explain(
         self, error: StoreError, *, has_answered: bool, seconds_left: float | None
     ) -> StoreError:
-        """The error itself, or one that says why no connection could be made."""
+        """The error itself, or one with the cause if no connection could be made."""
         looking = self._look(error)
         if looking is None:
             return error
@@ -154,7 +153,7 @@ class AsyncDiagnosis(_Diagnosis):
         try:
             await asyncio.wait({waiting}, timeout=_patience(seconds_left))
         finally:
-            # The event loop may be closed when the look is done.
+            # The event loop may be closed when the check is done.
             waiting.cancel()
         return self._explained(error, looking, has_answered=has_answered)
 
@@ -163,7 +162,7 @@ class Diagnosis(_Diagnosis):
     """For threads."""
 
     def explain(self, error: StoreError, *, has_answered: bool, seconds_left: float | None) -> StoreError:
-        """The error itself, or one that says why no connection could be made."""
+        """The error itself, or one with the cause if no connection could be made."""
         looking = self._look(error)
         if looking is None:
             return error
@@ -172,13 +171,13 @@ class Diagnosis(_Diagnosis):
 
 
 def _patience(seconds_left: float | None) -> float:
-    """How long a call waits for a look, of the seconds that it has left."""
+    """Seconds that a call waits for a check."""
     return PROBE_SECONDS if seconds_left is None else min(PROBE_SECONDS, seconds_left)
 
 
 def _run(goal: Goal, looking: "concurrent.futures.Future[Finding | None]", before: Finding | None) -> None:
     finding = None
-    # Whatever goes wrong here, gRPC's own error is still there.
+    # After any exception here, the error of gRPC is reported.
     with contextlib.suppress(Exception):
         finding = look(goal)
         if finding and before and finding.message == before.message:
@@ -187,7 +186,7 @@ def _run(goal: Goal, looking: "concurrent.futures.Future[Finding | None]", befor
 
 
 def look(goal: Goal) -> Finding | None:
-    """What is wrong with all addresses; None if one of them seems to work, or nothing is known."""
+    """The cause for all addresses; None if one of them seems to work, or the cause is unknown."""
     end = time.monotonic() + PROBE_SECONDS
     findings: list[Finding] = []
     for host, port in goal.endpoints:
@@ -203,7 +202,7 @@ def look(goal: Goal) -> Finding | None:
             if finding is None:
                 return None
             findings.append(finding)
-    # Of localhost one address may refuse, and the other have the wrong certificate.
+    # One address of localhost may refuse connections, and the other have a wrong certificate.
     telling = [it for it in findings if it.is_tls or it.is_unknown_name] or findings
     if not telling:
         return None
@@ -216,7 +215,7 @@ def look(goal: Goal) -> Finding | None:
 
 
 def _look_at(goal: Goal, host: str, family: socket.AddressFamily, address: Any, end: float) -> Finding | None:
-    """What is wrong with one address."""
+    """The cause for one address."""
     shown = f"[{address[0]}]:{address[1]}" if family is socket.AF_INET6 else f"{address[0]}:{address[1]}"
     try:
         connection = _connected(family, address, max(end - time.monotonic(), 0.01))
@@ -236,7 +235,7 @@ def _look_at(goal: Goal, host: str, family: socket.AddressFamily, address: Any, 
 
 
 def _connected(family: socket.AddressFamily, address: Any, seconds: float) -> socket.socket:
-    """A connection; OSError also where the host does not have this kind of address."""
+    """A connection; OSError also if the host does not support this address family."""
     connection = socket.socket(family, socket.SOCK_STREAM)
     try:
         connection.settimeout(seconds)
@@ -248,7 +247,7 @@ def _connected(family: socket.AddressFamily, address: Any, seconds: float) -> so
 
 
 def _speaks_tls(connection: socket.socket) -> bool:
-    """Whether a server, of which nothing else is known, answers a TLS handshake, be it with a refusal."""
+    """Whether a server answers a TLS handshake, possibly with an alert."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -267,8 +266,8 @@ def _look_at_tls(tls: Tls, host: str, shown: str, connection: socket.socket) -> 
         with _context(tls).wrap_socket(connection, server_hostname=name) as encrypted:
             if encrypted.selected_alpn_protocol() is None:
                 return _lasting(f"{shown} does not offer HTTP/2 over TLS")
-            # With TLS 1.3 a server refuses a client's certificate after the handshake, with an alert. That of
-            # gRPC only closes, as it may for other reasons that pass. A server that accepts speaks first.
+            # With TLS 1.3 a server rejects a client certificate after the handshake, with an alert. A gRPC
+            # server only closes, as for other, temporary reasons. A server that accepts sends first.
             if not encrypted.recv(1):
                 wanted = "another client certificate" if tls.cert else "a client certificate"
                 return _passing(
@@ -302,7 +301,7 @@ def _certificate_error(error: ssl.SSLCertVerificationError, shown: str, name: st
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
-    """The checks that gRPC makes."""
+    """The TLS checks of gRPC."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_TRUSTED_FIRST
     context.set_alpn_protocols(["h2"])
@@ -311,8 +310,8 @@ def _context(tls: Tls) -> ssl.SSLContext:
         context.load_default_certs()
     else:
         context.load_verify_locations(cadata=ca.decode("ascii", "ignore"))
-    # Python reads a private key from a file only. This one is in memory, which only Linux has; elsewhere a
-    # client with a certificate gets no diagnosis.
+    # Python reads private keys only from files. A file in memory exists only on Linux; elsewhere a client
+    # with a certificate gets no diagnosis.
     if tls.cert and tls.key:
         if not hasattr(os, "memfd_create"):
             raise OSError("there is no file for the key")
@@ -324,7 +323,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
 
 
 def _roots_of_grpc() -> bytes | None:
-    """The authorities that gRPC trusts by default."""
+    """The certificate authorities that gRPC trusts by default."""
     path = os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")
     if path:
         return Path(path).read_bytes()

@@ -1,8 +1,8 @@
-"""When a failed call is made again, and after which pause; shared by both clients.
+"""When a failed call is repeated, and after which pause; used by both clients.
 
-The client does this itself and not through gRPC's service config, because gRPC gives up after five tries,
-does not repeat a call whose answer was cut off behind its first byte, and would repeat a write of the raw
-stubs that has no request_id.
+The client does not use the service config of gRPC for this, because gRPC stops after five attempts, does
+not repeat a call whose response broke off after its first byte, and would repeat a write of the raw stubs
+that has no request_id.
 """
 
 import random
@@ -15,13 +15,13 @@ from grpc import StatusCode
 from storeapi.errors import Cancelled, ConnectionFailed, StoreError, Unavailable
 
 FIRST_PAUSE_SECONDS: Final = 0.05
-"""Between the first two tries; doubled for each further one."""
+"""Between the first two attempts; doubled for each further one."""
 
 LONGEST_PAUSE_SECONDS: Final = 1.0
 """A restart of the service takes about as long."""
 
 LEAST_SECONDS: Final = 0.001
-"""With less time than this there is no use in trying."""
+"""With less time left there is no further attempt."""
 
 BROKEN: Final = frozenset(
     {
@@ -32,36 +32,38 @@ BROKEN: Final = frozenset(
         StatusCode.UNAVAILABLE,
     }
 )
-"""The statuses that gRPC makes of a broken stream or of an HTTP answer, of which it depends on the proxy."""
+"""The statuses that gRPC reports for a broken stream or an HTTP response of a proxy."""
 
 LASTING: Final = re.compile(
     "larger than max|exceeds|serializ|compress|header with status: (?!408|425|429|500|502|503|504)"
 )
-"""What gRPC says, with the same statuses, of messages that are too large or cannot be decoded, and of a proxy
-that refuses the request itself: the next try would end in the same way."""
+"""Messages of gRPC, with the same statuses, for errors that a retry cannot change: a message that is too
+large or cannot be decoded, and a proxy that refuses the request."""
 
 
 class Attempts:
-    """The tries of one call, from the first to the one that succeeds or is the last."""
+    """The attempts of one call."""
 
     def __init__(self, timeout: float | None, *, is_endless: bool = False) -> None:
-        """Begins; `timeout` is how many seconds all tries have together.
+        """Starts the first attempt.
 
-        With `is_endless` they go on for as long as it takes, as those of a watch that has begun.
+        Args:
+            timeout: Seconds for all attempts together; None for no deadline.
+            is_endless: Whether the attempts continue without limit, as those of a watch that has begun.
         """
         self.count: int = 1
         self._is_endless = is_endless
         self._deadline = None if timeout is None else time.monotonic() + timeout
 
     def remaining(self) -> float | None:
-        """Seconds that are left; None for no end."""
+        """Seconds left; None for no deadline."""
         return None if self._deadline is None else max(self._deadline - time.monotonic(), LEAST_SECONDS)
 
     def pause_after(self, error: StoreError) -> float | None:
-        """How long to wait before the next try; None when this one was the last."""
-        # The caller's own deadline leaves no time for another try. One that the service enforces has the id
-        # of the call; any other is that of a proxy, or of an interceptor. Every try may reach that of an
-        # interceptor, so a call that has no deadline itself would never end.
+        """Seconds to wait before the next attempt; None after the last one."""
+        # The deadline of the caller leaves no time for another attempt. A deadline of the service comes with
+        # the id of the call. Any other is of a proxy or an interceptor. Every attempt may reach the deadline
+        # of an interceptor, so a call without its own deadline would never end.
         is_proxys_deadline = (
             error.code is StatusCode.DEADLINE_EXCEEDED
             and error.call_id is None
@@ -70,9 +72,9 @@ class Attempts:
         return self.pause(error.retry_after) if may_help(error) or is_proxys_deadline else None
 
     def pause(self, retry_after: float | None = None) -> float | None:
-        """How long to wait before the next try, whatever went wrong; None when no time is left for it."""
+        """Seconds to wait before the next attempt after any error; None if no time is left."""
         pause = min(FIRST_PAUSE_SECONDS * float(2 ** min(self.count - 1, 10)), LONGEST_PAUSE_SECONDS)
-        # Callers that failed together must not come back together.
+        # Jitter: callers that failed together must not retry together.
         pause *= random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         if retry_after is not None:
             pause = max(pause, retry_after * random.uniform(1.0, 1.2))  # noqa: S311 - no secret
@@ -89,13 +91,13 @@ def may_help(error: StoreError) -> bool:
         return True
     if error.reason:
         return isinstance(error, (Unavailable, Cancelled))
-    # An error without a reason is not from the service: the connection broke, here or after a proxy.
+    # An error without a reason is not from the service: a connection broke, of the client or of a proxy.
     return (
         error.code in BROKEN and not isinstance(error, ConnectionFailed) and not LASTING.search(error.message)
     )
 
 
 def is_repeatable(request: Any) -> bool:
-    """Whether doing a request twice is like doing it once: it only reads, or its request_id sees to it."""
+    """Whether a repeated request has no further effect: it only reads, or has a request_id."""
     request_id = getattr(request, "request_id", None)
     return request_id is None or bool(request_id) or bool(request.validate_only)

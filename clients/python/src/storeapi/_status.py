@@ -1,7 +1,7 @@
-"""Turns the error of a gRPC call into ours; shared by both clients."""
+"""Converts the error of a gRPC call to a StoreError; used by both clients."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -15,91 +15,49 @@ from storeapi.model import FieldViolation
 
 DOMAIN: Final = "storeapi"
 
+
+def _subclasses(kind: type[StoreError]) -> Iterator[type[StoreError]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
 BY_REASON: Final[Mapping[str, type[StoreError]]] = {
-    error.reason: error
-    for error in (
-        errors.RequestMalformed,
-        errors.FieldInvalid,
-        errors.FieldMaskInvalid,
-        errors.FieldImmutable,
-        errors.PageTokenInvalid,
-        errors.PageTokenMismatch,
-        errors.BatchEmpty,
-        errors.BatchTooLarge,
-        errors.BatchDuplicate,
-        errors.RequestIdReused,
-        errors.ResumeTokenInvalid,
-        errors.ResumeTokenForeign,
-        errors.CredentialsMissing,
-        errors.CredentialsInvalid,
-        errors.PermissionDenied,
-        errors.PostNotFound,
-        errors.CommentNotFound,
-        errors.PostHasComments,
-        errors.ReadOnly,
-        errors.SchemaMismatch,
-        errors.EtagMismatch,
-        errors.ResponseTooLarge,
-        errors.WatchLimit,
-        errors.RateLimited,
-        errors.StorageFull,
-        errors.ResumeTokenExpired,
-        errors.Overloaded,
-        errors.ShuttingDown,
-        errors.StreamStalled,
-        errors.DatabaseBusy,
-        errors.DatabaseUnavailable,
-        errors.InternalError,
-    )
+    it.reason: it for it in _subclasses(StoreError) if "reason" in vars(it)
 }
 """The class of each reason."""
 
 BY_CODE: Final[Mapping[grpc.StatusCode, type[StoreError]]] = {
-    error.code: error
-    for error in (
-        errors.InvalidRequest,
-        errors.Unauthenticated,
-        errors.PermissionDenied,
-        errors.NotFound,
-        errors.PreconditionFailed,
-        errors.Conflict,
-        errors.ResourceExhausted,
-        errors.OutOfRange,
-        errors.Unavailable,
-        errors.DeadlineExceeded,
-        errors.Cancelled,
-        errors.InternalError,
-    )
+    it.code: it for it in StoreError.__subclasses__()
 }
 """The class of an error whose reason is unknown or missing; other codes are StoreError itself."""
 
-
 DETAILS: Final = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
-"""The details that are looked at."""
+"""The types of details that are read."""
 
 PLACE: Final = re.compile(r"\b(requests|ids|post_ids)\[([0-9]+)\]")
-"""An item of a batch, in a field path."""
+"""An element of a batch in a field path."""
 
 ENCODED_ADDRESS: Final = re.compile(r"%5B[^\s;,]*?%5D")
 """An IPv6 address as gRPC writes it, in a URL."""
 
 
 def undecodable() -> StoreError:
-    """The error for an answer that is not what was asked for; grpc.aio returns None for it."""
+    """The error for a response that cannot be decoded; grpc.aio returns None for it."""
     return errors.InternalError("Exception deserializing response!", reason="")
 
 
 def store_error(failure: grpc.RpcError) -> StoreError:
-    """The error to raise for a failed call, whatever the other side sent."""
-    code = _said_by(failure, "code") or grpc.StatusCode.UNKNOWN
-    # Pairs of key and value on both kinds of channel, whatever the published types say.
-    # A comprehension, for older versions of grpc.aio's Metadata have `keys` that make dict() fail.
-    trailers = {key: value for key, value in _said_by(failure, "trailing_metadata") or ()}  # noqa: C416
+    """The error to raise for a failed call."""
+    code = _call_method(failure, "code") or grpc.StatusCode.UNKNOWN
+    # Pairs of key and value on both kinds of channel, unlike the published types. A comprehension, because
+    # `keys` of older versions of grpc.aio.Metadata makes dict() fail.
+    trailers = {key: value for key, value in _call_method(failure, "trailing_metadata") or ()}  # noqa: C416
     call_id = trailers.get("x-call-id")
     details = _details(trailers.get("grpc-status-details-bin"))
     info = _error_info(details)
 
-    message = _said_by(failure, "details") or ("" if hasattr(failure, "details") else str(failure))
+    message = _call_method(failure, "details") or ("" if hasattr(failure, "details") else str(failure))
 
     error = (BY_REASON.get(info.reason) or BY_CODE.get(code, StoreError))(
         message if info.reason else ENCODED_ADDRESS.sub(lambda found: unquote(found[0]), message),
@@ -114,14 +72,14 @@ def store_error(failure: grpc.RpcError) -> StoreError:
     return error
 
 
-def _said_by(failure: grpc.RpcError, name: str) -> Any:
-    """What a method of gRPC's own errors returns; None if an interceptor raised one that lacks it."""
+def _call_method(failure: grpc.RpcError, name: str) -> Any:
+    """The result of a method of an error; None for an error of an interceptor without this method."""
     method = getattr(failure, name, None)
     return method() if callable(method) else None
 
 
 def count_from(first: int, error: errors.InvalidRequest) -> None:
-    """Names the items of a batch by their places in a whole, of which the call had those from `first` on."""
+    """Adds `first` to the indexes in an error: those of the call become those of the whole batch."""
 
     def place(found: re.Match[str]) -> str:
         return f"{found[1]}[{first + int(found[2])}]"
@@ -135,7 +93,7 @@ def count_from(first: int, error: errors.InvalidRequest) -> None:
 
 
 def _details(serialized: str | bytes | None) -> list[Message]:
-    """The known details of a google.rpc.Status; one that cannot be read has none."""
+    """The known details of a google.rpc.Status; none if it cannot be decoded."""
     if not isinstance(serialized, bytes):
         return []
     found: list[Message] = []
@@ -151,7 +109,7 @@ def _details(serialized: str | bytes | None) -> list[Message]:
 
 
 def _error_info(details: list[Message]) -> error_details_pb2.ErrorInfo:
-    """What the service says for programs; empty if a proxy, for example, was the one to answer."""
+    """The ErrorInfo of the service; empty if the error is from a proxy, for example."""
     for detail in details:
         if isinstance(detail, error_details_pb2.ErrorInfo) and detail.domain == DOMAIN:
             return detail

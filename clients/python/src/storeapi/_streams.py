@@ -1,9 +1,9 @@
-"""A stream of responses that notices when it has become silent, and a pause that can be cut short.
+"""A stream of responses with a timeout for each, and a pause that can be cancelled.
 
-There are two of each, by hand: waiting with a limit is what asyncio and threads have least in common.
+Both are written twice, because waiting with a timeout differs between asyncio and threads.
 
-A call is known as something to iterate over and nothing else. An interceptor may replace gRPC's call object
-by a generator, which has no `cancel()` and cannot be closed while somebody waits for its next item.
+A call is only used as an iterator. An interceptor may replace the call object of gRPC by a generator, which
+has no `cancel()` and cannot be closed while its next item is awaited.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ Result = TypeVar("Result")
 
 
 def _silent(silence_seconds: float) -> StoreError:
-    return Unavailable(f"nothing was heard from the server for {silence_seconds:.3g} seconds")
+    return Unavailable(f"no response from the server for {silence_seconds:.3g} seconds")
 
 
 def _ended() -> StoreError:
-    return Unavailable("the server ended the stream without saying why")
+    return Unavailable("the server ended the stream without a status")
 
 
 def _closed() -> StoreError:
@@ -31,22 +31,22 @@ def _closed() -> StoreError:
 
 
 def is_cancelled() -> bool:
-    """Whether somebody has cancelled the running task; before Python 3.11 nobody knows."""
+    """Whether the running task was cancelled; unknown before Python 3.11."""
     task: Any = asyncio.current_task()
     return hasattr(task, "cancelling") and task.cancelling() > 0
 
 
 def _cancel(call: Any) -> None:
-    """Ends a call if it can be ended; a failure here must not replace the error that led here."""
+    """Cancels a call if possible; an exception here must not replace the original error."""
     with contextlib.suppress(Exception):
         call.cancel()
 
 
 async def _within(seconds: float, task: "asyncio.Future[Result]") -> Result:
-    """What the task returns; asyncio.TimeoutError when that takes longer. The task has ended afterwards.
+    """The result of the task; asyncio.TimeoutError if it takes longer. The task has ended afterwards.
 
-    asyncio.wait_for, before Python 3.12, returns it also to a caller that was cancelled in the same moment,
-    which would go on as if nobody had cancelled it.
+    Before Python 3.12, asyncio.wait_for also returns the result if the caller is cancelled in the same
+    moment, and the cancellation is lost.
     """
     try:
         done, _ = await asyncio.wait({task}, timeout=seconds)
@@ -59,15 +59,15 @@ async def _within(seconds: float, task: "asyncio.Future[Result]") -> Result:
 
 
 class AsyncStream:
-    """A running call that is read one response at a time."""
+    """A call with a stream of responses."""
 
     def __init__(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> None:
-        """Takes a call that has just begun.
+        """Takes a new call.
 
         Args:
-            call: What a stub returned.
-            first_seconds: How long the first response may take; None for as long as any other.
-            silence_seconds: How long any other may take; a server that keeps its word is faster.
+            call: The result of the stub.
+            first_seconds: Timeout of the first response; None for that of the others.
+            silence_seconds: Timeout of each other response.
         """
         self._call = call
         self._responses = aiter(call)
@@ -81,7 +81,7 @@ class AsyncStream:
 
         Raises:
             grpc.RpcError: The call failed.
-            Unavailable: Nothing came for too long.
+            Unavailable: There was no response before the timeout.
         """
         # A task, because it can be cancelled where the call itself cannot.
         self._step = asyncio.ensure_future(anext(self._responses))
@@ -92,7 +92,7 @@ class AsyncStream:
         except asyncio.TimeoutError:
             raise _silent(self._limit) from None
         except asyncio.CancelledError:
-            # gRPC cancels whoever reads when the call is ended by somebody else.
+            # gRPC cancels the reading task when the call is cancelled from elsewhere.
             if not self._is_over or is_cancelled():
                 raise
             raise _closed() from None
@@ -102,7 +102,7 @@ class AsyncStream:
         return response
 
     def cancel(self) -> None:
-        """Ends the call; ending it again does nothing."""
+        """Cancels the call; cancelling it again has no effect."""
         self._is_over = True
         _cancel(self._call)
         if self._step is not None:
@@ -110,40 +110,40 @@ class AsyncStream:
 
 
 class AsyncPause:
-    """The waiting between two tries, which somebody else may end."""
+    """The pause between two attempts, which can be cancelled."""
 
     def __init__(self) -> None:
-        """Nobody has ended it yet."""
+        """Not cancelled yet."""
         self._over = asyncio.Event()
 
     async def wait(self, seconds: float) -> None:
-        """Waits so long, or until somebody ends it."""
+        """Waits this time, or until the pause is cancelled."""
         with contextlib.suppress(asyncio.TimeoutError):
             await _within(seconds, asyncio.ensure_future(self._over.wait()))
 
     def cancel(self) -> None:
-        """Ends the waiting, also any to come."""
+        """Cancels the pause, also a later one."""
         self._over.set()
 
 
 Outcome: TypeAlias = tuple[Any, BaseException | None]
-"""A response, or why there is none."""
+"""A response, or the exception instead."""
 
 
 class Stream:
-    """A running call that is read one response at a time.
+    """A call with a stream of responses.
 
-    A thread of its own reads, because only a thread can be left behind: nothing else ends the reading of a
-    generator. It stops when the call answers once more or ends.
+    A separate thread reads, because the reading of a generator cannot be interrupted, and a thread can be
+    abandoned. It stops at the next response or at the end of the call.
     """
 
     def __init__(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> None:
-        """Takes a call that has just begun.
+        """Takes a new call.
 
         Args:
-            call: What a stub returned.
-            first_seconds: How long the first response may take; None for as long as any other.
-            silence_seconds: How long any other may take; a server that keeps its word is faster.
+            call: The result of the stub.
+            first_seconds: Timeout of the first response; None for that of the others.
+            silence_seconds: Timeout of each other response.
         """
         self._call = call
         self._limit = silence_seconds if first_seconds is None else first_seconds
@@ -151,10 +151,10 @@ class Stream:
         self._over = threading.Event()
         self._wanted: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-        # One response ahead: the next one is received while the caller deals with this one.
+        # One response ahead: the next one is received while the caller processes this one.
         self._wanted.put(None)
-        # In the caller's context, from which interceptors take the current span. It does not know the stream,
-        # so that one that nobody has any more ends.
+        # In the context of the caller, from which interceptors take the current span. The thread has no
+        # reference to the stream, so that an unreferenced stream is collected and ends the thread.
         reader = threading.Thread(
             target=contextvars.copy_context().run,
             args=(_read, call, self._over, self._wanted, self._outcomes),
@@ -168,7 +168,7 @@ class Stream:
 
         Raises:
             grpc.RpcError: The call failed.
-            Unavailable: Nothing came for too long.
+            Unavailable: There was no response before the timeout.
         """
         self._wanted.put(None)
         try:
@@ -179,13 +179,13 @@ class Stream:
             try:
                 raise failure
             finally:
-                # Its traceback has this frame: a cycle would keep the call alive.
+                # Its traceback references this frame: the cycle would keep the call alive.
                 del failure
         self._limit = self._silence_seconds
         return response
 
     def cancel(self) -> None:
-        """Ends the call, also while another thread reads; ending it again does nothing."""
+        """Cancels the call, also while another thread reads; cancelling it again has no effect."""
         self._over.set()
         self._wanted.put(None)
         self._outcomes.put((None, _closed()))
@@ -196,18 +196,18 @@ class Stream:
 
 
 class Pause:
-    """The waiting between two tries, which another thread may end."""
+    """The pause between two attempts, which another thread can cancel."""
 
     def __init__(self) -> None:
-        """Nobody has ended it yet."""
+        """Not cancelled yet."""
         self._over = threading.Event()
 
     def wait(self, seconds: float) -> None:
-        """Waits so long, or until somebody ends it."""
+        """Waits this time, or until the pause is cancelled."""
         self._over.wait(seconds)
 
     def cancel(self) -> None:
-        """Ends the waiting, also any to come."""
+        """Cancels the pause, also a later one."""
         self._over.set()
 
 
@@ -217,7 +217,7 @@ def _read(
     wanted: "queue.SimpleQueue[None]",
     outcomes: "queue.SimpleQueue[Outcome]",
 ) -> None:
-    """Reads a response each time one is wanted, until it is over or the call ends."""
+    """Reads a response for each request for one, until the stream is cancelled or the call ends."""
     try:
         responses = iter(call)
         wanted.get()
@@ -228,6 +228,6 @@ def _read(
         outcomes.put((None, _ended()))
     except BaseException as failure:
         outcomes.put((None, failure))
-    # Only the thread that reads a generator can close it, and with it the call inside.
+    # Only the thread that reads a generator can close it and the call inside.
     with contextlib.suppress(Exception):
         call.close()

@@ -1,4 +1,4 @@
-"""Where the files are from which clients in other languages are made.
+"""The paths of the files for clients in other languages.
 
     buf generate "$(python -m storeapi.files protos)" --template buf.gen.yaml
 
@@ -15,7 +15,7 @@ PROTOS: Final = _PACKAGE / "protos"
 """For `protoc -I` and `buf generate`: the .proto files, and templates of buf for some languages."""
 
 DESCRIPTORS: Final = _PACKAGE / "v1" / "descriptors.binpb"
-"""The same as one FileDescriptorSet, with the comments, all imports, and the types of error details."""
+"""The same as one FileDescriptorSet, with comments, all imports, and the types of error details."""
 
 SERVICE_CONFIG: Final = _PACKAGE / "service_config.json"
 """The gRPC service config: deadlines and retries."""
@@ -24,14 +24,13 @@ _NAMED: Final = {"protos": PROTOS, "descriptors": DESCRIPTORS, "service-config":
 
 
 def main() -> None:
-    """Prints the path that the command line names."""
+    """Prints the path with the name in the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m storeapi.files", description="Tells where the files for other languages are."
+        prog="python -m storeapi.files", description="Prints the paths of the files for other languages."
     )
     parser.add_argument("name", nargs="?", choices=_NAMED, help="print only this path")
     name = parser.parse_args().name
 
-    # Printing is what the command is for.
     if name:
         print(_NAMED[name])  # noqa: T201
         return

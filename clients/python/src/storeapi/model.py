@@ -1,4 +1,4 @@
-"""The values that the clients take and give."""
+"""The values of arguments and results."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,58 +8,60 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 Item = TypeVar("Item")
 
 Action: TypeAlias = Literal["snapshot", "create", "update", "delete", "unknown"]
-"""What was done; "snapshot" is nothing, but part of the initial state. "unknown" is what a newer service
-does and this version has no word for."""
+"""The action of a change. "snapshot" is a resource of the initial state; "unknown" is an action of a newer
+service that this version does not know."""
 
 Kind: TypeAlias = Literal["post", "comment", "unknown"]
-"""What it was done to."""
+"""The resource type of a change."""
 
 Start: TypeAlias = Literal["now", "earliest", "initial_state"]
-"""Where a watch without a token begins: with what changes from now on, with the oldest change that is still
-kept, or with everything that is stored, followed by what changes from then on."""
+"""Where a watch without a token begins: at the current position, at the oldest change that is still kept, or
+with all existing resources, followed by all changes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Post:
-    """A post, as it was when the service answered."""
+class Resource:
+    """A post or a comment, as it was when the service answered."""
 
     id: int
-    """Chosen by the service, positive, never given twice; 0 after a create with validate_only."""
+    """Assigned by the service, positive, never reused; 0 after a create with validate_only."""
     body: str
     """The text."""
     create_time: datetime | None = None
-    """When the post was stored, in UTC, to the microsecond; None on posts older than the keeping of times."""
-    update_time: datetime | None = None
-    """When the post was last changed, in UTC, to the microsecond; None if that was before times were kept."""
-    etag: str = ""
-    """Changes whenever the post changes. Give it to an update or a delete to be refused, instead of
-    overwriting, when somebody else changed the post in between."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Comment:
-    """A comment on a post, as it was when the service answered."""
-
-    id: int
-    """Chosen by the service, positive, never given twice; 0 after a create with validate_only."""
-    body: str
-    """The text."""
-    post_id: int
-    """The post that is commented on; never changes."""
-    create_time: datetime | None = None
-    """When the comment was stored, in UTC, to the microsecond; None on comments older than the keeping of
+    """When the resource was created, in UTC, to the microsecond; None if it is older than the recording of
     times."""
     update_time: datetime | None = None
-    """When the comment was last changed, in UTC, to the microsecond; None if that was before times were
-    kept."""
+    """When the resource was last changed, in UTC, to the microsecond; None if that was before times were
+    recorded."""
     etag: str = ""
-    """Changes whenever the comment changes. Give it to an update or a delete to be refused, instead of
-    overwriting, when somebody else changed the comment in between."""
+    """Changes with each change of the resource. An update or delete with this etag fails, instead of
+    overwriting, if the resource has changed since."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Post(Resource):
+    """A post, as it was when the service answered."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comment(Resource):
+    """A comment on a post, as it was when the service answered."""
+
+    post_id: int
+    """The post that is commented on; never changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostDraft:
+    """A post to create with `posts.create_many`."""
+
+    body: str
+    """The text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CommentDraft:
-    """A comment that is still to be added, for `comments.create_many`."""
+    """A comment to create with `comments.create_many`."""
 
     post_id: int
     """The post to comment on."""
@@ -69,25 +71,25 @@ class CommentDraft:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Page(Generic[Item]):
-    """A part of a list, with the way to the next part."""
+    """A page of a list."""
 
     items: tuple[Item, ...]
-    """The posts or comments; a page may hold fewer than asked for, even none, and not be the last."""
+    """The posts or comments. A page that is not the last may have fewer than requested, even none."""
     next_page_token: str
-    """Where the next page starts, for `page_token`; empty on the last page."""
+    """The `page_token` of the next page; empty on the last page."""
     resume_token: str = ""
-    """On the first page of a list: `changes.watch(resume_token=...)` goes on from here, so that whoever lists
-    everything and then watches misses nothing. Empty on other pages."""
+    """On the first page: the position for `changes.watch(resume_token=...)` that makes "list, then watch"
+    complete. Empty on other pages."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FieldViolation:
-    """One thing that is wrong with a request."""
+    """One violation of a request."""
 
     field: str
     """Path of the field from the root of the request, such as `post.body` or `requests[3].post.body`."""
     description: str
-    """What is wrong with it, in words."""
+    """The violation, for people."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,37 +97,37 @@ class Change:
     """One change of one post or comment."""
 
     action: Action
-    """What was done."""
+    """The action."""
     kind: Kind
-    """What it was done to."""
+    """The resource type."""
     id: int
     """The id of the post or comment."""
     post_id: int
-    """The post itself, or the post of the comment."""
+    """The id of the post, or of the post of the comment."""
     commit_time: datetime | None
-    """When it was done, in UTC; for a "snapshot", when the resource was last changed, None if unknown."""
+    """When it was committed, in UTC; for a "snapshot", the last change of the resource, None if unknown."""
     resource: Post | Comment | None
-    """It, after the change; after a "delete", as it last was. None only if `kind` is "unknown"."""
+    """The resource after the change; its last version after a "delete". None only if `kind` is "unknown"."""
     request_id: str = ""
-    """Of the request that made the change; empty if it had none."""
+    """The request id of the write; empty if it had none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChangeBatch:
-    """Some changes, and the token to go on from behind them; iterating over it gives the changes."""
+    """Consecutive changes, and the position after them; iterating over a batch returns its changes."""
 
     changes: tuple[Change, ...]
-    """In the order in which they were committed. The changes of one transaction come together unless they
-    are too large for one message; small transactions may share a batch."""
+    """In the order of commits. The changes of one transaction are in one batch unless they are too large for
+    one message; small transactions may share a batch."""
     resume_token: str
-    """Everything up to here has been told. Whoever stores it in one transaction with what was made of the
-    changes sees each change exactly once."""
+    """The position after this batch. A program that stores it in one transaction with the effects of the
+    changes processes each change exactly once."""
     initial_state_complete: bool = False
     """Set on the last batch of the initial state."""
     heartbeat: bool = False
-    """Set when there is nothing to tell but the token."""
+    """Set if the batch has only a token."""
     partial: bool = False
-    """Set when more of the same transaction follows in the next batch."""
+    """Set if the next batch has more changes of the same transaction."""
 
     def __iter__(self) -> Iterator[Change]:
         return iter(self.changes)

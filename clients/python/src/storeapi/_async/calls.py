@@ -13,7 +13,7 @@ from weakref import WeakSet
 import grpc
 import grpc.aio
 
-from storeapi import _messages
+from storeapi._batches import MAX_BATCH, BatchSplitter
 from storeapi._connection import Timeout, seconds
 from storeapi._diagnosis import AsyncDiagnosis, Goal
 from storeapi._retries import Attempts, is_repeatable
@@ -27,7 +27,7 @@ Reply = TypeVar("Reply")
 
 
 class AsyncCalls:
-    """One way to call for all methods of a client: the same deadline, the same retries, the same errors."""
+    """Makes the calls of all methods of a client: deadlines, retries and errors."""
 
     def __init__(self, *, timeout: float | None, retries: bool, goal: Goal | None) -> None:
         self._timeout = timeout
@@ -35,13 +35,13 @@ class AsyncCalls:
         self.has_answered: bool = False
         self.retries: bool = retries
         self.is_closed: bool = False
-        self._max_batch = _messages.MAX_BATCH
+        self._max_batch = MAX_BATCH
         self._open: WeakSet[AsyncStream | AsyncPause] = WeakSet()
-        # One thread may begin something while another, or a signal handler, closes the client.
+        # One thread may start a call while another, or a signal handler, closes the client.
         self._lock = threading.RLock()
 
     def close(self) -> None:
-        """Ends all streams and the pauses between them, and refuses all calls from now on."""
+        """Ends all streams and pauses. Later calls fail."""
         with self._lock:
             self.is_closed = True
             still_open = list(self._open)
@@ -50,25 +50,25 @@ class AsyncCalls:
 
     def check_open(self) -> None:
         """Raises RuntimeError if the client is closed."""
-        # Asked here: gRPC answers differently for each kind of channel, and not at all for a borrowed one.
+        # Checked here: the error of gRPC depends on the kind of channel, and a borrowed channel stays open.
         if self.is_closed:
             raise RuntimeError("this client is closed; make a new one")
 
     def attempts(self, timeout: Timeout) -> Attempts:
-        """Begins a call that was asked for with `timeout`."""
+        """The attempts of a new call with this timeout."""
         return Attempts(seconds(timeout, self._timeout))
 
     async def unary(
         self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Reply], request: Request, timeout: Timeout
     ) -> Reply:
-        """The reply to a request, which is sent again while that may help; a failure is a StoreError."""
+        """The response to a request, which is repeated while that can help; an error is a StoreError."""
         self.check_open()
         attempts = self.attempts(timeout)
         while True:
             try:
                 reply = await method(request, timeout=attempts.remaining())
             except asyncio.CancelledError:
-                # gRPC cancels whoever waits while the client is closed.
+                # gRPC cancels waiting tasks when the client is closed.
                 if not self.is_closed or is_cancelled():
                     raise
                 raise Cancelled("the client was closed") from None
@@ -81,7 +81,7 @@ class AsyncCalls:
                 if pause is None:
                     raise error from failure
             except Exception as failure:
-                # What gRPC, or an interceptor, says of a channel that another thread has closed meanwhile.
+                # The exception of gRPC, or of an interceptor, for a channel that another thread has closed.
                 if not self.is_closed:
                     raise
                 raise Cancelled("the client was closed") from failure
@@ -93,7 +93,7 @@ class AsyncCalls:
             await self.wait(pause, error)
 
     async def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:
-        """The error of a try that failed, with the cause if no connection could be made."""
+        """The error of a failed attempt, with the cause if no connection could be made."""
         error = store_error(failure)
         if error.reason or error.call_id:
             self.has_answered = True
@@ -101,41 +101,41 @@ class AsyncCalls:
             error, has_answered=self.has_answered, seconds_left=attempts.remaining()
         )
 
-    async def in_pieces(
-        self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], Awaitable[None]]
+    async def send_batches(
+        self, batches: BatchSplitter[Item], send: Callable[[list[Item]], Awaitable[None]]
     ) -> None:
-        """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
+        """Sends a batch in several calls, and in smaller ones if the service has a lower limit."""
         sent = 0
-        while piece := pieces.next(self._max_batch):
+        while batch := batches.next(self._max_batch):
             try:
-                await send(piece)
+                await send(batch)
             except BatchTooLarge as error:
-                # Nothing of it was done, so its request id is free.
-                if error.max_count is None or not 0 < error.max_count < len(piece):
+                # The service has done nothing, so the request id is not used yet.
+                if error.max_count is None or not 0 < error.max_count < len(batch):
                     raise
                 self._max_batch = min(self._max_batch, error.max_count)
-                pieces.put_back(piece)
+                batches.put_back(batch)
             except InvalidRequest as error:
-                # Whoever gave the whole counts from its beginning.
+                # Callers count from the start of the whole batch.
                 count_from(sent, error)
                 raise
             else:
-                sent += len(piece)
+                sent += len(batch)
 
     def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> AsyncStream:
-        """A call that has just begun, to be read until it ends or the client is closed."""
+        """The stream of a new call, which is read until it ends or the client is closed."""
         stream = AsyncStream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
         self._keep(stream)
         return stream
 
     async def wait(self, pause_seconds: float, failure: StoreError) -> None:
-        """Waits after a try that failed; Cancelled as soon as the client is closed."""
+        """Waits after a failed attempt; raises Cancelled when the client is closed."""
         await self.pause().wait(pause_seconds)
         if self.is_closed:
             raise Cancelled("the client was closed") from failure
 
     def pause(self) -> AsyncPause:
-        """What to wait with between two tries; it ends when the client is closed."""
+        """A pause between two attempts; it ends when the client is closed."""
         pause = AsyncPause()
         self._keep(pause)
         return pause

@@ -10,7 +10,7 @@ from typing import Literal
 
 import grpc
 
-from storeapi import _messages
+from storeapi import _changes
 from storeapi._async.calls import AsyncCalls
 from storeapi._async.steps import AsyncSteps
 from storeapi._connection import CLIENT_DEFAULT, Timeout
@@ -25,10 +25,10 @@ log = logging.getLogger("storeapi")
 
 
 class AsyncChanges:
-    """Tells what changed; `client.changes`."""
+    """The change feed; `client.changes`."""
 
     def __init__(self, calls: AsyncCalls, stub: changes_pb2_grpc.ChangeServiceAsyncStub) -> None:
-        """Clients make it."""
+        """Called by the client."""
         self._calls = calls
         self._stub = stub
 
@@ -42,39 +42,39 @@ class AsyncChanges:
         heartbeat_seconds: float = 10.0,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> AsyncWatch:
-        """Iterates over every change, in the order of commits, for as long as the caller likes.
+        """Iterates over every change in the order of commits, until it is closed.
 
             async with client.changes.watch(start="initial_state") as watch:
                 async for change in watch:
                     print(change.action, change.kind, change.id, change.resource)
                     break
 
-        Nothing is sent before the first step. From the first response on, the watch lives through restarts
-        of the server and lost connections: it connects again by itself, as often and for as long as it takes,
-        and goes on behind the last change it gave.
+        Nothing is sent before the first step. After the first response the watch survives restarts of the
+        server and lost connections: it reconnects without a limit of attempts or time, and continues after
+        the last change that it returned.
 
         Args:
-            resume_token: Where to go on: `resume_token` of a watch, a batch or the first page of a list.
-                With None or "", `start` says where to begin.
-            start: "now"; "earliest", the oldest change that is still kept; or "initial_state", everything
-                that is stored as changes with the action "snapshot", then what changes from then on.
-            kinds: "post" or "comment", to be told only of these; both if empty.
-            post_ids: Tell only of these posts and their comments, at most 1000; of all if empty.
-            heartbeat_seconds: How often the server says that it is there when nothing changes: 1 to 60. A
-                watch that hears nothing for twice as long connects again.
-            timeout: Seconds until the first response; after that there is no limit.
+            resume_token: The position to continue after: `resume_token` of a watch, a batch or the first page
+                of a list. With None or "", the watch begins at `start`.
+            start: "now"; "earliest", the oldest change that is still kept; or "initial_state", all existing
+                resources as changes with the action "snapshot", and then all changes.
+            kinds: "post" or "comment", to receive only changes of these; both if empty.
+            post_ids: Only changes of these posts and their comments, at most 1000; of all if empty.
+            heartbeat_seconds: The interval, 1 to 60 seconds, in which the server sends a response when
+                nothing changes. A watch that receives nothing for twice this time reconnects.
+            timeout: Deadline in seconds of the first response; later ones have no deadline.
 
         Raises:
             ValueError: `start` or one of `kinds` is unknown.
 
         Its steps raise:
-            ResumeTokenExpired: Changes behind the token are no longer kept; start again with "initial_state".
-            ResumeTokenForeign: The token belongs to another store; start again with "initial_state".
+            ResumeTokenExpired: Changes after the token are no longer kept; restart with "initial_state".
+            ResumeTokenForeign: The token belongs to another store; restart with "initial_state".
             ResumeTokenInvalid: The token is damaged.
             FieldInvalid: `post_ids` or `heartbeat_seconds` is not allowed.
-            WatchLimit: The server has had too many watches until the time was up.
+            WatchLimit: The server had too many watches until the deadline.
         """
-        request = _messages.watch_request(
+        request = _changes.watch_request(
             resume_token=resume_token,
             start=start,
             kinds=kinds,
@@ -85,16 +85,16 @@ class AsyncChanges:
 
 
 class AsyncWatch:
-    """Every change, one after the other, until it is closed; `client.changes.watch()` makes it.
+    """An iterator over changes, returned by `client.changes.watch()`.
 
-    Closing it, or the client, also from elsewhere, ends the iteration.
+    Closing the watch or the client, also from another thread or task, ends the iteration.
     """
 
     resume_token: str | None
-    """Where to go on behind everything that was given out; None before the first response.
+    """The position after all changes that were returned; None before the first response.
 
-    It moves with the last change of what was committed together, so that whoever stores it after each change
-    sees some changes twice after a crash, and none never. For exactly once, use `batches`.
+    It moves with the last change of a batch. A program that stores it after each change receives some changes
+    twice after a crash, and skips none. For exactly-once processing, use `batches`.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class AsyncWatch:
         request: changes_pb2.WatchRequest,
         timeout: Timeout,
     ) -> None:
-        """Clients make it."""
+        """Called by the client."""
         self.resume_token = request.resume_token or None
         self._calls = calls
         self._stub = stub
@@ -120,7 +120,7 @@ class AsyncWatch:
         self._left: deque[Change] = deque()
 
     def batches(self) -> AsyncIterator[ChangeBatch]:
-        """Iterates over what the server sends together, also when it is nothing but a new token.
+        """Iterates over the batches that the server sends, including those with only a new token.
 
             async for batch in client.changes.watch(start="earliest").batches():
                 for change in batch:
@@ -128,18 +128,18 @@ class AsyncWatch:
                 print("so far:", batch.resume_token)
                 break
 
-        Its steps raise what the steps of the watch raise, and can be made again like them.
+        Its steps raise the errors of the watch, and can be repeated like them.
         """
         return AsyncSteps(self._next_whole)
 
     async def close(self) -> None:
-        """Ends the watch; closing it again does nothing."""
+        """Closes the watch; closing it again has no effect."""
         self._is_closed = True
         self._pause.cancel()
         self._drop_stream()
 
     def __repr__(self) -> str:
-        shown = _messages.shown_watch(self._request, self.resume_token)
+        shown = _changes.shown_watch(self._request, self.resume_token)
         state = "closed" if self._is_over() else "open" if self._has_begun else "not begun"
         return f"<{type(self).__name__}({shown}), {state}>"
 
@@ -148,7 +148,7 @@ class AsyncWatch:
 
     async def __anext__(self) -> Change:
         if self._is_over():
-            # Nothing comes after the end, also not what was received before it; the token is before that.
+            # A closed watch returns nothing more, not even received changes. The token is before them.
             self._left.clear()
         while not self._left:
             batch = await self._next_batch()
@@ -170,7 +170,7 @@ class AsyncWatch:
         await self.close()
 
     async def _next_whole(self) -> ChangeBatch | None:
-        """What is left of the batch whose changes are being given out, or else the next one."""
+        """The rest of the current batch, or the next one."""
         batch = self._batch
         if batch is not None and self._left and not self._is_over():
             batch = replace(batch, changes=tuple(self._left))
@@ -182,7 +182,7 @@ class AsyncWatch:
         return batch
 
     async def _next_batch(self) -> ChangeBatch | None:
-        """The next response of this connection or another; None when the watch was closed."""
+        """The next response, from this connection or a new one; None after the watch was closed."""
         if self._is_closed or (self._has_begun and self._is_over()):
             return None
         self._calls.check_open()
@@ -192,20 +192,20 @@ class AsyncWatch:
             return await self._received(self._attempts)
         except BaseException:
             if not self._has_begun:
-                # The next step is a beginning too, with a time of its own.
+                # The next step starts again, with its own deadline.
                 self._attempts = None
             raise
 
     async def _received(self, attempts: Attempts) -> ChangeBatch | None:
-        """Reads until there is a response, and connects again as long as that may help."""
+        """Reads one response, and reconnects while that can help."""
         while True:
             try:
-                batch = _messages.change_batch(await self._read(attempts))
+                batch = _changes.change_batch(await self._read(attempts))
             except StoreError as silence:
                 error: StoreError = silence
                 cause: Exception | None = None
             except Exception as failure:
-                # Closed meanwhile: gRPC says it differently for each kind of channel, and interceptors too.
+                # Closed meanwhile: the exception depends on the kind of channel and on interceptors.
                 if self._is_over():
                     return None
                 if not isinstance(failure, grpc.RpcError):
@@ -213,11 +213,11 @@ class AsyncWatch:
                 error, cause = await self._calls.error(failure, attempts), failure
             else:
                 if self._is_over():
-                    # It was closed while the response was read. The token stays before it.
+                    # Closed while the response was read. The token stays before the response.
                     self._drop_stream()
                     return None
                 if attempts.count > 1:
-                    log.info("watch goes on after %d tries", attempts.count)
+                    log.info("watch continues after %d attempts", attempts.count)
                 self._has_begun = self._calls.has_answered = True
                 self._attempts = Attempts(None, is_endless=True)
                 self._request.resume_token = batch.resume_token
@@ -228,11 +228,11 @@ class AsyncWatch:
             pause = attempts.pause_after(error) if self._calls.retries else None
             if pause is None:
                 raise error from cause
-            # The 1st, 2nd, 4th, 8th ...: an outage may last for hours.
+            # Only attempts 1, 2, 4, 8, ... are logged: an outage may last for hours.
             if error.attempts & (error.attempts - 1) == 0:
                 log.log(
                     logging.WARNING if self._has_begun else logging.INFO,
-                    "watch interrupted (%d), trying again in %.2f s: %s",
+                    "watch interrupted (attempt %d), retry in %.2f s: %s",
                     error.attempts,
                     pause,
                     error,
@@ -252,13 +252,13 @@ class AsyncWatch:
                 first_seconds=None if self._has_begun else attempts.remaining(),
                 silence_seconds=self._silence_seconds,
             )
-            # Whoever closed the watch before the line above has not seen this stream.
+            # A concurrent close() before the line above has not cancelled this stream.
             if self._is_closed:
                 stream.cancel()
         try:
             response: changes_pb2.WatchResponse | None = await stream.read()
         except BaseException:
-            # Also one who gives up waiting has ended the call: the next step begins another behind the token.
+            # A timeout of the caller has ended the call too. The next step starts a new one after the token.
             self._drop_stream()
             raise
         if response is None:
@@ -267,7 +267,7 @@ class AsyncWatch:
         return response
 
     def _drop_stream(self) -> None:
-        # Under a name of its own, for another thread may drop it at the same time.
+        # A local variable, because another thread may drop the stream at the same time.
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.cancel()

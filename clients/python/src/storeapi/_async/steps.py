@@ -1,4 +1,4 @@
-"""What the clients iterate over step by step."""
+"""An iterator that can continue after an error."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from storeapi.model import Item
 
 
 class AsyncSteps(Generic[Item]):
-    """An iterator whose steps can be made again when they failed or were given up; generators cannot."""
+    """An iterator whose steps can be repeated after an error or a timeout, unlike those of a generator."""
 
     def __init__(self, step: Callable[[], Awaitable[Item | None]]) -> None:
-        """Takes what makes a step, and returns None at the end."""
+        """Takes the function that makes a step and returns None at the end."""
         self._step = step
 
     def __repr__(self) -> str:

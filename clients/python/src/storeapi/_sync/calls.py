@@ -10,7 +10,7 @@ from weakref import WeakSet
 
 import grpc
 
-from storeapi import _messages
+from storeapi._batches import MAX_BATCH, BatchSplitter
 from storeapi._connection import Timeout, seconds
 from storeapi._diagnosis import Diagnosis, Goal
 from storeapi._retries import Attempts, is_repeatable
@@ -24,7 +24,7 @@ Reply = TypeVar("Reply")
 
 
 class Calls:
-    """One way to call for all methods of a client: the same deadline, the same retries, the same errors."""
+    """Makes the calls of all methods of a client: deadlines, retries and errors."""
 
     def __init__(self, *, timeout: float | None, retries: bool, goal: Goal | None) -> None:
         self._timeout = timeout
@@ -32,13 +32,13 @@ class Calls:
         self.has_answered: bool = False
         self.retries: bool = retries
         self.is_closed: bool = False
-        self._max_batch = _messages.MAX_BATCH
+        self._max_batch = MAX_BATCH
         self._open: WeakSet[Stream | Pause] = WeakSet()
-        # One thread may begin something while another, or a signal handler, closes the client.
+        # One thread may start a call while another, or a signal handler, closes the client.
         self._lock = threading.RLock()
 
     def close(self) -> None:
-        """Ends all streams and the pauses between them, and refuses all calls from now on."""
+        """Ends all streams and pauses. Later calls fail."""
         with self._lock:
             self.is_closed = True
             still_open = list(self._open)
@@ -47,18 +47,18 @@ class Calls:
 
     def check_open(self) -> None:
         """Raises RuntimeError if the client is closed."""
-        # Asked here: gRPC answers differently for each kind of channel, and not at all for a borrowed one.
+        # Checked here: the error of gRPC depends on the kind of channel, and a borrowed channel stays open.
         if self.is_closed:
             raise RuntimeError("this client is closed; make a new one")
 
     def attempts(self, timeout: Timeout) -> Attempts:
-        """Begins a call that was asked for with `timeout`."""
+        """The attempts of a new call with this timeout."""
         return Attempts(seconds(timeout, self._timeout))
 
     def unary(
         self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request, timeout: Timeout
     ) -> Reply:
-        """The reply to a request, which is sent again while that may help; a failure is a StoreError."""
+        """The response to a request, which is repeated while that can help; an error is a StoreError."""
         self.check_open()
         attempts = self.attempts(timeout)
         while True:
@@ -73,7 +73,7 @@ class Calls:
                 if pause is None:
                     raise error from failure
             except Exception as failure:
-                # What gRPC, or an interceptor, says of a channel that another thread has closed meanwhile.
+                # The exception of gRPC, or of an interceptor, for a channel that another thread has closed.
                 if not self.is_closed:
                     raise
                 raise Cancelled("the client was closed") from failure
@@ -85,7 +85,7 @@ class Calls:
             self.wait(pause, error)
 
     def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:
-        """The error of a try that failed, with the cause if no connection could be made."""
+        """The error of a failed attempt, with the cause if no connection could be made."""
         error = store_error(failure)
         if error.reason or error.call_id:
             self.has_answered = True
@@ -93,39 +93,39 @@ class Calls:
             error, has_answered=self.has_answered, seconds_left=attempts.remaining()
         )
 
-    def in_pieces(self, pieces: _messages.Pieces[Item], send: Callable[[list[Item]], None]) -> None:
-        """Sends a batch piece by piece, in smaller ones when the server says that it takes less."""
+    def send_batches(self, batches: BatchSplitter[Item], send: Callable[[list[Item]], None]) -> None:
+        """Sends a batch in several calls, and in smaller ones if the service has a lower limit."""
         sent = 0
-        while piece := pieces.next(self._max_batch):
+        while batch := batches.next(self._max_batch):
             try:
-                send(piece)
+                send(batch)
             except BatchTooLarge as error:
-                # Nothing of it was done, so its request id is free.
-                if error.max_count is None or not 0 < error.max_count < len(piece):
+                # The service has done nothing, so the request id is not used yet.
+                if error.max_count is None or not 0 < error.max_count < len(batch):
                     raise
                 self._max_batch = min(self._max_batch, error.max_count)
-                pieces.put_back(piece)
+                batches.put_back(batch)
             except InvalidRequest as error:
-                # Whoever gave the whole counts from its beginning.
+                # Callers count from the start of the whole batch.
                 count_from(sent, error)
                 raise
             else:
-                sent += len(piece)
+                sent += len(batch)
 
     def stream(self, call: Any, *, first_seconds: float | None, silence_seconds: float) -> Stream:
-        """A call that has just begun, to be read until it ends or the client is closed."""
+        """The stream of a new call, which is read until it ends or the client is closed."""
         stream = Stream(call, first_seconds=first_seconds, silence_seconds=silence_seconds)
         self._keep(stream)
         return stream
 
     def wait(self, pause_seconds: float, failure: StoreError) -> None:
-        """Waits after a try that failed; Cancelled as soon as the client is closed."""
+        """Waits after a failed attempt; raises Cancelled when the client is closed."""
         self.pause().wait(pause_seconds)
         if self.is_closed:
             raise Cancelled("the client was closed") from failure
 
     def pause(self) -> Pause:
-        """What to wait with between two tries; it ends when the client is closed."""
+        """A pause between two attempts; it ends when the client is closed."""
         pause = Pause()
         self._keep(pause)
         return pause

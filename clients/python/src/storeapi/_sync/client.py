@@ -1,5 +1,5 @@
 # Made from storeapi/_async/client.py by tools/generate_sync.py: change that one, then `make protos`.
-"""StoreClient: the channel and what hangs on it."""
+"""StoreClient: the channel, the stubs and the resource methods."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from storeapi.v1 import changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
 class RawStubs:
     """The generated stubs, on the client's channel.
 
-    They take and give messages of `storeapi.v1`, carry the client's API key, know nothing of its timeout, its
-    retries and its request ids, and raise grpc.RpcError.
+    They use the messages of `storeapi.v1` and send the API key of the client. They have no default deadline,
+    no retries and no request ids, and raise grpc.RpcError.
     """
 
     posts: posts_pb2_grpc.PostServiceStub
@@ -44,25 +44,25 @@ class RawStubs:
 class StoreClient:
     """A client of the posts-and-comments service, to be shared by the threads of one process.
 
-    It connects at its first call and connects again whenever the connection was lost, so one client can
-    live as long as the program:
+    It connects at its first call and reconnects when the connection is lost. Use one client for the lifetime
+    of the program:
 
         with StoreClient("store.example.com:50051") as client:
             post = client.posts.create(body="Hello")
 
-    Every call has a deadline. A call that fails because the service cannot be reached or cannot answer now is
-    made again until then, with growing pauses; writes too, for each carries a request_id by which the service
-    does nothing twice. Whatever fails in the end raises a StoreError; the tree is drawn in `storeapi.errors`.
+    Every call has a deadline. A call that fails because the service is unavailable is repeated until then,
+    with growing pauses. This is safe for writes, because each has a request_id. A call that fails finally
+    raises a StoreError; `storeapi.errors` shows the tree.
     """
 
     posts: Posts
-    """Adds, reads, changes and deletes posts."""
+    """Creates, reads, updates and deletes posts."""
     comments: Comments
-    """Adds, reads, changes, counts and deletes comments."""
+    """Creates, reads, updates, counts and deletes comments."""
     changes: Changes
-    """Tells what changed."""
+    """The change feed."""
     raw: RawStubs
-    """The generated stubs, for what the methods here do not offer."""
+    """The generated stubs."""
 
     def __init__(
         self,
@@ -81,60 +81,47 @@ class StoreClient:
     ) -> None:
         """Prepares the connection; nothing is sent before the first call.
 
-        What is not given is taken from the environment, if it is there.
+        The environment provides defaults.
 
         Args:
             target: Address of the server, such as `store.example.com:50051`, or any other gRPC target.
-                Several addresses, in a list or separated by commas, are used in turn, and one that does not
-                answer is left out; their names are looked up now, and with TLS they must be the same. A
-                single name may have several addresses too. None: STOREAPI_TARGET, or localhost:50051.
-            timeout: Deadline in seconds of each call that names none of its own, with all its tries; above 0
-                and at most 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
-            retries: Whether to make calls again that failed for want of the service.
-            api_key: Who calls, for a service that asks. None: STOREAPI_API_KEY.
-            tls: Whether to encrypt. None: STOREAPI_TLS, or yes if a certificate is given.
-            tls_ca: What the server's certificate must be signed by: path of a PEM file, or its bytes. None:
+                Several addresses, in a list or separated by commas, are used in turn, except those that do
+                not answer; their names are resolved now, and with TLS they must be the same. A single name
+                may have several addresses too. None: STOREAPI_TARGET, or localhost:50051.
+            timeout: Default deadline in seconds of a call with all its attempts; above 0 and at most
+                100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
+            retries: Whether to repeat calls that failed because the service is unavailable.
+            api_key: The API key to authenticate with. None: STOREAPI_API_KEY.
+            tls: Whether to use TLS. None: STOREAPI_TLS, or yes if a certificate is given.
+            tls_ca: The certificate authority of the server: path of a PEM file, or its bytes. None:
                 STOREAPI_TLS_CA, or the authorities that gRPC knows.
-            tls_cert: The client's own certificate, for a server that wants one. None: STOREAPI_TLS_CERT.
-            tls_key: The key that belongs to it. None: STOREAPI_TLS_KEY.
-            credentials: gRPC's own object instead of these four, such as `grpc.ssl_channel_credentials()`.
-            channel_options: gRPC channel options; they go before the client's own, which are
-                `storeapi.CHANNEL_OPTIONS`.
-            channel: A finished channel instead of a new one, with interceptors, for example. It is not
-                closed with the client, and what only a new channel can follow must be left out.
+            tls_cert: The client certificate, for mTLS. None: STOREAPI_TLS_CERT.
+            tls_key: Its private key. None: STOREAPI_TLS_KEY.
+            credentials: gRPC credentials instead of these four, such as `grpc.ssl_channel_credentials()`.
+            channel_options: gRPC channel options; they override `storeapi.CHANNEL_OPTIONS`.
+            channel: An existing channel, with interceptors for example. It is not closed with the client, and
+                excludes the arguments that configure a channel.
 
         Raises:
-            TypeError: `channel` is a channel of the other kind, or none.
-            ValueError: Something does not fit, or a file cannot be read; one line names the argument or the
-                variable.
+            TypeError: `channel` is a channel of the other kind, or not a channel.
+            ValueError: An argument or variable is invalid, or a file cannot be read; the message names it.
         """
         self._own_channel: grpc.Channel | None = None
+        options: dict[str, Any] = {
+            "target": target,
+            "tls": tls,
+            "tls_ca": tls_ca,
+            "tls_cert": tls_cert,
+            "tls_key": tls_key,
+            "credentials": credentials,
+            "channel_options": tuple(channel_options),
+        }
         if channel is None:
-            settings = connection(
-                target=target,
-                timeout=timeout,
-                api_key=api_key,
-                tls=tls,
-                tls_ca=tls_ca,
-                tls_cert=tls_cert,
-                tls_key=tls_key,
-                credentials=credentials,
-                channel_options=channel_options,
-            )
+            settings = connection(timeout=timeout, api_key=api_key, **options)
             channel = self._own_channel = new_channel(settings)
         else:
             settings = connection_of_channel(
-                channel,
-                grpc.Channel,
-                timeout=timeout,
-                api_key=api_key,
-                target=target,
-                tls=tls,
-                tls_ca=tls_ca,
-                tls_cert=tls_cert,
-                tls_key=tls_key,
-                credentials=credentials,
-                channel_options=tuple(channel_options),
+                channel, grpc.Channel, timeout=timeout, api_key=api_key, **options
             )
         self._target = settings.target
         channel = with_metadata(channel, settings.metadata)
@@ -149,7 +136,7 @@ class StoreClient:
         self.changes = Changes(self._calls, self.raw.changes)
 
     def close(self) -> None:
-        """Closes the connection, which ends open calls, and refuses new ones; closing again does nothing."""
+        """Closes the connection and ends open calls; closing again has no effect."""
         self._calls.close()
         if self._own_channel is not None:
             self._own_channel.close()

@@ -8,20 +8,21 @@ from typing import Any, Final, Generic
 
 import grpc
 
-from storeapi import _messages
+from storeapi import _arguments
 from storeapi._connection import Timeout
+from storeapi._resources import rpc_of
 from storeapi._sync.calls import Calls
 from storeapi._sync.steps import Steps
 from storeapi.model import Item, Page
 
-MAX_PAGE: Final = 1000
-"""The most that the service gives at once."""
+MAX_PAGE_SIZE: Final = 1000
+"""The maximum page size of the service."""
 
 
 class Pager(Generic[Item]):
-    """Iterates over everything that a list holds, and asks for the next page when the one before is used up.
+    """Iterates over the items of a list, and requests each page when it is needed.
 
-    Nothing is sent before the first step. A step that failed can be made again: nothing is skipped.
+    Nothing is sent before the first step. A step that failed can be repeated: nothing is skipped.
     """
 
     def __init__(
@@ -33,15 +34,15 @@ class Pager(Generic[Item]):
         timeout: Timeout,
         limit: int | None,
     ) -> None:
-        """Clients make it; `request` is the one for the first page."""
-        calls.attempts(timeout)  # Complains of a wrong one where it was given.
+        """Called by the client; `request` is the one for the first page."""
+        calls.attempts(timeout)  # Raises for an invalid timeout now, not at the first step.
         self._calls = calls
         self._method = method
         self._request = request
         self._to_page = to_page
         self._timeout = timeout
         self._items: Iterator[Item] = iter(())
-        self._limit = self._left = _messages.limit(limit)
+        self._limit = self._left = _arguments.limit(limit)
         self._page_size = request.page_size
         self._is_last = limit == 0
 
@@ -57,12 +58,12 @@ class Pager(Generic[Item]):
             self._items = iter((self._next_page()).items)
 
     def pages(self) -> Iterator[Page[Item]]:
-        """Iterates over the pages that are still to be asked for, for callers that hand pages on.
+        """Iterates over the remaining pages.
 
             for page in client.posts.list(page_size=100).pages():
                 print(len(page.items), page.next_page_token)
 
-        Its steps raise what the steps of the list raise, and can be made again like them.
+        Its steps raise the errors of the list, and can be repeated like them.
         """
         return Steps(self._next_page_if_any)
 
@@ -71,7 +72,7 @@ class Pager(Generic[Item]):
 
     def _next_page(self) -> Page[Item]:
         if self._left is not None:
-            self._request.page_size = min(self._page_size or MAX_PAGE, self._left)
+            self._request.page_size = min(self._page_size or MAX_PAGE_SIZE, self._left)
         page = self._to_page(self._calls.unary(self._method, self._request, self._timeout))
         self._request.page_token = page.next_page_token
         self._is_last = not page.next_page_token
@@ -84,5 +85,5 @@ class Pager(Generic[Item]):
         fields = {it.name: value for it, value in self._request.ListFields()}
         if self._limit is not None:
             fields["limit"] = self._limit
-        method = type(self._request).__name__.removesuffix("Request")
-        return f"{type(self).__name__}({', '.join([method, *(f'{it}={fields[it]!r}' for it in fields)])})"
+        shown = [rpc_of(self._request), *(f"{name}={value!r}" for name, value in fields.items())]
+        return f"{type(self).__name__}({', '.join(shown)})"

@@ -1,4 +1,4 @@
-"""The command `storeapi`: the service for people and scripts. It needs the extra `cli`."""
+"""The command `storeapi`. It requires the extra `cli`."""
 
 import io
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 MISSING = "the command needs the extra storeapi[cli], which is not installed"
-"""What is wrong when the libraries of the command are not there."""
+"""The error when the libraries of the command are missing."""
 
 
 def main() -> None:
@@ -25,23 +25,23 @@ def main() -> None:
     from storeapi.cli.program import program
 
     for stream in (sys.stdout, sys.stderr):
-        # A terminal that lacks a character gets its number, instead of the user a traceback.
+        # Characters that the encoding lacks are escaped instead of raising an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Temporary files are removed on the way out, which the default of this signal would skip.
+    # SystemExit removes temporary files, which the default action of this signal would not.
     signal.signal(signal.SIGTERM, _end)
     try:
         program(prog_name="storeapi")
     except KeyboardInterrupt:
-        # A second Ctrl-C, while the first was still being answered.
+        # A second Ctrl-C while the first is handled.
         sys.exit(130)
 
 
 def _open_streams() -> None:
-    """Opens what this process was started without, as by `>&-`: of stdin, stdout and stderr.
+    """Opens stdin, stdout and stderr on the null device if the process was started without them, as by `>&-`.
 
-    Nobody is to see what the command prints then, and that is no reason for a write that was done to fail.
-    Otherwise the next file or socket would also get its number.
+    Otherwise a command would fail to print after a successful write, and the next file or socket would get
+    the number of the closed stream.
     """
     # In this order: the system gives the lowest number that is free.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):

@@ -5,27 +5,50 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from functools import wraps
 from typing import Any, Final, TypeVar, cast
 
 import click
 
+from storeapi._resources import ResourceType
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 MAX_PAGE_SIZE: Final = 1000
-"""The most that the service gives at once."""
+"""The maximum page size of the service."""
 
 ORDERS: Final = {"id": "id", "id-desc": "id desc"}
-"""What --order-by takes, and how the API names it."""
+"""The values of --order-by, and their names in the API."""
 
 ID: Final = click.IntRange(min=1, max=2**63 - 1)
 """The id of a post or comment."""
 
 
-def body_argument(command: Command) -> Command:
-    """BODY, a text, or "-" for what is on stdin."""
-    return click.argument("body", callback=_body)(command)
+def field_parameters(
+    resource_type: ResourceType[Any], *, for_update: bool = False
+) -> Callable[[Command], Command]:
+    """An argument for each required field of a draft, and an option for each optional one.
+
+    Args:
+        resource_type: Defines the fields.
+        for_update: Only the fields that an update can change; an option that is not given is None.
+    """
+
+    def decorate(command: Command) -> Command:
+        for field in reversed(fields(resource_type.draft)):
+            if for_update and field.name in resource_type.immutable:
+                continue
+            reading: dict[str, Any] = {"type": ID} if field.type is int else {"callback": _text}
+            if field.default is MISSING:
+                command = click.argument(field.name, **reading)(command)
+            else:
+                option = f"--{field.name.replace('_', '-')}"
+                default = None if for_update else field.default
+                command = click.option(option, default=default, help=f"Its {field.name}.", **reading)(command)
+        return command
+
+    return decorate
 
 
 def ids_argument(command: Command) -> Command:
@@ -35,18 +58,19 @@ def ids_argument(command: Command) -> Command:
 
 def etag_option(command: Command) -> Command:
     """--etag."""
-    return click.option("--etag", default="", help="Only if this is still its etag.")(command)
+    return click.option("--etag", default="", help="Fail unless this is the current etag.")(command)
 
 
 def allow_missing_option(command: Command) -> Command:
     """--allow-missing."""
-    return click.option("--allow-missing", is_flag=True, help="Ids that name nothing are no error.")(command)
+    return click.option("--allow-missing", is_flag=True, help="Ignore ids that do not exist.")(command)
 
 
 def request_id_option(command: Command) -> Command:
     """--request-id."""
     help = (
-        "Names this write, so that it can be tried again and is done once; without, each run is a new write."
+        "Id of this write: a second run with the same id and arguments has no further effect. "
+        "Default: a new id."
     )
     return click.option("--request-id", metavar="UUID", callback=_text_of_uuid, type=click.UUID, help=help)(
         command
@@ -55,14 +79,14 @@ def request_id_option(command: Command) -> Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What `list` was asked for."""
+    """The options of `list`."""
 
     order_by: str
-    """As the API names it."""
+    """The order, as the API names it."""
     limit: int | None
     """Maximum number of items; None if it was not given."""
     is_all: bool
-    """Whether all of them were asked for."""
+    """Whether --all was given."""
     given_page_size: int | None
     """Items in each call; None if it was not given."""
 
@@ -73,7 +97,7 @@ class Selection:
 
 
 def list_options(command: Command) -> Command:
-    """--order-by, --limit, --all and --page-size, which the command gets as one Selection."""
+    """--order-by, --limit, --all and --page-size, passed to the command as one Selection."""
     options = (
         click.option(
             "--order-by",
@@ -110,18 +134,21 @@ def list_options(command: Command) -> Command:
 
 
 def check_one_etag(ids: tuple[int, ...], etag: str) -> None:
-    """An etag belongs to one thing."""
+    """Fails if --etag is given with several ids."""
     if etag and len(ids) > 1:
-        raise click.UsageError("--etag belongs to one id, and several are given", click.get_current_context())
+        raise click.UsageError("--etag requires exactly one id", click.get_current_context())
 
 
-def _body(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def _text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
     try:
-        if value == "-":
+        # An option cannot be "-": stdin can be read only once.
+        if value == "-" and isinstance(param, click.Argument):
             return sys.stdin.buffer.read().decode()
         value.encode()
     except UnicodeError:
-        raise click.BadParameter("this is not UTF-8", ctx, param) from None
+        raise click.BadParameter("not valid UTF-8", ctx, param) from None
     return value
 
 

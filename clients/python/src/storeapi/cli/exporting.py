@@ -9,16 +9,15 @@ from typing import IO, Any
 
 import click
 
-from storeapi import Comments, Posts, StoreClient
+from storeapi import Collection, StoreClient
+from storeapi._resources import AnyResource
 from storeapi.cli import progress
+from storeapi.cli.arguments import MAX_PAGE_SIZE
 from storeapi.cli.files import whole_file
 from storeapi.cli.help import examples
 from storeapi.cli.lines import line_of
 from storeapi.cli.progress import Report
 from storeapi.cli.settings import Settings
-
-PAGE_SIZE = 1000
-"""The most that the service gives at once."""
 
 
 @click.command(
@@ -29,9 +28,9 @@ PAGE_SIZE = 1000
 def export(settings: Settings, file: Path) -> None:
     """Write all posts and comments as JSON lines.
 
-    FILE appears, or is replaced, only when all of it is written; "-" is stdout, the default. All posts come
-    first, oldest first, then all comments, as `storeapi import` reads them. What others change meanwhile may
-    or may not be in it, but no comment is there without its post.
+    FILE is created, or replaced, only when the export is complete; "-" is stdout, the default. All posts come
+    first, oldest first, then all comments, as `storeapi import` reads them. Concurrent changes may or may not
+    be included, but no comment is included without its post.
     """
     with settings.connect() as client, progress.shown(prints=str(file) == "-") as report:
         if str(file) == "-":
@@ -44,7 +43,7 @@ def export(settings: Settings, file: Path) -> None:
 
 
 def write_all(client: StoreClient, target: IO[bytes], report: Report) -> tuple[int, int]:
-    """Writes every post and comment, and returns how many posts and comments these are."""
+    """Writes every post and comment, and returns the number of posts and of comments."""
     for_terminal = target.isatty()
     post_ids: set[int] = set()
     for post in _reported("exporting posts", client.posts, report):
@@ -52,22 +51,22 @@ def write_all(client: StoreClient, target: IO[bytes], report: Report) -> tuple[i
         post_ids.add(post.id)
     comments = 0
     for comment in _reported("exporting comments", client.comments, report):
-        # A post that was added since the last page of posts is not in the file, so its comments stay out.
+        # A post that was created after the last page of posts is not in the file. Neither are its comments.
         if comment.post_id in post_ids:
             target.write(line_of(comment, for_terminal=for_terminal))
             comments += 1
     return len(post_ids), comments
 
 
-def _reported(phase: str, resource: Posts | Comments, report: Report) -> Iterator[Any]:
-    """All posts or comments, oldest first.
+def _reported(phase: str, collection: Collection[AnyResource, Any], report: Report) -> Iterator[AnyResource]:
+    """All resources, oldest first.
 
-    The service does not tell how many there are. Ids grow, so the part that is done is that of the newest id.
+    The service does not report their number. Ids grow, so the fraction done is estimated from the newest id.
     """
     report(phase, 0, None)
-    newest = next(iter(resource.list(order_by="id desc", page_size=1)), None)
+    newest = next(iter(collection.list(order_by="id desc", page_size=1)), None)
     done = 0
-    for page in resource.list(page_size=PAGE_SIZE).pages():
+    for page in collection.list(page_size=MAX_PAGE_SIZE).pages():
         yield from page.items
         done += len(page.items)
         if newest is not None and page.items:

@@ -1,4 +1,4 @@
-"""How the command ends when it fails: one line on stderr, and an exit code."""
+"""Reports of errors: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import click
 
 from storeapi import errors
 from storeapi.cli.text import one_line
-from storeapi.cli.words import in_words_of_the_command, said_by_system
+from storeapi.cli.words import os_error_reason, with_option_names
 from storeapi.errors import StoreError
 
 
 class ExitCode(enum.IntEnum):
-    """Every exit code of the command; `MEANINGS` says what they mean."""
+    """Every exit code of the command; `MEANINGS` explains them."""
 
     OK = 0
     FAILED = 1
@@ -40,7 +40,7 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
     ExitCode.NO_READER: "the reader of the output closed it (| head)",
     ExitCode.TERMINATED: "SIGTERM",
 }
-"""What the exit codes mean, for --help and the documentation."""
+"""The meanings of the exit codes, for --help and the documentation."""
 
 BY_ERROR: Final[tuple[tuple[type[StoreError], ExitCode], ...]] = (
     (errors.NotFound, ExitCode.NOT_FOUND),
@@ -54,20 +54,20 @@ BY_ERROR: Final[tuple[tuple[type[StoreError], ExitCode], ...]] = (
     (errors.WatchLimit, ExitCode.UNAVAILABLE),
     (StoreError, ExitCode.FAILED),
 )
-"""The exit code of each error of the service; the first line that fits counts."""
+"""The exit code of each error of the service; the first match counts."""
 
 
 class CommandFailed(Exception):
-    """The command cannot go on, for a reason that it explains itself."""
+    """The command fails with its own message."""
 
     def __init__(self, message: str, *, exit_code: ExitCode = ExitCode.FAILED) -> None:
-        """Takes what to tell, and how to end. An error of the service goes into `__cause__`."""
+        """Takes the message and the exit code. An error of the service goes into `__cause__`."""
         super().__init__(message)
         self.exit_code = exit_code
 
 
 def exit_code(error: Exception) -> ExitCode:
-    """How the command ends after an error."""
+    """The exit code after an error."""
     if isinstance(error, CommandFailed):
         return error.exit_code
     if isinstance(error, click.ClickException):
@@ -76,7 +76,7 @@ def exit_code(error: Exception) -> ExitCode:
 
 
 def report(error: Exception, *, as_json: bool) -> None:
-    """Tells an error in one line on stderr."""
+    """Prints an error as one line to stderr."""
     if as_json:
         click.echo(json.dumps({"error": _record(error)}), err=True)
     else:
@@ -86,10 +86,10 @@ def report(error: Exception, *, as_json: bool) -> None:
 def _sentence(error: Exception) -> str:
     if isinstance(error, StoreError):
         reason = error.reason or error.code.name
-        return f"{reason}: {in_words_of_the_command(str(error))}{_hint(error)}"
+        return f"{reason}: {with_option_names(str(error))}{_hint(error)}"
     if isinstance(error, OSError):
         file = f"{error.filename}: " if error.filename else ""
-        return f"{file}{said_by_system(error)}"
+        return f"{file}{os_error_reason(error)}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         return f"{error.format_message()} (see '{error.ctx.command_path} --help')"
     if isinstance(error, click.ClickException):
@@ -98,14 +98,14 @@ def _sentence(error: Exception) -> str:
 
 
 def _hint(error: StoreError) -> str:
-    """What else is good to know."""
+    """How to handle the error."""
     if isinstance(error, errors.InternalError) and error.call_id:
         return f" (call {error.call_id})"
     if isinstance(error, errors.CredentialsMissing):
         return " (STOREAPI_API_KEY, or a file with it after --api-key-file)"
-    # Whether it was done is not known.
+    # It is unknown whether the write took effect.
     if error.request_id and exit_code(error) == ExitCode.UNAVAILABLE:
-        return f" (to try again and have it done once: --request-id {error.request_id})"
+        return f" (to retry safely: --request-id {error.request_id})"
     return ""
 
 

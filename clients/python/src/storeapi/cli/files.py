@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import IO
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Writes a file under another name beside it, which takes the place of `path` at the end.
+    """Writes a temporary file in the same directory, which replaces `path` at the end.
 
-    On any error `path` stays as it was. What is no ordinary file, a pipe for example, is written directly.
+    On any error `path` is unchanged. A file that is not regular, such as a pipe, is written directly.
     """
-    # The file behind a symbolic link is replaced, not the link.
+    # The target of a symbolic link is replaced, not the link.
     given, path = path, path.resolve()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             with path.open("wb") as file:
                 yield file
             return
-        # Not `tempfile`, whose files only their owner can read.
+        # Not `tempfile`, whose files are readable only for the owner.
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -42,6 +42,6 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Gives a file another text in one step."""
+    """Replaces the content of a file atomically."""
     with whole_file(path) as file:
         file.write(text.encode())

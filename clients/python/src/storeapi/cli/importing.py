@@ -19,7 +19,7 @@ from storeapi.cli.progress import Report
 from storeapi.cli.settings import Settings
 
 BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
-"""Where import ids that are made of a file's content come from."""
+"""The namespace of import ids that are derived from the content of a file."""
 
 
 @click.command(
@@ -31,33 +31,42 @@ BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
 @click.option(
     "--import-id",
     metavar="TEXT",
-    help="Names this import; without, it is made of the file's content.",
+    help="Id of this import. Default: derived from the content of the file.",
+)
+@click.option(
+    "--ignore-unknown-fields",
+    is_flag=True,
+    help="Import without the fields that this version of the command does not know.",
 )
 @click.pass_obj
-def import_(settings: Settings, file: Path, import_id: str | None) -> None:
-    """Add the posts and comments of an export, each with a new id.
+def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknown_fields: bool) -> None:
+    """Create the posts and comments of an export, each with a new id.
 
-    The whole FILE ("-" is stdin, the default) is checked before anything is stored. Posts are added first,
-    then comments to the posts' new ids, in batches that are stored whole or not at all. Times and etags are
-    new too. The map of ids goes to stdout, unless that is a terminal: lines of kind, old id and new id.
+    The whole FILE ("-" is stdin, the default) is checked before anything is stored. Posts are created first,
+    then comments on the new posts, in batches that are stored completely or not at all. Times and etags are
+    new too. The new ids go to stdout, unless that is a terminal: lines of kind, old id and new id.
 
-    An import that was interrupted is run again with the same command, and nothing is there twice: every
-    batch has a request id made of the import id and its number, so the service recognises what it has done
-    and answers with the first answer. It remembers that for 24 hours, unless it is set otherwise; run it
-    again later than that, and what was added before is added a second time. If a line is refused, change it,
-    leave the lines before it as they are, and run again with the import id that the error tells.
+    An unknown field is an error, unless --ignore-unknown-fields is given: the file may be from a newer
+    version. A missing optional field gets its default.
 
-    To add the same file twice on purpose, give another --import-id. If what was added has been deleted
-    since, an import under the same id adds nothing: it says so, and ends with exit code 4.
+    To continue an interrupted import, run the same command again. Nothing is created twice: every batch has a
+    request id derived from the import id and its number, and the service answers a repeated batch with the
+    first response. It keeps request ids for 24 hours unless configured otherwise; after that, a second run
+    creates everything again. If a line is refused, change it, keep the lines before it unchanged, and run
+    again with the import id in the error.
+
+    To import the same file twice on purpose, give another --import-id. If resources that an import created
+    have been deleted since, an import with the same id does not create them again: it reports them and ends
+    with exit code 4.
     """
-    # A copy that nobody changes while it is read several times, and stdin can be read only once.
+    # A copy, because it is read several times: stdin can be read only once, and a file can change.
     with tempfile.TemporaryFile() as copy, progress.shown(prints=settings.json) as report:
         if str(file) == "-":
             digest = _copied(sys.stdin.buffer, copy, report)
         else:
             with file.open("rb") as source:
                 digest = _copied(source, copy, report)
-        contents = lines.check(copy, report)
+        contents = lines.check(copy, report, ignore_unknown_fields=ignore_unknown_fields)
         import_id = import_id or str(uuid.uuid5(BY_CONTENT, digest))
         total = contents.posts + contents.comments
         done = 0
@@ -73,13 +82,13 @@ def import_(settings: Settings, file: Path, import_id: str | None) -> None:
                     report("importing", done, done / total)
             except KeyboardInterrupt:
                 raise CommandFailed(
-                    f"interrupted; to go on, {importer.again}", exit_code=ExitCode.INTERRUPTED
+                    f"interrupted; to continue, {importer.again}", exit_code=ExitCode.INTERRUPTED
                 ) from None
     if importer.deleted:
         raise CommandFailed(
-            f"{importer.deleted} of {total} posts and comments were added by this import before and have "
-            f"been deleted since; they were not added again (import id {import_id}; another --import-id "
-            "adds everything anew)",
+            f"{importer.deleted} of {total} posts and comments were created by this import before and have "
+            f"been deleted since; they were not created again (import id {import_id}; with another "
+            "--import-id everything is created again)",
             exit_code=ExitCode.CONFLICT,
         )
     summary = f"imported {contents.posts} posts and {contents.comments} comments (import id {import_id})"

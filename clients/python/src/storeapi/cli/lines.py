@@ -1,25 +1,21 @@
-"""The format of `storeapi export`: a JSON object in each line, a post or a comment."""
+"""The format of `storeapi export`: one JSON object per line, each a post or a comment."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any, Final, Literal
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import IO, Any, Final
 
+from storeapi._resources import RESOURCE_TYPES
 from storeapi.cli import output
 from storeapi.cli.failures import CommandFailed
 from storeapi.cli.progress import Report
-from storeapi.model import Comment, Post
-
-Kind = Literal["post", "comment"]
+from storeapi.model import CommentDraft, PostDraft, Resource
 
 LINES_BETWEEN_REPORTS: Final = 1000
 """While a file is checked."""
-
-SET_BY_THE_SERVICE: Final = frozenset({"create_time", "update_time", "etag"})
-"""Fields that an import reads over: what it adds gets its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,108 +23,115 @@ class Line:
     """A post or comment of a file."""
 
     number: int
-    """Where it is in the file, from 1."""
-    kind: Kind
-    """What it is."""
+    """The line number, from 1."""
+    kind: str
+    """The name of the resource type."""
     id: int
-    """Its id in the file."""
-    post_id: int
-    """The id that the post has in the file; of a post, its own."""
-    body: str
-    """The text."""
+    """The id in the file."""
+    draft: PostDraft | CommentDraft
+    """The resource to create; `post_id` is the id of the post in the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What a file holds."""
+    """The number of resources in a file."""
 
     posts: int
-    """How many posts."""
     comments: int
-    """How many comments."""
 
 
-def line_of(item: Post | Comment, *, for_terminal: bool = False) -> bytes:
-    """A post or comment as a line of a file, or of one that a terminal shows."""
-    kind = "comment" if isinstance(item, Comment) else "post"
-    return output.as_line({"kind": kind, **output.record(item)}, for_terminal=for_terminal)
+def line_of(resource: Resource, *, for_terminal: bool = False) -> bytes:
+    """A post or comment as a line of a file, or as a line that a terminal shows."""
+    kind = type(resource).__name__.lower()
+    return output.as_line({"kind": kind, **output.record(resource)}, for_terminal=for_terminal)
 
 
-def read(file: IO[bytes], kind: Kind | None = None) -> Iterator[Line]:
-    """Reads the lines of a file from its start, of one kind or of both; empty ones are left out."""
+def read(file: IO[bytes], kind: str | None = None, *, ignore_unknown_fields: bool = True) -> Iterator[Line]:
+    """Reads the lines of a file from its start, of one kind or of all; empty lines are skipped."""
     file.seek(0)
     for number, text in enumerate(file, start=1):
         if text.strip():
-            line = _line(text, number)
+            line = _line(text, number, ignore_unknown_fields=ignore_unknown_fields)
             if kind is None or line.kind == kind:
                 yield line
 
 
-def check(file: IO[bytes], report: Report) -> Contents:
-    """Reads the whole file, so that one that is damaged is refused before any of it is stored.
+def check(file: IO[bytes], report: Report, *, ignore_unknown_fields: bool = False) -> Contents:
+    """Reads the whole file, so that an invalid one fails before anything is stored.
 
     Args:
-        file: What to read, from its start.
-        report: Is told how far it is.
+        file: The file, which is read from its start.
+        report: Called with the progress.
+        ignore_unknown_fields: Accept fields that this version does not know.
 
     Raises:
-        CommandFailed: A line is none, says something twice, or is a comment whose post is not in the file.
+        CommandFailed: A line is invalid, an id is duplicate, or the post of a comment is not in the file.
     """
-    posts: set[int] = set()
-    comments: set[int] = set()
-    wanted: dict[int, int] = {}
+    known: dict[str, set[int]] = {kind: set() for kind in RESOURCE_TYPES}
+    first_comments: dict[int, int] = {}
     size = os.fstat(file.fileno()).st_size
     report("checking the file", 0, 0.0)
-    for line in read(file):
+    for line in read(file, ignore_unknown_fields=ignore_unknown_fields):
         if line.number % LINES_BETWEEN_REPORTS == 0:
             report("checking the file", line.number, file.tell() / size)
-        known = posts if line.kind == "post" else comments
-        if line.id in known:
-            raise _bad(line.number, f"{line.kind} {line.id} is there twice")
-        known.add(line.id)
-        if line.kind == "comment":
-            wanted.setdefault(line.post_id, line.number)
-    for post_id, number in wanted.items():
-        if post_id not in posts:
-            raise _bad(number, f"post {post_id} of this comment is not in the file")
-    return Contents(posts=len(posts), comments=len(comments))
+        if line.id in known[line.kind]:
+            raise _invalid(line.number, f"duplicate {line.kind} {line.id}")
+        known[line.kind].add(line.id)
+        if isinstance(line.draft, CommentDraft):
+            first_comments.setdefault(line.draft.post_id, line.number)
+    for post_id, number in first_comments.items():
+        if post_id not in known["post"]:
+            raise _invalid(number, f"post {post_id} of this comment is not in the file")
+    return Contents(posts=len(known["post"]), comments=len(known["comment"]))
 
 
-def _line(text: bytes, number: int) -> Line:
+def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
     try:
-        fields = json.loads(text)
-    # Arrays in arrays in arrays, without end.
+        values = json.loads(text)
+    # RecursionError: deeply nested arrays.
     except (ValueError, RecursionError):
-        raise _bad(number, "this is no JSON in UTF-8") from None
-    if not isinstance(fields, dict):
-        raise _bad(number, "this is no JSON object")
-    kind = fields.pop("kind", None)
-    if kind not in ("post", "comment"):
-        raise _bad(number, 'kind must be "post" or "comment"')
-    id = _id(fields, "id", number)
-    post_id = _id(fields, "post_id", number) if kind == "comment" else id
-    body = _body(fields, number)
-    if unknown := sorted(fields.keys() - SET_BY_THE_SERVICE):
-        raise _bad(number, f"a {kind} has no field {unknown[0]!r}")
-    return Line(number=number, kind=kind, id=id, post_id=post_id, body=body)
+        raise _invalid(number, "not valid JSON in UTF-8") from None
+    if not isinstance(values, dict):
+        raise _invalid(number, "not a JSON object")
+    kind = values.pop("kind", None)
+    resource_type = RESOURCE_TYPES.get(kind) if isinstance(kind, str) else None
+    if resource_type is None:
+        raise _invalid(number, f"kind must be {' or '.join(map(json.dumps, RESOURCE_TYPES))}")
+    id = _value("id", int, values.pop("id", None), number)
+    draft = {
+        field.name: _field(field, values.pop(field.name, None), number)
+        for field in fields(resource_type.draft)
+        if field.name in values or field.default is MISSING
+    }
+    # Fields that only the service sets are ignored: new resources get new values.
+    unknown = sorted(values.keys() - {it.name for it in fields(resource_type.model)})
+    if unknown and not ignore_unknown_fields:
+        raise _invalid(
+            number,
+            f"unknown field {unknown[0]!r} of a {kind}; use a version of storeapi that knows it, or "
+            "--ignore-unknown-fields to import without it",
+        )
+    return Line(number=number, kind=resource_type.name, id=id, draft=resource_type.draft(**draft))
 
 
-def _id(fields: dict[str, Any], name: str, number: int) -> int:
-    id = fields.pop(name, None)
-    if not isinstance(id, int) or isinstance(id, bool) or id < 1:
-        raise _bad(number, f"{name} must be a positive integer")
-    return id
+def _field(field: Field[Any], value: object, number: int) -> Any:
+    """The value of a field of a draft; only required ones must not be empty."""
+    if value == "" and field.default is MISSING:
+        raise _invalid(number, f"{field.name} must not be empty")
+    return _value(field.name, field.type, value, number)
 
 
-def _body(fields: dict[str, Any], number: int) -> str:
-    # How long it may be is a setting of the service, which has the last word on the rest too.
-    body = fields.pop("body", None)
-    if not isinstance(body, str) or not body:
-        raise _bad(number, "body must be a text that is not empty")
-    if "\0" in body or any("\ud800" <= character <= "\udfff" for character in body):
-        raise _bad(number, "body holds a character that no text may hold")
-    return body
+def _value(name: str, kind: object, value: object, number: int) -> Any:
+    """A positive integer or a text. The service checks the length of texts."""
+    if kind is int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise _invalid(number, f"{name} must be a positive integer")
+    elif not isinstance(value, str):
+        raise _invalid(number, f"{name} must be a text")
+    elif "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+        raise _invalid(number, f"{name} contains an invalid character")
+    return value
 
 
-def _bad(number: int, why: str) -> CommandFailed:
-    return CommandFailed(f"line {number}: {why}")
+def _invalid(number: int, reason: str) -> CommandFailed:
+    return CommandFailed(f"line {number}: {reason}")

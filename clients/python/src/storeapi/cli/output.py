@@ -1,4 +1,4 @@
-"""What the command prints: JSON lines for scripts, a table on a terminal, tab-separated lines elsewhere."""
+"""The output of the command: JSON lines with --json, tables on a terminal, tab-separated lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from storeapi.cli import tables, text
 from storeapi.cli.arguments import Selection
-from storeapi.model import Comment, Post
-
-FIELDS: Final = ("id", "post_id", "create_time", "update_time", "etag", "body")
-"""The fields of lines, in their order; posts have no post_id."""
+from storeapi.model import Resource
 
 
 def rfc3339(time: datetime | None) -> str | None:
@@ -25,33 +22,26 @@ def rfc3339(time: datetime | None) -> str | None:
     return time.astimezone(timezone.utc).replace(tzinfo=None).isoformat() + "Z"
 
 
-def record(item: Post | Comment) -> dict[str, Any]:
-    """A post or comment under the names of the API; what is not known is null."""
-    post_id = {"post_id": item.post_id} if isinstance(item, Comment) else {}
-    return {
-        "id": item.id,
-        **post_id,
-        "body": item.body,
-        "create_time": rfc3339(item.create_time),
-        "update_time": rfc3339(item.update_time),
-        "etag": item.etag,
-    }
+def record(resource: Resource) -> dict[str, Any]:
+    """A post or comment with the field names of the API; an unknown time is null."""
+    values = ((name, getattr(resource, name)) for name in tables.field_names(type(resource)))
+    return {name: rfc3339(it) if isinstance(it, datetime) else it for name, it in values}
 
 
 def as_line(fields: dict[str, Any], *, for_terminal: bool = False) -> bytes:
-    """One JSON object as one line of UTF-8; the same object with more escapes if a terminal shows it."""
+    """A JSON object as one line of UTF-8; for a terminal, control characters are escaped too."""
     line = json.dumps(fields, ensure_ascii=False)
     return (text.in_json(line) if for_terminal else line).encode() + b"\n"
 
 
 def print_json(fields: dict[str, Any]) -> None:
-    """Prints one JSON object as one line; in UTF-8 whatever the locale says, for that is what JSON is."""
+    """Prints a JSON object as one line, in UTF-8 regardless of the locale."""
     sys.stdout.flush()
     sys.stdout.buffer.write(as_line(fields, for_terminal=sys.stdout.isatty()))
 
 
-def print_items(items: Iterable[Post | Comment], *, as_json: bool) -> None:
-    """Prints posts or comments as they come."""
+def print_items(items: Iterable[Resource], *, as_json: bool) -> None:
+    """Prints posts or comments as they arrive."""
     if as_json:
         for item in items:
             print_json(record(item))
@@ -59,23 +49,27 @@ def print_items(items: Iterable[Post | Comment], *, as_json: bool) -> None:
         tables.print_all(items)
     else:
         for item in items:
-            fields = record(item)
-            click.echo("\t".join(text.field(str(fields[name] or "")) for name in FIELDS if name in fields))
+            click.echo("\t".join(text.field(str(value or "")) for value in record(item).values()))
 
 
 def print_list(
-    list_items: Callable[..., Iterable[Post | Comment]], selection: Selection, *, as_json: bool
+    list_items: Callable[..., Iterable[Resource]],
+    query: dict[str, Any],
+    selection: Selection,
+    *,
+    as_json: bool,
 ) -> None:
-    """Prints what was selected; a terminal on which it is not limited gets one screen and how to get more.
+    """Prints a list; on a terminal without a limit, one screen and how to print more.
 
     Args:
-        list_items: The client's method, with what it needs besides the selection.
-        selection: What to list.
+        list_items: The client's method.
+        query: Its arguments that only one resource type has.
+        selection: Its other arguments.
         as_json: Print JSON lines.
     """
     is_limited = as_json or selection.is_all or selection.limit is not None or not sys.stdout.isatty()
     limit = selection.limit if is_limited else tables.items_to_fill_screen()
-    items = list_items(order_by=selection.order_by, limit=limit, page_size=selection.page_size)
+    items = list_items(**query, order_by=selection.order_by, limit=limit, page_size=selection.page_size)
     if is_limited:
         print_items(items, as_json=as_json)
     elif tables.print_screenful(items):
@@ -85,7 +79,7 @@ def print_list(
 
 
 def print_counts(counts: dict[int, int], *, as_json: bool) -> None:
-    """Prints how many comments posts have, in the order of `counts`."""
+    """Prints the number of comments of each post, in the order of `counts`."""
     for post_id, count in counts.items():
         if as_json:
             print_json({"post_id": post_id, "comment_count": count})

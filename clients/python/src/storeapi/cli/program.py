@@ -1,4 +1,4 @@
-"""The command as a whole: its global options, and how it ends."""
+"""The command with its global options and exit codes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from storeapi import StoreError, __version__
-from storeapi.cli.comments import comments
 from storeapi.cli.exporting import export
 from storeapi.cli.failures import MEANINGS, CommandFailed, ExitCode, exit_code, report
 from storeapi.cli.help import Group, examples, lines_of
 from storeapi.cli.importing import import_
-from storeapi.cli.posts import posts
+from storeapi.cli.resources import comments, posts
 from storeapi.cli.settings import Settings, client_arguments
 from storeapi.cli.watch import watch
 
@@ -44,13 +43,13 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class Program(Group):
-    """A group whose failures are told in one line, and end with the exit codes of `failures`."""
+    """A group that reports errors in one line and exits with the codes of `failures`."""
 
     def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
-        """Runs the command and ends the process, or the test that calls it."""
+        """Runs the command and raises SystemExit."""
         keywords["standalone_mode"] = False
         try:
-            # Of what ends early, such as --help, this is the exit code.
+            # The exit code of commands that end early, such as --help.
             code = super().main(*arguments, **keywords) or 0
         except click.Abort:
             code = ExitCode.INTERRUPTED
@@ -62,12 +61,12 @@ class Program(Group):
         sys.exit(int(code))
 
     def invoke(self, ctx: click.Context) -> None:
-        """Does what was asked."""
+        """Runs the command."""
         try:
             super().invoke(ctx)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is left of the output is flushed once more at the very end, and must not fail again.
+            # The rest of the output is flushed at exit, which must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(ExitCode.NO_READER)
         except KeyboardInterrupt:
@@ -85,26 +84,26 @@ class Program(Group):
 @click.option(
     "--target",
     metavar="HOST:PORT",
-    help="Address of the service, or several with commas; without, STOREAPI_TARGET or localhost:50051.",
+    help="Address of the service, or several with commas. Default: STOREAPI_TARGET or localhost:50051.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="How long a call may take, with its retries; without, STOREAPI_TIMEOUT or 10.",
+    help="Deadline of a call with its retries. Default: STOREAPI_TIMEOUT or 10.",
 )
 @click.option(
     "--api-key-file",
     type=FILE,
     metavar="FILE",
-    help="File with the API key, instead of STOREAPI_API_KEY. There is no option for the key itself: other "
-    "users of the machine see the options of running commands.",
+    help="File with the API key, instead of STOREAPI_API_KEY. There is no option for the key itself, because "
+    "other users of the machine can see the options of running commands.",
 )
-@click.option("--tls/--no-tls", default=None, help="Encrypt, or not; without, STOREAPI_TLS.")
-@click.option("--tls-ca", type=FILE, metavar="FILE", help="Whom to trust; or STOREAPI_TLS_CA.")
-@click.option("--tls-cert", type=FILE, metavar="FILE", help="Own certificate; or STOREAPI_TLS_CERT.")
-@click.option("--tls-key", type=FILE, metavar="FILE", help="Its key; or STOREAPI_TLS_KEY.")
-@click.option("--no-retries", is_flag=True, help="Fail at the first failure that might pass.")
+@click.option("--tls/--no-tls", default=None, help="Use TLS, or not. Default: STOREAPI_TLS.")
+@click.option("--tls-ca", type=FILE, metavar="FILE", help="Certificate authority. Default: STOREAPI_TLS_CA.")
+@click.option("--tls-cert", type=FILE, metavar="FILE", help="Client certificate. Default: STOREAPI_TLS_CERT.")
+@click.option("--tls-key", type=FILE, metavar="FILE", help="Its private key. Default: STOREAPI_TLS_KEY.")
+@click.option("--no-retries", is_flag=True, help="Do not retry failed calls.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line, errors too.")
 @click.version_option(__version__, prog_name="storeapi", message="%(prog)s %(version)s")
 @click.pass_context
@@ -122,10 +121,10 @@ def program(
 ) -> None:
     r"""Posts and comments of the store service, from the command line.
 
-    These options come before the command: storeapi --json posts list. Results go to stdout and everything
-    else to stderr. Posts and comments on a terminal are tables; elsewhere they are lines of fields with tabs
-    between them: id, post_id (of comments), create_time, update_time, etag, body, with line ends and tabs in
-    a body as \n and \t and a backslash as two.
+    These options come before the command: storeapi --json posts list. Results go to stdout, everything else
+    to stderr. Posts and comments are tables on a terminal; elsewhere they are lines of fields separated by
+    tabs: id, post_id (of comments), create_time, update_time, etag, body, with line ends, tabs and
+    backslashes in texts as \n, \t and \\.
     """
     client = client_arguments(
         target=target,

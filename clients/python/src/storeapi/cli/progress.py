@@ -1,4 +1,4 @@
-"""Shows on a terminal how far a command is; elsewhere nothing is shown."""
+"""Shows the progress of a command on a terminal; elsewhere shows nothing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ Report = Callable[[str, int, "float | None"], None]
 
 @contextmanager
 def shown(*, prints: bool) -> Iterator[Report]:
-    """Gives the function to report progress to; what it shows is erased at the end of the block.
+    """Yields the function to report progress with; the display is erased at the end of the block.
 
     Args:
-        prints: Results go to stdout meanwhile; on a terminal they would get mixed up with the progress.
+        prints: Whether results go to stdout; on the same terminal no progress is shown.
     """
     if not sys.stderr.isatty() or (prints and sys.stdout.isatty()):
         yield lambda phase, done, part: None
         return
-    # It takes longer to load than all the rest of the command.
+    # Imported here: it takes longer to import than the rest of the command.
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 
     class Bar(BarColumn):
         def render(self, task: Task) -> RenderableType:  # type: ignore[override]  # or nothing
-            # If the total is unknown, a bar has no meaning, and looks full without colours.
+            # Without a total the bar has no meaning, and looks full without colours.
             return "" if task.total is None else super().render(task)
 
     columns = (
@@ -43,7 +43,7 @@ def shown(*, prints: bool) -> Iterator[Report]:
 
         def report(phase: str, done: int, part: float | None) -> None:
             same = next((task for task in bars.tasks if task.description == phase), None)
-            told, left = _told(done, part, (same.elapsed or 0.0) if same else 0.0)
+            told, left = _summary(done, part, (same.elapsed or 0.0) if same else 0.0)
             state: dict[str, Any] = {
                 "completed": part or 0.0,
                 "total": None if part is None else 1.0,
@@ -55,14 +55,14 @@ def shown(*, prints: bool) -> Iterator[Report]:
                 return
             for before in bars.tasks:
                 bars.remove_task(before.id)
-            # This shows it at once, so that a phase is seen however short it is.
+            # This displays the phase at once, however short it is.
             bars.add_task(phase, **state)
 
         yield report
 
 
-def _told(done: int, part: float | None, seconds: float) -> tuple[str, str]:
-    """How much is done and how fast, and how long the rest will take at this rate."""
+def _summary(done: int, part: float | None, seconds: float) -> tuple[str, str]:
+    """The amount done and its rate, and the remaining time at this rate."""
     percentage = "" if part is None else f"{part:.0%} "
     rate = f" {done / seconds:,.0f}/s" if done and seconds > 0 else ""
     left = f"ETA {timedelta(seconds=round(seconds * (1 - part) / part))}" if part else ""

@@ -1,4 +1,4 @@
-"""The options that hold for every command."""
+"""The options of all commands."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ from storeapi import CLIENT_DEFAULT, StoreClient
 from storeapi._connection import connection, new_channel
 from storeapi._diagnosis import Diagnosis
 from storeapi.cli.waiting import Waiting
-from storeapi.cli.words import in_words_of_the_command, said_by_system
+from storeapi.cli.words import os_error_reason, with_option_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to reach the service, and how to print."""
+    """The connection and the output format."""
 
     client: Mapping[str, Any] = field(repr=False)
-    """Arguments of StoreClient; what is not said is left to it, and so to the environment."""
+    """Arguments of StoreClient; the environment provides the others."""
     json: bool
     """Whether to print JSON lines instead of tables."""
 
     @contextmanager
     def connect(self) -> Iterator[StoreClient]:
-        """Provides the client for a block; on a terminal it reports what it waits for."""
+        """A client for the block; on a terminal it reports the cause of waiting."""
         with ExitStack() as stack:
             try:
                 if sys.stderr.isatty():
-                    client = self._telling_client(stack)
+                    client = self._reporting_client(stack)
                 else:
                     client = stack.enter_context(StoreClient(**self.client))
             except (ValueError, OSError) as error:
                 message = str(error)
-                # The client names its argument; the user knows the option by another name.
+                # The client names its argument, which is an option here.
                 found = re.match(r"(target|timeout)(?=[ :])", message)
                 if found and found[1] in self.client:
                     message = f"--{message}"
-                message = in_words_of_the_command(message)
+                message = with_option_names(message)
                 raise click.UsageError(message, click.get_current_context()) from error
             yield client
 
-    def _telling_client(self, stack: ExitStack) -> StoreClient:
+    def _reporting_client(self, stack: ExitStack) -> StoreClient:
         given = {
             name: self.client.get(name)
             for name in ("target", "api_key", "tls", "tls_ca", "tls_cert", "tls_key")
@@ -65,7 +65,7 @@ class Settings:
                 retries=self.client.get("retries", True),
             )
         )
-        # Of a borrowed channel a client does not know where it leads.
+        # A client does not know the target of a borrowed channel.
         client._calls.diagnosis = Diagnosis(settings.goal)  # pyright: ignore[reportPrivateUsage]
         return client
 
@@ -81,7 +81,7 @@ def client_arguments(
     tls_key: Path | None,
     retries: bool,
 ) -> dict[str, Any]:
-    """The arguments of StoreClient that the options say."""
+    """The arguments of StoreClient from the options."""
     given: dict[str, Any] = {
         "target": target,
         "timeout": timeout,
@@ -99,8 +99,8 @@ def _first_line(path: Path) -> str:
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        why = f"cannot read the API key from {path}: {said_by_system(error)}"
+        why = f"cannot read the API key from {path}: {os_error_reason(error)}"
         raise click.UsageError(why, click.get_current_context()) from error
     if not key or "\n" in key:
-        raise click.UsageError(f"{path} must hold one line, the API key", click.get_current_context())
+        raise click.UsageError(f"{path} must contain one line, the API key", click.get_current_context())
     return key

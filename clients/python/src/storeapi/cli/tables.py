@@ -1,37 +1,43 @@
-"""Posts and comments as people read them on a terminal; nothing is wider than it, and nothing is cut off."""
+"""Tables of posts and comments for a terminal. Lines are wrapped to its width, and nothing is truncated."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from storeapi.cli import text
-from storeapi.model import Comment, Post
+from storeapi.model import Resource
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+ORDER: Final = ("id", "post_id", "create_time", "update_time", "etag", "body")
+"""The first fields of tables and lines; posts have no post_id."""
+
+TIME_NAMES: Final = {"create_time": "created", "update_time": "updated"}
+"""The columns of times."""
+
 ROWS_AT_ONCE: Final = 200
-"""Rows that are read before the first of them is printed, to know how wide their columns are."""
+"""Rows that are read before the first of them is printed, to determine the widths of the columns."""
 
 GAP: Final = 2
 """Blanks between two columns."""
 
 BODY_WIDTH_FOR_TIMES: Final = 40
-"""Times are shown as such if this leaves so many columns to the body, otherwise as ages."""
+"""Times are shown as timestamps if the body has at least this width then, otherwise as ages."""
 
 LEAST_BODY_WIDTH: Final = 24
-"""With less room for the body, each post or comment has lines of its own instead of a row."""
+"""If the body has less width, each post or comment is printed as a block of lines instead of a row."""
 
 LEAST_WIDTH: Final = 20
-"""A terminal that is narrower wraps the lines itself."""
+"""On a narrower terminal, the terminal wraps the lines."""
 
 AGES: Final = ((365 * 86_400, "y"), (86_400, "d"), (3_600, "h"), (60, "m"), (1, "s"))
 """Units of an age, in seconds."""
@@ -39,23 +45,23 @@ AGES: Final = ((365 * 86_400, "y"), (86_400, "d"), (3_600, "h"), (60, "m"), (1, 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where things are on a line."""
+    """Positions on a line."""
 
     width: int
-    """Columns of the terminal."""
+    """Width of the terminal."""
     columns: tuple[tuple[str, int], ...]
     """Names and widths of the columns before the body."""
     has_times: bool
-    """Whether times are shown, to the second, or ages."""
+    """Whether times are shown as timestamps, not as ages."""
 
     @property
     def indent(self) -> int:
-        """Where the body begins in a row."""
+        """The column at which the body starts in a row."""
         return sum(width + GAP for _, width in self.columns)
 
     @property
     def has_rows(self) -> bool:
-        """Whether there is room for rows."""
+        """Whether the terminal is wide enough for rows."""
         return self.width - self.indent >= LEAST_BODY_WIDTH
 
     def header(self) -> str:
@@ -64,21 +70,21 @@ class Layout:
         return "".join([*names, "BODY"])
 
 
-def print_all(items: Iterable[Post | Comment]) -> None:
+def print_all(items: Iterable[Resource]) -> None:
     """Prints posts or comments as they arrive."""
     for lines in _lines(iter(items)):
         click.echo("\n".join(lines))
 
 
 def items_to_fill_screen() -> int:
-    """How many posts or comments `print_screenful` needs to know whether there are more than it prints."""
+    """The number of resources that `print_screenful` needs to detect that there are more."""
     return max(_screen_lines(), 1) + 1
 
 
-def print_screenful(items: Iterable[Post | Comment]) -> bool:
-    """Prints as many as the terminal shows at once, at least one; returns whether there are more.
+def print_screenful(items: Iterable[Resource]) -> bool:
+    """Prints as many as fit on the terminal, at least one; returns whether there are more.
 
-    The last two lines of the terminal are left to the caller and to the shell's prompt.
+    The last two lines of the terminal are for the caller and the prompt of the shell.
     """
     room = _screen_lines()
     printed = 0
@@ -94,8 +100,8 @@ def _screen_lines() -> int:
     return shutil.get_terminal_size().lines - 2
 
 
-def _lines(items: Iterator[Post | Comment]) -> Iterator[list[str]]:
-    """The lines of each item, after the header where there is one to show."""
+def _lines(items: Iterator[Resource]) -> Iterator[list[str]]:
+    """The lines of each resource, with the header before the first."""
     now = datetime.now(timezone.utc)
     width = max(shutil.get_terminal_size().columns, LEAST_WIDTH)
     layout: Layout | None = None
@@ -111,8 +117,8 @@ def _lines(items: Iterator[Post | Comment]) -> Iterator[list[str]]:
             header = []
 
 
-def _layout(items: Sequence[Post | Comment], now: datetime, width: int, before: Layout | None) -> Layout:
-    """The layout for some items; columns never become narrower than they were before."""
+def _layout(items: Sequence[Resource], now: datetime, width: int, before: Layout | None) -> Layout:
+    """The layout for some resources; columns never become narrower."""
     for has_times in (True, False):
         rows = [_cells(item, now, has_times) for item in items]
         if before is not None and before.has_times == has_times:
@@ -124,15 +130,19 @@ def _layout(items: Sequence[Post | Comment], now: datetime, width: int, before: 
     return layout
 
 
-def _cells(item: Post | Comment, now: datetime, has_times: bool) -> dict[str, str]:
-    """The columns of an item besides its body."""
+def field_names(kind: type[Any]) -> tuple[str, ...]:
+    """The fields of a resource type in the order of lines: those in ORDER, then all others."""
+    names = [it.name for it in fields(kind)]
+    return tuple(sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)))
+
+
+def _cells(item: Resource, now: datetime, has_times: bool) -> dict[str, str]:
+    """The columns of a resource before its body."""
     time = _to_the_second if has_times else _age
+    values = ((name, getattr(item, name)) for name in field_names(type(item)) if name != "body")
     return {
-        "id": str(item.id),
-        **({"post_id": str(item.post_id)} if isinstance(item, Comment) else {}),
-        "created": time(item.create_time, now),
-        "updated": time(item.update_time, now),
-        "etag": text.one_line(item.etag),
+        TIME_NAMES.get(name, name): (time(value, now) if name in TIME_NAMES else text.one_line(str(value)))
+        for name, value in values
     }
 
 
@@ -143,19 +153,19 @@ def _row(cells: dict[str, str], body: str, layout: Layout) -> list[str]:
 
 
 def _block(cells: dict[str, str], body: str, layout: Layout) -> list[str]:
-    """An item over several lines, with an empty one at its end."""
+    """A resource as several lines, the last one empty."""
     head = [""]
     for name, cell in cells.items():
-        told = f"{name} {cell}"
-        if head[-1] and len(head[-1]) + GAP + len(told) > layout.width:
+        shown = f"{name} {cell}"
+        if head[-1] and len(head[-1]) + GAP + len(shown) > layout.width:
             head.append("")
-        head[-1] += f"{'':{GAP if head[-1] else 0}}{told}"
+        head[-1] += f"{'':{GAP if head[-1] else 0}}{shown}"
     return [*head, *(f"{'':{GAP}}{line}".rstrip() for line in _wrapped(body, layout.width - GAP)), ""]
 
 
 def _wrapped(body: str, width: int) -> list[str]:
-    """The lines of a body, none of them wider than `width`."""
-    # It takes longer to load than all the rest of the command.
+    """The lines of a body, each at most `width` wide."""
+    # Imported here: it takes longer to import than the rest of the command.
     from rich.text import Text
 
     return [line.plain.rstrip() for line in Text(text.lines(body)).wrap(_console(), width)]
@@ -178,7 +188,7 @@ def _age(time: datetime | None, now: datetime) -> str:
     seconds = int((now - time).total_seconds())
     for size, unit in AGES:
         if abs(seconds) >= size:
-            told = f"{abs(seconds) // size}{unit}"
-            # The service's clock may be ahead of this one.
-            return f"{told} ago" if seconds > 0 else f"in {told}"
+            shown = f"{abs(seconds) // size}{unit}"
+            # The clock of the service may be ahead.
+            return f"{shown} ago" if seconds > 0 else f"in {shown}"
     return "now"

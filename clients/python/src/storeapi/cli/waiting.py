@@ -1,4 +1,4 @@
-"""Reports on a terminal what the command waits for when the service does not answer."""
+"""Reports on a terminal the cause of waiting when the service does not answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEFORE_CAUSE: Final = re.compile(
 
 
 class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Watches the calls of a channel, each with its retries, and reports each cause of waiting once."""
+    """Observes the calls of a channel with their retries, and reports each cause of waiting once."""
 
     def __init__(self, target: str) -> None:
         """Takes the name of the service for the messages."""
@@ -34,7 +34,7 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
         self._timer: threading.Timer | None = None
         self._is_late = False
         self._cause = ""
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __enter__(self) -> Waiting:
         return self
@@ -61,7 +61,7 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
 
     def _begin(self) -> None:
         with self._lock:
-            # Otherwise it is another try of a call that failed.
+            # Otherwise it is a retry of a failed call.
             if self._timer is None:
                 self._cause, self._is_late = "no answer yet", False
                 self._timer = threading.Timer(PATIENCE_SECONDS, self._be_late)
@@ -69,16 +69,16 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
                 self._timer.start()
 
     def fail(self, error: StoreError) -> None:
-        """A try has failed."""
+        """An attempt has failed."""
         if not may_help(error):
             self.end()
             return
         with self._lock:
             self._cause = f"{_in_short(error)}, retrying"
-            self._tell()
+            self._report()
 
     def end(self) -> None:
-        """There is an answer, or there will be none."""
+        """There is a response, or there will be none."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -87,16 +87,16 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
     def _be_late(self) -> None:
         with self._lock:
             self._is_late = self._timer is threading.current_thread()
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
-        if self._is_late and self._cause not in self._told:
-            self._told.add(self._cause)
+    def _report(self) -> None:
+        if self._is_late and self._cause not in self._reported:
+            self._reported.add(self._cause)
             click.echo(one_line(f"waiting for {self._target} ({self._cause})"), err=True)
 
 
 class _Responses:
-    """The call of a watch, whose responses show that the service can be reached."""
+    """The call of a watch, which ends the waiting with each response."""
 
     def __init__(self, call: Any, waiting: Waiting) -> None:
         self._call = call

@@ -18,7 +18,7 @@ from storeapi.cli.text import field
 Start = Literal["now", "earliest", "initial_state"]
 
 STARTS: dict[str, Start] = {"now": "now", "earliest": "earliest", "initial-state": "initial_state"}
-"""What --from takes."""
+"""The values of --from."""
 
 
 @click.command(epilog=examples("storeapi watch", "storeapi --json watch --from earliest --token-file place"))
@@ -28,14 +28,14 @@ STARTS: dict[str, Start] = {"now": "now", "earliest": "earliest", "initial-state
     type=click.Choice(list(STARTS)),
     default="now",
     show_default=True,
-    help="With what comes; with the oldest change that is kept; with everything that is stored.",
+    help="Start at the current position, at the oldest change that is kept, or with all existing resources.",
 )
-@click.option("--resume-token", metavar="TOKEN", help="Go on behind this token, instead of --from.")
+@click.option("--resume-token", metavar="TOKEN", help="Continue after this token, instead of --from.")
 @click.option(
     "--token-file",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Go on behind the token in this file, if it is there, and keep the newest token in it.",
+    help="Continue after the token in this file, if it exists, and store the newest token in it.",
 )
 @click.option(
     "--kind", "kinds", type=click.Choice(["post", "comment"]), multiple=True, help="Only these; repeatable."
@@ -52,7 +52,7 @@ STARTS: dict[str, Start] = {"now": "now", "earliest": "earliest", "initial-state
     "--exit-after",
     metavar="N",
     type=click.IntRange(min=1),
-    help="End after N changes, and those that came in one piece with the last of them.",
+    help="End after N changes, and the rest of their last batch.",
 )
 @click.pass_obj
 def watch(
@@ -66,11 +66,11 @@ def watch(
 ) -> None:
     r"""Print changes as they happen, one line each, until Ctrl-C.
 
-    It connects again by itself when the service goes away. With --token-file nothing is missed between two
-    runs: the token is written when the changes before it have been printed, so after a crash the last few
-    can be printed again. A line has three fields with tabs between them: the time, what was done to what, and
-    the text, with line ends and tabs in it as \n and \t and a backslash as two. With --json the last change
-    of a piece has the token behind it in "resume_token", and the others have null.
+    The command reconnects when the service is unavailable. With --token-file no change is missed between two
+    runs: the token is written after the changes before it were printed, so after a crash the last few can be
+    printed again. A line has three fields separated by tabs: the time, the action with kind and id, and the
+    body, with line ends, tabs and backslashes as \n, \t and \\. With --json the last change of a batch has
+    the position after it in "resume_token", and the others have null.
     """
     resume_token = _stored_token(token_file) or resume_token
     printed = 0
@@ -94,17 +94,19 @@ def watch(
 
 
 def _stored_token(token_file: Path | None) -> str:
-    """The token that a run before has left; empty if there is none."""
+    """The token in the file; empty if there is none."""
     if token_file is None:
         return ""
     if not token_file.absolute().parent.is_dir():
-        raise click.UsageError(f"there is no folder for {token_file}", click.get_current_context())
+        raise click.UsageError(f"the directory of {token_file} does not exist", click.get_current_context())
     try:
         return token_file.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError:
-        raise click.UsageError(f"{token_file} holds no token", click.get_current_context()) from None
+        raise click.UsageError(
+            f"{token_file} does not contain a token", click.get_current_context()
+        ) from None
 
 
 def _print(change: Change, resume_token: str | None, *, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Messages of the service and of the client, in the words of the command line."""
+"""Translates messages of the service and of the client to the names of options and arguments."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 _WORDS: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
-    (r"\b(post|comment)\.body\b", "BODY"),
-    (r"\bcomment\.post_id\b", "POST_ID"),
-    (r"\b(post|comment)\.id\b", "ID"),
+    (r"\b(?:post|comment)\.(\w+)\b", lambda found: found[1].upper()),
     (r"\bids\[(\d+)\]", lambda found: f"ID argument {int(found[1]) + 1}"),
     (r"\bset (force|tls=)", r"add \1"),
     (r"\bforce\b", "--force"),
@@ -24,18 +22,18 @@ _WORDS: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
         lambda found: f"--{found[1].replace('_', '-')}",
     ),
 )
-"""What the API calls things, and what the command calls them."""
+"""Names of the API, and the names that the command has for them."""
 
 
-def in_words_of_the_command(message: str) -> str:
+def with_option_names(message: str) -> str:
     """The message with options and arguments instead of the names of fields and parameters."""
     for pattern, words in _WORDS:
         message = re.sub(pattern, words, message)
     return message
 
 
-def said_by_system(error: OSError | UnicodeError) -> str:
-    """What was wrong with a file, without the number and the name that Python puts around it."""
+def os_error_reason(error: OSError | UnicodeError) -> str:
+    """The reason of a failed file operation, without the number and the file name that Python adds."""
     if isinstance(error, UnicodeError):
-        return "it is not UTF-8"
+        return "not valid UTF-8"
     return error.strerror or errno.errorcode.get(error.errno or 0, "") or str(error)

@@ -1,4 +1,4 @@
-"""The calls that a scripted server gets, and how it goes through them."""
+"""Handles the calls of a scripted server."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ METHODS: Final = {
     for service in file.services_by_name.values()
     for method in service.methods
 }
-"""Every method of the API by its name; no two services have one of the same name."""
+"""Every method of the API by name; names are unique across services."""
 
 _BY_PATH: Final = {f"/{it.containing_service.full_name}/{it.name}": it for it in METHODS.values()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """What the server was asked."""
+    """A call that the server received."""
 
     method: str
     """The name of the RPC, such as "CreatePost"."""
     request: Any
-    """What was sent: the method's request, a message of `storeapi.v1`."""
+    """The request, a message of `storeapi.v1`."""
     metadata: tuple[tuple[str, str | bytes], ...] = field(repr=False)
-    """What came with it, such as an API key; a key may be there more than once."""
+    """The metadata, such as an API key; a key may occur more than once."""
     seconds_left: float | None
-    """How long the caller waits; None if it set no deadline."""
+    """Seconds to the deadline of the caller; None without a deadline."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Received:
     data: bytes
-    """The request as it came, to be handed on unchanged."""
+    """The serialized request, which is forwarded unchanged."""
     message: Message
 
 
@@ -52,14 +52,14 @@ class Handlers(grpc.GenericRpcHandler):
     """Every method of the API, and of other services that upstream may have."""
 
     def __init__(self, begin: Callable[[Call], Step | None], upstream: Upstream | None) -> None:
-        """Asks `begin` about each call: what to do, or None where the script is empty."""
+        """Calls `begin` for each call, which returns the step, or None if the script is empty."""
         self._begin = begin
         self._upstream = upstream
 
     def service(
         self, handler_call_details: grpc.HandlerCallDetails
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """How a method is answered; None for one that there is not."""
+        """The handler of a method; None if it does not exist."""
         path = handler_call_details.method
         if path in _BY_PATH:
             return self._known(path, _BY_PATH[path])
@@ -87,7 +87,7 @@ class Handlers(grpc.GenericRpcHandler):
                     f"{method.name} was called, but nothing is scripted for it and there is no upstream",
                 )
 
-        # An answer that is no stream is a stream of one message, as gRPC sends both.
+        # On the wire a single response is a stream of one message.
         return grpc.unary_stream_rpc_method_handler(
             handle, request_deserializer=lambda data: _Received(data=data, message=parse(data))
         )
@@ -102,7 +102,7 @@ def _unknown(path: str, upstream: Upstream) -> grpc.RpcMethodHandler[Any, Any]:
 def _play(
     step: Step, path: str, data: bytes, context: grpc.ServicerContext, upstream: Upstream | None
 ) -> Iterator[bytes]:
-    """Does what the script says, and yields what the caller gets."""
+    """Executes a step, and yields the responses."""
     for message in step.messages:
         yield message.SerializeToString()
     if upstream is not None and step.forwarded:
@@ -116,7 +116,7 @@ def _play(
 
 
 def _wait_for_the_end(context: grpc.ServicerContext) -> None:
-    """Waits until the caller has given up, or the server stops."""
+    """Waits until the call ends or the server stops."""
     over = threading.Event()
     if context.add_callback(over.set):
         over.wait()

@@ -1,4 +1,4 @@
-"""Ends a call with an error, as the service and the network do."""
+"""Errors as the service and the network send them."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -20,25 +20,25 @@ class Failure:
     code: grpc.StatusCode
     """The status; never OK."""
     message: str
-    """Why, for people."""
+    """The message, for people."""
     trailers: tuple[tuple[str, str | bytes], ...] = ()
     """Trailing metadata."""
 
     def end(self, context: grpc.ServicerContext) -> None:
-        """Ends a call with it; does not return."""
+        """Ends a call with this error; does not return."""
         context.set_trailing_metadata(self.trailers)
         context.abort(self.code, self.message)
 
 
 CONNECTION_LOST: Final = Failure(code=grpc.StatusCode.UNAVAILABLE, message="Socket closed")
-"""What gRPC tells a caller whose connection was cut: nothing from the service."""
+"""The error of gRPC for a lost connection."""
 
 
 def failure(error: StoreError | grpc.StatusCode) -> Failure:
-    """What a caller sees of an error.
+    """The error that a caller gets.
 
-    A StoreError is sent as the service sends it, so that the client makes an equal one of it; a bare status
-    code as gRPC itself or a proxy sends it, without details.
+    A StoreError is sent as the service sends it, so that the client raises an equal one; a status code as
+    gRPC itself or a proxy sends it, without details.
 
     Raises:
         TypeError: `error` is something else, such as a class instead of an error.
@@ -53,7 +53,7 @@ def failure(error: StoreError | grpc.StatusCode) -> Failure:
             f"a failure is an error such as storeapi.PostNotFound() or a grpc.StatusCode, not {error!r}"
         )
     if found.code is grpc.StatusCode.OK:
-        raise ValueError("OK is no failure")
+        raise ValueError("OK is not a failure")
     return found
 
 

@@ -1,27 +1,26 @@
-"""Makes the reply of a method out of the client's values."""
+"""Converts results of the client to response messages."""
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from storeapi.model import Change, ChangeBatch, Comment, Page, Post
-from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
+from storeapi._resources import RESOURCE_TYPES, set_time
+from storeapi.model import Change, ChangeBatch, Page
+from storeapi.v1 import changes_pb2
 
 
 def reply_message(method: MethodDescriptor, reply: object) -> Message:
-    """The message that a method answers with.
+    """The response message of a method.
 
     Args:
-        method: What is called.
-        reply: The message itself, or the value that the client's method returns.
+        method: The method.
+        reply: The message itself, or the result of the method of the client.
 
     Raises:
-        TypeError: The method does not answer with such a thing.
+        TypeError: The method has another result.
     """
     kind = GetMessageClass(method.output_type)
     if isinstance(reply, kind):
@@ -41,74 +40,41 @@ def reply_message(method: MethodDescriptor, reply: object) -> Message:
     return message
 
 
-def _post(post: Post) -> posts_pb2.Post:
-    return posts_pb2.Post(
-        id=post.id,
-        body=post.body,
-        create_time=_timestamp(post.create_time),
-        update_time=_timestamp(post.update_time),
-        etag=post.etag,
-    )
-
-
-def _comment(comment: Comment) -> comments_pb2.Comment:
-    return comments_pb2.Comment(
-        id=comment.id,
-        body=comment.body,
-        post_id=comment.post_id,
-        create_time=_timestamp(comment.create_time),
-        update_time=_timestamp(comment.update_time),
-        etag=comment.etag,
-    )
-
-
-def _timestamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    timestamp = Timestamp()
-    timestamp.FromDatetime(time)
-    return timestamp
-
-
 def _one(kind: type[Any], reply: object) -> Message | None:
     """A post or a comment."""
-    if isinstance(reply, Post) and kind is posts_pb2.Post:
-        return _post(reply)
-    if isinstance(reply, Comment) and kind is comments_pb2.Comment:
-        return _comment(reply)
-    return None
+    resource_type = RESOURCE_TYPES[kind.DESCRIPTOR.name.lower()]
+    is_one = isinstance(reply, resource_type.model)
+    return resource_type.to_message(reply) if is_one else None
 
 
 def _many(kind: type[Any], reply: object) -> Message | None:
-    """The answer to a batch."""
+    """The response to a batch."""
     return _filled(kind, reply) if isinstance(reply, Sequence) else None
 
 
 def _page(kind: type[Any], reply: object) -> Message | None:
-    """The answer to a list."""
+    """The response to a list."""
     if not isinstance(reply, Page):
         return None
     message: Any = _filled(kind, reply.items)
     if message is not None:
         message.next_page_token = reply.next_page_token
         message.resume_token = reply.resume_token
-    return message  # type: ignore[no-any-return]  # the generated kinds have no common type
+    return message  # type: ignore[no-any-return]  # no common type
 
 
 def _filled(kind: type[Any], items: Sequence[object]) -> Message | None:
-    message = kind()
-    for item in items:
-        if isinstance(item, Post) and hasattr(message, "posts"):
-            message.posts.append(_post(item))
-        elif isinstance(item, Comment) and hasattr(message, "comments"):
-            message.comments.append(_comment(item))
-        else:
-            return None
-    return message  # type: ignore[no-any-return]  # the generated kinds have no common type
+    resource_type = next(
+        it for it in RESOURCE_TYPES.values() if f"{it.name}s" in kind.DESCRIPTOR.fields_by_name
+    )
+    if not all(isinstance(item, resource_type.model) for item in items):
+        return None
+    messages = [resource_type.to_message(item) for item in items]
+    return kind(**{f"{resource_type.name}s": messages})  # type: ignore[no-any-return]  # no common type
 
 
 def _counts(kind: type[Any], reply: object) -> Message | None:
-    """The answer to a count."""
+    """The response to a count."""
     return kind(counts=reply) if isinstance(reply, Mapping) else None
 
 
@@ -116,7 +82,7 @@ def _batch(kind: type[Any], reply: object) -> Message | None:
     """One response of a watch."""
     if not isinstance(reply, ChangeBatch):
         return None
-    return kind(  # type: ignore[no-any-return]  # the generated kinds have no common type
+    return kind(  # type: ignore[no-any-return]  # no common type
         changes=[_change(change) for change in reply.changes],
         resume_token=reply.resume_token,
         initial_state_complete=reply.initial_state_complete,
@@ -126,7 +92,7 @@ def _batch(kind: type[Any], reply: object) -> Message | None:
 
 
 def _change(change: Change) -> changes_pb2.Change:
-    # What the client has no word for is 0 here, which no server sends.
+    # "unknown" is 0 here, which no server sends.
     action, kind = (
         "UNSPECIFIED" if word == "unknown" else word.upper() for word in (change.action, change.kind)
     )
@@ -135,28 +101,24 @@ def _change(change: Change) -> changes_pb2.Change:
         kind=changes_pb2.ResourceKind.Value(f"RESOURCE_KIND_{kind}"),
         id=change.id,
         post_id=change.post_id,
-        commit_time=_timestamp(change.commit_time),
         request_id=change.request_id,
     )
-    if isinstance(change.resource, Post):
-        message.post.CopyFrom(_post(change.resource))
-    elif isinstance(change.resource, Comment):
-        message.comment.CopyFrom(_comment(change.resource))
+    set_time(message, "commit_time", change.commit_time)
+    if change.resource is not None:
+        field = type(change.resource).__name__.lower()
+        getattr(message, field).CopyFrom(RESOURCE_TYPES[field].to_message(change.resource))
     return message
 
 
 _MAKERS: Final[Mapping[str, Callable[[type[Any], object], Message | None]]] = {
-    "Post": _one,
-    "Comment": _one,
-    "ListPostsResponse": _page,
-    "ListCommentsResponse": _page,
-    "BatchGetPostsResponse": _many,
-    "BatchGetCommentsResponse": _many,
-    "BatchCreatePostsResponse": _many,
-    "BatchCreateCommentsResponse": _many,
-    "BatchDeletePostsResponse": _many,
-    "BatchDeleteCommentsResponse": _many,
+    **dict.fromkeys((it.model.__name__ for it in RESOURCE_TYPES.values()), _one),
+    **dict.fromkeys((f"List{it.model.__name__}sResponse" for it in RESOURCE_TYPES.values()), _page),
+    **{
+        f"Batch{verb}{it.model.__name__}sResponse": _many
+        for verb in ("Get", "Create", "Delete")
+        for it in RESOURCE_TYPES.values()
+    },
     "CountCommentsResponse": _counts,
     "WatchResponse": _batch,
 }
-"""How the client's values become each kind of reply."""
+"""The conversion for each type of response."""

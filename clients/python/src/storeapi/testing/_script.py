@@ -1,4 +1,4 @@
-"""What a scripted server does with one call."""
+"""The steps of a scripted server."""
 
 from dataclasses import dataclass
 
@@ -9,49 +9,49 @@ from storeapi.testing._failures import CONNECTION_LOST, Failure
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One call: what is sent, and how it ends."""
+    """The responses to one call, and its end."""
 
     title: str
-    """What it does, for people."""
+    """The name of the step, for people."""
     messages: tuple[Message, ...] = ()
-    """Sent first."""
+    """The first responses."""
     forwarded: int = 0
-    """How many messages of upstream are handed on then."""
+    """Number of responses of upstream after these."""
     is_carried_out: bool = False
-    """Whether upstream does the call to its end, and nobody gets its answer."""
+    """Whether upstream executes the call, and its response is dropped."""
     end: Failure | None = None
     """The error at the end; None for none."""
     is_silent: bool = False
-    """Whether nothing more comes, and no end either, until the caller gives up."""
+    """Whether the call stays open without further responses."""
 
 
 def answer(messages: tuple[Message, ...]) -> Step:
-    """Sends messages, and ends well."""
+    """Sends messages, and ends with OK."""
     return Step(title="answer", messages=messages)
 
 
 def fail(failure: Failure, name: str) -> Step:
-    """Ends at once with an error."""
+    """Ends with an error."""
     return Step(title=f"fail with {name}", end=failure)
 
 
 def lose_answer() -> Step:
-    """Does the call, and loses the connection before the answer."""
+    """Executes the call, and closes the connection before the response."""
     return Step(title="lose the answer", is_carried_out=True, end=CONNECTION_LOST)
 
 
 def cut(messages: tuple[Message, ...], forwarded: int) -> Step:
-    """Loses the connection in the midst of a stream."""
+    """Closes the connection during a stream."""
     title = f"cut after {len(messages) + forwarded}"
     return Step(title=title, messages=messages, forwarded=forwarded, end=CONNECTION_LOST)
 
 
 def stall(messages: tuple[Message, ...], forwarded: int) -> Step:
-    """Falls silent in the midst of a stream."""
+    """Sends no more responses on a stream."""
     title = f"stall after {len(messages) + forwarded}"
     return Step(title=title, messages=messages, forwarded=forwarded, is_silent=True)
 
 
 def hang() -> Step:
-    """Never answers."""
+    """Never responds."""
     return Step(title="hang", is_silent=True)

@@ -23,19 +23,19 @@ _MAX_CALLS_AT_ONCE: Final = 100
 """A call that hangs and a watch hold a thread each."""
 
 _OPTIONS: Final = (
-    # A reused port would let two servers listen on one address without a word.
+    # With a reused port two servers could listen on one address.
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", -1),
-    # The client asks often whether the connection lives, which gRPC takes for an attack.
+    # The client sends more keepalive pings than gRPC allows by default.
     ("grpc.http2.max_ping_strikes", 0),
 )
 
 
 class ScriptedServer:
-    """A server for tests, on a port of this machine that the system chooses.
+    """A server for tests, on a free local port.
 
-    Each method has a script, which its calls work off in order. A call beyond the script goes to `upstream`
-    as it is; without upstream it fails with UNIMPLEMENTED and a message that names the method.
+    Each method has a script, whose steps are used by its calls in order. A call without a step is forwarded
+    to `upstream`; without upstream it fails with UNIMPLEMENTED and a message that names the method.
 
         with ScriptedServer(upstream="localhost:50051") as server:
             server.fail("GetPost", storeapi.ShuttingDown(retry_after=0.1), times=2)
@@ -43,14 +43,14 @@ class ScriptedServer:
                 assert client.posts.get(1).id == 1
             assert len(server.calls_of("GetPost")) == 3
 
-    It runs in threads, so tests with and without asyncio can use it. Up to 100 calls run at once.
+    It runs in threads, for tests with and without asyncio. Up to 100 calls run at the same time.
     """
 
     def __init__(self, *, upstream: str | None = None) -> None:
-        """Makes a server that `with` starts; its script can be written before and after that.
+        """Creates a server that `with` starts; its script can be written before and after that.
 
         Args:
-            upstream: Address of a server that does what the script does not, without TLS.
+            upstream: Address of a server for calls without a step, without TLS.
         """
         self._upstream_target = upstream
         self._upstream: Upstream | None = None
@@ -58,12 +58,12 @@ class ScriptedServer:
         self._target = ""
         self._script: dict[str, deque[Step]] = defaultdict(deque)
         self._calls: list[Call] = []
-        # Guards the script and the calls, and tells those who wait for a call.
+        # Guards the script and the calls, and notifies threads that wait for a call.
         self._changed = threading.Condition()
 
     def __enter__(self) -> ScriptedServer:
         if self._server is not None:
-            raise RuntimeError("this server is running already")
+            raise RuntimeError("this server is already running")
         threads = futures.ThreadPoolExecutor(_MAX_CALLS_AT_ONCE, thread_name_prefix="scripted-server")
         if self._upstream_target is not None:
             self._upstream = Upstream(self._upstream_target)
@@ -75,7 +75,7 @@ class ScriptedServer:
 
     def __exit__(self, *exception: object) -> None:
         if self._server is not None:
-            # At once: calls that hang would never come to an end.
+            # Without a grace period: calls that hang never end.
             self._server.stop(None).wait()
         if self._upstream is not None:
             self._upstream.close()
@@ -92,7 +92,7 @@ class ScriptedServer:
             raise RuntimeError("this server is not running; use it in `with ScriptedServer() as server:`")
         return self._target
 
-    # What was asked
+    # Calls
 
     @property
     def calls(self) -> tuple[Call, ...]:
@@ -106,17 +106,17 @@ class ScriptedServer:
         return tuple(call for call in self.calls if call.method == method)
 
     def wait_for_call(self, method: str, *, count: int = 1, timeout: float = 10) -> Call:
-        """Waits until a method has been called, and returns the call; one that came before counts too.
+        """Waits for a call of a method and returns it; earlier calls count too.
 
-        It blocks its thread. In a coroutine: `await asyncio.to_thread(server.wait_for_call, "Watch")`.
+        Blocks the thread. In a coroutine: `await asyncio.to_thread(server.wait_for_call, "Watch")`.
 
         Args:
             method: The name of the RPC.
-            count: Which of its calls to wait for: 1 for the first.
-            timeout: How long to wait, in seconds.
+            count: Number of the call to wait for, from 1.
+            timeout: Seconds to wait.
 
         Raises:
-            TimeoutError: There were fewer calls in this time.
+            TimeoutError: There were fewer calls.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.calls_of(method)) >= count, timeout):
@@ -126,7 +126,7 @@ class ScriptedServer:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """What is left of the script, such as "CreatePost: hang"; a test may end with `not server.unused`."""
+        """The remaining steps, such as "CreatePost: hang"; a test may end with `assert not server.unused`."""
         with self._changed:
             return tuple(
                 f"{method}: {step.title}" for method, steps in self._script.items() for step in steps
@@ -135,15 +135,15 @@ class ScriptedServer:
     # The script
 
     def answer(self, method: str, *replies: object) -> None:
-        """Answers calls: each with the next reply; a Watch with a stream of all of them, which then ends.
+        """Answers each call with the next reply; a Watch with a stream of all replies, which then ends.
 
         Args:
             method: The name of the RPC.
-            replies: What the client's method returns (`Post`, a `Page`, a list of posts, a dict of counts),
-                or messages of `storeapi.v1`.
+            replies: Results of the client (`Post`, a `Page`, a list of posts, a dict of counts), or messages
+                of `storeapi.v1`.
 
         Raises:
-            TypeError: The method does not answer with such a thing.
+            TypeError: The method has another result.
         """
         messages = _messages(method, replies)
         streams = [messages] if _method(method).server_streaming else [(message,) for message in messages]
@@ -154,9 +154,9 @@ class ScriptedServer:
 
         Args:
             method: The name of the RPC.
-            error: An error of ours, such as `storeapi.PostNotFound(metadata={"post_id": "7"})`, which the
-                caller's client then raises; or a bare status, as gRPC itself or a proxy sends it.
-            times: How many calls fail.
+            error: A StoreError, such as `storeapi.PostNotFound(metadata={"post_id": "7"})`, which the client
+                then raises; or only a status, as gRPC itself or a proxy sends it.
+            times: Number of calls that fail.
 
         Raises:
             ValueError: `times` is less than 1.
@@ -165,32 +165,32 @@ class ScriptedServer:
         self._add(method, *[_script.fail(failure(error), name)] * _positive(times))
 
     def lose_answer(self, method: str, *, times: int = 1) -> None:
-        """Lets calls be done, and cuts the connection before the answer: the caller sees UNAVAILABLE.
+        """Executes calls, and closes the connection before the response: the caller gets UNAVAILABLE.
 
-        Upstream does them. Without upstream nobody does, which looks the same to the caller: the next line
-        of the script is then for its next try.
+        Upstream executes them. Without upstream they are not executed, which is the same for the caller; the
+        next step is then for its next attempt.
         """
         self._refuse_stream(method, "cut")
         self._add(method, *[_script.lose_answer()] * _positive(times))
 
     def hang(self, method: str, *, times: int = 1) -> None:
-        """Leaves calls without an answer until the caller gives up; nothing reaches upstream."""
+        """Does not respond to calls until the deadline of the caller; they are not forwarded."""
         self._add(method, *[_script.hang()] * _positive(times))
 
     def cut(self, method: str, *messages: object, after: int = 0) -> None:
-        """Cuts the connection in the midst of a stream: the caller sees UNAVAILABLE.
+        """Closes the connection during a stream: the caller gets UNAVAILABLE.
 
         Args:
-            method: The name of an RPC that answers with a stream: "Watch".
-            messages: What the caller gets before.
-            after: How many messages of upstream it gets then.
+            method: The name of an RPC with a stream of responses: "Watch".
+            messages: Responses before that.
+            after: Number of responses of upstream after these.
         """
         self._add(method, _script.cut(self._stream(method, messages, after), after))
 
     def stall(self, method: str, *messages: object, after: int = 0) -> None:
-        """Lets a stream fall silent, without an end, until the caller gives up.
+        """Sends no more responses on a stream, and does not end it.
 
-        Arguments are those of `cut`.
+        The arguments are those of `cut`.
         """
         self._add(method, _script.stall(self._stream(method, messages, after), after))
 
@@ -211,7 +211,7 @@ class ScriptedServer:
             raise ValueError(f"{method} answers with a stream; use {instead}")
 
     def _begin(self, call: Call) -> Step | None:
-        """Notes a call, and takes its line out of the script."""
+        """Records a call, and takes its step out of the script."""
         with self._changed:
             self._calls.append(call)
             self._changed.notify_all()
@@ -220,14 +220,14 @@ class ScriptedServer:
 
 
 def _method(name: str) -> MethodDescriptor:
-    """The method of a name; a misspelt one would never be called."""
+    """The method with this name; a misspelt one would never be called."""
     if name not in METHODS:
         raise ValueError(f"there is no method {name!r}; there are {', '.join(sorted(METHODS))}")
     return METHODS[name]
 
 
 def _positive(times: int) -> int:
-    """How many calls; a script without one would be a test that tests nothing."""
+    """Checks a number of calls; a test with none would test nothing."""
     if times < 1:
         raise ValueError(f"times must be at least 1, not {times}")
     return times

@@ -1,0 +1,151 @@
+"""`storeapi posts` and `storeapi comments`: the same commands for each resource type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import click
+
+from storeapi import StoreClient
+from storeapi._resources import COMMENTS, POSTS, ResourceType
+from storeapi.cli import arguments, output
+from storeapi.cli.help import Group, examples
+from storeapi.cli.settings import Settings
+
+Decorator = Callable[[Any], Any]
+
+
+def collection(client: StoreClient, resource_type: ResourceType[Any]) -> Any:
+    """`client.posts` or `client.comments`."""
+    return getattr(client, f"{resource_type.name}s")
+
+
+def _group(
+    resource_type: ResourceType[Any],
+    *,
+    list_options: Sequence[Decorator] = (),
+    list_examples: Sequence[str] = (),
+    delete_options: Sequence[Decorator] = (),
+) -> click.Group:
+    """The commands of one resource type.
+
+    Args:
+        resource_type: Defines the arguments and options for fields.
+        list_options: More options of `list`, passed to the method of the client.
+        list_examples: Examples of these.
+        delete_options: More options of `delete`, passed to the methods of the client.
+    """
+    name = resource_type.name
+    plural = f"{name}s"
+    command = f"storeapi {plural}"
+    # An argument for each required field that is not a text.
+    ids = "1 " * list(resource_type.draft_fields.values()).count(int)
+    group = Group(plural, help=f"Create, read, update and delete {plural}.")
+
+    @group.command(
+        help=f'Create a {name}.\n\nBODY is its text, or "-" to read it from stdin, with all line ends.',
+        epilog=examples(f'{command} create {ids}"Hello, world"', f"{command} create {ids}- < letter.txt"),
+    )
+    @arguments.field_parameters(resource_type)
+    @arguments.request_id_option
+    @click.pass_obj
+    def create(settings: Settings, /, request_id: str | None, **fields: Any) -> None:
+        with settings.connect() as client:
+            created = collection(client, resource_type).create(**fields, request_id=request_id)
+            output.print_items([created], as_json=settings.json)
+
+    @group.command(
+        help=f"Print {plural} by their ids, in this order.\n\nIf one does not exist, nothing is printed.",
+        epilog=examples(f"{command} get 1 2 3"),
+    )
+    @arguments.ids_argument
+    @click.pass_obj
+    def get(settings: Settings, ids: tuple[int, ...]) -> None:
+        with settings.connect() as client:
+            output.print_items(collection(client, resource_type).get_many(ids), as_json=settings.json)
+
+    @group.command(
+        "list",
+        help=f"Print {plural}, oldest first.\n\nWithout --limit or --all a terminal shows one screen; "
+        f"elsewhere all {plural} are printed.",
+        epilog=examples(*list_examples, f"{command} list --order-by id-desc --limit 20"),
+    )
+    @_all(list_options)
+    @arguments.list_options
+    @click.pass_obj
+    def list_resources(settings: Settings, /, selection: arguments.Selection, **query: Any) -> None:
+        with settings.connect() as client:
+            list_items = collection(client, resource_type).list
+            output.print_list(list_items, query, selection, as_json=settings.json)
+
+    @group.command(
+        help=f'Update a {name}.\n\nBODY is the new text, or "-" to read it from stdin.',
+        epilog=examples(f'{command} update 1 "Hello again" --etag v1'),
+    )
+    @click.argument("id", type=arguments.ID)
+    @arguments.field_parameters(resource_type, for_update=True)
+    @arguments.etag_option
+    @arguments.request_id_option
+    @click.pass_obj
+    def update(settings: Settings, /, id: int, etag: str, request_id: str | None, **fields: Any) -> None:
+        with settings.connect() as client:
+            resources = collection(client, resource_type)
+            updated = resources.update(id, **fields, etag=etag, request_id=request_id)
+            output.print_items([updated], as_json=settings.json)
+
+    @group.command(
+        help=f"Delete {plural} and print their last versions.\n\nAll are deleted, or on any error none.",
+        epilog=examples(f"{command} delete 1 2 --allow-missing"),
+    )
+    @arguments.ids_argument
+    @_all(delete_options)
+    @arguments.allow_missing_option
+    @arguments.etag_option
+    @arguments.request_id_option
+    @click.pass_obj
+    def delete(settings: Settings, /, ids: tuple[int, ...], etag: str, **options: Any) -> None:
+        arguments.check_one_etag(ids, etag)
+        with settings.connect() as client:
+            resources = collection(client, resource_type)
+            if etag:
+                deleted = resources.delete(ids[0], etag=etag, **options)
+                # With --allow-missing, a resource that did not exist has only an id.
+                output.print_items([deleted] if deleted.etag else [], as_json=settings.json)
+            else:
+                output.print_items(resources.delete_many(ids, **options), as_json=settings.json)
+
+    return group
+
+
+def _all(decorators: Sequence[Decorator]) -> Decorator:
+    def decorate(command: Any) -> Any:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+posts: Final = _group(
+    POSTS,
+    delete_options=[click.option("--force", is_flag=True, help="Delete their comments too.")],
+)
+comments: Final = _group(
+    COMMENTS,
+    list_options=[
+        click.option("--post", "post_id", metavar="ID", type=arguments.ID, help="Only comments on this post.")
+    ],
+    list_examples=["storeapi comments list --post 1"],
+)
+
+
+@comments.command(epilog=examples("storeapi comments count 1 2 3"))
+@click.argument("post_ids", metavar="POST_ID...", type=arguments.ID, nargs=-1, required=True)
+@click.pass_obj
+def count(settings: Settings, post_ids: tuple[int, ...]) -> None:
+    """Print the number of comments of each post; 0 if the post does not exist."""
+    with settings.connect() as client:
+        counts = client.comments.count(post_ids)
+        # In the order of the arguments, which a map does not keep.
+        output.print_counts({post_id: counts[post_id] for post_id in post_ids}, as_json=settings.json)

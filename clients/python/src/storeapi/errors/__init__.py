@@ -1,0 +1,147 @@
+"""The errors of calls.
+
+    StoreError                      every failed call
+    ├── InvalidRequest              the request is invalid
+    │   ├── RequestMalformed        the server could not decode it
+    │   ├── FieldInvalid            the value of a field is not allowed
+    │   ├── FieldMaskInvalid        an update names a field that does not exist
+    │   ├── FieldImmutable          an update would change a field that never changes
+    │   ├── PageTokenInvalid        a page token is damaged
+    │   ├── PageTokenMismatch       a page token belongs to another query
+    │   ├── BatchEmpty              a batch is empty
+    │   ├── BatchTooLarge           a batch has too many elements
+    │   ├── BatchDuplicate          a batch delete contains an id twice
+    │   ├── RequestIdReused         a request id belongs to another request
+    │   ├── ResumeTokenInvalid      a resume token is damaged
+    │   └── ResumeTokenForeign      a resume token belongs to another store
+    ├── Unauthenticated             the caller is not authenticated
+    │   ├── CredentialsMissing      the client has no API key
+    │   └── CredentialsInvalid      the key or token is wrong, was deleted, or has expired
+    ├── PermissionDenied            the caller lacks a permission
+    ├── NotFound                    no resource has this id
+    │   ├── PostNotFound
+    │   └── CommentNotFound
+    ├── PreconditionFailed          the state of the service does not allow the call
+    │   ├── PostHasComments         delete the comments first, or use force
+    │   ├── ReadOnly                the service is in read-only mode
+    │   └── SchemaMismatch          the operator must act
+    ├── Conflict                    a concurrent change
+    │   └── EtagMismatch            read the resource again and retry with its etag
+    ├── ResourceExhausted           a limit is reached
+    │   ├── ResponseTooLarge        request fewer resources at once
+    │   ├── WatchLimit              too many watches are open
+    │   ├── RateLimited             too many calls per second
+    │   └── StorageFull             the operator must act
+    ├── OutOfRange                  a position is out of range
+    │   └── ResumeTokenExpired      restart the watch with the initial state
+    ├── Unavailable                 retry after retry_after
+    │   ├── ConnectionFailed        no connection, for a permanent cause
+    │   ├── Overloaded
+    │   ├── ShuttingDown
+    │   ├── StreamStalled
+    │   ├── DatabaseBusy
+    │   └── DatabaseUnavailable
+    ├── DeadlineExceeded            no response before the deadline
+    ├── Cancelled                   cancelled by the server or by closing the client
+    └── InternalError               an unhandled exception in the service
+
+Each reason of the service has one class. An error with an unknown reason, or without a reason because it is
+not from the service, is raised as the branch for its status code, or as StoreError. The gRPC error is in
+`__cause__`.
+"""
+
+from storeapi.errors.base import InvalidRequest, StoreError
+from storeapi.errors.caller import (
+    BatchDuplicate,
+    BatchEmpty,
+    BatchTooLarge,
+    CommentNotFound,
+    Conflict,
+    CredentialsInvalid,
+    CredentialsMissing,
+    EtagMismatch,
+    FieldImmutable,
+    FieldInvalid,
+    FieldMaskInvalid,
+    NotFound,
+    PageTokenInvalid,
+    PageTokenMismatch,
+    PermissionDenied,
+    PostHasComments,
+    PostNotFound,
+    PreconditionFailed,
+    ReadOnly,
+    RequestIdReused,
+    RequestMalformed,
+    ResumeTokenForeign,
+    ResumeTokenInvalid,
+    SchemaMismatch,
+    Unauthenticated,
+)
+from storeapi.errors.service import (
+    Cancelled,
+    ConnectionFailed,
+    DatabaseBusy,
+    DatabaseUnavailable,
+    DeadlineExceeded,
+    InternalError,
+    OutOfRange,
+    Overloaded,
+    RateLimited,
+    ResourceExhausted,
+    ResponseTooLarge,
+    ResumeTokenExpired,
+    ShuttingDown,
+    StorageFull,
+    StreamStalled,
+    Unavailable,
+    WatchLimit,
+)
+
+# In the order of the tree.
+__all__ = [
+    "StoreError",
+    "InvalidRequest",
+    "RequestMalformed",
+    "FieldInvalid",
+    "FieldMaskInvalid",
+    "FieldImmutable",
+    "PageTokenInvalid",
+    "PageTokenMismatch",
+    "BatchEmpty",
+    "BatchTooLarge",
+    "BatchDuplicate",
+    "RequestIdReused",
+    "ResumeTokenInvalid",
+    "ResumeTokenForeign",
+    "Unauthenticated",
+    "CredentialsMissing",
+    "CredentialsInvalid",
+    "PermissionDenied",
+    "NotFound",
+    "PostNotFound",
+    "CommentNotFound",
+    "PreconditionFailed",
+    "PostHasComments",
+    "ReadOnly",
+    "SchemaMismatch",
+    "Conflict",
+    "EtagMismatch",
+    "ResourceExhausted",
+    "ResponseTooLarge",
+    "WatchLimit",
+    "RateLimited",
+    "StorageFull",
+    "OutOfRange",
+    "ResumeTokenExpired",
+    "Unavailable",
+    "ConnectionFailed",
+    "Overloaded",
+    "ShuttingDown",
+    "StreamStalled",
+    "DatabaseBusy",
+    "DatabaseUnavailable",
+    "DeadlineExceeded",
+    "Cancelled",
+    "InternalError",
+]
