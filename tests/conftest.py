@@ -16,10 +16,13 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.database import schema
 from store_service.server import RunningServer, serving
-from tests import processes
-from tests.patience import patience
-from tests.postgres import empty, new_database, postgres_url
-from tests.support import ServerProcess, Stubs, wait_until
+from tests.support import processes
+from tests.support.bytecode import share_bytecode
+from tests.support.polling import wait_until
+from tests.support.postgresql import clear_database, new_database, postgres_url
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 # A shell that starts tests in the background lets them ignore Ctrl-C, and so would what they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -28,8 +31,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Who sets this never sees what is left in a buffer at the end; most people do not set it.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
-
 processes.mark_session()
+share_bytecode()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -38,7 +41,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
     marker = item.get_closest_marker("timeout")
     option = item.config.getoption("timeout")
     seconds = marker.args[0] if marker else item.config.getini("timeout") if option is None else option
-    item.add_marker(pytest.mark.timeout(patience(float(seconds))), append=False)
+    item.add_marker(pytest.mark.timeout(scaled_timeout(float(seconds))), append=False)
     return (yield)
 
 
@@ -47,8 +50,8 @@ def no_process_outlives_its_module() -> Iterator[None]:
     """What a module's tests have started has ended, or ends by itself, when they are done."""
     yield
     with suppress(AssertionError):
-        wait_until(lambda: not processes.left_by_module())
-    left = processes.left_by_module()
+        wait_until(lambda: not processes.running_module_processes())
+    left = processes.running_module_processes()
     for pid in left:
         with suppress(OSError):
             os.kill(pid, signal.SIGKILL)
@@ -84,7 +87,7 @@ def database_file(migrated_file: Path, tmp_path: Path) -> Path:
 def postgres() -> Iterator[str]:
     """A URL of a PostgreSQL role that may create databases."""
     with ExitStack() as stack:
-        with processes.of_session():
+        with processes.session_processes():
             url = stack.enter_context(postgres_url())
         yield url
 
@@ -103,7 +106,7 @@ def database_url(request: pytest.FixtureRequest) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{request.getfixturevalue('database_file')}"
     url: str = request.getfixturevalue("postgres_database")
-    empty(url)
+    clear_database(url)
     return url
 
 
@@ -135,7 +138,7 @@ def stubs(channel: grpc.aio.Channel) -> Stubs:
 
 @pytest.fixture
 def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server as users start it, in a process and an empty folder of its own; not started yet."""
+    """A server as users start it, as a child process with an empty directory; not started yet."""
     process = ServerProcess(tmp_path)
     yield process
     process.kill()

@@ -1,4 +1,4 @@
-"""What callers give: taken as it is meant, or refused by its name."""
+"""Arguments of calls: their interpretation, and the errors that name them."""
 
 import pickle
 import uuid
@@ -54,7 +54,7 @@ POST = posts_pb2.Post(id=1, body="a", etag="e")
         (lambda c: c.comments.create_many([(1, "a")]), TypeError, "each of drafts must be a CommentDraft"),
     ],
 )
-async def test_a_wrong_argument_is_named(client, server, call, error, words):
+async def test_wrong_argument_is_named(client, server, call, error, words):
     """Before anything is sent."""
     with pytest.raises(error, match=f"^{words}"):
         await call(client)
@@ -63,8 +63,8 @@ async def test_a_wrong_argument_is_named(client, server, call, error, words):
 
 
 @pytest.mark.parametrize("heartbeat", [float("inf"), float("nan"), None, "5", 1e300], ids=str)
-def test_a_heartbeat_that_is_no_number_is_named(server, heartbeat):
-    """When the watch is made."""
+def test_heartbeat_that_is_not_a_number_is_named(server, heartbeat):
+    """When the watch is created."""
     with (
         storeapi.StoreClient(server.target) as client,
         pytest.raises(ValueError, match=r"^heartbeat_seconds"),
@@ -73,8 +73,8 @@ def test_a_heartbeat_that_is_no_number_is_named(server, heartbeat):
 
 
 @pytest.mark.parametrize("post_id", [0, -1])
-async def test_only_none_means_the_comments_of_all_posts(client, server, post_id):
-    """0 is the id of a post that is not stored, and nobody means all by it."""
+async def test_only_none_selects_the_comments_of_all_posts(client, server, post_id):
+    """0 is an ordinary id of a post that does not exist."""
     server.answer(comments_pb2.ListCommentsResponse())
 
     for method in (client.comments.list, client.comments.pages):
@@ -84,8 +84,8 @@ async def test_only_none_means_the_comments_of_all_posts(client, server, post_id
     assert server.requests == [comments_pb2.ListCommentsRequest(order_by="id")]
 
 
-async def test_a_request_id_may_be_a_uuid(client, server):
-    """As uuid.uuid4() makes it."""
+async def test_request_id_may_be_a_uuid_object(client, server):
+    """As created by uuid.uuid4()."""
     id = uuid.uuid4()
     server.answer(POST, posts_pb2.BatchCreatePostsResponse(posts=[POST]))
 
@@ -95,8 +95,8 @@ async def test_a_request_id_may_be_a_uuid(client, server):
     assert [it.request_id for it in server.requests] == [str(id)] * 2
 
 
-async def test_a_change_may_be_a_coroutine_function(async_client, server):
-    """With asyncio, to ask somebody else what the text should be."""
+async def test_change_function_may_be_a_coroutine(async_client, server):
+    """With asyncio, for a text that needs I/O."""
 
     async def change(post):
         return post.body + "!"
@@ -107,8 +107,8 @@ async def test_a_change_may_be_a_coroutine_function(async_client, server):
     assert server.requests[1].post.body == "a!"
 
 
-def test_threads_cannot_wait_for_a_coroutine(server):
-    """They are told, and nothing is written."""
+def test_sync_client_refuses_a_coroutine_function(server):
+    """Nothing is written."""
 
     async def change(post):
         return post.body
@@ -157,8 +157,8 @@ async def test_create_many_accepts_drafts_and_texts(client, server):
     assert [it.post for it in server.requests[0].requests] == [posts_pb2.Post(body=it) for it in "ab"]
 
 
-async def test_of_nothing_nothing_is_asked(client, server):
-    """An empty list needs no server."""
+async def test_empty_list_makes_no_call(client, server):
+    """It needs no server."""
     assert await client.posts.get_many([]) == ()
     assert await client.posts.create_many([]) == ()
     assert await client.comments.get_many([]) == ()
@@ -174,8 +174,8 @@ def too_large(max_count):
     return storeapi.BatchTooLarge(metadata={"count": "5", "max_count": str(max_count)})
 
 
-async def test_a_refused_batch_comes_again_in_pieces(make_client):
-    """And later batches are small at once; a whole that is called again is cut in the same places."""
+async def test_refused_batch_is_split(make_client):
+    """Later batches are small at once; a repeated batch is split at the same places."""
     bodies, first_id = list("abcde"), str(uuid.uuid4())
     with ScriptedServer() as server:
         client = make_client(server.target)
@@ -195,8 +195,8 @@ async def test_a_refused_batch_comes_again_in_pieces(make_client):
     assert calls[0].request_id == first_id
 
 
-async def test_every_batch_that_may_be_split_is(make_client):
-    """Those that only read, too."""
+async def test_every_splittable_batch_is_split(make_client):
+    """Including reads."""
     with ScriptedServer() as server:
         for method in ("BatchGetPosts", "BatchGetComments", "BatchCreateComments", "CountComments"):
             server.fail(method, too_large(2))
@@ -216,8 +216,8 @@ async def test_every_batch_that_may_be_split_is(make_client):
         assert not server.unused
 
 
-async def test_a_server_that_does_not_say_how_much_is_not_asked_again(make_client):
-    """The error comes to the caller."""
+async def test_resource_exhausted_without_limit_is_not_retried(make_client):
+    """The error reaches the caller."""
     with ScriptedServer() as server:
         server.fail("BatchGetPosts", storeapi.BatchTooLarge())
         with pytest.raises(storeapi.BatchTooLarge):
@@ -254,8 +254,8 @@ def invalid(field):
         ("CountComments", "post_ids[0]", "post_ids[2]", lambda it: it.comments.count([1, 2, 3])),
     ],
 )
-async def test_an_error_counts_from_the_beginning_of_the_whole(make_client, method, place, named, call):
-    """Whoever gave three things knows nothing of a second piece and its first."""
+async def test_error_indexes_refer_to_the_whole_batch(make_client, method, place, named, call):
+    """The caller does not know about the parts."""
     with ScriptedServer() as server:
         server.fail(method, too_large(2))
         if method == "CountComments":
@@ -273,8 +273,10 @@ async def test_an_error_counts_from_the_beginning_of_the_whole(make_client, meth
     assert str(error) == str(raised.value) == f"{named}: must not be empty"
 
 
-async def test_a_text_that_was_put_right_leaves_the_pieces_before_it_as_they_were(make_client):
-    """So the whole can be called again with its request id; the first text that is too much ends no piece."""
+async def test_corrected_text_keeps_the_preceding_parts(make_client):
+    """The whole batch can be repeated with its request id; the first text that is too large ends no
+    part.
+    """
     large, first_id = "x" * (_batches.FULL_BYTES // 8), str(uuid.uuid4())
     with ScriptedServer() as server:
         for some in (2, 1) * 2:

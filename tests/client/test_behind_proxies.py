@@ -1,4 +1,4 @@
-"""Both clients behind real proxies, while the service is killed and while the proxy runs into its timeout."""
+"""Both clients behind real proxies, during a kill of the service and during a proxy timeout."""
 
 import asyncio
 import logging
@@ -12,9 +12,10 @@ import pytest
 import storeapi
 from storeapi import _retries
 
-from tests.patience import patience
-from tests.proxies import PROXIES, proxy
-from tests.support import ServerProcess, free_port
+from tests.support.ports import free_port
+from tests.support.proxies import PROXIES, proxy
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 TIMEOUT = 60.0
 """More than by default, for a busy machine takes long to start a service."""
@@ -22,7 +23,7 @@ TIMEOUT = 60.0
 
 @pytest.fixture
 def service(server_process: ServerProcess) -> ServerProcess:
-    """A service that comes back to the same address."""
+    """A service that restarts on the same address."""
     server_process.settings["STORE_LISTEN"] = f"127.0.0.1:{free_port()}"
     return server_process.start()
 
@@ -47,12 +48,12 @@ def interrupted() -> Iterator[Callable[[], Any]]:
     handler.emit = lambda record: lost.release() if "interrupted" in record.getMessage() else None
     log = logging.getLogger("storeapi")
     log.addHandler(handler)
-    yield lambda: asyncio.to_thread(lost.acquire, timeout=patience())
+    yield lambda: asyncio.to_thread(lost.acquire, timeout=scaled_timeout())
     log.removeHandler(handler)
 
 
-async def test_a_kill_loses_and_doubles_nothing(client, service):
-    """One post for each create and one change for each post, in order, whatever was in flight."""
+async def test_server_kill_loses_and_duplicates_nothing(client, service):
+    """One post per create and one change per post, in order, whatever was in flight."""
     bodies = [str(number) for number in range(60)]
     created: list[storeapi.Post] = []
     enough = asyncio.Event()
@@ -83,8 +84,8 @@ async def test_a_kill_loses_and_doubles_nothing(client, service):
     assert [post.body async for post in client.posts.list()] == bodies
 
 
-async def test_a_watch_outlives_the_timeout_of_a_proxy(client, interrupted):
-    """A service that has nothing to say is cut off, again and again."""
+async def test_watch_survives_the_timeout_of_a_proxy(client, interrupted):
+    """The proxy cuts a stream without messages again and again."""
     async with client.changes.watch(heartbeat_seconds=60) as watch:
         for body in ("a", "b"):
             following = asyncio.ensure_future(anext(watch))
@@ -95,8 +96,8 @@ async def test_a_watch_outlives_the_timeout_of_a_proxy(client, interrupted):
             assert (await following).resource == post
 
 
-async def test_a_call_outlives_the_timeout_of_a_proxy(client, service, monkeypatch):
-    """A write that takes longer is sent again and done once."""
+async def test_call_survives_the_timeout_of_a_proxy(client, service, monkeypatch):
+    """A write that takes longer is repeated and done once."""
     again = threading.Event()
     pause_after = _retries.Attempts.pause_after
 
@@ -108,7 +109,7 @@ async def test_a_call_outlives_the_timeout_of_a_proxy(client, service, monkeypat
     with closing(sqlite3.connect(service.folder / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         creating = asyncio.ensure_future(client.posts.create(body="a"))
-        assert await asyncio.to_thread(again.wait, patience())
+        assert await asyncio.to_thread(again.wait, scaled_timeout())
         other.execute("ROLLBACK")
     post = await creating
 

@@ -230,10 +230,10 @@ CASES = [
 
 
 @pytest.mark.parametrize(("call", "request_message", "reply", "result"), CASES)
-async def test_a_call_sends_what_was_asked_and_returns_our_values(
+async def test_call_sends_its_arguments_and_returns_values(
     client, server, call, request_message, reply, result
 ):
-    """One call is one RPC with exactly the fields that were given, and its reply becomes plain values."""
+    """One call is one RPC with exactly the given fields. Its response becomes plain values."""
     server.answer(reply)
 
     returned = await call(client)
@@ -247,8 +247,8 @@ async def test_a_call_sends_what_was_asked_and_returns_our_values(
     assert type(returned) is type(result)
 
 
-def test_every_method_of_the_service_is_called_here():
-    """A method that the contract gains is missed here until the clients have it."""
+def test_every_service_method_is_tested_here():
+    """Fails when the contract gains a method that the clients do not have."""
     lists = {"ListPostsRequest", "ListCommentsRequest"}
     rpcs = [
         method
@@ -292,8 +292,8 @@ WRITES = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-async def test_a_write_is_safe_to_repeat(client, server, name):
-    """Each carries an id: the one that was given, or a new one; nothing else about it is different."""
+async def test_write_is_safe_to_repeat(client, server, name):
+    """Each write has a request id, given or new; nothing else differs."""
     write, reply = WRITES[name]
     server.answer(reply, reply, reply, reply)
 
@@ -313,8 +313,8 @@ async def test_a_write_is_safe_to_repeat(client, server, name):
 
 
 @pytest.mark.parametrize("name", WRITES)
-async def test_what_stores_nothing_has_no_request_id(client, server, name):
-    """A check that is made twice does no harm, and costs the service no row."""
+async def test_validate_only_has_no_request_id(client, server, name):
+    """A repeated check is harmless and needs no stored row."""
     write, reply = WRITES[name]
     server.answer(reply)
 
@@ -323,8 +323,8 @@ async def test_what_stores_nothing_has_no_request_id(client, server, name):
     assert [request.request_id for request in server.requests] == [""]
 
 
-def test_every_write_of_the_service_is_in_the_table():
-    """A request that gains a request_id is missed here until the clients can send it."""
+def test_every_service_write_is_in_the_table():
+    """Fails when a request gains a request_id that the clients do not send."""
     messages = [
         message
         for file in (posts.DESCRIPTOR, comments.DESCRIPTOR)
@@ -335,8 +335,8 @@ def test_every_write_of_the_service_is_in_the_table():
 
 
 @pytest.mark.parametrize("resource", ["posts", "comments"])
-async def test_an_empty_delete_is_left_to_the_service(client, server, resource):
-    """It is one call, whatever it holds; only what is cut into calls needs none for nothing."""
+async def test_empty_delete_is_sent_to_the_service(client, server, resource):
+    """It is one call. Only split batches skip the call for an empty list."""
     server.refuse(grpc.StatusCode.INVALID_ARGUMENT, "BATCH_EMPTY")
 
     with pytest.raises(storeapi.BatchEmpty):
@@ -345,8 +345,8 @@ async def test_an_empty_delete_is_left_to_the_service(client, server, resource):
     assert len(server.calls) == 1
 
 
-async def test_one_text_is_no_batch_of_letters(client, server):
-    """A text given where several are asked for is refused instead of becoming a post per letter."""
+async def test_string_is_refused_as_a_list_of_bodies(client, server):
+    """Otherwise each letter would become a post."""
     with pytest.raises(TypeError, match="drafts must be an iterable of several"):
         await client.posts.create_many("hello")
 
@@ -354,7 +354,7 @@ async def test_one_text_is_no_batch_of_letters(client, server):
 
 
 async def test_times_are_aware_and_in_utc(client, server):
-    """Times compare with other aware times and keep their microseconds."""
+    """They compare with other aware times and keep their microseconds."""
     server.answer(POST)
 
     post = await client.posts.get(1)
@@ -364,7 +364,7 @@ async def test_times_are_aware_and_in_utc(client, server):
 
 
 async def test_unset_times_are_none(client, server):
-    """A post or comment from before times were kept has None, not the year 1970."""
+    """Resources created before times were stored have None, not the year 1970."""
     server.answer(posts.Post(id=1, body="a"), comments.Comment(id=2, body="b", post_id=1))
 
     post = await client.posts.get(1)
@@ -384,8 +384,8 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-def test_values_cannot_be_changed(value):
-    """What was read stays what was read, and a misspelt attribute is not taken silently."""
+def test_values_are_immutable(value):
+    """A misspelt attribute is refused too."""
     name = next(iter(dataclasses.fields(value))).name
 
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -394,8 +394,8 @@ def test_values_cannot_be_changed(value):
 
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
-def test_values_are_made_by_name(value):
-    """Fields can be added later without a caller's arguments changing places."""
+def test_values_are_keyword_only(value):
+    """Fields can be added later without changing positions."""
     arguments = [getattr(value, field.name) for field in dataclasses.fields(value)]
 
     with pytest.raises(TypeError, match="positional"):
@@ -404,12 +404,12 @@ def test_values_are_made_by_name(value):
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_values_survive_pickle(value):
-    """Worker processes and caches hand values on whole."""
+    """For worker processes and caches."""
     assert pickle.loads(pickle.dumps(value)) == value
 
 
-async def test_the_raw_stubs_share_the_connection(client, server):
-    """Everything that the contract has can be called without a second channel."""
+async def test_raw_stubs_share_the_connection(client, server):
+    """Every method of the contract can be called without a second channel."""
     server.answer(POST, COMMENT)
 
     post = await client.raw.posts.GetPost(posts.GetPostRequest(id=1))
@@ -418,8 +418,8 @@ async def test_the_raw_stubs_share_the_connection(client, server):
     assert (post, comment) == (POST, COMMENT)
 
 
-async def test_the_raw_stubs_have_the_watch_too(server, async_client):
-    """What changes can be read as a stream of messages, for threads and for asyncio."""
+async def test_raw_stubs_include_watch(server, async_client):
+    """Changes can be read as a stream of messages, in threads and in asyncio."""
     response = changes.WatchResponse(resume_token="t1", heartbeat=True)
     server.answer(response, response)
     request = changes.WatchRequest(earliest=True)

@@ -24,7 +24,7 @@ async def close(channel):
         await closing
 
 
-async def test_the_context_manager_of_a_sync_client_closes_it(server):
+async def test_context_manager_closes_a_sync_client(server):
     """The client is what `with` gives, and its connection ends there."""
     server.answer(POST)
 
@@ -35,7 +35,7 @@ async def test_the_context_manager_of_a_sync_client_closes_it(server):
         client.raw.posts.GetPost(REQUEST)
 
 
-async def test_the_context_manager_of_an_async_client_closes_it(server):
+async def test_context_manager_closes_an_async_client(server):
     """The client is what `async with` gives, and its connection ends there."""
     server.answer(POST)
 
@@ -47,8 +47,8 @@ async def test_the_context_manager_of_an_async_client_closes_it(server):
         await client.raw.posts.GetPost(REQUEST)
 
 
-async def test_a_closed_client_says_so(client, server):
-    """Both clients refuse a call in the same way, and closing twice is fine."""
+async def test_closed_client_refuses_calls(client, server):
+    """Both clients behave the same, and closing twice is allowed."""
     await client.close()
     await client.close()
 
@@ -58,8 +58,8 @@ async def test_a_closed_client_says_so(client, server):
     assert server.calls == []
 
 
-def test_a_call_that_another_thread_closes_the_client_for_is_cancelled(server):
-    """Also just before gRPC takes it, which then says something else."""
+def test_close_from_another_thread_cancels_a_call(server):
+    """Also just before gRPC starts the call, where gRPC raises another error."""
     client = storeapi.StoreClient(server.target)
     call = client.raw.posts.GetPost
 
@@ -75,8 +75,8 @@ def test_a_call_that_another_thread_closes_the_client_for_is_cancelled(server):
         client.posts.get(1)
 
 
-async def test_a_borrowed_channel_is_used_and_left_open(make_client, make_channel, server):
-    """Whoever made a channel closes it; the client only stops using it."""
+async def test_borrowed_channel_stays_open(make_client, make_channel, server):
+    """The caller that created a channel closes it."""
     server.answer(POST, POST)
     channel = make_channel(server.target)
     client = make_client(channel=channel)
@@ -100,8 +100,8 @@ async def test_a_borrowed_channel_is_used_and_left_open(make_client, make_channe
         ({"target": "", "channel_options": [("a", 1)]}, "target and channel_options"),
     ],
 )
-async def test_a_borrowed_channel_takes_no_settings(make_client, make_channel, keywords, name):
-    """A setting that a finished channel could not follow is refused, never ignored."""
+async def test_borrowed_channel_accepts_no_settings(make_client, make_channel, keywords, name):
+    """A setting that an existing channel cannot follow is refused, never ignored."""
     channel = make_channel("localhost:1")
 
     with pytest.raises(
@@ -112,8 +112,8 @@ async def test_a_borrowed_channel_takes_no_settings(make_client, make_channel, k
     await close(channel)
 
 
-async def test_a_channel_of_the_other_kind_is_refused_at_once():
-    """The mistake is named where it is made, not at the first call."""
+async def test_channel_of_the_other_kind_is_refused_at_once():
+    """In the constructor, not at the first call."""
     sync_channel, async_channel = (
         grpc.insecure_channel("localhost:1"),
         grpc.aio.insecure_channel("localhost:1"),
@@ -129,7 +129,7 @@ async def test_a_channel_of_the_other_kind_is_refused_at_once():
 
 
 async def test_credentials_make_the_connection_secure(make_client, server):
-    """With credentials the client talks to a server that accepts nothing else."""
+    """The server accepts secure connections only."""
     server.answer(POST)
     target = f"127.0.0.1:{server.local_port}"
     client = make_client(target, credentials=grpc.local_channel_credentials())
@@ -140,7 +140,7 @@ async def test_credentials_make_the_connection_secure(make_client, server):
 
 
 async def test_credentials_are_never_dropped(make_client, server):
-    """A client with credentials does not fall back to a connection without."""
+    """There is no fallback to an insecure connection."""
     client = make_client(server.target, credentials=grpc.ssl_channel_credentials(), timeout=0.5)
 
     with pytest.raises(storeapi.Unavailable):
@@ -149,8 +149,8 @@ async def test_credentials_are_never_dropped(make_client, server):
     assert server.calls == []
 
 
-async def test_answers_above_grpcs_own_limit_arrive(client, server):
-    """A batch of long texts is larger than the 4 MiB that gRPC allows by itself."""
+async def test_responses_above_4_mib_are_received(client, server):
+    """A batch of long texts exceeds the default limit of gRPC."""
     body = "a" * (5 * 1024 * 1024)
     server.answer(posts_pb2.Post(id=1, body=body))
 
@@ -160,8 +160,8 @@ async def test_answers_above_grpcs_own_limit_arrive(client, server):
 
 
 @pytest.mark.parametrize("credentials", [None, grpc.local_channel_credentials()], ids=["plain", "secure"])
-async def test_channel_options_go_before_the_clients_own(make_client, server, credentials):
-    """A caller can lower the receive limit, and a message above it has an error of its own."""
+async def test_channel_options_override_those_of_the_client(make_client, server, credentials):
+    """A caller can lower the receive limit; a larger message has its own error."""
     server.answer(posts_pb2.Post(id=1, body="a" * 2000))
     options = [("grpc.max_receive_message_length", 1000)]
     port = server.local_port if credentials else server.port
@@ -173,7 +173,7 @@ async def test_channel_options_go_before_the_clients_own(make_client, server, cr
     assert (type(raised.value), raised.value.reason) == (storeapi.ResourceExhausted, "")
 
 
-def test_an_async_client_needs_a_running_loop():
-    """Made anywhere else, every call would fail later with words about futures and loops."""
+def test_async_client_needs_a_running_loop():
+    """Without one, every call would fail later with an unclear error."""
     with pytest.raises(RuntimeError, match="inside of a coroutine"):
         AsyncStoreClient()

@@ -1,4 +1,4 @@
-"""How long a call may take, and who ends it."""
+"""Deadlines of calls, and cancellation."""
 
 import asyncio
 import math
@@ -8,32 +8,10 @@ import pytest
 import storeapi
 from storeapi.v1 import posts_pb2
 
-POST = posts_pb2.Post(id=1)
-DRAFT = storeapi.CommentDraft(post_id=1, body="a")
-PAGE = posts_pb2.ListPostsResponse()
+from tests.support.client_calls import CALLS
 
-# Every method of both groups, and the reply that it can read.
-CALLS = {
-    "posts.create": lambda c, **k: c.posts.create(body="a", **k),
-    "posts.get": lambda c, **k: c.posts.get(1, **k),
-    "posts.update": lambda c, **k: c.posts.update(1, body="a", **k),
-    "posts.delete": lambda c, **k: c.posts.delete(1, **k),
-    "posts.get_many": lambda c, **k: c.posts.get_many([1], **k),
-    "posts.create_many": lambda c, **k: c.posts.create_many(["a"], **k),
-    "posts.delete_many": lambda c, **k: c.posts.delete_many([1], **k),
-    "posts.list": lambda c, **k: anext(c.posts.list(**k)),
-    "posts.pages": lambda c, **k: anext(c.posts.pages(**k)),
-    "comments.create": lambda c, **k: c.comments.create(post_id=1, body="a", **k),
-    "comments.get": lambda c, **k: c.comments.get(1, **k),
-    "comments.update": lambda c, **k: c.comments.update(1, body="a", **k),
-    "comments.delete": lambda c, **k: c.comments.delete(1, **k),
-    "comments.get_many": lambda c, **k: c.comments.get_many([1], **k),
-    "comments.create_many": lambda c, **k: c.comments.create_many([DRAFT], **k),
-    "comments.delete_many": lambda c, **k: c.comments.delete_many([1], **k),
-    "comments.count": lambda c, **k: c.comments.count([1], **k),
-    "comments.list": lambda c, **k: anext(c.comments.list(**k)),
-    "comments.pages": lambda c, **k: anext(c.comments.pages(**k)),
-}
+POST = posts_pb2.Post(id=1)
+PAGE = posts_pb2.ListPostsResponse()
 
 
 async def seconds_left(server, call):
@@ -45,15 +23,15 @@ async def seconds_left(server, call):
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_every_call_has_ten_seconds_unless_told_otherwise(client, server, call):
-    """No call can hang for ever because somebody forgot a deadline."""
+async def test_call_has_a_default_deadline_of_ten_seconds(client, server, call):
+    """No call can hang forever because of a forgotten deadline."""
     left = await seconds_left(server, call(client))
 
     assert 5 < left < 11
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_every_call_can_have_a_deadline_of_its_own(client, server, call):
+async def test_call_timeout_overrides_the_client_timeout(client, server, call):
     """The method's timeout goes before the client's."""
     left = await seconds_left(server, call(client, timeout=100))
 
@@ -62,8 +40,8 @@ async def test_every_call_can_have_a_deadline_of_its_own(client, server, call):
 
 @pytest.mark.parametrize("wrong", [math.inf, math.nan, 9e9, 1e300, 0, -1, "5"], ids=str)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_a_timeout_that_is_none_is_refused(client, server, call, wrong):
-    """By its name and before anything is sent: gRPC would store in no time, or give up at once."""
+async def test_invalid_timeout_is_refused(client, server, call, wrong):
+    """By name, before anything is sent."""
     with pytest.raises(
         ValueError, match=r"^timeout must be a number of seconds above 0 and at most 100,000,000"
     ):
@@ -72,15 +50,14 @@ async def test_a_timeout_that_is_none_is_refused(client, server, call, wrong):
     assert server.calls == []
 
 
-async def test_the_longest_timeout_can_be_waited_for(client, server):
-    """What is allowed works."""
+async def test_longest_valid_timeout_works(client, server):
     server.answer(POST)
 
     assert (await client.posts.get(1, timeout=100_000_000)).id == 1
 
 
-async def test_the_default_deadline_is_the_clients(make_client, server):
-    """The client's timeout holds for every call that names none, also by saying so."""
+async def test_client_timeout_is_the_default_of_its_calls(make_client, server):
+    """For every call without its own timeout, and when it is passed explicitly."""
     client = make_client(server.target, timeout=50)
 
     left = await seconds_left(server, client.posts.get(1))
@@ -90,8 +67,8 @@ async def test_the_default_deadline_is_the_clients(make_client, server):
     assert 40 < left_by_name < 51
 
 
-async def test_none_is_no_deadline(make_client, server):
-    """None means for ever, for one call as for all."""
+async def test_none_means_no_deadline(make_client, server):
+    """For one call and for the client."""
     for_ever = 10 * 365 * 24 * 3600
     client = make_client(server.target, timeout=None)
 
@@ -102,8 +79,8 @@ async def test_none_is_no_deadline(make_client, server):
     assert one_call is None or one_call > for_ever
 
 
-async def test_each_page_has_the_whole_deadline(client, server):
-    """A long list is not cut off because its first pages took their time."""
+async def test_each_page_has_the_full_timeout(client, server):
+    """A long list does not fail because its first pages were slow."""
     server.answer(posts_pb2.ListPostsResponse(next_page_token="t"), PAGE)
 
     _ = [post async for post in client.posts.list(timeout=100)]
@@ -111,8 +88,8 @@ async def test_each_page_has_the_whole_deadline(client, server):
     assert [90 < call.seconds_left < 102 for call in server.calls] == [True, True]
 
 
-async def test_a_call_that_takes_too_long_is_given_up(client, server):
-    """The caller gets an error at the deadline, whatever the server does."""
+async def test_call_fails_at_its_deadline(client, server):
+    """Whatever the server does."""
     server.hang()
 
     with pytest.raises(storeapi.DeadlineExceeded) as raised:
@@ -121,8 +98,8 @@ async def test_a_call_that_takes_too_long_is_given_up(client, server):
     assert raised.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_cancelled_task_is_cancelled(async_client, server, asked):
-    """asyncio's own cancellation passes through; as another error it would break whoever cancelled."""
+async def test_cancelled_task_is_cancelled(async_client, server, asked):
+    """CancelledError is not converted."""
     server.hang()
     task = asyncio.create_task(async_client.posts.get(1))
     await asked()
@@ -133,8 +110,8 @@ async def test_a_cancelled_task_is_cancelled(async_client, server, asked):
         await task
 
 
-async def test_a_timeout_of_asyncio_ends_a_call(async_client, server):
-    """asyncio.wait_for around a call works as around everything else."""
+async def test_asyncio_timeout_ends_a_call(async_client, server):
+    """asyncio.wait_for works around a call."""
     server.hang()
 
     with pytest.raises(asyncio.TimeoutError):

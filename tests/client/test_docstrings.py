@@ -17,7 +17,7 @@ from storeapi import testing
 
 from store_service.config import Config
 from store_service.server import serving
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 ADDRESSES = re.compile(r"\b(localhost|store\.example\.com):50051\b")
 GROUPS = (
@@ -89,13 +89,13 @@ def compiled(example: str) -> tuple[CodeType, bool]:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-async def test_the_example_runs(example: str, service: str) -> None:
-    """What somebody copies out of help() or an editor works as it stands."""
+async def test_docstring_example_runs(example: str, service: str) -> None:
+    """Examples from help() work without changes."""
     code, is_async = compiled(ADDRESSES.sub(service, example))
     given = {name: getattr(module, name) for module in (storeapi, testing) for name in module.__all__}
     given |= {"storeapi": storeapi, "token": ""}
 
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         if is_async:
             async with storeapi.connect_async(service) as client:
                 await eval(code, given | {"client": client})
@@ -104,8 +104,8 @@ async def test_the_example_runs(example: str, service: str) -> None:
                 await asyncio.to_thread(exec, code, given | {"client": client})
 
 
-def test_examples_are_found() -> None:
-    """The search finds the examples of modules, classes and methods, whole, and nothing else."""
+def test_docstring_examples_are_found() -> None:
+    """The search finds complete examples of modules, classes and methods."""
     docstring = """Does it.
 
             first(1)
@@ -135,8 +135,8 @@ def test_examples_are_found() -> None:
     } <= found
 
 
-def test_what_is_public_has_a_docstring() -> None:
-    """help() has an answer to everything that users meet, in a sentence or more."""
+def test_every_public_name_has_a_docstring() -> None:
+    """At least one sentence."""
     # A class inherits the docstring of its parent, which says nothing of the class.
     texts = {
         name: vars(it).get("__doc__") if inspect.isclass(it) else it.__doc__ for name, it in documented()
@@ -148,7 +148,7 @@ def test_what_is_public_has_a_docstring() -> None:
 
 @pytest.mark.parametrize("kind", GROUPS, ids=lambda kind: kind.__name__)
 def test_every_call_has_an_example(kind: type) -> None:
-    """Whoever looks up a method sees it called, in the right way for threads or for asyncio."""
+    """For threads or for asyncio, as the client requires."""
     calls = [(name, value) for name, value in methods(kind) if name != "__init__"]
 
     assert calls

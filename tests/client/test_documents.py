@@ -21,7 +21,7 @@ USES = [block for block in PYTHON if block not in TESTS + FOR_CONFTEST]
 
 
 class EnoughError(Exception):
-    """An example that would go on for ever has shown what it shows."""
+    """Ends an example that runs forever."""
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def real() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("block", USES, ids=lambda block: block.strip().splitlines()[-1].strip())
-def test_a_use_works(block: str, real: Any) -> None:
-    """Each piece runs against a real server, with the names that the page speaks of."""
+def test_documented_example_runs(block: str, real: Any) -> None:
+    """Against a real server, with the names that the page uses."""
 
     def once(*_: object) -> None:
         raise EnoughError
@@ -57,8 +57,8 @@ def test_a_use_works(block: str, real: Any) -> None:
 
 
 @pytest.mark.parametrize("block", TESTS, ids=lambda block: re.search(r"def (test_\w+)", block)[1])
-def test_a_test_passes(block: str, real: Any) -> None:
-    """As it would in the project of whoever copies it."""
+def test_documented_test_passes(block: str, real: Any) -> None:
+    """As in a project that copies it."""
     given: dict[str, Any] = {}
     exec(compile(block, "docs/client.md", "exec"), given)
     (name,) = [name for name in given if name.startswith("test_")]
@@ -70,8 +70,8 @@ def test_a_test_passes(block: str, real: Any) -> None:
         given[name]()
 
 
-def test_every_argument_and_variable_of_a_client_is_named() -> None:
-    """The table of the page is whole."""
+def test_every_client_argument_and_variable_is_documented() -> None:
+    """The table of the page is complete."""
     arguments = set(inspect.signature(storeapi.StoreClient).parameters)
     source = (Path(storeapi.__file__).parent / "_connection.py").read_text()
     variables = set(re.findall(r"STOREAPI_[A-Z_]+", source))
@@ -80,8 +80,7 @@ def test_every_argument_and_variable_of_a_client_is_named() -> None:
     assert arguments | variables <= named
 
 
-def test_every_public_method_is_named() -> None:
-    """Whoever adds one tells of it."""
+def test_every_public_method_is_documented() -> None:
     kinds = (storeapi.Posts, storeapi.Comments, storeapi.Changes, storeapi.Watch, storeapi.Pager)
     methods = {name for kind in kinds for name in vars(kind) if not name.startswith("_")}
 

@@ -13,6 +13,8 @@ from grpc import StatusCode
 from storeapi import _status, errors
 from storeapi.v1 import errors_pb2
 
+from tests.support.client_errors import error_tree
+
 REASONS = {
     "REQUEST_MALFORMED": (StatusCode.INVALID_ARGUMENT, storeapi.RequestMalformed),
     "FIELD_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.FieldInvalid),
@@ -69,13 +71,6 @@ async def client(make_client, server):
     return make_client(server.target, retries=False)
 
 
-def tree(root=storeapi.StoreError):
-    """Every class of the tree, depth first, as it is drawn."""
-    yield root
-    for child in root.__subclasses__():
-        yield from tree(child)
-
-
 async def failure(client):
     """The error of a call."""
     with pytest.raises(storeapi.StoreError) as raised:
@@ -88,7 +83,7 @@ async def failure(client):
 
 @pytest.mark.parametrize("reason", REASONS)
 async def test_every_reason_has_its_class(client, server, reason):
-    """A caller catches a situation by the name of its class and never compares texts."""
+    """A caller catches a class and does not compare texts."""
     code, expected = REASONS[reason]
     server.refuse(code, reason)
 
@@ -99,7 +94,7 @@ async def test_every_reason_has_its_class(client, server, reason):
 
 
 def test_no_reason_of_the_contract_is_missing():
-    """A reason that the contract gains is missed here until it has a class."""
+    """Fails when the contract gains a reason without a class."""
     names = [name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name]
 
     assert set(REASONS) == set(names) - {"UNSPECIFIED"}
@@ -107,16 +102,16 @@ def test_no_reason_of_the_contract_is_missing():
 
 
 def test_no_leaf_of_the_tree_is_missing():
-    """A class of the tree that nothing raises is missed here."""
+    """Fails for a class that nothing raises."""
     # The client finds out by itself that no connection can be made.
-    leaves = {error for error in tree() if not error.__subclasses__()} - {errors.ConnectionFailed}
+    leaves = {error for error in error_tree() if not error.__subclasses__()} - {errors.ConnectionFailed}
 
     assert leaves <= {*_status.BY_REASON.values(), *_status.BY_CODE.values()}
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_an_error_made_by_hand_is_like_a_real_one(reason):
-    """Code that catches an error can be tested by raising it."""
+def test_constructed_error_equals_a_received_one(reason):
+    """Error handling can be tested by raising an error."""
     code, kind = REASONS[reason]
 
     error = kind("no such thing")
@@ -126,8 +121,8 @@ def test_an_error_made_by_hand_is_like_a_real_one(reason):
     assert isinstance(error, BRANCHES[code])
 
 
-def test_the_root_by_itself_says_nothing_specific():
-    """A test double may raise just StoreError; its message is where Exception keeps it."""
+def test_root_error_has_no_specific_data():
+    """A test double may raise StoreError; its message is in `args`."""
     error = storeapi.StoreError(message="it went wrong")
 
     assert (error.code, error.reason) == (StatusCode.UNKNOWN, "")
@@ -136,8 +131,8 @@ def test_the_root_by_itself_says_nothing_specific():
 
 @pytest.mark.parametrize("reason", ["", "MADE_LATER"])
 @pytest.mark.parametrize("code", BRANCHES, ids=lambda code: code.name)
-async def test_an_unknown_reason_or_none_is_raised_as_its_branch(client, server, code, reason):
-    """A newer service, or gRPC itself, is understood as far as its status code goes."""
+async def test_unknown_or_missing_reason_raises_the_branch_class(client, server, code, reason):
+    """The status code selects the class."""
     server.refuse(code, reason)
 
     error = await failure(client)
@@ -147,8 +142,8 @@ async def test_an_unknown_reason_or_none_is_raised_as_its_branch(client, server,
 
 
 @pytest.mark.parametrize("code", [code for code in StatusCode if code not in {*BRANCHES, StatusCode.OK}])
-async def test_a_code_without_a_branch_is_a_plain_store_error(client, server, code):
-    """Whatever comes, `except StoreError` catches it."""
+async def test_code_without_a_branch_raises_store_error(client, server, code):
+    """`except StoreError` catches every error."""
     server.refuse(code)
 
     error = await failure(client)
@@ -157,8 +152,8 @@ async def test_a_code_without_a_branch_is_a_plain_store_error(client, server, co
     assert error.code is code
 
 
-async def test_the_reason_of_somebody_else_is_not_ours(client, server):
-    """A proxy may use the same words for something different."""
+async def test_reason_of_another_domain_is_ignored(client, server):
+    """A proxy may use the same words for something else."""
     metadata = {"post_id": "1"}
     server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND", metadata=metadata, domain="proxy.example.com")
 
@@ -169,8 +164,8 @@ async def test_the_reason_of_somebody_else_is_not_ours(client, server):
 
 
 @pytest.mark.parametrize("damaged", [b"\xff\xff\xff", b"\x1a\x03\x0a\xff\xff"])
-async def test_details_that_cannot_be_read_are_as_good_as_none(client, server, damaged):
-    """An error on the way must not hide the error that happened."""
+async def test_undecodable_details_are_ignored(client, server, damaged):
+    """They must not hide the error."""
     server.refuse(StatusCode.NOT_FOUND)
     server.script[-1].trailers.append(("grpc-status-details-bin", damaged))
 
@@ -179,8 +174,8 @@ async def test_details_that_cannot_be_read_are_as_good_as_none(client, server, d
     assert type(error) is storeapi.NotFound
 
 
-async def test_a_damaged_detail_is_as_good_as_none(client, server):
-    """The status can be read, what is packed inside cannot."""
+async def test_damaged_detail_is_ignored(client, server):
+    """The status is readable, the packed message is not."""
     packed = b"\x0a\x2atype.googleapis.com/google.rpc.ErrorInfo\x12\x01\xff"
     packed = packed.replace(b"\x2a", bytes([len("type.googleapis.com/google.rpc.ErrorInfo")]), 1)
     server.refuse(StatusCode.NOT_FOUND)
@@ -192,8 +187,8 @@ async def test_a_damaged_detail_is_as_good_as_none(client, server):
     assert type(error) is storeapi.NotFound
 
 
-async def test_a_server_that_is_not_there_is_unavailable(make_client):
-    """Nobody listens: the error says so in gRPC's words."""
+async def test_unreachable_server_is_unavailable(make_client):
+    """The error contains the message of gRPC."""
     client = make_client("127.0.0.1:1", timeout=0.5)
 
     error = await failure(client)
@@ -205,8 +200,8 @@ async def test_a_server_that_is_not_there_is_unavailable(make_client):
 # What an error carries
 
 
-async def test_the_grpc_error_is_the_cause(client, server):
-    """What is not in our error is still in reach."""
+async def test_grpc_error_is_the_cause(client, server):
+    """The original error stays available."""
     server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND")
 
     error = await failure(client)
@@ -215,8 +210,8 @@ async def test_the_grpc_error_is_the_cause(client, server):
     assert error.__cause__.code() is StatusCode.NOT_FOUND
 
 
-async def test_an_error_carries_what_the_service_said(client, server):
-    """Message, metadata, the call's id and when to call again."""
+async def test_error_carries_the_data_of_the_service(client, server):
+    """Message, metadata, call id and retry delay."""
     retry = error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=250_000_000))
     server.refuse(
         StatusCode.UNAVAILABLE,
@@ -233,8 +228,8 @@ async def test_an_error_carries_what_the_service_said(client, server):
     assert (error.call_id, error.retry_after) == ("c-1", 1.25)
 
 
-async def test_what_the_service_did_not_say_is_none(client, server):
-    """An error without details has no call id and no delay, rather than made-up ones."""
+async def test_missing_data_is_none(client, server):
+    """An error without details has no call id and no delay."""
     server.refuse(StatusCode.UNAVAILABLE)
 
     error = await failure(client)
@@ -242,8 +237,8 @@ async def test_what_the_service_did_not_say_is_none(client, server):
     assert (error.call_id, error.retry_after, error.metadata) == (None, None, {})
 
 
-async def test_every_violation_of_a_request_is_there(client, server):
-    """A form can show all its mistakes at once, each at its field."""
+async def test_every_violation_is_listed(client, server):
+    """A form can show all errors at once, each at its field."""
     violations = [("post.body", "must not be empty"), ("post.id", "must not be set"), ("post.id", "is bad")]
     bad_request = error_details_pb2.BadRequest(
         field_violations=[{"field": field, "description": text} for field, text in violations]
@@ -256,8 +251,8 @@ async def test_every_violation_of_a_request_is_there(client, server):
     assert error.fields == {"post.body": "must not be empty", "post.id": "must not be set; is bad"}
 
 
-async def test_a_missing_post_is_named(client, server):
-    """The id is a number, and also the one missing id."""
+async def test_post_not_found_has_the_id(client, server):
+    """As a number, and as the only missing id."""
     metadata = {"post_id": "42", "missing_ids": "42"}
     server.refuse(StatusCode.NOT_FOUND, "POST_NOT_FOUND", metadata=metadata)
 
@@ -266,8 +261,8 @@ async def test_a_missing_post_is_named(client, server):
     assert (error.post_id, error.missing_ids) == (42, (42,))
 
 
-async def test_a_missing_comment_is_named(client, server):
-    """The id is a number, and also the one missing id."""
+async def test_comment_not_found_has_the_id(client, server):
+    """As a number, and as the only missing id."""
     server.refuse(StatusCode.NOT_FOUND, "COMMENT_NOT_FOUND", metadata={"comment_id": "7"})
 
     error = await failure(client)
@@ -286,23 +281,22 @@ async def test_a_missing_comment_is_named(client, server):
         ("²,x,-1", ()),
     ],
 )
-def test_missing_ids_are_those_that_were_named(text, ids):
-    """A long list is cut by the service; what remains is read, the words at its end are not."""
+def test_missing_ids_are_those_in_the_message(text, ids):
+    """The service truncates a long list; the rest of the text is ignored."""
     error = storeapi.PostNotFound(metadata={"missing_ids": text})
 
     assert error.missing_ids == ids
     assert error.post_id is None
 
 
-def test_an_error_that_names_nothing_has_no_missing_ids():
-    """Not found, but by whom and what was not said."""
+def test_not_found_without_ids_has_no_missing_ids():
     assert storeapi.NotFound().missing_ids == ()
     assert storeapi.CommentNotFound().missing_ids == ()
     assert storeapi.CommentNotFound().comment_id is None
 
 
-def test_data_of_an_error_has_its_type():
-    """Metadata is text; what has a name on the class is read from it."""
+def test_error_data_is_typed():
+    """Metadata is text; named attributes are converted."""
     too_large = storeapi.BatchTooLarge(metadata={"count": "1001", "max_count": "1000"})
     has_comments = storeapi.PostHasComments(metadata={"post_id": "1", "comment_count": "3"})
     mismatch = storeapi.EtagMismatch(metadata={"current_etag": "e2"})
@@ -322,15 +316,15 @@ def test_data_of_an_error_has_its_type():
     assert shutting_down.resume_token == "t2"
 
 
-def test_several_posts_with_comments_are_all_named():
-    """A batch delete is refused because of more than one post."""
+def test_all_posts_with_comments_are_listed():
+    """Several posts can prevent a batch delete."""
     error = storeapi.PostHasComments(metadata={"post_id": "1,2", "comment_count": "5"})
 
     assert (error.post_id, error.post_ids, error.comment_count) == (None, (1, 2), 5)
 
 
-def test_data_that_is_missing_or_no_number_is_none():
-    """A service that says less does not make handling its errors fail."""
+def test_missing_or_malformed_data_is_none():
+    """An older service must not break error handling."""
     assert storeapi.BatchTooLarge().count is None
     assert storeapi.BatchTooLarge(metadata={"max_count": "many"}).max_count is None
     assert storeapi.EtagMismatch().current_etag == ""
@@ -343,12 +337,11 @@ def test_data_that_is_missing_or_no_number_is_none():
 # How an error reads
 
 
-def test_an_error_reads_as_its_message():
-    """What a person sees is what the service said."""
+def test_error_text_is_its_message():
     assert str(storeapi.PostNotFound("there is no post 42")) == "there is no post 42"
 
 
-async def test_an_error_without_a_message_names_its_status(client, server):
+async def test_error_without_message_names_its_status(client, server):
     """No log line is empty."""
     server.refuse(StatusCode.CANCELLED, message="")
 
@@ -359,7 +352,7 @@ async def test_an_error_without_a_message_names_its_status(client, server):
 
 
 def test_violations_are_part_of_the_text():
-    """A person who sees only the text can still mend the request."""
+    """The text alone is enough to correct the request."""
     violations = [
         storeapi.FieldViolation(field="post.body", description="must not be empty"),
         storeapi.FieldViolation(field="", description="something else is wrong"),
@@ -371,8 +364,8 @@ def test_violations_are_part_of_the_text():
     assert str(error) == expected
 
 
-def test_a_violation_that_the_message_names_is_not_said_twice():
-    """The message of a single violation is often the violation."""
+def test_violation_in_the_message_is_not_repeated():
+    """The message of a single violation is often the violation itself."""
     violation = storeapi.FieldViolation(field="post.body", description="must not be empty")
 
     error = storeapi.FieldInvalid("post.body: must not be empty", violations=[violation])
@@ -380,14 +373,16 @@ def test_a_violation_that_the_message_names_is_not_said_twice():
     assert str(error) == "post.body: must not be empty"
 
 
-def test_the_tree_is_drawn_as_it_is():
-    """The drawing in the module's docstring has every class at its place."""
+def test_drawn_tree_matches_the_classes():
+    """The drawing in the docstring of the module has every class in its place."""
     drawn = [
         (len(indent) // 4, name)
         for indent, name in re.findall(r"^    ([│├└─ ]*)([A-Z]\w+)(?: |$)", errors.__doc__, re.MULTILINE)
     ]
 
-    actual = [(len(error.__mro__) - len(storeapi.StoreError.__mro__), error.__name__) for error in tree()]
+    actual = [
+        (len(error.__mro__) - len(storeapi.StoreError.__mro__), error.__name__) for error in error_tree()
+    ]
 
     assert drawn == actual
 
@@ -395,12 +390,12 @@ def test_the_tree_is_drawn_as_it_is():
 # Beyond this process
 
 
-@pytest.mark.parametrize("kind", list(tree()), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", list(error_tree()), ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(
     "copied", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 )
 def test_errors_survive_pickle_and_copy(kind, copied):
-    """Worker processes and task queues hand errors on whole."""
+    """For worker processes and task queues."""
     error = kind(
         "it went wrong",
         code=StatusCode.DATA_LOSS,

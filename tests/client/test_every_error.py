@@ -23,11 +23,12 @@ from store_service.rpc import guard
 from store_service.server import serving
 from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
-from tests.client.test_errors import tree
-from tests.patience import patience
-from tests.postgres import new_database
-from tests.rpc.helpers import StoppableServer, locked, stoppable
-from tests.support import LITTLE_AHEAD
+from tests.support.client_errors import error_tree
+from tests.support.database import write_lock
+from tests.support.postgresql import new_database
+from tests.support.stoppable_server import StoppableServer, stoppable_server
+from tests.support.stubs import NO_READ_AHEAD
+from tests.support.timeouts import scaled_timeout
 
 MISSING = 999
 KEY = api_keys.new_key()
@@ -169,10 +170,10 @@ async def stream_stalled(it: Situation) -> None:
 
     it.monkeypatch.setattr(guard.Guard, "_send", watched_send)
     await it.client.posts.create_many(["x" * 60_000] * 80)
-    client = it.make_client(it.address, retries=False, channel_options=LITTLE_AHEAD)
+    client = it.make_client(it.address, retries=False, channel_options=NO_READ_AHEAD)
     watch = client.changes.watch(start="initial_state")
     await anext(watch)
-    await asyncio.wait_for(stalled.wait(), patience())
+    await asyncio.wait_for(stalled.wait(), scaled_timeout())
     async for _ in watch:
         pass  # What was sent before is still to be read.
 
@@ -200,7 +201,7 @@ async def shutting_down(it: Situation) -> None:
 
 
 async def database_busy(it: Situation) -> None:
-    with locked(it.config.DATABASE_URL):
+    with write_lock(it.config.DATABASE_URL):
         await it.client.posts.create(body="a")
 
 
@@ -219,7 +220,7 @@ async def database_unavailable(it: Situation) -> None:
 async def overloaded(it: Situation) -> None:
     url = _copy_of(it)
     async with another(it, DATABASE_URL=url, max_concurrent_calls=1) as client:
-        with locked(url):
+        with write_lock(url):
             calls = [asyncio.ensure_future(client.posts.create(body="a")) for _ in range(2)]
             # The other one waits for the lock.
             refused, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -249,7 +250,7 @@ async def internal(it: Situation) -> None:
     async def bug(*_: object, **__: object) -> None:
         raise RuntimeError("secret")
 
-    it.monkeypatch.setattr(Posts, "get_post", bug)
+    it.monkeypatch.setattr(Posts, "get", bug)
     await it.client.posts.get(1)
 
 
@@ -282,13 +283,13 @@ async def connection_failed(it: Situation) -> None:
 
 
 async def deadline_exceeded(it: Situation) -> None:
-    with locked(it.config.DATABASE_URL):
+    with write_lock(it.config.DATABASE_URL):
         await it.client.posts.create(body="a", timeout=0.01)
 
 
 async def cancelled(it: Situation) -> None:
     client = it.make_client(it.address, retries=False)
-    with locked(it.config.DATABASE_URL):
+    with write_lock(it.config.DATABASE_URL):
         call = asyncio.ensure_future(client.posts.create(body="a", timeout=None))
         await asyncio.sleep(0.1)
         await client.close()
@@ -364,13 +365,13 @@ ONLY_THEIR_LEAVES = {
 """Branches that the service never raises by themselves; a newer one may."""
 
 
-def test_no_exception_is_missing() -> None:
-    """Whoever adds one shows how a caller gets it."""
-    assert WAYS.keys() | ONLY_THEIR_LEAVES == set(tree())
+def test_every_exception_has_a_scenario() -> None:
+    """A new exception needs a test that raises it."""
+    assert WAYS.keys() | ONLY_THEIR_LEAVES == set(error_tree())
 
 
 @pytest.mark.parametrize("error", WAYS, ids=lambda error: error.__name__)
-async def test_the_real_server_makes_it(
+async def test_real_server_causes_every_error(
     error: type[storeapi.StoreError],
     database_url: str,
     make_client: Callable[..., Any],
@@ -378,7 +379,7 @@ async def test_the_real_server_makes_it(
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:
-    """Whatever goes wrong, the caller catches exactly this, with words that say what and nothing internal."""
+    """The caller catches exactly this class, with a clear message without internals."""
     pragmas = {
         storeapi.StorageFull: {"max_page_count": 300},
         storeapi.DatabaseUnavailable: {"cache_size": 10},
@@ -387,7 +388,7 @@ async def test_the_real_server_makes_it(
     for name, value in pragmas.get(error, {}).items():
         monkeypatch.setitem(sqlite._WRITER_PRAGMAS, name, value)
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=2, grace_seconds=5)
-    async with stoppable(config) as server:
+    async with stoppable_server(config) as server:
         client = make_client(server.running.address, retries=False)
         address = server.running.address
         it = Situation(client, make_client, make_channel, server, address, config, monkeypatch, request)

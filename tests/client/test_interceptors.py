@@ -31,16 +31,17 @@ from sentry_sdk.integrations.grpc.aio.client import (
     SentryUnaryUnaryClientInterceptor,
 )
 from sentry_sdk.integrations.grpc.client import ClientInterceptor as SentryClientInterceptor
-from storeapi import _retries
 from storeapi._status import store_error
-from storeapi.testing import ScriptedServer
 from storeapi.v1 import changes_pb2, changes_pb2_grpc
 
-from tests.client.test_watch import batch, ids, starts
-from tests.patience import patience
+from tests.support.client_watch import change_batch, read_ids, resume_tokens
+from tests.support.timeouts import scaled_timeout
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 
 POST = storeapi.Post(id=1, body="a")
-BEGIN = batch(token="t0", heartbeat=True)
+BEGIN = change_batch(token="t0", heartbeat=True)
 
 
 # Channels
@@ -174,18 +175,6 @@ def sentry_is_on() -> Iterator[None]:
     sentry_sdk.init()
 
 
-@pytest.fixture
-def scripted() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 0.01)
-
-
 @pytest.fixture(params=CHANNELS)
 async def client(request, make_client, scripted):
     """A client on each kind of channel, with a key, which is added around the interceptors."""
@@ -200,8 +189,8 @@ async def client(request, make_client, scripted):
 # What holds on each
 
 
-async def test_calls_and_their_errors(client, scripted):
-    """Answers, repeated calls and typed errors with all that they say."""
+async def test_intercepted_calls_behave_as_without_interceptors(client, scripted):
+    """Responses, retries and typed errors with all their data."""
     scripted.fail("CreatePost", grpc.StatusCode.UNAVAILABLE)
     scripted.answer("CreatePost", POST)
     scripted.fail("GetPost", storeapi.PostNotFound(metadata={"post_id": "7"}))
@@ -214,22 +203,21 @@ async def test_calls_and_their_errors(client, scripted):
     assert [dict(it.metadata)["authorization"] for it in scripted.calls] == ["Bearer secret"] * 3
 
 
-async def test_a_watch_lives_through_a_restart(client, scripted):
-    """Each change once, with the error of the lost connection as the reason to go on."""
-    scripted.cut("Watch", BEGIN, batch(1, token="t1"))
+async def test_intercepted_watch_survives_a_restart(client, scripted):
+    """Each change once; the error of the lost connection is the cause of the resume."""
+    scripted.cut("Watch", BEGIN, change_batch(1, token="t1"))
     scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=2)
-    scripted.stall("Watch", batch(2, token="t2"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
 
     async with client.changes.watch() as watch:
-        seen = await ids(watch, 2)
+        seen = await read_ids(watch, 2)
 
     assert seen == [1, 2]
-    assert starts(scripted) == ["", "t1", "t1", "t1"]
+    assert resume_tokens(scripted) == ["", "t1", "t1", "t1"]
 
 
-async def test_an_error_is_the_servers_own(client, scripted):
-    """Cleaning up behind it puts no other in its place."""
-    scripted.cut("Watch", batch(1, token="t1"))
+async def test_cleanup_does_not_replace_the_server_error(client, scripted):
+    scripted.cut("Watch", change_batch(1, token="t1"))
     scripted.fail("Watch", storeapi.ResumeTokenExpired())
     async with client.changes.watch() as watch:
         await anext(watch)
@@ -238,22 +226,22 @@ async def test_an_error_is_the_servers_own(client, scripted):
             await anext(watch)
 
 
-async def test_silence_is_noticed(client, scripted):
-    """Also where the call that is silent cannot be ended."""
-    scripted.stall("Watch", BEGIN, batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+async def test_silent_server_is_detected_through_interceptors(client, scripted):
+    """Also if the call cannot be cancelled."""
+    scripted.stall("Watch", BEGIN, change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
 
     async with client.changes.watch(heartbeat_seconds=0.05) as watch:
-        seen = await ids(watch, 2)
+        seen = await read_ids(watch, 2)
 
     assert seen == [1, 2]
-    assert starts(scripted) == ["", "t1"]
+    assert resume_tokens(scripted) == ["", "t1"]
 
 
 @pytest.mark.parametrize("closes", ["watch", "client"])
-async def test_closing_ends_the_iteration(client, scripted, closes):
-    """At once, from elsewhere, while somebody waits; and without an error."""
-    scripted.stall("Watch", batch(1, token="t1"))
+async def test_close_ends_the_iteration_through_interceptors(client, scripted, closes):
+    """At once, from another task, without an error."""
+    scripted.stall("Watch", change_batch(1, token="t1"))
     watch = client.changes.watch()
     await anext(watch)
 
@@ -264,12 +252,12 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     await asyncio.sleep(0)
     await (watch if closes == "watch" else client).close()
 
-    assert await asyncio.wait_for(waiting, patience()) == []
+    assert await asyncio.wait_for(waiting, scaled_timeout()) == []
 
 
-async def test_closing_a_watch_that_nobody_reads(client, scripted):
+async def test_unread_watch_can_be_closed_twice(client, scripted):
     """And closing it again."""
-    scripted.stall("Watch", batch(1, 2, token="t1"))
+    scripted.stall("Watch", change_batch(1, 2, token="t1"))
     watch = client.changes.watch()
     await anext(watch)
 
@@ -279,8 +267,8 @@ async def test_closing_a_watch_that_nobody_reads(client, scripted):
     assert [it async for it in watch] == []
 
 
-async def test_a_watch_whose_server_is_gone_fails_with_that(make_client, scripted, request):
-    """With nobody there, the error is UNAVAILABLE and nothing of the cleaning up."""
+async def test_watch_of_stopped_server_is_unavailable(make_client, scripted, request):
+    """Cleanup adds no other error."""
     is_async = request.node.callspec.params["make_client"] == "async"
     channel = CHANNELS["bare"][is_async]("127.0.0.1:1")
     client = make_client(channel=channel, timeout=0.3)
@@ -296,17 +284,17 @@ async def test_a_watch_whose_server_is_gone_fails_with_that(make_client, scripte
 # What is special
 
 
-def test_a_closed_watch_ends_on_the_server_too():
-    """With the next thing it says, where the call cannot be cancelled; a heartbeat is the latest."""
+def test_closed_watch_ends_on_the_server():
+    """With the next message where the call cannot be cancelled, at the latest with a heartbeat."""
     ended, closed = threading.Event(), threading.Event()
 
     class Changes(changes_pb2_grpc.ChangeServiceServicer):
         def Watch(self, request, context):
             context.add_callback(ended.set)
             yield changes_pb2.WatchResponse(resume_token="t1", heartbeat=True)
-            closed.wait(patience())
+            closed.wait(scaled_timeout())
             yield changes_pb2.WatchResponse(resume_token="t2", heartbeat=True)
-            ended.wait(patience())
+            ended.wait(scaled_timeout())
 
     server = grpc.server(futures.ThreadPoolExecutor(2))
     changes_pb2_grpc.add_ChangeServiceServicer_to_server(Changes(), server)
@@ -319,11 +307,11 @@ def test_a_closed_watch_ends_on_the_server_too():
         waiting.start()
 
         watch.close()
-        waiting.join(patience())
+        waiting.join(scaled_timeout())
         assert not waiting.is_alive()
         closed.set()
 
-        assert ended.wait(patience())
+        assert ended.wait(scaled_timeout())
     server.stop(None).wait()
 
 
@@ -342,18 +330,18 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TracerProvider, InM
         it.uninstrument()
 
 
-async def test_a_client_in_a_traced_program(make_client, scripted, spans):
-    """The client makes its channel as ever; each call is a span of whoever made it, a watch too."""
+async def test_calls_are_spans_of_a_traced_program(make_client, scripted, spans):
+    """The client creates its channel as usual; watches are spans too."""
     provider, exporter = spans
     scripted.answer("GetPost", POST)
-    scripted.cut("Watch", batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+    scripted.cut("Watch", change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
 
     client = make_client(scripted.target)
     with provider.get_tracer("test").start_as_current_span("program") as program:
         await client.posts.get(1)
         async with client.changes.watch() as watch:
-            seen = await ids(watch, 2)
+            seen = await read_ids(watch, 2)
         assert trace.get_current_span() is program
     await client.close()
 
@@ -363,15 +351,15 @@ async def test_a_client_in_a_traced_program(make_client, scripted, spans):
         assert found[method].parent.span_id == program.get_span_context().span_id
 
 
-def test_an_error_that_says_nothing():
-    """An interceptor may raise the base class of gRPC's errors, which has no methods."""
+def test_error_without_methods_is_converted():
+    """An interceptor may raise the base class of gRPC errors, which has no methods."""
     error = store_error(grpc.RpcError("the breaker is open"))
 
     assert (type(error), error.code) == (storeapi.StoreError, grpc.StatusCode.UNKNOWN)
     assert str(error) == "the breaker is open"
 
 
-def test_a_call_that_cannot_be_cancelled_hides_no_error(scripted):
+def test_failed_cancellation_does_not_hide_the_error(scripted):
     """Whatever goes wrong there, the caller hears why the call failed."""
 
     class Stubborn(WrappedCall):
@@ -382,7 +370,7 @@ def test_a_call_that_cannot_be_cancelled_hides_no_error(scripted):
         def intercept_unary_stream(self, continuation, details, request):
             return Stubborn(continuation(details, request))
 
-    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.cut("Watch", change_batch(1, token="t1"))
     scripted.fail("Watch", storeapi.ResumeTokenExpired())
     with grpc.insecure_channel(scripted.target) as plain:
         client = storeapi.StoreClient(channel=grpc.intercept_channel(plain, Interceptor()))

@@ -1,4 +1,4 @@
-"""Why no connection can be made: told at once where another try cannot help, and in plain words."""
+"""Diagnosis of connection failures: permanent ones are reported at once and in plain words."""
 
 import asyncio
 import os
@@ -25,9 +25,9 @@ from storeapi import _connection, _diagnosis, _retries
 from storeapi._status import store_error
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
-from tests.certificates import chain_of, key_of
-from tests.patience import patience
-from tests.support import free_port
+from tests.support.certificates import certificate_chain, private_key
+from tests.support.ports import free_port
+from tests.support.timeouts import scaled_timeout
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -43,7 +43,7 @@ class Changes(changes_pb2_grpc.ChangeServiceServicer):
         yield changes_pb2.WatchResponse(resume_token="t1", heartbeat=True)
         over = threading.Event()
         context.add_callback(over.set)
-        over.wait(patience())
+        over.wait(scaled_timeout())
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def service(
         port = server.add_insecure_port(address)
     else:
         credentials = grpc.ssl_server_credentials(
-            [(key_of(cert), chain_of(cert))],
+            [(private_key(cert), certificate_chain(cert))],
             client_ca.cert_pem.bytes() if client_ca else None,
             client_ca is not None,
         )
@@ -88,14 +88,14 @@ def ca(authority: trustme.CA) -> dict[str, bytes]:
 
 
 def own(cert: trustme.LeafCert) -> dict[str, bytes]:
-    return {"tls_cert": chain_of(cert), "tls_key": key_of(cert)}
+    return {"tls_cert": certificate_chain(cert), "tls_key": private_key(cert)}
 
 
 Case = tuple[trustme.LeafCert | None, trustme.CA | None, dict[str, Any], str]
 
 
 def cases(authority: trustme.CA, name: str) -> Case:
-    """A server's certificate, whose clients it takes, a client's arguments and what the client is told."""
+    """Server certificate, accepted client authority, client arguments and expected error."""
     good = authority.issue_cert("localhost", "127.0.0.1")
     other = trustme.CA()
     by_name = [("grpc.default_authority", "store.example:443")]
@@ -152,8 +152,8 @@ CASES = [
 
 @pytest.mark.parametrize("by", ["call", "watch"])
 @pytest.mark.parametrize("name", CASES)
-async def test_what_stays_wrong_is_told_at_once(make_client, authority, name, by):
-    """By the first try, with the cause, of the one of localhost's addresses that answers."""
+async def test_permanent_connection_error_is_raised_at_once(make_client, authority, name, by):
+    """By the first attempt, with the cause, for the address of localhost that responds."""
     cert, client_ca, arguments, message = cases(authority, name)
     with service(cert, client_ca=client_ca) as port:
         client = make_client(f"localhost:{port}", timeout=60, **arguments)
@@ -174,8 +174,8 @@ async def test_what_stays_wrong_is_told_at_once(make_client, authority, name, by
         (True, r"does not accept the client's certificate \(.*unknown ca\)"),
     ],
 )
-async def test_a_server_that_refuses_a_client_certificate(make_client, authority, has_one, message):
-    """With an alert of TLS, as web servers and proxies send it."""
+async def test_refused_client_certificate_is_reported(make_client, authority, has_one, message):
+    """With a TLS alert, as web servers and proxies send it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_REQUIRED
     context.set_alpn_protocols(["h2"])
@@ -189,8 +189,10 @@ async def test_a_server_that_refuses_a_client_certificate(make_client, authority
 
 
 @pytest.mark.parametrize(("has_one", "message"), [(False, "a client"), (True, "another client")])
-async def test_grpc_refuses_a_client_certificate_without_a_word(make_client, authority, has_one, message):
-    """As it closes connections for other reasons too: what that may mean is told at the deadline."""
+async def test_refused_client_certificate_without_alert_is_suggested_at_the_deadline(
+    make_client, authority, has_one, message
+):
+    """gRPC closes connections for other reasons too."""
     arguments = own(trustme.CA().issue_cert("caller.example")) if has_one else {}
     with service(authority.issue_cert("localhost"), client_ca=authority) as port:
         client = make_client(f"localhost:{port}", timeout=2, **ca(authority), **arguments)
@@ -200,8 +202,8 @@ async def test_grpc_refuses_a_client_certificate_without_a_word(make_client, aut
 
 
 @pytest.mark.parametrize(("seconds", "kind"), [(60, storeapi.ConnectionFailed), (1, storeapi.Unavailable)])
-async def test_a_name_that_does_not_exist(make_client, seconds, kind):
-    """It ends the call when two looks have not found it, or with the deadline before that."""
+async def test_unresolvable_name_ends_the_call(make_client, seconds, kind):
+    """After two failed look-ups, or at an earlier deadline."""
     client = make_client("no.such.name.invalid:50051", timeout=seconds)
 
     message = r"the name no\.such\.name\.invalid is not known"
@@ -212,17 +214,17 @@ async def test_a_name_that_does_not_exist(make_client, seconds, kind):
     assert raised.value.attempts > 1
 
 
-def test_a_name_is_looked_up_twice(monkeypatch):
-    """That of a service which is just starting is not known yet; what many calls hear is still one look."""
+def test_name_is_looked_up_twice(monkeypatch):
+    """A service that just starts may not be known yet. Concurrent calls share one look-up."""
     diagnosis = _diagnosis.Diagnosis(settings(target="no.such.name.invalid:1").goal)
     error = storeapi.Unavailable("DNS resolution failed")
 
     def kind() -> type[storeapi.StoreError]:
         return type(diagnosis.explain(error, has_answered=False, seconds_left=None))
 
-    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", patience())
-    monkeypatch.setattr(_diagnosis, "AGAIN_SECONDS", patience())
-    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", patience())
+    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", scaled_timeout())
+    monkeypatch.setattr(_diagnosis, "AGAIN_SECONDS", scaled_timeout())
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", scaled_timeout())
     assert [kind(), kind()] == [storeapi.Unavailable] * 2
 
     monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", 0.0)
@@ -241,8 +243,8 @@ def test_a_name_is_looked_up_twice(monkeypatch):
         (["127.0.0.1:1", "127.0.0.2:1"], "nothing listens at 127.0.0.1:1; nothing listens at 127.0.0.2:1"),
     ],
 )
-async def test_nobody_may_be_there_soon(make_client, target, message):
-    """Until the deadline; then the caller hears in plain words, and where."""
+async def test_refused_connection_is_reported_at_the_deadline(make_client, target, message):
+    """In plain words with the address."""
     with pytest.raises(storeapi.Unavailable) as raised:
         await make_client(target, timeout=1).posts.get(1)
 
@@ -262,10 +264,10 @@ def failed(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
         return pause_after(attempts, error)
 
     monkeypatch.setattr(_retries.Attempts, "pause_after", noted)
-    return lambda: asyncio.to_thread(said.wait, patience())
+    return lambda: asyncio.to_thread(said.wait, scaled_timeout())
 
 
-async def test_a_service_that_comes_late_is_waited_for(make_client, authority, failed):
+async def test_service_that_starts_late_is_awaited(make_client, authority, failed):
     """That nothing listens is a matter of time."""
     port = free_port()
     client = make_client(f"localhost:{port}", timeout=60, **ca(authority))
@@ -276,8 +278,8 @@ async def test_a_service_that_comes_late_is_waited_for(make_client, authority, f
         assert (await call).id == 1
 
 
-async def test_a_watch_does_not_wait_for_a_certificate_to_mend(make_client, authority):
-    """Also one that has begun, after two looks: it would be silent for ever."""
+async def test_watch_fails_on_a_permanent_certificate_error(make_client, authority):
+    """Also after its start, after two look-ups; it would be silent forever."""
     with service(authority.issue_cert("localhost")) as port:
         client = make_client(f"localhost:{port}", **ca(authority))
         watch = client.changes.watch()
@@ -290,11 +292,9 @@ async def test_a_watch_does_not_wait_for_a_certificate_to_mend(make_client, auth
     await watch.close()
 
 
-async def test_a_watch_waits_for_a_certificate_that_is_shown_briefly(
-    make_client, authority, failed, monkeypatch
-):
-    """As by a load balancer that is just starting."""
-    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", patience())
+async def test_watch_waits_through_a_temporary_certificate_error(make_client, authority, failed, monkeypatch):
+    """As from a load balancer that just starts."""
+    monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", scaled_timeout())
     good = authority.issue_cert("localhost")
     with service(good) as port:
         watch = make_client(f"localhost:{port}", **ca(authority)).changes.watch()
@@ -323,13 +323,13 @@ def only_for_grpc() -> trustme.LeafCert:
     return trustme.LeafCert(private, cert.public_bytes(serialization.Encoding.PEM), [])
 
 
-async def test_what_only_python_refuses_does_not_end_a_client_that_works(make_client, monkeypatch):
-    """While the server restarts gRPC reports a refused connection, and a look finds the certificate."""
-    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", patience())
+async def test_error_of_python_alone_does_not_end_a_working_client(make_client, monkeypatch):
+    """gRPC reports a refused connection during a restart while the look-up finds the certificate."""
+    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", scaled_timeout())
     monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", 0.0)
     cert = only_for_grpc()
     with service(cert) as port:
-        target, trusted = f"127.0.0.1:{port}", chain_of(cert)
+        target, trusted = f"127.0.0.1:{port}", certificate_chain(cert)
         assert (await make_client(target, tls_ca=trusted).posts.get(1)).id == 1
         diagnosis = _diagnosis.Diagnosis(settings(target=target, tls_ca=trusted).goal)
         refused = storeapi.Unavailable("last error: Failed to connect to remote host: Connection refused")
@@ -340,8 +340,10 @@ async def test_what_only_python_refuses_does_not_end_a_client_that_works(make_cl
             assert "is not valid for the name 127.0.0.1" in error.message
 
 
-def test_a_name_that_goes_may_come_back(monkeypatch):
-    """As that of a headless service of Kubernetes in a restart: a client that was answered waits for it."""
+def test_name_that_disappears_may_return(monkeypatch):
+    """A headless service of Kubernetes has no address in a restart. A client that had a response
+    waits.
+    """
     monkeypatch.setattr(_diagnosis, "FRESH_SECONDS", 0.0)
     diagnosis = _diagnosis.Diagnosis(settings(target="no.such.name.invalid:1").goal)
     error = storeapi.Unavailable("DNS resolution failed")
@@ -350,9 +352,9 @@ def test_a_name_that_goes_may_come_back(monkeypatch):
         assert type(diagnosis.explain(error, has_answered=True, seconds_left=None)) is storeapi.Unavailable
 
 
-async def test_a_look_takes_no_longer_than_the_call(make_client, authority, monkeypatch):
-    """Of a server that accepts connections and says nothing."""
-    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", 2 * patience())
+async def test_diagnosis_ends_with_the_call(make_client, authority, monkeypatch):
+    """Of a server that accepts connections and sends nothing."""
+    monkeypatch.setattr(_diagnosis, "PROBE_SECONDS", 2 * scaled_timeout())
     # gRPC gives up a connection after this time, and says UNAVAILABLE.
     soon = [("grpc.min_reconnect_backoff_ms", 100), ("grpc.initial_reconnect_backoff_ms", 1000)]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -360,13 +362,13 @@ async def test_a_look_takes_no_longer_than_the_call(make_client, authority, monk
         client = make_client(target, timeout=1, **ca(authority), channel_options=soon)
 
         with pytest.raises(storeapi.StoreError) as raised:
-            await asyncio.wait_for(client.posts.get(1), patience())
+            await asyncio.wait_for(client.posts.get(1), scaled_timeout())
 
     assert isinstance(raised.value, (storeapi.Unavailable, storeapi.DeadlineExceeded))
 
 
-def test_a_kind_of_address_that_the_host_does_not_have(monkeypatch):
-    """As IPv6 in many containers: the other addresses are looked at all the same."""
+def test_unsupported_address_family_is_skipped(monkeypatch):
+    """Such as IPv6 in many containers; the other addresses are tried."""
     getaddrinfo = socket.getaddrinfo
 
     def more(*arguments: Any, **keywords: Any) -> Any:
@@ -384,8 +386,8 @@ def test_a_kind_of_address_that_the_host_does_not_have(monkeypatch):
     )
 
 
-async def test_a_server_without_http2_is_told_of(make_client, authority):
-    """A web server that knows nothing of gRPC."""
+async def test_server_without_http2_is_reported(make_client, authority):
+    """A web server without gRPC."""
     with tls_listener(authority, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)) as port:
         client = make_client(f"localhost:{port}", **ca(authority))
 
@@ -405,7 +407,7 @@ def tls_listener(authority: trustme.CA, context: ssl.SSLContext) -> Iterator[int
             except OSError:
                 return
             with suppress(OSError), connection:
-                connection.settimeout(patience())
+                connection.settimeout(scaled_timeout())
                 with context.wrap_socket(connection, server_side=True) as encrypted:
                     encrypted.recv(1)
 
@@ -423,16 +425,16 @@ def tls_listener(authority: trustme.CA, context: ssl.SSLContext) -> Iterator[int
         ({"target": "store:1"}, {"https_proxy": "http://proxy:3128"}),
     ],
 )
-def test_where_grpc_goes_another_way_nothing_is_claimed(arguments, environment, monkeypatch):
-    """What the standard library found would not be what gRPC met."""
+def test_no_diagnosis_if_grpc_uses_a_proxy(arguments, environment, monkeypatch):
+    """The result of the standard library would not apply to gRPC."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
     assert settings(**arguments).goal is None
 
 
-def test_of_credentials_of_grpcs_own_nothing_is_claimed(authority):
-    """They do not tell what they trust."""
+def test_no_diagnosis_for_opaque_credentials(authority):
+    """gRPC credentials do not expose what they trust."""
     with service(authority.issue_cert("localhost")) as port:
         found = settings(target=f"127.0.0.1:{port}", credentials=grpc.local_channel_credentials())
 
@@ -446,7 +448,7 @@ def settings(**given: Any) -> _connection.Connection:
     return _connection.connection(**everything | given)
 
 
-def test_an_address_is_shown_as_people_write_it():
+def test_grpc_addresses_are_shown_in_plain_form():
     """In what gRPC says."""
 
     class Failure(grpc.RpcError):
@@ -468,8 +470,10 @@ def test_an_address_is_shown_as_people_write_it():
         ("no.such.name.invalid", False, 1, 5, "is not known"),
     ],
 )
-def test_the_command_tells_it_in_one_line(authority, tmp_path, host, has_server, seconds, code, message):
-    """With the exit code for what does not pass, or for what may."""
+def test_command_prints_the_diagnosis_in_one_line(
+    authority, tmp_path, host, has_server, seconds, code, message
+):
+    """With the exit code of a permanent or of a temporary error."""
     path = tmp_path / "ca.pem"
     path.write_bytes(authority.cert_pem.bytes())
     with service(None) as port:
@@ -480,7 +484,11 @@ def test_the_command_tells_it_in_one_line(authority, tmp_path, host, has_server,
         # gRPC's core writes lines of its own about handshakes.
         quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
         run = subprocess.run(
-            [*command, "posts", "get", "1"], env=quiet, capture_output=True, text=True, timeout=patience(100)
+            [*command, "posts", "get", "1"],
+            env=quiet,
+            capture_output=True,
+            text=True,
+            timeout=scaled_timeout(100),
         )
 
     assert run.returncode == code

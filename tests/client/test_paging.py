@@ -21,8 +21,8 @@ def page(kind, ids, next_page_token=""):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_list_goes_over_all_pages(client, server, kind):
-    """Page after page is asked for with the token of the one before; an empty page is not the end."""
+async def test_list_reads_all_pages(client, server, kind):
+    """Each page is requested with the token of the previous one. An empty page is not the end."""
     server.answer(page(kind, [1, 2], "t1"), page(kind, [], "t2"), page(kind, [3]))
 
     ids = [item.id async for item in getattr(client, kind).list()]
@@ -32,8 +32,8 @@ async def test_a_list_goes_over_all_pages(client, server, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_list_asks_for_no_page_before_it_is_needed(client, server, kind):
-    """Making the iterator sends nothing, and a caller that stops early pays for what it saw."""
+async def test_list_requests_pages_lazily(client, server, kind):
+    """Creating the iterator sends nothing."""
     server.answer(page(kind, [1, 2], "t1"))
 
     items = getattr(client, kind).list()
@@ -46,8 +46,8 @@ async def test_a_list_asks_for_no_page_before_it_is_needed(client, server, kind)
 
 
 @pytest.mark.parametrize("method", ["list", "pages"])
-async def test_every_page_of_posts_is_of_the_query_that_was_asked(client, server, method):
-    """Order, page size and start are sent with every page, for a token belongs to its query."""
+async def test_every_page_of_posts_has_the_same_query(client, server, method):
+    """Order, page size and start are sent with every page, because a token is bound to its query."""
     server.answer(page("posts", [2], "t2"), page("posts", [1]))
 
     _ = [
@@ -61,8 +61,8 @@ async def test_every_page_of_posts_is_of_the_query_that_was_asked(client, server
 
 
 @pytest.mark.parametrize("method", ["list", "pages"])
-async def test_every_page_of_comments_is_of_the_query_that_was_asked(client, server, method):
-    """The post is part of the query too."""
+async def test_every_page_of_comments_has_the_same_query(client, server, method):
+    """The post is part of the query."""
     server.answer(page("comments", [2], "t2"), page("comments", [1]))
 
     _ = [
@@ -80,8 +80,8 @@ async def test_every_page_of_comments_is_of_the_query_that_was_asked(client, ser
 
 @pytest.mark.parametrize("method", ["list", "pages"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_list_without_arguments_is_everything_oldest_first(client, server, kind, method):
-    """The default order is said to the service, so that it cannot drift; the page size is the service's."""
+async def test_list_without_arguments_is_complete_and_oldest_first(client, server, kind, method):
+    """The order is sent explicitly; the page size is that of the service."""
     server.answer(page(kind, []))
 
     _ = [item async for item in getattr(getattr(client, kind), method)()]
@@ -89,8 +89,8 @@ async def test_a_list_without_arguments_is_everything_oldest_first(client, serve
     assert server.requests == [type(server.requests[0])(order_by="id")]
 
 
-async def test_pages_come_with_their_token(client, server):
-    """A caller can hand a page on together with the way to the next one."""
+async def test_pages_have_their_token(client, server):
+    """A caller can pass a page on together with the token of the next one."""
     server.answer(page("posts", [1], "t1"), page("posts", []))
 
     pages = [page async for page in client.posts.pages()]
@@ -102,8 +102,8 @@ async def test_pages_come_with_their_token(client, server):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_failed_page_is_raised_at_its_step(client, server, kind):
-    """What was read before the failure is not lost."""
+async def test_failed_page_is_raised_at_its_step(client, server, kind):
+    """Earlier resources are not lost."""
     server.answer(page(kind, [1], "t1"))
     server.refuse(grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_MISMATCH")
 
@@ -117,8 +117,8 @@ async def test_a_failed_page_is_raised_at_its_step(client, server, kind):
 
 @pytest.mark.parametrize("method", ["list", "pages"])
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_step_that_failed_can_be_made_again(client, server, kind, method):
-    """A caller that waits and goes on misses nothing, and takes no failure for the end."""
+async def test_failed_step_can_be_repeated(client, server, kind, method):
+    """It neither loses resources nor ends the list."""
     server.answer(page(kind, [1], "t1"))
     server.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
     server.answer(page(kind, [2]))
@@ -135,7 +135,7 @@ async def test_a_step_that_failed_can_be_made_again(client, server, kind, method
 
 
 @pytest.mark.parametrize("method", ["list", "pages"])
-async def test_a_step_that_was_given_up_can_be_made_again(async_client, server, method):
+async def test_cancelled_step_can_be_repeated(async_client, server, method):
     """asyncio.wait_for around a step."""
     server.hang()
     server.answer(page("posts", [1]))
@@ -152,8 +152,8 @@ async def test_a_step_that_was_given_up_can_be_made_again(async_client, server, 
     [(0, 0, []), (2, 0, [2]), (5, 2, [2, 2, 1]), (4, 2, [2, 2]), (2, 3, [2]), (None, 0, [0])],
 )
 @pytest.mark.parametrize("resource", ["posts", "comments"])
-async def test_a_limit_is_never_passed(client, server, resource, limit, page_size, sizes):
-    """No more is asked for than is given, and nothing for nothing."""
+async def test_limit_is_never_exceeded(client, server, resource, limit, page_size, sizes):
+    """No more is requested than is returned, and nothing for a limit of 0."""
     page, item = {
         "posts": (posts_pb2.ListPostsResponse, posts_pb2.Post),
         "comments": (comments_pb2.ListCommentsResponse, comments_pb2.Comment),
@@ -168,8 +168,8 @@ async def test_a_limit_is_never_passed(client, server, resource, limit, page_siz
     assert [request.page_size for request in server.requests] == sizes
 
 
-async def test_pages_have_the_limit_too(client, server):
-    """The last one has a token with which the list goes on."""
+async def test_limit_applies_to_pages(client, server):
+    """The last page has a token to continue."""
     for _ in range(2):
         server.answer(posts_pb2.ListPostsResponse(posts=[posts_pb2.Post(id=1)], next_page_token="t"))
 
@@ -180,13 +180,13 @@ async def test_pages_have_the_limit_too(client, server):
 
 
 @pytest.mark.parametrize(("limit", "error"), [(-1, ValueError), ("5", TypeError)])
-async def test_a_limit_that_is_none_is_refused_at_once(client, limit, error):
+async def test_invalid_limit_is_refused_at_once(client, limit, error):
     """Where the mistake is made."""
     with pytest.raises(error, match="limit must"):
         client.posts.list(limit=limit)
 
 
-async def test_a_list_tells_what_it_is(client):
+async def test_list_has_a_readable_repr(client):
     """In a debugger, or at the prompt."""
     shown = repr(client.posts.list(order_by="id desc", limit=5))
     pages = repr(client.comments.list(post_id=1, page_size=2).pages())

@@ -12,8 +12,11 @@ from storeapi import _retries
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import posts_pb2
 
-from tests.client.test_deadlines import CALLS
-from tests.patience import patience
+from tests.support.client_calls import CALLS
+from tests.support.timeouts import scaled_timeout
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
+
 
 POST = storeapi.Post(id=1, body="a")
 BUSY = storeapi.DatabaseBusy(retry_after=0.001)
@@ -31,16 +34,9 @@ async def client(make_client, scripted):
     return make_client(scripted.target)
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    """What is tested is that there are pauses, not that they take time."""
-    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 0.01)
-
-
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_every_call_is_made_again_when_the_service_is_not_there(client, scripted, call):
-    """Reads and writes; each try is the same request, so that the service can tell that it is."""
+async def test_every_call_is_retried_if_the_service_is_unavailable(client, scripted, call):
+    """Reads and writes. Each attempt sends the same request."""
     for method in _METHODS:
         scripted.fail(method, grpc.StatusCode.UNAVAILABLE, times=2)
         scripted.fail(method, storeapi.InternalError("the end"))
@@ -85,8 +81,8 @@ _METHODS = [
     ],
     ids=lambda error: getattr(error, "name", type(error).__name__),
 )
-async def test_what_may_pass_is_tried_again(client, scripted, error):
-    """The caller gets the answer, and hears nothing of what was in the way."""
+async def test_transient_error_is_retried(client, scripted, error):
+    """The caller gets the response."""
     scripted.fail("GetPost", error)
     scripted.answer("GetPost", POST)
 
@@ -111,7 +107,7 @@ async def test_what_may_pass_is_tried_again(client, scripted, error):
     ],
     ids=lambda error: getattr(error, "name", type(error).__name__),
 )
-async def test_what_would_fail_again_is_not_tried_again(client, scripted, error):
+async def test_permanent_error_is_not_retried(client, scripted, error):
     """The caller hears of it at once."""
     scripted.fail("UpdatePost", error)
 
@@ -139,8 +135,8 @@ PASSING = [
 
 
 @pytest.mark.parametrize("by", ["call", "watch"])
-async def test_a_deadline_of_somebody_else_ends_a_call_that_has_none(make_client, server, by):
-    """It may be that of an interceptor of the caller, which each attempt would reach again, without end."""
+async def test_foreign_deadline_ends_a_call_without_deadline(make_client, server, by):
+    """An interceptor may add one, which each attempt would exceed again."""
     server.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, message="Deadline Exceeded")
     client = make_client(server.target, timeout=None)
 
@@ -150,8 +146,8 @@ async def test_a_deadline_of_somebody_else_ends_a_call_that_has_none(make_client
     assert (len(server.calls), raised.value.attempts) == (1, 1)
 
 
-async def test_a_deadline_of_a_proxy_does_not_end_a_watch_that_has_begun(make_client, scripted):
-    """It has no deadline either, but continues however long it takes."""
+async def test_deadline_of_a_proxy_does_not_end_a_started_watch(make_client, scripted):
+    """The watch continues."""
     scripted.answer("Watch", storeapi.ChangeBatch(changes=(), resume_token="t1"))
     scripted.fail("Watch", grpc.StatusCode.DEADLINE_EXCEEDED, times=2)
     scripted.answer("Watch", storeapi.ChangeBatch(changes=(), resume_token="t2"))
@@ -162,8 +158,8 @@ async def test_a_deadline_of_a_proxy_does_not_end_a_watch_that_has_begun(make_cl
 
 @pytest.mark.parametrize("by", ["call", "watch"])
 @pytest.mark.parametrize(("code", "message"), LASTING)
-async def test_an_answer_that_stays_the_same_is_not_asked_for_again(make_client, server, code, message, by):
-    """Its status is that of a broken connection, and it comes from gRPC or a proxy all the same."""
+async def test_constant_error_with_transient_status_is_not_retried(make_client, server, code, message, by):
+    """gRPC or a proxy may use the status of a broken connection."""
     server.refuse(code, message=message)
     client = make_client(server.target)
 
@@ -174,16 +170,16 @@ async def test_an_answer_that_stays_the_same_is_not_asked_for_again(make_client,
 
 
 @pytest.mark.parametrize(("code", "message"), PASSING)
-async def test_a_broken_connection_is_tried_again(make_client, server, code, message):
-    """Whatever status gRPC makes of it."""
+async def test_broken_connection_is_retried(make_client, server, code, message):
+    """Whatever status gRPC reports."""
     server.refuse(code, message=message)
     server.answer(posts_pb2.Post(id=1))
 
     assert (await make_client(server.target).posts.get(1)).id == 1
 
 
-async def test_a_reason_of_somebody_else_is_not_the_services(make_client, server):
-    """A proxy may have reasons too, in a domain of its own."""
+async def test_reason_of_another_domain_is_not_used(make_client, server):
+    """A proxy may have its own reasons."""
     server.refuse(grpc.StatusCode.INTERNAL, "UPSTREAM_GONE", domain="proxy.example")
     server.answer(posts_pb2.Post(id=1))
 
@@ -207,8 +203,8 @@ class Garbled(grpc.GenericRpcHandler):
 
 
 @pytest.mark.parametrize("by", ["call", "watch"])
-async def test_an_answer_that_cannot_be_decoded_is_not_asked_for_again(make_client, by):
-    """Also without a deadline: it would never end."""
+async def test_undecodable_response_is_not_retried(make_client, by):
+    """Without a deadline the retries would never end."""
     garbled = Garbled()
     server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[garbled])
     port = server.add_insecure_port("127.0.0.1:0")
@@ -222,8 +218,8 @@ async def test_an_answer_that_cannot_be_decoded_is_not_asked_for_again(make_clie
     assert garbled.count == 1
 
 
-async def test_a_write_without_an_id_is_not_repeated(client, scripted):
-    """It could be done twice; who gives up the id has been told."""
+async def test_write_without_request_id_is_not_retried(client, scripted):
+    """It could be done twice."""
     scripted.fail("CreatePost", grpc.StatusCode.UNAVAILABLE)
 
     with pytest.raises(storeapi.Unavailable) as raised:
@@ -232,16 +228,16 @@ async def test_a_write_without_an_id_is_not_repeated(client, scripted):
     assert (len(scripted.calls), raised.value.request_id) == (1, "")
 
 
-async def test_a_check_without_an_id_is_repeated(client, scripted):
-    """With validate_only nothing is stored, once or twice."""
+async def test_validate_only_without_request_id_is_retried(client, scripted):
+    """Nothing is stored."""
     scripted.fail("CreatePost", grpc.StatusCode.UNAVAILABLE)
     scripted.answer("CreatePost", POST)
 
     assert await client.posts.create(body="a", validate_only=True) == POST
 
 
-async def test_retries_can_be_switched_off(make_client, scripted):
-    """Then each failure is the caller's, who may use the id of the write that failed."""
+async def test_retries_can_be_disabled(make_client, scripted):
+    """The caller gets each failure, with the request id of the failed write."""
     client = make_client(scripted.target, retries=False)
     scripted.fail("CreatePost", BUSY)
     scripted.answer("CreatePost", POST)
@@ -254,8 +250,8 @@ async def test_retries_can_be_switched_off(make_client, scripted):
     assert (post, first.request) == (POST, second.request)
 
 
-async def test_the_deadline_is_for_all_tries_together(client, scripted):
-    """A caller waits no longer than he said; the error tells how often the call was made."""
+async def test_deadline_covers_all_attempts(client, scripted):
+    """The error contains the number of attempts."""
     scripted.fail("GetPost", grpc.StatusCode.UNAVAILABLE, times=100_000)
 
     with pytest.raises((storeapi.Unavailable, storeapi.DeadlineExceeded)) as raised:
@@ -269,8 +265,8 @@ async def test_the_deadline_is_for_all_tries_together(client, scripted):
     assert f"({raised.value.attempts} attempts)" in str(raised.value)
 
 
-async def test_nobody_waits_for_what_comes_too_late(client, scripted):
-    """When the service says to come again after the deadline, the caller hears it at once."""
+async def test_retry_after_the_deadline_is_not_awaited(client, scripted):
+    """If RetryInfo exceeds the deadline, the error is raised at once."""
     scripted.fail("GetPost", storeapi.DatabaseBusy(retry_after=3600))
 
     with pytest.raises(storeapi.DatabaseBusy) as raised:
@@ -279,15 +275,15 @@ async def test_nobody_waits_for_what_comes_too_late(client, scripted):
     assert (len(scripted.calls), raised.value.retry_after) == (1, 3600)
 
 
-def test_the_service_says_how_long_to_wait():
-    """RetryInfo is the least; up to a fifth more, so that callers do not come back together."""
+def test_retry_info_sets_the_minimum_pause():
+    """Plus up to a fifth, so that callers do not return together."""
     pauses = [_retries.Attempts(None).pause(2.0) for _ in range(1000)]
 
     assert 2.0 <= min(pauses) < max(pauses) <= 2.4
 
 
-def test_pauses_grow_to_a_limit(monkeypatch):
-    """From gentle to rare, and each a little different."""
+def test_pauses_grow_to_a_maximum(monkeypatch):
+    """With jitter."""
     monkeypatch.undo()
     attempts = _retries.Attempts(None)
 
@@ -298,7 +294,7 @@ def test_pauses_grow_to_a_limit(monkeypatch):
     assert attempts.count == 13
 
 
-async def test_closing_ends_a_call_that_waits_to_be_made_again(make_client, scripted, monkeypatch):
+async def test_close_ends_a_call_in_a_retry_pause(make_client, scripted, monkeypatch):
     """A program that stops does not wait for its retries."""
     waits = threading.Event()
     pause_after = _retries.Attempts.pause_after
@@ -311,15 +307,15 @@ async def test_closing_ends_a_call_that_waits_to_be_made_again(make_client, scri
     client = make_client(scripted.target, timeout=None)
     scripted.fail("GetPost", storeapi.Overloaded(retry_after=600))
     task = asyncio.create_task(client.posts.get(1))
-    await asyncio.to_thread(waits.wait, patience())
+    await asyncio.to_thread(waits.wait, scaled_timeout())
 
     await client.close()
 
     with pytest.raises(storeapi.Cancelled):
-        await asyncio.wait_for(task, patience())
+        await asyncio.wait_for(task, scaled_timeout())
 
 
-async def test_closing_ends_a_change_that_waits_to_be_made_again(make_client, scripted, monkeypatch):
+async def test_close_ends_modify_in_a_retry_pause(make_client, scripted, monkeypatch):
     """So does one that others were faster than."""
     waits = threading.Event()
 
@@ -332,16 +328,16 @@ async def test_closing_ends_a_change_that_waits_to_be_made_again(make_client, sc
     scripted.answer("GetPost", POST)
     scripted.fail("UpdatePost", storeapi.EtagMismatch())
     task = asyncio.create_task(client.posts.modify(1, lambda post: "b"))
-    await asyncio.to_thread(waits.wait, patience())
+    await asyncio.to_thread(waits.wait, scaled_timeout())
 
     await client.close()
 
     with pytest.raises(storeapi.Cancelled):
-        await asyncio.wait_for(task, patience())
+        await asyncio.wait_for(task, scaled_timeout())
 
 
-async def test_closing_ends_a_call_that_waits_for_its_answer(client, scripted):
-    """With an error, not as if the caller's own task had been cancelled."""
+async def test_close_ends_a_running_call(client, scripted):
+    """With an error, not as a cancellation of the task of the caller."""
     scripted.hang("GetPost")
     task = asyncio.create_task(client.posts.get(1, timeout=None))
     await asyncio.to_thread(scripted.wait_for_call, "GetPost")
@@ -355,7 +351,7 @@ async def test_closing_ends_a_call_that_waits_for_its_answer(client, scripted):
 # Changing what others change too
 
 
-async def test_modify_reads_and_writes_what_it_read(client, scripted):
+async def test_modify_writes_with_the_etag_it_read(client, scripted):
     """The new text is made of the post, and only its etag is overwritten."""
     scripted.answer("GetPost", storeapi.Post(id=1, body="a", etag="e1"))
     scripted.answer("UpdatePost", storeapi.Post(id=1, body="a!", etag="e2"))
@@ -367,8 +363,8 @@ async def test_modify_reads_and_writes_what_it_read(client, scripted):
     assert (update.request.post.body, update.request.post.etag) == ("a!", "e1")
 
 
-async def test_modify_begins_again_when_somebody_was_faster(client, scripted):
-    """The change is asked again, with what the other has written."""
+async def test_modify_repeats_after_a_conflict(client, scripted):
+    """The change function gets the new text."""
     scripted.answer("GetComment", storeapi.Comment(id=2, post_id=1, body="a", etag="e1"))
     scripted.fail("UpdateComment", storeapi.EtagMismatch(metadata={"current_etag": "e2"}))
     scripted.answer("GetComment", storeapi.Comment(id=2, post_id=1, body="b", etag="e2"))
@@ -383,8 +379,8 @@ async def test_modify_begins_again_when_somebody_was_faster(client, scripted):
 
 
 @pytest.mark.parametrize("text", [None, "a"])
-async def test_modify_writes_nothing_when_nothing_changes(client, scripted, text):
-    """None, or the text as it was: no new etag, and no change for those who watch."""
+async def test_modify_without_change_writes_nothing(client, scripted, text):
+    """For None or the same text: no new etag and no change in the feed."""
     scripted.answer("GetPost", storeapi.Post(id=1, body="a", etag="e1"))
 
     post = await client.posts.modify(1, lambda _: text)
@@ -392,8 +388,8 @@ async def test_modify_writes_nothing_when_nothing_changes(client, scripted, text
     assert (post.etag, len(scripted.calls)) == ("e1", 1)
 
 
-async def test_modify_gives_up_when_the_time_is_up(client, scripted):
-    """Others may be faster for ever; the caller is not asked to wait for ever."""
+async def test_modify_fails_at_its_deadline(client, scripted):
+    """Others may always be faster."""
     for number in range(10_000):
         scripted.answer("GetPost", storeapi.Post(id=1, body="a", etag=f"e{number}"))
     scripted.fail("UpdatePost", storeapi.EtagMismatch(), times=10_000)
@@ -411,8 +407,8 @@ def posts_of(call):
     return [request.post.body for request in call.request.requests]
 
 
-async def test_many_posts_are_added_in_calls_of_a_thousand(client, scripted):
-    """In order, each call with an id of its own, and what comes back is one tuple."""
+async def test_create_many_posts_is_split_by_1000(client, scripted):
+    """In order. Each call has its own request id, and the result is one tuple."""
     bodies = [str(number) for number in range(2001)]
     for start in (0, 1000, 2000):
         some = bodies[start : start + 1000]
@@ -426,8 +422,8 @@ async def test_many_posts_are_added_in_calls_of_a_thousand(client, scripted):
     assert len({call.request.request_id for call in scripted.calls}) == 3
 
 
-async def test_long_posts_are_added_in_calls_that_fit(client, scripted):
-    """The service's answer repeats the texts and has a limit, also when each character takes four bytes."""
+async def test_create_many_long_posts_is_split_by_size(client, scripted):
+    """The response repeats the texts and has a limit, also with four bytes per character."""
     bodies = ["🙂" * 60_000] * 40
     for _ in range(5):
         scripted.answer("BatchCreatePosts", [])
@@ -441,8 +437,8 @@ async def test_long_posts_are_added_in_calls_that_fit(client, scripted):
 
 
 @pytest.mark.parametrize("given", [None, "a3c6e1f0-7d52-4b8e-9c41-5f60d2b7e813"])
-async def test_what_was_split_can_be_called_again_as_a_whole(client, scripted, given):
-    """The error has the id of the whole; with it each call has the same id as before."""
+async def test_split_batch_can_be_repeated_as_a_whole(client, scripted, given):
+    """The error has the request id of the whole batch, from which those of the parts are derived."""
     drafts = [storeapi.CommentDraft(post_id=1, body=str(number)) for number in range(1500)]
     scripted.answer("BatchCreateComments", [])
     scripted.fail("BatchCreateComments", storeapi.StorageFull())
@@ -458,8 +454,8 @@ async def test_what_was_split_can_be_called_again_as_a_whole(client, scripted, g
     assert first.request.request_id != second.request.request_id
 
 
-async def test_a_split_batch_without_ids_has_none(client, scripted):
-    """request_id="" holds for each call."""
+async def test_split_batch_without_request_ids_has_none(client, scripted):
+    """request_id="" applies to each call."""
     scripted.answer("BatchCreatePosts", [], [])
 
     await client.posts.create_many(["a"] * 1001, request_id="")
@@ -468,8 +464,8 @@ async def test_a_split_batch_without_ids_has_none(client, scripted):
 
 
 @pytest.mark.parametrize("resource", ["posts", "comments"])
-async def test_many_are_read_in_calls_of_a_thousand(client, scripted, resource):
-    """In the order asked for."""
+async def test_get_many_is_split_by_1000(client, scripted, resource):
+    """In the requested order."""
     thing = {
         "posts": lambda number: storeapi.Post(id=number, body=""),
         "comments": lambda number: storeapi.Comment(id=number, body="", post_id=1),
@@ -483,7 +479,7 @@ async def test_many_are_read_in_calls_of_a_thousand(client, scripted, resource):
     assert [it.id for it in found] == ids
 
 
-async def test_what_does_not_fit_in_one_answer_is_read_in_halves(client, scripted):
+async def test_response_that_is_too_large_is_read_in_halves(client, scripted):
     """The caller need not know how long the texts are."""
     scripted.fail("BatchGetPosts", storeapi.ResponseTooLarge(metadata={"max_bytes": "1"}))
     scripted.answer("BatchGetPosts", [storeapi.Post(id=1, body="")])
@@ -496,16 +492,15 @@ async def test_what_does_not_fit_in_one_answer_is_read_in_halves(client, scripte
     assert [list(call.request.ids) for call in scripted.calls] == [[1, 2, 3], [1], [2, 3], [2], [3]]
 
 
-async def test_one_that_does_not_fit_is_an_error(client, scripted):
-    """There is nothing left to halve."""
+async def test_single_resource_that_is_too_large_is_an_error(client, scripted):
     scripted.fail("BatchGetPosts", storeapi.ResponseTooLarge())
 
     with pytest.raises(storeapi.ResponseTooLarge):
         await client.posts.get_many([1])
 
 
-async def test_many_are_counted_in_calls_of_a_thousand(client, scripted):
-    """And the counts are one dict."""
+async def test_count_is_split_by_1000(client, scripted):
+    """The counts are one dict."""
     scripted.answer("CountComments", dict.fromkeys(range(1, 1001), 1), {1001: 2})
 
     counts = await client.comments.count(range(1, 1002))
@@ -513,8 +508,8 @@ async def test_many_are_counted_in_calls_of_a_thousand(client, scripted):
     assert counts == dict.fromkeys(range(1, 1001), 1) | {1001: 2}
 
 
-async def test_deleting_is_never_split(client, scripted):
-    """All of them or none is what it promises."""
+async def test_delete_many_is_never_split(client, scripted):
+    """It is all-or-nothing."""
     scripted.fail("BatchDeletePosts", storeapi.BatchTooLarge())
 
     with pytest.raises(storeapi.BatchTooLarge):

@@ -15,8 +15,8 @@ import pytest
 from google.protobuf import descriptor_pb2
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
-from tests.client.conftest import SERVICES, ScriptedServer
-from tests.support import ServerProcess
+from tests.support.scripted_server import SERVICES, RpcScriptServer
+from tests.support.server_process import ServerProcess
 
 CONFIG = files("storeapi").joinpath("service_config.json").read_text()
 OPTIONS = [("grpc.service_config", CONFIG), ("grpc.use_local_subchannel_pool", 1)]
@@ -30,7 +30,7 @@ READS = descriptor_pb2.MethodOptions.NO_SIDE_EFFECTS
 
 
 @pytest.fixture(params=["sync", "async"])
-def call(request: pytest.FixtureRequest, server: ScriptedServer) -> Callable[..., Any]:
+def call(request: pytest.FixtureRequest, server: RpcScriptServer) -> Callable[..., Any]:
     """Calls GetPost or Watch by a plain channel of one kind, with nothing but the config."""
 
     async def call_async(name: str) -> Any:
@@ -49,10 +49,10 @@ def call(request: pytest.FixtureRequest, server: ScriptedServer) -> Callable[...
 
 
 @pytest.mark.parametrize(("method", "answer"), [("GetPost", POST), ("Watch", TOKEN)])
-async def test_what_is_unavailable_is_called_again(
-    server: ScriptedServer, call: Callable[..., Any], method: str, answer: Any
+async def test_unavailable_call_is_retried(
+    server: RpcScriptServer, call: Callable[..., Any], method: str, answer: Any
 ) -> None:
-    """A caller does not see that the service was away for a moment, nor does a watch that begins."""
+    """The caller does not notice a short outage, nor does a watch that starts."""
     server.refuse(grpc.StatusCode.UNAVAILABLE)
     server.refuse(grpc.StatusCode.UNAVAILABLE)
     server.answer(answer)
@@ -64,8 +64,8 @@ async def test_what_is_unavailable_is_called_again(
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ABORTED])
-async def test_what_is_refused_is_not_called_again(
-    server: ScriptedServer, call: Callable[..., Any], code: grpc.StatusCode
+async def test_permanent_error_is_not_retried_by_the_config(
+    server: RpcScriptServer, call: Callable[..., Any], code: grpc.StatusCode
 ) -> None:
     """An answer that would be the same again is the caller's to deal with."""
     server.refuse(code)
@@ -78,8 +78,8 @@ async def test_what_is_refused_is_not_called_again(
     assert server.methods == ["GetPost"]
 
 
-async def test_calls_wait_for_the_server_until_their_deadline_and_a_watch_for_ever() -> None:
-    """While no server is there a call waits, but not longer than the config says; a watch has no end."""
+async def test_calls_wait_for_the_server_until_their_deadline_and_watch_forever() -> None:
+    """Not longer than the config allows; a watch has no deadline."""
     config = json.loads(CONFIG.replace('"10s"', '"0.5s"'))  # ten seconds would only make the test long
     for part in config["methodConfig"]:
         # Retries would take as long, and so hide that nothing waits.
@@ -105,8 +105,10 @@ def methods_of(config: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name["service"], name["method"]) for name in config["name"]]
 
 
-def test_each_method_is_in_the_part_that_it_belongs_to() -> None:
-    """Reads, writes and Watch stand apart: who sends no request_ids can drop the retries of writes."""
+def test_each_method_is_in_its_section() -> None:
+    """Reads, writes and Watch are separate, so that callers without request_ids can remove the retries
+    of writes.
+    """
     methods = [
         ((service.full_name, method.name), method)
         for service in SERVICES.values()
@@ -129,15 +131,15 @@ def test_each_method_is_in_the_part_that_it_belongs_to() -> None:
 
 @pytest.fixture
 def server_process(tmp_path: Path) -> Iterator[ServerProcess]:
-    """A real server in a process of its own, not started yet."""
+    """A real server as a child process, not started yet."""
     process = ServerProcess(tmp_path, settings={"DATABASE_URL": "sqlite:///store.db"})
     yield process
     process.kill()
 
 
 @pytest.mark.timeout(180)  # some starts, also on a machine that has other things to do
-async def test_a_server_that_is_killed_costs_no_call(server_process: ServerProcess) -> None:
-    """Callers that know only the config see no error when it dies, and no post is there twice."""
+async def test_server_kill_fails_no_call(server_process: ServerProcess) -> None:
+    """Callers that only use the service config see no error and create no duplicates."""
     server_process.start()
     # Started again where the callers look for it.
     server_process.settings["STORE_LISTEN"] = server_process.address

@@ -1,4 +1,4 @@
-"""Where a client connects, how it encrypts, and who it says that it is."""
+"""Settings of a client: target, encryption and credentials."""
 
 import re
 import socket
@@ -39,7 +39,7 @@ def metadata_of(server: ScriptedServer) -> list[dict[str, Any]]:
 # Where
 
 
-async def test_the_environment_says_where(make_client, scripted, monkeypatch):
+async def test_environment_sets_the_target(make_client, scripted, monkeypatch):
     """A program that names no target is pointed elsewhere without a change."""
     monkeypatch.setenv("STOREAPI_TARGET", scripted.target)
     scripted.answer("GetPost", POST)
@@ -47,8 +47,7 @@ async def test_the_environment_says_where(make_client, scripted, monkeypatch):
     assert await make_client().posts.get(1) == POST
 
 
-async def test_an_argument_goes_before_the_environment(make_client, scripted, monkeypatch):
-    """What the program says counts."""
+async def test_argument_overrides_the_environment(make_client, scripted, monkeypatch):
     monkeypatch.setenv("STOREAPI_TARGET", "localhost:1")
     monkeypatch.setenv("STOREAPI_TIMEOUT", "0.001")
     scripted.answer("GetPost", POST)
@@ -57,8 +56,8 @@ async def test_an_argument_goes_before_the_environment(make_client, scripted, mo
 
 
 @pytest.mark.parametrize(("value", "seconds"), [("100", 100), ("2.5", 2.5), ("none", None), ("None", None)])
-async def test_the_environment_says_how_long(make_client, scripted, monkeypatch, value, seconds):
-    """In seconds, or for as long as it takes."""
+async def test_environment_sets_the_timeout(make_client, scripted, monkeypatch, value, seconds):
+    """In seconds, or none."""
     monkeypatch.setenv("STOREAPI_TIMEOUT", value)
     scripted.answer("GetPost", POST)
 
@@ -73,8 +72,8 @@ async def test_the_environment_says_how_long(make_client, scripted, monkeypatch,
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-async def test_several_addresses_take_turns(make_client, as_text):
-    """Round robin, by name and by number, as a list or with commas between."""
+async def test_several_addresses_are_used_round_robin(make_client, as_text):
+    """By name and by number, as a list or separated by commas."""
     with ScriptedServer() as one, ScriptedServer() as other:
         for server in (one, other):
             server.answer("GetPost", *[POST] * 20)
@@ -88,7 +87,7 @@ async def test_several_addresses_take_turns(make_client, as_text):
         assert min(len(one.calls), len(other.calls)) >= 5
 
 
-async def test_an_address_that_does_not_answer_is_left_out(make_client, scripted):
+async def test_unresponsive_address_is_skipped(make_client, scripted):
     """No caller hears of it."""
     scripted.answer("GetPost", *[POST] * 10)
     client = make_client(["127.0.0.1:1", scripted.target])
@@ -112,8 +111,8 @@ async def test_an_address_that_does_not_answer_is_left_out(make_client, scripted
         (("10.0.0.1:1", "10.0.0.1:1", "10.0.0.2:1"), "ipv4:10.0.0.1:1,10.0.0.2:1"),
     ],
 )
-def test_a_target_is_grpcs_own_or_several(target, grpc_target):
-    """One is handed on as it is; several become the one target that gRPC balances over."""
+def test_target_is_one_for_grpc_or_a_list(target, grpc_target):
+    """One target is passed on unchanged; several become one that gRPC balances over."""
     assert settings(target=target).target == grpc_target
 
 
@@ -172,8 +171,8 @@ def settings(**given: Any) -> _connection.Connection:
         ({"target": "dns:///store:50051"}, {"API_KEY": "k"}, "not sent over the network"),
     ],
 )
-def test_a_mistake_is_one_line_that_names_it(arguments, environment, complaint, monkeypatch):
-    """When the client is made, and not with the first call."""
+def test_invalid_setting_is_named_in_one_line(arguments, environment, complaint, monkeypatch):
+    """In the constructor, not at the first call."""
     for name, value in environment.items():
         monkeypatch.setenv(f"STOREAPI_{name}", value)
 
@@ -184,7 +183,7 @@ def test_a_mistake_is_one_line_that_names_it(arguments, environment, complaint, 
     assert "schlüssel" not in str(raised.value)
 
 
-def test_a_client_shows_where_it_connects():
+def test_repr_shows_the_target_without_secrets():
     """And nothing that a log must not have."""
     with storeapi.StoreClient("localhost:1", api_key="secret") as client:
         assert repr(client) == "StoreClient('localhost:1')"
@@ -196,8 +195,8 @@ def test_a_client_shows_where_it_connects():
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
-async def test_the_key_is_sent_with_every_call(make_client, scripted, monkeypatch, by):
-    """Unary calls, streams and raw stubs; beside the metadata that a raw call is given."""
+async def test_api_key_is_sent_with_every_call(make_client, scripted, monkeypatch, by):
+    """Unary calls, streams and raw stubs, in addition to the metadata of a raw call."""
     if by == "environment":
         monkeypatch.setenv("STOREAPI_API_KEY", "secret")
     client = make_client(scripted.target, **({"api_key": "secret"} if by == "argument" else {}))
@@ -214,8 +213,8 @@ async def test_the_key_is_sent_with_every_call(make_client, scripted, monkeypatc
     assert seen[1]["x-trace"] == "1"
 
 
-def test_the_key_goes_with_every_way_to_call_a_stub(scripted):
-    """Threads have three of them."""
+def test_api_key_is_sent_by_every_sync_stub_method(scripted):
+    """Sync stubs have three ways to call."""
     scripted.answer("GetPost", POST, POST, POST)
     request = posts_pb2.GetPostRequest(id=1)
     with storeapi.StoreClient(scripted.target, api_key="secret") as client:
@@ -231,8 +230,7 @@ def test_the_key_goes_with_every_way_to_call_a_stub(scripted):
     assert 1 < scripted.calls[-1].seconds_left <= 20.1
 
 
-async def test_without_a_key_nothing_is_claimed(make_client, scripted):
-    """And the service is told which client it is."""
+async def test_without_api_key_only_the_user_agent_is_sent(make_client, scripted):
     scripted.answer("GetPost", POST)
 
     await make_client(scripted.target).posts.get(1)
@@ -255,22 +253,21 @@ async def test_without_a_key_nothing_is_claimed(make_client, scripted):
         "ipv6:[::1]:1",
     ],
 )
-def test_a_key_may_stay_on_this_machine_in_the_clear(target):
-    """Nobody else can listen."""
+def test_api_key_may_be_sent_in_the_clear_to_loopback(target):
     storeapi.StoreClient(target, api_key="secret").close()
 
 
 @pytest.mark.parametrize(
     "target", ["dns://10.9.8.7/localhost:1", "ipv4:127.0.0.1:1,10.0.0.1:1", "localhost.example:1"]
 )
-def test_what_only_looks_like_this_machine_is_another(target):
-    """A name server may say what it likes of localhost."""
+def test_api_key_is_not_sent_in_the_clear_to_a_name_like_localhost(target):
+    """A name server may resolve it to any address."""
     with pytest.raises(ValueError, match="in the clear"):
         storeapi.StoreClient(target, api_key="secret")
 
 
-async def test_no_proxy_is_asked_the_way_to_this_machine(make_client, scripted, monkeypatch):
-    """It would be told the key in the clear."""
+async def test_loopback_bypasses_proxies(make_client, scripted, monkeypatch):
+    """A proxy would get the key in the clear."""
     with closing(socket.create_server(("127.0.0.1", 0))) as proxy:
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
@@ -284,13 +281,12 @@ async def test_no_proxy_is_asked_the_way_to_this_machine(make_client, scripted, 
             proxy.accept()
 
 
-def test_a_key_may_be_sent_where_something_else_encrypts():
-    """Said so, for a sidecar."""
+def test_api_key_may_be_sent_in_the_clear_if_allowed():
+    """For a sidecar that encrypts."""
     storeapi.StoreClient("store:50051", api_key="secret", tls=False).close()
 
 
-def test_a_key_shows_nowhere():
-    """Neither in what is printed of the settings."""
+def test_api_key_is_not_in_repr():
     assert "secret" not in repr(settings(api_key="secret"))
 
 
@@ -298,7 +294,7 @@ def test_a_key_shows_nowhere():
 
 
 class Answers(posts_pb2_grpc.PostServiceServicer):
-    """Tells each caller the name in his certificate."""
+    """Returns the name in the certificate of the caller."""
 
     def GetPost(self, request: posts_pb2.GetPostRequest, context: grpc.ServicerContext) -> posts_pb2.Post:
         names = (context.auth_context() or {}).get("x509_subject_alternative_name", [b"nobody"])
@@ -356,16 +352,16 @@ def given(
     return give
 
 
-async def test_a_certificate_makes_the_connection_secure(make_client, authority, given):
-    """The server is who it says, by an authority of one's own."""
+async def test_certificate_makes_the_connection_secure(make_client, authority, given):
+    """Verified by a private authority."""
     with tls_server(authority) as address:
         client = make_client(address, **given(tls_ca=authority.cert_pem.bytes()))
 
         assert (await client.posts.get(7)).id == 7
 
 
-async def test_the_client_shows_its_own_certificate(make_client, authority, given):
-    """mTLS: the server knows who calls."""
+async def test_client_certificate_is_sent(make_client, authority, given):
+    """mTLS."""
     own = authority.issue_cert("caller.example")
     with tls_server(authority, asks_for_certificates=True) as address:
         client = make_client(
@@ -380,8 +376,8 @@ async def test_the_client_shows_its_own_certificate(make_client, authority, give
         assert (await client.posts.get(1)).body == "caller.example"
 
 
-async def test_a_server_of_another_authority_is_not_talked_to(make_client, authority):
-    """Nor one that nobody vouches for, nor is anything sent in the clear instead."""
+async def test_server_of_another_authority_is_refused(make_client, authority):
+    """There is no fallback to an insecure connection."""
     with tls_server(authority) as address:
         for arguments in ({"tls_ca": trustme.CA().cert_pem.bytes()}, {"tls": True}, {"tls": False}, {}):
             with pytest.raises(storeapi.Unavailable):
@@ -402,10 +398,10 @@ BY_NAME = {"channel_options": [("grpc.default_authority", "store.example")]}
     ],
     ids=["one name", "one number", "numbers", "a name that is said"],
 )
-async def test_several_addresses_are_checked_by_one_name(
+async def test_several_addresses_are_verified_by_one_name(
     make_client, authority, hosts, names, arguments, leaves
 ):
-    """Each of the servers is talked to, also when it is the last that is left."""
+    """Also if only the last address works."""
     servers = [ExitStack(), ExitStack()]
     with servers[0], servers[1]:
         addresses = [
@@ -418,8 +414,8 @@ async def test_several_addresses_are_checked_by_one_name(
         assert (await client.posts.get(7)).id == 7
 
 
-async def test_several_addresses_do_not_weaken_the_check(make_client, authority):
-    """A server with a certificate of another name is not talked to."""
+async def test_several_addresses_do_not_weaken_verification(make_client, authority):
+    """A server with a certificate for another name is refused."""
     with tls_server(authority, names=["other.example"]) as one, tls_server(authority) as other:
         client = make_client(
             [one, other.replace("localhost:", "LOCALHOST:")], tls_ca=authority.cert_pem.bytes()
@@ -431,8 +427,8 @@ async def test_several_addresses_do_not_weaken_the_check(make_client, authority)
             await client.posts.get(7)
 
 
-async def test_the_key_is_sent_over_tls(make_client, authority):
-    """Also to what is not this machine: with TLS nothing has to be said."""
+async def test_api_key_is_sent_over_tls(make_client, authority):
+    """Also to remote hosts, without an extra setting."""
     with tls_server(authority) as address:
         client = make_client(address, tls_ca=authority.cert_pem.bytes(), api_key="secret")
 

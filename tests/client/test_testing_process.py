@@ -12,7 +12,7 @@ import pytest
 from storeapi.testing import ServerFailed, ServerNotInstalled, running_server
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 
 def create(target: str, body: str) -> posts_pb2.Post:
@@ -32,8 +32,8 @@ def code(target: str, body: str) -> grpc.StatusCode:
 # The server
 
 
-def test_a_server_runs_for_the_length_of_its_block(monkeypatch, tmp_path):
-    """It serves on an empty database of its own, wherever the tests run, and nothing is left of it."""
+def test_server_runs_until_the_end_of_its_block(monkeypatch, tmp_path):
+    """With its own empty database, which is removed."""
     foreign = tmp_path / "foreign.db"
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_text("STORE_MAX_BODY_BYTES=1\n")
@@ -54,37 +54,37 @@ def test_a_server_runs_for_the_length_of_its_block(monkeypatch, tmp_path):
         posts_pb2_grpc.PostServiceStub(channel).GetPost(posts_pb2.GetPostRequest(id=1))
 
 
-def test_a_test_can_choose_settings():
-    """Limits and the like are the server's own environment variables."""
+def test_can_choose_settings():
+    """As environment variables of the server."""
     with running_server({"STORE_MAX_BODY_BYTES": "3"}) as server:
         assert create(server.target, "abc").body == "abc"
         assert code(server.target, "abcd") is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_a_server_that_does_not_start_says_why():
-    """The server's own words are in the error, and nothing is left running."""
+def test_server_that_does_not_start_raises_its_error():
+    """With the output of the server, and without a process left."""
     settings = {"STORE_MAX_BODY_BYTES": "many"}
 
     with pytest.raises(ServerFailed, match=r"(?s)start.*STORE_MAX_BODY_BYTES"), running_server(settings):
         raise AssertionError("it started")
 
 
-def test_a_server_that_breaks_down_is_told():
+def test_server_crash_fails_the_block():
     """A test that passed although the server died has tested something else."""
     with pytest.raises(ServerFailed, match="ended with exit code -9"), running_server() as server:
         os.kill(server.pid, signal.SIGKILL)
 
 
-def test_the_failure_of_a_test_is_not_hidden():
-    """What went wrong in the block is what is raised, and the server ends all the same."""
+def test_failure_of_a_test_is_not_hidden():
+    """The exception of the block is raised, and the server stops."""
     with pytest.raises(ZeroDivisionError), running_server() as server:
         _ = 1 / 0
 
     assert not server.folder.exists()
 
 
-def test_a_missing_service_says_how_to_get_it(monkeypatch):
-    """One sentence, instead of an exit code of Python's."""
+def test_missing_service_package_is_explained(monkeypatch):
+    """One sentence instead of an exit code of Python."""
     monkeypatch.setitem(sys.modules, "store_service", None)
 
     with pytest.raises(ServerNotInstalled, match="store-service is not installed"), running_server():
@@ -107,13 +107,13 @@ def run_pytest(folder: Path, test: str, conftest: str = "") -> subprocess.Comple
         env=os.environ | {"STOREAPI_TLS": "true", "STOREAPI_TARGET": "127.0.0.1:1"},
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
 
 
 def test_each_test_has_an_empty_store_on_one_server(tmp_path):
-    """What the test before left, comments too, is gone; the server is the same."""
+    """Resources of the previous test are deleted; the server is the same."""
     test = """
         import pytest
 
@@ -135,8 +135,8 @@ def test_each_test_has_an_empty_store_on_one_server(tmp_path):
     assert "3 passed" in run.stdout, run.stdout
 
 
-def test_a_scripted_server_is_a_fixture(tmp_path):
-    """It runs for one test."""
+def test_scripted_server_is_a_fixture(tmp_path):
+    """For one test."""
     test = """
         import grpc, pytest, storeapi
 
@@ -153,8 +153,8 @@ def test_a_scripted_server_is_a_fixture(tmp_path):
     assert "1 passed" in run.stdout, run.stdout
 
 
-def test_without_the_service_the_fixtures_fail_with_one_sentence(tmp_path):
-    """Tests that did not run must not look as if they had passed."""
+def test_fixtures_fail_without_the_service_package(tmp_path):
+    """Tests that did not run must not pass."""
     conftest = 'import sys\nsys.modules["store_service"] = None\n'
 
     run = run_pytest(tmp_path, "def test_it(store_client): raise AssertionError", conftest)

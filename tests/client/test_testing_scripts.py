@@ -23,7 +23,7 @@ from storeapi.v1 import (
     posts_pb2_grpc,
 )
 
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 POST = storeapi.Post(id=1, body="a", create_time=TIME, update_time=TIME, etag="e1")
@@ -72,7 +72,7 @@ def batch(token: str) -> storeapi.ChangeBatch:
 
 
 def read(stream) -> tuple[list[str], grpc.RpcError | None]:
-    """What came of a watch, and how it ended."""
+    """The changes of a watch, and its error."""
     tokens = []
     try:
         for response in stream:
@@ -102,8 +102,8 @@ SENT = [kind for kind in leaves() if kind is not errors.ConnectionFailed]
 
 
 @pytest.mark.parametrize("kind", SENT, ids=lambda kind: kind.__name__)
-def test_a_typed_failure_arrives_as_an_equal_error(scripted, posts, kind):
-    """Whatever class of the tree is scripted, the client makes the same of it, with all that it says."""
+def test_scripted_error_equals_the_received_one(scripted, posts, kind):
+    """For every class of the tree, with all its data."""
     error = kind("it went wrong: ü%", metadata={"post_id": "7"}, call_id="c-1", retry_after=0.123456789)
     if isinstance(error, storeapi.InvalidRequest):
         error.violations = (storeapi.FieldViolation(field="post.body", description="must not be empty"),)
@@ -115,8 +115,7 @@ def test_a_typed_failure_arrives_as_an_equal_error(scripted, posts, kind):
 
 
 @pytest.mark.parametrize("error", [storeapi.Unavailable(), storeapi.NotFound(metadata={"key": "value"})])
-def test_a_failure_says_no_more_than_it_was_given(scripted, posts, error):
-    """What was left out is missing at the caller too."""
+def test_scripted_error_has_only_the_given_data(scripted, posts, error):
     scripted.fail("GetPost", error)
 
     raised = store_error(failure(lambda: posts.GetPost(GET)))
@@ -124,8 +123,8 @@ def test_a_failure_says_no_more_than_it_was_given(scripted, posts, error):
     assert what_it_says(raised) == what_it_says(error)
 
 
-def test_a_bare_status_has_no_details(scripted, posts):
-    """As gRPC itself and proxies fail: a code, and nothing for programs."""
+def test_bare_status_has_no_details(scripted, posts):
+    """As from gRPC itself or a proxy."""
     scripted.fail("GetPost", grpc.StatusCode.UNAVAILABLE)
 
     error = failure(lambda: posts.GetPost(GET))
@@ -134,8 +133,8 @@ def test_a_bare_status_has_no_details(scripted, posts):
     assert list(error.trailing_metadata()) == []
 
 
-def test_a_failure_happens_as_often_as_it_was_asked_for(scripted, posts):
-    """`times=2` is two calls, and the third one goes on in the script."""
+def test_error_repeats_the_given_number_of_times(scripted, posts):
+    """`times=2` is for two calls; the third call continues the script."""
     scripted.fail("GetPost", storeapi.DatabaseBusy(), times=2)
     scripted.answer("GetPost", POST)
 
@@ -145,8 +144,8 @@ def test_a_failure_happens_as_often_as_it_was_asked_for(scripted, posts):
     assert posts.GetPost(GET).id == 1
 
 
-def test_a_stream_fails_too(scripted, changes):
-    """A watch that is refused gets no message and the error."""
+def test_error_applies_to_streams(scripted, changes):
+    """A refused watch gets no message."""
     scripted.fail("Watch", storeapi.ResumeTokenExpired(metadata={"earliest_resume_token": "t0"}))
 
     tokens, error = read(changes.Watch(WATCH))
@@ -156,14 +155,13 @@ def test_a_stream_fails_too(scripted, changes):
 
 
 @pytest.mark.parametrize("error", [grpc.StatusCode.OK, storeapi.StoreError(code=grpc.StatusCode.OK)])
-def test_ok_is_no_failure(scripted, error):
-    """A slip in the script is told where it is made."""
+def test_ok_is_refused_as_an_error(scripted, error):
     with pytest.raises(ValueError, match="OK is not a failure"):
         scripted.fail("GetPost", error)
 
 
-def test_a_class_is_no_failure(scripted):
-    """An error is an object, for it has a message and metadata."""
+def test_class_is_refused_as_an_error(scripted):
+    """An error is an instance, with a message and metadata."""
     with pytest.raises(TypeError, match=r"such as storeapi\.PostNotFound\(\)"):
         scripted.fail("GetPost", storeapi.PostNotFound)
 
@@ -171,8 +169,8 @@ def test_a_class_is_no_failure(scripted):
 # Answers
 
 
-def test_values_of_the_client_are_answers(scripted, posts, comments):
-    """What the client's method returns can be scripted as it is, and times keep their microseconds."""
+def test_client_values_are_responses(scripted, posts, comments):
+    """What a client method returns can be scripted, with microseconds."""
     scripted.answer("GetPost", POST)
     scripted.answer("GetComment", COMMENT)
     scripted.answer("ListPosts", storeapi.Page(items=(POST,), next_page_token="n", resume_token="r"))
@@ -206,8 +204,8 @@ def test_values_of_the_client_are_answers(scripted, posts, comments):
     ],
     ids=lambda value: value.action,
 )
-def test_batches_of_changes_are_answers(scripted, changes, value):
-    """A watch hands over what was scripted."""
+def test_change_batches_are_responses(scripted, changes, value):
+    """A watch returns what was scripted."""
     sent = storeapi.ChangeBatch(
         changes=(value,), resume_token="t1", initial_state_complete=True, heartbeat=True, partial=True
     )
@@ -219,21 +217,21 @@ def test_batches_of_changes_are_answers(scripted, changes, value):
 
 
 def test_unset_times_stay_unset(scripted, posts):
-    """A post from before times were kept has none."""
+    """Resources from before times were stored have none."""
     scripted.answer("GetPost", storeapi.Post(id=1, body="a"))
 
     assert posts.GetPost(GET) == posts_pb2.Post(id=1, body="a")
 
 
-def test_messages_are_answers(scripted, posts):
-    """Whatever the contract has can be answered."""
+def test_messages_are_responses(scripted, posts):
+    """Every message of the contract."""
     message = posts_pb2.BatchGetPostsResponse(missing_ids=[9])
     scripted.answer("BatchGetPosts", message)
 
     assert posts.BatchGetPosts(posts_pb2.BatchGetPostsRequest()) == message
 
 
-def test_each_call_gets_the_next_answer_and_a_watch_gets_all(scripted, posts, changes):
+def test_each_call_gets_one_response_and_a_watch_gets_all(scripted, posts, changes):
     """Several answers are several calls; for a stream they are one call."""
     scripted.answer("GetPost", POST, storeapi.Post(id=5, body="c"))
     scripted.answer("Watch", batch("t1"), batch("t2"))
@@ -257,13 +255,13 @@ def test_each_call_gets_the_next_answer_and_a_watch_gets_all(scripted, posts, ch
         ("Watch", POST),
     ],
 )
-def test_an_answer_of_the_wrong_kind_is_refused(scripted, method, reply):
-    """A script that no service could follow fails where it is written, naming the method."""
+def test_response_of_the_wrong_type_is_refused(scripted, method, reply):
+    """When it is scripted, naming the method."""
     with pytest.raises(TypeError, match=f"{method} answers with a "):
         scripted.answer(method, reply)
 
 
-def test_scripts_are_kept_apart_by_method(scripted, posts, comments):
+def test_scripts_are_separate_for_each_method(scripted, posts, comments):
     """The order of calls to different methods does not matter."""
     scripted.answer("GetPost", POST)
     scripted.fail("GetComment", storeapi.CommentNotFound())
@@ -274,8 +272,7 @@ def test_scripts_are_kept_apart_by_method(scripted, posts, comments):
     assert posts.GetPost(GET).id == 1
 
 
-def test_a_call_that_is_not_scripted_says_so(scripted, posts):
-    """Whoever forgot a line reads which one."""
+def test_unscripted_call_names_itself(scripted, posts):
     error = failure(lambda: posts.GetPost(GET))
 
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -285,7 +282,7 @@ def test_a_call_that_is_not_scripted_says_so(scripted, posts):
 @pytest.mark.parametrize(
     "write", ["answer", "hang", "lose_answer", "cut", "stall", "calls_of", "wait_for_call"]
 )
-def test_a_method_that_there_is_not_is_refused(scripted, write):
+def test_unknown_method_is_refused(scripted, write):
     """A misspelt name would never be called, and the test would wonder."""
     with pytest.raises(ValueError, match=r"no method 'CreatPost'; there are .*CreatePost"):
         getattr(scripted, write)("CreatPost")
@@ -294,8 +291,8 @@ def test_a_method_that_there_is_not_is_refused(scripted, write):
 # Lost connections and silence
 
 
-def test_a_lost_answer_looks_like_a_lost_connection(scripted, posts):
-    """The caller cannot know whether it was done; the next try gets the next line."""
+def test_lost_response_looks_like_a_lost_connection(scripted, posts):
+    """The next attempt gets the next line of the script."""
     scripted.lose_answer("GetPost")
     scripted.answer("GetPost", POST)
 
@@ -306,8 +303,8 @@ def test_a_lost_answer_looks_like_a_lost_connection(scripted, posts):
     assert posts.GetPost(GET).id == 1
 
 
-def test_a_stream_is_cut_behind_its_messages(scripted, changes):
-    """What was sent arrives, and then UNAVAILABLE."""
+def test_stream_is_cut_after_its_messages(scripted, changes):
+    """The messages arrive, then UNAVAILABLE."""
     scripted.cut("Watch", batch("t1"), batch("t2"))
 
     tokens, error = read(changes.Watch(WATCH))
@@ -316,7 +313,7 @@ def test_a_stream_is_cut_behind_its_messages(scripted, changes):
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-def test_a_call_that_hangs_ends_with_the_callers_deadline(scripted, posts):
+def test_hanging_call_ends_at_its_deadline(scripted, posts):
     """Nothing comes, for as long as the caller waits."""
     scripted.hang("GetPost")
 
@@ -325,8 +322,8 @@ def test_a_call_that_hangs_ends_with_the_callers_deadline(scripted, posts):
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_a_stream_falls_silent_without_an_end(scripted, changes):
-    """What was sent arrives, and then nothing, until the caller goes."""
+def test_stream_falls_silent_after_its_messages(scripted, changes):
+    """Until the caller cancels."""
     scripted.stall("Watch", batch("t1"))
 
     tokens, error = read(changes.Watch(WATCH, timeout=0.2))
@@ -336,8 +333,7 @@ def test_a_stream_falls_silent_without_an_end(scripted, changes):
 
 
 @pytest.mark.timeout(20)
-def test_a_server_with_a_hanging_call_stops():
-    """The end of the test is not held up by what the script holds up."""
+def test_server_with_a_hanging_call_stops():
     with ScriptedServer() as server, grpc.insecure_channel(server.target) as channel:
         server.hang("GetPost")
         call = posts_pb2_grpc.PostServiceStub(channel).GetPost.future(GET)
@@ -345,24 +341,24 @@ def test_a_server_with_a_hanging_call_stops():
 
         server.__exit__()
 
-        assert call.exception(timeout=patience()) is not None
+        assert call.exception(timeout=scaled_timeout()) is not None
 
 
 @pytest.mark.parametrize("line", ["cut", "stall"])
-def test_only_a_stream_has_a_midst(scripted, line):
-    """The other way for other methods is named."""
+def test_only_a_stream_can_be_cut_in_the_middle(scripted, line):
+    """The error names the alternative for other methods."""
     with pytest.raises(ValueError, match="GetPost answers with one message; use lose_answer or hang"):
         getattr(scripted, line)("GetPost")
 
 
-def test_the_answer_of_a_stream_is_not_lost_but_cut(scripted):
-    """A watch never comes to its end, so upstream could not do it first."""
+def test_response_of_a_stream_is_cut_not_lost(scripted):
+    """A watch has no end that upstream could reach."""
     with pytest.raises(ValueError, match="Watch answers with a stream; use cut"):
         scripted.lose_answer("Watch")
 
 
 @pytest.mark.parametrize("line", ["cut", "stall"])
-def test_without_upstream_there_is_nothing_to_count(scripted, line):
+def test_after_needs_an_upstream(scripted, line):
     """`after` alone would send nothing."""
     with pytest.raises(ValueError, match="no upstream whose messages"):
         getattr(scripted, line)("Watch", after=2)
@@ -371,8 +367,8 @@ def test_without_upstream_there_is_nothing_to_count(scripted, line):
 # What was asked
 
 
-def test_every_call_is_kept_as_it_came(scripted, posts):
-    """Method, request, metadata and deadline, in the order of arrival."""
+def test_every_call_is_recorded(scripted, posts):
+    """Method, request, metadata and deadline, in order of arrival."""
     scripted.answer("GetPost", POST, POST)
 
     posts.GetPost(GET, metadata=[("x-key", "1"), ("x-key", "2")], timeout=100)
@@ -386,15 +382,15 @@ def test_every_call_is_kept_as_it_came(scripted, posts):
     assert (second.request.id, second.seconds_left) == (2, None)
 
 
-def test_keys_do_not_show(scripted, posts):
-    """A failing assertion prints the calls, into logs that many can read."""
+def test_api_keys_are_not_in_repr(scripted, posts):
+    """A failed assertion prints the calls into logs."""
     scripted.answer("GetPost", POST)
     posts.GetPost(GET, metadata=[("authorization", "Bearer secret")])
 
     assert "secret" not in repr(scripted.calls)
 
 
-def test_calls_of_one_method_can_be_looked_at_alone(scripted, posts):
+def test_calls_of_one_method_can_be_selected(scripted, posts):
     """Other calls in between do not matter."""
     scripted.answer("GetPost", POST)
     scripted.answer("ListPosts", storeapi.Page(items=(), next_page_token=""))
@@ -405,7 +401,7 @@ def test_calls_of_one_method_can_be_looked_at_alone(scripted, posts):
 
 
 def test_waiting_for_a_call_returns_it(scripted, posts):
-    """A test goes on as soon as the call is there, also the second of its kind."""
+    """At once when the call arrives, also the second of its kind."""
     scripted.hang("GetPost", times=2)
     running = [posts.GetPost.future(posts_pb2.GetPostRequest(id=id)) for id in (1, 2)]
 
@@ -417,19 +413,19 @@ def test_waiting_for_a_call_returns_it(scripted, posts):
         call.cancel()
 
 
-def test_waiting_ends_with_the_call(scripted, posts):
-    """Who waits already is woken, and does not find out when the time is over."""
+def test_waiting_ends_when_the_call_arrives(scripted, posts):
+    """A thread that already waits is woken."""
     scripted.answer("GetPost", *[POST] * 50)
     with futures.ThreadPoolExecutor(1) as threads:
         # The last of many calls comes when the other thread has been waiting for long.
-        waiting = threads.submit(scripted.wait_for_call, "GetPost", count=50, timeout=patience())
+        waiting = threads.submit(scripted.wait_for_call, "GetPost", count=50, timeout=scaled_timeout())
         for _ in range(50):
             posts.GetPost(GET)
 
-        assert waiting.result(timeout=patience()) == scripted.calls[-1]
+        assert waiting.result(timeout=scaled_timeout()) == scripted.calls[-1]
 
 
-def test_waiting_in_vain_says_what_was_called(scripted, posts):
+def test_failed_wait_lists_the_calls(scripted, posts):
     """The text of a failed test is enough to see what happened."""
     scripted.answer("GetPost", POST)
     posts.GetPost(GET)
@@ -438,8 +434,8 @@ def test_waiting_in_vain_says_what_was_called(scripted, posts):
         scripted.wait_for_call("Watch", timeout=0.01)
 
 
-def test_what_is_left_of_the_script_can_be_asked(scripted, posts):
-    """A test that wants to know whether everything happened asks; the end of `with` never raises."""
+def test_remaining_script_can_be_queried(scripted, posts):
+    """The end of the `with` block never raises for it."""
     scripted.answer("GetPost", POST, POST)
     scripted.fail("CreatePost", storeapi.ShuttingDown())
     scripted.fail("CreatePost", grpc.StatusCode.INTERNAL)
@@ -459,8 +455,8 @@ def test_what_is_left_of_the_script_can_be_asked(scripted, posts):
 # The server
 
 
-async def test_asyncio_can_use_it(scripted):
-    """It runs in threads of its own, so the event loop is not in its way, nor it in the loop's."""
+async def test_scripted_server_works_with_asyncio(scripted):
+    """It runs in its own threads and does not block the event loop."""
     scripted.hang("GetPost")
     scripted.answer("GetPost", POST)
     async with grpc.aio.insecure_channel(scripted.target) as channel:
@@ -474,16 +470,15 @@ async def test_asyncio_can_use_it(scripted):
         hanging.cancel()
 
 
-def test_a_server_that_does_not_run_has_no_address():
-    """A client of an address that nobody serves would only say that it is unavailable."""
+def test_stopped_server_has_no_address():
     server = ScriptedServer()
 
     with pytest.raises(RuntimeError, match="not running"):
         _ = server.target
 
 
-def test_a_server_runs_once_at_a_time(scripted):
-    """The second `with` would end the server of the first."""
+def test_server_cannot_be_entered_twice(scripted):
+    """The second `with` would stop the server of the first."""
     with pytest.raises(RuntimeError, match="already running"):
         scripted.__enter__()
 
@@ -492,22 +487,22 @@ def test_a_server_runs_once_at_a_time(scripted):
     ("statement", "unwanted"),
     [("import storeapi", "storeapi.testing"), ("import storeapi.testing", "pytest")],
 )
-def test_tests_cost_nothing_who_does_not_test(statement, unwanted):
-    """A program does not load what is for tests, and other test runners need no pytest."""
+def test_testing_module_is_not_imported_by_the_client(statement, unwanted):
+    """Other test runners need no pytest."""
     code = f"{statement}, sys; sys.exit({unwanted!r} in sys.modules)"
 
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=patience()).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=scaled_timeout()).returncode == 0
 
 
-def test_a_list_without_its_page_is_told_of_it():
-    """A page is what a list answers with, and has a token too."""
+def test_list_response_needs_a_page():
+    """The error explains that a page also has a token."""
     with pytest.raises(TypeError, match=r"ListPosts answers with a storeapi\.Page, such as Page\("):
         ScriptedServer().answer("ListPosts", [storeapi.Post(id=1, body="a")])
 
 
 @pytest.mark.parametrize("times", [0, -1])
 @pytest.mark.parametrize("line", ["fail", "hang", "lose_answer"])
-def test_a_line_of_the_script_is_for_one_call_at_least(line, times):
+def test_script_line_needs_at_least_one_call(line, times):
     """A script with nothing in it would test nothing."""
     error = [storeapi.ShuttingDown()] if line == "fail" else []
     with pytest.raises(ValueError, match="times must be at least 1"):

@@ -14,7 +14,7 @@ from storeapi._status import store_error
 from storeapi.testing import RunningServer, ScriptedServer, running_server
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 POST = storeapi.Post(id=1, body="a", etag="e1")
 GET = posts_pb2.GetPostRequest(id=1)
@@ -50,7 +50,7 @@ def between() -> Iterator[Between]:
 
 
 class OwnUpstream(grpc.GenericRpcHandler):
-    """A server whose watch sends one message, and that knows when its caller is gone."""
+    """A server whose watch sends one message and then detects cancellation."""
 
     def __init__(self) -> None:
         self.end = threading.Event()
@@ -65,7 +65,7 @@ class OwnUpstream(grpc.GenericRpcHandler):
         context.send_initial_metadata((("x-first", "1"),))
         context.set_trailing_metadata((("x-call-id", "c-1"),))
         yield changes_pb2.WatchResponse(resume_token="t1").SerializeToString()
-        self.end.wait(patience())
+        self.end.wait(scaled_timeout())
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ def failure(call) -> grpc.RpcError:
 # Handing on
 
 
-def test_a_call_beyond_the_script_goes_to_upstream(between):
-    """First what the script says, then as if the server in between were not there."""
+def test_unscripted_call_goes_to_upstream(between):
+    """After the script the server is transparent."""
     between.server.fail("GetPost", storeapi.ShuttingDown())
     between.upstream.answer("GetPost", POST)
 
@@ -124,8 +124,8 @@ def test_a_call_beyond_the_script_goes_to_upstream(between):
     assert len(between.server.calls_of("GetPost")) == 2
 
 
-def test_metadata_and_deadline_go_along(between):
-    """Upstream sees who calls and how long they wait; no deadline stays no deadline."""
+def test_metadata_and_deadline_are_forwarded(between):
+    """A missing deadline stays missing."""
     between.upstream.answer("GetPost", POST, POST)
 
     between.posts.GetPost(GET, metadata=[("x-key", "1"), ("x-key", "2"), ("x-bin", b"\xff")], timeout=100)
@@ -142,8 +142,8 @@ def test_metadata_and_deadline_go_along(between):
     assert without.seconds_left is None
 
 
-def test_fields_of_a_newer_contract_go_along(between):
-    """Requests are handed on as bytes, so nothing is lost that this version does not know."""
+def test_unknown_fields_are_forwarded(between):
+    """Requests are forwarded as bytes, so fields of a newer contract survive."""
     between.upstream.answer("GetPost", POST)
     request = posts_pb2.GetPostRequest.FromString(GET.SerializeToString() + b"\xf8\x07\x05")
 
@@ -153,8 +153,8 @@ def test_fields_of_a_newer_contract_go_along(between):
     assert (field.field_number, field.data) == (127, 5)
 
 
-def test_an_error_of_upstream_arrives_whole(between):
-    """Code, message, reason, metadata, the call's id and when to call again."""
+def test_upstream_error_is_forwarded_completely(between):
+    """Code, message, reason, metadata, call id and retry delay."""
     sent = storeapi.DatabaseBusy("ü%", metadata={"key": "value"}, call_id="c-1", retry_after=0.25)
     between.upstream.fail("GetPost", sent)
 
@@ -165,8 +165,7 @@ def test_an_error_of_upstream_arrives_whole(between):
     assert error.retry_after == 0.25
 
 
-def test_an_upstream_that_is_not_there_is_unavailable():
-    """The caller reads what gRPC says about it, and nobody hangs."""
+def test_unreachable_upstream_is_unavailable():
     with (
         ScriptedServer(upstream="127.0.0.1:1") as server,
         grpc.insecure_channel(server.target) as channel,
@@ -177,8 +176,8 @@ def test_an_upstream_that_is_not_there_is_unavailable():
     assert "127.0.0.1:1" in error.details()
 
 
-def test_large_messages_go_both_ways(between):
-    """Sizes are for the caller and for upstream to limit; gRPC's own 4 MiB do not apply in between."""
+def test_large_messages_are_forwarded(between):
+    """Limits are those of the caller and of upstream, not the 4 MiB default of gRPC."""
     body = "a" * (5 * 1024 * 1024)
     between.upstream.answer("CreatePost", storeapi.Post(id=1, body=body))
     options = [("grpc.max_receive_message_length", -1)]
@@ -191,7 +190,7 @@ def test_large_messages_go_both_ways(between):
     assert between.upstream.calls[0].request.post.body == body
 
 
-def test_a_stream_goes_through_to_its_end(between):
+def test_stream_is_forwarded_to_its_end(between):
     """Every message, and then the end that upstream gave it."""
     between.upstream.answer("Watch", batch("t1"), batch("t2"))
     between.upstream.fail("Watch", storeapi.WatchLimit())
@@ -203,8 +202,8 @@ def test_a_stream_goes_through_to_its_end(between):
     assert type(error) is storeapi.WatchLimit
 
 
-def test_metadata_of_upstream_arrives(own_upstream, through):
-    """What upstream says before and behind its answer, such as the id of the call in its log."""
+def test_upstream_metadata_is_forwarded(own_upstream, through):
+    """Initial and trailing metadata, such as the call id."""
     call = through.Watch(WATCH)
 
     next(call)
@@ -215,19 +214,18 @@ def test_metadata_of_upstream_arrives(own_upstream, through):
 
 
 @pytest.mark.parametrize("ends", ["cancel", "deadline"])
-def test_a_caller_that_goes_is_gone_at_upstream_too(own_upstream, through, ends):
-    """A watch that nobody reads does not go on behind the server in between."""
+def test_cancelled_call_is_cancelled_upstream(own_upstream, through, ends):
     call = through.Watch(WATCH, timeout=0.3 if ends == "deadline" else None)
     next(call)
 
     if ends == "cancel":
         call.cancel()
 
-    assert own_upstream.is_over.wait(patience())
+    assert own_upstream.is_over.wait(scaled_timeout())
 
 
-def test_a_stream_that_is_cut_is_ended_at_upstream(own_upstream, through, between_own):
-    """`after=1` lets one message through, and upstream loses its caller too."""
+def test_cut_stream_is_ended_upstream(own_upstream, through, between_own):
+    """`after=1` forwards one message and then cancels upstream."""
     between_own.cut("Watch", after=1)
     call = through.Watch(WATCH)
 
@@ -236,11 +234,11 @@ def test_a_stream_that_is_cut_is_ended_at_upstream(own_upstream, through, betwee
 
     assert response.resume_token == "t1"
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert own_upstream.is_over.wait(patience())
+    assert own_upstream.is_over.wait(scaled_timeout())
 
 
-def test_a_stream_of_upstream_falls_silent(between):
-    """`after=1` lets one message through, and nothing more comes."""
+def test_upstream_stream_falls_silent(between):
+    """`after=1` forwards one message and nothing more."""
     between.upstream.answer("Watch", batch("t1"), batch("t2"))
     between.server.stall("Watch", after=1)
     call = between.changes.Watch(WATCH, timeout=0.3)
@@ -255,8 +253,8 @@ def test_a_stream_of_upstream_falls_silent(between):
 # Lost answers
 
 
-def test_an_answer_is_lost_behind_upstream(between):
-    """The call is done before the caller sees that the connection is gone."""
+def test_response_is_lost_after_upstream(between):
+    """The call is done before the caller sees a broken connection."""
     between.upstream.answer("CreatePost", POST)
     between.server.lose_answer("CreatePost")
 
@@ -268,8 +266,8 @@ def test_an_answer_is_lost_behind_upstream(between):
     assert between.upstream.unused == ()
 
 
-def test_an_error_is_lost_like_an_answer(between):
-    """The caller cannot know that it was refused."""
+def test_error_is_lost_like_a_response(between):
+    """The caller cannot know that the call was refused."""
     between.upstream.fail("CreatePost", storeapi.FieldInvalid())
     between.server.lose_answer("CreatePost")
 
@@ -279,7 +277,7 @@ def test_an_error_is_lost_like_an_answer(between):
     assert len(between.upstream.calls) == 1
 
 
-def test_a_call_that_hangs_does_not_reach_upstream(between):
+def test_hanging_call_does_not_reach_upstream(between):
     """What never arrived is not done."""
     between.server.hang("CreatePost")
 
@@ -292,8 +290,8 @@ def test_a_call_that_hangs_does_not_reach_upstream(between):
 # In front of the real service
 
 
-def test_a_write_whose_answer_was_lost_is_done_once(real_server):
-    """The second try has the same request id, and gets the answer of the first."""
+def test_write_with_lost_response_is_done_once(real_server):
+    """The second attempt has the same request id and gets the first response."""
     with (
         ScriptedServer(upstream=real_server.target) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -307,8 +305,8 @@ def test_a_write_whose_answer_was_lost_is_done_once(real_server):
         assert list(posts.ListPosts(posts_pb2.ListPostsRequest()).posts) == [post]
 
 
-def test_other_services_can_be_reached_too(real_server):
-    """The health of the real service is asked through the server in between."""
+def test_other_services_are_forwarded(real_server):
+    """Such as the health service."""
     with (
         ScriptedServer(upstream=real_server.target) as server,
         grpc.insecure_channel(server.target) as channel,
@@ -318,8 +316,7 @@ def test_other_services_can_be_reached_too(real_server):
     assert health.status == health_pb2.HealthCheckResponse.SERVING
 
 
-def test_other_services_are_not_there_without_upstream():
-    """There is nothing that could answer for them."""
+def test_other_services_are_unimplemented_without_upstream():
     with ScriptedServer() as server, grpc.insecure_channel(server.target) as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
 

@@ -36,7 +36,6 @@ def shape(function):
 
 @pytest.mark.parametrize(("sync_kind", "async_kind"), PAIRS)
 def test_both_clients_have_the_same_names(sync_kind, async_kind):
-    """Whoever knows one client knows the other."""
     assert public(sync_kind) == public(async_kind)
 
 
@@ -50,7 +49,7 @@ def test_both_clients_have_the_same_names(sync_kind, async_kind):
     ],
 )
 def test_both_clients_have_the_same_methods(sync_method, async_method):
-    """Same arguments and results; only one of the two is awaited or iterated with async."""
+    """Same arguments and results; one is awaited or iterated asynchronously."""
     gives_something_to_iterate = re.search(
         r"-> '?(AsyncIterator|AsyncPager|AsyncWatch)\b", str(inspect.signature(async_method))
     )
@@ -63,8 +62,8 @@ def test_both_clients_have_the_same_methods(sync_method, async_method):
 
 
 @pytest.mark.parametrize(("sync_kind", "async_kind"), PAIRS)
-def test_every_public_method_is_documented(sync_kind, async_kind):
-    """help() answers on both clients."""
+def test_every_public_method_has_help(sync_kind, async_kind):
+    """On both clients."""
     for kind in (sync_kind, async_kind):
         methods = [name for name in public(kind) - {"__init__"} if hasattr(kind, name)]
         assert [name for name in methods if not getattr(kind, name).__doc__] == []
@@ -84,14 +83,14 @@ def generator(tmp_path, monkeypatch):
     return tool
 
 
-def test_the_sync_client_is_current(generator, capsys):
-    """What is in the repository is what the tool makes of the async client."""
+def test_sync_client_is_current(generator, capsys):
+    """The committed code equals the output of the generator."""
     assert generator.main(["--check"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_a_stale_file_is_named_and_made_again(generator, capsys):
-    """--check names what differs, is missing or too much and changes nothing; the tool itself mends it."""
+def test_stale_file_is_reported_and_regenerated(generator, capsys):
+    """--check reports changed, missing and extra files without changing them."""
     sync = generator.CLIENT / "_sync"
     (sync / "posts.py").write_text("")
     (sync / "calls.py").unlink()
@@ -107,8 +106,8 @@ def test_a_stale_file_is_named_and_made_again(generator, capsys):
     assert (mended, checked_again) == (0, 0)
 
 
-def test_what_cannot_be_made_synchronous_is_refused(generator):
-    """A new word of asyncio in the original needs a replacement first."""
+def test_unknown_async_construct_is_refused(generator):
+    """A new asyncio construct needs a replacement rule."""
     with pytest.raises(SystemExit, match=r"_async/posts\.py: .*asyncio\.gather"):
         generator.twin("asyncio.gather(1)\n", "posts.py")
 
@@ -116,8 +115,7 @@ def test_what_cannot_be_made_synchronous_is_refused(generator):
 @pytest.mark.parametrize(
     "path", sorted(Path(storeapi.__file__).parent.glob("_sync/*.py")), ids=lambda p: p.name
 )
-def test_a_generated_file_says_so_first(path):
-    """Nobody edits the copy by mistake."""
+def test_generated_file_starts_with_a_notice(path):
     first = path.read_text().splitlines()[0]
 
     assert first.startswith(f"# Made from storeapi/_async/{path.name} by tools/generate_sync.py")
@@ -126,8 +124,8 @@ def test_a_generated_file_says_so_first(path):
 # The package
 
 
-def test_every_public_name_is_there_once():
-    """__all__ is whole: clients, values and every error of the tree."""
+def test_every_public_name_is_exported_once():
+    """`__all__` contains clients, values and all errors."""
     classes = [name for name, value in vars(storeapi).items() if inspect.isclass(value)]
 
     assert len(set(storeapi.__all__)) == len(storeapi.__all__)
@@ -140,13 +138,12 @@ def _is_ours(value):
     return inspect.isclass(value) and value.__module__.startswith("storeapi.errors")
 
 
-def test_the_version_is_that_of_the_distribution():
-    """What the program reports is what was installed."""
+def test_version_is_that_of_the_distribution():
     assert storeapi.__version__ == importlib.metadata.version("storeapi")
 
 
 def examples():
-    """Every program in the README and the package's docstring that makes a client of its own."""
+    """Every program in the README and the docstring of the package that creates a client."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "clients/python/README.md").read_text(), re.DOTALL)
     docstring = inspect.getdoc(storeapi)
     blocks.append("\n".join(line[4:] for line in docstring.splitlines() if line.startswith("    ")))
@@ -154,8 +151,7 @@ def examples():
 
 
 @pytest.mark.parametrize("source", examples(), ids=["readme sync", "readme async", "docstring"])
-def test_the_examples_run(server, source, capsys):
-    """What a newcomer copies works."""
+def test_examples_run(server, source, capsys):
     server.answer(
         posts_pb2.Post(id=1, body="Hello"),
         comments_pb2.Comment(id=2, post_id=1, body="Hello yourself"),

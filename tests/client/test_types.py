@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import pytest
 import storeapi
 
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -69,7 +69,7 @@ def output_of(*command: str | Path, folder: Path) -> str:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=patience(150),
+        timeout=scaled_timeout(150),
         check=False,
     )
     # Anything above 1 is no finding but a checker that could not do its work.
@@ -99,7 +99,7 @@ def mypy(tmp_path_factory: pytest.TempPathFactory) -> Check:
 
 @pytest.fixture(scope="module")
 def pyright(tmp_path_factory: pytest.TempPathFactory) -> Check:
-    """Asks basedpyright, which is pyright with a Node of its own, in pyright's strict mode."""
+    """Runs basedpyright in strict mode, which brings its own Node.js."""
     folder = tmp_path_factory.mktemp("pyright")
 
     def check(*paths: Path, python: str, **settings: object) -> list[Finding]:
@@ -149,36 +149,35 @@ def expected() -> dict[int, str]:
 
 @pytest.mark.parametrize("python", [OLDEST, NEW])
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_right_programs_pass(programs: Any, checker: str, python: str) -> None:
-    """Whoever checks as strictly as possible has nothing to correct, and meets no Any."""
+def test_correct_programs_type_check(programs: Any, checker: str, python: str) -> None:
+    """In strict mode, without Any."""
     assert [it for it in programs[checker, python] if it.path == GOOD] == []
 
 
 @pytest.mark.parametrize("python", [OLDEST, NEW])
 @pytest.mark.parametrize("checker", ["mypy", "pyright"])
-def test_mistakes_are_found_at_their_lines(programs: Any, checker: str, python: str) -> None:
-    """Every marked line is refused, and nothing besides."""
+def test_type_errors_are_found_at_their_lines(programs: Any, checker: str, python: str) -> None:
+    """Every marked line is refused, and no other."""
     found = {it.line for it in programs[checker, python] if it.path == BAD}
 
     assert len(expected()) >= 30
     assert found == set(expected())
 
 
-def test_mistakes_are_found_for_what_they_are(programs: Any) -> None:
-    """A line is refused because of the mistake that is meant, not by chance."""
+def test_type_errors_have_the_expected_cause(programs: Any) -> None:
     found = {(it.line, it.rule) for it in programs["mypy", OLDEST] if it.path == BAD}
 
     assert set(expected().items()) - found == set()
 
 
-def test_the_package_passes_mypy_as_for_the_oldest_python(mypy: Check) -> None:
-    """`make check` asks with the service's Python; the client is for an older one too."""
+def test_client_passes_mypy_for_the_oldest_python(mypy: Check) -> None:
+    """`make check` uses the version of the service; the client supports an older one."""
     found = mypy(PACKAGE, python=OLDEST, config=ROOT / "pyproject.toml")
 
     assert [it for it in found if "v1" not in it.path.parts] == []
 
 
-def test_the_package_passes_pyright(pyright: Check) -> None:
+def test_client_passes_pyright(pyright: Check) -> None:
     """The code itself is what users see when they follow a definition in an editor that runs pyright."""
     lenient = dict.fromkeys(LENIENCIES, "none")
 
@@ -195,7 +194,7 @@ def _is_excused(finding: Finding) -> bool:
 
 
 def test_every_public_type_is_known(tmp_path: Path) -> None:
-    """No public name makes a checker guess, or is Any without saying so."""
+    """No public name has an unknown type or an implicit Any."""
     printed = output_of(
         *(sys.executable, "-m", "basedpyright", "--verifytypes", "storeapi", "--ignoreexternal"),
         "--outputjson",

@@ -8,51 +8,21 @@ import threading
 import grpc
 import pytest
 import storeapi
-from storeapi import Change, ChangeBatch, _retries, _streams
-from storeapi.testing import ScriptedServer
+from storeapi import _retries, _streams
 from storeapi.v1 import changes_pb2
 
-from tests.patience import patience
+from tests.support.client_watch import change_batch, post_change, read_ids, resume_tokens
+from tests.support.timeouts import scaled_timeout
+
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
-def change(number, action="create"):
-    post = storeapi.Post(id=number, body=str(number), etag="v1")
-    return Change(action=action, kind="post", id=number, post_id=number, commit_time=None, resource=post)
-
-
-def batch(*numbers, token, **flags):
-    return ChangeBatch(changes=tuple(change(it) for it in numbers), resume_token=token, **flags)
-
-
-BEGIN = batch(token="t0", heartbeat=True)
-
-
-@pytest.fixture
-def scripted():
-    """A server that fails as a test says."""
-    with ScriptedServer() as server:
-        yield server
+BEGIN = change_batch(token="t0", heartbeat=True)
 
 
 @pytest.fixture
 async def client(make_client, scripted):
     return make_client(scripted.target)
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    """What is tested is that there are pauses, not that they take time."""
-    monkeypatch.setattr(_retries, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(_retries, "LONGEST_PAUSE_SECONDS", 0.01)
-
-
-async def ids(watch, count):
-    return [(await anext(watch)).id for _ in range(count)]
-
-
-def starts(server):
-    """Where each connection began."""
-    return [call.request.resume_token for call in server.calls_of("Watch")]
 
 
 # What is asked, and what comes
@@ -76,9 +46,9 @@ def starts(server):
         ({"heartbeat_seconds": 1.5}, {"heartbeat_interval": {"seconds": 1, "nanos": 500_000_000}}),
     ],
 )
-async def test_a_watch_asks_for_what_was_said(client, scripted, arguments, request_message):
-    """Each argument is a field of the request; heartbeats come every ten seconds unless told otherwise."""
-    scripted.stall("Watch", batch(1, token="t9"))
+async def test_watch_sends_its_arguments(client, scripted, arguments, request_message):
+    """Each argument is a field of the request. Heartbeats default to ten seconds."""
+    scripted.stall("Watch", change_batch(1, token="t9"))
 
     async with client.changes.watch(**arguments) as watch:
         await anext(watch)
@@ -88,20 +58,20 @@ async def test_a_watch_asks_for_what_was_said(client, scripted, arguments, reque
 
 
 @pytest.mark.parametrize("arguments", [{"start": "then"}, {"kinds": ["posts"]}])
-async def test_a_word_that_means_nothing_is_refused(client, arguments):
-    """Where the mistake is made, not at the first step."""
+async def test_unknown_word_is_refused(client, arguments):
+    """When the watch is created."""
     with pytest.raises(ValueError, match=r"then|posts"):
         client.changes.watch(**arguments)
 
 
-async def test_a_single_kind_is_no_list_of_letters(client):
+async def test_single_kind_is_not_split_into_letters(client):
     """As with texts."""
     with pytest.raises(TypeError, match="kinds must be an iterable of several"):
         client.changes.watch(kinds="post")
 
 
 async def test_changes_are_values(client, scripted):
-    """Every field, as typed and immutable as posts are; what a newer service may send has a word too."""
+    """Typed and immutable. Unknown values of a newer service have a word too."""
     everything = changes_pb2.WatchResponse(
         resume_token="t1",
         changes=[
@@ -129,20 +99,20 @@ async def test_changes_are_values(client, scripted):
     assert (second.action, second.kind, second.resource) == ("unknown", "unknown", None)
 
 
-async def test_nothing_is_asked_before_the_first_step(client, scripted):
+async def test_nothing_is_sent_before_the_first_step(client, scripted):
     """As with lists."""
     client.changes.watch()
 
     assert scripted.calls == ()
 
 
-async def test_batches_come_as_the_service_sends_them(client, scripted):
-    """With all that it says of them, also when there is nothing but a token."""
+async def test_batches_are_returned_as_sent(client, scripted):
+    """With all their data, also without changes."""
     sent = [
-        batch(1, 2, token="t1", partial=True),
-        batch(3, token="t2"),
-        batch(token="t3", heartbeat=True),
-        batch(token="t4", initial_state_complete=True),
+        change_batch(1, 2, token="t1", partial=True),
+        change_batch(3, token="t2"),
+        change_batch(token="t3", heartbeat=True),
+        change_batch(token="t4", initial_state_complete=True),
     ]
     scripted.stall("Watch", *sent)
 
@@ -156,9 +126,15 @@ async def test_batches_come_as_the_service_sends_them(client, scripted):
     assert [len(it) for it in seen] == [2, 1, 0, 0]
 
 
-async def test_the_token_is_behind_what_was_given_out_whole(client, scripted):
-    """A consumer that stores it after each change never skips one, whenever it stops."""
-    scripted.stall("Watch", BEGIN, batch(1, 2, token="t1"), batch(3, token="t2"), batch(4, token="t3"))
+async def test_resume_token_covers_only_returned_changes(client, scripted):
+    """A consumer that stores it after each change never skips one."""
+    scripted.stall(
+        "Watch",
+        BEGIN,
+        change_batch(1, 2, token="t1"),
+        change_batch(3, token="t2"),
+        change_batch(4, token="t3"),
+    )
     watch = client.changes.watch()
 
     tokens = [watch.resume_token]
@@ -170,9 +146,9 @@ async def test_the_token_is_behind_what_was_given_out_whole(client, scripted):
     assert tokens == [None, "t0", "t1", "t2"]
 
 
-async def test_going_over_to_batches_loses_nothing(client, scripted):
-    """What is left of a batch comes first."""
-    scripted.stall("Watch", batch(1, 2, 3, token="t1"), batch(4, token="t2"))
+async def test_switching_to_batches_loses_nothing(client, scripted):
+    """The rest of a partly read batch comes first."""
+    scripted.stall("Watch", change_batch(1, 2, 3, token="t1"), change_batch(4, token="t2"))
     watch = client.changes.watch()
 
     await anext(watch)
@@ -180,7 +156,7 @@ async def test_going_over_to_batches_loses_nothing(client, scripted):
     seen = [await anext(batches), await anext(batches)]
     await watch.close()
 
-    assert seen == [batch(2, 3, token="t1"), batch(4, token="t2")]
+    assert seen == [change_batch(2, 3, token="t1"), change_batch(4, token="t2")]
 
 
 # When the connection is lost
@@ -197,28 +173,28 @@ async def test_going_over_to_batches_loses_nothing(client, scripted):
     ],
     ids=lambda error: getattr(error, "name", type(error).__name__),
 )
-async def test_a_watch_goes_on_where_it_was(client, scripted, error):
-    """The caller sees each change once, in order, and nothing of what happened."""
-    scripted.cut("Watch", BEGIN, batch(1, token="t1"), batch(2, token="t2"))
+async def test_watch_resumes_after_a_broken_connection(client, scripted, error):
+    """The caller gets each change once and in order."""
+    scripted.cut("Watch", BEGIN, change_batch(1, token="t1"), change_batch(2, token="t2"))
     scripted.fail("Watch", error, times=3)
-    scripted.answer("Watch", batch(3, token="t3"))
-    scripted.stall("Watch", batch(4, token="t4"))
+    scripted.answer("Watch", change_batch(3, token="t3"))
+    scripted.stall("Watch", change_batch(4, token="t4"))
 
     watch = client.changes.watch()
-    seen = await ids(watch, 4)
+    seen = await read_ids(watch, 4)
     await watch.close()
 
     assert seen == [1, 2, 3, 4]
-    assert starts(scripted) == ["", "t2", "t2", "t2", "t2", "t3"]
+    assert resume_tokens(scripted) == ["", "t2", "t2", "t2", "t2", "t3"]
 
 
-async def test_the_initial_state_goes_on_where_it_was(client, scripted):
-    """A token goes before the start, which would tell everything once more."""
-    scripted.cut("Watch", batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+async def test_initial_state_resumes(client, scripted):
+    """A token has precedence over `start`, which would repeat everything."""
+    scripted.cut("Watch", change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
 
     watch = client.changes.watch(start="initial_state")
-    seen = await ids(watch, 2)
+    seen = await read_ids(watch, 2)
     await watch.close()
 
     first, second = (call.request for call in scripted.calls)
@@ -226,8 +202,7 @@ async def test_the_initial_state_goes_on_where_it_was(client, scripted):
     assert (first.WhichOneof("start"), second.WhichOneof("start")) == ("initial_state", "resume_token")
 
 
-async def test_a_watch_without_an_answer_ends_at_its_deadline(make_client, scripted):
-    """A wrong address is heard of, and not tried for ever."""
+async def test_watch_without_response_fails_at_its_deadline(make_client, scripted):
     client = make_client(scripted.target, timeout=0.3)
     scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=10_000)
 
@@ -237,48 +212,48 @@ async def test_a_watch_without_an_answer_ends_at_its_deadline(make_client, scrip
     assert raised.value.attempts > 3
 
 
-async def test_a_watch_that_could_not_begin_begins_at_the_next_step(client, scripted, monkeypatch):
-    """Each time with the time of a first response: a loop around it gets on when the server is back."""
+async def test_failed_start_can_be_repeated(client, scripted, monkeypatch):
+    """Each step has the full timeout, so a loop continues when the server is back."""
     given = []
     first = storeapi._connection.seconds
     for module in (storeapi._async.calls, storeapi._sync.calls):
         monkeypatch.setattr(module, "seconds", lambda *it: given.append(it) or first(*it))
     scripted.fail("Watch", storeapi.InternalError(), times=2)
-    scripted.stall("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(1, token="t1"))
     watch = client.changes.watch(timeout=20)
 
     for _ in range(2):
         with pytest.raises(storeapi.InternalError):
             await anext(watch)
-    seen = await ids(watch, 1)
+    seen = await read_ids(watch, 1)
     await watch.close()
 
     assert seen == [1]
     assert len(given) == 3
 
 
-async def test_a_watch_that_has_begun_has_no_deadline(client, scripted):
-    """It outlives any outage: here more tries than its time for the first answer allows."""
+async def test_started_watch_has_no_deadline(client, scripted):
+    """It survives more attempts than the timeout of the first response allows."""
     scripted.cut("Watch", BEGIN)
     scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=60)
-    scripted.stall("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(1, token="t1"))
 
     watch = client.changes.watch(timeout=0.2)
-    seen = await ids(watch, 1)
+    seen = await read_ids(watch, 1)
     await watch.close()
 
     assert seen == [1]
 
 
-async def test_a_long_outage_is_told_of_less_and_less_often(client, scripted, caplog):
-    """The first tries, and then each that doubles their number; and when it is over."""
+async def test_long_outage_is_logged_with_growing_gaps(client, scripted, caplog):
+    """The first attempts, then at each doubling, and the end."""
     caplog.set_level(logging.INFO, "storeapi")
     scripted.cut("Watch", BEGIN)
     scripted.fail("Watch", grpc.StatusCode.UNAVAILABLE, times=19)
-    scripted.stall("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(1, token="t1"))
 
     watch = client.changes.watch()
-    await ids(watch, 1)
+    await read_ids(watch, 1)
     await watch.close()
 
     told = [it.getMessage() for it in caplog.records]
@@ -288,30 +263,30 @@ async def test_a_long_outage_is_told_of_less_and_less_often(client, scripted, ca
     assert told[-1] == "watch continues after 21 attempts"
 
 
-async def test_silence_is_noticed(client, scripted, monkeypatch):
-    """A server that says nothing for twice its heartbeat is as good as gone."""
-    scripted.stall("Watch", BEGIN, batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+async def test_silence_is_detected(client, scripted, monkeypatch):
+    """After twice the heartbeat interval without a message."""
+    scripted.stall("Watch", BEGIN, change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
 
     watch = client.changes.watch(heartbeat_seconds=0.05)
-    seen = await ids(watch, 2)
+    seen = await read_ids(watch, 2)
     await watch.close()
 
     assert seen == [1, 2]
-    assert starts(scripted) == ["", "t1"]
+    assert resume_tokens(scripted) == ["", "t1"]
 
 
-async def test_silence_at_the_beginning_is_noticed(client, scripted):
-    """The first answer has the call's own time."""
+async def test_silence_before_the_first_response_is_detected(client, scripted):
+    """The first response has the timeout of the call."""
     scripted.stall("Watch")
 
     with pytest.raises(storeapi.StoreError, match=r"no response from the server|Deadline"):
         await anext(client.changes.watch(timeout=0.2))
 
 
-async def test_a_slow_reader_is_not_silence(client, scripted):
+async def test_slow_reader_is_not_silence(client, scripted):
     """The time that the caller takes is his own."""
-    scripted.stall("Watch", batch(1, token="t1"), batch(2, token="t2"))
+    scripted.stall("Watch", change_batch(1, token="t1"), change_batch(2, token="t2"))
     watch = client.changes.watch(heartbeat_seconds=0.01)
     await anext(watch)
 
@@ -321,7 +296,7 @@ async def test_a_slow_reader_is_not_silence(client, scripted):
     await watch.close()
 
     assert second.id == 2
-    assert starts(scripted) == [""]
+    assert resume_tokens(scripted) == [""]
 
 
 @pytest.mark.parametrize(
@@ -335,9 +310,9 @@ async def test_a_slow_reader_is_not_silence(client, scripted):
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_what_only_the_caller_can_settle_is_raised(client, scripted, error):
-    """Also in the midst of a watch: it never skips what is no longer kept."""
-    scripted.cut("Watch", batch(1, token="t1"))
+async def test_permanent_error_is_raised(client, scripted, error):
+    """Also in a running watch, which never skips trimmed changes."""
+    scripted.cut("Watch", change_batch(1, token="t1"))
     scripted.fail("Watch", error)
     watch = client.changes.watch()
     await anext(watch)
@@ -349,11 +324,11 @@ async def test_what_only_the_caller_can_settle_is_raised(client, scripted, error
     assert isinstance(raised.value.__cause__, grpc.RpcError)
 
 
-async def test_a_step_after_an_error_goes_on(client, scripted):
-    """Whoever catches it has lost nothing."""
-    scripted.cut("Watch", batch(1, token="t1"))
+async def test_next_step_after_an_error_continues(client, scripted):
+    """Nothing is lost."""
+    scripted.cut("Watch", change_batch(1, token="t1"))
     scripted.fail("Watch", storeapi.InternalError())
-    scripted.stall("Watch", batch(2, token="t2"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
     watch = client.changes.watch()
     await anext(watch)
 
@@ -365,10 +340,10 @@ async def test_a_step_after_an_error_goes_on(client, scripted):
     assert second.id == 2
 
 
-async def test_without_retries_the_caller_sees_each_end(make_client, scripted):
-    """And can go on from the token by himself."""
+async def test_without_retries_each_interruption_is_raised(make_client, scripted):
+    """The caller can continue from the token."""
     client = make_client(scripted.target, retries=False)
-    scripted.cut("Watch", batch(1, token="t1"))
+    scripted.cut("Watch", change_batch(1, token="t1"))
     watch = client.changes.watch()
     await anext(watch)
 
@@ -382,9 +357,9 @@ async def test_without_retries_the_caller_sees_each_end(make_client, scripted):
 
 
 @pytest.mark.parametrize("closes", ["watch", "client"])
-async def test_closing_ends_the_iteration(client, scripted, closes):
-    """From elsewhere, while somebody waits for the next change; without an error."""
-    scripted.stall("Watch", batch(1, token="t1"))
+async def test_close_ends_the_iteration(client, scripted, closes):
+    """From another task that waits for the next change, without an error."""
+    scripted.stall("Watch", change_batch(1, token="t1"))
     watch = client.changes.watch()
     await anext(watch)
 
@@ -395,14 +370,14 @@ async def test_closing_ends_the_iteration(client, scripted, closes):
     await asyncio.sleep(0)
     await (watch if closes == "watch" else client).close()
 
-    assert await asyncio.wait_for(waiting, patience()) == []
+    assert await asyncio.wait_for(waiting, scaled_timeout()) == []
 
 
 @pytest.mark.parametrize("by", ["changes", "batches"])
 @pytest.mark.parametrize("closes", ["watch", "client"])
-async def test_closing_ends_the_iteration_also_while_its_body_runs(client, scripted, closes, by):
-    """What was received and not given out comes after the token, in the next watch."""
-    scripted.stall("Watch", batch(1, 2, 3, token="t1"), batch(4, token="t2"))
+async def test_close_ends_the_iteration_while_its_body_runs(client, scripted, closes, by):
+    """Received changes that were not returned come after the token in the next watch."""
+    scripted.stall("Watch", change_batch(1, 2, 3, token="t1"), change_batch(4, token="t2"))
     watch = client.changes.watch(resume_token="t0")
 
     seen = []
@@ -426,16 +401,16 @@ def interrupted(monkeypatch):
     handler.emit = lambda record: said.set()
     log = logging.getLogger("storeapi")
     log.addHandler(handler)
-    yield lambda: asyncio.to_thread(said.wait, patience())
+    yield lambda: asyncio.to_thread(said.wait, scaled_timeout())
     log.removeHandler(handler)
 
 
 @pytest.mark.parametrize("by", ["changes", "batches"])
 @pytest.mark.parametrize("closes", ["watch", "client"])
-async def test_closing_between_two_connections_ends_the_iteration(client, scripted, interrupted, closes, by):
-    """At once and without an error, as at any other time; nothing is asked any more."""
-    scripted.cut("Watch", batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+async def test_close_between_connections_ends_the_iteration(client, scripted, interrupted, closes, by):
+    """At once, without an error and without another call."""
+    scripted.cut("Watch", change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
     watch = client.changes.watch()
     await anext(watch)
     steps = watch if by == "changes" else watch.batches()
@@ -447,16 +422,16 @@ async def test_closing_between_two_connections_ends_the_iteration(client, script
     assert await interrupted()
     await (watch if closes == "watch" else client).close()
 
-    assert await asyncio.wait_for(waiting, patience()) == []
-    assert starts(scripted) == [""]
+    assert await asyncio.wait_for(waiting, scaled_timeout()) == []
+    assert resume_tokens(scripted) == [""]
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("closes", ["watch", "client"])
-def test_closing_while_a_connection_begins_leaves_none_open(scripted, closes, moment):
-    """By another thread, just before or just after the call was made: whoever iterates only sees the end."""
-    scripted.cut("Watch", batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+def test_close_during_connect_leaves_no_call(scripted, closes, moment):
+    """By another thread, just before or after the call is made."""
+    scripted.cut("Watch", change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
     client = storeapi.StoreClient(scripted.target)
     begin = client.raw.changes.Watch
     watch = client.changes.watch()
@@ -480,8 +455,8 @@ def test_closing_while_a_connection_begins_leaves_none_open(scripted, closes, mo
     client.close()
 
 
-async def test_a_closed_watch_stays_closed(client, scripted):
-    """Closing it again does nothing, and it asks nothing any more."""
+async def test_closed_watch_stays_closed(client, scripted):
+    """Closing again does nothing and sends nothing."""
     watch = client.changes.watch()
 
     await watch.close()
@@ -492,7 +467,7 @@ async def test_a_closed_watch_stays_closed(client, scripted):
     assert scripted.calls == ()
 
 
-async def test_a_closed_client_watches_nothing(client, scripted):
+async def test_closed_client_refuses_a_watch(client, scripted):
     """It says so, as for every call."""
     await client.close()
 
@@ -501,10 +476,10 @@ async def test_a_closed_client_watches_nothing(client, scripted):
 
 
 @pytest.mark.parametrize("by", ["changes", "batches"])
-async def test_giving_up_to_wait_loses_nothing(scripted, by):
-    """asyncio.wait_for around a step: the next step goes on behind the last change."""
-    scripted.stall("Watch", batch(1, token="t1"))
-    scripted.stall("Watch", batch(2, token="t2"))
+async def test_cancelled_wait_loses_nothing(scripted, by):
+    """asyncio.wait_for around a step: the next step continues after the last change."""
+    scripted.stall("Watch", change_batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(2, token="t2"))
     async with storeapi.AsyncStoreClient(scripted.target) as client:
         watch = client.changes.watch()
         steps = watch if by == "changes" else watch.batches()
@@ -514,13 +489,13 @@ async def test_giving_up_to_wait_loses_nothing(scripted, by):
             await asyncio.wait_for(anext(steps), 0.05)
         second = await anext(steps)
 
-    assert second == (change(2) if by == "changes" else batch(2, token="t2"))
-    assert starts(scripted) == ["", "t1"]
+    assert second == (post_change(2) if by == "changes" else change_batch(2, token="t2"))
+    assert resume_tokens(scripted) == ["", "t1"]
 
 
-async def test_a_cancelled_task_is_cancelled(scripted):
+async def test_cancelled_task_cancels_the_watch(scripted):
     """asyncio's own cancellation passes through a watch."""
-    scripted.stall("Watch", batch(1, token="t1"))
+    scripted.stall("Watch", change_batch(1, token="t1"))
     async with storeapi.AsyncStoreClient(scripted.target) as client:
         watch = client.changes.watch()
         await anext(watch)
@@ -546,9 +521,9 @@ class Responses:
         return self._read()
 
 
-async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted):
-    """In the very same round of the event loop too: it does not go on as if nobody had cancelled it."""
-    scripted.stall("Watch", batch(1, token="t1"))
+async def test_task_cancelled_as_a_response_arrives_is_cancelled(scripted):
+    """In the same iteration of the event loop."""
+    scripted.stall("Watch", change_batch(1, token="t1"))
     async with storeapi.AsyncStoreClient(scripted.target) as client:
         call = client.raw.changes.Watch(changes_pb2.WatchRequest())
         seen = []
@@ -566,7 +541,7 @@ async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted):
                 await stream.read()
 
         task = asyncio.create_task(follow())
-        done, _ = await asyncio.wait({task}, timeout=patience())
+        done, _ = await asyncio.wait({task}, timeout=scaled_timeout())
         stream.cancel()
 
         assert [it.resume_token for it in seen] == ["t1"]
@@ -574,8 +549,8 @@ async def test_a_task_cancelled_while_a_response_comes_is_cancelled(scripted):
         assert task.cancelled()
 
 
-async def test_who_gives_up_waiting_leaves_nothing_that_reads():
-    """When it comes to the caller that the server is silent, the reading has ended."""
+async def test_detected_silence_leaves_no_reader():
+    """When the error is raised, the reading task has ended."""
     reading = []
 
     async def read():
@@ -593,9 +568,9 @@ async def test_who_gives_up_waiting_leaves_nothing_that_reads():
     assert reading == ["begun", "ended"]
 
 
-def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
-    """Also without being closed."""
-    scripted.stall("Watch", batch(1, token="t1"))
+def test_unreferenced_watch_leaves_no_thread(scripted):
+    """Also without close."""
+    scripted.stall("Watch", change_batch(1, token="t1"))
     with storeapi.StoreClient(scripted.target) as client:
         watch = client.changes.watch()
         next(watch)
@@ -603,14 +578,14 @@ def test_a_watch_that_nobody_has_any_more_leaves_no_thread(scripted):
 
         del watch
         gc.collect()
-        reader.join(patience())
+        reader.join(scaled_timeout())
 
         assert not reader.is_alive()
 
 
-async def test_a_watch_tells_what_it_is(client, scripted):
-    """What it was asked for, where it is, and whether it goes on."""
-    scripted.stall("Watch", batch(1, token="t1"))
+async def test_watch_has_a_readable_repr(client, scripted):
+    """With its arguments, its position and whether it is open."""
+    scripted.stall("Watch", change_batch(1, token="t1"))
     watch = client.changes.watch(start="earliest", kinds=["post"], post_ids=[1])
     shown = [repr(watch)]
     await anext(watch)

@@ -1,7 +1,4 @@
-"""Callers who ask for too much, or behave badly: they are refused or cut off, and others are served.
-
-Connections that say nothing, and clients that stop reading, are in tests/rpc/test_limits.py.
-"""
+"""Overload and abuse: excess is refused or cut off, and other callers are served."""
 
 import asyncio
 import gc
@@ -24,12 +21,14 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import posts_pb2
 
-from tests.frames import raw_client
-from tests.patience import patience
-from tests.rpc.helpers import become, outcome_of
-from tests.support import IS_LONG, ServerProcess, Stubs, error_seen, failure
+from tests.support.errors import expect_error, received_error, result_or_error
+from tests.support.http2 import raw_client
+from tests.support.polling import eventually
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
 
-LOAD_SECONDS = 10 if IS_LONG else 2
+LOAD_SECONDS = 10 if IS_LONG_RUN else 2
 """How long the server is overloaded."""
 
 LIMIT = 16
@@ -46,7 +45,7 @@ ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length",
 
 @pytest.fixture
 def server(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet."""
+    """A server as a child process, not started yet."""
     process = ServerProcess(database_file.parent, {"STORE_LOG_LEVEL": "warning"})
     yield process
     process.kill()
@@ -54,14 +53,14 @@ def server(database_file: Path) -> Iterator[ServerProcess]:
 
 @asynccontextmanager
 async def connected_to(server: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
-    """A connection of its own."""
+    """A channel with its own connection."""
     async with grpc.aio.insecure_channel(server.address, ALONE) as channel:
         yield channel
 
 
 @dataclass
 class Overload:
-    """Callers of four times the limit, each of which comes again as soon as it may."""
+    """Callers at four times the limit, each of which retries at once."""
 
     answered: int = 0
     refused_seconds: list[float] = field(default_factory=list)
@@ -71,12 +70,12 @@ class Overload:
         """Calls until it is over; after a refusal it waits as long as it is asked to."""
         while not self.is_over:
             start = time.perf_counter()
-            outcome = await outcome_of(stubs.create_post("x" * 1000))
+            outcome = await result_or_error(stubs.create_post("x" * 1000))
             if not isinstance(outcome, grpc.RpcError):
                 self.answered += 1
                 continue
             seconds = time.perf_counter() - start
-            error = error_seen(outcome)
+            error = received_error(outcome)
             assert error.reason == "OVERLOADED"
             self.refused_seconds.append(seconds)
             await asyncio.sleep(error.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() / 1000)
@@ -93,8 +92,8 @@ def no_pauses() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_pauses")
 @pytest.mark.timeout(60 + 2 * LOAD_SECONDS)
-async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: ServerProcess) -> None:
-    """Four times as many as may: those above get OVERLOADED soon, health answers, and memory stays flat."""
+async def test_overloaded_server_refuses_quickly_and_stays_healthy(server: ServerProcess) -> None:
+    """At four times the limit the excess gets OVERLOADED, health responds, and memory stays flat."""
     server.settings["STORE_MAX_CONCURRENT_CALLS"] = str(LIMIT)
     server.start()
     load = Overload()
@@ -105,7 +104,7 @@ async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: Serve
         async with asyncio.TaskGroup() as group:
             for _ in range(4 * LIMIT):
                 group.create_task(load.call(Stubs(channel)))
-            await become(lambda: load.answered >= 2 * LIMIT)
+            await eventually(lambda: load.answered >= 2 * LIMIT)
             memory = server.rss_bytes
             end = time.perf_counter() + LOAD_SECONDS
             while time.perf_counter() < end:
@@ -121,7 +120,7 @@ async def test_an_overloaded_server_says_so_at_once_and_stays_well(server: Serve
 
     assert load.answered > 2 * LIMIT
     assert len(load.refused_seconds) > LIMIT
-    if IS_LONG:
+    if IS_LONG_RUN:
         # In the suite other tests share the machine, which then says more of them than of the server.
         assert max(load.refused_seconds) < REFUSED_WITHIN_SECONDS
         assert max(healthy_seconds) < HEALTHY_WITHIN_SECONDS
@@ -155,10 +154,10 @@ async def repeat_a_delete(channel: grpc.aio.Channel, ids: Sequence[int]) -> list
 
 
 @pytest.mark.parametrize("ask", [get_the_same, list_the_same, list_others, repeat_a_delete])
-async def test_a_crowd_of_small_requests_for_large_answers_does_not_fill_the_memory(
+async def test_many_small_requests_for_large_responses_do_not_exhaust_memory(
     server: ServerProcess, ask: Callable[[grpc.aio.Channel, Sequence[int]], Awaitable[list[Any]]]
 ) -> None:
-    """One caller's, on one connection: some are answered, the others are refused and leave nothing behind."""
+    """From one caller on one connection: some succeed, the others are refused."""
     # However long a busy machine takes for more than a GiB of lists.
     server.settings["STORE_MAX_CALL_SECONDS"] = "300"
     server.start()
@@ -167,7 +166,7 @@ async def test_a_crowd_of_small_requests_for_large_answers_does_not_fill_the_mem
         memory = server.rss_bytes
         calls = await ask(channel, ids)
         reasons = Counter(await asyncio.gather(*map(reason_of, calls)))
-        grown = server.most_rss_bytes - memory
+        grown = server.peak_rss_bytes - memory
         after = await Stubs(channel).posts.GetPost(posts_pb2.GetPostRequest(id=ids[0]))
     assert server.stop() == 0
 
@@ -179,19 +178,19 @@ async def test_a_crowd_of_small_requests_for_large_answers_does_not_fill_the_mem
 
 async def reason_of(call: Awaitable[Any]) -> str:
     """Why a call was refused; its answer, if it has one, is not kept."""
-    outcome = await outcome_of(call)
-    return error_seen(outcome).reason if isinstance(outcome, grpc.RpcError) else ""
+    outcome = await result_or_error(call)
+    return received_error(outcome).reason if isinstance(outcome, grpc.RpcError) else ""
 
 
-async def test_a_message_that_is_small_until_it_is_unpacked_is_refused(server: ServerProcess) -> None:
-    """64 MiB of zeros, compressed to nearly nothing, never take their place in the server's memory."""
+async def test_message_that_is_small_until_decompressed_is_refused(server: ServerProcess) -> None:
+    """64 MiB of zeros, compressed, never occupy memory of the server."""
     server.start()
     async with connected_to(server) as channel, connected_to(server) as another:
         await Stubs(another).create_post()
         memory = server.rss_bytes
         bomb = channel.unary_unary("/storeapi.v1.PostService/CreatePost")
         for _ in range(5):
-            refused = await failure(bomb(bytes(64 * 1024 * 1024), compression=grpc.Compression.Gzip))
+            refused = await expect_error(bomb(bytes(64 * 1024 * 1024), compression=grpc.Compression.Gzip))
             assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
             await Stubs(another).create_post()
         grown = server.rss_bytes - memory
@@ -200,10 +199,10 @@ async def test_a_message_that_is_small_until_it_is_unpacked_is_refused(server: S
     assert grown < FLAT_BYTES
 
 
-async def test_a_crowd_of_requests_that_grow_when_unpacked_does_not_fill_the_memory(
+async def test_many_compressed_requests_do_not_exhaust_memory(
     server: ServerProcess,
 ) -> None:
-    """180 of 4 KiB at once, each 4 MiB when it is unpacked, which is done one after the other."""
+    """180 requests of 4 KiB, each 4 MiB decompressed, are decompressed one at a time."""
     server.settings["STORE_LOG_LEVEL"] = "info"
     server.start()
     request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="x" * 4_190_000)).SerializeToString()
@@ -218,8 +217,8 @@ async def test_a_crowd_of_requests_that_grow_when_unpacked_does_not_fill_the_mem
                 client.call("/storeapi.v1.PostService/CreatePost", packed, encoding="gzip")
         # The server asks whether they are there.
         answering = [group.create_task(client.closed()) for client in clients]
-        await become(lambda: server.stderr().count('"FIELD_INVALID"') == 180)
-        grown = server.most_rss_bytes - memory
+        await eventually(lambda: server.stderr().count('"FIELD_INVALID"') == 180)
+        grown = server.peak_rss_bytes - memory
         for task in answering:
             task.cancel()
     assert server.stop() == 0
@@ -227,8 +226,8 @@ async def test_a_crowd_of_requests_that_grow_when_unpacked_does_not_fill_the_mem
     assert grown < 4 * FLAT_BYTES
 
 
-async def test_calls_that_are_called_off_at_once_cost_nothing(server: ServerProcess) -> None:
-    """2,000 on one connection, each reset as soon as it was begun; others are served, and nothing is left."""
+async def test_immediately_cancelled_calls_cost_nothing(server: ServerProcess) -> None:
+    """2,000 on one connection, each reset at once; other callers are served."""
     server.start()
     request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="reset")).SerializeToString()
     async with connected_to(server) as channel, raw_client(server.address) as rude:
@@ -258,8 +257,8 @@ threading.Event().wait()
 """
 
 
-async def test_the_connection_of_a_frozen_client_is_given_to_others(server: ServerProcess) -> None:
-    """It does not answer whether it is still there, so it is closed; until then others have their share."""
+async def test_connection_of_a_frozen_client_is_closed(server: ServerProcess) -> None:
+    """It does not answer pings. Until then other callers have their share."""
     server.settings |= {
         "STORE_MAX_CONNECTIONS": "2",
         "STORE_KEEPALIVE_SECONDS": "1",
@@ -275,10 +274,10 @@ async def test_the_connection_of_a_frozen_client_is_given_to_others(server: Serv
         client.send_signal(signal.SIGSTOP)
         async with connected_to(server) as channel, connected_to(server) as another:
             await Stubs(channel).create_post()
-            refused = await failure(Stubs(another).create_post())
-            async with asyncio.timeout(patience()):
+            refused = await expect_error(Stubs(another).create_post())
+            async with asyncio.timeout(scaled_timeout()):
                 while isinstance(  # noqa: ASYNC110  # nothing tells of it
-                    await outcome_of(Stubs(another).create_post()), grpc.RpcError
+                    await result_or_error(Stubs(another).create_post()), grpc.RpcError
                 ):
                     await asyncio.sleep(0.05)
     finally:

@@ -17,31 +17,25 @@ from storeapi.v1 import posts_pb2
 
 from store_service.database import backup, copies, schema
 from store_service.database.files import COMPANIONS
-from tests.patience import patience
-from tests.process.by_hand import run_without_privileges
-from tests.store import old_application
-from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, run_command, wait_until
-
-LARGE = "x" * 60_000
+from tests.support import legacy_database
+from tests.support.bulk_data import insert_posts
+from tests.support.database import query
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, run_command, run_without_privileges
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture
 def server_process(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    """A server as a child process, not started yet, whose database needs no upgrade."""
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
 
 
 def quiet(doing: str, done: int, total: int) -> None:
-    """Nobody looks at the progress."""
-
-
-def fill(path: Path, posts: int, body: str = LARGE) -> None:
-    """Stores posts by hand; 60 kB each unless said otherwise."""
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.executemany("INSERT INTO posts (body) VALUES (?)", [[body]] * posts)
+    """Ignores progress."""
 
 
 def names(folder: Path) -> set[str]:
@@ -67,14 +61,14 @@ class Load:
         self._more = asyncio.Event()
 
     async def more(self, count: int = 20) -> None:
-        """Waits until so many more are answered."""
+        """Waits for more acknowledged writes."""
         enough = len(self.acknowledged) + count
         while len(self.acknowledged) < enough:
             self._more.clear()
             await self._more.wait()
 
     async def write(self, name: str) -> None:
-        """Writes until the server is gone or the task is cancelled."""
+        """Writes until the server ends or the task is cancelled."""
         async with grpc.aio.insecure_channel(self.address) as channel:
             stubs = Stubs(channel)
             for number in range(1_000_000):
@@ -105,15 +99,19 @@ async def load(address: str) -> AsyncIterator[Load]:
 
 
 async def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `store-service` while the test goes on."""
+    """Runs `store-service` in the background."""
     return await asyncio.to_thread(run_command, *arguments, folder=folder)
 
 
 # While a server writes
 
 
-async def test_a_backup_holds_what_was_answered_before_it_began(server_process: ServerProcess) -> None:
-    """Five times under eight callers' writes: whole, of one moment, and what is restored is served."""
+async def test_backup_contains_everything_acknowledged_before_its_start(
+    server_process: ServerProcess,
+) -> None:
+    """Five times under the writes of eight callers: complete, consistent, and a restored copy is
+    served.
+    """
     server_process.start()
     folder = server_process.folder
     async with load(server_process.address) as writing:
@@ -140,10 +138,10 @@ async def test_a_backup_holds_what_was_answered_before_it_began(server_process: 
     assert server_process.stop() == 0
 
 
-async def test_a_backup_ends_however_much_is_written_meanwhile(server_process: ServerProcess) -> None:
-    """It is of the moment at which it began: writes between two pieces neither restart it nor are in it."""
+async def test_backup_ends_despite_concurrent_writes(server_process: ServerProcess) -> None:
+    """It is a snapshot of its start: concurrent writes neither restart it nor appear in it."""
     path = server_process.folder / "store.db"
-    fill(path, 600)
+    insert_posts(path, 600)
     address = server_process.start().address
     seen: list[int] = []
     async with grpc.aio.insecure_channel(address) as channel, load(address) as writing:
@@ -154,7 +152,7 @@ async def test_a_backup_ends_however_much_is_written_meanwhile(server_process: S
         def write_between(doing: str, done: int, total: int) -> None:
             if doing == "copying":
                 created = asyncio.run_coroutine_threadsafe(stubs.create_post("between"), loop)
-                seen.append(created.result(patience()).id)
+                seen.append(created.result(scaled_timeout()).id)
 
         url = f"sqlite:///{path}"
         target = server_process.folder / "copy.db"
@@ -165,8 +163,10 @@ async def test_a_backup_ends_however_much_is_written_meanwhile(server_process: S
     assert_whole(target)
 
 
-async def test_a_backup_needs_no_server_and_no_lock(server_process: ServerProcess) -> None:
-    """After kill -9 the last writes are in the log only; the backup has them, and leaves the log as it is."""
+async def test_backup_needs_no_server_and_no_lock(server_process: ServerProcess) -> None:
+    """After kill -9 the last writes are only in the log; the backup has them and leaves the log
+    unchanged.
+    """
     server_process.start()
     folder = server_process.folder
     async with load(server_process.address) as writing:
@@ -185,12 +185,12 @@ async def test_a_backup_needs_no_server_and_no_lock(server_process: ServerProces
     assert (folder / "store.db").read_bytes() == data
 
 
-async def test_a_server_that_is_killed_during_a_backup_takes_nothing_with_it(
+async def test_server_kill_during_backup_loses_nothing(
     server_process: ServerProcess,
 ) -> None:
-    """Neither what the backup promised nor what the server did, which starts again while it is being made."""
+    """Neither the backup nor the writes of the server, which restarts meanwhile."""
     path = server_process.folder / "store.db"
-    fill(path, 600)
+    insert_posts(path, 600)
     address = server_process.start().address
     killed = False
     target = server_process.folder / "copy.db"
@@ -224,10 +224,10 @@ def backing_up(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-m", "store_service", "backup", *arguments], cwd=folder)
 
 
-def test_a_backup_that_is_killed_leaves_no_file_of_its_name(database_file: Path) -> None:
-    """What is there instead is overwritten by the next one."""
+def test_killed_backup_leaves_no_target_file(database_file: Path) -> None:
+    """The next backup overwrites its temporary file."""
     folder = database_file.parent
-    fill(database_file, 3_000)
+    insert_posts(database_file, 3_000)
     process = backing_up(folder, "copy.db")
     partial = folder / "copy.db.partial"
     wait_until(lambda: partial.exists() and partial.stat().st_size > 0)
@@ -243,7 +243,7 @@ def test_a_backup_that_is_killed_leaves_no_file_of_its_name(database_file: Path)
 # What is refused
 
 
-def test_a_file_is_not_overwritten_without_force(database_file: Path) -> None:
+def test_existing_file_is_not_overwritten_without_force(database_file: Path) -> None:
     """It may be the only good backup."""
     folder = database_file.parent
     (folder / "copy.db").write_text("precious")
@@ -259,8 +259,8 @@ def test_a_file_is_not_overwritten_without_force(database_file: Path) -> None:
 @pytest.mark.parametrize(
     "file", ["store.db", "store.db-wal", "store.db.lock", "store.db.restoring", "link.db", "hard.db"]
 )
-def test_the_database_itself_is_no_place_for_its_backup(database_file: Path, file: str) -> None:
-    """Also with --force, and under every name that leads there."""
+def test_database_is_refused_as_its_own_backup_target(database_file: Path, file: str) -> None:
+    """With --force too, and under every path to it."""
     folder = database_file.parent
     (folder / "link.db").symlink_to(database_file)
     os.link(database_file, folder / "hard.db")
@@ -273,8 +273,8 @@ def test_the_database_itself_is_no_place_for_its_backup(database_file: Path, fil
 
 
 @pytest.mark.parametrize("file", ["not/there.db", "folder"])
-def test_a_place_where_no_file_can_be_is_refused(database_file: Path, file: str) -> None:
-    """Nothing is made."""
+def test_impossible_target_is_refused(database_file: Path, file: str) -> None:
+    """Nothing is created."""
     (database_file.parent / "folder").mkdir()
     before = names(database_file.parent)
     done = run_command("backup", "--force", file, folder=database_file.parent)
@@ -283,10 +283,10 @@ def test_a_place_where_no_file_can_be_is_refused(database_file: Path, file: str)
     assert names(database_file.parent) == before
 
 
-def test_a_full_disk_leaves_nothing_behind(database_file: Path) -> None:
-    """Exit code 1 and one line; the next backup, of which there is space for, is made."""
+def test_full_disk_leaves_no_files(database_file: Path) -> None:
+    """Exit code 1 and one line. The next backup, with enough space, succeeds."""
     folder = database_file.parent
-    fill(database_file, 10)
+    insert_posts(database_file, 10)
 
     # Set by the process itself: what runs between fork and exec in a process that uses gRPC may crash.
     limited = (
@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_nothing_behind(database_file: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=patience(),
+        timeout=scaled_timeout(),
     )
 
     assert (done.returncode, done.stdout) == (1, "")
@@ -310,10 +310,8 @@ def test_a_full_disk_leaves_nothing_behind(database_file: Path) -> None:
     assert run_command("backup", "copy.db", folder=folder).returncode == 0
 
 
-def test_space_is_looked_for_before_anything_is_copied(
-    database_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A disk that the server shares is not filled to the brim first."""
+def test_free_space_is_checked_before_the_copy(database_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server may share the disk."""
     told: list[str] = []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
 
@@ -330,10 +328,10 @@ def test_space_is_looked_for_before_anything_is_copied(
 
 
 @pytest.mark.parametrize("table", ["posts", "changes"])
-def test_a_damaged_database_is_not_taken_for_a_backup(database_file: Path, table: str) -> None:
-    """Pages are copied as they are, so the copy is looked through before it gets its name."""
-    fill(database_file, 1)
-    old_application.damage(database_file, table)
+def test_damaged_database_fails_the_backup(database_file: Path, table: str) -> None:
+    """Pages are copied unchanged, so the copy is checked before it gets its name."""
+    insert_posts(database_file, 1)
+    legacy_database.damage(database_file, table)
     done = run_command("backup", "copy.db", folder=database_file.parent)
 
     assert (done.returncode, done.stdout) == (1, "")
@@ -342,8 +340,8 @@ def test_a_damaged_database_is_not_taken_for_a_backup(database_file: Path, table
     assert not list(database_file.parent.glob("copy*"))
 
 
-def test_a_database_whose_rows_do_not_belong_together_is_no_backup(database_file: Path) -> None:
-    """A comment without its post is found, which integrity alone does not find."""
+def test_foreign_key_violation_fails_the_backup(database_file: Path) -> None:
+    """A comment without its post, which the integrity check does not find."""
     with closing(sqlite3.connect(database_file)) as connection, connection:
         connection.execute("INSERT INTO comments (body, post_id) VALUES ('stray', 99)")
     done = run_command("backup", "copy.db", folder=database_file.parent)
@@ -354,8 +352,8 @@ def test_a_database_whose_rows_do_not_belong_together_is_no_backup(database_file
     )
 
 
-def test_two_backups_into_one_file_are_not_mixed(database_file: Path) -> None:
-    """The second is told, and the first goes on."""
+def test_concurrent_backups_into_one_file_do_not_mix(database_file: Path) -> None:
+    """The second is refused and the first continues."""
     target = database_file.with_name("copy.db")
     refused: list[str] = []
 
@@ -369,7 +367,7 @@ def test_two_backups_into_one_file_are_not_mixed(database_file: Path) -> None:
     assert_whole(target)
 
 
-def test_a_backup_of_nothing_makes_nothing(tmp_path: Path) -> None:
+def test_backup_of_missing_database_creates_nothing(tmp_path: Path) -> None:
     """Not even an empty database."""
     done = run_command("backup", "copy.db", folder=tmp_path)
 
@@ -379,8 +377,8 @@ def test_a_backup_of_nothing_makes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "instead"), [("backup", "pg_dump"), ("restore", "pg_restore")])
-def test_postgresql_has_its_own_commands(tmp_path: Path, command: str, instead: str) -> None:
-    """Exit code 2 and one line that names the command to use, and no password."""
+def test_backup_of_postgresql_names_its_tools(tmp_path: Path, command: str, instead: str) -> None:
+    """Exit code 2 and one line with the command to use, without the password."""
     settings = {"DATABASE_URL": "postgresql://me:secret@host/store"}
     done = run_command(command, "copy.db", folder=tmp_path, settings=settings)
 
@@ -393,7 +391,7 @@ def test_postgresql_has_its_own_commands(tmp_path: Path, command: str, instead: 
 # What it looks like
 
 
-def test_only_its_owner_may_read_a_backup(database_file: Path) -> None:
+def test_backup_is_readable_by_its_owner_only(database_file: Path) -> None:
     """It holds everything that the database holds, wherever it is put."""
     done = run_command("backup", "copy.db", folder=database_file.parent)
 
@@ -401,28 +399,28 @@ def test_only_its_owner_may_read_a_backup(database_file: Path) -> None:
     assert (database_file.parent / "copy.db").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_backup_tells_what_it_holds(database_file: Path) -> None:
+def test_backup_prints_its_contents(database_file: Path) -> None:
     """Size, rows, schema and time, on stdout."""
-    fill(database_file, 1234, "short")
+    insert_posts(database_file, 1234, "short")
     done = run_command("backup", "copy.db", folder=database_file.parent)
 
     size = (database_file.parent / "copy.db").stat().st_size
     assert done.stdout.startswith(f"copy.db: {size:,} bytes, 1,234 posts, 0 comments, schema {schema.HEAD}, ")
 
 
-def test_a_database_of_the_application_before_is_backed_up_as_it_is(tmp_path: Path) -> None:
-    """Before the upgrade is when a backup is needed; its stray comments are no damage."""
-    old_application.make(tmp_path / "store.db")
-    before = old_application.dump(tmp_path / "store.db")
+def test_legacy_database_is_backed_up_unchanged(tmp_path: Path) -> None:
+    """A backup is needed before the upgrade; orphaned comments are not damage."""
+    legacy_database.create_file(tmp_path / "store.db")
+    before = legacy_database.dump(tmp_path / "store.db")
     done = run_command("backup", "copy.db", folder=tmp_path)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "schema 0001" in done.stdout
-    assert old_application.dump(tmp_path / "copy.db") == before
+    assert legacy_database.dump(tmp_path / "copy.db") == before
 
 
-def test_a_database_on_a_read_only_mount_is_backed_up(database_file: Path, tmp_path: Path) -> None:
-    """It was closed, so there is no log, and SQLite may not make one; the folder stays as it is."""
+def test_database_on_a_read_only_mount_is_backed_up(database_file: Path, tmp_path: Path) -> None:
+    """It was closed, so there is no log, and SQLite cannot create one."""
     folder = tmp_path / "mounted"
     folder.mkdir()
     with closing(sqlite3.connect(database_file)) as connection:
@@ -443,8 +441,8 @@ def test_a_database_on_a_read_only_mount_is_backed_up(database_file: Path, tmp_p
     assert {it.name: it.read_bytes() for it in folder.iterdir()} == before
 
 
-def test_a_copy_of_a_file_that_somebody_else_writes_is_no_backup(database_file: Path, tmp_path: Path) -> None:
-    """Another user may have the right to write that we lack, and then pages of two moments are mixed."""
+def test_backup_of_a_file_that_another_user_writes_fails(database_file: Path, tmp_path: Path) -> None:
+    """Without write permission the copy could mix pages of two states."""
     with closing(sqlite3.connect(database_file)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
 

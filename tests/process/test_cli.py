@@ -18,12 +18,12 @@ from store_service import cli
 from store_service import config as settings
 from store_service.cli import serving
 from store_service.database import schema
-from tests.completion import completed_by_bash, line_for
-from tests.patience import patience
-from tests.process.by_hand import served_by_hand
-from tests.store import old_application
-from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, run_command
+from tests.support import legacy_database
+from tests.support.bash_completion import bash_completions, completion_line
+from tests.support.database import query
+from tests.support.server_process import ServerProcess, run_command, serve_with_stderr
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,8 +54,8 @@ def named(names: list[str]) -> click.Command:
 
 
 @pytest.mark.parametrize("arguments", [[], *every_command()], ids=" ".join)
-def test_help_tells_what_a_command_does(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    """Of the whole, and of each command, with the source of settings; nothing is cut off."""
+def test_help_describes_every_command(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """With the sources of settings; nothing is truncated."""
     monkeypatch.setenv("COLUMNS", "80")
     done = in_this_process(*arguments, "--help")
     command = named(arguments)
@@ -72,8 +72,8 @@ def test_help_tells_what_a_command_does(monkeypatch: pytest.MonkeyPatch, argumen
 
 
 @pytest.mark.parametrize("arguments", [[], *every_command()], ids=" ".join)
-def test_help_has_examples_that_can_be_typed(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
-    """Each is a call that the command takes."""
+def test_help_examples_are_valid_calls(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """Each example is accepted by the command."""
     examples = [
         line.strip()
         for line in in_this_process(*arguments, "--help").stdout.partition("Example")[2].splitlines()
@@ -97,34 +97,34 @@ def test_help_has_examples_that_can_be_typed(monkeypatch: pytest.MonkeyPatch, ar
 
 
 @pytest.mark.parametrize("arguments", [[], ["keys"]], ids=" ".join)
-def test_group_alone_shows_its_help_and_fails(tmp_path: Path, arguments: list[str]) -> None:
-    """On stderr, with the exit code of a wrong call: a script that leaves out the command notices."""
+def test_group_alone_prints_help_and_fails(tmp_path: Path, arguments: list[str]) -> None:
+    """On stderr, with the exit code of a usage error, so that a script notices a missing command."""
     done = run_command(*arguments, folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == run_command(*arguments, "--help", folder=tmp_path).stdout
 
 
-def test_commands_are_completed_by_bash() -> None:
-    """With the line that the help gives; there is one for zsh and one for fish too."""
+def test_bash_completes_commands() -> None:
+    """With the setup line from the help. zsh and fish have one too."""
     help = in_this_process("--help").stdout
-    line = line_for("bash", help)
+    line = completion_line("bash", help)
 
-    assert completed_by_bash(line, "store-service", "ke") == ["keys"]
-    assert completed_by_bash(line, "store-service", "keys", "") == ["list", "new", "remove"]
-    assert "--tls-ca" in completed_by_bash(line, "store-service", "health", "--")
+    assert bash_completions(line, "store-service", "ke") == ["keys"]
+    assert bash_completions(line, "store-service", "keys", "") == ["list", "new", "remove"]
+    assert "--tls-ca" in bash_completions(line, "store-service", "health", "--")
     for shell in ("zsh", "fish"):
-        assert f"_STORE_SERVICE_COMPLETE={shell}_source store-service" in line_for(shell, help)
+        assert f"_STORE_SERVICE_COMPLETE={shell}_source store-service" in completion_line(shell, help)
 
 
-def test_help_tells_the_exit_codes() -> None:
+def test_help_lists_the_exit_codes() -> None:
     """Every one that a command of this program ends with."""
     _, _, told = in_this_process("--help").stdout.partition("Exit codes:")
 
     assert [line.split()[0] for line in told.splitlines()[1:4]] == ["0", "1", "2"]
 
 
-def test_help_of_the_whole_names_every_command() -> None:
+def test_main_help_lists_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
@@ -134,11 +134,16 @@ def test_help_of_the_whole_names_every_command() -> None:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
 
 
-def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> None:
+def test_module_and_installed_command_are_the_same(tmp_path: Path) -> None:
     """`python -m store_service` is `store-service`, which is installed beside Python."""
     installed = Path(sys.executable).with_name("store-service")
     by_name = subprocess.run(
-        [installed, "--help"], cwd=tmp_path, capture_output=True, text=True, timeout=patience(), check=False
+        [installed, "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=scaled_timeout(),
+        check=False,
     )
     by_module = run_command("--help", folder=tmp_path)
 
@@ -155,8 +160,8 @@ def test_the_module_and_the_installed_command_are_the_same(tmp_path: Path) -> No
     ("arguments", "problem"),
     [(["sever"], "sever"), (["serve", "--listne", "a:1"], "--listne"), (["migrate", "now"], "now")],
 )
-def test_a_command_that_is_not_there_is_exit_code_2(arguments: list[str], problem: str) -> None:
-    """A wrong call is told from a failure by its exit code, and its line says which word was wrong."""
+def test_unknown_command_exits_with_2(arguments: list[str], problem: str) -> None:
+    """The line names the unknown word."""
     done = in_this_process(*arguments)
 
     assert_bad_call(done, problem)
@@ -175,10 +180,10 @@ def test_a_command_that_is_not_there_is_exit_code_2(arguments: list[str], proble
         (["health", "--tls-cert", "pyproject.toml"], "belong together", "store-service health"),
     ],
 )
-def test_a_command_that_is_called_wrongly_says_where_its_help_is(
+def test_usage_error_names_the_help_option(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], problem: str, command: str
 ) -> None:
-    """In the same one line, without the usage before it."""
+    """In one line, without the usage text."""
     monkeypatch.chdir(ROOT)
     done = in_this_process(*arguments)
 
@@ -194,10 +199,8 @@ def assert_bad_call(done: Result, problem: str) -> None:
     assert problem in line
 
 
-def test_a_command_that_is_interrupted_says_so_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Exit code 1: it was not done."""
+def test_interrupted_command_prints_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Exit code 1."""
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -305,7 +308,7 @@ def assert_bad_setting(exit_code: int, stdout: str, stderr: str, *variables: str
     assert not re.search(r"Input should|Errno|Value error", line)
 
 
-def test_every_setting_is_in_the_table_of_bad_values() -> None:
+def test_every_setting_is_in_the_table_of_invalid_values() -> None:
     """A new setting gets its bad values here."""
     assert set(BAD_VALUES) == {settings.variable_of(name) for name in settings.Config.model_fields}
 
@@ -313,10 +316,10 @@ def test_every_setting_is_in_the_table_of_bad_values() -> None:
 @pytest.mark.parametrize(
     ("variable", "value"), [(variable, value) for variable, values in BAD_VALUES.items() for value in values]
 )
-def test_a_bad_setting_is_one_line_that_names_it(
+def test_invalid_setting_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str
 ) -> None:
-    """Nothing is made, and the value, which may hold a password, is not repeated."""
+    """Nothing is created, and the value, which may be a password, is not printed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(variable, value)
     done = in_this_process("serve")
@@ -325,7 +328,7 @@ def test_a_bad_setting_is_one_line_that_names_it(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_all_bad_settings_are_named_at_once(tmp_path: Path) -> None:
+def test_all_invalid_settings_are_named_at_once(tmp_path: Path) -> None:
     """So that one try is enough to mend them."""
     bad = {variable: values[0] for variable, values in BAD_VALUES.items()}
     done = run_command("check", folder=tmp_path, settings=bad)
@@ -338,10 +341,10 @@ NEEDED = {"keys": ["list"], "backup": ["to.db"], "restore": ["from.db"]}
 
 
 @pytest.mark.parametrize("command", cli.main.commands)
-def test_every_command_looks_at_the_settings_first(
+def test_every_command_validates_all_settings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
 ) -> None:
-    """What is not a setting of this command is looked at too."""
+    """Including settings that the command does not use."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STORE_READERS", "0")
     done = in_this_process(command, *NEEDED.get(command, []))
@@ -350,7 +353,7 @@ def test_every_command_looks_at_the_settings_first(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_listen_option_is_a_bad_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_invalid_listen_option_is_an_invalid_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It is the same setting, given in another way."""
     monkeypatch.chdir(tmp_path)
     done = in_this_process("serve", "--listen", "nowhere")
@@ -358,8 +361,10 @@ def test_a_bad_listen_option_is_a_bad_setting(monkeypatch: pytest.MonkeyPatch, t
     assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_LISTEN")
 
 
-def test_bad_settings_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Whatever pydantic calls them."""
+def test_invalid_settings_are_described_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Not in those of pydantic."""
     bad = {
         "STORE_WORKERS": ("x", "must be a whole number"),
         "STORE_READERS": ("17", "must be at most 16"),
@@ -381,8 +386,8 @@ def test_bad_settings_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch, t
     )
 
 
-def test_an_empty_variable_is_as_good_as_none(tmp_path: Path) -> None:
-    """As files for docker and systemd leave them; but for the database, which would be another one."""
+def test_empty_variable_counts_as_unset(tmp_path: Path) -> None:
+    """As in env files of Docker and systemd; but not for the database, which would be another one."""
     done = run_command(
         "migrate", folder=tmp_path, settings=dict.fromkeys(BAD_VALUES.keys() - {"DATABASE_URL"}, "")
     )
@@ -391,8 +396,8 @@ def test_an_empty_variable_is_as_good_as_none(tmp_path: Path) -> None:
     assert (tmp_path / "store.db").exists()
 
 
-def test_an_unknown_variable_is_mentioned_and_ignored(tmp_path: Path) -> None:
-    """Most likely it is misspelt, and whoever set it believes that it works."""
+def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
+    """It is probably misspelt."""
     settings = {"STORE_LISTEM": "0.0.0.0:1", "STORE_BOGUS": "", "STOREHOUSE": "full"}
     done = run_command("migrate", folder=tmp_path, settings={**settings, "STORE_LOG_LEVEL": "warning"})
 
@@ -403,8 +408,8 @@ def test_an_unknown_variable_is_mentioned_and_ignored(tmp_path: Path) -> None:
     ]
 
 
-def test_an_unknown_variable_in_the_file_is_mentioned_too(tmp_path: Path) -> None:
-    """With the file, for there it is to be mended."""
+def test_unknown_variable_in_the_env_file_is_warned_about(tmp_path: Path) -> None:
+    """The warning names the file."""
     (tmp_path / ".env").write_text("STORE_LISTEM=0.0.0.0:1\nSTORE_LOG_LEVEL=warning\nOTHER=1\n")
     done = run_command("migrate", folder=tmp_path, settings={"STORE_BOGUS": "1"})
 
@@ -418,8 +423,8 @@ def test_an_unknown_variable_in_the_file_is_mentioned_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "content", [b"STORE_READERS=1\nSTORE_READERS 2 secret\n", b"\nSTORE_LISTEN=\xff secret"]
 )
-def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path: Path, content: bytes) -> None:
-    """Nothing starts with a default where somebody has set something else."""
+def test_unreadable_env_file_is_an_error(tmp_path: Path, content: bytes) -> None:
+    """The server does not start with defaults instead."""
     (tmp_path / ".env").write_bytes(content)
     done = run_command("migrate", folder=tmp_path)
 
@@ -428,8 +433,8 @@ def test_a_file_that_cannot_be_read_is_one_line_that_names_it(tmp_path: Path, co
     assert [it.name for it in tmp_path.iterdir()] == [".env"]
 
 
-def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
-    """.env in the working folder says what the environment does not."""
+def test_settings_are_read_from_the_env_file(tmp_path: Path) -> None:
+    """.env in the working directory, for variables that the environment does not set."""
     (tmp_path / ".env").write_text('DATABASE_URL="sqlite:///from-file.db"\nSTORE_LOG_LEVEL=warning\n')
     done = run_command("migrate", folder=tmp_path)
 
@@ -437,7 +442,7 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
     assert (tmp_path / "from-file.db").exists()
 
 
-def test_a_bad_setting_in_a_file_is_named_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_invalid_setting_in_the_env_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Wherever it comes from."""
     (tmp_path / ".env").write_text("STORE_READERS=0\n")
     monkeypatch.chdir(tmp_path)
@@ -446,8 +451,8 @@ def test_a_bad_setting_in_a_file_is_named_too(monkeypatch: pytest.MonkeyPatch, t
     assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_READERS")
 
 
-def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
-    """Even if the file makes no sense."""
+def test_environment_overrides_the_env_file(tmp_path: Path) -> None:
+    """Also if the value in the file is invalid."""
     (tmp_path / ".env").write_text('DATABASE_URL="sqlite:///from-file.db"\nSTORE_READERS=0\n')
     both = {"STORE_READERS": "1", "DATABASE_URL": "sqlite:///from-environment.db"}
     done = run_command("migrate", folder=tmp_path, settings=both)
@@ -456,9 +461,9 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     assert sorted(it.name for it in tmp_path.glob("*.db")) == ["from-environment.db"]
 
 
-async def test_the_listen_option_wins_over_the_environment(tmp_path: Path) -> None:
-    """What is typed counts, even if the variable makes no sense."""
-    with served_by_hand(tmp_path, stderr=subprocess.DEVNULL, STORE_LISTEN="nonsense") as address:
+async def test_listen_option_overrides_the_environment(tmp_path: Path) -> None:
+    """Also if the variable is invalid."""
+    with serve_with_stderr(tmp_path, stderr=subprocess.DEVNULL, STORE_LISTEN="nonsense") as address:
         async with grpc.aio.insecure_channel(address) as channel:
             assert (await Stubs(channel).create_post()).id == 1
 
@@ -490,11 +495,11 @@ def no_database(path: Path) -> None:
 
 
 def old(path: Path) -> None:
-    old_application.make(path)
+    legacy_database.create_file(path)
 
 
 def interrupted(path: Path) -> None:
-    """As a program leaves it that has no log and was killed in the midst of a write."""
+    """A database with the hot journal of a killed program."""
     current(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA cache_size = 1")
@@ -529,8 +534,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("folder", [current], indirect=True)
 @pytest.mark.parametrize("arguments", [["migrate"], ["backup", "copy.db"], ["keys", "list"]], ids=" ".join)
-def test_a_command_loads_no_server_and_no_grpc_that_needs_none(folder: Path, arguments: list[str]) -> None:
-    """Scripts call them often, and loading is most of what they do."""
+def test_commands_that_need_no_server_do_not_import_grpc(folder: Path, arguments: list[str]) -> None:
+    """Scripts call them often, and imports dominate their run time."""
     (folder / "keys").touch(mode=0o600)
     done = run_command(
         *arguments,
@@ -545,7 +550,7 @@ def test_a_command_loads_no_server_and_no_grpc_that_needs_none(folder: Path, arg
 
 
 def checked(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Runs `store-service check` with an address that nobody has."""
+    """Runs `store-service check` with an unused address."""
     return run_command("check", folder=folder, settings={"STORE_LISTEN": "127.0.0.1:0"})
 
 
@@ -573,8 +578,8 @@ def checked(folder: Path) -> subprocess.CompletedProcess[str]:
     ],
     indirect=["folder"],
 )
-def test_check_finds_what_is_wrong_and_changes_nothing(folder: Path, problem: str) -> None:
-    """Exit code 1 and one line; not a byte and not a file is different afterwards."""
+def test_check_reports_problems_and_changes_nothing(folder: Path, problem: str) -> None:
+    """Exit code 1 and one line; every byte and file is unchanged."""
     before = contents(folder)
     done = checked(folder)
 
@@ -592,8 +597,8 @@ def in_wal_mode(path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", [current, in_wal_mode], indirect=True)
-def test_check_finds_that_all_is_fine_and_changes_nothing(folder: Path) -> None:
-    """Exit code 0, and a line for each thing that was looked at."""
+def test_check_reports_success_and_changes_nothing(folder: Path) -> None:
+    """Exit code 0 and one line per check."""
     before = contents(folder)
     done = checked(folder)
 
@@ -614,14 +619,14 @@ def with_a_log(path: Path) -> None:
 
 
 def with_a_log_alone(path: Path) -> None:
-    """The same, without the file that SQLite makes anew from the log."""
+    """The same, without the shared-memory file, which SQLite creates from the log."""
     with_a_log(path)
     Path(f"{path}-shm").unlink()
 
 
 @pytest.mark.parametrize("folder", [with_a_log, with_a_log_alone], indirect=True)
-def test_check_reads_the_log_of_a_killed_server_and_leaves_it(folder: Path) -> None:
-    """Who writes it into the file needs the lock, which a server may take at any moment."""
+def test_check_reads_the_log_of_a_killed_server_without_changing_it(folder: Path) -> None:
+    """A checkpoint would need the lock, which a server may take at any time."""
     before = contents(folder)
     done = checked(folder)
 
@@ -633,7 +638,7 @@ def test_check_reads_the_log_of_a_killed_server_and_leaves_it(folder: Path) -> N
         assert after[name] == before[name]
 
 
-def test_check_of_a_folder_that_is_not_there_makes_none(tmp_path: Path) -> None:
+def test_check_creates_no_directory(tmp_path: Path) -> None:
     """Not even a folder."""
     done = run_command("check", folder=tmp_path, settings={"DATABASE_URL": "sqlite:///not/there/store.db"})
 
@@ -667,7 +672,7 @@ async def test_check_works_while_the_server_runs(server_process: ServerProcess) 
     ],
     indirect=["folder"],
 )
-def test_migrate_brings_the_schema_up_to_date_and_says_what_it_was(folder: Path, line: str) -> None:
+def test_migrate_upgrades_the_schema_and_prints_the_old_revision(folder: Path, line: str) -> None:
     """Exit code 0 and one line on stdout."""
     done = run_command("migrate", folder=folder)
 
@@ -676,12 +681,12 @@ def test_migrate_brings_the_schema_up_to_date_and_says_what_it_was(folder: Path,
     schema.check(f"sqlite:///{folder / 'store.db'}")
     if line.endswith("(was 0001)"):
         kept = query(folder / "store.db", "SELECT id, body FROM posts ORDER BY id")
-        assert kept == [(id, body or "") for id, body in old_application.POSTS]
+        assert kept == [(id, body or "") for id, body in legacy_database.POSTS]
 
 
 @pytest.mark.parametrize("folder", [newer, foreign, no_database], indirect=True)
-def test_migrate_leaves_alone_what_it_does_not_know(folder: Path) -> None:
-    """Exit code 1, one line, and the file is as it was."""
+def test_migrate_refuses_an_unknown_schema(folder: Path) -> None:
+    """Exit code 1, one line, and an unchanged file."""
     before = (folder / "store.db").read_bytes()
     done = run_command("migrate", folder=folder)
 
@@ -691,11 +696,11 @@ def test_migrate_leaves_alone_what_it_does_not_know(folder: Path) -> None:
     assert (folder / "store.db").read_bytes() == before
 
 
-async def test_a_server_upgrades_by_itself_and_serves_what_the_old_application_stored(
+async def test_server_upgrades_a_legacy_database_and_serves_it(
     server_process: ServerProcess,
 ) -> None:
     """Start the new program on the old file: that is the whole move."""
-    old_application.make(server_process.folder / "store.db")
+    legacy_database.create_file(server_process.folder / "store.db")
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         new = await Stubs(channel).create_post("new")
@@ -703,16 +708,16 @@ async def test_a_server_upgrades_by_itself_and_serves_what_the_old_application_s
 
     assert new.id == 91
     assert query(server_process.folder / "store.db", "SELECT id, body FROM posts ORDER BY id") == [
-        *((id, body or "") for id, body in old_application.POSTS),
+        *((id, body or "") for id, body in legacy_database.POSTS),
         (new.id, "new"),
     ]
 
 
-async def test_a_server_that_may_not_upgrade_serves_what_was_upgraded_by_hand(
+async def test_server_without_auto_migrate_needs_migrate(
     server_process: ServerProcess,
 ) -> None:
-    """STORE_AUTO_MIGRATE=false leaves the when to whoever runs `store-service migrate`."""
-    old_application.make(server_process.folder / "store.db")
+    """With STORE_AUTO_MIGRATE=false the operator runs `store-service migrate`."""
+    legacy_database.create_file(server_process.folder / "store.db")
     server_process.settings["STORE_AUTO_MIGRATE"] = "false"
     run_command("migrate", folder=server_process.folder)
     server_process.start()

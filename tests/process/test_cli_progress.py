@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.process.test_backup import fill
-from tests.store import old_application
-from tests.support import run_command
+from tests.support import legacy_database
+from tests.support.bulk_data import insert_posts
+from tests.support.server_process import run_command
+from tests.support.timeouts import scaled_timeout
 
 
 def on_terminal(*arguments: str, folder: Path, code: int = 0, **settings: str) -> tuple[str, str]:
@@ -38,14 +38,14 @@ def on_terminal(*arguments: str, folder: Path, code: int = 0, **settings: str) -
         os.close(ours)
         assert process.stdout is not None
         stdout = process.stdout.read()
-        assert process.wait(patience()) == code, shown
+        assert process.wait(scaled_timeout()) == code, shown
     return stdout, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
-def test_progress_of_backup_and_restore_is_shown(database_file: Path) -> None:
-    """Part, size, rate and time left while pages are copied; without a bar where the end is unknown."""
+def test_backup_and_restore_show_progress(database_file: Path) -> None:
+    """Percentage, size, rate and remaining time; without a bar if the end is unknown."""
     folder = database_file.parent
-    fill(database_file, 600)
+    insert_posts(database_file, 600)
     for arguments in (["backup", "copy.db"], ["restore", "copy.db"]):
         stdout, shown = on_terminal(*arguments, folder=folder)
 
@@ -60,9 +60,9 @@ def test_progress_of_backup_and_restore_is_shown(database_file: Path) -> None:
         assert shown.endswith("\r")
 
 
-def test_terminal_sees_which_database_is_migrated(tmp_path: Path) -> None:
-    """And what is done with it, with a bar where rows are counted."""
-    old_application.make(tmp_path / "store.db")
+def test_migrate_shows_progress_on_a_terminal(tmp_path: Path) -> None:
+    """With the name of the database, the step, and a bar while rows are counted."""
+    legacy_database.create_file(tmp_path / "store.db")
     stdout, shown = on_terminal("migrate", folder=tmp_path, STORE_LOG_LEVEL="error")
 
     assert stdout.startswith("schema ")
@@ -71,8 +71,8 @@ def test_terminal_sees_which_database_is_migrated(tmp_path: Path) -> None:
     assert re.search(r"making the index of comments +\d:\d\d:\d\d", shown)
 
 
-def test_progress_goes_to_no_pipe(database_file: Path) -> None:
-    """There stderr is for errors."""
+def test_progress_is_not_written_to_a_pipe(database_file: Path) -> None:
+    """stderr in a pipe is for errors."""
     for arguments in (["backup", "copy.db"], ["restore", "copy.db"], ["migrate"]):
         done = run_command(*arguments, folder=database_file.parent)
         assert (done.returncode, done.stderr) == (0, "")
@@ -85,8 +85,8 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-def test_terminal_is_told_what_is_waited_for(tmp_path: Path, silent: str) -> None:
-    """After a second without an answer."""
+def test_terminal_shows_what_a_command_waits_for(tmp_path: Path, silent: str) -> None:
+    """After a second without a response."""
     for arguments in (["health", silent], ["status", silent]):
         _, shown = on_terminal(*arguments, folder=tmp_path, code=1)
         assert f"waiting for {silent} (no answer yet)" in shown

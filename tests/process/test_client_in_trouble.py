@@ -10,10 +10,10 @@ import pytest
 import storeapi
 from sqlalchemy import text
 
-from tests.bad_network import BadNetwork
-from tests.patience import patience
-from tests.rpc.helpers import connected
-from tests.support import ServerProcess
+from tests.support.database import database_connection
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
+from tests.support.unreliable_proxy import UnreliableProxy
 
 CREATES = 5_000
 CALLERS = 50
@@ -23,7 +23,7 @@ RESTARTS_AFTER = (1_500, 3_500)
 
 
 class Progress:
-    """How many creates are done, for whoever waits until there are enough."""
+    """The number of finished creates, which a test can await."""
 
     def __init__(self) -> None:
         self.posts: list[storeapi.Post] = []
@@ -36,7 +36,7 @@ class Progress:
 
     def wait_for(self, count: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: len(self.posts) >= count, timeout=patience(100))
+            assert self._changed.wait_for(lambda: len(self.posts) >= count, timeout=scaled_timeout(100))
 
 
 def bodies_of(caller: int) -> list[str]:
@@ -83,12 +83,14 @@ async def in_a_thread(work: Callable[..., None], *arguments: Any) -> None:
 
 @pytest.mark.timeout(300)  # Some connections die without a word, which takes seconds to notice.
 @pytest.mark.parametrize("create", [create_with_tasks, create_with_threads])
-async def test_no_create_is_lost_or_doubled_and_no_caller_hears_of_it(
+async def test_no_create_is_lost_or_duplicated_by_a_bad_network(
     server_process: ServerProcess,
     create: Callable[[str, Progress], Any],
 ) -> None:
-    """Through a network that drops, delays and cuts, over a restart and a kill: one post for each create."""
-    network = BadNetwork(random.Random(23), cuts=0.01, drops=0.0005, delay_seconds=0.005)
+    """Through a network that drops, delays and cuts, over a restart and a kill: one post per create
+    and no error.
+    """
+    network = UnreliableProxy(random.Random(23), cuts=0.01, drops=0.0005, delay_seconds=0.005)
     progress = Progress()
     async with network.running():
         await asyncio.to_thread(server_process.start)
@@ -105,7 +107,7 @@ async def test_no_create_is_lost_or_doubled_and_no_caller_hears_of_it(
     assert server_process.stop() == 0
 
     wanted = sorted(body for number in range(CALLERS) for body in bodies_of(number))
-    with connected(f"sqlite:///{server_process.folder / 'store.db'}") as connection:
+    with database_connection(f"sqlite:///{server_process.folder / 'store.db'}") as connection:
         stored = dict(tuple(row) for row in connection.execute(text("SELECT id, body FROM posts")))
     assert sorted(stored.values()) == wanted
     assert stored == {post.id: post.body for post in progress.posts}

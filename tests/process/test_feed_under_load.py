@@ -1,4 +1,4 @@
-"""The change feed while many write: nobody who watches misses anything, however often they are cut off."""
+"""The change feed under load: interrupted watches miss nothing."""
 
 import asyncio
 import random
@@ -17,10 +17,13 @@ from storeapi.v1 import changes_pb2 as pb
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.database.connect import is_sqlite
-from tests.patience import patience
-from tests.rpc.helpers import ONE_ENGINE, become, outcome_of
-from tests.support import IS_LONG, ServerProcess, Stubs, error_seen
-from tests.watching import (
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import received_error, result_or_error
+from tests.support.polling import eventually
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
+from tests.support.watches import (
     COMMENT,
     CREATE,
     DELETE,
@@ -29,13 +32,13 @@ from tests.watching import (
     UPDATE,
     Key,
     Replica,
-    key_of,
-    listed,
-    watching,
+    change_key,
+    list_everything,
+    open_watch,
 )
 
 WRITERS = 32
-LOAD_SECONDS = 20 if IS_LONG else 5
+LOAD_SECONDS = 20 if IS_LONG_RUN else 5
 """How long they write."""
 
 EXPECTED_REASONS = {"POST_NOT_FOUND", "COMMENT_NOT_FOUND", "DATABASE_BUSY"}
@@ -46,7 +49,7 @@ Channels = list[grpc.aio.Channel]
 
 @pytest.fixture
 def start_server(database_url: str, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Starts servers on the database, each in a process and a folder of its own."""
+    """Starts servers on the database, each as a child process with its own directory."""
     servers: list[ServerProcess] = []
 
     def start(**settings: str) -> ServerProcess:
@@ -101,9 +104,9 @@ class Load:
         chance = random.Random(seed)  # Which write comes next; the same in every run.
         while not self.is_over.is_set():
             action, kind, call = self._next(stubs, chance)
-            outcome = await outcome_of(call)
+            outcome = await result_or_error(call)
             if isinstance(outcome, grpc.RpcError):
-                assert error_seen(outcome).reason in EXPECTED_REASONS
+                assert received_error(outcome).reason in EXPECTED_REASONS
                 continue
             self.answered.add((kind, outcome.id, outcome.etag, action))
             if action == CREATE:
@@ -135,12 +138,12 @@ class Load:
 
 
 async def watch_with_interruptions(load: Load, seed: int, *, initial_state: bool = False) -> list[pb.Change]:
-    """Everything that is told, to the last, to one who is cut off again and again and goes on elsewhere."""
+    """All changes that an interrupted watch receives across several servers."""
     chance = random.Random(seed)
     told: list[pb.Change] = []
     start: dict[str, Any] = {"initial_state": True} if initial_state else {"earliest": True}
     while True:
-        async with watching(chance.choice(load.channels), **start) as watch:
+        async with open_watch(chance.choice(load.channels), **start) as watch:
             for _ in range(chance.randrange(1, 40)):
                 response = await watch.read()
                 told += response.changes
@@ -151,26 +154,23 @@ async def watch_with_interruptions(load: Load, seed: int, *, initial_state: bool
 
 @asynccontextmanager
 async def loaded(channels: Channels) -> AsyncIterator[Load]:
-    """Writers in the background, who have begun; at the end of the block all have been answered."""
+    """Writers in the background. All their calls are finished at the end of the block."""
     load = Load(channels)
     running = asyncio.create_task(load.run(LOAD_SECONDS))
     try:
-        await become(lambda: len(load.answered) >= 200)
+        await eventually(lambda: len(load.answered) >= 200)
         yield load
     finally:
         await running
 
 
 @pytest.mark.timeout(120 + 10 * LOAD_SECONDS)
-async def test_watchers_that_are_cut_off_miss_nothing_and_agree_on_the_order(channels: Channels) -> None:
-    """32 write through every server; three watch. Each is told every change that a writer was answered, once,
-    in the one order, in which the versions of each resource ascend; and whoever begins in the midst with
-    the initial state ends with what is stored."""
+async def test_interrupted_watches_miss_nothing_and_agree_on_the_order(channels: Channels) -> None:
     async with loaded(channels) as load, asyncio.TaskGroup() as group:
         watchers = [group.create_task(watch_with_interruptions(load, seed)) for seed in range(3)]
         late = group.create_task(watch_with_interruptions(load, 3, initial_state=True))
 
-    first, second, third = ([key_of(it) for it in watcher.result()] for watcher in watchers)
+    first, second, third = ([change_key(it) for it in watcher.result()] for watcher in watchers)
     assert len(set(first)) == len(first)
     assert load.answered - set(first) == set()
     assert first == second
@@ -185,7 +185,7 @@ async def test_watchers_that_are_cut_off_miss_nothing_and_agree_on_the_order(cha
         versions[resource] = version
         if action == DELETE:
             gone.add(resource)
-    stored = await listed(Stubs(channels[-1]))
+    stored = await list_everything(Stubs(channels[-1]))
     for told in (watchers[0].result(), late.result()):
         replica = Replica()
         replica.apply(told)
@@ -207,7 +207,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 @pytest.fixture
 def client() -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
-    """Starts a client in a process of its own that watches a server, and waits until it does."""
+    """Starts a client process that watches a server, and waits until it watches."""
     clients: list[subprocess.Popen[bytes]] = []
 
     def start(address: str) -> "subprocess.Popen[bytes]":
@@ -222,11 +222,11 @@ def client() -> Iterator[Callable[[str], "subprocess.Popen[bytes]"]]:
         client.communicate()
 
 
-@ONE_ENGINE
-async def test_a_client_that_is_frozen_frees_its_place(
+@SQLITE_ONLY
+async def test_frozen_client_frees_its_watch(
     start_server: Callable[..., ServerProcess], client: Callable[[str], "subprocess.Popen[bytes]"]
 ) -> None:
-    """A connection that does not answer is closed after keepalive and timeout, and another may watch."""
+    """An unresponsive connection is closed after the keepalive timeout, and another watch may start."""
     server = start_server(
         STORE_MAX_WATCHES="1", STORE_KEEPALIVE_SECONDS="1", STORE_KEEPALIVE_TIMEOUT_SECONDS="1"
     )
@@ -234,15 +234,15 @@ async def test_a_client_that_is_frozen_frees_its_place(
 
     async with grpc.aio.insecure_channel(server.address) as channel:
         # Without keepalive it would last for hours, and with gRPC's own timeout for a minute.
-        async with asyncio.timeout(patience(20)):
+        async with asyncio.timeout(scaled_timeout(20)):
             while not await _is_let_in(channel):  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.05)
 
 
 async def _is_let_in(channel: grpc.aio.Channel) -> bool:
-    async with watching(channel) as watch:
-        outcome = await outcome_of(watch.read())
+    async with open_watch(channel) as watch:
+        outcome = await result_or_error(watch.read())
     if isinstance(outcome, grpc.RpcError):
-        assert error_seen(outcome).reason == "WATCH_LIMIT"
+        assert received_error(outcome).reason == "WATCH_LIMIT"
         return False
     return True

@@ -21,10 +21,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS, Right
 from store_service.server import service_descriptors
-from tests.patience import patience
-from tests.support import IS_LONG, ServerProcess
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
 
-CALLS = 50_000 if IS_LONG else 5_000
+CALLS = 50_000 if IS_LONG_RUN else 5_000
 """On each engine."""
 
 AT_ONCE = 50
@@ -184,11 +184,11 @@ async def answers_of(
     said: list[bytes] = []
     call: Any
     if method.client_streaming:
-        call = channel.stream_stream(path)(iter([request]), metadata=metadata, timeout=patience())
+        call = channel.stream_stream(path)(iter([request]), metadata=metadata, timeout=scaled_timeout())
     elif method.server_streaming:
-        call = channel.unary_stream(path)(request, metadata=metadata, timeout=patience())
+        call = channel.unary_stream(path)(request, metadata=metadata, timeout=scaled_timeout())
     else:
-        call = channel.unary_unary(path)(request, metadata=metadata, timeout=patience())
+        call = channel.unary_unary(path)(request, metadata=metadata, timeout=scaled_timeout())
     try:
         if not method.server_streaming:
             said.append(await call)
@@ -210,9 +210,9 @@ async def answers_of(
     return code, said
 
 
-@pytest.mark.timeout(900 if IS_LONG else 180)
-async def test_no_answer_gives_anything_away(server: ServerProcess, credentials: dict[str, str]) -> None:
-    """No name of what is inside, no path, no statement, no key; who is not known is told nothing else."""
+@pytest.mark.timeout(900 if IS_LONG_RUN else 180)
+async def test_responses_disclose_no_internals(server: ServerProcess, credentials: dict[str, str]) -> None:
+    """No internal name, path, statement or key; unauthenticated callers get no other details."""
     nonsense = Nonsense(20261123, credentials)
     seen: Counter[tuple[str, bool, str]] = Counter()
     left = iter(range(CALLS))

@@ -1,4 +1,4 @@
-"""The service as people debug it: with grpcurl, which knows nothing of it but what reflection tells."""
+"""The service called with grpcurl, which only uses reflection."""
 
 import json
 import sqlite3
@@ -17,9 +17,9 @@ from grpc_health.v1 import health_pb2
 from store_service.database import schema
 from store_service.rpc.reflection import shipped_descriptors
 from store_service.server import service_descriptors
-from tests.patience import patience
-from tests.store.old_application import damage
-from tests.support import ServerProcess
+from tests.support.legacy_database import damage
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 
@@ -48,7 +48,7 @@ def grpcurl(
         [GRPCURL, *options, server.address, *arguments],
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
 
@@ -84,7 +84,7 @@ class Driver:
         return call(self._server, COMMENTS, method, data)
 
     def watch(self, change_count: int, **data: Any) -> list[Answer]:
-        """The responses of a watch until so many changes have come; then grpcurl is stopped."""
+        """Reads a watch of grpcurl until it has `count` changes, and stops grpcurl."""
         options = ["-plaintext", "-max-time", "60", "-d", json.dumps(data)]
         command = [GRPCURL, *options, self._server.address, f"{CHANGES}/Watch"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -259,23 +259,23 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
 
 
 def test_every_rpc_is_in_the_table() -> None:
-    """A new RPC is called by hand here too."""
+    """Fails for a new RPC without a grpcurl example."""
     assert set(RPCS) == {
         (service.full_name, method.name) for service in service_descriptors() for method in service.methods
     }
 
 
 @pytest.mark.parametrize(("service", "method"), RPCS)
-def test_an_rpc_can_be_called_by_hand(running: ServerProcess, service: str, method: str) -> None:
-    """With one line of JSON, in either spelling of the names, and nothing but the address."""
+def test_rpc_is_called_with_grpcurl(running: ServerProcess, service: str, method: str) -> None:
+    """With one line of JSON, in either spelling of the names, and only the address."""
     RPCS[service, method](Driver(running))
 
 
 # Looking around
 
 
-def test_the_services_are_listed(running: ServerProcess) -> None:
-    """All that there are, and of each its methods."""
+def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
+    """All services, and the methods of each."""
     assert text_of(running, "list").split() == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
@@ -290,8 +290,8 @@ def test_the_services_are_listed(running: ServerProcess) -> None:
         }
 
 
-def test_the_health_of_every_service_can_be_asked_for(running: ServerProcess) -> None:
-    """Of the whole, and of each; what is not there is an error."""
+def test_grpcurl_calls_the_health_of_every_service(running: ServerProcess) -> None:
+    """Of the server and of each service; an unknown service is an error."""
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
     for data in ({}, {"service": ""}, {"service": POSTS}, {"service": COMMENTS}, {"service": CHANGES}):
         assert call(running, health, "Check", data) == {"status": "SERVING"}
@@ -332,15 +332,15 @@ def is_part_of(text: str, lines: Sequence[str]) -> bool:
 
 
 @pytest.mark.parametrize("symbol", COMMENTED)
-def test_describe_prints_the_manual(running: ServerProcess, symbol: str) -> None:
-    """Every comment of the .proto file, of the thing itself and of all in it."""
+def test_describe_prints_the_comments(running: ServerProcess, symbol: str) -> None:
+    """Every comment of the .proto file, of the element and of everything in it."""
     lines = without_slashes(text_of(running, "describe", symbol))
 
     assert [text for text in COMMENTED[symbol] if not is_part_of(text, lines)] == []
 
 
-def test_everything_in_the_protos_has_a_comment_to_print() -> None:
-    """Services with their methods, messages with their fields, enums with their values."""
+def test_every_proto_element_has_a_comment() -> None:
+    """Services with methods, messages with fields, enums with values."""
     for file in shipped_descriptors():
         if file.package == "storeapi.v1":
             for message in file.message_type:
@@ -360,10 +360,8 @@ def test_everything_in_the_protos_has_a_comment_to_print() -> None:
         ("storeapi.v1.CountCommentsResponse.counts", "The number of comments of each requested post,"),
     ],
 )
-def test_describe_prints_the_manual_of_one_method_or_field(
-    running: ServerProcess, symbol: str, line: str
-) -> None:
-    """Whoever asks for a single thing is told of it alone."""
+def test_describe_prints_one_method_or_field(running: ServerProcess, symbol: str, line: str) -> None:
+    """Without the rest of the service or message."""
     lines = without_slashes(text_of(running, "describe", symbol))
 
     assert lines[0].startswith(f"{symbol} is ")
@@ -387,7 +385,7 @@ def details_of(
     return code, {it.pop("@type").rpartition("google.rpc.")[2]: it for it in details}
 
 
-def test_a_bad_request_is_readable(running: ServerProcess) -> None:
+def test_invalid_request_is_readable(running: ServerProcess) -> None:
     """ErrorInfo and BadRequest, with every violation."""
     code, details = details_of(running, POSTS, "CreatePost", {"post": {"id": 5, "body": ""}})
 
@@ -398,7 +396,7 @@ def test_a_bad_request_is_readable(running: ServerProcess) -> None:
     assert all(it["description"] for it in violations)
 
 
-def test_what_is_missing_is_readable(running: ServerProcess) -> None:
+def test_not_found_is_readable(running: ServerProcess) -> None:
     """ErrorInfo with its metadata, and ResourceInfo."""
     code, details = details_of(running, COMMENTS, "GetComment", {"id": 999_999})
 
@@ -408,7 +406,7 @@ def test_what_is_missing_is_readable(running: ServerProcess) -> None:
     assert details["ResourceInfo"] == {"resourceType": "storeapi.v1.Comment", "resourceName": "999999"}
 
 
-def test_what_is_in_the_way_is_readable(running: ServerProcess) -> None:
+def test_failed_precondition_is_readable(running: ServerProcess) -> None:
     """PreconditionFailure."""
     post = Driver(running).post()
     Driver(running).comment(post["id"])
@@ -421,8 +419,8 @@ def test_what_is_in_the_way_is_readable(running: ServerProcess) -> None:
     assert violation["subject"] == f"storeapi.v1.Post/{post['id']}"
 
 
-def test_who_has_changed_it_meanwhile_is_readable(running: ServerProcess) -> None:
-    """The etag to go on with is in the metadata."""
+def test_etag_mismatch_is_readable(running: ServerProcess) -> None:
+    """The current etag is in the metadata."""
     post = Driver(running).post()
     code, details = details_of(running, POSTS, "DeletePost", {"id": post["id"], "etag": "stale"})
 
@@ -432,8 +430,8 @@ def test_who_has_changed_it_meanwhile_is_readable(running: ServerProcess) -> Non
     assert details["ResourceInfo"]["resourceName"] == post["id"]
 
 
-def test_a_token_that_is_damaged_is_readable(running: ServerProcess) -> None:
-    """A stream that is refused says why like any other call."""
+def test_damaged_token_is_readable(running: ServerProcess) -> None:
+    """A refused stream has the same details as a unary call."""
     code, details = details_of(running, CHANGES, "Watch", {"resume_token": "made up"})
 
     assert code == "InvalidArgument"
@@ -441,8 +439,7 @@ def test_a_token_that_is_damaged_is_readable(running: ServerProcess) -> None:
     assert [it["field"] for it in details["BadRequest"]["fieldViolations"]] == ["resume_token"]
 
 
-def test_an_id_of_another_request_is_readable(running: ServerProcess) -> None:
-    """Whoever copies a line by hand and forgets to change the id is told so."""
+def test_reused_request_id_is_readable(running: ServerProcess) -> None:
     request_id = str(uuid.uuid4())
     first = {"post": {"body": "a"}, "request_id": request_id}
     post = call(running, POSTS, "CreatePost", first)
@@ -455,8 +452,8 @@ def test_an_id_of_another_request_is_readable(running: ServerProcess) -> None:
     assert [it["field"] for it in details["BadRequest"]["fieldViolations"]] == ["request_id"]
 
 
-def test_how_many_may_watch_is_readable(tmp_path: Path) -> None:
-    """QuotaFailure, and RetryInfo, for the place of another may become free."""
+def test_watch_limit_is_readable(tmp_path: Path) -> None:
+    """QuotaFailure, and RetryInfo, because another watch may end."""
     server = ServerProcess(tmp_path, {"STORE_MAX_WATCHES": "0"}).start()
     try:
         code, details = details_of(server, CHANGES, "Watch", {})
@@ -489,7 +486,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     process.kill()
 
 
-def test_when_to_try_again_is_readable(broken: ServerProcess) -> None:
+def test_retry_info_is_readable(broken: ServerProcess) -> None:
     """RetryInfo."""
     code, details = details_of(broken, COMMENTS, "GetComment", {"id": 1})
 
@@ -498,8 +495,8 @@ def test_when_to_try_again_is_readable(broken: ServerProcess) -> None:
     assert details["RetryInfo"] == {"retryDelay": "0.500s"}
 
 
-def test_the_id_of_a_bug_is_readable(broken: ServerProcess) -> None:
-    """RequestInfo, whose id the log has."""
+def test_internal_error_has_a_call_id(broken: ServerProcess) -> None:
+    """RequestInfo, with the id in the log."""
     code, details = details_of(broken, POSTS, "CreatePost", {"post": {"body": "a"}})
 
     assert code == "Internal"

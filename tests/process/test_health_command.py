@@ -1,4 +1,4 @@
-"""`store-service health`: what the health check of a container is told."""
+"""`store-service health`, the health check of a container."""
 
 import socket
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from store_service import probe
-from tests.support import ServerProcess, run_command
+from tests.support.server_process import ServerProcess, run_command
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def answering(status: int, credentials: grpc.ServerCredentials | None = None) ->
         server.stop(None).wait()
 
 
-def test_a_server_that_serves_is_healthy_until_it_stops(server_process: ServerProcess) -> None:
+def test_health_command_succeeds_while_the_server_serves(server_process: ServerProcess) -> None:
     """Exit code 0 while it serves and 1 afterwards, with one line each."""
     address = server_process.start().address
     well = run_command("health", address, folder=server_process.folder)
@@ -48,8 +48,8 @@ def test_a_server_that_serves_is_healthy_until_it_stops(server_process: ServerPr
     assert line.startswith(f"store-service: {address} does not answer: ")
 
 
-def test_one_service_can_be_asked_for(server_process: ServerProcess) -> None:
-    """One that is there, the process alone, and one that is not."""
+def test_health_of_one_service_is_checked(server_process: ServerProcess) -> None:
+    """A service, LIVE, and an unknown name."""
     address = server_process.start().address
     there = run_command(
         "health", address, "--service", "storeapi.v1.PostService", folder=server_process.folder
@@ -61,7 +61,7 @@ def test_one_service_can_be_asked_for(server_process: ServerProcess) -> None:
     assert (not_there.returncode, not_there.stdout) == (1, "")
 
 
-def test_a_server_that_says_it_does_not_serve_is_not_healthy(tmp_path: Path) -> None:
+def test_not_serving_is_unhealthy(tmp_path: Path) -> None:
     """An answer alone is not enough."""
     with answering(health_pb2.HealthCheckResponse.NOT_SERVING) as address:
         done = run_command("health", address, folder=tmp_path)
@@ -70,8 +70,8 @@ def test_a_server_that_says_it_does_not_serve_is_not_healthy(tmp_path: Path) -> 
     assert done.stderr == f"store-service: {address} says NOT_SERVING\n"
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_longer_than_the_timeout(tmp_path: Path) -> None:
-    """A process that hangs takes connections and answers none."""
+def test_health_command_times_out(tmp_path: Path) -> None:
+    """A server that hangs accepts connections and does not respond."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         done = run_command("health", address, "--timeout", "0.2", folder=tmp_path)
@@ -80,8 +80,8 @@ def test_a_server_that_says_nothing_is_not_waited_for_longer_than_the_timeout(tm
     assert done.stderr == f"store-service: {address} does not answer within 0.2 s\n"
 
 
-def test_a_server_with_tls_is_asked_with_tls(tmp_path: Path) -> None:
-    """By options or by the variables of clients; one that wants a certificate gets one."""
+def test_health_command_uses_tls(tmp_path: Path) -> None:
+    """By options or by the variables of clients, with a client certificate if required."""
     authority = trustme.CA()
     server, caller = authority.issue_cert("store.internal"), authority.issue_cert("probe.internal")
     ca, cert, key = (tmp_path / name for name in ("ca.pem", "cert.pem", "key.pem"))
@@ -116,13 +116,13 @@ def test_a_server_with_tls_is_asked_with_tls(tmp_path: Path) -> None:
         ("unix:/run/store.sock", "unix:/run/store.sock"),
     ],
 )
-def test_a_server_that_listens_everywhere_is_asked_here(listen: str, address: str) -> None:
-    """0.0.0.0 is no address that can be asked."""
+def test_wildcard_address_is_checked_on_loopback(listen: str, address: str) -> None:
+    """0.0.0.0 is not a destination."""
     assert probe.address_of(listen) == address
 
 
-def test_a_port_that_the_system_chooses_cannot_be_asked(tmp_path: Path) -> None:
-    """Exit code 2: the call must name the address."""
+def test_port_0_cannot_be_checked(tmp_path: Path) -> None:
+    """Exit code 2: the command needs the address."""
     done = run_command("health", folder=tmp_path, settings={"STORE_LISTEN": "127.0.0.1:0"})
 
     assert (done.returncode, done.stdout) == (2, "")

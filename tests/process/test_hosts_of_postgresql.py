@@ -13,10 +13,12 @@ from store_service.database.sessions import CurrentServer, Hosts
 from store_service.database_url import parse
 from store_service.model import PostDraft
 from store_service.store.posts import Posts
-from tests.bad_network import BadNetwork
-from tests.patience import patience
-from tests.postgres import PostgresServer, postgres_server, standby_of
-from tests.support import free_port, run_command, wait_until
+from tests.support.polling import wait_until
+from tests.support.ports import free_port
+from tests.support.postgresql import PostgresServer, postgres_server, standby_server
+from tests.support.server_process import run_command
+from tests.support.timeouts import scaled_timeout
+from tests.support.unreliable_proxy import UnreliableProxy
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,9 @@ def primary() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-async def hanging(primary: PostgresServer) -> AsyncIterator[BadNetwork]:
+async def hanging(primary: PostgresServer) -> AsyncIterator[UnreliableProxy]:
     """A way to the primary that carries the login and stops at the question for the role."""
-    network = BadNetwork(random.Random(1))
+    network = UnreliableProxy(random.Random(1))
     network.server_address = f"127.0.0.1:{primary.port}"
     network.silent_from = b"pg_is_in_recovery"
     async with network.running():
@@ -44,8 +46,8 @@ async def hanging(primary: PostgresServer) -> AsyncIterator[BadNetwork]:
         "postgresql://postgres@{quoted}:{port}/postgres",
     ],
 )
-async def test_unix_socket(primary: PostgresServer, tmp_path: Path, form: str) -> None:
-    """Both drivers find the socket in its folder."""
+async def test_unix_socket_connects(primary: PostgresServer, tmp_path: Path, form: str) -> None:
+    """Both drivers find the socket in its directory."""
     folder = str(primary.socket_folder)
     url = form.format(folder=folder, quoted=folder.replace("/", "%2F"), port=primary.port)
 
@@ -59,9 +61,9 @@ async def test_unix_socket(primary: PostgresServer, tmp_path: Path, form: str) -
         assert await Posts(store).get(post.id) == post
 
 
-async def test_host_that_takes_writes_is_chosen(primary: PostgresServer, tmp_path: Path) -> None:
-    """The others are a host that is down and a standby; one that only reads takes the first that answers."""
-    with standby_of(primary.port) as standby:
+async def test_writable_host_is_chosen(primary: PostgresServer, tmp_path: Path) -> None:
+    """The others are down and a standby. A read-only service uses the first that responds."""
+    with standby_server(primary.port) as standby:
         hosts = f"127.0.0.1:{free_port()},127.0.0.1:{standby.port},localhost:{primary.port}"
         url = f"postgresql://postgres@{hosts}/postgres"
 
@@ -77,8 +79,8 @@ async def test_host_that_takes_writes_is_chosen(primary: PostgresServer, tmp_pat
             await schema.look(store)
 
 
-async def test_host_that_is_silent_does_not_use_up_the_time_of_the_next(primary: PostgresServer) -> None:
-    """As one that has lost its power: each host has its share of STORE_ACQUIRE_SECONDS."""
+async def test_silent_host_leaves_time_for_the_next(primary: PostgresServer) -> None:
+    """Like a host without power: each host has its share of the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{primary.port}"
         async with connect.open_store(
@@ -87,10 +89,12 @@ async def test_host_that_is_silent_does_not_use_up_the_time_of_the_next(primary:
             await schema.look(store)
 
 
-async def test_host_that_hangs_after_the_login_does_not_use_up_the_time_of_the_next(
-    primary: PostgresServer, hanging: BadNetwork
+async def test_host_that_hangs_after_login_leaves_time_for_the_next(
+    primary: PostgresServer, hanging: UnreliableProxy
 ) -> None:
-    """As a pooler whose server is gone: the next host serves, and no connection to the first stays open."""
+    """Like a pooler without its server. The next host serves, and no connection to the first stays
+    open.
+    """
     url = f"postgresql://postgres@{hanging.address},127.0.0.1:{primary.port}/postgres"
 
     async with connect.open_store(url, acquire_seconds=2, readers=1) as store:
@@ -100,12 +104,12 @@ async def test_host_that_hangs_after_the_login_does_not_use_up_the_time_of_the_n
         await asyncio.to_thread(wait_until, lambda: hanging.connections == 0)
 
 
-async def test_connection_is_closed_if_its_attempt_is_cancelled(
-    primary: PostgresServer, hanging: BadNetwork
+async def test_cancelled_connection_attempt_is_closed(
+    primary: PostgresServer, hanging: UnreliableProxy
 ) -> None:
-    """A host that hangs after the login keeps no connection of an attempt whose time is over."""
+    """A host that hangs after login keeps no connection after the timeout."""
     url = parse(f"postgresql://postgres@{hanging.address},127.0.0.1:{primary.port}/postgres")
-    hosts = Hosts(url, CurrentServer(read_only=False, settings={}), seconds=patience())
+    hosts = Hosts(url, CurrentServer(read_only=False, settings={}), seconds=scaled_timeout())
     attempt = asyncio.create_task(hosts.connect(**url.login, ssl=False))
     await asyncio.to_thread(wait_until, lambda: hanging.dropped)
 

@@ -11,13 +11,14 @@ import storeapi
 
 from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS
-from tests.support import ServerProcess, run_command, wait_until
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, run_command
 
 FILE = {"STORE_API_KEYS_FILE": "keys"}
 
 
-def test_a_new_key_is_printed_once_and_its_hash_is_kept(tmp_path: Path) -> None:
-    """On stdout there is the key alone, so that it can go straight into a vault."""
+def test_new_key_is_printed_once_and_its_hash_is_stored(tmp_path: Path) -> None:
+    """stdout has only the key, so that it can be piped into a vault."""
     done = run_command("keys", "new", "billing", "--rights", "write,read", folder=tmp_path, settings=FILE)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -29,8 +30,8 @@ def test_a_new_key_is_printed_once_and_its_hash_is_kept(tmp_path: Path) -> None:
     assert [it.name for it in tmp_path.iterdir()] == ["keys"]
 
 
-def test_keys_are_listed_without_giving_them_away(tmp_path: Path) -> None:
-    """Names, rights, and enough of the hash to tell two keys of one name apart."""
+def test_listed_keys_are_not_disclosed(tmp_path: Path) -> None:
+    """Names, permissions, and enough of the hash to distinguish two keys of one name."""
     made = [
         run_command("keys", "new", "billing", "--rights", "read", folder=tmp_path, settings=FILE).stdout
         for _ in range(2)
@@ -64,10 +65,10 @@ def test_keys_are_listed_without_giving_them_away(tmp_path: Path) -> None:
         (["remove", "billing"], FILE, 1, "no key was removed: keys: No such file or directory"),
     ],
 )
-def test_what_cannot_be_done_is_one_line_and_makes_nothing(
+def test_failed_keys_command_prints_one_line_and_creates_nothing(
     tmp_path: Path, arguments: list[str], settings: dict[str, str], code: int, words: str
 ) -> None:
-    """With the exit code that tells a wrong call from a failure."""
+    """The exit code distinguishes a usage error from a failure."""
     done = run_command("keys", *arguments, folder=tmp_path, settings=settings)
 
     assert (done.returncode, done.stdout) == (code, "")
@@ -77,8 +78,8 @@ def test_what_cannot_be_done_is_one_line_and_makes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_wrong_gets_no_more_keys(tmp_path: Path) -> None:
-    """The server would not take them."""
+def test_key_is_not_added_to_an_invalid_file(tmp_path: Path) -> None:
+    """The server would not load it."""
     (tmp_path / "keys").write_text("nonsense\n")
 
     for arguments in (["new", "billing", "--rights", "read"], ["remove", "billing"], ["list"]):
@@ -120,10 +121,10 @@ def remove(folder: Path, *arguments: str) -> tuple[int, str, str]:
         (["a1a1"], [7]),
     ],
 )
-def test_removed_key_is_printed_and_all_other_lines_stay(
+def test_removed_key_is_printed_and_other_lines_stay(
     tmp_path: Path, arguments: list[str], removed: list[int]
 ) -> None:
-    """By name, or by the first digits of the hash; comments, blanks and the order stay, byte for byte."""
+    """By name or by the first digits of the hash; comments, blanks and the order are unchanged."""
     file = tmp_path / "keys"
     file.write_bytes("".join(LINES).encode())
     file.chmod(0o640)
@@ -157,10 +158,8 @@ def test_removed_key_is_printed_and_all_other_lines_stay(
         (["-"], "no line has this name"),
     ],
 )
-def test_key_that_is_not_named_clearly_is_not_removed(
-    tmp_path: Path, arguments: list[str], words: str
-) -> None:
-    """One line says what there is; the file stays as it is."""
+def test_ambiguous_key_is_not_removed(tmp_path: Path, arguments: list[str], words: str) -> None:
+    """One line lists the candidates; the file is unchanged."""
     (tmp_path / "keys").write_bytes("".join(LINES).encode())
     code, stdout, stderr = remove(tmp_path, *arguments)
 
@@ -170,16 +169,16 @@ def test_key_that_is_not_named_clearly_is_not_removed(
     assert (tmp_path / "keys").read_bytes() == "".join(LINES).encode()
 
 
-def test_key_given_by_mistake_is_not_repeated(tmp_path: Path) -> None:
-    """The name is asked for, and stderr may go to a log."""
+def test_key_passed_as_a_name_is_not_printed(tmp_path: Path) -> None:
+    """stderr may go to a log."""
     (tmp_path / "keys").touch()
     _, _, stderr = remove(tmp_path, "storeapi_secret")
 
     assert "secret" not in stderr
 
 
-def test_link_to_the_file_of_keys_stays_a_link(tmp_path: Path) -> None:
-    """The file that it leads to is replaced."""
+def test_link_to_the_key_file_stays_a_link(tmp_path: Path) -> None:
+    """Its target is replaced."""
     (tmp_path / "real").write_bytes("".join(LINES).encode())
     (tmp_path / "keys").symlink_to("real")
 
@@ -188,8 +187,8 @@ def test_link_to_the_file_of_keys_stays_a_link(tmp_path: Path) -> None:
     assert "billing" not in (tmp_path / "real").read_text()
 
 
-def test_keys_that_are_made_and_removed_at_once_are_all_as_they_should_be(tmp_path: Path) -> None:
-    """A command waits for the others, also if the file was replaced meanwhile."""
+def test_concurrent_keys_commands_lose_nothing(tmp_path: Path) -> None:
+    """Each command waits for the others, also if the file was replaced meanwhile."""
     file = tmp_path / "keys"
     count = 30
     for number in range(count):
@@ -209,8 +208,8 @@ def test_keys_that_are_made_and_removed_at_once_are_all_as_they_should_be(tmp_pa
     assert names == sorted(f"new{number}" for number in range(count))
 
 
-def test_running_server_refuses_a_key_that_was_removed(server_process: ServerProcess) -> None:
-    """Without a restart; the other keys go on."""
+def test_running_server_refuses_a_removed_key(server_process: ServerProcess) -> None:
+    """Without a restart; other keys still work."""
     folder = server_process.folder
     made = [
         run_command("keys", "new", name, "--rights", "read", folder=folder, settings=FILE).stdout.strip()
@@ -230,7 +229,7 @@ def test_running_server_refuses_a_key_that_was_removed(server_process: ServerPro
 
 
 def is_refused(client: storeapi.StoreClient) -> bool:
-    """Whether the service does not know who calls."""
+    """Whether the service refuses the credentials."""
     try:
         list(client.posts.list())
     except storeapi.CredentialsInvalid:

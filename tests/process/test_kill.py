@@ -1,4 +1,4 @@
-"""kill -9: what a caller was told of is there when the server is back."""
+"""kill -9: acknowledged writes survive."""
 
 import asyncio
 import random
@@ -11,23 +11,25 @@ import grpc
 import pytest
 from storeapi.v1 import posts_pb2
 
-from tests.support import IS_LONG, ServerProcess, Stubs
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.timeouts import IS_LONG_RUN
 
-ROUNDS = 100 if IS_LONG else 20
+ROUNDS = 100 if IS_LONG_RUN else 20
 CALLERS = 16
 
 
 @pytest.fixture
 def server_process(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    """A server as a child process, not started yet, whose database needs no upgrade."""
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
 
 
 @pytest.mark.timeout(120 + 20 * ROUNDS)  # one start more, also on a machine that has other things to do
-async def test_every_acknowledged_post_survives_kill_9(server_process: ServerProcess) -> None:
-    """20 times in the middle of 16 callers' writes; nothing that was answered is lost, doubled or changed."""
+async def test_acknowledged_posts_survive_kill_9(server_process: ServerProcess) -> None:
+    """20 times during the writes of 16 callers; nothing acknowledged is lost, duplicated or changed."""
     chance = random.Random(9)
     acknowledged: dict[int, str] = {}
     just_now: list[int] = []
@@ -64,7 +66,7 @@ async def test_every_acknowledged_post_survives_kill_9(server_process: ServerPro
 async def write(
     stubs: Stubs, name: str, acknowledged: dict[int, str], enough: int, reached: asyncio.Event
 ) -> int:
-    """Creates posts until the server is gone; returns how many it tried to."""
+    """Creates posts until the server ends. Returns the number of attempts."""
     for attempt in range(1_000_000):
         # From some bytes to many pages, so that transactions and checkpoints of all sizes are interrupted.
         body = f"{name}/{attempt} ".ljust(40 * 4 ** (attempt % 5), "x")

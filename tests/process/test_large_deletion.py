@@ -1,4 +1,4 @@
-"""A post with more comments than one transaction removes, in a server of its own process."""
+"""Removal of a post with more comments than one transaction removes, in a child process."""
 
 import asyncio
 import time
@@ -12,9 +12,12 @@ from storeapi.v1 import posts_pb2
 
 from store_service.database.connect import is_sqlite, sync_engine
 from store_service.store.removal import MAX_ROWS
-from tests.support import IS_LONG, ServerProcess, Stubs, wait_until
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.timeouts import IS_LONG_RUN
 
-COMMENTS = 1_000_000 if IS_LONG else 3 * MAX_ROWS
+COMMENTS = 1_000_000 if IS_LONG_RUN else 3 * MAX_ROWS
 """Comments of the post that is deleted while others write."""
 
 
@@ -78,8 +81,8 @@ def delete(address: str, post_id: int) -> None:
         call(posts_pb2.DeletePostRequest(id=post_id, force=True), wait_for_ready=True)
 
 
-def test_removal_goes_on_after_kill_9(server_process: ServerProcess, database_url: str) -> None:
-    """In the middle of it; the feed tells of every comment once, and nothing is left in the end."""
+def test_removal_continues_after_kill_9(server_process: ServerProcess, database_url: str) -> None:
+    """The feed contains every comment once, and nothing is left in the end."""
     count = 20 * MAX_ROWS
     post_id = fill(database_url, count)
     delete(server_process.start().address, post_id)
@@ -101,12 +104,11 @@ def test_removal_goes_on_after_kill_9(server_process: ServerProcess, database_ur
     assert "Traceback" not in server_process.stderr()
 
 
-@pytest.mark.timeout(1800 if IS_LONG else 120)
-async def test_others_write_while_a_large_post_is_deleted(
+@pytest.mark.timeout(1800 if IS_LONG_RUN else 120)
+async def test_writes_succeed_while_a_large_post_is_deleted(
     server_process: ServerProcess, database_url: str
 ) -> None:
-    """Every other write succeeds while the post is deleted and its comments are removed; prints how long the
-    longest took."""
+    """Every other write succeeds meanwhile; prints the longest duration."""
     post_id = await asyncio.to_thread(fill, database_url, COMMENTS)
     async with grpc.aio.insecure_channel(server_process.start().address) as channel:
         stubs = Stubs(channel)

@@ -1,4 +1,4 @@
-"""The log: what it tells, in what form, and what it never holds."""
+"""The log: its contents, its formats, and what it never contains."""
 
 import asyncio
 import hashlib
@@ -26,9 +26,11 @@ from storeapi.v1 import changes_pb2, changes_pb2_grpc, comments_pb2, posts_pb2
 from store_service import logs
 from store_service.access import keys as api_keys
 from store_service.access.caller import Right
-from tests.patience import patience
-from tests.process.by_hand import served_by_hand
-from tests.support import ErrorSeen, ServerProcess, Stubs, failure, wait_until
+from tests.support.errors import ReceivedError, expect_error
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, serve_with_stderr
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 SECRET = "s3cret"
 """In every body that the tests send, and in nothing that a log may hold."""
@@ -52,7 +54,7 @@ async def channel(running: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
 
 @pytest.fixture
 def server_process(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    """A server as a child process, not started yet, whose database needs no upgrade."""
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
@@ -66,7 +68,7 @@ def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
 
 
 def line_of_call(server: ServerProcess, call_id: str) -> dict[str, Any]:
-    """The one line that tells of a call."""
+    """Returns the log line of a call."""
     wait_until(lambda: call_id in server.stderr())
     (line,) = [it for it in lines_of(server) if it["event"] == "call" and it["call_id"] == call_id]
     return line
@@ -77,8 +79,8 @@ def is_time(text: str) -> bool:
     return re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", text) is not None
 
 
-async def test_a_call_is_one_line_of_json(running: ServerProcess, channel: grpc.aio.Channel) -> None:
-    """With its method, how it went, how long it took, who called, and the id that the caller has too."""
+async def test_call_is_logged_as_one_json_line(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """With its method, outcome, duration, caller, and the call id that the caller received."""
     call = Stubs(channel).posts.CreatePost(
         posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"fine {SECRET}"))
     )
@@ -95,8 +97,8 @@ async def test_a_call_is_one_line_of_json(running: ServerProcess, channel: grpc.
     assert is_time(line["timestamp"])
 
 
-async def test_the_line_of_a_call_names_its_caller_and_never_the_key(tmp_path: Path) -> None:
-    """Where the service asks who calls; whatever becomes of the call, and whatever was wrong with the key."""
+async def test_call_log_names_the_caller_and_never_the_key(tmp_path: Path) -> None:
+    """Whatever the outcome of the call and whatever was wrong with the key."""
     key = api_keys.new_key()
     api_keys.append(tmp_path / "keys", name="billing", key=key, rights=frozenset([Right.READ]))
     server = ServerProcess(tmp_path, {"STORE_API_KEYS_FILE": "keys"}).start()
@@ -107,7 +109,7 @@ async def test_the_line_of_a_call_names_its_caller_and_never_the_key(tmp_path: P
             await call
             good = line_of_call(server, dict(await call.trailing_metadata())["x-call-id"])
             wrong = list_posts(posts_pb2.ListPostsRequest(), metadata=(("authorization", f"Bearer {key}x"),))
-            bad = line_of_call(server, (await failure(wrong)).trailing["x-call-id"])
+            bad = line_of_call(server, (await expect_error(wrong)).trailing["x-call-id"])
     finally:
         server.stop()
 
@@ -117,20 +119,20 @@ async def test_the_line_of_a_call_names_its_caller_and_never_the_key(tmp_path: P
     assert hashlib.sha256(key.encode()).hexdigest() not in server.stderr()
 
 
-async def test_a_call_that_fails_is_one_line_too(running: ServerProcess, channel: grpc.aio.Channel) -> None:
-    """With its code, and the id that came with the error."""
-    error = await failure(Stubs(channel).posts.GetPost(posts_pb2.GetPostRequest(id=2**60)))
+async def test_failed_call_is_logged_as_one_line(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """With its code and the call id of the error."""
+    error = await expect_error(Stubs(channel).posts.GetPost(posts_pb2.GetPostRequest(id=2**60)))
     line = line_of_call(running, error.trailing["x-call-id"])
 
     assert (line["method"], line["code"]) == ("storeapi.v1.PostService/GetPost", "NOT_FOUND")
     assert line["level"] == "info"
 
 
-async def test_every_call_has_an_id_of_its_own(running: ServerProcess, channel: grpc.aio.Channel) -> None:
-    """Whether it went well or not."""
+async def test_every_call_has_its_own_id(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """Successful or not."""
     ids = []
     for id in range(-5, 5):
-        error = await failure(Stubs(channel).comments.GetComment(comments_pb2.GetCommentRequest(id=id)))
+        error = await expect_error(Stubs(channel).comments.GetComment(comments_pb2.GetCommentRequest(id=id)))
         ids.append(error.trailing["x-call-id"])
     for call_id in ids:
         line_of_call(running, call_id)
@@ -138,10 +140,10 @@ async def test_every_call_has_an_id_of_its_own(running: ServerProcess, channel: 
     assert len(set(ids)) == 10
 
 
-async def test_streams_and_health_checks_are_calls_like_any_other(
+async def test_streams_and_health_checks_are_logged(
     running: ServerProcess, channel: grpc.aio.Channel
 ) -> None:
-    """Also what a caller breaks off has its line."""
+    """Cancelled calls too."""
     health = health_pb2_grpc.HealthStub(channel)
     check = health.Check(health_pb2.HealthCheckRequest())
     await check
@@ -157,10 +159,10 @@ async def test_streams_and_health_checks_are_calls_like_any_other(
     assert line["code"] == "CANCELLED"
 
 
-async def test_a_stream_that_is_broken_off_while_it_answers_is_a_line_too(
+async def test_stream_cancelled_during_a_response_is_logged(
     running: ServerProcess, channel: grpc.aio.Channel
 ) -> None:
-    """Of a caller that holds up the answers, for it has stopped reading, the log tells as of any other."""
+    """Also if the caller had stopped reading."""
     drafts = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="x" * 60_000))] * 50
     for _ in range(2):
         await Stubs(channel).posts.BatchCreatePosts(posts_pb2.BatchCreatePostsRequest(requests=drafts))
@@ -174,7 +176,7 @@ async def test_a_stream_that_is_broken_off_while_it_answers_is_a_line_too(
     assert (line["event"], line["code"]) == ("call", "CANCELLED")
 
 
-async def send_bodies_in_every_way(stubs: Stubs) -> list[ErrorSeen]:
+async def send_bodies_in_every_way(stubs: Stubs) -> list[ReceivedError]:
     """Calls with secret bodies, most of which fail, each in another way; returns the errors."""
     post = await stubs.create_post(f"1 {SECRET}")
     comment = await stubs.create_comment(post.id, f"2 {SECRET}")
@@ -211,11 +213,11 @@ async def send_bodies_in_every_way(stubs: Stubs) -> list[ErrorSeen]:
         ),
         stubs.posts.ListPosts(posts_pb2.ListPostsRequest(page_token=SECRET, order_by=SECRET)),
     ]
-    return [await failure(call) for call in failing]
+    return [await expect_error(call) for call in failing]
 
 
-async def test_no_body_is_ever_logged(running: ServerProcess, channel: grpc.aio.Channel) -> None:
-    """Neither what was stored, nor what was refused."""
+async def test_bodies_are_never_logged(running: ServerProcess, channel: grpc.aio.Channel) -> None:
+    """Neither stored nor refused ones."""
     errors = await send_bodies_in_every_way(Stubs(channel))
     for error in errors:
         line_of_call(running, error.trailing["x-call-id"])
@@ -233,20 +235,20 @@ def break_posts(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_a_bug_is_logged_with_its_traceback_but_without_bodies(
+async def test_unhandled_exception_is_logged_with_its_traceback_and_without_bodies(
     server_process: ServerProcess, log_format: str
 ) -> None:
-    """The id that the caller got finds it; what the caller sent is in neither form of the log."""
+    """Under the call id that the caller received, in both log formats."""
     server_process.settings["STORE_LOG_FORMAT"] = log_format
     server_process.start()
     break_posts(server_process)
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         # Alone, and together with others, which are then tried one by one.
-        alone = await failure(Stubs(channel).create_post(f"alone {SECRET}"))
+        alone = await expect_error(Stubs(channel).create_post(f"alone {SECRET}"))
         drafts = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n} {SECRET}")) for n in range(3)]
         batch = posts_pb2.BatchCreatePostsRequest(requests=drafts)
         calls = [Stubs(channel).posts.BatchCreatePosts(batch) for _ in range(5)]
-        errors = [alone, *[await failure(call) for call in calls]]
+        errors = [alone, *[await expect_error(call) for call in calls]]
     assert server_process.stop() == 0
 
     log = server_process.stderr()
@@ -264,10 +266,10 @@ async def test_a_bug_is_logged_with_its_traceback_but_without_bodies(
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-async def test_a_body_that_cannot_be_read_is_not_logged(
+async def test_undecodable_body_is_not_logged(
     server_process: ServerProcess, database_file: Path, log_format: str
 ) -> None:
-    """Somebody has written past the service what is no UTF-8; Python would show it with its error."""
+    """The error of Python would contain its bytes."""
     with closing(sqlite3.connect(database_file)) as connection, connection:
         connection.execute(
             "INSERT INTO posts (id, body) VALUES (1, CAST(? AS TEXT))", [f"{SECRET} ".encode() + b"\xff"]
@@ -277,8 +279,8 @@ async def test_a_body_that_cannot_be_read_is_not_logged(
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         stubs = Stubs(channel)
         errors = [
-            await failure(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=1))),
-            await failure(stubs.posts.ListPosts(posts_pb2.ListPostsRequest())),
+            await expect_error(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=1))),
+            await expect_error(stubs.posts.ListPosts(posts_pb2.ListPostsRequest())),
         ]
     assert server_process.stop() == 0
 
@@ -287,15 +289,15 @@ async def test_a_body_that_cannot_be_read_is_not_logged(
     assert SECRET not in server_process.stderr()
 
 
-async def test_with_level_warning_calls_are_not_logged(server_process: ServerProcess) -> None:
-    """Neither those that went well nor those that failed; bugs still are."""
+async def test_calls_are_not_logged_at_level_warning(server_process: ServerProcess) -> None:
+    """Neither successful nor failed ones; unhandled exceptions are."""
     server_process.settings["STORE_LOG_LEVEL"] = "warning"
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         await send_bodies_in_every_way(Stubs(channel))
         assert server_process.stderr() == ""
         break_posts(server_process)
-        await failure(Stubs(channel).create_post())
+        await expect_error(Stubs(channel).create_post())
     assert server_process.stop() == 0
 
     (line,) = lines_of(server_process)
@@ -303,7 +305,7 @@ async def test_with_level_warning_calls_are_not_logged(server_process: ServerPro
 
 
 def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
-    """In order, with the address, each with a time."""
+    """In order, with the address and times."""
     (server_process.folder / "store.db").unlink()
     server_process.start()
     server_process.stop()
@@ -315,12 +317,10 @@ def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["", "json"], ids=["auto", "json"])
-async def test_on_a_terminal_the_log_is_for_people_unless_told_otherwise(
-    tmp_path: Path, log_format: str
-) -> None:
-    """Colours and columns under a terminal, JSON when STORE_LOG_FORMAT says so."""
+async def test_terminal_log_is_readable_unless_configured(tmp_path: Path, log_format: str) -> None:
+    """Colors and columns on a terminal, JSON if STORE_LOG_FORMAT says so."""
     terminal, stderr = pty.openpty()
-    with served_by_hand(tmp_path, stderr=stderr, STORE_LOG_FORMAT=log_format, TERM="xterm") as address:
+    with serve_with_stderr(tmp_path, stderr=stderr, STORE_LOG_FORMAT=log_format, TERM="xterm") as address:
         os.close(stderr)
         async with grpc.aio.insecure_channel(address) as channel:
             call = Stubs(channel).posts.CreatePost(
@@ -357,7 +357,7 @@ def _all_of(terminal: int) -> str:
 
 @dataclass
 class Served:
-    """A server whose log goes somewhere of our choice."""
+    """A server with a configurable log destination."""
 
     process: subprocess.Popen[bytes]
     address: str
@@ -366,12 +366,12 @@ class Served:
         async with grpc.aio.insecure_channel(self.address) as channel:
             for _ in range(count):
                 await Stubs(channel).posts.CreatePost(
-                    posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=patience()
+                    posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=scaled_timeout()
                 )
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(patience())
+        return self.process.wait(scaled_timeout())
 
 
 @contextmanager
@@ -393,15 +393,15 @@ def logging_to(stderr: int, folder: Path) -> Iterator[Served]:
             process.kill()
 
 
-async def test_a_full_disk_for_the_log_concerns_no_call(database_file: Path) -> None:
-    """What cannot be written is dropped."""
+async def test_full_disk_of_the_log_affects_no_call(database_file: Path) -> None:
+    """Lines that cannot be written are dropped."""
     with logging_to(os.open("/dev/full", os.O_WRONLY), database_file.parent) as served:
         await served.create_posts(20)
         assert served.stop() == 0
 
 
-async def test_a_reader_of_the_log_that_has_gone_concerns_no_call(database_file: Path) -> None:
-    """As when whatever ships the lines has died."""
+async def test_closed_log_pipe_affects_no_call(database_file: Path) -> None:
+    """As after the crash of a log shipper."""
     read, write = os.pipe()
     with logging_to(write, database_file.parent) as served:
         os.close(read)
@@ -409,8 +409,8 @@ async def test_a_reader_of_the_log_that_has_gone_concerns_no_call(database_file:
         assert served.stop() == 0
 
 
-async def test_a_reader_of_the_log_that_is_stuck_concerns_no_call_and_no_stop(database_file: Path) -> None:
-    """A pipe holds some 300 lines; more than that are not waited for, and the server stops without them."""
+async def test_blocked_log_pipe_affects_no_call_and_no_stop(database_file: Path) -> None:
+    """A pipe holds about 300 lines; more are not awaited, and the server stops without them."""
     read, write = os.pipe()
     with logging_to(write, database_file.parent) as served:
         await served.create_posts(700)
@@ -425,21 +425,21 @@ def configured() -> None:
 
 
 @pytest.mark.usefixtures("configured")
-def test_no_more_waits_than_may(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a reader is stuck, lines do not fill the memory; those that were first are told."""
+def test_log_queue_is_bounded(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the reader is blocked, lines do not fill the memory; the oldest are written."""
     monkeypatch.setattr(logs, "MOST_WAITING_BYTES", 1000)
     is_writing, may_write = threading.Event(), threading.Event()
 
     def stuck(chunk: bytes) -> bool:
         is_writing.set()
-        may_write.wait(patience())
+        may_write.wait(scaled_timeout())
         return bool(os.write(2, chunk))
 
     monkeypatch.setattr(logs, "_written", stuck)
     log = structlog.get_logger("test")
     with logs.in_background():
         log.warning("first")
-        assert is_writing.wait(patience())
+        assert is_writing.wait(scaled_timeout())
         for _ in range(100):
             log.warning("x" * 100)
         may_write.set()
@@ -452,15 +452,15 @@ def test_no_more_waits_than_may(capfd: pytest.CaptureFixture[str], monkeypatch: 
 
 
 @pytest.mark.usefixtures("configured")
-def test_lines_that_were_dropped_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
-    """As soon as there is somebody again to tell."""
+def test_dropped_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
+    """As soon as the log can be written again."""
     log = structlog.get_logger("test")
     with logs.in_background():
         with pytest.MonkeyPatch.context() as patch:
             written = threading.Event()
             patch.setattr(logs, "_written", lambda _: written.set() or False)
             log.warning("lost")
-            assert written.wait(patience())
+            assert written.wait(scaled_timeout())
         log.warning("kept")
 
     events = [json.loads(line) for line in capfd.readouterr().err.splitlines()]

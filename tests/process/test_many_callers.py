@@ -10,15 +10,17 @@ import grpc
 import pytest
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from tests.store.wal import counted_commits
-from tests.support import ServerProcess, Stubs, error_seen
+from tests.support.commits import count_wal_commits
+from tests.support.errors import received_error
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
 def server_process(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    """A server as a child process, not started yet, whose database needs no upgrade."""
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
@@ -26,7 +28,7 @@ def server_process(database_file: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 async def channel(server_process: ServerProcess) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a server in a process of its own, whose log does not grow with the calls."""
+    """A channel to a server process that does not log calls."""
     server_process.settings["STORE_LOG_LEVEL"] = "warning"
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
@@ -46,10 +48,10 @@ async def share(calls: int, callers: int, call: Callable[[int], Awaitable[None]]
     await asyncio.gather(*(caller() for _ in range(callers)))
 
 
-async def test_2000_posts_of_64_callers_are_stored_with_fewer_commits_than_calls(
+async def test_posts_of_64_callers_share_commits(
     channel: grpc.aio.Channel, server_process: ServerProcess
 ) -> None:
-    """All succeed, each with an id of its own, and callers who come together share a commit and its fsync."""
+    """2000 calls succeed, each with its own id, with fewer commits and fsyncs than calls."""
     stubs = Stubs(channel)
     ids: list[int] = []
 
@@ -58,7 +60,7 @@ async def test_2000_posts_of_64_callers_are_stored_with_fewer_commits_than_calls
         assert post.body == f"post {number}"
         ids.append(post.id)
 
-    with counted_commits(server_process.folder / "store.db") as commits:
+    with count_wal_commits(server_process.folder / "store.db") as commits:
         await share(2000, 64, create)
 
         assert 0 < commits.count() < 2000
@@ -68,7 +70,6 @@ async def test_2000_posts_of_64_callers_are_stored_with_fewer_commits_than_calls
 async def test_memory_stays_below_120_mib_after_20000_calls(
     channel: grpc.aio.Channel, server_process: ServerProcess
 ) -> None:
-    """What a call needs is given back when it ends."""
     stubs = Stubs(channel)
     first = await stubs.create_post("the first")
 
@@ -84,10 +85,10 @@ async def test_memory_stays_below_120_mib_after_20000_calls(
 
 
 @pytest.mark.parametrize("force", [False, True])
-async def test_comments_on_a_post_that_is_deleted_meanwhile_are_never_left_without_it(
+async def test_comments_created_during_a_deletion_are_not_orphaned(
     channel: grpc.aio.Channel, server_process: ServerProcess, force: bool
 ) -> None:
-    """50 callers comment while one deletes: each is told what happened, and it did."""
+    """50 callers comment while one deletes: each response is true."""
     stubs = Stubs(channel)
     posts_left, comments_left = 0, 0
     reasons: set[str] = set()
@@ -98,7 +99,7 @@ async def test_comments_on_a_post_that_is_deleted_meanwhile_are_never_left_witho
         try:
             return (await stubs.create_comment(post_id)).id
         except grpc.aio.AioRpcError as error:
-            reasons.add(error_seen(error).reason)
+            reasons.add(received_error(error).reason)
             return 0
 
     async def delete(post_id: int) -> bool:
@@ -107,7 +108,7 @@ async def test_comments_on_a_post_that_is_deleted_meanwhile_are_never_left_witho
         try:
             await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=post_id, force=force))
         except grpc.aio.AioRpcError as error:
-            reasons.add(error_seen(error).reason)
+            reasons.add(received_error(error).reason)
             return False
         return True
 

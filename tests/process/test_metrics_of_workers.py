@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from store_service.metrics.scrape import NoMetrics, scrape
-from tests.postgres import empty
-from tests.process.test_workers import create, workers_of
-from tests.scraping import scraped
-from tests.support import ServerProcess, free_port, run_command, wait_until
+from tests.support.metrics import scrape_metrics
+from tests.support.polling import wait_until
+from tests.support.ports import free_port
+from tests.support.postgresql import clear_database
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.worker_processes import create_post_on_new_connection, worker_pids
 
 CREATE = "storeapi.v1.PostService/CreatePost"
 
@@ -19,7 +21,7 @@ CREATE = "storeapi.v1.PostService/CreatePost"
 @pytest.fixture
 def supervisor(tmp_path: Path, postgres_database: str) -> ServerProcess:
     """A supervisor of two workers with metrics; not started yet."""
-    empty(postgres_database)
+    clear_database(postgres_database)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     settings = {
@@ -32,20 +34,20 @@ def supervisor(tmp_path: Path, postgres_database: str) -> ServerProcess:
 
 
 def metrics_address(process: ServerProcess) -> str:
-    """The one on which the supervisor serves them, as its log tells; each worker has a socket of its own."""
+    """The metrics address of the supervisor, from its log. Each worker has its own socket."""
     (address,) = re.findall(r'"address": "(127\.0\.0\.1:\d+)", "event": "serving metrics"', process.stderr())
     assert isinstance(address, str)
     return address
 
 
-def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, tmp_path: Path) -> None:
-    """Told apart by a label, each family once; the calls of all are all calls, also those after a restart."""
+def test_one_address_serves_the_metrics_of_all_workers(supervisor: ServerProcess, tmp_path: Path) -> None:
+    """With a worker label, each family once; counts add up to all calls, also after a restart."""
     supervisor.start()
     try:
         address = metrics_address(supervisor)
         for n in range(40):
-            create(supervisor.address, f"{n}")
-        samples = scraped(address)
+            create_post_on_new_connection(supervisor.address, f"{n}")
+        samples = scrape_metrics(address)
         names = [family.name for family in scrape(address)]
 
         workers = samples.label("store_calls_total", "worker")
@@ -58,11 +60,11 @@ def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, t
         assert samples.total("store_worker_restarts_total") == 0
 
         # One dies; the other's counters stay, its own begin again.
-        (victim, *_) = workers_of(supervisor)
+        (victim, *_) = worker_pids(supervisor)
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: scraped(address).total("store_worker_up") == 1)
-        wait_until(lambda: scraped(address).total("store_worker_up") == 2)
-        samples = scraped(address)
+        wait_until(lambda: scrape_metrics(address).total("store_worker_up") == 1)
+        wait_until(lambda: scrape_metrics(address).total("store_worker_up") == 2)
+        samples = scrape_metrics(address)
 
         assert samples.total("store_worker_restarts_total") == 1
         ((of, _),) = [it for it in samples.values("store_worker_restarts_total") if it[1]]
@@ -85,8 +87,8 @@ def test_one_address_has_the_metrics_of_all_workers(supervisor: ServerProcess, t
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_metrics_address_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path) -> None:
-    """With workers, too, nothing is started then."""
+def test_metrics_address_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path) -> None:
+    """With workers too, nothing is started then."""
     supervisor.start()
     try:
         taken = metrics_address(supervisor)
@@ -101,10 +103,10 @@ def test_a_metrics_address_in_use_is_one_line(supervisor: ServerProcess, tmp_pat
 
 
 @pytest.mark.parametrize(("first", "then"), [(True, False), (False, True)], ids=["off", "on"])
-def test_a_restart_of_workers_leaves_metrics_where_they_are(
+def test_worker_restart_keeps_the_metrics_setting(
     supervisor: ServerProcess, tmp_path: Path, first: bool, then: bool
 ) -> None:
-    """Switched on or off, that needs a new start, as the log says; the workers are replaced all the same."""
+    """Switching metrics on or off needs a new start, as the log says; the workers are replaced."""
     del supervisor.settings["STORE_METRICS_LISTEN"]
     wanted = f"127.0.0.1:{free_port()}"
     settings = tmp_path / ".env"
@@ -118,7 +120,7 @@ def test_a_restart_of_workers_leaves_metrics_where_they_are(
         assert "not all workers" not in supervisor.stderr()
         assert supervisor.stderr().count("another address for metrics needs a new start") == 1
         if first:
-            assert scraped(wanted).total("store_worker_up") == 2
+            assert scrape_metrics(wanted).total("store_worker_up") == 2
         else:
             with pytest.raises(NoMetrics):
                 scrape(wanted)

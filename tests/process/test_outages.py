@@ -1,4 +1,4 @@
-"""What the log says of a database that is gone for a while, or that is a standby."""
+"""Log events of a database outage and of a standby."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, MutableMapping
@@ -18,10 +18,10 @@ from store_service.database import schema, workers
 from store_service.rpc import health as health_module
 from store_service.server import serving
 from store_service.store import feed, keeping
-from tests.postgres import PostgresServer, postgres_server
-from tests.rpc.helpers import become
-from tests.support import Stubs
-from tests.watching import begun
+from tests.support.polling import eventually
+from tests.support.postgresql import PostgresServer, postgres_server
+from tests.support.stubs import Stubs
+from tests.support.watches import watch_from_now
 
 CHECKS = 40
 
@@ -51,27 +51,27 @@ def events(lines: Lines) -> list[Any]:
 
 
 async def watch_again_and_again(channel: grpc.aio.Channel) -> None:
-    """What a consumer does: a watch that needs the database while it is gone ends."""
+    """Restarts a watch whenever the outage ends it, as a consumer does."""
     while True:
         try:
-            async with begun(channel) as watch:
+            async with watch_from_now(channel) as watch:
                 while True:
                     await watch.read()
         except grpc.aio.AioRpcError:
             await asyncio.sleep(0.01)
 
 
-async def test_outage_is_logged_at_its_begin_and_end(
+async def test_outage_is_logged_at_its_start_and_end(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However often each part of the service tries in vain meanwhile."""
+    """However many parts of the service fail meanwhile."""
     for module, name in [(workers, "RECONNECT_SECONDS"), (feed, "POLL_SECONDS"), (keeping, "PAUSE_SECONDS")]:
         monkeypatch.setattr(module, name, 0.01)
     monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.01)
     # At this pace causes change more often than in a minute of real time.
     monkeypatch.setattr(repeated_failure, "MAX_LINES", 1000)
     with capture_logs() as lines:
-        async with channel_to(config_of(server)) as channel, begun(channel):
+        async with channel_to(config_of(server)) as channel, watch_from_now(channel):
             health = health_pb2_grpc.HealthStub(channel)
             consumer = asyncio.create_task(watch_again_and_again(channel))
             server.stop("fast")
@@ -90,9 +90,9 @@ async def test_outage_is_logged_at_its_begin_and_end(
                 "the change feed is read again",
                 "expired rows are deleted again",
             ):
-                await become(lambda end=end: end in events(lines))
-            await become(lambda: events(lines).count("connection restored") == 3)
-            async with begun(channel) as watch:
+                await eventually(lambda end=end: end in events(lines))
+            await eventually(lambda: events(lines).count("connection restored") == 3)
+            async with watch_from_now(channel) as watch:
                 post = await Stubs(channel).create_post("after")
                 assert [it.id for it in await watch.changes(1)] == [post.id]
             consumer.cancel()
@@ -110,21 +110,21 @@ async def test_outage_is_logged_at_its_begin_and_end(
     assert end["count"] >= CHECKS
 
 
-async def test_standby_is_polled_and_listened_to_when_it_is_promoted(
+async def test_promoted_standby_is_polled_and_then_listened_to(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """LISTEN fails on a standby by nature; the log says so once, and not that it has failed."""
+    """LISTEN fails on a standby; the log reports it once, and not as a failure."""
     monkeypatch.setattr(feed, "STANDBY_SECONDS", 0.01)
     server.stop("fast")
     server.put("standby.signal", b"")
     server.start()
     with capture_logs() as lines:
         config = config_of(server, read_only=True, auto_migrate=False)
-        async with channel_to(config) as channel, begun(channel) as watch:
-            await become(lambda: "polling for changes: a standby sends no notifications" in events(lines))
+        async with channel_to(config) as channel, watch_from_now(channel) as watch:
+            await eventually(lambda: "polling for changes: a standby sends no notifications" in events(lines))
             with psycopg.connect(server.url, autocommit=True) as other:
                 other.execute("SELECT pg_promote()")
-                await become(lambda: is_listening(other))
+                await eventually(lambda: is_listening(other))
             async with channel_to(config_of(server)) as primary:
                 post = await Stubs(primary).create_post("after")
             assert [it.id for it in await watch.changes(1)] == [post.id]

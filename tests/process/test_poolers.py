@@ -20,9 +20,11 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.model import PostDraft
 from store_service.store.posts import Posts
-from tests.postgres import empty
-from tests.proxies import binary
-from tests.support import free_port, run_command, wait_until
+from tests.support.polling import wait_until
+from tests.support.ports import free_port
+from tests.support.postgresql import clear_database
+from tests.support.proxies import binary
+from tests.support.server_process import run_command
 
 CONFIGURATION = """
 [databases]
@@ -41,13 +43,13 @@ server_round_robin = {round_robin}
 @pytest.fixture
 def database_url(postgres_database: str) -> str:
     """PostgreSQL alone."""
-    empty(postgres_database)
+    clear_database(postgres_database)
     return postgres_database
 
 
 @contextmanager
 def pgbouncer(database_url: str, mode: str, round_robin: int = 0) -> Iterator[str]:
-    """The URL of the same database behind a PgBouncer."""
+    """The URL of the same database through PgBouncer."""
     # Not in pytest's folder: only root can look there.
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -81,17 +83,17 @@ def _pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int) -> 
 
 
 def listens(port: int) -> bool:
-    """Whether somebody takes connections there."""
+    """Whether the port accepts connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])
 @pytest.mark.parametrize("round_robin", [0, 1])
-def test_transaction_mode_is_refused(
+def test_pgbouncer_transaction_mode_is_refused(
     database_url: str, tmp_path: Path, command: str, round_robin: int
 ) -> None:
-    """One line at the start, instead of half of the calls that fail later."""
+    """One line at the start, instead of failing calls later."""
     with pgbouncer(database_url, "transaction", round_robin) as url:
         settings = {"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
         done = run_command(command, folder=tmp_path, settings=settings)
@@ -101,8 +103,8 @@ def test_transaction_mode_is_refused(
     assert "a pooler in transaction mode" in line
 
 
-def test_statement_mode_is_refused(database_url: str, tmp_path: Path) -> None:
-    """PgBouncer itself says why."""
+def test_pgbouncer_statement_mode_is_refused(database_url: str, tmp_path: Path) -> None:
+    """PgBouncer itself reports why."""
     with pgbouncer(database_url, "statement") as url:
         done = run_command("check", folder=tmp_path, settings={"DATABASE_URL": url})
 
@@ -111,8 +113,8 @@ def test_statement_mode_is_refused(database_url: str, tmp_path: Path) -> None:
     assert "statement pooling" in line
 
 
-async def test_session_mode_works_and_keeps_the_timeouts(database_url: str, tmp_path: Path) -> None:
-    """Without any `ignore_startup_parameters`, for the timeouts are set in each session."""
+async def test_pgbouncer_session_mode_keeps_the_timeouts(database_url: str, tmp_path: Path) -> None:
+    """Without `ignore_startup_parameters`, because timeouts are set in each session."""
     show = Statement(sqlalchemy.text("SHOW statement_timeout"))
 
     async def run(connection: Connection, asked: Sequence[None]) -> list[Any]:

@@ -12,14 +12,14 @@ from sqlalchemy import event
 from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS
 from store_service.database import schema
-from tests.postgres import new_database
-from tests.process.syscalls import unsynced_after
-from tests.store import old_application
-from tests.store.by_hand import execute, query
+from tests.support import legacy_database
+from tests.support.database import execute, query
+from tests.support.postgresql import new_database
+from tests.support.syscalls import unsynced_after
 
 
 def nothing(path: Path) -> None:
-    """There is no file."""
+    """No database file."""
 
 
 def old_version(path: Path) -> None:
@@ -31,9 +31,9 @@ def old_version(path: Path) -> None:
         connection.execute("PRAGMA journal_mode = WAL")
 
 
-@pytest.mark.parametrize("made_by", [nothing, old_application.make, old_version])
-def test_an_upgraded_schema_survives_a_power_cut(tmp_path: Path, made_by: Callable[[Path], object]) -> None:
-    """Without a sync of the folder, the removed journal could come back and undo the upgrade."""
+@pytest.mark.parametrize("made_by", [nothing, legacy_database.create_file, old_version])
+def test_upgraded_schema_survives_a_power_cut(tmp_path: Path, made_by: Callable[[Path], object]) -> None:
+    """Without a sync of the directory the deleted journal could return and undo the upgrade."""
     made_by(tmp_path / "store.db")
 
     left = unsynced_after("migrate", folder=tmp_path)
@@ -43,35 +43,35 @@ def test_an_upgraded_schema_survives_a_power_cut(tmp_path: Path, made_by: Callab
     schema.check(f"sqlite:///{tmp_path / 'store.db'}")
 
 
-def test_a_backup_survives_a_power_cut(database_file: Path) -> None:
+def test_backup_survives_a_power_cut(database_file: Path) -> None:
     """The copy and its name."""
     assert unsynced_after("backup", "copy.db", folder=database_file.parent) == []
 
 
-def test_a_restored_database_survives_a_power_cut(database_file: Path, tmp_path: Path) -> None:
-    """Also the mode and the owner of the file, without which nobody could serve it."""
+def test_restored_database_survives_a_power_cut(database_file: Path, tmp_path: Path) -> None:
+    """Including the mode and the owner of the file."""
     (tmp_path / "copy.db").write_bytes(database_file.read_bytes())
 
     assert unsynced_after("restore", "copy.db", folder=tmp_path) == []
 
 
-def test_a_new_key_survives_a_power_cut(tmp_path: Path) -> None:
-    """The file is new, so its name counts too; later ones only add to it."""
+def test_new_key_survives_a_power_cut(tmp_path: Path) -> None:
+    """The file is new, so its name counts too; later keys are appended."""
     for name in ("first", "second"):
         arguments = ("keys", "new", name, "--rights", "read")
         assert unsynced_after(*arguments, folder=tmp_path, settings={"STORE_API_KEYS_FILE": "keys"}) == []
 
 
-def test_a_removed_key_stays_removed_after_a_power_cut(tmp_path: Path) -> None:
-    """The content of the new file, and that it took the place of the one before."""
+def test_removed_key_stays_removed_after_a_power_cut(tmp_path: Path) -> None:
+    """The content of the new file, and its rename."""
     keys.append(tmp_path / "keys", name="a", key=keys.new_key(), rights=ALL_RIGHTS)
 
     arguments = ("keys", "remove", "a")
     assert unsynced_after(*arguments, folder=tmp_path, settings={"STORE_API_KEYS_FILE": "keys"}) == []
 
 
-def test_an_upgrade_of_postgresql_is_committed_synchronously(postgres: str) -> None:
-    """Also where somebody has switched that off for the database."""
+def test_postgresql_upgrade_is_committed_synchronously(postgres: str) -> None:
+    """Also if synchronous_commit is off for the database."""
     seen: list[object] = []
 
     def look(connection: sqlalchemy.Connection) -> None:

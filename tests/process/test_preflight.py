@@ -15,10 +15,9 @@ from sqlalchemy.engine import make_url
 
 from store_service.database import connect, schema
 from store_service.errors import SchemaMismatch
-from tests.postgres import new_database
-from tests.process.by_hand import run_without_privileges
-from tests.store import old_application
-from tests.support import run_command
+from tests.support import legacy_database
+from tests.support.postgresql import new_database
+from tests.support.server_process import run_command, run_without_privileges
 
 
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -57,10 +56,10 @@ def lock_of_another_user(folder: Path) -> None:
         (lock_of_another_user, "cannot write store.db.lock: Permission denied"),
     ],
 )
-def test_check_finds_what_serve_must_not_write(
+def test_check_and_serve_refuse_the_same_databases(
     database_file: Path, harm: Callable[[Path], None], problem: str
 ) -> None:
-    """Both say the same in one line, and leave every file as it is."""
+    """With the same line, and without changing a file."""
     folder = database_file.parent
     harm(folder)
     before = state(folder)
@@ -72,8 +71,8 @@ def test_check_finds_what_serve_must_not_write(
     folder.chmod(0o755)
 
 
-def test_check_finds_that_the_log_has_no_room(database_file: Path) -> None:
-    """A limit for the size of files refuses it as a full disk or a quota does."""
+def test_check_reports_a_log_that_cannot_grow(database_file: Path) -> None:
+    """A file size limit stands for a full disk or a quota."""
     folder = database_file.parent
     before = state(folder)
     done = subprocess.run(
@@ -91,7 +90,7 @@ def test_check_finds_that_the_log_has_no_room(database_file: Path) -> None:
 
 
 def test_server_starts_on_a_full_disk(database_file: Path) -> None:
-    """Reads go on, so a restart must not end them; a limit for the size of files stands for the disk."""
+    """Reads continue, so a restart must not end them. A file size limit stands for the disk."""
     folder = database_file.parent
     serve = subprocess.Popen(
         ["/bin/sh", "-c", 'ulimit -f 512; exec "$0" -m store_service serve', sys.executable],
@@ -108,8 +107,8 @@ def test_server_starts_on_a_full_disk(database_file: Path) -> None:
         serve.communicate()
 
 
-def test_check_finds_an_address_that_another_program_has(database_file: Path) -> None:
-    """No service runs, so it is not the one that has it."""
+def test_check_reports_an_address_in_use(database_file: Path) -> None:
+    """If no service is running, another program uses it."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = run_command("check", folder=database_file.parent, settings={"STORE_LISTEN": address})
@@ -118,8 +117,8 @@ def test_check_finds_an_address_that_another_program_has(database_file: Path) ->
     assert done.stderr == f"store-service: cannot listen on {address}: the port is in use\n"
 
 
-def test_check_takes_the_lock_from_nobody(database_file: Path) -> None:
-    """Whoever starts while somebody looks just waits a moment."""
+def test_check_does_not_hold_the_lock(database_file: Path) -> None:
+    """A server that starts meanwhile waits for a moment."""
     url = f"sqlite:///{database_file}"
     assert connect.is_in_use(url) is False
     with connect.sole_use(url):
@@ -169,12 +168,12 @@ async def pooler(port: int) -> AsyncIterator[int]:
 
 @pytest.mark.parametrize("command", ["check", "serve"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_what_refuses_the_connections_of_the_service_is_found_before_the_upgrade(
+async def test_refused_connection_is_found_before_the_upgrade(
     postgres: str, tmp_path: Path, command: str, workers: str
 ) -> None:
-    """An upgrade asks for less than the service, and would get through to the database."""
+    """An upgrade needs fewer rights than the service and would succeed."""
     with new_database(postgres) as url:
-        old_application.fill(url)
+        legacy_database.fill(url)
         direct = make_url(url)
         assert direct.port is not None
         async with pooler(direct.port) as port:

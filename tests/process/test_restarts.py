@@ -1,4 +1,4 @@
-"""Restarts under load, which nobody notices who retries as the shipped service config says."""
+"""Restarts under load: callers that retry as the service config says see no error."""
 
 import asyncio
 import signal
@@ -16,13 +16,18 @@ import pytest
 from sqlalchemy import text
 from storeapi.v1 import posts_pb2
 
-from tests.postgres import empty
-from tests.process.test_start_and_stop import told_of_the_stop, watched
-from tests.process.test_workers import end, workers_of
-from tests.rpc.helpers import become, connected
-from tests.support import IS_LONG, ServerProcess, Stubs, failure, free_port
+from tests.support.database import database_connection
+from tests.support.errors import expect_error
+from tests.support.health import health_stream, wait_for_not_serving
+from tests.support.polling import eventually
+from tests.support.ports import free_port
+from tests.support.postgresql import clear_database
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.timeouts import IS_LONG_RUN
+from tests.support.worker_processes import kill_processes, worker_pids
 
-RESTARTS = 50 if IS_LONG else 2
+RESTARTS = 50 if IS_LONG_RUN else 2
 """How often the server is restarted."""
 
 CALLERS = 12
@@ -38,7 +43,7 @@ _OPTIONS = [
 
 @pytest.fixture
 def server_process(tmp_path: Path, database_url: str) -> Iterator[ServerProcess]:
-    """A server on a port of its own, which it keeps; not started yet."""
+    """A server with a fixed port, not started yet."""
     settings = {"DATABASE_URL": database_url, "STORE_LISTEN": f"127.0.0.1:{free_port()}"}
     process = ServerProcess(tmp_path, settings)
     yield process
@@ -70,9 +75,9 @@ class Load:
                 self.failures.append(f"{error.code().name}: {error.details()}")
 
     async def goes_on(self) -> None:
-        """Waits until everybody has had some more answers, or a call has failed."""
+        """Waits until every caller has more responses, or a call has failed."""
         wanted = {number: self.answers[number] + ANSWERS_BETWEEN for number in range(CALLERS)}
-        await become(lambda: bool(self.failures) or all(self.answers[it] >= wanted[it] for it in wanted))
+        await eventually(lambda: bool(self.failures) or all(self.answers[it] >= wanted[it] for it in wanted))
 
 
 @asynccontextmanager
@@ -93,18 +98,16 @@ async def loaded(address: str) -> AsyncIterator[Load]:
 
 
 def assert_each_was_stored_once(load: Load, database_url: str) -> None:
-    """What was told is what is stored, no more and no less."""
-    with connected(database_url) as connection:
+    """Checks that exactly the acknowledged posts are stored."""
+    with database_connection(database_url) as connection:
         stored = [tuple(row) for row in connection.execute(text("SELECT body, id FROM posts"))]
     assert Counter(body for body, _ in stored).most_common(1)[0][1] == 1
     assert dict(stored) == load.told
 
 
 @pytest.mark.timeout(60 + 15 * RESTARTS)
-async def test_no_call_fails_while_a_server_is_restarted(
-    server_process: ServerProcess, database_url: str
-) -> None:
-    """SIGTERM, and the next on the same address: callers that retry wait a moment; nothing is done twice."""
+async def test_restart_of_the_server_fails_no_call(server_process: ServerProcess, database_url: str) -> None:
+    """SIGTERM, and a new process on the same address: callers that retry wait; nothing is done twice."""
     await asyncio.to_thread(server_process.start)
     async with loaded(server_process.address) as load:
         for _ in range(RESTARTS):
@@ -119,9 +122,9 @@ async def test_no_call_fails_while_a_server_is_restarted(
 
 
 @pytest.mark.timeout(180)
-async def test_no_call_fails_while_workers_are_restarted(tmp_path: Path, postgres_database: str) -> None:
-    """SIGHUP replaces every process while calls go on, and settings are read anew."""
-    empty(postgres_database)
+async def test_restart_of_workers_fails_no_call(tmp_path: Path, postgres_database: str) -> None:
+    """SIGHUP replaces every process while calls continue, and settings are read again."""
+    clear_database(postgres_database)
     settings = {
         "DATABASE_URL": postgres_database,
         "STORE_LISTEN": f"127.0.0.1:{free_port()}",
@@ -130,17 +133,17 @@ async def test_no_call_fails_while_workers_are_restarted(tmp_path: Path, postgre
     supervisor = ServerProcess(tmp_path, settings)
     await asyncio.to_thread(supervisor.start)
     try:
-        before = workers_of(supervisor)
+        before = worker_pids(supervisor)
         async with loaded(supervisor.address) as load:
             for number in range(1, 3):
                 (tmp_path / ".env").write_text(f"STORE_MAX_BODY_BYTES={number * 1000}")
                 supervisor.signal(signal.SIGHUP)
                 restarted = partial(told, supervisor, "restarted workers", number)
-                await become(lambda is_so=restarted: is_so() or bool(load.failures))
+                await eventually(lambda is_so=restarted: is_so() or bool(load.failures))
                 await load.goes_on()
-        after = workers_of(supervisor)
+        after = worker_pids(supervisor)
         async with grpc.aio.insecure_channel(supervisor.address) as channel:
-            too_long = await failure(Stubs(channel).create_post("x" * 2001))
+            too_long = await expect_error(Stubs(channel).create_post("x" * 2001))
     finally:
         code = await asyncio.to_thread(supervisor.stop)
 
@@ -153,16 +156,14 @@ async def test_no_call_fails_while_workers_are_restarted(tmp_path: Path, postgre
 
 
 def told(server_process: ServerProcess, event: str, count: int) -> bool:
-    """Whether the log has told of something so often."""
+    """Whether the log contains an event `count` times."""
     return server_process.stderr().count(f'"event": "{event}"') >= count
 
 
 @pytest.mark.timeout(120)
-async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
-    tmp_path: Path, postgres_database: str
-) -> None:
-    """Not that of the new ones, which may be shorter."""
-    empty(postgres_database)
+async def test_leaving_worker_uses_its_own_grace_period(tmp_path: Path, postgres_database: str) -> None:
+    """Not that of the new settings, which may be shorter."""
+    clear_database(postgres_database)
     times = tmp_path / ".env"
     times.write_text("STORE_DRAIN_SECONDS=3\nSTORE_GRACE_SECONDS=3")
     supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
@@ -170,7 +171,7 @@ async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
     try:
         times.write_text("STORE_DRAIN_SECONDS=0\nSTORE_GRACE_SECONDS=0")
         supervisor.signal(signal.SIGHUP)
-        await become(lambda: told(supervisor, "restarted workers", 1))
+        await eventually(lambda: told(supervisor, "restarted workers", 1))
 
         assert not told(supervisor, "worker killed, it did not stop", 1)
         assert told(supervisor, "stopped", 2)
@@ -179,40 +180,42 @@ async def test_a_worker_that_leaves_has_the_time_of_its_own_settings(
 
 
 @pytest.mark.timeout(120)
-async def test_a_stop_during_a_restart_tells_all_at_once(tmp_path: Path, postgres_database: str) -> None:
-    """Also the process that was just started, which does not wait for the one that it replaces."""
-    empty(postgres_database)
+async def test_stop_during_a_restart_stops_all_workers_at_once(
+    tmp_path: Path, postgres_database: str
+) -> None:
+    """Including the new process, which does not wait for the one that it replaces."""
+    clear_database(postgres_database)
     settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2", "STORE_DRAIN_SECONDS": "600"}
     supervisor = ServerProcess(tmp_path, settings)
     await asyncio.to_thread(supervisor.start)
-    pids = workers_of(supervisor)
+    pids = worker_pids(supervisor)
     try:
         supervisor.signal(signal.SIGHUP)
-        await become(lambda: told(supervisor, "stopping", 1))
-        pids = workers_of(supervisor)
+        await eventually(lambda: told(supervisor, "stopping", 1))
+        pids = worker_pids(supervisor)
         supervisor.signal()
 
-        await become(lambda: told(supervisor, "stopping", 3))
-        assert workers_of(supervisor) == pids
+        await eventually(lambda: told(supervisor, "stopping", 3))
+        assert worker_pids(supervisor) == pids
         assert len(pids) == 3
     finally:
         supervisor.kill()
-        end(pids)
+        kill_processes(pids)
 
 
 @pytest.mark.timeout(120)
-async def test_a_bad_setting_replaces_no_worker(tmp_path: Path, postgres_database: str) -> None:
-    """Those that run go on, and the log names the setting."""
-    empty(postgres_database)
+async def test_invalid_setting_replaces_no_worker(tmp_path: Path, postgres_database: str) -> None:
+    """Running workers continue, and the log names the setting."""
+    clear_database(postgres_database)
     supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
     await asyncio.to_thread(supervisor.start)
     try:
-        before = workers_of(supervisor)
+        before = worker_pids(supervisor)
         (tmp_path / ".env").write_text("STORE_READERS=none")
         supervisor.signal(signal.SIGHUP)
-        await become(lambda: told(supervisor, "not restarted, for a setting is bad", 1))
+        await eventually(lambda: told(supervisor, "not restarted, for a setting is bad", 1))
 
-        assert workers_of(supervisor) == before
+        assert worker_pids(supervisor) == before
         assert "STORE_READERS" in supervisor.stderr()
         async with grpc.aio.insecure_channel(supervisor.address) as channel:
             assert (await Stubs(channel).create_post()).id > 0
@@ -220,17 +223,17 @@ async def test_a_bad_setting_replaces_no_worker(tmp_path: Path, postgres_databas
         await asyncio.to_thread(supervisor.stop)
 
 
-async def test_calls_go_on_while_balancers_are_told(tmp_path: Path) -> None:
-    """For STORE_DRAIN_SECONDS health says NOT_SERVING, and everything else is as it was."""
+async def test_calls_succeed_during_the_shutdown_delay(tmp_path: Path) -> None:
+    """Health says NOT_SERVING and everything else is unchanged."""
     server_process = ServerProcess(tmp_path, {"STORE_DRAIN_SECONDS": "4"})
     await asyncio.to_thread(server_process.start)
     try:
         async with (
             grpc.aio.insecure_channel(server_process.address) as channel,
-            watched(channel) as statuses,
+            health_stream(channel) as statuses,
         ):
             server_process.signal()
-            await told_of_the_stop(statuses)
+            await wait_for_not_serving(statuses)
             post = await Stubs(channel).create_post("while draining")
             async with grpc.aio.insecure_channel(
                 server_process.address, [("grpc.use_local_subchannel_pool", 1)]
@@ -244,8 +247,10 @@ async def test_calls_go_on_while_balancers_are_told(tmp_path: Path) -> None:
     assert code == 0
 
 
-async def test_a_server_that_stops_answers_nothing_but_unavailable(tmp_path: Path) -> None:
-    """Also to callers who do not pause: CANCELLED, which gRPC answers while closing, could not be retried."""
+async def test_stopping_server_answers_only_unavailable(tmp_path: Path) -> None:
+    """Also to callers that do not pause: CANCELLED, which gRPC sends while closing, could not be
+    retried.
+    """
     server_process = ServerProcess(tmp_path, {"STORE_LOG_LEVEL": "error"})
     seen: Counter[str] = Counter()
     is_over = asyncio.Event()
@@ -262,7 +267,7 @@ async def test_a_server_that_stops_answers_nothing_but_unavailable(tmp_path: Pat
     await asyncio.to_thread(server_process.start)
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         callers = [asyncio.create_task(call(Stubs(channel))) for _ in range(48)]
-        await become(lambda: seen["OK"] > 300)
+        await eventually(lambda: seen["OK"] > 300)
         code = await asyncio.to_thread(server_process.stop)
         is_over.set()
         await asyncio.gather(*callers)

@@ -16,15 +16,18 @@ from storeapi.v1 import changes_pb2, posts_pb2
 from store_service.database import backup, connect, schema
 from store_service.database.files import COMPANIONS
 from store_service.database.sqlite import RestoreUnfinished
-from tests.patience import patience
-from tests.store import old_application
-from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, error_seen, run_command, wait_until
+from tests.support import legacy_database
+from tests.support.database import query
+from tests.support.errors import received_error
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture
 def server_process(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    """A server as a child process, not started yet, whose database needs no upgrade."""
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
@@ -41,7 +44,7 @@ def copy(database_file: Path) -> Path:
 
 
 def quiet(doing: str, done: int, total: int) -> None:
-    """Nobody looks at the progress."""
+    """Ignores progress."""
 
 
 def add(path: Path, body: str) -> None:
@@ -70,8 +73,8 @@ def log_of(path: Path) -> list[Path]:
     return [it for end in COMPANIONS if (it := Path(f"{path}{end}")).exists()]
 
 
-def test_the_backup_is_the_database_and_the_one_before_is_kept(database_file: Path, copy: Path) -> None:
-    """The backup stays too; what it holds and where the other one went is on stdout."""
+def test_backup_becomes_the_database_and_the_previous_one_is_kept(database_file: Path, copy: Path) -> None:
+    """The backup file stays; its contents and the name of the previous database are printed."""
     backup_bytes = copy.read_bytes()
     done = run_command("restore", "copy.db", folder=database_file.parent)
 
@@ -86,10 +89,8 @@ def test_the_backup_is_the_database_and_the_one_before_is_kept(database_file: Pa
     assert copy.read_bytes() == backup_bytes
 
 
-def test_database_before_has_the_last_name_after_the_clock_was_set_back(
-    database_file: Path, copy: Path
-) -> None:
-    """An interrupted restore takes the last one for its own, and gives it the log that is left."""
+def test_previous_database_sorts_last_after_the_clock_was_set_back(database_file: Path, copy: Path) -> None:
+    """An interrupted restore takes the last one as its own and restores its log."""
     earlier = database_file.with_name("store.db.before-restore-29990101T000000.000000Z")
     earlier.write_bytes(b"another")
 
@@ -103,7 +104,7 @@ def test_database_before_has_the_last_name_after_the_clock_was_set_back(
     assert kept(database_file)[0] == earlier
 
 
-def test_a_backup_is_restored_where_there_was_no_database(copy: Path, tmp_path: Path) -> None:
+def test_backup_is_restored_without_a_previous_database(copy: Path, tmp_path: Path) -> None:
     """A new machine: nothing to keep."""
     new = tmp_path / "new"
     new.mkdir()
@@ -114,8 +115,8 @@ def test_a_backup_is_restored_where_there_was_no_database(copy: Path, tmp_path: 
     assert {it.name for it in new.iterdir()} == {"store.db", "store.db.lock"}
 
 
-def test_nothing_is_restored_while_a_server_runs(server_process: ServerProcess, copy: Path) -> None:
-    """It would go on writing into the file that was taken away."""
+def test_restore_is_refused_while_a_server_runs(server_process: ServerProcess, copy: Path) -> None:
+    """It would keep writing to the replaced file."""
     server_process.start()
     done = run_command("restore", "copy.db", folder=server_process.folder)
 
@@ -126,8 +127,8 @@ def test_nothing_is_restored_while_a_server_runs(server_process: ServerProcess, 
     assert kept(server_process.folder / "store.db") == []
 
 
-async def test_the_log_of_the_database_before_goes_with_it(server_process: ServerProcess, copy: Path) -> None:
-    """A server that was killed leaves one; beside another database it would destroy that."""
+async def test_log_of_the_previous_database_moves_with_it(server_process: ServerProcess, copy: Path) -> None:
+    """A killed server leaves one; beside another database it would destroy it."""
     path = server_process.folder / "store.db"
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
@@ -155,7 +156,7 @@ def cut_off(path: Path) -> None:
 
 
 def overwrite(path: Path) -> None:
-    old_application.damage(path, "posts")
+    legacy_database.damage(path, "posts")
 
 
 def no_database(path: Path) -> None:
@@ -178,7 +179,7 @@ def of_another_program(path: Path) -> None:
 
 
 def by_hand(*statements: str) -> Callable[[Path], None]:
-    """Runs statements of somebody else in a backup."""
+    """Runs foreign statements in a backup."""
 
     def run(path: Path) -> None:
         with closing(sqlite3.connect(path)) as connection, connection:
@@ -228,8 +229,8 @@ def gone(path: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_whole_backup_is_refused(database_file: Path, copy: Path, harm, problem: str) -> None:
-    """Exit code 1, one line that says why, and everything is as it was."""
+def test_incomplete_backup_is_refused(database_file: Path, copy: Path, harm, problem: str) -> None:
+    """Exit code 1, one line with the reason, and everything unchanged."""
     harm(copy)
     before = files(database_file.parent)
     done = run_command("restore", "copy.db", folder=database_file.parent)
@@ -240,9 +241,9 @@ def test_what_is_no_whole_backup_is_refused(database_file: Path, copy: Path, har
     assert files(database_file.parent) == before
 
 
-def test_a_database_with_a_trigger_of_the_application_before_is_refused(tmp_path: Path) -> None:
+def test_database_with_a_legacy_trigger_is_refused(tmp_path: Path) -> None:
     """The upgrade at the next start would refuse it."""
-    old_application.make(tmp_path / "copy.db")
+    legacy_database.create_file(tmp_path / "copy.db")
     by_hand(TRIGGER.format("posts"))(tmp_path / "copy.db")
     done = run_command("restore", "copy.db", folder=tmp_path)
 
@@ -251,8 +252,8 @@ def test_a_database_with_a_trigger_of_the_application_before_is_refused(tmp_path
     assert not (tmp_path / "store.db").exists()
 
 
-def test_what_others_have_beside_our_tables_is_restored_too(database_file: Path) -> None:
-    """Views, tables and indexes that change nothing of what the service writes; a backup has them as well."""
+def test_foreign_objects_beside_our_tables_are_restored(database_file: Path) -> None:
+    """Views, tables and indexes that do not affect the service."""
     by_hand(
         "CREATE VIEW titles AS SELECT substr(body, 1, 10) AS title FROM posts",
         "CREATE TABLE notes (text TEXT UNIQUE)",
@@ -268,7 +269,7 @@ def test_what_others_have_beside_our_tables_is_restored_too(database_file: Path)
 
 
 @pytest.mark.parametrize("file", ["store.db", "store.db.lock", "link.db"])
-def test_the_database_is_not_restored_from_itself(database_file: Path, file: str) -> None:
+def test_database_is_not_restored_from_itself(database_file: Path, file: str) -> None:
     """It would be set aside and its copy put there, for nothing."""
     Path(f"{database_file}.lock").touch()
     (database_file.parent / "link.db").symlink_to(database_file)
@@ -281,10 +282,8 @@ def test_the_database_is_not_restored_from_itself(database_file: Path, file: str
     assert kept(database_file) == []
 
 
-def test_a_file_that_was_copied_by_hand_is_restored_with_its_log(
-    server_process: ServerProcess, tmp_path: Path
-) -> None:
-    """Also one without a log that says it has one; nothing is made beside it."""
+def test_manually_copied_file_is_restored_with_its_log(server_process: ServerProcess, tmp_path: Path) -> None:
+    """Also without a log although its header names one; no files are created beside it."""
     server_process.start()
     other = tmp_path / "by hand"
     other.mkdir()
@@ -312,9 +311,9 @@ def test_a_file_that_was_copied_by_hand_is_restored_with_its_log(
     assert {name for name in files(other) if name != "taken.db-shm"} == before
 
 
-def test_a_file_of_the_application_before_is_restored_and_upgraded_at_the_next_start(tmp_path: Path) -> None:
+def test_legacy_file_is_restored_and_upgraded_at_the_next_start(tmp_path: Path) -> None:
     """Going back to before the move, and moving again."""
-    old_application.make(tmp_path / "copy.db")
+    legacy_database.create_file(tmp_path / "copy.db")
     done = run_command("restore", "copy.db", folder=tmp_path)
     migrated = run_command("migrate", folder=tmp_path)
 
@@ -323,11 +322,11 @@ def test_a_file_of_the_application_before_is_restored_and_upgraded_at_the_next_s
     assert f"brings it to schema {schema.HEAD}" in done.stdout
     assert migrated.returncode == 0
     kept_rows = query(tmp_path / "store.db", "SELECT id, body FROM posts ORDER BY id")
-    assert kept_rows == [(id, body or "") for id, body in old_application.POSTS]
+    assert kept_rows == [(id, body or "") for id, body in legacy_database.POSTS]
 
 
-def test_the_new_file_belongs_to_whom_the_one_before_belonged(database_file: Path, copy: Path) -> None:
-    """A restore by root must not lock the service out of its own database."""
+def test_restored_file_has_the_owner_of_the_previous_one(database_file: Path, copy: Path) -> None:
+    """A restore by root must not lock the service out of its database."""
     database_file.chmod(0o640)
     if os.geteuid() == 0:
         os.chown(database_file, 10001, 10001)
@@ -339,8 +338,8 @@ def test_the_new_file_belongs_to_whom_the_one_before_belonged(database_file: Pat
     assert now.st_ino != before.st_ino
 
 
-def test_a_database_behind_a_link_stays_behind_it(copy: Path, tmp_path: Path) -> None:
-    """The link is kept; the file on the other disk is the one that is replaced."""
+def test_database_behind_a_link_stays_behind_it(copy: Path, tmp_path: Path) -> None:
+    """The link is kept; its target is replaced."""
     disk, service = tmp_path / "disk", tmp_path / "service"
     disk.mkdir()
     service.mkdir()
@@ -357,7 +356,7 @@ def test_a_database_behind_a_link_stays_behind_it(copy: Path, tmp_path: Path) ->
 
 
 def without_its_database(path: Path) -> bytes:
-    """Somebody has moved a database away after a server was killed, and left its log; returns that."""
+    """Moves a database away after a kill of its server, and returns the remaining log."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("INSERT INTO posts (body) VALUES ('in the log')")
@@ -370,7 +369,7 @@ def without_its_database(path: Path) -> bytes:
 
 
 def set_aside(path: Path, copy: Path, *, log: bytes | None) -> dict[str, bytes]:
-    """What an earlier restore has kept, with a log of its own or without."""
+    """A previous database that an earlier restore kept, with or without its log."""
     aside = path.with_name(f"{path.name}.before-restore-20260101T000000.000000Z")
     shutil.copy(copy, aside)
     if log is not None:
@@ -385,10 +384,10 @@ def lone_logs(path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("log", [None, b"its own"], ids=["without a log", "with a log"])
-def test_a_log_whose_database_was_moved_away_goes_to_no_other(
+def test_log_of_a_moved_database_is_not_given_to_another(
     database_file: Path, copy: Path, log: bytes | None
 ) -> None:
-    """An older database that was set aside stays as it was; where the log is now is told."""
+    """An older previous database is unchanged; the new place of the log is printed."""
     before = set_aside(database_file, copy, log=log)
     moved_log = without_its_database(database_file)
     done = run_command("restore", "copy.db", folder=database_file.parent)
@@ -404,8 +403,7 @@ def test_a_log_whose_database_was_moved_away_goes_to_no_other(
     assert bodies(database_file.with_name("moved.db"))[-1] == "in the log"
 
 
-def test_the_first_restore_keeps_such_a_log_too(database_file: Path, copy: Path) -> None:
-    """There is no older database that it could be taken for that of."""
+def test_log_without_a_previous_database_is_kept(database_file: Path, copy: Path) -> None:
     moved_log = without_its_database(database_file)
     done = run_command("restore", "copy.db", folder=database_file.parent)
 
@@ -413,7 +411,7 @@ def test_the_first_restore_keeps_such_a_log_too(database_file: Path, copy: Path)
     assert (done.returncode, lone.read_bytes()) == (0, moved_log)
 
 
-def test_a_bad_backup_leaves_such_a_log_where_it_is(database_file: Path, copy: Path) -> None:
+def test_invalid_backup_leaves_the_log_in_place(database_file: Path, copy: Path) -> None:
     """Its database may be moved back."""
     without_its_database(database_file)
     no_database(copy)
@@ -423,8 +421,8 @@ def test_a_bad_backup_leaves_such_a_log_where_it_is(database_file: Path, copy: P
     assert files(database_file.parent) == before
 
 
-def test_an_interrupted_restore_overwrites_no_log(database_file: Path, copy: Path) -> None:
-    """Somebody who has looked at the database before, in the meantime, may have left one beside it."""
+def test_interrupted_restore_overwrites_no_log(database_file: Path, copy: Path) -> None:
+    """A program that opened the previous database meanwhile may have left one."""
     path = interrupted(database_file, copy)
     (aside,) = kept(path)
     Path(f"{aside}-wal").write_bytes(b"its own")
@@ -440,10 +438,10 @@ def test_an_interrupted_restore_overwrites_no_log(database_file: Path, copy: Pat
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate"])
-def test_nobody_makes_an_empty_database_in_the_midst_of_a_restore(
+def test_interrupted_restore_does_not_create_an_empty_database(
     database_file: Path, copy: Path, command: str
 ) -> None:
-    """A restore that died between two renames leaves no store.db; a server would begin with nothing."""
+    """A restore that died between two renames leaves no store.db, and the server refuses to start."""
     path = interrupted(database_file, copy)
     before = files(path.parent)
     done = run_command(command, folder=path.parent)
@@ -455,8 +453,8 @@ def test_nobody_makes_an_empty_database_in_the_midst_of_a_restore(
     assert files(path.parent) == before
 
 
-def test_an_interrupted_restore_is_done_by_running_it_again(database_file: Path, copy: Path) -> None:
-    """The log that was left goes to the database that it belongs to."""
+def test_interrupted_restore_is_completed_by_repeating_it(database_file: Path, copy: Path) -> None:
+    """The remaining log goes to the database that it belongs to."""
     path = interrupted(database_file, copy)
     done = run_command("restore", "copy.db", folder=path.parent)
 
@@ -467,8 +465,8 @@ def test_an_interrupted_restore_is_done_by_running_it_again(database_file: Path,
     assert not [it for it in path.parent.iterdir() if "restoring" in it.name]
 
 
-def test_a_bad_backup_does_not_end_an_interrupted_restore(database_file: Path, copy: Path) -> None:
-    """What must not be served stays so until a restore has succeeded."""
+def test_invalid_backup_does_not_end_an_interrupted_restore(database_file: Path, copy: Path) -> None:
+    """The server refuses to start until a restore has succeeded."""
     path = interrupted(database_file, copy)
     no_database(copy)
     assert run_command("restore", "copy.db", folder=path.parent).returncode == 1
@@ -531,7 +529,7 @@ def dying_in(folders: list[Path], copy: Path) -> list[int]:
         [sys.executable, "-c", DYING, copy, *folders],
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
     codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
@@ -541,9 +539,10 @@ def dying_in(folders: list[Path], copy: Path) -> list[int]:
     return codes
 
 
-def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_path: Path) -> None:
-    """Afterwards there is the database before, with its log, or the new one, or nobody may serve; and running
-    it again ends it, with nothing lost."""
+def test_restore_can_die_at_every_step(database_file: Path, copy: Path, tmp_path: Path) -> None:
+    """Afterwards there is the previous database with its log, or the new one, or the server refuses to
+    start; repeating the restore completes it without loss.
+    """
     with closing(sqlite3.connect(database_file)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("INSERT INTO posts (body) VALUES ('in the log')")
@@ -569,10 +568,10 @@ def test_a_restore_may_die_at_every_step(database_file: Path, copy: Path, tmp_pa
     assert set(found) == {"old", "refused", "new"}
 
 
-def test_a_restore_beside_a_log_alone_may_die_at_every_step(
+def test_restore_beside_a_log_alone_can_die_at_every_step(
     database_file: Path, copy: Path, tmp_path: Path
 ) -> None:
-    """Whichever restore ends it, an older database that was set aside does not get the log."""
+    """An older previous database never gets the log."""
     log = without_its_database(database_file)
     folders = [tmp_path / str(step) for step in range(STEPS)]
     for folder in folders:
@@ -601,8 +600,8 @@ def state_of(path: Path, old: list[str]) -> str:
     return "old" if seen == old else "new"
 
 
-def test_a_restore_that_is_killed_while_it_copies_changes_nothing(database_file: Path, copy: Path) -> None:
-    """The database is served as before, and the next restore is not in the way of what was left."""
+def test_restore_killed_during_the_copy_changes_nothing(database_file: Path, copy: Path) -> None:
+    """The database is served as before, and leftovers do not block the next restore."""
     with closing(sqlite3.connect(copy)) as connection, connection:
         connection.executemany("INSERT INTO posts (body) VALUES (?)", [["x" * 60_000]] * 3_000)
     process = subprocess.Popen(
@@ -623,10 +622,10 @@ def test_a_restore_that_is_killed_while_it_copies_changes_nothing(database_file:
 # The change feed
 
 
-async def test_tokens_of_the_lost_future_are_foreign_and_those_before_go_on(
+async def test_tokens_from_the_lost_future_are_foreign(
     server_process: ServerProcess,
 ) -> None:
-    """Whatever is written since in the places of what was lost, nobody passes over it."""
+    """Tokens from before the backup continue; new changes in the same positions are not skipped."""
     folder = server_process.folder
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
@@ -650,8 +649,8 @@ async def test_tokens_of_the_lost_future_are_foreign_and_those_before_go_on(
             await first_change(stubs, late)
         change = await first_change(stubs, early)
 
-    assert error_seen(ahead.value).reason == "RESUME_TOKEN_FOREIGN"
-    assert error_seen(passed.value).reason == "RESUME_TOKEN_FOREIGN"
+    assert received_error(ahead.value).reason == "RESUME_TOKEN_FOREIGN"
+    assert received_error(passed.value).reason == "RESUME_TOKEN_FOREIGN"
     assert change.post.body == "new 0"
 
 
@@ -661,8 +660,8 @@ async def token(stubs: Stubs) -> str:
 
 
 async def first_change(stubs: Stubs, resume_token: str) -> changes_pb2.Change:
-    """The change behind a token."""
-    watch = stubs.changes.Watch(changes_pb2.WatchRequest(resume_token=resume_token), timeout=patience())
+    """Returns the first change after a token."""
+    watch = stubs.changes.Watch(changes_pb2.WatchRequest(resume_token=resume_token), timeout=scaled_timeout())
     async for response in watch:
         if response.changes:
             return response.changes[0]

@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import text
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
-from tests.bad_network import BadNetwork
-from tests.rpc.helpers import connected
-from tests.support import IS_LONG, ServerProcess
+from tests.support.database import database_connection
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import IS_LONG_RUN
+from tests.support.unreliable_proxy import UnreliableProxy
 
-ROUNDS = 20 if IS_LONG else 4
+ROUNDS = 20 if IS_LONG_RUN else 4
 CALLERS = 12
 ANSWERS_PER_ROUND = 60
 
@@ -31,18 +32,16 @@ _OPTIONS = [
 
 @pytest.fixture
 def server_process(tmp_path: Path, database_url: str) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, on each engine in turn."""
+    """A server as a child process, not started yet, on each engine in turn."""
     process = ServerProcess(tmp_path, settings={"DATABASE_URL": database_url})
     yield process
     process.kill()
 
 
 @pytest.mark.timeout(200 + 25 * ROUNDS)  # some starts, also on a machine that has other things to do
-async def test_what_is_retried_until_it_is_answered_is_done_once(
-    server_process: ServerProcess, database_url: str
-) -> None:
-    """Behind a bad network and a server that dies, every request ends up as one post, the one told of."""
-    network = BadNetwork(random.Random(17), cuts=0.08)
+async def test_retried_requests_are_done_once(server_process: ServerProcess, database_url: str) -> None:
+    """Behind a bad network and a server that dies, every request ends up as the one acknowledged post."""
+    network = UnreliableProxy(random.Random(17), cuts=0.08)
     told: dict[str, posts_pb2.Post] = {}
     enough, stop = asyncio.Condition(), asyncio.Event()
 
@@ -91,7 +90,7 @@ async def test_what_is_retried_until_it_is_answered_is_done_once(
 
     retries = sum(task.result() for task in callers)
     assert min(retries, network.cut_requests, network.cut_answers) > 0
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         posts = dict(tuple(row) for row in connection.execute(text("SELECT id, body FROM posts")))
         changes = connection.execute(text("SELECT request_id, resource_id FROM changes")).fetchall()
         requests = connection.execute(text("SELECT id FROM requests")).scalars().all()
@@ -101,7 +100,7 @@ async def test_what_is_retried_until_it_is_answered_is_done_once(
     assert "Traceback" not in server_process.stderr()
 
 
-async def start(server_process: ServerProcess, network: BadNetwork) -> None:
+async def start(server_process: ServerProcess, network: UnreliableProxy) -> None:
     """Starts the server where the network leads."""
     await asyncio.to_thread(server_process.start)
     network.server_address = server_process.address

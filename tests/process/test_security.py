@@ -16,9 +16,10 @@ from click.testing import CliRunner
 from store_service import cli
 from store_service.access import keys
 from store_service.access.caller import ALL_RIGHTS, Right
-from tests.certificates import Files, chain_of, key_of
-from tests.patience import patience
-from tests.support import ServerProcess, run_command, wait_until
+from tests.support.certificates import TlsFiles, certificate_chain, private_key
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.timeouts import scaled_timeout
 
 GRPCURL = Path(sys.executable).with_name("grpcurl")
 
@@ -39,7 +40,7 @@ class Secured:
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=patience(),
+            timeout=scaled_timeout(),
             check=False,
         )
 
@@ -49,10 +50,10 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """One for the whole module."""
     folder = tmp_path_factory.mktemp("secured")
     authority = trustme.CA()
-    files = Files(folder, authority)
+    files = TlsFiles(folder, authority)
     client = authority.issue_cert("billing.internal")
-    (folder / "client.pem").write_bytes(chain_of(client))
-    (folder / "client-key.pem").write_bytes(key_of(client))
+    (folder / "client.pem").write_bytes(certificate_chain(client))
+    (folder / "client-key.pem").write_bytes(private_key(client))
     made = {}
     for name, rights in (("all", ALL_RIGHTS), ("reader", frozenset([Right.READ]))):
         made[name] = keys.new_key()
@@ -73,8 +74,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
 MUTUAL = ("-cacert", "ca.pem", "-cert", "client.pem", "-key", "client-key.pem")
 
 
-def test_grpcurl_calls_with_certificates_and_a_key(secured: Secured) -> None:
-    """The key goes with the questions to reflection too, so that no proto files are needed."""
+def test_grpcurl_calls_with_certificates_and_an_api_key(secured: Secured) -> None:
+    """The key is sent to reflection too, so that no proto files are needed."""
     header = ("-H", f"authorization: Bearer {secured.key}")
     done = secured.grpcurl(
         *MUTUAL, *header, "-d", '{"post": {"body": "Hi"}}', "{}", "storeapi.v1.PostService/CreatePost"
@@ -85,8 +86,8 @@ def test_grpcurl_calls_with_certificates_and_a_key(secured: Secured) -> None:
     assert "storeapi.v1.PostService" in secured.grpcurl(*MUTUAL, *header, "{}", "list").stdout
 
 
-def test_grpcurl_is_told_what_is_missing(secured: Secured) -> None:
-    """A key, the right to do it, or a certificate."""
+def test_grpcurl_receives_authentication_errors(secured: Secured) -> None:
+    """A missing key, permission or certificate."""
     no_key = secured.grpcurl(*MUTUAL, "{}", "list")
     assert no_key.returncode != 0
     assert "needs credentials" in no_key.stderr
@@ -103,8 +104,8 @@ def test_grpcurl_is_told_what_is_missing(secured: Secured) -> None:
         assert secured.grpcurl("-connect-timeout", "2", *options, "{}", "list").returncode != 0
 
 
-def test_health_needs_a_certificate_and_no_key(secured: Secured, tmp_path: Path) -> None:
-    """With reflection for callers alone, a probe has the proto of the health service at hand."""
+def test_health_needs_a_certificate_and_no_api_key(secured: Secured, tmp_path: Path) -> None:
+    """With reflection for callers only, a probe has the proto of the health service."""
     proto = tmp_path / "health.proto"
     proto.write_text(
         'syntax = "proto3"; package grpc.health.v1;'
@@ -125,8 +126,8 @@ def test_health_needs_a_certificate_and_no_key(secured: Secured, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["threads", "asyncio"])
-async def test_the_python_client_calls_with_certificates_and_a_key(secured: Secured, kind: str) -> None:
-    """From files, as its documentation says; a watch too."""
+async def test_python_client_calls_with_certificates_and_an_api_key(secured: Secured, kind: str) -> None:
+    """From files, as documented; a watch too."""
     folder = secured.folder
     options = {
         "tls_ca": folder / "ca.pem",
@@ -151,8 +152,8 @@ async def test_the_python_client_calls_with_certificates_and_a_key(secured: Secu
     assert first.kind == "post"
 
 
-def test_the_python_client_tells_what_is_wrong(secured: Secured) -> None:
-    """With an error of its own for each, and none of them is tried again."""
+def test_python_client_raises_authentication_errors(secured: Secured) -> None:
+    """Each has its own class, and none is retried."""
     folder = secured.folder
     tls = {
         "tls_ca": folder / "ca.pem",
@@ -175,8 +176,8 @@ def test_the_python_client_tells_what_is_wrong(secured: Secured) -> None:
 # Start
 
 
-def test_an_open_port_without_tls_is_refused(tmp_path: Path) -> None:
-    """Nothing is made, and the line says what to do."""
+def test_public_address_without_tls_is_refused(tmp_path: Path) -> None:
+    """Nothing is created, and the line says what to do."""
     done = run_command("serve", "--listen", "0.0.0.0:0", folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -186,8 +187,8 @@ def test_an_open_port_without_tls_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_an_open_port_without_tls_is_served_when_somebody_says_so(tmp_path: Path) -> None:
-    """Where a mesh or proxy encrypts."""
+async def test_public_address_without_tls_is_served_if_allowed(tmp_path: Path) -> None:
+    """Behind a mesh or proxy that encrypts."""
     server = ServerProcess(tmp_path, {"STORE_LISTEN": "0.0.0.0:0", "STORE_ALLOW_INSECURE": "true"}).start()
     try:
         port = server.address.rpartition(":")[2]
@@ -197,9 +198,8 @@ async def test_an_open_port_without_tls_is_served_when_somebody_says_so(tmp_path
         server.kill()
 
 
-async def test_an_open_port_is_served_with_tls(tmp_path: Path) -> None:
-    """That is what it is for."""
-    files = Files(tmp_path, trustme.CA())
+async def test_public_address_is_served_with_tls(tmp_path: Path) -> None:
+    files = TlsFiles(tmp_path, trustme.CA())
     server = ServerProcess(
         tmp_path,
         {"STORE_LISTEN": "0.0.0.0:0", "STORE_TLS_CERT": str(files.cert), "STORE_TLS_KEY": str(files.key)},
@@ -212,12 +212,12 @@ async def test_an_open_port_is_served_with_tls(tmp_path: Path) -> None:
         server.kill()
 
 
-async def test_a_socket_file_needs_no_tls(tmp_path: Path) -> None:
-    """Nobody but this machine reaches it."""
+async def test_unix_socket_needs_no_tls(tmp_path: Path) -> None:
+    """Only this machine can reach it."""
     server = ServerProcess(tmp_path, {"STORE_LISTEN": f"unix:{tmp_path}/s"}).start()
     try:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            await asyncio.wait_for(channel.channel_ready(), patience())
+            await asyncio.wait_for(channel.channel_ready(), scaled_timeout())
     finally:
         server.kill()
 
@@ -240,15 +240,15 @@ GOOD = ("STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA", "STORE_API_KEY
         ("STORE_JWT_SECRET_FILE", "s3cret"),
     ],
 )
-def test_a_bad_file_is_one_line_that_names_its_variable(
+def test_invalid_tls_file_is_named_by_its_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, variable: str, content: str | None
 ) -> None:
-    """Exit code 2, as of a bad setting; nothing is made, and nothing of the file is shown."""
-    files = Files(tmp_path, trustme.CA())
+    """Exit code 2; nothing is created, and no content of the file is printed."""
+    files = TlsFiles(tmp_path, trustme.CA())
     keys.append(tmp_path / "keys", name="a", key=keys.new_key(), rights=ALL_RIGHTS)
     paths = dict(zip(GOOD, (files.cert, files.key, files.client_ca, tmp_path / "keys"), strict=True))
     if content == "another":
-        content = key_of(trustme.CA().issue_cert("localhost")).decode()
+        content = private_key(trustme.CA().issue_cert("localhost")).decode()
     paths[variable] = tmp_path / "bad"
     if content is not None:
         paths[variable].write_text(content)
@@ -270,10 +270,10 @@ def test_a_bad_file_is_one_line_that_names_its_variable(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_renewal_needs_no_restart_of_the_process(tmp_path: Path) -> None:
-    """As an operator does it: files are exchanged, a key is made, and the log tells of both."""
+def test_renewal_needs_no_restart(tmp_path: Path) -> None:
+    """Files are replaced, a key is created, and both are logged."""
     authority = trustme.CA()
-    files = Files(tmp_path, authority)
+    files = TlsFiles(tmp_path, authority)
     settings = {
         "STORE_TLS_CERT": str(files.cert),
         "STORE_TLS_KEY": str(files.key),

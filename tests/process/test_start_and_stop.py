@@ -1,4 +1,4 @@
-"""How a server starts and stops, as whoever runs it sees it."""
+"""Start and stop of a server as an operator sees them."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -22,20 +22,23 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, posts_pb2, posts_pb2_grpc
 
 from store_service.database import connect, schema
-from tests.patience import patience
-from tests.postgres import new_database
-from tests.process.by_hand import run_without_privileges
-from tests.rpc.helpers import become
-from tests.store import old_application
-from tests.store.old_application import query
-from tests.support import ServerProcess, Stubs, failure, free_port, run_command, wait_until
+from tests.support import legacy_database
+from tests.support.database import query
+from tests.support.errors import expect_error
+from tests.support.health import health_stream, wait_for_not_serving
+from tests.support.polling import eventually, wait_until
+from tests.support.ports import free_port
+from tests.support.postgresql import new_database
+from tests.support.server_process import ServerProcess, run_command, run_without_privileges
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
 
 @pytest.fixture
 def server_process(database_file: Path) -> Iterator[ServerProcess]:
-    """A server in a process of its own, not started yet, whose database needs no upgrade."""
+    """A server as a child process, not started yet, whose database needs no upgrade."""
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
@@ -47,15 +50,15 @@ def logged(server_process: ServerProcess) -> list[dict[str, object]]:
 
 
 def events(server_process: ServerProcess) -> list[object]:
-    """What the log tells, in order, but for calls."""
+    """The log events in order, without calls."""
     return [line["event"] for line in logged(server_process) if line["event"] != "call"]
 
 
 # Starting
 
 
-async def test_calls_succeed_from_the_line_on(server_process: ServerProcess) -> None:
-    """Whoever waits for the line on stdout may call at once, without trying again."""
+async def test_calls_succeed_after_the_serving_line(server_process: ServerProcess) -> None:
+    """Without a retry."""
     for number in range(1, 4):
         server_process.start()
         async with grpc.aio.insecure_channel(server_process.address) as channel:
@@ -64,8 +67,8 @@ async def test_calls_succeed_from_the_line_on(server_process: ServerProcess) -> 
         assert server_process.stop() == 0
 
 
-def test_the_line_is_all_that_is_printed(server_process: ServerProcess) -> None:
-    """stdout is for scripts: one line, with the address, and nothing else until the end."""
+def test_stdout_has_only_the_serving_line(server_process: ServerProcess) -> None:
+    """One line with the address."""
     server_process.start()
     assert server_process.process is not None
     assert server_process.process.stdout is not None
@@ -75,8 +78,8 @@ def test_the_line_is_all_that_is_printed(server_process: ServerProcess) -> None:
     assert server_process.wait() == 0
 
 
-async def test_port_0_becomes_a_real_port(tmp_path: Path) -> None:
-    """The system chooses a free port, and the line tells which; so any number of servers run side by side."""
+async def test_port_0_becomes_a_free_port(tmp_path: Path) -> None:
+    """The line contains it, so several servers can run side by side."""
     servers = []
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -93,7 +96,7 @@ async def test_port_0_becomes_a_real_port(tmp_path: Path) -> None:
             server.kill()
 
 
-async def test_a_unix_socket_is_an_address_too(server_process: ServerProcess) -> None:
+async def test_unix_socket_is_an_address(server_process: ServerProcess) -> None:
     """For callers on the same machine."""
     server_process.settings["STORE_LISTEN"] = "unix:store.sock"
     server_process.start()
@@ -110,7 +113,7 @@ def migrated_folder(database_file: Path) -> Path:
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None:
-    """It ended with exit code 1 and one line that tells a person what is wrong."""
+    """Checks for exit code 1 and one readable line."""
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("store-service: ")
@@ -118,7 +121,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *words: str) -> None
         assert word in line
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
+def test_port_in_use_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
     """Two servers never share a port by accident."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -128,10 +131,8 @@ def test_a_port_in_use_is_one_line_and_exit_code_1(migrated_folder: Path) -> Non
     assert done.stdout == ""
 
 
-async def test_a_port_of_another_server_is_in_use(
-    server_process: ServerProcess, migrated_folder: Path
-) -> None:
-    """Also when the other one is a store-service: the system would let both have it and share calls out."""
+async def test_port_of_another_server_is_in_use(server_process: ServerProcess, migrated_folder: Path) -> None:
+    """The system would allow two store-service processes to share it."""
     server_process.start()
     other = migrated_folder / "other"
     other.mkdir()
@@ -141,8 +142,8 @@ async def test_a_port_of_another_server_is_in_use(
     assert_one_line(done, server_process.address)
 
 
-def test_an_address_of_another_machine_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
-    """192.0.2.1 belongs to nobody."""
+def test_foreign_address_is_one_line_and_exit_code_1(migrated_folder: Path) -> None:
+    """192.0.2.1 belongs to no interface."""
     settings = {"STORE_LISTEN": "192.0.2.1:50051", "STORE_ALLOW_INSECURE": "true"}
     done = run_command("serve", folder=migrated_folder, settings=settings)
 
@@ -153,9 +154,9 @@ ADDRESSES = pytest.mark.parametrize("variable", ["STORE_LISTEN", "STORE_METRICS_
 
 
 @ADDRESSES
-def test_a_start_that_cannot_listen_changes_no_file(tmp_path: Path, variable: str) -> None:
-    """Whoever has the address may be a program that knows only the schema that is there."""
-    old_application.make(tmp_path / "store.db")
+def test_start_that_cannot_listen_changes_no_file(tmp_path: Path, variable: str) -> None:
+    """The running program may need the current schema."""
+    legacy_database.create_file(tmp_path / "store.db")
     before = (tmp_path / "store.db").read_bytes()
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -167,7 +168,7 @@ def test_a_start_that_cannot_listen_changes_no_file(tmp_path: Path, variable: st
 
 @ADDRESSES
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_start_that_cannot_listen_makes_no_tables(
+def test_start_that_cannot_listen_creates_no_tables(
     tmp_path: Path, postgres: str, variable: str, workers: str
 ) -> None:
     """The same on PostgreSQL, with one process and with several."""
@@ -185,8 +186,8 @@ def test_a_start_that_cannot_listen_makes_no_tables(
 
 
 @ADDRESSES
-def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path, variable: str) -> None:
-    """It says what is wrong with the path, and nothing of ports."""
+def test_socket_that_cannot_be_created_is_one_line(tmp_path: Path, variable: str) -> None:
+    """The line describes the path and does not mention ports."""
     (tmp_path / "file").write_text("somebody's")
     for path, why in [
         ("nowhere/store.sock", "No such file or directory"),
@@ -199,8 +200,8 @@ def test_a_socket_that_cannot_be_made_is_one_line(tmp_path: Path, variable: str)
     assert not (tmp_path / "store.db").exists()
 
 
-def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) -> None:
-    """What was opened before the error is closed, down to the last byte of the log."""
+def test_failed_start_releases_the_database(migrated_folder: Path) -> None:
+    """Everything is closed, including the log file."""
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         run_command("serve", folder=migrated_folder, settings={"STORE_LISTEN": address})
@@ -212,8 +213,10 @@ def test_after_a_failed_start_the_database_is_free_again(migrated_folder: Path) 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_no_stream_is_needed(tmp_path: Path, postgres_database: str, workers: str, closed: str) -> None:
-    """Whoever starts it may have closed stdin, stdout and stderr; nothing else gets their numbers."""
+def test_server_starts_without_standard_streams(
+    tmp_path: Path, postgres_database: str, workers: str, closed: str
+) -> None:
+    """stdin, stdout and stderr may be closed; no other file gets their descriptors."""
     address = f"127.0.0.1:{free_port()}"
     settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": workers, "STORE_LISTEN": address}
     process = subprocess.Popen(
@@ -229,11 +232,11 @@ def test_no_stream_is_needed(tmp_path: Path, postgres_database: str, workers: st
         with grpc.insecure_channel(address, [("grpc.max_reconnect_backoff_ms", 200)]) as channel:
             posts = posts_pb2_grpc.PostServiceStub(channel)
             request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
-            assert posts.CreatePost(request, timeout=patience(), wait_for_ready=True).id
+            assert posts.CreatePost(request, timeout=scaled_timeout(), wait_for_ready=True).id
         for name in ("0", "1", "2"):
             assert not Path(f"/proc/{process.pid}/fd/{name}").readlink().name.startswith("socket")
         process.terminate()
-        output, _ = process.communicate(timeout=patience())
+        output, _ = process.communicate(timeout=scaled_timeout())
         assert process.returncode == 0
         assert "Traceback" not in output
     finally:
@@ -249,15 +252,15 @@ def serve(folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     return run_command("serve", folder=folder, settings={"STORE_LISTEN": "127.0.0.1:0", **settings})
 
 
-def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    """The line names the path, so that the wrong letter in it is found."""
+def test_missing_directory_is_one_line(tmp_path: Path) -> None:
+    """The line names the path."""
     done = serve(tmp_path, DATABASE_URL="sqlite:///not/there/store.db")
 
     assert_one_line(done, "not/there/store.db", "No such file or directory")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_must_not_be_written_to_is_one_line(migrated_folder: Path) -> None:
+def test_unwritable_directory_is_one_line(migrated_folder: Path) -> None:
     """SQLite needs files beside the database."""
     migrated_folder.chmod(0o555)
     done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
@@ -266,7 +269,7 @@ def test_a_folder_that_must_not_be_written_to_is_one_line(migrated_folder: Path)
     assert_one_line(done, "store.db", "Permission denied")
 
 
-def test_a_file_that_must_not_be_written_to_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+def test_unwritable_file_is_one_line(migrated_folder: Path, database_file: Path) -> None:
     """A service that could not store anything does not start."""
     database_file.chmod(0o444)
     done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
@@ -274,8 +277,8 @@ def test_a_file_that_must_not_be_written_to_is_one_line(migrated_folder: Path, d
     assert_one_line(done, "cannot write store.db: Permission denied")
 
 
-def test_a_file_that_must_not_be_read_is_one_line(migrated_folder: Path, database_file: Path) -> None:
-    """Whose file it is, and what the system says."""
+def test_unreadable_file_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+    """With its owner and the system error."""
     database_file.chmod(0)
     done = run_without_privileges("serve", "--listen", "127.0.0.1:0", folder=migrated_folder)
 
@@ -283,8 +286,7 @@ def test_a_file_that_must_not_be_read_is_one_line(migrated_folder: Path, databas
 
 
 @pytest.mark.parametrize("content", [b"short", b"Dear diary, today I was taken for a database. " * 1000])
-def test_a_file_that_is_no_database_is_one_line_and_stays_as_it_is(tmp_path: Path, content: bytes) -> None:
-    """Whatever it is, it is somebody's."""
+def test_file_that_is_not_a_database_is_one_line_and_unchanged(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "store.db"
     path.write_bytes(content)
     done = serve(tmp_path)
@@ -293,15 +295,15 @@ def test_a_file_that_is_no_database_is_one_line_and_stays_as_it_is(tmp_path: Pat
     assert path.read_bytes() == content
 
 
-def test_a_folder_in_place_of_the_database_is_one_line(tmp_path: Path) -> None:
+def test_directory_in_place_of_the_database_is_one_line(tmp_path: Path) -> None:
     """It has the right name and is of the wrong kind."""
     (tmp_path / "store.db").mkdir()
 
     assert_one_line(serve(tmp_path), "cannot write store.db: Is a directory")
 
 
-def test_a_damaged_database_is_one_line(migrated_folder: Path, database_file: Path) -> None:
-    """Half of a copy, for instance."""
+def test_damaged_database_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+    """Such as a partial copy."""
     data = database_file.read_bytes()
     database_file.write_bytes(data[: len(data) // 2])
 
@@ -309,8 +311,8 @@ def test_a_damaged_database_is_one_line(migrated_folder: Path, database_file: Pa
 
 
 @pytest.mark.parametrize("settings", [{}, {"STORE_AUTO_MIGRATE": "false"}], ids=["auto", "manual"])
-def test_a_database_of_another_application_is_one_line(tmp_path: Path, settings: dict[str, str]) -> None:
-    """Its posts are not ours; the line tells by which columns that was seen."""
+def test_database_of_another_application_is_one_line(tmp_path: Path, settings: dict[str, str]) -> None:
+    """The line names the unexpected columns."""
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute("CREATE TABLE posts (id INTEGER PRIMARY KEY, title TEXT)")
     before = (tmp_path / "store.db").read_bytes()
@@ -320,10 +322,10 @@ def test_a_database_of_another_application_is_one_line(tmp_path: Path, settings:
 
 
 @pytest.mark.parametrize("command", ["serve", "migrate", "check"])
-def test_an_old_database_that_cannot_be_upgraded_is_one_line(tmp_path: Path, command: str) -> None:
-    """It names everything that is in the way, and nobody is sent to a command that will refuse too."""
+def test_legacy_database_that_cannot_be_upgraded_is_one_line(tmp_path: Path, command: str) -> None:
+    """It names every obstacle, and no command that would refuse too."""
     path = tmp_path / "store.db"
-    old_application.make(path)
+    legacy_database.create_file(path)
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript("""
             CREATE TABLE likes (post_id INTEGER REFERENCES posts (id));
@@ -338,9 +340,9 @@ def test_an_old_database_that_cannot_be_upgraded_is_one_line(tmp_path: Path, com
     assert path.read_bytes() == before
 
 
-def test_a_revision_of_another_application_is_one_line(tmp_path: Path) -> None:
-    """It cannot be told from one of a newer version, and both are said."""
-    old_application.make(tmp_path / "store.db")
+def test_revision_of_another_application_is_one_line(tmp_path: Path) -> None:
+    """It may also be of a newer version; the line says both."""
+    legacy_database.create_file(tmp_path / "store.db")
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection, connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('0001abc')")
@@ -351,7 +353,7 @@ def test_a_revision_of_another_application_is_one_line(tmp_path: Path) -> None:
         )
 
 
-def test_a_database_of_a_newer_version_is_one_line(migrated_folder: Path, database_file: Path) -> None:
+def test_database_of_a_newer_version_is_one_line(migrated_folder: Path, database_file: Path) -> None:
     """The way back is to run the newer version."""
     with closing(sqlite3.connect(database_file)) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
@@ -361,10 +363,10 @@ def test_a_database_of_a_newer_version_is_one_line(migrated_folder: Path, databa
     )
 
 
-def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path) -> None:
-    """With STORE_AUTO_MIGRATE=false the line says what to run instead, and the file stays as it is."""
+def test_older_schema_without_auto_migrate_is_one_line(tmp_path: Path) -> None:
+    """The line names the command to run, and the file is unchanged."""
     path = tmp_path / "store.db"
-    old_application.make(path)
+    legacy_database.create_file(path)
     before = path.read_bytes()
     done = serve(tmp_path, STORE_AUTO_MIGRATE="false")
 
@@ -372,8 +374,8 @@ def test_an_older_schema_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path)
     assert path.read_bytes() == before
 
 
-def test_an_empty_database_is_one_line_when_it_may_not_be_upgraded(tmp_path: Path) -> None:
-    """It stays empty, and the line says what makes the tables."""
+def test_empty_database_without_auto_migrate_is_one_line(tmp_path: Path) -> None:
+    """It stays empty, and the line names the command that creates the tables."""
     path = tmp_path / "store.db"
     path.touch()
     done = serve(tmp_path, STORE_AUTO_MIGRATE="false")
@@ -382,9 +384,9 @@ def test_an_empty_database_is_one_line_when_it_may_not_be_upgraded(tmp_path: Pat
     assert path.read_bytes() == b""
 
 
-def test_a_database_that_somebody_writes_to_is_one_line_when_it_must_be_upgraded(tmp_path: Path) -> None:
-    """The old application is still running, say."""
-    old_application.make(tmp_path / "store.db")
+def test_database_locked_by_a_writer_is_one_line_at_the_upgrade(tmp_path: Path) -> None:
+    """For example by the legacy application."""
+    legacy_database.create_file(tmp_path / "store.db")
     with closing(sqlite3.connect(tmp_path / "store.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         done = serve(tmp_path)
@@ -402,7 +404,7 @@ IS_UPGRADED = pytest.mark.parametrize("auto_migrate", ["true", "false"])
 def silent() -> Iterator[socket.socket]:
     """What takes connections and says nothing, as a PostgreSQL whose machine is stuck."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(patience())
+        listener.settimeout(scaled_timeout())
         yield listener
 
 
@@ -412,10 +414,8 @@ def url_of(listener: socket.socket) -> str:
 
 
 @IS_UPGRADED
-def test_a_database_that_does_not_answer_is_one_line(
-    tmp_path: Path, silent: socket.socket, auto_migrate: str
-) -> None:
-    """After STORE_ACQUIRE_SECONDS, as one that is not there."""
+def test_unresponsive_database_is_one_line(tmp_path: Path, silent: socket.socket, auto_migrate: str) -> None:
+    """After the connect timeout, like an unreachable one."""
     done = serve(
         tmp_path,
         DATABASE_URL=url_of(silent),
@@ -429,10 +429,10 @@ def test_a_database_that_does_not_answer_is_one_line(
 @pytest.mark.parametrize("number", SIGNALS)
 @IS_SUPERVISED
 @IS_UPGRADED
-def test_a_signal_ends_a_start_that_waits(
+def test_signal_ends_a_waiting_start(
     tmp_path: Path, silent: socket.socket, number: signal.Signals, workers: str, auto_migrate: str
 ) -> None:
-    """The first signal does, with exit code 0, and nobody is left behind."""
+    """The first signal, with exit code 0 and no process left."""
     settings = {"DATABASE_URL": url_of(silent), "STORE_ACQUIRE_SECONDS": "60"}
     settings |= {"STORE_WORKERS": workers, "STORE_AUTO_MIGRATE": auto_migrate}
     server_process = ServerProcess(tmp_path, settings)
@@ -445,7 +445,7 @@ def test_a_signal_ends_a_start_that_waits(
 
         assert server_process.wait() == 0
         for connection in connections:
-            connection.settimeout(patience())
+            connection.settimeout(scaled_timeout())
             while connection.recv(1024):
                 pass
     finally:
@@ -459,24 +459,25 @@ def test_a_signal_ends_a_start_that_waits(
 
 
 @pytest.mark.parametrize("is_replaced", [False, True], ids=["deleted", "replaced"])
-async def test_a_file_that_is_gone_is_not_written_to(
-    server_process: ServerProcess, is_replaced: bool
-) -> None:
-    """SQLite would go on and succeed, in a file that nobody finds again; when it is back, all is well."""
+async def test_deleted_file_is_not_written_to(server_process: ServerProcess, is_replaced: bool) -> None:
+    """SQLite would succeed in the unlinked file. When the file is back, the service recovers."""
     path = server_process.folder / "store.db"
     other = server_process.folder / "other.db"
     other.write_bytes(path.read_bytes())
     server_process.start()
-    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+    async with (
+        grpc.aio.insecure_channel(server_process.address) as channel,
+        health_stream(channel) as statuses,
+    ):
         post = await Stubs(channel).create_post("before")
         path.rename(server_process.folder / "moved.db")
         if is_replaced:
             other.rename(path)
 
         assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        error = await failure(Stubs(channel).create_post("lost"))
+        error = await expect_error(Stubs(channel).create_post("lost"))
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
-        await become(lambda: "not healthy" in events(server_process))
+        await eventually(lambda: "not healthy" in events(server_process))
 
         (server_process.folder / "moved.db").rename(path)
         assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
@@ -487,14 +488,14 @@ async def test_a_file_that_is_gone_is_not_written_to(
     assert server_process.stop() == 0
 
 
-async def test_a_file_that_is_gone_is_noticed_without_being_asked(server_process: ServerProcess) -> None:
-    """Nobody need ask for health: writes are refused within seconds, and the log tells why."""
+async def test_deleted_file_is_detected_without_a_health_check(server_process: ServerProcess) -> None:
+    """Writes are refused within seconds, and the log says why."""
     server_process.start()
     (server_process.folder / "store.db").unlink()
-    await become(lambda: "writes are refused" in events(server_process))
+    await eventually(lambda: "writes are refused" in events(server_process))
 
     async with grpc.aio.insecure_channel(server_process.address) as channel:
-        error = await failure(Stubs(channel).create_post("lost"))
+        error = await expect_error(Stubs(channel).create_post("lost"))
     assert error.reason == "DATABASE_UNAVAILABLE"
     (line,) = [line for line in logged(server_process) if line["event"] == "writes are refused"]
     assert str(server_process.folder / "store.db") in str(line["cause"])
@@ -505,35 +506,18 @@ async def test_a_file_that_is_gone_is_noticed_without_being_asked(server_process
 
 @contextmanager
 def writes_held_up(server_process: ServerProcess) -> Iterator[sqlite3.Connection]:
-    """Another process has the database's write lock, so that writes wait; ROLLBACK lets them go on."""
+    """Another process holds the write lock until ROLLBACK."""
     path = server_process.folder / "store.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield other
 
 
-@asynccontextmanager
-async def watched(channel: grpc.aio.Channel) -> AsyncIterator[AsyncIterator[health_pb2.HealthCheckResponse]]:
-    """A health stream, whose first answer has come."""
-    stream = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-    statuses = aiter(stream)
-    assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.SERVING
-    try:
-        yield statuses
-    finally:
-        stream.cancel()
-
-
-async def told_of_the_stop(statuses: AsyncIterator[health_pb2.HealthCheckResponse]) -> None:
-    """Waits for the health stream's last answer, after which no new call is taken."""
-    assert (await anext(statuses)).status == health_pb2.HealthCheckResponse.NOT_SERVING
-
-
 def is_refused(address: str) -> bool:
-    """Whether nobody listens there any more, so that a balancer goes elsewhere at once."""
+    """Whether the port refuses connections."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=patience()).close()
+        socket.create_connection((host, int(port)), timeout=scaled_timeout()).close()
     except ConnectionRefusedError:
         return True
     return False
@@ -551,8 +535,8 @@ async def begun(channel: grpc.aio.Channel, body: str) -> asyncio.Task[posts_pb2.
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_stops_an_idle_server(server_process: ServerProcess, number: signal.Signals) -> None:
-    """Exit code 0, and the log tells of it."""
+def test_signal_stops_an_idle_server(server_process: ServerProcess, number: signal.Signals) -> None:
+    """Exit code 0, and the stop is logged."""
     server_process.start()
     server_process.signal(number)
 
@@ -562,19 +546,22 @@ def test_a_signal_stops_an_idle_server(server_process: ServerProcess, number: si
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-async def test_a_running_call_finishes_and_new_ones_are_refused(
+async def test_running_call_finishes_and_new_calls_are_refused(
     server_process: ServerProcess, number: signal.Signals
 ) -> None:
-    """Nobody who was taken is dropped; who comes later learns that another try may help."""
+    """New calls get an error that says that a retry may succeed."""
     server_process.settings["STORE_GRACE_SECONDS"] = "60"
     server_process.start()
-    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+    async with (
+        grpc.aio.insecure_channel(server_process.address) as channel,
+        health_stream(channel) as statuses,
+    ):
         with writes_held_up(server_process) as other:
             running = await begun(channel, "taken")
             server_process.signal(number)
-            await told_of_the_stop(statuses)
-            refused = await failure(Stubs(channel).create_post("refused"))
-            await become(partial(is_refused, server_process.address))
+            await wait_for_not_serving(statuses)
+            refused = await expect_error(Stubs(channel).create_post("refused"))
+            await eventually(partial(is_refused, server_process.address))
             health = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             assert not running.done()
             other.execute("ROLLBACK")
@@ -594,18 +581,18 @@ async def test_a_running_call_finishes_and_new_ones_are_refused(
 async def test_connected_clients_and_open_streams_do_not_delay_the_stop(
     server_process: ServerProcess, number: signal.Signals
 ) -> None:
-    """With nothing to finish, the grace period is not waited for."""
+    """Without running calls the grace period is not used."""
     server_process.settings["STORE_GRACE_SECONDS"] = "600"
     server_process.start()
     async with (
         grpc.aio.insecure_channel(server_process.address) as channel,
         grpc.aio.insecure_channel(server_process.address, [("grpc.use_local_subchannel_pool", 1)]) as another,
-        watched(channel) as statuses,
-        watched(another),
+        health_stream(channel) as statuses,
+        health_stream(another),
     ):
         await Stubs(channel).create_post()
         server_process.signal(number)
-        await told_of_the_stop(statuses)
+        await wait_for_not_serving(statuses)
 
         assert [status async for status in statuses] == []
         assert await asyncio.to_thread(server_process.wait) == 0
@@ -624,17 +611,17 @@ def watch(
 
 
 async def bodies_of_next_posts(responses: AsyncIterator[changes_pb2.WatchResponse]) -> list[str]:
-    """Waits until a watch tells of posts."""
+    """Waits for changes of posts and returns their bodies."""
     while not (changes := (await anext(responses)).changes):
         pass
     return [change.post.body for change in changes]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-async def test_a_watch_that_a_stop_has_ended_goes_on_in_the_next_process(
+async def test_watch_ended_by_a_stop_continues_in_the_next_process(
     server_process: ServerProcess, number: signal.Signals
 ) -> None:
-    """It does not delay the stop; its error has the token behind which the rest is told, and nothing else."""
+    """Its error has a token after which nothing is lost or repeated."""
     server_process.settings["STORE_GRACE_SECONDS"] = "600"
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
@@ -643,7 +630,7 @@ async def test_a_watch_that_a_stop_has_ended_goes_on_in_the_next_process(
         await Stubs(channel).create_post("before the stop")
         told_before = await bodies_of_next_posts(responses)
         server_process.signal(number)
-        error = await failure(bodies_of_next_posts(responses))
+        error = await expect_error(bodies_of_next_posts(responses))
         code = await asyncio.to_thread(server_process.wait)
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
@@ -655,19 +642,22 @@ async def test_a_watch_that_a_stop_has_ended_goes_on_in_the_next_process(
     assert code == 0
 
 
-async def test_a_call_that_does_not_finish_in_time_does_not_keep_the_server(
+async def test_call_longer_than_the_grace_period_does_not_block_the_stop(
     server_process: ServerProcess,
 ) -> None:
-    """After the grace period and a second the process is gone, whatever the database does."""
+    """The process ends a second later, whatever the database does."""
     server_process.settings |= {"STORE_GRACE_SECONDS": "0.2", "STORE_LOCK_SECONDS": "60"}
     server_process.start()
-    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+    async with (
+        grpc.aio.insecure_channel(server_process.address) as channel,
+        health_stream(channel) as statuses,
+    ):
         with writes_held_up(server_process):
             running = await begun(channel, "too slow")
             server_process.signal()
-            await told_of_the_stop(statuses)
+            await wait_for_not_serving(statuses)
             code = await asyncio.to_thread(server_process.wait, seconds=20)
-        error = await failure(running)
+        error = await expect_error(running)
 
     assert code == 0
     assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
@@ -678,28 +668,31 @@ async def test_a_call_that_does_not_finish_in_time_does_not_keep_the_server(
 @pytest.mark.parametrize(
     ("first", "second"), [(signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM)]
 )
-async def test_a_second_signal_stops_at_once(
+async def test_second_signal_stops_at_once(
     server_process: ServerProcess, first: signal.Signals, second: signal.Signals
 ) -> None:
-    """Whoever is in a hurry does not wait for running calls; the exit code tells that it was a signal."""
+    """The exit code says that it was a signal."""
     server_process.settings["STORE_GRACE_SECONDS"] = "600"
     server_process.start()
-    async with grpc.aio.insecure_channel(server_process.address) as channel, watched(channel) as statuses:
+    async with (
+        grpc.aio.insecure_channel(server_process.address) as channel,
+        health_stream(channel) as statuses,
+    ):
         with writes_held_up(server_process):
             running = await begun(channel, "dropped")
             server_process.signal(first)
-            await told_of_the_stop(statuses)
+            await wait_for_not_serving(statuses)
             server_process.signal(second)
             code = await asyncio.to_thread(server_process.wait)
-        error = await failure(running)
+        error = await expect_error(running)
 
     assert code == 128 + second
     assert error.code == grpc.StatusCode.UNAVAILABLE
     assert events(server_process) == ["serving", "stopping"]
 
 
-async def test_a_stopped_server_leaves_one_file_with_everything_in_it(server_process: ServerProcess) -> None:
-    """After a clean stop the database is a single file again, which can be copied as it is."""
+async def test_stopped_server_leaves_a_single_database_file(server_process: ServerProcess) -> None:
+    """It can be copied."""
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         for number in range(3):
@@ -711,8 +704,8 @@ async def test_a_stopped_server_leaves_one_file_with_everything_in_it(server_pro
     assert query(alone, "SELECT body FROM posts") == [("0",), ("1",), ("2",)]
 
 
-def test_a_single_process_outlives_sighup(server_process: ServerProcess) -> None:
-    """There is nobody to take its place: it says so and goes on."""
+def test_single_process_ignores_sighup(server_process: ServerProcess) -> None:
+    """It logs that there is no worker to replace."""
     server_process.start()
 
     server_process.signal(signal.SIGHUP)
@@ -721,6 +714,6 @@ def test_a_single_process_outlives_sighup(server_process: ServerProcess) -> None
     with grpc.insecure_channel(server_process.address) as channel:
         posts = posts_pb2_grpc.PostServiceStub(channel)
         assert posts.CreatePost(
-            posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=patience()
+            posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a")), timeout=scaled_timeout()
         ).id
     assert server_process.stop() == 0

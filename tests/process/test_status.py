@@ -14,8 +14,9 @@ import grpc
 import pytest
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
-from tests.patience import patience
-from tests.support import ServerProcess, run_command, wait_until
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture
@@ -27,14 +28,14 @@ def running(database_file: Path) -> Iterator[ServerProcess]:
 
 
 def metrics_address(process: ServerProcess) -> str:
-    """Where it serves metrics, as its log tells."""
+    """The metrics address in the log."""
     (address,) = re.findall(r'"address": "(\S+)", "event": "serving metrics"', process.stderr())
     assert isinstance(address, str)
     return address
 
 
-def test_one_page_for_scripts(running: ServerProcess, tmp_path: Path) -> None:
-    """`--once` prints one page with calls, batches and lag, and exits."""
+def test_status_once_prints_one_page(running: ServerProcess, tmp_path: Path) -> None:
+    """With calls, batches and lag."""
     with grpc.insecure_channel(running.address) as channel:
         request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
         posts_pb2_grpc.PostServiceStub(channel).CreatePost(request)
@@ -50,8 +51,8 @@ def test_one_page_for_scripts(running: ServerProcess, tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
 
 
-def test_the_page_lives_until_it_is_interrupted(running: ServerProcess, tmp_path: Path) -> None:
-    """It goes on while the service is away, and Ctrl-C ends it well."""
+def test_status_runs_until_it_is_interrupted(running: ServerProcess, tmp_path: Path) -> None:
+    """It continues while the service is away, and Ctrl-C exits with 0."""
     output = tmp_path / "page"
     command = [sys.executable, "-m", "store_service", "status", metrics_address(running), "--every", "0.1"]
     with output.open("w") as stdout:
@@ -61,7 +62,7 @@ def test_the_page_lives_until_it_is_interrupted(running: ServerProcess, tmp_path
         running.kill()
         # Where there is no terminal, only the last page is printed, at the end.
         page.send_signal(signal.SIGINT)
-        _, stderr = page.communicate(timeout=patience())
+        _, stderr = page.communicate(timeout=scaled_timeout())
     finally:
         page.kill()
 
@@ -69,7 +70,7 @@ def test_the_page_lives_until_it_is_interrupted(running: ServerProcess, tmp_path
 
 
 def _is_looking(process: ServerProcess) -> bool:
-    """Whether somebody has asked for metrics: there is a connection that is over."""
+    """Whether metrics were requested: a closed connection exists."""
     assert process.process is not None
     port = int(metrics_address(process).rpartition(":")[2])
     tables = Path(f"/proc/{process.process.pid}/net/tcp").read_text().splitlines()[1:]
@@ -77,7 +78,7 @@ def _is_looking(process: ServerProcess) -> bool:
 
 
 @pytest.mark.parametrize("options", [[], ["--once"]])
-def test_a_service_that_is_not_there_is_one_line(tmp_path: Path, options: list[str]) -> None:
+def test_status_of_unreachable_service_is_one_line(tmp_path: Path, options: list[str]) -> None:
     """And exit code 1, also without `--once`."""
     done = run_command("status", "127.0.0.1:1", *options, folder=tmp_path)
 
@@ -87,7 +88,7 @@ def test_a_service_that_is_not_there_is_one_line(tmp_path: Path, options: list[s
 
 @contextmanager
 def other_service(status: int, body: bytes) -> Iterator[str]:
-    """Something that speaks HTTP and is no store-service."""
+    """An HTTP server that is not store-service."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -116,24 +117,24 @@ def other_service(status: int, body: bytes) -> Iterator[str]:
         (200, b"up 1\n", "serves metrics, but not those of a store-service"),
     ],
 )
-def test_something_else_there_is_one_line(tmp_path: Path, status: int, body: bytes, says: str) -> None:
-    """The line says what it is instead."""
+def test_status_of_another_server_is_one_line(tmp_path: Path, status: int, body: bytes, says: str) -> None:
+    """The line says what responded."""
     with other_service(status, body) as address:
         done = run_command("status", address, "--once", folder=tmp_path)
 
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"store-service: {address} {says}\n")
 
 
-def test_the_port_for_calls_is_not_that_for_metrics(running: ServerProcess, tmp_path: Path) -> None:
-    """Whoever takes one for the other is told."""
+def test_status_of_the_grpc_port_is_explained(running: ServerProcess, tmp_path: Path) -> None:
+    """It is not the metrics port."""
     done = run_command("status", running.address, "--once", folder=tmp_path)
 
     assert done.returncode == 1
     assert done.stderr == f"store-service: {running.address} serves no metrics: it speaks something else\n"
 
 
-def test_the_address_may_stand_in_the_settings(running: ServerProcess, tmp_path: Path) -> None:
-    """On the machine of the service, which has them anyway; without either, the line says what is missing."""
+def test_status_address_comes_from_the_settings(running: ServerProcess, tmp_path: Path) -> None:
+    """Without one, the line says what is missing."""
     settings = {"STORE_METRICS_LISTEN": metrics_address(running)}
     done = run_command("status", "--once", "--every", "0.1", folder=tmp_path, settings=settings)
     lost = run_command("status", "--once", folder=tmp_path)
@@ -144,8 +145,8 @@ def test_the_address_may_stand_in_the_settings(running: ServerProcess, tmp_path:
     assert lost.stderr == "store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it\n"
 
 
-def test_an_address_that_is_none_is_a_bad_call(tmp_path: Path) -> None:
-    """Exit code 2, as for every bad call."""
+def test_invalid_status_address_is_a_usage_error(tmp_path: Path) -> None:
+    """Exit code 2."""
     done = run_command("status", "here", folder=tmp_path)
 
     assert done.returncode == 2

@@ -22,10 +22,11 @@ from store_service import config as settings
 from store_service.database import connect, schema
 from store_service.errors import DatabaseUnavailable
 from store_service.server import serving
-from tests.postgres import new_database, postgres_server, speaks_tls
-from tests.support import Stubs, run_command
+from tests.support.postgresql import new_database, postgres_server, supports_tls
+from tests.support.server_process import run_command
+from tests.support.stubs import Stubs
 
-pytestmark = pytest.mark.skipif(not speaks_tls(), reason="this PostgreSQL was built without TLS")
+pytestmark = pytest.mark.skipif(not supports_tls(), reason="this PostgreSQL was built without TLS")
 
 NAME = "localhost"
 """The name in the server's certificate."""
@@ -59,7 +60,7 @@ class TlsServer:
     key: Path
 
     def url(self, database: str, *, user: str = "postgres", host: str = NAME, **options: Any) -> str:
-        """A URL of a database; the options are those behind its ?."""
+        """A database URL with the given query options."""
         query = urlencode(options)
         return f"postgresql://{user}:hunter2@{host}:{self.port}/{database}" + (f"?{query}" if query else "")
 
@@ -133,7 +134,7 @@ class TestServing:
 
     @pytest.fixture
     def watched(self, tls_server: TlsServer) -> Iterator[str]:
-        """The name of an empty database, which notes of every command of a migration how it came."""
+        """An empty database that records how each migration command connected."""
         with new_database(tls_server.url("postgres", sslmode="require")) as url:
             with psycopg.connect(url, autocommit=True) as connection:
                 connection.execute("CREATE SCHEMA seen CREATE TABLE commands (ssl bool, client_dn text)")
@@ -166,8 +167,10 @@ class TestServing:
                 migrating = connection.execute("SELECT DISTINCT ssl, client_dn FROM seen.commands").fetchall()
         return serving_ones, set(migrating)
 
-    async def test_every_connection_is_encrypted(self, tls_server: TlsServer, watched: str) -> None:
-        """Writer, readers and migration: the database itself says of each that TLS is on."""
+    async def test_every_postgresql_connection_is_encrypted(
+        self, tls_server: TlsServer, watched: str
+    ) -> None:
+        """Writer, readers and migration, as pg_stat_ssl reports."""
         url = tls_server.url(watched, sslmode="verify-full", sslrootcert=tls_server.root)
 
         serving_ones, migrating = await self.seen(tls_server, watched, url)
@@ -175,10 +178,10 @@ class TestServing:
         assert serving_ones == [(True, None)] * 3
         assert migrating == {(True, None)}
 
-    async def test_every_connection_shows_the_client_certificate(
+    async def test_every_postgresql_connection_sends_the_client_certificate(
         self, tls_server: TlsServer, watched: str
     ) -> None:
-        """A role that needs one can migrate and serve."""
+        """A role that requires one can migrate and serve."""
         url = tls_server.url(
             watched,
             user="certain",
@@ -198,7 +201,7 @@ class TestServing:
 
 @both_ways
 async def test_verify_full_refuses_another_host(reach: Way, tls_server: TlsServer, database: str) -> None:
-    """A certificate of a known authority is of no use to a host whose name is not in it."""
+    """Also with a certificate of a trusted authority."""
     options = {"sslmode": "verify-full", "sslrootcert": tls_server.root}
     await reach(tls_server.url(database, **options))
 
@@ -207,37 +210,35 @@ async def test_verify_full_refuses_another_host(reach: Way, tls_server: TlsServe
 
 @both_ways
 @pytest.mark.parametrize("mode", ["verify-ca", "require"])
-async def test_a_root_certificate_says_whom_to_trust(
+async def test_root_certificate_selects_the_trusted_authority(
     reach: Way, mode: str, tls_server: TlsServer, database: str
 ) -> None:
-    """Any host may show a certificate of this authority, and none one of another; also with `require`."""
+    """For any host name; also with `require`."""
     await reach(tls_server.url(database, host=OTHER_NAME, sslmode=mode, sslrootcert=tls_server.root))
 
     await refused(reach, tls_server.url(database, sslmode=mode, sslrootcert=tls_server.unknown_root))
 
 
 @both_ways
-async def test_require_alone_encrypts_and_trusts_everybody(
+async def test_require_alone_encrypts_without_verification(
     reach: Way, tls_server: TlsServer, database: str
 ) -> None:
-    """The server takes nothing that is not encrypted, and nobody has told us of its authority."""
     await reach(tls_server.url(database, host=OTHER_NAME, sslmode="require"))
 
 
 @both_ways
 @pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
-async def test_who_verifies_needs_a_root_certificate(
+async def test_verification_needs_a_root_certificate(
     reach: Way, mode: str, tls_server: TlsServer, database: str
 ) -> None:
-    """Without one there is nobody to trust."""
     await refused(reach, tls_server.url(database, sslmode=mode))
 
 
 @both_ways
-async def test_the_root_certificate_may_be_at_home(
+async def test_root_certificate_in_the_home_directory_is_used(
     reach: Way, tls_server: TlsServer, database: str, home: Path
 ) -> None:
-    """Where libpq looks when the URL names none; then `require` verifies too."""
+    """The default path of libpq; `require` then verifies too."""
     at_home = home / ".postgresql" / "root.crt"
     at_home.parent.mkdir()
     at_home.write_bytes(tls_server.root.read_bytes())
@@ -248,10 +249,10 @@ async def test_the_root_certificate_may_be_at_home(
 
 
 @both_ways
-async def test_the_root_certificates_may_be_those_of_the_system(
+async def test_root_certificates_of_the_system_are_used(
     reach: Way, tls_server: TlsServer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`sslrootcert=system` asks OpenSSL, to which SSL_CERT_FILE tells where they are."""
+    """`sslrootcert=system` asks OpenSSL, which reads SSL_CERT_FILE."""
     url = tls_server.url(database, sslmode="verify-full", sslrootcert="system")
     monkeypatch.setenv("SSL_CERT_FILE", str(tls_server.root))
     await reach(url)
@@ -261,10 +262,10 @@ async def test_the_root_certificates_may_be_those_of_the_system(
 
 
 @both_ways
-async def test_a_file_that_holds_no_certificate_is_refused(
+async def test_root_certificate_file_without_certificate_is_refused(
     reach: Way, tls_server: TlsServer, database: str, tmp_path: Path
 ) -> None:
-    """It is not taken for no wish to verify."""
+    """Verification is not disabled silently."""
     wrong = tmp_path / "wrong.pem"
     wrong.write_text("nothing of the kind")
 
@@ -272,19 +273,18 @@ async def test_a_file_that_holds_no_certificate_is_refused(
 
 
 @both_ways
-async def test_a_role_that_needs_a_client_certificate_is_refused_without(
+async def test_role_that_requires_a_client_certificate_is_refused_without_one(
     reach: Way, tls_server: TlsServer, database: str
 ) -> None:
-    """So that the certificate is what lets it in where it has one."""
     await refused(reach, tls_server.url(database, user="certain", sslmode="require"))
 
 
 @both_ways
 @pytest.mark.parametrize("options", [{}, {"sslmode": "disable"}])
-async def test_nothing_is_encrypted_unless_sslmode_says_so(
+async def test_connections_are_not_encrypted_without_sslmode(
     reach: Way, options: dict[str, str], tls_server: TlsServer, database: str
 ) -> None:
-    """Migrations and calls agree: a server that wants TLS refuses both, not the calls alone."""
+    """A server that requires TLS refuses migrations and calls alike."""
     await refused(reach, tls_server.url(database, **options))
 
 
@@ -298,10 +298,10 @@ async def test_nothing_is_encrypted_unless_sslmode_says_so(
     ],
     ids=["another host", "unknown authority", "no authority", "no sslmode"],
 )
-def test_a_refusal_is_one_line_that_says_why(
+def test_refused_connection_is_one_line(
     mode: str | None, root: str | None, why: str, tls_server: TlsServer, database: str, tmp_path: Path
 ) -> None:
-    """The operator reads which database and what is wrong with it, and nothing that is secret."""
+    """With the database and the reason, and without secrets."""
     options = {"sslcert": tls_server.certificate, "sslkey": tls_server.key}
     if mode is not None:
         options |= {"sslmode": mode}

@@ -11,8 +11,8 @@ import grpc
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
-from tests.patience import patience
-from tests.support import ServerProcess, run_command
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.timeouts import scaled_timeout
 
 CREATE = "storeapi.v1.PostService/CreatePost"
 
@@ -47,12 +47,14 @@ def create(address: str) -> posts_pb2.Post:
     """Creates a post."""
     with grpc.insecure_channel(address) as channel:
         request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
-        post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(request, timeout=patience())
+        post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(
+            request, timeout=scaled_timeout()
+        )
         return post
 
 
-def test_spans_reach_a_collector_before_the_process_ends(database_file: Path) -> None:
-    """By OpenTelemetry's own variables; also those of the last moment."""
+def test_spans_are_exported_before_the_process_ends(database_file: Path) -> None:
+    """As the variables of OpenTelemetry say; including the last spans."""
     with collector() as (address, taken):
         settings = {"STORE_TRACES": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": address}
         process = ServerProcess(database_file.parent, settings).start()
@@ -71,8 +73,8 @@ def test_spans_reach_a_collector_before_the_process_ends(database_file: Path) ->
     assert "Traceback" not in process.stderr()
 
 
-def test_traces_without_the_extra_are_one_line(tmp_path: Path) -> None:
-    """STORE_TRACES=true says what to install, and exits with 2."""
+def test_tracing_without_the_extra_is_one_line(tmp_path: Path) -> None:
+    """It says what to install, and exits with 2."""
     blocked = tmp_path / "opentelemetry"
     blocked.mkdir()
     # A package of this name without anything in it, found before any that is installed.
@@ -87,8 +89,8 @@ def test_traces_without_the_extra_are_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_an_unknown_exporter_of_traces_is_one_line(tmp_path: Path) -> None:
-    """With exit code 2, as every bad setting."""
+def test_unknown_trace_exporter_is_one_line(tmp_path: Path) -> None:
+    """With exit code 2."""
     settings = {
         "STORE_TRACES": "true",
         "OTEL_TRACES_EXPORTER": "pigeon",
@@ -103,8 +105,8 @@ def test_an_unknown_exporter_of_traces_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_a_collector_that_is_not_there_delays_nobody(database_file: Path) -> None:
-    """Calls are answered, and the process ends in time and well; the spans are lost."""
+def test_unreachable_collector_delays_nothing(database_file: Path) -> None:
+    """Calls succeed and the process ends in time; the spans are lost."""
     settings = {
         "STORE_TRACES": "true",
         "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1",
@@ -115,7 +117,7 @@ def test_a_collector_that_is_not_there_delays_nobody(database_file: Path) -> Non
     try:
         assert create(process.address).id == 1
         process.signal()
-        code = process.wait(patience())
+        code = process.wait(scaled_timeout())
     finally:
         process.kill()
 

@@ -9,38 +9,30 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
 import psycopg
 import pytest
 import storeapi
 import trustme
-from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
 from store_service import config as settings
 from store_service import supervisor as supervising
 from store_service.access import keys as api_keys
 from store_service.access.caller import ALL_RIGHTS
 from store_service.supervisor import reserved
-from tests.certificates import Files
-from tests.patience import patience
-from tests.postgres import empty
-from tests.rpc.helpers import become
-from tests.scraping import scraped
-from tests.support import ServerProcess, free_port, run_command, wait_until
+from tests.support.certificates import TlsFiles
+from tests.support.metrics import scrape_metrics
+from tests.support.polling import eventually, wait_until
+from tests.support.ports import free_port
+from tests.support.postgresql import clear_database
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.worker_processes import create_post_on_new_connection, kill_processes, worker_pids
 
 
 @pytest.fixture
 def supervisor(tmp_path: Path, postgres_database: str) -> ServerProcess:
     """A supervisor of two workers; not started yet."""
-    empty(postgres_database)
+    clear_database(postgres_database)
     return ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
-
-
-def workers_of(process: ServerProcess) -> list[int]:
-    """The processes that serve, by id."""
-    assert process.process is not None
-    children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text()
-    return [int(pid) for pid in children.split()]
 
 
 def servers_since(before: Collection[int] = ()) -> list[int]:
@@ -58,33 +50,16 @@ def all_ended(pids: list[int]) -> bool:
     return not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def end(pids: list[int]) -> None:
-    """Kills those that are there still."""
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 def times_told(process: ServerProcess, event: str) -> int:
-    """How often the log of all processes has told of something."""
+    """How often the log of all processes contains an event."""
     return process.stderr().count(f'"event": "{event}"')
-
-
-def create(address: str, body: str) -> posts_pb2.Post:
-    """Creates a post over a connection of its own, which the kernel gives to one worker or the other."""
-    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
-        request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body))
-        post: posts_pb2.Post = posts_pb2_grpc.PostServiceStub(channel).CreatePost(
-            request, wait_for_ready=True, timeout=patience()
-        )
-        return post
 
 
 def test_both_workers_serve_one_port(supervisor: ServerProcess) -> None:
     """Every connection is served, and both processes get some."""
     supervisor.start()
     try:
-        ids = {create(supervisor.address, f"{n}").id for n in range(40)}
+        ids = {create_post_on_new_connection(supervisor.address, f"{n}").id for n in range(40)}
     finally:
         code = supervisor.stop()
 
@@ -95,10 +70,10 @@ def test_both_workers_serve_one_port(supervisor: ServerProcess) -> None:
     assert "Traceback" not in supervisor.stderr()
 
 
-def test_both_workers_speak_tls_and_ask_who_calls(supervisor: ServerProcess) -> None:
-    """And take what changes, each by itself: a key counts for all connections or for none."""
+def test_both_workers_use_tls_and_authentication(supervisor: ServerProcess) -> None:
+    """Each reloads its files: a key is valid for all connections or for none."""
     folder = supervisor.folder
-    files = Files(folder, trustme.CA())
+    files = TlsFiles(folder, trustme.CA())
     key = api_keys.new_key()
     api_keys.append(folder / "keys", name="a", key=key, rights=ALL_RIGHTS)
     supervisor.settings |= {
@@ -130,8 +105,8 @@ def test_both_workers_speak_tls_and_ask_who_calls(supervisor: ServerProcess) -> 
     assert len(set(re.findall(r'CreatePost.*"call_id": "([0-9a-f]+)-', supervisor.stderr()))) == 2
 
 
-def test_a_bad_file_is_told_once_and_not_by_every_worker(supervisor: ServerProcess) -> None:
-    """Before any of them starts, as of one process."""
+def test_invalid_file_is_reported_once_for_all_workers(supervisor: ServerProcess) -> None:
+    """Before any of them starts."""
     (supervisor.folder / "keys").write_text("nonsense")
     settings = {**supervisor.settings, "STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0"}
 
@@ -142,24 +117,24 @@ def test_a_bad_file_is_told_once_and_not_by_every_worker(supervisor: ServerProce
     assert line.startswith("store-service: STORE_API_KEYS_FILE: line 1: ")
 
 
-def test_a_worker_that_dies_is_started_again(supervisor: ServerProcess) -> None:
-    """The others go on meanwhile, and the port stays ours."""
+def test_crashed_worker_is_restarted(supervisor: ServerProcess) -> None:
+    """The others continue, and the port stays bound."""
     supervisor.start()
-    before = workers_of(supervisor)
+    before = worker_pids(supervisor)
     os.kill(before[0], signal.SIGKILL)
     wait_until(lambda: '"event": "worker restarted"' in supervisor.stderr())
-    after = workers_of(supervisor)
+    after = worker_pids(supervisor)
 
     assert len(before) == len(after) == 2
     assert before[1] in after
-    assert create(supervisor.address, "after").id > 0
+    assert create_post_on_new_connection(supervisor.address, "after").id > 0
     assert supervisor.stop() == 0
 
 
-def test_a_worker_that_cannot_be_made_is_tried_again(supervisor: ServerProcess) -> None:
-    """A supervisor without descriptors keeps the others, and goes on when it has some."""
+def test_failed_worker_start_is_repeated(supervisor: ServerProcess) -> None:
+    """A supervisor without free descriptors keeps the other workers and recovers."""
     supervisor.start()
-    before = workers_of(supervisor)
+    before = worker_pids(supervisor)
     try:
         assert supervisor.process is not None
         pid = supervisor.process.pid
@@ -169,24 +144,24 @@ def test_a_worker_that_cannot_be_made_is_tried_again(supervisor: ServerProcess) 
         wait_until(lambda: times_told(supervisor, "worker does not start") > 0)
         supervisor.signal(signal.SIGHUP)
         wait_until(lambda: times_told(supervisor, "not all workers restarted; the others go on as they were"))
-        assert before[1] in workers_of(supervisor)
-        assert create(supervisor.address, "meanwhile").id > 0
+        assert before[1] in worker_pids(supervisor)
+        assert create_post_on_new_connection(supervisor.address, "meanwhile").id > 0
 
         resource.prlimit(pid, resource.RLIMIT_NOFILE, was)
         wait_until(lambda: times_told(supervisor, "worker restarted"))
-        assert before[1] in workers_of(supervisor)
+        assert before[1] in worker_pids(supervisor)
         assert supervisor.stop() == 0
     finally:
         supervisor.kill()
-        end(before)
+        kill_processes(before)
 
 
-def test_a_worker_that_cannot_start_died_once(supervisor: ServerProcess) -> None:
+def test_failed_start_is_not_counted_as_another_crash(supervisor: ServerProcess) -> None:
     """A try that fails is not another death."""
     supervisor.settings["STORE_METRICS_LISTEN"] = f"127.0.0.1:{free_port()}"
     (supervisor.folder / ".env").write_text("")
     supervisor.start()
-    before = workers_of(supervisor)
+    before = worker_pids(supervisor)
     try:
         (supervisor.folder / ".env").write_text("STORE_READERS=none")
         os.kill(before[0], signal.SIGKILL)
@@ -198,25 +173,25 @@ def test_a_worker_that_cannot_start_died_once(supervisor: ServerProcess) -> None
         wait_until(lambda: times_told(supervisor, "worker restarted"))
 
         assert times_told(supervisor, "worker died") == 1
-        samples = scraped(supervisor.settings["STORE_METRICS_LISTEN"])
+        samples = scrape_metrics(supervisor.settings["STORE_METRICS_LISTEN"])
         assert samples.total("store_worker_restarts_total") == 1
 
         # It is watched as it was before.
-        (again,) = set(workers_of(supervisor)) - set(before)
+        (again,) = set(worker_pids(supervisor)) - set(before)
         os.kill(again, signal.SIGKILL)
         wait_until(lambda: times_told(supervisor, "worker restarted") == 2)
         assert times_told(supervisor, "worker died") == 2
         assert supervisor.stop() == 0
     finally:
         supervisor.kill()
-        end(before)
+        kill_processes(before)
 
 
-async def test_a_worker_that_hangs_at_its_start_takes_nobodys_place(
+async def test_worker_that_hangs_at_its_start_is_killed(
     tmp_path: Path, postgres_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is killed when its time is up; the one that it was to replace goes on, and is watched."""
-    empty(postgres_database)
+    """The worker that it was to replace continues and is supervised."""
+    clear_database(postgres_database)
     before = servers_since()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATABASE_URL", postgres_database)
@@ -234,11 +209,11 @@ async def test_a_worker_that_hangs_at_its_start_takes_nobodys_place(
                 with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 seconds"):
                     await worker.replace(config)
             assert servers_since(before) == [old]
-            assert (await asyncio.to_thread(create, address, "by the old one")).id > 0
+            assert (await asyncio.to_thread(create_post_on_new_connection, address, "by the old one")).id > 0
 
             os.kill(old, signal.SIGKILL)
-            await become(lambda: servers_since(before) not in ([], [old]))
-            assert (await asyncio.to_thread(create, address, "by the next one")).id > 0
+            await eventually(lambda: servers_since(before) not in ([], [old]))
+            assert (await asyncio.to_thread(create_post_on_new_connection, address, "by the next one")).id > 0
         finally:
             keeper.cancel()
             await asyncio.gather(keeper, return_exceptions=True)
@@ -246,10 +221,9 @@ async def test_a_worker_that_hangs_at_its_start_takes_nobodys_place(
     assert servers_since(before) == []
 
 
-def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerProcess) -> None:
-    """Nobody serves on in secret."""
+def test_workers_end_after_their_supervisor_is_killed(supervisor: ServerProcess) -> None:
     supervisor.start()
-    workers = workers_of(supervisor)
+    workers = worker_pids(supervisor)
     supervisor.kill()
 
     wait_until(lambda: all_ended(workers))
@@ -257,11 +231,11 @@ def test_workers_do_not_outlive_a_supervisor_that_was_killed(supervisor: ServerP
     assert times_told(supervisor, "stopped") == 2
 
 
-def test_a_second_signal_ends_the_workers_too(supervisor: ServerProcess) -> None:
-    """At once, however long they would have gone on."""
+def test_second_signal_kills_the_workers(supervisor: ServerProcess) -> None:
+    """At once."""
     supervisor.settings["STORE_DRAIN_SECONDS"] = "600"
     supervisor.start()
-    workers = workers_of(supervisor)
+    workers = worker_pids(supervisor)
     try:
         supervisor.signal()
         wait_until(lambda: times_told(supervisor, "stopping") == 2)
@@ -271,11 +245,13 @@ def test_a_second_signal_ends_the_workers_too(supervisor: ServerProcess) -> None
         wait_until(lambda: all_ended(workers))
     finally:
         supervisor.kill()
-        end(workers)
+        kill_processes(workers)
 
 
-def test_a_port_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path, database_file: Path) -> None:
-    """Also with workers, which could share the port with each other but not with anybody else."""
+def test_port_in_use_is_one_line_with_workers(
+    supervisor: ServerProcess, tmp_path: Path, database_file: Path
+) -> None:
+    """Workers share the port with each other only."""
     taken = ServerProcess(tmp_path).start()
     try:
         done = run_command(
@@ -289,8 +265,8 @@ def test_a_port_in_use_is_one_line(supervisor: ServerProcess, tmp_path: Path, da
     assert done.stderr.count("\n") == 1
 
 
-def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    """The line names the database, without its password."""
+def test_unreachable_database_is_one_line_with_workers(tmp_path: Path) -> None:
+    """The line names the database without its password."""
     url = "postgresql://store:secret@127.0.0.1:1/store"
     done = run_command("serve", folder=tmp_path, settings={"DATABASE_URL": url, "STORE_WORKERS": "2"})
 
@@ -303,9 +279,9 @@ def test_a_database_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["check", "migrate"])
-def test_the_commands_know_postgresql(postgres_database: str, tmp_path: Path, command: str) -> None:
-    """As they know a file."""
-    empty(postgres_database)
+def test_commands_accept_postgresql(postgres_database: str, tmp_path: Path, command: str) -> None:
+    """As they accept a file."""
+    clear_database(postgres_database)
     done = run_command(command, folder=tmp_path, settings={"DATABASE_URL": postgres_database})
 
     assert (done.returncode, done.stderr) == (0, "")

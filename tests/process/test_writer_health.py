@@ -1,4 +1,4 @@
-"""Health tells whether writes reach the disk, also when nobody writes and every read works."""
+"""Health detects a disk that accepts no writes, also without callers."""
 
 import resource
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
-from tests.support import ServerProcess, error_seen, wait_until
+from tests.support.errors import received_error
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -30,10 +32,10 @@ def no_file_can_be_written(process: ServerProcess) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("somebody_writes", [True, False])
-def test_health_of_a_server_whose_disk_takes_no_writes(
+def test_health_reports_a_disk_that_takes_no_writes(
     server_process: ServerProcess, somebody_writes: bool
 ) -> None:
-    """A probe finds it on an idle server, and finds when it is over."""
+    """A probe detects it on an idle server, and detects the recovery."""
     server_process.start()
     with grpc.insecure_channel(server_process.address) as channel:
         posts: Any = posts_pb2_grpc.PostServiceStub(channel)
@@ -50,7 +52,7 @@ def test_health_of_a_server_whose_disk_takes_no_writes(
             if somebody_writes:
                 with pytest.raises(grpc.RpcError) as refused:
                     posts.CreatePost(posts_pb2.CreatePostRequest(post=post))
-                assert error_seen(refused.value).reason == "DATABASE_UNAVAILABLE"
+                assert received_error(refused.value).reason == "DATABASE_UNAVAILABLE"
             wait_until(lambda: status() == NOT_SERVING)
             assert posts.GetPost(posts_pb2.GetPostRequest(id=created.id)).body == "a"
 

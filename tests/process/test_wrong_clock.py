@@ -6,9 +6,10 @@ import grpc
 import pytest
 from storeapi.v1 import posts_pb2
 
-from tests.rpc.helpers import become
-from tests.support import ServerProcess, Stubs
-from tests.watching import watching
+from tests.support.polling import eventually
+from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
+from tests.support.watches import open_watch
 
 YEAR_SECONDS = 366 * 24 * 3600
 REQUEST_ID = "018f6b5e-6a1c-7c3e-9d2b-3f4a5b6c7d8e"
@@ -42,18 +43,18 @@ async def create_once(channel: grpc.aio.Channel) -> posts_pb2.Post:
 
 
 async def ids_of_changes(channel: grpc.aio.Channel, last: int) -> list[int]:
-    """What a watch is told from the beginning."""
-    async with watching(channel, earliest=True) as watch:
+    """The ids of all changes from the earliest on."""
+    async with open_watch(channel, earliest=True) as watch:
         return [it.id for it in await watch.until(last)]
 
 
-async def test_clock_that_jumps_forgets_nothing(server: ServerProcess, clock: Path) -> None:
-    """While the service runs, and when it is started again with the wrong clock."""
+async def test_clock_jump_deletes_nothing(server: ServerProcess, clock: Path) -> None:
+    """While the service runs, and after a restart with the wrong clock."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         first = await create_once(channel)
         stored = [first.id, *[(await Stubs(channel).create_post()).id for _ in range(POSTS)]]
         jump(clock)
-        await become(lambda: "the clock has jumped" in server.stderr())
+        await eventually(lambda: "the clock has jumped" in server.stderr())
         later = await Stubs(channel).create_post("later")
         assert later.create_time.seconds - first.create_time.seconds > YEAR_SECONDS - 3600
         assert await create_once(channel) == first
@@ -62,7 +63,7 @@ async def test_clock_that_jumps_forgets_nothing(server: ServerProcess, clock: Pa
 
     server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
-        await become(lambda: server.stderr().count("retention is extended") == 4)
+        await eventually(lambda: server.stderr().count("retention is extended") == 4)
         assert await create_once(channel) == first
         assert await ids_of_changes(channel, later.id) == [*stored, later.id]
     assert server.stop() == 0

@@ -2,28 +2,18 @@
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Wheels:
-    """The files that a release consists of."""
-
-    storeapi: Path
-    store_service: Path
+from tests.support.repository import ROOT, Wheels
+from tests.support.timeouts import scaled_timeout
 
 
 def _built(source: Path, target: Path) -> Path:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", target]
     run = subprocess.run(
-        command, cwd=source, capture_output=True, text=True, timeout=patience(100), check=False
+        command, cwd=source, capture_output=True, text=True, timeout=scaled_timeout(100), check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     (wheel,) = target.glob("*.whl")

@@ -14,7 +14,7 @@ from store_service.metrics.catalog import METRICS
 from store_service.metrics.families import Families
 from store_service.rpc.status import ROWS
 from store_service.server import service_descriptors
-from tests.project.conftest import ROOT
+from tests.support.repository import ROOT
 
 MANUAL = "docs/alerts-and-metrics.md"
 TEXT = (ROOT / MANUAL).read_text()
@@ -74,8 +74,8 @@ def selectors(expression: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_every_metric_that_is_named_exists(expression: str) -> None:
-    """With the labels by which it is chosen, and the suffix that its kind has."""
+def test_every_referenced_metric_exists(expression: str) -> None:
+    """With the labels of its selector and the suffix of its type."""
     found = selectors(expression)
 
     assert family_of("up") not in METRICS
@@ -92,7 +92,7 @@ def test_every_metric_that_is_named_exists(expression: str) -> None:
 
 
 @pytest.mark.parametrize("expression", EXPRESSIONS)
-def test_every_label_that_is_grouped_by_exists(expression: str) -> None:
+def test_every_grouping_label_exists(expression: str) -> None:
     """On the metric that is grouped."""
     labels = {
         label
@@ -110,28 +110,26 @@ def test_every_label_that_is_grouped_by_exists(expression: str) -> None:
     assert labels <= known | OF_PROMETHEUS | {"worker", "le"}
 
 
-def test_quantiles_keep_the_bounds() -> None:
-    """Without `le` a quantile is nonsense, and Prometheus says nothing."""
+def test_quantiles_group_by_le() -> None:
+    """Otherwise Prometheus returns wrong values without an error."""
     found = [it for it in EXPRESSIONS if "histogram_quantile" in it]
 
     assert len(found) > 10
     assert [it for it in found if not re.search(r"sum by \([^)]*\ble\)", it)] == []
 
 
-def test_a_metric_that_does_not_exist_is_found() -> None:
-    """The search before finds it, wherever it hides."""
+def test_unknown_metric_is_found() -> None:
+    """Wherever it appears."""
     assert [it.name for it in selectors("sum by (x) (rate(a[5m])) / b > 2 or absent(c)")] == ["a", "b", "c"]
 
 
-def test_the_dashboard_shows_every_metric() -> None:
-    """So that whoever looks for something finds it."""
+def test_dashboard_shows_every_metric() -> None:
     shown = {family_of(it.name) for expression in panel_expressions() for it in selectors(expression)}
 
     assert shown == METRICS.keys()
 
 
-def test_the_panels_are_explained_and_do_not_overlap() -> None:
-    """Each has a title and a sentence, and a place of its own."""
+def test_panels_have_descriptions_and_do_not_overlap() -> None:
     places = set()
     for panel in DASHBOARD["panels"]:
         assert panel["title"]
@@ -145,8 +143,8 @@ def test_the_panels_are_explained_and_do_not_overlap() -> None:
 
 
 @alerts
-def test_the_reasons_and_codes_of_an_alert_exist(alert: dict[str, Any]) -> None:
-    """An alert for an error that nobody raises would never fire."""
+def test_reasons_and_codes_of_alerts_exist(alert: dict[str, Any]) -> None:
+    """Otherwise an alert would never fire."""
     reasons = {row.reason for row in ROWS.values()} | {"INTERNAL"}
     codes = {code.name for code in grpc.StatusCode}
 
@@ -159,8 +157,8 @@ def test_the_reasons_and_codes_of_an_alert_exist(alert: dict[str, Any]) -> None:
             assert set(matcher.value.split("|")) <= known
 
 
-def test_what_an_alert_names_is_served_before_it_happens() -> None:
-    """To Prometheus, what begins at 1 has not grown, and the first of its kind would alert nobody."""
+def test_series_of_alerts_exist_before_the_first_event() -> None:
+    """To Prometheus, a counter that starts at 1 has not increased."""
     named: dict[str, set[str]] = {"code": {"OK"}, "reason": set()}
     for alert in ALERTS:
         for selector in selectors(alert["expr"]):
@@ -177,8 +175,8 @@ def test_what_an_alert_names_is_served_before_it_happens() -> None:
         assert {it.value for it in served[family]} == {0}
 
 
-def test_what_a_broken_service_shows_alerts() -> None:
-    """Its codes, also the one that a stuck service answers, and what is missing of it."""
+def test_broken_service_triggers_alerts() -> None:
+    """By its codes, including that of a hanging service, and by missing metrics."""
     found = [selector for alert in ALERTS for selector in selectors(alert["expr"])]
     matchers = [matcher for selector in found for matcher in selector.matchers.matchers]
     values = {value for matcher in matchers for value in matcher.value.split("|")}
@@ -187,8 +185,8 @@ def test_what_a_broken_service_shows_alerts() -> None:
     assert {selector.name for selector in found} > {"up", "store_build_info", "store_connections"}
 
 
-def test_nothing_alerts_for_a_moment_alone() -> None:
-    """Without `for`, an alert looks back over a time of its own."""
+def test_no_alert_fires_on_a_momentary_value() -> None:
+    """Without `for`, an alert uses a range."""
     at_once = [alert for alert in ALERTS if "for" not in alert]
 
     assert at_once
@@ -196,7 +194,7 @@ def test_nothing_alerts_for_a_moment_alone() -> None:
 
 
 @alerts
-def test_an_alert_says_what_is_wrong_and_where_it_is_told_what_to_do(alert: dict[str, Any]) -> None:
+def test_alert_has_a_description_and_a_manual_section(alert: dict[str, Any]) -> None:
     """A sentence, and a heading of the manual with something below it."""
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["annotations"].keys() == {"summary", "runbook"}
@@ -209,8 +207,8 @@ def test_an_alert_says_what_is_wrong_and_where_it_is_told_what_to_do(alert: dict
 # The manual
 
 
-def test_the_manual_has_every_metric() -> None:
-    """With its kind, its labels and its help, as they are served."""
+def test_manual_has_every_metric() -> None:
+    """With the served type, labels and help text."""
     (table,) = re.findall(r"<!-- metrics -->\n(.*?)<!-- /metrics -->", TEXT, re.DOTALL)
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", table, re.MULTILINE)
 
@@ -220,23 +218,23 @@ def test_the_manual_has_every_metric() -> None:
     ]
 
 
-def test_the_manual_explains_no_alert_that_is_gone() -> None:
-    """The headings of the last part are the alerts, in their order."""
+def test_manual_has_only_existing_alerts() -> None:
+    """In the same order."""
     headings = re.findall(r"^### (\w+)$", TEXT.partition("## When an alert fires")[2], re.MULTILINE)
 
     assert headings == [alert["alert"] for alert in ALERTS]
 
 
-def test_the_manual_names_only_metrics_that_exist() -> None:
-    """Also in its prose."""
+def test_manual_names_only_existing_metrics() -> None:
+    """In its prose too."""
     named = set(re.findall(r"`(store_\w+)`", TEXT))
 
     assert named <= METRICS.keys()
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_metric_has_a_name_that_prometheus_likes(name: str) -> None:
-    """Our prefix, base units, `_total` for counters and for nothing else."""
+def test_metric_names_follow_prometheus_conventions(name: str) -> None:
+    """Prefix, base units, `_total` for counters only."""
     metric = METRICS[name]
 
     assert name.startswith("store_")

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.targets import TARGETS, Target
-from tests.project.conftest import ROOT
+from tests.support.repository import ROOT
 
 BY_TITLE = {target.title: target for target in TARGETS}
 ROWS = [
@@ -14,8 +14,8 @@ ROWS = [
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
-def test_each_verdict_is_that_of_the_figures_beside_it(row: list[str]) -> None:
-    """Nothing is called reached whose aim was missed."""
+def test_verdict_matches_the_figures(row: list[str]) -> None:
+    """No target is called reached that was missed."""
     title, measured, must, aim, verdict = row
     target = BY_TITLE[title]
 
@@ -29,16 +29,16 @@ def number(cell: str) -> float:
     return float(cell.split()[0].replace(",", ""))
 
 
-def test_the_table_has_the_targets() -> None:
-    """No row was left out by the search above."""
+def test_table_has_the_targets() -> None:
+    """The search found every row."""
     assert len(ROWS) >= 20
 
 
 @pytest.mark.parametrize(
     ("figure", "verdict"), [(0.7, "missed"), (0.85, "aim missed"), (0.95, "aim reached")]
 )
-def test_a_missed_aim_is_not_reached(figure: float, verdict: str) -> None:
-    """Between what must be and the aim, the aim is missed."""
+def test_missed_goal_is_not_reported_as_reached(figure: float, verdict: str) -> None:
+    """Between the requirement and the goal, the goal is missed."""
     target = Target(figure="get_256", title="Get", must=0.8, aim=0.95)
 
     assert target.verdict(figure) == verdict

@@ -16,9 +16,9 @@ from store_service import config as settings
 from store_service.rpc.health import LIVE
 from store_service.server import TIDY_SECONDS
 from store_service.supervisor import EXIT_SECONDS
-from tests.patience import patience
-from tests.project.conftest import ROOT
-from tests.support import run_command
+from tests.support.repository import ROOT, pinned_version, pins
+from tests.support.server_process import run_command
+from tests.support.timeouts import scaled_timeout
 
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = DEPLOY / "Dockerfile"
@@ -63,7 +63,7 @@ def container(manifest: Path) -> dict[str, Any]:
 
 
 def unit() -> dict[str, list[str]]:
-    """The settings of the systemd unit, some of which come several times."""
+    """The settings of the systemd unit. Some occur several times."""
     found: dict[str, list[str]] = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", UNIT.read_text(), re.MULTILINE):
         found.setdefault(name, []).append(value)
@@ -98,8 +98,8 @@ def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> settings.Config:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_every_variable_that_is_named_is_a_setting(path: Path) -> None:
-    """A variable that is misspelt or gone would be ignored, and nobody notice."""
+def test_every_variable_is_a_setting(path: Path) -> None:
+    """A misspelt variable would be ignored."""
     known = {settings.variable_of(name) for name in settings.Config.model_fields}
     named = set(re.findall(r"\b(?:STORE_[A-Z_]+|DATABASE_URL)\b", path.read_text()))
 
@@ -107,8 +107,10 @@ def test_every_variable_that_is_named_is_a_setting(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", environments())
-def test_the_settings_are_allowed(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The service starts with them, and listens where it can be reached."""
+def test_settings_are_valid_and_listen_publicly(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The service starts with them and is reachable."""
     monkeypatch.chdir(tmp_path)
     if name == "Dockerfile":
         # Whoever runs the image says whether it is secured or need not be.
@@ -120,7 +122,7 @@ def test_the_settings_are_allowed(name: str, monkeypatch: pytest.MonkeyPatch, tm
     assert config.listen == (f"127.0.0.1:{PORT}" if name == "unit" else f"0.0.0.0:{PORT}")
 
 
-def test_the_file_is_where_the_volume_is() -> None:
+def test_database_file_is_on_the_volume() -> None:
     """Nothing is kept in a container that is thrown away."""
     volumes = [rest for name, rest in instructions() if name == "VOLUME"]
     (mount,) = [it["mountPath"] for it in container(DEPLOY / "kubernetes/sqlite.yaml")["volumeMounts"][:1]]
@@ -137,8 +139,8 @@ def test_the_file_is_where_the_volume_is() -> None:
 # Ports
 
 
-def test_the_image_and_compose_open_the_port_that_is_listened_on() -> None:
-    """The default one, everywhere; compose opens it to its own machine alone."""
+def test_image_and_compose_expose_the_listening_port() -> None:
+    """The default one; compose publishes it on loopback only."""
     exposed = [rest for name, rest in instructions() if name == "EXPOSE"]
     published = yaml.safe_load(COMPOSE.read_text())["services"]["store"]["ports"]
 
@@ -147,7 +149,7 @@ def test_the_image_and_compose_open_the_port_that_is_listened_on() -> None:
 
 
 @each_manifest
-def test_kubernetes_asks_and_reaches_the_port_that_is_listened_on(manifest: Path) -> None:
+def test_kubernetes_probes_and_service_use_the_listening_port(manifest: Path) -> None:
     """Probes, service and policy."""
     it = container(manifest)
     (service,) = documents(manifest, "Service")
@@ -167,8 +169,8 @@ def test_kubernetes_asks_and_reaches_the_port_that_is_listened_on(manifest: Path
 
 
 @each_manifest
-def test_a_process_is_killed_only_when_it_answers_nothing_for_long(manifest: Path) -> None:
-    """A pause of some seconds is no reason; a database that is away is none at all, so LIVE is asked."""
+def test_liveness_probe_tolerates_pauses_and_outages(manifest: Path) -> None:
+    """A pause of some seconds and an unavailable database are no reasons, so LIVE is checked."""
     probe = container(manifest)["livenessProbe"]
 
     assert probe["periodSeconds"] * probe["failureThreshold"] >= 60
@@ -205,8 +207,7 @@ def help_of(command: str) -> str:
     return done.stdout
 
 
-def test_the_commands_exist_with_their_options() -> None:
-    """The container serves and is asked for its health by what is installed in it."""
+def test_container_commands_exist_with_their_options() -> None:
     called = commands()
 
     assert [name for _, name, *_ in called].count("serve") == 3 + len(KUBERNETES)
@@ -225,10 +226,8 @@ def stop_seconds(config: settings.Config) -> float:
     return config.drain_seconds + config.grace_seconds + max(TIDY_SECONDS, EXIT_SECONDS) + 1
 
 
-def test_running_calls_have_their_grace_under_systemd(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """SIGTERM, and SIGKILL only after what the service needs to stop."""
+def test_systemd_grants_the_grace_period(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """SIGKILL comes after the time that the service needs to stop."""
     monkeypatch.chdir(tmp_path)
     config = loaded("unit", monkeypatch)
 
@@ -238,10 +237,8 @@ def test_running_calls_have_their_grace_under_systemd(
     assert unit()["Restart"] == ["on-failure"]
 
 
-def test_running_calls_have_their_grace_under_compose(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The image says which signal, compose how long it takes."""
+def test_compose_grants_the_grace_period(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The image sets the signal, compose the time."""
     monkeypatch.chdir(tmp_path)
     config = loaded("compose", monkeypatch)
     period = yaml.safe_load(COMPOSE.read_text())["services"]["store"]["stop_grace_period"]
@@ -251,10 +248,10 @@ def test_running_calls_have_their_grace_under_compose(
 
 
 @each_manifest
-def test_running_calls_have_their_grace_in_kubernetes(
+def test_kubernetes_grants_the_grace_period(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The time in which clients hear that the pod is gone counts too, and there is one."""
+    """Including the time in which clients learn that the pod is gone."""
     monkeypatch.chdir(tmp_path)
     config = loaded(manifest.name, monkeypatch)
 
@@ -262,8 +259,8 @@ def test_running_calls_have_their_grace_in_kubernetes(
     assert pod(manifest)["terminationGracePeriodSeconds"] >= stop_seconds(config)
 
 
-def test_compose_starts_everything_again_after_a_reboot() -> None:
-    """Docker does so for "unless-stopped" and not for "on-failure"."""
+def test_compose_restarts_everything_after_a_reboot() -> None:
+    """As with "unless-stopped", not "on-failure"."""
     services = yaml.safe_load(COMPOSE.read_text())["services"]
 
     assert {name: it["restart"] for name, it in services.items()} == dict.fromkeys(
@@ -274,8 +271,8 @@ def test_compose_starts_everything_again_after_a_reboot() -> None:
 # Rights
 
 
-def test_the_image_runs_as_nobody_in_particular() -> None:
-    """A number, so that Kubernetes can see that it is not root; before anything is run."""
+def test_image_runs_as_a_numeric_user() -> None:
+    """Kubernetes can see that it is not root, before anything runs."""
     last_stage = instructions()[[name for name, _ in instructions()].index("FROM", 1) :]
 
     assert ("USER", f"{USER}:{USER}") in last_stage
@@ -283,8 +280,8 @@ def test_the_image_runs_as_nobody_in_particular() -> None:
 
 
 @each_manifest
-def test_a_pod_may_do_no_more_than_it_must(manifest: Path) -> None:
-    """Not root, no capabilities, nothing written but its volumes, no token of the cluster."""
+def test_pod_has_minimal_privileges(manifest: Path) -> None:
+    """Not root, no capabilities, a read-only file system except its volumes, no service account token."""
     whole, own = pod(manifest)["securityContext"], container(manifest)["securityContext"]
 
     assert (whole["runAsNonRoot"], whole["runAsUser"], whole["fsGroup"]) == (True, USER, USER)
@@ -311,8 +308,8 @@ def test_sqlite_has_one_pod_and_postgresql_several() -> None:
 
 
 @each_manifest
-def test_the_objects_of_a_manifest_find_each_other(manifest: Path) -> None:
-    """Selectors select the pods that are made, and a client can spread its calls over them."""
+def test_manifest_objects_reference_each_other(manifest: Path) -> None:
+    """Selectors match the pods, and a client can balance over them."""
     (workload, *_) = documents(manifest)
     labels = workload["spec"]["template"]["metadata"]["labels"]
     (service,) = documents(manifest, "Service")
@@ -326,13 +323,17 @@ def test_the_objects_of_a_manifest_find_each_other(manifest: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd on this machine")
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """No setting is misspelt."""
     installed = Path(sys.executable).with_name("store-service")
     copy = tmp_path / UNIT.name
     copy.write_text(UNIT.read_text().replace("/opt/store-service/bin/store-service", str(installed)))
     done = subprocess.run(
-        ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=patience(), check=False
+        ["systemd-analyze", "verify", copy],
+        capture_output=True,
+        text=True,
+        timeout=scaled_timeout(),
+        check=False,
     )
 
     about_us = [line for line in done.stderr.splitlines() if UNIT.name in line]
@@ -348,8 +349,8 @@ def copied() -> list[tuple[list[str], str]]:
     return [(words[:-1], words[-1]) for words in found]
 
 
-def test_the_image_is_built_from_files_that_are_sent_to_the_engine() -> None:
-    """They exist, and the list of what is ignored lets them through."""
+def test_image_sources_are_in_the_build_context() -> None:
+    """They exist and are not ignored."""
     let_through = {
         line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[0] == "!"
     }
@@ -359,8 +360,7 @@ def test_the_image_is_built_from_files_that_are_sent_to_the_engine() -> None:
     assert [source for source in sources if not (ROOT / source).exists()] == []
 
 
-def test_both_wheels_are_built_from_what_the_image_copies(tmp_path: Path) -> None:
-    """Nothing that hatchling needs stays behind."""
+def test_both_wheels_build_from_the_image_sources(tmp_path: Path) -> None:
     for sources, target in copied():
         for source in sources:
             (tmp_path / target).mkdir(parents=True, exist_ok=True)
@@ -381,7 +381,7 @@ def test_both_wheels_are_built_from_what_the_image_copies(tmp_path: Path) -> Non
             cwd=tmp_path / folder,
             capture_output=True,
             text=True,
-            timeout=patience(100),
+            timeout=scaled_timeout(100),
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -389,8 +389,8 @@ def test_both_wheels_are_built_from_what_the_image_copies(tmp_path: Path) -> Non
     assert built == {"storeapi", "store_service"}
 
 
-def test_the_image_installs_nothing_that_is_not_locked() -> None:
-    """Each `pip install` takes a lock with its hashes, or what was just built and nothing else."""
+def test_image_installs_only_locked_packages() -> None:
+    """Each `pip install` uses a lock with hashes, or the wheels that were just built."""
     runs = " && ".join(rest for name, rest in instructions() if name == "RUN")
     installs = re.findall(r"pip install (.*?)(?= &&|$)", runs)
 
@@ -404,32 +404,21 @@ def test_the_image_installs_nothing_that_is_not_locked() -> None:
             assert "--hash=sha256:" in pinned, name
 
 
-def pins(lock: Path) -> dict[str, str]:
-    """The packages of a lock, each with its version and hashes."""
-    text = lock.read_text().replace("\\\n", " ")
-    return {line.partition("==")[0]: line for line in text.splitlines() if "==" in line}
-
-
-def version_of(pinned: str) -> str:
-    """The version of a line."""
-    return re.split(r"[ ;]", pinned.partition("==")[2], maxsplit=1)[0]
-
-
 @pytest.mark.parametrize("lock", ["runtime", "build"])
-def test_what_is_delivered_is_what_was_tested(lock: str) -> None:
-    """The versions are those of requirements/dev.txt, with which the tests run."""
+def test_delivered_versions_are_the_tested_ones(lock: str) -> None:
+    """Those of requirements/dev.txt."""
     tested = pins(ROOT / "requirements/dev.txt")
     delivered = pins(ROOT / f"requirements/{lock}.txt")
 
     assert len(delivered) > 4
-    assert {name: version_of(it) for name, it in delivered.items()} == {
-        name: version_of(tested[name]) for name in delivered
+    assert {name: pinned_version(it) for name, it in delivered.items()} == {
+        name: pinned_version(tested[name]) for name in delivered
     }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_no_file_names_a_registry_or_an_image_without_a_version(path: Path) -> None:
-    """Whoever deploys chooses where images and packages come from; "latest" is another one tomorrow."""
+def test_no_file_names_a_registry_or_an_unversioned_image(path: Path) -> None:
+    """Deployers choose the registry; "latest" is not reproducible."""
     text = path.read_text()
     images = re.findall(r"^FROM (\S+)", text, re.MULTILINE) + re.findall(
         r"^ *image: (\S+)", text, re.MULTILINE

@@ -10,8 +10,9 @@ import grpc
 import pytest
 from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
-from tests.patience import patience
-from tests.support import ServerProcess, wait_until
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "search_index.py"
 
@@ -25,19 +26,19 @@ def following(address: str, index: Path) -> Iterator["subprocess.Popen[str]"]:
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=patience())
+        process.communicate(timeout=scaled_timeout())
 
 
 def found(index: Path, words: str) -> list[str]:
     """What a search prints."""
     command = [sys.executable, str(EXAMPLE), "search", words, "--index", str(index)]
     return subprocess.run(
-        command, capture_output=True, text=True, check=True, timeout=patience()
+        command, capture_output=True, text=True, check=True, timeout=scaled_timeout()
     ).stdout.splitlines()
 
 
-def test_the_search_index_follows_every_change(tmp_path: Path) -> None:
-    """What was there before, what comes, what changes and what goes, also while the consumer is dead."""
+def test_search_index_follows_every_change(tmp_path: Path) -> None:
+    """Existing resources, creates, updates and deletes, also while the consumer is down."""
     index = tmp_path / "search.db"
     server = ServerProcess(tmp_path, {"DATABASE_URL": "sqlite:///store.db"})
     try:
@@ -83,10 +84,9 @@ def test_the_search_index_follows_every_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["follow", "--help"], ["search", "--help"]])
-def test_the_example_says_how_to_use_it(arguments: list[str]) -> None:
-    """Nobody has to read the source to run it."""
+def test_example_prints_its_usage(arguments: list[str]) -> None:
     run = subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, timeout=patience()
+        [sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, timeout=scaled_timeout()
     )
 
     assert run.returncode == 0

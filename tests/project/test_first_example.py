@@ -1,4 +1,4 @@
-"""Whoever installs the two distributions from their wheels gets a service and a client that work."""
+"""The two installed wheels are a working service and client."""
 
 import os
 import re
@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.project.conftest import ROOT, Wheels
+from tests.support.repository import ROOT, Wheels
+from tests.support.timeouts import scaled_timeout
 
 # Installing takes most of the time, so all tests share one environment.
 pytestmark = pytest.mark.timeout(300)
@@ -45,7 +45,7 @@ class Installed:
             env=self.environment(**variables),
             capture_output=True,
             text=True,
-            timeout=patience(),
+            timeout=scaled_timeout(),
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
@@ -73,7 +73,7 @@ class Installed:
                 assert line.startswith(prefix), (self.folder / "stderr.log").read_text()
                 yield line.removeprefix(prefix).strip()
                 process.terminate()
-                assert process.wait(patience()) == 0
+                assert process.wait(scaled_timeout()) == 0
             finally:
                 process.kill()
 
@@ -89,7 +89,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheels: Wheels) -> Insta
     constraints.write_text("\n".join(pins))
 
     def run(*command: str | Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(200), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=scaled_timeout(200), check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     run(sys.executable, "-m", "venv", "--without-pip", environment)
@@ -115,8 +117,8 @@ def first_example() -> str:
     return found[1]
 
 
-def test_the_first_example_runs(installed: Installed) -> None:
-    """A newcomer installs, starts the service, copies the example, and it prints what was stored."""
+def test_first_example_runs(installed: Installed) -> None:
+    """Install, start the service, copy the example, and it prints what was stored."""
     with installed.serving() as address:
         example = first_example().replace(ADDRESS, address)
         # An example that names no address looks for it there.
@@ -125,8 +127,8 @@ def test_the_first_example_runs(installed: Installed) -> None:
     assert "Hello yourself" in printed
 
 
-def test_nothing_else_is_run_than_what_was_installed(installed: Installed) -> None:
-    """Client and service come from the wheels, not from these sources."""
+def test_only_installed_packages_are_used(installed: Installed) -> None:
+    """Client and service come from the wheels, not from the sources."""
     program = "import storeapi, store_service; print(storeapi.__file__, store_service.__file__)"
 
     places = installed.run("python", "-c", program).split()
@@ -137,13 +139,12 @@ def test_nothing_else_is_run_than_what_was_installed(installed: Installed) -> No
 
 
 @pytest.mark.parametrize("command", ["storeapi", "store-service"])
-def test_the_commands_tell_their_version(installed: Installed, command: str) -> None:
+def test_commands_print_their_version(installed: Installed, command: str) -> None:
     """Both commands are there, and are of the version that was built."""
     assert VERSION in installed.run(command, "--version")
 
 
-def test_the_command_reaches_the_service(installed: Installed) -> None:
-    """What is stored with the command is found by the client."""
+def test_command_and_client_reach_the_same_service(installed: Installed) -> None:
     program = "import storeapi; print([post.body for post in storeapi.connect().posts.list()])"
 
     with installed.serving() as address:

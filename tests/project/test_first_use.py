@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.project.conftest import ROOT, Wheels
-from tests.project.test_repository import our_files
-from tests.support import wait_until
+from tests.support.polling import wait_until
+from tests.support.repository import ROOT, Wheels, repository_files
+from tests.support.timeouts import scaled_timeout
 
 TOOL = ROOT / "tools/uv_pip.py"
 
@@ -27,7 +26,7 @@ def without_settings() -> dict[str, str]:
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of every file of the repository, and nothing else."""
     folder = tmp_path_factory.mktemp("sources")
-    for path in our_files():
+    for path in repository_files():
         copy = folder / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
@@ -61,8 +60,8 @@ def running(sources: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(400)
-def test_make_run_says_what_it_does(running: Path) -> None:
-    """Two lines before the service speaks, and nothing of what the packages are made of."""
+def test_make_run_prints_what_it_does(running: Path) -> None:
+    """Two lines before the service starts, without the output of package builds."""
     lines = running.read_text().splitlines()
 
     assert lines[0].startswith("Making .venv with Python 3.")
@@ -72,8 +71,8 @@ def test_make_run_says_what_it_does(running: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_make_run_installs_only_what_running_needs(running: Path, sources: Path) -> None:
-    """No tool to check or test, and no Node.js."""
+def test_make_run_installs_only_runtime_packages(running: Path, sources: Path) -> None:
+    """No tool for checks or tests, and no Node.js."""
     programs = {path.name for path in (sources / ".venv/bin").iterdir()}
 
     assert {"store-service", "storeapi", "uv"} <= programs
@@ -96,7 +95,7 @@ def index(tmp_path: Path, wheels: Wheels) -> Path:
 
 
 def configured(index: Path, home: Path, way: str) -> dict[str, str]:
-    """Variables of somebody who has told pip or uv of an index, in one of the ways for it."""
+    """The environment of a user who configured an index for pip or uv in one of several ways."""
     address, links = index.as_uri(), str(index / "storeapi")
     if way == "pip.conf":
         (home / ".config/pip").mkdir(parents=True)
@@ -110,8 +109,8 @@ def configured(index: Path, home: Path, way: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("way", ["pip", "pip.conf", "extra", "links", "uv"])
-def test_an_index_that_pip_knows_is_used(index: Path, tmp_path: Path, way: str) -> None:
-    """Whoever has told pip where packages are need not tell uv."""
+def test_index_of_pip_is_used(index: Path, tmp_path: Path, way: str) -> None:
+    """The configuration of pip is passed to uv."""
     kept = {name: value for name, value in without_settings().items() if not name.startswith("PIP_")}
     home = tmp_path / "home"
     (tmp_path / "empty").mkdir()
@@ -119,7 +118,7 @@ def test_an_index_that_pip_knows_is_used(index: Path, tmp_path: Path, way: str) 
     command = [sys.executable, TOOL, "install", "--no-deps", "--target", tmp_path / "target", "storeapi"]
 
     done = subprocess.run(
-        command, env=variables, capture_output=True, text=True, timeout=patience(), check=False
+        command, env=variables, capture_output=True, text=True, timeout=scaled_timeout(), check=False
     )
 
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The layers hold, and whoever breaks one is told."""
+"""The import contracts hold and detect violations."""
 
 import shutil
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,13 +20,13 @@ def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
 
 
-def test_the_layers_hold() -> None:
-    """Every import goes down, and gRPC and SQL stay where they belong."""
+def test_layers_are_respected() -> None:
+    """Every import goes downward, and gRPC and SQL stay in their layers."""
     run = lint_imports(ROOT)
 
     assert run.returncode == 0, run.stdout + run.stderr
@@ -54,8 +54,8 @@ def test_the_layers_hold() -> None:
         ("utils.py", "import os"),
     ],
 )
-def test_an_import_across_the_layers_is_refused(tmp_path: Path, module: str, statement: str) -> None:
-    """A module that imports what its layer must not know, or that is in no layer, breaks a contract."""
+def test_import_across_layers_is_refused(tmp_path: Path, module: str, statement: str) -> None:
+    """A forbidden import, or a module without a layer, breaks a contract."""
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     shutil.copytree(ROOT / "store_service", tmp_path / "store_service")
     path = tmp_path / "store_service" / module

@@ -15,12 +15,12 @@ import storeapi
 from sqlalchemy.engine import make_url
 
 from store_service import cli
-from tests.patience import patience
-from tests.postgres import new_database
-from tests.project.conftest import ROOT
-from tests.store import old_application
-from tests.store.old_application import query
-from tests.support import ServerProcess, run_command
+from tests.support import legacy_database
+from tests.support.database import query
+from tests.support.postgresql import new_database
+from tests.support.repository import ROOT
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.timeouts import scaled_timeout
 
 PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "postgresql.md"))
 needs_clients = pytest.mark.skipif(
@@ -28,8 +28,8 @@ needs_clients = pytest.mark.skipif(
 )
 
 
-def test_the_page_names_commands_that_exist() -> None:
-    """And every command that keeps data has its place there."""
+def test_page_names_existing_commands() -> None:
+    """Every command that changes data is described."""
     code = re.findall(r"```sh\n.*?```|`[^`]+`", PAGE, re.DOTALL)
     named = {name for it in code for name in re.findall(r"store-service (\w+)", it)}
 
@@ -37,8 +37,8 @@ def test_the_page_names_commands_that_exist() -> None:
     assert {"backup", "restore", "health", "migrate", "check"} <= named
 
 
-def test_commands_run_as_the_unit_does() -> None:
-    """As its user, in its folder, with its file of settings and its database: the program that it runs."""
+def test_documented_commands_run_as_in_the_unit() -> None:
+    """As its user, in its directory, with its settings and its database."""
     unit = {}
     for name, value in re.findall(r"^(\w+)=(.*)$", (ROOT / "deploy/store-service.service").read_text(), re.M):
         unit.setdefault(name, value)  # of Environment the first, which is DATABASE_URL
@@ -73,15 +73,17 @@ def move(folder: Path, target: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
 
 
 @needs_clients
-def test_the_move_stops_at_a_body_that_postgresql_cannot_hold(postgres: str, tmp_path: Path) -> None:
-    """A NUL, which would otherwise be the end of the body there; nothing is moved of that table."""
-    old_application.make(tmp_path / "store.db", post_rows=[(1, "fine"), (20, "a \0 inside")], comment_rows=[])
+def test_move_stops_at_a_body_with_nul(postgres: str, tmp_path: Path) -> None:
+    """PostgreSQL cannot store it; no row of that table is moved."""
+    legacy_database.create_file(
+        tmp_path / "store.db", post_rows=[(1, "fine"), (20, "a \0 inside")], comment_rows=[]
+    )
     assert run_command("migrate", folder=tmp_path).returncode == 0
     with new_database(postgres) as target:
         assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
@@ -95,11 +97,13 @@ def test_the_move_stops_at_a_body_that_postgresql_cannot_hold(postgres: str, tmp
 
 
 @needs_clients
-def test_the_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: Path) -> None:
-    """The lines of the page, run as they stand; ids go on where they were."""
-    posts = [(id, body) for id, body in old_application.POSTS if "\0" not in (body or "")]
+def test_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: Path) -> None:
+    """With the commands of the page; new ids continue."""
+    posts = [(id, body) for id, body in legacy_database.POSTS if "\0" not in (body or "")]
     path = tmp_path / "store.db"
-    old_application.make(path, post_rows=[*posts, (60, 'a "quote", a comma\nand a \\ in a second line')])
+    legacy_database.create_file(
+        path, post_rows=[*posts, (60, 'a "quote", a comma\nand a \\ in a second line')]
+    )
     assert run_command("migrate", folder=tmp_path).returncode == 0
     with new_database(postgres) as target:
         assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
@@ -116,8 +120,8 @@ def test_the_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_pat
             assert connection.execute(new).fetchall() == [(91,)]
 
 
-def test_the_statements_for_two_roles_are_all_that_they_need(postgres: str, tmp_path: Path) -> None:
-    """One role migrates; the other one serves, and can do everything but change the schema."""
+def test_statements_for_two_roles_are_sufficient(postgres: str, tmp_path: Path) -> None:
+    """One role migrates; the other serves and cannot change the schema."""
     first, second = re.findall(r"<!-- two roles -->\n```sql\n(.*?)```", PAGE, re.DOTALL)
     with new_database(postgres) as url:
         name = f"store_{make_url(url).database}"
@@ -172,7 +176,7 @@ def test_the_statements_for_two_roles_are_all_that_they_need(postgres: str, tmp_
 
 
 def write_everything(address: str) -> None:
-    """Writes to every table, and waits for what other processes would be told."""
+    """Writes to every table, and waits for the notifications."""
     with storeapi.StoreClient(address) as client, client.changes.watch(start="earliest") as watch:
         post = client.posts.create(body="a post", request_id=str(uuid.uuid4()))
         client.comments.create(post_id=post.id, body="a comment")

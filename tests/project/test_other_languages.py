@@ -11,9 +11,9 @@ from google.protobuf.compiler import plugin_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from storeapi import files
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
-from tests.support import ServerProcess
+from tests.support.repository import ROOT
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 BIN = Path(sys.executable).parent
 PAGE = (ROOT / "clients/README.md").read_text()
@@ -25,7 +25,7 @@ def run(*command: str | Path, folder: Path, path: str = "") -> str:
     """Runs a command that must succeed, with a folder of programs before all others."""
     environment = os.environ | {"PATH": os.pathsep.join([path, str(BIN), os.environ["PATH"]])}
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=patience()
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=scaled_timeout()
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -35,7 +35,7 @@ def run(*command: str | Path, folder: Path, path: str = "") -> str:
     ("name", "path"),
     [("protos", files.PROTOS), ("descriptors", files.DESCRIPTORS), ("service-config", files.SERVICE_CONFIG)],
 )
-def test_the_package_tells_where_its_files_are(tmp_path: Path, name: str, path: Path) -> None:
+def test_package_prints_the_paths_of_its_files(tmp_path: Path, name: str, path: Path) -> None:
     """A script gets each path by name, from whatever folder, and something is there."""
     printed = run(sys.executable, "-m", "storeapi.files", name, folder=tmp_path)
 
@@ -44,8 +44,7 @@ def test_the_package_tells_where_its_files_are(tmp_path: Path, name: str, path: 
     assert path.exists()
 
 
-def test_without_a_name_all_paths_are_told(tmp_path: Path) -> None:
-    """Who does not know the names sees them, each with its path."""
+def test_all_paths_are_printed_without_a_name(tmp_path: Path) -> None:
     printed = run(sys.executable, "-m", "storeapi.files", folder=tmp_path)
 
     assert dict(line.split("\t") for line in printed.splitlines()) == {
@@ -55,8 +54,8 @@ def test_without_a_name_all_paths_are_told(tmp_path: Path) -> None:
     }
 
 
-def test_the_shipped_protos_are_whole(tmp_path: Path) -> None:
-    """The folder alone is enough to build from, and gives every file of ours in the shipped descriptors."""
+def test_shipped_protos_are_complete(tmp_path: Path) -> None:
+    """The directory is enough to build from, and equals the shipped descriptors."""
     run("buf", "build", files.PROTOS, "-o", tmp_path / "built.binpb", folder=tmp_path)
 
     built = FileDescriptorSet.FromString((tmp_path / "built.binpb").read_bytes())
@@ -79,8 +78,8 @@ def plugins_in(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_each_template_sends_its_plugins_all_protos(tmp_path: Path, template: str) -> None:
-    """buf takes the template as it is, and every plugin that it names is asked for every service."""
+def test_each_template_gives_its_plugins_all_protos(tmp_path: Path, template: str) -> None:
+    """buf accepts the template, and each plugin generates every service."""
     plugins = plugins_in(tmp_path / "plugins")
 
     run(
@@ -101,8 +100,8 @@ def test_each_template_sends_its_plugins_all_protos(tmp_path: Path, template: st
         assert set(request.file_to_generate) >= SERVICE_FILES
 
 
-def test_a_running_server_gives_its_protos(tmp_path: Path) -> None:
-    """The page's grpcurl line writes a descriptor set of every service, from which buf can generate."""
+def test_running_server_provides_its_protos(tmp_path: Path) -> None:
+    """The grpcurl command of the page writes a descriptor set for buf."""
     server = ServerProcess(tmp_path)
     try:
         address = server.start().address
@@ -115,8 +114,7 @@ def test_a_running_server_gives_its_protos(tmp_path: Path) -> None:
     assert {file.name for file in descriptors.file} >= SERVICE_FILES
 
 
-def test_the_page_names_every_template_and_file() -> None:
-    """Nothing is shipped for other languages that the page does not tell of."""
+def test_page_names_every_template_and_file() -> None:
     languages = {name.split(".")[2] for name in TEMPLATES}
 
     assert languages == {"go", "java", "typescript"}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.support import ServerProcess
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -46,13 +46,13 @@ def output_of(command: list[str | Path], address: str) -> str:
     """What a command prints to its end."""
     environment = os.environ | {"STOREAPI_TARGET": address}
     run = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=patience(), check=False
+        command, env=environment, capture_output=True, text=True, timeout=scaled_timeout(), check=False
     )
     return run.stdout + run.stderr
 
 
 def beginning_of_output_of(command: list[str | Path], line_count: int) -> str:
-    """What a command that does not end prints first; then it gets the Ctrl-C of whoever looks at it."""
+    """Reads the first output of a command that does not end, and interrupts it."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         lines = list(islice(process.stdout, line_count))
@@ -73,14 +73,14 @@ def test_commands_print_the_documented_output(server_process: ServerProcess, doc
         if expected.endswith("^C\n"):
             expected = expected.removesuffix("^C\n")
             # Ends by itself too, so that a missing line fails the test and does not hang it.
-            limited = [binary, "-max-time", str(patience()), *arguments]
+            limited = [binary, "-max-time", str(scaled_timeout()), *arguments]
             printed = beginning_of_output_of(limited, line_count=expected.count("\n"))
         else:
             printed = output_of([binary, *arguments], server_process.address)
         assert without_chance(printed) == without_chance(expected), command
 
 
-def test_the_python_example_runs(server_process: ServerProcess, tmp_path: Path) -> None:
+def test_python_example_runs(server_process: ServerProcess, tmp_path: Path) -> None:
     """The README's Python example works as it stands."""
     server_process.start()
     (example,) = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
@@ -88,7 +88,7 @@ def test_the_python_example_runs(server_process: ServerProcess, tmp_path: Path) 
     script.write_text(example.replace(ADDRESS, server_process.address))
 
     run = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=patience(), check=False
+        [sys.executable, script], capture_output=True, text=True, timeout=scaled_timeout(), check=False
     )
 
     assert run.returncode == 0, run.stderr
@@ -96,21 +96,21 @@ def test_the_python_example_runs(server_process: ServerProcess, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("command", ["make run", "make test", "make check", "make help", "make grpcurl"])
-def test_the_readme_names_the_commands(command: str) -> None:
+def test_readme_names_the_commands(command: str) -> None:
     """The commands that people need stand in the README."""
     assert command in README.read_text()
 
 
-def test_the_readme_says_which_python() -> None:
-    """For the service and for the client, as their distributions ask for it."""
+def test_readme_states_the_python_versions() -> None:
+    """Those of both distributions."""
     for distribution, section in [("", "Quick start"), ("clients/python", "Quick start")]:
         project = tomllib.loads((ROOT / distribution / "pyproject.toml").read_text())["project"]
         least = project["requires-python"].removeprefix(">=")
         assert f"Python {least} or newer" in SECTIONS[section]
 
 
-def test_the_readme_says_what_was_measured() -> None:
-    """Its figures are those of docs/benchmarks.md."""
+def test_readme_figures_match_the_benchmarks() -> None:
+    """Those of docs/benchmarks.md."""
     document = (ROOT / "docs/benchmarks.md").read_text()
     claims = {
         "SQLite: Create, 256 in flight": r"([0-9.]+) times as many creates a second as a gRPC server",

@@ -12,8 +12,8 @@ import pytest
 import storeapi
 from storeapi import testing
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
+from tests.support.repository import ROOT
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The pages, by their path in the folder."""
     folder = tmp_path_factory.mktemp("reference")
     command: list[str | Path] = [sys.executable, "-W", "error", ROOT / "tools/reference.py", folder]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=scaled_timeout(), check=False)
     assert (run.returncode, run.stderr) == (0, "")
     assert Path(run.stdout.strip()) == folder / "index.html"
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.html")}
@@ -44,8 +44,8 @@ def text_of(markup: str) -> str:
 
 
 @pytest.mark.parametrize("module", [storeapi, testing], ids=lambda module: module.__name__)
-def test_every_public_name_is_explained(pages: dict[str, str], module: ModuleType) -> None:
-    """Every name stands in the reference, with its text; classes with all of it that is no list."""
+def test_every_public_name_is_in_the_reference(pages: dict[str, str], module: ModuleType) -> None:
+    """With its text; classes with all their members."""
     found = sections(pages[f"{module.__name__.replace('.', '/')}.html"])
 
     assert set(found) == set(module.__all__)
@@ -60,7 +60,7 @@ def test_every_public_name_is_explained(pages: dict[str, str], module: ModuleTyp
 
 
 def test_every_field_and_method_is_explained(pages: dict[str, str]) -> None:
-    """Below each attribute stands what it means, also for those that a class has from its parent."""
+    """Inherited ones too."""
     members = re.split(r'<div id="(\w+\.\w+)" class="classattr">', pages["storeapi.html"])[1:]
 
     # pdoc shows how a value is made, without a text: its fields below have theirs.
@@ -74,7 +74,7 @@ def test_every_field_and_method_is_explained(pages: dict[str, str]) -> None:
     assert unexplained == []
 
 
-def test_the_text_is_laid_out(pages: dict[str, str]) -> None:
+def test_reference_text_is_formatted(pages: dict[str, str]) -> None:
     """Examples keep their lines, names in backticks are code, and arguments and errors are lists."""
     watch = pages["storeapi.html"].partition('<div id="Changes.watch"')[2]
 
@@ -86,8 +86,8 @@ def test_the_text_is_laid_out(pages: dict[str, str]) -> None:
     assert "StoreError                      every failed call\n" in tagless(pages["storeapi/errors.html"])
 
 
-def test_nothing_of_the_machine_is_in_it(pages: dict[str, str]) -> None:
-    """Two machines build the same: no addresses in memory, no folders."""
+def test_reference_is_reproducible(pages: dict[str, str]) -> None:
+    """No memory addresses and no local paths."""
     for name, page in pages.items():
         assert not re.search(r"\bat 0x[0-9a-f]{6,}", page), name
         assert str(ROOT) not in page, name

@@ -7,7 +7,6 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 
 import grpc
 import pytest
@@ -20,23 +19,13 @@ from google.protobuf.descriptor_pb2 import (
 )
 from storeapi.v1 import errors_pb2
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
+from tests.support.repository import ROOT, repository_files
+from tests.support.timeouts import scaled_timeout
 
 CODES = {code.name for code in grpc.StatusCode}
 REASONS = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name}
 _ERROR = re.compile(r"([A-Z_]+) \(([A-Z_, ]+)\)")
 """How comments name errors: NOT_FOUND (POST_NOT_FOUND), or several reasons of one code."""
-
-
-# Traces of a machine
-
-
-def our_files() -> list[Path]:
-    """Every file that is in git, or would be with the next `git add`."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=patience(), check=True).stdout
-    return [path for name in listed.decode().split("\0") if name and (path := ROOT / name).is_file()]
 
 
 TRACES = {
@@ -47,13 +36,13 @@ TRACES = {
 
 
 @pytest.mark.parametrize("trace", TRACES)
-def test_no_file_tells_where_it_was_made(trace: str) -> None:
-    """No file mentions a package index or somebody's home folder."""
+def test_no_file_contains_local_paths(trace: str) -> None:
+    """No package index and no home directory."""
     pattern = re.compile(TRACES[trace])
 
     found = {
         f"{path.relative_to(ROOT)}: {match[0].decode(errors='replace')}"
-        for path in our_files()
+        for path in repository_files()
         if (match := pattern.search(path.read_bytes()))
     }
 
@@ -71,8 +60,7 @@ def test_no_file_tells_where_it_was_made(trace: str) -> None:
         ("home folder", "in /ro~ot/.cache"),
     ],
 )
-def test_traces_are_found(trace: str, text: str) -> None:
-    """The search before finds what it looks for."""
+def test_local_paths_are_found(trace: str, text: str) -> None:
     assert re.search(TRACES[trace], text.replace("~", "").encode())
 
 
@@ -80,7 +68,7 @@ def test_traces_are_found(trace: str, text: str) -> None:
 
 
 def contract() -> list[FileDescriptorProto]:
-    """Our protos as they are shipped, with their comments."""
+    """The shipped protos with their comments."""
     shipped = FileDescriptorSet.FromString(files("storeapi.v1").joinpath("descriptors.binpb").read_bytes())
     return [file for file in shipped.file if file.package == "storeapi.v1"]
 
@@ -154,7 +142,7 @@ def errors_of(rpc: Documented) -> list[tuple[str, str]]:
     return [(code, reason) for code, reasons in lines for reason in reasons.split(", ")]
 
 
-def test_everything_in_the_contract_has_a_comment() -> None:
+def test_every_contract_element_has_a_comment() -> None:
     """The protos are the manual: a reader of any language finds each element explained."""
     found = elements()
 
@@ -164,8 +152,8 @@ def test_everything_in_the_contract_has_a_comment() -> None:
 
 
 @rpcs
-def test_an_rpc_lists_its_errors(rpc: Documented) -> None:
-    """A caller knows from the comment which errors to handle; every RPC checks its request, so has some."""
+def test_every_rpc_lists_its_errors(rpc: Documented) -> None:
+    """Every RPC validates its request, so it has some."""
     errors = errors_of(rpc)
 
     assert ("INVALID_ARGUMENT", "FIELD_INVALID") in errors
@@ -180,7 +168,7 @@ def code_of() -> dict[str, str]:
     return {value.name.removeprefix(prefix): re.match(r"[A-Z_]*", value.comment)[0] for value in values}
 
 
-def test_the_comments_agree_on_the_code_of_a_reason() -> None:
+def test_comments_agree_on_the_code_of_a_reason() -> None:
     """Wherever a reason stands beside a code, it is the code with which the reason is explained."""
     wanted = code_of()
 
@@ -196,7 +184,7 @@ def test_the_comments_agree_on_the_code_of_a_reason() -> None:
     assert [it for it in named if wanted.get(it[2]) != it[1]] == []
 
 
-def test_the_comments_name_only_reasons_that_exist() -> None:
+def test_comments_name_only_existing_reasons() -> None:
     """No comment speaks of a reason, code or enum value that is misspelt or gone."""
     values = {element.name.rpartition(".")[2] for element in elements() if element.kind == "enum value"}
     words = {
@@ -212,7 +200,7 @@ def test_the_comments_name_only_reasons_that_exist() -> None:
     ] == []
 
 
-def test_every_reason_is_named_where_it_can_happen() -> None:
+def test_every_reason_is_named_by_a_service_or_rpc() -> None:
     """No reason is explained that no service or RPC gives."""
     given = " ".join(element.comment for element in elements() if element.kind in ("service", "RPC"))
 
@@ -222,8 +210,8 @@ def test_every_reason_is_named_where_it_can_happen() -> None:
 # Version and commands
 
 
-def test_the_changelog_tells_of_this_version() -> None:
-    """Both distributions have one version, and the changelog has a heading for it."""
+def test_changelog_has_this_version() -> None:
+    """Both distributions have the same version."""
     versions = {
         tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]["version"]
         for folder in (".", "clients/python")
@@ -245,13 +233,13 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
 
 
-def test_make_help_lists_commands_that_exist() -> None:
-    """Each line of `make help` is a target with a description, and the ones that people rely on are there."""
+def test_make_help_lists_existing_commands() -> None:
+    """Each target has a description, and the important ones are listed."""
     printed = make("help")
     assert printed.returncode == 0, printed.stderr
     lines = [re.fullmatch(r"([a-z-]+) +(\S.*)", line) for line in printed.stdout.splitlines()]
@@ -264,9 +252,9 @@ def test_make_help_lists_commands_that_exist() -> None:
         assert planned.returncode == 0, f"{target}: {planned.stderr}"
 
 
-def test_the_documents_link_to_files_that_exist() -> None:
+def test_links_in_documents_exist() -> None:
     """A link between files of the repository leads somewhere."""
-    documents = [path for path in our_files() if path.suffix == ".md"]
+    documents = [path for path in repository_files() if path.suffix == ".md"]
 
     links = {
         (str(document.relative_to(ROOT)), link)

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
-from tests.project.test_deploy import pins, version_of
+from tests.support.repository import ROOT, pinned_version, pins
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `make sbom` writes; the tool validates it against the schema before."""
     path = tmp_path_factory.mktemp("sbom") / "build" / "sbom.json"
     command = [sys.executable, ROOT / "tools/sbom.py", path]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=patience(100), check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=scaled_timeout(100), check=False)
     assert run.returncode == 0, run.stderr
     return path
 
@@ -30,9 +29,9 @@ def document(made: Path) -> dict[str, Any]:
     return found
 
 
-def test_every_locked_package_is_listed_with_its_version(document: dict[str, Any]) -> None:
-    """And the client, which is built here; nothing else."""
-    locked = {name: version_of(it) for name, it in pins(ROOT / "requirements/runtime.txt").items()}
+def test_sbom_lists_every_locked_package(document: dict[str, Any]) -> None:
+    """With its version, and the client, which is built here."""
+    locked = {name: pinned_version(it) for name, it in pins(ROOT / "requirements/runtime.txt").items()}
     listed = {it["name"]: it["version"] for it in document["components"]}
     root = document["metadata"]["component"]
 
@@ -42,8 +41,7 @@ def test_every_locked_package_is_listed_with_its_version(document: dict[str, Any
     assert all(it["purl"] == f"pkg:pypi/{it['name']}@{it['version']}" for it in document["components"])
 
 
-def test_it_tells_what_the_service_asks_for_itself(document: dict[str, Any]) -> None:
-    """What is not in pyproject.toml came with something that is."""
+def test_sbom_marks_direct_dependencies(document: dict[str, Any]) -> None:
     of_root, of_client = document["dependencies"]
 
     names = {ref.removeprefix("pkg:pypi/").partition("@")[0] for ref in of_root["dependsOn"]}
@@ -52,17 +50,17 @@ def test_it_tells_what_the_service_asks_for_itself(document: dict[str, Any]) -> 
     assert "pkg:pypi/storeapi@" in of_client["ref"]
 
 
-def test_it_names_no_place_that_packages_come_from(made: Path) -> None:
-    """The only addresses are those of the format itself."""
+def test_sbom_names_no_package_source(made: Path) -> None:
+    """The only URLs are those of the format."""
     addresses = {word for word in made.read_text().split('"') if "://" in word}
 
     assert addresses == {"http://cyclonedx.org/schema/bom-1.6.schema.json"}
     assert str(ROOT) not in made.read_text()
 
 
-def test_it_is_the_same_every_time(made: Path, tmp_path: Path) -> None:
+def test_sbom_is_reproducible(made: Path, tmp_path: Path) -> None:
     """So that two releases can be compared."""
     command = [sys.executable, ROOT / "tools/sbom.py", tmp_path / "again.json"]
-    subprocess.run(command, capture_output=True, timeout=patience(100), check=True)
+    subprocess.run(command, capture_output=True, timeout=scaled_timeout(100), check=True)
 
     assert (tmp_path / "again.json").read_text() == made.read_text()

@@ -9,8 +9,8 @@ import pytest
 
 from store_service import config as settings
 from store_service.config import Config, variable_of
-from tests.patience import patience
-from tests.project.conftest import ROOT
+from tests.support.repository import ROOT
+from tests.support.timeouts import scaled_timeout
 
 TOOL = ROOT / "tools/settings_table.py"
 
@@ -19,7 +19,7 @@ TOOL = ROOT / "tools/settings_table.py"
 def table() -> str:
     """What the tool prints."""
     run = subprocess.run(
-        [sys.executable, TOOL], capture_output=True, text=True, timeout=patience(), check=True
+        [sys.executable, TOOL], capture_output=True, text=True, timeout=scaled_timeout(), check=True
     )
     return run.stdout.strip()
 
@@ -38,18 +38,18 @@ def test_the_page_has_the_table_of_the_code(table: str) -> None:
     assert found[0].strip() == table, "put what tools/settings_table.py prints between the two comments"
 
 
-def test_the_table_has_every_setting_and_its_meaning(table: str) -> None:
-    """No setting is left out, none is left that is gone, and each is explained in whole sentences."""
+def test_settings_table_is_complete(table: str) -> None:
+    """Every setting, with whole sentences, and no removed one."""
     found = rows(table)
 
     assert [variable for variable, _, _ in found] == [variable_of(name) for name in Config.model_fields]
     assert [variable for variable, _, meaning in found if not re.fullmatch(r"\w.*\.", meaning)] == []
 
 
-def test_the_defaults_of_the_table_change_nothing(
+def test_documented_defaults_are_the_defaults(
     table: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Whoever sets every variable to the default that the table shows gets what they would get anyway."""
+    """Setting each variable to its documented default changes nothing."""
     monkeypatch.chdir(tmp_path)
     for name in Config.model_fields:
         monkeypatch.delenv(variable_of(name), raising=False)

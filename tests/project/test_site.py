@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from storeapi.v1 import changes_pb2, comments_pb2, errors_pb2, posts_pb2
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
+from tests.support.repository import ROOT
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "sphinx", *options, ROOT, folder / "html"],
         capture_output=True,
         text=True,
-        timeout=patience(120),
+        timeout=scaled_timeout(120),
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
-from tests.support import ServerProcess, wait_until
+from tests.support.polling import wait_until
+from tests.support.repository import ROOT
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 WAITS = {
     "asyncio.timeout": 0,
@@ -34,7 +35,7 @@ SHORTEST_SECONDS = 5
 LEAVES_PROCESSES = """
 import os
 from pathlib import Path
-from tests.support import ServerProcess
+from tests.support.server_process import ServerProcess
 
 def test_that_hangs(tmp_path):
     server = ServerProcess(tmp_path).start()
@@ -71,8 +72,8 @@ def literal_limits(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("tests/**/*.py")), ids=lambda it: str(it.relative_to(ROOT)))
-def test_limits_grow_with_the_load(path: Path) -> None:
-    """Each wait for what must happen has its limit from tests/patience.py."""
+def test_timeouts_scale_with_the_load(path: Path) -> None:
+    """Each wait for an expected event has a timeout of `scaled_timeout`."""
     assert literal_limits(path.read_text()) == []
 
 
@@ -85,21 +86,24 @@ def test_limits_grow_with_the_load(path: Path) -> None:
         "asyncio.wait_for(it, 10.0)",
     ],
 )
-def test_a_limit_that_is_a_number_is_found(call: str) -> None:
-    """A number of seconds is right on one machine only."""
+def test_literal_timeout_is_found(call: str) -> None:
+    """A fixed number of seconds is wrong on other machines."""
     assert literal_limits(call) == [f"line 1: {call}"]
-    assert literal_limits("asyncio.timeout(patience(20))\nprocess.wait(0.1)\nposts.get(1, timeout=20)") == []
+    assert (
+        literal_limits("asyncio.timeout(scaled_timeout(20))\nprocess.wait(0.1)\nposts.get(1, timeout=20)")
+        == []
+    )
 
 
-def test_patience_is_longer_on_a_loaded_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the number of processes that share a core."""
+def test_timeout_is_longer_on_a_loaded_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the number of processes per core."""
     monkeypatch.setattr(os, "getloadavg", lambda: (1e6 * os.cpu_count(), 0, 0))
 
-    assert patience(2) == 2e6
+    assert scaled_timeout(2) == 2e6
 
 
 def run_pytest(folder: Path, name: str) -> "subprocess.Popen[bytes]":
-    """A run of one of the tests above, in a session of its own."""
+    """Runs one of the tests above in its own session."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
     command += ["--rootdir", str(ROOT), "-p", "tests.conftest", f"test_it.py::{name}"]
     (folder / "test_it.py").write_text(LEAVES_PROCESSES)
@@ -108,8 +112,7 @@ def run_pytest(folder: Path, name: str) -> "subprocess.Popen[bytes]":
     )
 
 
-def test_no_server_outlives_a_pytest_that_was_killed(tmp_path: Path) -> None:
-    """However it ends, the processes that its tests have started end too."""
+def test_servers_end_when_pytest_is_killed(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, "test_that_hangs")
     wait_until(lambda: (tmp_path / "pid").exists() or run.poll() is not None)
     pid = int((tmp_path / "pid").read_text())
@@ -121,10 +124,10 @@ def test_no_server_outlives_a_pytest_that_was_killed(tmp_path: Path) -> None:
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
 
 
-def test_a_server_that_does_not_start_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its fixture never gets it, and so could not end it."""
-    limits = iter([0.01, patience()])
-    monkeypatch.setattr("tests.support.patience", lambda *_: next(limits))
+def test_server_that_does_not_start_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its fixture never receives it, so the fixture cannot stop it."""
+    limits = iter([0.01, scaled_timeout()])
+    monkeypatch.setattr("tests.support.server_process.scaled_timeout", lambda *_: next(limits))
     server = ServerProcess(tmp_path)
     with pytest.raises(AssertionError):
         server.start()
@@ -133,8 +136,8 @@ def test_a_server_that_does_not_start_is_ended(tmp_path: Path, monkeypatch: pyte
     assert server.process.returncode == -signal.SIGKILL
 
 
-def test_a_module_that_leaves_a_process_fails(tmp_path: Path) -> None:
-    """Its last test tells which process, and it is killed."""
+def test_module_that_leaves_a_process_fails(tmp_path: Path) -> None:
+    """The error names the process, which is killed."""
     run = run_pytest(tmp_path, "test_that_leaves_it")
     output = run.communicate()[0].decode()
 

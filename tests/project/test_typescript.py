@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.project.conftest import ROOT
-from tests.support import ServerProcess
+from tests.support.repository import ROOT
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 SOURCE = Path("clients/typescript")
 # What the project is generated from, at the places where it looks for them.
@@ -42,7 +42,7 @@ class Node:
             env=os.environ | {"PATH": path},
             capture_output=True,
             text=True,
-            timeout=patience(250),
+            timeout=scaled_timeout(250),
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -59,7 +59,9 @@ def find_node() -> Node | None:
     found, npm_found = shutil.which("node"), shutil.which("npm")
     if found is None or npm_found is None:
         return None
-    version = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=patience()).stdout
+    version = subprocess.run(
+        [found, "--version"], capture_output=True, text=True, timeout=scaled_timeout()
+    ).stdout
     major = re.match(r"v(\d+)\.", version)
     return Node(Path(found), (npm_found,)) if major and int(major[1]) >= OLDEST_NODE else None
 
@@ -96,8 +98,8 @@ def running(tmp_path: Path) -> Iterator[ServerProcess]:
     process.kill()
 
 
-def test_the_example_does_what_it_says(node: Node, project: Path, running: ServerProcess) -> None:
-    """One post for one request_id, pages, a typed reason, a change that is watched; then it ends."""
+def test_typescript_example_runs(node: Node, project: Path, running: ServerProcess) -> None:
+    """One post for one request_id, pages, a typed reason, a watched change."""
     printed = node.run(project, str(node.node), "build/src/example.js", running.address)
 
     assert printed.splitlines() == [
@@ -109,13 +111,12 @@ def test_the_example_does_what_it_says(node: Node, project: Path, running: Serve
     ]
 
 
-def test_the_rules_of_its_connection(node: Node, project: Path) -> None:
-    """The project's own tests: what is retried and what is not, and where a watch goes on."""
+def test_typescript_connection_rules_hold(node: Node, project: Path) -> None:
+    """The tests of the project: retries, and where a watch continues."""
     node.run(project, *node.npm, "test")
 
 
-def test_the_lock_file_holds_hashes_and_no_addresses() -> None:
-    """Every package is pinned by its hash, and whoever installs chooses where it comes from."""
+def test_typescript_lock_has_hashes_and_no_urls() -> None:
     text = (ROOT / SOURCE / "package-lock.json").read_text()
 
     assert "://" not in text
@@ -125,8 +126,7 @@ def test_the_lock_file_holds_hashes_and_no_addresses() -> None:
     assert "registry=" not in (ROOT / SOURCE / ".npmrc").read_text()
 
 
-def test_the_project_pins_what_it_uses() -> None:
-    """No version is a range: what was tested is what is installed."""
+def test_typescript_versions_are_pinned() -> None:
     text = (ROOT / SOURCE / "package.json").read_text()
 
     wanted = re.findall(

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.project.conftest import ROOT, Wheels
-from tests.support import ServerProcess
+from tests.support.repository import ROOT, Wheels
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
 OLDEST, NEWEST = ROOT / "requirements/oldest.txt", ROOT / "requirements/dev.txt"
 PROJECT = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]
@@ -73,7 +73,9 @@ def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> 
     )
 
     def run(*command: str | Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(100), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=scaled_timeout(100), check=False
+        )
         assert done.returncode == 0, done.stdout + done.stderr
 
     # Without a pip of its own, which takes longer than all the rest.
@@ -90,10 +92,10 @@ def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> 
     TRIED,
     ids=[f"{python} {'oldest' if it == OLDEST else 'newest'}" for python, it in TRIED],
 )
-def test_the_client_works(
+def test_client_works_with_the_pinned_versions(
     python: str, requirements: Path, tmp_path: Path, wheels: Wheels, server_process: ServerProcess
 ) -> None:
-    """Stubs, client and asyncio client make their calls, watch and read their errors, and nothing warns."""
+    """Stubs, sync and asyncio clients call, watch and read errors without warnings."""
     installed = environment(tmp_path, interpreter(python), requirements, wheels.storeapi)
     server_process.start()
 
@@ -106,12 +108,18 @@ def test_the_client_works(
         "error",
         program,
         server_process.address,
-        f"{patience()}",
+        f"{scaled_timeout()}",
     ]
     # gRPC's core has lines of its own about connections that end.
     quiet = os.environ | {"GRPC_VERBOSITY": "NONE"}
     run = subprocess.run(
-        command, cwd=tmp_path, env=quiet, capture_output=True, text=True, timeout=patience(), check=False
+        command,
+        cwd=tmp_path,
+        env=quiet,
+        capture_output=True,
+        text=True,
+        timeout=scaled_timeout(),
+        check=False,
     )
 
     assert run.returncode == 0, run.stderr
@@ -121,8 +129,7 @@ def test_the_client_works(
     assert versions == [version_of(name, requirements) for name in LIBRARIES]
 
 
-def test_the_pins_are_the_lowest_versions_that_are_declared() -> None:
-    """Whoever raises or lowers what the client needs does the same for what is tried."""
+def test_oldest_pins_are_the_declared_minimums() -> None:
     declared = dict(re.findall(r"^([a-z0-9-]+)>=([0-9.]+)", "\n".join(PROJECT["dependencies"]), re.MULTILINE))
 
     assert set(declared) == set(LIBRARIES)
@@ -131,8 +138,8 @@ def test_the_pins_are_the_lowest_versions_that_are_declared() -> None:
     assert not re.search(r"://|--index|--find-links", OLDEST.read_text())
 
 
-def test_the_newest_libraries_are_newer() -> None:
-    """Two major versions of protobuf are tried, and two minor ones of gRPC."""
+def test_newest_libraries_are_newer_than_the_oldest() -> None:
+    """Two major versions of protobuf and two minor ones of gRPC are tested."""
 
     def numbers(name: str, requirements: Path) -> list[int]:
         return [int(part) for part in version_of(name, requirements).split(".")]
@@ -141,6 +148,6 @@ def test_the_newest_libraries_are_newer() -> None:
     assert numbers("grpcio", NEWEST)[:2] > numbers("grpcio", OLDEST)[:2]
 
 
-def test_the_oldest_python_is_tried() -> None:
+def test_oldest_python_is_tested() -> None:
     """The one that the client declares is the first that is tried."""
     assert PROJECT["requires-python"] == f">={TRIED[0][0]}"

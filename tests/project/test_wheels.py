@@ -1,4 +1,4 @@
-"""What users install holds what they need, and nothing that is not theirs."""
+"""The wheels contain what users need, and no files of others."""
 
 import json
 import zipfile
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.project.conftest import ROOT, Wheels
+from tests.support.repository import ROOT, Wheels
 
 BOTH = ["storeapi", "store_service"]
 
@@ -37,8 +37,8 @@ def sources(folder: Path, *patterns: str) -> set[str]:
     return {str(PurePosixPath(path.relative_to(folder.parent))) for path in found}
 
 
-def test_the_client_ships_its_types_and_its_stubs(wheels: Wheels) -> None:
-    """Type checkers see the types, and the stubs of every proto are there with the manual for reflection."""
+def test_client_wheel_has_types_and_stubs(wheels: Wheels) -> None:
+    """With the comments for reflection."""
     names = names_in(wheels.storeapi)
 
     generated = {
@@ -52,7 +52,7 @@ def test_the_client_ships_its_types_and_its_stubs(wheels: Wheels) -> None:
     )
 
 
-def test_the_client_ships_all_of_its_sources(wheels: Wheels) -> None:
+def test_client_wheel_has_all_sources(wheels: Wheels) -> None:
     """No module of the client is left out."""
     package = ROOT / "clients/python/src/storeapi"
 
@@ -61,8 +61,8 @@ def test_the_client_ships_all_of_its_sources(wheels: Wheels) -> None:
     assert {name for name in names_in(wheels.storeapi) if ".dist-info/" not in name} == modules
 
 
-def test_the_client_ships_what_other_languages_need(wheels: Wheels) -> None:
-    """Who has the wheel has every proto as it is in the repository, and how retries are to be done."""
+def test_client_wheel_has_the_files_for_other_languages(wheels: Wheels) -> None:
+    """Every proto of the repository, and the service config."""
     with zipfile.ZipFile(wheels.storeapi) as archive:
         shipped = {
             name.removeprefix("storeapi/protos/"): archive.read(name)
@@ -77,7 +77,7 @@ def test_the_client_ships_what_other_languages_need(wheels: Wheels) -> None:
     assert config["methodConfig"]
 
 
-def test_the_server_ships_all_of_its_sources_and_the_migrations(wheels: Wheels) -> None:
+def test_server_wheel_has_all_sources_and_migrations(wheels: Wheels) -> None:
     """No module is left out, also not the revisions, which nothing imports."""
     names = names_in(wheels.store_service)
 
@@ -89,8 +89,8 @@ def test_the_server_ships_all_of_its_sources_and_the_migrations(wheels: Wheels) 
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-def test_a_wheel_holds_one_package_and_no_tests(wheels: Wheels, distribution: str) -> None:
-    """Nothing is installed beside the package: google, buf or tests would overwrite other people's files.
+def test_wheel_has_one_package_and_no_tests(wheels: Wheels, distribution: str) -> None:
+    """A top-level google, buf or tests package would overwrite files of others.
 
     Protos are inside of the client's package, in a folder of their own, and nowhere else.
     """
@@ -104,7 +104,7 @@ def test_a_wheel_holds_one_package_and_no_tests(wheels: Wheels, distribution: st
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-def test_a_wheel_carries_its_licence_and_its_readme(wheels: Wheels, distribution: str) -> None:
+def test_wheel_has_its_license_and_readme(wheels: Wheels, distribution: str) -> None:
     """The licence is named, and its text is inside; the readme is the description."""
     wheel = getattr(wheels, distribution)
     metadata = metadata_of(wheel)
@@ -116,8 +116,7 @@ def test_a_wheel_carries_its_licence_and_its_readme(wheels: Wheels, distribution
 
 
 @pytest.mark.parametrize("distribution", BOTH)
-def test_a_wheel_declares_no_addresses(wheels: Wheels, distribution: str) -> None:
-    """The metadata sends nobody anywhere."""
+def test_wheel_metadata_has_no_urls(wheels: Wheels, distribution: str) -> None:
     metadata = metadata_of(getattr(wheels, distribution))
 
     headers = {name.lower() for name in metadata}
@@ -125,7 +124,7 @@ def test_a_wheel_declares_no_addresses(wheels: Wheels, distribution: str) -> Non
     assert not [value for _, value in metadata.items() if "://" in value]
 
 
-def test_the_server_asks_for_the_client_of_its_own_version(wheels: Wheels) -> None:
+def test_server_requires_the_client_of_its_version(wheels: Wheels) -> None:
     """Both are released together, and the stubs are only in the client."""
     server, client = metadata_of(wheels.store_service), metadata_of(wheels.storeapi)
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.postgres import new_database
-from tests.properties.live import Live, running
-from tests.support import ServerProcess
+from tests.support.postgresql import new_database
+from tests.support.property_server import LiveServer, running_server
+from tests.support.server_process import ServerProcess
 
 settings.register_profile(
     "ci",
@@ -65,14 +65,14 @@ def live(
     database_url: str,
     server_settings: dict[str, str],
     server_program: tuple[str, ...],
-) -> Iterator[Live]:
-    """A server in a process of its own, so that one that dies is seen to die."""
+) -> Iterator[LiveServer]:
+    """A server as a child process, so that a crash is detected."""
     database = {"DATABASE_URL": database_url, "DB_FORCE_ROLL_BACK": "false"}
     logs = {"STORE_LOG_LEVEL": "warning", "STORE_LOG_FORMAT": "json"}
     environment = {**database, **logs, **server_settings}
     process = ServerProcess(tmp_path_factory.mktemp("server"), environment, program=server_program)
     try:
-        with running(process) as live:
+        with running_server(process) as live:
             yield live
     finally:
         process.kill()

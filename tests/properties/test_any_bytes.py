@@ -1,4 +1,4 @@
-"""Whatever bytes arrive, the service answers with an error of its own or does what they say, and lives on."""
+"""Random bytes and messages: the service responds or refuses them, and survives."""
 
 import contextlib
 import math
@@ -17,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from storeapi.v1 import changes_pb2, comments_pb2, errors_pb2, posts_pb2
 
-from tests.patience import patience
-from tests.properties.live import ONE_ENGINE, Live
-from tests.support import ErrorSeen, error_seen
+from tests.support.errors import ReceivedError, received_error
+from tests.support.property_server import SQLITE_ONLY, LiveServer
+from tests.support.timeouts import scaled_timeout
 
 SERVICES = [
     posts_pb2.DESCRIPTOR.services_by_name["PostService"],
@@ -152,26 +152,26 @@ def damaged(data: bytes, edits: list[tuple[str, float, bytes]]) -> bytes:
 # What must be true of every answer
 
 
-def send(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
+def send(live: LiveServer, path: str, data: bytes) -> bytes | ReceivedError:
     """Calls a method with bytes as they are."""
-    outcome: bytes | ErrorSeen = live.attempt(live.channel.unary_unary(path), data)
+    outcome: bytes | ReceivedError = live.attempt(live.channel.unary_unary(path), data)
     return outcome
 
 
-def begin(live: Live, path: str, data: bytes) -> bytes | ErrorSeen:
+def begin(live: LiveServer, path: str, data: bytes) -> bytes | ReceivedError:
     """Calls a method that answers with a stream, and breaks it off after the first answer."""
     method: Any = live.channel.unary_stream(path)
-    stream = method(data, timeout=patience())
+    stream = method(data, timeout=scaled_timeout())
     try:
-        outcome: bytes | ErrorSeen = next(stream)
+        outcome: bytes | ReceivedError = next(stream)
     except grpc.RpcError as error:
-        outcome = error_seen(error)
+        outcome = received_error(error)
     finally:
         stream.cancel()
     return outcome
 
 
-def check(live: Live, outcome: bytes | ErrorSeen, answer: Descriptor) -> None:
+def check(live: LiveServer, outcome: bytes | ReceivedError, answer: Descriptor) -> None:
     """The answer is one of the method's type, or an error that the contract knows; the server lives."""
     if isinstance(outcome, bytes):
         GetMessageClass(answer).FromString(outcome)
@@ -192,21 +192,23 @@ every_method = pytest.mark.parametrize("method", METHODS, ids=lambda method: met
 
 
 @pytest.fixture(scope="module", autouse=True)
-def some_rows(live: Live) -> None:
+def some_rows(live: LiveServer) -> None:
     """Posts 1 to 12 with comments 1 to 12, half of them long, for small ids to hit."""
     for body in ["a short text", "x" * 65_536] * 6:
         (post,) = live.create_posts(body)
         live.create_comments(post.id, body)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @every_method
 @settings(max_examples=settings().max_examples // 2)
 @given(data=st.binary(max_size=64))
 @example(data=b"\xff\xff\xff")
 @example(data=b"\x0a\xff\xff\xff\xff\x0f")
 @example(data=b"\x0b" * 200)
-def test_random_bytes_are_answered(live: Live, method: MethodDescriptor, data: bytes) -> None:
+def test_random_bytes_get_a_response_or_invalid_argument(
+    live: LiveServer, method: MethodDescriptor, data: bytes
+) -> None:
     """Bytes that mean nothing are refused as malformed; those that happen to mean something are honoured."""
     outcome = send(live, _path(method), data)
 
@@ -215,7 +217,9 @@ def test_random_bytes_are_answered(live: Live, method: MethodDescriptor, data: b
 
 @every_method
 @given(data=st.data())
-def test_any_message_is_answered(live: Live, method: MethodDescriptor, data: st.DataObject) -> None:
+def test_any_message_gets_a_response_or_a_known_error(
+    live: LiveServer, method: MethodDescriptor, data: st.DataObject
+) -> None:
     """Any message of the right type is honoured or refused by name, whatever is in its fields."""
     request = data.draw(serialized(method.input_type))
 
@@ -224,13 +228,13 @@ def test_any_message_is_answered(live: Live, method: MethodDescriptor, data: st.
     check(live, outcome, method.output_type)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @every_method
 @given(data=st.data(), edits=_edits)
-def test_any_damaged_message_is_answered(
-    live: Live, method: MethodDescriptor, data: st.DataObject, edits: list[tuple[str, float, bytes]]
+def test_any_damaged_message_gets_a_response_or_a_known_error(
+    live: LiveServer, method: MethodDescriptor, data: st.DataObject, edits: list[tuple[str, float, bytes]]
 ) -> None:
-    """A message with some of its bytes changed, lost or repeated is honoured or refused by name."""
+    """With bytes changed, removed or repeated."""
     request = damaged(data.draw(serialized(method.input_type)), edits)
 
     outcome = send(live, _path(method), request)
@@ -238,11 +242,11 @@ def test_any_damaged_message_is_answered(
     check(live, outcome, method.output_type)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @given(paths=st.lists(st.text(st.characters(exclude_categories=["Cs"])) | _text, min_size=1, max_size=30))
 @example(paths=["\U0010ffff" * 50 + str(n) for n in range(30)])
-def test_any_mask_is_answered(live: Live, paths: list[str]) -> None:
-    """What a mask names is told back, or not, in an error that fits into what gRPC lets through."""
+def test_any_field_mask_gets_a_response_or_a_small_error(live: LiveServer, paths: list[str]) -> None:
+    """The error fits into the metadata limit of gRPC."""
     request = posts_pb2.UpdatePostRequest(
         post=posts_pb2.Post(id=1, body="a text"), update_mask=FieldMask(paths=paths)
     )
@@ -251,46 +255,46 @@ def test_any_mask_is_answered(live: Live, paths: list[str]) -> None:
 
     check(live, outcome, posts_pb2.Post.DESCRIPTOR)
     if set(paths) - {"body", "*"}:
-        assert isinstance(outcome, ErrorSeen)
+        assert isinstance(outcome, ReceivedError)
         assert outcome.reason == "FIELD_MASK_INVALID"
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("name", ["Check", "List"])
 @given(data=st.binary(max_size=32) | serialized(health_pb2.HealthCheckRequest.DESCRIPTOR))
-def test_health_answers_any_bytes(live: Live, name: str, data: bytes) -> None:
-    """Health is told of, or what is asked for is refused as malformed or as no service of this server."""
+def test_health_check_accepts_any_bytes(live: LiveServer, name: str, data: bytes) -> None:
+    """It responds, or refuses them as malformed or as an unknown service."""
     outcome = send(live, f"/grpc.health.v1.Health/{name}", data)
 
-    if isinstance(outcome, ErrorSeen) and outcome.code is grpc.StatusCode.NOT_FOUND:
+    if isinstance(outcome, ReceivedError) and outcome.code is grpc.StatusCode.NOT_FOUND:
         assert name == "Check"
     else:
         answer = health_pb2.HealthCheckResponse if name == "Check" else health_pb2.HealthListResponse
         check(live, outcome, answer.DESCRIPTOR)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @given(data=st.binary(max_size=32))
-def test_a_health_watch_answers_any_bytes(live: Live, data: bytes) -> None:
+def test_health_watch_accepts_any_bytes(live: LiveServer, data: bytes) -> None:
     """A watch begins with a status, or is refused as malformed."""
     outcome = begin(live, "/grpc.health.v1.Health/Watch", data)
 
     check(live, outcome, health_pb2.HealthCheckResponse.DESCRIPTOR)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @given(data=st.binary(max_size=64))
 @example(data=b"\xff\xff\xff")
-def test_a_watch_answers_any_bytes(live: Live, data: bytes) -> None:
-    """Bytes that mean nothing are refused as malformed; those that happen to mean something are honoured."""
+def test_watch_accepts_any_bytes(live: LiveServer, data: bytes) -> None:
+    """They are refused as malformed, unless they decode."""
     outcome = begin(live, WATCH, data)
 
     check(live, outcome, changes_pb2.WatchResponse.DESCRIPTOR)
 
 
 @given(data=serialized(changes_pb2.WatchRequest.DESCRIPTOR))
-def test_a_watch_answers_any_message(live: Live, data: bytes) -> None:
-    """A watch begins with a token, or is refused by name, whatever is in its fields."""
+def test_watch_accepts_any_message(live: LiveServer, data: bytes) -> None:
+    """It starts with a token or is refused with a reason."""
     outcome = begin(live, WATCH, data)
 
     check(live, outcome, changes_pb2.WatchResponse.DESCRIPTOR)
@@ -298,24 +302,24 @@ def test_a_watch_answers_any_message(live: Live, data: bytes) -> None:
         assert changes_pb2.WatchResponse.FromString(outcome).resume_token
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("path", REFLECTION)
 @given(
     requests=st.lists(
         st.binary(max_size=32) | serialized(reflection_pb2.ServerReflectionRequest.DESCRIPTOR), max_size=4
     )
 )
-def test_reflection_answers_any_bytes(live: Live, path: str, requests: list[bytes]) -> None:
-    """Each question has an answer, up to one that is refused as malformed."""
+def test_reflection_accepts_any_bytes(live: LiveServer, path: str, requests: list[bytes]) -> None:
+    """Each request has a response, up to one that is malformed."""
     method: Any = live.channel.stream_stream(path)
     answers: list[bytes] = []
-    error: ErrorSeen | None = None
+    error: ReceivedError | None = None
 
     try:
         # extend() keeps what came before an error.
-        answers.extend(method(iter(requests), timeout=patience()))
+        answers.extend(method(iter(requests), timeout=scaled_timeout()))
     except grpc.RpcError as raised:
-        error = error_seen(raised)
+        error = received_error(raised)
 
     for answer in answers:
         check(live, answer, reflection_pb2.ServerReflectionResponse.DESCRIPTOR)
@@ -324,16 +328,15 @@ def test_reflection_answers_any_bytes(live: Live, path: str, requests: list[byte
     assert len(answers) == len(requests) or (error is not None and len(answers) < len(requests))
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @settings(max_examples=settings().max_examples // 2)
 @given(data=st.binary(max_size=200), polite=st.booleans())
-def test_what_is_no_http_does_no_harm(live: Live, data: bytes, polite: bool) -> None:
-    """Somebody who speaks no HTTP/2 on the port, or only begins to, disturbs nobody."""
+def test_non_http2_connections_do_no_harm(live: LiveServer, data: bytes, polite: bool) -> None:
     host, _, port = live.process.address.rpartition(":")
     greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if polite else b""
 
     with (
-        socket.create_connection((host, int(port)), timeout=patience()) as connection,
+        socket.create_connection((host, int(port)), timeout=scaled_timeout()) as connection,
         contextlib.suppress(OSError),
     ):
         connection.sendall(greeting + data)

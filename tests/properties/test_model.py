@@ -12,9 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from storeapi.v1 import comments_pb2 as comments_pb
 from storeapi.v1 import posts_pb2 as posts_pb
 
-from tests.properties.live import Live, reason_of
-from tests.properties.model import MAX_BODY_BYTES, Kind, Model, changes_body, problem_of_body, problem_of_ids
-from tests.support import ErrorSeen
+from tests.support.errors import ReceivedError
+from tests.support.property_server import LiveServer, error_reason
+from tests.support.reference_model import (
+    MAX_BODY_BYTES,
+    Model,
+    ResourceModel,
+    body_error,
+    changes_body,
+    ids_error,
+)
 
 CODES = {
     "FIELD_INVALID": "INVALID_ARGUMENT",
@@ -40,10 +47,10 @@ bodies = st.one_of(
 
 
 def ids(kind: str) -> st.SearchStrategy[int]:
-    """An id of something that is there, of something that is gone, or of nothing; the first most often."""
+    """An id that exists, that was deleted, or that was never given; mostly the first."""
 
     def of(machine: "PostsAndComments", choice: int) -> st.SearchStrategy[int]:
-        known: Kind = getattr(machine.model, kind)
+        known: ResourceModel = getattr(machine.model, kind)
         if choice < 15 and known.stored:
             return st.sampled_from(sorted(known.stored))
         if choice < 18:
@@ -65,7 +72,7 @@ etag_choices = st.sampled_from(["none", "none", "current", "current", "first", "
 class PostsAndComments(RuleBasedStateMachine):
     """Calls the server and the model."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: LiveServer) -> None:
         super().__init__()
         self.live = live
         self.model = Model()
@@ -76,16 +83,16 @@ class PostsAndComments(RuleBasedStateMachine):
     def call(self, method: Callable[..., Any], request: Message, expected: str | None) -> Any:
         """Calls, and returns the answer or the error, which must be the expected one."""
         outcome = self.live.attempt(method, request)
-        assert reason_of(outcome) == expected, f"{outcome} after {request}"
+        assert error_reason(outcome) == expected, f"{outcome} after {request}"
         if expected:
             assert outcome.code.name == CODES[expected]
         return outcome
 
-    def etag(self, kind: Kind, id: int, choice: str) -> str:
+    def etag(self, kind: ResourceModel, id: int, choice: str) -> str:
         etags = kind.etags.get(id, ["never given"])
         return {"none": "", "current": etags[-1], "first": etags[0], "made up": "made up"}[choice]
 
-    def check_missing(self, error: ErrorSeen, ids: Sequence[int]) -> None:
+    def check_missing(self, error: ReceivedError, ids: Sequence[int]) -> None:
         assert error.metadata["missing_ids"] == ",".join(str(id) for id in ids)
 
     def check_listed(self, listed: Sequence[Message], expected: Sequence[Message]) -> None:
@@ -103,8 +110,8 @@ class PostsAndComments(RuleBasedStateMachine):
     @rule(body=bodies, validate_only=seldom)
     def create_post(self, body: str, validate_only: bool) -> None:
         request = posts_pb.CreatePostRequest(post=posts_pb.Post(body=body), validate_only=validate_only)
-        post = self.call(self.live.posts.CreatePost, request, problem_of_body(body))
-        if problem_of_body(body):
+        post = self.call(self.live.posts.CreatePost, request, body_error(body))
+        if body_error(body):
             return
         if validate_only:
             assert post == posts_pb.Post(body=body)
@@ -118,9 +125,7 @@ class PostsAndComments(RuleBasedStateMachine):
     def create_posts(self, texts: list[str], validate_only: bool) -> None:
         requests = [posts_pb.CreatePostRequest(post=posts_pb.Post(body=body)) for body in texts]
         request = posts_pb.BatchCreatePostsRequest(requests=requests, validate_only=validate_only)
-        expected = (
-            "BATCH_EMPTY" if not texts else "FIELD_INVALID" if any(map(problem_of_body, texts)) else None
-        )
+        expected = "BATCH_EMPTY" if not texts else "FIELD_INVALID" if any(map(body_error, texts)) else None
         answer = self.call(self.live.posts.BatchCreatePosts, request, expected)
         if expected:
             return
@@ -173,7 +178,7 @@ class PostsAndComments(RuleBasedStateMachine):
 
     # Reading
 
-    def get(self, kind: Kind, method: Callable[..., Any], request: Any) -> None:
+    def get(self, kind: ResourceModel, method: Callable[..., Any], request: Any) -> None:
         stored = kind.stored.get(request.id)
         expected = "FIELD_INVALID" if request.id <= 0 else kind.not_found if stored is None else None
         outcome = self.call(method, request, expected)
@@ -190,9 +195,9 @@ class PostsAndComments(RuleBasedStateMachine):
     def get_comment(self, id: int) -> None:
         self.get(self.model.comments, self.live.comments.GetComment, comments_pb.GetCommentRequest(id=id))
 
-    def get_many(self, kind: Kind, method: Callable[..., Any], request: Any) -> None:
+    def get_many(self, kind: ResourceModel, method: Callable[..., Any], request: Any) -> None:
         found, missing = kind.found(request.ids)
-        expected = problem_of_ids(request.ids)
+        expected = ids_error(request.ids)
         if not expected and missing and not request.allow_missing:
             expected = kind.not_found
         answer = self.call(method, request, expected)
@@ -269,7 +274,7 @@ class PostsAndComments(RuleBasedStateMachine):
 
     @rule(post_ids=batches("posts"))
     def count_comments(self, post_ids: list[int]) -> None:
-        expected = problem_of_ids(post_ids)
+        expected = ids_error(post_ids)
         request = comments_pb.CountCommentsRequest(post_ids=post_ids)
         answer = self.call(self.live.comments.CountComments, request, expected)
         if not expected:
@@ -277,7 +282,7 @@ class PostsAndComments(RuleBasedStateMachine):
 
     # Changing
 
-    def update(self, kind: Kind, method: Callable[..., Any], request: Any) -> None:
+    def update(self, kind: ResourceModel, method: Callable[..., Any], request: Any) -> None:
         wanted = getattr(request, kind.name)
         before = kind.stored.get(wanted.id)
         expected = self.model.problem_of_update(kind, request)
@@ -365,7 +370,9 @@ class PostsAndComments(RuleBasedStateMachine):
 
     # Deleting
 
-    def delete(self, kind: Kind, method: Callable[..., Any], request: Any, *, force: bool = False) -> None:
+    def delete(
+        self, kind: ResourceModel, method: Callable[..., Any], request: Any, *, force: bool = False
+    ) -> None:
         expected = (
             "FIELD_INVALID"
             if request.id <= 0
@@ -410,10 +417,10 @@ class PostsAndComments(RuleBasedStateMachine):
         self.delete(self.model.comments, self.live.comments.DeleteComment, request)
 
     def delete_many(
-        self, kind: Kind, method: Callable[..., Any], request: Any, *, force: bool = False
+        self, kind: ResourceModel, method: Callable[..., Any], request: Any, *, force: bool = False
     ) -> None:
         found, missing = kind.found(request.ids)
-        expected = problem_of_ids(request.ids, unique=True) or self.model.problem_of_deletion(
+        expected = ids_error(request.ids, unique=True) or self.model.problem_of_deletion(
             kind, request.ids, force=force, allow_missing=request.allow_missing
         )
         answer = self.call(method, request, expected)
@@ -464,8 +471,8 @@ def server_settings() -> dict[str, str]:
     return {"STORE_MAX_BODY_BYTES": str(MAX_BODY_BYTES)}
 
 
-def test_the_server_agrees_with_the_model(live: Live) -> None:
-    """Every answer, every error's reason and everything stored is what the model says, after any calls."""
+def test_server_agrees_with_the_model(live: LiveServer) -> None:
+    """Every response, every reason and everything stored, after any sequence of calls."""
     profile = settings()
     more = settings(max_examples=2 * profile.max_examples)
     run_state_machine_as_test(partial(PostsAndComments, live), settings=more)

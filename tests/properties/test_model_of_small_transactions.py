@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.properties.live import Live
-from tests.properties.model import MAX_BODY_BYTES
 from tests.properties.test_model import PostsAndComments
+from tests.support.property_server import LiveServer
+from tests.support.reference_model import MAX_BODY_BYTES
 
 PROGRAM = Path(__file__).parent / "small_transactions.py"
 
@@ -25,6 +25,6 @@ def server_program() -> tuple[str, ...]:
     return (str(PROGRAM),)
 
 
-def test_server_agrees_with_the_model_when_deletions_take_steps(live: Live) -> None:
-    """Callers cannot tell whether rows of deleted posts are still stored."""
+def test_server_agrees_with_the_model_during_stepwise_removal(live: LiveServer) -> None:
+    """Callers cannot observe whether rows of deleted posts are still stored."""
     run_state_machine_as_test(partial(PostsAndComments, live))

@@ -1,4 +1,4 @@
-"""Whoever turns pages sees every row that stayed exactly once, whatever others do meanwhile."""
+"""Lists contain each permanent row exactly once, whatever changes between pages."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from tests.properties.live import Live
+from tests.support.property_server import LiveServer
 
 ORDERS = ["", "id", "id desc"]
 TURNS_WITH_CHANGES = 8
@@ -28,7 +28,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one list, under the hands of everybody."""
+    """The rows of one list, which change concurrently."""
 
     list: Callable[..., Page]
     """Asks for a page: order_by, page_size, page_token."""
@@ -37,7 +37,7 @@ class Rows:
     delete: Callable[[list[int]], object]
 
 
-def posts(live: Live) -> Rows:
+def posts(live: LiveServer) -> Rows:
     """All posts."""
     live.wipe()
 
@@ -52,7 +52,7 @@ def posts(live: Live) -> Rows:
     )
 
 
-def all_comments(live: Live) -> Rows:
+def all_comments(live: LiveServer) -> Rows:
     """All comments, which belong to two posts by turns."""
     live.wipe()
     parents = live.create_posts("one", "another") * 1000
@@ -68,7 +68,7 @@ def all_comments(live: Live) -> Rows:
     return _comments(live, 0, create)
 
 
-def comments_of_one_post(live: Live) -> Rows:
+def comments_of_one_post(live: LiveServer) -> Rows:
     """The comments of one post; whenever it gets some, so does another post, before and after."""
     live.wipe()
     post, another = live.create_posts("a post", "another")
@@ -82,7 +82,7 @@ def comments_of_one_post(live: Live) -> Rows:
     return _comments(live, post.id, create)
 
 
-def _comments(live: Live, post_id: int, create: Callable[[list[str]], list[int]]) -> Rows:
+def _comments(live: LiveServer, post_id: int, create: Callable[[list[str]], list[int]]) -> Rows:
     def list_comments(**query: Any) -> Page:
         request = comments_pb2.ListCommentsRequest(post_id=post_id, **query)
         answer = live.do(live.comments.ListComments, request)
@@ -99,10 +99,10 @@ LISTS = [posts, all_comments, comments_of_one_post]
 
 @pytest.mark.parametrize("rows_of", LISTS)
 @given(data=st.data(), count=st.integers(0, 12), order_by=st.sampled_from(ORDERS))
-def test_what_stays_is_seen_exactly_once(
-    live: Live, rows_of: Callable[[Live], Rows], data: st.DataObject, count: int, order_by: str
+def test_permanent_rows_are_listed_exactly_once(
+    live: LiveServer, rows_of: Callable[[LiveServer], Rows], data: st.DataObject, count: int, order_by: str
 ) -> None:
-    """Rows that come and go between pages never make a row that stays be missed, or any be seen twice."""
+    """While others are created and deleted between pages."""
     rows = rows_of(live)
     present = set(rows.create(["a row"] * count)) if count else set()
     stayed, ever, seen = set(present), set(present), list[int]()
@@ -145,15 +145,15 @@ def test_what_stays_is_seen_exactly_once(
 @example(count=110, sizes=[MAX_BODY_BYTES], page_sizes=[1000], order_by="id desc")
 @example(count=410, sizes=[1], page_sizes=[1000], order_by="id")
 @example(count=410, sizes=[1], page_sizes=[201, 199], order_by="id desc")
-def test_large_and_many_rows_are_seen_exactly_once_too(
-    live: Live,
-    rows_of: Callable[[Live], Rows],
+def test_large_and_many_rows_are_listed_exactly_once(
+    live: LiveServer,
+    rows_of: Callable[[LiveServer], Rows],
     count: int,
     sizes: list[int],
     page_sizes: list[int],
     order_by: str,
 ) -> None:
-    """A page that is cut because of its bytes is not too large, not empty, and followed by the rest."""
+    """A page limited by bytes is not empty, and the rest follows."""
     rows = rows_of(live)
     bodies = ["x" * sizes[n % len(sizes)] for n in range(count)]
     created = [id for start in range(0, count, 40) for id in rows.create(bodies[start : start + 40])]

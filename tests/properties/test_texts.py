@@ -1,11 +1,11 @@
-"""Whatever text goes in comes out, letter for letter, by every way in and out."""
+"""Texts are returned unchanged by every method."""
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import example, given
 from hypothesis import strategies as st
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from tests.properties.live import ONE_ENGINE, Live, reason_of
+from tests.support.property_server import SQLITE_ONLY, LiveServer, error_reason
 
 MAX_BODY_BYTES = 65_536
 
@@ -34,8 +34,8 @@ texts = st.one_of(_short, _nasty, _long)
 @given(text=texts, other=texts)
 @example(text="".join(_FRAGMENTS), other=_of_size("\x01", MAX_BODY_BYTES))
 @example(text=_of_size("\U0010ffff", MAX_BODY_BYTES), other=_of_size('"', MAX_BODY_BYTES))
-def test_a_post_keeps_its_text(live: Live, text: str, other: str) -> None:
-    """Created, in a batch or alone, updated, read alone, in a batch or a list: the text is what was sent."""
+def test_post_keeps_its_text(live: LiveServer, text: str, other: str) -> None:
+    """Through create, batch create, update, get, batch get and list."""
     first, second = live.create_posts(text, other)
     alone = live.do(live.posts.CreatePost, posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=text)))
     change = posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=second.id, body=text))
@@ -58,8 +58,8 @@ def test_a_post_keeps_its_text(live: Live, text: str, other: str) -> None:
 
 
 @given(text=texts, other=texts)
-def test_a_comment_keeps_its_text(live: Live, text: str, other: str) -> None:
-    """Created, in a batch or alone, updated, read alone, in a batch or a list: the text is what was sent."""
+def test_comment_keeps_its_text(live: LiveServer, text: str, other: str) -> None:
+    """Through create, batch create, update, get, batch get and list."""
     (post,) = live.create_posts("a post")
     first, second = live.create_comments(post.id, text, other)
     comment = comments_pb2.Comment(post_id=post.id, body=text)
@@ -79,25 +79,25 @@ def test_a_comment_keeps_its_text(live: Live, text: str, other: str) -> None:
     assert list(live.do(live.comments.BatchDeleteComments, deletion).comments) == stored
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @given(text=_short | _nasty, excess=st.integers(1, 5))
-def test_a_text_above_the_limit_is_refused_by_its_bytes(live: Live, text: str, excess: int) -> None:
-    """The limit counts bytes of UTF-8, whatever characters they are, and one byte more is too much."""
+def test_text_above_the_limit_is_refused(live: LiveServer, text: str, excess: int) -> None:
+    """The limit counts bytes of UTF-8."""
     post = posts_pb2.Post(body=_of_size(text, MAX_BODY_BYTES + excess))
 
     outcome = live.attempt(live.posts.CreatePost, posts_pb2.CreatePostRequest(post=post))
 
-    assert reason_of(outcome) == "FIELD_INVALID"
+    assert error_reason(outcome) == "FIELD_INVALID"
     assert outcome.fields == ["post.body"]
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @given(before=_short | st.just(""), after=_short | st.just(""))
-def test_a_text_with_nul_is_refused(live: Live, before: str, after: str) -> None:
-    """A NUL anywhere in a text is refused, for not every database could keep it."""
+def test_text_with_nul_is_refused(live: LiveServer, before: str, after: str) -> None:
+    """PostgreSQL cannot store it."""
     post = posts_pb2.Post(body=f"{before}\0{after}")
 
     outcome = live.attempt(live.posts.CreatePost, posts_pb2.CreatePostRequest(post=post))
 
-    assert reason_of(outcome) == "FIELD_INVALID"
+    assert error_reason(outcome) == "FIELD_INVALID"
     assert outcome.fields == ["post.body"]

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the wire."""
+"""Fixtures of the tests of the RPC layer."""
 
 import asyncio
 
@@ -6,44 +6,45 @@ import pytest
 
 from store_service.store.keeping import Keeping
 from store_service.store.removal import Remover
-from tests.rpc.helpers import Side, Taken
-from tests.support import Stubs
+from tests.support.resource_api import ResourceApi
+from tests.support.stubs import Stubs
+from tests.support.write_queue import WriteQueue
 
 
 @pytest.fixture(params=["Post", "Comment"])
-async def side(request: pytest.FixtureRequest, stubs: Stubs) -> Side:
-    """Each of the two services in turn; comments belong to a post that is there."""
+async def api(request: pytest.FixtureRequest, stubs: Stubs) -> ResourceApi:
+    """Each of the two services in turn. New comments belong to an existing post."""
     if request.param == "Post":
-        return Side("Post", stubs)
-    return Side("Comment", stubs, post_id=(await stubs.create_post()).id)
+        return ResourceApi("Post", stubs)
+    return ResourceApi("Comment", stubs, post_id=(await stubs.create_post()).id)
 
 
 @pytest.fixture
-async def posts(stubs: Stubs) -> Side:
+async def posts(stubs: Stubs) -> ResourceApi:
     """PostService alone."""
-    return Side("Post", stubs)
+    return ResourceApi("Post", stubs)
 
 
 @pytest.fixture
-async def comments(stubs: Stubs) -> Side:
-    """CommentService alone, with a post that new comments belong to."""
-    return Side("Comment", stubs, post_id=(await stubs.create_post()).id)
+async def comments(stubs: Stubs) -> ResourceApi:
+    """CommentService alone, with a post for new comments."""
+    return ResourceApi("Comment", stubs, post_id=(await stubs.create_post()).id)
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_too_old(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where work is counted it is the work of callers: the service deletes nothing meanwhile."""
+def no_retention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disables retention and removal in tests that count jobs, so that only callers create jobs."""
 
-    async def keeps_everything(_: object) -> None:
+    async def wait_forever(_: object) -> None:
         await asyncio.Event().wait()
 
-    if "taken" in request.fixturenames:
-        # Before there is a server, whichever fixture a test asks for first.
-        monkeypatch.setattr(Keeping, "run", keeps_everything)
-        monkeypatch.setattr(Remover, "run", keeps_everything)
+    if "write_queue" in request.fixturenames:
+        # Before a server starts, whatever the order of the fixtures.
+        monkeypatch.setattr(Keeping, "run", wait_forever)
+        monkeypatch.setattr(Remover, "run", wait_forever)
 
 
 @pytest.fixture
-def taken(monkeypatch: pytest.MonkeyPatch) -> Taken:
-    """What the workers take, and what waits for them."""
-    return Taken(monkeypatch)
+def write_queue(monkeypatch: pytest.MonkeyPatch) -> WriteQueue:
+    """The jobs of the writer."""
+    return WriteQueue(monkeypatch)

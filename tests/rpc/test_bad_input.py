@@ -12,17 +12,12 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from tests.rpc.helpers import (
-    METHODS,
-    ONE_ENGINE,
-    Side,
-    contents,
-    outcome_of,
-    path_of,
-    request_class,
-    send_bytes,
-)
-from tests.support import ErrorSeen, Stubs, error_seen, failure
+from tests.support.contract import METHODS, method_path, request_class, send_bytes
+from tests.support.database import database_contents
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error
+from tests.support.resource_api import ResourceApi
+from tests.support.stubs import Stubs
 
 MAX_ID = 2**63 - 1
 
@@ -45,34 +40,35 @@ FAITHFUL = [
 ]
 
 
-async def test_a_body_comes_back_as_it_was_sent(side: Side) -> None:
-    """Any text is kept to the character, however it is written."""
+async def test_body_is_returned_unchanged(api: ResourceApi) -> None:
     for body in FAITHFUL:
-        created = await side.stored(body)
-        (in_batch,) = side.of(await side.batch_create([side.draft(body)]))
-        updated = await side.update(side.resource(id=(await side.stored()).id, body=body))
+        created = await api.create_one(body)
+        (in_batch,) = api.resources_in(await api.batch_create([api.draft(body)]))
+        updated = await api.update(api.resource(id=(await api.create_one()).id, body=body))
 
         for answered in (created, in_batch, updated):
             assert answered.body == body
-            assert await side.get(answered.id) == answered
-    assert [it.body for it in side.of(await side.page())] == [body for body in FAITHFUL for _ in range(3)]
+            assert await api.get(answered.id) == answered
+    assert [it.body for it in api.resources_in(await api.page())] == [
+        body for body in FAITHFUL for _ in range(3)
+    ]
 
 
-async def refusals(side: Side, body: str) -> dict[str, ErrorSeen]:
+async def refusals(api: ResourceApi, body: str) -> dict[str, ReceivedError]:
     """The error of each way to store a body, by the path that it must name."""
-    id = (await side.stored()).id
-    name = side.field
+    id = (await api.create_one()).id
+    name = api.field
     return {
-        f"{name}.body": await failure(side.create(side.draft(body))),
-        f"requests[1].{name}.body": await failure(side.batch_create([side.draft(), side.draft(body)])),
-        f"{name}.body ": await failure(side.update(side.resource(id=id, body=body), ["body"])),
+        f"{name}.body": await expect_error(api.create(api.draft(body))),
+        f"requests[1].{name}.body": await expect_error(api.batch_create([api.draft(), api.draft(body)])),
+        f"{name}.body ": await expect_error(api.update(api.resource(id=id, body=body), ["body"])),
     }
 
 
-async def test_a_body_without_text_or_with_nul_is_refused(side: Side) -> None:
+async def test_body_without_text_or_with_nul_is_refused(api: ResourceApi) -> None:
     """A body holds something, and no NUL anywhere, for not every database could keep it."""
     for body in ("", "\0", "a\0", "\0a", "a\0b", "\0" * 100):
-        for path, error in (await refusals(side, body)).items():
+        for path, error in (await refusals(api, body)).items():
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
             assert error.fields == [path.strip()]
 
@@ -86,19 +82,19 @@ LONGEST = {
 }
 
 
-async def test_a_body_has_up_to_the_limit_in_bytes_of_utf8(side: Side) -> None:
-    """The limit counts bytes, not characters: exactly as many pass, and one more does not."""
+async def test_body_limit_counts_utf8_bytes(api: ResourceApi) -> None:
+    """The exact limit is accepted; one byte more is not."""
     for name, body in LONGEST.items():
         assert len(body.encode()) == 65_536
-        assert (await side.stored(body)).body == body
-        assert (await side.update(side.resource(id=(await side.stored()).id, body=body))).body == body
+        assert (await api.create_one(body)).body == body
+        assert (await api.update(api.resource(id=(await api.create_one()).id, body=body))).body == body
 
-        for path, error in (await refusals(side, body + "x")).items():
+        for path, error in (await refusals(api, body + "x")).items():
             assert (error.reason, error.fields) == ("FIELD_INVALID", [path.strip()]), name
             assert "65536 bytes" in error.message
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 class TestShortBodies:
     """With another limit."""
 
@@ -107,17 +103,16 @@ class TestShortBodies:
         return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_body_bytes=8)
 
     @pytest.mark.parametrize("body", ["12345678", "€€12", "\U0001f600\U0001f600"])
-    async def test_the_limit_is_a_setting(self, side_of_short: Side, body: str) -> None:
-        """The setting holds to the byte, also when it is shorter than any body measured otherwise."""
-        assert (await side_of_short.stored(body)).body == body
+    async def test_body_limit_is_a_setting(self, api_of_short: ResourceApi, body: str) -> None:
+        assert (await api_of_short.create_one(body)).body == body
 
-        error = await failure(side_of_short.create(side_of_short.draft(body + "9")))
+        error = await expect_error(api_of_short.create(api_of_short.draft(body + "9")))
         assert error.fields == ["post.body"]
         assert "8 bytes" in error.message
 
     @pytest.fixture
-    def side_of_short(self, stubs: Stubs) -> Side:
-        return Side("Post", stubs)
+    def api_of_short(self, stubs: Stubs) -> ResourceApi:
+        return ResourceApi("Post", stubs)
 
 
 NOT_UTF8 = {
@@ -146,17 +141,17 @@ def string_fields(message: Descriptor) -> Iterator[list[FieldDescriptor]]:
             yield from ([one, *rest] for rest in string_fields(one.message_type))
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @each_method
-async def test_text_that_is_no_utf8_is_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
-    """In every string of every request, at any depth; callers see no text of the decoder."""
+async def test_invalid_utf8_is_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
+    """In every string of every request, at any depth. The text of the decoder is not sent."""
     for way in string_fields(method.input_type):
         for bad in NOT_UTF8.values():
             data = bad
             for one in reversed(way):
                 data = field(one.number, data)
 
-            error = await failure(send_bytes(channel, path_of(method), data))
+            error = await expect_error(send_bytes(channel, method_path(method), data))
 
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
             assert error.message == (
@@ -165,8 +160,7 @@ async def test_text_that_is_no_utf8_is_malformed(channel: grpc.aio.Channel, meth
             )
 
 
-def test_there_is_text_at_every_depth() -> None:
-    """The test above finds strings of requests, of what is in them, and of what is in that."""
+def test_strings_at_every_depth_are_tested() -> None:
     depths = {len(way) for method in METHODS for way in string_fields(method.input_type)}
 
     assert depths == {1, 2, 3}
@@ -175,78 +169,78 @@ def test_there_is_text_at_every_depth() -> None:
 # Ids
 
 
-async def calls_with_id(side: Side, id: int) -> dict[str, ErrorSeen]:
-    """The error of every call of a side that takes an id, by the path that it must name."""
+async def calls_with_id(api: ResourceApi, id: int) -> dict[str, ReceivedError]:
+    """The error of every call of a api that takes an id, by the path that it must name."""
     return {
-        "id": await failure(side.get(id)),
-        "id ": await failure(side.delete(id)),
-        f"{side.field}.id": await failure(side.update(side.resource(id=id, body="x"))),
-        "ids[1]": await failure(side.batch_get([MAX_ID, id])),
-        "ids[1] ": await failure(side.batch_delete([MAX_ID - 1, id])),
+        "id": await expect_error(api.get(id)),
+        "id ": await expect_error(api.delete(id)),
+        f"{api.field}.id": await expect_error(api.update(api.resource(id=id, body="x"))),
+        "ids[1]": await expect_error(api.batch_get([MAX_ID, id])),
+        "ids[1] ": await expect_error(api.batch_delete([MAX_ID - 1, id])),
     }
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("id", [0, -1, -(2**63)])
-async def test_an_id_must_be_positive(side: Side, id: int) -> None:
-    """0 is what an id that was left out looks like; ids below it are never given."""
-    for path, error in (await calls_with_id(side, id)).items():
+async def test_id_must_be_positive(api: ResourceApi, id: int) -> None:
+    """0 means unset."""
+    for path, error in (await calls_with_id(api, id)).items():
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
         assert error.fields == [path.strip()]
 
 
-async def test_the_largest_id_is_an_id(side: Side) -> None:
-    """64 bits are enough for every part of the way; there is just nothing there."""
-    for error in (await calls_with_id(side, MAX_ID)).values():
-        assert error.reason == side.not_found
+async def test_largest_id_is_valid(api: ResourceApi) -> None:
+    """It is not found."""
+    for error in (await calls_with_id(api, MAX_ID)).values():
+        assert error.reason == api.not_found
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("id", [0, -1, -(2**63)])
-async def test_the_post_of_a_comment_must_be_positive(comments: Side, id: int) -> None:
-    """A comment names its post, alone and in a batch."""
-    one = await failure(comments.create(comments.draft(post_id=id)))
-    many = await failure(comments.batch_create([comments.draft(), comments.draft(post_id=id)]))
+async def test_post_id_of_a_comment_must_be_positive(comments: ResourceApi, id: int) -> None:
+    """In a single request and in a batch."""
+    one = await expect_error(comments.create(comments.draft(post_id=id)))
+    many = await expect_error(comments.batch_create([comments.draft(), comments.draft(post_id=id)]))
 
     assert (one.reason, one.fields) == ("FIELD_INVALID", ["comment.post_id"])
     assert (many.reason, many.fields) == ("FIELD_INVALID", ["requests[1].comment.post_id"])
 
 
-async def test_the_largest_post_id_is_an_id(comments: Side) -> None:
-    """The post with it is missing, as any other would be."""
-    assert (await failure(comments.create(comments.draft(post_id=MAX_ID)))).reason == "POST_NOT_FOUND"
-    assert (await failure(comments.page(post_id=MAX_ID))).reason == "POST_NOT_FOUND"
+async def test_largest_post_id_is_valid(comments: ResourceApi) -> None:
+    """The post is not found."""
+    assert (await expect_error(comments.create(comments.draft(post_id=MAX_ID)))).reason == "POST_NOT_FOUND"
+    assert (await expect_error(comments.page(post_id=MAX_ID))).reason == "POST_NOT_FOUND"
     assert dict((await comments.call("CountComments", post_ids=[MAX_ID])).counts) == {MAX_ID: 0}
 
 
-async def test_a_list_of_comments_is_of_a_post_or_of_all(comments: Side) -> None:
-    """post_id 0 means all; below it there is nothing to mean."""
+async def test_post_id_of_a_list_is_zero_or_positive(comments: ResourceApi) -> None:
+    """0 selects all comments."""
     for id in (-1, -(2**63)):
-        error = await failure(comments.page(post_id=id))
+        error = await expect_error(comments.page(post_id=id))
 
         assert (error.reason, error.fields) == ("FIELD_INVALID", ["post_id"])
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("set_by_server", ["id", "create_time", "update_time", "etag"])
-async def test_what_the_server_sets_cannot_be_created(side: Side, set_by_server: str) -> None:
+async def test_output_only_fields_are_refused_on_create(api: ResourceApi, set_by_server: str) -> None:
     """A draft with an id, a time or an etag is refused, not stored without it."""
     value: Any = {"id": 7, "etag": "v1"}.get(set_by_server, {"seconds": 1})
-    draft = side.draft(**{set_by_server: value})
+    draft = api.draft(**{set_by_server: value})
 
-    one = await failure(side.create(draft))
-    many = await failure(side.batch_create([draft]))
+    one = await expect_error(api.create(draft))
+    many = await expect_error(api.batch_create([draft]))
 
-    assert (one.reason, one.fields) == ("FIELD_INVALID", [f"{side.field}.{set_by_server}"])
-    assert (many.reason, many.fields) == ("FIELD_INVALID", [f"requests[0].{side.field}.{set_by_server}"])
+    assert (one.reason, one.fields) == ("FIELD_INVALID", [f"{api.field}.{set_by_server}"])
+    assert (many.reason, many.fields) == ("FIELD_INVALID", [f"requests[0].{api.field}.{set_by_server}"])
 
 
-@ONE_ENGINE
-async def test_a_time_of_zero_is_a_time_that_is_set(side: Side) -> None:
-    """1970 is a time too: what counts is that the field is there."""
-    error = await failure(side.create(side.draft(create_time={})))
+@SQLITE_ONLY
+async def test_zero_timestamp_counts_as_set(api: ResourceApi) -> None:
+    """Presence decides, not the value."""
+    error = await expect_error(api.create(api.draft(create_time={})))
 
-    assert error.fields == [f"{side.field}.create_time"]
+    assert error.fields == [f"{api.field}.create_time"]
 
 
 # Request ids
@@ -276,71 +270,71 @@ NO_UUIDS = {
 
 
 def test_every_write_has_a_request_id() -> None:
-    """The tests below speak of all ten writes."""
+    """The tests below cover all ten writes."""
     assert len(WRITES) == 10
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("method", WRITES, ids=lambda it: it.name)
-async def test_a_request_id_that_is_no_uuid_is_refused(
+async def test_request_id_that_is_not_a_uuid_is_refused(
     channel: grpc.aio.Channel, method: MethodDescriptor
 ) -> None:
-    """Also the nil UUID, which is what a caller sends who forgot to choose: it would be everybody's."""
+    """The nil UUID too."""
     for what, no_uuid in NO_UUIDS.items():
         request: Any = request_class(method)(request_id=no_uuid)
 
-        error = await failure(send_bytes(channel, path_of(method), request.SerializeToString()))
+        error = await expect_error(send_bytes(channel, method_path(method), request.SerializeToString()))
 
         assert (error.code, error.info.domain) == (grpc.StatusCode.INVALID_ARGUMENT, "storeapi")
         assert "request_id" in error.fields, what
 
 
-def writes_with(side: Side, id: int, another_id: int) -> list[Callable[[str], Any]]:
-    """Every write of a side, which takes a request id; but for that all is well."""
+def writes_with(api: ResourceApi, id: int, another_id: int) -> list[Callable[[str], Any]]:
+    """Every write of a api, which takes a request id; but for that all is well."""
     return [
-        lambda request_id: side.create(side.draft(), request_id=request_id),
-        lambda request_id: side.batch_create([side.draft()], request_id=request_id),
-        lambda request_id: side.update(side.resource(id=id, body="x"), request_id=request_id),
-        lambda request_id: side.delete(id, request_id=request_id),
-        lambda request_id: side.batch_delete([another_id], request_id=request_id),
+        lambda request_id: api.create(api.draft(), request_id=request_id),
+        lambda request_id: api.batch_create([api.draft()], request_id=request_id),
+        lambda request_id: api.update(api.resource(id=id, body="x"), request_id=request_id),
+        lambda request_id: api.delete(id, request_id=request_id),
+        lambda request_id: api.batch_delete([another_id], request_id=request_id),
     ]
 
 
-async def test_a_request_id_is_refused_when_all_else_is_well(side: Side, database_url: str) -> None:
-    """It is the only violation, it is named by its path, and nothing is written."""
-    one, two = await side.several(2)
-    before = contents(database_url)
+async def test_invalid_request_id_is_the_only_violation(api: ResourceApi, database_url: str) -> None:
+    """It is named by its path, and nothing is written."""
+    one, two = await api.create_many(2)
+    before = database_contents(database_url)
 
     for no_uuid in ("x", NO_UUIDS["nil"]):
-        for write in writes_with(side, one.id, two.id):
-            error = await failure(write(no_uuid))
+        for write in writes_with(api, one.id, two.id):
+            error = await expect_error(write(no_uuid))
             assert (error.reason, error.fields) == ("FIELD_INVALID", ["request_id"])
-    assert contents(database_url) == before
+    assert database_contents(database_url) == before
 
 
-async def test_a_uuid_is_honoured_by_every_write(side: Side, database_url: str) -> None:
-    """Sent again, also in other letters, a request is answered as it was and not done again."""
-    one, two = await side.several(2)
-    for index, write in enumerate(writes_with(side, one.id, two.id)):
+async def test_every_write_honors_its_request_id(api: ResourceApi, database_url: str) -> None:
+    """A replay, also in other letter case, gets the first response."""
+    one, two = await api.create_many(2)
+    for index, write in enumerate(writes_with(api, one.id, two.id)):
         request_id = f"{A_UUID[:-1]}{index}"
         answered = await write(request_id)
-        done = contents(database_url)
+        done = database_contents(database_url)
 
         for again in (request_id, request_id.upper()):
             assert await write(again) == answered
-        assert contents(database_url) == done
+        assert database_contents(database_url) == done
         assert done.changes[-1][-1] == request_id
 
 
-async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_url: str) -> None:
-    """request_id and validate_only belong to the whole batch."""
-    before = contents(database_url)
-    request = getattr(side.pb, f"Create{side.name}Request")
-    draft = {side.field: side.draft()}
+async def test_batch_options_are_refused_inside_a_batch(api: ResourceApi, database_url: str) -> None:
+    """request_id and validate_only apply to the whole batch."""
+    before = database_contents(database_url)
+    request = getattr(api.pb, f"Create{api.name}Request")
+    draft = {api.field: api.draft()}
 
-    error = await failure(
-        side.call(
-            f"BatchCreate{side.name}s",
+    error = await expect_error(
+        api.call(
+            f"BatchCreate{api.name}s",
             requests=[
                 request(**draft),
                 request(**draft, request_id="x"),
@@ -359,18 +353,18 @@ async def test_options_of_a_batch_are_not_set_inside_it(side: Side, database_url
         "requests[3].validate_only",
         "request_id",
     ]
-    assert contents(database_url) == before
+    assert database_contents(database_url) == before
 
 
 # All at once
 
 
-@ONE_ENGINE
-async def test_all_that_is_wrong_with_a_create_is_reported_at_once(comments: Side) -> None:
+@SQLITE_ONLY
+async def test_create_reports_all_violations_at_once(comments: ResourceApi) -> None:
     """One answer names every field to be fixed."""
     draft = comments.draft("\0", id=1, post_id=-1, etag="x", create_time={}, update_time={})
 
-    error = await failure(comments.create(draft, request_id="x"))
+    error = await expect_error(comments.create(draft, request_id="x"))
 
     assert error.reason == "FIELD_INVALID"
     assert sorted(error.fields) == [
@@ -384,25 +378,25 @@ async def test_all_that_is_wrong_with_a_create_is_reported_at_once(comments: Sid
     ]
 
 
-@ONE_ENGINE
-async def test_all_that_is_wrong_with_a_list_is_reported_at_once(comments: Side) -> None:
-    """Size, order and post are checked together."""
-    error = await failure(comments.page(page_size=-1, order_by="x", post_id=-1))
+@SQLITE_ONLY
+async def test_list_reports_all_violations_at_once(comments: ResourceApi) -> None:
+    """Size, order and post."""
+    error = await expect_error(comments.page(page_size=-1, order_by="x", post_id=-1))
 
     assert sorted(error.fields) == ["order_by", "page_size", "post_id"]
 
 
-@ONE_ENGINE
-async def test_all_that_is_wrong_with_an_update_is_reported_at_once(side: Side) -> None:
-    """Different kinds of mistakes come in one answer; each says its kind, and the first names the error."""
-    error = await failure(side.update(side.resource(id=-1), ["body", "x", "y"], request_id="x"))
+@SQLITE_ONLY
+async def test_update_reports_all_violations_at_once(api: ResourceApi) -> None:
+    """Violations of different kinds; the first one decides the reason."""
+    error = await expect_error(api.update(api.resource(id=-1), ["body", "x", "y"], request_id="x"))
 
     assert error.reason == "FIELD_INVALID"
     assert error.fields == [
-        f"{side.field}.id",
+        f"{api.field}.id",
         "update_mask",
         "update_mask",
-        f"{side.field}.body",
+        f"{api.field}.body",
         "request_id",
     ]
     (bad_request,) = [it for it in error.details if it.DESCRIPTOR.name == "BadRequest"]
@@ -415,11 +409,11 @@ async def test_all_that_is_wrong_with_an_update_is_reported_at_once(side: Side) 
     ]
 
 
-@ONE_ENGINE
-async def test_all_that_is_wrong_with_a_batch_of_ids_is_reported_at_once(side: Side) -> None:
+@SQLITE_ONLY
+async def test_batch_of_ids_reports_all_violations_at_once(api: ResourceApi) -> None:
     """Every wrong id has its place in the answer."""
-    get = await failure(side.batch_get([0, 1, -1, 2, 0]))
-    delete = await failure(side.batch_delete([0, 1, -1, 1], request_id="x"))
+    get = await expect_error(api.batch_get([0, 1, -1, 2, 0]))
+    delete = await expect_error(api.batch_delete([0, 1, -1, 1], request_id="x"))
 
     assert get.fields == ["ids[0]", "ids[2]", "ids[4]"]
     assert delete.fields == ["ids[0]", "ids[2]", "ids[3]", "request_id"]
@@ -477,10 +471,8 @@ def mangled(method: MethodDescriptor) -> Iterator[bytes]:
 
 
 @each_method
-async def test_bytes_that_are_no_request_are_malformed_and_nothing_else(
-    channel: grpc.aio.Channel, method: MethodDescriptor
-) -> None:
-    """Whatever arrives is a request or INVALID_ARGUMENT; nothing makes the service stumble."""
+async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
+    """They cause INVALID_ARGUMENT and nothing else."""
     malformed = 0
     for data in mangled(method):
         try:
@@ -489,50 +481,48 @@ async def test_bytes_that_are_no_request_are_malformed_and_nothing_else(
         except DecodeError:
             is_request = False
 
-        outcome = await outcome_of(send_bytes(channel, path_of(method), data))
+        outcome = await result_or_error(send_bytes(channel, method_path(method), data))
 
         if not is_request:
-            error = error_seen(outcome)
+            error = received_error(outcome)
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"), data
             malformed += 1
         elif isinstance(outcome, grpc.RpcError):
-            error = error_seen(outcome)
+            error = received_error(outcome)
             assert error.code not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL), data
             assert error.reason != "REQUEST_MALFORMED", data
     assert malformed > 20
 
 
-@ONE_ENGINE
-async def test_an_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
-    """What is not in the contract is answered as gRPC does."""
+@SQLITE_ONLY
+async def test_unknown_method_is_unimplemented(channel: grpc.aio.Channel) -> None:
     for path in ("/storeapi.v1.PostService/NoSuchMethod", "/storeapi.v1.NoSuchService/GetPost"):
-        error = await failure(send_bytes(channel, path, b""))
+        error = await expect_error(send_bytes(channel, path, b""))
 
         assert error.code == grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_message_that_is_too_large_is_refused_by_grpc(posts: Side, database_url: str) -> None:
-    """gRPC's own limit stands before ours; the connection goes on."""
-    error = await failure(posts.create(posts.draft("x" * 5_000_000)))
+async def test_message_above_the_grpc_limit_is_refused(posts: ResourceApi, database_url: str) -> None:
+    """The connection continues."""
+    error = await expect_error(posts.create(posts.draft("x" * 5_000_000)))
 
     assert error.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert contents(database_url).posts == ()
-    assert (await posts.stored()).id == 1
+    assert database_contents(database_url).posts == ()
+    assert (await posts.create_one()).id == 1
 
 
 # The order of checks
 
 
-@ONE_ENGINE
-async def test_bytes_are_read_before_anything_is_checked(channel: grpc.aio.Channel) -> None:
+@SQLITE_ONLY
+async def test_decoding_precedes_validation(channel: grpc.aio.Channel) -> None:
     """A wrong id and a broken string: the request was never read."""
-    error = await failure(send_bytes(channel, "/storeapi.v1.PostService/DeletePost", field(2, b"\xff")))
+    error = await expect_error(send_bytes(channel, "/storeapi.v1.PostService/DeletePost", field(2, b"\xff")))
 
     assert error.reason == "REQUEST_MALFORMED"
 
 
-async def test_the_request_is_checked_before_what_is_stored(comments: Side) -> None:
-    """What is wrong with a request is told whether or not what it names is there."""
+async def test_validation_precedes_the_database(comments: ResourceApi) -> None:
     token = "no token"
     cases = {
         "FIELD_INVALID": [
@@ -549,26 +539,25 @@ async def test_the_request_is_checked_before_what_is_stored(comments: Side) -> N
     }
     for reason, calls in cases.items():
         for call in calls:
-            assert (await failure(call)).reason == reason
+            assert (await expect_error(call)).reason == reason
 
 
-async def test_what_is_missing_is_told_before_what_differs(comments: Side) -> None:
-    """First whether it is there, then whether it is the one that the caller knows, then what would change."""
-    comment = await comments.stored()
+async def test_not_found_precedes_etag_mismatch(comments: ResourceApi) -> None:
+    """And an etag mismatch precedes an immutable field."""
+    comment = await comments.create_one()
     moved = {"body": "x", "etag": "x", "post_id": 405}
 
-    missing = await failure(comments.update(comments.resource(id=404, **moved)))
-    differs = await failure(comments.update(comments.resource(id=comment.id, **moved)))
+    missing = await expect_error(comments.update(comments.resource(id=404, **moved)))
+    differs = await expect_error(comments.update(comments.resource(id=comment.id, **moved)))
 
     assert missing.reason == "COMMENT_NOT_FOUND"
     assert differs.reason == "ETAG_MISMATCH"
 
 
-async def test_the_etag_is_checked_before_the_comments_of_a_post(stubs: Stubs, posts: Side) -> None:
-    """Who does not know the post as it is need not hear of its comments."""
-    post = await posts.stored()
+async def test_etag_mismatch_precedes_post_has_comments(stubs: Stubs, posts: ResourceApi) -> None:
+    post = await posts.create_one()
     await stubs.create_comment(post.id)
 
-    assert (await failure(posts.delete(post.id, etag="x"))).reason == "ETAG_MISMATCH"
-    assert (await failure(posts.delete(post.id, etag=post.etag))).reason == "POST_HAS_COMMENTS"
-    assert (await failure(posts.batch_delete([post.id, 404]))).reason == "POST_NOT_FOUND"
+    assert (await expect_error(posts.delete(post.id, etag="x"))).reason == "ETAG_MISMATCH"
+    assert (await expect_error(posts.delete(post.id, etag=post.etag))).reason == "POST_HAS_COMMENTS"
+    assert (await expect_error(posts.batch_delete([post.id, 404]))).reason == "POST_NOT_FOUND"

@@ -9,10 +9,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from store_service import config as settings
 from store_service.config import Config
 from store_service.rpc.channelz import CHANNELZ
-from tests.rpc.helpers import ONE_ENGINE
-from tests.support import Stubs, failure
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import expect_error
+from tests.support.stubs import Stubs
 
-pytestmark = ONE_ENGINE
+pytestmark = SQLITE_ONLY
 
 
 @pytest.fixture
@@ -29,12 +30,12 @@ def channelz(channel: grpc.aio.Channel) -> channelz_pb2_grpc.ChannelzStub:
 
 
 async def own_server(channelz: channelz_pb2_grpc.ChannelzStub, address: str) -> pb.Server:
-    """What gRPC knows of the server that answers; other tests may have left servers behind."""
+    """The channelz data of this server; other tests may have left servers."""
     servers = (await channelz.GetServers(pb.GetServersRequest())).server
     return max(servers, key=lambda it: it.ref.server_id)
 
 
-async def test_a_server_counts_its_calls_and_knows_its_connections(
+async def test_channelz_counts_calls_and_connections(
     channelz: channelz_pb2_grpc.ChannelzStub, stubs: Stubs, server: object
 ) -> None:
     """gRPC's core keeps the books of a grpc.aio server too."""
@@ -53,8 +54,8 @@ async def test_a_server_counts_its_calls_and_knows_its_connections(
     assert socket.socket.data.messages_received >= 3
 
 
-async def test_channels_are_shown_too(channelz: channelz_pb2_grpc.ChannelzStub) -> None:
-    """Those of this process, which here is the test's own."""
+async def test_channelz_lists_channels(channelz: channelz_pb2_grpc.ChannelzStub) -> None:
+    """Those of this process."""
     channels = (await channelz.GetTopChannels(pb.GetTopChannelsRequest())).channel
     found = await channelz.GetChannel(pb.GetChannelRequest(channel_id=channels[-1].ref.channel_id))
     (subchannel, *_) = found.channel.subchannel_ref
@@ -64,7 +65,7 @@ async def test_channels_are_shown_too(channelz: channelz_pb2_grpc.ChannelzStub) 
     assert below.subchannel.ref.subchannel_id == subchannel.subchannel_id
 
 
-async def test_what_grpc_does_not_know_is_not_found(channelz: channelz_pb2_grpc.ChannelzStub) -> None:
+async def test_unknown_channelz_id_is_not_found(channelz: channelz_pb2_grpc.ChannelzStub) -> None:
     """With the same text for everything, and an id for the log."""
     unknown = 999_999_999
     for call in (
@@ -74,7 +75,7 @@ async def test_what_grpc_does_not_know_is_not_found(channelz: channelz_pb2_grpc.
         channelz.GetSubchannel(pb.GetSubchannelRequest(subchannel_id=unknown)),
         channelz.GetSocket(pb.GetSocketRequest(socket_id=unknown)),
     ):
-        error = await failure(call)
+        error = await expect_error(call)
         assert error.code is grpc.StatusCode.NOT_FOUND
         assert error.message == "gRPC knows nothing of this id; it may have been closed"
         assert error.trailing["x-call-id"]
@@ -90,11 +91,11 @@ async def test_reflection_describes_channelz(channel: grpc.aio.Channel) -> None:
 
 
 @pytest.mark.parametrize("config", [False], indirect=True)
-async def test_channelz_is_off_unless_it_is_wanted(
+async def test_channelz_is_disabled_by_default(
     channelz: channelz_pb2_grpc.ChannelzStub, channel: grpc.aio.Channel
 ) -> None:
-    """It shows who else calls; then it is neither served nor listed."""
-    error = await failure(channelz.GetServers(pb.GetServersRequest()))
+    """It discloses other callers."""
+    error = await expect_error(channelz.GetServers(pb.GetServersRequest()))
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     asked = reflection_pb2.ServerReflectionRequest(list_services="")
     listed = (await stub.ServerReflectionInfo(iter([asked])).read()).list_services_response.service

@@ -1,4 +1,4 @@
-"""Errors as callers see them: which there are, what each carries, how large it gets, what none tells."""
+"""Errors as callers receive them: their set, their details, their size, and what they never disclose."""
 
 import asyncio
 import sqlite3
@@ -26,9 +26,13 @@ from store_service.server import RunningServer
 from store_service.store import page_tokens, resume_tokens
 from store_service.store.keeping import Keeping
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.rpc.helpers import ONE_ENGINE, Side, contents, send_bytes
-from tests.support import LITTLE_AHEAD, ErrorSeen, Stubs, failure
+from tests.support.contract import send_bytes
+from tests.support.database import database_contents
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import ReceivedError, expect_error
+from tests.support.resource_api import ResourceApi
+from tests.support.stubs import NO_READ_AHEAD, Stubs
+from tests.support.timeouts import scaled_timeout
 
 REASONS = {
     name.removeprefix("ERROR_REASON_")
@@ -43,7 +47,7 @@ def leaves(root: type[errors.StoreError]) -> set[type[errors.StoreError]]:
     return set().union(*(leaves(it) for it in below)) if below else {root}
 
 
-def test_every_leaf_of_the_tree_has_a_row_and_every_row_a_leaf() -> None:
+def test_every_error_has_a_status() -> None:
     """No error can be raised that callers would see as a bug."""
     assert set(ROWS) == leaves(errors.StoreError)
 
@@ -54,8 +58,7 @@ def test_every_reason_is_in_the_contract_and_is_used() -> None:
     assert errors_pb2.ErrorReason.Name(0) == "ERROR_REASON_UNSPECIFIED"
 
 
-def test_a_reason_is_the_name_of_its_error() -> None:
-    """Who reads the log and who reads the error speak of the same thing."""
+def test_reason_is_the_name_of_its_error() -> None:
     for leaf, row in ROWS.items():
         assert row.reason.replace("_", "").lower() == leaf.__name__.lower()
 
@@ -64,35 +67,35 @@ def test_a_reason_is_the_name_of_its_error() -> None:
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
-Scenario = Callable[[Side, Side, Any], Awaitable[Any]]
+Scenario = Callable[[ResourceApi, ResourceApi, Any], Awaitable[Any]]
 
 
-async def malformed(posts: Side, comments: Side, channel: grpc.aio.Channel) -> Any:
+async def malformed(posts: ResourceApi, comments: ResourceApi, channel: grpc.aio.Channel) -> Any:
     await send_bytes(channel, "/storeapi.v1.PostService/GetPost", b"\xff\xff\xff")
 
 
-async def commented(posts: Side, comments: Side, _: Any) -> Any:
-    await comments.stored()
+async def commented(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
+    await comments.create_one()
     await posts.delete(comments.post_id)
 
 
-async def moved(posts: Side, comments: Side, _: Any) -> Any:
-    comment = await comments.stored()
+async def moved(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
+    comment = await comments.create_one()
     await comments.update(comments.resource(id=comment.id, body="x", post_id=404))
 
 
-async def too_large(posts: Side, comments: Side, _: Any) -> Any:
+async def too_large(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
     await posts.batch_create([posts.draft("x" * 64_900)] * 64)
 
 
-async def foreign_token(posts: Side, comments: Side, _: Any) -> Any:
+async def foreign_token(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
     await posts.page(page_token=page_tokens.make(Query(resource="comments"), last_id=1))
 
 
 A_UUID = "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d5e"
 
 
-async def used_again(posts: Side, comments: Side, _: Any) -> Any:
+async def used_again(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
     await posts.create(posts.draft("one"), request_id=A_UUID)
     await posts.create(posts.draft("another"), request_id=A_UUID)
 
@@ -106,16 +109,16 @@ async def watched(channel: grpc.aio.Channel, **request: Any) -> Any:
         watch.cancel()
 
 
-async def watch_from_no_token(_: Side, __: Side, channel: grpc.aio.Channel) -> Any:
+async def watch_from_no_token(_: ResourceApi, __: ResourceApi, channel: grpc.aio.Channel) -> Any:
     await watched(channel, resume_token="x")
 
 
-async def watch_from_elsewhere(_: Side, __: Side, channel: grpc.aio.Channel) -> Any:
+async def watch_from_elsewhere(_: ResourceApi, __: ResourceApi, channel: grpc.aio.Channel) -> Any:
     token = resume_tokens.make("another store", Bookmark(position=Position(xid=0, seq=0)))
     await watched(channel, resume_token=token)
 
 
-async def one_watch_too_many(_: Side, __: Side, channel: grpc.aio.Channel) -> Any:
+async def one_watch_too_many(_: ResourceApi, __: ResourceApi, channel: grpc.aio.Channel) -> Any:
     open_watch = Stubs(channel).changes.Watch(changes_pb2.WatchRequest())
     try:
         await open_watch.read()
@@ -126,7 +129,7 @@ async def one_watch_too_many(_: Side, __: Side, channel: grpc.aio.Channel) -> An
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    """A server that lets one caller watch."""
+    """A server that allows one watch."""
     return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=1)
 
 
@@ -208,7 +211,7 @@ ELSEWHERE = {
 """What takes more than a call, and who tests it."""
 
 
-def test_every_reason_is_met_by_a_test() -> None:
+def test_every_reason_has_a_scenario() -> None:
     """No error is only written down."""
     assert SCENARIOS.keys() | ELSEWHERE.keys() == REASONS
     for reason, module in ELSEWHERE.items():
@@ -217,13 +220,13 @@ def test_every_reason_is_met_by_a_test() -> None:
 
 
 @pytest.mark.parametrize("reason", SCENARIOS)
-async def test_an_error_carries_what_the_contract_says(
-    posts: Side, comments: Side, channel: grpc.aio.Channel, reason: str
+async def test_error_has_the_documented_details(
+    posts: ResourceApi, comments: ResourceApi, channel: grpc.aio.Channel, reason: str
 ) -> None:
-    """Code, reason, domain and metadata, and the further details of its kind, and no others."""
+    """Code, reason, domain, metadata, and no other details."""
     scenario, code, more, metadata = SCENARIOS[reason]
 
-    error = await failure(scenario(posts, comments, channel))
+    error = await expect_error(scenario(posts, comments, channel))
 
     assert (error.code, error.reason, error.info.domain) == (code, reason, "storeapi")
     assert error.metadata == metadata
@@ -238,50 +241,50 @@ async def test_an_error_carries_what_the_contract_says(
             assert violation.reason == reason
 
 
-async def test_a_request_id_of_anything_else_that_was_done_is_reused(
-    posts: Side, comments: Side, database_url: str
+async def test_request_id_of_another_request_is_reused(
+    posts: ResourceApi, comments: ResourceApi, database_url: str
 ) -> None:
-    """Whatever was answered before, and whatever is asked for now, with the same id it is another request."""
-    post = await posts.stored()
+    """Whatever the first response was."""
+    post = await posts.create_one()
     nothing = await posts.delete(404, allow_missing=True, request_id=f"{A_UUID[:-1]}0")
     comment = await comments.create(comments.draft(), request_id=f"{A_UUID[:-1]}1")
     another = await posts.create(posts.draft(), request_id=f"{A_UUID[:-1]}2")
-    before = contents(database_url)
+    before = database_contents(database_url)
 
     assert (nothing.id, comment.post_id, another.body) == (404, comments.post_id, "a body")
     for n in range(3):
-        for side, id in ((posts, post.id), (comments, comment.id)):
+        for api, id in ((posts, post.id), (comments, comment.id)):
             for call in (
-                side.create(side.draft("x"), request_id=f"{A_UUID[:-1]}{n}"),
-                side.update(side.resource(id=id, body="x"), request_id=f"{A_UUID[:-1]}{n}"),
-                side.delete(id, request_id=f"{A_UUID[:-1]}{n}"),
-                side.batch_create([side.draft("x")], request_id=f"{A_UUID[:-1]}{n}"),
-                side.batch_delete([id], request_id=f"{A_UUID[:-1]}{n}"),
+                api.create(api.draft("x"), request_id=f"{A_UUID[:-1]}{n}"),
+                api.update(api.resource(id=id, body="x"), request_id=f"{A_UUID[:-1]}{n}"),
+                api.delete(id, request_id=f"{A_UUID[:-1]}{n}"),
+                api.batch_create([api.draft("x")], request_id=f"{A_UUID[:-1]}{n}"),
+                api.batch_delete([id], request_id=f"{A_UUID[:-1]}{n}"),
             ):
-                error = await failure(call)
+                error = await expect_error(call)
                 assert (error.reason, error.fields) == ("REQUEST_ID_REUSED", ["request_id"])
-    assert contents(database_url) == before
+    assert database_contents(database_url) == before
 
 
 async def read_to_the_end(channel: grpc.aio.Channel, **request: Any) -> None:
-    """Reads a watch until it fails; whoever waits for that to happen waits with a limit."""
-    async with asyncio.timeout(patience()):
+    """Reads a watch until it fails, with a timeout."""
+    async with asyncio.timeout(scaled_timeout()):
         async for _ in Stubs(channel).changes.Watch(changes_pb2.WatchRequest(**request)):
             pass
 
 
-async def test_an_expired_resume_token_names_the_earliest_that_is_not(
-    posts: Side, channel: grpc.aio.Channel, database_url: str
+async def test_expired_resume_token_names_the_earliest_valid_one(
+    posts: ResourceApi, channel: grpc.aio.Channel, database_url: str
 ) -> None:
-    """RESUME_TOKEN_EXPIRED: who does not mind the gap goes on with the token that the error carries."""
+    """The caller can accept the gap and continue with it."""
     token = (await watched(channel)).resume_token
-    await posts.several(3)
+    await posts.create_many(3)
     async with connect.open_store(database_url, readers=1) as store:
         # Nothing is young enough to be kept.
         assert await Keeping(store, change_hours=-1, change_rows=1000, request_id_hours=1).step()
-    await posts.stored("after")
+    await posts.create_one("after")
 
-    error = await failure(read_to_the_end(channel, resume_token=token))
+    error = await expect_error(read_to_the_end(channel, resume_token=token))
 
     assert (error.code, error.reason) == (grpc.StatusCode.OUT_OF_RANGE, "RESUME_TOKEN_EXPIRED")
     assert [it.DESCRIPTOR.name for it in error.details] == ["ErrorInfo"]
@@ -296,10 +299,10 @@ async def test_an_expired_resume_token_names_the_earliest_that_is_not(
     assert bodies == [[], ["after"]]
 
 
-async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
-    posts: Side, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+async def test_stalled_stream_is_ended(
+    posts: ResourceApi, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """STREAM_STALLED: what gRPC keeps for a caller is limited, and so is how long it is kept."""
+    """STREAM_STALLED: pending responses are limited in size and time."""
     send, stalled = guard.Guard._send, asyncio.Event()
 
     async def watched_send(*arguments: Any) -> None:
@@ -312,18 +315,18 @@ async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
     monkeypatch.setattr(guard, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(guard.Guard, "_send", watched_send)
     for _ in range(2):
-        await posts.several(60, "x" * 60_000)
-    async with grpc.aio.insecure_channel(server.address, LITTLE_AHEAD) as channel:
+        await posts.create_many(60, "x" * 60_000)
+    async with grpc.aio.insecure_channel(server.address, NO_READ_AHEAD) as channel:
         watch: Any = Stubs(channel).changes.Watch(changes_pb2.WatchRequest(initial_state=True))
         first = await watch.read()
-        await asyncio.wait_for(stalled.wait(), patience())
+        await asyncio.wait_for(stalled.wait(), scaled_timeout())
 
         async def read_on() -> None:
             while (response := await watch.read()) is not grpc.aio.EOF:
                 seen.extend(response.changes)
 
         seen = list(first.changes)
-        error = await failure(read_on())
+        error = await expect_error(read_on())
 
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_STALLED")
     assert error.metadata == {}
@@ -334,7 +337,7 @@ async def test_a_caller_of_a_stream_that_reads_nothing_is_told_so(
 # Sizes
 
 
-def assert_small(error: ErrorSeen) -> None:
+def assert_small(error: ReceivedError) -> None:
     """Details below 4 KiB, all trailing metadata below 8 KiB, as HTTP/2 counts it and base64 makes it."""
     details = error.trailing["grpc-status-details-bin"]
     assert len(details) < 4096
@@ -349,11 +352,11 @@ HUGE = [2**63 - 1 - n for n in range(1000)]
 
 
 @pytest.mark.parametrize("method", ["batch_get", "batch_delete"])
-async def test_a_thousand_missing_ids_are_cut(side: Side, method: str) -> None:
-    """The longest ids there are, and as many as a batch may have: the rest is counted."""
-    error = await failure(getattr(side, method)(HUGE))
+async def test_thousand_missing_ids_are_truncated(api: ResourceApi, method: str) -> None:
+    """The rest is counted."""
+    error = await expect_error(getattr(api, method)(HUGE))
 
-    assert error.reason == side.not_found
+    assert error.reason == api.not_found
     assert_small(error)
     listed = error.metadata["missing_ids"]
     assert listed.startswith(f"{HUGE[0]},{HUGE[1]},")
@@ -361,22 +364,22 @@ async def test_a_thousand_missing_ids_are_cut(side: Side, method: str) -> None:
     assert len(shown.split(",")) + int(rest.removesuffix(" more")) == 1000
 
 
-async def test_a_thousand_comments_on_missing_posts_are_cut(comments: Side) -> None:
+async def test_thousand_comments_on_missing_posts_are_truncated(comments: ResourceApi) -> None:
     """The same where each of them also has a field to be named."""
-    error = await failure(comments.batch_create([comments.draft(post_id=id) for id in HUGE]))
+    error = await expect_error(comments.batch_create([comments.draft(post_id=id) for id in HUGE]))
 
     assert error.reason == "POST_NOT_FOUND"
     assert error.metadata["missing_ids"].endswith(" and 950 more")
     assert_small(error)
 
 
-async def test_a_thousand_posts_with_comments_are_cut(posts: Side, stubs: Stubs) -> None:
-    """The same for what stands in the way of a delete; all comments are counted."""
-    ids = [it.id for it in await posts.several(1000)]
-    comments = Side("Comment", stubs)
+async def test_thousand_posts_with_comments_are_truncated(posts: ResourceApi, stubs: Stubs) -> None:
+    """All comments are counted."""
+    ids = [it.id for it in await posts.create_many(1000)]
+    comments = ResourceApi("Comment", stubs)
     await comments.batch_create([comments.draft(post_id=id) for id in ids])
 
-    error = await failure(posts.batch_delete(ids))
+    error = await expect_error(posts.batch_delete(ids))
 
     assert error.reason == "POST_HAS_COMMENTS"
     assert error.metadata["comment_count"] == "1000"
@@ -384,79 +387,81 @@ async def test_a_thousand_posts_with_comments_are_cut(posts: Side, stubs: Stubs)
     assert_small(error)
 
 
-def counted(error: ErrorSeen) -> int:
-    """How many violations an error tells of, those that were cut off included."""
+def counted(error: ReceivedError) -> int:
+    """The number of violations of an error, including truncated ones."""
     *shown, last = error.detail(error_details_pb2.BadRequest).field_violations
     rest = last.description.removeprefix("and ").removesuffix(" more")
     return len(shown) + (int(rest) if last.field == "..." else 1)
 
 
-@ONE_ENGINE
-async def test_thousands_of_violations_are_cut(comments: Side) -> None:
-    """Each request of a full batch wrong in every field: the first are told, the rest is counted."""
+@SQLITE_ONLY
+async def test_thousands_of_violations_are_truncated(comments: ResourceApi) -> None:
+    """The rest is counted."""
     request = comments.pb.CreateCommentRequest(
         comment=comments.draft("\0", id=1, post_id=-1, etag="x", create_time={}, update_time={}),
         request_id="x",
         validate_only=True,
     )
 
-    error = await failure(comments.call("BatchCreateComments", requests=[request] * 1000, request_id="x"))
+    error = await expect_error(
+        comments.call("BatchCreateComments", requests=[request] * 1000, request_id="x")
+    )
 
     assert error.reason == "FIELD_INVALID"
     assert counted(error) == 8001
     assert_small(error)
 
 
-@ONE_ENGINE
-async def test_a_thousand_wrong_ids_are_cut(side: Side) -> None:
+@SQLITE_ONLY
+async def test_thousand_invalid_ids_are_truncated(api: ResourceApi) -> None:
     """The same for ids, which are wrong one by one."""
-    get = await failure(side.batch_get([-1] * 1000))
-    delete = await failure(side.batch_delete([HUGE[0]] * 1000))
+    get = await expect_error(api.batch_get([-1] * 1000))
+    delete = await expect_error(api.batch_delete([HUGE[0]] * 1000))
 
     assert (counted(get), counted(delete)) == (1000, 999)
     assert_small(get)
     assert_small(delete)
 
 
-@ONE_ENGINE
-async def test_long_paths_in_a_mask_are_cut(side: Side) -> None:
-    """What a caller sends comes back short, and in letters that gRPC does not make three of."""
+@SQLITE_ONLY
+async def test_long_mask_paths_are_truncated(api: ResourceApi) -> None:
+    """In characters that gRPC does not escape."""
     for character in ("\U0001f600", "é", "\0", '"', "%", "x", "\\", "\n"):
         for count in (1, 100):
             paths = [f"{character * 4000}{n}" for n in range(count)]
-            error = await failure(side.update(side.resource(id=1, body="x"), paths))
+            error = await expect_error(api.update(api.resource(id=1, body="x"), paths))
 
             assert error.reason == "FIELD_MASK_INVALID"
             assert error.message.isascii()
             assert_small(error)
 
 
-async def test_long_texts_elsewhere_are_not_sent_back(side: Side) -> None:
-    """Orders, tokens, etags and request ids of any length make errors of the usual size."""
+async def test_long_texts_are_not_returned_in_errors(api: ResourceApi) -> None:
+    """Orders, tokens, etags and request ids of any length."""
     long = "\U0001f600" * 50_000
-    id = (await side.stored()).id
+    id = (await api.create_one()).id
 
     for call in (
-        side.page(order_by=long),
-        side.page(page_token=long),
-        side.delete(id, etag=long),
-        side.delete(id, request_id=long),
-        side.create(side.draft(etag=long)),
+        api.page(order_by=long),
+        api.page(page_token=long),
+        api.delete(id, etag=long),
+        api.delete(id, request_id=long),
+        api.create(api.draft(etag=long)),
     ):
-        assert_small(await failure(call))
+        assert_small(await expect_error(call))
 
 
 # Bugs
 
 
-def is_silent(error: ErrorSeen, *secrets: str) -> bool:
+def is_silent(error: ReceivedError, *secrets: str) -> bool:
     """Whether nothing of the inside is in an error, neither in its text nor in its details."""
     everything = error.message + repr(error.details) + repr(sorted(error.trailing.items()))
     return not any(word.lower() in everything.lower() for word in secrets)
 
 
 def raises(error: BaseException) -> Callable[..., Awaitable[Any]]:
-    """Something inside that goes wrong in a way that nobody thought of."""
+    """An unexpected internal exception."""
 
     async def behave(*_: Any, **__: Any) -> Any:
         raise error
@@ -485,16 +490,16 @@ BUGS = [
 ]
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: type(bug).__name__)
-async def test_a_bug_is_internal_and_tells_nothing_but_its_id(
-    posts: Side, monkeypatch: pytest.MonkeyPatch, bug: BaseException
+async def test_unhandled_exception_is_internal_with_a_call_id(
+    posts: ResourceApi, monkeypatch: pytest.MonkeyPatch, bug: BaseException
 ) -> None:
-    """The caller gets an id, and the log has the bug under it; the caller gets nothing else."""
-    monkeypatch.setattr(Posts, "get_post", raises(bug))
+    """The exception is in the log under the same id."""
+    monkeypatch.setattr(Posts, "get", raises(bug))
 
     with capture_logs() as logged:
-        error = await asyncio.wait_for(failure(posts.get(1)), patience())
+        error = await asyncio.wait_for(expect_error(posts.get(1)), scaled_timeout())
 
     assert (error.code, error.reason, error.metadata) == (grpc.StatusCode.INTERNAL, "INTERNAL", {})
     call_id = error.detail(error_details_pb2.RequestInfo).request_id
@@ -505,64 +510,68 @@ async def test_a_bug_is_internal_and_tells_nothing_but_its_id(
     assert (told["call_id"], told["exc_info"]) == (call_id, bug)
 
 
-async def test_the_service_goes_on_after_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_service_survives_an_unhandled_exception(
+    posts: ResourceApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bug ends one call and nothing else."""
     with monkeypatch.context() as patch:
-        patch.setattr(Posts, "get_post", raises(ValueError("secret")))
-        await failure(posts.get(1))
+        patch.setattr(Posts, "get", raises(ValueError("secret")))
+        await expect_error(posts.get(1))
 
-    post = await posts.stored()
+    post = await posts.create_one()
 
     assert await posts.get(post.id) == post
 
 
-@ONE_ENGINE
-async def test_something_inside_that_was_cancelled_does_not_leave_the_caller_waiting(
-    posts: Side, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cancelled future that a method waits for is a bug, not the end of the caller's call."""
+@SQLITE_ONLY
+async def test_internal_cancellation_is_answered(posts: ResourceApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancelled future inside a method is an unhandled exception, not the cancellation of the call."""
 
     async def waits_for_what_is_cancelled(*_: Any) -> Any:
         inside = asyncio.get_running_loop().create_future()
         inside.cancel()
         return await inside
 
-    monkeypatch.setattr(Posts, "get_post", waits_for_what_is_cancelled)
+    monkeypatch.setattr(Posts, "get", waits_for_what_is_cancelled)
 
-    error = await asyncio.wait_for(failure(posts.get(1)), patience())
+    error = await asyncio.wait_for(expect_error(posts.get(1)), scaled_timeout())
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
-@ONE_ENGINE
-async def test_a_timeout_inside_is_not_the_callers(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A limit that a method sets itself cancels the method's own task; that too is answered."""
+@SQLITE_ONLY
+async def test_internal_timeout_is_answered(posts: ResourceApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the deadline of the caller."""
 
     async def gives_up(*_: Any) -> Any:
         async with asyncio.timeout(0):
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(Posts, "get_post", gives_up)
+    monkeypatch.setattr(Posts, "get", gives_up)
 
-    error = await asyncio.wait_for(failure(posts.get(1)), patience())
+    error = await asyncio.wait_for(expect_error(posts.get(1)), scaled_timeout())
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
 
 
-@ONE_ENGINE
-async def test_an_answer_that_is_none_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+@SQLITE_ONLY
+async def test_missing_response_is_an_unhandled_exception(
+    posts: ResourceApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What cannot be sent is found before gRPC would."""
 
     async def returns_nothing(*_: Any) -> Any:
         return None
 
-    monkeypatch.setattr(Posts, "get_post", returns_nothing)
+    monkeypatch.setattr(Posts, "get", returns_nothing)
 
-    assert (await failure(posts.get(1))).reason == "INTERNAL"
+    assert (await expect_error(posts.get(1))).reason == "INTERNAL"
 
 
-async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the engine says in such a case, the statement included, stays inside."""
+async def test_unknown_driver_error_is_an_unhandled_exception(
+    posts: ResourceApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its text, including the statement, is not sent."""
     fetch = Connection.fetch
     monkeypatch.setattr(SqliteConnection, "fetch_few", Connection.fetch_few)
 
@@ -577,15 +586,15 @@ async def test_an_unknown_error_of_the_driver_is_a_bug(posts: Side, monkeypatch:
         posts.create(posts.draft()),
         posts.batch_create([posts.draft()], validate_only=True),
     ):
-        error = await failure(call)
+        error = await expect_error(call)
 
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
         assert is_silent(error, "secret", "nowhere", "sqlite", "asyncpg", "SyntaxError", "OperationalError")
 
 
-@ONE_ENGINE
-async def test_a_call_whose_time_is_up_is_told_so(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The deadline is the caller's; what the method was doing ends with it, and is no bug."""
+@SQLITE_ONLY
+async def test_expired_call_gets_deadline_exceeded(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its work ends, and nothing is logged as an exception."""
     ended = asyncio.Event()
 
     async def takes_long(*_: Any) -> Any:
@@ -594,11 +603,11 @@ async def test_a_call_whose_time_is_up_is_told_so(stubs: Stubs, monkeypatch: pyt
         finally:
             ended.set()
 
-    monkeypatch.setattr(Posts, "get_post", takes_long)
+    monkeypatch.setattr(Posts, "get", takes_long)
 
     with capture_logs() as logged:
-        error = await failure(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
-        await asyncio.wait_for(ended.wait(), patience())
+        error = await expect_error(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
+        await asyncio.wait_for(ended.wait(), scaled_timeout())
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert not [it for it in logged if it["event"] == "bug"]
@@ -608,8 +617,8 @@ def names(found: Iterable[type]) -> list[str]:
     return sorted(it.__name__ for it in found)
 
 
-def test_the_tree_is_drawn_as_it_is() -> None:
-    """The drawing at the head of the module has every error at its place."""
+def test_drawn_tree_matches_the_errors() -> None:
+    """The drawing in the docstring of the module."""
     drawn: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
         depth = len(line) - len(line.lstrip(" │├└─"))

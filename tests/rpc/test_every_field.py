@@ -24,8 +24,10 @@ from store_service import config as settings
 from store_service.model import Bookmark, Kind, Position, Query
 from store_service.server import serving
 from store_service.store import page_tokens, resume_tokens
-from tests.rpc.helpers import METHODS, Contents, contents, path_of, request_class, response_class
-from tests.support import Stubs, error_seen
+from tests.support.contract import METHODS, method_path, request_class, response_class
+from tests.support.database import Contents, database_contents
+from tests.support.errors import received_error
+from tests.support.stubs import Stubs
 
 WHOLE = {"google.protobuf.Timestamp", "google.protobuf.FieldMask"}
 """Messages that are one value; their own fields have no meaning of ours."""
@@ -310,16 +312,13 @@ PROOFS |= proofs_inside_batches(
 )
 
 
-def test_every_field_has_a_proof_and_every_proof_a_field() -> None:
-    """What the contract can say and what is proved here are the same."""
+def test_every_field_has_a_proof() -> None:
     assert sorted(PROOFS) == sorted(FIELDS)
 
 
 @pytest.mark.parametrize("field", FIELDS)
-async def test_a_field_makes_the_difference_that_its_proof_says(
-    field: str, world: Path, tmp_path: Path
-) -> None:
-    """With the field set, something else comes of a request than without it."""
+async def test_field_has_its_documented_effect(field: str, world: Path, tmp_path: Path) -> None:
+    """The result differs from that of the request without the field."""
     proof = PROOFS[field]
     method, path = field.split(".", 1)
     request = request_class(BY_NAME[method])(**proof.request)
@@ -345,14 +344,14 @@ def clear(message: Any, path: list[str]) -> None:
 
 
 async def come_of(method: str, request: Message, world: Path, file: Path) -> str:
-    """What comes of a call to a new server: the refusal, or the answer and what became of the rows."""
+    """The outcome of a call to a new server: its error, or its response and the changed rows."""
     shutil.copy(world, file)
     url = f"sqlite:///{file}"
-    before = contents(url)
+    before = database_contents(url)
     config = settings.load(DATABASE_URL=url, listen="127.0.0.1:0", readers=1)
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(
-            path_of(BY_NAME[method]),
+            method_path(BY_NAME[method]),
             request_serializer=request_class(BY_NAME[method]).SerializeToString,
             response_deserializer=response_class(BY_NAME[method]).FromString,
         )
@@ -361,15 +360,15 @@ async def come_of(method: str, request: Message, world: Path, file: Path) -> str
                 return await told(channel, request)
             answer = await call(request)
         except grpc.RpcError as error:
-            assert contents(url) == before
-            seen = error_seen(error)
+            assert database_contents(url) == before
+            seen = received_error(error)
             has_fields = any(it.DESCRIPTOR.name == "BadRequest" for it in seen.details)
             return " ".join([seen.reason, *(seen.fields if has_fields else [])])
-        return f"{answer_in_words(answer)}; {difference(before, contents(url))}"
+        return f"{answer_in_words(answer)}; {difference(before, database_contents(url))}"
 
 
 async def told(channel: grpc.aio.Channel, request: Any) -> str:
-    """What a watch tells before it tells of something that is done after it has begun."""
+    """The changes that a watch reports before a later marker."""
     stubs = Stubs(channel)
     watch: Any = stubs.changes.Watch(request)
     response = await watch.read()
@@ -388,7 +387,7 @@ async def told(channel: grpc.aio.Channel, request: Any) -> str:
 
 
 def answer_in_words(answer: Message) -> str:
-    """What tells answers apart: the ids that they hold, missing ones, counts, whether there is more."""
+    """A summary of a response: ids, missing ids, counts, and whether more follows."""
     words = []
     for field, value in answer.ListFields():
         if field.name in ("posts", "comments"):

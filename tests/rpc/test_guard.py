@@ -24,20 +24,17 @@ from store_service.rpc.guard import Guard
 from store_service.rpc.reflection import ReflectionService
 from store_service.server import RunningServer
 from store_service.store.posts import Posts
-from tests.frames import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, frame, raw_client
-from tests.patience import patience
-from tests.rpc.helpers import (
-    ONE_ENGINE,
-    Side,
-    Taken,
-    become,
-    contents,
-    locked,
-    outcome_of,
-    send_bytes,
-    stoppable,
-)
-from tests.support import ErrorSeen, Stubs, error_seen, failure
+from tests.support.contract import send_bytes
+from tests.support.database import database_contents, write_lock
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error
+from tests.support.http2 import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, frame, raw_client
+from tests.support.polling import eventually
+from tests.support.resource_api import ResourceApi
+from tests.support.stoppable_server import stoppable_server
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.write_queue import WriteQueue
 
 LIST_SERVICES = reflection_pb2.ServerReflectionRequest(list_services="")
 
@@ -79,10 +76,8 @@ def send_malformed(channel: grpc.aio.Channel, path: str, handler: Any) -> Any:
     return channel.unary_unary(path)(bad)
 
 
-async def test_every_method_of_the_server_is_guarded(
-    registered: dict[str, Any], channel: grpc.aio.Channel
-) -> None:
-    """Whatever the server offers decodes inside the guard, and answers with an id and a reason."""
+async def test_every_method_is_guarded(registered: dict[str, Any], channel: grpc.aio.Channel) -> None:
+    """Each decodes inside the pipeline, and responds with a call id and a reason."""
     assert {path.split("/")[1] for path in registered} == {
         "storeapi.v1.PostService",
         "storeapi.v1.CommentService",
@@ -93,14 +88,14 @@ async def test_every_method_of_the_server_is_guarded(
     }
     ids = set()
     for path, handler in registered.items():
-        error = await failure(send_malformed(channel, path, handler))
+        error = await expect_error(send_malformed(channel, path, handler))
 
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"), path
         ids.add(error.trailing["x-call-id"])
     assert len(ids) == len(registered) >= 8 + 9 + 1 + 3 + 1 + 1
 
 
-async def test_what_reflection_lists_is_what_is_served(
+async def test_reflection_lists_the_served_services(
     registered: dict[str, Any], channel: grpc.aio.Channel
 ) -> None:
     """No service is hidden and none is made up."""
@@ -111,8 +106,8 @@ async def test_what_reflection_lists_is_what_is_served(
     assert listed == {path.split("/")[1] for path in registered}
 
 
-async def test_every_call_has_an_id_of_its_own(stubs: Stubs, channel: grpc.aio.Channel) -> None:
-    """Trailing metadata names the call, whether it went well or not, unary or streaming."""
+async def test_every_call_has_an_id_in_trailing_metadata(stubs: Stubs, channel: grpc.aio.Channel) -> None:
+    """Successful or not, unary or streaming."""
     health = health_pb2_grpc.HealthStub(channel)
     good = [
         stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))),
@@ -129,26 +124,29 @@ async def test_every_call_has_an_id_of_its_own(stubs: Stubs, channel: grpc.aio.C
     for call in good:
         await call
         ids.append(dict(await call.trailing_metadata())["x-call-id"])
-    ids += [(await failure(call)).trailing["x-call-id"] for call in bad]
+    ids += [(await expect_error(call)).trailing["x-call-id"] for call in bad]
     ids.append(dict(await (await ask_reflection(channel)).trailing_metadata())["x-call-id"])
 
     assert all(ids)
     assert len(set(ids)) == len(ids)
 
 
-async def test_ids_of_calls_differ_between_servers(config: Config, tmp_path: Path) -> None:
-    """A call can be found in the logs of many servers, and of one that was started again."""
+async def test_call_ids_differ_between_servers(config: Config, tmp_path: Path) -> None:
+    """And between restarts."""
     ids = []
     for _ in range(2):
-        async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
+        async with (
+            stoppable_server(config) as server,
+            grpc.aio.insecure_channel(server.running.address) as channel,
+        ):
             ids.append(
-                (await failure(Stubs(channel).posts.GetPost(pb.GetPostRequest()))).trailing["x-call-id"]
+                (await expect_error(Stubs(channel).posts.GetPost(pb.GetPostRequest()))).trailing["x-call-id"]
             )
 
     assert ids[0] != ids[1]
 
 
-async def test_a_bug_in_a_stream_is_internal(
+async def test_unhandled_exception_in_a_stream_is_internal(
     channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Streams are guarded as other calls are: an id, and nothing of the inside."""
@@ -158,7 +156,7 @@ async def test_a_bug_in_a_stream_is_internal(
 
     monkeypatch.setattr(ReflectionService, "_answer", stumbles)
 
-    error = await failure(ask_reflection(channel))
+    error = await expect_error(ask_reflection(channel))
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert error.detail(error_details_pb2.RequestInfo).request_id == error.trailing["x-call-id"]
@@ -166,7 +164,7 @@ async def test_a_bug_in_a_stream_is_internal(
     assert "ValueError" not in error.message + repr(error.details)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize(
     ("path", "request_sent", "code"),
     [
@@ -176,28 +174,27 @@ async def test_a_bug_in_a_stream_is_internal(
     ],
     ids=["health", "watch", "list"],
 )
-async def test_a_caller_that_hangs_up_on_its_answer_is_no_bug(
+async def test_caller_that_cancels_during_a_response_is_no_error(
     config: Config, caplog: pytest.LogCaptureFixture, path: str, request_sent: Message, code: str
 ) -> None:
-    """A stream is CANCELLED as any that its caller has left, and gRPC tells of no error."""
+    """The stream is CANCELLED, and gRPC logs nothing."""
     nothing_at_once = frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
-    async with stoppable(config) as server:
+    async with stoppable_server(config) as server:
         with capture_logs() as logged:
             async with raw_client(server.running.address, greeting=PREFACE + nothing_at_once) as client:
                 client.call(path, request_sent.SerializeToString())
                 await client.answered()
-            await become(lambda: any(it["event"] == "call" for it in logged))
+            await eventually(lambda: any(it["event"] == "call" for it in logged))
         await server.stop()
 
     assert [(it["event"], it["code"]) for it in logged if it["event"] in {"call", "bug"}] == [("call", code)]
     assert not caplog.records
 
 
-@ONE_ENGINE
-async def test_an_answer_that_cannot_be_sent_to_who_is_there_is_a_bug(
+@SQLITE_ONLY
+async def test_failed_send_to_a_connected_caller_is_an_unhandled_exception(
     channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody has gone, so something else is wrong."""
 
     class Broken:
         async def write(self, _: bytes) -> None:
@@ -212,26 +209,26 @@ async def test_an_answer_that_cannot_be_sent_to_who_is_there_is_a_bug(
     monkeypatch.setattr(Guard, "_send", send_to_broken)
 
     with capture_logs() as logged:
-        error = await failure(ask_reflection(channel))
+        error = await expect_error(ask_reflection(channel))
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert [it["event"] for it in logged if it["log_level"] == "error"] == ["bug"]
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize(
     "error",
     [grpc.aio.InternalError("Failed grpc_call_start_batch: 8"), grpc.aio.UsageError("x"), ValueError("x")],
 )
 @pytest.mark.usefixtures("channel")
-def test_other_errors_of_grpc_are_logged(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
-    """Only those that say that a caller has gone are not."""
+def test_other_grpc_errors_are_logged(caplog: pytest.LogCaptureFixture, error: Exception) -> None:
+    """Errors of disconnected callers are not logged."""
     logging.getLogger("grpc._cython.cygrpc").error("raised in core", exc_info=error)
 
     assert [it.message for it in caplog.records] == ["raised in core"]
 
 
-async def test_a_malformed_message_ends_a_stream_after_good_ones_were_answered(
+async def test_malformed_message_ends_a_stream_after_earlier_responses(
     channel: grpc.aio.Channel,
 ) -> None:
     """Each message of a stream is decoded when its turn comes."""
@@ -241,47 +238,47 @@ async def test_a_malformed_message_ends_a_stream_after_good_ones_were_answered(
 
     await call.write(b"\xff")
 
-    assert (await failure(call.read())).reason == "REQUEST_MALFORMED"
+    assert (await expect_error(call.read())).reason == "REQUEST_MALFORMED"
 
 
 # A caller that goes away
 
 
-async def test_work_of_a_caller_that_is_gone_is_skipped_and_what_has_begun_is_finished(
-    server: RunningServer, side: Side, taken: Taken, database_url: str
+async def test_waiting_job_of_a_cancelled_call_is_skipped(
+    server: RunningServer, api: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """Nobody is held up by a caller that left: begun work is also the work of others, the rest is dropped."""
-    before = taken.arrived
-    with locked(database_url):
+    """A started job is finished, because it shares a batch."""
+    before = write_queue.arrived
+    with write_lock(database_url):
         calls = {}
         for name in ("begun, gone", "waiting, gone", "waiting, there", "waiting, gone too"):
-            calls[name] = side.create(side.draft(name))
+            calls[name] = api.create(api.draft(name))
             # One after the other, so that the first alone is begun.
-            await taken.arrive(len(calls), since=before)
-        assert len(taken.arguments) == before + 1
+            await write_queue.wait_for_arrivals(len(calls), since=before)
+        assert len(write_queue.arguments) == before + 1
 
         for name, call in calls.items():
             if "gone" in name:
                 call.cancel()
-        await become(lambda: server.guard._running == 1)
+        await eventually(lambda: server.guard._running == 1)
 
     there = await calls["waiting, there"]
 
-    stored = [row[1] for row in getattr(contents(database_url), side.plural)]
+    stored = [row[1] for row in getattr(database_contents(database_url), api.plural)]
     assert stored == ["begun, gone", "waiting, there"]
-    assert await side.get(there.id) == there
+    assert await api.get(there.id) == there
 
 
-async def test_a_caller_that_rides_with_one_that_is_gone_is_answered(
-    server: RunningServer, side: Side, taken: Taken, database_url: str
+async def test_cancelled_call_does_not_affect_others_in_its_batch(
+    server: RunningServer, api: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
     """Cancelling one call never touches the transaction that others ride in."""
-    before = taken.arrived
-    with locked(database_url):
-        first = side.create(side.draft("first"))
-        await taken.arrive(1, since=before)
-        batch = [side.create(side.draft(f"rider {n}")) for n in range(20)]
-        await taken.arrive(21, since=before)
+    before = write_queue.arrived
+    with write_lock(database_url):
+        first = api.create(api.draft("first"))
+        await write_queue.wait_for_arrivals(1, since=before)
+        batch = [api.create(api.draft(f"rider {n}")) for n in range(20)]
+        await write_queue.wait_for_arrivals(21, since=before)
 
     # Now they are taken together; half of them leave while that goes on.
     for call in batch[::2]:
@@ -289,29 +286,28 @@ async def test_a_caller_that_rides_with_one_that_is_gone_is_answered(
     answered = await asyncio.gather(first, *batch[1::2])
 
     assert [it.body for it in answered] == ["first", *(f"rider {n}" for n in range(1, 20, 2))]
-    assert (await side.stored("after")).body == "after"
-    assert {it.body for it in answered} <= {it.body for it in side.of(await side.page())}
-    await become(lambda: server.guard._running == 0)
+    assert (await api.create_one("after")).body == "after"
+    assert {it.body for it in answered} <= {it.body for it in api.resources_in(await api.page())}
+    await eventually(lambda: server.guard._running == 0)
 
 
-async def test_a_call_whose_deadline_passes_while_it_waits_is_not_done(
-    server: RunningServer, stubs: Stubs, taken: Taken, database_url: str
+async def test_expired_waiting_call_is_not_done(
+    server: RunningServer, stubs: Stubs, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """A caller that was told DEADLINE_EXCEEDED before its turn finds nothing stored afterwards."""
     request = pb.CreatePostRequest(post=pb.Post(body="late"))
-    before = taken.arrived
-    with locked(database_url):
+    before = write_queue.arrived
+    with write_lock(database_url):
         begun = stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="begun")))
-        await taken.arrive(1, since=before)
-        error = await failure(stubs.posts.CreatePost(request, timeout=0.3))
-        await become(lambda: server.guard._running == 1)
+        await write_queue.wait_for_arrivals(1, since=before)
+        error = await expect_error(stubs.posts.CreatePost(request, timeout=0.3))
+        await eventually(lambda: server.guard._running == 1)
     await begun
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert [row[1] for row in contents(database_url).posts] == ["begun"]
+    assert [row[1] for row in database_contents(database_url).posts] == ["begun"]
 
 
-async def test_callers_that_leave_leave_nothing_behind(
+async def test_cancelled_calls_leave_no_state(
     server: RunningServer, channel: grpc.aio.Channel, stubs: Stubs
 ) -> None:
     """Cancelled calls and streams are not counted as running for ever."""
@@ -331,62 +327,67 @@ async def test_callers_that_leave_leave_nothing_behind(
     for call in calls:
         call.cancel()
 
-    await become(lambda: server.guard._running == 0)
+    await eventually(lambda: server.guard._running == 0)
     assert not server.guard._streams
 
 
 # A server that stops
 
 
-def assert_shutting_down(error: ErrorSeen) -> None:
+def assert_shutting_down(error: ReceivedError) -> None:
     """UNAVAILABLE, for a retry elsewhere."""
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     assert [it.DESCRIPTOR.name for it in error.details] == ["ErrorInfo", "RetryInfo"]
     assert error.detail(error_details_pb2.RetryInfo).retry_delay.ToTimedelta().total_seconds() > 0
 
 
-async def test_a_stopping_server_finishes_what_runs_and_takes_nothing_new(
-    config: Config, taken: Taken, database_url: str
+async def test_draining_server_finishes_calls_and_refuses_new_ones(
+    config: Config, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """A call that runs is answered; new ones are told to go elsewhere; health says so too."""
-    async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
-        posts, health = Side("Post", Stubs(channel)), health_pb2_grpc.HealthStub(channel)
-        before = taken.arrived
-        with locked(database_url):
+    """Health says NOT_SERVING."""
+    async with (
+        stoppable_server(config) as server,
+        grpc.aio.insecure_channel(server.running.address) as channel,
+    ):
+        posts, health = ResourceApi("Post", Stubs(channel)), health_pb2_grpc.HealthStub(channel)
+        before = write_queue.arrived
+        with write_lock(database_url):
             running = asyncio.ensure_future(posts.create(posts.draft("running")))
-            await taken.arrive(1, since=before)
+            await write_queue.wait_for_arrivals(1, since=before)
             stopped = server.stop()
-            await become(lambda: server.running.guard._draining)
+            await eventually(lambda: server.running.guard._draining)
 
             for call in (posts.get(1), posts.create(posts.draft()), posts.page(), posts.get(0)):
-                assert_shutting_down(await failure(call))
+                assert_shutting_down(await expect_error(call))
             answer = await health.Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
             assert not running.done()
             assert not stopped.done()
 
         assert (await running).body == "running"
-        await asyncio.wait_for(stopped, patience())
+        await asyncio.wait_for(stopped, scaled_timeout())
 
-    assert [row[1] for row in contents(database_url).posts] == ["running"]
+    assert [row[1] for row in database_contents(database_url).posts] == ["running"]
 
 
-async def test_bytes_are_read_before_a_stopping_server_refuses(
-    config: Config, taken: Taken, database_url: str
+async def test_decoding_precedes_the_drain_check(
+    config: Config, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """What is no request is told so first; what is one need not be right to be sent elsewhere."""
-    async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
-        posts = Side("Post", Stubs(channel))
-        before = taken.arrived
-        with locked(database_url):
+    async with (
+        stoppable_server(config) as server,
+        grpc.aio.insecure_channel(server.running.address) as channel,
+    ):
+        posts = ResourceApi("Post", Stubs(channel))
+        before = write_queue.arrived
+        with write_lock(database_url):
             running = asyncio.ensure_future(posts.create(posts.draft()))
-            await taken.arrive(1, since=before)
+            await write_queue.wait_for_arrivals(1, since=before)
             server.stop()
-            await become(lambda: server.running.guard._draining)
+            await eventually(lambda: server.running.guard._draining)
 
-            malformed = await failure(send_bytes(channel, "/storeapi.v1.PostService/GetPost", b"\xff"))
+            malformed = await expect_error(send_bytes(channel, "/storeapi.v1.PostService/GetPost", b"\xff"))
             assert malformed.reason == "REQUEST_MALFORMED"
-            assert_shutting_down(await failure(posts.get(-1)))
+            assert_shutting_down(await expect_error(posts.get(-1)))
         await running
 
 
@@ -396,10 +397,10 @@ def patient_config(database_url: str) -> Config:
     return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=3600)
 
 
-async def test_open_streams_end_at_once_when_the_server_stops(patient_config: Config) -> None:
-    """Nobody who just listens keeps the server from stopping; who watches health is told why."""
+async def test_open_streams_end_at_once_at_a_stop(patient_config: Config) -> None:
+    """A health watch gets its last status."""
     async with (
-        stoppable(patient_config) as server,
+        stoppable_server(patient_config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
@@ -408,27 +409,27 @@ async def test_open_streams_end_at_once_when_the_server_stops(patient_config: Co
         await idle.write(LIST_SERVICES)
         assert (await idle.read()).list_services_response.service
         silent = channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")()
-        await become(lambda: server.running.guard._running == 3)
+        await eventually(lambda: server.running.guard._running == 3)
 
         stopped = server.stop()
 
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert await watch.read() is grpc.aio.EOF
         assert await watch.code() == grpc.StatusCode.OK
-        assert_shutting_down(await failure(idle.read()))
-        assert_shutting_down(await failure(silent.read()))
-        await asyncio.wait_for(stopped, patience())
+        assert_shutting_down(await expect_error(idle.read()))
+        assert_shutting_down(await expect_error(silent.read()))
+        await asyncio.wait_for(stopped, scaled_timeout())
 
 
-async def test_a_server_without_calls_stops_at_once(patient_config: Config) -> None:
-    """The grace is for calls that run, not a pause."""
+async def test_server_without_calls_stops_at_once(patient_config: Config) -> None:
+    """The grace period is a maximum."""
     async with (
-        stoppable(patient_config) as server,
+        stoppable_server(patient_config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
     ):
         await Stubs(channel).create_post()
 
-        await asyncio.wait_for(server.stop(), patience())
+        await asyncio.wait_for(server.stop(), scaled_timeout())
 
 
 @pytest.fixture
@@ -437,47 +438,46 @@ def hasty_config(database_url: str) -> Config:
     return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=0)
 
 
-async def test_a_call_that_takes_longer_than_the_grace_is_cut_off(
+async def test_call_longer_than_the_grace_period_is_ended(
     hasty_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server stops whether or not everybody is done; who is not learns that the answer will not come."""
     entered = asyncio.Event()
 
     async def takes_for_ever(*_: Any) -> Any:
         entered.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(Posts, "get_post", takes_for_ever)
+    monkeypatch.setattr(Posts, "get", takes_for_ever)
     async with (
-        stoppable(hasty_config) as server,
+        stoppable_server(hasty_config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
     ):
-        call = asyncio.ensure_future(failure(Stubs(channel).posts.GetPost(pb.GetPostRequest(id=1))))
+        call = asyncio.ensure_future(expect_error(Stubs(channel).posts.GetPost(pb.GetPostRequest(id=1))))
         await entered.wait()
 
-        await asyncio.wait_for(server.stop(), patience())
+        await asyncio.wait_for(server.stop(), scaled_timeout())
 
-        error = await asyncio.wait_for(call, patience())
+        error = await asyncio.wait_for(call, scaled_timeout())
         assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-async def test_a_write_that_has_begun_is_finished_though_its_caller_was_cut_off(
-    hasty_config: Config, taken: Taken, database_url: str
+async def test_started_write_is_finished_after_its_call_was_ended(
+    hasty_config: Config, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """The database is closed after the work, not in the middle of it."""
+    """The database is closed after it."""
     async with (
-        stoppable(hasty_config) as server,
+        stoppable_server(hasty_config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
     ):
-        posts = Side("Post", Stubs(channel))
-        before = taken.arrived
-        with locked(database_url):
-            call = asyncio.ensure_future(outcome_of(posts.create(posts.draft("begun"))))
-            await taken.arrive(1, since=before)
+        posts = ResourceApi("Post", Stubs(channel))
+        before = write_queue.arrived
+        with write_lock(database_url):
+            call = asyncio.ensure_future(result_or_error(posts.create(posts.draft("begun"))))
+            await write_queue.wait_for_arrivals(1, since=before)
             stopped = server.stop()
-            cut_off = await asyncio.wait_for(call, patience())
+            cut_off = await asyncio.wait_for(call, scaled_timeout())
             assert not stopped.done()
-        await asyncio.wait_for(stopped, patience())
+        await asyncio.wait_for(stopped, scaled_timeout())
 
-    assert error_seen(cut_off).code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-    assert [row[1] for row in contents(database_url).posts] == ["begun"]
+    assert received_error(cut_off).code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+    assert [row[1] for row in database_contents(database_url).posts] == ["begun"]

@@ -1,4 +1,4 @@
-"""The health service: who is served, and that it really looks at the database."""
+"""The health service, and its check of the database."""
 
 import asyncio
 from typing import Any
@@ -14,8 +14,10 @@ from store_service.database import schema
 from store_service.errors import SchemaMismatch
 from store_service.rpc import health as health_module
 from store_service.server import serving
-from tests.rpc.helpers import ONE_ENGINE, become, connected, locked
-from tests.support import failure
+from tests.support.database import database_connection, write_lock
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import expect_error
+from tests.support.polling import eventually
 
 SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
 LIVE = "live"
@@ -36,7 +38,7 @@ def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def set_revision(database_url: str, revision: str) -> None:
     """Makes the database say that it has another schema, as an upgrade by a newer program would."""
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
 
 
@@ -45,25 +47,25 @@ async def status(health: Any, name: str = "") -> int:
     return int(answer.status)
 
 
-async def test_the_server_and_its_services_are_serving(health: Any) -> None:
-    """The empty name is the whole server."""
+async def test_server_and_its_services_are_serving(health: Any) -> None:
+    """The empty name is the server."""
     for name in NAMES:
         assert await status(health, name) == SERVING
 
 
-@ONE_ENGINE
-async def test_the_health_of_an_unknown_service_is_not_found(health: Any) -> None:
-    """Check answers NOT_FOUND for what is not served here, as the protocol says."""
+@SQLITE_ONLY
+async def test_unknown_service_is_not_found(health: Any) -> None:
+    """As the health protocol says."""
     for name in ("x", "storeapi.v1", "PostService", "grpc.health.v1.Health", " ", "storeapi.v1.postservice"):
-        error = await failure(health.Check(pb.HealthCheckRequest(service=name)))
+        error = await expect_error(health.Check(pb.HealthCheckRequest(service=name)))
 
         assert error.code == grpc.StatusCode.NOT_FOUND
         assert error.trailing["x-call-id"]
 
 
-@ONE_ENGINE
-async def test_an_unknown_service_is_watched_as_unknown(health: Any) -> None:
-    """Watch answers SERVICE_UNKNOWN and goes on, as the protocol says, for it may come."""
+@SQLITE_ONLY
+async def test_watch_of_an_unknown_service_stays_open(health: Any) -> None:
+    """With SERVICE_UNKNOWN, as the health protocol says."""
     watch = health.Watch(pb.HealthCheckRequest(service="x"))
 
     assert (await watch.read()).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
@@ -71,15 +73,14 @@ async def test_an_unknown_service_is_watched_as_unknown(health: Any) -> None:
         await asyncio.wait_for(watch.read(), 0.1)
 
 
-async def test_all_services_are_listed(health: Any) -> None:
-    """List tells of every name at once."""
+async def test_list_returns_all_services(health: Any) -> None:
     answer = await health.List(pb.HealthListRequest())
 
     assert {name: it.status for name, it in answer.statuses.items()} == dict.fromkeys([*NAMES, LIVE], SERVING)
 
 
-async def test_health_looks_at_the_database_every_time(health: Any, database_url: str) -> None:
-    """A database with another schema is not healthy, and is again when it has ours."""
+async def test_health_follows_the_schema(health: Any, database_url: str) -> None:
+    """Another schema is unhealthy until it is corrected."""
     assert await status(health) == SERVING
 
     set_revision(database_url, "9999")
@@ -92,26 +93,25 @@ async def test_health_looks_at_the_database_every_time(health: Any, database_url
     assert [await status(health, name) for name in NAMES] == [SERVING] * len(NAMES)
 
 
-async def test_a_database_without_a_revision_is_not_healthy(health: Any, database_url: str) -> None:
-    """A version table that says nothing is not ours."""
-    with connected(database_url) as connection:
+async def test_database_without_a_revision_is_unhealthy(health: Any, database_url: str) -> None:
+    with database_connection(database_url) as connection:
         connection.execute(text("DELETE FROM alembic_version"))
 
     assert await status(health) == NOT_SERVING
 
 
-async def test_a_database_without_its_tables_is_not_healthy(health: Any, database_url: str) -> None:
-    """Whatever the look at the database meets is an answer, not an error."""
-    with connected(database_url) as connection:
+async def test_database_without_tables_is_unhealthy(health: Any, database_url: str) -> None:
+    """The check responds whatever happens."""
+    with database_connection(database_url) as connection:
         connection.execute(text("DROP TABLE alembic_version"))
 
     assert await status(health) == NOT_SERVING
 
 
-async def test_the_process_is_live_without_its_database(
+async def test_process_is_live_without_its_database(
     health: Any, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever would start it anew is told that this mends nothing; the database is not even looked at."""
+    """A restart would not help; the database is not asked."""
     looks = []
 
     async def look(_: object) -> None:
@@ -129,7 +129,7 @@ async def test_the_process_is_live_without_its_database(
     assert await status(health) == NOT_SERVING
 
 
-async def test_a_watch_reports_every_change_and_nothing_else(health: Any, database_url: str) -> None:
+async def test_health_watch_reports_every_change_and_nothing_else(health: Any, database_url: str) -> None:
     """The status now, and then each time it is another one."""
     watch = health.Watch(pb.HealthCheckRequest(service="storeapi.v1.PostService"))
     assert (await watch.read()).status == SERVING
@@ -141,7 +141,7 @@ async def test_a_watch_reports_every_change_and_nothing_else(health: Any, databa
         assert (await watch.read()).status == SERVING
 
 
-async def test_many_may_watch(health: Any, database_url: str) -> None:
+async def test_several_health_watches_get_each_change(health: Any, database_url: str) -> None:
     """Each gets each change."""
     watches = [health.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 3]
     assert [(await watch.read()).status for watch in watches] == [SERVING] * len(watches)
@@ -151,11 +151,9 @@ async def test_many_may_watch(health: Any, database_url: str) -> None:
     assert [(await watch.read()).status for watch in watches] == [NOT_SERVING] * len(watches)
 
 
-@ONE_ENGINE
-async def test_one_looks_for_all_who_watch_and_nobody_for_none(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many watch, the database is looked at once for all; those who come later hear what was seen."""
+@SQLITE_ONLY
+async def test_one_check_serves_all_health_watches(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None runs without a watch."""
     looks = 0
     gate = asyncio.Event()
     look = schema.look
@@ -172,12 +170,12 @@ async def test_one_looks_for_all_who_watch_and_nobody_for_none(
         monkeypatch.setattr(health_module, "LOOK_SECONDS", 20.0)
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 4]
-        await become(lambda: server.guard._running == len(watches) and looks > 0)
+        await eventually(lambda: server.guard._running == len(watches) and looks > 0)
         before = looks
         gate.set()
         told = [(await watch.read()).status for watch in watches]
         gate.clear()
-        await become(lambda: looks > before)
+        await eventually(lambda: looks > before)
         later = stub.Watch(pb.HealthCheckRequest())
         told.append((await later.read()).status)
         gate.set()
@@ -186,18 +184,16 @@ async def test_one_looks_for_all_who_watch_and_nobody_for_none(
         assert told == [SERVING] * len(told)
         for watch in (*watches, later):
             watch.cancel()
-        await become(lambda: all(task.get_name() != "health" for task in asyncio.all_tasks()))
-        await become(lambda: server.guard._running == 0)
+        await eventually(lambda: all(task.get_name() != "health" for task in asyncio.all_tasks()))
+        await eventually(lambda: server.guard._running == 0)
         before = looks
         again = stub.Watch(pb.HealthCheckRequest())
         assert (await again.read()).status == SERVING
         assert looks > before
 
 
-async def test_a_database_that_does_not_answer_in_time_is_not_healthy(
-    health: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Health gives up before its caller would."""
+async def test_unresponsive_database_is_unhealthy(health: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check times out before its caller."""
     monkeypatch.setattr(health_module, "LOOK_SECONDS", 0.01)
 
     async def for_ever(_: object) -> None:
@@ -210,14 +206,13 @@ async def test_a_database_that_does_not_answer_in_time_is_not_healthy(
     assert await status(health) == SERVING
 
 
-async def test_health_answers_while_calls_wait_for_the_writer(health: Any, database_url: str) -> None:
-    """The look is a read, which waits for no writer."""
-    with locked(database_url):
+async def test_health_does_not_wait_for_the_writer(health: Any, database_url: str) -> None:
+    with write_lock(database_url):
         assert await status(health) == SERVING
 
 
-async def test_a_server_does_not_start_on_another_schema(config: Config, database_url: str) -> None:
-    """What health would find, the start finds first: "SCHEMA_MISMATCH" for operators, with both revisions."""
+async def test_server_refuses_to_start_on_another_schema(config: Config, database_url: str) -> None:
+    """ "SCHEMA_MISMATCH" with both revisions."""
     set_revision(database_url, "9999")
 
     with pytest.raises(SchemaMismatch) as raised:

@@ -20,9 +20,14 @@ from store_service.database.connection import Connection
 from store_service.server import RunningServer, serving
 from store_service.store import counting, pages, removal
 from store_service.store.removal import Remover
-from tests.rpc.helpers import ON_POSTGRESQL, Side, Taken, become, connected, contents, outcome_of, together
-from tests.support import Stubs, failure
-from tests.watching import COMMENT, CREATE, DELETE, POST, SNAPSHOT, begun, watching
+from tests.support.database import database_connection, database_contents
+from tests.support.engines import POSTGRESQL_ONLY
+from tests.support.errors import expect_error, result_or_error
+from tests.support.polling import eventually
+from tests.support.resource_api import ResourceApi
+from tests.support.stubs import Stubs
+from tests.support.watches import COMMENT, CREATE, DELETE, POST, SNAPSHOT, open_watch, watch_from_now
+from tests.support.write_queue import WriteQueue, run_in_one_batch
 
 BUDGET = 10
 """So many comments does a transaction remove in these tests."""
@@ -84,13 +89,13 @@ def force(stubs: Stubs, *ids: int, **options: Any) -> Any:
 
 def marks(database_url: str) -> list[int]:
     """The posts that are still to be removed."""
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         return list(connection.scalars(text("SELECT post_id FROM post_deletions ORDER BY post_id")))
 
 
 def deletions(database_url: str) -> list[tuple[int, int, int, str | None]]:
     """The feed's deletions in its order: the transaction, kind, id and request id of each."""
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         rows = connection.execute(
             text("SELECT xid, kind, resource_id, request_id FROM changes WHERE action = 4 ORDER BY xid, seq")
         )
@@ -99,13 +104,13 @@ def deletions(database_url: str) -> list[tuple[int, int, int, str | None]]:
 
 async def removed(database_url: str) -> None:
     """Waits until nothing is left to be removed."""
-    await become(lambda: not marks(database_url))
+    await eventually(lambda: not marks(database_url))
 
 
 # For every caller it is done at once
 
 
-async def test_deleted_post_does_not_exist_for_any_call(
+async def test_deleted_post_is_invisible_before_its_rows_are_removed(
     gate: Gate, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
     """Neither it nor its comments, while all of their rows are still stored."""
@@ -116,9 +121,9 @@ async def test_deleted_post_does_not_exist_for_any_call(
     deleted = await force(stubs, post_id)
     assert (deleted.id, deleted.body) == (post_id, "a post")
     assert marks(database_url) == [post_id]
-    assert len(contents(database_url).comments) == 3 * BUDGET + 2
+    assert len(database_contents(database_url).comments) == 3 * BUDGET + 2
 
-    posts, comments = Side("Post", stubs), Side("Comment", stubs, post_id=post_id)
+    posts, comments = ResourceApi("Post", stubs), ResourceApi("Comment", stubs, post_id=post_id)
     refused: list[tuple[str, Any]] = [
         ("POST_NOT_FOUND", posts.get(post_id)),
         ("POST_NOT_FOUND", posts.batch_get([other, post_id])),
@@ -137,7 +142,7 @@ async def test_deleted_post_does_not_exist_for_any_call(
         ("COMMENT_NOT_FOUND", comments.delete(first)),
         ("COMMENT_NOT_FOUND", comments.batch_delete([first, other_comments[0]])),
     ]
-    assert [(await failure(call)).reason for _, call in refused] == [reason for reason, _ in refused]
+    assert [(await expect_error(call)).reason for _, call in refused] == [reason for reason, _ in refused]
     assert (await posts.batch_get([post_id, other], allow_missing=True)).missing_ids == [post_id]
     assert (await posts.delete(post_id, allow_missing=True)) == posts_pb2.Post(id=post_id)
     assert (await comments.batch_get(comment_ids, allow_missing=True)).missing_ids == comment_ids
@@ -149,7 +154,7 @@ async def test_deleted_post_does_not_exist_for_any_call(
     counted = await stubs.comments.CountComments(comments_pb2.CountCommentsRequest(post_ids=[post_id, other]))
     assert counted.counts == {post_id: 0, other: 2}
     for post_ids in ([], [post_id, other]):
-        async with watching(channel, initial_state=True, post_ids=post_ids) as watch:
+        async with open_watch(channel, initial_state=True, post_ids=post_ids) as watch:
             state = await watch.initial_state()
             assert [(it.kind, it.id) for it in state] == [
                 (POST, other),
@@ -158,18 +163,18 @@ async def test_deleted_post_does_not_exist_for_any_call(
 
     gate.open()
     await removed(database_url)
-    left = contents(database_url)
+    left = database_contents(database_url)
     assert [row[0] for row in left.posts] == [other]
     assert [row[0] for row in left.comments] == other_comments
 
 
-async def test_post_that_is_marked_tells_of_itself_first_and_then_of_its_comments(
+async def test_marked_post_is_reported_before_its_comments(
     gate: Gate, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
-    """The feed tells of each exactly once, in steps within the budget, with the id of the request."""
+    """Each exactly once, in steps within the budget, with the request id."""
     request_id = str(uuid4())
     post_id, comment_ids = await commented_post(stubs, 3 * BUDGET + 5)
-    async with begun(channel) as watch:
+    async with watch_from_now(channel) as watch:
         await force(stubs, post_id, request_id=request_id)
         (change,) = await watch.changes(1)
         assert (change.action, change.kind, change.id) == (DELETE, POST, post_id)
@@ -191,10 +196,8 @@ async def test_post_that_is_marked_tells_of_itself_first_and_then_of_its_comment
     assert list(Counter(row[0] for row in told).values()) == [1, BUDGET, BUDGET, BUDGET, 5]
 
 
-async def test_deletion_that_is_repeated_is_answered_from_the_first(
-    gate: Gate, stubs: Stubs, database_url: str
-) -> None:
-    """While the rows are there, and when they are removed."""
+async def test_replayed_deletion_gets_the_first_response(gate: Gate, stubs: Stubs, database_url: str) -> None:
+    """While the rows exist, and after their removal."""
     request_id = str(uuid4())
     post_id, _ = await commented_post(stubs, BUDGET + 1)
     first = await force(stubs, post_id, request_id=request_id)
@@ -208,13 +211,13 @@ async def test_deletion_that_is_repeated_is_answered_from_the_first(
 async def test_validate_only_marks_nothing(gate: Gate, stubs: Stubs, database_url: str) -> None:
     """The answer is that of the deletion, and everything stays."""
     post_id, _ = await commented_post(stubs, BUDGET + 1)
-    before = contents(database_url)
+    before = database_contents(database_url)
 
     answer = await force(stubs, post_id, validate_only=True)
 
     assert answer.id == post_id
     assert marks(database_url) == []
-    assert contents(database_url) == before
+    assert database_contents(database_url) == before
 
 
 # What fits into the budget
@@ -223,7 +226,7 @@ async def test_validate_only_marks_nothing(gate: Gate, stubs: Stubs, database_ur
 async def test_deletion_within_the_budget_is_one_transaction(
     gate: Gate, stubs: Stubs, database_url: str
 ) -> None:
-    """Its comments go first, as they always have."""
+    """Comments come first in the feed."""
     post_id, comment_ids = await commented_post(stubs, BUDGET)
 
     await force(stubs, post_id)
@@ -234,10 +237,10 @@ async def test_deletion_within_the_budget_is_one_transaction(
     assert len({row[0] for row in told}) == 1
 
 
-async def test_bodies_count_too(
+async def test_budget_counts_bytes(
     gate: Gate, stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few large comments are as much as many small ones; each step takes one at least."""
+    """Each step removes at least one row."""
     monkeypatch.setattr(removal, "MAX_BYTES", 1000)
     post_id = (await stubs.create_post()).id
     for size in (600, 400, 1, 2000, 2000):
@@ -252,16 +255,16 @@ async def test_bodies_count_too(
 
 @pytest.mark.parametrize("with_ids", [False, True], ids=["", "request_id"])
 async def test_deletions_of_one_batch_share_the_budget(
-    gate: Gate, taken: Taken, stubs: Stubs, database_url: str, with_ids: bool
+    gate: Gate, write_queue: WriteQueue, stubs: Stubs, database_url: str, with_ids: bool
 ) -> None:
-    """What does not fit comes in the next transaction, whole; nothing is marked for it."""
+    """A deletion that does not fit comes in the next transaction."""
     posts = [await commented_post(stubs, 6) for _ in range(4)]
     options = [{"request_id": str(uuid4())} if with_ids else {} for _ in posts]
     calls = [partial(force, stubs, post_id, **it) for (post_id, _), it in zip(posts, options, strict=True)]
 
     # The last one twice, where that is one request.
     calls += calls[-1:] if with_ids else []
-    answers = await together(taken, Side("Post", stubs), database_url, calls)
+    answers = await run_in_one_batch(write_queue, ResourceApi("Post", stubs), database_url, calls)
 
     assert [it.id for it in answers[:4]] == [id for id, _ in posts]
     assert answers[3:] == [answers[3]] * len(answers[3:])
@@ -273,15 +276,15 @@ async def test_deletions_of_one_batch_share_the_budget(
     assert sorted(by_transaction.values(), key=lambda it: it[-1]) == expected
 
 
-async def test_refused_deletion_in_front_does_not_hold_up_the_others(
-    gate: Gate, taken: Taken, stubs: Stubs, database_url: str
+async def test_refused_deletion_does_not_block_others(
+    gate: Gate, write_queue: WriteQueue, stubs: Stubs, database_url: str
 ) -> None:
     """Whatever the budget was looked up for, the rest is done in the next transaction."""
     posts = [await commented_post(stubs, 8) for _ in range(3)]
 
-    outcomes = await together(
-        taken,
-        Side("Post", stubs),
+    outcomes = await run_in_one_batch(
+        write_queue,
+        ResourceApi("Post", stubs),
         database_url,
         [
             lambda: force(stubs, posts[0][0], etag="another"),
@@ -291,9 +294,9 @@ async def test_refused_deletion_in_front_does_not_hold_up_the_others(
         ],
     )
 
-    assert (await failure(_raised(outcomes[0]))).reason == "ETAG_MISMATCH"
+    assert (await expect_error(_raised(outcomes[0]))).reason == "ETAG_MISMATCH"
     assert [it.id for it in outcomes[1:3]] == [posts[1][0], posts[2][0]]
-    assert (await failure(_raised(outcomes[3]))).reason == "POST_NOT_FOUND"
+    assert (await expect_error(_raised(outcomes[3]))).reason == "POST_NOT_FOUND"
     assert marks(database_url) == []
 
 
@@ -301,13 +304,13 @@ async def _raised(error: Exception) -> None:
     raise error
 
 
-async def test_posts_of_one_batch_are_marked_together(gate: Gate, stubs: Stubs, database_url: str) -> None:
-    """All of them or none are deleted, though together they have more comments than the budget."""
+async def test_posts_of_one_request_are_marked_together(gate: Gate, stubs: Stubs, database_url: str) -> None:
+    """All or none, although their comments exceed the budget."""
     posts = [await commented_post(stubs, 4) for _ in range(4)]
     bare = (await stubs.create_post()).id
     ids = [id for id, _ in posts]
 
-    refused = await failure(force(stubs, *ids, bare, 10**6))
+    refused = await expect_error(force(stubs, *ids, bare, 10**6))
     assert refused.reason == "POST_NOT_FOUND"
     assert marks(database_url) == []
     answer = await force(stubs, *ids, bare)
@@ -317,7 +320,7 @@ async def test_posts_of_one_batch_are_marked_together(gate: Gate, stubs: Stubs, 
     assert [row[1:3] for row in deletions(database_url)] == [(1, bare), *((1, id) for id in ids)]
     gate.open()
     await removed(database_url)
-    assert contents(database_url).posts == contents(database_url).comments == ()
+    assert database_contents(database_url).posts == database_contents(database_url).comments == ()
     told = deletions(database_url)[5:]
     assert [row[2] for row in told] == [id for _, comment_ids in posts for id in comment_ids]
     assert max(Counter(row[0] for row in told).values()) <= BUDGET
@@ -327,21 +330,21 @@ async def test_posts_of_one_batch_are_marked_together(gate: Gate, stubs: Stubs, 
 # Pages and counts
 
 
-async def test_page_ends_after_a_bounded_number_of_rows(
+async def test_page_of_comments_examines_a_bounded_number_of_rows(
     gate: Gate,
     stubs: Stubs,
     channel: grpc.aio.Channel,
     monkeypatch: pytest.MonkeyPatch,
     server: RunningServer,
 ) -> None:
-    """Then it is short, or empty, and has a token; whoever turns pages sees everything else."""
+    """It may be short or empty and has a token."""
     monkeypatch.setattr(pages, "MAX_EXAMINED_ROWS", 20)
     monkeypatch.setattr(pages, "FETCH_ROWS", 7)
     _, before_ids = await commented_post(stubs, 2)
     post_id, _ = await commented_post(stubs, 60)
     _, after_ids = await commented_post(stubs, 2)
     await force(stubs, post_id)
-    comments = Side("Comment", stubs)
+    comments = ResourceApi("Comment", stubs)
 
     found = await comments.all_pages(page_size=5)
     assert [len(page) for page in found] == [2, 0, 0, 2]
@@ -351,11 +354,11 @@ async def test_page_ends_after_a_bounded_number_of_rows(
     assert [] in found
     async with storeapi.AsyncStoreClient(server.address) as client:
         assert [it.id async for it in client.comments.list(page_size=5)] == before_ids + after_ids
-    async with watching(channel, initial_state=True, kinds=[COMMENT]) as watch:
+    async with open_watch(channel, initial_state=True, kinds=[COMMENT]) as watch:
         assert [it.id for it in await watch.initial_state()] == before_ids + after_ids
 
 
-async def test_page_of_posts_ends_after_a_bounded_number_of_rows(
+async def test_page_of_posts_examines_a_bounded_number_of_rows(
     gate: Gate, stubs: Stubs, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Posts that are marked are passed over in the same way."""
@@ -364,16 +367,15 @@ async def test_page_of_posts_ends_after_a_bounded_number_of_rows(
     posts = [await commented_post(stubs, 2) for _ in range(12)]
     await force(stubs, *(id for id, _ in posts[1:-1]))
 
-    found = await Side("Post", stubs).all_pages(page_size=3)
+    found = await ResourceApi("Post", stubs).all_pages(page_size=3)
 
     assert [it.id for page in found for it in page] == [posts[0][0], posts[-1][0]]
     assert [] in found
-    async with watching(channel, initial_state=True, kinds=[POST]) as watch:
+    async with open_watch(channel, initial_state=True, kinds=[POST]) as watch:
         assert [it.id for it in await watch.initial_state()] == [posts[0][0], posts[-1][0]]
 
 
 async def test_comments_are_counted_in_steps(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, and in whichever post a step ends."""
     posts = [await commented_post(stubs, count) for count in (0, 5, 1, 7, 2, 3, 0, 6)]
     wanted = {id: len(comment_ids) for id, comment_ids in posts} | {10**6: 0}
     for step in (1, 2, 3, 6, 7, 24, 25):
@@ -387,10 +389,8 @@ async def test_comments_are_counted_in_steps(stubs: Stubs, monkeypatch: pytest.M
         assert [dict(it.counts) for it in answers] == [{id: wanted[id] for id in ids} for ids in asked]
 
 
-async def test_comment_that_stays_is_counted_once_while_others_come_and_go(
-    stubs: Stubs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that are there all the time are all in the count, and nothing is in it twice."""
+async def test_permanent_comment_is_counted_once(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While others are created and deleted."""
     monkeypatch.setattr(counting, "MAX_ROWS", 2)
     post_id, staying = await commented_post(stubs, 20)
     going = [(await stubs.create_comment(post_id)).id for _ in range(10)]
@@ -411,13 +411,15 @@ async def test_comment_that_stays_is_counted_once_while_others_come_and_go(
     assert all(len(staying) <= count <= len(staying) + 20 for count in counts)
 
 
-async def test_refusal_names_the_exact_count(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The transaction looks for one comment of each post; they are counted outside of it, in steps."""
+async def test_post_has_comments_error_has_the_exact_count(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted in steps outside of the transaction."""
     monkeypatch.setattr(counting, "MAX_ROWS", 4)
     (one, _), (other, _) = await commented_post(stubs, 3 * BUDGET), await commented_post(stubs, 5)
 
     for options in ({}, {"validate_only": True}, {"request_id": str(uuid4())}):
-        refused = await failure(
+        refused = await expect_error(
             stubs.posts.BatchDeletePosts(posts_pb2.BatchDeletePostsRequest(ids=[one, other], **options))
         )
         assert refused.reason == "POST_HAS_COMMENTS"
@@ -427,8 +429,7 @@ async def test_refusal_names_the_exact_count(stubs: Stubs, monkeypatch: pytest.M
 # The remover
 
 
-async def test_removal_goes_on_after_a_restart(gate: Gate, config: Config, database_url: str) -> None:
-    """What a server has left marked is removed by the next, without a call."""
+async def test_removal_continues_after_a_restart(gate: Gate, config: Config, database_url: str) -> None:
     async with serving(config) as running, grpc.aio.insecure_channel(running.address) as channel:
         post_id, _ = await commented_post(Stubs(channel), 3 * BUDGET)
         await force(Stubs(channel), post_id)
@@ -438,11 +439,11 @@ async def test_removal_goes_on_after_a_restart(gate: Gate, config: Config, datab
     async with serving(config):
         await removed(database_url)
 
-    assert contents(database_url).comments == contents(database_url).posts == ()
+    assert database_contents(database_url).comments == database_contents(database_url).posts == ()
 
 
 async def test_read_only_server_removes_nothing(gate: Gate, config: Config, database_url: str) -> None:
-    """It still knows what is deleted."""
+    """It still hides deleted posts."""
     async with serving(config) as running, grpc.aio.insecure_channel(running.address) as channel:
         post_id, _ = await commented_post(Stubs(channel), 3 * BUDGET)
         await force(Stubs(channel), post_id)
@@ -451,12 +452,14 @@ async def test_read_only_server_removes_nothing(gate: Gate, config: Config, data
     read_only = config.model_copy(update={"read_only": True})
     async with serving(read_only) as running, grpc.aio.insecure_channel(running.address) as channel:
         assert not any(task.get_name() == "removing" for task in asyncio.all_tasks())
-        assert (await failure(Side("Post", Stubs(channel)).get(post_id))).reason == "POST_NOT_FOUND"
-    assert len(contents(database_url).comments) == 3 * BUDGET
+        assert (
+            await expect_error(ResourceApi("Post", Stubs(channel)).get(post_id))
+        ).reason == "POST_NOT_FOUND"
+    assert len(database_contents(database_url).comments) == 3 * BUDGET
 
 
-async def test_forced_roll_back_marks_and_removes(config: Config, database_url: str) -> None:
-    """Everything happens within the one transaction, which is undone at the end."""
+async def test_forced_rollback_marks_and_removes(config: Config, database_url: str) -> None:
+    """In one transaction that is rolled back at the end."""
     rolling_back = config.model_copy(update={"DB_FORCE_ROLL_BACK": True})
     async with serving(rolling_back) as running, grpc.aio.insecure_channel(running.address) as channel:
         stubs = Stubs(channel)
@@ -464,9 +467,9 @@ async def test_forced_roll_back_marks_and_removes(config: Config, database_url: 
         start = await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())
         assert [post.id for post in start.posts] == [post_id]
         await force(stubs, post_id)
-        assert (await failure(Side("Post", stubs).get(post_id))).reason == "POST_NOT_FOUND"
+        assert (await expect_error(ResourceApi("Post", stubs).get(post_id))).reason == "POST_NOT_FOUND"
 
-    assert contents(database_url).posts == contents(database_url).changes == ()
+    assert database_contents(database_url).posts == database_contents(database_url).changes == ()
     assert marks(database_url) == []
 
 
@@ -509,33 +512,29 @@ async def servers(config: Config, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     await servers.stop_all()
 
 
-@ON_POSTGRESQL
-async def test_one_process_removes_at_a_time_and_another_takes_over(
-    servers: Servers, database_url: str
-) -> None:
-    """Both see at once that posts are gone; one that marks a post leaves it to the one that is at work."""
+@POSTGRESQL_ONLY
+async def test_one_process_removes_and_another_takes_over(servers: Servers, database_url: str) -> None:
+    """Both hide deleted posts at once."""
     one, other = await servers.start(), await servers.start()
     post_id, _ = await commented_post(one, 60 * BUDGET)
     also, _ = await commented_post(one, 5 * BUDGET)
     await force(one, post_id)
-    assert (await failure(Side("Post", other).get(post_id))).reason == "POST_NOT_FOUND"
-    await become(lambda: bool(servers.removing))
+    assert (await expect_error(ResourceApi("Post", other).get(post_id))).reason == "POST_NOT_FOUND"
+    await eventually(lambda: bool(servers.removing))
     await force(other, also)
 
-    await become(lambda: len(servers.removing) >= 10)
+    await eventually(lambda: len(servers.removing) >= 10)
     assert len(set(servers.removing)) == 1
     await servers.stop(0)
     assert post_id in marks(database_url)
     await removed(database_url)
     assert len(set(servers.removing)) == 2
-    assert contents(database_url).posts == contents(database_url).comments == ()
+    assert database_contents(database_url).posts == database_contents(database_url).comments == ()
 
 
-@ON_POSTGRESQL
-async def test_step_after_another_process_made_one_removes_nothing(
-    gate: Gate, stubs: Stubs, database_url: str
-) -> None:
-    """Two processes that have looked at the same moment: the second finds that the mark has moved."""
+@POSTGRESQL_ONLY
+async def test_concurrent_removal_step_removes_nothing(gate: Gate, stubs: Stubs, database_url: str) -> None:
+    """The second process finds that the mark has moved."""
     post_id, _ = await commented_post(stubs, 5 * BUDGET)
     await force(stubs, post_id)
     async with connect.open_store(database_url) as store:
@@ -545,13 +544,13 @@ async def test_step_after_another_process_made_one_removes_nothing(
         after_one = await store.write(removal._STEP, seen)
         assert await store.write(removal._STEP, seen) == after_one
 
-    assert len(contents(database_url).comments) == 4 * BUDGET
+    assert len(database_contents(database_url).comments) == 4 * BUDGET
 
 
-async def test_posts_deleted_while_another_is_removed_are_removed_too(
+async def test_posts_deleted_during_a_removal_are_removed(
     gate: Gate, stubs: Stubs, database_url: str
 ) -> None:
-    """Also those with a lower id, with comments before and after the place that the removal has reached."""
+    """Including lower ids."""
     first, _ = await commented_post(stubs, 2 * BUDGET)
     second, _ = await commented_post(stubs, 2 * BUDGET)
     await stubs.comments.BatchCreateComments(
@@ -571,23 +570,21 @@ async def test_posts_deleted_while_another_is_removed_are_removed_too(
         while mark is not None:
             mark = await store.write(removal._STEP, mark)
 
-    assert contents(database_url).comments == ()
-    assert contents(database_url).posts == ()
+    assert database_contents(database_url).comments == ()
+    assert database_contents(database_url).posts == ()
     assert marks(database_url) == []
 
 
-async def test_comments_created_while_their_post_is_deleted_are_removed_with_it(
-    stubs: Stubs, database_url: str
-) -> None:
-    """Each that was answered is deleted, told of once; each that came later is refused."""
+async def test_comments_created_during_a_deletion_are_removed(stubs: Stubs, database_url: str) -> None:
+    """Acknowledged ones are in the feed as deleted; later ones are refused."""
     await _race([stubs, stubs], database_url)
 
 
-@ON_POSTGRESQL
-async def test_comments_created_by_another_process_while_their_post_is_deleted_are_removed_with_it(
+@POSTGRESQL_ONLY
+async def test_comments_created_by_another_process_during_a_deletion_are_removed(
     servers: Servers, database_url: str
 ) -> None:
-    """The same through two processes: no comment is left on a post that is gone."""
+    """No comment is left without its post."""
     await _race([await servers.start(), await servers.start()], database_url)
 
 
@@ -600,19 +597,19 @@ async def _race(stubs: list[Stubs], database_url: str) -> None:
 
         async def create(post_id: int = post_id) -> None:
             while True:
-                outcome = await outcome_of(creating.create_comment(post_id))
+                outcome = await result_or_error(creating.create_comment(post_id))
                 if isinstance(outcome, grpc.RpcError):
-                    assert (await failure(_raised(outcome))).reason == "POST_NOT_FOUND"
+                    assert (await expect_error(_raised(outcome))).reason == "POST_NOT_FOUND"
                     return
                 acknowledged[outcome.id] = post_id
 
         callers = [asyncio.create_task(create()) for _ in range(8)]
-        await become(lambda: len(acknowledged) % 3 == 0 or len(acknowledged) > 3 * BUDGET)
+        await eventually(lambda: len(acknowledged) % 3 == 0 or len(acknowledged) > 3 * BUDGET)
         await force(deleting, post_id)
         await asyncio.gather(*callers)
 
     await removed(database_url)
-    assert contents(database_url).posts == contents(database_url).comments == ()
+    assert database_contents(database_url).posts == database_contents(database_url).comments == ()
     told = Counter(id for _, kind, id, _ in deletions(database_url) if kind == 2)
     assert told == Counter(acknowledged.keys())
 
@@ -621,7 +618,7 @@ async def _race(stubs: list[Stubs], database_url: str) -> None:
 
 
 async def test_feed_reproduces_the_tables(stubs: Stubs, channel: grpc.aio.Channel, database_url: str) -> None:
-    """A consumer that applies every change in order ends with what is stored, also if it began in between."""
+    """Also for a consumer that starts meanwhile."""
     kept: dict[tuple[int, int], str] = {}
 
     def apply(changes: list[changes_pb2.Change]) -> None:
@@ -633,7 +630,7 @@ async def test_feed_reproduces_the_tables(stubs: Stubs, channel: grpc.aio.Channe
                 kept[change.kind, change.id] = (change.post or change.comment).body
 
     posts = [await commented_post(stubs, 2 * BUDGET + n) for n in range(4)]
-    async with watching(channel, initial_state=True) as watch:
+    async with open_watch(channel, initial_state=True) as watch:
         apply((await watch.read()).changes)
         await force(stubs, posts[0][0])
         apply(await watch.initial_state())
@@ -642,13 +639,13 @@ async def test_feed_reproduces_the_tables(stubs: Stubs, channel: grpc.aio.Channe
         last = await stubs.create_post("last")
         apply(await watch.until(last.id))
 
-    left = contents(database_url)
+    left = database_contents(database_url)
     assert {id for kind, id in kept if kind == POST} == {row[0] for row in left.posts}
     assert {id for kind, id in kept if kind == COMMENT} == {row[0] for row in left.comments}
     assert len(left.comments) == len(posts[3][1])
 
 
-async def test_writer_reads_no_more_than_the_budget(
+async def test_writer_reads_no_more_rows_than_the_budget(
     stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is deleted, no statement returns more rows than the budget has."""
@@ -665,7 +662,7 @@ async def test_writer_reads_no_more_than_the_budget(
     monkeypatch.setattr(Connection, "fetch", watched)
     run: Callable[[], Awaitable[Any]]
     for run in (
-        lambda: failure(stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=posts[0][0]))),
+        lambda: expect_error(stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=posts[0][0]))),
         lambda: force(stubs, posts[0][0], validate_only=True),
         lambda: force(stubs, *(id for id, _ in posts)),
         lambda: removed(database_url),

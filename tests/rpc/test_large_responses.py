@@ -1,9 +1,9 @@
-"""Large responses: encoded once for all who get the same, after the limits are checked, one at a time."""
+"""Large responses: encoded once per batch, after the limits are checked, one at a time."""
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from store_service.rpc import changes as rpc_changes
 from store_service.rpc import connection_limits, guard, pending
 from store_service.rpc import posts as rpc_posts
 from store_service.rpc.connections import Connections
-from store_service.server import RunningServer, serving
-from tests.frames import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, WINDOW_UPDATE, frame, raw_client
-from tests.patience import patience
-from tests.rpc.helpers import Side, become, outcome_of
-from tests.support import Stubs, error_seen
+from tests.support.errors import received_error, result_or_error
+from tests.support.http2 import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, WINDOW_UPDATE, frame, raw_client
+from tests.support.polling import eventually
+from tests.support.resource_api import ResourceApi
+from tests.support.running_server import server_with
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 POSTS = 100
 """More items than a response may have that does not wait for its turn."""
@@ -33,16 +35,6 @@ POSTS = 100
 def database_url(database_file: Path) -> str:
     """One engine is enough: all of this happens above it."""
     return f"sqlite:///{database_file}"
-
-
-@asynccontextmanager
-async def running(config: Config, **settings: Any) -> AsyncIterator[tuple[RunningServer, Stubs]]:
-    """A server, and the stubs on a channel to it."""
-    async with (
-        serving(config.model_copy(update=settings)) as server,
-        grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
-    ):
-        yield server, Stubs(channel)
 
 
 class Reading:
@@ -108,7 +100,7 @@ def get_posts(stubs: Stubs) -> Any:
 
 
 async def test_large_requests_are_decoded_in_turns(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everybody else runs in between, and one that is refused for its size is not decoded."""
+    """Other tasks run in between; a request refused for its size is not decoded."""
     happened: list[str] = []
     parse = pb.BatchCreatePostsRequest.FromString
     batch = pb.BatchCreatePostsRequest(validate_only=True)
@@ -123,13 +115,13 @@ async def test_large_requests_are_decoded_in_turns(config: Config, monkeypatch: 
     monkeypatch.setattr(
         guard, "decoder", lambda kind: decode if kind is pb.BatchCreatePostsRequest else decoder(kind)
     )
-    async with running(config, max_concurrent_bytes=4_200_000) as (_, stubs):
-        calls = [outcome_of(stubs.posts.BatchCreatePosts(batch)) for _ in range(60)]
+    async with server_with(config, max_concurrent_bytes=4_200_000) as (_, stubs):
+        calls = [result_or_error(stubs.posts.BatchCreatePosts(batch)) for _ in range(60)]
         answered = asyncio.gather(*calls)
         await everybody_else(happened, until=answered.done)
         outcomes = await answered
 
-    refused = [error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)]
+    refused = [received_error(it).reason for it in outcomes if isinstance(it, grpc.RpcError)]
     assert set(refused) <= {"OVERLOADED"}
     assert happened.count("decode") == len(outcomes) - len(refused)
     assert "decode decode" not in " ".join(happened)
@@ -139,13 +131,13 @@ async def test_large_requests_are_decoded_in_turns(config: Config, monkeypatch: 
 async def test_equal_reads_are_encoded_once(
     config: Config, reading: Reading, converted: list[int], ask: Callable[[Stubs], Any]
 ) -> None:
-    """Once for each batch that has read them, however many callers share it."""
-    async with running(config) as (server, stubs):
-        await Side("Post", stubs).several(POSTS)
+    """Once per batch."""
+    async with server_with(config) as (server, stubs):
+        await ResourceApi("Post", stubs).create_many(POSTS)
         converted.clear()
         with reading.held():
             calls = [asyncio.ensure_future(ask(stubs)) for _ in range(20)]
-            await become(lambda: server.guard._running == len(calls))
+            await eventually(lambda: server.guard._running == len(calls))
         answers = await asyncio.gather(*calls)
 
     assert all(answer == answers[0] for answer in answers)
@@ -157,20 +149,20 @@ async def test_equal_reads_are_encoded_once(
 
 async def test_refused_reads_are_not_encoded(config: Config, converted: list[int]) -> None:
     """The limit of a connection is checked first."""
-    async with running(config, max_unsent_bytes=7_000_000, max_call_seconds=60) as (server, stubs):
-        await Side("Post", stubs).several(60, "x" * 50_000)
+    async with server_with(config, max_unsent_bytes=7_000_000, max_call_seconds=60) as (server, stubs):
+        await ResourceApi("Post", stubs).create_many(60, "x" * 50_000)
         converted.clear()
         async with raw_client(server.address) as stuck:
             for size in range(60, 40, -1):
                 request = pb.ListPostsRequest(page_size=size)
                 stuck.call("/storeapi.v1.PostService/ListPosts", request.SerializeToString())
-            await become(lambda: server.guard._id_count >= 21 and not server.guard._limits._running)
+            await eventually(lambda: server.guard._id_count >= 21 and not server.guard._limits._running)
 
     # Two of 3 MB or three of 2 MB fit.
     assert 0 < len(converted) <= 3 * 60
 
 
-async def test_others_run_between_large_reads(
+async def test_other_tasks_run_between_large_reads(
     config: Config, reading: Reading, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All callers are ready together, and encoding takes turns."""
@@ -182,14 +174,14 @@ async def test_others_run_between_large_reads(
             happened.append("encode")
         return to_message(post)
 
-    async with running(config) as (server, stubs):
-        await Side("Post", stubs).several(POSTS)
+    async with server_with(config) as (server, stubs):
+        await ResourceApi("Post", stubs).create_many(POSTS)
         monkeypatch.setattr(rpc_posts, "post_to_message", noted)
         sizes = range(POSTS - 20, POSTS)
         with reading.held():
             requests = [pb.ListPostsRequest(page_size=size) for size in sizes]
             calls = [asyncio.ensure_future(stubs.posts.ListPosts(request)) for request in requests]
-            await become(lambda: server.guard._running == len(calls))
+            await eventually(lambda: server.guard._running == len(calls))
         answered = asyncio.gather(*calls)
         await everybody_else(happened, until=answered.done)
         answers = await answered
@@ -199,10 +191,9 @@ async def test_others_run_between_large_reads(
     assert "encode encode" not in " ".join(happened)
 
 
-async def test_others_run_between_pieces_for_different_filters(
+async def test_other_tasks_run_between_change_batches_of_different_filters(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All watches are told of a piece together, and encoding takes turns."""
     happened: list[str] = []
     to_message = rpc_changes._change_to_message
 
@@ -211,8 +202,8 @@ async def test_others_run_between_pieces_for_different_filters(
             happened.append("encode")
         return to_message(change)
 
-    async with running(config) as (_, stubs):
-        await Side("Post", stubs).several(POSTS)
+    async with server_with(config) as (_, stubs):
+        await ResourceApi("Post", stubs).create_many(POSTS)
         watches = []
         for count in range(POSTS - 20, POSTS):
             request = changes_pb2.WatchRequest(post_ids=range(1, count + 1))
@@ -233,34 +224,34 @@ async def test_others_run_between_pieces_for_different_filters(
     assert "encode encode" not in " ".join(happened)
 
 
-async def test_connections_that_read_nothing_do_not_fill_the_memory(
+async def test_unread_connections_do_not_exhaust_memory(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They share the limit of the process, leave room for others, and are closed when they need it all."""
+    """They share a limit, and are closed when others need the memory."""
     monkeypatch.setattr(pending, "STALLED_SECONDS", 0.3)
     limit = 16_000_000
     request = pb.ListPostsRequest(page_size=1000).SerializeToString()
     async with (
-        running(config, max_pending_response_bytes=limit, max_call_seconds=60) as (server, stubs),
+        server_with(config, max_pending_response_bytes=limit, max_call_seconds=60) as (server, stubs),
         AsyncExitStack() as stack,
     ):
-        await Side("Post", stubs).several(60, "x" * 50_000)
+        await ResourceApi("Post", stubs).create_many(60, "x" * 50_000)
         most: list[int] = []
         pending_now = server.guard._pending
         clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(10)]
         for stuck in clients:
             for _ in range(5):
                 stuck.call("/storeapi.v1.PostService/ListPosts", request)
-        await become(lambda: noted(most, pending_now) > limit // 2)
+        await eventually(lambda: noted(most, pending_now) > limit // 2)
 
         async def is_answered() -> bool:
             noted(most, pending_now)
-            outcome = await outcome_of(list_posts(stubs))
+            outcome = await result_or_error(list_posts(stubs))
             if isinstance(outcome, grpc.RpcError):
-                assert error_seen(outcome).reason == "OVERLOADED"
+                assert received_error(outcome).reason == "OVERLOADED"
             return not isinstance(outcome, grpc.RpcError)
 
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             for _ in range(10):
                 while not await is_answered():  # noqa: ASYNC110  # nothing tells of it
                     await asyncio.sleep(0.05)
@@ -268,9 +259,7 @@ async def test_connections_that_read_nothing_do_not_fill_the_memory(
     assert max(most) <= limit
 
 
-async def test_a_connection_that_reads_slowly_is_not_closed_for_others(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_reader_is_not_closed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a part of a response at a time, while those that read nothing fill the memory."""
     monkeypatch.setattr(connection_limits, "LOOK_SECONDS", 0.05)
     cut: set[str] = set()
@@ -288,23 +277,23 @@ async def test_a_connection_that_reads_slowly_is_not_closed_for_others(
     at_once = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 2**24))
     at_once += frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**28))
     async with (
-        running(config, max_pending_response_bytes=limit, max_call_seconds=60) as (server, stubs),
+        server_with(config, max_pending_response_bytes=limit, max_call_seconds=60) as (server, stubs),
         AsyncExitStack() as stack,
     ):
-        await Side("Post", stubs).several(60, "x" * 50_000)
+        await ResourceApi("Post", stubs).create_many(60, "x" * 50_000)
         pending_now = server.guard._pending
         slow = await stack.enter_async_context(
             raw_client(server.address, greeting=at_once, buffer_bytes=65_536)
         )
         for _ in range(5):
             slow.call(path, request)
-        await become(lambda: pending_now.size > 8_000_000)
+        await eventually(lambda: pending_now.size > 8_000_000)
         for _ in range(6):
             stuck = await stack.enter_async_context(raw_client(server.address))
             for _ in range(5):
                 stuck.call(path, request)
         slow_peer = "ipv4:{}:{}".format(*slow.writer.get_extra_info("sockname"))
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             while not cut:
                 # Nothing comes when it is closed.
                 assert await slow.reader.read(65_536)
@@ -316,6 +305,6 @@ async def test_a_connection_that_reads_slowly_is_not_closed_for_others(
 
 
 def noted(most: list[int], unread: pending.Pending) -> int:
-    """Bytes that nobody has read now; they are remembered."""
+    """Returns the pending bytes and records them."""
     most.append(unread.size)
     return most[-1]

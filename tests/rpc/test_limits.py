@@ -1,10 +1,10 @@
-"""Limits: what is let in at each of them, what one more gets, and that others are served meanwhile."""
+"""Limits: calls at the limit, calls above it, and other calls meanwhile."""
 
 import asyncio
 import secrets
 import struct
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,15 @@ from store_service.rpc.decoding import Unpacker
 from store_service.rpc.health import MAX_WATCHES_PER_CONNECTION
 from store_service.rpc.limits import Rates
 from store_service.rpc.pending import Pending
-from store_service.server import RunningServer, serving
-from tests.frames import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, frame, raw_client
-from tests.patience import patience
-from tests.rpc.helpers import Side, Taken, become, contents, locked, outcome_of
-from tests.support import Stubs, error_seen, failure
+from tests.support.database import database_contents, write_lock
+from tests.support.errors import expect_error, received_error, result_or_error
+from tests.support.http2 import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, frame, raw_client
+from tests.support.polling import eventually
+from tests.support.resource_api import ResourceApi
+from tests.support.running_server import server_with
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.write_queue import WriteQueue
 
 
 @pytest.fixture
@@ -40,21 +44,11 @@ def database_url(database_file: Path) -> str:
     return f"sqlite:///{database_file}"
 
 
-@asynccontextmanager
-async def limited(config: Config, **settings: Any) -> AsyncIterator[tuple[RunningServer, Stubs]]:
-    """A server with other limits, and the stubs on a channel to it."""
-    async with (
-        serving(config.model_copy(update=settings)) as server,
-        grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
-    ):
-        yield server, Stubs(channel)
-
-
 async def health_of(address: str, *, waits: bool = False) -> int:
-    """Returns the answer of the health service on a new connection; `waits` repeats a refused connection."""
+    """The health status, read on a new connection; `waits` repeats a refused connection."""
     async with grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         answer = await health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(), timeout=patience(), wait_for_ready=waits
+            health_pb2.HealthCheckRequest(), timeout=scaled_timeout(), wait_for_ready=waits
         )
         return int(answer.status)
 
@@ -62,14 +56,14 @@ async def health_of(address: str, *, waits: bool = False) -> int:
 # Calls that run at once
 
 
-async def test_calls_up_to_the_limit_run_and_one_more_is_refused(config: Config, taken: Taken) -> None:
-    """OVERLOADED: nothing of it was done; health answers; and when one has ended another is let in."""
-    async with limited(config, max_concurrent_calls=3) as (server, stubs):
-        with locked(config.DATABASE_URL):
-            before = taken.arrived
+async def test_calls_above_the_limit_are_overloaded(config: Config, write_queue: WriteQueue) -> None:
+    """Nothing of them is done; health responds, and a free slot is used again."""
+    async with server_with(config, max_concurrent_calls=3) as (server, stubs):
+        with write_lock(config.DATABASE_URL):
+            before = write_queue.arrived
             running = [asyncio.ensure_future(stubs.create_post(f"{n}")) for n in range(3)]
-            await taken.arrive(3, since=before)
-            refused = await failure(stubs.create_post("one more"))
+            await write_queue.wait_for_arrivals(3, since=before)
+            refused = await expect_error(stubs.create_post("one more"))
             health = await health_of(server.address)
         await asyncio.gather(*running)
         await stubs.create_post("after")
@@ -77,39 +71,40 @@ async def test_calls_up_to_the_limit_run_and_one_more_is_refused(config: Config,
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
     assert health == health_pb2.HealthCheckResponse.SERVING
-    assert sorted(row[1] for row in contents(config.DATABASE_URL).posts) == ["0", "1", "2", "after"]
+    assert sorted(row[1] for row in database_contents(config.DATABASE_URL).posts) == ["0", "1", "2", "after"]
 
 
-async def test_large_requests_that_run_at_once_have_a_limit_together(config: Config, taken: Taken) -> None:
-    """Small ones are let in beside them; and when a large one has ended the next is let in."""
+async def test_large_requests_share_a_limit(config: Config, write_queue: WriteQueue) -> None:
+    """Small requests are accepted beside them."""
     large = [pb.CreatePostRequest(post=pb.Post(body="x" * 60_000)) for _ in range(30)]
     batch = pb.BatchCreatePostsRequest(requests=large)
     size = batch.ByteSize()
-    async with limited(config, max_concurrent_bytes=2 * size) as (_, stubs):
-        with locked(config.DATABASE_URL):
-            before = taken.arrived
-            running = [asyncio.ensure_future(outcome_of(stubs.posts.BatchCreatePosts(batch))) for _ in "12"]
-            await taken.arrive(2, since=before)
-            refused = await failure(stubs.posts.BatchCreatePosts(batch))
+    async with server_with(config, max_concurrent_bytes=2 * size) as (_, stubs):
+        with write_lock(config.DATABASE_URL):
+            before = write_queue.arrived
+            running = [
+                asyncio.ensure_future(result_or_error(stubs.posts.BatchCreatePosts(batch))) for _ in "12"
+            ]
+            await write_queue.wait_for_arrivals(2, since=before)
+            refused = await expect_error(stubs.posts.BatchCreatePosts(batch))
             running.append(asyncio.ensure_future(stubs.create_post("small")))
-            await taken.arrive(3, since=before)
+            await write_queue.wait_for_arrivals(3, since=before)
         await asyncio.gather(*running)
         for _ in range(3):
             await stubs.posts.BatchCreatePosts(batch)
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
     assert refused.detail(error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
-    assert len(contents(config.DATABASE_URL).posts) == 5 * 30 + 1
+    assert len(database_contents(config.DATABASE_URL).posts) == 5 * 30 + 1
 
 
-async def test_overload_comes_before_what_is_wrong_with_the_request(config: Config, taken: Taken) -> None:
-    """Whoever is refused costs no validation."""
-    async with limited(config, max_concurrent_calls=1) as (_, stubs):
-        with locked(config.DATABASE_URL):
-            before = taken.arrived
+async def test_overload_precedes_validation(config: Config, write_queue: WriteQueue) -> None:
+    async with server_with(config, max_concurrent_calls=1) as (_, stubs):
+        with write_lock(config.DATABASE_URL):
+            before = write_queue.arrived
             running = asyncio.ensure_future(stubs.create_post("running"))
-            await taken.arrive(1, since=before)
-            refused = await failure(stubs.create_post(""))
+            await write_queue.wait_for_arrivals(1, since=before)
+            refused = await expect_error(stubs.create_post(""))
         await running
 
     assert refused.reason == "OVERLOADED"
@@ -117,7 +112,7 @@ async def test_overload_comes_before_what_is_wrong_with_the_request(config: Conf
 
 async def test_watches_do_not_count_as_calls(config: Config) -> None:
     """They have a limit of their own, and last."""
-    async with limited(config, max_concurrent_calls=2) as (_, stubs):
+    async with server_with(config, max_concurrent_calls=2) as (_, stubs):
         watches = [stubs.changes.Watch(changes_pb2.WatchRequest()) for _ in range(5)]
         for watch in watches:
             await watch.read()
@@ -127,11 +122,11 @@ async def test_watches_do_not_count_as_calls(config: Config) -> None:
             watch.cancel()
 
 
-async def test_other_streams_are_limited_as_calls_are(config: Config) -> None:
+async def test_other_streams_are_limited_separately(config: Config) -> None:
     """As many, counted by themselves."""
     question = reflection_pb2.ServerReflectionRequest(list_services="")
     async with (
-        limited(config, max_concurrent_calls=2) as (server, stubs),
+        server_with(config, max_concurrent_calls=2) as (server, stubs),
         grpc.aio.insecure_channel(server.address) as channel,
     ):
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
@@ -140,32 +135,32 @@ async def test_other_streams_are_limited_as_calls_are(config: Config) -> None:
             streams.append(reflection.ServerReflectionInfo())
             await streams[-1].write(question)
             await streams[-1].read()
-        third = await outcome_of(reflection.ServerReflectionInfo().read())
+        third = await result_or_error(reflection.ServerReflectionInfo().read())
 
         assert (await stubs.create_post()).id == 1
-    assert error_seen(third).reason == "OVERLOADED"
+    assert received_error(third).reason == "OVERLOADED"
 
 
 # Health watches
 
 
 async def healthy(channel: grpc.aio.Channel) -> Any:
-    """A health watch that has been let in."""
+    """An accepted health watch."""
     watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
     return watch
 
 
-async def test_a_connection_has_only_so_many_health_watches(config: Config) -> None:
-    """One more gets WATCH_LIMIT; a check is answered, and when one has ended another is let in."""
-    async with limited(config) as (server, _), grpc.aio.insecure_channel(server.address) as channel:
+async def test_health_watches_per_connection_are_limited(config: Config) -> None:
+    """WATCH_LIMIT; checks still respond, and a free slot is used again."""
+    async with server_with(config) as (server, _), grpc.aio.insecure_channel(server.address) as channel:
         watches = [await healthy(channel) for _ in range(MAX_WATCHES_PER_CONNECTION)]
-        refused = await failure(healthy(channel))
+        refused = await expect_error(healthy(channel))
         stub = health_pb2_grpc.HealthStub(channel)
         check = await stub.Check(health_pb2.HealthCheckRequest())
         others = await health_of(server.address)
         watches[0].cancel()
-        await become(lambda: server.guard._running < len(watches))
+        await eventually(lambda: server.guard._running < len(watches))
         await healthy(channel)
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_LIMIT")
@@ -175,21 +170,20 @@ async def test_a_connection_has_only_so_many_health_watches(config: Config) -> N
     assert check.status == others == health_pb2.HealthCheckResponse.SERVING
 
 
-async def test_health_watches_of_all_are_limited_but_for_the_first_of_each_connection(config: Config) -> None:
-    """Who has them all keeps nobody from the one that a client needs."""
+async def test_health_watches_are_limited_except_the_first_of_each_connection(config: Config) -> None:
     alone = [("grpc.use_local_subchannel_pool", 1)]
     async with (
-        limited(config, max_connections=3) as (server, _),
+        server_with(config, max_connections=3) as (server, _),
         grpc.aio.insecure_channel(server.address, alone) as channel,
         grpc.aio.insecure_channel(server.address, alone) as another,
     ):
         watches = [await healthy(channel) for _ in range(3)]
-        refused = await failure(healthy(channel))
+        refused = await expect_error(healthy(channel))
         await healthy(another)
-        second = await failure(healthy(another))
+        second = await expect_error(healthy(another))
         for watch in watches:
             watch.cancel()
-        await become(lambda: server.guard._running == 1)
+        await eventually(lambda: server.guard._running == 1)
         await healthy(another)
 
     assert refused.reason == second.reason == "WATCH_LIMIT"
@@ -199,11 +193,11 @@ async def test_health_watches_of_all_are_limited_but_for_the_first_of_each_conne
 # Calls of one caller
 
 
-async def test_a_caller_above_its_rate_is_told_when_to_come_again(config: Config) -> None:
-    """RATE_LIMITED, with the rate and the time; health is not counted."""
-    async with limited(config, caller_calls_per_second=0.01) as (server, stubs):
+async def test_caller_above_its_rate_limit_gets_a_retry_delay(config: Config) -> None:
+    """RATE_LIMITED. Health is not counted."""
+    async with server_with(config, caller_calls_per_second=0.01) as (server, stubs):
         await stubs.create_post()
-        refused = await failure(stubs.create_post())
+        refused = await expect_error(stubs.create_post())
         health = await health_of(server.address)
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
@@ -212,11 +206,11 @@ async def test_a_caller_above_its_rate_is_told_when_to_come_again(config: Config
     assert 90 <= refused.detail(error_details_pb2.RetryInfo).retry_delay.ToSeconds() <= 100
     assert refused.trailing["grpc-retry-pushback-ms"]
     assert health == health_pb2.HealthCheckResponse.SERVING
-    assert len(contents(config.DATABASE_URL).posts) == 1
+    assert len(database_contents(config.DATABASE_URL).posts) == 1
 
 
-def test_a_second_worth_of_calls_may_come_at_once_and_one_more_must_wait() -> None:
-    """Each caller has a bucket of its own, which fills steadily."""
+def test_rate_limit_allows_a_burst_of_one_second() -> None:
+    """Each caller has its own token bucket."""
     now = 100.0
     rates = Rates(4, clock=lambda: now)
     for _ in range(4):
@@ -232,8 +226,7 @@ def test_a_second_worth_of_calls_may_come_at_once_and_one_more_must_wait() -> No
     assert refused.value.retry_seconds == 0.25
 
 
-def test_a_bucket_holds_no_more_than_a_second_worth() -> None:
-    """Who has been away for long may not come back with all of it."""
+def test_token_bucket_holds_at_most_one_second() -> None:
     now = 0.0
     rates = Rates(2, clock=lambda: now)
     rates.take("a")
@@ -245,8 +238,8 @@ def test_a_bucket_holds_no_more_than_a_second_worth() -> None:
         rates.take("a")
 
 
-def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays flat, whoever calls; the one who has not called for longest is forgotten."""
+def test_number_of_remembered_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently active one is evicted."""
     monkeypatch.setattr(limits, "MAX_CALLERS", 2)
     rates = Rates(1, clock=lambda: 0.0)
     rates.take("a")
@@ -260,30 +253,32 @@ def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("deadline", [None, 60], ids=["no deadline", "a longer one"])
-async def test_a_call_takes_no_longer_than_any_may(config: Config, deadline: float | None) -> None:
-    """DEADLINE_EXCEEDED, with the call's id; what was asked for is not done, and the next call is fine."""
-    async with limited(config, max_call_seconds=0.3) as (server, stubs):
-        with locked(config.DATABASE_URL):
+async def test_call_above_the_server_limit_gets_deadline_exceeded(
+    config: Config, deadline: float | None
+) -> None:
+    """It is not done, and the next call succeeds."""
+    async with server_with(config, max_call_seconds=0.3) as (server, stubs):
+        with write_lock(config.DATABASE_URL):
             request = pb.CreatePostRequest(post=pb.Post(body="too slow"), validate_only=True)
-            error = await failure(stubs.posts.CreatePost(request, timeout=deadline))
-            await become(lambda: server.guard._running == 0)
+            error = await expect_error(stubs.posts.CreatePost(request, timeout=deadline))
+            await eventually(lambda: server.guard._running == 0)
         assert (await stubs.create_post("the next")).body == "the next"
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
     assert error.trailing["x-call-id"]
 
 
-async def test_calls_that_take_less_and_watches_are_not_cut(config: Config) -> None:
+async def test_server_limit_does_not_affect_short_calls_and_watches(config: Config) -> None:
     """The cap is of unary calls alone."""
-    async with limited(config, max_call_seconds=0.3) as (_, stubs):
+    async with server_with(config, max_call_seconds=0.3) as (_, stubs):
         watch = stubs.changes.Watch(changes_pb2.WatchRequest())
         await watch.read()
-        with locked(config.DATABASE_URL):
-            slow = await failure(stubs.create_post("too slow"))
+        with write_lock(config.DATABASE_URL):
+            slow = await expect_error(stubs.create_post("too slow"))
         after = asyncio.ensure_future(watch.read())
         await stubs.create_post("told")
 
-        assert (await asyncio.wait_for(after, patience())).changes
+        assert (await asyncio.wait_for(after, scaled_timeout())).changes
         watch.cancel()
     assert slow.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -291,23 +286,21 @@ async def test_calls_that_take_less_and_watches_are_not_cut(config: Config) -> N
 # Sizes
 
 
-async def test_a_request_as_large_as_may_be_is_taken_and_one_byte_more_is_not(config: Config) -> None:
-    """What counts are the bytes of the message, also of one that was compressed."""
+async def test_request_of_maximum_size_is_accepted(config: Config) -> None:
+    """One byte more is refused, also when it was compressed."""
     largest = pb.CreatePostRequest(post=pb.Post(body="x" * 3000))
     limit = largest.ByteSize()
-    async with limited(config, max_request_bytes=limit) as (_, stubs):
+    async with server_with(config, max_request_bytes=limit) as (_, stubs):
         for compression in grpc.Compression:
             created = await stubs.posts.CreatePost(largest, compression=compression)
             assert created.body == largest.post.body
             larger = pb.CreatePostRequest(post=pb.Post(body="x" * 3001))
-            refused = await failure(stubs.posts.CreatePost(larger, compression=compression))
+            refused = await expect_error(stubs.posts.CreatePost(larger, compression=compression))
             assert refused.code == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_grpc_leaves_packed_requests_to_the_guard(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It would unpack all that have come at once."""
+async def test_grpc_does_not_decompress_requests(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would decompress all of them at once."""
     sizes: list[int] = []
     decoded = Unpacker.decoded
 
@@ -317,7 +310,7 @@ async def test_grpc_leaves_packed_requests_to_the_guard(
 
     monkeypatch.setattr(Unpacker, "decoded", seen)
     request = pb.CreatePostRequest(post=pb.Post(body="x" * 10_000))
-    async with limited(config) as (_, stubs):
+    async with server_with(config) as (_, stubs):
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
             assert (await stubs.posts.CreatePost(request, compression=compression)).body == request.post.body
 
@@ -325,41 +318,41 @@ async def test_grpc_leaves_packed_requests_to_the_guard(
     assert max(sizes) < 1000
 
 
-async def test_metadata_as_large_as_may_be_is_taken_and_one_byte_more_is_not(config: Config) -> None:
-    """gRPC counts keys and values and 32 for each, those of HTTP/2 too."""
+async def test_metadata_of_maximum_size_is_accepted(config: Config) -> None:
+    """Keys and values plus 32 bytes each count, as in HTTP/2."""
     limit = 4096
-    async with limited(config, max_metadata_bytes=limit) as (_, stubs):
+    async with server_with(config, max_metadata_bytes=limit) as (_, stubs):
 
         async def outcome(length: int) -> Any:
             request = pb.ListPostsRequest()
-            return await outcome_of(stubs.posts.ListPosts(request, metadata=(("x-note", "y" * length),)))
+            return await result_or_error(stubs.posts.ListPosts(request, metadata=(("x-note", "y" * length),)))
 
-        refused = error_seen(await outcome(limit - 100))
+        refused = received_error(await outcome(limit - 100))
         size = int(refused.message.partition("(")[2].split()[0])
         most = limit - 100 - (size - limit)
         at_the_limit = await outcome(most)
-        above = error_seen(await outcome(most + 1))
+        above = received_error(await outcome(most + 1))
 
     assert isinstance(at_the_limit, pb.ListPostsResponse)
     assert (refused.code, above.code) == (grpc.StatusCode.RESOURCE_EXHAUSTED,) * 2
 
 
-async def test_metadata_below_a_large_limit_is_always_taken(config: Config) -> None:
-    """gRPC has a lower limit of its own, above which it refuses some calls by chance."""
-    async with limited(config, max_metadata_bytes=65536) as (_, stubs):
+async def test_metadata_below_a_large_limit_is_accepted(config: Config) -> None:
+    """gRPC has a soft limit above which it refuses calls at random."""
+    async with server_with(config, max_metadata_bytes=65536) as (_, stubs):
         for _ in range(20):
             await stubs.posts.ListPosts(pb.ListPostsRequest(), metadata=(("x-note", "y" * 60_000),))
 
 
-async def test_a_batch_as_large_as_may_be_is_taken_and_one_more_is_not(config: Config) -> None:
-    """BATCH_TOO_LARGE tells the limit that is set."""
-    async with limited(config, max_batch_size=3) as (_, stubs):
-        posts = Side("Post", stubs)
-        await posts.several(3)
+async def test_batch_of_maximum_size_is_accepted(config: Config) -> None:
+    """BATCH_TOO_LARGE names the limit."""
+    async with server_with(config, max_batch_size=3) as (_, stubs):
+        posts = ResourceApi("Post", stubs)
+        await posts.create_many(3)
         refused = [
-            await failure(posts.batch_create([posts.draft()] * 4)),
-            await failure(posts.batch_get([1, 2, 3, 4])),
-            await failure(posts.batch_delete([1, 2, 3, 4])),
+            await expect_error(posts.batch_create([posts.draft()] * 4)),
+            await expect_error(posts.batch_get([1, 2, 3, 4])),
+            await expect_error(posts.batch_delete([1, 2, 3, 4])),
         ]
 
     assert [(it.reason, it.metadata) for it in refused] == [
@@ -367,11 +360,10 @@ async def test_a_batch_as_large_as_may_be_is_taken_and_one_more_is_not(config: C
     ] * 3
 
 
-async def test_a_page_holds_no_more_than_may_be(config: Config) -> None:
-    """Who asks for more gets so many, and the rest on further pages."""
-    async with limited(config, max_page_size=3) as (_, stubs):
-        posts = Side("Post", stubs)
-        await posts.several(7)
+async def test_page_size_is_capped(config: Config) -> None:
+    async with server_with(config, max_page_size=3) as (_, stubs):
+        posts = ResourceApi("Post", stubs)
+        await posts.create_many(7)
         pages = [await posts.all_pages(page_size=size) for size in (3, 4)]
 
     assert [[len(page) for page in each] for each in pages] == [[3, 3, 1]] * 2
@@ -380,17 +372,17 @@ async def test_a_page_holds_no_more_than_may_be(config: Config) -> None:
 # Connections
 
 
-async def test_streams_above_the_limit_of_a_connection_wait_with_the_client(
-    config: Config, taken: Taken
+async def test_streams_above_the_connection_limit_wait_in_the_client(
+    config: Config, write_queue: WriteQueue
 ) -> None:
     """Two run, the third is sent when one has ended; other connections are not concerned."""
-    async with limited(config, max_streams_per_connection=2) as (server, stubs):
+    async with server_with(config, max_streams_per_connection=2) as (server, stubs):
         await stubs.create_post("so that the client knows the limit")
-        with locked(config.DATABASE_URL):
-            before = taken.arrived
+        with write_lock(config.DATABASE_URL):
+            before = write_queue.arrived
             running = [asyncio.ensure_future(stubs.create_post(f"{n}")) for n in range(2)]
-            await taken.arrive(2, since=before)
-            waiting = await failure(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
+            await write_queue.wait_for_arrivals(2, since=before)
+            waiting = await expect_error(stubs.posts.GetPost(pb.GetPostRequest(id=1), timeout=0.5))
             health = await health_of(server.address)
         await asyncio.gather(*running)
         after = await stubs.posts.GetPost(pb.GetPostRequest(id=1))
@@ -401,55 +393,57 @@ async def test_streams_above_the_limit_of_a_connection_wait_with_the_client(
     assert after.id == 1
 
 
-async def test_connections_up_to_the_limit_are_served_and_one_more_is_closed(config: Config) -> None:
-    """Those that are there go on; when one has gone, another is let in."""
+async def test_connection_above_the_limit_is_closed(config: Config) -> None:
+    """When one ends, another is accepted."""
     alone = [("grpc.use_local_subchannel_pool", 1)]
     async with AsyncExitStack() as stack:
-        server, stubs = await stack.enter_async_context(limited(config, max_connections=2))
+        server, stubs = await stack.enter_async_context(server_with(config, max_connections=2))
         second = grpc.aio.insecure_channel(server.address, alone)
         third = await stack.enter_async_context(grpc.aio.insecure_channel(server.address, alone))
         await stubs.create_post("1")
         await Stubs(second).create_post("2")
-        refused = await failure(Stubs(third).create_post("3"))
+        refused = await expect_error(Stubs(third).create_post("3"))
         await stubs.create_post("4")
         await second.close()
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             while isinstance(  # noqa: ASYNC110  # nothing tells of it
-                await outcome_of(Stubs(third).create_post("5")), grpc.RpcError
+                await result_or_error(Stubs(third).create_post("5")), grpc.RpcError
             ):
                 await asyncio.sleep(0.05)
 
     assert refused.code == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_old_connection_is_replaced_and_no_call_fails(config: Config) -> None:
-    """Calls go over another one then; a watch may go on for the grace period, and goes on elsewhere."""
-    async with limited(config, max_connection_seconds=0.3, max_connection_grace_seconds=0.5) as (_, stubs):
+async def test_old_connection_is_replaced_without_failed_calls(config: Config) -> None:
+    """A watch may use the grace period and continues elsewhere."""
+    async with server_with(config, max_connection_seconds=0.3, max_connection_grace_seconds=0.5) as (
+        _,
+        stubs,
+    ):
         watch = stubs.changes.Watch(changes_pb2.WatchRequest())
         await watch.read()
-        ended = asyncio.ensure_future(failure(watch.read()))
-        async with asyncio.timeout(patience()):
+        ended = asyncio.ensure_future(expect_error(watch.read()))
+        async with asyncio.timeout(scaled_timeout()):
             while not ended.done():
                 await stubs.posts.ListPosts(pb.ListPostsRequest())
 
     assert (await ended).code == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_an_idle_connection_is_closed(config: Config) -> None:
-    """Nobody calls on it; a client would open another for its next call."""
-    async with limited(config, max_idle_seconds=0.3) as (server, _), raw_client(server.address) as idle:
-        await asyncio.wait_for(idle.closed(), patience())
+async def test_idle_connection_is_closed(config: Config) -> None:
+    async with server_with(config, max_idle_seconds=0.3) as (server, _), raw_client(server.address) as idle:
+        await asyncio.wait_for(idle.closed(), scaled_timeout())
 
 
 @pytest.mark.parametrize("greeting", [b"", PREFACE, PREFACE[:5]], ids=["nothing", "half", "a few bytes"])
-async def test_a_connection_that_does_not_begin_is_closed(config: Config, greeting: bytes) -> None:
+async def test_connection_without_handshake_is_closed(config: Config, greeting: bytes) -> None:
     """Also one that says nothing at all."""
     async with (
-        limited(config, handshake_seconds=0.3) as (server, stubs),
+        server_with(config, handshake_seconds=0.3) as (server, stubs),
         raw_client(server.address, greeting=greeting) as silent,
     ):
         await stubs.create_post()
-        await asyncio.wait_for(silent.closed(), patience())
+        await asyncio.wait_for(silent.closed(), scaled_timeout())
 
 
 LARGE_ANSWERS = {
@@ -464,13 +458,13 @@ LARGE_ANSWERS = {
 
 
 @pytest.mark.parametrize(("method", "request_sent"), LARGE_ANSWERS.values(), ids=LARGE_ANSWERS)
-async def test_who_does_not_read_is_refused_and_cut_off(
+async def test_caller_that_does_not_read_is_refused_and_closed(
     config: Config, method: str, request_sent: Any
 ) -> None:
-    """Large answers that wait for a connection are limited; after the longest time of a call it is closed."""
-    async with limited(config, max_unsent_bytes=7_000_000, max_call_seconds=1.5) as (server, stubs):
-        posts = Side("Post", stubs)
-        await posts.several(60, "x" * 50_000)
+    """Pending responses per connection are limited."""
+    async with server_with(config, max_unsent_bytes=7_000_000, max_call_seconds=1.5) as (server, stubs):
+        posts = ResourceApi("Post", stubs)
+        await posts.create_many(60, "x" * 50_000)
         others = getattr(stubs.posts, method)
         await others(request_sent)
         greeting = PREFACE + frame(SETTINGS, 0, 0)
@@ -479,19 +473,19 @@ async def test_who_does_not_read_is_refused_and_cut_off(
                 stuck.call(f"/storeapi.v1.PostService/{method}", request_sent.SerializeToString())
             unsent = server.guard._pending
             seen: list[int] = []
-            await become(lambda: noted(seen, unsent) > 6_000_000)
+            await eventually(lambda: noted(seen, unsent) > 6_000_000)
             # Everybody else has what they want meanwhile.
             assert len((await others(request_sent)).posts) == 60
             # Sooner than gRPC finds out that it does not answer.
-            await become(lambda: not noted(seen, unsent))
+            await eventually(lambda: not noted(seen, unsent))
             assert max(seen) <= 7_000_000
-            await asyncio.wait_for(stuck.closed(), patience())
+            await asyncio.wait_for(stuck.closed(), scaled_timeout())
 
 
-async def test_those_who_do_not_read_are_cut_off_together(
+async def test_unread_connections_are_closed_together(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To find a connection all files of the process are looked at, so it is not done for each answer."""
+    """The search for them lists all files of the process."""
     looks: list[None] = []
     look = Connections._sockets
 
@@ -503,7 +497,7 @@ async def test_those_who_do_not_read_are_cut_off_together(
     monkeypatch.setattr(pending, "CUT_SECONDS", 3.0)
     request = pb.GetPostRequest(id=1).SerializeToString()
     greeting = PREFACE + frame(SETTINGS, 0, 0)
-    async with limited(config, max_call_seconds=1.5) as (server, stubs), AsyncExitStack() as stack:
+    async with server_with(config, max_call_seconds=1.5) as (server, stubs), AsyncExitStack() as stack:
         await stubs.create_post("x" * 65_536)
         unsent = server.guard._pending.connections
         clients = [
@@ -512,23 +506,23 @@ async def test_those_who_do_not_read_are_cut_off_together(
         for stuck in clients:
             for _ in range(20):
                 stuck.call("/storeapi.v1.PostService/GetPost", request)
-        await become(lambda: len(unsent) == len(clients))
+        await eventually(lambda: len(unsent) == len(clients))
         # Sooner than gRPC finds out that they do not answer.
-        await become(lambda: not unsent)
+        await eventually(lambda: not unsent)
         count = len(looks)
         for stuck in clients:
-            await asyncio.wait_for(stuck.closed(), patience())
+            await asyncio.wait_for(stuck.closed(), scaled_timeout())
 
     # The first who are due, and everybody else.
     assert 1 <= count <= 2
 
 
 @pytest.mark.parametrize("size", [65_000, 1])
-async def test_who_takes_no_small_answers_is_cut_off(config: Config, size: int) -> None:
+async def test_caller_that_does_not_read_small_responses_is_closed(config: Config, size: int) -> None:
     """Each of them is small, but there are a thousand; those of some KiB are limited together, too."""
     nothing_at_once = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
     request = pb.GetPostRequest(id=1).SerializeToString()
-    async with limited(config, max_unsent_bytes=5_000_000, max_call_seconds=1.5) as (server, stubs):
+    async with server_with(config, max_unsent_bytes=5_000_000, max_call_seconds=1.5) as (server, stubs):
         await stubs.create_post("x" * size)
         async with raw_client(server.address, greeting=nothing_at_once) as stuck:
             closing = asyncio.ensure_future(stuck.closed())
@@ -541,10 +535,10 @@ async def test_who_takes_no_small_answers_is_cut_off(config: Config, size: int) 
                 noted(seen, unsent)
                 return closing.done()
 
-            await become(is_closed)
+            await eventually(is_closed)
             # Everybody else has what they want.
             await stubs.posts.GetPost(pb.GetPostRequest(id=1))
-            await become(lambda: not unsent.size)
+            await eventually(lambda: not unsent.size)
 
     assert max(seen) <= 5_000_000
     assert (max(seen) > 4_000_000) == (size > 1)
@@ -559,13 +553,13 @@ def noted(seen: list[int], unread: Pending) -> int:
 # Read-only mode
 
 
-async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: Config) -> None:
-    """READ_ONLY comes after what is wrong with the request, for the same request may be sent again later."""
-    async with limited(config) as (_, stubs):
+async def test_read_only_server_refuses_writes(config: Config) -> None:
+    """READ_ONLY comes after validation."""
+    async with server_with(config) as (_, stubs):
         await stubs.create_post("there")
-    before = contents(config.DATABASE_URL)
-    async with limited(config, read_only=True) as (_, stubs):
-        posts = Side("Post", stubs)
+    before = database_contents(config.DATABASE_URL)
+    async with server_with(config, read_only=True) as (_, stubs):
+        posts = ResourceApi("Post", stubs)
         watch = stubs.changes.Watch(changes_pb2.WatchRequest(earliest=True))
         told = await watch.read()
         while not told.changes:
@@ -573,7 +567,7 @@ async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: C
         watch.cancel()
         read = await posts.get(1)
         refused = [
-            await failure(call)
+            await expect_error(call)
             for call in (
                 posts.create(posts.draft()),
                 posts.create(posts.draft(), validate_only=True),
@@ -584,12 +578,12 @@ async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: C
                 stubs.create_comment(1),
             )
         ]
-        invalid = await failure(posts.create(posts.draft("")))
+        invalid = await expect_error(posts.create(posts.draft("")))
 
     assert read.body == told.changes[0].post.body == "there"
     assert {(it.code, it.reason) for it in refused} == {(grpc.StatusCode.FAILED_PRECONDITION, "READ_ONLY")}
     assert invalid.reason == "FIELD_INVALID"
-    assert contents(config.DATABASE_URL) == before
+    assert database_contents(config.DATABASE_URL) == before
 
 
 # Connections that gRPC does not limit
@@ -597,28 +591,31 @@ async def test_a_read_only_server_reads_and_watches_and_refuses_writes(config: C
 SENDING = "closed connections with incomplete requests"
 
 
-async def test_an_address_has_only_so_many_connections(config: Config) -> None:
+async def test_connections_per_address_are_limited(config: Config) -> None:
     """One more is closed, and those that are there are served."""
-    async with limited(config, max_connections_per_address=3) as (server, stubs), AsyncExitStack() as stack:
+    async with (
+        server_with(config, max_connections_per_address=3) as (server, stubs),
+        AsyncExitStack() as stack,
+    ):
         await stubs.create_post()
         clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(6)]
         closing = [asyncio.ensure_future(client.closed()) for client in clients]
-        await become(lambda: sum(it.done() for it in closing) == 4)
+        await eventually(lambda: sum(it.done() for it in closing) == 4)
         await stubs.create_post()
         for it in closing:
             it.cancel()
 
 
-async def test_silent_connections_do_not_keep_others_out(config: Config) -> None:
+async def test_connections_without_calls_are_closed_when_crowded(config: Config) -> None:
     """They speak HTTP/2, read pings, and make no call; new callers get in as soon as these are closed."""
     settings = {"max_connections": 5, "max_connections_per_address": 5, "handshake_seconds": 1.0}
-    async with limited(config, **settings) as (server, stubs), AsyncExitStack() as stack:
+    async with server_with(config, **settings) as (server, stubs), AsyncExitStack() as stack:
         await stubs.create_post()
         clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(4)]
         closing = [asyncio.ensure_future(client.closed()) for client in clients]
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             await asyncio.gather(*closing)
-        # The client sees the end of its connection before the server counts it no more.
+        # The client sees the end of its connection before the server stops counting it.
         health = await health_of(server.address, waits=True)
         await stubs.create_post()
 
@@ -628,20 +625,22 @@ async def test_silent_connections_do_not_keep_others_out(config: Config) -> None
 LITTLE_MEMORY = {"max_request_bytes": 400_000, "max_concurrent_bytes": 500_000}
 
 
-async def test_uploads_that_never_end_are_cut_off(config: Config) -> None:
-    """Nobody sees them before they are whole, but their connection has received them."""
+async def test_endless_uploads_are_closed(config: Config) -> None:
     with capture_logs() as logged:
-        async with limited(config, **LITTLE_MEMORY) as (server, stubs), raw_client(server.address) as rude:
+        async with (
+            server_with(config, **LITTLE_MEMORY) as (server, stubs),
+            raw_client(server.address) as rude,
+        ):
             closing = asyncio.ensure_future(rude.closed())
             for _ in range(20):
                 rude.begin("/storeapi.v1.PostService/CreatePost", bytes(60_000), size=300_000)
-            await asyncio.wait_for(closing, patience())
+            await asyncio.wait_for(closing, scaled_timeout())
             await stubs.create_post()
 
     assert [it["limit"] for it in logged if it["event"] == SENDING] == [500_000]
 
 
-async def test_metadata_is_no_request_that_never_ends(
+async def test_metadata_does_not_count_as_an_endless_upload(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that sends a long token with each of many small calls is not cut off."""
@@ -657,24 +656,26 @@ async def test_metadata_is_no_request_that_never_ends(
     metadata = (("authorization", "Bearer " + secrets.token_hex(3500)),)
     request = pb.GetPostRequest(id=1)
     with capture_logs() as logged:
-        async with limited(config, max_concurrent_bytes=4_000_000) as (_, stubs):
+        async with server_with(config, max_concurrent_bytes=4_000_000) as (_, stubs):
             await stubs.create_post()
             while not looks or looks[-1] < 12_000_000:
                 calls = [stubs.posts.GetPost(request, metadata=metadata) for _ in range(100)]
                 await asyncio.gather(*calls)
                 seen = len(looks)
-                await become(lambda seen=seen: len(looks) > seen)
+                await eventually(lambda seen=seen: len(looks) > seen)
 
     assert SENDING not in [it["event"] for it in logged]
 
 
-async def test_a_connection_that_only_resets_calls_is_cut_off(config: Config) -> None:
-    """gRPC drops most of them before anybody sees them."""
+async def test_connection_that_only_resets_calls_is_closed(config: Config) -> None:
     request = pb.GetPostRequest(id=1).SerializeToString()
     with capture_logs() as logged:
-        async with limited(config, **LITTLE_MEMORY) as (server, stubs), raw_client(server.address) as rude:
+        async with (
+            server_with(config, **LITTLE_MEMORY) as (server, stubs),
+            raw_client(server.address) as rude,
+        ):
             closing = asyncio.ensure_future(rude.closed())
-            async with asyncio.timeout(patience()):
+            async with asyncio.timeout(scaled_timeout()):
                 while not closing.done():
                     for _ in range(100):
                         rude.reset(rude.call("/storeapi.v1.PostService/GetPost", request))

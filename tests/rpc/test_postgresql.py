@@ -18,11 +18,12 @@ from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import as_json
 from store_service.server import serving
 from store_service.store import feed
-from tests.patience import patience
-from tests.postgres import PostgresServer, new_database, postgres_server
-from tests.rpc.helpers import contents, outcome_of
-from tests.support import ErrorSeen, Stubs, error_seen, failure
-from tests.watching import begun
+from tests.support.database import database_contents
+from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error
+from tests.support.postgresql import PostgresServer, new_database, postgres_server
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.watches import watch_from_now
 
 POST_COUNT = 20
 
@@ -30,9 +31,9 @@ POST_COUNT = 20
 @pytest.fixture
 def database_url(postgres_database: str, request: pytest.FixtureRequest) -> str:
     """PostgreSQL alone."""
-    from tests.postgres import empty
+    from tests.support.postgresql import clear_database
 
-    empty(postgres_database)
+    clear_database(postgres_database)
     return postgres_database
 
 
@@ -44,7 +45,7 @@ def config(database_url: str) -> Config:
 
 @asynccontextmanager
 async def impatient(config: Config, **seconds: float) -> AsyncIterator[Stubs]:
-    """Stubs of a server that gives up waiting for one thing sooner than others do."""
+    """Stubs of a server with one short timeout."""
     changed = config.model_copy(update=seconds)
     async with serving(changed) as server, grpc.aio.insecure_channel(server.address) as channel:
         yield Stubs(channel)
@@ -54,33 +55,33 @@ def update(id: int, body: str) -> posts_pb2.UpdatePostRequest:
     return posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=id, body=body))
 
 
-async def test_a_row_that_is_locked_for_too_long_is_busy(config: Config, database_url: str) -> None:
-    """A write waits for locks of others for STORE_LOCK_SECONDS, and nothing is done then."""
+async def test_locked_row_is_busy_after_the_lock_timeout(config: Config, database_url: str) -> None:
+    """Nothing is done then."""
     async with impatient(config, lock_seconds=0.1) as stubs:
         post = await stubs.create_post("before")
         with psycopg.connect(database_url) as other:
             other.execute("SELECT * FROM posts FOR UPDATE")
-            error = await failure(stubs.posts.UpdatePost(update(post.id, "after")))
+            error = await expect_error(stubs.posts.UpdatePost(update(post.id, "after")))
 
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_BUSY")
         assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).body == "before"
         assert (await stubs.posts.UpdatePost(update(post.id, "after"))).body == "after"
 
 
-async def test_a_statement_that_takes_too_long_is_busy(config: Config, database_url: str) -> None:
-    """STORE_STATEMENT_SECONDS ends what would keep others waiting; what comes next works."""
+async def test_slow_statement_is_busy_after_the_statement_timeout(config: Config, database_url: str) -> None:
+    """The next call succeeds."""
     async with impatient(config, statement_seconds=0.5) as stubs:
         post = await stubs.create_post()
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
-            error = await failure(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)))
+            error = await expect_error(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)))
 
         assert error.reason == "DATABASE_BUSY"
         assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).id == post.id
 
 
-async def test_two_services_may_share_a_database(config: Config, stubs: Stubs) -> None:
-    """What one has answered the other sees, and etags hold between them."""
+async def test_two_services_share_a_database(config: Config, stubs: Stubs) -> None:
+    """Writes and etags are shared."""
     async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
         other = Stubs(channel)
         post = await stubs.create_post("from the first")
@@ -92,12 +93,12 @@ async def test_two_services_may_share_a_database(config: Config, stubs: Stubs) -
 
         outcomes = await asyncio.gather(change(stubs, "a"), change(other, "b"), return_exceptions=True)
 
-    failed = [error_seen(it) for it in outcomes if isinstance(it, grpc.RpcError)]
+    failed = [received_error(it) for it in outcomes if isinstance(it, grpc.RpcError)]
     assert [it.reason for it in failed] == ["ETAG_MISMATCH"]
 
 
-async def test_a_comment_never_outlives_its_post(config: Config, stubs: Stubs, database_url: str) -> None:
-    """Callers of one service comment while a caller of another deletes the post."""
+async def test_comment_never_outlives_its_post(config: Config, stubs: Stubs, database_url: str) -> None:
+    """With callers of two services."""
     async with serving(config) as second, grpc.aio.insecure_channel(second.address) as channel:
         other = Stubs(channel)
         for _ in range(5):
@@ -105,14 +106,14 @@ async def test_a_comment_never_outlives_its_post(config: Config, stubs: Stubs, d
             creates = [stubs.create_comment(post.id) for _ in range(20)]
             delete = posts_pb2.DeletePostRequest(id=post.id, force=True)
             outcomes = await asyncio.gather(*creates, other.posts.DeletePost(delete), return_exceptions=True)
-            reasons = {error_seen(it).reason for it in outcomes if isinstance(it, grpc.RpcError)}
+            reasons = {received_error(it).reason for it in outcomes if isinstance(it, grpc.RpcError)}
             assert reasons <= {"POST_NOT_FOUND"}
 
-    assert contents(database_url).comments == ()
+    assert database_contents(database_url).comments == ()
 
 
-async def test_services_that_lock_in_opposite_orders_all_get_through(database_url: str) -> None:
-    """A deadlock is undone and run again; no caller hears of it, and no orphan is left."""
+async def test_deadlock_is_retried(database_url: str) -> None:
+    """No caller sees it, and no orphan is left."""
     # PostgreSQL finds a deadlock after a second, which must be before the wait for a lock ends.
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", lock_seconds=20)
     async with AsyncExitStack() as stack:
@@ -132,7 +133,7 @@ async def test_services_that_lock_in_opposite_orders_all_get_through(database_ur
 
 
 class TestRestart:
-    """The database goes away and comes back; the service does not."""
+    """A database restart."""
 
     @pytest.fixture
     def own_server(self) -> Iterator[PostgresServer]:
@@ -146,8 +147,8 @@ class TestRestart:
             schema.upgrade(url)
             yield url
 
-    async def test_the_service_reconnects(self, own_server: PostgresServer, stubs: Stubs) -> None:
-        """Calls are refused as retryable while it is away, and work when it is back."""
+    async def test_service_reconnects(self, own_server: PostgresServer, stubs: Stubs) -> None:
+        """Calls are refused as retryable meanwhile."""
         post = await stubs.create_post("kept")
         await asyncio.to_thread(own_server.stop)
         away = [await self.refusal(stubs) for _ in range(3)]
@@ -161,20 +162,20 @@ class TestRestart:
         listed = await stubs.comments.ListComments(comments_pb2.ListCommentsRequest(post_id=post.id))
         assert list(listed.comments) == [created]
 
-    async def refusal(self, stubs: Stubs) -> ErrorSeen:
-        return await failure(stubs.create_post("lost"))
+    async def refusal(self, stubs: Stubs) -> ReceivedError:
+        return await expect_error(stubs.create_post("lost"))
 
     async def answer_at_last(self, stubs: Stubs, id: int) -> posts_pb2.Post:
         """The first answer of both lanes, which reconnect by themselves, to a caller that tries again."""
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             while True:
                 for call in (
                     stubs.posts.UpdatePost(update(id, "kept")),
                     stubs.posts.GetPost(posts_pb2.GetPostRequest(id=id)),
                 ):
-                    outcome = await outcome_of(call)
+                    outcome = await result_or_error(call)
                     if isinstance(outcome, grpc.RpcError):
-                        assert error_seen(outcome).reason == "DATABASE_UNAVAILABLE"
+                        assert received_error(outcome).reason == "DATABASE_UNAVAILABLE"
                         break
                 else:
                     return outcome
@@ -183,7 +184,7 @@ class TestRestart:
 
 @pytest.mark.parametrize("sql", [posts.POSTS, comments.COMMENTS])
 def test_rows_are_found_by_their_index(database_url: str, sql: ResourceSql[Any]) -> None:
-    """Also in a table of thousands, where the planner would read all if it thought that many are wanted."""
+    """Also in a table of thousands, where the planner might choose a scan."""
     text, arguments = sql.by_id.on("postgresql", {"ids": as_json([5])})
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("INSERT INTO posts (body) SELECT 'x' FROM generate_series(1, 10000)")
@@ -197,10 +198,10 @@ def test_rows_are_found_by_their_index(database_url: str, sql: ResourceSql[Any])
 
 
 @pytest.mark.parametrize("hears", [True, False])
-async def test_changes_of_another_process_are_told(
+async def test_changes_of_another_process_are_reported(
     database_url: str, hears: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By NOTIFY; and where a pooler swallows it, by a look that comes all the same."""
+    """By NOTIFY, and by polling if a pooler swallows it."""
     if hears:
         # So that nothing is found by looking.
         monkeypatch.setattr(feed, "POLL_SECONDS", 3600)
@@ -216,7 +217,7 @@ async def test_changes_of_another_process_are_told(
         for _ in range(2):
             server = await stack.enter_async_context(serving(config))
             channels.append(await stack.enter_async_context(grpc.aio.insecure_channel(server.address)))
-        async with begun(channels[0]) as watch:
+        async with watch_from_now(channels[0]) as watch:
             for _ in range(3):
                 post = await Stubs(channels[1]).create_post()
                 assert [change.post for change in await watch.changes(1)] == [post]

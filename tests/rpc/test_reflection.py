@@ -10,9 +10,9 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from store_service.server import service_descriptors
-from tests.rpc.helpers import ONE_ENGINE
+from tests.support.engines import SQLITE_ONLY
 
-pytestmark = ONE_ENGINE
+pytestmark = SQLITE_ONLY
 
 NAMES = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"]
 
@@ -69,8 +69,8 @@ def reflection(channel: grpc.aio.Channel, request: pytest.FixtureRequest) -> Ref
     return Reflection(channel, request.param)
 
 
-async def test_services_are_listed(reflection: Reflection) -> None:
-    """Every service, reflection under both names and health among them, in order."""
+async def test_reflection_lists_every_service(reflection: Reflection) -> None:
+    """Including reflection in both versions, and health."""
     answer = await reflection.ask(list_services="")
 
     assert [it.name for it in answer.list_services_response.service] == [
@@ -83,8 +83,7 @@ async def test_services_are_listed(reflection: Reflection) -> None:
     ]
 
 
-async def test_every_listed_service_can_be_described(reflection: Reflection) -> None:
-    """Tools ask for the file of each service that they are told of."""
+async def test_every_listed_service_has_a_descriptor(reflection: Reflection) -> None:
     listed = (await reflection.ask(list_services="")).list_services_response.service
 
     for service in listed:
@@ -92,8 +91,8 @@ async def test_every_listed_service_can_be_described(reflection: Reflection) -> 
         assert service.name in [f"{file.package}.{it.name}" for it in file.service]
 
 
-async def test_a_file_is_found_by_its_name(reflection: Reflection) -> None:
-    """The file asked for comes first, then what it imports."""
+async def test_file_is_found_by_name(reflection: Reflection) -> None:
+    """Followed by its imports."""
     for name in (
         "storeapi/v1/posts.proto",
         "storeapi/v1/comments.proto",
@@ -108,8 +107,8 @@ async def test_a_file_is_found_by_its_name(reflection: Reflection) -> None:
         assert set(file.dependency) <= {it.name for it in imports}
 
 
-async def test_a_file_is_found_by_what_is_in_it(reflection: Reflection) -> None:
-    """Services, methods, messages, fields, oneofs, enums and their values all lead to their file."""
+async def test_file_is_found_by_symbol(reflection: Reflection) -> None:
+    """Services, methods, messages, fields, oneofs, enums and values."""
     for symbol, name in {
         "storeapi.v1.PostService": "storeapi/v1/posts.proto",
         "storeapi.v1.PostService.GetPost": "storeapi/v1/posts.proto",
@@ -134,8 +133,8 @@ async def test_a_file_is_found_by_what_is_in_it(reflection: Reflection) -> None:
         assert file.name == name
 
 
-async def test_every_answer_is_complete(reflection: Reflection) -> None:
-    """A tool that knows nothing can build every file from what one answer holds."""
+async def test_reflection_response_is_complete(reflection: Reflection) -> None:
+    """One response contains every import."""
     listed = (await reflection.ask(list_services="")).list_services_response.service
 
     for service in listed:
@@ -144,7 +143,7 @@ async def test_every_answer_is_complete(reflection: Reflection) -> None:
         assert all(method.input_type and method.output_type for method in described.methods)
 
 
-async def test_what_is_described_is_what_is_served(reflection: Reflection) -> None:
+async def test_reflected_contract_equals_the_stubs(reflection: Reflection) -> None:
     """The contract that tools see is the one in the stubs, to the last field."""
     for service in service_descriptors():
         expected = FileDescriptorProto()
@@ -161,7 +160,7 @@ async def test_what_is_described_is_what_is_served(reflection: Reflection) -> No
         assert described == expected
 
 
-async def test_the_comments_of_the_contract_are_in_the_answer(reflection: Reflection) -> None:
+async def test_reflection_contains_the_comments(reflection: Reflection) -> None:
     """Describing a running server prints its manual: every method, message and field has its comment."""
     for service in service_descriptors():
         file, *_ = await reflection.files(file_containing_symbol=service.full_name)
@@ -176,8 +175,8 @@ async def test_the_comments_of_the_contract_are_in_the_answer(reflection: Reflec
         assert "Errors:" in comments[6, 0, 2, 0]
 
 
-async def test_what_is_unknown_is_not_found(reflection: Reflection) -> None:
-    """An answer says NOT_FOUND; the stream goes on."""
+async def test_unknown_symbol_is_not_found(reflection: Reflection) -> None:
+    """The stream continues."""
     known = pb.ServerReflectionRequest(list_services="")
     unknown = [
         pb.ServerReflectionRequest(file_by_filename="no/such.proto"),
@@ -199,9 +198,8 @@ async def test_what_is_unknown_is_not_found(reflection: Reflection) -> None:
     assert answered.list_services_response.service
 
 
-async def test_a_question_that_is_too_long_is_not_repeated(reflection: Reflection) -> None:
-    """A name or host of more than a kilobyte, and fields that nobody knows: the answer is short, and the
-    stream goes on."""
+async def test_long_reflection_request_is_not_echoed(reflection: Reflection) -> None:
+    """The response is short, and the stream continues."""
     long = "x" * 1025
     unknown = pb.ServerReflectionRequest(list_services="")
     unknown.MergeFromString(b"\xf2\x07\x81\x08" + long.encode())  # field 126
@@ -227,8 +225,7 @@ async def test_a_question_that_is_too_long_is_not_repeated(reflection: Reflectio
     assert answered.list_services_response.service
 
 
-async def test_a_question_may_be_a_kilobyte_long(reflection: Reflection) -> None:
-    """Names are not as long, but what is within the limit is answered as always."""
+async def test_reflection_request_of_one_kilobyte_is_answered(reflection: Reflection) -> None:
     question = pb.ServerReflectionRequest(file_containing_symbol="x" * 1021)
     assert question.ByteSize() == 1024
 
@@ -238,7 +235,7 @@ async def test_a_question_may_be_a_kilobyte_long(reflection: Reflection) -> None
     assert answer.original_request == question
 
 
-async def test_a_question_without_a_question_is_invalid(reflection: Reflection) -> None:
+async def test_empty_reflection_request_is_invalid(reflection: Reflection) -> None:
     """The empty request asks for nothing."""
     answer = await reflection.ask(host="localhost")
 
@@ -253,8 +250,8 @@ async def test_messages_have_no_extensions(reflection: Reflection) -> None:
     assert list(answer.all_extension_numbers_response.extension_number) == []
 
 
-async def test_answers_say_what_was_asked(reflection: Reflection) -> None:
-    """One stream answers many questions in their order, each with the question in it."""
+async def test_reflection_response_echoes_its_request(reflection: Reflection) -> None:
+    """In order."""
     questions = [
         pb.ServerReflectionRequest(host="localhost", list_services="*"),
         pb.ServerReflectionRequest(host="localhost", file_containing_symbol="storeapi.v1.Post"),

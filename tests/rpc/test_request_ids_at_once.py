@@ -19,19 +19,24 @@ from store_service.store import requests
 from store_service.store.keeping import STEP_ROWS, Keeping
 from store_service.store.posts import Posts
 from store_service.store.requests import WriteOperation, was_repeated
-from tests.rpc.helpers import ON_POSTGRESQL, Side, Taken, become, connected, outcome_of, together
-from tests.rpc.writes import (
+from tests.support.database import database_connection
+from tests.support.engines import POSTGRESQL_ONLY
+from tests.support.errors import expect_error, received_error, result_or_error
+from tests.support.polling import eventually
+from tests.support.resource_api import ResourceApi
+from tests.support.stubs import Stubs
+from tests.support.write_queue import WriteQueue, run_in_one_batch
+from tests.support.write_requests import (
     CHANGES,
     WRITES,
+    all_rows,
+    build_request,
     changes_by_request,
-    everything,
-    new_id,
-    new_world,
-    remembered,
-    request_of,
+    create_dataset,
+    new_request_id,
     send,
+    stored_request_ids,
 )
-from tests.support import Stubs, error_seen, failure
 
 HOUR = 3_600_000_000
 MINUTE = 60_000_000
@@ -52,7 +57,7 @@ async def second(config: Config) -> AsyncIterator[grpc.aio.Channel]:
 
 def reasons(outcomes: Sequence[Any]) -> list[str]:
     """The reasons of those that failed."""
-    return [error_seen(outcome).reason for outcome in outcomes if isinstance(outcome, grpc.RpcError)]
+    return [received_error(outcome).reason for outcome in outcomes if isinstance(outcome, grpc.RpcError)]
 
 
 def answers(outcomes: Sequence[Any]) -> list[Any]:
@@ -61,13 +66,13 @@ def answers(outcomes: Sequence[Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", WRITES, ids=lambda method: method.name)
-async def test_one_request_from_50_callers_at_once_is_done_once(
+async def test_concurrent_requests_of_50_callers_are_done_once(
     channel: grpc.aio.Channel, stubs: Stubs, database_url: str, method: Any
 ) -> None:
-    """200 sends of one request, all of them at the same time, do it once and get one answer."""
-    world = await new_world(stubs)
-    before = everything(database_url)
-    request = request_of(method, world, new_id())
+    """200 copies of one request get one response."""
+    world = await create_dataset(stubs)
+    before = all_rows(database_url)
+    request = build_request(method, world, new_request_id())
 
     async def caller() -> list[Any]:
         return [await send(channel, method, request) for _ in range(4)]
@@ -77,154 +82,159 @@ async def test_one_request_from_50_callers_at_once_is_done_once(
     all_answers = [answer for answers in sent for answer in answers]
     assert len(all_answers) == 200
     assert all(answer == all_answers[0] for answer in all_answers)
-    after = everything(database_url)
+    after = all_rows(database_url)
     assert len(after["changes"]) - len(before["changes"]) == CHANGES[method.name]
     assert len(after["requests"]) == 1
 
 
-async def test_equal_requests_in_one_batch_are_one_write(side: Side, taken: Taken, database_url: str) -> None:
+async def test_equal_requests_in_one_batch_are_one_write(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str
+) -> None:
     """Sends of one request that the writer takes together are done once; each gets the answer."""
-    id = new_id()
-    calls = [lambda: side.create(side.draft("same"), request_id=id)] * 10
+    id = new_request_id()
+    calls = [lambda: api.create(api.draft("same"), request_id=id)] * 10
 
-    outcomes = await together(taken, side, database_url, calls)
+    outcomes = await run_in_one_batch(write_queue, api, database_url, calls)
 
     assert outcomes == [outcomes[0]] * 10
-    assert side.of(await side.page()) == [outcomes[0]]
+    assert api.resources_in(await api.page()) == [outcomes[0]]
     assert changes_by_request(database_url)[-1] == (outcomes[0].id, id)
-    assert remembered(database_url) == [id]
+    assert stored_request_ids(database_url) == [id]
 
 
-async def test_of_different_requests_with_one_id_in_one_batch_one_is_done(
-    side: Side, taken: Taken, database_url: str
+async def test_one_of_different_requests_with_one_id_in_a_batch_is_done(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """An id that several requests bring at the same time belongs to one of them; the others are told."""
-    id = new_id()
-    calls = [lambda n=n: side.create(side.draft(f"body {n}"), request_id=id) for n in range(10)]
+    """The others are refused."""
+    id = new_request_id()
+    calls = [lambda n=n: api.create(api.draft(f"body {n}"), request_id=id) for n in range(10)]
 
-    outcomes = await together(taken, side, database_url, calls)
+    outcomes = await run_in_one_batch(write_queue, api, database_url, calls)
 
     assert reasons(outcomes) == ["REQUEST_ID_REUSED"] * 9
-    assert side.of(await side.page()) == answers(outcomes)
-    assert remembered(database_url) == [id]
+    assert api.resources_in(await api.page()) == answers(outcomes)
+    assert stored_request_ids(database_url) == [id]
 
 
-async def test_of_different_methods_with_one_id_in_one_batch_one_is_done(
-    stubs: Stubs, taken: Taken, channel: grpc.aio.Channel, database_url: str
+async def test_one_of_different_methods_with_one_id_in_a_batch_is_done(
+    stubs: Stubs, write_queue: WriteQueue, channel: grpc.aio.Channel, database_url: str
 ) -> None:
     """The same when the requests are for different methods of both services."""
-    world = await new_world(stubs)
-    before = everything(database_url)
-    id = new_id()
-    calls = [lambda method=method: send(channel, method, request_of(method, world, id)) for method in WRITES]
+    world = await create_dataset(stubs)
+    before = all_rows(database_url)
+    id = new_request_id()
+    calls = [
+        lambda method=method: send(channel, method, build_request(method, world, id)) for method in WRITES
+    ]
 
-    outcomes = await together(taken, Side("Post", stubs), database_url, calls)
+    outcomes = await run_in_one_batch(write_queue, ResourceApi("Post", stubs), database_url, calls)
 
     assert reasons(outcomes) == ["REQUEST_ID_REUSED"] * (len(WRITES) - 1)
     (done,) = [method for method, outcome in zip(WRITES, outcomes, strict=True) if answers([outcome])]
-    after = everything(database_url)
+    after = all_rows(database_url)
     assert len(after["changes"]) - len(before["changes"]) == CHANGES[done.name]
     assert len(after["requests"]) == 1
 
 
-async def test_a_failed_request_does_not_take_the_id_from_another_in_its_batch(
-    side: Side, taken: Taken, database_url: str
+async def test_failed_request_does_not_use_an_id_in_its_batch(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
     """What fails uses up nothing, also for those that the writer takes together with it."""
-    resource = await side.stored()
-    id = new_id()
+    resource = await api.create_one()
+    id = new_request_id()
     calls = [
-        lambda: side.update(side.resource(id=404, body="x"), request_id=id),
-        lambda: side.update(side.resource(id=resource.id, body="x"), request_id=id),
+        lambda: api.update(api.resource(id=404, body="x"), request_id=id),
+        lambda: api.update(api.resource(id=resource.id, body="x"), request_id=id),
     ]
 
-    outcomes = await together(taken, side, database_url, calls)
+    outcomes = await run_in_one_batch(write_queue, api, database_url, calls)
 
-    assert reasons(outcomes) == [side.not_found]
-    assert (await side.get(resource.id)).body == "x"
-    assert remembered(database_url) == [id]
+    assert reasons(outcomes) == [api.not_found]
+    assert (await api.get(resource.id)).body == "x"
+    assert stored_request_ids(database_url) == [id]
 
 
-async def test_writes_in_one_batch_keep_their_own_ids(side: Side, taken: Taken, database_url: str) -> None:
+async def test_writes_in_one_batch_keep_their_request_ids(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str
+) -> None:
     """Each change names the request that made it, and none when that had no id."""
-    old = await side.several(12)
+    old = await api.create_many(12)
     known = len(changes_by_request(database_url))
-    ids = {n: new_id() for n in range(24) if n % 4}
+    ids = {n: new_request_id() for n in range(24) if n % 4}
     calls = (
-        [lambda n=n: side.create(side.draft(f"{n}"), request_id=ids.get(n, "")) for n in range(12)]
+        [lambda n=n: api.create(api.draft(f"{n}"), request_id=ids.get(n, "")) for n in range(12)]
         + [
-            lambda n=n: side.update(side.resource(id=old[n - 12].id, body="x"), request_id=ids.get(n, ""))
+            lambda n=n: api.update(api.resource(id=old[n - 12].id, body="x"), request_id=ids.get(n, ""))
             for n in range(12, 18)
         ]
-        + [lambda n=n: side.delete(old[n - 12].id, request_id=ids.get(n, "")) for n in range(18, 24)]
+        + [lambda n=n: api.delete(old[n - 12].id, request_id=ids.get(n, "")) for n in range(18, 24)]
     )
 
-    outcomes = await together(taken, side, database_url, calls)
+    outcomes = await run_in_one_batch(write_queue, api, database_url, calls)
 
     assert reasons(outcomes) == []
     expected = {outcome.id: ids.get(n) for n, outcome in enumerate(outcomes)}
     assert dict(changes_by_request(database_url)[known:]) == expected
-    assert sorted(remembered(database_url)) == sorted(ids.values())
+    assert sorted(stored_request_ids(database_url)) == sorted(ids.values())
 
 
-async def test_updates_of_one_resource_in_one_batch_keep_their_own_answers(
-    side: Side, taken: Taken, database_url: str
+async def test_updates_of_one_resource_in_one_batch_keep_their_responses(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
     """Each of them is a change with its own request, and gets its own answer again."""
-    resource = await side.stored()
+    resource = await api.create_one()
     known = len(changes_by_request(database_url))
-    ids = [new_id() for _ in range(5)]
+    ids = [new_request_id() for _ in range(5)]
 
     def update(n: int) -> Any:
-        return side.update(side.resource(id=resource.id, body=f"body {n}"), request_id=ids[n])
+        return api.update(api.resource(id=resource.id, body=f"body {n}"), request_id=ids[n])
 
-    outcomes = await together(taken, side, database_url, [partial(update, n) for n in range(5)])
+    outcomes = await run_in_one_batch(write_queue, api, database_url, [partial(update, n) for n in range(5)])
 
     assert reasons(outcomes) == []
     assert changes_by_request(database_url)[known:] == [(resource.id, id) for id in ids]
     assert [await update(n) for n in range(5)] == outcomes
 
 
-async def test_equal_requests_are_answered_from_memory_with_one_reading(
-    side: Side, taken: Taken, database_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_replays_in_one_batch_are_read_once(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of those that the writer takes together, however many they are."""
-    id = new_id()
-    first = await side.create(side.draft("same"), request_id=id)
+    id = new_request_id()
+    first = await api.create(api.draft("same"), request_id=id)
     read: list[str] = []
     result = WriteOperation._result
     monkeypatch.setattr(WriteOperation, "_result", lambda it, text: read.append(text) or result(it, text))
 
-    outcomes = await together(
-        taken, side, database_url, [lambda: side.create(side.draft("same"), request_id=id)] * 10
+    outcomes = await run_in_one_batch(
+        write_queue, api, database_url, [lambda: api.create(api.draft("same"), request_id=id)] * 10
     )
 
     assert outcomes == [first] * 10
     assert len(read) == 1
 
 
-async def test_answers_that_would_fill_the_memory_are_given_in_turn(
-    side: Side, taken: Taken, database_url: str, monkeypatch: pytest.MonkeyPatch
+async def test_large_replays_are_read_in_turns(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request that was done before gets its own, and a new one in their midst is done."""
+    """A new request among them is done."""
     monkeypatch.setattr(requests, "MAX_HELD_BYTES", 1)
-    ids = [new_id() for _ in range(5)]
-    calls = [lambda n=n: side.create(side.draft(f"body {n}"), request_id=ids[n]) for n in range(5)]
+    ids = [new_request_id() for _ in range(5)]
+    calls = [lambda n=n: api.create(api.draft(f"body {n}"), request_id=ids[n]) for n in range(5)]
     first = [await call() for call in calls[:4]]
-    before = taken.arrived
+    before = write_queue.arrived
 
-    outcomes = await together(taken, side, database_url, [*calls, *calls])
+    outcomes = await run_in_one_batch(write_queue, api, database_url, [*calls, *calls])
 
     assert outcomes == [*first, outcomes[4]] * 2
     assert outcomes[4].body == "body 4"
-    assert sorted(remembered(database_url)) == sorted(ids)
+    assert sorted(stored_request_ids(database_url)) == sorted(ids)
     # Besides what held up the writer and the ten, those again that had to wait: six, four and two.
-    assert taken.arrived - before == 1 + 10 + 6 + 4 + 2
+    assert write_queue.arrived - before == 1 + 10 + 6 + 4 + 2
 
 
-async def test_only_what_did_nothing_counts_as_repeated(database_url: str) -> None:
-    """Its caller may be refused the answer, for the request may be sent again; who has done it is told."""
-    request = Request(id=new_id(), fingerprint="x")
+async def test_only_a_replay_counts_as_repeated(database_url: str) -> None:
+    """Its response may be refused for its size, because it can be requested again."""
+    request = Request(id=new_request_id(), fingerprint="x")
 
     async with open_store(database_url) as store:
 
@@ -242,16 +252,16 @@ async def test_only_what_did_nothing_counts_as_repeated(database_url: str) -> No
 # Two servers
 
 
-@ON_POSTGRESQL
+@POSTGRESQL_ONLY
 async def test_two_servers_do_one_request_once(
     channel: grpc.aio.Channel, second: grpc.aio.Channel, stubs: Stubs, database_url: str
 ) -> None:
     """A request that reaches two servers at the same moment is done by one; both give its answer."""
     for _ in range(8):
         for method in WRITES:
-            world = await new_world(stubs)
+            world = await create_dataset(stubs)
             before = len(changes_by_request(database_url))
-            request = request_of(method, world, new_id())
+            request = build_request(method, world, new_request_id())
 
             one, two = await asyncio.gather(send(channel, method, request), send(second, method, request))
 
@@ -260,45 +270,45 @@ async def test_two_servers_do_one_request_once(
             assert [id for _, id in made] == [request.request_id] * CHANGES[method.name], method.name
 
 
-@ON_POSTGRESQL
-async def test_an_id_that_two_servers_see_at_once_is_of_one_request(
+@POSTGRESQL_ONLY
+async def test_one_of_two_servers_does_a_request_of_a_shared_id(
     channel: grpc.aio.Channel, second: grpc.aio.Channel, database_url: str
 ) -> None:
     """Different requests with one id at two servers at the same moment: one is done, one is refused."""
-    sides = [Side("Post", Stubs(channel)), Side("Post", Stubs(second))]
+    apis = [ResourceApi("Post", Stubs(channel)), ResourceApi("Post", Stubs(second))]
     for n in range(50):
-        id = new_id()
-        calls = [side.create(side.draft(f"{n} {m}"), request_id=id) for m, side in enumerate(sides)]
+        id = new_request_id()
+        calls = [api.create(api.draft(f"{n} {m}"), request_id=id) for m, api in enumerate(apis)]
 
-        outcomes = await asyncio.gather(*map(outcome_of, calls))
+        outcomes = await asyncio.gather(*map(result_or_error, calls))
 
         assert reasons(outcomes) == ["REQUEST_ID_REUSED"]
         (done,) = answers(outcomes)
         assert changes_by_request(database_url)[n:] == [(done.id, id)]
 
 
-@ON_POSTGRESQL
+@POSTGRESQL_ONLY
 async def test_two_servers_do_many_requests_once(
     channel: grpc.aio.Channel, second: grpc.aio.Channel, database_url: str
 ) -> None:
-    """Crowds that bring the same requests to two servers, in different orders, get the same answers."""
+    """In different orders."""
     chance = random.Random(11)
-    sides = [Side("Post", Stubs(channel)), Side("Post", Stubs(second))]
+    apis = [ResourceApi("Post", Stubs(channel)), ResourceApi("Post", Stubs(second))]
     told: dict[str, list[Any]] = {}
 
-    async def send_to(side: Side, id: str) -> None:
-        told[id].append(await side.create(side.draft(id), request_id=id))
+    async def send_to(api: ResourceApi, id: str) -> None:
+        told[id].append(await api.create(api.draft(id), request_id=id))
 
     for _ in range(5):
-        ids = [new_id() for _ in range(40)]
+        ids = [new_request_id() for _ in range(40)]
         told |= {id: [] for id in ids}
-        crowd = [(side, id) for side in sides for id in chance.sample(ids, len(ids))]
-        await asyncio.gather(*(send_to(side, id) for side, id in crowd))
+        crowd = [(api, id) for api in apis for id in chance.sample(ids, len(ids))]
+        await asyncio.gather(*(send_to(api, id) for api, id in crowd))
 
     assert all(one == two for one, two in told.values())
     made = {request_id: id for id, request_id in changes_by_request(database_url)}
     assert made == {id: posts[0].id for id, posts in told.items()}
-    assert len(everything(database_url)["posts"]) == len(told)
+    assert len(all_rows(database_url)["posts"]) == len(told)
 
 
 # For how long
@@ -306,7 +316,7 @@ async def test_two_servers_do_many_requests_once(
 
 def age(database_url: str, request_id: str, *, microseconds: int) -> None:
     """Makes a remembered request older."""
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         older = text("UPDATE requests SET create_time = create_time - :by WHERE id = :id")
         assert connection.execute(older, {"by": microseconds, "id": request_id}).rowcount == 1
 
@@ -318,53 +328,52 @@ async def is_all_forgotten(database_url: str, *, hours: float = 24) -> bool:
         return await keeping.step()
 
 
-async def test_a_request_is_forgotten_after_its_time(side: Side, database_url: str) -> None:
-    """Behind request_id_hours an id is free again: the same request is done anew, another one is done."""
-    old, older, young = [new_id() for _ in range(3)]
-    first = {id: await side.create(side.draft(), request_id=id) for id in (old, older, young)}
+async def test_request_id_expires_after_its_retention(api: ResourceApi, database_url: str) -> None:
+    """The id is free again."""
+    old, older, young = [new_request_id() for _ in range(3)]
+    first = {id: await api.create(api.draft(), request_id=id) for id in (old, older, young)}
     age(database_url, old, microseconds=24 * HOUR + MINUTE)
     age(database_url, older, microseconds=1000 * HOUR)
     age(database_url, young, microseconds=24 * HOUR - MINUTE)
 
     assert await is_all_forgotten(database_url)
 
-    assert remembered(database_url) == [young]
-    assert await side.create(side.draft(), request_id=young) == first[young]
-    assert (await side.create(side.draft(), request_id=old)).id not in [it.id for it in first.values()]
-    assert (await side.create(side.draft("another"), request_id=older)).body == "another"
-    error = await failure(side.create(side.draft("another"), request_id=young))
+    assert stored_request_ids(database_url) == [young]
+    assert await api.create(api.draft(), request_id=young) == first[young]
+    assert (await api.create(api.draft(), request_id=old)).id not in [it.id for it in first.values()]
+    assert (await api.create(api.draft("another"), request_id=older)).body == "another"
+    error = await expect_error(api.create(api.draft("another"), request_id=young))
     assert error.reason == "REQUEST_ID_REUSED"
 
 
-async def test_an_answer_from_memory_does_not_make_a_request_younger(side: Side, database_url: str) -> None:
+async def test_replay_does_not_extend_the_retention(api: ResourceApi, database_url: str) -> None:
     """The time counts from when the request was done."""
-    id = new_id()
-    await side.create(side.draft(), request_id=id)
+    id = new_request_id()
+    await api.create(api.draft(), request_id=id)
     age(database_url, id, microseconds=24 * HOUR + MINUTE)
 
-    await side.create(side.draft(), request_id=id)
+    await api.create(api.draft(), request_id=id)
 
     assert await is_all_forgotten(database_url)
-    assert remembered(database_url) == []
+    assert stored_request_ids(database_url) == []
 
 
-async def test_what_is_done_is_not_forgotten_with_its_request(side: Side, database_url: str) -> None:
-    """Only the request goes; what it did and the changes that tell of it stay."""
-    id = new_id()
-    await side.create(side.draft(), request_id=id)
+async def test_expiry_keeps_the_resources_and_changes(api: ResourceApi, database_url: str) -> None:
+    id = new_request_id()
+    await api.create(api.draft(), request_id=id)
     age(database_url, id, microseconds=1000 * HOUR)
-    before = everything(database_url)
+    before = all_rows(database_url)
 
     await is_all_forgotten(database_url)
 
-    assert everything(database_url) == before | {"requests": []}
+    assert all_rows(database_url) == before | {"requests": []}
 
 
-async def test_many_requests_are_forgotten_in_steps(side: Side, database_url: str) -> None:
-    """A step deletes the oldest ones, no more than callers can wait for, and says when nothing is left."""
-    young = new_id()
-    await side.create(side.draft(), request_id=young)
-    with connected(database_url) as connection:
+async def test_many_request_ids_expire_in_steps(api: ResourceApi, database_url: str) -> None:
+    """Oldest first, in a bounded number per step."""
+    young = new_request_id()
+    await api.create(api.draft(), request_id=young)
+    with database_connection(database_url) as connection:
         ((now,),) = connection.execute(text("SELECT create_time FROM requests"))
         row = text("INSERT INTO requests (id, fingerprint, answer, create_time) VALUES (:id, 'x', '{}', :t)")
         count = 2 * STEP_ROWS + 100
@@ -376,13 +385,13 @@ async def test_many_requests_are_forgotten_in_steps(side: Side, database_url: st
     for is_last in (False, False, True):
         assert await is_all_forgotten(database_url) is is_last
         left = left[STEP_ROWS:]
-        assert remembered(database_url) == [*left, young]
+        assert stored_request_ids(database_url) == [*left, young]
 
 
-async def test_large_answers_are_forgotten_a_few_at_a_time(side: Side, database_url: str) -> None:
-    """A step ends when it has deleted 8 MiB, so that no transaction does more; small ones before them too."""
-    await side.create(side.draft(), request_id=new_id())
-    with connected(database_url) as connection:
+async def test_large_responses_expire_in_small_steps(api: ResourceApi, database_url: str) -> None:
+    """A step deletes at most 8 MiB."""
+    await api.create(api.draft(), request_id=new_request_id())
+    with database_connection(database_url) as connection:
         ((now,),) = connection.execute(text("SELECT create_time FROM requests"))
         row = text(
             "INSERT INTO requests (id, fingerprint, size, answer, create_time)"
@@ -400,32 +409,31 @@ async def test_large_answers_are_forgotten_a_few_at_a_time(side: Side, database_
         keeping = Keeping(store, change_hours=8760, change_rows=10**9, request_id_hours=24)
         left = []
         while not await keeping.step():
-            left.append(len(remembered(database_url)) - 1)
+            left.append(len(stored_request_ids(database_url)) - 1)
 
     assert left == [7, 5, 3, 1]
 
 
-async def test_it_is_known_how_large_an_answer_is(side: Side, database_url: str) -> None:
-    """Without a look at the answer, which may be of 4 MiB."""
-    await side.batch_create([side.draft(body="x" * 1000), side.draft(body="é")], request_id=new_id())
-    with connected(database_url) as connection:
+async def test_size_of_a_stored_response_is_a_column(api: ResourceApi, database_url: str) -> None:
+    """The response itself, of up to 4 MiB, is not read."""
+    await api.batch_create([api.draft(body="x" * 1000), api.draft(body="é")], request_id=new_request_id())
+    with database_connection(database_url) as connection:
         ((size, length),) = connection.execute(text("SELECT size, length(answer) FROM requests"))
 
     assert size == length > 1000
 
 
-async def test_the_server_forgets_by_its_setting(config: Config, database_url: str) -> None:
-    """A server whose request_id_hours is 1 forgets by itself what is older than that, and nothing else."""
-    old, young = new_id(), new_id()
+async def test_server_expires_request_ids_by_its_setting(config: Config, database_url: str) -> None:
+    old, young = new_request_id(), new_request_id()
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
-        side = Side("Post", Stubs(channel))
-        first = {id: await side.create(side.draft(), request_id=id) for id in (old, young)}
+        api = ResourceApi("Post", Stubs(channel))
+        first = {id: await api.create(api.draft(), request_id=id) for id in (old, young)}
     age(database_url, old, microseconds=HOUR + MINUTE)
     age(database_url, young, microseconds=HOUR - MINUTE)
 
     shorter = config.model_copy(update={"request_id_hours": 1.0})
     async with serving(shorter) as server, grpc.aio.insecure_channel(server.address) as channel:
-        await become(lambda: remembered(database_url) == [young])
-        side = Side("Post", Stubs(channel))
-        assert await side.create(side.draft(), request_id=young) == first[young]
-        assert await side.create(side.draft(), request_id=old) != first[old]
+        await eventually(lambda: stored_request_ids(database_url) == [young])
+        api = ResourceApi("Post", Stubs(channel))
+        assert await api.create(api.draft(), request_id=young) == first[young]
+        assert await api.create(api.draft(), request_id=old) != first[old]

@@ -18,11 +18,12 @@ from store_service import config as settings
 from store_service.database import connect, schema
 from store_service.errors import DatabaseUnavailable
 from store_service.server import serving
-from tests.bad_network import BadNetwork
-from tests.patience import patience
-from tests.postgres import PostgresServer, new_database, postgres_server, standby_of
-from tests.rpc.helpers import outcome_of
-from tests.support import Stubs, error_seen, failure, wait_until
+from tests.support.errors import expect_error, received_error, result_or_error
+from tests.support.polling import wait_until
+from tests.support.postgresql import PostgresServer, new_database, postgres_server, standby_server
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.unreliable_proxy import UnreliableProxy
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -31,7 +32,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class Service:
     """A service, and the network between it and its database."""
 
-    def __init__(self, channel: grpc.aio.Channel, network: BadNetwork) -> None:
+    def __init__(self, channel: grpc.aio.Channel, network: UnreliableProxy) -> None:
         self.stubs = Stubs(channel)
         self.network = network
         self._health = health_pb2_grpc.HealthStub(channel)
@@ -56,21 +57,21 @@ class Service:
 
 
 async def at_last(call: Callable[[], Awaitable[Any]], is_wanted: Callable[[Any], bool]) -> Any:
-    """What a call comes to when it is made again until that is wanted."""
-    async with asyncio.timeout(patience()):
+    """The result of a call that is retried until it is the expected one."""
+    async with asyncio.timeout(scaled_timeout()):
         while True:
-            outcome = await outcome_of(call())
+            outcome = await result_or_error(call())
             if is_wanted(outcome):
                 return outcome
             await asyncio.sleep(0.02)
 
 
 async def tried_again(call: Callable[[], Awaitable[Any]]) -> Any:
-    """What a call comes to when it is made again while the database is not available."""
+    """The result of a call that is retried while the database is unavailable."""
 
     def is_answer(outcome: Any) -> bool:
         if isinstance(outcome, grpc.RpcError):
-            assert error_seen(outcome).reason == "DATABASE_UNAVAILABLE"
+            assert received_error(outcome).reason == "DATABASE_UNAVAILABLE"
             return False
         return True
 
@@ -95,7 +96,7 @@ def database_url(primary: PostgresServer) -> Iterator[str]:
 @pytest.fixture
 def standby(primary: PostgresServer, database_url: str) -> Iterator[PostgresServer]:
     """A standby of it that has everything so far."""
-    with standby_of(primary.port) as server:
+    with standby_server(primary.port) as server:
         yield server
 
 
@@ -103,7 +104,7 @@ def standby(primary: PostgresServer, database_url: str) -> Iterator[PostgresServ
 async def service_at(database_url: str, **changed: Any) -> AsyncIterator[Service]:
     """A service whose address of the database leads to a server that may be changed."""
     url = make_url(database_url)
-    network = BadNetwork(random.Random(1))
+    network = UnreliableProxy(random.Random(1))
     lead_to(network, url.port)
     async with network.running():
         host, port = network.address.split(":")
@@ -113,7 +114,7 @@ async def service_at(database_url: str, **changed: Any) -> AsyncIterator[Service
             yield Service(channel, network)
 
 
-def lead_to(network: BadNetwork, port: int | None) -> None:
+def lead_to(network: UnreliableProxy, port: int | None) -> None:
     """New connections reach this server from now on."""
     network.server_address = f"127.0.0.1:{port}"
 
@@ -139,10 +140,10 @@ def ends_sessions(url: str) -> str:
     )
 
 
-async def test_database_that_was_read_only_for_a_while_is_written_again(
+async def test_database_that_was_temporarily_read_only_is_written_again(
     primary: PostgresServer, database_url: str
 ) -> None:
-    """The sessions that were opened meanwhile are not kept."""
+    """Sessions opened meanwhile are closed."""
     database = make_url(database_url).database
     async with service_at(database_url) as service:
         await service.create()
@@ -153,7 +154,7 @@ async def test_database_that_was_read_only_for_a_while_is_written_again(
             # At first it only says that the sessions have ended.
             while "default_transaction_read_only" not in cause_of_not_healthy(lines):
                 await service.becomes(NOT_SERVING)
-            refused = await failure(service.stubs.create_post())
+            refused = await expect_error(service.stubs.create_post())
         sql(primary.url, f"ALTER DATABASE {database} RESET default_transaction_read_only")
         post = await service.create()
 
@@ -167,10 +168,8 @@ def cause_of_not_healthy(lines: Sequence[Any]) -> str:
     return next((line["cause"] for line in reversed(lines) if line["event"] == "not healthy"), "")
 
 
-async def test_server_that_becomes_read_only_under_its_sessions_is_left(
-    primary: PostgresServer, database_url: str
-) -> None:
-    """After a reload no session can write; none is read from either, for the writes may go elsewhere."""
+async def test_session_that_becomes_read_only_is_closed(primary: PostgresServer, database_url: str) -> None:
+    """It is not used for reads either, because writes may go elsewhere."""
     async with service_at(database_url) as service:
         post = await service.create()
 
@@ -178,7 +177,7 @@ async def test_server_that_becomes_read_only_under_its_sessions_is_left(
         # A reload reaches sessions a moment later.
         await at_last(service.stubs.create_post, lambda seen: isinstance(seen, grpc.RpcError))
         await service.becomes(NOT_SERVING)
-        refused = await failure(service.get(post.id))
+        refused = await expect_error(service.get(post.id))
         sql(primary.url, "ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
         created = await service.create()
 
@@ -187,17 +186,17 @@ async def test_server_that_becomes_read_only_under_its_sessions_is_left(
         await service.becomes(SERVING)
 
 
-async def test_address_that_leads_to_a_standby_for_a_moment(
+async def test_address_that_temporarily_leads_to_a_standby_recovers(
     primary: PostgresServer, standby: PostgresServer, database_url: str
 ) -> None:
-    """Nothing is served from the standby, and everything works when the address leads back."""
+    """Nothing is served from the standby."""
     async with service_at(database_url) as service:
         post = await service.create()
 
         lead_to(service.network, standby.port)
         service.network.cut()
         await service.becomes(NOT_SERVING)
-        refused = [await failure(service.stubs.create_post()), await failure(service.get(post.id))]
+        refused = [await expect_error(service.stubs.create_post()), await expect_error(service.get(post.id))]
         lead_to(service.network, primary.port)
         created = await service.create()
 
@@ -206,10 +205,10 @@ async def test_address_that_leads_to_a_standby_for_a_moment(
         await service.becomes(SERVING)
 
 
-async def test_sessions_that_read_follow_the_one_that_writes(
+async def test_readers_follow_the_writer_to_a_promoted_standby(
     primary: PostgresServer, standby: PostgresServer, database_url: str
 ) -> None:
-    """The address leads to a promoted standby, while sessions to the former primary stay open."""
+    """Sessions to the former primary are closed."""
     async with service_at(database_url) as service:
         await service.create()
         await asyncio.to_thread(standby.promote)
@@ -223,8 +222,8 @@ async def test_sessions_that_read_follow_the_one_that_writes(
         assert [await service.get(created.id) for _ in range(8)] == [created] * 8
 
 
-async def test_read_only_service_on_a_standby(standby: PostgresServer, database_url: str) -> None:
-    """It serves what has arrived there, and listens for nothing, which a standby cannot tell."""
+async def test_read_only_service_serves_a_standby(standby: PostgresServer, database_url: str) -> None:
+    """Without LISTEN."""
     sql(database_url, "INSERT INTO posts (body) VALUES ('on the primary')")
     at_standby = at(standby, database_url)
 
@@ -242,10 +241,8 @@ def bodies(url: str) -> list[str]:
         return [body for (body,) in connection.execute("SELECT body FROM posts ORDER BY id")]
 
 
-async def test_service_that_takes_writes_does_not_open_a_standby(
-    standby: PostgresServer, database_url: str
-) -> None:
-    """The cause says what to do."""
+async def test_read_write_service_refuses_a_standby(standby: PostgresServer, database_url: str) -> None:
+    """The error says what to do."""
     with pytest.raises(DatabaseUnavailable) as caught:
         async with connect.open_store(at(standby, database_url)):
             pass

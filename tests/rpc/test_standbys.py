@@ -1,4 +1,4 @@
-"""What is written while a standby is behind or gone, and what watches are told of it."""
+"""Writes while a standby lags or is missing, and watches after a failover."""
 
 import asyncio
 import random
@@ -16,12 +16,13 @@ from store_service.config import Config
 from store_service.database import postgresql, schema, workers
 from store_service.server import serving
 from store_service.store import keeping
-from tests.bad_network import BadNetwork
-from tests.patience import patience
-from tests.postgres import PostgresServer, postgres_server, standby_of
-from tests.rpc.helpers import outcome_of
-from tests.support import Stubs, error_seen, failure, wait_until
-from tests.watching import Watch, begun
+from tests.support.errors import expect_error, received_error, result_or_error
+from tests.support.polling import wait_until
+from tests.support.postgresql import PostgresServer, postgres_server, standby_server
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.unreliable_proxy import UnreliableProxy
+from tests.support.watches import Watch, watch_from_now
 
 
 @pytest.fixture
@@ -39,15 +40,15 @@ def database_url(primary: PostgresServer) -> str:
 
 
 @asynccontextmanager
-async def forwarder(port: int) -> AsyncIterator[BadNetwork]:
+async def forwarder(port: int) -> AsyncIterator[UnreliableProxy]:
     """Something that leads to a server, and may lead to another one or nowhere."""
-    network = BadNetwork(random.Random(1))
+    network = UnreliableProxy(random.Random(1))
     network.server_address = f"127.0.0.1:{port}"
     async with network.running():
         yield network
 
 
-def port_of(network: BadNetwork) -> int:
+def port_of(network: UnreliableProxy) -> int:
     """Where it listens."""
     return int(network.address.split(":")[1])
 
@@ -70,7 +71,7 @@ def execute(url: str, statement: str) -> None:
 
 
 async def told_until_the_end(watch: Watch) -> tuple[list[int], str]:
-    """Ids of the changes that a watch was told, and the reason for which it ended."""
+    """The ids of the changes of a watch, and the reason of its end."""
     ids, error = await watch.rest()
     return ids, error.reason
 
@@ -81,7 +82,7 @@ async def test_watches_end_after_a_failover_that_lost_changes(
     """A standby that lacks the last changes becomes the primary, at the same address."""
     async with AsyncExitStack() as stack:
         replication = await stack.enter_async_context(forwarder(primary.port))
-        making = standby_of(port_of(replication))
+        making = standby_server(port_of(replication))
         standby = await asyncio.to_thread(making.__enter__)
         stack.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
         network = await stack.enter_async_context(forwarder(primary.port))
@@ -91,7 +92,7 @@ async def test_watches_end_after_a_failover_that_lost_changes(
         server = await stack.enter_async_context(serving(config))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
         stubs = Stubs(channel)
-        watches = [await stack.enter_async_context(begun(channel)) for _ in range(5)]
+        watches = [await stack.enter_async_context(watch_from_now(channel)) for _ in range(5)]
         kept = await stubs.create_post("kept")
         for watch in watches:
             await watch.until(kept.id)
@@ -108,12 +109,12 @@ async def test_watches_end_after_a_failover_that_lost_changes(
         await asyncio.to_thread(standby.promote)
         network.server_address = f"127.0.0.1:{standby.port}"
         network.cut()
-        async with asyncio.timeout(patience()):
-            while isinstance(new := await outcome_of(stubs.create_post("new")), grpc.RpcError):
-                assert error_seen(new).reason == "DATABASE_UNAVAILABLE"
+        async with asyncio.timeout(scaled_timeout()):
+            while isinstance(new := await result_or_error(stubs.create_post("new")), grpc.RpcError):
+                assert received_error(new).reason == "DATABASE_UNAVAILABLE"
 
         assert [await told_until_the_end(it) for it in watches] == [([], "RESUME_TOKEN_FOREIGN")] * 5
-        async with begun(channel, resume_token=kept_token) as again:
+        async with watch_from_now(channel, resume_token=kept_token) as again:
             assert [it.post for it in await again.until(new.id)] == [
                 it for it in await stored(stubs) if it.id != kept.id
             ]
@@ -159,7 +160,7 @@ class TestSynchronousStandby:
         )
 
     def arrive(self, primary: PostgresServer) -> None:
-        """Lets the commits that wait go on, as an answer of the standby does."""
+        """Releases waiting commits, as an acknowledgement of the standby does."""
         execute(primary.url, "ALTER SYSTEM RESET synchronous_standby_names")
         execute(primary.url, "SELECT pg_reload_conf()")
 
@@ -170,10 +171,10 @@ class TestSynchronousStandby:
         return count
 
     @pytest.mark.parametrize("request_id", ["", "3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b"])
-    async def test_write_that_nobody_waits_for_is_not_committed_by_its_cancellation(
+    async def test_cancelled_write_is_not_committed_by_its_cancellation(
         self, primary: PostgresServer, config: Config, request_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Its callers have gone; it still waits, and nobody sees it."""
+        """It still waits for the synchronous standby and is not visible."""
         monkeypatch.setattr(workers, "LAST_SECONDS", 0.1)
         was_abandoned = asyncio.Event()
         abandon = postgresql.PostgresqlConnection.abandon
@@ -186,16 +187,16 @@ class TestSynchronousStandby:
         async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
             stubs = Stubs(channel)
             await self.leave(primary, stubs)
-            async with begun(channel) as watch:
+            async with watch_from_now(channel) as watch:
                 request = posts_pb2.CreatePostRequest(
                     post=posts_pb2.Post(body="waits"), request_id=request_id
                 )
-                error = await failure(stubs.posts.CreatePost(request, timeout=1))
-                async with asyncio.timeout(patience()):
+                error = await expect_error(stubs.posts.CreatePost(request, timeout=1))
+                async with asyncio.timeout(scaled_timeout()):
                     await was_abandoned.wait()
                 # This one comes after it, and so after what a cancellation would have done.
                 late = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="comes too late"))
-                await failure(stubs.posts.CreatePost(late, timeout=1))
+                await expect_error(stubs.posts.CreatePost(late, timeout=1))
                 assert [it.body for it in await stored(stubs)] == ["before"]
                 assert await asyncio.to_thread(self.waiting, primary) == 1
 
@@ -204,17 +205,17 @@ class TestSynchronousStandby:
 
         assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
 
-    async def test_write_that_takes_too_long_is_in_doubt_and_not_cancelled(
+    async def test_write_that_times_out_in_doubt_is_not_cancelled(
         self, primary: PostgresServer, config: Config, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The session is given up, and the commit goes on waiting."""
+        """The session is abandoned while the commit waits."""
         monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.2)
         quick = config.model_copy(update={"statement_seconds": 3.0, "lock_seconds": 0.2})
         async with serving(quick) as server, grpc.aio.insecure_channel(server.address) as channel:
             stubs = Stubs(channel)
             await self.leave(primary, stubs)
-            async with begun(channel) as watch:
-                error = await failure(stubs.create_post("waits"))
+            async with watch_from_now(channel) as watch:
+                error = await expect_error(stubs.create_post("waits"))
 
                 seen = [it.body for it in await stored(stubs)]
                 waiting = await asyncio.to_thread(self.waiting, primary)

@@ -1,4 +1,4 @@
-"""TLS and mTLS: who is let in, what a renewed certificate takes, and what a broken one leaves as it was."""
+"""TLS and mTLS: accepted clients, renewed certificates and invalid ones."""
 
 import asyncio
 import ssl
@@ -22,10 +22,17 @@ from store_service.config import Config
 from store_service.logs import CallLog
 from store_service.rpc import tls
 from store_service.server import RunningServer, serving
-from tests.certificates import Files, chain_of, channel_credentials, key_of, replace
-from tests.patience import patience
-from tests.scraping import scraped
-from tests.support import Stubs, error_seen, failure
+from tests.support.certificates import (
+    TlsFiles,
+    certificate_chain,
+    channel_credentials,
+    private_key,
+    replace_file,
+)
+from tests.support.errors import expect_error, received_error
+from tests.support.metrics import scrape_metrics
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 NAME = "billing.internal"
 
@@ -38,29 +45,29 @@ def database_url(database_file: Path) -> str:
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """Who signs for the server and for its clients."""
+    """The authority of the server and its clients."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
 def stranger() -> trustme.CA:
-    """Who signs for others."""
+    """Another authority."""
     return trustme.CA()
 
 
 @pytest.fixture
-def files(tmp_path: Path, authority: trustme.CA) -> Files:
+def files(tmp_path: Path, authority: trustme.CA) -> TlsFiles:
     """The files of a server."""
-    return Files(tmp_path, authority)
+    return TlsFiles(tmp_path, authority)
 
 
 @pytest.fixture
-def config(database_url: str, files: Files) -> Config:
+def config(database_url: str, files: TlsFiles) -> Config:
     """A server that wants TLS."""
     return with_tls(database_url, files)
 
 
-def with_tls(database_url: str, files: Files, **more: Any) -> Config:
+def with_tls(database_url: str, files: TlsFiles, **more: Any) -> Config:
     return settings.load(
         DATABASE_URL=database_url,
         listen="127.0.0.1:0",
@@ -71,7 +78,7 @@ def with_tls(database_url: str, files: Files, **more: Any) -> Config:
 
 
 @pytest.fixture
-async def mutual(database_url: str, files: Files) -> AsyncIterator[RunningServer]:
+async def mutual(database_url: str, files: TlsFiles) -> AsyncIterator[RunningServer]:
     """A server that wants certificates of its clients too."""
     async with serving(with_tls(database_url, files, tls_client_ca=str(files.client_ca))) as server:
         yield server
@@ -91,13 +98,13 @@ async def connected(address: str, credentials: grpc.ChannelCredentials | None) -
 
 
 async def is_let_in(address: str, credentials: grpc.ChannelCredentials | None) -> bool:
-    """Whether a new connection takes a call; False if there is no connection at all."""
+    """Whether a call on a new connection succeeds; False without a connection."""
     async with connected(address, credentials) as stubs:
-        call = stubs.posts.ListPosts(pb.ListPostsRequest(), timeout=patience())
+        call = stubs.posts.ListPosts(pb.ListPostsRequest(), timeout=scaled_timeout())
         try:
             await call
         except grpc.aio.AioRpcError as failed:
-            error = error_seen(failed)
+            error = received_error(failed)
         else:
             return True
     # Never from the service: it has not been reached.
@@ -107,7 +114,7 @@ async def is_let_in(address: str, credentials: grpc.ChannelCredentials | None) -
 
 
 async def shown_by(address: str) -> bytes:
-    """The certificate (DER) that a server shows to whoever connects now."""
+    """The certificate (DER) of the server on a new connection."""
     host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -128,7 +135,7 @@ def der(cert: trustme.LeafCert) -> bytes:
 # TLS
 
 
-async def test_a_client_that_knows_the_authority_is_served(
+async def test_client_that_trusts_the_authority_is_served(
     server: RunningServer, authority: trustme.CA
 ) -> None:
     """Over TLS, with the server's name checked by the client."""
@@ -136,24 +143,22 @@ async def test_a_client_that_knows_the_authority_is_served(
 
 
 async def test_plaintext_is_refused_with_tls(server: RunningServer) -> None:
-    """There is no way around the encryption."""
     assert not await is_let_in(server.address, None)
 
 
-async def test_a_client_of_another_authority_does_not_take_the_server(
+async def test_client_of_another_authority_refuses_the_server(
     server: RunningServer, stranger: trustme.CA
 ) -> None:
-    """So that nobody can stand in for it."""
     assert not await is_let_in(server.address, channel_credentials(stranger))
 
 
 # mTLS
 
 
-async def test_a_client_with_a_certificate_of_the_authority_is_let_in(
+async def test_client_certificate_of_the_authority_is_accepted(
     mutual: RunningServer, authority: trustme.CA
 ) -> None:
-    """That is all it needs where no keys are asked for: it may do everything."""
+    """Without keys it has all permissions."""
     async with connected(mutual.address, channel_credentials(authority, authority.issue_cert(NAME))) as stubs:
         post = await stubs.create_post()
         watch: Any = stubs.changes.Watch(changes_pb2.WatchRequest())
@@ -163,14 +168,12 @@ async def test_a_client_with_a_certificate_of_the_authority_is_let_in(
     assert post.id == 1
 
 
-async def test_a_client_without_a_certificate_is_not_let_in(
-    mutual: RunningServer, authority: trustme.CA
-) -> None:
-    """Not even to a method that needs no right."""
+async def test_client_without_a_certificate_is_refused(mutual: RunningServer, authority: trustme.CA) -> None:
+    """For every method."""
     assert not await is_let_in(mutual.address, channel_credentials(authority))
 
 
-async def test_a_certificate_of_another_authority_does_not_do(
+async def test_client_certificate_of_another_authority_is_refused(
     mutual: RunningServer, authority: trustme.CA, stranger: trustme.CA
 ) -> None:
     """Whatever name it has."""
@@ -179,15 +182,13 @@ async def test_a_certificate_of_another_authority_does_not_do(
 
 
 async def test_plaintext_is_refused_with_mtls(mutual: RunningServer) -> None:
-    """There is no way around the certificate."""
     assert not await is_let_in(mutual.address, None)
 
 
-async def test_the_health_check_needs_a_certificate_too(mutual: RunningServer, authority: trustme.CA) -> None:
-    """It is open to whoever has a connection, and without a certificate there is none."""
+async def test_health_needs_a_client_certificate(mutual: RunningServer, authority: trustme.CA) -> None:
     check = health_pb2.HealthCheckRequest()
     async with grpc.aio.secure_channel(mutual.address, channel_credentials(authority)) as channel:
-        assert (await failure(health_pb2_grpc.HealthStub(channel).Check(check))).code == (
+        assert (await expect_error(health_pb2_grpc.HealthStub(channel).Check(check))).code == (
             grpc.StatusCode.UNAVAILABLE
         )
     credentials = channel_credentials(authority, authority.issue_cert(NAME))
@@ -199,7 +200,7 @@ async def test_the_health_check_needs_a_certificate_too(mutual: RunningServer, a
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
-    """Who has called, as the log is told."""
+    """The callers in the log."""
     told: list[str | None] = []
     monkeypatch.setattr(CallLog, "write", lambda *values: told.append(values[6]))
     return told
@@ -214,14 +215,14 @@ def names(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
         (("billing@example.org",), "billing@example.org"),
     ],
 )
-async def test_the_callers_name_is_the_subject_alternative_name(
+async def test_principal_is_the_subject_alternative_name(
     names: list[str | None],
     mutual: RunningServer,
     authority: trustme.CA,
     given: tuple[str, ...],
     name: str,
 ) -> None:
-    """The first, if there are several; of whatever kind."""
+    """The first one, of any type."""
     if name.startswith("spiffe:"):
         client = with_uri(authority, name)
     else:
@@ -269,10 +270,10 @@ def signed(authority: trustme.CA, uris: list[str], common_name: str | None) -> g
     return grpc.ssl_channel_credentials(authority.cert_pem.bytes(), private, pem)
 
 
-async def test_a_common_name_is_no_name(
+async def test_common_name_is_not_a_principal(
     names: list[str | None], mutual: RunningServer, authority: trustme.CA
 ) -> None:
-    """Authorities check it less; a caller that has nothing else is called by where it is."""
+    """Such a caller is named by its address."""
     assert await is_let_in(mutual.address, signed(authority, [], common_name=NAME))
 
     assert names == ["ipv4:127.0.0.1"]
@@ -281,10 +282,10 @@ async def test_a_common_name_is_no_name(
 # Renewal
 
 
-async def test_a_renewed_certificate_is_picked_up_without_a_dropped_call(
-    server: RunningServer, files: Files, authority: trustme.CA
+async def test_renewed_certificate_is_loaded_without_a_dropped_call(
+    server: RunningServer, files: TlsFiles, authority: trustme.CA
 ) -> None:
-    """New connections see the new one; an open stream and calls on the old connection go on."""
+    """New connections see it; open streams and connections continue."""
     async with connected(server.address, channel_credentials(authority)) as stubs:
         watch: Any = stubs.changes.Watch(changes_pb2.WatchRequest())
         await watch.read()
@@ -300,26 +301,26 @@ async def test_a_renewed_certificate_is_picked_up_without_a_dropped_call(
     assert await is_let_in(server.address, channel_credentials(authority))
 
 
-async def test_calls_go_on_while_certificates_are_renewed_again_and_again(
-    server: RunningServer, files: Files, authority: trustme.CA
+async def test_calls_succeed_during_repeated_renewals(
+    server: RunningServer, files: TlsFiles, authority: trustme.CA
 ) -> None:
-    """Ten renewals, with a new connection before, between and after the two files of each."""
+    """Ten, with a new connection before, between and after the two files of each."""
     credentials = channel_credentials(authority)
     async with connected(server.address, credentials) as old:
         for _ in range(10):
             cert = authority.issue_cert("localhost", "127.0.0.1")
-            replace(files.cert, chain_of(cert))
+            replace_file(files.cert, certificate_chain(cert))
             assert await is_let_in(server.address, credentials)
-            replace(files.key, key_of(cert))
+            replace_file(files.key, private_key(cert))
             assert await is_let_in(server.address, credentials)
             assert await shown_by(server.address) == der(cert)
             await old.create_post()
 
 
-async def test_an_authority_of_clients_is_exchanged(
-    mutual: RunningServer, files: Files, authority: trustme.CA, stranger: trustme.CA
+async def test_client_authority_is_replaced(
+    mutual: RunningServer, files: TlsFiles, authority: trustme.CA, stranger: trustme.CA
 ) -> None:
-    """Who was refused is let in, and who was let in is refused, from the next connection on."""
+    """From the next connection on."""
     old = channel_credentials(authority, authority.issue_cert(NAME))
     new = channel_credentials(authority, stranger.issue_cert(NAME))
     assert (await is_let_in(mutual.address, old), await is_let_in(mutual.address, new)) == (True, False)
@@ -333,23 +334,25 @@ def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-BROKEN: dict[str, Callable[[Files, trustme.LeafCert], None]] = {
-    "the certificate is half written": lambda files, new: replace(files.cert, half(chain_of(new))),
-    "the key is half written": lambda files, new: replace(files.key, half(key_of(new))),
-    "only the certificate is there": lambda files, new: replace(files.cert, chain_of(new)),
-    "only the key is there": lambda files, new: replace(files.key, key_of(new)),
+BROKEN: dict[str, Callable[[TlsFiles, trustme.LeafCert], None]] = {
+    "the certificate is half written": lambda files, new: replace_file(
+        files.cert, half(certificate_chain(new))
+    ),
+    "the key is half written": lambda files, new: replace_file(files.key, half(private_key(new))),
+    "only the certificate is there": lambda files, new: replace_file(files.cert, certificate_chain(new)),
+    "only the key is there": lambda files, new: replace_file(files.key, private_key(new)),
     "the certificate is gone": lambda files, _: files.cert.unlink(),
-    "the key is empty": lambda files, _: replace(files.key, b""),
-    "the authorities are broken": lambda files, _: replace(files.client_ca, b"none"),
+    "the key is empty": lambda files, _: replace_file(files.key, b""),
+    "the authorities are broken": lambda files, _: replace_file(files.client_ca, b"none"),
     "the authorities are gone": lambda files, _: files.client_ca.unlink(),
 }
 
 
 @pytest.mark.parametrize("how", BROKEN)
-async def test_files_that_do_not_fit_together_are_not_taken(
-    mutual: RunningServer, files: Files, authority: trustme.CA, how: str
+async def test_mismatched_files_are_not_loaded(
+    mutual: RunningServer, files: TlsFiles, authority: trustme.CA, how: str
 ) -> None:
-    """Whoever connects meanwhile gets what was there before; the log says so once; what is mended counts."""
+    """The previous pair is used, and the error is logged once."""
     credentials = channel_credentials(authority, authority.issue_cert(NAME))
     before = await shown_by(mutual.address)
     with capture_logs() as logged:
@@ -367,20 +370,20 @@ async def test_files_that_do_not_fit_together_are_not_taken(
     assert await shown_by(mutual.address) == der(renewed)
 
 
-async def test_files_that_have_not_changed_are_not_read(
+async def test_unchanged_files_are_not_read(
     server: RunningServer, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A connection costs a look at three files and no more."""
+    """A connection costs three stat calls."""
     monkeypatch.setattr(tls.Certificates, "_load", lambda _: pytest.fail("it was read"))
 
     for _ in range(3):
         assert await is_let_in(server.address, channel_credentials(authority))
 
 
-async def test_a_pair_that_changes_while_it_is_checked_is_not_taken(
-    files: Files, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
+async def test_pair_that_changes_during_its_check_is_not_loaded(
+    files: TlsFiles, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenSSL reads the files by itself; it must have seen what is used."""
+    """OpenSSL reads the files itself."""
     check = tls.Certificates._check_pair
 
     def changes_meanwhile(self: tls.Certificates) -> None:
@@ -416,10 +419,10 @@ def told(logged: Sequence[Any]) -> list[str]:
     ids=["expired", "not yet", "valid"],
 )
 @pytest.mark.parametrize("has_client_ca", [False, True])
-def test_a_certificate_that_no_client_takes_is_told_of(
-    files: Files, authority: trustme.CA, begins: int, ends: int, expected: list[str], has_client_ca: bool
+def test_unusable_certificate_is_logged(
+    files: TlsFiles, authority: trustme.CA, begins: int, ends: int, expected: list[str], has_client_ca: bool
 ) -> None:
-    """When it is read, with the setting and its times, which may be the clock's fault as well."""
+    """When it is loaded, with the setting and its validity, because the clock may be wrong."""
     files.renew(authority.create_child_ca(), not_before=days(begins), not_after=days(ends))
     with capture_logs() as logged:
         client_ca = files.client_ca if has_client_ca else None
@@ -432,10 +435,10 @@ def test_a_certificate_that_no_client_takes_is_told_of(
         assert datetime.fromisoformat(it["valid_from"]) == days(begins)
 
 
-async def test_an_expired_certificate_is_told_of_when_it_comes_and_not_again(
-    server: RunningServer, files: Files, authority: trustme.CA
+async def test_expired_certificate_is_logged_once(
+    server: RunningServer, files: TlsFiles, authority: trustme.CA
 ) -> None:
-    """It is shown, for there is no other; clients refuse it, and the log says why."""
+    """It is still used, because there is no other."""
     credentials = channel_credentials(authority)
     expired = files.renew(authority, not_after=days(-1))
     with capture_logs() as logged:
@@ -447,14 +450,14 @@ async def test_an_expired_certificate_is_told_of_when_it_comes_and_not_again(
 
 
 @pytest.mark.parametrize("kind", [trustme.KeyType.RSA, trustme.KeyType.ECDSA])
-def test_the_times_are_those_of_the_servers_own_certificate(
-    files: Files, authority: trustme.CA, kind: trustme.KeyType
+def test_logged_validity_is_that_of_the_leaf_certificate(
+    files: TlsFiles, authority: trustme.CA, kind: trustme.KeyType
 ) -> None:
-    """Not of those between it and its authority, whichever key it has."""
+    """Not of an intermediate one, whatever its key type."""
     ends = days(3)
     cert = authority.create_child_ca(key_type=kind).issue_cert("localhost", not_after=ends, key_type=kind)
-    replace(files.cert, chain_of(cert))
-    replace(files.key, key_of(cert))
+    replace_file(files.cert, certificate_chain(cert))
+    replace_file(files.key, private_key(cert))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
     validity = tls._validity(context, files.cert.read_bytes())
@@ -463,24 +466,23 @@ def test_the_times_are_those_of_the_servers_own_certificate(
     assert validity.ends == ends.timestamp()
 
 
-async def test_metrics_tell_when_the_certificate_expires_that_is_shown(
-    database_url: str, files: Files, authority: trustme.CA
+async def test_expiry_metric_is_that_of_the_served_certificate(
+    database_url: str, files: TlsFiles, authority: trustme.CA
 ) -> None:
-    """Also while nobody connects; a pair that cannot be used is not told of, and gRPC gets each that can."""
+    """Without connections too; an unusable pair is not reported."""
     name = "store_certificate_expiry_seconds"
     files.renew(authority, not_after=days(3))
     async with serving(with_tls(database_url, files, metrics_listen="127.0.0.1:0")) as server:
-        assert scraped(server).total(name) == days(3).timestamp()
+        assert scrape_metrics(server).total(name) == days(3).timestamp()
         renewed = files.renew(authority, not_after=days(90))
-        assert scraped(server).total(name) == days(90).timestamp()
+        assert scrape_metrics(server).total(name) == days(90).timestamp()
         assert await shown_by(server.address) == der(renewed)
-        replace(files.cert, chain_of(authority.issue_cert("localhost", not_after=days(200))))
-        assert scraped(server).total(name) == days(90).timestamp()
+        replace_file(files.cert, certificate_chain(authority.issue_cert("localhost", not_after=days(200))))
+        assert scrape_metrics(server).total(name) == days(90).timestamp()
         assert await shown_by(server.address) == der(renewed)
 
 
-async def test_metrics_without_tls_tell_of_no_certificate(database_url: str) -> None:
-    """There is none, so nothing expires."""
+async def test_expiry_metric_is_absent_without_tls(database_url: str) -> None:
     plain = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
     async with serving(plain) as server:
-        assert not list(scraped(server).values("store_certificate_expiry_seconds"))
+        assert not list(scrape_metrics(server).values("store_certificate_expiry_seconds"))

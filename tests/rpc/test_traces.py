@@ -16,9 +16,15 @@ from store_service import config as settings
 from store_service import telemetry
 from store_service.config import BadSetting, Config
 from store_service.server import RunningServer, serving
-from tests.rpc.helpers import ONE_ENGINE, Side, Taken, become, locked, stoppable, together
-from tests.support import Stubs, failure
-from tests.watching import begun
+from tests.support.database import write_lock
+from tests.support.engines import SQLITE_ONLY
+from tests.support.errors import expect_error
+from tests.support.polling import eventually
+from tests.support.resource_api import ResourceApi
+from tests.support.stoppable_server import stoppable_server
+from tests.support.stubs import Stubs
+from tests.support.watches import watch_from_now
+from tests.support.write_queue import WriteQueue, run_in_one_batch
 
 GET, CREATE = "storeapi.v1.PostService/GetPost", "storeapi.v1.PostService/CreatePost"
 TRACE_ID, SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -37,7 +43,7 @@ class Spans:
 
     async def one(self, name: str) -> ReadableSpan:
         """The only span of a name, once it has ended."""
-        await become(lambda: bool(self.named(name)))
+        await eventually(lambda: bool(self.named(name)))
         (span,) = self.named(name)
         return span
 
@@ -69,8 +75,8 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-async def test_a_call_is_a_span(spans: Spans, stubs: Stubs) -> None:
-    """With the attributes that the semantic conventions want, and the id under which the log has it."""
+async def test_call_is_a_span(spans: Spans, stubs: Stubs) -> None:
+    """With the attributes of the semantic conventions, and the call id of the log."""
     call = stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a")))
     await call
     span = await spans.one(CREATE)
@@ -88,9 +94,9 @@ async def test_a_call_is_a_span(spans: Spans, stubs: Stubs) -> None:
     assert span.events == ()
 
 
-@ONE_ENGINE
-async def test_a_span_is_below_that_of_the_caller(spans: Spans, stubs: Stubs) -> None:
-    """By the W3C headers traceparent and tracestate; baggage is nobody's business here."""
+@SQLITE_ONLY
+async def test_span_has_the_parent_of_the_caller(spans: Spans, stubs: Stubs) -> None:
+    """From traceparent and tracestate; baggage is ignored."""
     metadata = (
         ("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-01"),
         ("tracestate", "vendor=1"),
@@ -106,21 +112,18 @@ async def test_a_span_is_below_that_of_the_caller(spans: Spans, stubs: Stubs) ->
     assert "somebody" not in str(attributes(span))
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize(
     "traceparent", ["", "nonsense", f"00-{'0' * 32}-{SPAN_ID}-01", f"ff-{TRACE_ID}-x-01"]
 )
-async def test_a_damaged_header_begins_a_trace_of_its_own(
-    spans: Spans, stubs: Stubs, traceparent: str
-) -> None:
-    """It is no reason to refuse a call."""
+async def test_damaged_trace_header_starts_a_new_trace(spans: Spans, stubs: Stubs, traceparent: str) -> None:
     await stubs.posts.ListPosts(pb.ListPostsRequest(), metadata=(("traceparent", traceparent),))
 
     assert (await spans.one("storeapi.v1.PostService/ListPosts")).parent is None
 
 
-@ONE_ENGINE
-async def test_a_caller_that_does_not_sample_is_not_traced(spans: Spans, stubs: Stubs) -> None:
+@SQLITE_ONLY
+async def test_unsampled_call_is_not_traced(spans: Spans, stubs: Stubs) -> None:
     """The decision is made where the trace begins; nothing of such a call is exported."""
     metadata = (("traceparent", f"00-{TRACE_ID}-{SPAN_ID}-00"),)
     await stubs.posts.ListPosts(pb.ListPostsRequest(), metadata=metadata)
@@ -131,10 +134,10 @@ async def test_a_caller_that_does_not_sample_is_not_traced(spans: Spans, stubs: 
     assert len(spans.named("reader batch")) == 0
 
 
-@ONE_ENGINE
-async def test_an_error_of_the_caller_is_no_error_of_the_service(spans: Spans, stubs: Stubs) -> None:
-    """The span has its code and its reason, and no error status."""
-    await failure(stubs.posts.GetPost(pb.GetPostRequest(id=404)))
+@SQLITE_ONLY
+async def test_client_error_is_not_a_span_error(spans: Spans, stubs: Stubs) -> None:
+    """The span has the code and the reason."""
+    await expect_error(stubs.posts.GetPost(pb.GetPostRequest(id=404)))
     span = await spans.one(GET)
 
     assert attributes(span)["rpc.grpc.status_code"] == grpc.StatusCode.NOT_FOUND.value[0]
@@ -142,15 +145,17 @@ async def test_an_error_of_the_caller_is_no_error_of_the_service(spans: Spans, s
     assert span.status.status_code is StatusCode.UNSET
 
 
-@ONE_ENGINE
-async def test_a_bug_is_an_error(spans: Spans, stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The span says INTERNAL; what the exception says is for the log alone."""
+@SQLITE_ONLY
+async def test_unhandled_exception_is_a_span_error(
+    spans: Spans, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the text of the exception."""
 
     def stumbles(_: Any) -> Any:
         raise ValueError("secret")
 
     monkeypatch.setattr("store_service.rpc.posts.post_to_message", stumbles)
-    await failure(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
+    await expect_error(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
     span = await spans.one(CREATE)
 
     assert attributes(span)["rpc.grpc.status_code"] == grpc.StatusCode.INTERNAL.value[0]
@@ -158,31 +163,30 @@ async def test_a_bug_is_an_error(spans: Spans, stubs: Stubs, monkeypatch: pytest
     assert "secret" not in span.to_json()
 
 
-async def test_deadlines_and_cancels_have_their_own_ends(
-    spans: Spans, stubs: Stubs, taken: Taken, database_url: str
+async def test_deadline_is_a_span_error_and_cancellation_is_not(
+    spans: Spans, stubs: Stubs, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """A deadline that has passed is an error; a caller that went away is none."""
-    with locked(database_url):
+    with write_lock(database_url):
         late = stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a")), timeout=1)
-        assert (await failure(late)).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await expect_error(late)).code is grpc.StatusCode.DEADLINE_EXCEEDED
         span = await spans.one(CREATE)
         assert attributes(span)["rpc.grpc.status_code"] == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
         assert span.status.status_code is StatusCode.ERROR
 
         gone = stubs.posts.UpdatePost(pb.UpdatePostRequest(post=pb.Post(id=1, body="b")))
-        await taken.arrive(2, since=0)
+        await write_queue.wait_for_arrivals(2, since=0)
         gone.cancel()
         span = await spans.one("storeapi.v1.PostService/UpdatePost")
         assert attributes(span)["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
         assert span.status.status_code is StatusCode.UNSET
 
 
-async def test_calls_that_rode_together_have_the_same_batch(
-    spans: Spans, posts: Side, taken: Taken, database_url: str
+async def test_calls_of_one_batch_share_its_number(
+    spans: Spans, posts: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """Each has a span of it in its own trace, with its size, its number, and how long the call waited."""
-    await together(taken, posts, database_url, [lambda: posts.create(posts.draft())] * 3)
-    await become(lambda: len(spans.named(CREATE)) == 4)
+    """Each trace has a span of the batch, with its size and the wait."""
+    await run_in_one_batch(write_queue, posts, database_url, [lambda: posts.create(posts.draft())] * 3)
+    await eventually(lambda: len(spans.named(CREATE)) == 4)
     found = [batch for call in spans.named(CREATE) for batch in spans.batches_of(call)]
 
     riding = [batch for batch in found if attributes(batch)["store.batch.size"] == 3]
@@ -202,25 +206,25 @@ async def test_calls_that_rode_together_have_the_same_batch(
         assert batch.status.status_code is StatusCode.UNSET
 
 
-@ONE_ENGINE
-async def test_calls_at_the_same_time_keep_their_batches_apart(spans: Spans, stubs: Stubs) -> None:
+@SQLITE_ONLY
+async def test_concurrent_calls_keep_their_batches_apart(spans: Spans, stubs: Stubs) -> None:
     """Every read is below the call that asked for it."""
     post = await stubs.create_post()
     await asyncio.gather(*(stubs.posts.GetPost(pb.GetPostRequest(id=post.id)) for _ in range(20)))
-    await become(lambda: len(spans.named(GET)) == 20)
+    await eventually(lambda: len(spans.named(GET)) == 20)
 
     assert [len(spans.batches_of(call)) for call in spans.named(GET)] == [1] * 20
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-async def test_a_batch_that_fails_is_an_error(
+async def test_failed_batch_is_a_span_error(
     spans: Spans, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the class of the error, which the caller sees as DATABASE_BUSY."""
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", traces=True, lock_seconds=0.05)
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
-        with locked(database_url):
-            await failure(Stubs(channel).create_post())
+        with write_lock(database_url):
+            await expect_error(Stubs(channel).create_post())
     span = await spans.one(CREATE)
     (batch,) = spans.batches_of(span)
 
@@ -230,11 +234,9 @@ async def test_a_batch_that_fails_is_an_error(
     assert span.status.status_code is batch.status.status_code is StatusCode.ERROR
 
 
-async def test_a_watch_is_one_span_without_children(
-    spans: Spans, stubs: Stubs, channel: grpc.aio.Channel
-) -> None:
-    """It reads for as long as it lasts, which may be days."""
-    async with begun(channel) as watch:
+async def test_watch_is_one_span(spans: Spans, stubs: Stubs, channel: grpc.aio.Channel) -> None:
+    """Without children, because it may last for days."""
+    async with watch_from_now(channel) as watch:
         await stubs.create_post()
         await watch.response()
     span = await spans.one("storeapi.v1.ChangeService/Watch")
@@ -243,15 +245,15 @@ async def test_a_watch_is_one_span_without_children(
     assert spans.batches_of(span) == []
 
 
-@ONE_ENGINE
-async def test_a_call_that_is_refused_because_the_server_stops_is_an_error(
+@SQLITE_ONLY
+async def test_call_refused_by_a_draining_server_is_a_span_error(
     spans: Spans, config: Config, database_url: str
 ) -> None:
     """Its reason is SHUTTING_DOWN."""
     async with (
-        stoppable(config) as server,
+        stoppable_server(config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
-        begun(channel) as watch,
+        watch_from_now(channel) as watch,
     ):
         server.stop()
         await watch.read()
@@ -263,9 +265,8 @@ async def test_a_call_that_is_refused_because_the_server_stops_is_an_error(
     assert span.status.status_code is StatusCode.ERROR
 
 
-@ONE_ENGINE
-async def test_spans_are_off_unless_they_are_wanted(database_url: str) -> None:
-    """Then no call and no work looks for them."""
+@SQLITE_ONLY
+async def test_tracing_is_disabled_by_default(database_url: str) -> None:
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")
     async with serving(config) as server:
         assert isinstance(server, RunningServer)
@@ -292,10 +293,10 @@ async def test_spans_are_off_unless_they_are_wanted(database_url: str) -> None:
         ),
     ],
 )
-def test_the_standard_variables_choose_the_exporter(
+def test_standard_variables_choose_the_exporter(
     variables: dict[str, str], classes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in every other program that uses OpenTelemetry."""
+    """Those of OpenTelemetry."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     exporters = telemetry.exporters()
@@ -311,7 +312,7 @@ def test_the_standard_variables_choose_the_exporter(
     ("variable", "value"),
     [("OTEL_TRACES_EXPORTER", "pigeon"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "pigeon")],
 )
-def test_an_unknown_exporter_is_a_bad_setting(
+def test_unknown_exporter_is_an_invalid_setting(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line names the variable."""
@@ -329,10 +330,10 @@ def test_an_unknown_exporter_is_a_bad_setting(
         ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=posts,a=b"}, "posts"),
     ],
 )
-def test_the_service_is_called_what_the_variables_say(
+def test_service_name_comes_from_the_standard_variables(
     variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And store-service when they say nothing."""
+    """The default is store-service."""
     for variable, value in ({"OTEL_TRACES_EXPORTER": "none"} | variables).items():
         monkeypatch.setenv(variable, value)
     provider = telemetry.tracer_provider()

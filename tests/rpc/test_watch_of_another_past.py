@@ -1,4 +1,4 @@
-"""The database is set back while watches are open: no change is skipped, and none is told that never was."""
+"""Watches during a rollback of the database to an earlier state: no silent gap and no lost history."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,10 +15,10 @@ from store_service.model import Filter, PostDraft, WatchStart
 from store_service.store.changes import Changes, Piece
 from store_service.store.feed import Feed, Sent
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.store.by_hand import execute, query
-from tests.support import Stubs
-from tests.watching import begun
+from tests.support.database import execute, query
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.watches import watch_from_now
 
 MORE_THAN_A_TEST = 3600.0
 
@@ -42,12 +42,12 @@ def set_back(database_url: str, seq: int) -> None:
 
 
 @pytest.mark.parametrize("somebody_writes", [True, False])
-async def test_watch_ends_when_the_database_was_set_back(
+async def test_watch_ends_after_a_database_rollback(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str, somebody_writes: bool
 ) -> None:
-    """It has been told a change that never was, and is told nothing more, also if nothing is written."""
+    """Also if nothing is written afterwards."""
     async with AsyncExitStack() as stack:
-        watches = [await stack.enter_async_context(begun(channel)) for _ in range(3)]
+        watches = [await stack.enter_async_context(watch_from_now(channel)) for _ in range(3)]
         lost = await stubs.create_post("lost")
         for watch in watches:
             assert [it.post for it in await watch.changes(1)] == [lost]
@@ -61,11 +61,11 @@ async def test_watch_ends_when_the_database_was_set_back(
             assert (ids, error.reason) == ([], "RESUME_TOKEN_FOREIGN")
 
 
-async def test_watch_goes_on_from_a_token_that_both_pasts_have(
+async def test_watch_continues_from_a_token_of_both_histories(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
-    """It is told what is there now, and not what others remember."""
-    async with begun(channel) as watch:
+    """It reports the current history, not what other watches have in memory."""
+    async with watch_from_now(channel) as watch:
         kept = await stubs.create_post("kept")
         assert [it.post for it in await watch.changes(1)] == [kept]
         token = watch.token
@@ -74,7 +74,7 @@ async def test_watch_goes_on_from_a_token_that_both_pasts_have(
         set_back(database_url, last_seq(database_url))
         # Until the feed is read again, memory may tell others of what is lost; they end as this one does.
         assert (await watch.end()).reason == "RESUME_TOKEN_FOREIGN"
-        async with begun(channel, resume_token=token) as other:
+        async with watch_from_now(channel, resume_token=token) as other:
             assert [it.post.body for it in await other.changes(1)] == ["new"]
             after = await stubs.create_post("after")
             assert [it.post for it in await other.changes(1)] == [after]
@@ -89,10 +89,10 @@ class TestMemory:
         async with connect.open_store(database_url) as store:
             yield store
 
-    async def test_watch_amidst_lost_changes_goes_on_with_those_that_are_there(
+    async def test_slow_watch_continues_after_a_database_rollback(
         self, store: Store, database_url: str
     ) -> None:
-        """A slow watch has not been told yet of what memory holds."""
+        """The buffered changes of the lost history are not sent."""
         posts, feed = Posts(store), Feed(store, max_watches=10)
         slow, quick = watch_of(feed), watch_of(feed)
         await anext(slow), await anext(quick)
@@ -111,10 +111,9 @@ class TestMemory:
         assert await bodies(slow, 1) == ["after"]
         await slow.aclose()
 
-    async def test_watch_ahead_of_memory_is_not_served_from_it(
+    async def test_watch_ahead_of_the_buffer_is_not_served_from_it(
         self, store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It has read a lost change by itself, just before the one that reads for all reads the new ones."""
         may_read = asyncio.Event()
         read_after = Changes.read_after
 
@@ -150,9 +149,9 @@ def watch_of(feed: Feed, *, earliest: bool = False) -> Any:
 
 
 async def bodies(watch: AsyncIterator[Sent], count: int) -> list[str]:
-    """The bodies of the next so many changes."""
+    """The bodies of the next `count` changes."""
     found: list[str] = []
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         while len(found) < count:
             sent = await anext(watch)
             assert sent.piece is not None

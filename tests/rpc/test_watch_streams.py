@@ -24,10 +24,13 @@ from store_service.server import serving
 from store_service.store.changes import Changes, Piece
 from store_service.store.feed import Feed
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.rpc.helpers import ON_POSTGRESQL, ONE_ENGINE, become, outcome_of, stoppable
-from tests.support import LITTLE_AHEAD, Stubs, error_seen
-from tests.watching import Watch, begun, refusal, token_of_now, watching
+from tests.support.engines import POSTGRESQL_ONLY, SQLITE_ONLY
+from tests.support.errors import received_error, result_or_error
+from tests.support.polling import eventually
+from tests.support.stoppable_server import stoppable_server
+from tests.support.stubs import NO_READ_AHEAD, Stubs
+from tests.support.timeouts import scaled_timeout
+from tests.support.watches import Watch, current_token, open_watch, watch_error, watch_from_now
 
 BODY_BYTES = 60_000
 MANY = 340
@@ -62,60 +65,56 @@ async def write_much(stubs: Stubs, *, at_once: int = 34) -> list[int]:
 
 
 async def let_in(channel: grpc.aio.Channel) -> None:
-    """Tries until a watch is let in."""
+    """Retries until a watch is accepted."""
     while True:
-        async with watching(channel) as watch:
+        async with open_watch(channel) as watch:
             try:
                 await watch.read()
                 return
             except grpc.aio.AioRpcError as error:
-                reason = error_seen(error).reason
+                reason = received_error(error).reason
         assert reason == "WATCH_LIMIT"
 
 
 # Callers that do not read
 
 
-async def test_a_caller_that_does_not_read_keeps_nobody_waiting(
-    stubs: Stubs, channel: grpc.aio.Channel
-) -> None:
-    """Others write 20 MB and watch them meanwhile; when it reads at last, nothing is missing."""
-    async with begun(channel) as slow, begun(channel) as other:
+async def test_caller_that_does_not_read_blocks_no_other(stubs: Stubs, channel: grpc.aio.Channel) -> None:
+    """Others write and watch 20 MB meanwhile; nothing is lost."""
+    async with watch_from_now(channel) as slow, watch_from_now(channel) as other:
         ids = await write_much(stubs)
         assert [it.id for it in await other.changes(len(ids))] == ids
 
         assert [it.id for it in await slow.changes(len(ids))] == ids
 
 
-async def test_a_caller_that_reads_nothing_is_ended_and_frees_its_place(
+async def test_stalled_watch_is_ended_and_frees_its_place(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After STALL_SECONDS with nothing read; it goes on from what it has read, if it reads again."""
+    """After STALL_SECONDS; it continues from the last response read."""
     monkeypatch.setattr(guard, "STALL_SECONDS", 0.5)
-    async with channel_to(with_max_watches(config, 1), LITTLE_AHEAD) as channel:
+    async with channel_to(with_max_watches(config, 1), NO_READ_AHEAD) as channel:
         ids = await write_much(Stubs(channel))
-        async with watching(channel, earliest=True) as stalled:
+        async with open_watch(channel, earliest=True) as stalled:
             await stalled.read()
-            async with asyncio.timeout(patience()):
+            async with asyncio.timeout(scaled_timeout()):
                 await let_in(channel)
             read, error = await stalled.rest()
         assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STREAM_STALLED")
         assert len(read) < len(ids)
-        async with watching(channel, resume_token=stalled.token) as watch:
+        async with open_watch(channel, resume_token=stalled.token) as watch:
             assert read + [it.id for it in await watch.changes(len(ids) - len(read))] == ids
 
 
-@ONE_ENGINE
-async def test_a_caller_that_reads_slowly_is_not_ended(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However long it takes for all, while it reads something in STALL_SECONDS."""
+@SQLITE_ONLY
+async def test_slow_watch_is_not_ended(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it reads something in STALL_SECONDS."""
     monkeypatch.setattr(guard, "STALL_SECONDS", 0.5)
-    async with channel_to(config, LITTLE_AHEAD) as channel:
+    async with channel_to(config, NO_READ_AHEAD) as channel:
         ids = await write_much(Stubs(channel), at_once=4)
         told: list[int] = []
         pauses = 0
-        async with watching(channel, earliest=True) as watch:
+        async with open_watch(channel, earliest=True) as watch:
             while len(told) < len(ids):
                 told += [it.id for it in (await watch.read()).changes]
                 await asyncio.sleep(PAUSE_SECONDS)  # Slowness is what the rule is about.
@@ -128,15 +127,15 @@ async def test_a_caller_that_reads_slowly_is_not_ended(
 # How many
 
 
-async def test_so_many_watches_and_no_more(config: Config) -> None:
-    """One more is refused and says what the limit is; one that is closed makes room for another."""
+async def test_watches_are_limited(config: Config) -> None:
+    """The error has the limit; a free slot is used again."""
     async with channel_to(with_max_watches(config, 3)) as channel, AsyncExitStack() as stack:
-        watches = [await stack.enter_async_context(begun(channel)) for _ in range(3)]
-        error = await refusal(channel)
+        watches = [await stack.enter_async_context(watch_from_now(channel)) for _ in range(3)]
+        error = await watch_error(channel)
         assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_LIMIT")
         assert error.metadata == {"limit": "3"}
         watches[1].close()
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             await let_in(channel)
 
         post = await Stubs(channel).create_post()
@@ -144,35 +143,37 @@ async def test_so_many_watches_and_no_more(config: Config) -> None:
             assert [it.post for it in await watch.changes(1)] == [post]
 
 
-@ONE_ENGINE
-async def test_a_watch_that_is_refused_takes_no_place(config: Config) -> None:
-    """Whatever is wrong with it, and however often."""
+@SQLITE_ONLY
+async def test_refused_watch_uses_no_slot(config: Config) -> None:
     async with channel_to(with_max_watches(config, 1)) as channel:
         for _ in range(5):
-            assert (await refusal(channel, resume_token="nonsense")).reason == "RESUME_TOKEN_INVALID"
-            assert (await refusal(channel, post_ids=[0])).reason == "FIELD_INVALID"
-        async with begun(channel):
+            assert (await watch_error(channel, resume_token="nonsense")).reason == "RESUME_TOKEN_INVALID"
+            assert (await watch_error(channel, post_ids=[0])).reason == "FIELD_INVALID"
+        async with watch_from_now(channel):
             pass
 
 
-@ONE_ENGINE
-async def test_no_watches_may_be_allowed(config: Config) -> None:
-    """With max_watches 0 everything else still works."""
+@SQLITE_ONLY
+async def test_zero_watches_may_be_allowed(config: Config) -> None:
+    """Everything else works."""
     async with channel_to(with_max_watches(config, 0)) as channel:
-        assert (await refusal(channel)).reason == "WATCH_LIMIT"
+        assert (await watch_error(channel)).reason == "WATCH_LIMIT"
         assert (await Stubs(channel).create_post()).id == 1
 
 
 # A server that stops
 
 
-async def test_a_server_that_stops_gives_each_watch_its_last_token(database_url: str) -> None:
-    """The last response and the error have the same, and from it nothing is missed on another server."""
+async def test_stopping_server_gives_each_watch_its_last_token(database_url: str) -> None:
+    """Nothing is lost on another server."""
     # A stop that waits for the watches would last for an hour.
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=3600)
-    async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
+    async with (
+        stoppable_server(config) as server,
+        grpc.aio.insecure_channel(server.running.address) as channel,
+    ):
         stubs = Stubs(channel)
-        async with begun(channel) as busy, begun(channel, post_ids=[987]) as quiet:
+        async with watch_from_now(channel) as busy, watch_from_now(channel, post_ids=[987]) as quiet:
             before = [await stubs.create_post(f"before {n}") for n in range(3)]
             told = [it.id for it in await busy.until(before[-1].id)]
             stopped = server.stop()
@@ -182,32 +183,31 @@ async def test_a_server_that_stops_gives_each_watch_its_last_token(database_url:
                 assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
                 assert error.metadata == {"resume_token": watch.token}
                 ends.append(watch.token)
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             await stopped
     assert told == [it.id for it in before]
 
     async with channel_to(config) as channel:
         after = [await Stubs(channel).create_post(f"after {n}") for n in range(3)]
-        async with watching(channel, resume_token=ends[0]) as watch:
+        async with open_watch(channel, resume_token=ends[0]) as watch:
             assert [it.post for it in await watch.changes(3)] == after
-        async with watching(channel, resume_token=ends[1]) as watch:
+        async with open_watch(channel, resume_token=ends[1]) as watch:
             assert [it.post for it in await watch.until(after[-1].id)][-3:] == after
 
 
-async def test_a_server_that_stops_while_much_is_written_loses_no_watch_its_place(database_url: str) -> None:
-    """Writers go on until they are refused: whatever was answered is told before or after the stop."""
+async def test_stopping_server_under_load_keeps_the_position_of_each_watch(database_url: str) -> None:
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")
     answered: list[int] = []
     told: list[int] = []
 
     async def write(stubs: Stubs) -> None:
-        while not isinstance(outcome := await outcome_of(stubs.create_post()), grpc.RpcError):
+        while not isinstance(outcome := await result_or_error(stubs.create_post()), grpc.RpcError):
             answered.append(outcome.id)
 
     async with (
-        stoppable(config) as server,
+        stoppable_server(config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
-        begun(channel) as watch,
+        watch_from_now(channel) as watch,
         asyncio.TaskGroup() as writers,
     ):
         for _ in range(8):
@@ -220,51 +220,54 @@ async def test_a_server_that_stops_while_much_is_written_loses_no_watch_its_plac
 
     async with channel_to(config) as channel:
         last = await Stubs(channel).create_post("last")
-        async with watching(channel, resume_token=watch.token) as rest:
+        async with open_watch(channel, resume_token=watch.token) as rest:
             told += [it.id for it in await rest.until(last.id)]
     assert len(told) == len(set(told))
     assert {*answered, last.id} <= set(told)
 
 
 @pytest.mark.parametrize("initial_state", [False, True])
-async def test_a_server_stops_also_when_a_caller_reads_nothing(
-    database_url: str, initial_state: bool
-) -> None:
-    """Its watch is ended with the connection; what it did not read, it is told elsewhere."""
+async def test_server_with_a_stalled_watch_stops(database_url: str, initial_state: bool) -> None:
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=3600)
     start = {"initial_state": True} if initial_state else {"earliest": True}
-    async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
+    async with (
+        stoppable_server(config) as server,
+        grpc.aio.insecure_channel(server.running.address) as channel,
+    ):
         ids = await write_much(Stubs(channel))
-        async with watching(channel, **start) as watch:
+        async with open_watch(channel, **start) as watch:
             told = [it.id for it in (await watch.read()).changes]
-            async with asyncio.timeout(patience()):
+            async with asyncio.timeout(scaled_timeout()):
                 await server.stop()
             more, error = await watch.rest()
             told += more
             assert error.code == grpc.StatusCode.UNAVAILABLE
 
-    async with channel_to(config) as channel, watching(channel, resume_token=watch.token) as rest:
+    async with channel_to(config) as channel, open_watch(channel, resume_token=watch.token) as rest:
         assert told + [it.id for it in await rest.changes(len(ids) - len(told))] == ids
 
 
-@ONE_ENGINE
-async def test_a_server_that_stops_takes_no_new_watch(config: Config) -> None:
-    """It says SHUTTING_DOWN, without a token, for none was begun."""
-    async with stoppable(config) as server, grpc.aio.insecure_channel(server.running.address) as channel:
-        async with begun(channel) as watch:
+@SQLITE_ONLY
+async def test_stopping_server_accepts_no_watch(config: Config) -> None:
+    """SHUTTING_DOWN without a token."""
+    async with (
+        stoppable_server(config) as server,
+        grpc.aio.insecure_channel(server.running.address) as channel,
+    ):
+        async with watch_from_now(channel) as watch:
             server.stop()
             assert (await watch.end()).reason == "SHUTTING_DOWN"
-            async with watching(channel) as late:
+            async with open_watch(channel) as late:
                 with pytest.raises(grpc.aio.AioRpcError) as refused:
                     await late.read()
         # gRPC itself says CANCELLED to calls that meet it while it closes.
         assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-@ONE_ENGINE
+@SQLITE_ONLY
 @pytest.mark.parametrize("rounds", range(8))
-async def test_reading_for_all_ends_with_the_last_watch(database_url: str, rounds: int) -> None:
-    """Also when something is written in the moment in which the watch is closed."""
+async def test_shared_read_ends_with_the_last_watch(database_url: str, rounds: int) -> None:
+    """Also if a write comes at the same moment."""
     async with open_store(database_url, readers=1) as store:
         feed = Feed(store, max_watches=1)
         watch = feed.watch(WatchStart(), Filter(), heartbeat_seconds=10)
@@ -272,14 +275,14 @@ async def test_reading_for_all_ends_with_the_last_watch(database_url: str, round
         await Posts(store).create([PostDraft(body="one")])
         await anext(watch)
         # Until the reader has come to rest.
-        await become(lambda: bool(feed._hint._waiters))
+        await eventually(lambda: bool(feed._hint._waiters))
         feed._hint.set()
         for _ in range(rounds):
             await asyncio.sleep(0)
         await watch.aclose()
 
-        await become(lambda: not any(it.get_name() == "feed" for it in asyncio.all_tasks()))
-        async with asyncio.timeout(patience()):
+        await eventually(lambda: not any(it.get_name() == "feed" for it in asyncio.all_tasks()))
+        async with asyncio.timeout(scaled_timeout()):
             await feed.stop(1)
 
 
@@ -288,9 +291,9 @@ async def test_reading_for_all_ends_with_the_last_watch(database_url: str, round
 
 @asynccontextmanager
 async def many_up_to_date(channel: grpc.aio.Channel, **request: Any) -> AsyncIterator[list[Watch]]:
-    """Ten watches that have been told everything so far."""
+    """Ten watches that have received all changes so far."""
     async with AsyncExitStack() as stack:
-        watches = [await stack.enter_async_context(begun(channel, **request)) for _ in range(10)]
+        watches = [await stack.enter_async_context(watch_from_now(channel, **request)) for _ in range(10)]
         post = await Stubs(channel).create_post("everybody has this")
         for watch in watches:
             await watch.until(post.id)
@@ -320,10 +323,9 @@ async def test_one_read_serves_all_watches(
     assert set(readers) == {"feed"}
 
 
-async def test_a_response_is_encoded_once_for_all_who_want_the_same(
+async def test_response_is_encoded_once_per_filter(
     stubs: Stubs, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once for each filter, however many watch with it."""
     encoded: Counter[int] = Counter()
     to_message = rpc_changes._change_to_message
 
@@ -345,11 +347,11 @@ async def test_a_response_is_encoded_once_for_all_who_want_the_same(
 # A database that goes away
 
 
-@ON_POSTGRESQL
-async def test_a_watch_skips_nothing_when_the_database_goes_and_comes_back(
+@POSTGRESQL_ONLY
+async def test_watch_skips_nothing_in_a_database_outage(
     config: Config, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
-    """It goes on, or ends with UNAVAILABLE and its token goes on; a file has no connections to lose."""
+    """It continues, or ends with UNAVAILABLE and a valid token."""
     answered: list[int] = []
     told: list[int] = []
     is_enough = asyncio.Event()
@@ -357,7 +359,7 @@ async def test_a_watch_skips_nothing_when_the_database_goes_and_comes_back(
 
     async def write() -> None:
         while not is_enough.is_set():
-            outcome = await outcome_of(stubs.create_post())
+            outcome = await result_or_error(stubs.create_post())
             if not isinstance(outcome, grpc.RpcError):
                 answered.append(outcome.id)
 
@@ -365,9 +367,9 @@ async def test_a_watch_skips_nothing_when_the_database_goes_and_comes_back(
         token = ""
         while not (is_over.is_set() and answered[-1] in told):
             request: dict[str, Any] = {"resume_token": token} if token else {"earliest": True}
-            async with watching(channel, heartbeat_interval=Duration(seconds=1), **request) as watch:
+            async with open_watch(channel, heartbeat_interval=Duration(seconds=1), **request) as watch:
                 while not (is_over.is_set() and answered[-1] in told):
-                    response = await outcome_of(watch.read())
+                    response = await result_or_error(watch.read())
                     if isinstance(response, grpc.RpcError):
                         assert response.code() == grpc.StatusCode.UNAVAILABLE
                         break
@@ -379,10 +381,10 @@ async def test_a_watch_skips_nothing_when_the_database_goes_and_comes_back(
         group.create_task(watch_until_over())
         for _ in range(3):
             count = len(answered)
-            await become(lambda count=count: len(answered) > count + 30)  # type: ignore[misc]
+            await eventually(lambda count=count: len(answered) > count + 30)  # type: ignore[misc]
             await asyncio.to_thread(end_all_connections, database_url)
         count = len(answered)
-        await become(lambda: len(answered) > count + 30)
+        await eventually(lambda: len(answered) > count + 30)
         is_enough.set()
         await writer
         is_over.set()
@@ -401,11 +403,11 @@ def end_all_connections(database_url: str) -> None:
     assert ended
 
 
-async def test_a_failing_read_ends_a_watch_rather_than_skip(
+async def test_failed_read_ends_a_watch_without_a_gap(
     stubs: Stubs, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever fails while changes come, in the one reader and in the watches: none is left out."""
-    token = await token_of_now(channel)
+    """In the shared reader and in the watches."""
+    token = await current_token(channel)
     read_after = Changes.read_after
     calls = 0
 
@@ -422,9 +424,9 @@ async def test_a_failing_read_ends_a_watch_rather_than_skip(
     for n in range(20):
         ids.append((await stubs.create_post(f"post {n}")).id)
         while ids[-1] not in told:
-            async with watching(channel, resume_token=token) as watch:
+            async with open_watch(channel, resume_token=token) as watch:
                 while ids[-1] not in told:
-                    response = await outcome_of(watch.read())
+                    response = await result_or_error(watch.read())
                     if isinstance(response, grpc.RpcError):
                         assert response.code() == grpc.StatusCode.UNAVAILABLE
                         break

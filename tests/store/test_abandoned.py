@@ -1,4 +1,4 @@
-"""Statements for callers who have gone end, and the connection that ran them goes on. On each engine."""
+"""Statements of cancelled calls end, and their connection is reused. On each engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,9 +16,9 @@ from store_service.database.statements import Statement
 from store_service.database.workers import Operation
 from store_service.model import PostDraft
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.store.by_hand import query
-from tests.store.gates import Gate
+from tests.support.database import query
+from tests.support.gate import Gate
+from tests.support.timeouts import scaled_timeout
 
 WITHOUT_END = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 2000000000)"
 READ = Statement(sqlalchemy.text(f"{WITHOUT_END} SELECT count(*) FROM n"))
@@ -53,22 +53,21 @@ class Slow:
         return [await connection.fetch(self._statement)] * len(arguments)
 
 
-async def test_a_read_ends_when_its_only_caller_has_gone(store: Store) -> None:
-    """The next read does not wait for it, and runs on the same connection."""
+async def test_read_without_callers_is_cancelled(store: Store) -> None:
+    """The next read does not wait for it and uses the same connection."""
     slow = Slow(READ)
     call = asyncio.create_task(store.read(slow.operation, None))
     await slow.begun.wait()
     call.cancel()
 
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         assert await Posts(store).get_many([1], allow_missing=True)
         after = Slow(SHORT)
         assert [tuple(row) for row in await store.read(after.operation, None)] == [(1,)]
     assert after.connections == slow.connections
 
 
-async def test_a_read_goes_on_while_anybody_waits(store: Store) -> None:
-    """It is the work of all who ride in its batch; only when the last has gone is it ended."""
+async def test_read_continues_while_any_caller_waits(store: Store) -> None:
     gate = Slow(READ)
     first = asyncio.create_task(store.read(gate.operation, None))
     await gate.begun.wait()
@@ -76,7 +75,7 @@ async def test_a_read_goes_on_while_anybody_waits(store: Store) -> None:
     riders = [asyncio.create_task(store.read(slow.operation, None)) for _ in range(2)]
     await asyncio.sleep(0)
     first.cancel()
-    await asyncio.wait_for(slow.begun.wait(), patience())
+    await asyncio.wait_for(slow.begun.wait(), scaled_timeout())
     (connection,) = slow.connections
     riders[0].cancel()
     await asyncio.wait(riders[:1])
@@ -86,23 +85,23 @@ async def test_a_read_goes_on_while_anybody_waits(store: Store) -> None:
 
     assert is_wanted
     assert not connection.is_wanted
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         await Posts(store).get_many([1], allow_missing=True)
 
 
-async def test_a_write_that_nobody_waits_for_is_undone_after_a_while(store: Store, database_url: str) -> None:
-    """It keeps nobody else from writing, nothing of it is stored, and the connection goes on."""
+async def test_abandoned_write_is_rolled_back_after_a_delay(store: Store, database_url: str) -> None:
+    """It does not block other writes, and the connection is reused."""
     slow = Slow(WRITE)
     call = asyncio.create_task(store.write(slow.operation, None))
     await slow.begun.wait()
     call.cancel()
 
-    async with asyncio.timeout(patience() + workers.LAST_SECONDS):
+    async with asyncio.timeout(scaled_timeout() + workers.LAST_SECONDS):
         await Posts(store).create([PostDraft(body="the next")])
     assert [body for (body,) in query(database_url, "SELECT body FROM posts")] == ["the next"]
 
 
-async def test_what_follows_an_ended_statement_in_its_work_is_not_begun(store: Store) -> None:
+async def test_cancelled_job_starts_no_further_statement(store: Store) -> None:
     """Work of many statements ends too, when its callers go between two of them."""
     begun, gone = asyncio.Event(), asyncio.Event()
     outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
@@ -124,12 +123,12 @@ async def test_what_follows_an_ended_statement_in_its_work_is_not_begun(store: S
     await asyncio.wait([call])
     gone.set()
 
-    assert isinstance(await asyncio.wait_for(outcome, patience()), NobodyWaits)
+    assert isinstance(await asyncio.wait_for(outcome, scaled_timeout()), NobodyWaits)
     await Posts(store).get_many([1], allow_missing=True)
 
 
-async def test_read_that_many_left_at_once_leaves_its_task_uncancelled(store: Store) -> None:
-    """The statement is ended once, and timeouts and task groups of the connection's task work as before."""
+async def test_cancelled_read_leaves_its_task_uncancelled(store: Store) -> None:
+    """The statement is cancelled once; timeouts and task groups of the task still work."""
     gate, slow = Gate(), Slow(READ)
     first = asyncio.create_task(store.read(gate.operation, None))
     await gate.entered.wait()
@@ -146,11 +145,11 @@ async def test_read_that_many_left_at_once_leaves_its_task_uncancelled(store: St
         assert task is not None
         return [task.cancelling()] * len(arguments)
 
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         assert await store.read(Operation(count_cancellations), None) == 0
 
 
-async def test_time_of_an_abandoned_write_does_not_end_the_next(
+async def test_timeout_of_an_abandoned_write_does_not_cancel_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write has ended before its time is over, and the connection works for others by then."""

@@ -1,4 +1,4 @@
-"""The change feed as it is stored: what is told of deleted changes, and where lists say to go on."""
+"""The stored change feed: readers of trimmed changes, and resume tokens of lists."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -28,8 +28,8 @@ from store_service.store.feed import Feed
 from store_service.store.keeping import Keeping
 from store_service.store.pages import read_pages
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.store.by_hand import execute, query
+from tests.support.database import execute, query
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ async def store(database_url: str) -> AsyncIterator[Store]:
         yield store
 
 
-async def test_a_reader_whose_next_change_was_deleted_is_told_before_it_reads_on(store: Store) -> None:
-    """Also one that has been reading all the time; it never goes on behind the hole."""
+async def test_reader_whose_next_change_was_trimmed_gets_an_error(store: Store) -> None:
+    """It never continues after the gap."""
     changes, posts = Changes(store), Posts(store)
     await posts.create([PostDraft(body="first")])
     first = await changes.read_after((await changes.state()).trimmed)
@@ -62,10 +62,7 @@ async def test_a_reader_whose_next_change_was_deleted_is_told_before_it_reads_on
         await changes.check(first.end)
 
 
-async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A watch that has not read what was deleted ends, and the others are told of what follows."""
+async def test_other_watches_continue_after_a_trim(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     may_read = asyncio.Event()
     read_after = Changes.read_after
 
@@ -86,7 +83,7 @@ async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
     await anext(up_to_date)
     may_read.set()
 
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         with pytest.raises(ResumeTokenExpired):
             await anext(behind)
         await posts.create([PostDraft(body="after")])
@@ -97,8 +94,7 @@ async def test_watches_go_on_when_what_one_task_reads_for_all_was_deleted(
     assert [change.resource.body for change in told.piece.changes] == ["after"]
 
 
-async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store) -> None:
-    """What is gone is behind it, and nothing is missing."""
+async def test_reader_after_the_trimmed_changes_continues(store: Store) -> None:
     changes, posts = Changes(store), Posts(store)
     await posts.create([PostDraft(body="first")])
     first = await changes.read_after((await changes.state()).trimmed)
@@ -114,10 +110,7 @@ async def test_a_reader_that_has_read_all_that_was_deleted_goes_on(store: Store)
     assert [change.resource.body for change in second.changes] == ["second"]
 
 
-async def test_a_place_where_the_feed_begins_is_known_by_the_time_of_its_change(
-    store: Store, database_url: str
-) -> None:
-    """The change stays, though it is told no more; a store with another past has another there, or none."""
+async def test_start_of_the_feed_is_identified_by_its_change_time(store: Store, database_url: str) -> None:
     changes, posts = Changes(store), Posts(store)
     await posts.create([PostDraft(body=body) for body in "abc"])
     assert await Keeping(store, change_hours=1, change_rows=2, request_id_hours=1).step()
@@ -134,8 +127,8 @@ async def test_a_place_where_the_feed_begins_is_known_by_the_time_of_its_change(
         await changes.check(state.trimmed)
 
 
-async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store, database_url: str) -> None:
-    """Each step deletes what the one before has left for its time, and no step deletes the last of all."""
+async def test_last_trimmed_change_is_kept(store: Store, database_url: str) -> None:
+    """No step deletes the last one."""
     changes, posts = Changes(store), Posts(store)
 
     async def kept_of(count: int, *, rows: int, hours: float = 1) -> list[object]:
@@ -155,7 +148,6 @@ async def test_only_what_is_told_and_the_change_before_it_are_kept(store: Store,
 
 
 async def test_changes_of_one_transaction_share_its_number(store: Store, database_url: str) -> None:
-    """A watch is told of a transaction as a whole, and of the next one apart from it."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     await asyncio.gather(
@@ -170,8 +162,7 @@ async def test_changes_of_one_transaction_share_its_number(store: Store, databas
     assert first < second == third < last
 
 
-async def test_the_token_of_a_list_is_from_before_its_page(store: Store) -> None:
-    """What is written while the page is being read may not be on it, so a watch has to tell of it."""
+async def test_token_of_a_list_precedes_its_page(store: Store) -> None:
     changes, posts = Changes(store), Posts(store)
     await posts.create([PostDraft(body="before")])
 

@@ -23,16 +23,14 @@ from store_service.model import CommentDraft, Deletion, PostDraft, Update
 from store_service.server import serving
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.rpc.helpers import locked
-from tests.store.by_hand import query
-from tests.support import Stubs
+from tests.support.database import query, write_lock
+from tests.support.stubs import Stubs
+from tests.support.timeouts import scaled_timeout
 
 READERS = 3
 
 
-async def test_what_was_answered_is_read_by_every_reader(database_url: str) -> None:
-    """Readers see what was committed before they were asked."""
+async def test_committed_write_is_visible_to_every_reader(database_url: str) -> None:
     async with connect.open_store(database_url, readers=READERS) as store:
         posts = Posts(store)
         for number in range(20):
@@ -42,7 +40,6 @@ async def test_what_was_answered_is_read_by_every_reader(database_url: str) -> N
 
 
 async def test_foreign_keys_are_enforced(database_url: str) -> None:
-    """Whatever our own checks let through, the database keeps no comment without a post."""
     insert = Statement(sqlalchemy.text("INSERT INTO comments (body, post_id) VALUES ('orphan', 1)"))
 
     async def run(connection: Connection, asked: Sequence[None]) -> list[None]:
@@ -56,11 +53,11 @@ async def test_foreign_keys_are_enforced(database_url: str) -> None:
     assert query(database_url, "SELECT count(*) FROM comments") == [(0,)]
 
 
-async def test_a_lock_that_is_held_for_too_long_is_busy(database_url: str) -> None:
-    """The caller learns that trying again may help; then it does."""
+async def test_long_lock_is_busy(database_url: str) -> None:
+    """A retry succeeds later."""
     async with connect.open_store(database_url, readers=1, lock_seconds=0.05) as store:
         posts = Posts(store)
-        with locked(database_url):
+        with write_lock(database_url):
             with pytest.raises(DatabaseBusy):
                 await posts.create([PostDraft(body="refused")])
             with pytest.raises(DatabaseBusy):
@@ -70,20 +67,20 @@ async def test_a_lock_that_is_held_for_too_long_is_busy(database_url: str) -> No
     assert query(database_url, "SELECT body FROM posts") == [("kept",)]
 
 
-async def test_reads_do_not_wait_for_a_lock_of_somebody_who_writes(database_url: str) -> None:
-    """Also a writer of another program keeps nobody from reading what was committed."""
+async def test_reads_do_not_wait_for_a_writer(database_url: str) -> None:
+    """Nor for a writer of another program."""
     async with connect.open_store(database_url, readers=1, lock_seconds=0.05) as store:
         posts = Posts(store)
         (post,) = await posts.create([PostDraft(body="a")])
-        with locked(database_url):
+        with write_lock(database_url):
             assert await posts.get(post.id) == post
 
 
 # DB_FORCE_ROLL_BACK
 
 
-async def test_with_force_roll_back_everything_works_and_nothing_stays(database_url: str) -> None:
-    """While it is open it behaves as ever; afterwards every row is as it was."""
+async def test_forced_rollback_keeps_nothing(database_url: str) -> None:
+    """While the database is open it behaves as usual."""
     async with connect.open_store(database_url) as store:
         stored = await Posts(store).create([PostDraft(body="was there")])
     before = query(database_url, "SELECT * FROM posts")
@@ -118,10 +115,8 @@ async def test_with_force_roll_back_everything_works_and_nothing_stays(database_
 
 
 @pytest.mark.parametrize("fails", [True, False], ids=["failed", "dry run"])
-async def test_with_force_roll_back_what_is_undone_leaves_no_savepoint(
-    database_url: str, fails: bool
-) -> None:
-    """They would pile up, and each would make the next statements slower on PostgreSQL."""
+async def test_forced_rollback_leaves_no_savepoints(database_url: str, fails: bool) -> None:
+    """They would slow down PostgreSQL."""
     used: list[Connection] = []
 
     async def run(connection: Connection, asked: Sequence[None]) -> list[None]:
@@ -137,7 +132,7 @@ async def test_with_force_roll_back_what_is_undone_leaves_no_savepoint(
             await used[0]._run("RELEASE SAVEPOINT batch")
 
 
-async def test_a_server_with_force_roll_back_keeps_nothing(database_url: str) -> None:
+async def test_server_with_forced_rollback_keeps_nothing(database_url: str) -> None:
     """The setting reaches the database; callers notice nothing."""
     config = settings.load(DATABASE_URL=database_url, DB_FORCE_ROLL_BACK="true", listen="127.0.0.1:0")
     for _ in range(2):
@@ -155,8 +150,7 @@ async def test_a_server_with_force_roll_back_keeps_nothing(database_url: str) ->
 @pytest.mark.parametrize(
     "ending", ["pass", "raise SystemExit(0)", "asyncio.current_task().cancel(); await asyncio.sleep(1)"]
 )
-def test_the_process_ends_after_the_database_was_closed(database_url: str, ending: str) -> None:
-    """However the block is left, nothing keeps the process alive."""
+def test_process_ends_after_the_database_is_closed(database_url: str, ending: str) -> None:
     script = f"""
 import asyncio
 from contextlib import suppress
@@ -170,7 +164,9 @@ async def main():
 with suppress(asyncio.CancelledError):
     asyncio.run(main())
 """
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ, timeout=patience(), check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ, timeout=scaled_timeout(), check=False
+    )
 
     assert done.returncode == 0
     assert query(database_url, "SELECT body FROM posts") == [("kept",)]

@@ -1,4 +1,4 @@
-"""Columns that somebody has added to posts and comments, and what an upgrade tells before and during it."""
+"""Foreign columns of posts and comments, and the preview and messages of an upgrade."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +10,15 @@ from store_service.database import connect, schema
 from store_service.model import CommentDraft, PostDraft
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from tests.postgres import new_database
-from tests.store import old_application
-from tests.store.by_hand import execute, query
-from tests.support import run_command
+from tests.support import legacy_database
+from tests.support.database import execute, query
+from tests.support.postgresql import new_database
+from tests.support.server_process import run_command
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def extended_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database of the application before in which somebody has gone on, on each engine in turn."""
+    """A legacy database with foreign columns, on each engine in turn."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'store.db'}"
         extend(url)
@@ -44,8 +44,8 @@ def extend(url: str) -> None:
     )
 
 
-async def test_columns_that_are_not_ours_are_kept_in_tables_of_their_own(extended_url: str) -> None:
-    """By the id that the row has now; the service writes as if they had never been there."""
+async def test_foreign_columns_are_moved_to_their_own_tables(extended_url: str) -> None:
+    """By the new id of the row."""
     schema.upgrade(extended_url, move_extra_columns=True)
 
     columns = 'id, title, author, "order"'
@@ -71,7 +71,7 @@ async def test_columns_that_are_not_ours_are_kept_in_tables_of_their_own(extende
     ]
 
 
-def test_columns_that_are_not_ours_are_told_in_the_log(extended_url: str) -> None:
+def test_moved_columns_are_logged(extended_url: str) -> None:
     """As everything that an upgrade could not leave as it was."""
     with structlog.testing.capture_logs() as lines:
         schema.upgrade(extended_url, move_extra_columns=True)
@@ -81,8 +81,8 @@ def test_columns_that_are_not_ours_are_told_in_the_log(extended_url: str) -> Non
     assert told["columns of comments that are not the service's moved to comments_extra_columns"] == 2
 
 
-def test_columns_that_are_not_ours_are_moved_by_consent_alone(extended_url: str, tmp_path: Path) -> None:
-    """Many applications have posts and comments; the line names the columns and the option."""
+def test_foreign_columns_are_moved_only_with_consent(extended_url: str, tmp_path: Path) -> None:
+    """The line names the columns and the option."""
     settings = {"DATABASE_URL": extended_url, "STORE_LISTEN": "127.0.0.1:0"}
     for command in ("check", "migrate", "serve"):
         done = run_command(command, folder=tmp_path, settings=settings)
@@ -96,8 +96,8 @@ def test_columns_that_are_not_ours_are_moved_by_consent_alone(extended_url: str,
     assert (done.returncode, done.stdout) == (0, f"schema {schema.HEAD} (was 0001)\n")
 
 
-def test_rules_that_concern_what_stays_are_still_in_the_way(extended_url: str) -> None:
-    """A column that is moved takes its own along, and no other."""
+def test_constraints_of_kept_columns_prevent_the_upgrade(extended_url: str) -> None:
+    """A moved column takes its own along."""
     execute(extended_url, "CREATE UNIQUE INDEX once ON posts (body)")
 
     with pytest.raises(schema.ForeignSchema, match="unique index once of posts may refuse") as caught:
@@ -105,8 +105,8 @@ def test_rules_that_concern_what_stays_are_still_in_the_way(extended_url: str) -
     assert "UNIQUE constraint" not in str(caught.value)
 
 
-def test_check_tells_what_an_upgrade_would_do(extended_url: str, tmp_path: Path) -> None:
-    """Counts, what becomes of them, and about how long it takes; nothing is changed."""
+def test_check_previews_the_upgrade(extended_url: str, tmp_path: Path) -> None:
+    """Counts, actions and an estimate; nothing is changed."""
     if connect.is_sqlite(extended_url):
         execute(extended_url, "INSERT INTO posts VALUES (9, x'ff', 'C', NULL, NULL)")
     settings = {"DATABASE_URL": extended_url, "STORE_LISTEN": "127.0.0.1:0"}
@@ -125,22 +125,20 @@ def test_check_tells_what_an_upgrade_would_do(extended_url: str, tmp_path: Path)
     ]
 
 
-def test_the_preview_counts_what_the_upgrade_then_finds(tmp_path: Path) -> None:
-    """A file with everything that the application before let happen."""
-    url = old_application.make(tmp_path / "store.db")
+def test_preview_counts_match_the_upgrade(tmp_path: Path) -> None:
+    url = legacy_database.create_file(tmp_path / "store.db")
     done = run_command("check", folder=tmp_path, settings={"STORE_LISTEN": "127.0.0.1:0"})
     schema.upgrade(url)
 
-    posts, comments = len(old_application.POSTS), len(old_application.COMMENTS)
+    posts, comments = len(legacy_database.POSTS), len(legacy_database.COMMENTS)
     assert f"upgrade: {posts} posts, {comments} comments, in about 1 s\n" in done.stdout
     ((orphans,),) = query(url, "SELECT count(*) FROM orphaned_comments")
     assert f"upgrade: {orphans} comments without a post" in done.stdout
 
 
-def test_a_long_upgrade_says_what_it_does(tmp_path: Path) -> None:
-    """Before it begins, and at each step; also to whoever shows progress."""
+def test_long_upgrade_reports_its_steps(tmp_path: Path) -> None:
     rows = [(number, "a post") for number in range(1, schema.ROWS_THAT_TAKE_LONG + 1)]
-    url = old_application.make(tmp_path / "store.db", post_rows=rows, comment_rows=[])
+    url = legacy_database.create_file(tmp_path / "store.db", post_rows=rows, comment_rows=[])
     reported: list[tuple[str, int, int]] = []
     with structlog.testing.capture_logs() as lines:
         schema.upgrade(url, report=lambda *told: reported.append(told))

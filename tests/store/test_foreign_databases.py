@@ -1,7 +1,6 @@
 """A database of another application is refused, and left as it is."""
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -9,21 +8,9 @@ import pytest
 import sqlalchemy
 
 from store_service.database import connect, schema
-from tests.postgres import new_database
-from tests.store import old_application
-from tests.store.by_hand import execute, query
-from tests.support import run_command
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without tables, on each engine in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'store.db'}"
-        return
-    with new_database(request.getfixturevalue("postgres")) as url:
-        yield url
-
+from tests.support import legacy_database
+from tests.support.database import execute, query
+from tests.support.server_process import run_command
 
 on_postgresql = pytest.mark.parametrize("bare_url", ["postgresql"], indirect=True)
 
@@ -56,8 +43,8 @@ def assert_refused(database_url: str, folder: Path, *words: str) -> None:
     assert everything(database_url) == before
 
 
-def test_a_database_of_another_application_is_refused(bare_url: str, tmp_path: Path) -> None:
-    """The line names some of what was found."""
+def test_database_of_another_application_is_refused(bare_url: str, tmp_path: Path) -> None:
+    """The line names some of its tables."""
     execute(
         bare_url,
         *(f"CREATE TABLE table_{number} (id INTEGER)" for number in range(4)),
@@ -75,7 +62,7 @@ def test_a_database_of_another_application_is_refused(bare_url: str, tmp_path: P
 
 
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
-def test_not_even_the_log_of_another_application_is_touched(tmp_path: Path, mode: str) -> None:
+def test_log_of_another_application_is_unchanged(tmp_path: Path, mode: str) -> None:
     """It was closed, or it has a log in which the last writes are."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -89,8 +76,8 @@ def test_not_even_the_log_of_another_application_is_touched(tmp_path: Path, mode
 
 
 @pytest.mark.parametrize("pragma", ["application_id", "user_version"])
-def test_a_file_without_tables_may_be_of_another_application_too(tmp_path: Path, pragma: str) -> None:
-    """It has written its number into the file, and its tables are to come."""
+def test_file_with_a_foreign_application_id_is_refused(tmp_path: Path, pragma: str) -> None:
+    """It has no tables yet."""
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute(f"PRAGMA {pragma} = 17")
 
@@ -98,10 +85,9 @@ def test_a_file_without_tables_may_be_of_another_application_too(tmp_path: Path,
 
 
 @pytest.mark.parametrize("revision", [schema.BEFORE, schema.HEAD])
-def test_a_version_table_of_another_application_with_our_numbers_is_refused(
+def test_foreign_version_table_with_our_numbers_is_refused(
     bare_url: str, tmp_path: Path, revision: str
 ) -> None:
-    """Numbers that count up from 0001 are common; the tables tell."""
     execute(
         bare_url,
         "CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)",
@@ -113,24 +99,22 @@ def test_a_version_table_of_another_application_with_our_numbers_is_refused(
     assert_refused(bare_url, tmp_path, found, "another application")
 
 
-def test_tables_that_have_lost_a_column_are_refused(bare_url: str, tmp_path: Path) -> None:
-    """Somebody has changed the schema; calls would fail."""
+def test_tables_with_a_missing_column_are_refused(bare_url: str, tmp_path: Path) -> None:
     schema.upgrade(bare_url)
     execute(bare_url, "ALTER TABLE changes DROP COLUMN request_id")
 
     assert_refused(bare_url, tmp_path, "table changes has no column request_id")
 
 
-def test_a_version_table_alone_is_as_good_as_nothing(bare_url: str) -> None:
-    """Alembic leaves it when the first upgrade fails elsewhere."""
+def test_version_table_alone_counts_as_empty(bare_url: str) -> None:
+    """Alembic leaves it after a failed first upgrade."""
     execute(bare_url, "CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)")
 
     assert schema.upgrade(bare_url) == schema.EMPTY
 
 
-def test_tables_beside_those_of_the_application_before_stay(bare_url: str) -> None:
-    """With posts and comments it is known whose the database is."""
-    old_application.fill(bare_url)
+def test_tables_beside_a_legacy_database_stay(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(bare_url, "CREATE TABLE users (id INTEGER)", "INSERT INTO users VALUES (7)")
     schema.upgrade(bare_url)
 
@@ -139,8 +123,7 @@ def test_tables_beside_those_of_the_application_before_stay(bare_url: str) -> No
 
 
 @on_postgresql
-def test_a_schema_of_its_own_lets_the_service_share_a_database(bare_url: str) -> None:
-    """What is in other schemas does not count, and is not touched."""
+def test_separate_schema_allows_a_shared_database(bare_url: str) -> None:
     execute(
         bare_url,
         "CREATE TABLE posts (id INTEGER, title TEXT)",
@@ -160,8 +143,8 @@ def test_a_schema_of_its_own_lets_the_service_share_a_database(bare_url: str) ->
 
 
 @on_postgresql
-def test_what_an_extension_has_made_does_not_count(bare_url: str) -> None:
-    """Many servers have some in every database: pg_stat_statements, for one, has views."""
+def test_objects_of_extensions_are_ignored(bare_url: str) -> None:
+    """Such as the views of pg_stat_statements."""
     execute(
         bare_url,
         "CREATE VIEW statistics AS SELECT 1 AS calls",

@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,8 +24,7 @@ from store_service.model import (
 from store_service.store.changes import Changes
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from tests.postgres import new_database
-from tests.store.by_hand import execute, query
+from tests.support.database import execute, query
 
 BODIES = ["plain", 'it\'s "quoted" \\ back', "line\nbreak\ttab", "é日😀\u2028"]
 REQUEST = Request(id="7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d01", fingerprint="f")
@@ -34,16 +32,6 @@ COLUMNS = (
     "xid, action, kind, resource_id, post_id, body, size, create_time, update_time, version, commit_time,"
     " request_id"
 )
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without tables, on each engine in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'store.db'}"
-        return
-    with new_database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 def text(body: str) -> str:

@@ -28,10 +28,10 @@ from store_service.store import resume_tokens
 from store_service.store.changes import Changes
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from tests.bad_network import BadNetwork
-from tests.patience import patience
-from tests.store.by_hand import execute, query
-from tests.support import wait_until
+from tests.support.database import execute, query
+from tests.support.polling import wait_until
+from tests.support.timeouts import scaled_timeout
+from tests.support.unreliable_proxy import UnreliableProxy
 
 READERS = 3
 
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=Tr
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Store]:
-    """An open database, with times to wait for that are nobody's defaults."""
+    """An open database with non-default timeouts."""
     async with connect.open_store(
         database_url, readers=READERS, lock_seconds=1.5, statement_seconds=2.5
     ) as store:
@@ -79,22 +79,20 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize(("name", "value"), SETTINGS.items())
-async def test_every_connection_is_set_up(store: Store, name: str, value: str) -> None:
-    """A commit is on disk before it is answered, nobody waits for ever, and operators see who we are."""
+async def test_every_connection_is_configured(store: Store, name: str, value: str) -> None:
+    """synchronous_commit, timeouts and application_name."""
     assert await on_every_connection(store, f"SHOW {name}") == [value] * (READERS + 1)
 
 
-async def test_the_shortest_time_is_not_taken_for_no_limit(database_url: str) -> None:
-    """PostgreSQL counts milliseconds, and waits for ever with none."""
+async def test_shortest_timeout_is_not_zero(database_url: str) -> None:
+    """PostgreSQL counts milliseconds, and 0 means none."""
     async with connect.open_store(database_url, readers=READERS, lock_seconds=0.0004) as store:
         assert await on_every_connection(store, "SHOW lock_timeout") == ["1ms"] * (READERS + 1)
 
 
 @pytest.mark.parametrize(("force_roll_back", "value"), [(False, "10s"), (True, "0")])
-async def test_a_transaction_of_ours_that_does_nothing_is_ended(
-    database_url: str, force_roll_back: bool, value: str
-) -> None:
-    """It would keep its locks, and hold up the feed. The one that all happens in may wait for calls."""
+async def test_idle_transaction_is_ended(database_url: str, force_roll_back: bool, value: str) -> None:
+    """It would hold locks and block the feed. The transaction of forced rollback is exempt."""
     show = Statement(sqlalchemy.text("SHOW idle_in_transaction_session_timeout"))
 
     async def run(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
@@ -104,8 +102,8 @@ async def test_a_transaction_of_ours_that_does_nothing_is_ended(
         assert tuple(await store.write(Operation(run), None)) == (value,)
 
 
-async def test_a_closed_database_has_no_connection_left(database_url: str) -> None:
-    """Also when the block ends with an error; connections are dear, and counted."""
+async def test_closed_database_has_no_connection_left(database_url: str) -> None:
+    """Also after an error."""
     name = make_url(database_url).database
     sessions = f"FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'store-service'"
 
@@ -123,7 +121,7 @@ async def test_a_closed_database_has_no_connection_left(database_url: str) -> No
 
 
 @pytest.mark.parametrize("force_roll_back", [False, True])
-async def test_a_database_that_is_not_there_is_unavailable(database_url: str, force_roll_back: bool) -> None:
+async def test_missing_database_is_unavailable(database_url: str, force_roll_back: bool) -> None:
     """An error with a name, and nothing that waits for ever."""
     url = make_url(database_url).set(database="not_there").render_as_string(hide_password=False)
 
@@ -132,8 +130,8 @@ async def test_a_database_that_is_not_there_is_unavailable(database_url: str, fo
             pass
 
 
-async def test_transactions_are_read_committed_whatever_the_database_says(database_url: str) -> None:
-    """Another level takes its snapshot before the order lock, and would not see a deletion."""
+async def test_transactions_are_read_committed(database_url: str) -> None:
+    """Another level takes its snapshot before the order lock."""
     name = make_url(database_url).database
     execute(database_url, f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
     show = Statement(sqlalchemy.text("SHOW transaction_isolation"))
@@ -149,7 +147,7 @@ async def test_transactions_are_read_committed_whatever_the_database_says(databa
         execute(database_url, f"ALTER DATABASE {name} RESET default_transaction_isolation")
 
 
-async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened_again(
+async def test_terminated_session_loses_its_work_and_is_replaced(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As an operator or a restart does: nothing is kept in part, and the next caller is served."""
@@ -165,7 +163,7 @@ async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened
     posts = Posts(store)
     with pytest.raises(DatabaseUnavailable):
         await store.write(Operation(be_ended), None)
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         while query(database_url, "SELECT body FROM posts") != [("kept",)]:
             try:
                 await posts.create([PostDraft(body="kept")])
@@ -173,7 +171,7 @@ async def test_a_session_that_the_server_ends_takes_its_work_along_and_is_opened
                 await asyncio.sleep(0)
 
 
-async def test_sessions_that_ended_while_nobody_called_fail_no_call(store: Store, database_url: str) -> None:
+async def test_sessions_terminated_while_idle_fail_no_call(store: Store, database_url: str) -> None:
     """As after a restart of the database at night: work that was not begun is begun on new connections."""
     ended = asyncio.Semaphore(0)
     posts = Posts(store)
@@ -196,8 +194,8 @@ async def test_sessions_that_ended_while_nobody_called_fail_no_call(store: Store
     assert [line["event"] for line in lines].count("connection restored") == READERS + 1
 
 
-async def test_session_that_lost_a_prepared_statement_is_replaced(store: Store) -> None:
-    """As behind a pooler that gives each transaction another session; the next call is served."""
+async def test_session_without_its_prepared_statements_is_replaced(store: Store) -> None:
+    """As behind a pooler in transaction mode."""
     prepared = Statement(sqlalchemy.text("SELECT 1"))
     forget = Statement(sqlalchemy.text("DEALLOCATE ALL"))
 
@@ -209,7 +207,7 @@ async def test_session_that_lost_a_prepared_statement_is_replaced(store: Store) 
     with pytest.raises(DatabaseUnavailable):
         await store.write(Operation(run), None)
 
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         while True:
             try:
                 await Posts(store).create([PostDraft(body="after")])
@@ -231,10 +229,9 @@ REQUEST = Request(id="3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b", fingerprint="f")
 
 
 @pytest.mark.parametrize("write", WRITES)
-async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
+async def test_transaction_gets_its_number_after_its_locks(
     store: Store, database_url: str, write: str
 ) -> None:
-    """One that waits with a number would be told of before those that it waits for (docs/decisions/0011)."""
     await Posts(store).create([PostDraft(body="a")])
     waiting = (
         "SELECT backend_xid IS NULL FROM pg_stat_activity WHERE datname = current_database()"
@@ -248,9 +245,7 @@ async def test_no_transaction_has_a_number_before_it_has_all_that_it_waits_for(
     await call
 
 
-async def test_request_that_two_processes_have_begun_is_done_once(store: Store, database_url: str) -> None:
-    """A write looks whether its request was done after it has waited for the others: the second finds the
-    answer of the first, and not that the post is missing."""
+async def test_request_started_by_two_processes_is_done_once(store: Store, database_url: str) -> None:
     (post,) = await Posts(store).create([PostDraft(body="a")])
     waiting = (
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -276,10 +271,10 @@ async def test_request_that_two_processes_have_begun_is_done_once(store: Store, 
     assert query(database_url, "SELECT count(*) FROM changes") == [(2,)]
 
 
-async def test_request_that_another_process_forgets_meanwhile_is_done_anew(
+async def test_request_expired_by_another_process_is_done_again(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was found to be done, and is gone when its answer is read."""
+    """It expires between the lookup and the read of its response."""
     posts = Posts(store)
     (first,) = await posts.create([PostDraft(body="a")], request=REQUEST)
     fetch = PostgresqlConnection.fetch
@@ -296,10 +291,8 @@ async def test_request_that_another_process_forgets_meanwhile_is_done_anew(
     assert query(database_url, "SELECT id FROM requests") == [(REQUEST.id,)]
 
 
-async def test_who_waited_in_vain_for_the_order_leaves_the_connection_as_it_was(
-    store: Store, database_url: str
-) -> None:
-    """BEGIN succeeds and the lock behind it does not; the next write finds no transaction that has failed."""
+async def test_failed_order_lock_leaves_no_transaction(store: Store, database_url: str) -> None:
+    """The next write starts normally."""
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
         with pytest.raises(DatabaseBusy):
@@ -309,8 +302,8 @@ async def test_who_waited_in_vain_for_the_order_leaves_the_connection_as_it_was(
     assert query(database_url, "SELECT body FROM posts") == [("b",)]
 
 
-async def test_the_end_of_the_feed_is_where_its_last_change_stands(store: Store) -> None:
-    """Numbers of transactions that were undone may be given again after a crash, to some that are not."""
+async def test_end_of_the_feed_is_the_position_of_its_last_change(store: Store) -> None:
+    """Numbers of rolled-back transactions may be reused after a crash."""
     start = (await Changes(store).state()).end
     posts = Posts(store)
     for _ in range(3):
@@ -324,14 +317,12 @@ async def test_the_end_of_the_feed_is_where_its_last_change_stands(store: Store)
     assert piece.end.time > 0
 
 
-async def test_a_server_that_has_gone_without_a_word_is_given_up(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A host that lost its power ends no connection; those who wait are told, and the next are served."""
+async def test_unresponsive_server_is_abandoned(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without power closes no connection."""
     monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.5)
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
     url = make_url(database_url)
-    network = BadNetwork(random.Random(1))
+    network = UnreliableProxy(random.Random(1))
     network.server_address = f"{url.host}:{url.port}"
     async with network.running():
         host, port = network.address.split(":")
@@ -345,7 +336,7 @@ async def test_a_server_that_has_gone_without_a_word_is_given_up(
             lost: list[Awaitable[object]] = [posts.create([PostDraft(body="lost")]), posts.get(1)]
             outcomes = await asyncio.gather(*lost, return_exceptions=True)
             network.is_silent = False
-            async with asyncio.timeout(patience()):
+            async with asyncio.timeout(scaled_timeout()):
                 while True:
                     try:
                         await posts.create([PostDraft(body="after")])
@@ -357,10 +348,8 @@ async def test_a_server_that_has_gone_without_a_word_is_given_up(
     assert query(database_url, "SELECT body FROM posts ORDER BY id") == [("before",), ("after",)]
 
 
-async def test_creates_of_several_processes_do_not_wait_for_each_other(
-    store: Store, database_url: str
-) -> None:
-    """They share the lock that keeps the order; only what changes or deletes needs it alone."""
+async def test_creates_of_several_processes_run_concurrently(store: Store, database_url: str) -> None:
+    """They share the order lock; updates and deletes need it exclusively."""
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})")
         (post,) = await Posts(store).create([PostDraft(body="a")])
@@ -368,8 +357,8 @@ async def test_creates_of_several_processes_do_not_wait_for_each_other(
         await Comments(store).create([CommentDraft(body="c", post_id=post.id)])
 
 
-async def test_changes_that_came_from_another_server_are_forgotten(store: Store, database_url: str) -> None:
-    """A dump brings along numbers of transactions that are yet to come here, and would hold back the feed."""
+async def test_changes_from_another_server_are_trimmed(store: Store, database_url: str) -> None:
+    """A dump contains transaction numbers of the future, which would block the feed."""
     changes = Changes(store)
     await Posts(store).create([PostDraft(body="a")])
     await changes.begin()
@@ -390,10 +379,10 @@ async def test_changes_that_came_from_another_server_are_forgotten(store: Store,
     assert [change.resource.body for change in piece.changes] == ["b"]
 
 
-async def test_what_another_process_has_written_since_it_began_anew_stays(
+async def test_changes_written_after_a_restore_are_kept(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes find that the changes are of another server, and one of them is slow to act on it."""
+    """Although two processes detect the restore."""
     await Posts(store).create([PostDraft(body="of another server")])
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE changes SET xid = 2::BIGINT ^ 40")
@@ -426,11 +415,10 @@ async def test_what_another_process_has_written_since_it_began_anew_stays(
     assert [change.resource.body for change in piece.changes] == ["since"]
 
 
-async def test_listening_ends_when_the_writer_moved_before_it_began(
+async def test_listening_ends_when_the_writer_moved_first(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session may be on the server before. What was written up to now is looked at all the same, and the
-    pool is given no session that listens."""
+    """Changes up to now are read anyway."""
     ask = CurrentServer.ask
 
     async def ask_while_it_moves(current: CurrentServer, raw: Any) -> Server:
@@ -440,7 +428,7 @@ async def test_listening_ends_when_the_writer_moved_before_it_began(
 
     monkeypatch.setattr(CurrentServer, "ask", ask_while_it_moves)
     heard: list[None] = []
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         await store.listen(lambda: heard.append(None))
 
     assert len(heard) == 1

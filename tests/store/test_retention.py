@@ -19,9 +19,9 @@ from store_service.store.batches import now_microseconds
 from store_service.store.changes import Changes
 from store_service.store.keeping import STEP_ROWS, Keeping
 from store_service.store.posts import Posts
-from tests.postgres import new_database
-from tests.rpc.helpers import ON_POSTGRESQL
-from tests.store.by_hand import execute, query
+from tests.support.database import execute, query
+from tests.support.engines import POSTGRESQL_ONLY
+from tests.support.postgresql import new_database
 
 HOUR = 3_600_000_000
 DAY = 24 * HOUR
@@ -30,7 +30,7 @@ REQUEST = Request(id="3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b", fingerprint="f")
 
 
 class Clocks:
-    """The wall clock and the monotonic clock of who stamps rows, as a test sets them."""
+    """The wall clock and the monotonic clock of a process, set by a test."""
 
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
@@ -54,7 +54,7 @@ class Clocks:
             )
 
     def run(self, microseconds: int) -> None:
-        """Lets time go by."""
+        """Advances both clocks."""
         self.jump(microseconds)
         self.seconds += microseconds / 1e6
 
@@ -121,8 +121,8 @@ def kept(database_url: str) -> tuple[int, int]:
     return changes, requests
 
 
-async def test_jump_of_the_clock_deletes_nothing(store: Store, database_url: str, clocks: Clocks) -> None:
-    """An acknowledged request is answered from memory and the feed stays whole, until time has gone by."""
+async def test_clock_jump_deletes_nothing(store: Store, database_url: str, clocks: Clocks) -> None:
+    """Idempotency keys and changes stay until real time has passed."""
     posts, keeping = Posts(store), keeper(store, clocks)
     first = await posts.create([PostDraft(body="a")], request=REQUEST)
     await all_deleted(keeping)
@@ -156,10 +156,9 @@ async def test_jump_of_the_clock_deletes_nothing(store: Store, database_url: str
 
 
 @pytest.mark.parametrize("is_told", [True, False], ids=["the jump was seen", "it was not"])
-async def test_restart_after_a_jump_deletes_nothing(
+async def test_restart_after_a_clock_jump_deletes_nothing(
     store: Store, database_url: str, clocks: Clocks, is_told: bool
 ) -> None:
-    """Also when rows with the new time have been written since."""
     posts = Posts(store)
     await posts.create([PostDraft(body="a")], request=REQUEST)
     before = keeper(store, clocks)
@@ -175,7 +174,7 @@ async def test_restart_after_a_jump_deletes_nothing(
     assert kept(database_url) == (2, 1)
 
 
-async def test_first_look_trusts_the_newest_row(store: Store, database_url: str, clocks: Clocks) -> None:
+async def test_first_start_trusts_the_newest_row(store: Store, database_url: str, clocks: Clocks) -> None:
     """As long as nothing was saved: what lies between it and now may be a jump."""
     posts = Posts(store)
     for body in ("a", "b"):
@@ -188,10 +187,8 @@ async def test_first_look_trusts_the_newest_row(store: Store, database_url: str,
     assert (await Changes(store).state()).trimmed.seq == 1
 
 
-async def test_clock_that_is_set_back_deletes_nothing(
-    store: Store, database_url: str, clocks: Clocks
-) -> None:
-    """Neither when it is, nor when it is right again."""
+async def test_clock_set_back_deletes_nothing(store: Store, database_url: str, clocks: Clocks) -> None:
+    """Nor when it is corrected."""
     posts, keeping = Posts(store), keeper(store, clocks)
     await posts.create([PostDraft(body="a")])
     await all_deleted(keeping)
@@ -206,10 +203,9 @@ async def test_clock_that_is_set_back_deletes_nothing(
 
 
 @pytest.mark.parametrize(("wrong", "old"), [(1, 50), (3, 50), (3000, 2000)])
-async def test_changes_from_the_future_stop_no_trimming(
+async def test_changes_with_future_times_do_not_prevent_trimming(
     store: Store, database_url: str, clocks: Clocks, wrong: int, old: int
 ) -> None:
-    """A change is as old as any later one."""
     posts, keeping = Posts(store), keeper(store, clocks)
     for number in (wrong, old, 1):
         for start in range(0, number, 1000):
@@ -227,10 +223,8 @@ async def test_changes_from_the_future_stop_no_trimming(
     assert (await Changes(store).state()).trimmed.seq == wrong + old
 
 
-async def test_requests_from_the_future_are_not_kept_until_then(
-    store: Store, database_url: str, clocks: Clocks
-) -> None:
-    """They count from when the clock was found right; also more than a step takes."""
+async def test_request_ids_with_future_times_expire(store: Store, database_url: str, clocks: Clocks) -> None:
+    """Counted from the correction of the clock."""
     posts, keeping = Posts(store), keeper(store, clocks)
     await posts.create([PostDraft(body="a")], request=REQUEST)
     more = STEP_ROWS + 10
@@ -255,8 +249,8 @@ async def test_requests_from_the_future_are_not_kept_until_then(
     assert kept(database_url)[1] == 0
 
 
-@ON_POSTGRESQL
-async def test_process_with_a_clock_behind_stamps_no_old_rows(
+@POSTGRESQL_ONLY
+async def test_process_with_a_late_clock_writes_no_old_times(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other processes, or itself, would delete them at once."""
@@ -279,11 +273,11 @@ async def opened(database_url: str) -> AsyncIterator[Store]:
         yield store
 
 
-@ON_POSTGRESQL
-async def test_process_with_a_clock_ahead_deletes_nothing_of_others(
+@POSTGRESQL_ONLY
+async def test_process_with_an_early_clock_deletes_nothing_of_others(
     database_url: str, clocks: Clocks
 ) -> None:
-    """The clock of the database counts, which is one for all; also when the other has been seen for long."""
+    """The clock of the database decides."""
     wrong = Clocks("sqlite:///")
     wrong.ahead = YEAR
     async with opened(database_url) as store:
@@ -297,8 +291,7 @@ async def test_process_with_a_clock_ahead_deletes_nothing_of_others(
     assert kept(database_url) == (1, 1)
 
 
-async def test_time_that_comes_late_is_not_used(store: Store, database_url: str, clocks: Clocks) -> None:
-    """What the database says is compared with when it was asked, so it must have been just now."""
+async def test_delayed_time_is_not_used(store: Store, database_url: str, clocks: Clocks) -> None:
     await Posts(store).create([PostDraft(body="a"), PostDraft(body="b")])
     calls = count(step=2)
     slow = Keeping(
@@ -310,8 +303,8 @@ async def test_time_that_comes_late_is_not_used(store: Store, database_url: str,
     assert (await Changes(store).state()).trimmed.seq == 0
 
 
-@ON_POSTGRESQL
-async def test_process_leaves_changes_to_another_that_deletes_them(
+@POSTGRESQL_ONLY
+async def test_trimming_is_left_to_the_process_that_trims(
     store: Store, database_url: str, clocks: Clocks
 ) -> None:
     """It neither waits for it nor fails, and has nothing left to do."""

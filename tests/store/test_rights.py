@@ -13,10 +13,12 @@ from storeapi.v1 import posts_pb2
 from store_service import config as settings
 from store_service.database import rights, schema
 from store_service.server import serving
-from tests.postgres import new_database
-from tests.store import old_application
-from tests.store.by_hand import execute, query
-from tests.support import Stubs, failure, run_command
+from tests.support import legacy_database
+from tests.support.database import execute, query
+from tests.support.errors import expect_error
+from tests.support.postgresql import new_database
+from tests.support.server_process import run_command
+from tests.support.stubs import Stubs
 
 
 class Database:
@@ -63,17 +65,16 @@ def tables(database: Database) -> list[tuple[object, ...]]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_role_that_may_not_create_tables_is_told(database: Database, tmp_path: Path, workers: str) -> None:
-    """PostgreSQL 15 and later let nobody else than the owner of the database."""
+def test_missing_create_right_is_reported(database: Database, tmp_path: Path, workers: str) -> None:
+    """PostgreSQL 15 and later give it to the owner only."""
     for command in ("check", "migrate", "serve"):
         line = refused_by(command, database, tmp_path, STORE_WORKERS=workers)
         assert f"role {database.role} has no right to CREATE in schema public" in line
     assert tables(database) == []
 
 
-def test_a_role_that_owns_no_tables_cannot_upgrade_them(database: Database, tmp_path: Path) -> None:
-    """Rows may be changed by whoever was granted it, columns by the owner alone."""
-    old_application.fill(database.url)
+def test_role_that_owns_no_tables_cannot_upgrade(database: Database, tmp_path: Path) -> None:
+    legacy_database.fill(database.url)
     database.grant("GRANT CREATE ON SCHEMA public TO {role}", GRANT_ALL)
     for command in ("check", "migrate", "serve"):
         line = refused_by(command, database, tmp_path)
@@ -81,7 +82,7 @@ def test_a_role_that_owns_no_tables_cannot_upgrade_them(database: Database, tmp_
     assert tables(database) == [("comments",), ("posts",)]
 
 
-def test_a_role_without_a_schema_is_told(database: Database, tmp_path: Path) -> None:
+def test_missing_schema_right_is_reported(database: Database, tmp_path: Path) -> None:
     """PostgreSQL would say that there are no tables."""
     schema.upgrade(database.url)
     database.grant("REVOKE USAGE ON SCHEMA public FROM PUBLIC", GRANT_ALL)
@@ -91,8 +92,8 @@ def test_a_role_without_a_schema_is_told(database: Database, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("right", rights.TO_WRITE)
-def test_a_role_that_lacks_a_right_on_a_table_is_told(database: Database, tmp_path: Path, right: str) -> None:
-    """Each is named, with the table."""
+def test_missing_table_right_is_reported(database: Database, tmp_path: Path, right: str) -> None:
+    """With the right and the table."""
     schema.upgrade(database.url)
     database.grant(GRANT_ALL, f"REVOKE {right} ON comments, changes FROM {{role}}")
     for command in ("check", "serve"):
@@ -110,7 +111,7 @@ def test_a_role_that_may_not_truncate_the_changes_is_refused(database: Database,
         assert f"role {database.role} has no right to TRUNCATE on changes, and so" in line
 
 
-def test_all_missing_rights_are_named_at_once(database: Database, tmp_path: Path) -> None:
+def test_all_missing_rights_are_reported_at_once(database: Database, tmp_path: Path) -> None:
     """One try is enough to mend them."""
     schema.upgrade(database.url)
     line = refused_by("check", database, tmp_path)
@@ -120,7 +121,7 @@ def test_all_missing_rights_are_named_at_once(database: Database, tmp_path: Path
     assert "alembic_version" in line
 
 
-def test_rows_that_policies_would_hide_are_told(database: Database, tmp_path: Path) -> None:
+def test_hiding_row_level_security_is_reported(database: Database, tmp_path: Path) -> None:
     """Row level security without a policy hides all of them, and says nothing."""
     schema.upgrade(database.url)
     database.grant(GRANT_ALL, "ALTER TABLE posts ENABLE ROW LEVEL SECURITY")
@@ -128,7 +129,7 @@ def test_rows_that_policies_would_hide_are_told(database: Database, tmp_path: Pa
     assert "row level security" in refused_by("serve", database, tmp_path)
 
 
-def test_a_database_that_takes_no_writes_is_not_upgraded(database: Database, tmp_path: Path) -> None:
+def test_read_only_database_is_not_upgraded(database: Database, tmp_path: Path) -> None:
     """The line says why."""
     database.grant(
         "GRANT CREATE ON SCHEMA public TO {role}", "ALTER ROLE {role} SET default_transaction_read_only = on"
@@ -137,7 +138,7 @@ def test_a_database_that_takes_no_writes_is_not_upgraded(database: Database, tmp
         assert "the database accepts no writes" in refused_by(command, database, tmp_path)
 
 
-def test_a_service_that_takes_no_writes_needs_no_right_to_write(database: Database, tmp_path: Path) -> None:
+def test_read_only_service_needs_only_select(database: Database, tmp_path: Path) -> None:
     """SELECT is enough."""
     schema.upgrade(database.url)
     database.grant("GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
@@ -150,8 +151,8 @@ def test_a_service_that_takes_no_writes_needs_no_right_to_write(database: Databa
     assert run_command("check", folder=tmp_path, settings=environment).returncode == 0
 
 
-async def test_a_right_that_is_taken_away_later_is_no_bug(database: Database) -> None:
-    """Callers are told that the database is not available, and reads go on."""
+async def test_right_revoked_later_is_unavailable(database: Database) -> None:
+    """Reads continue."""
     schema.upgrade(database.url)
     database.grant(GRANT_ALL)
     config = settings.load(DATABASE_URL=database.role_url, listen="127.0.0.1:0")
@@ -159,7 +160,7 @@ async def test_a_right_that_is_taken_away_later_is_no_bug(database: Database) ->
         stubs = Stubs(channel)
         post = await stubs.create_post()
         database.grant("REVOKE INSERT ON posts FROM {role}")
-        seen = await failure(stubs.create_post())
+        seen = await expect_error(stubs.create_post())
 
         assert (seen.code, seen.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
         assert (await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id))).id == post.id
@@ -167,7 +168,7 @@ async def test_a_right_that_is_taken_away_later_is_no_bug(database: Database) ->
         assert (await stubs.create_post()).id > post.id
 
 
-def test_the_rights_that_are_asked_for_are_on_every_table_of_the_service(database: Database) -> None:
+def test_checked_rights_cover_every_table(database: Database) -> None:
     """A new table is asked for too, unless only an upgrade uses it."""
     schema.upgrade(database.url)
     names = {str(name) for (name,) in tables(database)}

@@ -22,10 +22,11 @@ from alembic.script import ScriptDirectory
 
 from store_service.database import connect, schema, tables
 from store_service.errors import DatabaseBusy
-from tests.patience import patience
-from tests.store import old_application
-from tests.store.old_application import dump, query
-from tests.support import wait_until
+from tests.support import legacy_database
+from tests.support.database import query
+from tests.support.legacy_database import dump
+from tests.support.polling import wait_until
+from tests.support.timeouts import scaled_timeout
 
 # SQLAlchemy leaves a space at the end of each line.
 DDL_OF_POSTS = "CREATE TABLE posts (\n\tid INTEGER NOT NULL, \n\tbody VARCHAR, \n\tPRIMARY KEY (id)\n)"
@@ -51,9 +52,9 @@ def ddl(path: Path) -> dict[str, str]:
 # The revisions
 
 
-def test_the_first_revision_is_the_schema_of_the_old_application_to_the_letter(tmp_path: Path) -> None:
-    """Revision 0001 makes what the old application's `metadata.create_all` made."""
-    old_application.make(tmp_path / "old.db")
+def test_first_revision_equals_the_legacy_schema(tmp_path: Path) -> None:
+    """As created by `metadata.create_all` of the legacy application."""
+    legacy_database.create_file(tmp_path / "old.db")
     engine = connect.sync_engine(f"sqlite:///{tmp_path / 'new.db'}")
     with engine.begin() as connection:
         command.upgrade(alembic_config(connection), schema.BEFORE)
@@ -64,13 +65,11 @@ def test_the_first_revision_is_the_schema_of_the_old_application_to_the_letter(t
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
-def test_an_upgraded_database_has_the_very_tables_that_metadata_would_make(
-    tmp_path: Path, is_old: bool
-) -> None:
-    """Also what alembic does not compare, such as AUTOINCREMENT and names of constraints, is the same."""
+def test_upgraded_tables_equal_the_metadata(tmp_path: Path, is_old: bool) -> None:
+    """Including AUTOINCREMENT and constraint names, which alembic does not compare."""
     url = f"sqlite:///{tmp_path / 'upgraded.db'}"
     if is_old:
-        old_application.make(tmp_path / "upgraded.db")
+        legacy_database.create_file(tmp_path / "upgraded.db")
     schema.upgrade(url)
     engine = connect.sync_engine(f"sqlite:///{tmp_path / 'made.db'}")
     tables.metadata.create_all(engine)
@@ -93,13 +92,13 @@ def test_head_is_the_last_revision() -> None:
 
 @pytest.fixture
 def old_file(tmp_path: Path) -> Path:
-    """A file of the old application, with everything that its schema let happen."""
+    """A legacy file with all the irregularities that its schema allowed."""
     path = tmp_path / "old.db"
-    old_application.make(path)
+    legacy_database.create_file(path)
     return path
 
 
-def test_foreign_keys_hold_after_the_upgrade(old_file: Path) -> None:
+def test_upgraded_database_has_no_foreign_key_violation(old_file: Path) -> None:
     """SQLite itself finds no comment without a post, and nothing damaged."""
     schema.upgrade(f"sqlite:///{old_file}")
 
@@ -107,10 +106,9 @@ def test_foreign_keys_hold_after_the_upgrade(old_file: Path) -> None:
     assert query(old_file, "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_bodies_that_are_no_text_become_text(tmp_path: Path) -> None:
-    """SQLite let numbers and bytes into the old columns; callers get strings."""
+def test_bodies_that_are_not_text_become_text(tmp_path: Path) -> None:
     path = tmp_path / "old.db"
-    url = old_application.make(path, post_rows=[], comment_rows=[])
+    url = legacy_database.create_file(path, post_rows=[], comment_rows=[])
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("INSERT INTO posts VALUES (1, 12), (2, x'616263')")
         connection.execute("INSERT INTO comments VALUES (1, 1.5, 1)")
@@ -120,8 +118,7 @@ def test_bodies_that_are_no_text_become_text(tmp_path: Path) -> None:
     assert query(path, "SELECT body, typeof(body) FROM comments") == [("1.5", "text")]
 
 
-def test_other_tables_of_the_old_application_stay_as_they_are(old_file: Path) -> None:
-    """What is not ours is not touched: tables, rows, indexes, views and their sequence."""
+def test_other_legacy_tables_are_unchanged(old_file: Path) -> None:
     with closing(sqlite3.connect(old_file)) as connection, connection:
         connection.executescript("""
             CREATE TABLE users (id INTEGER PRIMARY KEY AUTOINCREMENT, email TEXT UNIQUE, password BLOB);
@@ -141,8 +138,8 @@ def test_other_tables_of_the_old_application_stay_as_they_are(old_file: Path) ->
 
 
 @pytest.mark.parametrize("part", [0.0, 0.4, 0.8])
-def test_an_upgrade_that_is_killed_loses_nothing(tmp_path: Path, big_old_file: Path, part: float) -> None:
-    """After kill -9 in the middle of it the file is as it was, and the next upgrade goes through."""
+def test_killed_upgrade_of_a_file_loses_nothing(tmp_path: Path, big_old_file: Path, part: float) -> None:
+    """The next upgrade succeeds."""
     path = Path(shutil.copy(big_old_file, tmp_path / "store.db"))
     size = path.stat().st_size
     journal = Path(f"{path}-journal")
@@ -169,15 +166,17 @@ def test_an_upgrade_that_is_killed_loses_nothing(tmp_path: Path, big_old_file: P
 def big_old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of the old application that takes a while to upgrade."""
     path = tmp_path_factory.mktemp("big") / "old.db"
-    old_application.make(path, post_rows=((n, f"{n} " * 60) for n in range(1, 40_001)), comment_rows=[])
+    legacy_database.create_file(
+        path, post_rows=((n, f"{n} " * 60) for n in range(1, 40_001)), comment_rows=[]
+    )
     return path
 
 
 # In the way
 
 
-def test_a_file_that_somebody_writes_to_is_busy(old_file: Path) -> None:
-    """The upgrade waits for the other's transaction, but not for ever, and changes nothing."""
+def test_locked_file_is_busy(old_file: Path) -> None:
+    """After a timeout; nothing is changed."""
     before = dump(old_file)
     with closing(sqlite3.connect(old_file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -188,8 +187,7 @@ def test_a_file_that_somebody_writes_to_is_busy(old_file: Path) -> None:
     assert dump(old_file) == before
 
 
-def test_an_upgrade_waits_for_somebody_who_writes(old_file: Path) -> None:
-    """A transaction of the old application ends, then the upgrade finds what it has written."""
+def test_upgrade_waits_for_a_writer(old_file: Path) -> None:
     with ThreadPoolExecutor(1) as threads, closing(sqlite3.connect(old_file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         other.execute("INSERT INTO posts (id, body) VALUES (200, 'just in time')")
@@ -206,7 +204,7 @@ def test_an_upgrade_waits_for_somebody_who_writes(old_file: Path) -> None:
 
 
 def run_python(code: str, folder: Path, **settings: str) -> str:
-    """Runs a script in a folder of its own with these environment variables; returns what it prints."""
+    """Runs a script in its own directory with environment variables. Returns its output."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -218,15 +216,15 @@ def run_python(code: str, folder: Path, **settings: str) -> str:
         env=environment | settings,
         capture_output=True,
         text=True,
-        timeout=patience(),
+        timeout=scaled_timeout(),
         check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_old_names_are_there_and_make_the_tables(tmp_path: Path) -> None:
-    """Scripts that imported the old application's tables, engine and database go on working."""
+def test_old_names_create_the_tables(tmp_path: Path) -> None:
+    """For scripts that imported the tables, engine and database of the legacy application."""
     script = """
 from store_service.config import config
 from store_service.database import comment_table, database, engine, metadata, post_table
@@ -266,8 +264,8 @@ asyncio.run(use())
     ]
 
 
-def test_the_old_database_undoes_everything_when_it_is_told_to(tmp_path: Path) -> None:
-    """DB_FORCE_ROLL_BACK reaches `databases.Database`, as it always has."""
+def test_old_database_rolls_back_if_configured(tmp_path: Path) -> None:
+    """DB_FORCE_ROLL_BACK reaches `databases.Database`."""
     script = """
 import asyncio
 from store_service.database import database, post_table
@@ -283,8 +281,7 @@ asyncio.run(use())
     assert query(tmp_path / "old.db", "SELECT count(*) FROM posts") == [(0,)]
 
 
-def test_importing_the_old_names_module_opens_nothing(tmp_path: Path) -> None:
-    """Only who asks for `engine` or `database` makes a file."""
+def test_importing_the_old_module_opens_nothing(tmp_path: Path) -> None:
     run_python(
         "import store_service.config, store_service.database", tmp_path, DATABASE_URL="sqlite:///old.db"
     )

@@ -25,9 +25,11 @@ from store_service.errors import (
 )
 from store_service.model import Deletion, PostDraft, Request, Update
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.store.old_application import damage, query
-from tests.support import ServerProcess, run_command, wait_until
+from tests.support.database import query
+from tests.support.legacy_database import damage
+from tests.support.polling import wait_until
+from tests.support.server_process import ServerProcess, run_command
+from tests.support.timeouts import scaled_timeout
 
 READERS = 3
 
@@ -63,14 +65,13 @@ PRAGMAS_OF_THE_WRITER = {
 
 
 @pytest.mark.parametrize(("pragma", "value"), PRAGMAS_OF_THE_WRITER.items())
-async def test_the_writer_is_set_up(store: Store, pragma: str, value: object) -> None:
-    """A commit is on disk before it is answered (EXTRA = 3), and a comment cannot lose its post."""
+async def test_writer_is_configured(store: Store, pragma: str, value: object) -> None:
+    """synchronous=EXTRA and foreign keys."""
     assert await store.write(sql(f"PRAGMA {pragma}"), None) == [(value,)]
 
 
 @pytest.mark.parametrize(("pragma", "value"), PRAGMAS_OF_ALL.items())
-async def test_every_reader_is_set_up(store: Store, pragma: str, value: object) -> None:
-    """All readers are asked, each by a worker of its own."""
+async def test_every_reader_is_configured(store: Store, pragma: str, value: object) -> None:
     statement = Statement(sqlalchemy.text(f"PRAGMA {pragma}"))
     arrived, everybody_is_here = asyncio.Semaphore(0), asyncio.Event()
 
@@ -89,10 +90,9 @@ async def test_every_reader_is_set_up(store: Store, pragma: str, value: object) 
     assert await asyncio.gather(*answers) == [(value,)] * READERS
 
 
-async def test_a_connection_that_does_not_take_its_settings_is_not_used(
+async def test_connection_that_ignores_its_settings_is_refused(
     database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SQLite answers what it does not know with silence; the service then does not start."""
     monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "foreign_key", 1)
 
     with pytest.raises(RuntimeError, match="PRAGMA foreign_key "):
@@ -134,8 +134,8 @@ NAMES = [
 
 @pytest.mark.parametrize("force_roll_back", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-async def test_any_path_is_one_file_for_everybody(tmp_path: Path, name: str, force_roll_back: bool) -> None:
-    """Upgrade, writer and readers find the same file, whatever signs its folder and its name have."""
+async def test_every_path_is_one_file(tmp_path: Path, name: str, force_roll_back: bool) -> None:
+    """For upgrade, writer and readers, whatever characters it has."""
     folder = tmp_path / name
     folder.mkdir()
     url = f"sqlite:///{folder}/{name}"
@@ -157,7 +157,7 @@ def files_below(folder: Path) -> list[str]:
     return [str(it) for it in folder.rglob("*") if it.is_file()]
 
 
-async def test_every_path_can_be_written_as_a_url(tmp_path: Path) -> None:
+async def test_every_path_can_be_a_quoted_url(tmp_path: Path) -> None:
     """A path that is quoted as in any URL means that path, also with a ? in it."""
     path = tmp_path / "what? 100%25 #1.db"
     url = f"sqlite:///{quote(str(path))}"
@@ -169,7 +169,7 @@ async def test_every_path_can_be_written_as_a_url(tmp_path: Path) -> None:
     assert query(path, "SELECT body FROM posts") == [("here",)]
 
 
-async def test_a_relative_path_is_of_the_folder_at_the_start(
+async def test_relative_path_is_relative_to_the_working_directory(
     database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`sqlite:///store.db` is the file in the working folder."""
@@ -183,8 +183,8 @@ async def test_a_relative_path_is_of_the_folder_at_the_start(
 # One service at a time
 
 
-def test_a_database_is_of_one_service(database_file: Path) -> None:
-    """Who comes second is told, by the path; after the first has left the way is free."""
+def test_database_has_one_service(database_file: Path) -> None:
+    """The second one gets an error with the path."""
     url = f"sqlite:///{database_file}"
     with connect.sole_use(url):
         with pytest.raises(sqlite.DatabaseInUse, match=str(database_file)), connect.sole_use(url):
@@ -196,7 +196,7 @@ def test_a_database_is_of_one_service(database_file: Path) -> None:
         pass
 
 
-def test_a_database_is_of_one_service_also_by_way_of_a_link(database_file: Path, tmp_path: Path) -> None:
+def test_linked_database_has_one_service(database_file: Path, tmp_path: Path) -> None:
     """Whatever leads to it."""
     link = tmp_path / "link.db"
     link.symlink_to(database_file)
@@ -209,10 +209,10 @@ def test_a_database_is_of_one_service_also_by_way_of_a_link(database_file: Path,
         pass
 
 
-def test_a_second_service_is_refused_until_the_first_is_gone(
+def test_second_process_is_refused_until_the_first_ends(
     database_file: Path, server_process: ServerProcess
 ) -> None:
-    """Also across processes; and a service that was killed is gone."""
+    """A killed process releases the database."""
     server_process.start()
     listen = {"STORE_LISTEN": "127.0.0.1:0"}
     refused = [
@@ -231,8 +231,8 @@ def test_a_second_service_is_refused_until_the_first_is_gone(
 # Ids that were only tried
 
 
-async def test_work_that_is_not_kept_uses_up_no_id(store: Store, database_file: Path) -> None:
-    """The counter is part of the file, and undone with the rest; a sequence of PostgreSQL is not."""
+async def test_dry_run_uses_no_id(store: Store, database_file: Path) -> None:
+    """The SQLite counter is rolled back; a PostgreSQL sequence is not."""
     posts = Posts(store)
     await posts.create([PostDraft(body="tried")], keep=False)
     (post,) = await posts.create([PostDraft(body="kept")])
@@ -241,7 +241,7 @@ async def test_work_that_is_not_kept_uses_up_no_id(store: Store, database_file: 
     assert query(database_file, "SELECT seq FROM sqlite_sequence WHERE name = 'posts'") == [(1,)]
 
 
-async def test_with_force_roll_back_no_id_is_used_up(database_file: Path) -> None:
+async def test_forced_rollback_uses_no_id(database_file: Path) -> None:
     """Afterwards the counters of the file are as they were, so that every run of a test sees the same ids."""
     before = query(database_file, "SELECT * FROM sqlite_sequence")
     for _ in range(2):
@@ -258,10 +258,9 @@ INSERT INTO posts (body) SELECT CAST(count(*) AS TEXT) FROM n RETURNING id
 """
 
 
-async def test_with_force_roll_back_a_write_that_nobody_waits_for_takes_nothing_along(
+async def test_abandoned_write_with_forced_rollback_keeps_earlier_writes(
     database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was answered before it can be read afterwards, and nothing of it all is stored at the end."""
     monkeypatch.setattr(workers, "LAST_SECONDS", 0)
     loop = asyncio.get_running_loop()
     begun, gone = asyncio.Event(), threading.Event()
@@ -269,7 +268,7 @@ async def test_with_force_roll_back_a_write_that_nobody_waits_for_takes_nothing_
 
     def begin() -> int:
         loop.call_soon_threadsafe(begun.set)
-        gone.wait(patience())
+        gone.wait(scaled_timeout())
         return 1
 
     async def count(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
@@ -301,10 +300,8 @@ def threads_of_the_driver() -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("force_roll_back", [False, True])
-async def test_no_thread_is_left_when_the_database_is_closed(
-    database_file: Path, force_roll_back: bool
-) -> None:
-    """Also when the block ends with an error; otherwise the process would never end."""
+async def test_closed_database_leaves_no_thread(database_file: Path, force_roll_back: bool) -> None:
+    """Also after an error."""
 
     async def leave_with_an_error() -> None:
         async with connect.open_store(
@@ -323,10 +320,9 @@ async def test_no_thread_is_left_when_the_database_is_closed(
 @pytest.mark.parametrize(
     "content", [b"this is no database, whatever its name says" * 100, None], ids=["text", "folder"]
 )
-async def test_no_thread_is_left_when_the_database_cannot_be_opened(
+async def test_failed_open_leaves_no_thread(
     tmp_path: Path, content: bytes | None, force_roll_back: bool
 ) -> None:
-    """A file that is no database is an error with a name, and the process can end."""
     path = tmp_path / "store.db"
     path.mkdir() if content is None else path.write_bytes(content)
 
@@ -353,8 +349,7 @@ def trips(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return seen
 
 
-async def test_a_batch_is_one_trip_to_the_connections_thread(store: Store, trips: list[object]) -> None:
-    """However many statements it has: to begin, to read, to write, to tell of changes, and to commit."""
+async def test_batch_is_one_trip_to_the_connection_thread(store: Store, trips: list[object]) -> None:
     posts = Posts(store)
     first, second = await posts.create([PostDraft(body="a"), PostDraft(body="b")])
     trips.clear()
@@ -369,7 +364,7 @@ async def test_a_batch_is_one_trip_to_the_connections_thread(store: Store, trips
     assert len(trips) == 2
 
 
-async def test_what_is_refused_in_the_thread_is_one_trip_too(store: Store, trips: list[object]) -> None:
+async def test_refused_batch_is_one_trip_to_the_connection_thread(store: Store, trips: list[object]) -> None:
     """An error goes the same way back as an answer, and the transaction is undone on the way."""
 
     async def refuse(connection: Connection, _: Sequence[None]) -> list[None]:
@@ -384,10 +379,9 @@ async def test_what_is_refused_in_the_thread_is_one_trip_too(store: Store, trips
 
 
 @pytest.mark.parametrize("what", ["the next round of the loop", "a while", "somebody else"])
-async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to_its_callers(
+async def test_write_that_awaits_something_else_is_an_error(
     store: Store, database_file: Path, what: str
 ) -> None:
-    """Each is told, instead of waiting for ever; nothing of it is kept, and the worker goes on."""
     nobody: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     told: list[type[BaseException]] = []
 
@@ -405,7 +399,7 @@ async def test_a_write_that_waits_for_anything_but_its_connection_is_an_error_to
 
     waits = Operation(wait)
     posts = Posts(store)
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         answers = await asyncio.gather(
             store.write(waits, "a"),
             posts.create([PostDraft(body="rides along")]),
@@ -428,7 +422,7 @@ def log_bytes(database_file: Path) -> int:
     return Path(f"{database_file}-wal").stat().st_size
 
 
-async def test_log_of_a_large_transaction_is_cut_off(store: Store, database_file: Path) -> None:
+async def test_log_of_a_large_transaction_is_truncated(store: Store, database_file: Path) -> None:
     """By the next write."""
     await store.write(
         sql("INSERT INTO posts (body) SELECT hex(zeroblob(20000000)) UNION ALL SELECT 'x'"), None
@@ -440,9 +434,8 @@ async def test_log_of_a_large_transaction_is_cut_off(store: Store, database_file
     assert log_bytes(database_file) == sqlite.MAX_KEPT_LOG_BYTES
 
 
-async def test_log_that_grew_while_somebody_read_is_cut_off(store: Store, database_file: Path) -> None:
-    """When the reader has gone: the first write takes the log over into the database, the second begins it
-    anew."""
+async def test_log_that_grew_during_a_read_is_truncated(store: Store, database_file: Path) -> None:
+    """Two writes after the end of the read."""
     with closing(sqlite3.connect(f"file:{database_file}?mode=ro", uri=True, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM posts").fetchone()
@@ -459,7 +452,7 @@ async def test_log_that_grew_while_somebody_read_is_cut_off(store: Store, databa
 # Errors of SQLite, and their names
 
 
-async def test_a_full_disk_is_storage_full_and_keeps_nothing(store: Store, database_file: Path) -> None:
+async def test_full_disk_is_storage_full_and_stores_nothing(store: Store, database_file: Path) -> None:
     """Nothing of the write that did not fit; the next one that fits is stored."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="kept")])
@@ -476,10 +469,8 @@ async def test_a_full_disk_is_storage_full_and_keeps_nothing(store: Store, datab
     assert query(database_file, "SELECT body FROM posts") == [("kept",), ("also kept",)]
 
 
-async def test_a_transaction_that_sqlite_ended_by_itself_is_not_ended_again(
-    store: Store, database_file: Path
-) -> None:
-    """As it does on a full disk, say: the caller sees the error that was, not one of the tidying up."""
+async def test_transaction_ended_by_sqlite_is_not_ended_again(store: Store, database_file: Path) -> None:
+    """The original error is raised."""
     insert = Statement(sqlalchemy.text("INSERT OR ROLLBACK INTO posts (id, body) VALUES (1, 'a')"))
 
     async def run(connection: Connection, asked: Sequence[None]) -> list[None]:
@@ -493,8 +484,8 @@ async def test_a_transaction_that_sqlite_ended_by_itself_is_not_ended_again(
     assert query(database_file, "SELECT body FROM posts") == [("kept",)]
 
 
-async def test_a_damaged_file_is_unavailable_and_the_error_tells_callers_nothing(database_file: Path) -> None:
-    """What SQLite says stays in the cause, for the log; the text is for callers."""
+async def test_damaged_file_is_unavailable(database_file: Path) -> None:
+    """The text of SQLite is in the cause only."""
     damage(database_file, "posts")
     async with connect.open_store(f"sqlite:///{database_file}", readers=1) as store:
         with pytest.raises(StoreError) as caught:

@@ -38,15 +38,15 @@ async def readers(store: Store) -> list[bool]:
     return seen
 
 
-async def test_a_few_rows_are_read_on_the_event_loop(store: Store, readers: list[bool]) -> None:
-    """The trip to the thread would cost more than they do."""
+async def test_few_rows_are_read_on_the_event_loop(store: Store, readers: list[bool]) -> None:
+    """A thread would cost more."""
     (post,) = await Posts(store).create([PostDraft(body="a")])
 
     assert await Posts(store).get(post.id) == post
     assert readers == [True]
 
 
-async def test_what_may_take_long_is_read_in_the_thread(store: Store, readers: list[bool]) -> None:
+async def test_large_reads_use_the_thread(store: Store, readers: list[bool]) -> None:
     """Pages and large batches never keep the event loop waiting."""
     posts = Posts(store)
     await posts.create([PostDraft(body="a")])
@@ -57,10 +57,10 @@ async def test_what_may_take_long_is_read_in_the_thread(store: Store, readers: l
     assert readers == [True, False, False]
 
 
-async def test_a_slow_file_is_read_in_the_thread(
+async def test_slow_file_is_read_in_the_thread(
     store: Store, readers: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a read that met the disk the next ones do not risk it, for a while."""
+    """For a while after a slow read."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     monkeypatch.setattr(sqlite, "SLOW_SECONDS", -1.0)

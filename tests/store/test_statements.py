@@ -16,14 +16,14 @@ from store_service.database import changes, comments, deletions, posts, requests
 from store_service.database.changes import LoggedWrite
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, as_json, one_of, parameter, rows
-from tests.postgres import new_database
-from tests.store.by_hand import execute
+from tests.support.database import execute
+from tests.support.postgresql import new_database
 
 ENGINES = ("sqlite", "postgresql")
 
 
 def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Statement]]:
-    """The statements of a name, each with what tells it from the others and the engines that run it."""
+    """The statements of a name, each with its variant and its engines."""
     if isinstance(value, Statement):
         yield "", ENGINES, value
     elif isinstance(value, LoggedWrite):
@@ -237,14 +237,14 @@ def run(statement: Statement, **values: object) -> list[tuple[object, ...]]:
         return connection.execute(text, arguments).fetchall()
 
 
-def test_every_statement_is_in_the_table_of_indexes() -> None:
+def test_every_statement_is_in_the_index_table() -> None:
     """A new statement is given its index here too."""
     for engine, served_by in (("sqlite", SERVED_BY), ("postgresql", SERVED_BY_ON_POSTGRESQL)):
         assert served_by.keys() | WITHOUT_LOOKING[engine] == STATEMENTS[engine].keys()
         assert not served_by.keys() & WITHOUT_LOOKING[engine]
 
 
-def test_there_are_statements_of_every_shape() -> None:
+def test_statements_of_every_shape_are_found() -> None:
     """The table above finds single statements, pages by their order, and both forms of writes."""
     assert {"posts.POSTS.delete 1", "posts.POSTS.delete 2"} <= STATEMENTS["sqlite"].keys()
     assert "posts.POSTS.delete" in STATEMENTS["postgresql"].keys() - STATEMENTS["sqlite"].keys()
@@ -252,8 +252,8 @@ def test_there_are_statements_of_every_shape() -> None:
 
 
 @pytest.mark.parametrize("name", SERVED_BY)
-def test_a_statement_is_served_by_its_index(database_file: Path, name: str) -> None:
-    """No statement reads a whole table, sorts in memory, or chooses another index, wherever it begins."""
+def test_statement_uses_its_index_on_sqlite(database_file: Path, name: str) -> None:
+    """No table scan, no sort, and no other index."""
     text, arguments = STATEMENTS["sqlite"][name].on("sqlite", VALUES)
     with closing(sqlite3.connect(database_file)) as connection:
         plan = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", arguments)]
@@ -300,7 +300,7 @@ def filled_database(postgres: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", SERVED_BY_ON_POSTGRESQL)
-def test_a_statement_is_served_by_its_index_on_postgresql_too(filled_database: str, name: str) -> None:
+def test_statement_uses_its_index_on_postgresql(filled_database: str, name: str) -> None:
     """No table is read whole or sorted, and the plan names the index."""
     with psycopg.connect(filled_database, autocommit=True) as connection:
         statement = STATEMENTS["postgresql"][name]
@@ -333,7 +333,7 @@ def run_on_postgresql(
 
 
 @pytest.mark.parametrize("name", STATEMENTS["sqlite"])
-def test_a_statement_runs_on_the_current_schema(database_file: Path, name: str) -> None:
+def test_statement_runs_on_the_current_schema_of_sqlite(database_file: Path, name: str) -> None:
     """Names of tables and columns are those of the last revision."""
     text, arguments = STATEMENTS["sqlite"][name].on("sqlite", VALUES)
     with closing(sqlite3.connect(database_file)) as connection:
@@ -343,7 +343,7 @@ def test_a_statement_runs_on_the_current_schema(database_file: Path, name: str) 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("name", STATEMENTS["postgresql"])
-def test_a_statement_runs_on_the_current_schema_of_postgresql_too(database_url: str, name: str) -> None:
+def test_statement_runs_on_the_current_schema_of_postgresql(database_url: str, name: str) -> None:
     """The same names, and the types that PostgreSQL insists on."""
     execute(database_url, "INSERT INTO posts (body) VALUES ('a')")
     with psycopg.connect(database_url) as connection:
@@ -351,7 +351,7 @@ def test_a_statement_runs_on_the_current_schema_of_postgresql_too(database_url: 
         connection.rollback()
 
 
-def test_a_statement_has_one_text_however_large_the_batch_is() -> None:
+def test_statement_text_is_independent_of_the_batch_size() -> None:
     """SQLite prepares it once, and its limit of parameters is never met."""
     few, _ = posts.POSTS.by_id.on("sqlite", {"ids": as_json([1])})
     many, arguments = posts.POSTS.by_id.on("sqlite", {"ids": as_json(list(range(100_000)))})
@@ -360,8 +360,8 @@ def test_a_statement_has_one_text_however_large_the_batch_is() -> None:
     assert len(arguments) == 1
 
 
-def test_ids_are_read_as_numbers() -> None:
-    """Also the largest and the smallest that there are; none at all is no row."""
+def test_ids_are_passed_as_numbers() -> None:
+    """Including the extreme values and an empty list."""
     wanted = [1, 2**63 - 1, -(2**63), 0]
 
     def found(numbers: str) -> list[int]:
@@ -373,8 +373,7 @@ def test_ids_are_read_as_numbers() -> None:
     assert found("[]") == []
 
 
-def test_rows_are_read_with_their_types_and_positions() -> None:
-    """Any text survives: quotes, brackets, line ends, every size of character, what looks like a number."""
+def test_rows_keep_their_types_and_order() -> None:
     bodies = [
         "",
         "'\"",
@@ -393,13 +392,13 @@ def test_rows_are_read_with_their_types_and_positions() -> None:
     assert seen == wanted
 
 
-def test_json_is_as_short_as_it_can_be() -> None:
+def test_json_is_compact() -> None:
     """No spaces, and characters as they are instead of as escapes."""
     assert as_json([[0, "é"], [1, "b"]]) == '[[0,"é"],[1,"b"]]'
     assert json.loads(as_json([])) == []
 
 
-def test_a_parameter_that_is_not_given_is_an_error() -> None:
+def test_missing_parameter_is_an_error() -> None:
     """It is a bug, and must not become NULL."""
     statement = Statement(select(parameter("one", Integer), parameter("two", Integer)))
 
@@ -408,7 +407,7 @@ def test_a_parameter_that_is_not_given_is_an_error() -> None:
         statement.on("sqlite", {"one": 1})
 
 
-def test_a_value_of_the_statement_itself_needs_not_be_given() -> None:
+def test_constant_of_a_statement_needs_no_parameter() -> None:
     """SQLAlchemy turns constants into parameters; they keep their values."""
     statement = Statement(select(parameter("one", Integer) + 5).limit(1))
 

@@ -1,10 +1,8 @@
-"""What the application before let happen that the service could not serve, and what is in the upgrade's way.
-
-That nothing is lost otherwise is in test_upgrade.py.
+"""Obstacles of an upgrade, and legacy data that the service could not serve. See test_upgrade.py for the
+rest.
 """
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -27,24 +25,13 @@ from store_service.model import (
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
 from store_service.store.snapshot import Snapshot
-from tests.postgres import new_database
-from tests.rpc.helpers import connected
-from tests.store import old_application
-from tests.store.by_hand import execute, query
-from tests.support import run_command
+from tests.support import legacy_database
+from tests.support.database import database_connection, execute, query
+from tests.support.postgresql import new_database
+from tests.support.server_process import run_command
 
 LARGEST = 2**62
 END = 2**63 - 1
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without tables, on each engine in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'store.db'}"
-        return
-    with new_database(request.getfixturevalue("postgres")) as url:
-        yield url
 
 
 on_sqlite = pytest.mark.parametrize("bare_url", ["sqlite"], indirect=True)
@@ -59,7 +46,7 @@ def warnings_of_upgrade(database_url: str) -> list[dict[str, object]]:
 
 
 async def everything(database_url: str) -> list[tuple[str, int, int, str]]:
-    """What a watch with initial state is told: kind, id, post and body of each."""
+    """The initial state: kind, id, post and body of each resource."""
     async with connect.open_store(database_url, readers=1) as store:
         start = Bookmark(position=Position(xid=0, seq=0), snapshot=SnapshotPlace(kind=Kind.POST))
         pages = [page async for page in Snapshot(store).pages(start, Filter())]
@@ -84,7 +71,7 @@ BAD = {
 
 
 def fill_with_bad_bodies(database_url: str) -> None:
-    old_application.fill(database_url, post_rows=[], comment_rows=[])
+    legacy_database.fill(database_url, post_rows=[], comment_rows=[])
     for id, body in BAD.items():
         execute(database_url, f"INSERT INTO posts VALUES ({id}, {body})")
     execute(
@@ -94,8 +81,8 @@ def fill_with_bad_bodies(database_url: str) -> None:
 
 
 @on_sqlite
-async def test_bodies_that_are_no_utf_8_become_text_that_can_be_read(bare_url: str) -> None:
-    """Each byte that is none becomes U+FFFD, as Python's errors="replace" has it; the rest stays."""
+async def test_undecodable_bodies_become_readable_text(bare_url: str) -> None:
+    """Each invalid byte becomes U+FFFD."""
     fill_with_bad_bodies(bare_url)
     schema.upgrade(bare_url)
 
@@ -112,8 +99,7 @@ async def test_bodies_that_are_no_utf_8_become_text_that_can_be_read(bare_url: s
 
 
 @on_sqlite
-def test_the_bytes_of_a_body_that_was_no_utf_8_are_kept_and_counted(bare_url: str) -> None:
-    """Whoever knows in which encoding they were can still read them."""
+def test_undecodable_bytes_are_kept_and_counted(bare_url: str) -> None:
     fill_with_bad_bodies(bare_url)
     warnings = warnings_of_upgrade(bare_url)
 
@@ -129,12 +115,12 @@ def test_the_bytes_of_a_body_that_was_no_utf_8_are_kept_and_counted(bare_url: st
 
 
 @on_sqlite
-async def test_a_file_in_utf_16_keeps_its_bodies(bare_url: str, tmp_path: Path) -> None:
+async def test_utf_16_file_keeps_its_bodies(bare_url: str, tmp_path: Path) -> None:
     """Their bytes in the file are no UTF-8, and their text is fine all the same."""
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection, connection:
         connection.execute("PRAGMA encoding = 'UTF-16le'")
         connection.execute("CREATE TABLE made_by (somebody TEXT)")
-    old_application.fill(bare_url, post_rows=[(1, "grüße, 😀")], comment_rows=[])
+    legacy_database.fill(bare_url, post_rows=[(1, "grüße, 😀")], comment_rows=[])
     execute(bare_url, "INSERT INTO posts VALUES (2, CAST(x'00d84100' AS TEXT))")
     schema.upgrade(bare_url)
 
@@ -150,7 +136,7 @@ async def test_a_file_in_utf_16_keeps_its_bodies(bare_url: str, tmp_path: Path) 
 
 def old_with_ids(database_url: str, post_ids: list[int]) -> None:
     """Posts with these ids, and a comment of each with the same id."""
-    old_application.fill(database_url, post_rows=[], comment_rows=[])
+    legacy_database.fill(database_url, post_rows=[], comment_rows=[])
     if not connect.is_sqlite(database_url):
         execute(
             database_url,
@@ -165,8 +151,8 @@ def old_with_ids(database_url: str, post_ids: list[int]) -> None:
         )
 
 
-async def test_ids_that_no_call_takes_and_the_largest_are_replaced(bare_url: str) -> None:
-    """New ones come behind the others; comments go with their posts, and all other ids stay."""
+async def test_invalid_and_largest_ids_are_replaced(bare_url: str) -> None:
+    """By ids after the others; comments follow their posts."""
     old_with_ids(bare_url, [-5, 0, 3, 7, LARGEST + 1, END])
     warnings = warnings_of_upgrade(bare_url)
 
@@ -184,8 +170,7 @@ async def test_ids_that_no_call_takes_and_the_largest_are_replaced(bare_url: str
     assert warning["count"] == 8
 
 
-async def test_after_the_largest_ids_there_is_room(bare_url: str) -> None:
-    """SQLite would never give an id again after the last that there is, also if its row is gone."""
+async def test_ids_continue_after_the_largest_ids(bare_url: str) -> None:
     old_with_ids(bare_url, [1, END])
     execute(bare_url, "DELETE FROM comments")
     schema.upgrade(bare_url)
@@ -198,8 +183,7 @@ async def test_after_the_largest_ids_there_is_room(bare_url: str) -> None:
     assert (post.id, comment.id, next_post.id) == (3, 1, 4)
 
 
-async def test_the_largest_id_that_may_stay_stays(bare_url: str) -> None:
-    """The bound itself is fine, and ids count on behind it."""
+async def test_largest_valid_id_is_kept(bare_url: str) -> None:
     old_with_ids(bare_url, [0, LARGEST])
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
@@ -212,8 +196,7 @@ async def test_the_largest_id_that_may_stay_stays(bare_url: str) -> None:
     assert post.id == LARGEST + 2
 
 
-async def test_orphans_of_posts_with_such_ids_leave_room_too(bare_url: str) -> None:
-    """Their ids are kept with them, and no post counts on behind them."""
+async def test_ids_continue_after_orphans_with_such_ids(bare_url: str) -> None:
     old_with_ids(bare_url, [1, END])
     if not connect.is_sqlite(bare_url):
         execute(bare_url, "ALTER TABLE comments DROP CONSTRAINT comments_post_id_fkey")
@@ -227,9 +210,8 @@ async def test_orphans_of_posts_with_such_ids_leave_room_too(bare_url: str) -> N
 
 
 @on_sqlite
-def test_the_bytes_of_a_body_are_found_by_the_new_id(bare_url: str) -> None:
-    """The post with the body tells where they are."""
-    old_application.fill(bare_url, post_rows=[], comment_rows=[])
+def test_undecodable_bytes_are_found_by_the_new_id(bare_url: str) -> None:
+    legacy_database.fill(bare_url, post_rows=[], comment_rows=[])
     execute(bare_url, "INSERT INTO posts VALUES (0, x'ff')")
     schema.upgrade(bare_url)
 
@@ -237,7 +219,7 @@ def test_the_bytes_of_a_body_are_found_by_the_new_id(bare_url: str) -> None:
     assert query(bare_url, "SELECT id, body FROM posts") == [(1, "\ufffd")]
 
 
-def test_comments_that_never_had_a_post_are_kept_as_orphans(bare_url: str) -> None:
+def test_comments_without_a_post_id_become_orphans(bare_url: str) -> None:
     """Where the old table took NULL for a post, such comments are no less there."""
     execute(
         bare_url,
@@ -254,8 +236,7 @@ def test_comments_that_never_had_a_post_are_kept_as_orphans(bare_url: str) -> No
 
 @on_postgresql
 @pytest.mark.parametrize("how", ["ALWAYS", "BY DEFAULT"])
-async def test_ids_that_are_an_identity_already_count_on(bare_url: str, how: str) -> None:
-    """Behind all that were given, also to rows that are gone."""
+async def test_identity_columns_continue_after_all_given_ids(bare_url: str, how: str) -> None:
     id = f"id INTEGER GENERATED {how} AS IDENTITY PRIMARY KEY"
     execute(
         bare_url,
@@ -311,17 +292,16 @@ NAMES = ["changes", "feed", "requests", "orphaned_comments", "undecodable_bodies
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_table_whose_name_the_upgrade_needs_is_named(bare_url: str, name: str) -> None:
+def test_table_with_a_needed_name_is_reported(bare_url: str, name: str) -> None:
     """What to do about it is said."""
-    old_application.fill(bare_url)
+    legacy_database.fill(bare_url)
     execute(bare_url, f"CREATE TABLE {name} (something INTEGER)")
 
     assert_refused(bare_url, f"table {name}", "rename or drop it")
 
 
-def test_everything_that_is_in_the_way_is_named_at_once(bare_url: str) -> None:
-    """Views and indexes have names like tables; nobody goes round by round."""
-    old_application.fill(bare_url)
+def test_all_obstacles_are_reported_at_once(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "CREATE TABLE other (id INTEGER)",
@@ -334,19 +314,18 @@ def test_everything_that_is_in_the_way_is_named_at_once(bare_url: str) -> None:
 
 
 @on_sqlite
-def test_a_name_in_capitals_is_in_the_way_on_sqlite(bare_url: str) -> None:
+def test_name_in_capitals_is_an_obstacle_on_sqlite(bare_url: str) -> None:
     """To SQLite it is the same name."""
-    old_application.fill(bare_url)
+    legacy_database.fill(bare_url)
     execute(bare_url, "CREATE TABLE Changes (id INTEGER)")
 
     assert_refused(bare_url, "table Changes")
 
 
-def test_every_name_that_an_upgrade_gives_is_looked_for(bare_url: str) -> None:
-    """Who adds a table to a revision adds its name to `takeover.MADE_BY`."""
+def test_every_name_created_by_an_upgrade_is_checked(bare_url: str) -> None:
     schema.upgrade(bare_url)
     known = {name for names in takeover.MADE_BY.values() for name in names} | {"alembic_version"}
-    with connected(bare_url) as connection:
+    with database_connection(bare_url) as connection:
         inspector = sqlalchemy.inspect(connection)
         tables = set(inspector.get_table_names())
         indexes = {it["name"] for table in tables for it in inspector.get_indexes(table)}
@@ -354,18 +333,16 @@ def test_every_name_that_an_upgrade_gives_is_looked_for(bare_url: str) -> None:
     assert tables | indexes <= known
 
 
-def test_a_table_that_refers_to_posts_is_named(bare_url: str) -> None:
-    """Posts that it refers to could not be deleted, and callers would not be told why."""
-    old_application.fill(bare_url)
+def test_table_that_references_posts_is_reported(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(bare_url, "CREATE TABLE likes (id INTEGER PRIMARY KEY, post_id INTEGER REFERENCES posts (id))")
 
     assert_refused(bare_url, "table likes, which refers to posts", "drop the foreign key, or the table")
 
 
 @on_sqlite
-def test_a_trigger_is_named(bare_url: str) -> None:
-    """It would change what the service writes, and the service could not tell of it."""
-    old_application.fill(bare_url)
+def test_trigger_is_reported(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "CREATE TRIGGER shout AFTER INSERT ON posts"
@@ -376,9 +353,8 @@ def test_a_trigger_is_named(bare_url: str) -> None:
 
 
 @on_postgresql
-def test_a_trigger_or_rule_of_postgresql_is_named(bare_url: str) -> None:
-    """It would change what the service writes, and the service could not tell of it."""
-    old_application.fill(bare_url)
+def test_postgresql_trigger_or_rule_is_reported(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "CREATE FUNCTION shout() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$",
@@ -397,7 +373,9 @@ def test_a_trigger_or_rule_of_postgresql_is_named(bare_url: str) -> None:
         ("INTEGER PRIMARY KEY", "VARCHAR(9)", "column post_id of comments is no INTEGER"),
     ],
 )
-def test_a_table_without_its_key_is_named(bare_url: str, id: str, post_id: str, problem: str) -> None:
+def test_table_without_its_primary_key_is_reported(
+    bare_url: str, id: str, post_id: str, problem: str
+) -> None:
     """Its ids may be anything, and twice there."""
     execute(
         bare_url,
@@ -408,8 +386,7 @@ def test_a_table_without_its_key_is_named(bare_url: str, id: str, post_id: str, 
     assert_refused(bare_url, problem, "make the table as storeapi made it")
 
 
-def test_a_rule_for_bodies_is_named(bare_url: str) -> None:
-    """The service has none that callers would be told of."""
+def test_check_constraint_on_bodies_is_reported(bare_url: str) -> None:
     execute(
         bare_url,
         "CREATE TABLE posts (id INTEGER PRIMARY KEY, body VARCHAR UNIQUE)",
@@ -422,9 +399,8 @@ def test_a_rule_for_bodies_is_named(bare_url: str) -> None:
 
 
 @on_postgresql
-def test_a_view_of_posts_is_named_on_postgresql(bare_url: str) -> None:
-    """It does not let columns change that it uses."""
-    old_application.fill(bare_url)
+def test_view_of_posts_is_reported_on_postgresql(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "CREATE VIEW bodies AS SELECT body FROM posts",
@@ -435,9 +411,9 @@ def test_a_view_of_posts_is_named_on_postgresql(bare_url: str) -> None:
 
 
 @on_postgresql
-def test_what_else_uses_columns_is_named_on_postgresql(bare_url: str) -> None:
-    """It does not let them change either; a publication of whole tables is not in the way, and stays."""
-    old_application.fill(bare_url)
+def test_other_dependents_of_columns_are_reported_on_postgresql(bare_url: str) -> None:
+    """A publication of whole tables is not."""
+    legacy_database.fill(bare_url)
     execute(bare_url, "CREATE PUBLICATION whole FOR TABLE posts, comments")
     users = [
         "CREATE PUBLICATION few FOR TABLE posts WHERE (id > 5)",
@@ -463,9 +439,8 @@ def test_what_else_uses_columns_is_named_on_postgresql(bare_url: str) -> None:
 
 
 @on_postgresql
-def test_policies_are_named(bare_url: str) -> None:
-    """Rows would be hidden from the service, and callers not told why."""
-    old_application.fill(bare_url)
+def test_row_level_policies_are_reported(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "ALTER TABLE posts ENABLE ROW LEVEL SECURITY",
@@ -477,9 +452,8 @@ def test_policies_are_named(bare_url: str) -> None:
 
 
 @on_postgresql
-def test_an_exclude_constraint_is_named(bare_url: str) -> None:
-    """Callers would be told nothing but INTERNAL."""
-    old_application.fill(bare_url)
+def test_exclusion_constraint_is_reported(bare_url: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url, "ALTER TABLE comments ADD CONSTRAINT once EXCLUDE USING btree (post_id WITH =, id WITH =)"
     )
@@ -488,9 +462,9 @@ def test_an_exclude_constraint_is_named(bare_url: str) -> None:
 
 
 @on_sqlite
-def test_views_stay_on_sqlite(bare_url: str) -> None:
-    """Also one that works no longer, which is nothing of ours."""
-    old_application.fill(bare_url)
+def test_views_are_kept_on_sqlite(bare_url: str) -> None:
+    """Broken ones too."""
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "CREATE VIEW bodies AS SELECT body FROM posts",
@@ -500,14 +474,14 @@ def test_views_stay_on_sqlite(bare_url: str) -> None:
     )
     schema.upgrade(bare_url)
 
-    assert query(bare_url, "SELECT count(*) FROM bodies") == [(len(old_application.POSTS),)]
+    assert query(bare_url, "SELECT count(*) FROM bodies") == [(len(legacy_database.POSTS),)]
     execute(bare_url, "INSERT INTO other VALUES (1)")
-    assert query(bare_url, "SELECT count(*) FROM bodies") == [(len(old_application.POSTS) + 1,)]
+    assert query(bare_url, "SELECT count(*) FROM bodies") == [(len(legacy_database.POSTS) + 1,)]
 
 
-def test_indexes_that_somebody_has_made_are_there_afterwards(bare_url: str) -> None:
-    """Also those with conditions and expressions, whose statements are run as they were written."""
-    old_application.fill(bare_url)
+def test_foreign_indexes_are_recreated(bare_url: str) -> None:
+    """Also those with conditions and expressions."""
+    legacy_database.fill(bare_url)
     statements = [
         "CREATE INDEX by_body ON posts (body)",
         "CREATE INDEX by_length ON comments (length(body)) WHERE body <> ':none 100%'",
@@ -527,9 +501,9 @@ def test_indexes_that_somebody_has_made_are_there_afterwards(bare_url: str) -> N
 
 
 @on_sqlite
-def test_an_index_that_cannot_be_made_again_is_named(bare_url: str) -> None:
+def test_index_that_cannot_be_recreated_is_reported(bare_url: str) -> None:
     """Nothing is dropped silently: this one takes NULL, but not the empty body that it becomes."""
-    old_application.fill(bare_url, post_rows=[(1, None)], comment_rows=[])
+    legacy_database.fill(bare_url, post_rows=[(1, None)], comment_rows=[])
     fails_if_empty = "abs(iif(body = '', -9223372036854775807 - 1, 0))"
     execute(bare_url, f"CREATE INDEX by_tag ON posts ({fails_if_empty})")
     (warning,) = warnings_of_upgrade(bare_url)
@@ -539,9 +513,8 @@ def test_an_index_that_cannot_be_made_again_is_named(bare_url: str) -> None:
 
 
 @pytest.mark.parametrize("revision", ["abc123", "0001abc"])
-def test_a_revision_of_another_application_is_not_upgraded(bare_url: str, revision: str) -> None:
-    """What it looks like does not matter; its tables are left alone."""
-    old_application.fill(bare_url)
+def test_revision_of_another_application_is_not_upgraded(bare_url: str, revision: str) -> None:
+    legacy_database.fill(bare_url)
     execute(
         bare_url,
         "CREATE TABLE alembic_version (version_num VARCHAR(32) PRIMARY KEY)",
@@ -552,9 +525,9 @@ def test_a_revision_of_another_application_is_not_upgraded(bare_url: str, revisi
             attempt(bare_url)
 
 
-def test_a_version_table_that_is_not_of_alembic_is_named(bare_url: str) -> None:
+def test_version_table_not_of_alembic_is_reported(bare_url: str) -> None:
     """It would be read, and written to."""
-    old_application.fill(bare_url)
+    legacy_database.fill(bare_url)
     execute(bare_url, "CREATE TABLE alembic_version (something INTEGER)")
 
     assert_refused(bare_url, "alembic_version")
@@ -564,14 +537,12 @@ def test_a_version_table_that_is_not_of_alembic_is_named(bare_url: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_a_database_that_cannot_store_every_text_is_refused(
-    postgres: str, tmp_path: Path, encoding: str
-) -> None:
-    """An empty one, an old one and one that was made before this was asked for, by every command."""
+def test_database_encoding_other_than_utf8_is_refused(postgres: str, tmp_path: Path, encoding: str) -> None:
+    """By every command, for an empty, a legacy and an upgraded database."""
     options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     with new_database(postgres, options) as url:
         assert_wrong_encoding(url, encoding)
-        old_application.fill(url, post_rows=[(1, "a post")], comment_rows=[])
+        legacy_database.fill(url, post_rows=[(1, "a post")], comment_rows=[])
         assert_wrong_encoding(url, encoding)
         execute(
             url,

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import alembic.op
@@ -25,31 +24,19 @@ from store_service.errors import SchemaMismatch
 from store_service.model import CommentDraft, Deletion, PostDraft
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.postgres import new_database
-from tests.rpc.helpers import connected
-from tests.store import old_application
-from tests.store.by_hand import execute, query
-from tests.store.old_application import COMMENTS, ORPHANS
-from tests.support import wait_until
+from tests.support import legacy_database
+from tests.support.database import database_connection, execute, query
+from tests.support.legacy_database import COMMENTS, ORPHANS
+from tests.support.polling import wait_until
+from tests.support.timeouts import scaled_timeout
 
 ENGINES = ["sqlite", "postgresql"]
 
 
-@pytest.fixture(params=ENGINES)
-def bare_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A database without tables, on each engine in turn."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'store.db'}"
-        return
-    with new_database(request.getfixturevalue("postgres")) as url:
-        yield url
-
-
 @pytest.fixture
 def old_url(bare_url: str) -> str:
-    """A database of the old application, with everything that its schema let happen."""
-    old_application.fill(bare_url)
+    """A legacy database with all the irregularities that its schema allowed."""
+    legacy_database.fill(bare_url)
     return bare_url
 
 
@@ -61,7 +48,7 @@ def state(database_url: str) -> object:
     if connect.is_sqlite(database_url):
         path = sqlite.path_of(database_url)
         return path.read_bytes() if path.exists() else None
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         names = sorted(sqlalchemy.inspect(connection).get_table_names())
         # xmin is the transaction that wrote the row, ctid the place where it is.
         rows = [
@@ -83,13 +70,13 @@ _CATALOGUE = (
 # A database of the old application
 
 
-def test_every_row_of_the_old_application_is_kept(old_url: str) -> None:
-    """Ids and bodies stay, NULL becomes empty, orphans move aside; times are unknown and versions start."""
+def test_every_legacy_row_is_kept(old_url: str) -> None:
+    """Ids and bodies stay, NULL becomes empty, orphans are moved; times are unset and versions start."""
     was = schema.upgrade(old_url)
 
     assert was == schema.BEFORE
     assert query(old_url, "SELECT id, body, create_time, update_time, version FROM posts ORDER BY id") == [
-        (id, body or "", None, None, 1) for id, body in old_application.posts_for(old_url)
+        (id, body or "", None, None, 1) for id, body in legacy_database.posts_for(old_url)
     ]
     assert query(
         old_url, "SELECT id, body, post_id, create_time, update_time, version FROM comments ORDER BY id"
@@ -104,12 +91,12 @@ def test_every_row_of_the_old_application_is_kept(old_url: str) -> None:
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
-def test_the_last_revision_makes_the_tables_that_the_program_uses(bare_url: str, is_old: bool) -> None:
-    """Alembic finds no difference between an upgraded database and `tables.metadata`."""
+def test_last_revision_equals_the_metadata(bare_url: str, is_old: bool) -> None:
+    """As alembic compares them."""
     if is_old:
-        old_application.fill(bare_url)
+        legacy_database.fill(bare_url)
     schema.upgrade(bare_url)
-    with connected(bare_url) as connection:
+    with database_connection(bare_url) as connection:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
@@ -140,8 +127,8 @@ def _name(changed: object) -> object:
 
 
 @on_postgresql
-def test_a_change_has_the_number_of_its_transaction(bare_url: str) -> None:
-    """PostgreSQL puts it there itself; the service, which could only guess, leaves it out."""
+def test_change_has_the_number_of_its_transaction(bare_url: str) -> None:
+    """PostgreSQL sets it as a column default."""
     schema.upgrade(bare_url)
     columns = "action, kind, resource_id, post_id, payload, size, commit_time"
     execute(bare_url, f"INSERT INTO changes ({columns}) VALUES (2, 1, 1, 1, '{{}}', 1, 1)")
@@ -149,8 +136,7 @@ def test_a_change_has_the_number_of_its_transaction(bare_url: str) -> None:
     assert query(bare_url, "SELECT xid = xmin::text::bigint FROM changes") == [(True,)]
 
 
-def test_the_log_counts_the_orphans(old_url: str) -> None:
-    """Whoever runs the upgrade is told how many comments were moved, and where to."""
+def test_moved_orphans_are_logged_with_their_number(old_url: str) -> None:
     with structlog.testing.capture_logs() as lines:
         schema.upgrade(old_url)
 
@@ -159,17 +145,15 @@ def test_the_log_counts_the_orphans(old_url: str) -> None:
     assert warning["count"] == len(ORPHANS)
 
 
-def test_without_orphans_the_log_warns_of_nothing(bare_url: str) -> None:
-    """A warning is for what needs a look."""
-    old_application.fill(bare_url, comment_rows=[(1, "fine", 1)])
+def test_upgrade_without_orphans_logs_no_warning(bare_url: str) -> None:
+    legacy_database.fill(bare_url, comment_rows=[(1, "fine", 1)])
     with structlog.testing.capture_logs() as lines:
         schema.upgrade(bare_url)
 
     assert {line["log_level"] for line in lines} == {"info"}
 
 
-async def test_new_ids_are_never_those_that_rows_or_orphans_had(old_url: str) -> None:
-    """Ids that only orphans still tell of, as comments or as posts, are not given again."""
+async def test_new_ids_differ_from_those_of_rows_and_orphans(old_url: str) -> None:
     schema.upgrade(old_url)
     async with connect.open_store(old_url, readers=1) as store:
         (post,) = await Posts(store).create([PostDraft(body="new")])
@@ -179,9 +163,9 @@ async def test_new_ids_are_never_those_that_rows_or_orphans_had(old_url: str) ->
     assert comment.id == max(id for id, _, _ in COMMENTS) + 1 == 32
 
 
-async def test_an_old_database_without_rows_starts_at_one(bare_url: str) -> None:
+async def test_empty_legacy_database_starts_at_id_one(bare_url: str) -> None:
     """Nothing to keep, nothing to skip."""
-    old_application.fill(bare_url, post_rows=[], comment_rows=[])
+    legacy_database.fill(bare_url, post_rows=[], comment_rows=[])
     schema.upgrade(bare_url)
     async with connect.open_store(bare_url, readers=1) as store:
         (post,) = await Posts(store).create([PostDraft(body="new")])
@@ -190,8 +174,8 @@ async def test_an_old_database_without_rows_starts_at_one(bare_url: str) -> None
     assert (post.id, comment.id) == (1, 1)
 
 
-async def test_the_id_of_a_deleted_row_is_not_given_again(database_url: str) -> None:
-    """Also the last row's id, which SQLite would give again by itself, and also after a restart."""
+async def test_id_of_a_deleted_row_is_not_reused(database_url: str) -> None:
+    """Also after a restart."""
     seen: list[tuple[int, int]] = []
     for _ in range(2):
         async with connect.open_store(database_url, readers=1) as store:
@@ -205,20 +189,19 @@ async def test_the_id_of_a_deleted_row_is_not_given_again(database_url: str) -> 
 
 
 @on_postgresql
-def test_an_old_database_without_the_foreign_key_is_upgraded(old_url: str) -> None:
-    """Whoever imported the tables may have left it out; afterwards it is there."""
+def test_legacy_database_without_the_foreign_key_is_upgraded(old_url: str) -> None:
     execute(old_url, "ALTER TABLE comments DROP CONSTRAINT comments_post_id_fkey")
     schema.upgrade(old_url)
 
-    with connected(old_url) as connection:
+    with database_connection(old_url) as connection:
         (key,) = sqlalchemy.inspect(connection).get_foreign_keys("comments")
     assert key["name"] == "comments_post_id_fkey"
     assert query(old_url, "SELECT count(*) FROM orphaned_comments") == [(len(ORPHANS),)]
 
 
 @on_postgresql
-async def test_an_old_database_whose_rows_were_imported_goes_on_after_them(old_url: str) -> None:
-    """Rows that brought their ids along have not moved the sequences."""
+async def test_ids_continue_after_imported_rows(old_url: str) -> None:
+    """Their sequences were not advanced."""
     execute(old_url, *(f"SELECT setval('{table}_id_seq', 1, false)" for table in ("posts", "comments")))
     schema.upgrade(old_url)
     async with connect.open_store(old_url, readers=1) as store:
@@ -257,10 +240,10 @@ STEPS = {
     [(engine, step) for engine in ENGINES for step in STEPS[engine]],
     indirect=["bare_url"],
 )
-def test_an_upgrade_that_fails_half_way_leaves_the_database_as_it_was(
+def test_failed_upgrade_leaves_the_database_unchanged(
     old_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Wherever an upgrade breaks off, the old application could go on with the database."""
+    """Wherever it fails."""
     before, calls = contents(old_url), 0
     real: Callable[..., Any] = getattr(alembic.op, step)
 
@@ -295,13 +278,13 @@ class FaultError(Exception):
 def contents(database_url: str) -> object:
     """Schema and rows, wherever they are in a file."""
     if connect.is_sqlite(database_url):
-        return old_application.dump(sqlite.path_of(database_url))
+        return legacy_database.dump(sqlite.path_of(database_url))
     return state(database_url)
 
 
 @on_postgresql
-def test_an_upgrade_that_is_killed_loses_nothing(old_url: str) -> None:
-    """After kill -9 in the middle of it the database is as it was, and the next upgrade goes through."""
+def test_killed_upgrade_loses_nothing(old_url: str) -> None:
+    """The next upgrade succeeds."""
     before = state(old_url)
     upgrade = f"from store_service.database import schema; schema.upgrade({old_url!r})"
     ours = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
@@ -309,7 +292,7 @@ def test_an_upgrade_that_is_killed_loses_nothing(old_url: str) -> None:
     others = f"{ours} AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
     # The upgrade changes what is in the tables, and then waits for whoever has read one to finish.
-    with connected(old_url) as reader:
+    with database_connection(old_url) as reader:
         reader.exec_driver_sql("SELECT 1 FROM comments LIMIT 1")
         process = subprocess.Popen([sys.executable, "-c", upgrade], stdout=subprocess.DEVNULL)
         wait_until(lambda: query(old_url, waits) == [(1,)])
@@ -326,8 +309,7 @@ def test_an_upgrade_that_is_killed_loses_nothing(old_url: str) -> None:
 # Databases that are something else
 
 
-def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> None:
-    """A program never touches what a newer one has made."""
+def test_newer_schema_is_refused(database_url: str) -> None:
     execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
     before = state(database_url)
 
@@ -356,10 +338,10 @@ def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> None:
         (["CREATE TABLE comments (id INTEGER, body TEXT, post_id INTEGER)"], "table posts is missing"),
     ],
 )
-def test_tables_of_our_names_that_are_not_ours_are_refused(
+def test_foreign_tables_with_our_names_are_refused(
     bare_url: str, statements: list[str], message: str
 ) -> None:
-    """Somebody else's posts are not upgraded; the error says by which columns they were recognized."""
+    """The error names the columns."""
     execute(bare_url, *statements)
     before = state(bare_url)
 
@@ -370,10 +352,9 @@ def test_tables_of_our_names_that_are_not_ours_are_refused(
 
 
 @pytest.mark.parametrize("actual", [schema.EMPTY, schema.BEFORE])
-def test_a_check_finds_an_older_schema_and_changes_nothing(bare_url: str, actual: str) -> None:
-    """What `serve` does when it must not upgrade by itself."""
+def test_check_reports_an_older_schema_and_changes_nothing(bare_url: str, actual: str) -> None:
     if actual == schema.BEFORE:
-        old_application.fill(bare_url)
+        legacy_database.fill(bare_url)
     before = state(bare_url)
 
     with pytest.raises(SchemaMismatch) as caught:
@@ -385,8 +366,8 @@ def test_a_check_finds_an_older_schema_and_changes_nothing(bare_url: str, actual
 # From the versions of this program before
 
 
-def test_requests_of_a_version_before_are_remembered(bare_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the size of their answers, which they did not have; and that version can go on writing."""
+def test_request_ids_of_the_previous_version_are_kept(bare_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the size of their responses; that version can still write."""
     row = "INSERT INTO requests (id, fingerprint, answer, create_time) VALUES ('{}', 'f', '{}', {})"
     with monkeypatch.context() as before:
         before.setattr(schema, "HEAD", "0003")
@@ -401,10 +382,10 @@ def test_requests_of_a_version_before_are_remembered(bare_url: str, monkeypatch:
     schema.check(bare_url)
 
 
-def test_deletions_in_steps_are_added_to_a_version_before(
+def test_stepwise_deletion_is_added_to_the_previous_version(
     bare_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The upgrade makes an empty table and touches no row; that version can go on writing meanwhile."""
+    """The upgrade creates an empty table; that version can still write."""
     with monkeypatch.context() as before:
         before.setattr(schema, "HEAD", "0005")
         schema.upgrade(bare_url)
@@ -432,10 +413,10 @@ def test_deletions_in_steps_are_added_to_a_version_before(
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
-def test_an_upgrade_of_an_upgraded_database_does_nothing(bare_url: str, is_old: bool) -> None:
+def test_repeated_upgrade_does_nothing(bare_url: str, is_old: bool) -> None:
     """The second upgrade says so, and touches nothing."""
     if is_old:
-        old_application.fill(bare_url)
+        legacy_database.fill(bare_url)
     assert schema.upgrade(bare_url) == (schema.BEFORE if is_old else schema.EMPTY)
     before = state(bare_url)
 
@@ -445,10 +426,9 @@ def test_an_upgrade_of_an_upgraded_database_does_nothing(bare_url: str, is_old: 
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
-def test_upgrades_at_the_same_time_all_succeed(bare_url: str, is_old: bool) -> None:
-    """Whoever comes second waits, and finds it done."""
+def test_concurrent_upgrades_all_succeed(bare_url: str, is_old: bool) -> None:
     if is_old:
-        old_application.fill(bare_url)
+        legacy_database.fill(bare_url)
 
     with all_looking_first(4), ThreadPoolExecutor(4) as threads:
         futures = [threads.submit(schema.upgrade, bare_url) for _ in range(4)]
@@ -468,7 +448,7 @@ def all_looking_first(number: int) -> Iterator[None]:
     def wait_for_the_others(*_: object) -> None:
         if not getattr(thread, "has_looked", False):
             thread.has_looked = True
-            barrier.wait(patience())
+            barrier.wait(scaled_timeout())
 
     event.listen(Pool, "checkin", wait_for_the_others)
     try:

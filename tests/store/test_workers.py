@@ -1,4 +1,4 @@
-"""Lanes and workers: what is batched, what is kept, who is told what, and when. On each engine."""
+"""The batch queue: batches, cancellation, results and lost connections. On each engine."""
 
 import asyncio
 import random
@@ -41,10 +41,10 @@ from store_service.model import CommentDraft, Deletion, PostDraft, Request, Upda
 from store_service.store.batches import READ_IDS
 from store_service.store.comments import Comments
 from store_service.store.posts import Posts
-from tests.patience import patience
-from tests.store.by_hand import execute, query
-from tests.store.commits import counted_commits
-from tests.store.gates import Gate
+from tests.support.commits import count_commits
+from tests.support.database import execute, query
+from tests.support.gate import Gate
+from tests.support.timeouts import scaled_timeout
 
 INSERT = Statement(
     sqlalchemy.text("INSERT INTO posts (body) VALUES (:body)").bindparams(parameter("body", Text))
@@ -96,7 +96,7 @@ async def blocked(store: Store) -> tuple[Gate, asyncio.Task[None]]:
 
 
 async def turns(number: int = 3) -> None:
-    """Lets everything that is ready run."""
+    """Runs all ready tasks."""
     for _ in range(number):
         await asyncio.sleep(0)
 
@@ -104,10 +104,10 @@ async def turns(number: int = 3) -> None:
 # Batches
 
 
-async def test_one_commit_is_for_all_who_wait(store: Store, database_url: str) -> None:
+async def test_one_commit_serves_all_waiting_jobs(store: Store, database_url: str) -> None:
     """200 callers, one transaction, one fsync."""
     posts = Posts(store)
-    with counted_commits(database_url) as commits:
+    with count_commits(database_url) as commits:
         created = await asyncio.gather(*(posts.create([PostDraft(body=str(n))]) for n in range(200)))
 
         assert commits.count() == 1
@@ -115,11 +115,11 @@ async def test_one_commit_is_for_all_who_wait(store: Store, database_url: str) -
     assert [post.body for (post,) in created] == bodies(database_url)
 
 
-async def test_different_kinds_of_work_share_a_commit(store: Store, database_url: str) -> None:
+async def test_different_operations_share_a_commit(store: Store, database_url: str) -> None:
     """What waits together is one transaction, whatever it is."""
     posts = Posts(store)
     first, second = await posts.create([PostDraft(body="a"), PostDraft(body="b")])
-    with counted_commits(database_url) as commits:
+    with count_commits(database_url) as commits:
         await asyncio.gather(
             posts.create([PostDraft(body="c")]),
             posts.update(Update(id=first.id, values={"body": "A"}, etag="", request_field="post")),
@@ -130,23 +130,23 @@ async def test_different_kinds_of_work_share_a_commit(store: Store, database_url
     assert bodies(database_url) == ["A", "c"]
 
 
-async def test_who_comes_alone_is_not_kept_waiting(store: Store, database_url: str) -> None:
-    """One after the other, each has a commit of its own: nobody waits for company."""
+async def test_single_job_is_not_delayed(store: Store, database_url: str) -> None:
+    """Sequential jobs have one commit each."""
     posts = Posts(store)
-    with counted_commits(database_url) as commits:
+    with count_commits(database_url) as commits:
         for n in range(5):
             await posts.create([PostDraft(body=str(n))])
 
             assert commits.count() == n + 1
 
 
-async def test_a_batch_has_an_upper_limit(store: Store, database_url: str) -> None:
+async def test_batch_size_is_limited(store: Store, database_url: str) -> None:
     """More than MAX_BATCH is done in several transactions, so that the first need not wait for the last."""
     recorded = Recorded()
     gate, gated = await blocked(store)
     waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(2 * MAX_BATCH + 7)]
     await turns()
-    with counted_commits(database_url) as commits:
+    with count_commits(database_url) as commits:
         gate.open()
         answers = await asyncio.gather(*waiting, gated)
 
@@ -155,7 +155,7 @@ async def test_a_batch_has_an_upper_limit(store: Store, database_url: str) -> No
     assert answers[:-1] == [f"stored {n}" for n in range(2 * MAX_BATCH + 7)]
 
 
-async def test_batch_takes_no_more_jobs_when_it_is_full(store: Store) -> None:
+async def test_full_batch_takes_no_more_jobs(store: Store) -> None:
     """Neither its memory nor its time grows with the number of callers that write much at once."""
     recorded = Recorded()
     sizes = [LARGE_JOB_BYTES] * (2 * MAX_BATCH_BYTES // LARGE_JOB_BYTES) + [0, 1]
@@ -171,8 +171,7 @@ async def test_batch_takes_no_more_jobs_when_it_is_full(store: Store) -> None:
     assert recorded.batches == [["0", "1", "2", "3"], ["4", "5", "6", "7"], ["8", "9"]]
 
 
-async def test_small_job_waits_for_one_large_job_at_most(store: Store) -> None:
-    """However many large ones came before it."""
+async def test_small_job_waits_for_at_most_one_large_job(store: Store) -> None:
     recorded = Recorded()
     gate, gated = await blocked(store)
     jobs = [(f"large {n}", LARGE_JOB_BYTES + 1) for n in range(3)] + [("small 0", 0), ("small 1", 0)]
@@ -184,8 +183,7 @@ async def test_small_job_waits_for_one_large_job_at_most(store: Store) -> None:
     assert recorded.batches == [["large 0"], ["small 0", "small 1"], ["large 1"], ["large 2"]]
 
 
-async def test_large_job_waits_for_one_batch_of_small_jobs_at_most(store: Store) -> None:
-    """However many small ones came before it; here that batch is the gate."""
+async def test_large_job_waits_for_at_most_one_batch_of_small_jobs(store: Store) -> None:
     recorded = Recorded()
     gate, gated = await blocked(store)
     small = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(2 * MAX_BATCH)]
@@ -229,10 +227,10 @@ LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]]
 
 
 @pytest.mark.parametrize(("count", "write"), LARGE_WRITES.values(), ids=LARGE_WRITES)
-async def test_large_writes_are_more_than_one_batch(
+async def test_large_writes_need_more_than_one_batch(
     database_url: str, count: int, write: Callable[[Posts, Comments], Awaitable[Any]]
 ) -> None:
-    """A write is as large as what it brings and what it has to read first; each case makes two batches."""
+    """The size includes what the job has to read."""
     measure = LaneMeasure()
 
     def observe(name: str) -> Observer | None:
@@ -252,8 +250,7 @@ async def test_large_writes_are_more_than_one_batch(
     assert sum(measure.sizes.counts) == 3 + 2
 
 
-async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database_url: str) -> None:
-    """First come, first stored."""
+async def test_jobs_run_in_order(store: Store, database_url: str) -> None:
     recorded = Recorded()
     gate, gated = await blocked(store)
     waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(50)]
@@ -265,8 +262,8 @@ async def test_work_is_done_in_the_order_in_which_it_came(store: Store, database
     assert bodies(database_url) == [str(n) for n in range(50)]
 
 
-async def test_what_a_batch_has_no_room_for_is_done_next_and_in_its_order(store: Store) -> None:
-    """What has come meanwhile is behind it, and who has gone meanwhile is skipped."""
+async def test_deferred_job_runs_first_in_the_next_batch(store: Store) -> None:
+    """Before later jobs; cancelled ones are skipped."""
     gate = Gate()
     batches: list[list[int]] = []
 
@@ -289,7 +286,7 @@ async def test_what_a_batch_has_no_room_for_is_done_next_and_in_its_order(store:
     assert waiting[3].cancelled()
 
 
-async def test_work_is_counted_in_the_batch_that_does_it(database_url: str) -> None:
+async def test_job_is_counted_in_the_batch_that_runs_it(database_url: str) -> None:
     """Not in those that had no room for it."""
     measure = LaneMeasure()
 
@@ -307,7 +304,7 @@ async def test_work_is_counted_in_the_batch_that_does_it(database_url: str) -> N
     assert sum(measure.waits.counts) == 3
 
 
-async def test_readers_read_at_the_same_time(store: Store) -> None:
+async def test_readers_run_concurrently(store: Store) -> None:
     """A slow read keeps one reader, not all of them."""
     slow = Gate()
     reading = asyncio.create_task(store.read(slow.operation, None))
@@ -316,7 +313,7 @@ async def test_readers_read_at_the_same_time(store: Store) -> None:
     quick.open()
 
     try:
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             await store.read(quick.operation, None)
         assert not reading.done()
     finally:
@@ -324,14 +321,14 @@ async def test_readers_read_at_the_same_time(store: Store) -> None:
     await reading
 
 
-async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(store: Store) -> None:
+async def test_reads_and_writes_do_not_wait_for_each_other(store: Store) -> None:
     """Lanes are apart, and the engines keep them apart on disk."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     gate, gated = await blocked(store)
 
     try:
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             assert await posts.get(post.id) == post
         assert not gated.done()
     finally:
@@ -342,10 +339,7 @@ async def test_a_write_does_not_wait_for_a_read_nor_a_read_for_a_write(store: St
 # Callers that go away
 
 
-async def test_work_whose_caller_went_away_before_it_began_is_skipped(
-    store: Store, database_url: str
-) -> None:
-    """Nobody would hear the answer, so nothing is done."""
+async def test_cancelled_job_is_skipped_before_its_start(store: Store, database_url: str) -> None:
     recorded = Recorded()
     gate, gated = await blocked(store)
     waiting = [asyncio.create_task(store.write(recorded.operation, body)) for body in ("a", "gone", "b")]
@@ -360,10 +354,8 @@ async def test_work_whose_caller_went_away_before_it_began_is_skipped(
     assert bodies(database_url) == ["a", "b"]
 
 
-async def test_work_whose_caller_went_away_after_it_began_is_finished(
-    store: Store, database_url: str
-) -> None:
-    """A batch belongs to all who are in it; nobody takes it away from the others."""
+async def test_cancelled_job_is_finished_after_its_start(store: Store, database_url: str) -> None:
+    """The batch belongs to other callers too."""
     gate = Gate()
 
     async def wait(_: str) -> None:
@@ -382,10 +374,9 @@ async def test_work_whose_caller_went_away_after_it_began_is_finished(
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["tried", "kept"])
-async def test_work_whose_caller_went_away_during_a_trial_before_it_is_skipped(
+async def test_job_cancelled_during_an_earlier_dry_run_is_skipped(
     store: Store, database_url: str, keep: bool
 ) -> None:
-    """What is tried goes one by one, and whoever waits behind it may go before their turn comes."""
     trial = Gate()
     recorded = Recorded()
     gate, gated = await blocked(store)
@@ -411,8 +402,7 @@ async def test_work_whose_caller_went_away_during_a_trial_before_it_is_skipped(
 # Errors
 
 
-async def test_the_error_of_one_is_not_the_error_of_the_others(store: Store, database_url: str) -> None:
-    """An operation answers each by itself, and what was done for the others is kept."""
+async def test_error_of_one_job_does_not_affect_others(store: Store, database_url: str) -> None:
 
     async def refuse(body: str) -> StoreError | None:
         return PostNotFound(ids=[7]) if body == "bad" else None
@@ -428,10 +418,9 @@ async def test_the_error_of_one_is_not_the_error_of_the_others(store: Store, dat
     assert bodies(database_url) == ["a", "b"]
 
 
-async def test_a_batch_with_a_bug_in_it_is_undone_and_tried_one_by_one(
+async def test_batch_with_an_unhandled_exception_is_repeated_job_by_job(
     store: Store, database_url: str
 ) -> None:
-    """Only who met the bug sees it; nothing is stored twice and nothing of the broken one."""
 
     async def stumble(body: str) -> None:
         if body == "bad":
@@ -448,8 +437,7 @@ async def test_a_batch_with_a_bug_in_it_is_undone_and_tried_one_by_one(
     assert bodies(database_url) == ["a", "b"]
 
 
-async def test_work_whose_caller_went_away_is_not_tried_one_by_one(store: Store, database_url: str) -> None:
-    """What failed together begins again, and nobody would hear the answer."""
+async def test_cancelled_job_is_not_repeated(store: Store, database_url: str) -> None:
     gate = Gate()
 
     async def stumble(body: str) -> None:
@@ -472,9 +460,7 @@ async def test_work_whose_caller_went_away_is_not_tried_one_by_one(store: Store,
     assert bodies(database_url) == ["stays"]
 
 
-async def test_an_error_of_the_database_is_told_to_all_without_another_try(
-    store: Store, database_url: str
-) -> None:
+async def test_database_error_fails_the_batch_without_repetition(store: Store, database_url: str) -> None:
     """A database that is busy for a batch would be busy for each of its members too."""
 
     async def busy(body: str) -> None:
@@ -491,7 +477,7 @@ async def test_an_error_of_the_database_is_told_to_all_without_another_try(
     assert bodies(database_url) == []
 
 
-async def test_nobody_is_told_of_success_before_the_commit(store: Store, database_url: str) -> None:
+async def test_success_is_reported_after_the_commit(store: Store, database_url: str) -> None:
     """When it is the commit that fails, everything before it looked fine."""
     # Either is undone with the transaction.
     at_the_commit = (
@@ -517,7 +503,7 @@ async def test_nobody_is_told_of_success_before_the_commit(store: Store, databas
     assert bodies(database_url) == [post.body]
 
 
-async def test_what_was_answered_is_on_disk(store: Store, database_url: str) -> None:
+async def test_acknowledged_write_is_visible_to_another_process(store: Store, database_url: str) -> None:
     """Another process sees it as soon as the caller knows of it."""
     posts = Posts(store)
     for n in range(10):
@@ -542,8 +528,8 @@ def noting(write: Callable[..., Awaitable[Any]], written: list[LoggedWrite]) -> 
     return noted
 
 
-async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_url: str) -> None:
-    """It answers what it would have done; nothing of it stays, and the others' work is kept."""
+async def test_dry_run_is_rolled_back(store: Store, database_url: str) -> None:
+    """Other jobs of the batch are committed."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     outcomes = await asyncio.gather(
@@ -557,10 +543,9 @@ async def test_work_that_is_not_kept_is_done_and_undone(store: Store, database_u
     assert bodies(database_url) == ["a", "kept"]
 
 
-async def test_a_deletion_of_posts_that_is_not_kept_deletes_nothing_to_undo(
+async def test_dry_run_of_a_deletion_deletes_nothing(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the comments it could take long. It finds what the deletion would find, and answers the same."""
     posts = Posts(store)
     (one, two) = await posts.create([PostDraft(body="one"), PostDraft(body="two")])
     await Comments(store).create([CommentDraft(body="c", post_id=one.id, field="post_id")])
@@ -581,11 +566,10 @@ async def test_a_deletion_of_posts_that_is_not_kept_deletes_nothing_to_undo(
     assert bodies(database_url) == []
 
 
-async def test_a_batch_keeps_nothing_of_what_it_has_answered(store: Store) -> None:
-    """What is not kept is done one after the other, and the last may take long."""
+async def test_batch_releases_finished_results(store: Store) -> None:
 
     class Large:
-        """What somebody is answered."""
+        """A large result."""
 
     answers: list[weakref.ref[Large]] = []
     last = Gate()
@@ -615,17 +599,17 @@ async def test_a_batch_keeps_nothing_of_what_it_has_answered(store: Store) -> No
     assert left == [None] * 3
 
 
-async def test_work_that_is_not_kept_commits_nothing(store: Store, database_url: str) -> None:
-    """A dry run costs no fsync."""
+async def test_dry_run_commits_nothing(store: Store, database_url: str) -> None:
+    """It needs no fsync."""
     posts = Posts(store)
-    with counted_commits(database_url) as commits:
+    with count_commits(database_url) as commits:
         await asyncio.gather(*(posts.create([PostDraft(body="tried")], keep=False) for _ in range(5)))
 
         assert commits.count() == 0
     assert bodies(database_url) == []
 
 
-async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, database_url: str) -> None:
+async def test_failed_dry_run_leaves_no_transaction(store: Store, database_url: str) -> None:
     """The transaction is closed either way."""
 
     async def stumble(_: str) -> None:
@@ -642,10 +626,10 @@ async def test_work_that_is_not_kept_and_fails_leaves_nothing(store: Store, data
 # Lost connections
 
 
-async def test_a_lost_connection_is_opened_again(
+async def test_lost_connection_is_reopened(
     store: Store, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who was in the batch is told at once, with nothing of it kept; who comes later is served again."""
+    """Jobs of the batch fail at once; later ones succeed."""
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0)
     connections: list[Connection] = []
 
@@ -679,8 +663,7 @@ async def until_available(call: Callable[[], Awaitable[Any]]) -> Any:
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable(), StorageFull()], ids=["unavailable", "full"])
-async def test_failed_write_is_reported(store: Store, error: StoreError) -> None:
-    """So that health looks at once whether the storage still takes writes."""
+async def test_failed_write_is_reported_to_health(store: Store, error: StoreError) -> None:
 
     async def fail(_: Connection, __: Sequence[Any]) -> list[None]:
         raise error
@@ -690,12 +673,11 @@ async def test_failed_write_is_reported(store: Store, error: StoreError) -> None
     with pytest.raises(type(error)):
         await store.write(Operation(fail), None)
 
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         await was_reported.wait()
 
 
-async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Store) -> None:
-    """Not only the batch that found out, or the next: nobody waits for a database that is gone."""
+async def test_waiting_jobs_fail_when_the_connection_is_lost(store: Store) -> None:
 
     async def lose(_: Connection, __: Sequence[Any]) -> list[None]:
         await gate.pass_through()
@@ -719,10 +701,9 @@ async def test_who_waits_when_the_connection_is_lost_is_told_at_once(store: Stor
     ]
 
 
-async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_they_are_served(
+async def test_jobs_fail_during_an_outage_and_succeed_after_it(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A database that cannot be opened for a while is no reason to start the service anew."""
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
     async with connect.open_store(database_url, readers=1) as store:
         posts = Posts(store)
@@ -736,15 +717,15 @@ async def test_while_the_database_is_gone_callers_are_told_and_when_it_is_back_t
                 await store.read(Operation(lose), None)
             for _ in range(3):
                 with pytest.raises(DatabaseUnavailable):
-                    await asyncio.wait_for(posts.get(post.id), patience())
+                    await asyncio.wait_for(posts.get(post.id), scaled_timeout())
 
-        async with asyncio.timeout(patience()):
+        async with asyncio.timeout(scaled_timeout()):
             assert await until_available(lambda: posts.get(post.id)) == post
 
 
 @contextmanager
 def taken_away(database_url: str) -> Iterator[None]:
-    """Lets nobody into a database until the end of the block."""
+    """Blocks all connections to a database until the end of the block."""
     if connect.is_sqlite(database_url):
         path = sqlite.path_of(database_url)
         away = path.rename(path.with_name("away.db"))
@@ -768,8 +749,7 @@ def taken_away(database_url: str) -> Iterator[None]:
 # Stopping
 
 
-async def test_what_waits_is_finished_when_the_store_is_closed(database_url: str) -> None:
-    """Closing is no reason to refuse what was taken."""
+async def test_waiting_jobs_are_finished_at_close(database_url: str) -> None:
     recorded = Recorded()
     async with connect.open_store(database_url, readers=1) as store:
         gate, gated = await blocked(store)
@@ -781,8 +761,7 @@ async def test_what_waits_is_finished_when_the_store_is_closed(database_url: str
     assert bodies(database_url) == [str(n) for n in range(MAX_BATCH + 5)]
 
 
-async def test_a_closed_store_takes_no_work(database_url: str) -> None:
-    """Who comes too late is told so, instead of waiting for ever."""
+async def test_closed_database_refuses_jobs(database_url: str) -> None:
     async with connect.open_store(database_url, readers=1) as store:
         posts = Posts(store)
 
@@ -792,10 +771,9 @@ async def test_a_closed_store_takes_no_work(database_url: str) -> None:
         await posts.get(1)
 
 
-async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_waiting(
+async def test_connection_lost_during_close_fails_waiting_jobs(
     database_url: str,
 ) -> None:
-    """Everybody is answered, if only with an error."""
 
     async def lose(_: Connection, __: Sequence[Any]) -> list[str]:
         raise DatabaseUnavailable
@@ -810,17 +788,15 @@ async def test_a_store_that_loses_its_connection_while_it_closes_leaves_nobody_w
         asyncio.get_running_loop().call_soon(gate.open)
 
     await gated
-    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), patience())
+    answers = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), scaled_timeout())
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
 
 
 # All of it
 
 
-async def test_everybody_gets_their_own_answer_whatever_the_others_do(
-    store: Store, database_url: str
-) -> None:
-    """1,000 callers who write, fail, try and go away: each that stays is answered, with what is theirs."""
+async def test_every_caller_gets_its_own_result(store: Store, database_url: str) -> None:
+    """1,000 callers write, fail, try and cancel."""
     chance = random.Random(7)
 
     async def refuse(body: str) -> StoreError | None:
@@ -859,10 +835,10 @@ async def test_everybody_gets_their_own_answer_whatever_the_others_do(
 
 
 @pytest.mark.parametrize("keep", [False, True], ids=["a trial before them", "one by one"])
-async def test_nobody_waits_on_when_the_connection_is_lost_in_the_midst_of_a_batch(
+async def test_connection_lost_during_a_batch_fails_its_remaining_jobs(
     store: Store, monkeypatch: pytest.MonkeyPatch, keep: bool
 ) -> None:
-    """Those whose turn had not come are answered too, and the next are served by another connection."""
+    """Later jobs use another connection."""
     monkeypatch.setattr(workers, "RECONNECT_SECONDS", 0.01)
 
     async def run(_: Connection, arguments: Sequence[str]) -> list[str]:
@@ -872,7 +848,7 @@ async def test_nobody_waits_on_when_the_connection_is_lost_in_the_midst_of_a_bat
         return list(arguments)
 
     operation: Operation[str, str] = Operation(run)
-    async with asyncio.timeout(patience()):
+    async with asyncio.timeout(scaled_timeout()):
         outcomes = await asyncio.gather(
             store.write(operation, "bad", keep=keep),
             *(store.write(operation, "good") for _ in range(3)),

@@ -1,4 +1,4 @@
-"""How a call that nobody waits for any more is told of."""
+"""The log line of an abandoned call."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Hurried:
     ("left", "is_late"),
     [(None, False), (-1.0, True), (0.0, True), (0.009, True), (0.1, False), (5.0, False), (1e9, False)],
 )
-def test_a_call_that_ends_with_its_deadline_is_late(left: float | None, is_late: bool) -> None:
-    """Its caller's clock runs a little ahead, so it is mostly the caller who ends it."""
+def test_call_that_ends_at_its_deadline_is_late(left: float | None, is_late: bool) -> None:
+    """The clock of the caller may end it slightly earlier."""
     call = Call("m", "id", cast(Context, Hurried(left)), CallLog(), None, None, defaultdict(int))
 
     assert call.is_late() == is_late

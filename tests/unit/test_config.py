@@ -1,4 +1,4 @@
-"""The settings: where they come from, what is allowed, and what a bad one says."""
+"""Settings: their sources, valid values and errors."""
 
 import resource
 from pathlib import Path
@@ -22,8 +22,7 @@ def empty_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_the_defaults_serve_a_file_here_on_this_machine_alone() -> None:
-    """Nothing needs to be set, and nothing is open to other machines unless somebody says so."""
+def test_defaults_serve_a_local_file_on_loopback() -> None:
     config = load()
 
     assert config.DATABASE_URL == "sqlite:///store.db"
@@ -81,7 +80,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
 }
 
 
-def test_every_setting_has_an_example_here() -> None:
+def test_every_setting_has_an_example() -> None:
     """So that the tests below speak of all of them."""
     # What means nothing alone, is refused on SQLite, or is nothing by default, has tests of its own.
     alone = {"STORE_WORKERS", "STORE_API_KEYS_FILE", "STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA"}
@@ -89,7 +88,7 @@ def test_every_setting_has_an_example_here() -> None:
     assert EXAMPLES.keys() | alone == {variable_of(name) for name in Config.model_fields}
 
 
-def test_many_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sentence says why, and what to do."""
     monkeypatch.setenv("STORE_WORKERS", "2")
 
@@ -97,7 +96,7 @@ def test_many_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> 
         load()
 
 
-def test_many_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes cannot share one."""
     monkeypatch.setenv("STORE_WORKERS", "2")
     monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
@@ -106,8 +105,7 @@ def test_many_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.MonkeyPat
         load(listen="unix:store.sock")
 
 
-def test_many_workers_are_refused_with_force_roll_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller would find what it has written on some connections, and on others not."""
+def test_several_workers_are_refused_with_forced_rollback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STORE_WORKERS", "2")
     monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
     monkeypatch.setenv("DB_FORCE_ROLL_BACK", "true")
@@ -118,7 +116,7 @@ def test_many_workers_are_refused_with_force_roll_back(monkeypatch: pytest.Monke
         load()
 
 
-def test_many_workers_are_for_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_workers_are_allowed_on_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any number of processes may serve one database there."""
     monkeypatch.setenv("STORE_WORKERS", "2")
     monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
@@ -127,7 +125,7 @@ def test_many_workers_are_for_postgresql(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("option", ["", "?sslmode=verify-full", "?sslmode=require&sslrootcert=/ca.pem"])
-def test_postgresql_may_be_asked_for_tls(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+def test_postgresql_tls_options_are_accepted(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
     """By the options that libpq has."""
     url = f"postgresql://store:hunter2@localhost:5432/store{option}"
     monkeypatch.setenv("DATABASE_URL", url)
@@ -137,7 +135,7 @@ def test_postgresql_may_be_asked_for_tls(monkeypatch: pytest.MonkeyPatch, option
 
 
 @pytest.mark.parametrize("variable", EXAMPLES)
-def test_a_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """Under the name that the manual gives it."""
     text, value = EXAMPLES[variable]
     (field,) = [name for name in Config.model_fields if variable_of(name) == variable]
@@ -149,8 +147,8 @@ def test_a_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("variable", EXAMPLES)
-def test_a_setting_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """.env in the current folder; the environment wins over it."""
+def test_setting_is_read_from_the_env_file(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """The environment has precedence."""
     text, value = EXAMPLES[variable]
     (field,) = [name for name in Config.model_fields if variable_of(name) == variable]
     default = getattr(load(), field)
@@ -164,8 +162,7 @@ def test_a_setting_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch, variab
 
 
 @pytest.mark.parametrize("variable", sorted(EXAMPLES.keys() - {"DATABASE_URL"}))
-def test_a_setting_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
-    """As scripts do it that pass on what they may not have."""
+def test_empty_setting_is_unset(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "")
 
     assert load() == Config()
@@ -173,10 +170,7 @@ def test_a_setting_that_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch, var
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "database_url"])
 @pytest.mark.parametrize("is_in_file", [False, True], ids=["environment", "file"])
-def test_a_database_that_is_empty_is_refused(
-    monkeypatch: pytest.MonkeyPatch, is_in_file: bool, name: str
-) -> None:
-    """Nobody means the default by it: it is a variable that somebody forgot to fill."""
+def test_empty_database_url_is_refused(monkeypatch: pytest.MonkeyPatch, is_in_file: bool, name: str) -> None:
     if is_in_file:
         Path(".env").write_text(f"{name}=\n")
     else:
@@ -187,10 +181,9 @@ def test_a_database_that_is_empty_is_refused(
     assert load(DATABASE_URL="sqlite:///a.db").DATABASE_URL == "sqlite:///a.db"
 
 
-def test_a_database_that_is_empty_in_the_environment_may_be_in_the_file(
+def test_empty_database_url_in_the_environment_falls_back_to_the_env_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As any other setting."""
     monkeypatch.setenv("DATABASE_URL", "")
     Path(".env").write_text("DATABASE_URL=sqlite:///a.db\n")
 
@@ -207,10 +200,8 @@ def test_a_database_that_is_empty_in_the_environment_may_be_in_the_file(
         ("postgres://store:hunter2@localhost/store", "must start with postgresql://, not postgres://"),
     ],
 )
-def test_a_url_that_is_wrong_in_a_way_of_its_own_is_told_so(
-    monkeypatch: pytest.MonkeyPatch, url: str, sentence: str
-) -> None:
-    """The sentence says what to change, and nothing of the password."""
+def test_invalid_url_is_explained(monkeypatch: pytest.MonkeyPatch, url: str, sentence: str) -> None:
+    """Without its password."""
     monkeypatch.setenv("DATABASE_URL", url)
 
     with pytest.raises(BadSetting) as raised:
@@ -221,7 +212,7 @@ def test_a_url_that_is_wrong_in_a_way_of_its_own_is_told_so(
     assert "hunter2" not in str(raised.value)
 
 
-def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line is nearer than the environment."""
     monkeypatch.setenv("STORE_LISTEN", "127.0.0.1:1")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///a.db")
@@ -290,10 +281,10 @@ def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch
         ("STORE_LOG_FORMAT", "xml"),
     ],
 )
-def test_a_bad_setting_is_named_in_one_line(
+def test_invalid_setting_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
-    """Who made the mistake reads which variable it is in; its value may be secret, and is not repeated."""
+    """Without its value."""
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(BadSetting) as raised:
@@ -306,15 +297,15 @@ def test_a_bad_setting_is_named_in_one_line(
     assert raised.value.__cause__ is None
 
 
-def test_a_file_that_is_not_text_is_a_bad_setting() -> None:
-    """It is told in one line too, and a service that reads it again at SIGHUP goes on as it was."""
+def test_env_file_that_is_not_text_is_an_invalid_setting() -> None:
+    """A service that reads it at SIGHUP continues."""
     Path(".env").write_bytes("STORE_LISTEN=münchen:1".encode("latin-1"))
 
     with pytest.raises(BadSetting, match=r"^\.env: line 1 is not UTF-8$"):
         load()
 
 
-def test_a_file_that_cannot_be_opened_is_a_bad_setting() -> None:
+def test_unreadable_env_file_is_an_invalid_setting() -> None:
     """Such as when there are no descriptors left, which may be so at SIGHUP."""
     Path(".env").write_text("STORE_LISTEN=127.0.0.1:1")
     was = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -326,7 +317,7 @@ def test_a_file_that_cannot_be_opened_is_a_bad_setting() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, was)
 
 
-def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_invalid_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One run shows every mistake."""
     monkeypatch.setenv("STORE_READERS", "0")
     monkeypatch.setenv("STORE_LISTEN", "x")
@@ -341,7 +332,7 @@ def test_all_bad_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "listen", ["127.0.0.1:0", "0.0.0.0:65535", "[::1]:50051", "localhost:80", "unix:/tmp/x.sock"]
 )
-def test_these_are_addresses(listen: str) -> None:
+def test_valid_addresses_are_accepted(listen: str) -> None:
     """Hosts and sockets, IPv6 in brackets."""
     assert load(listen=listen, allow_insecure=True).listen == listen
 
@@ -350,8 +341,7 @@ def test_these_are_addresses(listen: str) -> None:
     "listen",
     ["127.0.0.1:0", "127.1.2.3:0", "[::1]:0", "localhost:0", "unix:store.sock", "unix:/tmp/x.sock"],
 )
-def test_this_machine_may_call_without_tls(listen: str) -> None:
-    """What goes over loopback or a socket file is seen by nobody else."""
+def test_loopback_needs_no_tls(listen: str) -> None:
     assert load(listen=listen).tls_cert == ""
 
 
@@ -367,10 +357,8 @@ def test_this_machine_may_call_without_tls(listen: str) -> None:
         "0:0",
     ],
 )
-def test_other_machines_need_tls_or_somebody_who_takes_the_blame(
-    monkeypatch: pytest.MonkeyPatch, listen: str
-) -> None:
-    """Without TLS such an address is refused, unless STORE_ALLOW_INSECURE says that it is meant so."""
+def test_public_address_needs_tls_or_consent(monkeypatch: pytest.MonkeyPatch, listen: str) -> None:
+    """STORE_ALLOW_INSECURE."""
     monkeypatch.setenv("STORE_LISTEN", listen)
     with pytest.raises(BadSetting, match=r"^STORE_LISTEN: .*STORE_TLS_CERT.*STORE_ALLOW_INSECURE=true"):
         load()
@@ -384,8 +372,8 @@ def test_other_machines_need_tls_or_somebody_who_takes_the_blame(
     assert load().listen == listen
 
 
-def test_the_file_of_keys_need_not_be_there_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command that makes keys makes the file; only its folder must be there."""
+def test_key_file_may_be_created_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory must exist."""
     monkeypatch.setenv("STORE_API_KEYS_FILE", "keys")
     assert load().api_keys_file == "keys"
 
@@ -408,8 +396,9 @@ def a_file(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
         (["STORE_TLS_CLIENT_CA"], "STORE_TLS_CERT and STORE_TLS_KEY"),
     ],
 )
-def test_half_of_tls_is_refused(monkeypatch: pytest.MonkeyPatch, given: list[str], missing: str) -> None:
-    """Whoever sets one of these believes that calls are encrypted."""
+def test_incomplete_tls_settings_are_refused(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], missing: str
+) -> None:
     for variable in given:
         a_file(monkeypatch, variable)
 
@@ -418,8 +407,7 @@ def test_half_of_tls_is_refused(monkeypatch: pytest.MonkeyPatch, given: list[str
 
 
 @pytest.mark.parametrize("keys", ["STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE"])
-def test_tokens_need_keys_an_audience_and_an_issuer(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
-    """A token for somebody else, or of anybody, must not do; and no setting may do nothing."""
+def test_jwt_needs_keys_audience_and_issuer(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     monkeypatch.setenv("STORE_JWT_AUDIENCE", "storeapi")
     with pytest.raises(BadSetting, match=r"^STORE_JWT_AUDIENCE: means nothing without"):
         load()
@@ -436,7 +424,7 @@ def test_tokens_need_keys_an_audience_and_an_issuer(monkeypatch: pytest.MonkeyPa
         load()
 
 
-def test_tokens_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jwt_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says how to install it."""
     monkeypatch.setattr(settings.importlib.util, "find_spec", lambda _: None)
     a_file(monkeypatch, "STORE_JWT_SECRET_FILE")
@@ -445,13 +433,11 @@ def test_tokens_need_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load()
 
 
-def test_the_url_of_the_database_is_not_shown() -> None:
-    """Settings may be logged; a URL may hold what is nobody's business."""
+def test_database_url_is_not_in_repr() -> None:
     assert "private" not in repr(load(DATABASE_URL="sqlite:////srv/private.db"))
 
 
-def test_settings_do_not_change() -> None:
-    """What was checked stays as it was checked."""
+def test_settings_are_immutable() -> None:
     config = load()
 
     with pytest.raises(ValueError, match="frozen"):
@@ -469,7 +455,6 @@ def test_every_setting_has_a_docstring() -> None:
 
 
 def test_misspelt_variables_are_found() -> None:
-    """What has our prefix and is read by nobody is most likely a mistake."""
     environment = {
         "STORE_LISTEN": "x",
         "store_readers": "2",
@@ -495,7 +480,7 @@ STORE_BARE
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
-def test_the_names_in_the_file_are_known(line_end: bytes) -> None:
+def test_names_in_the_env_file_are_found(line_end: bytes) -> None:
     """In whatever way they are written there."""
     assert settings.variables_of_file() == set()
 
@@ -515,7 +500,9 @@ def test_the_names_in_the_file_are_known(line_end: bytes) -> None:
         (b"DATABASE_URL=hunter2\xff", "is not UTF-8"),
     ],
 )
-def test_a_line_of_the_file_that_makes_no_sense_is_named(line_end: bytes, bad: bytes, problem: str) -> None:
+def test_invalid_line_of_the_env_file_is_named_by_its_number(
+    line_end: bytes, bad: bytes, problem: str
+) -> None:
     """By its number, for its text may be a password."""
     Path(".env").write_bytes((FILE + bad + b"\nSTORE_READERS=2\n").replace(b"\n", line_end))
 
@@ -527,8 +514,7 @@ def test_a_line_of_the_file_that_makes_no_sense_is_named(line_end: bytes, bad: b
     assert raised.value.__cause__ is None
 
 
-def test_the_longest_body_must_fit_into_a_request() -> None:
-    """Otherwise a body that is allowed would be refused by gRPC, in words that are not ours."""
+def test_largest_body_must_fit_into_a_request() -> None:
     most = load(max_request_bytes=4096, max_body_bytes=4096 - settings.BESIDE_BODY_BYTES)
     assert most.max_body_bytes > 3000
 
@@ -536,15 +522,14 @@ def test_the_longest_body_must_fit_into_a_request() -> None:
         load(max_request_bytes=4096, max_body_bytes=most.max_body_bytes + 1)
 
 
-def test_the_largest_request_must_fit_into_what_is_worked_on_at_once() -> None:
-    """Otherwise it would be told to come again for ever."""
+def test_largest_request_must_fit_into_the_decoding_limit() -> None:
     assert load(max_request_bytes=100_000, max_concurrent_bytes=100_000)
 
     with pytest.raises(BadSetting, match=r"^STORE_MAX_CONCURRENT_BYTES: .*STORE_MAX_REQUEST_BYTES"):
         load(max_request_bytes=100_001, max_concurrent_bytes=100_000)
 
 
-def test_what_comes_with_a_body_fits_beside_it() -> None:
+def test_other_fields_fit_beside_the_largest_body() -> None:
     """An update has the most: a post or comment as it was read, a mask and a request_id."""
     body = "x" * settings.Config.model_fields["max_body_bytes"].default
     time = Timestamp(seconds=-62_135_596_800, nanos=999_999_999)
@@ -565,7 +550,7 @@ def test_what_comes_with_a_body_fits_beside_it() -> None:
     assert largest.ByteSize() <= len(body) + settings.BESIDE_BODY_BYTES
 
 
-def test_the_settings_are_read_at_their_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_are_loaded_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """`from store_service.config import config` gives the settings of the environment, once."""
     settings._config.cache_clear()
     monkeypatch.setenv("STORE_LISTEN", "127.0.0.1:4242")
@@ -575,7 +560,7 @@ def test_the_settings_are_read_at_their_first_use(monkeypatch: pytest.MonkeyPatc
     settings._config.cache_clear()
 
 
-def test_nothing_else_is_made_up() -> None:
+def test_unknown_attribute_of_the_module_is_missing() -> None:
     """Other names are missing from the module, as they are from any."""
     with pytest.raises(AttributeError, match="no_such_name"):
         settings.no_such_name  # noqa: B018

@@ -31,8 +31,8 @@ def silent(*names: str) -> dict[str, int]:
     return dict.fromkeys(names, 0)
 
 
-def test_connections_above_the_limit_of_an_address_are_closed() -> None:
-    """The newest, but none with calls before one without; other addresses are not concerned."""
+def test_connections_above_the_address_limit_are_closed() -> None:
+    """The newest, and those without calls first."""
     judged = limits(max_connections=100)
     judged.judge(silent(*peers(1, 2, 3)), 0)
     judged.delivered[peers(8)[0]] += 1
@@ -45,7 +45,7 @@ def test_connections_above_the_limit_of_an_address_are_closed() -> None:
     assert closed < set(peers(4, 5, 6, 7))
 
 
-def test_a_network_of_ipv6_counts_as_one_address() -> None:
+def test_ipv6_network_counts_as_one_address() -> None:
     """One host has all addresses of its network."""
     hosts = [f"ipv6:%5B2001:db8::{n}%5D" for n in range(4)]
     found = silent(*[peer for host in hosts for peer in peers(1, 2, host=host)])
@@ -56,7 +56,7 @@ def test_a_network_of_ipv6_counts_as_one_address() -> None:
     )
 
 
-def test_connections_over_a_unix_socket_have_no_address() -> None:
+def test_unix_socket_connections_have_no_address_limit() -> None:
     """They are neither counted by address nor closed for having made no call."""
     found = silent(*[f"unix:{n}" for n in range(10)])
     judged = limits()
@@ -65,8 +65,8 @@ def test_connections_over_a_unix_socket_have_no_address() -> None:
     assert not judged.judge(found, 100)
 
 
-def test_connections_without_a_call_are_closed_when_it_is_crowded() -> None:
-    """After a while; those that have made a call, or whose first call is running, stay."""
+def test_connections_without_a_call_are_closed_when_crowded() -> None:
+    """After a while."""
     called, running, old, new = peers(1, host="ipv4:10.0.0.2") + peers(2, 3, 4)
     others = peers(*range(5, 10), host="ipv4:10.0.0.3")
     judged = limits(busy=lambda: {running})
@@ -80,8 +80,8 @@ def test_connections_without_a_call_are_closed_when_it_is_crowded() -> None:
     assert not judged.judge(silent(called, running, new, *others), 100)
 
 
-def test_connections_that_send_no_whole_requests_are_closed() -> None:
-    """Those that have sent most, until half of the memory is free; what became a call is not counted."""
+def test_connections_with_incomplete_requests_are_closed() -> None:
+    """The largest first, until half of the memory is free."""
     one, two, three, honest = peers(1, 2, 3, 4)
     judged = limits()
     judged.delivered[honest] += 10_000
@@ -92,8 +92,7 @@ def test_connections_that_send_no_whole_requests_are_closed() -> None:
     assert judged.judge(found, 1) == {two, three}
 
 
-def test_connections_whose_requests_arrive_later_are_not_closed() -> None:
-    """Between two looks the calls have begun."""
+def test_connections_whose_requests_complete_later_stay() -> None:
     (peer,) = peers(1)
     judged = limits()
 
@@ -104,7 +103,7 @@ def test_connections_whose_requests_arrive_later_are_not_closed() -> None:
     assert not judged.judge({peer: 2900}, 3)
 
 
-def test_what_became_no_request_is_forgotten() -> None:
+def test_incomplete_requests_are_forgotten() -> None:
     """Calls are cancelled while they are sent, and nothing of them stays in memory."""
     (peer,) = peers(1)
     judged = limits()
@@ -112,8 +111,8 @@ def test_what_became_no_request_is_forgotten() -> None:
     assert not any(judged.judge({peer: 10 * n}, n) for n in range(1000))
 
 
-def test_connections_that_have_gone_are_forgotten() -> None:
-    """At the second look: a call may have come by a connection that is newer than the first."""
+def test_ended_connections_are_forgotten() -> None:
+    """At the second check."""
     judged = limits()
     judged.delivered["ipv4:10.0.0.1:1"] += 1
     judged.judge({}, 0)
@@ -126,7 +125,7 @@ def test_connections_that_have_gone_are_forgotten() -> None:
 
 @pytest.mark.parametrize(("count", "is_full"), [(9, False), (10, True)])
 def test_refused_connections_are_logged_once(count: int, is_full: bool) -> None:
-    """When it begins and when it ends."""
+    """At the start and at the end."""
     judged = limits(max_per_address=100)
     with capture_logs() as logged:
         for now in range(4):

@@ -20,8 +20,8 @@ with open(sys.argv[1], "r+") as file:
 """
 
 
-async def test_a_look_at_the_sockets_keeps_the_locks_of_files(tmp_path: Path) -> None:
-    """SQLite's locks are given up when any descriptor of the file is closed, a duplicate too."""
+async def test_socket_inspection_keeps_file_locks(tmp_path: Path) -> None:
+    """Closing any descriptor of a file releases its POSIX locks."""
     path = tmp_path / "file"
     path.touch()
     connections = Connections()
@@ -39,9 +39,7 @@ async def test_a_look_at_the_sockets_keeps_the_locks_of_files(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("prefix", ["unix:", "unix://"])
-def test_connections_over_a_unix_socket_are_found_by_both_forms_of_its_address(
-    tmp_path: Path, prefix: str
-) -> None:
+def test_unix_socket_connections_are_found_by_both_address_forms(tmp_path: Path, prefix: str) -> None:
     """gRPC accepts unix:PATH and unix:///PATH."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as client:

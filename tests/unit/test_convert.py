@@ -10,8 +10,8 @@ TIMES = [0, 1, 999_999, 1_000_000, 1_700_000_000_123_456, -1, -1_000_001]
 
 
 @pytest.mark.parametrize("microseconds", TIMES)
-def test_a_time_comes_back_as_it_was(microseconds: int) -> None:
-    """To the microsecond, also before 1970; nanos are never negative, as the wire wants it."""
+def test_timestamp_round_trips(microseconds: int) -> None:
+    """To the microsecond, before 1970 too."""
     message = Timestamp()
     set_time(message, microseconds)
 
@@ -22,12 +22,12 @@ def test_a_time_comes_back_as_it_was(microseconds: int) -> None:
 
 
 @pytest.mark.parametrize("nanos", [1, 999, 1001, 999_999_999])
-def test_what_is_finer_than_a_microsecond_is_no_stored_time(nanos: int) -> None:
+def test_nanoseconds_match_no_stored_time(nanos: int) -> None:
     """No row has such a time, so it equals none."""
     assert microseconds_of(Timestamp(seconds=5, nanos=nanos)) == -1
 
 
-def test_everything_stored_is_in_the_message() -> None:
+def test_every_column_is_in_the_message() -> None:
     """Every field of the message is set from the row."""
     post = post_to_message(Post(id=1, body="a", create_time=2_000_003, update_time=4_000_005, version=6))
     comment = comment_to_message(
@@ -42,7 +42,7 @@ def test_everything_stored_is_in_the_message() -> None:
     assert comment.post_id == 7
 
 
-def test_what_was_not_given_is_unset() -> None:
+def test_default_values_are_unset() -> None:
     """Id 0, no times, version 0: nothing of it is on the wire."""
     post = post_to_message(Post(id=0, body="a", create_time=None, update_time=None, version=0))
     comment = comment_to_message(
@@ -53,7 +53,7 @@ def test_what_was_not_given_is_unset() -> None:
     assert [field.name for field, _ in comment.ListFields()] == ["body", "post_id"]
 
 
-def test_a_time_of_zero_is_set() -> None:
+def test_zero_timestamp_is_set() -> None:
     """1970 is a time, and not the absence of one."""
     post = post_to_message(Post(id=1, body="a", create_time=0, update_time=None, version=1))
 
@@ -61,7 +61,7 @@ def test_a_time_of_zero_is_set() -> None:
     assert not post.HasField("update_time")
 
 
-def test_every_version_has_an_etag_of_its_own() -> None:
+def test_every_version_has_its_own_etag() -> None:
     """Etags are short, printable, and never empty."""
     etags = [etag_of(version) for version in [*range(1, 1000), 2**63 - 1]]
 

@@ -22,8 +22,8 @@ from store_service.database_url import parse
         ("postgresql://u@/store?host=a,b&port=6432", (("a", 6432), ("b", 6432))),
     ],
 )
-def test_hosts_of_a_url(url: str, hosts: tuple[tuple[str, int], ...]) -> None:
-    """In their order, with the port of PostgreSQL where none is given."""
+def test_url_hosts_are_parsed(url: str, hosts: tuple[tuple[str, int], ...]) -> None:
+    """In order, with the default port."""
     assert parse(url).hosts == hosts
     assert parse(url).database == "store"
 
@@ -53,7 +53,7 @@ def test_login_is_decoded_and_hidden() -> None:
         ("postgresql://u@a/", "must name a host and a database"),
     ],
 )
-def test_url_that_cannot_be_used(url: str, sentence: str) -> None:
+def test_unusable_url_is_explained(url: str, sentence: str) -> None:
     """The sentence says what to change."""
     with pytest.raises(ValueError, match=sentence):
         parse(url)

@@ -26,15 +26,14 @@ async def read(data: bytes, *, max_bytes: int = 1000) -> Message:
 
 
 @pytest.mark.parametrize("level", range(10))
-async def test_what_gzip_and_deflate_have_packed_is_read(level: int) -> None:
-    """However hard they have tried."""
+async def test_gzip_and_deflate_are_decompressed(level: int) -> None:
     assert await read(gzip.compress(BYTES, level)) == REQUEST
     assert await read(zlib.compress(BYTES, level)) == REQUEST
     assert await read(BYTES) == REQUEST
 
 
-async def test_a_large_one_is_read_to_its_last_byte() -> None:
-    """And one that breaks off behind what is small is no request."""
+async def test_large_message_is_decompressed_completely() -> None:
+    """A truncated one is refused."""
     large = pb.CreatePostRequest(post=pb.Post(body="x" * (5 * LARGE_BYTES)))
     packed = gzip.compress(large.SerializeToString())
 
@@ -46,7 +45,7 @@ async def test_a_large_one_is_read_to_its_last_byte() -> None:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
-async def test_no_more_is_unpacked_than_a_request_may_be(pack: Callable[[bytes], bytes]) -> None:
+async def test_decompression_stops_at_the_limit(pack: Callable[[bytes], bytes]) -> None:
     """One byte more is too large."""
     assert await read(pack(BYTES), max_bytes=len(BYTES)) == REQUEST
     with pytest.raises(RequestTooLarge, match=f"larger than {len(BYTES) - 1} bytes"):
@@ -58,13 +57,12 @@ async def test_no_more_is_unpacked_than_a_request_may_be(pack: Callable[[bytes],
     [gzip.compress(BYTES)[:-9], gzip.compress(BYTES) + b"more", b"\x1f\x8b\x00"],
     ids=["cut off", "goes on", "neither"],
 )
-async def test_what_was_cut_off_or_goes_on_is_no_request(data: bytes) -> None:
-    """As every other bytes that are none."""
+async def test_truncated_or_extended_data_is_refused(data: bytes) -> None:
     with pytest.raises(RequestMalformed):
         await read(data)
 
 
-async def test_a_message_that_only_begins_like_a_packed_one_is_read_as_it_is() -> None:
+async def test_uncompressed_message_with_a_gzip_prefix_is_read_as_it_is() -> None:
     """A field that is not known is for the validation to refuse."""
     unknown = b"\x78\x01" + BYTES
 
@@ -75,8 +73,7 @@ LARGE_REQUEST = pb.CreatePostRequest(post=pb.Post(body="x" * (20 * LARGE_BYTES))
 LARGE = gzip.compress(LARGE_REQUEST.SerializeToString())
 
 
-async def test_large_messages_are_unpacked_in_turns() -> None:
-    """However many come at once, everybody else runs in between."""
+async def test_large_messages_are_decompressed_in_turns() -> None:
     unpacker = Unpacker(100 * LARGE_BYTES, Turns())
     turns: list[str] = []
 
@@ -94,8 +91,7 @@ async def test_large_messages_are_unpacked_in_turns() -> None:
     assert "unpacked unpacked" not in " ".join(turns)
 
 
-async def test_a_small_one_waits_for_no_large_one() -> None:
-    """It is unpacked at once, whoever waits."""
+async def test_small_message_does_not_wait_for_large_ones() -> None:
     unpacker = Unpacker(100 * LARGE_BYTES, Turns())
     waiting = [asyncio.ensure_future(unpacker.decoded(LARGE, decode)) for _ in range(3)]
 
@@ -104,8 +100,8 @@ async def test_a_small_one_waits_for_no_large_one() -> None:
     await asyncio.gather(*waiting)
 
 
-async def test_a_large_one_is_unpacked_in_the_turn_in_which_it_is_decoded() -> None:
-    """Unpacked ones that wait would fill the memory."""
+async def test_large_message_is_decompressed_when_it_is_decoded() -> None:
+    """Waiting messages stay compressed."""
     unpacker = Unpacker(100 * LARGE_BYTES, Turns())
     happened: list[str] = []
 

@@ -37,7 +37,7 @@ def error_with(code: int | None, text: str = "some text") -> sqlite3.Operational
         (sqlite3.SQLITE_READONLY_DBMOVED, DatabaseUnavailable),
     ],
 )
-def test_a_code_names_what_happened(code: int, leaf: type[Exception]) -> None:
+def test_sqlite_code_selects_the_error(code: int, leaf: type[Exception]) -> None:
     """The primary code decides; extended codes say more, and mean the same."""
     assert type(named(error_with(code))) is leaf
 
@@ -53,21 +53,21 @@ def test_a_code_names_what_happened(code: int, leaf: type[Exception]) -> None:
     ],
 )
 @pytest.mark.parametrize("text", ["database is locked", "database or disk is full", "disk I/O error"])
-def test_the_text_names_nothing(code: int | None, text: str) -> None:
+def test_error_text_is_ignored(code: int | None, text: str) -> None:
     """An error without a code that we know is a bug, whatever it says."""
     error = error_with(code, text)
 
     assert named(error) is error
 
 
-def test_what_is_no_error_of_the_driver_stays_what_it_is() -> None:
+def test_other_exceptions_are_unchanged() -> None:
     """Only the driver's errors are named."""
     error = ValueError("database is locked")
 
     assert named(error) is error
 
 
-def test_a_real_error_has_a_code(tmp_path: object) -> None:
+def test_real_error_has_a_code(tmp_path: object) -> None:
     """SQLite itself sets the codes that this module reads."""
     with pytest.raises(sqlite3.OperationalError) as raised:
         sqlite3.connect(f"file:{tmp_path}/no/such/folder/x.db?mode=ro", uri=True)
@@ -75,7 +75,7 @@ def test_a_real_error_has_a_code(tmp_path: object) -> None:
     assert type(named(raised.value)) is DatabaseUnavailable
 
 
-def test_values_that_a_driver_tells_of_are_forgotten() -> None:
+def test_values_in_driver_errors_are_removed() -> None:
     """The text of an error ends in the log, and bodies must not."""
     with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.Error) as raised:
         connection.execute("SELECT CAST(x'73336372657480' AS TEXT) AS body").fetchall()

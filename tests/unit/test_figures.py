@@ -10,7 +10,7 @@ def at(time: float, text: str) -> Scraped:
     return Scraped.of(time, text_string_to_metric_families(text))
 
 
-def test_rates_are_per_second_and_over_all_labels() -> None:
+def test_rates_are_per_second_over_all_labels() -> None:
     """Also of a counter that was not there before."""
     between = Between(
         at(10, 'a_total{m="x"} 5\n'),
@@ -22,7 +22,7 @@ def test_rates_are_per_second_and_over_all_labels() -> None:
     assert between.rate("a_total", m="z") == 0
 
 
-def test_a_counter_that_began_again_has_grown_by_what_it_shows() -> None:
+def test_counter_reset_counts_from_zero() -> None:
     """As that of a process that was started again."""
     between = Between(at(0, 'a_total{worker="0"} 100\n'), at(1, 'a_total{worker="0"} 7\n'))
 
@@ -40,8 +40,7 @@ h_count{{worker="{w}"}} {all}
 
 
 @pytest.mark.parametrize(("share", "value"), [(0.25, 0.5), (0.5, 1.0), (0.75, 1.5), (1.0, 2.0)])
-def test_quantiles_are_those_of_all_workers_together(share: float, value: float) -> None:
-    """Spread evenly within a bucket, and only of what was counted between the two."""
+def test_quantiles_combine_all_workers(share: float, value: float) -> None:
     before = at(0, HISTOGRAM.format(w=0, low=50, high=50, all=50, sum=1))
     one = HISTOGRAM.format(w=0, low=54, high=58, all=58, sum=11).splitlines()
     two = HISTOGRAM.format(w=1, low=4, high=8, all=8, sum=10).splitlines()[1:]
@@ -51,14 +50,14 @@ def test_quantiles_are_those_of_all_workers_together(share: float, value: float)
     assert between.mean("h") == pytest.approx(20 / 16)
 
 
-def test_what_is_above_all_bounds_is_the_last_bound() -> None:
+def test_value_above_all_bounds_is_the_last_bound() -> None:
     """Nothing more is known of it."""
     between = Between(at(0, ""), at(1, HISTOGRAM.format(w=0, low=0, high=0, all=4, sum=40)))
 
     assert between.quantile("h", 0.99) == 2.0
 
 
-def test_nothing_counted_has_no_mean_and_no_quantile() -> None:
+def test_empty_histogram_has_no_mean_and_no_quantile() -> None:
     """Rather than zero."""
     text = HISTOGRAM.format(w=0, low=1, high=1, all=1, sum=1)
     between = Between(at(0, text), at(1, text))

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from store_service import garbage
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 PROGRAM = """
 import gc
@@ -20,16 +20,16 @@ print(len(seen) < 20, gc.isenabled(), gc.get_freeze_count() > 10_000)
 """
 
 
-def test_the_command_is_imported_without_a_look_for_garbage() -> None:
-    """But for a few at the little that comes first; and what was imported is left alone afterwards."""
+def test_command_is_imported_without_garbage_collection() -> None:
+    """The imported objects are frozen."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=patience(), check=True
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=scaled_timeout(), check=True
     )
 
     assert done.stdout.split() == ["True", "True", "True"]
 
 
-def test_the_collector_works_on_after_an_import_that_fails() -> None:
+def test_collector_is_enabled_after_a_failed_import() -> None:
     """Nothing else would ever find a cycle."""
     with pytest.raises(ModuleNotFoundError), garbage.none_in_imports():
         importlib.import_module("store_service.nothing_of_the_kind")

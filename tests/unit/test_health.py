@@ -13,7 +13,7 @@ CONTEXT = cast(Context, Mock(peer=lambda: "ipv4:127.0.0.1:1"))
 """What is asked of a call is where it comes from."""
 
 
-async def test_a_watch_is_told_of_a_stop_that_begins_while_it_looks() -> None:
+async def test_health_watch_sees_a_stop_during_a_check() -> None:
     """Its last status is never the one from before."""
 
     async def stop_meanwhile() -> None:
@@ -25,8 +25,7 @@ async def test_a_watch_is_told_of_a_stop_that_begins_while_it_looks() -> None:
     assert [answer.status async for answer in watch] == [pb.HealthCheckResponse.NOT_SERVING]
 
 
-async def test_a_process_that_stops_stays_live() -> None:
-    """It finishes its calls, and must not be killed meanwhile; whoever watches it is let go."""
+async def test_draining_process_stays_live() -> None:
 
     async def look() -> None:
         pytest.fail("it was looked at")

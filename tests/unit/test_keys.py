@@ -15,8 +15,8 @@ KEY = "storeapi_nJq0yqk3jv0kq9S4l1tGqk2H0m3Zr8bW5xUu7cPa6Yo"
 DIGEST = hashlib.sha256(KEY.encode()).hexdigest()
 
 
-def test_a_line_is_a_name_a_hash_and_rights() -> None:
-    """With any blanks between them; comments and empty lines are passed over."""
+def test_line_is_name_hash_and_permissions() -> None:
+    """Comments and empty lines are ignored."""
     ring = parse(f"# keys\n\n  billing \t {DIGEST}   read,write  \n".encode())
 
     caller = ring.find_by_key(KEY)
@@ -24,15 +24,15 @@ def test_a_line_is_a_name_a_hash_and_rights() -> None:
     assert (caller.name, caller.rights) == ("billing", {Right.READ, Right.WRITE})
 
 
-def test_a_key_that_is_not_there_is_nobodys() -> None:
-    """Nor is its hash a key, nor a text that is nearly the key."""
+def test_unknown_key_has_no_principal() -> None:
+    """Nor has a hash or a similar text."""
     ring = parse(f"billing {DIGEST} read".encode())
 
     for other in ("", new_key(), DIGEST, KEY[:-1], f"{KEY}x", f" {KEY}", KEY.swapcase(), "\ud800"):
         assert ring.find_by_key(other) is None
 
 
-def test_what_is_found_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the function that is made for it."""
     compared = []
 
@@ -47,8 +47,7 @@ def test_what_is_found_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPa
     assert compared == [(DIGEST, DIGEST)]
 
 
-def test_a_certificate_is_found_by_the_first_of_its_names_that_has_a_line() -> None:
-    """A URI too; a key has no such line, and a name of a key is no certificate's."""
+def test_certificate_matches_its_first_name_with_a_line() -> None:
     ring = parse(f"cert:b - read\ncert:spiffe://x/y - write\nkey {DIGEST} watch".encode())
 
     assert ring.find_by_certificate(["a", "b", "spiffe://x/y"]) == parse(
@@ -87,8 +86,8 @@ def test_a_certificate_is_found_by_the_first_of_its_names_that_has_a_line() -> N
         "cert:billing - admin",
     ],
 )
-def test_a_line_that_is_wrong_is_named_by_its_number(line: str) -> None:
-    """And nothing of it is repeated: whoever mixes up the columns has written a key there."""
+def test_invalid_line_is_named_by_its_number(line: str) -> None:
+    """Its text may be a key."""
     with pytest.raises(ValueError, match=r"^line 3: ") as raised:
         parse(f"# a\nfine {'0' * 64} read\n{line}\n".encode())
 
@@ -97,29 +96,29 @@ def test_a_line_that_is_wrong_is_named_by_its_number(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", [f"other {DIGEST.upper()} watch", "cert:x - watch"])
-def test_a_key_or_certificate_has_one_line(line: str) -> None:
+def test_key_or_certificate_has_one_line(line: str) -> None:
     """Two could not both be right."""
     with pytest.raises(ValueError, match=r"^line 3: line [12] has the same"):
         parse(f"billing {DIGEST} read\ncert:x - read\n{line}".encode())
 
 
-def test_a_name_may_have_several_keys() -> None:
-    """So that a caller can move from one to the next."""
+def test_name_may_have_several_keys() -> None:
+    """For key rotation."""
     other = new_key()
     ring = parse(f"a {DIGEST} read\na {hashlib.sha256(other.encode()).hexdigest()} write".encode())
 
     assert [ring.find_by_key(it).rights for it in (KEY, other)] == [{Right.READ}, {Right.WRITE}]
 
 
-def test_a_key_is_long_random_and_known_by_its_beginning() -> None:
-    """256 bits each, which is why a plain hash is enough."""
+def test_key_is_random_with_a_known_prefix() -> None:
+    """256 bits, so that a plain hash is enough."""
     made = {new_key() for _ in range(100)}
 
     assert len(made) == 100
     assert all(key.startswith("storeapi_") and len(key) == len("storeapi_") + 43 for key in made)
 
 
-def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_new_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     """Whatever the umask; and it does not have the key."""
     file = tmp_path / "keys"
 
@@ -129,7 +128,7 @@ def test_a_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
     assert file.read_text() == f"billing {DIGEST} read,write,watch\n"
 
 
-def test_a_line_is_added_after_what_is_there(tmp_path: Path) -> None:
+def test_line_is_appended(tmp_path: Path) -> None:
     """Comments stay, and a last line without an end gets one."""
     file = tmp_path / "keys"
     file.write_text(f"# ours\nbilling {DIGEST} read")
@@ -142,7 +141,7 @@ def test_a_line_is_added_after_what_is_there(tmp_path: Path) -> None:
     assert third.endswith(" watch")
 
 
-def test_nothing_is_added_to_a_file_that_is_wrong(tmp_path: Path) -> None:
+def test_nothing_is_appended_to_an_invalid_file(tmp_path: Path) -> None:
     """The server would not take the new key."""
     file = tmp_path / "keys"
     file.write_text("nonsense\n")
@@ -154,7 +153,7 @@ def test_nothing_is_added_to_a_file_that_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "a b", "cert:x", "a\n", "#a", "x" * 65])
-def test_a_name_that_could_not_be_read_again_is_refused(tmp_path: Path, name: str) -> None:
+def test_unreadable_name_is_refused(tmp_path: Path, name: str) -> None:
     """And no file is made."""
     with pytest.raises(ValueError, match="name"):
         append(tmp_path / "keys", name=name, key=KEY, rights=ALL_RIGHTS)

@@ -9,7 +9,7 @@ from store_service.measures import Measures
 from store_service.metrics import endpoint
 from store_service.metrics.families import Families
 from store_service.metrics.scrape import NoMetrics, scrape
-from tests.support import wait_until
+from tests.support.polling import wait_until
 
 
 @pytest.fixture
@@ -33,8 +33,7 @@ def answers(address: str) -> bool:
         return False
 
 
-def test_a_request_that_does_not_end_is_cut_off(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where something of it comes all the time."""
+def test_endless_http_request_is_closed(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "REQUEST_SECONDS", 1.0)
     with connected(address) as client:
         client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
@@ -51,8 +50,7 @@ def test_a_request_that_does_not_end_is_cut_off(address: str, monkeypatch: pytes
     pytest.fail("it was not cut off")
 
 
-def test_requests_beyond_the_limit_are_cut_off(address: str) -> None:
-    """They cost no threads; when others have ended, there is room again."""
+def test_http_requests_above_the_limit_are_closed(address: str) -> None:
     silent = [connected(address) for _ in range(endpoint.AT_ONCE)]
     try:
         with pytest.raises(NoMetrics):

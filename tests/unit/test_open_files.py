@@ -35,10 +35,9 @@ def room(soft: int, hard: int, connections: int) -> tuple[list[int], str]:
     ],
     ids=["enough", "raised", "raised, not enough", "hardly any"],
 )
-def test_fewer_connections_are_let_in_where_files_are_few(
+def test_connection_limit_follows_the_file_limit(
     soft: int, hard: int, connections: int, expected: list[int]
 ) -> None:
-    """The limit is raised as far as it may be; what that leaves is told."""
     numbers, log = room(soft, hard, connections)
 
     assert numbers == expected
@@ -46,8 +45,8 @@ def test_fewer_connections_are_let_in_where_files_are_few(
     assert ("raised the limit of open files" in log) == (soft < expected[1] == 1128)
 
 
-def test_a_limit_that_the_system_does_not_raise_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On macOS the hard limit may be more than the kernel allows."""
+def test_file_limit_that_cannot_be_raised_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS the hard limit may exceed that of the kernel."""
 
     def refuse(_: int, __: tuple[int, int]) -> None:
         raise ValueError("current limit exceeds maximum limit")

@@ -28,7 +28,7 @@ async def most_in_a_round(wait: Callable[[], Awaitable[object]], wake: Callable[
     return most
 
 
-async def test_news_wakes_a_few_waiters_in_each_round() -> None:
+async def test_signal_wakes_a_few_waiters_per_iteration() -> None:
     """All are woken by one event."""
     news = News()
 
@@ -50,8 +50,7 @@ async def test_paced_items_let_the_event_loop_run() -> None:
     assert await most_in_a_round(lambda: next(waiting), wake) <= WAKE_COUNT
 
 
-async def test_news_that_has_happened_is_not_waited_for() -> None:
-    """Not even if it happened before anybody waited."""
+async def test_past_signal_is_not_awaited() -> None:
     news = News()
     news.tell()
 
@@ -59,7 +58,7 @@ async def test_news_that_has_happened_is_not_waited_for() -> None:
     assert news.count == 1
 
 
-async def test_news_forgets_waiters_that_give_up() -> None:
+async def test_cancelled_waiters_are_forgotten() -> None:
     """They do not stay in memory until the next event."""
     news = News()
     waiting = asyncio.ensure_future(news.wait(0))

@@ -22,13 +22,13 @@ QUERIES = [
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)
 @pytest.mark.parametrize("id", [1, 2, 255, 2**31, 2**63 - 1])
-def test_a_token_holds_the_id_after_which_to_go_on(query: Query, id: int) -> None:
-    """What goes in comes out, for every query and every id."""
+def test_page_token_holds_the_last_id(query: Query, id: int) -> None:
+    """For every query and every id."""
     assert page_tokens.last_id(page_tokens.make(query, last_id=id), query) == id
 
 
-def test_tokens_are_the_same_for_ever() -> None:
-    """Callers keep tokens across upgrades; a new form needs a new version, and the old one stays readable."""
+def test_page_token_format_is_stable() -> None:
+    """Old formats stay readable."""
     assert page_tokens.make(POSTS, last_id=42) == TOKEN_OF_POSTS
     assert page_tokens.last_id(TOKEN_OF_POSTS, POSTS) == 42
     query = Query(resource="comments", order="id desc", post_id=7)
@@ -40,8 +40,8 @@ TOKEN_OF_COMMENTS = "Abpn2LtWotbxAAAAAAAAAGNcjXBDyhjk"
 
 
 @pytest.mark.parametrize("query", QUERIES, ids=str)
-def test_a_token_belongs_to_one_query(query: Query) -> None:
-    """Resource, order and post all count."""
+def test_page_token_is_bound_to_its_query(query: Query) -> None:
+    """Resource, order and post."""
     token = page_tokens.make(query, last_id=42)
 
     for other in QUERIES:
@@ -51,8 +51,7 @@ def test_a_token_belongs_to_one_query(query: Query) -> None:
 
 
 @pytest.mark.parametrize("id", [1, 42, 2**63 - 1])
-def test_no_change_of_one_character_goes_unnoticed(id: int) -> None:
-    """Every character, replaced by every other that there is in print."""
+def test_page_token_detects_a_changed_character(id: int) -> None:
     token = page_tokens.make(POSTS, last_id=id)
 
     for index, character in enumerate(token):
@@ -62,7 +61,7 @@ def test_no_change_of_one_character_goes_unnoticed(id: int) -> None:
                     page_tokens.last_id(token[:index] + other + token[index + 1 :], POSTS)
 
 
-def test_no_swap_and_no_loss_of_characters_goes_unnoticed() -> None:
+def test_page_token_detects_swapped_and_missing_characters() -> None:
     """Nor do characters that change places or are missing."""
     token = page_tokens.make(POSTS, last_id=42)
 
@@ -73,7 +72,7 @@ def test_no_swap_and_no_loss_of_characters_goes_unnoticed() -> None:
                 page_tokens.last_id(changed, POSTS)
 
 
-def test_another_version_is_not_read() -> None:
+def test_page_token_of_another_version_is_refused() -> None:
     """A token of a newer service is refused, even when everything else in it is right."""
     packed = bytearray(base64.urlsafe_b64decode(page_tokens.make(POSTS, last_id=42)))
     head = bytes([2]) + bytes(packed[1:17])
@@ -84,8 +83,8 @@ def test_another_version_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("id", range(0, 2000, 37))
-def test_a_token_can_stand_in_a_url(id: int) -> None:
-    """32 characters that need no quoting."""
+def test_page_token_needs_no_url_quoting(id: int) -> None:
+    """32 characters."""
     token = page_tokens.make(POSTS, last_id=id)
 
     assert len(token) == 32

@@ -1,4 +1,4 @@
-"""Room for responses that are not read: of a connection, of the process, and who is closed for it."""
+"""Limits of pending responses per connection and per process."""
 
 import time
 from collections.abc import Collection
@@ -27,12 +27,11 @@ def closed() -> Closed:
 
 
 def limits(closed: Closed, *, connection: int = 30, process: int = 100) -> Pending:
-    """Limits of so many bytes."""
+    """Limits in bytes."""
     return Pending(max_connection_bytes=connection, max_bytes=process, max_seconds=60, cut=closed)
 
 
-def test_a_connection_has_a_limit_of_its_own(closed: Closed) -> None:
-    """Others are not concerned, and what was read makes room again."""
+def test_connection_has_its_own_limit_of_pending_bytes(closed: Closed) -> None:
     unread = limits(closed)
     first = unread.reserve("a", 20)
     with pytest.raises(Overloaded):
@@ -43,13 +42,12 @@ def test_a_connection_has_a_limit_of_its_own(closed: Closed) -> None:
     unread.reserve("a", 30)
 
 
-def test_a_single_response_may_be_larger_than_the_limit_of_a_connection(closed: Closed) -> None:
+def test_single_response_may_exceed_the_connection_limit(closed: Closed) -> None:
     """Otherwise it could never be read."""
     limits(closed).reserve("a", 90)
 
 
-def test_a_connection_holds_no_more_than_is_left_for_others(closed: Closed) -> None:
-    """However many read nothing, whoever comes next finds as much room as each of them has."""
+def test_connection_leaves_room_for_others(closed: Closed) -> None:
     unread = limits(closed, connection=100)
     for peer in "abc":
         while unread.has_room(peer, 1):
@@ -60,8 +58,7 @@ def test_a_connection_holds_no_more_than_is_left_for_others(closed: Closed) -> N
     assert not unread.has_room("d", 13)
 
 
-def test_what_must_be_sent_is_counted_and_never_refused(closed: Closed) -> None:
-    """A write that is done is answered. Then there is no room for others."""
+def test_required_response_is_counted_and_never_refused(closed: Closed) -> None:
     unread = limits(closed)
     unread.reserve("a", 300, always=True)
 
@@ -73,8 +70,7 @@ def test_what_must_be_sent_is_counted_and_never_refused(closed: Closed) -> None:
     unread.check("b")
 
 
-def test_connections_over_a_unix_socket_share_only_the_limit_of_the_process(closed: Closed) -> None:
-    """They cannot be told apart."""
+def test_unix_socket_connections_share_the_process_limit(closed: Closed) -> None:
     unread = limits(closed)
     unread.reserve("unix:", 90)
     unread.check("unix:")
@@ -83,9 +79,7 @@ def test_connections_over_a_unix_socket_share_only_the_limit_of_the_process(clos
         unread.reserve("unix:", 11)
 
 
-def test_the_largest_connections_that_read_nothing_are_closed_for_others(
-    closed: Closed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_largest_unread_connections_are_closed_first(closed: Closed, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as make half of the room free; not before they have read nothing for a while."""
     unread = limits(closed, connection=100)
     responses = [unread.reserve(peer, size) for peer, size in [("a", 10), ("b", 45), ("c", 20), ("d", 15)]]
@@ -112,8 +106,7 @@ def test_the_largest_connections_that_read_nothing_are_closed_for_others(
     assert len(closed.peers) == 1
 
 
-def test_a_connection_that_reads_is_not_closed_for_others(closed: Closed) -> None:
-    """However much it holds."""
+def test_connection_that_reads_is_not_closed(closed: Closed) -> None:
     unread = limits(closed, connection=100)
     old = unread.reserve("a", 1)
     unread.reserve("a", 44, always=True).send()
@@ -127,10 +120,7 @@ def test_a_connection_that_reads_is_not_closed_for_others(closed: Closed) -> Non
 
 
 @pytest.mark.parametrize(("taken", "is_closed"), [(pending.PROGRESS_BYTES, False), (100, True)])
-def test_a_connection_that_takes_a_large_response_slowly_is_not_closed(
-    closed: Closed, taken: int, is_closed: bool
-) -> None:
-    """What it has taken of the response counts; a few bytes may be answers to pings."""
+def test_slow_reader_of_a_large_response_is_not_closed(closed: Closed, taken: int, is_closed: bool) -> None:
     unread = limits(closed, connection=100)
     unread.reserve("a", 90).send()
     start = unread.connections["a"].since
@@ -141,8 +131,7 @@ def test_a_connection_that_takes_a_large_response_slowly_is_not_closed(
     assert closed.peers == ([{"a"}] if is_closed else [])
 
 
-def test_a_connection_is_not_closed_before_a_look_has_seen_that_it_reads_nothing(closed: Closed) -> None:
-    """On a busy machine looks are rare."""
+def test_connection_is_closed_only_after_a_second_check(closed: Closed) -> None:
     unread = limits(closed, connection=100)
     unread.reserve("a", 90).send()
     unread.looked({"a": 0}, unread.connections["a"].since)
@@ -152,8 +141,7 @@ def test_a_connection_is_not_closed_before_a_look_has_seen_that_it_reads_nothing
     assert closed.peers == []
 
 
-def test_nothing_is_remembered_of_what_was_read(closed: Closed) -> None:
-    """Connections come and go."""
+def test_read_responses_leave_no_state(closed: Closed) -> None:
     unread = limits(closed)
     responses = [unread.reserve(f"{n}", n) for n in range(10)]
     for response in responses:

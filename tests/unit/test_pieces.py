@@ -15,33 +15,31 @@ Rows = list[tuple[int, int, int, int]]
 
 
 def rows(*transactions: list[int]) -> Rows:
-    """Rows of xid, seq, size and time of transactions whose changes are so many bytes on the wire."""
+    """Rows of transactions whose changes have the given encoded sizes."""
     sizes = [(xid, size - BESIDE) for xid, each in enumerate(transactions, start=10) for size in each]
     return [(xid, seq, size, 0) for seq, (xid, size) in enumerate(sizes, start=1)]
 
 
-def test_nothing_is_no_piece() -> None:
-    """Without changes there is nothing to cut."""
+def test_no_changes_make_no_change_batch() -> None:
     assert first_piece([], PIECE_ROWS) == (0, False)
 
 
-def test_small_transactions_share_a_piece() -> None:
+def test_small_transactions_share_a_change_batch() -> None:
     """All that there are, up to the size of a piece and no byte more."""
     assert first_piece(rows([200], [200, 200], [200]), PIECE_ROWS) == (4, False)
     assert first_piece(rows([PIECE_BYTES - 400], [200, 200]), PIECE_ROWS) == (3, False)
     assert first_piece(rows([PIECE_BYTES - 400], [200, 201]), PIECE_ROWS) == (1, False)
 
 
-def test_a_transaction_that_would_not_fit_waits_for_the_next_piece() -> None:
-    """It is not cut because others came before it, nor is a smaller one behind it taken instead."""
+def test_transaction_that_does_not_fit_waits_for_the_next_change_batch() -> None:
     found = rows([200], [PIECE_BYTES], [200])
 
     assert first_piece(found, PIECE_ROWS) == (1, False)
     assert first_piece(found[1:], PIECE_ROWS) == (1, False)
 
 
-def test_a_transaction_of_up_to_2_mib_is_whole() -> None:
-    """It comes alone; one more byte, and it comes in parts of about the size of a piece."""
+def test_transaction_of_up_to_2_mib_is_not_split() -> None:
+    """A larger one is split."""
     change = PIECE_BYTES // 2
     count = MAX_TRANSACTION_BYTES // change
 
@@ -49,13 +47,12 @@ def test_a_transaction_of_up_to_2_mib_is_whole() -> None:
     assert first_piece(rows([change] * (count - 1) + [change + 1]), PIECE_ROWS) == (2, True)
 
 
-def test_the_rest_of_a_large_transaction_is_whole_when_it_fits() -> None:
+def test_rest_of_a_large_transaction_is_not_partial() -> None:
     """The last part is not partial, and what follows may share its piece."""
     assert first_piece(rows([200] * 3, [200]), PIECE_ROWS) == (4, False)
 
 
-def test_a_change_that_is_too_large_comes_alone() -> None:
-    """However large it is, it is sent; it is partial only if more of its transaction follow."""
+def test_too_large_change_comes_alone() -> None:
     huge = MAX_TRANSACTION_BYTES + 1
 
     assert first_piece(rows([huge]), PIECE_ROWS) == (1, False)
@@ -63,7 +60,7 @@ def test_a_change_that_is_too_large_comes_alone() -> None:
     assert first_piece(rows([huge, 200]), PIECE_ROWS) == (1, True)
 
 
-def test_a_transaction_that_may_go_on_behind_what_was_read_is_left_for_the_next_piece() -> None:
+def test_possibly_incomplete_transaction_waits_for_the_next_change_batch() -> None:
     """As many rows as were asked for do not show where the last transaction ends."""
     found = rows([200, 200], [200, 200])
 
@@ -71,7 +68,7 @@ def test_a_transaction_that_may_go_on_behind_what_was_read_is_left_for_the_next_
     assert first_piece(found, 5) == (4, False)
 
 
-def test_a_transaction_of_more_rows_than_are_read_comes_in_parts() -> None:
+def test_transaction_above_the_read_limit_comes_in_parts() -> None:
     """Its rows up to the limit are a part, and it is said that more follow."""
     assert first_piece(rows([200] * 6)[:4], 4) == (4, True)
 
@@ -83,8 +80,8 @@ def test_a_transaction_of_more_rows_than_are_read_comes_in_parts() -> None:
     ),
     st.integers(2, 20),
 )
-def test_pieces_are_everything_in_order(transactions: list[list[int]], limit: int) -> None:
-    """From piece to piece every change comes once; one that is not partial ends with a transaction."""
+def test_change_batches_contain_every_change_in_order(transactions: list[list[int]], limit: int) -> None:
+    """A batch that is not partial ends with a transaction."""
     feed = rows(*transactions)
     last = {index for index, (one, two) in enumerate(pairwise(feed)) if one[0] != two[0]} | {len(feed) - 1}
     position = 0
@@ -106,7 +103,7 @@ def test_pieces_are_everything_in_order(transactions: list[list[int]], limit: in
 
 
 @pytest.mark.parametrize("count", [1, 2, PIECE_ROWS - 1])
-def test_a_piece_holds_many_small_transactions(count: int) -> None:
+def test_change_batch_holds_many_small_transactions(count: int) -> None:
     """Their number is limited by rows and bytes alone."""
     assert first_piece(rows(*([BESIDE + 1] for _ in range(count))), PIECE_ROWS) == (
         min(count, PIECE_BYTES // (BESIDE + 1)),

@@ -33,7 +33,6 @@ async def read(rows: Rows, batches: Sequence[Sequence[int]]) -> list[Any]:
 
 
 async def test_small_batches_are_one_statement() -> None:
-    """Also when many ask for the same."""
     rows = Rows("a")
     found = await read(rows, [(n,) for n in range(1, FEW)] + [range(1, 100)] * 50)
 
@@ -41,7 +40,7 @@ async def test_small_batches_are_one_statement() -> None:
     assert all(len(stored) == 99 for stored in found)
 
 
-async def test_large_batches_are_read_one_after_the_other_and_not_kept() -> None:
+async def test_large_batches_are_read_one_after_another() -> None:
     """Four thousand bodies of 64 KiB are never in memory together: not even one batch can be answered."""
     rows = Rows("x" * 65_536)
     found = await read(rows, [range(n * 1000 + 1, n * 1000 + 1001) for n in range(4)])
@@ -50,8 +49,7 @@ async def test_large_batches_are_read_one_after_the_other_and_not_kept() -> None
     assert [type(outcome) for outcome in found] == [ResponseTooLarge] * 4
 
 
-async def test_a_batch_that_fits_is_answered_beside_one_that_does_not() -> None:
-    """Whoever asks for little does not pay for the other."""
+async def test_batch_that_fits_is_answered_beside_one_that_does_not() -> None:
     large, small = await read(Rows("x" * 65_536), [range(1, 101), (5, 7)])
 
     assert isinstance(large, ResponseTooLarge)

@@ -28,7 +28,7 @@ class Reads:
 
 
 def requests(*sizes: int) -> list[PageRequest]:
-    """For pages of so many bytes."""
+    """Requests for pages of the given sizes."""
     return [PageRequest(query=Query(resource="posts"), page_size=it, page_token="t") for it in sizes]
 
 
@@ -37,7 +37,7 @@ async def outcomes(sizes: Sequence[int], read: Any) -> list[Any]:
     return list(await read_pages(NOBODY, requests(*sizes), read))
 
 
-async def test_requests_for_the_same_page_are_answered_with_one() -> None:
+async def test_requests_for_the_same_page_are_read_once() -> None:
     """In their order, beside others."""
     reads = Reads()
     pages = await outcomes([5, 6, 5, 5], reads)
@@ -47,8 +47,7 @@ async def test_requests_for_the_same_page_are_answered_with_one() -> None:
     assert pages[0] is pages[2] is pages[3]
 
 
-async def test_pages_that_would_fill_the_memory_are_left_for_later() -> None:
-    """But not what has been read already, nor the first, however large."""
+async def test_pages_above_the_memory_limit_are_deferred() -> None:
     reads = Reads()
     half = MAX_HELD_BYTES // 2
     pages = await outcomes([half, half + 1, half + 2, half, 7], reads)
@@ -66,7 +65,7 @@ async def test_many_small_pages_are_read_together() -> None:
     assert LATER not in pages
 
 
-async def test_an_error_keeps_nothing_of_the_pages_beside_it() -> None:
+async def test_error_does_not_keep_other_pages_in_memory() -> None:
     """Its caller may take long to hear of it."""
     reads = Reads()
 

@@ -28,8 +28,8 @@ def file(path: Path) -> ReloadedFile[str]:
     return ReloadedFile(path, "STORE_X", parse)
 
 
-def test_a_file_that_is_wrong_at_first_is_an_error(path: Path, tmp_path: Path) -> None:
-    """One line that names the setting, and not the file's path."""
+def test_invalid_file_at_start_is_an_error(path: Path, tmp_path: Path) -> None:
+    """One line with the setting, without the path."""
     path.write_text("WRONG")
     with pytest.raises(BadFile, match=r"^STORE_X: must be small letters$"):
         ReloadedFile(path, "STORE_X", parse)
@@ -39,8 +39,8 @@ def test_a_file_that_is_wrong_at_first_is_an_error(path: Path, tmp_path: Path) -
         ReloadedFile(tmp_path, "STORE_X", parse)
 
 
-def test_a_change_is_taken_when_two_looks_find_the_same(path: Path, file: ReloadedFile[str]) -> None:
-    """A file that is being written is left alone."""
+def test_change_is_loaded_after_two_equal_checks(path: Path, file: ReloadedFile[str]) -> None:
+    """A file that is being written is not read."""
     path.write_text("second")
     assert (file.look(), file.value) == (False, "first")
     path.write_text("second and more")
@@ -50,16 +50,13 @@ def test_a_change_is_taken_when_two_looks_find_the_same(path: Path, file: Reload
     assert file.look() is False
 
 
-def test_a_file_that_does_not_change_is_not_read(
-    file: ReloadedFile[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A look is one question to the system."""
+def test_unchanged_file_is_not_read(file: ReloadedFile[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReloadedFile, "_load", lambda _: pytest.fail("it was read"))
 
     assert [file.look() for _ in range(3)] == [False] * 3
 
 
-def test_a_change_that_keeps_time_and_size_is_seen(path: Path, file: ReloadedFile[str]) -> None:
+def test_change_with_equal_time_and_size_is_detected(path: Path, file: ReloadedFile[str]) -> None:
     """As `cp -p` and tools for deployment make them."""
     before = path.stat()
     path.write_text("other")
@@ -69,8 +66,7 @@ def test_a_change_that_keeps_time_and_size_is_seen(path: Path, file: ReloadedFil
     assert (file.look(), file.value) == (True, "other")
 
 
-def test_a_link_that_points_elsewhere_is_a_change(tmp_path: Path) -> None:
-    """As Kubernetes renews what it mounts."""
+def test_changed_link_target_is_a_change(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
     link = tmp_path / "link"
@@ -83,8 +79,7 @@ def test_a_link_that_points_elsewhere_is_a_change(tmp_path: Path) -> None:
     assert (file.look(), file.value) == (True, "b")
 
 
-def test_a_broken_change_is_told_once_and_tried_on(path: Path, file: ReloadedFile[str]) -> None:
-    """The last good value stays; a second mistake is told of anew."""
+def test_invalid_change_is_logged_once_and_retried(path: Path, file: ReloadedFile[str]) -> None:
     with capture_logs() as logged:
         path.write_text("WRONG")
         assert [file.look() for _ in range(5)] == [False] * 5
@@ -103,10 +98,9 @@ def test_a_broken_change_is_told_once_and_tried_on(path: Path, file: ReloadedFil
     ]
 
 
-def test_what_could_not_be_read_for_a_moment_is_read_later(
+def test_temporarily_unreadable_file_is_read_later(
     path: Path, file: ReloadedFile[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Though the file looks the same as when it failed."""
     path.write_text("second")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(24, "Too many open files")))

@@ -37,7 +37,7 @@ def events(lines: Lines) -> list[tuple[Any, ...]]:
     return [(line["log_level"], line["event"], line.get("count")) for line in lines]
 
 
-def test_failure_is_logged_at_begin_once_a_minute_and_at_end(failure: RepeatedFailure, clock: Clock) -> None:
+def test_failure_is_logged_at_start_once_a_minute_and_at_end(failure: RepeatedFailure, clock: Clock) -> None:
     """Whatever the rate of the failures is."""
     with capture_logs() as lines:
         for _ in range(1200):
@@ -74,7 +74,7 @@ def test_changed_cause_is_logged_at_once(failure: RepeatedFailure) -> None:
     assert [(line["cause"], line.get("count")) for line in lines] == [("a", None), ("b", 3)]
 
 
-def test_bug_is_logged_with_its_traceback(failure: RepeatedFailure) -> None:
+def test_unhandled_exception_is_logged_with_its_traceback(failure: RepeatedFailure) -> None:
     """As an error, whatever the level of other failures is."""
     with capture_logs() as lines:
         for _ in range(3):
@@ -83,8 +83,7 @@ def test_bug_is_logged_with_its_traceback(failure: RepeatedFailure) -> None:
     assert [(line["log_level"], repr(line["exc_info"])) for line in lines] == [("error", "ValueError('x')")]
 
 
-def test_failure_that_flaps_has_a_bounded_number_of_lines(failure: RepeatedFailure, clock: Clock) -> None:
-    """What is not logged at first is counted in a later line."""
+def test_flapping_failure_has_a_bounded_number_of_lines(failure: RepeatedFailure, clock: Clock) -> None:
     with capture_logs() as lines:
         for _ in range(100):
             failure.failed(cause="a")
@@ -97,9 +96,7 @@ def test_failure_that_flaps_has_a_bounded_number_of_lines(failure: RepeatedFailu
     assert events(lines)[-2:] == [("warning", "it fails", 91), ("info", "it works", 91)]
 
 
-def test_failure_that_was_not_logged_is_not_counted_after_a_pause(
-    failure: RepeatedFailure, clock: Clock
-) -> None:
+def test_unlogged_failure_is_not_counted_after_a_pause(failure: RepeatedFailure, clock: Clock) -> None:
     """It ended long before the next one began."""
     with capture_logs() as lines:
         for _ in range(MAX_LINES + 1):

@@ -30,13 +30,12 @@ BOOKMARKS = [
 
 
 @pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
-def test_a_token_holds_where_to_go_on(bookmark: Bookmark) -> None:
-    """What goes in comes out, in the midst of the initial state and behind it."""
+def test_resume_token_holds_its_position(bookmark: Bookmark) -> None:
     assert resume_tokens.read(resume_tokens.make(STORE, bookmark), STORE) == bookmark
 
 
-def test_tokens_are_the_same_for_ever() -> None:
-    """Callers keep tokens across upgrades; a new form needs a new version, and the old one stays readable."""
+def test_page_token_format_is_stable() -> None:
+    """Old formats stay readable."""
     assert resume_tokens.make(STORE, LIVE) == TOKEN_OF_LIVE
     assert resume_tokens.read(TOKEN_OF_LIVE, STORE) == LIVE
     assert resume_tokens.make(STORE, MIDST) == TOKEN_OF_MIDST
@@ -48,8 +47,7 @@ TOKEN_OF_MIDST = "AVfWkxkY1O4tAgAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAADAAAAAA
 
 
 @pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
-def test_a_token_belongs_to_one_store(bookmark: Bookmark) -> None:
-    """Another store refuses it as foreign, which tells a caller more than that it is damaged."""
+def test_resume_token_is_bound_to_its_database(bookmark: Bookmark) -> None:
     token = resume_tokens.make(STORE, bookmark)
 
     with pytest.raises(ResumeTokenForeign):
@@ -57,8 +55,7 @@ def test_a_token_belongs_to_one_store(bookmark: Bookmark) -> None:
 
 
 @pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST])
-def test_no_change_of_one_character_goes_unnoticed(token: str) -> None:
-    """Every character, replaced by every other that there is in print."""
+def test_page_token_detects_a_changed_character(token: str) -> None:
     for index, character in enumerate(token):
         for other in string.printable:
             if other != character:
@@ -67,8 +64,8 @@ def test_no_change_of_one_character_goes_unnoticed(token: str) -> None:
 
 
 @pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST])
-def test_no_change_of_one_bit_goes_unnoticed(token: str) -> None:
-    """Also a token whose damaged part is the hash of its store is damaged rather than foreign."""
+def test_resume_token_detects_a_changed_bit(token: str) -> None:
+    """A damaged database hash is damage, not a foreign token."""
     packed = base64.urlsafe_b64decode(token)
 
     for bit in range(8 * len(packed)):
@@ -78,7 +75,7 @@ def test_no_change_of_one_bit_goes_unnoticed(token: str) -> None:
             resume_tokens.read(base64.urlsafe_b64encode(damaged).decode(), STORE)
 
 
-def test_no_swap_no_loss_and_no_addition_goes_unnoticed() -> None:
+def test_resume_token_detects_swapped_missing_and_extra_characters() -> None:
     """Nor do characters that change places, are missing, or are too many."""
     token = TOKEN_OF_MIDST
     changed = {token + end for end in ("=", "A", "\n", " ", "AAAA", "====")} | {" " + token, "AAAA" + token}
@@ -93,28 +90,28 @@ def test_no_swap_no_loss_and_no_addition_goes_unnoticed() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "token", "é" * 72, "\0" * 72, "=" * 72, "A" * 72, "A" * 100_000])
-def test_what_was_never_a_token_is_invalid(text: str) -> None:
+def test_arbitrary_text_is_invalid(text: str) -> None:
     """Whatever a caller sends gets the one error."""
     with pytest.raises(ResumeTokenInvalid):
         resume_tokens.read(text, STORE)
 
 
-def test_another_version_is_not_read() -> None:
+def test_page_token_of_another_version_is_refused() -> None:
     """A token of a newer service is refused, even when everything else in it is right."""
     with pytest.raises(ResumeTokenInvalid):
         resume_tokens.read(_forged(version=2), STORE)
 
 
 @pytest.mark.parametrize("phase", [3, 255])
-def test_an_unknown_phase_is_not_read(phase: int) -> None:
-    """A token that is whole but means nothing here is invalid as well, and no other error comes out."""
+def test_unknown_phase_is_refused(phase: int) -> None:
+    """With the same error as a damaged token."""
     with pytest.raises(ResumeTokenInvalid):
         resume_tokens.read(_forged(phase=phase), STORE)
 
 
 @pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
-def test_a_token_can_stand_in_a_url(bookmark: Bookmark) -> None:
-    """88 characters that need no quoting."""
+def test_resume_token_needs_no_url_quoting(bookmark: Bookmark) -> None:
+    """88 characters."""
     token = resume_tokens.make(STORE, bookmark)
 
     assert len(token) == 88

@@ -16,8 +16,7 @@ DAY = 24 * HOUR
 NOW = 1_800_000_000 * SECOND
 
 
-def test_jump_counts_until_a_retention_has_elapsed() -> None:
-    """Each retention by itself."""
+def test_clock_jump_counts_after_a_retention_has_elapsed() -> None:
     clock = RetentionClock(7 * DAY, NOW, 0)
     assert clock.compare(NOW + 366 * DAY + SECOND, SECOND) == 366 * DAY
 
@@ -29,8 +28,7 @@ def test_jump_counts_until_a_retention_has_elapsed() -> None:
     assert clock.unconfirmed(7 * DAY, 7 * DAY + SECOND) == 0
 
 
-def test_jump_that_is_taken_back_does_not_count() -> None:
-    """As when somebody has set the clock by mistake."""
+def test_reverted_clock_jump_does_not_count() -> None:
     clock = RetentionClock(7 * DAY, NOW, 0)
     clock.compare(NOW + 366 * DAY, 0)
     clock.compare(NOW - HOUR, 0)
@@ -39,7 +37,7 @@ def test_jump_that_is_taken_back_does_not_count() -> None:
     assert clock.unconfirmed(DAY, 0) == HOUR
 
 
-def test_slow_drift_counts_when_it_has_added_up() -> None:
+def test_accumulated_drift_counts() -> None:
     """A little in each step is much in the end."""
     clock = RetentionClock(7 * DAY, NOW, 0)
     for step in range(1, 101):
@@ -49,7 +47,6 @@ def test_slow_drift_counts_when_it_has_added_up() -> None:
 
 
 def test_time_without_a_process_counts_as_a_jump() -> None:
-    """Nobody has measured it; a clock that went back meanwhile has not gained."""
     saved = RetentionClock(7 * DAY, NOW, 0).saved(HOUR)
 
     later = RetentionClock.restored(saved, longest=7 * DAY, wall=NOW + 3 * HOUR, monotonic=5)
@@ -63,8 +60,7 @@ LATE = 3 * 7 * DAY // retention_clock.MAX_GAINS
 
 
 @pytest.mark.parametrize(("up", "down"), [(HOUR, HOUR), (20 * MINUTE, 20 * MINUTE), (2 * HOUR, 10 * MINUTE)])
-def test_many_suspends_do_not_keep_rows_for_ever(up: int, down: int) -> None:
-    """However often the machine sleeps, a row goes soon after its retention of uptime."""
+def test_many_suspends_do_not_keep_rows_forever(up: int, down: int) -> None:
     clock, wall, monotonic = RetentionClock(7 * DAY, NOW, 0), NOW, 0
     rows: list[tuple[int, int]] = []
     while wall < NOW + 366 * DAY:
@@ -80,7 +76,7 @@ def test_many_suspends_do_not_keep_rows_for_ever(up: int, down: int) -> None:
             assert monotonic - rows[0][1] <= 7 * DAY + LATE
 
 
-def test_many_restarts_do_not_keep_rows_for_ever() -> None:
+def test_many_restarts_do_not_keep_rows_forever() -> None:
     """Of a process that starts every 5 minutes, each time on a machine with another monotonic clock."""
     clock, wall, measured = RetentionClock(7 * DAY, NOW, 0), NOW, 0
     rows: list[tuple[int, int]] = []

@@ -24,8 +24,7 @@ def unpacked(details: bytes) -> dict[str, Any]:
     return found
 
 
-def test_another_schema_tells_both_revisions() -> None:
-    """SCHEMA_MISMATCH is for operators: what is there, and what is needed."""
+def test_schema_mismatch_has_both_revisions() -> None:
     status = status_of(errors.SchemaMismatch(expected="0002", actual="0001"))
 
     assert status.code == grpc.StatusCode.FAILED_PRECONDITION
@@ -44,13 +43,13 @@ UNAVAILABLE = [
 ]
 
 
-def test_every_unavailable_error_is_here() -> None:
+def test_every_unavailable_error_is_tested() -> None:
     """So that the test below speaks of all of them."""
     assert {type(error) for error in UNAVAILABLE} == set(errors.Unavailable.__subclasses__())
 
 
 @pytest.mark.parametrize("error", [*UNAVAILABLE, errors.WatchLimit(limit=100)])
-def test_what_may_succeed_later_says_when(error: errors.StoreError) -> None:
+def test_retryable_error_has_a_retry_delay(error: errors.StoreError) -> None:
     """Every UNAVAILABLE, and a limit, has a RetryInfo with a time that is neither nothing nor long."""
     status = status_of(error)
 
@@ -69,14 +68,12 @@ def test_what_may_succeed_later_says_when(error: errors.StoreError) -> None:
         (errors.WatchLimit(limit=100), {"limit": "100"}),
     ],
 )
-def test_a_watch_that_ends_is_told_what_to_go_on_with(
-    error: errors.StoreError, metadata: dict[str, str]
-) -> None:
+def test_ended_watch_has_its_token_in_metadata(error: errors.StoreError, metadata: dict[str, str]) -> None:
     """Tokens and limits are for programs, so they are metadata and need no reading of texts."""
     assert dict(unpacked(status_of(error).details)["ErrorInfo"].metadata) == metadata
 
 
-def test_a_status_says_the_same_in_all_its_places() -> None:
+def test_status_is_consistent() -> None:
     """Code and message are in the details as they are in the trailers."""
     status = status_of(errors.PostNotFound(ids=[42]))
 
@@ -85,7 +82,7 @@ def test_a_status_says_the_same_in_all_its_places() -> None:
     assert "42" in status.message
 
 
-def test_a_bug_tells_its_id_and_nothing_else() -> None:
+def test_unhandled_exception_has_only_its_call_id() -> None:
     """INTERNAL with the id that the log has."""
     status = status_of_a_bug("abcd-1")
 
@@ -107,7 +104,6 @@ def test_a_bug_tells_its_id_and_nothing_else() -> None:
     ],
 )
 def test_ids_are_listed_up_to_a_limit(ids: Sequence[int], expected: str) -> None:
-    """What is cut off is counted in the last element."""
     assert listed(list(ids)) == expected
 
 
@@ -144,7 +140,7 @@ WORST = [
 
 
 @pytest.mark.parametrize("error", WORST, ids=lambda error: type(error).__name__)
-def test_the_largest_error_stays_small(error: errors.StoreError) -> None:
+def test_largest_error_stays_below_4_kib(error: errors.StoreError) -> None:
     """Details above 4 KiB would be refused on their way, and the caller would not see the error."""
     status = status_of(error)
 
@@ -152,8 +148,7 @@ def test_the_largest_error_stays_small(error: errors.StoreError) -> None:
     assert len(status.message) <= 500
 
 
-def test_violations_that_are_cut_off_are_counted() -> None:
-    """The first dozen are told; the last entry says how many more there are."""
+def test_truncated_violations_are_counted() -> None:
     violations = [
         errors.Violation(error=errors.FieldInvalid, field=f"ids[{n}]", description="must be positive")
         for n in range(1000)
@@ -165,8 +160,7 @@ def test_violations_that_are_cut_off_are_counted() -> None:
     assert told[-1].description == "and 988 more"
 
 
-def test_each_missing_post_is_named_with_its_own_field() -> None:
-    """Who sent a batch learns which of its requests to mend."""
+def test_each_missing_post_is_named_with_its_field() -> None:
     error = errors.PostNotFound(
         ids=[7, 9], fields=["requests[0].comment.post_id", "requests[4].comment.post_id"]
     )

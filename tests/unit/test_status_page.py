@@ -49,7 +49,7 @@ def lines(between: Between, width: int) -> list[str]:
     return output.getvalue().splitlines()
 
 
-def test_what_shows_trouble_comes_before_the_many_lines_of_methods(between: Between) -> None:
+def test_problems_come_before_the_methods(between: Between) -> None:
     """A terminal that is too short cuts off the end."""
     shown = [line.split()[0] for line in lines(between, 110)]
 
@@ -59,8 +59,7 @@ def test_what_shows_trouble_comes_before_the_many_lines_of_methods(between: Betw
 
 
 @pytest.mark.parametrize("width", [110, 80, 60])
-def test_no_number_is_cut_off(between: Between, width: int) -> None:
-    """Names are, where there is no other way."""
+def test_numbers_are_not_truncated(between: Between, width: int) -> None:
     rows = {line.split()[0][:6]: line.split()[1:] for line in lines(between, width)}
 
     assert rows["writer"] == ["0.5", "50.0", "248.5", "ms", "99.5", "ms", "99.5", "ms", "7"]
@@ -68,8 +67,7 @@ def test_no_number_is_cut_off(between: Between, width: int) -> None:
     assert rows["99.5"] == ["ms", "-", "-", "0", "of", "0", "0", "0", "KiB"]
 
 
-def test_the_name_of_our_package_takes_up_no_room(between: Between) -> None:
-    """At 80 columns the longest method is whole; what is not ours has its whole name."""
+def test_package_name_is_omitted(between: Between) -> None:
     shown = {line.split()[0] for line in lines(between, 80)}
 
     assert {

@@ -76,10 +76,8 @@ def checker(tmp_path: Path) -> Callable[..., Tokens]:
 
 @pytest.mark.parametrize("algorithm", PRIVATE)
 @pytest.mark.parametrize("form", ["PEM", "JWKS"])
-def test_the_algorithm_goes_with_the_kind_of_key(
-    checker: Callable[..., Tokens], algorithm: str, form: str
-) -> None:
-    """RSA, EC and Ed25519, in either form of file."""
+def test_algorithm_follows_the_key_type(checker: Callable[..., Tokens], algorithm: str, form: str) -> None:
+    """RSA, EC and Ed25519, in either file format."""
     data = pem(PRIVATE[algorithm]) if form == "PEM" else jwks(jwk(algorithm, kid="1"))
     token = jwt.encode(claims(), PRIVATE[algorithm], algorithm=algorithm)
 
@@ -88,8 +86,8 @@ def test_the_algorithm_goes_with_the_kind_of_key(
     assert caller == Caller(name="indexer", rights=frozenset([Right.READ]))
 
 
-def test_a_secret_is_for_hs256(checker: Callable[..., Tokens]) -> None:
-    """With the blanks around it that editors leave."""
+def test_secret_is_for_hs256(checker: Callable[..., Tokens]) -> None:
+    """Surrounding white space is ignored."""
     token = jwt.encode(claims(), SECRET, algorithm="HS256")
 
     assert checker(SECRET + b"\n", parse_secret).caller_of(token).name == "indexer"
@@ -128,7 +126,7 @@ FORGED = {
 
 
 @pytest.mark.parametrize("how", FORGED)
-def test_a_forged_token_is_refused(checker: Callable[..., Tokens], how: str) -> None:
+def test_forged_jwt_is_refused(checker: Callable[..., Tokens], how: str) -> None:
     """Whatever its header says of how it is signed."""
     with pytest.raises(CredentialsInvalid, match="not valid here"):
         checker(pem(RSA)).caller_of(FORGED[how])
@@ -149,24 +147,23 @@ WRONG = {
 
 
 @pytest.mark.parametrize("how", WRONG)
-def test_a_token_that_does_not_say_what_it_must_is_refused(checker: Callable[..., Tokens], how: str) -> None:
+def test_jwt_without_required_claims_is_refused(checker: Callable[..., Tokens], how: str) -> None:
     """Signed well, and not for us."""
     with pytest.raises(CredentialsInvalid, match="not valid here"):
         checker(pem(RSA)).caller_of(jwt.encode(WRONG[how], RSA, algorithm="RS256"))
 
 
-def test_one_audience_of_several_will_do(checker: Callable[..., Tokens]) -> None:
-    """As issuers have it who make one token for many services."""
+def test_one_of_several_audiences_is_enough(checker: Callable[..., Tokens]) -> None:
     token = jwt.encode(claims(aud=["another", AUDIENCE]), RSA, algorithm="RS256")
 
     assert checker(pem(RSA)).caller_of(token).name == "indexer"
 
 
 @pytest.mark.parametrize("seen_before", [False, True])
-def test_a_token_is_good_until_it_expires_and_the_leeway_after(
+def test_jwt_is_valid_until_its_expiry_and_the_leeway(
     checker: Callable[..., Tokens], seen_before: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A token that is remembered as good expires like any other."""
+    """Also from the cache."""
     made = checker(SECRET, parse_secret, leeway_seconds=30.0)
     recent = jwt.encode(claims(exp=time.time() - 20), SECRET, algorithm="HS256")
     assert made.caller_of(recent).name == "indexer"
@@ -188,8 +185,8 @@ def refuses(*_: Any) -> Any:
     raise CredentialsInvalid("it was checked anew")
 
 
-def test_that_a_token_has_expired_is_told(checker: Callable[..., Tokens]) -> None:
-    """Its holder can mend that; a forged one is not told so much."""
+def test_expiry_is_reported(checker: Callable[..., Tokens]) -> None:
+    """A forged token gets a general error."""
     expired = claims(exp=time.time() - 1)
 
     with pytest.raises(CredentialsInvalid, match="has expired"):
@@ -211,17 +208,17 @@ def test_that_a_token_has_expired_is_told(checker: Callable[..., Tokens]) -> Non
         ({"read": True}, set()),
     ],
 )
-def test_rights_are_the_words_of_a_claim(
+def test_permissions_are_the_words_of_the_scope_claim(
     checker: Callable[..., Tokens], claim: Any, rights: set[Right]
 ) -> None:
-    """In a text or a list; what is no right belongs to somebody else, and no word is no right."""
+    """As a string or a list; unknown words are ignored."""
     token = jwt.encode(claims(scope=None, permissions=claim), RSA, algorithm="RS256")
 
     assert checker(pem(RSA), rights_claim="permissions").caller_of(token).rights == rights
 
 
-def test_a_token_is_verified_once(checker: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signature costs more than the call; what was good is remembered by its hash, and not for ever."""
+def test_jwt_is_verified_once(checker: Callable[..., Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache is keyed by its hash and bounded in time."""
     monkeypatch.setattr(tokens, "MAX_TOKENS", 3)
     made = checker(SECRET, parse_secret)
     first = jwt.encode(claims(), SECRET, algorithm="HS256")
@@ -235,8 +232,8 @@ def test_a_token_is_verified_once(checker: Callable[..., Tokens], monkeypatch: p
     assert first.encode() not in made.file.value.known
 
 
-def test_several_keys_are_told_apart(checker: Callable[..., Tokens]) -> None:
-    """By the id in the token's header, or by trying those that it may be."""
+def test_several_keys_are_distinguished(checker: Callable[..., Tokens]) -> None:
+    """By the key id in the header, or by trying."""
     other = ec.generate_private_key(ec.SECP256R1())
     made = checker(pem(other) + pem(EC) + pem(RSA))
     for key, algorithm in ((other, "ES256"), (EC, "ES256"), (RSA, "RS256")):
@@ -249,10 +246,7 @@ def test_several_keys_are_told_apart(checker: Callable[..., Tokens]) -> None:
         by_id.caller_of(jwt.encode(claims(), EC, algorithm="ES256", headers={"kid": "old"}))
 
 
-def test_tokens_of_a_key_that_is_gone_are_good_no_longer(
-    checker: Callable[..., Tokens], tmp_path: Path
-) -> None:
-    """What is remembered goes with the keys."""
+def test_removed_key_invalidates_its_tokens(checker: Callable[..., Tokens], tmp_path: Path) -> None:
     made = checker(pem(RSA))
     token = jwt.encode(claims(), RSA, algorithm="RS256")
     made.caller_of(token)
@@ -286,8 +280,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
-def test_a_file_without_good_public_keys_is_refused(what: str) -> None:
-    """With a sentence that goes on from the name of the setting, and shows nothing of the file."""
+def test_file_without_valid_public_keys_is_refused(what: str) -> None:
     with pytest.raises(ValueError, match=r"^(holds|is) ") as raised:
         parse_public_keys(BAD_FILES[what])
 
@@ -304,14 +297,12 @@ PRIVATE_JWKS = {
 
 
 @pytest.mark.parametrize("kind", PRIVATE_JWKS)
-def test_what_belongs_to_the_issuer_alone_is_refused_with_these_words(kind: str) -> None:
-    """Whoever has copied the wrong half should hear of it, for it is a leak."""
+def test_private_key_is_refused_as_a_leak(kind: str) -> None:
     with pytest.raises(ValueError, match="belongs to the issuer alone"):
         parse_public_keys(jwks(PRIVATE_JWKS[kind]))
 
 
 @pytest.mark.parametrize("data", [b"", b"short", b"x" * 31, b" " * 40, pem(RSA), PRIVATE_PEM])
-def test_a_file_without_a_good_secret_is_refused(data: bytes) -> None:
-    """What is short can be guessed, and a public key is no secret."""
+def test_file_without_a_valid_secret_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="secret"):
         parse_secret(data)

@@ -29,14 +29,14 @@ def refusal(check: Any, request: Any) -> list[tuple[type[InvalidRequest], str]]:
     return [(it.error, it.field) for it in raised.value.violations]
 
 
-def test_a_post_becomes_a_draft() -> None:
+def test_post_request_becomes_a_draft() -> None:
     """One draft of one request."""
     request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
 
     assert validation.post_drafts(request) == (PostDraft(body="a"),)
 
 
-def test_a_batch_becomes_drafts_that_know_their_place() -> None:
+def test_batch_request_becomes_drafts_with_paths() -> None:
     """Each draft of a comment knows the path under which the request names its post."""
     requests = [
         comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(body=body, post_id=id))
@@ -53,7 +53,7 @@ def test_a_batch_becomes_drafts_that_know_their_place() -> None:
 
 
 @pytest.mark.parametrize("body", ["x" * 10, "é" * 5, "€€€x", "\U0001f600\U0001f600xx"])
-def test_a_body_may_be_as_long_as_the_limit_in_bytes(body: str) -> None:
+def test_body_limit_is_in_bytes(body: str) -> None:
     """Bytes of UTF-8 count, whatever the characters."""
 
     def post(body: str) -> posts_pb2.CreatePostRequest:
@@ -63,8 +63,7 @@ def test_a_body_may_be_as_long_as_the_limit_in_bytes(body: str) -> None:
     assert refusal(validation.post_drafts, post(body + "x")) == [(FieldInvalid, "post.body")]
 
 
-def test_a_body_can_be_wrong_in_two_ways() -> None:
-    """Too long and with NUL: both are told."""
+def test_all_errors_of_a_body_are_reported() -> None:
     request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="\0" * 11))
 
     assert refusal(validation.post_drafts, request) == [(FieldInvalid, "post.body")] * 2
@@ -81,7 +80,7 @@ def test_a_body_can_be_wrong_in_two_ways() -> None:
         (["post_id", "body"], "a", "a"),
     ],
 )
-def test_the_mask_says_whether_the_body_changes(
+def test_mask_decides_whether_the_body_changes(
     update_mask: list[str], body: str, expected: str | None
 ) -> None:
     """None leaves the body as it is."""
@@ -101,8 +100,7 @@ def test_the_mask_says_whether_the_body_changes(
         (["body", "post_id"], (("post_id", 7),)),
     ],
 )
-def test_the_mask_says_what_must_be_the_stored_value(update_mask: list[str], expected: Any) -> None:
-    """What never changes is compared where the update looks at it."""
+def test_mask_selects_the_compared_fields(update_mask: list[str], expected: Any) -> None:
     comment = comments_pb2.Comment(
         id=1,
         body="a",
@@ -118,7 +116,7 @@ def test_the_mask_says_what_must_be_the_stored_value(update_mask: list[str], exp
     )
 
 
-def test_what_is_not_set_is_not_compared() -> None:
+def test_unset_fields_are_not_compared() -> None:
     """Without a mask, and with "*", unset fields are no wish to clear them."""
     for paths in ([], ["*"]):
         request = posts_pb2.UpdatePostRequest(
@@ -128,7 +126,7 @@ def test_what_is_not_set_is_not_compared() -> None:
         assert validation.post_update(request).unchangeable == ()
 
 
-def test_unknown_paths_are_told_each_and_sorted() -> None:
+def test_unknown_paths_are_sorted_and_unique() -> None:
     """One violation for each path, in an order that does not depend on the run; repetitions count once."""
     request = posts_pb2.UpdatePostRequest(
         post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=["z", "body", "a", "z", "post_id"])
@@ -140,15 +138,14 @@ def test_unknown_paths_are_told_each_and_sorted() -> None:
     assert [it.description.split()[0] for it in raised.value.violations] == ['"a"', '"post_id"', '"z"']
 
 
-def test_an_update_without_its_resource_is_not_looked_into() -> None:
-    """What is missing has no fields to be wrong."""
+def test_update_without_a_resource_is_not_validated_further() -> None:
     request = posts_pb2.UpdatePostRequest(update_mask=FieldMask(paths=["x"]), request_id="x")
 
     assert refusal(validation.post_update, request) == [(FieldInvalid, "post"), (FieldInvalid, "request_id")]
 
 
 @pytest.mark.parametrize("page_size", [0, 1, 50, 1000, 1001, 2**31 - 1])
-def test_a_page_has_a_size_within_limits(page_size: int) -> None:
+def test_page_size_is_within_limits(page_size: int) -> None:
     """0 means 50, and nothing means more than 1000."""
     expected = {0: 50, 1: 1, 50: 50}.get(page_size, 1000)
 
@@ -157,14 +154,14 @@ def test_a_page_has_a_size_within_limits(page_size: int) -> None:
     assert page == PageRequest(query=Query(resource="posts"), page_size=expected, page_token="t")
 
 
-def test_a_page_of_comments_is_bound_to_its_post_and_order() -> None:
+def test_page_of_comments_is_bound_to_post_and_order() -> None:
     """Everything that a token is bound to is in the query."""
     page = validation.page_of_comments(comments_pb2.ListCommentsRequest(order_by=" id  desc ", post_id=7))
 
     assert page.query == Query(resource="comments", order="id desc", post_id=7)
 
 
-def test_a_deletion_says_all_that_was_asked() -> None:
+def test_deletion_has_every_option() -> None:
     """Every option arrives."""
     one = posts_pb2.DeletePostRequest(id=1, etag="v1", force=True, allow_missing=True)
     many = posts_pb2.BatchDeletePostsRequest(ids=[2, 1], force=True, allow_missing=True)
@@ -176,7 +173,7 @@ def test_a_deletion_says_all_that_was_asked() -> None:
     assert validation.comment_deletion(comments_pb2.DeleteCommentRequest(id=1)) == Deletion(ids=(1,))
 
 
-def test_a_batch_that_is_too_large_is_not_looked_into() -> None:
+def test_too_large_batch_is_not_validated_further() -> None:
     """One violation says it all; a million wrong ids do not make a million more."""
     with pytest.raises(BatchTooLarge) as raised:
         validation.ids(posts_pb2.BatchGetPostsRequest(ids=[-1] * 1001))
@@ -188,7 +185,7 @@ def test_a_batch_that_is_too_large_is_not_looked_into() -> None:
     assert [it.field for it in raised.value.violations] == ["requests", "request_id"]
 
 
-def test_a_list_that_is_too_long_is_not_looked_into() -> None:
+def test_too_long_list_is_not_validated_further() -> None:
     """Kinds of a watch, paths of a mask: one violation says it all, beside those of other fields."""
     kinds = changes_pb2.WatchRequest(kinds=[9] * 101, post_ids=[0])
     mask = FieldMask(paths=[f"x{n}" for n in range(101)])
@@ -202,8 +199,7 @@ def test_a_list_that_is_too_long_is_not_looked_into() -> None:
     ]
 
 
-def test_a_list_may_be_as_long_as_its_limit() -> None:
-    """What is named twice is named."""
+def test_list_of_maximum_length_is_valid() -> None:
     watch = changes_pb2.WatchRequest(kinds=[changes_pb2.RESOURCE_KIND_POST] * 100)
     update = posts_pb2.UpdatePostRequest(
         post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=["body"] * 100)
@@ -213,7 +209,7 @@ def test_a_list_may_be_as_long_as_its_limit() -> None:
     assert validation.post_update(update).values == {"body": "a"}
 
 
-def test_violations_that_nobody_is_told_of_are_counted() -> None:
+def test_omitted_violations_are_counted() -> None:
     """The first dozen are kept, whichever fields they are of; the text says how many more there are."""
     with pytest.raises(FieldInvalid) as raised:
         validation.ids(posts_pb2.BatchGetPostsRequest(ids=[0] * 1000))
@@ -227,7 +223,7 @@ def test_violations_that_nobody_is_told_of_are_counted() -> None:
     assert str(raised.value).endswith("; ids[11]: must be positive")
 
 
-def test_the_first_violation_names_the_error() -> None:
+def test_first_violation_selects_the_reason() -> None:
     """A batch that is empty and has a request_id is BATCH_EMPTY; one with a bad id before a double one is
     FIELD_INVALID, and the other way round BATCH_DUPLICATE."""
     empty = posts_pb2.BatchDeletePostsRequest(request_id="x")
@@ -245,7 +241,7 @@ def test_the_first_violation_names_the_error() -> None:
     ]
 
 
-def test_the_text_of_a_refusal_names_every_field() -> None:
+def test_error_text_names_every_field() -> None:
     """The message alone is enough to mend a request by hand."""
     with pytest.raises(FieldInvalid) as raised:
         validation.comment_drafts(comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(id=1)))

@@ -1,67 +1,16 @@
 """A server for each module, and two ways to call the command: in this process, and as users do."""
 
-import json
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from storeapi import StoreClient
-from storeapi.cli.program import program
 
-from tests.patience import patience
-from tests.support import ServerProcess
-
-INSTALLED = Path(sys.executable).with_name("storeapi")
-
-
-@dataclass
-class Command:
-    """`storeapi`, pointed at a server."""
-
-    target: str
-    folder: Path
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def __call__(self, *arguments: str, stdin: str | bytes | None = None) -> Result:
-        """Calls it in this process."""
-        runner = CliRunner(env=dict.fromkeys(self._own_settings()) | self._settings())
-        return runner.invoke(program, arguments, input=stdin, prog_name="storeapi")
-
-    def json(self, *arguments: str, stdin: str | bytes | None = None) -> list[dict[str, Any]]:
-        """Calls it with --json, which must succeed, and reads what it prints."""
-        done = self("--json", *arguments, stdin=stdin)
-        assert (done.exit_code, done.stderr) == (0, ""), done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
-
-    def start(self, *arguments: str, **keywords: Any) -> subprocess.Popen[bytes]:
-        """Starts it as users do; to be ended by the test."""
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        environment = {key: value for key, value in os.environ.items() if key not in self._own_settings()}
-        return subprocess.Popen(
-            [INSTALLED, *arguments],
-            cwd=self.folder,
-            env=environment | self._settings(),
-            **pipes | keywords,
-        )
-
-    def process(self, *arguments: str) -> tuple[int, str, str]:
-        """Runs it as users do and returns its exit code, stdout and stderr."""
-        process = self.start(*arguments)
-        stdout, stderr = process.communicate(timeout=patience())
-        return process.returncode, stdout.decode(errors="backslashreplace"), stderr.decode()
-
-    def _settings(self) -> dict[str, str]:
-        return {"STOREAPI_TARGET": self.target, **self.environment}
-
-    def _own_settings(self) -> list[str]:
-        return [name for name in os.environ if name.startswith("STOREAPI_")]
+from tests.support.server_process import ServerProcess
+from tests.support.storeapi_command import StoreapiCommand
+from tests.support.timeouts import scaled_timeout
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +22,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def storeapi(address: str, tmp_path: Path) -> Command:
+def storeapi(address: str, tmp_path: Path) -> StoreapiCommand:
     """The command, in a folder of the test's own."""
-    return Command(address, tmp_path)
+    return StoreapiCommand(address, tmp_path)
 
 
 @pytest.fixture
@@ -111,16 +60,16 @@ def started() -> Iterator[Callable[[subprocess.Popen[bytes]], subprocess.Popen[b
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address at which connections are refused: it is taken, but nobody listens."""
+def refused_address() -> Iterator[str]:
+    """An address that refuses connections: the port is bound but not listening."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture
-def silent() -> Iterator[socket.socket]:
+def silent_server() -> Iterator[socket.socket]:
     """A server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(patience())
+        listening.settimeout(scaled_timeout())
         yield listening

@@ -16,14 +16,14 @@ from storeapi.cli import failures
 from storeapi.cli.failures import BY_ERROR, MEANINGS, ExitCode, exit_code
 from storeapi.cli.words import with_option_names
 
-from tests.client.cli.conftest import Command
-from tests.patience import patience
+from tests.support.storeapi_command import StoreapiCommand
+from tests.support.timeouts import scaled_timeout
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
 
-def test_every_exit_code_is_told_in_help(storeapi: Command) -> None:
-    """With its meaning."""
+def test_help_lists_every_exit_code(storeapi: StoreapiCommand) -> None:
+    """Each exit code appears with its meaning."""
     help = storeapi("--help").stdout
 
     assert set(MEANINGS) == set(ExitCode)
@@ -31,8 +31,8 @@ def test_every_exit_code_is_told_in_help(storeapi: Command) -> None:
         assert f"{int(code)}  {meaning}" in help
 
 
-def test_every_error_of_the_service_has_an_exit_code() -> None:
-    """Each line of the table is needed, for something, and what has no line is a plain failure."""
+def test_every_service_error_has_an_exit_code() -> None:
+    """Each row of the table is used; an error without a row is a general failure."""
     codes = {error: exit_code(error()) for error in BY_REASON.values()}
 
     assert codes[errors.CommentNotFound] == ExitCode.NOT_FOUND
@@ -71,10 +71,10 @@ def test_every_error_of_the_service_has_an_exit_code() -> None:
         (["comments", "create", "987654321", "a"], 3, "POST_NOT_FOUND"),
     ],
 )
-def test_a_failure_is_one_line_and_an_exit_code(
-    storeapi: Command, arguments: list[str], code: int, words: str
+def test_failure_prints_one_line_and_sets_exit_code(
+    storeapi: StoreapiCommand, arguments: list[str], code: int, words: str
 ) -> None:
-    """As users see it, in text and in JSON."""
+    """In text and in JSON."""
     found, stdout, stderr = storeapi.process(*arguments)
 
     assert (found, stdout) == (code, "")
@@ -84,15 +84,17 @@ def test_a_failure_is_one_line_and_an_exit_code(
     assert not re.search(r"Errno|[a-z]_[a-z]|set force", stderr)
 
 
-def test_full_disk_is_told_with_the_file(storeapi: Command, store: StoreClient) -> None:
-    """In the words of the system, without its numbers."""
+def test_full_disk_error_names_the_file(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """With the message of the operating system, without its errno."""
     store.posts.create(body="a")
 
     assert storeapi.process("export", "/dev/full")[2] == "error: /dev/full: No space left on device\n"
 
 
-def test_message_about_comments_in_the_way_names_the_option(storeapi: Command, store: StoreClient) -> None:
-    """As it is typed; a program that reads JSON gets the message of the API."""
+def test_post_has_comments_message_names_the_force_option(
+    storeapi: StoreapiCommand, store: StoreClient
+) -> None:
+    """As typed on the command line; JSON output has the message of the API."""
     post = store.posts.create(body="a")
     store.comments.create(post_id=post.id, body="b")
 
@@ -101,8 +103,8 @@ def test_message_about_comments_in_the_way_names_the_option(storeapi: Command, s
     assert "set force" in in_json["error"]["message"]
 
 
-def test_call_without_credentials_is_told_where_they_are_given(storeapi: Command) -> None:
-    """The service speaks of metadata, which the command line has none of."""
+def test_missing_credentials_message_names_the_options(storeapi: StoreapiCommand) -> None:
+    """The service mentions metadata, which the command line does not have."""
     error = errors.CredentialsMissing("the call needs credentials")
 
     assert "STOREAPI_API_KEY, or a file with it after --api-key-file" in failures._sentence(error)
@@ -121,13 +123,13 @@ def test_call_without_credentials_is_told_where_they_are_given(storeapi: Command
         ("order_by: must be", "--order-by: must be"),
     ],
 )
-def test_names_of_the_api_become_names_of_the_command(said: str, told: str) -> None:
-    """Those that the service and the client use in messages."""
+def test_api_field_names_become_option_names(said: str, told: str) -> None:
+    """Those that the messages of the service and the client contain."""
     assert with_option_names(said) == told
 
 
-def test_an_error_in_json_has_everything_for_programs(storeapi: Command) -> None:
-    """Reason, status, violations, data and the exit code; on stderr, for stdout has results only."""
+def test_json_error_has_all_machine_readable_fields(storeapi: StoreapiCommand) -> None:
+    """Reason, status, violations, data and the exit code, on stderr, because stdout has results only."""
     refused = storeapi("--json", "posts", "create", "\n" * 70_000)
     wrong = storeapi("--json", "posts", "get", "x")
     missing = storeapi("--json", "posts", "get", "987654321")
@@ -140,9 +142,9 @@ def test_an_error_in_json_has_everything_for_programs(storeapi: Command) -> None
     assert json.loads(missing.stderr)["error"]["metadata"]["missing_ids"] == "987654321"
 
 
-def test_a_service_that_is_not_there_is_unavailable(storeapi: Command, nobody: str) -> None:
-    """After the timeout, or at once without retries; a write tells how to be tried again."""
-    storeapi.target = nobody
+def test_unreachable_service_is_unavailable(storeapi: StoreapiCommand, refused_address: str) -> None:
+    """After the timeout, or at once without retries. A write prints how to repeat it."""
+    storeapi.target = refused_address
     with_retries = storeapi.process("--timeout", "0.3", "posts", "list")
     write = storeapi.process("--no-retries", "posts", "create", "a")
 
@@ -153,8 +155,8 @@ def test_a_service_that_is_not_there_is_unavailable(storeapi: Command, nobody: s
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_reader_that_goes_away_is_no_error(
-    storeapi: Command, store: StoreClient, started: Keep, options: list[str]
+def test_closed_stdout_is_not_an_error(
+    storeapi: StoreapiCommand, store: StoreClient, started: Keep, options: list[str]
 ) -> None:
     """`storeapi posts list | head -1` prints one line and nothing else."""
     store.posts.create_many(["x" * 1000] * 300)
@@ -164,21 +166,21 @@ def test_a_reader_that_goes_away_is_no_error(
     process.stdout.readline()
     process.stdout.close()
 
-    assert process.wait(patience()) == 141
+    assert process.wait(scaled_timeout()) == 141
     assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_export_leaves_no_file(
-    storeapi: Command, started: Keep, silent: socket.socket, number: int, code: int
+def test_interrupted_export_leaves_no_file(
+    storeapi: StoreapiCommand, started: Keep, silent_server: socket.socket, number: int, code: int
 ) -> None:
-    """It ends at once, without a word, and what it had begun to write is gone."""
-    storeapi.target = f"127.0.0.1:{silent.getsockname()[1]}"
+    """The command ends at once without output and removes the partial file."""
+    storeapi.target = f"127.0.0.1:{silent_server.getsockname()[1]}"
     process = started(storeapi.start("export", "all.jsonl"))
-    with silent.accept()[0]:
+    with silent_server.accept()[0]:
         assert [path.suffix for path in storeapi.folder.iterdir()] == [".tmp"]
         process.send_signal(number)
-        _, stderr = process.communicate(timeout=patience())
+        _, stderr = process.communicate(timeout=scaled_timeout())
 
     assert (process.returncode, stderr) == (code, b"")
     assert list(storeapi.folder.iterdir()) == []
@@ -195,8 +197,8 @@ class Recorder(grpc.GenericRpcHandler):
 
 
 @pytest.mark.parametrize("end", ["", "\n"])
-def test_the_api_key_comes_from_a_file_or_the_environment(storeapi: Command, end: str) -> None:
-    """Never from the command line, which others can read; the file goes before the environment."""
+def test_api_key_is_read_from_file_or_environment(storeapi: StoreapiCommand, end: str) -> None:
+    """Never from the command line, which other users can read. The file has precedence."""
     recorder = Recorder()
     server = grpc.server(futures.ThreadPoolExecutor(1), handlers=[recorder])
     storeapi.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -217,8 +219,8 @@ def test_the_api_key_comes_from_a_file_or_the_environment(storeapi: Command, end
 
 
 @pytest.mark.parametrize("content", ["", "two\nlines", None])
-def test_a_file_without_an_api_key_is_a_wrong_call(storeapi: Command, content: str | None) -> None:
-    """And its content is not told."""
+def test_file_without_api_key_is_a_usage_error(storeapi: StoreapiCommand, content: str | None) -> None:
+    """The content of the file is not printed."""
     file = storeapi.folder / "key"
     if content is not None:
         file.write_text(content)

@@ -9,15 +9,15 @@ from google.protobuf import json_format
 from storeapi import CommentDraft, StoreClient
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from tests.client.cli.conftest import Command
+from tests.support.storeapi_command import StoreapiCommand
 
 
 def ids(records: list[dict[str, Any]]) -> list[int]:
     return [record["id"] for record in records]
 
 
-def test_a_post_is_added_read_changed_and_deleted(storeapi: Command) -> None:
-    """Each command prints the post as it is after it, or as it last was."""
+def test_post_is_created_read_updated_and_deleted(storeapi: StoreapiCommand) -> None:
+    """Each command prints the post after the operation, or the deleted post."""
     (created,) = storeapi.json("posts", "create", "first")
     id = str(created["id"])
     (read,) = storeapi.json("posts", "get", id)
@@ -31,8 +31,8 @@ def test_a_post_is_added_read_changed_and_deleted(storeapi: Command) -> None:
     assert storeapi("posts", "get", id).exit_code == 3
 
 
-def test_a_comment_is_added_read_changed_and_deleted(storeapi: Command, store: StoreClient) -> None:
-    """As with posts, and with the post that it belongs to."""
+def test_comment_is_created_read_updated_and_deleted(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """As for posts, with the id of the post."""
     post = store.posts.create(body="a post")
     (created,) = storeapi.json("comments", "create", str(post.id), "first")
     id = str(created["id"])
@@ -46,8 +46,8 @@ def test_a_comment_is_added_read_changed_and_deleted(storeapi: Command, store: S
     assert storeapi("comments", "get", id).exit_code == 3
 
 
-def test_json_has_the_names_and_values_of_proto_json(storeapi: Command, store: StoreClient) -> None:
-    """In snake_case, times in RFC 3339; ids are numbers, which proto JSON writes as text."""
+def test_json_output_uses_proto_json_names_and_values(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """Names in snake_case, times in RFC 3339. Ids are numbers, while proto JSON writes strings."""
     post = store.posts.create(body="ü\n")
     comment = store.comments.create(post_id=post.id, body="b")
 
@@ -64,10 +64,10 @@ def test_json_has_the_names_and_values_of_proto_json(storeapi: Command, store: S
 
 
 @pytest.mark.parametrize("arguments", [["posts", "create", "-"], ["posts", "update", "ID", "-"]])
-def test_a_body_is_read_from_stdin_as_it_is(
-    storeapi: Command, store: StoreClient, arguments: list[str]
+def test_body_is_read_unchanged_from_stdin(
+    storeapi: StoreapiCommand, store: StoreClient, arguments: list[str]
 ) -> None:
-    """With all its line ends."""
+    """With all line ends."""
     id = str(store.posts.create(body="a post").id)
     body = "one\r\ntwo\n\nü three\n"
     (record,) = storeapi.json(*(id if it == "ID" else it for it in arguments), stdin=body.encode())
@@ -75,8 +75,8 @@ def test_a_body_is_read_from_stdin_as_it_is(
     assert record["body"] == body
 
 
-def test_a_body_that_is_not_utf8_is_a_wrong_call(storeapi: Command) -> None:
-    """From stdin as in an argument, where Python has put surrogates for what it could not read."""
+def test_body_that_is_not_utf8_is_a_usage_error(storeapi: StoreapiCommand) -> None:
+    """From stdin and as an argument, where Python substitutes surrogates."""
     from_stdin = storeapi("posts", "create", "-", stdin=b"\xff\xfe")
     as_argument = storeapi("posts", "create", "\udcff")
 
@@ -85,12 +85,12 @@ def test_a_body_that_is_not_utf8_is_a_wrong_call(storeapi: Command) -> None:
         assert "UTF-8" in done.stderr
 
 
-def test_a_body_may_start_with_a_dash(storeapi: Command) -> None:
-    """Behind two dashes, as everywhere."""
+def test_body_may_start_with_a_dash(storeapi: StoreapiCommand) -> None:
+    """After two dashes."""
     assert storeapi.json("posts", "create", "--", "-x")[0]["body"] == "-x"
 
 
-def test_lists_are_whole_unless_limited(storeapi: Command, empty_store: StoreClient) -> None:
+def test_lists_are_complete_without_limit(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
     """Over several pages, in either order."""
     posts = [post.id for post in empty_store.posts.create_many([str(n) for n in range(7)])]
 
@@ -102,8 +102,10 @@ def test_lists_are_whole_unless_limited(storeapi: Command, empty_store: StoreCli
     assert ids(storeapi.json("posts", "list", "--all")) == posts
 
 
-def test_comments_are_listed_of_one_post_or_of_all(storeapi: Command, empty_store: StoreClient) -> None:
-    """--post chooses."""
+def test_post_option_selects_the_comments_of_one_post(
+    storeapi: StoreapiCommand, empty_store: StoreClient
+) -> None:
+    """Without --post all comments are listed."""
     first, second = empty_store.posts.create_many(["a", "b"])
     on_first = empty_store.comments.create(post_id=first.id, body="c").id
     on_second = empty_store.comments.create(post_id=second.id, body="d").id
@@ -113,8 +115,10 @@ def test_comments_are_listed_of_one_post_or_of_all(storeapi: Command, empty_stor
     assert ids(storeapi.json("comments", "list", "--order-by", "id-desc", "--limit", "1")) == [on_second]
 
 
-def test_several_are_read_in_the_order_asked_for_or_none(storeapi: Command, store: StoreClient) -> None:
-    """If one is missing, its id is told and nothing is printed."""
+def test_batch_get_returns_all_in_requested_order_or_none(
+    storeapi: StoreapiCommand, store: StoreClient
+) -> None:
+    """If one id is missing, the error names it and nothing is printed."""
     first, second = (str(post.id) for post in store.posts.create_many(["a", "b"]))
     missing = storeapi("posts", "get", first, "987654321", second)
 
@@ -124,8 +128,8 @@ def test_several_are_read_in_the_order_asked_for_or_none(storeapi: Command, stor
 
 
 @pytest.mark.parametrize("command", ["update", "delete"])
-def test_an_etag_guards_a_write(storeapi: Command, store: StoreClient, command: str) -> None:
-    """A stale one is a conflict, the current one is fine."""
+def test_etag_guards_a_write(storeapi: StoreapiCommand, store: StoreClient, command: str) -> None:
+    """A stale etag is a conflict; the current etag is accepted."""
     post = store.posts.create(body="a")
     newer = store.posts.update(post.id, body="b")
     body = ["c"] if command == "update" else []
@@ -136,8 +140,8 @@ def test_an_etag_guards_a_write(storeapi: Command, store: StoreClient, command: 
     assert storeapi("posts", command, str(post.id), *body, "--etag", newer.etag).exit_code == 0
 
 
-def test_an_etag_for_several_is_a_wrong_call(storeapi: Command, store: StoreClient) -> None:
-    """An etag belongs to one thing, and nothing is deleted."""
+def test_etag_with_several_ids_is_a_usage_error(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """Nothing is deleted."""
     post = store.posts.create(body="a")
     done = storeapi("posts", "delete", str(post.id), "5", "--etag", post.etag)
 
@@ -145,8 +149,8 @@ def test_an_etag_for_several_is_a_wrong_call(storeapi: Command, store: StoreClie
     assert store.posts.get(post.id) == post
 
 
-def test_a_post_with_comments_is_deleted_by_force_only(storeapi: Command, store: StoreClient) -> None:
-    """Without, it is a conflict."""
+def test_post_with_comments_is_deleted_only_with_force(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """Without --force it is a conflict."""
     post = store.posts.create(body="a")
     comment = store.comments.create(post_id=post.id, body="b")
     refused = storeapi("posts", "delete", str(post.id))
@@ -159,14 +163,16 @@ def test_a_post_with_comments_is_deleted_by_force_only(storeapi: Command, store:
 
 @pytest.mark.parametrize("kind", ["posts", "comments"])
 @pytest.mark.parametrize("etag", [[], ["--etag", "an etag"]])
-def test_what_is_missing_can_be_allowed_to_be(storeapi: Command, kind: str, etag: list[str]) -> None:
-    """Then a delete prints what it has deleted, which is nothing."""
+def test_allow_missing_ignores_missing_resources(
+    storeapi: StoreapiCommand, kind: str, etag: list[str]
+) -> None:
+    """The delete prints only what it deleted."""
     assert storeapi(kind, "delete", "987654321", *etag).exit_code == 3
     assert storeapi.json(kind, "delete", "987654321", "--allow-missing", *etag) == []
 
 
-def test_counts_are_printed_in_the_order_asked_for(storeapi: Command, store: StoreClient) -> None:
-    """For people and for scripts; a post that is not there has none."""
+def test_counts_are_printed_in_requested_order(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """As a table and as lines; a missing post has no comments."""
     post = store.posts.create(body="a")
     store.comments.create_many(CommentDraft(post_id=post.id, body="b") for _ in range(3))
 
@@ -177,8 +183,8 @@ def test_counts_are_printed_in_the_order_asked_for(storeapi: Command, store: Sto
     assert storeapi("comments", "count", str(post.id)).stdout == f"{post.id}\t3\n"
 
 
-def test_a_write_with_a_request_id_is_done_once(storeapi: Command) -> None:
-    """However often it is called with it."""
+def test_write_with_request_id_is_done_once(storeapi: StoreapiCommand) -> None:
+    """Repeated calls with the same id change nothing."""
     id = str(uuid.uuid4())
     first = storeapi.json("posts", "create", "a", "--request-id", id)
     again = storeapi.json("posts", "create", "a", "--request-id", id)
@@ -188,8 +194,8 @@ def test_a_write_with_a_request_id_is_done_once(storeapi: Command) -> None:
     assert storeapi("posts", "create", "b", "--request-id", "no UUID").exit_code == 2
 
 
-def test_lines_for_scripts_keep_their_fields(storeapi: Command, store: StoreClient) -> None:
-    """Where there is no terminal: one line for each, tabs between fields, escapes for what would break it."""
+def test_piped_output_keeps_its_fields(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """Without a terminal: one line per resource, tabs between fields, control characters escaped."""
     post = store.posts.create(body="a\tb\\n\nc\x1b[31m")
     line = storeapi("posts", "get", str(post.id)).stdout
     fields = line.removesuffix("\n").split("\t")
@@ -200,8 +206,8 @@ def test_lines_for_scripts_keep_their_fields(storeapi: Command, store: StoreClie
     assert len(fields) == 5
 
 
-def test_what_json_prints_is_utf8_and_one_line(storeapi: Command, store: StoreClient) -> None:
-    """Whatever the locale says."""
+def test_json_output_is_utf8_and_one_line(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """In every locale."""
     post = store.posts.create(body="ü日本\n\u2028語")
     storeapi.environment["PYTHONIOENCODING"] = "latin-1"
     as_json = storeapi.process("--json", "posts", "get", str(post.id))

@@ -14,26 +14,26 @@ from storeapi.cli import help as client_help
 from storeapi.cli.program import program
 
 from store_service.cli import help as service_help
-from tests.client.cli.conftest import INSTALLED, Command
-from tests.completion import completed_by_bash, line_for
-from tests.patience import patience
+from tests.support.bash_completion import bash_completions, completion_line
+from tests.support.storeapi_command import INSTALLED_COMMAND, StoreapiCommand
+from tests.support.timeouts import scaled_timeout
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=scaled_timeout(), check=False)
 
 
-def test_the_module_and_the_installed_command_are_the_same() -> None:
+def test_module_and_installed_command_are_the_same() -> None:
     """`python -m storeapi` is `storeapi`."""
-    by_name = run(str(INSTALLED), "--version")
+    by_name = run(str(INSTALLED_COMMAND), "--version")
     as_module = run(sys.executable, "-m", "storeapi", "--version")
 
     assert by_name.stdout == as_module.stdout == f"storeapi {__version__}\n"
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_its_libraries_the_command_says_what_to_install(missing: str) -> None:
-    """In one line, and fails."""
+def test_missing_libraries_message_names_the_extra(missing: str) -> None:
+    """In one line, with a failure."""
     code = f"import sys; sys.modules[{missing!r}] = None; from storeapi.cli import main; main()"
     done = run(sys.executable, "-c", code)
 
@@ -44,8 +44,8 @@ def test_without_its_libraries_the_command_says_what_to_install(missing: str) ->
     )
 
 
-def test_a_broken_library_is_not_taken_for_a_missing_one() -> None:
-    """Then to install the extra would not help."""
+def test_broken_library_is_not_reported_as_missing() -> None:
+    """Installing the extra would not help."""
     code = "import sys; sys.modules['click.core'] = None; from storeapi.cli import main; main()"
     done = run(sys.executable, "-c", code)
 
@@ -53,8 +53,8 @@ def test_a_broken_library_is_not_taken_for_a_missing_one() -> None:
     assert "is not installed" not in done.stderr
 
 
-def test_help_loads_nothing_that_is_slow() -> None:
-    """Tables and progress bars are loaded when there is one to draw."""
+def test_help_imports_no_slow_modules() -> None:
+    """Tables and progress bars are imported only when one is drawn."""
     code = (
         "import atexit, sys; sys.argv = ['storeapi', '--help']\n"
         "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
@@ -72,10 +72,10 @@ CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
 
 
 @pytest.mark.parametrize("closed", CLOSED)
-def test_without_a_stream_the_command_does_what_it_is_to_do(
-    storeapi: Command, store: StoreClient, closed: str
+def test_closed_stdout_does_not_fail_a_write(
+    storeapi: StoreapiCommand, store: StoreClient, closed: str
 ) -> None:
-    """What is not printed, nobody wanted to see: a post that was stored is no failure."""
+    """A stored post is a success even if it cannot be printed."""
     body = f"created with {closed}"
     for arguments in (["posts", "create", body], ["posts", "list"], ["--json", "posts", "list"]):
         done = run_in_shell(storeapi, closed, *arguments)
@@ -85,18 +85,18 @@ def test_without_a_stream_the_command_does_what_it_is_to_do(
 
 
 @pytest.mark.parametrize("closed", CLOSED)
-def test_without_a_stream_a_failure_has_its_exit_code(storeapi: Command, closed: str) -> None:
-    """Also if there is nowhere to tell it; where there is, it is told."""
+def test_closed_streams_keep_the_exit_code_of_a_failure(storeapi: StoreapiCommand, closed: str) -> None:
+    """The error is printed if stderr is open."""
     done = run_in_shell(storeapi, closed, "posts", "get", "987654321")
 
     assert (done.returncode, done.stdout) == (3, "")
     assert ("POST_NOT_FOUND" in done.stderr) == ("2>&-" not in closed)
 
 
-def run_in_shell(storeapi: Command, closed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_shell(storeapi: StoreapiCommand, closed: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs the command with streams closed, as only a shell can do it."""
     words = ["--target", storeapi.target, *arguments]
-    return run("sh", "-c", f'exec "$0" "$@" {closed}', str(INSTALLED), *words)
+    return run("sh", "-c", f'exec "$0" "$@" {closed}', str(INSTALLED_COMMAND), *words)
 
 
 def every_command() -> list[list[str]]:
@@ -117,8 +117,10 @@ def named(names: list[str]) -> click.Command:
 
 
 @pytest.mark.parametrize("names", [[], *every_command()], ids=" ".join)
-def test_every_command_has_help(storeapi: Command, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
-    """And its options do too; nothing of it is cut off or wider than a terminal."""
+def test_every_command_has_help(
+    storeapi: StoreapiCommand, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    """Every option too. No text is truncated or wider than the terminal."""
     monkeypatch.setenv("COLUMNS", "80")
     done = storeapi(*names, "-h")
     command = named(names)
@@ -131,8 +133,8 @@ def test_every_command_has_help(storeapi: Command, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("names", [[], ["posts"], ["comments"]], ids=" ".join)
-def test_group_alone_shows_its_help_and_fails(storeapi: Command, names: list[str]) -> None:
-    """On stderr, with the exit code of a wrong call: a script that leaves out the command notices."""
+def test_group_alone_prints_help_and_fails(storeapi: StoreapiCommand, names: list[str]) -> None:
+    """On stderr, with the exit code of a usage error, so that a script notices a missing command."""
     code, stdout, stderr = storeapi.process(*names)
 
     assert (code, stdout) == (2, "")
@@ -143,10 +145,10 @@ def test_group_alone_shows_its_help_and_fails(storeapi: Command, names: list[str
 @pytest.mark.parametrize(
     "names", [it for it in [[], *every_command()] if it not in (["posts"], ["comments"])], ids=" ".join
 )
-def test_help_has_examples_that_can_be_typed(
-    storeapi: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: list[str]
+def test_help_examples_are_valid_calls(
+    storeapi: StoreapiCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: list[str]
 ) -> None:
-    """Each is a call that the command takes."""
+    """Each example is accepted by the command."""
     examples = [
         part.strip()
         for line in storeapi(*names, "--help").stdout.partition("Example")[2].splitlines()
@@ -167,19 +169,19 @@ def test_help_has_examples_that_can_be_typed(
     assert len(taken) == len(examples)
 
 
-def test_commands_and_choices_are_completed_by_bash(storeapi: Command) -> None:
-    """With the line that the help gives."""
-    line = line_for("bash", storeapi("--help").stdout)
+def test_bash_completes_commands_and_choices(storeapi: StoreapiCommand) -> None:
+    """With the setup line from the help."""
+    line = completion_line("bash", storeapi("--help").stdout)
 
-    assert completed_by_bash(line, "storeapi", "po") == ["posts"]
-    assert completed_by_bash(line, "storeapi", "posts", "list", "--order-by", "") == ["id", "id-desc"]
-    assert "--resume-token" in completed_by_bash(line, "storeapi", "watch", "--")
+    assert bash_completions(line, "storeapi", "po") == ["posts"]
+    assert bash_completions(line, "storeapi", "posts", "list", "--order-by", "") == ["id", "id-desc"]
+    assert "--resume-token" in bash_completions(line, "storeapi", "watch", "--")
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_completion_of_other_shells_has_a_line_too(storeapi: Command, shell: str) -> None:
-    """What the line runs prints the script for the shell."""
-    line = line_for(shell, storeapi("--help").stdout)
+def test_help_has_a_completion_line_for_every_shell(storeapi: StoreapiCommand, shell: str) -> None:
+    """The line prints the script of the shell."""
+    line = completion_line(shell, storeapi("--help").stdout)
     storeapi.environment["_STOREAPI_COMPLETE"] = f"{shell}_source"
     code, script, stderr = storeapi.process()
 

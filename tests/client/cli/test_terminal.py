@@ -18,14 +18,14 @@ from storeapi.cli.tables import ROWS_AT_ONCE
 from storeapi.cli.text import lines as escaped_lines
 from storeapi.testing import ScriptedServer
 
-from tests.client.cli.conftest import Command
-from tests.patience import patience
+from tests.support.storeapi_command import StoreapiCommand
+from tests.support.timeouts import scaled_timeout
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def on_terminal(storeapi: Command, started: Keep) -> Callable[..., str]:
+def on_terminal(storeapi: StoreapiCommand, started: Keep) -> Callable[..., str]:
     """Runs the command on a terminal, and returns what is on it without colours."""
 
     def run(
@@ -51,14 +51,14 @@ def on_terminal(storeapi: Command, started: Keep) -> Callable[..., str]:
                 break
             seen += piece
         os.close(ours)
-        assert process.wait(patience()) == code
+        assert process.wait(scaled_timeout()) == code
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode()).replace("\r\n", "\n")
 
     return run
 
 
-def test_people_see_a_table(on_terminal: Callable[..., str], store: StoreClient) -> None:
-    """With names of the columns, and a body over as many lines as it has."""
+def test_terminal_output_is_a_table(on_terminal: Callable[..., str], store: StoreClient) -> None:
+    """With column names, and bodies of several lines."""
     post = store.posts.create(body="one\ntwo")
     table = on_terminal("posts", "get", str(post.id))
 
@@ -82,7 +82,7 @@ BODIES = [
 def test_table_fits_the_terminal(
     on_terminal: Callable[..., str], store: StoreClient, kind: str, columns: int
 ) -> None:
-    """No line is wider than the terminal, nothing is cut off, and a wide terminal is used."""
+    """No line is wider than the terminal, nothing is truncated, and a wide terminal is used."""
     post = store.posts.create(body="a post")
     if kind == "posts":
         items = [(it.id, it.etag) for it in store.posts.create_many(BODIES)]
@@ -110,10 +110,8 @@ def without_blanks(*texts: str) -> str:
     return re.sub(r"\s", "", "".join(texts))
 
 
-def test_times_are_shown_where_there_is_room_for_them(
-    on_terminal: Callable[..., str], store: StoreClient
-) -> None:
-    """To the second, in UTC; otherwise how long ago they were."""
+def test_times_are_shown_if_there_is_room(on_terminal: Callable[..., str], store: StoreClient) -> None:
+    """To the second, in UTC; otherwise as an age."""
     post = store.posts.create(body="a")
     assert post.create_time is not None
     wide = on_terminal("posts", "get", str(post.id), columns=100)
@@ -137,17 +135,17 @@ def test_times_are_shown_where_there_is_room_for_them(
     ],
 )
 def test_age_of_a_time(ago_seconds: float | None, told: str) -> None:
-    """Also of one that is not known, and of one that the service's clock has set ahead."""
+    """Including an unknown time and one in the future."""
     now = datetime(2026, 11, 1, tzinfo=UTC)
     time = None if ago_seconds is None else now - timedelta(seconds=ago_seconds)
 
     assert tables._age(time, now) == told
 
 
-def test_list_stops_at_a_screenful(
-    on_terminal: Callable[..., str], storeapi: Command, store: StoreClient
+def test_list_stops_at_one_screen(
+    on_terminal: Callable[..., str], storeapi: StoreapiCommand, store: StoreClient
 ) -> None:
-    """On a terminal, with a line that tells how to get more; --all and --limit print more, pipes get all."""
+    """On a terminal, with a hint how to get more. --all and --limit print more; pipes get everything."""
     post, *_ = store.posts.create_many([f"body-{n}" for n in range(300)])
     store.comments.create_many(CommentDraft(post_id=post.id, body="b") for _ in range(30))
 
@@ -168,8 +166,8 @@ def test_list_stops_at_a_screenful(
     assert len(on_terminal("--json", *in_order).splitlines()) >= 300
 
 
-def test_list_reads_no_more_than_the_screen_shows(on_terminal: Callable[..., str], address: str) -> None:
-    """A page of the largest size may have megabytes."""
+def test_list_reads_only_what_the_screen_shows(on_terminal: Callable[..., str], address: str) -> None:
+    """A page of maximum size may have megabytes."""
     with ScriptedServer(upstream=address) as server:
         on_terminal("--target", server.target, "posts", "list", lines=24)
         on_terminal("--target", server.target, "posts", "list", "--all")
@@ -177,10 +175,10 @@ def test_list_reads_no_more_than_the_screen_shows(on_terminal: Callable[..., str
         assert [call.request.page_size for call in server.calls] == [23, 1000]
 
 
-def test_list_that_fits_the_screen_is_whole(
+def test_list_that_fits_the_screen_is_complete(
     on_terminal: Callable[..., str], empty_store: StoreClient
 ) -> None:
-    """Without a line about more of it; and one post is shown however long it is."""
+    """Without the hint. One post is printed however long it is."""
     assert on_terminal("posts", "list") == ""
 
     empty_store.posts.create_many(["a", "b"])
@@ -193,8 +191,8 @@ def test_list_that_fits_the_screen_is_whole(
     assert (len([line for line in newest if "line" in line]), newest[-1][:5]) == (99, "More:")
 
 
-def test_a_body_cannot_steer_the_terminal(on_terminal: Callable[..., str], store: StoreClient) -> None:
-    """Nor can it be taken for markup: control characters are shown as escapes, brackets as brackets."""
+def test_body_cannot_control_the_terminal(on_terminal: Callable[..., str], store: StoreClient) -> None:
+    """Control characters are escaped, and brackets are not markup."""
     post = store.posts.create(body="\x1b]0;title\x07 [bold]x[/bold] \u202edlrow")
     table = on_terminal("posts", "get", str(post.id))
 
@@ -204,10 +202,10 @@ def test_a_body_cannot_steer_the_terminal(on_terminal: Callable[..., str], store
 
 
 @pytest.mark.parametrize("command", ["--json posts get", "--json watch", "export"])
-def test_json_cannot_steer_the_terminal(
-    on_terminal: Callable[..., str], storeapi: Command, empty_store: StoreClient, command: str
+def test_json_cannot_control_the_terminal(
+    on_terminal: Callable[..., str], storeapi: StoreapiCommand, empty_store: StoreClient, command: str
 ) -> None:
-    """It has escapes and means the same; where no terminal is, the text stays as it is."""
+    """It is escaped and has the same meaning. Without a terminal the text is unchanged."""
     body = "\x7f \x9b31m \u202edlrow \u2028 é 😀"
     post = empty_store.posts.create(body=body)
     arguments = (
@@ -228,10 +226,10 @@ def test_json_cannot_steer_the_terminal(
     assert body in elsewhere
 
 
-def test_a_long_list_shows_before_all_of_it_is_there(
+def test_long_list_is_printed_before_it_is_complete(
     on_terminal: Callable[..., str], empty_store: StoreClient
 ) -> None:
-    """The names of the columns are shown once, and again when they have become wider."""
+    """The header is printed once, and again when columns become wider."""
     count = ROWS_AT_ONCE + 5
     posts = empty_store.posts.create_many([f"body-{n}" for n in range(count)])
     printed: list[str] = []
@@ -252,8 +250,8 @@ def test_a_long_list_shows_before_all_of_it_is_there(
     assert table.count("CREATED") == 1
 
 
-def test_progress_of_an_export_is_shown(on_terminal: Callable[..., str], store: StoreClient) -> None:
-    """On stderr, if that is a terminal: phase, part, count, rate, time and the time that is left."""
+def test_export_shows_progress(on_terminal: Callable[..., str], store: StoreClient) -> None:
+    """On stderr if it is a terminal: phase, percentage, count, rate, elapsed and remaining time."""
     post = store.posts.create(body="a")
     store.comments.create(post_id=post.id, body="b")
 
@@ -266,10 +264,10 @@ def test_progress_of_an_export_is_shown(on_terminal: Callable[..., str], store: 
     )
 
 
-def test_progress_of_an_import_tells_that_the_file_is_checked(
-    on_terminal: Callable[..., str], storeapi: Command, empty_store: StoreClient
+def test_import_shows_progress_of_the_check(
+    on_terminal: Callable[..., str], storeapi: StoreapiCommand, empty_store: StoreClient
 ) -> None:
-    """Before anything is stored; and what comes from a pipe, of which nobody knows the size, has no bar."""
+    """Before anything is stored. Input from a pipe has no bar, because its size is unknown."""
     file = storeapi.folder / "all.jsonl"
     count = 2 * LINES_BETWEEN_REPORTS
     file.write_text("".join(f'{{"kind": "post", "id": {n}, "body": "a"}}\n' for n in range(1, count + 1)))
@@ -288,10 +286,10 @@ def test_progress_of_an_import_tells_that_the_file_is_checked(
 
 
 @pytest.mark.parametrize("command", [["export"], ["--json", "import", "all.jsonl"]], ids=" ".join)
-def test_progress_is_not_shown_between_results_on_the_same_terminal(
-    on_terminal: Callable[..., str], storeapi: Command, store: StoreClient, command: list[str]
+def test_progress_is_hidden_if_results_go_to_the_same_terminal(
+    on_terminal: Callable[..., str], storeapi: StoreapiCommand, store: StoreClient, command: list[str]
 ) -> None:
-    """It would be written over them."""
+    """It would overwrite them."""
     store.posts.create(body="a")
     (storeapi.folder / "all.jsonl").write_text('{"kind": "post", "id": 1, "body": "a"}\n')
 
@@ -314,39 +312,46 @@ COMMANDS_THAT_CALL = [
 
 
 @pytest.mark.parametrize("command", COMMANDS_THAT_CALL, ids=" ".join)
-def test_terminal_is_told_what_is_waited_for(
-    on_terminal: Callable[..., str], storeapi: Command, nobody: str, command: list[str]
+def test_terminal_shows_what_a_call_waits_for(
+    on_terminal: Callable[..., str], storeapi: StoreapiCommand, refused_address: str, command: list[str]
 ) -> None:
-    """Once, after a second without an answer, with the cause."""
+    """Once, after a second without a response, with the cause."""
     (storeapi.folder / "one.jsonl").write_text('{"kind": "post", "id": 1, "body": "a"}\n')
-    shown = on_terminal("--target", nobody, "--timeout", "3", *command, stream="stderr", code=5, columns=200)
+    shown = on_terminal(
+        "--target", refused_address, "--timeout", "3", *command, stream="stderr", code=5, columns=200
+    )
 
-    line = f"waiting for {nobody} (connection refused, retrying)"
+    line = f"waiting for {refused_address} (connection refused, retrying)"
     assert shown.count("waiting for") == shown.count(line) == 1
 
 
-def test_terminal_is_told_the_cause(on_terminal: Callable[..., str], nobody: str) -> None:
-    """The error is the same as elsewhere."""
+def test_terminal_error_names_the_cause(on_terminal: Callable[..., str], refused_address: str) -> None:
+    """The error is the same as without a terminal."""
     shown = on_terminal(
-        "--target", nobody, "--timeout", "1", "posts", "list", stream="stderr", code=5, columns=200
+        "--target", refused_address, "--timeout", "1", "posts", "list", stream="stderr", code=5, columns=200
     )
 
-    assert f"error: UNAVAILABLE: cannot connect to {nobody}: nothing listens at {nobody} (" in shown
+    assert (
+        f"error: UNAVAILABLE: cannot connect to {refused_address}: nothing listens at {refused_address} ("
+        in shown
+    )
 
 
-def test_nothing_is_told_of_waiting_where_no_terminal_is(storeapi: Command, nobody: str) -> None:
-    """The error alone."""
-    code, stdout, stderr = storeapi.process("--target", nobody, "--timeout", "2", "export", "all.jsonl")
+def test_waiting_is_not_reported_without_a_terminal(storeapi: StoreapiCommand, refused_address: str) -> None:
+    """Only the error is printed."""
+    code, stdout, stderr = storeapi.process(
+        "--target", refused_address, "--timeout", "2", "export", "all.jsonl"
+    )
 
     assert (code, stdout, stderr.count("\n")) == (5, "", 1)
     assert stderr.startswith("error: ")
 
 
-def test_terminal_is_told_that_a_service_is_silent(
-    on_terminal: Callable[..., str], storeapi: Command, silent: socket.socket
+def test_terminal_shows_that_a_service_does_not_respond(
+    on_terminal: Callable[..., str], storeapi: StoreapiCommand, silent_server: socket.socket
 ) -> None:
-    """It takes connections and does not answer."""
-    address = f"127.0.0.1:{silent.getsockname()[1]}"
+    """It accepts connections and sends nothing."""
+    address = f"127.0.0.1:{silent_server.getsockname()[1]}"
     shown = on_terminal("--target", address, "--timeout", "2", "posts", "list", stream="stderr", code=5)
 
     assert f"waiting for {address} (no answer yet)" in shown

@@ -1,4 +1,4 @@
-"""`storeapi export` and `storeapi import`: everything comes back, once."""
+"""`storeapi export` and `storeapi import`, a lossless round trip without duplicates."""
 
 import io
 import json
@@ -16,8 +16,8 @@ from storeapi.cli.exporting import write_all
 from storeapi.cli.files import whole_file
 from storeapi.cli.lines import Line
 
-from tests.client.cli.conftest import Command
-from tests.patience import patience
+from tests.support.storeapi_command import StoreapiCommand
+from tests.support.timeouts import scaled_timeout
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
@@ -65,10 +65,8 @@ def write(file: Path, *lines: str) -> None:
 # Export
 
 
-def test_an_export_has_one_line_for_each_post_and_comment(
-    storeapi: Command, empty_store: StoreClient
-) -> None:
-    """Posts first; with the fields of --json and a kind."""
+def test_export_has_one_line_per_resource(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """Posts first, with the fields of --json and a kind."""
     post = empty_store.posts.create(body="ü\n")
     comment = empty_store.comments.create(post_id=post.id, body="b")
     done = storeapi("export")
@@ -80,10 +78,10 @@ def test_an_export_has_one_line_for_each_post_and_comment(
     assert done.stderr == "exported 1 posts and 1 comments\n"
 
 
-def test_an_export_of_nothing_is_an_empty_file(
-    storeapi: Command, empty_store: StoreClient, file: Path
+def test_export_of_empty_store_is_an_empty_file(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
-    """And to import it adds nothing."""
+    """Its import adds nothing."""
     exported = storeapi("export", str(file))
     imported = storeapi("import", str(file))
 
@@ -109,8 +107,8 @@ def test_no_comment_is_exported_without_its_post(empty_store: StoreClient) -> No
     assert target.getvalue().count(b"\n") == 1
 
 
-def test_an_export_that_fails_leaves_the_old_file(storeapi: Command, file: Path) -> None:
-    """Whole, and nothing beside it."""
+def test_failed_export_keeps_the_old_file(storeapi: StoreapiCommand, file: Path) -> None:
+    """Unchanged, without other files beside it."""
     file.write_text("old")
     done = storeapi("--target", "127.0.0.1:1", "--no-retries", "export", str(file))
 
@@ -119,8 +117,8 @@ def test_an_export_that_fails_leaves_the_old_file(storeapi: Command, file: Path)
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_a_replaced_file_keeps_its_permissions_and_its_links(tmp_path: Path) -> None:
-    """The file behind a symbolic link is replaced, not the link; a new file is as the umask wants it."""
+def test_replaced_file_keeps_permissions_and_links(tmp_path: Path) -> None:
+    """The target of a symbolic link is replaced, not the link. A new file follows the umask."""
     old, link, new = tmp_path / "old", tmp_path / "link", tmp_path / "new"
     old.touch()
     old.chmod(0o640)
@@ -139,17 +137,17 @@ def test_a_replaced_file_keeps_its_permissions_and_its_links(tmp_path: Path) -> 
     assert new.stat().st_mode & 0o777 == 0o644
 
 
-def test_what_is_no_ordinary_file_is_written_and_not_replaced(
-    storeapi: Command, empty_store: StoreClient, started: Keep
+def test_special_file_is_written_and_not_replaced(
+    storeapi: StoreapiCommand, empty_store: StoreClient, started: Keep
 ) -> None:
-    """A named pipe here; /dev/null is another, and to replace that would be a calamity."""
+    """Such as a named pipe or /dev/null."""
     empty_store.posts.create(body="a")
     pipe = storeapi.folder / "pipe"
     os.mkfifo(pipe)
     process = started(storeapi.start("export", str(pipe)))
     content = pipe.read_bytes()
 
-    assert process.wait(patience()) == 0
+    assert process.wait(scaled_timeout()) == 0
     assert content.count(b"\n") == 1
     assert pipe.is_fifo()
 
@@ -157,7 +155,9 @@ def test_what_is_no_ordinary_file_is_written_and_not_replaced(
 # Import
 
 
-def test_what_was_exported_comes_back(storeapi: Command, empty_store: StoreClient, file: Path) -> None:
+def test_export_and_import_round_trip(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
     """3,000 posts and 2,000 comments: every text, every comment on its post, in the same order."""
     fill(empty_store, 3000)
     before = threads(empty_store)
@@ -171,8 +171,8 @@ def test_what_was_exported_comes_back(storeapi: Command, empty_store: StoreClien
     assert threads(empty_store) == before
 
 
-def test_an_import_tells_the_new_id_of_everything(storeapi: Command, empty_store: StoreClient) -> None:
-    """For people and for scripts; a comment may stand before its post."""
+def test_import_prints_new_ids(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """As a table and as lines. A comment may precede its post."""
     content = "\n\n".join([comment_line(7, 10**12), post_line(10**12), post_line(3, "c", etag="x")])
     as_text = storeapi("import", stdin=content)
     as_json = storeapi("--json", "import", "-", stdin=content)
@@ -189,10 +189,10 @@ def test_an_import_tells_the_new_id_of_everything(storeapi: Command, empty_store
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_import_that_is_run_again_doubles_nothing(
-    storeapi: Command, empty_store: StoreClient, file: Path, started: Keep, number: int
+def test_repeated_import_after_interruption_creates_no_duplicates(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path, started: Keep, number: int
 ) -> None:
-    """However it was interrupted: the second run does the rest."""
+    """At whatever point it was interrupted, the second run completes it."""
     fill(empty_store, 3000)
     before = threads(empty_store)
     storeapi("export", str(file))
@@ -203,7 +203,7 @@ def test_an_interrupted_import_that_is_run_again_doubles_nothing(
     assert process.stdout is not None
     process.stdout.readline()
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=patience())
+    _, stderr = process.communicate(timeout=scaled_timeout())
     after_first = threads(empty_store)
     again = storeapi("import", str(file), "--import-id", f"by {number}")
 
@@ -216,10 +216,10 @@ def test_an_interrupted_import_that_is_run_again_doubles_nothing(
     assert threads(empty_store) == before
 
 
-def test_the_same_file_is_added_twice_only_on_purpose(
-    storeapi: Command, empty_store: StoreClient, file: Path
+def test_same_file_is_imported_twice_only_with_import_id(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
-    """Its content names the import, from a file as from stdin, unless --import-id does."""
+    """The content identifies the import, unless --import-id is given."""
     write(file, post_line(1), comment_line(1, 1))
     storeapi("import", str(file))
     storeapi("import", str(file))
@@ -231,10 +231,10 @@ def test_the_same_file_is_added_twice_only_on_purpose(
     assert threads(empty_store) == 2 * once
 
 
-def test_what_was_deleted_since_is_not_said_to_be_imported(
-    storeapi: Command, empty_store: StoreClient, file: Path
+def test_replayed_import_does_not_report_deleted_resources_as_imported(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
-    """The service would answer as the first time, though nothing is there any more."""
+    """The service replays the first response although the resources were deleted since."""
     write(file, *(post_line(n) for n in range(1, 4)), comment_line(1, 1))
     storeapi("import", str(file), "--import-id", "deleted since")
     empty(empty_store)
@@ -246,8 +246,10 @@ def test_what_was_deleted_since_is_not_said_to_be_imported(
     assert threads(empty_store) == []
 
 
-def test_an_import_id_belongs_to_one_content(storeapi: Command, empty_store: StoreClient, file: Path) -> None:
-    """Another file under the same id is refused, and nothing of it is stored."""
+def test_import_id_belongs_to_one_content(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
+    """Another file with the same id is refused and nothing of it is stored."""
     write(file, post_line(1, "one"))
     storeapi("import", str(file), "--import-id", "one content")
     write(file, post_line(1, "another"))
@@ -260,10 +262,10 @@ def test_an_import_id_belongs_to_one_content(storeapi: Command, empty_store: Sto
     assert threads(empty_store) == [("one", [])]
 
 
-def test_a_refused_line_is_named_and_can_be_changed(
-    storeapi: Command, empty_store: StoreClient, file: Path
+def test_refused_line_is_named_and_can_be_corrected(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
-    """With the import id that the error tells, the second run does the rest, and nothing twice."""
+    """With the import id from the error, the second run imports the rest without duplicates."""
     count = BATCH_ITEMS + 10
     lines = [post_line(n, str(n)) for n in range(1, count)]
     write(file, *lines, "", post_line(count, "x" * 70_000), comment_line(1, 1))
@@ -281,10 +283,10 @@ def test_a_refused_line_is_named_and_can_be_changed(
 
 
 @pytest.mark.parametrize("number", [53, 54, 105, 106])
-def test_a_refused_line_may_stand_where_a_batch_begins(
-    storeapi: Command, empty_store: StoreClient, file: Path, number: int
+def test_refused_line_may_start_a_batch(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path, number: int
 ) -> None:
-    """It is named wherever the lines before it are cut, and stays apart from them when it is shorter."""
+    """It is named wherever the batches before it end, and stays in its own batch when it gets shorter."""
     lines = [post_line(n, "b" * 10_000) for n in range(1, number)]
     write(file, *lines, post_line(number, "c" * 70_000), post_line(number + 1, "end"))
     refused = storeapi("import", str(file), "--import-id", f"long {number}")
@@ -297,10 +299,10 @@ def test_a_refused_line_may_stand_where_a_batch_begins(
     assert bodies == ["b" * 10_000] * (number - 1) + ["c", "end"]
 
 
-def test_a_line_that_is_more_than_a_message_takes_is_named(
-    storeapi: Command, empty_store: StoreClient, file: Path
+def test_line_larger_than_a_message_is_named(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
-    """The service cannot say which, for it does not read so much."""
+    """The service cannot name it because it does not read such a message."""
     write(file, post_line(1), post_line(2, "x" * 5_000_000), post_line(3))
     refused = storeapi("import", str(file))
 
@@ -310,10 +312,10 @@ def test_a_line_that_is_more_than_a_message_takes_is_named(
     assert threads(empty_store) == []
 
 
-def test_comments_whose_post_was_deleted_since_are_named(
-    storeapi: Command, empty_store: StoreClient, file: Path
+def test_comments_of_a_post_deleted_since_are_named(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
-    """By the post's id in the file, for that is what can be changed."""
+    """By the id of the post in the file, which is what the user can change."""
     lines = [post_line(10**12), post_line(2)]
     too_long = comment_line(7, 2, "x" * 70_000)
     write(file, *lines, comment_line(6, 10**12), too_long)
@@ -348,10 +350,10 @@ def test_comments_whose_post_was_deleted_since_are_named(
         (comment_line(1, 9), "post 9"),
     ],
 )
-def test_a_damaged_file_is_refused_before_anything_is_stored(
-    storeapi: Command, empty_store: StoreClient, file: Path, line: str, words: str
+def test_damaged_file_is_refused_before_anything_is_stored(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path, line: str, words: str
 ) -> None:
-    """With the number of the line."""
+    """With the line number."""
     file.write_text(f"{post_line(1)}\n{line}\n", errors="surrogateescape")
     done = storeapi("import", str(file))
 
@@ -361,7 +363,9 @@ def test_a_damaged_file_is_refused_before_anything_is_stored(
     assert threads(empty_store) == []
 
 
-def test_unknown_fields_can_be_ignored(storeapi: Command, empty_store: StoreClient, file: Path) -> None:
+def test_unknown_fields_can_be_ignored(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
     """The error names the option, and the rest of the line is imported."""
     write(file, post_line(1, title="b"))
     refused = storeapi("import", str(file))
@@ -373,8 +377,8 @@ def test_unknown_fields_can_be_ignored(storeapi: Command, empty_store: StoreClie
     assert threads(empty_store) == [("a", [])]
 
 
-def test_an_import_that_cannot_reach_the_service_tells_how_to_go_on(storeapi: Command, file: Path) -> None:
-    """And ends as unavailable."""
+def test_import_without_service_prints_how_to_continue(storeapi: StoreapiCommand, file: Path) -> None:
+    """With the exit code of UNAVAILABLE."""
     write(file, post_line(1))
     done = storeapi("--target", "127.0.0.1:1", "--no-retries", "import", str(file))
 
@@ -383,13 +387,13 @@ def test_an_import_that_cannot_reach_the_service_tells_how_to_go_on(storeapi: Co
     assert done.stderr.count("\n") == 1
 
 
-def test_a_file_that_is_not_there_is_a_wrong_call(storeapi: Command) -> None:
+def test_missing_file_is_a_usage_error(storeapi: StoreapiCommand) -> None:
     """For an import."""
     assert storeapi("import", "missing.jsonl").exit_code == 2
 
 
-def test_batches_are_always_cut_in_the_same_places() -> None:
-    """By number and by size; each ends behind the line that fills it, whatever comes then."""
+def test_batches_always_end_at_the_same_lines() -> None:
+    """By count and by size. Each ends after the line that fills it, whatever follows."""
 
     def sizes(*bodies: str) -> list[int]:
         lines = [

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from storeapi import StoreClient
 
-from tests.client.cli.conftest import Command
-from tests.patience import patience
-from tests.support import wait_until
+from tests.support.polling import wait_until
+from tests.support.storeapi_command import StoreapiCommand
+from tests.support.timeouts import scaled_timeout
 
 Keep = Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]
 
@@ -21,7 +21,7 @@ def seen(changes: list[dict[str, Any]]) -> list[tuple[str, str, int]]:
 
 
 def now(store: StoreClient) -> str:
-    """A token behind everything that was done."""
+    """A resume token after all changes so far."""
     return next(store.posts.list().pages()).resume_token
 
 
@@ -30,10 +30,10 @@ def lines_of(process: subprocess.Popen[bytes], count: int) -> list[dict[str, Any
     return [json.loads(process.stdout.readline()) for _ in range(count)]
 
 
-def test_changes_are_printed_as_they_happen_until_ctrl_c(
-    storeapi: Command, store: StoreClient, started: Keep
+def test_changes_are_printed_until_ctrl_c(
+    storeapi: StoreapiCommand, store: StoreClient, started: Keep
 ) -> None:
-    """Then it ends with 130 and without a word."""
+    """The command then exits with 130 without output."""
     token_file = storeapi.folder / "token"
     process = started(storeapi.start("--json", "watch", "--token-file", str(token_file)))
     # The first response has the token from which nothing is missed.
@@ -44,7 +44,7 @@ def test_changes_are_printed_as_they_happen_until_ctrl_c(
     store.posts.delete(post.id, force=True)
     after = lines_of(process, 3)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=patience())
+    stdout, stderr = process.communicate(timeout=scaled_timeout())
 
     assert created["post"]["body"] == post.body
     assert created["post"]["etag"] == post.etag
@@ -57,16 +57,16 @@ def test_changes_are_printed_as_they_happen_until_ctrl_c(
     assert (process.returncode, stdout, stderr) == (130, b"", b"")
 
 
-def test_what_is_stored_can_be_had_first(storeapi: Command, empty_store: StoreClient) -> None:
-    """--from initial-state begins with a snapshot."""
+def test_initial_state_is_printed_first(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """With --from initial-state."""
     posts = empty_store.posts.create_many(["a", "b"])
     changes = storeapi.json("watch", "--from", "initial-state", "--exit-after", "2")
 
     assert seen(changes) == [("snapshot", "post", post.id) for post in posts]
 
 
-def test_a_watch_can_be_about_some_things_only(storeapi: Command, empty_store: StoreClient) -> None:
-    """--kind and --post choose."""
+def test_watch_can_be_filtered(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """With --kind and --post."""
     first, second = empty_store.posts.create_many(["a", "b"])
     comment = empty_store.comments.create(post_id=second.id, body="c")
     start = ["watch", "--from", "initial-state", "--exit-after", "1"]
@@ -77,8 +77,8 @@ def test_a_watch_can_be_about_some_things_only(storeapi: Command, empty_store: S
     assert first.id != second.id
 
 
-def test_the_next_run_goes_on_where_the_last_one_ended(storeapi: Command, empty_store: StoreClient) -> None:
-    """The token file has the way; without changes between, nothing is printed twice or left out."""
+def test_next_run_continues_after_the_last_one(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """The token file stores the position. Nothing is printed twice or lost."""
     token_file = storeapi.folder / "token"
     token_file.touch()
     watch = ["watch", "--resume-token", now(empty_store), "--token-file", str(token_file), "--exit-after"]
@@ -93,10 +93,10 @@ def test_the_next_run_goes_on_where_the_last_one_ended(storeapi: Command, empty_
     assert list(storeapi.folder.iterdir()) == [token_file]
 
 
-def test_the_last_change_of_a_piece_has_the_token_behind_it(
-    storeapi: Command, empty_store: StoreClient
+def test_last_change_of_a_batch_has_the_resume_token(
+    storeapi: StoreapiCommand, empty_store: StoreClient
 ) -> None:
-    """With it a script keeps its place itself; those before it have null."""
+    """A script can store it as its position; earlier changes of the batch have null."""
     start = now(empty_store)
     empty_store.posts.create_many(["a", "b", "c"])
     changes = storeapi.json("watch", "--resume-token", start, "--exit-after", "1")
@@ -107,8 +107,8 @@ def test_the_last_change_of_a_piece_has_the_token_behind_it(
     assert seen(after) == [("create", "post", post.id)]
 
 
-def test_people_see_one_line_for_each_change(storeapi: Command, empty_store: StoreClient) -> None:
-    """Whatever is in a body."""
+def test_terminal_prints_one_line_per_change(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """Whatever the body contains."""
     post = empty_store.posts.create(body="two\nlines\\\x1b[2J")
     comment = empty_store.comments.create(post_id=post.id, body="c")
     done = storeapi("watch", "--from", "initial-state", "--exit-after", "2")
@@ -128,8 +128,8 @@ def test_people_see_one_line_for_each_change(storeapi: Command, empty_store: Sto
         (["--exit-after", "0"], 2, "--exit-after"),
     ],
 )
-def test_a_watch_that_cannot_begin_says_why(
-    storeapi: Command, arguments: list[str], code: int, words: str
+def test_watch_that_cannot_start_prints_why(
+    storeapi: StoreapiCommand, arguments: list[str], code: int, words: str
 ) -> None:
     """In one line."""
     found, stdout, stderr = storeapi.process("watch", *arguments)

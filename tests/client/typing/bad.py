@@ -1,7 +1,4 @@
-"""Mistakes that a type checker finds before the program runs: each at its own line, and no line besides.
-
-The word behind "expect" is mypy's code for the mistake.
-"""
+"""Type errors, one per marked line. The comment "expect" names the error code of mypy."""
 
 # ruff: noqa: T201 - programs of users print.
 

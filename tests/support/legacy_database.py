@@ -1,4 +1,4 @@
-"""Databases as the application before this service made them: plain SQLAlchemy, Integer and String."""
+"""Databases as the legacy application creates them: SQLAlchemy with Integer and String columns."""
 
 import sqlite3
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Column, ForeignKey, Integer, MetaData, String, Table
 
 from store_service.database.connect import is_sqlite
-from tests.rpc.helpers import connected
+from tests.support.database import database_connection
 
 metadata = MetaData()
 posts = Table(
@@ -44,18 +44,18 @@ COMMENTS: tuple[tuple[int, str | None, int], ...] = (
     (30, "the last", 40),
     (31, "an orphan of a post beyond the last", 90),
 )
-"""Comments of which three name a post that is gone: 5, 50 and 90."""
+"""Comments. Three of them refer to posts that do not exist: 5, 50 and 90."""
 
 ORPHANS = tuple(it for it in COMMENTS if it[0] in (6, 9, 31))
 
 
-def make(
+def create_file(
     path: Path,
     *,
     post_rows: Iterable[tuple[int, str | None]] = POSTS,
     comment_rows: Iterable[tuple[int, str | None, int]] = COMMENTS,
 ) -> str:
-    """Makes such a file and returns its URL."""
+    """Creates a legacy SQLite file and returns its URL."""
     url = f"sqlite:///{path}"
     fill(url, post_rows=post_rows, comment_rows=comment_rows)
     return url
@@ -67,14 +67,14 @@ def fill(
     post_rows: Iterable[tuple[int, str | None]] | None = None,
     comment_rows: Iterable[tuple[int, str | None, int]] = COMMENTS,
 ) -> None:
-    """Makes the tables and fills them, on either engine; the ids count on after the largest."""
+    """Creates and fills the tables on either engine. New ids continue after the largest."""
     post_rows = posts_for(database_url) if post_rows is None else tuple(post_rows)
     comment_rows = tuple(comment_rows)
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         metadata.create_all(connection)
-        # SQLite does not look at keys unless it is told to.
-        looks_at_keys = connection.dialect.name == "postgresql"
-        if looks_at_keys:
+        # SQLite does not enforce foreign keys by default.
+        enforces_keys = connection.dialect.name == "postgresql"
+        if enforces_keys:
             connection.exec_driver_sql("ALTER TABLE comments DROP CONSTRAINT comments_post_id_fkey")
         if post_rows:
             connection.execute(posts.insert(), [{"id": id, "body": body} for id, body in post_rows])
@@ -83,8 +83,8 @@ def fill(
                 comments.insert(),
                 [{"id": id, "body": body, "post_id": post_id} for id, body, post_id in comment_rows],
             )
-        if looks_at_keys:
-            # As it is when somebody has taken a key away for a while: rows that are there are not looked at.
+        if enforces_keys:
+            # The state after a foreign key was dropped and added again: existing rows are not checked.
             connection.exec_driver_sql(
                 "ALTER TABLE comments ADD CONSTRAINT comments_post_id_fkey"
                 " FOREIGN KEY (post_id) REFERENCES posts (id) NOT VALID"
@@ -99,26 +99,20 @@ def fill(
 
 
 def posts_for(database_url: str) -> tuple[tuple[int, str | None], ...]:
-    """The posts that an engine can hold: a text of PostgreSQL has no NUL."""
+    """The posts that an engine can store: PostgreSQL does not allow NUL in text."""
     if is_sqlite(database_url):
         return POSTS
     return tuple((id, body) for id, body in POSTS if "\0" not in (body or ""))
 
 
 def dump(path: Path) -> str:
-    """Everything that a file holds, as SQL."""
+    """Returns the contents of a file as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return "\n".join(connection.iterdump())
 
 
-def query(path: Path, statement: str) -> list[tuple[object, ...]]:
-    """The rows of one statement, read by a connection of its own."""
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(statement).fetchall()
-
-
 def damage(path: Path, table: str) -> None:
-    """Overwrites the first page of a table, such that only who reads it notices."""
+    """Overwrites the first page of a table. Only a read of that page detects it."""
     with closing(sqlite3.connect(path)) as connection:
         (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [table]).fetchone()
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()

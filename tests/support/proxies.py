@@ -1,4 +1,4 @@
-"""Proxies as they stand in front of a service: nginx, HAProxy and Caddy, as processes."""
+"""Reverse proxies as child processes: nginx, HAProxy and Caddy."""
 
 import os
 import shutil
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.patience import patience
-from tests.support import free_port, wait_until
+from tests.support.polling import wait_until
+from tests.support.ports import free_port
+from tests.support.timeouts import scaled_timeout
 
 TIMEOUT_SECONDS = 1
-"""How long each proxy lets a server be silent."""
+"""The read timeout of each proxy."""
 
 NGINX = """
 daemon off;
@@ -81,11 +82,11 @@ PROXIES = {
     "haproxy": (HAPROXY, ["-db", "-f"]),
     "caddy": (CADDY, ["run", "--adapter", "caddyfile", "--config"]),
 }
-"""The configuration of each, and the arguments that the path of its file follows."""
+"""The configuration of each proxy, and its arguments before the path of the configuration file."""
 
 
 def binary(name: str) -> str:
-    """The program; a machine without one leaves the test out, except for CI, and the last lines tell it."""
+    """Returns the path of a program. If it is missing, the test is skipped, and fails on CI."""
     found = shutil.which(
         name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
     )
@@ -99,7 +100,7 @@ def binary(name: str) -> str:
 
 @contextmanager
 def proxy(name: str, upstream: str, folder: Path) -> Iterator[str]:
-    """The address of a proxy to the service at `upstream`."""
+    """Runs a proxy in front of `upstream` and yields the address of the proxy."""
     configuration, arguments = PROXIES[name]
     program = binary(name)
     port = free_port()
@@ -122,7 +123,7 @@ def proxy(name: str, upstream: str, folder: Path) -> Iterator[str]:
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
-        process.wait(patience())
+        process.wait(scaled_timeout())
 
 
 def _listens(port: int) -> bool:

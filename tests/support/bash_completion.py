@@ -1,11 +1,11 @@
-"""Tab completion as a real bash does it."""
+"""Tab completion in a real bash."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 _SCRIPT = """
 eval "$2"
@@ -17,26 +17,26 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-def completed_by_bash(line_of_help: str, *words: str) -> list[str]:
-    """What bash offers for the last word of a command.
+def bash_completions(setup_line: str, *words: str) -> list[str]:
+    """Returns the completions that bash offers for the last word of a command.
 
     Args:
-        line_of_help: What the help says to put into ~/.bashrc.
-        words: The command from its name on.
+        setup_line: The line that the help says to add to ~/.bashrc.
+        words: The command line, starting with the name of the command.
     """
     done = subprocess.run(
-        ["bash", "--norc", "-c", _SCRIPT, "bash", words[0], line_of_help, *words],
+        ["bash", "--norc", "-c", _SCRIPT, "bash", words[0], setup_line, *words],
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=patience(60),
+        timeout=scaled_timeout(60),
         check=True,
     )
     assert done.stderr == ""
     return done.stdout.splitlines()
 
 
-def line_for(shell: str, help: str) -> str:
-    """The line that the help of a command gives for a shell."""
+def completion_line(shell: str, help: str) -> str:
+    """Returns the setup line for a shell from the help text of a command."""
     (line,) = [line.strip() for line in help.splitlines() if f"_COMPLETE={shell}_source" in line]
     return line

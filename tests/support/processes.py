@@ -1,4 +1,4 @@
-"""The processes that tests start, and their end.
+"""Tracking of the processes that tests start.
 
 A variable of their environment marks them and whatever they start. After pytest has ended, also by SIGKILL,
 a reaper kills all marked processes. PR_SET_PDEATHSIG is not enough: it acts when the thread that started a
@@ -17,16 +17,16 @@ from pathlib import Path
 
 _NAME = "TESTS_OF"
 _SESSION = "TESTS_SESSION"
-"""Of processes that a session starts for all of its modules."""
+"""Marks processes that a session starts for all of its modules."""
 _reaper: "subprocess.Popen[bytes] | None" = None
 
 
 def mark_session() -> None:
-    """Marks every process that this one starts from now on, and starts the reaper."""
+    """Marks all processes that this one starts from now on, and starts the reaper."""
     mark = os.environ[_NAME] = f"{os.getpid()}-{secrets.token_hex(8)}"
     environment = {name: value for name, value in os.environ.items() if name != _NAME}
     global _reaper
-    # The pipe closes when this process ends. A new session, for Ctrl-C must not reach the reaper.
+    # The pipe closes when this process ends. A new session keeps Ctrl-C from the reaper.
     _reaper = subprocess.Popen(
         [sys.executable, "-I", __file__, mark],
         stdin=subprocess.PIPE,
@@ -37,8 +37,8 @@ def mark_session() -> None:
 
 
 @contextmanager
-def of_session() -> Iterator[None]:
-    """Processes that are started in the block may stay until the end of the session."""
+def session_processes() -> Iterator[None]:
+    """Processes started in the block may run until the end of the session."""
     os.environ[_SESSION] = "1"
     try:
         yield
@@ -46,8 +46,8 @@ def of_session() -> Iterator[None]:
         del os.environ[_SESSION]
 
 
-def left_by_module() -> dict[int, str]:
-    """The processes of this session that run, by id, with their command; without those of the session."""
+def running_module_processes() -> dict[int, str]:
+    """Returns running processes of the current module: process id to command."""
     return {
         pid: command
         for pid, command, environment in _marked(os.environ[_NAME])
@@ -56,7 +56,7 @@ def left_by_module() -> dict[int, str]:
 
 
 def kill(mark: str) -> None:
-    """Ends all processes of a session, by SIGTERM first: a killed PostgreSQL leaves shared memory behind."""
+    """Ends all processes of a session. SIGTERM first: a killed PostgreSQL leaks shared memory."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         end = time.monotonic() + 5
         while (found := [pid for pid, _, _ in _marked(mark)]) and (

@@ -1,4 +1,4 @@
-"""Certificates for tests of TLS: authorities, what they sign, and files that hold it."""
+"""Certificates for TLS tests, and the files that contain them."""
 
 from datetime import datetime
 from pathlib import Path
@@ -9,21 +9,21 @@ import trustme
 HOST = "127.0.0.1"
 
 
-def chain_of(cert: trustme.LeafCert) -> bytes:
-    """The certificate and those between it and its authority, as PEM."""
+def certificate_chain(cert: trustme.LeafCert) -> bytes:
+    """Returns the certificate and its intermediate certificates as PEM."""
     return b"".join(blob.bytes() for blob in cert.cert_chain_pems)
 
 
-def key_of(cert: trustme.LeafCert) -> bytes:
-    """The private key, as PEM."""
+def private_key(cert: trustme.LeafCert) -> bytes:
+    """Returns the private key as PEM."""
     return cert.private_key_pem.bytes()
 
 
-class Files:
-    """What the settings of TLS name; every change replaces a file in one step, as careful tools do."""
+class TlsFiles:
+    """The files that the TLS settings refer to. Each change replaces a file atomically."""
 
     def __init__(self, folder: Path, authority: trustme.CA) -> None:
-        """Writes a certificate for this machine that `authority` has signed."""
+        """Writes a certificate for this machine, signed by `authority`."""
         self.cert, self.key, self.client_ca = (folder / name for name in ("cert.pem", "key.pem", "ca.pem"))
         self.renew(authority)
         self.trust(authority)
@@ -31,19 +31,19 @@ class Files:
     def renew(
         self, authority: trustme.CA, not_before: datetime | None = None, not_after: datetime | None = None
     ) -> trustme.LeafCert:
-        """Puts another certificate and its key in place of those before."""
+        """Replaces the certificate and its key."""
         cert = authority.issue_cert("localhost", HOST, not_before=not_before, not_after=not_after)
-        replace(self.key, key_of(cert))
-        replace(self.cert, chain_of(cert))
+        replace_file(self.key, private_key(cert))
+        replace_file(self.cert, certificate_chain(cert))
         return cert
 
     def trust(self, *authorities: trustme.CA) -> None:
-        """Takes clients of these authorities and of no others."""
-        replace(self.client_ca, b"".join(it.cert_pem.bytes() for it in authorities))
+        """Accepts clients of these authorities only."""
+        replace_file(self.client_ca, b"".join(it.cert_pem.bytes() for it in authorities))
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Puts a whole file in place of another."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Replaces a file atomically."""
     new = path.with_suffix(".new")
     new.write_bytes(content)
     new.replace(path)
@@ -52,8 +52,8 @@ def replace(path: Path, content: bytes) -> None:
 def channel_credentials(
     authority: trustme.CA, client: trustme.LeafCert | None = None
 ) -> grpc.ChannelCredentials:
-    """For a client that takes servers of an authority, and shows a certificate if it has one."""
+    """Credentials of a client that trusts one authority; with a client certificate if one is given."""
     root = authority.cert_pem.bytes()
     if client is None:
         return grpc.ssl_channel_credentials(root)
-    return grpc.ssl_channel_credentials(root, key_of(client), chain_of(client))
+    return grpc.ssl_channel_credentials(root, private_key(client), certificate_chain(client))

@@ -1,4 +1,4 @@
-"""Something for an operation to wait for, wherever it runs."""
+"""A gate that blocks an operation until a test opens it."""
 
 import asyncio
 import threading
@@ -7,19 +7,19 @@ from typing import Any
 
 from store_service.database.connection import Connection
 from store_service.database.workers import Operation
-from tests.patience import patience
+from tests.support.timeouts import scaled_timeout
 
 
 class Gate:
-    """A worker that comes to it stays until it is opened, so that other work has to wait.
+    """Blocks a connection until it is opened, so that other jobs have to wait.
 
-    Writes on SQLite run in the connection's thread, where nothing of the event loop can be awaited; there
-    the gate keeps the thread itself.
+    Writes on SQLite run in the thread of the connection, where nothing can be awaited. There the gate blocks
+    the thread.
     """
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()
-        """Somebody stands in it, or has."""
+        """Set when the first operation reaches the gate."""
         self.operation: Operation[Any, None] = Operation(self._run)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
@@ -27,20 +27,20 @@ class Gate:
         self._opened_for_threads = threading.Event()
 
     def open(self) -> None:
-        """Lets everybody through; to be called on the event loop."""
+        """Lets all operations pass. Call it on the event loop."""
         self._opened.set()
         self._opened_for_threads.set()
 
     async def pass_through(self) -> None:
-        """Returns when the gate is open."""
+        """Waits until the gate is open."""
         if threading.get_ident() == self._loop_thread:
             self.entered.set()
             await self._opened.wait()
         else:
             self._loop.call_soon_threadsafe(self.entered.set)
-            # The process waits for its threads, so a test that forgets one would never end.
-            if not self._opened_for_threads.wait(patience()):
-                raise AssertionError("nobody opened the gate")
+            # A process waits for its threads at exit, so a gate that stays closed would block it forever.
+            if not self._opened_for_threads.wait(scaled_timeout()):
+                raise AssertionError("the gate was not opened in time")
 
     async def _run(self, _: Connection, arguments: Sequence[Any]) -> list[None]:
         await self.pass_through()

@@ -1,4 +1,4 @@
-"""Metrics as tests read them: over HTTP, from the address that a server says."""
+"""Metrics, read over HTTP from the metrics address of a server."""
 
 import time
 
@@ -7,7 +7,7 @@ from store_service.metrics.scrape import scrape
 from store_service.server import RunningServer
 
 
-def scraped(server: RunningServer | str) -> Scraped:
-    """What a server, or an address, serves now. It blocks, also the event loop, which scrapes do not need."""
+def scrape_metrics(server: RunningServer | str) -> Scraped:
+    """Scrapes a server or an address. Blocks the event loop, which the endpoint does not need."""
     address = server if isinstance(server, str) else server.metrics_address
     return Scraped.of(time.monotonic(), scrape(address))

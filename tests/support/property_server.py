@@ -1,4 +1,4 @@
-"""A server in a process of its own, and what tests that are no coroutines need to call it."""
+"""A server as a child process, and synchronous calls of it."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,16 +10,17 @@ import pytest
 from google.protobuf.message import Message
 from storeapi.v1 import comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
 
-from tests.patience import patience
-from tests.support import ErrorSeen, ServerProcess, error_seen
+from tests.support.errors import ReceivedError, received_error
+from tests.support.server_process import ServerProcess
+from tests.support.timeouts import scaled_timeout
 
-ONE_ENGINE = pytest.mark.parametrize("engine", ["sqlite"], indirect=True, scope="module")
-"""For tests of bytes, texts and tokens that are refused, or answered, before anybody asks the database."""
+SQLITE_ONLY = pytest.mark.parametrize("engine", ["sqlite"], indirect=True, scope="module")
+"""For tests of requests that never reach the database."""
 
 
 @dataclass
-class Live:
-    """A server that runs, and the stubs to reach it."""
+class LiveServer:
+    """A running server and its stubs."""
 
     process: ServerProcess
     channel: grpc.Channel
@@ -34,15 +35,15 @@ class Live:
         return self.process.process.poll() is None
 
     def do(self, method: Callable[..., Any], request: Message) -> Any:
-        """The answer of a call that must succeed."""
-        return method(request, timeout=patience())
+        """Returns the response of a call that must succeed."""
+        return method(request, timeout=scaled_timeout())
 
     def attempt(self, method: Callable[..., Any], request: Any) -> Any:
-        """The answer of a call, or the error that it met."""
+        """Returns the response of a call, or its error."""
         try:
-            return method(request, timeout=patience())
+            return method(request, timeout=scaled_timeout())
         except grpc.RpcError as error:
-            return error_seen(error)
+            return received_error(error)
 
     def create_posts(self, *bodies: str) -> list[posts_pb2.Post]:
         requests = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)) for body in bodies]
@@ -57,7 +58,7 @@ class Live:
         return list(self.do(self.comments.BatchCreateComments, batch).comments)
 
     def wipe(self) -> None:
-        """Deletes everything."""
+        """Deletes all posts and comments."""
         everything = posts_pb2.ListPostsRequest(page_size=1000)
         while found := self.do(self.posts.ListPosts, everything).posts:
             ids = [post.id for post in found]
@@ -65,14 +66,14 @@ class Live:
 
 
 @contextlib.contextmanager
-def running(process: ServerProcess) -> Iterator[Live]:
+def running_server(process: ServerProcess) -> Iterator[LiveServer]:
     """Runs a server until the end of the block, where it must have met no bug and must stop cleanly."""
     with contextlib.closing(grpc.insecure_channel(process.start().address)) as channel:
-        yield Live(process, channel)
+        yield LiveServer(process, channel)
     assert process.stop() == 0, process.stderr()
     assert '"event": "bug"' not in process.stderr()
 
 
-def reason_of(outcome: Any) -> str | None:
-    """Why a call failed; None when it succeeded."""
-    return outcome.reason if isinstance(outcome, ErrorSeen) else None
+def error_reason(outcome: Any) -> str | None:
+    """Returns the reason of an error; None for a response."""
+    return outcome.reason if isinstance(outcome, ReceivedError) else None

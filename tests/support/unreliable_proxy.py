@@ -1,42 +1,42 @@
-"""A TCP proxy that loses what it should carry."""
+"""A TCP proxy that delays, cuts and blackholes connections."""
 
 import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-LEAST_BYTES = 60
-"""What is shorter is no request and no answer; an answer in mid-air is lost most usefully."""
+MIN_BYTES = 60
+"""Smaller chunks are not a request or a response and are forwarded unchanged."""
 
 
-class BadNetwork:
-    """Carries bytes between callers and a server, and does it badly whenever chance says so.
+class UnreliableProxy:
+    """Forwards bytes between clients and a server, with random faults.
 
-    It cuts connections in the midst of what they carry, lets them die without a word, and is slow.
+    It closes connections in the middle of a chunk, stops forwarding without closing, and delays chunks.
     """
 
     def __init__(
         self, chance: random.Random, *, cuts: float = 0.0, drops: float = 0.0, delay_seconds: float = 0.0
     ) -> None:
-        """Takes what decides.
+        """Sets the probabilities of faults.
 
         Args:
-            chance: Where chance comes from.
-            cuts: How probable it is that a piece of data is cut, and the connection with it.
-            drops: How probable it is that from a piece of data on nothing comes through any more, in either
-                direction, and the connection does not end.
-            delay_seconds: How long a piece of data is kept at most.
+            chance: The source of randomness.
+            cuts: Probability that a chunk is truncated and the connection closed.
+            drops: Probability that the proxy stops forwarding in both directions from a chunk on, and keeps
+                the connection open.
+            delay_seconds: Maximum delay of a chunk.
         """
         self._chance = chance
         self._cuts = cuts
         self._drops = drops
         self._delay_seconds = delay_seconds
         self.is_silent = False
-        """Whether nothing comes through any more, of connections that are there and of new ones."""
+        """Whether nothing is forwarded, on existing and on new connections."""
         self.silent_from: bytes | None = None
-        """From a piece of data with this text on, nothing comes through any more on its connection."""
+        """A connection stops forwarding at the first chunk that contains these bytes."""
         self.server_address = ""
-        """Where new connections lead."""
+        """The address that new connections are forwarded to."""
         self.address = ""
         self.cut_requests = 0
         self.cut_answers = 0
@@ -45,17 +45,17 @@ class BadNetwork:
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """The number of open connections."""
         return len(self._carrying)
 
     def cut(self) -> None:
-        """Ends every connection; new ones are carried."""
+        """Closes all connections. New ones are forwarded."""
         for task in self._carrying:
             task.cancel()
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["BadNetwork"]:
-        """Carries until the end of the block."""
+    async def running(self) -> AsyncIterator["UnreliableProxy"]:
+        """Forwards until the end of the block."""
         carrying = self._carrying
 
         def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -103,9 +103,9 @@ class BadNetwork:
         *,
         answers: bool,
     ) -> None:
-        """Carries one way until the connection ends, by itself or by chance."""
+        """Forwards one direction until the connection ends or a fault ends it."""
         while data := await reader.read(65_536):
-            if len(data) > LEAST_BYTES:
+            if len(data) > MIN_BYTES:
                 if self._chance.random() < self._cuts:
                     if answers:
                         self.cut_answers += 1

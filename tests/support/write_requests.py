@@ -1,6 +1,6 @@
-"""Every write of the contract, in a request that does something, and other requests that differ in one field.
+"""A valid request of every write method, and variants of it that differ in one field.
 
-The methods are those of the descriptors that do not say that they are without side effects.
+Write methods are those whose descriptor does not declare NO_SIDE_EFFECTS.
 """
 
 import copy
@@ -18,48 +18,49 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy import text
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from tests.rpc.helpers import METHODS, connected, path_of, request_class, response_class
-from tests.support import Stubs
+from tests.support.contract import METHODS, method_path, request_class, response_class
+from tests.support.database import database_connection
+from tests.support.stubs import Stubs
 
 WRITES: list[MethodDescriptor] = [
     method
     for method in METHODS
     if method.GetOptions().idempotency_level != MethodOptions.IdempotencyLevel.NO_SIDE_EFFECTS
 ]
-"""Every method that changes something."""
+"""Every write method."""
 
 BODY = 'an "awkward" \\ body,\nwith\tlines\u2028of\x7f \u00e4\U0001f600 </x> {}'
-"""What a careless memory of answers would change."""
+"""Characters that a lossy encoding of a stored response would change."""
 
-OUTSIDE = {"request_id", "validate_only"}
-"""Fields that do not make a request another one."""
+NOT_FINGERPRINTED = {"request_id", "validate_only"}
+"""Fields that are not part of the fingerprint of a request."""
 
 SET_BY_SERVER = {"id", "etag", "create_time", "update_time"}
-"""Fields that a create refuses."""
+"""Output-only fields, which a create request must not set."""
 
 
 @dataclass(frozen=True)
-class World:
-    """What there is to write to."""
+class Dataset:
+    """Stored resources that the requests refer to."""
 
     posts: Sequence[posts_pb2.Post]
-    """Three; the first has two comments, the second has one."""
+    """Three posts. The first has two comments, the second has one."""
     comments: Sequence[comments_pb2.Comment]
-    """Three."""
+    """Three comments."""
 
     @property
     def unused_id(self) -> int:
         return 1_000_000
 
 
-async def new_world(stubs: Stubs) -> World:
-    """Stores it."""
+async def create_dataset(stubs: Stubs) -> Dataset:
+    """Creates the dataset."""
     posts = [await stubs.create_post(f"post {n} {BODY}") for n in range(3)]
     comments = [await stubs.create_comment(posts[n].id, f"comment {n} {BODY}") for n in (0, 0, 1)]
-    return World(posts=posts, comments=comments)
+    return Dataset(posts=posts, comments=comments)
 
 
-REQUESTS: dict[str, Callable[[World], Any]] = {
+REQUESTS: dict[str, Callable[[Dataset], Any]] = {
     "CreatePost": lambda world: posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=BODY)),
     "UpdatePost": lambda world: posts_pb2.UpdatePostRequest(
         post=posts_pb2.Post(id=world.posts[0].id, body=f"new {BODY}", etag=world.posts[0].etag),
@@ -96,7 +97,7 @@ REQUESTS: dict[str, Callable[[World], Any]] = {
         ids=[world.comments[2].id, world.unused_id, world.comments[0].id], allow_missing=True
     ),
 }
-"""A request of each write that changes something, without a request_id."""
+"""A request of each write method that changes something, without a request_id."""
 
 CHANGES: dict[str, int] = {
     "CreatePost": 1,
@@ -110,16 +111,16 @@ CHANGES: dict[str, int] = {
     "BatchCreateComments": 3,
     "BatchDeleteComments": 2,
 }
-"""How many changes each of these makes, with the comments that go with their posts."""
+"""How many changes each of these requests makes, including the comments deleted with their posts."""
 
 
-def new_id() -> str:
-    """A request_id that nobody has used."""
+def new_request_id() -> str:
+    """Returns a new request_id."""
     return str(uuid.uuid4())
 
 
-def request_of(method: MethodDescriptor, world: World, request_id: str = "", **options: Any) -> Any:
-    """The request of a write."""
+def build_request(method: MethodDescriptor, world: Dataset, request_id: str = "", **options: Any) -> Any:
+    """Builds the request of a write method."""
     request = REQUESTS[method.name](world)
     request.request_id = request_id
     for name, value in options.items():
@@ -128,25 +129,27 @@ def request_of(method: MethodDescriptor, world: World, request_id: str = "", **o
 
 
 def send(channel: grpc.aio.Channel, method: MethodDescriptor, request: Message) -> Any:
-    """Calls a method."""
+    """Calls a method with a request."""
     call = channel.unary_unary(
-        path_of(method),
+        method_path(method),
         request_serializer=request_class(method).SerializeToString,
         response_deserializer=response_class(method).FromString,
     )
     return call(request)
 
 
-def other_requests(request: Any, *, inside: str = "") -> Iterator[tuple[str, Any]]:
-    """The same request with one field changed, for every field in turn; each is valid in form."""
+def altered_requests(request: Any, *, inside: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the request with one field changed, for every field in turn. Each is well-formed."""
     creates = request.DESCRIPTOR.name.startswith(("Create", "BatchCreate"))
     for field in request.DESCRIPTOR.fields:
-        if field.name not in OUTSIDE:
-            yield from _with_other(request, field, creates, f"{inside}{field.name}")
+        if field.name not in NOT_FINGERPRINTED:
+            yield from _with_altered_field(request, field, creates, f"{inside}{field.name}")
 
 
-def _with_other(message: Any, field: FieldDescriptor, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
-    for name, value in _other_values(getattr(message, field.name), field, creates, path):
+def _with_altered_field(
+    message: Any, field: FieldDescriptor, creates: bool, path: str
+) -> Iterator[tuple[str, Any]]:
+    for name, value in _altered_values(getattr(message, field.name), field, creates, path):
         other = copy.deepcopy(message)
         if field.is_repeated:
             del getattr(other, field.name)[:]
@@ -158,12 +161,14 @@ def _with_other(message: Any, field: FieldDescriptor, creates: bool, path: str) 
         yield name, other
 
 
-def _other_values(value: Any, field: FieldDescriptor, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
+def _altered_values(
+    value: Any, field: FieldDescriptor, creates: bool, path: str
+) -> Iterator[tuple[str, Any]]:
     if field.is_repeated:
         yield f"{path}, without the last", list(value)[:-1]
         yield f"{path}, the last first", list(value)[::-1]
         if field.message_type:
-            for name, first in _others_inside(value[0], creates, f"{path}[0]."):
+            for name, first in _altered_fields(value[0], creates, f"{path}[0]."):
                 yield name, [first, *list(value)[1:]]
     elif isinstance(value, FieldMask):
         yield f"{path}, all", FieldMask(paths=["*"])
@@ -171,23 +176,23 @@ def _other_values(value: Any, field: FieldDescriptor, creates: bool, path: str) 
     elif isinstance(value, Timestamp):
         yield path, Timestamp(seconds=value.seconds + 1)
     elif field.message_type:
-        yield from _others_inside(value, creates, f"{path}.")
+        yield from _altered_fields(value, creates, f"{path}.")
     elif isinstance(value, bool):
         yield path, not value
     else:
         yield path, value + (1 if isinstance(value, int) else "1")
 
 
-def _others_inside(message: Any, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
+def _altered_fields(message: Any, creates: bool, path: str) -> Iterator[tuple[str, Any]]:
     for field in message.DESCRIPTOR.fields:
-        if field.name not in OUTSIDE | (SET_BY_SERVER if creates else set()):
-            yield from _with_other(message, field, creates, f"{path}{field.name}")
+        if field.name not in NOT_FINGERPRINTED | (SET_BY_SERVER if creates else set()):
+            yield from _with_altered_field(message, field, creates, f"{path}{field.name}")
 
 
-def everything(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
-    """What a write may leave: resources, changes and remembered requests, read past the server."""
+def all_rows(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """Reads all rows of resources, changes and idempotency keys without the server."""
     tables = ("posts", "comments", "changes", "requests")
-    with connected(database_url) as connection:
+    with database_connection(database_url) as connection:
         return {
             table: [tuple(row) for row in connection.execute(text(f"SELECT * FROM {table} ORDER BY 1"))]
             for table in tables
@@ -195,13 +200,13 @@ def everything(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
 
 
 def changes_by_request(database_url: str) -> list[tuple[int, str | None]]:
-    """Which resource each change was made to, and by which request."""
-    with connected(database_url) as connection:
+    """Returns the resource id and the request id of each change."""
+    with database_connection(database_url) as connection:
         rows = connection.execute(text("SELECT resource_id, request_id FROM changes ORDER BY seq"))
         return [(id, request_id) for id, request_id in rows]
 
 
-def remembered(database_url: str) -> list[str]:
-    """The request_ids that are remembered."""
-    with connected(database_url) as connection:
+def stored_request_ids(database_url: str) -> list[str]:
+    """Returns the stored request ids."""
+    with database_connection(database_url) as connection:
         return [id for (id,) in connection.execute(text("SELECT id FROM requests ORDER BY create_time, id"))]

@@ -1,6 +1,6 @@
-"""Runs a program and tells what a power cut after its end could undo.
+"""Runs a program and reports what a power cut after its end could undo.
 
-    python -m tests.process.syscalls FOLDER PROGRAM ARGUMENT...
+    python -m tests.support.syscalls FOLDER PROGRAM ARGUMENT...
 
 The program's system calls are followed with ptrace, whatever library makes them. The disk is taken to be as
 unhelpful as POSIX allows: what was written to a file is on disk after fsync of the file, and a name that was
@@ -84,14 +84,14 @@ def ptrace(request: int, pid: int, address: Any = None, data: Any = None) -> int
 
 @dataclass
 class Disk:
-    """What the files of a folder have gone through since they were last synced."""
+    """The changes of the files of a directory since their last sync."""
 
     folder: str
     unsynced: dict[str, str] = field(default_factory=dict)
-    """What would be lost: by name, what was done to it."""
+    """What a power cut would undo: the last operation by name."""
 
     def done(self, name: str, arguments: list[int], pid: int, existed: bool) -> None:
-        """Takes note of a system call that has succeeded."""
+        """Records a successful system call."""
         if name in ("fsync", "fdatasync"):
             path = _of_descriptor(pid, arguments[0])
             if path == self.folder:
@@ -197,9 +197,9 @@ def follow(folder: str, program: list[str]) -> dict[str, Any]:
 
 
 def unsynced_after(*arguments: str, folder: Path, settings: dict[str, str] | None = None) -> list[str]:
-    """Runs `store-service` to its success; what of its work a power cut could undo.
+    """Runs `store-service`, which must succeed, and returns what a power cut could undo.
 
-    The lock and what SQLite makes of the log whenever it is opened do not count.
+    The lock file and the shared-memory file of the log are ignored.
     """
     program = [sys.executable, "-m", "store_service", *arguments]
     done = subprocess.run(
@@ -216,4 +216,4 @@ def unsynced_after(*arguments: str, folder: Path, settings: dict[str, str] | Non
 
 
 if __name__ == "__main__":
-    print(json.dumps(follow(sys.argv[1], sys.argv[2:])))  # noqa: T201  # for whoever has started it
+    print(json.dumps(follow(sys.argv[1], sys.argv[2:])))  # noqa: T201  # the output of this program

@@ -15,7 +15,7 @@ MAX_BODY_BYTES = 100
 
 
 @dataclass
-class Kind:
+class ResourceModel:
     """All posts, or all comments."""
 
     name: str
@@ -54,12 +54,12 @@ class Kind:
         ]
 
 
-def problem_of_body(body: str) -> str | None:
+def body_error(body: str) -> str | None:
     """What is wrong with a text."""
     return None if 0 < len(body.encode()) <= MAX_BODY_BYTES and "\0" not in body else "FIELD_INVALID"
 
 
-def problem_of_ids(ids: Sequence[int], *, unique: bool = False) -> str | None:
+def ids_error(ids: Sequence[int], *, unique: bool = False) -> str | None:
     """What is wrong with a batch of ids, whatever is stored."""
     if not ids:
         return "BATCH_EMPTY"
@@ -77,8 +77,8 @@ class Model:
     """The rules of both services."""
 
     def __init__(self) -> None:
-        self.posts = Kind("post", posts_pb2.Post)
-        self.comments = Kind("comment", comments_pb2.Comment)
+        self.posts = ResourceModel("post", posts_pb2.Post)
+        self.comments = ResourceModel("comment", comments_pb2.Comment)
 
     def comments_of(self, post_ids: Iterable[int]) -> list[int]:
         """Ids of the comments of posts."""
@@ -87,11 +87,11 @@ class Model:
 
     def problem_of_creating_comments(self, drafts: Sequence[Any]) -> str | None:
         """Why comments cannot be added."""
-        if any(problem_of_body(draft.body) or draft.post_id <= 0 for draft in drafts):
+        if any(body_error(draft.body) or draft.post_id <= 0 for draft in drafts):
             return "FIELD_INVALID"
         return None if all(draft.post_id in self.posts.stored for draft in drafts) else "POST_NOT_FOUND"
 
-    def problem_of_update(self, kind: Kind, request: Any) -> str | None:
+    def problem_of_update(self, kind: ResourceModel, request: Any) -> str | None:
         """Why an update cannot be made."""
         wanted, paths = getattr(request, kind.name), set(request.update_mask.paths)
         everything = "*" in paths
@@ -100,7 +100,7 @@ class Model:
         if paths - {"*", "body", *(["post_id"] if kind is self.comments else [])}:
             return "FIELD_MASK_INVALID"
         if changes_body(request, wanted):
-            if problem_of_body(wanted.body):
+            if body_error(wanted.body):
                 return "FIELD_INVALID"
         elif not paths:
             return "FIELD_INVALID"  # nothing to change
@@ -125,7 +125,13 @@ class Model:
         return None
 
     def problem_of_deletion(
-        self, kind: Kind, ids: Sequence[int], *, etag: str = "", force: bool = False, allow_missing: bool
+        self,
+        kind: ResourceModel,
+        ids: Sequence[int],
+        *,
+        etag: str = "",
+        force: bool = False,
+        allow_missing: bool,
     ) -> str | None:
         """Why resources cannot be deleted, once the request is known to be valid."""
         found, missing = kind.found(ids)
@@ -137,7 +143,7 @@ class Model:
             return "POST_HAS_COMMENTS"
         return None
 
-    def delete(self, kind: Kind, ids: Iterable[int]) -> None:
+    def delete(self, kind: ResourceModel, ids: Iterable[int]) -> None:
         """Takes resources away, and the comments of posts with them."""
         for id in list(ids):
             kind.stored.pop(id, None)
