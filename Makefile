@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
+MUTANTS_VENV := .venv/mutants
 UV := $(BIN)/python tools/uv_pip.py install
 # A file stays on one worker, for what it sets up for all of its tests takes long.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run grpcurl test coverage torture test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +57,14 @@ coverage: install ## run every test, slower, and measure that they reach 95 % of
 
 torture: install ## the long runs of restarts, kills, load and nonsense, an hour or so on an idle machine
 	STORE_TEST_LONG=1 HYPOTHESIS_PROFILE=search $(BIN)/pytest --timeout=1800 --durations=0 tests/process tests/properties
+
+mutants: $(MUTANTS_VENV)/installed ## change COUNT random expressions (30) with SEED (1), and run the tests of each: 15 minutes
+	$(MUTANTS_VENV)/bin/python tools/mutants.py --count $(or $(COUNT),30) --seed $(or $(SEED),1)
+
+$(MUTANTS_VENV)/installed: requirements/mutants.txt $(VENV)/installed
+	$(BIN)/python -m venv --without-pip $(MUTANTS_VENV)
+	$(UV) --python $(MUTANTS_VENV) --require-hashes -r requirements/mutants.txt
+	@touch $@
 
 test-packages: ## install the Debian packages that tests run (proxies), as root
 	apt-get update --quiet=2
@@ -122,7 +131,7 @@ lock: install ## pin the newest versions that pyproject.toml and requirements/*.
 		requirements/bench.in
 	$(COMPILE) --upgrade --python-version 3.11 --no-emit-package storeapi -o requirements/runtime.txt \
 		--constraint requirements/dev.txt --extra postgresql pyproject.toml clients/python/pyproject.toml
-	for it in build uv grpcurl; do \
+	for it in build uv grpcurl mutants; do \
 		$(COMPILE) --upgrade --python-version 3.11 -o requirements/$$it.txt --constraint requirements/dev.txt \
 			requirements/$$it.in || exit 1; \
 	done
