@@ -105,7 +105,7 @@ change_table = Table(
     Column("kind", SmallInteger, nullable=False),
     Column("resource_id", BigInteger, nullable=False),
     Column("post_id", BigInteger, nullable=False),
-    # The resource without its ids, as a JSON object (docs/decisions/0039).
+    # The resource without its ids, as a JSON object (docs/decisions/0038).
     Column("payload", Text, nullable=False),
     # Bytes of the texts in it, so that a reader knows what it is about to read.
     Column("size", Integer, nullable=False),

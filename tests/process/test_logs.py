@@ -257,7 +257,7 @@ async def test_unhandled_exception_is_logged_with_its_traceback_and_without_bodi
         assert log.count(error.trailing["x-call-id"]) == 2, "one line of the bug and one of the call"
     assert "IntegrityError" in log
     assert "broken" in log
-    assert "store_service/store/posts.py" in log
+    assert "store_service/store/resources.py" in log
     assert SECRET not in log
     if log_format == "json":
         bugs = [line for line in lines_of(server_process) if line["event"] == "bug"]
