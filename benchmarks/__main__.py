@@ -84,7 +84,7 @@ def _stop_once(number: int, _: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Measures the service next to others; docs/benchmarks.md."
+        prog="python -m benchmarks", description="Metrics the service next to others; docs/benchmarks.md."
     )
     parser.add_argument("--quick", action="store_true", help="the ratios that matter most, in a minute")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved rounds (5)")

@@ -1,8 +1,8 @@
 """The command `store-service`, which is also `python -m store_service`."""
 
-from store_service import garbage
+from store_service import gc_tuning
 
-with garbage.none_in_imports():
+with gc_tuning.paused_during_imports():
     from store_service.cli import main as program
 
 

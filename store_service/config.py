@@ -18,7 +18,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from store_service import database_url
-from store_service.addresses import Address
+from store_service.address import Address
+from store_service.errors import BadSetting
 
 ENV_PREFIX = "STORE_"
 
@@ -27,10 +28,6 @@ ENV_FILE = ".env"
 
 BESIDE_BODY_BYTES = 256
 """Room in a request for what comes with a body: ids, times, an etag, a mask, a request_id and lengths."""
-
-
-class BadSetting(Exception):
-    """A setting has a value that is not allowed; the text is one line that names it."""
 
 
 def _database_url(value: str) -> str:
@@ -69,7 +66,7 @@ def _file(value: str) -> str:
     return value
 
 
-def _file_to_be(value: str) -> str:
+def _file_or_new_file(value: str) -> str:
     if value and not Path(value).parent.is_dir():
         raise ValueError("there is no such folder")
     return value
@@ -137,7 +134,7 @@ class Config(BaseSettings):
     """File with certificate authorities for clients (PEM). Each client needs a certificate from one of
     them."""
 
-    api_keys_file: Annotated[str, AfterValidator(_file_to_be)] = ""
+    api_keys_file: Annotated[str, AfterValidator(_file_or_new_file)] = ""
     """File of API keys, created by `store-service keys new`. Callers need a key, except for health checks.
     Loaded again when it changes."""
 
@@ -157,7 +154,7 @@ class Config(BaseSettings):
     jwt_leeway_seconds: float = Field(default=30.0, ge=0, le=600)
     """Allowed difference between the clocks of the issuer and the service."""
 
-    jwt_rights_claim: Annotated[str, AfterValidator(_trimmed)] = "scope"
+    jwt_scope_claim: Annotated[str, AfterValidator(_trimmed)] = "scope"
     """Claim of tokens with the permissions: read, write, watch."""
 
     reflection: Literal["callers", "open", "off"] = "callers"
@@ -170,10 +167,10 @@ class Config(BaseSettings):
     workers: int = Field(default=1, ge=1, le=256)
     """Processes that serve on one port; more than one needs PostgreSQL."""
 
-    grace_seconds: float = Field(default=5.0, ge=0, le=3600)
+    shutdown_grace_seconds: float = Field(default=5.0, ge=0, le=3600)
     """Time for running calls to finish after SIGTERM or SIGINT."""
 
-    drain_seconds: float = Field(default=0.0, ge=0, le=3600)
+    shutdown_delay_seconds: float = Field(default=0.0, ge=0, le=3600)
     """Time after SIGTERM or SIGINT during which health reports NOT_SERVING and calls are still accepted. Set
     it to the time in which the load balancer detects the change."""
 
@@ -188,7 +185,7 @@ class Config(BaseSettings):
     """Maximum number of bytes of all requests in flight in a process. A request of more than 64 KiB above it
     gets OVERLOADED. In memory a request takes about three times its size."""
 
-    caller_calls_per_second: float = Field(default=0.0, ge=0, le=1_000_000)
+    rate_limit_per_caller: float = Field(default=0.0, ge=0, le=1_000_000)
     """Maximum number of calls a second of one caller, on average and as a burst. Further calls get
     RATE_LIMITED. A caller is identified by the name of its key, token or certificate, or by its address. 0
     disables the limit."""
@@ -209,7 +206,7 @@ class Config(BaseSettings):
     max_page_size: int = Field(default=1000, ge=1, le=1000)
     """Maximum page size. Larger values are capped."""
 
-    max_unsent_bytes: int = Field(default=33_554_432, ge=0)
+    max_pending_response_bytes_per_connection: int = Field(default=33_554_432, ge=0)
     """Bytes of responses of more than 4 KiB that a client may leave unread on one connection. Further calls
     on it fail with OVERLOADED."""
 
@@ -241,32 +238,32 @@ class Config(BaseSettings):
     max_idle_seconds: float = Field(default=600.0, gt=0, le=2_000_000)
     """Maximum time without a call on a connection. The client opens another one for its next call."""
 
-    handshake_seconds: float = Field(default=10.0, gt=0, le=3600)
+    handshake_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Maximum time from the start of a connection to its first HTTP/2 frame."""
 
     max_body_bytes: int = Field(default=65_536, ge=1, le=1_048_576)
     """Maximum length of the body of a post or comment, in bytes of UTF-8."""
 
-    readers: int = Field(default=2, ge=1, le=16)
+    read_connections: int = Field(default=2, ge=1, le=16)
     """Number of connections that read. One more connection writes, and on PostgreSQL another one listens
     while watches are open."""
 
-    lock_seconds: float = Field(default=5.0, gt=0, le=60)
+    lock_timeout_seconds: float = Field(default=5.0, gt=0, le=60)
     """Maximum time that a write waits for locks before it fails with DATABASE_BUSY."""
 
-    statement_seconds: float = Field(default=10.0, gt=0, le=3600)
+    statement_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Maximum duration of a statement on PostgreSQL before it fails with DATABASE_BUSY."""
 
-    acquire_seconds: float = Field(default=5.0, gt=0, le=60)
+    connect_timeout_seconds: float = Field(default=5.0, gt=0, le=60)
     """Maximum time to open a connection to PostgreSQL before it counts as unavailable."""
 
-    request_id_hours: float = Field(default=24.0, gt=0, le=8760)
+    request_id_retention_hours: float = Field(default=24.0, gt=0, le=8760)
     """How long a request with a request_id can be repeated and gets its first response."""
 
-    change_hours: float = Field(default=168.0, gt=0, le=87_600)
+    change_retention_hours: float = Field(default=168.0, gt=0, le=87_600)
     """How long changes are kept for ChangeService.Watch."""
 
-    change_rows: int = Field(default=10_000_000, ge=1)
+    max_change_rows: int = Field(default=10_000_000, ge=1)
     """Maximum number of changes that are kept, regardless of their age."""
 
     max_watches: int = Field(default=100, ge=0, le=10_000)
@@ -281,7 +278,7 @@ class Config(BaseSettings):
     metrics_listen: Annotated[str, AfterValidator(_metrics_listen)] = ""
     """Address for metrics, at /metrics, without authentication. Empty: no metrics."""
 
-    traces: Annotated[bool, AfterValidator(_traces)] = False
+    tracing: Annotated[bool, AfterValidator(_traces)] = False
     """Export OpenTelemetry spans as configured by the variables OTEL_*. Needs the extra `telemetry`."""
 
     channelz: bool = False
@@ -294,7 +291,7 @@ class Config(BaseSettings):
     """json: one object per line; console: readable text; auto: json unless stderr is a terminal."""
 
     @model_validator(mode="after")
-    def _tls_is_whole(self) -> Self:
+    def _check_tls(self) -> Self:
         if self.tls_cert and not self.tls_key:
             raise ValueError("STORE_TLS_CERT: needs STORE_TLS_KEY too, the key of the certificate")
         if self.tls_key and not self.tls_cert:
@@ -309,12 +306,12 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _jwt_is_whole(self) -> Self:
+    def _check_jwt(self) -> Self:
         if self.jwt_public_keys_file and self.jwt_secret_file:
             raise ValueError("STORE_JWT_SECRET_FILE: cannot be set beside STORE_JWT_PUBLIC_KEYS_FILE")
         with_keys = bool(self.jwt_public_keys_file or self.jwt_secret_file)
         for name in ("jwt_audience", "jwt_issuer"):
-            variable = variable_of(name)
+            variable = environment_variable(name)
             if with_keys and not getattr(self, name):
                 raise ValueError(f"{variable}: must be set where tokens are taken")
             if getattr(self, name) and not with_keys:
@@ -324,7 +321,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _the_largest_fit(self) -> Self:
+    def _check_sizes(self) -> Self:
         if self.max_body_bytes + BESIDE_BODY_BYTES > self.max_request_bytes:
             raise ValueError(
                 f"STORE_MAX_REQUEST_BYTES: must be at least {BESIDE_BODY_BYTES} more than "
@@ -338,7 +335,7 @@ class Config(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _one_process_where_it_must_be(self) -> Self:
+    def _check_workers(self) -> Self:
         if self.workers > 1 and self.DATABASE_URL.startswith("sqlite:"):
             raise ValueError(
                 "STORE_WORKERS: must be 1 on SQLite, whose file one process serves; "
@@ -354,7 +351,7 @@ class Config(BaseSettings):
         return self
 
 
-def variable_of(field_name: str) -> str:
+def environment_variable(field_name: str) -> str:
     """The environment variable that sets a field."""
     alias = Config.model_fields[field_name].validation_alias
     return alias if isinstance(alias, str) else f"{ENV_PREFIX}{field_name}".upper()
@@ -368,7 +365,9 @@ def load(**overrides: Any) -> Config:
     """
     # Without this, what cannot be read in the file would be left out, and a default take its place.
     variables_of_file()
-    given = {variable_of(name) if name.isupper() else name: value for name, value in overrides.items()}
+    given = {
+        environment_variable(name) if name.isupper() else name: value for name, value in overrides.items()
+    }
     try:
         config = Config(**given)
         if "DATABASE_URL" not in config.model_fields_set and _is_empty("DATABASE_URL"):
@@ -382,15 +381,15 @@ def load(**overrides: Any) -> Config:
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
-            message = _in_words(detail)
+            message = _message(detail)
             if detail["loc"]:
                 name = str(detail["loc"][0])
-                message = f"{variable_of(name) if name in Config.model_fields else name}: {message}"
+                message = f"{environment_variable(name) if name in Config.model_fields else name}: {message}"
             problems.append(message)
         raise BadSetting("; ".join(problems)) from None
 
 
-_IN_WORDS = {
+_MESSAGES = {
     "bool_parsing": "must be true or false",
     "int_parsing": "must be a whole number",
     "int_parsing_size": "must be a whole number",
@@ -404,7 +403,7 @@ _IN_WORDS = {
 """Messages for values that pydantic rejects, by pydantic's error type."""
 
 
-def _in_words(detail: ErrorDetails) -> str:
+def _message(detail: ErrorDetails) -> str:
     """The message for an invalid value. Checks of this module provide it as the text of their ValueError."""
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
@@ -412,7 +411,7 @@ def _in_words(detail: ErrorDetails) -> str:
         name: int(value) if isinstance(value, float) and value.is_integer() else value
         for name, value in detail.get("ctx", {}).items()
     }
-    return _IN_WORDS[detail["type"]].format(**limits).replace("'", "")
+    return _MESSAGES[detail["type"]].format(**limits).replace("'", "")
 
 
 def _is_empty(variable: str) -> bool:
@@ -444,13 +443,13 @@ def variables_of_file() -> set[str]:
     names = set()
     for binding in parse_stream(io.StringIO(text, newline=None)):
         if binding.error:
-            raise BadSetting(f"{ENV_FILE}: line {_line_of(binding)} is not NAME=value")
+            raise BadSetting(f"{ENV_FILE}: line {_line_number(binding)} is not NAME=value")
         if binding.key is not None:
             names.add(binding.key)
     return names
 
 
-def _line_of(binding: Binding) -> int:
+def _line_number(binding: Binding) -> int:
     """Where a binding begins, which for the parser is at the blank lines before it."""
     text = binding.original.string
     return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
@@ -458,7 +457,7 @@ def _line_of(binding: Binding) -> int:
 
 def unknown_variables(names: Iterable[str]) -> list[str]:
     """Variables with our prefix that no setting reads: most likely misspelt."""
-    known = {variable_of(name) for name in Config.model_fields}
+    known = {environment_variable(name) for name in Config.model_fields}
     return sorted(name for name in names if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
 
 

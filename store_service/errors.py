@@ -48,7 +48,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 
-class StoreError(Exception):
+class ServiceError(Exception):
     """The root of the tree."""
 
 
@@ -57,6 +57,10 @@ class OperatorError(Exception):
 
     It ends a command with exit code 1. Each is defined where it is raised.
     """
+
+
+class BadSetting(Exception):
+    """A setting has a value that is not allowed; the text is one line that names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class Violation:
     """What is wrong and what is allowed."""
 
 
-class InvalidRequest(StoreError):
+class InvalidRequest(ServiceError):
     """The request is wrong, whatever is stored."""
 
     def __init__(self, violations: Sequence[Violation] = (), *, more_count: int = 0) -> None:
@@ -144,7 +148,7 @@ class ResumeTokenForeign(InvalidRequest):
     """resume_token belongs to another store, or to a past that this store no longer has."""
 
 
-class Unauthenticated(StoreError):
+class Unauthenticated(ServiceError):
     """The service does not know who calls."""
 
 
@@ -164,16 +168,16 @@ class CredentialsInvalid(Unauthenticated):
         super().__init__(problem)
 
 
-class PermissionDenied(StoreError):
+class PermissionDenied(ServiceError):
     """The caller is known, and may not do this."""
 
-    def __init__(self, *, right: str) -> None:
+    def __init__(self, *, permission: str) -> None:
         """Takes the right that is missing."""
-        super().__init__(f"the caller does not have the right to {right}")
-        self.right = right
+        super().__init__(f"the caller does not have the right to {permission}")
+        self.permission = permission
 
 
-class NotFound(StoreError):
+class NotFound(ServiceError):
     """Something that the request names is not there."""
 
     kind: str
@@ -207,7 +211,7 @@ def comments(count: int) -> str:
     return "1 comment" if count == 1 else f"{count} comments"
 
 
-class PostHasComments(StoreError):
+class PostHasComments(ServiceError):
     """Posts with comments are deleted only with force."""
 
     def __init__(self, *, comment_counts: dict[int, int]) -> None:
@@ -218,7 +222,7 @@ class PostHasComments(StoreError):
         self.comment_counts = comment_counts
 
 
-class EtagMismatch(StoreError):
+class EtagMismatch(ServiceError):
     """The resource was changed since the caller read it."""
 
     def __init__(self, *, resource_type: str, id: int, current_etag: str) -> None:
@@ -231,7 +235,7 @@ class EtagMismatch(StoreError):
         self.current_etag = current_etag
 
 
-class ResponseTooLarge(StoreError):
+class ResponseTooLarge(ServiceError):
     """The answer to a batch would be larger than a message may be; nothing was done."""
 
     def __init__(self, *, max_bytes: int) -> None:
@@ -240,7 +244,7 @@ class ResponseTooLarge(StoreError):
         self.max_bytes = max_bytes
 
 
-class ResumeTokenExpired(StoreError):
+class ResumeTokenExpired(ServiceError):
     """Changes behind resume_token have been deleted; it cannot be continued without a gap."""
 
     def __init__(self, *, earliest_resume_token: str) -> None:
@@ -252,7 +256,7 @@ class ResumeTokenExpired(StoreError):
         self.earliest_resume_token = earliest_resume_token
 
 
-class WatchLimit(StoreError):
+class WatchLimit(ServiceError):
     """As many watches are open as this server, or one connection, may have."""
 
     def __init__(self, *, limit: int, kind: str = "watches", where: str = "server process") -> None:
@@ -263,7 +267,7 @@ class WatchLimit(StoreError):
         self.where = where
 
 
-class RateLimited(StoreError):
+class RateLimited(ServiceError):
     """The caller makes more calls than this server lets one caller make; nothing was done."""
 
     def __init__(self, *, calls_per_second: float, retry_seconds: float) -> None:
@@ -275,7 +279,7 @@ class RateLimited(StoreError):
         self.retry_seconds = retry_seconds
 
 
-class Unavailable(StoreError):
+class Unavailable(ServiceError):
     """Nothing was done; the same call may succeed later."""
 
 
@@ -320,7 +324,7 @@ class DatabaseUnavailable(Unavailable):
         super().__init__("the database is not available; call again later")
 
 
-class ReadOnly(StoreError):
+class ReadOnly(ServiceError):
     """The server takes no writes for now; nothing was done."""
 
     def __init__(self) -> None:
@@ -328,7 +332,7 @@ class ReadOnly(StoreError):
         super().__init__("the server is in read-only mode and takes no writes for now")
 
 
-class SchemaMismatch(StoreError):
+class SchemaMismatch(ServiceError):
     """The database's schema is not the one that this program is made for."""
 
     def __init__(self, *, expected: str, actual: str) -> None:
@@ -338,7 +342,7 @@ class SchemaMismatch(StoreError):
         self.actual = actual
 
 
-class StorageFull(StoreError):
+class StorageFull(ServiceError):
     """The database's disk is full; nothing was stored."""
 
     def __init__(self) -> None:

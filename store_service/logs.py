@@ -22,7 +22,7 @@ import structlog
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
-MOST_WAITING_BYTES = 4 * 1024 * 1024
+MAX_BUFFERED_BYTES = 4 * 1024 * 1024
 """So much may wait for a reader that is slow; what comes then is dropped, and counted."""
 
 DRAIN_SECONDS = 1.0
@@ -74,7 +74,7 @@ class _Writer:
 
     def add(self, chunk: bytes) -> None:
         with self._changed:
-            if self._waiting_bytes + len(chunk) > MOST_WAITING_BYTES:
+            if self._waiting_bytes + len(chunk) > MAX_BUFFERED_BYTES:
                 self._dropped += chunk.count(b"\n")
                 return
             self._chunks.append(chunk)

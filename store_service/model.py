@@ -19,7 +19,7 @@ Order = Literal["id", "id desc"]
 ORDERS: tuple[Order, ...] = ("id", "id desc")
 
 
-def etag_of(version: int) -> str:
+def format_etag(version: int) -> str:
     """The opaque string that callers see instead of a row's version."""
     return f"v{version:x}"
 
@@ -98,19 +98,19 @@ class ResourceFields:
         """Set by the server."""
 
 
-def _texts(content: type[PostContent] | type[CommentContent]) -> Callable[[Any], str]:
+def _concatenation(content: type[PostContent] | type[CommentContent]) -> Callable[[Any], str]:
     names = [it.name for it in fields(content) if it.type in (str, "str")]
     get: Callable[[Any], Any] = attrgetter(*names)
     return get if len(names) == 1 else lambda resource: "".join(get(resource))
 
 
 _TEXTS: dict[type, Callable[[Any], str]] = {
-    **dict.fromkeys((Post, PostDraft), _texts(PostContent)),
-    **dict.fromkeys((Comment, CommentDraft), _texts(CommentContent)),
+    **dict.fromkeys((Post, PostDraft), _concatenation(PostContent)),
+    **dict.fromkeys((Comment, CommentDraft), _concatenation(CommentContent)),
 }
 
 
-def text_of(resource: Post | Comment | PostDraft | CommentDraft) -> str:
+def concatenated_texts(resource: Post | Comment | PostDraft | CommentDraft) -> str:
     """All texts of a resource joined, for estimates of its size."""
     return _TEXTS[type(resource)](resource)
 
@@ -177,7 +177,7 @@ class Page(Generic[Resource]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
-class Found(Generic[Resource]):
+class BatchResult(Generic[Resource]):
     """The answer to a batch of ids, in the order asked for."""
 
     items: tuple[Resource, ...]
@@ -185,7 +185,7 @@ class Found(Generic[Resource]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
+class IdempotencyKey:
     """What makes a request the same as one before."""
 
     id: str
@@ -195,11 +195,11 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Write(Generic[Argument]):
+class WriteCommand(Generic[Argument]):
     """Something to write, and the request that asks for it if it can be told from others."""
 
     argument: Argument
-    request: Request | None = None
+    request: IdempotencyKey | None = None
     keep: bool = True
     """False: it is only tried, and whatever is written for it is undone."""
 
@@ -213,7 +213,7 @@ class Action(IntEnum):
     DELETE = 4
 
 
-class Kind(IntEnum):
+class ResourceKind(IntEnum):
     """What a resource is; the numbers are those of the contract and of the tables."""
 
     POST = 1
@@ -225,7 +225,7 @@ class Change:
     """Something that was done to a post or comment."""
 
     action: Action
-    kind: Kind
+    kind: ResourceKind
     post_id: int
     """The post, or the post of the comment."""
     resource: Post | Comment
@@ -253,10 +253,10 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotPlace:
+class SnapshotCursor:
     """How much of the initial state a watch has been sent: everything up to here."""
 
-    kind: Kind
+    kind: ResourceKind
     """Posts come first, then comments."""
     post_id: int = 0
     """Where single posts are watched: the one whose comments were sent last."""
@@ -265,20 +265,20 @@ class SnapshotPlace:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bookmark:
+class ResumePoint:
     """Where a watch goes on; callers see it as the resume token."""
 
     position: Position
     """Behind which changes follow, after the snapshot if there is one."""
-    snapshot: SnapshotPlace | None = None
+    snapshot: SnapshotCursor | None = None
     """What is left of the initial state; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class WatchFilter:
     """Which changes a watch is about."""
 
-    kinds: frozenset[Kind] = frozenset(Kind)
+    kinds: frozenset[ResourceKind] = frozenset(ResourceKind)
     post_ids: frozenset[int] = frozenset()
     """These posts and their comments; empty: all."""
 

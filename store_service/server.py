@@ -17,35 +17,35 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service import garbage, logs, open_files, security, startup
-from store_service.addresses import Address
+from store_service import credentials, gc_tuning, logs, open_files, startup
+from store_service.address import Address
+from store_service.auth.authentication import AuthRequirement
+from store_service.auth.certificates import Certificates
+from store_service.channel_options import server_options
 from store_service.config import Config
 from store_service.database import connect, schema
-from store_service.observing import observing
-from store_service.options import server_options
+from store_service.instrumentation import instrumented
 from store_service.rpc import reflection
-from store_service.rpc.access import Admission
 from store_service.rpc.changes import ChangeService
 from store_service.rpc.channelz import CHANNELZ, ChannelzService
 from store_service.rpc.channelz import FILES as CHANNELZ_FILES
 from store_service.rpc.comments import CommentService
 from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
-from store_service.rpc.guard import Guard
 from store_service.rpc.health import HealthService
 from store_service.rpc.limits import Limits
 from store_service.rpc.pending import Pending
+from store_service.rpc.pipeline import RpcPipeline
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
-from store_service.rpc.tls import Certificates
 from store_service.rpc.validation import Validation
-from store_service.store.changes import Changes
-from store_service.store.comments import Comments
-from store_service.store.feed import Feed
-from store_service.store.keeping import Keeping
-from store_service.store.posts import Posts
-from store_service.store.removal import Remover
-from store_service.store.writer_health import WriterHealth
+from store_service.service.changes import Changes
+from store_service.service.comments import Comments
+from store_service.service.feed import Feed
+from store_service.service.large_deletions import Remover
+from store_service.service.posts import Posts
+from store_service.service.retention import Retention
+from store_service.service.writer_health import WriterHealth
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
@@ -56,10 +56,10 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 FLUSH_SECONDS = 0.5
 """How long answers that are on their way may take to leave after everything has finished."""
 
-FAREWELL_SECONDS = 0.3
+GOAWAY_SECONDS = 0.3
 """How long watches may take to be sent their last token; one whose caller does not read is just ended."""
 
-TIDY_SECONDS = 0.8
+CLEANUP_SECONDS = 0.8
 """How long the process may take to close everything after the grace period, before it just ends."""
 
 log = structlog.get_logger("store_service.server")
@@ -71,7 +71,7 @@ class RunningServer:
 
     address: str
     """HOST:PORT with the real port, or unix:PATH."""
-    guard: Guard
+    pipeline: RpcPipeline
     health: HealthService
     metrics_address: str = ""
     """Where metrics are served, with the real port; empty if they are not."""
@@ -103,14 +103,18 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
         leaving = asyncio.create_task(_leave_when_set(stop), name="leaving")
         async with serving(config, reuse_port=is_worker) as server:
             leaving.cancel()
-            garbage.leave_alone_what_is_there()
+            gc_tuning.freeze_current_objects()
             # The one line on stdout, for scripts that wait for it.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
             log.info("serving", address=server.address)
             await stop.wait()
-            log.info("stopping", drain_seconds=config.drain_seconds, grace_seconds=config.grace_seconds)
+            log.info(
+                "stopping",
+                shutdown_delay_seconds=config.shutdown_delay_seconds,
+                shutdown_grace_seconds=config.shutdown_grace_seconds,
+            )
             # A write that waits for another process's lock cannot be called off.
-            longest = config.drain_seconds + config.grace_seconds + TIDY_SECONDS
+            longest = config.shutdown_delay_seconds + config.shutdown_grace_seconds + CLEANUP_SECONDS
             asyncio.get_running_loop().call_later(longest, _give_up)
     log.info("stopped")
 
@@ -180,35 +184,35 @@ def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
 async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[RunningServer]:
     """A server that answers calls until the end of the block.
 
-    Then it stops, in an order that nobody notices:
+    The order of a shutdown:
 
-    1. health says NOT_SERVING, so that balancers look elsewhere, and calls go on for `drain_seconds`;
-    2. watches are sent their last token and end;
-    3. nobody is let in any more, new calls on old connections get SHUTTING_DOWN and other streams end, while
-       running calls have `grace_seconds` to finish; a connection is closed when nothing runs on it;
-    4. the server closes what is left;
-    5. the workers finish what they have begun;
-    6. the database is closed, when nobody needs it any more.
+    1. Health reports NOT_SERVING; calls are accepted for `shutdown_delay_seconds` more.
+    2. Each watch sends its last resume token and ends.
+    3. Drain: the listening socket closes, new calls on open connections get SHUTTING_DOWN, other streams
+       end, and running calls have `shutdown_grace_seconds` to finish. Idle connections are closed.
+    4. The gRPC server closes the remaining connections.
+    5. The batch queues finish the jobs that have started.
+    6. The database is closed.
     """
     config = config.model_copy(update={"max_connections": open_files.room_for(config.max_connections)})
     # First, so that a start that fails has not changed the schema under another program.
-    certificates, access = security.certificates(config), security.access(config)
+    certificates, access = credentials.certificates(config), credentials.access(config)
     revision = await startup.prepare(config, is_reserved=reuse_port)
     with connect.sole_use(config.DATABASE_URL):
         if revision != schema.HEAD:
             await asyncio.to_thread(
-                schema.upgrade, config.DATABASE_URL, acquire_seconds=config.acquire_seconds
+                schema.upgrade, config.DATABASE_URL, connect_timeout_seconds=config.connect_timeout_seconds
             )
         async with (
-            observing(config, certificates) as observed,
-            startup.open_store(config, observe=observed.lane) as store,
+            instrumented(config, certificates) as observed,
+            startup.open_database(config, observe=observed.lane) as database,
         ):
-            await schema.look(store)
-            await Changes(store).begin()
+            await schema.look(database)
+            await Changes(database).begin()
             connections = Connections()
             limits = _limits(config, connections)
             connection_limits = _connection_limits(config, connections, limits)
-            guard = Guard(
+            pipeline = RpcPipeline(
                 limits,
                 connections,
                 connection_limits.delivered,
@@ -218,36 +222,39 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 max_request_bytes=config.max_request_bytes,
             )
             feed = Feed(
-                store,
+                database,
                 max_watches=config.max_watches,
                 measure=observed.measures.feed if observed.measures else None,
             )
             names = [service.full_name for service in SERVICES]
             # Who watches over a connection has one for it.
-            writer_health = WriterHealth(store)
+            writer_health = WriterHealth(database)
             health = HealthService(
-                lambda: _look(store, writer_health), names, max_watches=config.max_connections
+                lambda: _look(database, writer_health), names, max_watches=config.max_connections
             )
-            remover = Remover(store)
-            posts = Posts(store, after_deletion=remover.wake)
-            server = _server(config, store, posts, feed, guard, health, names, reuse_port=reuse_port)
+            remover = Remover(database)
+            posts = Posts(database, after_deletion=remover.wake)
+            server = _server(config, database, posts, feed, pipeline, health, names, reuse_port=reuse_port)
             address = _listen(server, config.listen, certificates)
             connections.begin(address)
-            keeping = asyncio.create_task(_keep(config, store), name="keeping")
+            retention = asyncio.create_task(_keep(config, database), name="keeping")
             removing = None if config.read_only else asyncio.create_task(remover.run(), name="removing")
-            checking = asyncio.create_task(store.keep_checking(), name="checking")
+            checking = asyncio.create_task(database.keep_checking(), name="checking")
             probing = asyncio.create_task(writer_health.run(), name="probing")
             counting = asyncio.create_task(connection_limits.keep_looking(), name="connections")
             looking = None if access is None else asyncio.create_task(access.keep_looking(), name="looking")
             await server.start()
             try:
                 yield RunningServer(
-                    address=address, guard=guard, health=health, metrics_address=observed.metrics_address
+                    address=address,
+                    pipeline=pipeline,
+                    health=health,
+                    metrics_address=observed.metrics_address,
                 )
             finally:
                 health.stop()
-                await asyncio.sleep(config.drain_seconds)
-                keeping.cancel()
+                await asyncio.sleep(config.shutdown_delay_seconds)
+                retention.cancel()
                 if removing is not None:
                     removing.cancel()
                 checking.cancel()
@@ -256,39 +263,39 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 if looking is not None:
                     looking.cancel()
                 started = asyncio.get_running_loop().time()
-                await feed.stop(min(FAREWELL_SECONDS, config.grace_seconds))
-                await guard.drain(config.grace_seconds)
-                left = config.grace_seconds - (asyncio.get_running_loop().time() - started)
+                await feed.stop(min(GOAWAY_SECONDS, config.shutdown_grace_seconds))
+                await pipeline.drain(config.shutdown_grace_seconds)
+                left = config.shutdown_grace_seconds - (asyncio.get_running_loop().time() - started)
                 await server.stop(min(FLUSH_SECONDS, max(left, 0)))
-                guard.close()
+                pipeline.close()
 
 
-async def _look(store: connect.Store, writer_health: WriterHealth) -> None:
+async def _look(database: connect.Database, writer_health: WriterHealth) -> None:
     """Checks whether reads and writes work; raises when they do not."""
-    await schema.look(store)
+    await schema.look(database)
     writer_health.check()
 
 
-async def _keep(config: Config, store: connect.Store) -> None:
+async def _keep(config: Config, database: connect.Database) -> None:
     if config.read_only:
         return
-    keeping = Keeping(
-        store,
-        change_hours=config.change_hours,
-        change_rows=config.change_rows,
-        request_id_hours=config.request_id_hours,
+    retention = Retention(
+        database,
+        change_retention_hours=config.change_retention_hours,
+        max_change_rows=config.max_change_rows,
+        request_id_retention_hours=config.request_id_retention_hours,
     )
-    await keeping.run()
+    await retention.run()
 
 
 def _limits(config: Config, connections: Connections) -> Limits:
     return Limits(
         max_calls=config.max_concurrent_calls,
         max_bytes=config.max_concurrent_bytes,
-        calls_per_second=config.caller_calls_per_second,
+        calls_per_second=config.rate_limit_per_caller,
         max_seconds=config.max_call_seconds,
         pending=Pending(
-            max_connection_bytes=config.max_unsent_bytes,
+            max_connection_bytes=config.max_pending_response_bytes_per_connection,
             max_bytes=config.max_pending_response_bytes,
             max_seconds=config.max_call_seconds,
             cut=connections.cut,
@@ -302,7 +309,7 @@ def _connection_limits(config: Config, connections: Connections, limits: Limits)
         max_connections=config.max_connections,
         max_per_address=config.max_connections_per_address,
         max_pending_bytes=config.max_concurrent_bytes,
-        silent_seconds=config.handshake_seconds,
+        silent_seconds=config.handshake_timeout_seconds,
         busy=limits.peers,
         looked=limits.pending.looked,
     )
@@ -310,10 +317,10 @@ def _connection_limits(config: Config, connections: Connections, limits: Limits)
 
 def _server(
     config: Config,
-    store: connect.Store,
+    database: connect.Database,
     posts: Posts,
     feed: Feed,
-    guard: Guard,
+    pipeline: RpcPipeline,
     health: HealthService,
     names: list[str],
     *,
@@ -327,11 +334,11 @@ def _server(
     server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
-            guard.handlers(POSTS, PostService(posts, validation)),
-            guard.handlers(COMMENTS, CommentService(Comments(store), validation)),
+            pipeline.handlers(POSTS, PostService(posts, validation)),
+            pipeline.handlers(COMMENTS, CommentService(Comments(database), validation)),
             # The feed counts its watches.
-            guard.handlers(CHANGES, ChangeService(feed, validation), count_streams=False),
-            guard.handlers(HEALTH, health, while_draining=True, admission=Admission.ANYBODY),
+            pipeline.handlers(CHANGES, ChangeService(feed, validation), count_streams=False),
+            pipeline.handlers(HEALTH, health, while_draining=True, admission=AuthRequirement.ANYBODY),
         )
     )
     if config.reflection != "off":
@@ -341,17 +348,19 @@ def _server(
             all_names.append(CHANNELZ.full_name)
             files += CHANNELZ_FILES
         describe = ReflectionService(all_names, files)
-        admission = Admission.ANYBODY if config.reflection == "open" else Admission.CALLER
+        admission = AuthRequirement.ANYBODY if config.reflection == "open" else AuthRequirement.CALLER
         server.add_generic_rpc_handlers(
             (
-                guard.handlers(reflection.V1ALPHA, describe, admission=admission),
-                guard.handlers(reflection.V1ALPHA, describe, admission=admission, name=reflection.V1_NAME),
+                pipeline.handlers(reflection.V1ALPHA, describe, admission=admission),
+                pipeline.handlers(reflection.V1ALPHA, describe, admission=admission, name=reflection.V1_NAME),
             )
         )
     if config.channelz:
         # It tells who is connected; where callers have rights it asks for the one to write, as what is not
         # known to be harmless does.
-        server.add_generic_rpc_handlers((guard.handlers(CHANNELZ, ChannelzService(), while_draining=True),))
+        server.add_generic_rpc_handlers(
+            (pipeline.handlers(CHANNELZ, ChannelzService(), while_draining=True),)
+        )
     return server
 
 

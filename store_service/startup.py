@@ -8,11 +8,11 @@ import asyncio
 import errno
 from contextlib import AbstractAsyncContextManager, suppress
 
-from store_service import addresses, observing
+from store_service import address, instrumentation
 from store_service.config import Config
-from store_service.database import connect, rights, schema
-from store_service.database.observing import Observe, unobserved
+from store_service.database import connect, privileges, schema
 from store_service.errors import OperatorError, SchemaMismatch
+from store_service.observability.batches import ObserverFactory, without_observer
 
 IN_USE = "in use"
 FREE = "fine"
@@ -24,7 +24,7 @@ class CannotListen(OperatorError):
     def __init__(self, listen: str, error: OSError | None = None) -> None:
         """Takes the address, and what the system says, if that is known."""
         why = "somebody else has it, or it is not of this machine"
-        super().__init__(f"cannot listen on {listen}: {addresses.problem(listen, error) if error else why}")
+        super().__init__(f"cannot listen on {listen}: {address.problem(listen, error) if error else why}")
 
 
 async def prepare(config: Config, *, is_reserved: bool = False) -> str:
@@ -34,7 +34,7 @@ async def prepare(config: Config, *, is_reserved: bool = False) -> str:
         The revision of the schema; if it is not the latest, an upgrade is needed.
 
     Raises:
-        CannotListen, observing.CannotServeMetrics: An address is in use, or not of this machine.
+        CannotListen, observing.MetricsAddressUnavailable: An address is in use, or not of this machine.
         OperatorError: The database is not ours, or its files or rights do not allow to serve it.
         SchemaMismatch: The schema is another one, and must not be upgraded.
         StoreError: The database cannot be opened.
@@ -61,20 +61,20 @@ def check_addresses(config: Config, *, is_reserved: bool = False, may_be_in_use:
         FREE, or IN_USE if one is and may be.
 
     Raises:
-        CannotListen, observing.CannotServeMetrics: One cannot be bound.
+        CannotListen, observing.MetricsAddressUnavailable: One cannot be bound.
     """
     state = FREE
-    wanted: list[tuple[str, type[CannotListen | observing.CannotServeMetrics]]] = []
+    wanted: list[tuple[str, type[CannotListen | instrumentation.MetricsAddressUnavailable]]] = []
     if not is_reserved:
         wanted.append((config.listen, CannotListen))
     if config.metrics_listen:
-        wanted.append((config.metrics_listen, observing.CannotServeMetrics))
-    for address, refused in wanted:
+        wanted.append((config.metrics_listen, instrumentation.MetricsAddressUnavailable))
+    for listen, refused in wanted:
         try:
-            addresses.check(address)
+            address.check(listen)
         except OSError as error:
             if not (may_be_in_use and error.errno == errno.EADDRINUSE):
-                raise refused(address, error) from None
+                raise refused(listen, error) from None
             state = IN_USE
     return state
 
@@ -100,9 +100,9 @@ def check_database(config: Config, *, is_start: bool = False) -> str:
     find = schema.find_to_upgrade if will_upgrade else schema.find
     revision = find(
         config.DATABASE_URL,
-        acquire_seconds=config.acquire_seconds,
+        connect_timeout_seconds=config.connect_timeout_seconds,
         upgrades=config.auto_migrate,
-        serves=rights.TO_READ if config.read_only else rights.TO_WRITE,
+        serves=privileges.TO_READ if config.read_only else privileges.TO_WRITE,
     )
     if will_upgrade and revision != schema.HEAD:
         connect.check_files(config.DATABASE_URL)
@@ -118,22 +118,22 @@ async def try_to_open(config: Config) -> None:
         StoreError: It cannot be opened.
     """
     if not connect.is_sqlite(config.DATABASE_URL):
-        async with open_store(config) as store:
+        async with open_database(config) as database:
             # An error about missing tables also shows that the connection works.
             with suppress(SchemaMismatch):
-                await schema.look(store)
+                await schema.look(database)
 
 
-def open_store(
-    config: Config, *, observe: Observe = unobserved
-) -> AbstractAsyncContextManager[connect.Store]:
+def open_database(
+    config: Config, *, observe: ObserverFactory = without_observer
+) -> AbstractAsyncContextManager[connect.Database]:
     """The database, opened as the settings say; see `connect.open_store`."""
-    return connect.open_store(
+    return connect.open_database(
         config.DATABASE_URL,
-        readers=config.readers,
-        lock_seconds=config.lock_seconds,
-        statement_seconds=config.statement_seconds,
-        acquire_seconds=config.acquire_seconds,
+        readers=config.read_connections,
+        lock_timeout_seconds=config.lock_timeout_seconds,
+        statement_timeout_seconds=config.statement_timeout_seconds,
+        connect_timeout_seconds=config.connect_timeout_seconds,
         force_roll_back=config.DB_FORCE_ROLL_BACK,
         observe=observe,
         read_only=config.read_only,

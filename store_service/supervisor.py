@@ -17,13 +17,13 @@ import structlog
 
 from store_service import config as settings
 from store_service import startup
-from store_service.addresses import Address
+from store_service.address import Address
 from store_service.config import Config
 from store_service.database import schema
-from store_service.errors import OperatorError
-from store_service.metrics.endpoint import served
-from store_service.metrics.workers import WorkersFamilies
-from store_service.observing import CannotServeMetrics
+from store_service.errors import BadSetting, OperatorError
+from store_service.instrumentation import MetricsAddressUnavailable
+from store_service.observability.all_workers import AllWorkersCollector
+from store_service.observability.endpoint import served
 from store_service.repeated_failure import RepeatedFailure
 from store_service.server import stop_on_signals
 from store_service.startup import CannotListen
@@ -55,14 +55,14 @@ def run(config: Config) -> None:
 
     Raises:
         CannotListen: The address is in use, or not of this machine.
-        CannotServeMetrics: That for metrics is.
+        MetricsAddressUnavailable: That for metrics is.
         WorkerFailed: A worker could not start.
         StoreError: The database cannot be opened, or has a schema that this program does not know.
     """
     with reserved(config.listen) as placeholder:
         # As one process does, once for all.
         if asyncio.run(startup.prepare(config, is_reserved=True)) != schema.HEAD:
-            schema.upgrade(config.DATABASE_URL, acquire_seconds=config.acquire_seconds)
+            schema.upgrade(config.DATABASE_URL, connect_timeout_seconds=config.connect_timeout_seconds)
         listen = Address.parse(config.listen)
         with _one_address_for_metrics(config) as metrics:
             asyncio.run(_supervise(config, str(listen.with_port(placeholder.getsockname()[1])), metrics))
@@ -102,12 +102,12 @@ def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
         return
     with tempfile.TemporaryDirectory(prefix="store-service-") as folder:
         metrics = _Metrics(config, folder)
-        families = WorkersFamilies(metrics.addresses, metrics.restarts)
+        families = AllWorkersCollector(metrics.addresses, metrics.restarts)
         with ExitStack() as stack:
             try:
                 address = stack.enter_context(served(config.metrics_listen, families))
             except OSError as error:
-                raise CannotServeMetrics(config.metrics_listen, error) from None
+                raise MetricsAddressUnavailable(config.metrics_listen, error) from None
             log.info("serving metrics", address=address)
             yield metrics
 
@@ -163,7 +163,7 @@ async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio
         asked.clear()
         try:
             now = settings.load(listen=config.listen)
-        except settings.BadSetting as error:
+        except BadSetting as error:
             log.error("not restarted, for a setting is bad", error=str(error))
             continue
         if now.workers != config.workers:
@@ -311,7 +311,7 @@ class _Worker:
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
-        longest = config.drain_seconds + config.grace_seconds + EXIT_SECONDS
+        longest = config.shutdown_delay_seconds + config.shutdown_grace_seconds + EXIT_SECONDS
         try:
             await asyncio.wait_for(process.wait(), longest)
         except TimeoutError:

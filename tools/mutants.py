@@ -26,8 +26,8 @@ AREAS = {
         "tests/unit/test_validation.py tests/rpc/test_bad_input.py tests/rpc/test_updates.py"
         " tests/rpc/test_batches.py tests/rpc/test_pages.py tests/rpc/test_watch.py"
     ),
-    "store_service/store": "tests/unit tests/rpc tests/store",
-    "store_service/database": "tests/store tests/unit tests/rpc",
+    "store_service/service": "tests/unit tests/rpc tests/database",
+    "store_service/database": "tests/database tests/unit tests/rpc",
 }
 """A module or package, and the tests that run for its mutants."""
 

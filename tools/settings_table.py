@@ -6,7 +6,7 @@ The page has it between the comments `settings` and `/settings`; tests/project c
 import ast
 import inspect
 
-from store_service.config import Config, variable_of
+from store_service.config import Config, environment_variable
 
 
 def meanings(source: str) -> dict[str, str]:
@@ -40,7 +40,7 @@ def table() -> str:
         if name not in meaning_of:
             raise SystemExit(f"store_service/config.py: {name} has no docstring under it")
         meaning = meaning_of[name].replace("|", "\\|")
-        lines.append(f"| `{variable_of(name)}` | `{default_of(name)}` | {meaning} |")
+        lines.append(f"| `{environment_variable(name)}` | `{default_of(name)}` | {meaning} |")
     return "\n".join(lines)
 
 

@@ -5,28 +5,29 @@ from typing import Any, NoReturn
 
 import click
 
-from store_service.cli.copies import backup, restore
-from store_service.cli.ending import call_failed, fail
-from store_service.cli.help import SETTINGS, Group, lines_of
+from store_service.cli.backup import backup, restore
+from store_service.cli.errors import call_failed, fail
+from store_service.cli.health import health
+from store_service.cli.help import SETTINGS, Group, help_section
 from store_service.cli.keys import keys
-from store_service.cli.looking import health, status
-from store_service.cli.serving import check, migrate, serve
+from store_service.cli.serve import check, migrate, serve
+from store_service.cli.status import status
 
 EPILOG = "\n\n".join(
     [
-        lines_of(
+        help_section(
             "Examples:",
             "store-service serve",
             "store-service keys new billing --rights read,write",
             "store-service backup /backups/today.db",
         ),
-        lines_of(
+        help_section(
             "Exit codes:",
             "0  success",
             "1  failure or interruption",
             "2  invalid setting or invalid usage; nothing was done",
         ),
-        lines_of(
+        help_section(
             "Tab completion, by one line in ~/.bashrc, ~/.zshrc or config.fish:",
             'eval "$(_STORE_SERVICE_COMPLETE=bash_source store-service)"',
             'eval "$(_STORE_SERVICE_COMPLETE=zsh_source store-service)"',

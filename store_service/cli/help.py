@@ -22,11 +22,11 @@ class Group(click.Group):
             formatter.write_dl([(name, it.get_short_help_str(limit=1000)) for name, it in commands])
 
 
-def lines_of(title: str, *lines: str) -> str:
+def help_section(title: str, *lines: str) -> str:
     """A section of an epilog whose lines are not wrapped."""
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
 def epilog(*examples: str) -> str:
     """Commands that can be typed as they are, and where settings come from."""
-    return f"{lines_of('Examples:' if len(examples) > 1 else 'Example:', *examples)}\n\n{SETTINGS}"
+    return f"{help_section('Examples:' if len(examples) > 1 else 'Example:', *examples)}\n\n{SETTINGS}"

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from store_service.cli.ending import fail, settings_or_exit
+from store_service.cli.errors import fail, settings_or_exit
 from store_service.cli.help import Group, epilog
 from store_service.config import Config
 
 if TYPE_CHECKING:
-    from store_service.access.keys import KeyLine
+    from store_service.auth.api_keys import KeyLine
 
 
 @click.group(
@@ -27,20 +27,20 @@ def keys(context: click.Context) -> None:
 @click.argument("name")
 @click.option("--rights", metavar="LIST", required=True, help="What it allows: some of read,write,watch.")
 @click.pass_obj
-def new_key(config: Config, name: str, rights: str) -> None:
+def new_key(config: Config, name: str, permissions: str) -> None:
     """Make a key, print it, and add it to the file.
 
     NAME is what the log calls its caller. The key is printed on stdout this once: the file has only its
     SHA-256. A running server takes it within two seconds. Several keys may have one name, so that a caller
     can move from one to the next.
     """
-    from store_service.access import keys as api_keys
-    from store_service.access.caller import rights_from
+    from store_service.auth import api_keys
+    from store_service.auth.principal import parse_permissions
 
     path = _keys_file(config)
     key = api_keys.new_key()
     try:
-        api_keys.append(path, name=name, key=key, rights=rights_from(rights.split(",")))
+        api_keys.append(path, name=name, key=key, permissions=parse_permissions(permissions.split(",")))
     except (ValueError, OSError) as error:
         fail(f"no key was made: {_explained(error, path)}")
     click.echo(key)
@@ -53,7 +53,7 @@ def list_keys(config: Config) -> None:
 
     Each key or certificate is a line of three fields with tabs between them. A certificate has - as its hash.
     """
-    from store_service.access import keys as api_keys
+    from store_service.auth import api_keys
 
     path = _keys_file(config)
     try:
@@ -79,7 +79,7 @@ def remove_key(config: Config, which: str, all_of_name: bool) -> None:
     the name, say which by the hash, or --all. A running server takes it within two seconds. Comments and
     the other lines stay as they are.
     """
-    from store_service.access import keys as api_keys
+    from store_service.auth import api_keys
 
     path = _keys_file(config)
     try:
@@ -91,7 +91,7 @@ def remove_key(config: Config, which: str, all_of_name: bool) -> None:
 
 
 def _print(line: "KeyLine") -> None:
-    click.echo(f"{line.name}\t{','.join(sorted(line.rights))}\t{line.digest.hex()[:8] or '-'}")
+    click.echo(f"{line.name}\t{','.join(sorted(line.permissions))}\t{line.digest.hex()[:8] or '-'}")
 
 
 def _keys_file(config: Config) -> Path:

@@ -36,7 +36,7 @@ def back_up(database_url: str, file: Path, *, force: bool, progress: Progress) -
         SchemaMismatch: There is no database.
         CopyFailed: `file` may not be written, there is no space, or the database is damaged.
     """
-    database = sqlite.path_of(database_url)
+    database = sqlite.database_path(database_url)
     if not database.exists():
         raise SchemaMismatch(expected=schema.HEAD, actual=schema.EMPTY)
     if copies.is_part_of(file, database):
@@ -67,7 +67,7 @@ def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
         NoPlaceForDatabase: No file can be made beside the database.
         CopyFailed: The backup is damaged or not ours alone, or there is no space; the database is as it was.
     """
-    configured = sqlite.path_of(database_url)
+    configured = sqlite.database_path(database_url)
     # SQLite keeps the log beside the file that a link leads to.
     database = configured.resolve()
     if not file.is_file():

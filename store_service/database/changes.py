@@ -42,10 +42,10 @@ from store_service.database.statements import Statement, database_time, one_of, 
 from store_service.database.tables import change_table as change
 from store_service.database.tables import comment_table, post_table
 from store_service.database.tables import feed_table as feed
-from store_service.model import Action, Change, Comment, Kind, Position, Post
+from store_service.model import Action, Change, Comment, Position, Post, ResourceKind
 from store_service.records import RecordReader
 
-_TABLES = {Kind.POST: post_table, Kind.COMMENT: comment_table}
+_TABLES = {ResourceKind.POST: post_table, ResourceKind.COMMENT: comment_table}
 
 ORDER_LOCK = 7_305_872_391_648_021_043
 """The advisory lock of PostgreSQL that keeps the numbers of transactions in the order in which they change
@@ -53,7 +53,7 @@ things (docs/decisions/0011): held until the end by each that writes, together b
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggedWrite:
+class WriteWithChanges:
     """A write that leaves its changes in the feed. Besides its own parameters it takes `now`, microseconds,
     and `requests`, rows of a key and the request id that belongs to it; on SQLite also `xid`, the number of
     the transaction, which is None for its first write."""
@@ -64,32 +64,36 @@ class LoggedWrite:
     """For PostgreSQL."""
 
 
-def logged_insert(resources: Table, kind: Kind, columns: Sequence[str], values: Select[Any]) -> LoggedWrite:
+def insert_with_changes(
+    resources: Table, kind: ResourceKind, columns: Sequence[str], values: Select[Any]
+) -> WriteWithChanges:
     """An insert, which returns the ids in ascending order; the key of a request is the place of the id
     among them, from 0. On PostgreSQL it takes the order lock by itself, together with others that add."""
     stored = select(resources).where(one_of(resources.c.id, "written")).subquery("written")
     held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
     locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
     written = insert(resources).from_select(columns, locked_values).returning(*resources.c).cte("written")
-    return LoggedWrite(
+    return WriteWithChanges(
         steps=(
             Statement(insert(resources).from_select(columns, values).returning(resources.c.id)),
-            Statement(_log("sqlite", Action.CREATE, kind, stored, key=_place_of(stored.c.id))),
+            Statement(_log("sqlite", Action.CREATE, kind, stored, key=_position_expression(stored.c.id))),
         ),
         in_one=Statement(
             select(written.c.id)
             .order_by(written.c.id)
             .add_cte(
-                _log("postgresql", Action.CREATE, kind, written, key=_place_of(written.c.id)).cte("logged")
+                _log("postgresql", Action.CREATE, kind, written, key=_position_expression(written.c.id)).cte(
+                    "logged"
+                )
             )
         ),
     )
 
 
-def logged_update(kind: Kind, write: Update, updates: FromClause) -> LoggedWrite:
+def update_with_changes(kind: ResourceKind, write: Update, updates: FromClause) -> WriteWithChanges:
     """An update whose changes are the rows `updates`, which are all columns of the resources as they
     became, one after the other; the key of a request is the position of its row."""
-    return LoggedWrite(
+    return WriteWithChanges(
         steps=(
             Statement(write),
             Statement(_log("sqlite", Action.UPDATE, kind, updates, key=updates.c.position)),
@@ -102,11 +106,13 @@ def logged_update(kind: Kind, write: Update, updates: FromClause) -> LoggedWrite
     )
 
 
-def logged_delete(resources: Table, kind: Kind, condition: ColumnElement[bool], *, key: str) -> LoggedWrite:
+def delete_with_changes(
+    resources: Table, kind: ResourceKind, condition: ColumnElement[bool], *, key: str
+) -> WriteWithChanges:
     """A deletion of the rows that meet a condition; the key of a request is the column `key` of its rows."""
     doomed = _doomed(resources, condition)
     written = delete(resources).where(condition).returning(*resources.c).cte("written")
-    return LoggedWrite(
+    return WriteWithChanges(
         steps=(
             Statement(_log("sqlite", Action.DELETE, kind, doomed, key=doomed.c[key])),
             Statement(delete(resources).where(condition)),
@@ -115,15 +121,15 @@ def logged_delete(resources: Table, kind: Kind, condition: ColumnElement[bool], 
     )
 
 
-def logged_mark(
+def mark_with_changes(
     resources: Table,
-    kind: Kind,
+    kind: ResourceKind,
     condition: ColumnElement[bool],
     *,
     key: str,
     marks: Table,
     columns: Sequence[str],
-) -> LoggedWrite:
+) -> WriteWithChanges:
     """The same changes, but the rows stay: for each, `columns` of `marks` get its id and its request id."""
     doomed = _doomed(resources, condition)
     requests = _requests()
@@ -133,7 +139,7 @@ def logged_mark(
             doomed.outerjoin(requests, requests.c.key == doomed.c[key])
         ),
     )
-    return LoggedWrite(
+    return WriteWithChanges(
         steps=(
             Statement(_log("sqlite", Action.DELETE, kind, doomed, key=doomed.c[key])),
             Statement(mark),
@@ -152,7 +158,7 @@ def _requests() -> Subquery:
     return rows("requests", key=BigInteger, request_id=Text)
 
 
-def _place_of(id: ColumnElement[int]) -> ColumnElement[int]:
+def _position_expression(id: ColumnElement[int]) -> ColumnElement[int]:
     return func.row_number().over(order_by=id) - 1
 
 
@@ -162,7 +168,7 @@ _last_seq = select(func.coalesce(func.max(_sequences.c.seq), 0)).where(_sequence
 
 
 def _log(
-    dialect: str, action: Action, kind: Kind, resources: FromClause, *, key: ColumnElement[int]
+    dialect: str, action: Action, kind: ResourceKind, resources: FromClause, *, key: ColumnElement[int]
 ) -> Insert:
     """Writes a change for each of some resources."""
     keyed = select(*resources.c, key.label("key")).subquery("keyed")
@@ -174,7 +180,7 @@ def _log(
         "action": literal(int(action)),
         "kind": literal(int(kind)),
         "resource_id": keyed.c.id,
-        "post_id": keyed.c.id if kind is Kind.POST else keyed.c.post_id,
+        "post_id": keyed.c.id if kind is ResourceKind.POST else keyed.c.post_id,
         "payload": _payload(dialect, kind, keyed),
         "size": _size(dialect, kind, keyed),
         "commit_time": now if is_sqlite else stamp(now),
@@ -191,7 +197,7 @@ def _log(
     return insert(change).from_select(list(values), source)
 
 
-def _payload(dialect: str, kind: Kind, resources: FromClause) -> ColumnElement[str]:
+def _payload(dialect: str, kind: ResourceKind, resources: FromClause) -> ColumnElement[str]:
     """What `changes_in` reads: a JSON object of all columns but the ids, which `changes` has itself."""
     names = [it.name for it in _TABLES[kind].columns if it.name not in ("id", "post_id")]
     pairs = [it for name in names for it in (literal_column(f"'{name}'"), resources.c[name])]
@@ -200,7 +206,7 @@ def _payload(dialect: str, kind: Kind, resources: FromClause) -> ColumnElement[s
     return cast(func.json_build_object(*pairs), Text)
 
 
-def _size(dialect: str, kind: Kind, resources: FromClause) -> ColumnElement[int]:
+def _size(dialect: str, kind: ResourceKind, resources: FromClause) -> ColumnElement[int]:
     """Bytes of the texts of a resource."""
     texts = [resources.c[it.name] for it in _TABLES[kind].columns if isinstance(it.type, Text)]
     if dialect == "sqlite":
@@ -371,11 +377,11 @@ BEGIN_ANEW = (
 
 
 _READERS: dict[int, RecordReader[Post] | RecordReader[Comment]] = {
-    Kind.POST: RecordReader(Post),
-    Kind.COMMENT: RecordReader(Comment),
+    ResourceKind.POST: RecordReader(Post),
+    ResourceKind.COMMENT: RecordReader(Comment),
 }
 _ACTIONS = {int(it): it for it in Action}
-_KINDS = {int(it): it for it in Kind}
+_KINDS = {int(it): it for it in ResourceKind}
 
 
 def changes_in(rows: Sequence[Sequence[Any]]) -> tuple[Change, ...]:
@@ -388,7 +394,7 @@ def changes_in(rows: Sequence[Sequence[Any]]) -> tuple[Change, ...]:
 def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
     action, kind, id, post_id, _, commit_time, request_id, *_ = row
     record["id"] = id
-    if kind == Kind.COMMENT:
+    if kind == ResourceKind.COMMENT:
         record["post_id"] = post_id
     return Change(
         action=_ACTIONS[action],
@@ -400,6 +406,6 @@ def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
     )
 
 
-def place_of(row: Sequence[Any]) -> Position:
+def position_from_row(row: Sequence[Any]) -> Position:
     """Where the change in such a row stands."""
     return Position(xid=row[7], seq=row[8], time=row[5])

@@ -3,17 +3,19 @@ others."""
 
 from sqlalchemy import BigInteger, Integer, func, select
 
-from store_service.database.changes import logged_delete
+from store_service.database.changes import delete_with_changes
 from store_service.database.deletions import MARKED, comments_after, in_order, is_visible
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, one_of, parameter
 from store_service.database.tables import comment_table as comment
 from store_service.database.tables import post_table as post
-from store_service.model import ORDERS, Comment, Kind, Order
+from store_service.model import ORDERS, Comment, Order, ResourceKind
 
-COMMENTS = ResourceSql(Comment, comment, Kind.COMMENT, post_id=comment.c.post_id)
+COMMENTS = ResourceSql(Comment, comment, ResourceKind.COMMENT, post_id=comment.c.post_id)
 
-DELETE_COMMENTS_OF_POSTS = logged_delete(comment, Kind.COMMENT, one_of(comment.c.id, "ids"), key="post_id")
+DELETE_COMMENTS_OF_POSTS = delete_with_changes(
+    comment, ResourceKind.COMMENT, one_of(comment.c.id, "ids"), key="post_id"
+)
 """Deletes comments; the key of a request is the post. Served by the primary key."""
 
 _post_id, _after = parameter("post_id", BigInteger), parameter("after", BigInteger)

@@ -13,10 +13,10 @@ import structlog
 from sqlalchemy.pool import NullPool
 
 from store_service.database import files, sqlite
-from store_service.database.observing import Observe, unobserved
-from store_service.database.workers import Argument, Lanes, Operation, Result
+from store_service.database.batch_queue import Argument, Backend, BatchOperation, Result
 from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
+from store_service.observability.batches import ObserverFactory, without_observer
 from store_service.repeated_failure import RepeatedFailure
 
 CHECK_SECONDS = 1.0
@@ -32,13 +32,13 @@ def is_sqlite(database_url: str) -> bool:
 
 def is_missing(database_url: str) -> bool:
     """Whether the database is a file that is not there."""
-    return is_sqlite(database_url) and not sqlite.path_of(database_url).exists()
+    return is_sqlite(database_url) and not sqlite.database_path(database_url).exists()
 
 
-def name_of(database_url: str) -> str:
+def database_name(database_url: str) -> str:
     """The database as an operator knows it, without its password."""
     if is_sqlite(database_url):
-        return str(sqlite.path_of(database_url))
+        return str(sqlite.database_path(database_url))
     return str(parse(database_url))
 
 
@@ -46,22 +46,22 @@ ACQUIRE_SECONDS = 5.0
 """How long opening a connection to PostgreSQL may take, where nobody says otherwise."""
 
 
-def sync_engine(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
+def sync_engine(database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
     """A blocking engine for migrations and scripts; RPCs never use it.
 
     Args:
         database_url: SQLite or PostgreSQL.
-        acquire_seconds: How long opening a connection to PostgreSQL may take, to each address of its host;
+        connect_timeout_seconds: Maximum time to connect to one address of a PostgreSQL host,
             in whole seconds, at least 2, as libpq counts.
     """
     if is_sqlite(database_url):
         return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
     return sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=partial(_connected, parse(database_url), acquire_seconds)
+        "postgresql+psycopg://", creator=partial(_connected, parse(database_url), connect_timeout_seconds)
     )
 
 
-def _connected(url: PostgresqlUrl, acquire_seconds: float) -> Any:
+def _connected(url: PostgresqlUrl, connect_timeout_seconds: float) -> Any:
     """A connection of psycopg: of several hosts to one that takes writes, if there is one."""
     # psycopg is an extra: it is needed only here.
     import psycopg
@@ -73,7 +73,7 @@ def _connected(url: PostgresqlUrl, acquire_seconds: float) -> Any:
         "password": url.password,
         "dbname": url.database,
         # A host that takes the connection and then says nothing would keep us for minutes.
-        "connect_timeout": max(2, math.ceil(acquire_seconds)),
+        "connect_timeout": max(2, math.ceil(connect_timeout_seconds)),
         # Of a database in SQL_ASCII psycopg would otherwise give even names as bytes.
         "client_encoding": "UTF8",
         # A pooler may give the next transaction to another session, which knows of nothing prepared.
@@ -92,17 +92,19 @@ def _connected(url: PostgresqlUrl, acquire_seconds: float) -> Any:
     return psycopg.connect(**given)
 
 
-def engine_to_look(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
+def engine_to_look(
+    database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS
+) -> sqlalchemy.Engine:
     """A blocking engine that changes no file, also not one that a server uses or has left behind.
 
-    `acquire_seconds` is as for `sync_engine`.
+    `connect_timeout_seconds` is as for `sync_engine`.
 
     SQLite's last connection to a file writes the log into it and removes it, unless it cannot write: and a
     second connection that checkpoints while a server runs is what the lock is there to prevent.
     """
     if not is_sqlite(database_url):
-        return sync_engine(database_url, acquire_seconds=acquire_seconds)
-    path = sqlite.path_of(database_url)
+        return sync_engine(database_url, connect_timeout_seconds=connect_timeout_seconds)
+    path = sqlite.database_path(database_url)
     return sqlalchemy.create_engine(
         "sqlite://", creator=lambda: sqlite.connected_to_look(path, _how_to_look(path)), poolclass=NullPool
     )
@@ -119,12 +121,12 @@ def _how_to_look(path: Path) -> str:
 def check_files(database_url: str, *, needs_room: bool = True) -> None:
     """Checks that a file can be served, as far as file system and permissions show; see `files.check`."""
     if is_sqlite(database_url):
-        files.check(sqlite.path_of(database_url), needs_room=needs_room)
+        files.check(sqlite.database_path(database_url), needs_room=needs_room)
 
 
 def is_in_use(database_url: str) -> bool | None:
     """Whether another service holds a file; None for PostgreSQL, which serves many."""
-    return sqlite.is_in_use(sqlite.path_of(database_url)) if is_sqlite(database_url) else None
+    return sqlite.is_in_use(sqlite.database_path(database_url)) if is_sqlite(database_url) else None
 
 
 @contextmanager
@@ -141,10 +143,10 @@ def sole_use(database_url: str) -> Iterator[None]:
         yield
 
 
-class Store:
+class Database:
     """The open database: a lane to write and a lane to read."""
 
-    def __init__(self, lanes: Lanes, *, read_only: bool = False) -> None:
+    def __init__(self, lanes: Backend, *, read_only: bool = False) -> None:
         """Takes the lanes, which may be one and the same, how to hear of what other processes write, and
         whether callers may write."""
         self.read_only = read_only
@@ -155,7 +157,12 @@ class Store:
         self._lost: DatabaseUnavailable | None = None
 
     async def write(
-        self, operation: Operation[Argument, Result], argument: Argument, *, keep: bool = True, size: int = 0
+        self,
+        operation: BatchOperation[Argument, Result],
+        argument: Argument,
+        *,
+        keep: bool = True,
+        size: int = 0,
     ) -> Result:
         """Does the work in a transaction and returns when it is on disk; see `Lane.do`.
 
@@ -164,11 +171,11 @@ class Store:
         """
         if self._lost is not None:
             raise DatabaseUnavailable from self._lost.__cause__
-        return await self._writer.do(operation, argument, keep=keep, size=size)
+        return await self._writer.execute(operation, argument, keep=keep, size=size)
 
-    async def read(self, operation: Operation[Argument, Result], argument: Argument) -> Result:
+    async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Result:
         """Does the work on a reading connection; it sees everything that was answered before."""
-        return await self._reader.do(operation, argument)
+        return await self._reader.execute(operation, argument)
 
     def check(self) -> None:
         """Makes sure that what is written can be found again; until it is so, writes are refused.
@@ -210,31 +217,31 @@ class Store:
 
         Raises:
             StoreError: The database cannot be reached any more.
-            NotifiesNobody: The database server sends no notifications; the caller has to poll.
+            NotificationsUnavailable: The database server sends no notifications; the caller has to poll.
         """
         await self._listen(heard)
 
 
 @asynccontextmanager
-async def open_store(
+async def open_database(
     database_url: str,
     *,
     readers: int = 2,
-    lock_seconds: float = 5.0,
-    statement_seconds: float = 10.0,
-    acquire_seconds: float = ACQUIRE_SECONDS,
+    lock_timeout_seconds: float = 5.0,
+    statement_timeout_seconds: float = 10.0,
+    connect_timeout_seconds: float = ACQUIRE_SECONDS,
     force_roll_back: bool = False,
-    observe: Observe = unobserved,
+    observe: ObserverFactory = without_observer,
     read_only: bool = False,
-) -> AsyncIterator[Store]:
+) -> AsyncIterator[Database]:
     """Opens a database whose schema is up to date; closes it at the end of the block, after what waits.
 
     Args:
         database_url: SQLite or PostgreSQL.
         readers: How many connections read.
-        lock_seconds: How long a write waits for locks of others before DatabaseBusy.
-        statement_seconds: How long a statement may run on PostgreSQL before DatabaseBusy.
-        acquire_seconds: How long opening a connection to PostgreSQL may take.
+        lock_timeout_seconds: How long a write waits for locks of others before DatabaseBusy.
+        statement_timeout_seconds: How long a statement may run on PostgreSQL before DatabaseBusy.
+        connect_timeout_seconds: How long opening a connection to PostgreSQL may take.
         force_roll_back: One connection does everything, and undoes it at the end.
         observe: Who looks at each lane.
         read_only: The rules are to refuse writes of callers, so that a standby will do.
@@ -243,10 +250,10 @@ async def open_store(
         StoreError: The database cannot be opened.
     """
     if is_sqlite(database_url):
-        opening = sqlite.open_lanes(
+        opening = sqlite.open_backend(
             database_url,
             readers=readers,
-            lock_seconds=lock_seconds,
+            lock_timeout_seconds=lock_timeout_seconds,
             force_roll_back=force_roll_back,
             observe=observe,
         )
@@ -254,15 +261,15 @@ async def open_store(
         # asyncpg is an extra: it is needed only here.
         from store_service.database import postgresql
 
-        opening = postgresql.open_lanes(
+        opening = postgresql.open_backend(
             database_url,
             readers=readers,
-            lock_seconds=lock_seconds,
-            statement_seconds=statement_seconds,
-            acquire_seconds=acquire_seconds,
+            lock_timeout_seconds=lock_timeout_seconds,
+            statement_timeout_seconds=statement_timeout_seconds,
+            connect_timeout_seconds=connect_timeout_seconds,
             force_roll_back=force_roll_back,
             read_only=read_only,
             observe=observe,
         )
     async with opening as lanes:
-        yield Store(lanes, read_only=read_only)
+        yield Database(lanes, read_only=read_only)

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from store_service.database.changes import LoggedWrite
-from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, named
+from store_service.database.changes import WriteWithChanges
+from store_service.database.driver_errors import DRIVER_ERRORS, StatementCancelled, named
 from store_service.database.statements import Statement
-from store_service.measures import Histogram
+from store_service.observability.metrics import Histogram
 
 Rows = Sequence[tuple[Any, ...]]
 
@@ -26,10 +26,10 @@ class Connection(ABC):
     BEGIN: str
     """Begins a transaction that writes."""
 
-    BEGIN_TO_ADD: str
+    BEGIN_INSERT_ONLY: str
     """Begins a transaction that only adds."""
 
-    WRITES_IN_ONE_STATEMENT: bool
+    SINGLE_STATEMENT_WRITES: bool
     """Whether `write` is a transaction by itself."""
 
     commits: Histogram | None = None
@@ -68,20 +68,20 @@ class Connection(ABC):
 
         Raises:
             StoreError: The database is busy, full or unavailable.
-            NobodyWaits: `abandon` was called; a transaction is to be undone.
+            StatementCancelled: `abandon` was called; a transaction is to be undone.
         """
         if not self.is_wanted:
-            raise NobodyWaits
+            raise StatementCancelled
         try:
             return await self._fetch(statement, values)
         except DRIVER_ERRORS as error:
             raise named(error) from error
 
-    async def fetch_few(self, statement: Statement, **values: Any) -> Rows:
+    async def fetch_inline(self, statement: Statement, **values: Any) -> Rows:
         """The same for a handful of rows found by their key: the way there costs more than they do."""
         return await self.fetch(statement, **values)
 
-    async def write(self, write: LoggedWrite, **values: Any) -> Rows:
+    async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
         """Runs a write that leaves its changes in the feed, and returns its rows.
 
         Raises:
@@ -97,7 +97,7 @@ class Connection(ABC):
             StoreError: The database is busy, full or unavailable.
         """
 
-    async def as_one(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_in_connection_thread(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs work that waits for nothing but this connection, in as few trips to it as there can be."""
         return await work
 
@@ -111,14 +111,14 @@ class Connection(ABC):
             self._interrupt()
 
     @asynccontextmanager
-    async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:
+    async def transaction(self, *, keep: bool = True, insert_only: bool = False) -> AsyncIterator[None]:
         """What runs inside is on disk, whole, when this ends; after an error nothing of it is.
 
         Args:
             keep: False keeps nothing of it either way.
-            only_adds: It changes and deletes nothing that is there, and begins with its first `write`.
+            insert_only: It changes and deletes nothing that is there, and begins with its first `write`.
         """
-        begin = self.BEGIN_TO_ADD if only_adds else self.BEGIN
+        begin = self.BEGIN_INSERT_ONLY if insert_only else self.BEGIN
         try:
             await self._run("SAVEPOINT batch" if self._inside_transaction else begin)
         except BaseException:
@@ -161,7 +161,7 @@ class Connection(ABC):
 
     @abstractmethod
     def _interrupt(self) -> None:
-        """Ends the statement that `_fetch` runs, if it runs one, with NobodyWaits."""
+        """Ends the statement that `_fetch` runs, if it runs one, with StatementCancelled."""
 
     @abstractmethod
     async def _execute(self, text: str) -> None:

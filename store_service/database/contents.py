@@ -8,7 +8,7 @@ MAX_NAMED = 5
 """Most objects that a message names."""
 
 
-def of_others(connection: sqlalchemy.Connection) -> str:
+def foreign_objects(connection: sqlalchemy.Connection) -> str:
     """The content of a database without tables of this service, in words; empty if there is none.
 
     On PostgreSQL the schema counts in which tables are made (`current_schema()`), and what an extension has

@@ -17,12 +17,12 @@ import sqlalchemy
 from sqlalchemy.pool import NullPool
 
 from store_service import disk
-from store_service.database import schema, takeover
+from store_service.database import legacy_preflight, schema
 from store_service.database.files import COMPANIONS
 from store_service.database.sqlite import connected_to_look, lacks_its_log
 from store_service.errors import OperatorError
 
-PIECE_PAGES = 2048
+STEP_PAGES = 2048
 """How much is copied between two reports of progress; 8 MiB as SQLite's pages are by default."""
 
 Progress = Callable[[str, int, int], None]
@@ -124,7 +124,7 @@ def check(copy: Path, *, named: Path, progress: Progress, only_ours: bool = Fals
                 raise CopyFailed(
                     f"{named} has schema {revision}, and this program knows {schema.HEAD}; {schema.OF_OTHERS}"
                 )
-            strange = takeover.strangers(connection, revision) if only_ours else []
+            strange = legacy_preflight.strangers(connection, revision) if only_ours else []
             if strange:
                 # A name may have a line break in it.
                 found = " ".join("; ".join(strange).split())
@@ -188,7 +188,7 @@ def _copy_pages(source: Path, target: Path, progress: Progress, in_use: bool) ->
                 writer.execute(f"PRAGMA {pragma}")
             reader.backup(
                 writer,
-                pages=PIECE_PAGES,
+                pages=STEP_PAGES,
                 progress=lambda _, left, total: progress(
                     "copying", (total - left) * page_bytes, total * page_bytes
                 ),

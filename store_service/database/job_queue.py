@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from store_service.database.observing import Seen
+from store_service.observability.batches import JobTiming
 
 MAX_BATCH = 1000
 """Maximum number of jobs in a batch."""
@@ -33,9 +33,9 @@ _ANSWERED = _Answered()
 class Job:
     """An operation with its argument, and the future of the caller that waits for it."""
 
-    __slots__ = ("argument", "future", "keep", "operation", "seen", "size")
+    __slots__ = ("argument", "future", "keep", "operation", "size", "timing")
 
-    seen: Seen
+    timing: JobTiming
     """What the lane's observer remembers; set if there is one."""
 
     def __init__(
@@ -77,12 +77,12 @@ class JobQueue:
 
     def append(self, job: Job) -> None:
         """Adds a job after all others."""
-        self._queue_of(job).append(job)
+        self._queue_for(job).append(job)
 
     def put_back(self, jobs: Iterable[Job]) -> None:
         """Adds jobs before all others, in their order."""
         for job in reversed(list(jobs)):
-            self._queue_of(job).appendleft(job)
+            self._queue_for(job).appendleft(job)
 
     def take(self) -> list[Job]:
         """Removes the jobs of the next batch. Jobs whose callers have left are dropped."""
@@ -100,7 +100,7 @@ class JobQueue:
         self._large.clear()
         return jobs
 
-    def _queue_of(self, job: Job) -> deque[Job]:
+    def _queue_for(self, job: Job) -> deque[Job]:
         return self._large if job.size > LARGE_JOB_BYTES else self._small
 
     def _take_large(self) -> list[Job]:

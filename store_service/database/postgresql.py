@@ -10,15 +10,20 @@ from typing import Any, TypeVar
 
 from databases import Database
 
-from store_service.database.changes import LOCKED_FEED, ORDER_LOCK, LoggedWrite
+from store_service.database.batch_queue import Backend, BatchQueue
+from store_service.database.changes import LOCKED_FEED, ORDER_LOCK, WriteWithChanges
 from store_service.database.connection import Connection, Rows
-from store_service.database.failures import DRIVER_ERRORS, NobodyWaits, NotifiesNobody, named
-from store_service.database.observing import Observe, unobserved
+from store_service.database.driver_errors import (
+    DRIVER_ERRORS,
+    NotificationsUnavailable,
+    StatementCancelled,
+    named,
+)
 from store_service.database.sessions import CurrentServer, Hosts, Server, refuse_transaction_pooling
 from store_service.database.statements import Statement
-from store_service.database.workers import Lane, Lanes
 from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
+from store_service.observability.batches import ObserverFactory, without_observer
 
 CHANNEL = "store_changes"
 """Where a trigger tells of every insert into the change feed."""
@@ -42,8 +47,8 @@ class PostgresqlConnection(Connection):
     # Locked before anything else: PostgreSQL numbers a transaction when it first writes or locks a row, and
     # one that then waits for another would be told of before it.
     BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock({ORDER_LOCK})"
-    BEGIN_TO_ADD = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
-    WRITES_IN_ONE_STATEMENT = True
+    BEGIN_INSERT_ONLY = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
+    SINGLE_STATEMENT_WRITES = True
 
     _fetching: asyncio.Task[Any] | None = None
     """The task that waits for rows, if one does that may be interrupted."""
@@ -102,7 +107,7 @@ class PostgresqlConnection(Connection):
             if self.is_wanted or self._fetching is None:
                 raise
             self._fetching.uncancel()
-            raise NobodyWaits from None
+            raise StatementCancelled from None
         finally:
             self._fetching = None
         return rows
@@ -115,7 +120,7 @@ class PostgresqlConnection(Connection):
     async def _execute(self, text: str) -> None:
         await self._answered(self._raw.execute(text))
 
-    async def write(self, write: LoggedWrite, **values: Any) -> Rows:
+    async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
         """Runs a write that leaves its changes in the feed; see Connection.
 
         Outside of a transaction it is one, and `abandon` does not end it: PostgreSQL would commit it on this
@@ -147,10 +152,10 @@ class PostgresqlConnection(Connection):
         """Calls `heard` whenever changes are committed; returns when it should listen on another connection.
 
         Raises:
-            NotifiesNobody: The server is a standby.
+            NotificationsUnavailable: The server is a standby.
         """
         if self._server.is_standby:
-            raise NotifiesNobody
+            raise NotificationsUnavailable
         lost = asyncio.Event()
         self._raw.add_termination_listener(lambda _: lost.set())
         try:
@@ -175,17 +180,17 @@ class PostgresqlConnection(Connection):
 
 
 @asynccontextmanager
-async def open_lanes(
+async def open_backend(
     database_url: str,
     *,
     readers: int,
-    lock_seconds: float,
-    statement_seconds: float,
-    acquire_seconds: float,
+    lock_timeout_seconds: float,
+    statement_timeout_seconds: float,
+    connect_timeout_seconds: float,
     force_roll_back: bool,
     read_only: bool = False,
-    observe: Observe = unobserved,
-) -> AsyncIterator[Lanes]:
+    observe: ObserverFactory = without_observer,
+) -> AsyncIterator[Backend]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
@@ -199,8 +204,8 @@ async def open_lanes(
     current = CurrentServer(
         read_only=read_only,
         settings={
-            "statement_timeout": _milliseconds(statement_seconds),
-            "lock_timeout": _milliseconds(lock_seconds),
+            "statement_timeout": _milliseconds(statement_timeout_seconds),
+            "lock_timeout": _milliseconds(lock_timeout_seconds),
             # Another level takes its snapshot before the order lock, and would not see a deletion.
             "default_transaction_isolation": "read committed",
             # The one transaction of `force_roll_back` is idle when there are no calls; 0 is no limit.
@@ -209,7 +214,7 @@ async def open_lanes(
             else _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
         },
     )
-    hosts = Hosts(url, current, seconds=acquire_seconds)
+    hosts = Hosts(url, current, seconds=connect_timeout_seconds)
     options = {
         **url.login,
         "ssl": tls or False,
@@ -235,21 +240,25 @@ async def open_lanes(
         sessions = _Sessions(
             database,
             current,
-            acquire_seconds=acquire_seconds,
-            longest_seconds=statement_seconds + lock_seconds + SLACK_SECONDS,
+            connect_timeout_seconds=connect_timeout_seconds,
+            longest_seconds=statement_timeout_seconds + lock_timeout_seconds + SLACK_SECONDS,
         )
 
         if force_roll_back:
-            lane = Lane("worker", sessions.global_one, workers=1, writes=True, observer=observe("worker"))
+            lane = BatchQueue(
+                "worker", sessions.global_one, workers=1, writes=True, observer=observe("worker")
+            )
             await stack.enter_async_context(lane.running())
-            yield Lanes(lane, lane)
+            yield Backend(lane, lane)
             return
 
-        writer = Lane("writer", sessions.leading, workers=1, writes=True, observer=observe("writer"))
+        writer = BatchQueue("writer", sessions.leading, workers=1, writes=True, observer=observe("writer"))
         await stack.enter_async_context(writer.running())
-        reader = Lane("reader", sessions.following, workers=readers, writes=False, observer=observe("reader"))
+        reader = BatchQueue(
+            "reader", sessions.following, workers=readers, writes=False, observer=observe("reader")
+        )
         await stack.enter_async_context(reader.running())
-        yield Lanes(writer, reader, sessions.listen)
+        yield Backend(writer, reader, sessions.listen)
 
 
 async def _refuse_transaction_pooling(hosts: Hosts, options: Mapping[str, Any]) -> None:
@@ -269,11 +278,16 @@ class _Sessions:
     """Opens sessions for their workers, each on the server where it belongs."""
 
     def __init__(
-        self, database: Database, current: CurrentServer, *, acquire_seconds: float, longest_seconds: float
+        self,
+        database: Database,
+        current: CurrentServer,
+        *,
+        connect_timeout_seconds: float,
+        longest_seconds: float,
     ) -> None:
         self._database = database
         self._current = current
-        self._acquire_seconds = acquire_seconds
+        self._acquire_seconds = connect_timeout_seconds
         self._longest_seconds = longest_seconds
 
     @asynccontextmanager
@@ -300,7 +314,7 @@ class _Sessions:
 
         Raises:
             DatabaseUnavailable: The database cannot be reached any more.
-            NotifiesNobody: The server is a standby.
+            NotificationsUnavailable: The server is a standby.
         """
         async with self.following() as connection:
             try:

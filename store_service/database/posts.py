@@ -2,15 +2,15 @@
 
 from sqlalchemy import Integer, delete, func, literal, select, true
 
-from store_service.database.changes import logged_mark
+from store_service.database.changes import mark_with_changes
 from store_service.database.deletions import is_visible
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, one_of
 from store_service.database.tables import post_deletion_table
 from store_service.database.tables import post_table as post
-from store_service.model import Kind, Post
+from store_service.model import Post, ResourceKind
 
-POSTS = ResourceSql(Post, post, Kind.POST, post_id=post.c.id)
+POSTS = ResourceSql(Post, post, ResourceKind.POST, post_id=post.c.id)
 
 _ids_by_id = select(post.c.id).where(one_of(post.c.id, "ids"), is_visible(post.c.id))
 
@@ -30,9 +30,9 @@ CHECK_KEYS_BY_INDEX = Statement(
 """To be run before posts are deleted, in the same transaction. PostgreSQL checks that they have no comments.
 With statistics from before their comments were deleted it would read all comments for it."""
 
-MARK_POSTS = logged_mark(
+MARK_POSTS = mark_with_changes(
     post,
-    Kind.POST,
+    ResourceKind.POST,
     one_of(post.c.id, "ids"),
     key="id",
     marks=post_deletion_table,

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy
 
-from store_service.database import takeover
+from store_service.database import legacy_preflight
 from store_service.database.connect import engine_to_look
 
 SECONDS_FOR_ONE = 3.0
@@ -55,14 +55,14 @@ class Preview:
             yield f"columns {', '.join(names)} of {table} move to {table}_extra_columns"
 
 
-def preview(database_url: str, *, acquire_seconds: float) -> Preview:
+def preview(database_url: str, *, connect_timeout_seconds: float) -> Preview:
     """Counts what an upgrade would find.
 
     Args:
         database_url: A database of the application before, that can be upgraded.
-        acquire_seconds: How long opening a connection to PostgreSQL may take.
+        connect_timeout_seconds: How long opening a connection to PostgreSQL may take.
     """
-    engine = engine_to_look(database_url, acquire_seconds=acquire_seconds)
+    engine = engine_to_look(database_url, connect_timeout_seconds=connect_timeout_seconds)
     try:
         with engine.connect() as connection:
             began = time.monotonic()
@@ -74,7 +74,7 @@ def preview(database_url: str, *, acquire_seconds: float) -> Preview:
                 orphans=orphans,
                 undecodable=undecodable,
                 renumbered=renumbered,
-                extra_columns=takeover.extra_columns(connection),
+                extra_columns=legacy_preflight.extra_columns(connection),
                 seconds=(time.monotonic() - began) * SECONDS_FOR_ONE,
             )
     finally:
@@ -95,8 +95,8 @@ def _undecodable(connection: sqlalchemy.Connection) -> int:
     raw.text_factory = bytes
     try:
         return sum(
-            not takeover.is_text(body)
-            for table in takeover.COLUMNS_BEFORE
+            not legacy_preflight.is_text(body)
+            for table in legacy_preflight.COLUMNS_BEFORE
             for (body,) in raw.execute(
                 f"SELECT CAST(body AS TEXT) FROM {table} WHERE typeof(body) IN ('text', 'blob')"
             )

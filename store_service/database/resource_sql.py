@@ -11,10 +11,15 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Table, select, update
 
 from store_service.compiled import compiled
-from store_service.database.changes import LoggedWrite, logged_delete, logged_insert, logged_update
+from store_service.database.changes import (
+    WriteWithChanges,
+    delete_with_changes,
+    insert_with_changes,
+    update_with_changes,
+)
 from store_service.database.deletions import is_visible, visible_body
 from store_service.database.statements import Statement, one_of, parameter, rows
-from store_service.model import ORDERS, Comment, Kind, Order, Post, ResourceFields
+from store_service.model import ORDERS, Comment, Order, Post, ResourceFields, ResourceKind
 
 R = TypeVar("R", Post, Comment)
 
@@ -25,7 +30,9 @@ _now = parameter("now", BigInteger)
 class ResourceSql(Generic[R]):
     """Statements and rows of one resource. Every statement is served by the primary key."""
 
-    def __init__(self, model: type[R], table: Table, kind: Kind, *, post_id: ColumnElement[int]) -> None:
+    def __init__(
+        self, model: type[R], table: Table, kind: ResourceKind, *, post_id: ColumnElement[int]
+    ) -> None:
         """Takes the dataclass, the table with a column for each of its fields, and the column that names the
         post."""
         self._table: Table = table
@@ -52,7 +59,7 @@ class ResourceSql(Generic[R]):
         other."""
 
         draft = rows("drafts", **self._types(self.content))
-        self.insert: LoggedWrite = logged_insert(
+        self.insert: WriteWithChanges = insert_with_changes(
             table,
             kind,
             [*self.content, "create_time", "update_time"],
@@ -62,7 +69,7 @@ class ResourceSql(Generic[R]):
         drafts are."""
 
         changed = rows("updates", **self._types(self._names), is_last=Integer)
-        self.update: LoggedWrite = logged_update(
+        self.update: WriteWithChanges = update_with_changes(
             kind,
             update(table)
             .values({name: changed.c[name] for name in (*fields.mutable, "update_time", "version")})
@@ -71,7 +78,7 @@ class ResourceSql(Generic[R]):
         )
         """Writes `updates` (rows of all columns and `is_last`), of which the last of each resource stays."""
 
-        self.delete: LoggedWrite = logged_delete(table, kind, one_of(table.c.id, "ids"), key="id")
+        self.delete: WriteWithChanges = delete_with_changes(table, kind, one_of(table.c.id, "ids"), key="id")
         """Deletes resources that nothing refers to."""
         self.pages: dict[Order, Statement] = {
             order: Statement(self.page(order, visible_only=False)) for order in ORDERS

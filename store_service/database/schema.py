@@ -12,24 +12,18 @@ import sqlalchemy
 import structlog
 from sqlalchemy import event
 
-from store_service.database import contents, rights, sqlite, takeover
-from store_service.database.connect import (
-    ACQUIRE_SECONDS,
-    Store,
-    engine_to_look,
-    is_missing,
-    sync_engine,
-)
+from store_service.database import contents, legacy_preflight, privileges, sqlite
+from store_service.database.batch_queue import BatchOperation
+from store_service.database.connect import ACQUIRE_SECONDS, Database, engine_to_look, is_missing, sync_engine
 from store_service.database.connection import Connection
-from store_service.database.failures import named
+from store_service.database.driver_errors import named
 from store_service.database.statements import Statement
-from store_service.database.workers import Operation
 from store_service.errors import DatabaseUnavailable, OperatorError, SchemaMismatch
 
-BEFORE = takeover.BEFORE
+BEFORE = legacy_preflight.BEFORE
 """The revision of a database that the application before this service made."""
 
-KNOWN = tuple(takeover.MADE_BY)
+KNOWN = tuple(legacy_preflight.MADE_BY)
 """Every revision that this program can bring to HEAD, and HEAD."""
 
 HEAD = KNOWN[-1]
@@ -76,9 +70,9 @@ def current(connection: sqlalchemy.Connection) -> str:
         revision = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
         if revision not in (None, BEFORE):
             return str(revision)
-    present = tables & takeover.COLUMNS_BEFORE.keys()
+    present = tables & legacy_preflight.COLUMNS_BEFORE.keys()
     if not present:
-        found = contents.of_others(connection)
+        found = contents.foreign_objects(connection)
         if found:
             own = "a file" if connection.dialect.name == "sqlite" else "a database, or a schema,"
             raise ForeignSchema(
@@ -86,7 +80,7 @@ def current(connection: sqlalchemy.Connection) -> str:
                 f" service; give the service {own} of its own"
             )
         return EMPTY
-    for table, wanted in takeover.COLUMNS_BEFORE.items():
+    for table, wanted in legacy_preflight.COLUMNS_BEFORE.items():
         columns = {column["name"] for column in inspector.get_columns(table)} if table in tables else set()
         if not wanted <= columns:
             difference = "is missing"
@@ -97,14 +91,14 @@ def current(connection: sqlalchemy.Connection) -> str:
     return BEFORE
 
 
-def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> None:
+def check(database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS) -> None:
     """Makes sure that a database has the schema that this program needs. Changes nothing, makes no file.
 
     Raises:
         SchemaMismatch: It has another one.
         StoreError, ForeignSchema, WrongEncoding: As for `find`.
     """
-    revision = find(database_url, acquire_seconds=acquire_seconds)
+    revision = find(database_url, connect_timeout_seconds=connect_timeout_seconds)
     if revision != HEAD:
         raise SchemaMismatch(expected=HEAD, actual=revision)
 
@@ -112,7 +106,7 @@ def check(database_url: str, *, acquire_seconds: float = ACQUIRE_SECONDS) -> Non
 def find(
     database_url: str,
     *,
-    acquire_seconds: float = ACQUIRE_SECONDS,
+    connect_timeout_seconds: float = ACQUIRE_SECONDS,
     upgrades: bool = False,
     serves: Collection[str] = (),
     move_extra_columns: bool = False,
@@ -121,7 +115,7 @@ def find(
 
     Args:
         database_url: SQLite or PostgreSQL.
-        acquire_seconds: How long opening a connection to PostgreSQL may take.
+        connect_timeout_seconds: How long opening a connection to PostgreSQL may take.
         upgrades: The role needs what an upgrade needs, if one is to come.
         serves: Rights that the role needs on the tables of this program's schema.
         move_extra_columns: As for `upgrade`.
@@ -130,27 +124,27 @@ def find(
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
         ForeignSchema: It is another application's, or has something that is in the way.
         WrongEncoding: It is in another encoding than UTF-8.
-        rights.MissingRight: The role lacks some, on PostgreSQL.
+        rights.MissingPrivilege: The role lacks some, on PostgreSQL.
         StoreError: It cannot be opened.
     """
     if is_missing(database_url):
         return EMPTY
-    engine = engine_to_look(database_url, acquire_seconds=acquire_seconds)
+    engine = engine_to_look(database_url, connect_timeout_seconds=connect_timeout_seconds)
     try:
         with engine.connect() as connection:
             on_postgresql = connection.dialect.name == "postgresql"
             if on_postgresql:
                 _refuse_encoding(connection)
-                rights.check_schema(connection)
-                if not rights.may_read_version(connection):
-                    rights.check_service(connection, serves or rights.TO_READ)
+                privileges.check_schema(connection)
+                if not privileges.may_read_version(connection):
+                    privileges.check_service(connection, serves or privileges.TO_READ)
             revision = current(connection)
             # Nobody is told to upgrade what an upgrade will refuse.
             _refuse_obstacles(connection, revision, move_extra_columns=move_extra_columns)
             if on_postgresql and upgrades and revision != HEAD:
-                rights.check_upgrade(connection)
+                privileges.check_upgrade(connection)
             if on_postgresql and serves and revision == HEAD:
-                rights.check_service(connection, serves)
+                privileges.check_service(connection, serves)
     except sqlalchemy.exc.DBAPIError as error:
         raise named(_driver_error(error)) from error
     finally:
@@ -161,7 +155,7 @@ def find(
 def find_to_upgrade(
     database_url: str,
     *,
-    acquire_seconds: float = ACQUIRE_SECONDS,
+    connect_timeout_seconds: float = ACQUIRE_SECONDS,
     upgrades: bool = True,
     serves: Collection[str] = (),
     move_extra_columns: bool = False,
@@ -174,7 +168,7 @@ def find_to_upgrade(
     try:
         return find(
             database_url,
-            acquire_seconds=acquire_seconds,
+            connect_timeout_seconds=connect_timeout_seconds,
             upgrades=upgrades,
             serves=serves,
             move_extra_columns=move_extra_columns,
@@ -188,7 +182,7 @@ def find_to_upgrade(
 def upgrade(
     database_url: str,
     *,
-    acquire_seconds: float = ACQUIRE_SECONDS,
+    connect_timeout_seconds: float = ACQUIRE_SECONDS,
     move_extra_columns: bool = False,
     report: Report | None = None,
 ) -> str:
@@ -198,7 +192,7 @@ def upgrade(
 
     Args:
         database_url: SQLite or PostgreSQL.
-        acquire_seconds: How long opening a connection to PostgreSQL may take.
+        connect_timeout_seconds: How long opening a connection to PostgreSQL may take.
         move_extra_columns: Move columns that somebody has added to posts and comments of the application
             before to tables of their own, where their presence is refused otherwise.
         report: Is told what is being done, and how many rows of how many are done; 0 of 0 if unknown.
@@ -207,16 +201,16 @@ def upgrade(
         SchemaMismatch: It has a schema that this program does not know, most likely of a newer one.
         ForeignSchema: It is another application's, or has something that is in the way.
         WrongEncoding: It is in another encoding than UTF-8.
-        rights.MissingRight: The role lacks some, on PostgreSQL.
+        rights.MissingPrivilege: The role lacks some, on PostgreSQL.
         StoreError: It cannot be opened, or somebody else is writing to it.
     """
     # On SQLite only a read-only check leaves another application's file and its log unchanged.
     found = find_to_upgrade(
-        database_url, acquire_seconds=acquire_seconds, move_extra_columns=move_extra_columns
+        database_url, connect_timeout_seconds=connect_timeout_seconds, move_extra_columns=move_extra_columns
     )
     if found == HEAD:
         return HEAD
-    engine = sync_engine(database_url, acquire_seconds=acquire_seconds)
+    engine = sync_engine(database_url, connect_timeout_seconds=connect_timeout_seconds)
     _set_up_transactions(engine)
     try:
         with engine.begin() as connection:
@@ -231,15 +225,15 @@ def upgrade(
         engine.dispose()
 
 
-async def look(store: Store) -> None:
+async def look(database: Database) -> None:
     """Looks whether an open database answers and still has the schema that this program needs.
 
     Raises:
         SchemaMismatch: It has another one by now.
         StoreError: It does not answer, or its file was deleted or replaced.
     """
-    store.check()
-    actual = await store.read(_REVISION, None)
+    database.check()
+    actual = await database.read(_REVISION, None)
     if actual != HEAD:
         raise SchemaMismatch(expected=HEAD, actual=actual)
 
@@ -252,7 +246,7 @@ async def _read_revision(connection: Connection, askers: Sequence[None]) -> list
 _CURRENT = Statement(
     sqlalchemy.select(sqlalchemy.column("version_num")).select_from(sqlalchemy.table("alembic_version"))
 )
-_REVISION: Operation[None, str] = Operation(_read_revision)
+_REVISION: BatchOperation[None, str] = BatchOperation(_read_revision)
 
 
 def _upgrade(
@@ -302,16 +296,18 @@ def _refuse_obstacles(
 ) -> None:
     if revision not in (EMPTY, *KNOWN):
         return
-    missing = [] if revision == EMPTY else takeover.lacking(connection, revision)
+    missing = [] if revision == EMPTY else legacy_preflight.lacking(connection, revision)
     if missing:
         raise ForeignSchema(
             f"the version table names schema {revision}, but {'; '.join(missing)}: the database belongs to"
             " another application, or its schema was changed"
         )
-    found = takeover.obstacles(connection, revision)
+    found = legacy_preflight.obstacles(connection, revision)
     if found:
         raise ForeignSchema(f"the database cannot be upgraded as it is: {'; '.join(found)}")
-    extra = takeover.extra_columns(connection) if revision == BEFORE and not move_extra_columns else {}
+    extra = (
+        legacy_preflight.extra_columns(connection) if revision == BEFORE and not move_extra_columns else {}
+    )
     if extra:
         what = "; ".join(f"{table} has {', '.join(names)}" for table, names in extra.items())
         raise ExtraColumns(

@@ -61,7 +61,7 @@ async def refuse_transaction_pooling(first: Any, second: Any) -> None:
     await second.execute("COMMIT")
     # A pooler assigns the session that was returned last, or the one that was returned first.
     # In this order the sessions are exchanged either way.
-    after = [await _session_of(second), await _session_of(first)]
+    after = [await _session_pid(second), await _session_pid(first)]
     if before != after[::-1]:
         raise PoolerRefused(
             "a pooler in transaction mode is between the service and PostgreSQL; it does not preserve"
@@ -69,7 +69,7 @@ async def refuse_transaction_pooling(first: Any, second: Any) -> None:
         )
 
 
-async def _session_of(connection: Any) -> int:
+async def _session_pid(connection: Any) -> int:
     # Without BEGIN even this statement could be prepared in one session and run in another.
     await connection.execute("BEGIN")
     pid: int = await connection.fetchval(_PID)

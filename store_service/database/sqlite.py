@@ -15,13 +15,13 @@ from databases import Database
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from store_service.database.changes import LAST_XID, LoggedWrite
+from store_service.database.batch_queue import Backend, BatchQueue
+from store_service.database.changes import LAST_XID, WriteWithChanges
 from store_service.database.connection import Connection, Rows, T
-from store_service.database.failures import named
-from store_service.database.observing import Observe, unobserved
+from store_service.database.driver_errors import named
 from store_service.database.statements import Statement, as_json
-from store_service.database.workers import Lane, Lanes
 from store_service.errors import DatabaseUnavailable, OperatorError
+from store_service.observability.batches import ObserverFactory, without_observer
 
 SYNCHRONOUS_EXTRA = 3
 """PRAGMA synchronous, such that no power cut undoes a commit.
@@ -85,8 +85,8 @@ class SqliteConnection(Connection):
 
     # A deferred transaction fails at its first write instead of waiting, so writers say so first.
     BEGIN = "BEGIN IMMEDIATE"
-    BEGIN_TO_ADD = BEGIN
-    WRITES_IN_ONE_STATEMENT = False
+    BEGIN_INSERT_ONLY = BEGIN
+    SINGLE_STATEMENT_WRITES = False
 
     _slow_until = 0.0
     """When reads on the event loop may be tried again, by time.perf_counter."""
@@ -95,13 +95,13 @@ class SqliteConnection(Connection):
     """Whether this transaction has changes in the feed, whose number it must keep."""
 
     _is_in_thread = False
-    """Whether `as_one` is running, and with it whoever calls us."""
+    """Whether `run_in_connection_thread` is running, and with it whoever calls us."""
 
     async def ask_whether_to_go_on(self) -> None:
         """Has SQLite ask, in the midst of statements, whether anybody still waits."""
         await self._raw.set_progress_handler(lambda: not self.is_wanted, STEPS_BETWEEN_QUESTIONS)
 
-    async def write(self, write: LoggedWrite, **values: Any) -> Rows:
+    async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
         """Runs a write and then, in the same transaction, what leaves its changes in the feed."""
         xid = None
         if self._has_written:
@@ -118,27 +118,27 @@ class SqliteConnection(Connection):
         await self._run(f"PRAGMA user_version = {version}")
 
     @asynccontextmanager
-    async def transaction(self, *, keep: bool = True, only_adds: bool = False) -> AsyncIterator[None]:
+    async def transaction(self, *, keep: bool = True, insert_only: bool = False) -> AsyncIterator[None]:
         """What runs inside is on disk, whole, when this ends; see Connection."""
         self._has_written = False
-        async with super().transaction(keep=keep, only_adds=only_adds):
+        async with super().transaction(keep=keep, insert_only=insert_only):
             yield
 
-    async def as_one(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run_in_connection_thread(self, job: Coroutine[Any, Any, T]) -> T:
         """Runs the work in the connection's thread, from beginning to end.
 
         One trip there and back, instead of one for each statement (docs/decisions/0010).
         """
-        outcome: T = await self._raw._execute(self._run_to_its_end, work)
+        outcome: T = await self._raw._execute(self._run_to_its_end, job)
         return outcome
 
-    def _run_to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+    def _run_to_its_end(self, job: Coroutine[Any, Any, T]) -> T:
         self._is_in_thread = True
         mistake = RuntimeError("work of a connection waited for something else")
         try:
-            work.send(None)
+            job.send(None)
             # Told where it waits, so that it undoes what it has begun.
-            work.throw(mistake)
+            job.throw(mistake)
         except StopIteration as ended:
             outcome: T = ended.value
             return outcome
@@ -153,7 +153,7 @@ class SqliteConnection(Connection):
         rows: Rows = await self._raw.execute_fetchall(text, arguments)
         return rows
 
-    async def fetch_few(self, statement: Statement, **values: Any) -> Rows:
+    async def fetch_inline(self, statement: Statement, **values: Any) -> Rows:
         """Reads on the event loop itself, unless the file has lately been slow.
 
         A row in the page cache takes a few microseconds, the trip to the connection's thread two hundred
@@ -191,7 +191,7 @@ class SqliteConnection(Connection):
         return in_transaction
 
 
-def path_of(database_url: str) -> Path:
+def database_path(database_url: str) -> Path:
     """The file of a SQLite URL."""
     database = make_url(database_url).database
     assert database is not None  # the settings refuse URLs without a file
@@ -210,7 +210,7 @@ def sole_use(database_url: str) -> Iterator[None]:
         NoPlaceForDatabase: No file can be made beside the database.
         RestoreUnfinished: There is no database, because a restore was interrupted.
     """
-    path = path_of(database_url)
+    path = database_path(database_url)
     with locked(path):
         refuse_unfinished_restore(path)
         yield
@@ -340,25 +340,25 @@ def lacks_its_log(path: Path) -> bool:
 
 
 @asynccontextmanager
-async def open_lanes(
+async def open_backend(
     database_url: str,
     *,
     readers: int,
-    lock_seconds: float,
+    lock_timeout_seconds: float,
     force_roll_back: bool,
-    observe: Observe = unobserved,
-) -> AsyncIterator[Lanes]:
+    observe: ObserverFactory = without_observer,
+) -> AsyncIterator[Backend]:
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
         StoreError: The file cannot be opened.
     """
-    path = path_of(database_url).absolute()
+    path = database_path(database_url).absolute()
     writer_class, reader_class = _connection_class(_WRITER_PRAGMAS), _connection_class(_READER_PRAGMAS)
     # aiosqlite does not wait for its thread when opening fails, and the thread complains when it outlives
     # the loop; so what cannot be opened is found here.
     try:
-        await asyncio.to_thread(lambda: writer_class(path, timeout=lock_seconds).close())
+        await asyncio.to_thread(lambda: writer_class(path, timeout=lock_timeout_seconds).close())
     except sqlite3.Error as error:
         raise named(error) from error
 
@@ -371,12 +371,12 @@ async def open_lanes(
             rolling_back = Database(
                 writing_url,
                 force_rollback=True,
-                timeout=lock_seconds,
+                timeout=lock_timeout_seconds,
                 factory=writer_class,
-                check_same_thread=False,  # it reads too; see fetch_few
+                check_same_thread=False,  # it reads too; see fetch_inline
             )
             database = await stack.enter_async_context(rolling_back)
-            lane = Lane(
+            lane = BatchQueue(
                 "worker",
                 lambda: _opened(database, inside_transaction=True),
                 workers=1,
@@ -384,30 +384,32 @@ async def open_lanes(
                 observer=observe("worker"),
             )
             await stack.enter_async_context(lane.running())
-            yield Lanes(lane, lane, check=OpenFile(path).check)
+            yield Backend(lane, lane, check=OpenFile(path).check)
             return
 
         writing = await stack.enter_async_context(
-            Database(writing_url, timeout=lock_seconds, factory=writer_class)
+            Database(writing_url, timeout=lock_timeout_seconds, factory=writer_class)
         )
         reading = await stack.enter_async_context(
             Database(
                 reading_url,
                 uri=True,
-                timeout=lock_seconds,
+                timeout=lock_timeout_seconds,
                 factory=reader_class,
-                check_same_thread=False,  # aiosqlite's thread and the event loop take turns; see fetch_few
+                check_same_thread=False,  # aiosqlite's thread and the event loop take turns; see fetch_inline
             )
         )
 
         # The writer first: it makes the log that readers need, and may not make themselves.
-        writer = Lane("writer", lambda: _opened(writing), workers=1, writes=True, observer=observe("writer"))
+        writer = BatchQueue(
+            "writer", lambda: _opened(writing), workers=1, writes=True, observer=observe("writer")
+        )
         await stack.enter_async_context(writer.running())
-        reader = Lane(
+        reader = BatchQueue(
             "reader", lambda: _opened(reading), workers=readers, writes=False, observer=observe("reader")
         )
         await stack.enter_async_context(reader.running())
-        yield Lanes(writer, reader, check=OpenFile(path).check)
+        yield Backend(writer, reader, check=OpenFile(path).check)
 
 
 @asynccontextmanager

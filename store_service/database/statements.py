@@ -73,7 +73,7 @@ def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
     return bindparam(name, type_=type_, required=True)
 
 
-MAX_BEHIND_MICROSECONDS = 60_000_000
+MAX_CLOCK_SKEW_MICROSECONDS = 60_000_000
 """How far a row may be stamped before the time of the database."""
 
 
@@ -85,7 +85,7 @@ def database_time() -> ColumnElement[int]:
 def stamp(now: ColumnElement[int]) -> ColumnElement[int]:
     """The time of a process as PostgreSQL stores it: not much before its own, so that the rows of a process
     whose clock is behind do not look old."""
-    earliest = select(database_time() - MAX_BEHIND_MICROSECONDS).scalar_subquery()
+    earliest = select(database_time() - MAX_CLOCK_SKEW_MICROSECONDS).scalar_subquery()
     return func.greatest(now, earliest, type_=BigInteger)
 
 

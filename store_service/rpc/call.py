@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 import grpc
 import structlog
 
-from store_service.access.caller import Caller
-from store_service.errors import StoreError
+from store_service.auth.authentication import peer_address
+from store_service.auth.principal import Principal
+from store_service.errors import ServiceError
 from store_service.logs import CallLog
-from store_service.measures import CallMeasure
-from store_service.rpc.access import address_of
+from store_service.observability.metrics import RpcMetrics
 from store_service.rpc.decoding import RequestTooLarge
-from store_service.rpc.delivered import Delivered
-from store_service.rpc.status import ROWS, status_of, status_of_a_bug
+from store_service.rpc.delivered_bytes import Delivered
+from store_service.rpc.status import ROWS, internal_status, status_from_error
 from store_service.rpc.turns import LARGE_BYTES
 
 if TYPE_CHECKING:
     # An extra, needed only where spans are wanted.
-    from store_service.rpc.tracing import CallSpan
+    from store_service.observability.tracing import CallSpan
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -60,7 +60,7 @@ class Call:
         call_id: str,
         context: Context,
         calls: CallLog,
-        measure: CallMeasure | None,
+        measure: RpcMetrics | None,
         span: "CallSpan | None",
         delivered: Delivered,
     ) -> None:
@@ -71,7 +71,7 @@ class Call:
         self._calls = calls
         self.method = method
         self.id = call_id
-        self.caller: Caller | None = None  # who makes it, as soon as that is known
+        self.caller: Principal | None = None  # who makes it, as soon as that is known
         self._context = context
         self._measure = measure
         self._span = span
@@ -82,7 +82,7 @@ class Call:
     @property
     def caller_name(self) -> str:
         """Who makes it; of a caller who is not known, from where."""
-        return address_of(self._context.peer()) if self.caller is None else self.caller.name
+        return peer_address(self._context.peer()) if self.caller is None else self.caller.name
 
     def is_late(self) -> bool:
         """Whether the deadline has passed, as the caller sees it.
@@ -146,8 +146,8 @@ async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
         )
 
     # The branches of the tree have no row; one that is raised is a bug like any other.
-    if isinstance(error, StoreError) and type(error) in ROWS:
-        status = status_of(error)
+    if isinstance(error, ServiceError) and type(error) in ROWS:
+        status = status_from_error(error)
         # The frames that it came through have the request, which may be large.
         error.with_traceback(None)
         if error.__cause__ is not None:
@@ -155,7 +155,7 @@ async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
         call.log(status.code.name, ROWS[type(error)].reason)
     else:
         # Includes a CancelledError of something inside, which would leave the caller waiting.
-        status = status_of_a_bug(call.id)
+        status = internal_status(call.id)
         log.error("bug", call_id=call.id, method=call.method, exc_info=error)
         call.log(status.code.name, "INTERNAL")
     trailers: tuple[tuple[str, str | bytes], ...] = (

@@ -6,13 +6,13 @@ from itertools import islice
 
 from storeapi.v1 import changes_pb2 as pb
 
-from store_service.model import Change, Filter, Post, text_of
+from store_service.model import Change, Post, WatchFilter, concatenated_texts
 from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message, post_to_message, set_time
-from store_service.rpc.responses import LazyResponse, bytes_of
+from store_service.rpc.responses import LazyResponse, utf8_size
 from store_service.rpc.validation import Validation
-from store_service.store.changes import Piece
-from store_service.store.feed import Feed, Sent
+from store_service.service.changes import ChangeBatch
+from store_service.service.feed import Feed, WatchEvent
 
 PART_COUNT = 500
 """Changes that are encoded without letting the event loop run."""
@@ -39,7 +39,7 @@ class ChangeService:
                 yield _to_message(sent)
 
 
-def _to_message(sent: Sent) -> pb.WatchResponse:
+def _to_message(sent: WatchEvent) -> pb.WatchResponse:
     return pb.WatchResponse(
         changes=_messages(sent.snapshot),
         resume_token=sent.resume_token,
@@ -48,16 +48,16 @@ def _to_message(sent: Sent) -> pb.WatchResponse:
     )
 
 
-def _snapshot(sent: Sent) -> LazyResponse:
+def _snapshot(sent: WatchEvent) -> LazyResponse:
     return LazyResponse(
         result=sent,
         parts=lambda: (_to_message(sent),),
         count=len(sent.snapshot),
-        size=sum([bytes_of(text_of(change.resource)) for change in sent.snapshot]),
+        size=sum([utf8_size(concatenated_texts(change.resource)) for change in sent.snapshot]),
     )
 
 
-def _piece(piece: Piece, filter: Filter, resume_token: str) -> LazyResponse:
+def _piece(piece: ChangeBatch, filter: WatchFilter, resume_token: str) -> LazyResponse:
     """The response with what a filter leaves of a piece, the same for all watches with an equal filter."""
 
     def parts() -> Iterator[pb.WatchResponse]:

@@ -2,12 +2,12 @@
 
 from storeapi.v1 import comments_pb2 as pb
 
-from store_service.model import Comment, Found, Page
+from store_service.model import BatchResult, Comment, Page
 from store_service.rpc.call import Context
 from store_service.rpc.convert import comment_to_message
 from store_service.rpc.responses import LazyResponse, lazy
-from store_service.rpc.validation import Validation, same_request
-from store_service.store.comments import Comments
+from store_service.rpc.validation import Validation, idempotency_key
+from store_service.service.comments import Comments
 
 
 class CommentService:
@@ -21,7 +21,7 @@ class CommentService:
     async def CreateComment(self, request: pb.CreateCommentRequest, _: Context) -> pb.Comment:
         drafts = self._validation.comment_drafts(request)
         (comment,) = await self._comments.create(
-            drafts, request=same_request(request), keep=not request.validate_only
+            drafts, request=idempotency_key(request), keep=not request.validate_only
         )
         return comment_to_message(comment)
 
@@ -38,14 +38,14 @@ class CommentService:
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
         update = self._validation.comment_update(request)
         comment = await self._comments.update(
-            update, request=same_request(request), keep=not request.validate_only
+            update, request=idempotency_key(request), keep=not request.validate_only
         )
         return comment_to_message(comment)
 
     async def DeleteComment(self, request: pb.DeleteCommentRequest, _: Context) -> pb.Comment:
         deletion = self._validation.comment_deletion(request)
         deleted = await self._comments.delete(
-            deletion, request=same_request(request), keep=not request.validate_only
+            deletion, request=idempotency_key(request), keep=not request.validate_only
         )
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
@@ -57,14 +57,14 @@ class CommentService:
     async def BatchCreateComments(self, request: pb.BatchCreateCommentsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.comment_drafts(request)
         comments = await self._comments.create(
-            drafts, request=same_request(request), keep=not request.validate_only
+            drafts, request=idempotency_key(request), keep=not request.validate_only
         )
-        return lazy(Found(items=comments), _created_to_message)
+        return lazy(BatchResult(items=comments), _created_to_message)
 
     async def BatchDeleteComments(self, request: pb.BatchDeleteCommentsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.comment_deletion(request)
         deleted = await self._comments.delete(
-            deletion, request=same_request(request), keep=not request.validate_only
+            deletion, request=idempotency_key(request), keep=not request.validate_only
         )
         return lazy(deleted, _deleted_to_message)
 
@@ -82,17 +82,17 @@ def _page_to_message(page: Page[Comment]) -> pb.ListCommentsResponse:
     )
 
 
-def _found_to_message(found: Found[Comment]) -> pb.BatchGetCommentsResponse:
+def _found_to_message(found: BatchResult[Comment]) -> pb.BatchGetCommentsResponse:
     return pb.BatchGetCommentsResponse(
         comments=map(comment_to_message, found.items), missing_ids=found.missing_ids
     )
 
 
-def _created_to_message(created: Found[Comment]) -> pb.BatchCreateCommentsResponse:
+def _created_to_message(created: BatchResult[Comment]) -> pb.BatchCreateCommentsResponse:
     return pb.BatchCreateCommentsResponse(comments=map(comment_to_message, created.items))
 
 
-def _deleted_to_message(deleted: Found[Comment]) -> pb.BatchDeleteCommentsResponse:
+def _deleted_to_message(deleted: BatchResult[Comment]) -> pb.BatchDeleteCommentsResponse:
     return pb.BatchDeleteCommentsResponse(
         comments=map(comment_to_message, deleted.items), missing_ids=deleted.missing_ids
     )

@@ -14,10 +14,10 @@ from urllib.parse import unquote
 
 import structlog
 
+from store_service.auth.authentication import peer_address
 from store_service.repeated_failure import RepeatedFailure
-from store_service.rpc.access import address_of
 from store_service.rpc.connections import Connections
-from store_service.rpc.delivered import Delivered
+from store_service.rpc.delivered_bytes import Delivered
 
 LOOK_SECONDS = 0.5
 """Time between two inspections of the sockets; longer if an inspection takes long."""
@@ -154,7 +154,7 @@ class ConnectionLimits:
     def _too_many(self, found: Mapping[str, int], callers: Collection[str]) -> set[str]:
         by_address: defaultdict[str, list[str]] = defaultdict(list)
         for peer in found:
-            by_address[_network_of(peer)].append(peer)
+            by_address[_network(peer)].append(peer)
         unwanted: set[str] = set()
         for peers in by_address.values():
             if len(peers) > self._max_per_address:
@@ -206,9 +206,9 @@ def _has_call(peer: str, callers: Collection[str]) -> bool:
     return peer in callers or peer.startswith("unix:")
 
 
-def _network_of(peer: str) -> str:
+def _network(peer: str) -> str:
     """The address of a peer; of IPv6 the first half, for one host has all addresses of a network."""
-    address = address_of(peer)
+    address = peer_address(peer)
     if not address.startswith("ipv6:"):
         return address
     host = unquote(address).removeprefix("ipv6:[").removesuffix("]").partition("%")[0]

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from store_service.addresses import Address
+from store_service.address import Address
 
 LOOK_COUNT = 32
 """Files that are looked at in one round of the event loop; each takes about 10 microseconds."""
@@ -93,7 +93,7 @@ class Connections:
             try:
                 with _borrowed(int(descriptor)) as found:
                     if self._is_ours(found):
-                        yield found, _peer_of(found)
+                        yield found, _peer_name(found)
             except OSError as error:
                 # Most are files of another kind. Without a descriptor for the look, everything would be.
                 if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -128,7 +128,7 @@ def _borrowed(descriptor: int) -> Iterator[socket.socket]:
         found.detach()
 
 
-def _peer_of(found: socket.socket) -> str | None:
+def _peer_name(found: socket.socket) -> str | None:
     try:
         peer = found.getpeername()
     except OSError:

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.compiled import compiled
-from store_service.model import Comment, Post, ResourceFields, etag_of
+from store_service.model import Comment, Post, ResourceFields, format_etag
 
 M = TypeVar("M", bound=Message)
 
@@ -19,7 +19,7 @@ def set_time(message: Timestamp, microseconds: int) -> None:
     message.nanos = rest * 1000
 
 
-def microseconds_of(message: Timestamp) -> int:
+def microseconds_from_timestamp(message: Timestamp) -> int:
     """A Timestamp as the database holds times; what is finer than a microsecond equals no stored time."""
     microseconds, rest = divmod(message.nanos, 1000)
     return -1 if rest else message.seconds * 1_000_000 + microseconds
@@ -31,13 +31,13 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
     names = [name for name in ResourceFields(model).names if name != "version"]
     assert {*names, "etag"} == types.keys(), "each field of the message is one of ours"
     plain = "".join([f"{name}=it.{name}, " for name in names if not types[name]])
-    lines = [f'message = Message({plain}etag=etag_of(it.version) if it.version else "")']
+    lines = [f'message = Message({plain}etag=format_etag(it.version) if it.version else "")']
     for name in names:
         if types[name]:
             lines += [f"if it.{name} is not None:", f"    set_time(message.{name}, it.{name})"]
     lines.append("return message")
     function: Callable[[Any], M] = compiled(
-        ["it"], lines, Message=message, etag_of=etag_of, set_time=set_time
+        ["it"], lines, Message=message, format_etag=format_etag, set_time=set_time
     )
     return function
 

@@ -25,7 +25,7 @@ class RequestTooLarge(Exception):
     """What was unpacked is larger than a request may be; the text is for the caller."""
 
 
-class Unpacker:
+class Decompressor:
     """Unpacks requests, large ones one at a time."""
 
     def __init__(self, max_bytes: int, turns: Turns) -> None:
@@ -99,8 +99,8 @@ def decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
 
 
 async def decode_each(
-    data: AsyncIterator[bytes], unpacker: Unpacker, decode: Callable[[bytes], Message]
+    data: AsyncIterator[bytes], decompressor: Decompressor, decode: Callable[[bytes], Message]
 ) -> AsyncIterator[Message]:
     """The messages that a stream of requests is made of."""
     async for one in data:
-        yield await unpacker.decoded(one, decode)
+        yield await decompressor.decoded(one, decode)

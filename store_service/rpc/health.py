@@ -90,7 +90,7 @@ class HealthService:
         Raises:
             WatchLimit: Too many are open.
         """
-        with self._place_to_watch(context.peer()), self._looked_at(request.service):
+        with self._watch_slot(context.peer()), self._looked_at(request.service):
             last = None
             while True:
                 seen = self._changed.count
@@ -104,7 +104,7 @@ class HealthService:
                 await self._changed.wait(seen)
 
     @contextmanager
-    def _place_to_watch(self, peer: str) -> Iterator[None]:
+    def _watch_slot(self, peer: str) -> Iterator[None]:
         own, limit = self._watches[peer], self._max_watches
         # All connections over a socket have one name: there only the limit for all is kept.
         if own >= MAX_WATCHES_PER_CONNECTION and not peer.startswith("unix:"):

@@ -33,7 +33,7 @@ class Call(Protocol):
 
 
 @dataclass(eq=False, slots=True)
-class Admitted:
+class InFlightCall:
     """A unary call that runs."""
 
     task: "asyncio.Task[object]"
@@ -67,11 +67,11 @@ class Limits:
         """
         self._max_calls = max_calls
         self._max_bytes = max_bytes
-        self._rates = Rates(calls_per_second) if calls_per_second else None
+        self._rates = RateLimiter(calls_per_second) if calls_per_second else None
         self._max_seconds = max_seconds
         self.pending = pending
         # In the order of their beginning, so that the first is the first whose time is up.
-        self._running: dict[Admitted, None] = {}
+        self._running: dict[InFlightCall, None] = {}
         self._request_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -93,7 +93,7 @@ class Limits:
         """Gives back the room of a request."""
         self._request_bytes -= request_bytes
 
-    def admit(self, context: "Context", call: Call) -> Admitted:
+    def admit(self, context: "Context", call: Call) -> InFlightCall:
         """Lets a unary call of this task begin, or not.
 
         Raises:
@@ -103,7 +103,7 @@ class Limits:
         self._check(context, call, len(self._running))
         task = asyncio.current_task()
         assert task is not None
-        admitted = Admitted(task, context, time.perf_counter())
+        admitted = InFlightCall(task, context, time.perf_counter())
         self._running[admitted] = None
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._end_overdue)
@@ -113,7 +113,7 @@ class Limits:
         """Lets a stream begin when so many are running, or not; raises as `admit` does."""
         self._check(context, call, running)
 
-    def end(self, call: Admitted) -> None:
+    def end(self, call: InFlightCall) -> None:
         """Says that a call has ended."""
         self._running.pop(call, None)
 
@@ -154,7 +154,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Rates:
+class RateLimiter:
     """How many calls each caller has left: a bucket for each, which fills steadily and holds one second's."""
 
     calls_per_second: float

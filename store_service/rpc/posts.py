@@ -2,12 +2,12 @@
 
 from storeapi.v1 import posts_pb2 as pb
 
-from store_service.model import Found, Page, Post
+from store_service.model import BatchResult, Page, Post
 from store_service.rpc.call import Context
 from store_service.rpc.convert import post_to_message
 from store_service.rpc.responses import LazyResponse, lazy
-from store_service.rpc.validation import Validation, same_request
-from store_service.store.posts import Posts
+from store_service.rpc.validation import Validation, idempotency_key
+from store_service.service.posts import Posts
 
 
 class PostService:
@@ -21,7 +21,7 @@ class PostService:
     async def CreatePost(self, request: pb.CreatePostRequest, _: Context) -> pb.Post:
         drafts = self._validation.post_drafts(request)
         (post,) = await self._posts.create(
-            drafts, request=same_request(request), keep=not request.validate_only
+            drafts, request=idempotency_key(request), keep=not request.validate_only
         )
         return post_to_message(post)
 
@@ -37,13 +37,15 @@ class PostService:
 
     async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
         update = self._validation.post_update(request)
-        post = await self._posts.update(update, request=same_request(request), keep=not request.validate_only)
+        post = await self._posts.update(
+            update, request=idempotency_key(request), keep=not request.validate_only
+        )
         return post_to_message(post)
 
     async def DeletePost(self, request: pb.DeletePostRequest, _: Context) -> pb.Post:
         deletion = self._validation.post_deletion(request)
         deleted = await self._posts.delete(
-            deletion, request=same_request(request), keep=not request.validate_only
+            deletion, request=idempotency_key(request), keep=not request.validate_only
         )
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
@@ -55,14 +57,14 @@ class PostService:
     async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.post_drafts(request)
         posts = await self._posts.create(
-            drafts, request=same_request(request), keep=not request.validate_only
+            drafts, request=idempotency_key(request), keep=not request.validate_only
         )
-        return lazy(Found(items=posts), _created_to_message)
+        return lazy(BatchResult(items=posts), _created_to_message)
 
     async def BatchDeletePosts(self, request: pb.BatchDeletePostsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.post_deletion(request)
         deleted = await self._posts.delete(
-            deletion, request=same_request(request), keep=not request.validate_only
+            deletion, request=idempotency_key(request), keep=not request.validate_only
         )
         return lazy(deleted, _deleted_to_message)
 
@@ -75,15 +77,15 @@ def _page_to_message(page: Page[Post]) -> pb.ListPostsResponse:
     )
 
 
-def _found_to_message(found: Found[Post]) -> pb.BatchGetPostsResponse:
+def _found_to_message(found: BatchResult[Post]) -> pb.BatchGetPostsResponse:
     return pb.BatchGetPostsResponse(posts=map(post_to_message, found.items), missing_ids=found.missing_ids)
 
 
-def _created_to_message(created: Found[Post]) -> pb.BatchCreatePostsResponse:
+def _created_to_message(created: BatchResult[Post]) -> pb.BatchCreatePostsResponse:
     return pb.BatchCreatePostsResponse(posts=map(post_to_message, created.items))
 
 
-def _deleted_to_message(deleted: Found[Post]) -> pb.BatchDeletePostsResponse:
+def _deleted_to_message(deleted: BatchResult[Post]) -> pb.BatchDeletePostsResponse:
     return pb.BatchDeletePostsResponse(
         posts=map(post_to_message, deleted.items), missing_ids=deleted.missing_ids
     )

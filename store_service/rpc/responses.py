@@ -10,7 +10,7 @@ from weakref import ref
 
 from google.protobuf.message import Message
 
-from store_service.model import Comment, Post, text_of
+from store_service.model import Comment, Post, concatenated_texts
 from store_service.rpc.turns import LARGE_BYTES, Turns
 
 LARGE_COUNT = 64
@@ -58,11 +58,12 @@ def lazy(result: R, to_message: Callable[[R], Message]) -> LazyResponse:
         result=result,
         parts=lambda: (to_message(result),),
         count=len(result.items),
-        size=sum([bytes_of(text_of(item)) for item in result.items]) + BESIDE_BODY_BYTES * len(result.items),
+        size=sum([utf8_size(concatenated_texts(item)) for item in result.items])
+        + BESIDE_BODY_BYTES * len(result.items),
     )
 
 
-def bytes_of(body: str) -> int:
+def utf8_size(body: str) -> int:
     """Bytes of a body on the wire."""
     return len(body) if body.isascii() else len(body.encode())
 

@@ -100,7 +100,7 @@ def _missing_metadata(id_name: str) -> Callable[[errors.NotFound], dict[str, str
     return metadata
 
 
-def _comments_in_the_way(error: errors.PostHasComments) -> list[Message]:
+def _comment_count(error: errors.PostHasComments) -> list[Message]:
     return [
         error_details_pb2.PreconditionFailure(
             violations=[
@@ -121,7 +121,7 @@ def _changed(error: errors.EtagMismatch) -> list[Message]:
     ]
 
 
-def _retry(_: errors.StoreError) -> list[Message]:
+def _retry(_: errors.ServiceError) -> list[Message]:
     seconds = Duration(nanos=int(RETRY_SECONDS * 1_000_000_000))
     return [error_details_pb2.RetryInfo(retry_delay=seconds)]
 
@@ -155,7 +155,7 @@ def _rate(error: errors.RateLimited) -> list[Message]:
 
 _INVALID = grpc.StatusCode.INVALID_ARGUMENT
 
-ROWS: dict[type[errors.StoreError], _Row] = {
+ROWS: dict[type[errors.ServiceError], _Row] = {
     errors.RequestMalformed: _Row(code=_INVALID, reason="REQUEST_MALFORMED"),
     errors.FieldInvalid: _Row(code=_INVALID, reason="FIELD_INVALID", more=_violations),
     errors.FieldMaskInvalid: _Row(code=_INVALID, reason="FIELD_MASK_INVALID", more=_violations),
@@ -199,7 +199,7 @@ ROWS: dict[type[errors.StoreError], _Row] = {
             "post_id": listed(list(error.comment_counts)),
             "comment_count": str(sum(error.comment_counts.values())),
         },
-        more=_comments_in_the_way,
+        more=_comment_count,
     ),
     errors.EtagMismatch: _Row(
         code=grpc.StatusCode.ABORTED,
@@ -252,14 +252,14 @@ ROWS: dict[type[errors.StoreError], _Row] = {
 """Every leaf of the tree in `store_service.errors`, and nothing else."""
 
 
-def status_of(error: errors.StoreError) -> Status:
+def status_from_error(error: errors.ServiceError) -> Status:
     """What a caller sees of an error."""
     row = ROWS[type(error)]
     info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=row.metadata(error))
     return _status(row.code, str(error), [info, *row.more(error)])
 
 
-def status_of_a_bug(call_id: str) -> Status:
+def internal_status(call_id: str) -> Status:
     """What a caller sees of anything else: nothing but the id under which the log tells it."""
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
     request = error_details_pb2.RequestInfo(request_id=call_id)

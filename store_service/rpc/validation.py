@@ -29,22 +29,22 @@ from store_service.model import (
     Comment,
     CommentDraft,
     Deletion,
-    Filter,
-    Kind,
+    IdempotencyKey,
     Order,
     PageRequest,
     Post,
     PostDraft,
     Query,
-    Request,
+    ResourceKind,
     Update,
+    WatchFilter,
     WatchStart,
 )
-from store_service.rpc.convert import microseconds_of
+from store_service.rpc.convert import microseconds_from_timestamp
 from store_service.rpc.status import MAX_VIOLATIONS
-from store_service.store.comments import COMMENTS
-from store_service.store.posts import POSTS
-from store_service.store.resources import ResourceType
+from store_service.service.comments import COMMENTS
+from store_service.service.posts import POSTS
+from store_service.service.resources import ResourceType
 
 MAX_BATCH = 1000
 """Most ids or requests in one batch."""
@@ -239,7 +239,7 @@ class Validation:
 
     # Watching
 
-    def watch(self, request: changes_pb2.WatchRequest) -> tuple[WatchStart, Filter, float]:
+    def watch(self, request: changes_pb2.WatchRequest) -> tuple[WatchStart, WatchFilter, float]:
         """Where to start, which changes, and the longest time between two responses."""
         found = _Violations(self._max_batch_size)
         start = request.WhichOneof("start")
@@ -251,7 +251,7 @@ class Validation:
             )
         else:
             for index, kind in enumerate(request.kinds):
-                if int(kind) not in set(Kind):
+                if int(kind) not in set(ResourceKind):
                     found.add(
                         FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
                     )
@@ -279,8 +279,8 @@ class Validation:
                 initial_state=request.initial_state,
                 earliest=request.earliest,
             ),
-            Filter(
-                kinds=frozenset(Kind(kind) for kind in request.kinds) or frozenset(Kind),
+            WatchFilter(
+                kinds=frozenset(ResourceKind(kind) for kind in request.kinds) or frozenset(ResourceKind),
                 post_ids=frozenset(request.post_ids),
             ),
             heartbeat_seconds,
@@ -378,7 +378,7 @@ class Validation:
         return tuple(ids), etag
 
 
-def same_request(request: WriteRequest) -> Request | None:
+def idempotency_key(request: WriteRequest) -> IdempotencyKey | None:
     """What makes this request the same as one before; None unless it has a request_id."""
     if not request.request_id:
         return None
@@ -390,7 +390,7 @@ def same_request(request: WriteRequest) -> Request | None:
     name = request.DESCRIPTOR.full_name.encode()
     content = rest.SerializeToString(deterministic=True)
     fingerprint = blake2b(name + b"\0" + content, digest_size=16).hexdigest()
-    return Request(id=request.request_id.lower(), fingerprint=fingerprint)
+    return IdempotencyKey(id=request.request_id.lower(), fingerprint=fingerprint)
 
 
 class _Mask:
@@ -420,7 +420,7 @@ def _quoted(text: str) -> str:
 
 def _value(message: Any, field: str) -> int:
     value = getattr(message, field)
-    return value if isinstance(value, int) else microseconds_of(value)
+    return value if isinstance(value, int) else microseconds_from_timestamp(value)
 
 
 class _Violations:

@@ -15,14 +15,14 @@ import storeapi
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service import config as settings
-from store_service.access import keys as api_keys
-from store_service.access.caller import Right
+from store_service.auth import api_keys
+from store_service.auth.principal import Permission
 from store_service.config import Config
 from store_service.database import connect, schema, sqlite
-from store_service.rpc import guard
+from store_service.rpc import pipeline
 from store_service.server import serving
-from store_service.store.keeping import Keeping
-from store_service.store.posts import Posts
+from store_service.service.posts import Posts
+from store_service.service.retention import Retention
 from tests.support.client_errors import error_tree
 from tests.support.database import write_lock
 from tests.support.postgresql import new_database
@@ -139,9 +139,11 @@ async def resume_token_foreign(it: Situation) -> None:
 async def resume_token_expired(it: Situation) -> None:
     page = await anext(it.client.posts.pages())
     await it.client.posts.create_many(["a"] * 3)
-    async with connect.open_store(it.config.DATABASE_URL, readers=1) as store:
-        keeping = Keeping(store, change_hours=1e6, change_rows=1, request_id_hours=1e6)
-        assert await keeping.step()
+    async with connect.open_database(it.config.DATABASE_URL, readers=1) as store:
+        retention = Retention(
+            store, change_retention_hours=1e6, max_change_rows=1, request_id_retention_hours=1e6
+        )
+        assert await retention.step()
     await anext(it.client.changes.watch(resume_token=page.resume_token))
 
 
@@ -157,9 +159,9 @@ async def watch_limit(it: Situation) -> None:
 
 
 async def stream_stalled(it: Situation) -> None:
-    it.monkeypatch.setattr(guard, "STALL_SECONDS", 0.1)
+    it.monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.1)
     stalled = asyncio.Event()
-    send = guard.Guard._send
+    send = pipeline.RpcPipeline._send
 
     async def watched_send(*arguments: Any) -> None:
         try:
@@ -168,7 +170,7 @@ async def stream_stalled(it: Situation) -> None:
             stalled.set()
             raise
 
-    it.monkeypatch.setattr(guard.Guard, "_send", watched_send)
+    it.monkeypatch.setattr(pipeline.RpcPipeline, "_send", watched_send)
     await it.client.posts.create_many(["x" * 60_000] * 80)
     client = it.make_client(it.address, retries=False, channel_options=NO_READ_AHEAD)
     watch = client.changes.watch(start="initial_state")
@@ -229,7 +231,7 @@ async def overloaded(it: Situation) -> None:
 
 
 async def rate_limited(it: Situation) -> None:
-    async with another(it, DATABASE_URL=_copy_of(it), caller_calls_per_second=0.01) as client:
+    async with another(it, DATABASE_URL=_copy_of(it), rate_limit_per_caller=0.01) as client:
         await client.posts.create(body="a")
         await client.posts.create(body="a")
 
@@ -267,7 +269,7 @@ async def schema_mismatch(it: Situation) -> None:
 async def asked_who_calls(it: Situation, **client: Any) -> None:
     """What a server answers that knows one key, which may only read."""
     file = Path(it.config.DATABASE_URL.removeprefix("sqlite:///")).with_name("keys")
-    api_keys.append(file, name="reader", key=KEY, rights=frozenset([Right.READ]))
+    api_keys.append(file, name="reader", key=KEY, permissions=frozenset([Permission.READ]))
     config = it.config.model_copy(update={"api_keys_file": str(file), "DATABASE_URL": it.config.DATABASE_URL})
     await it.server.stop()
     async with serving(config) as server:
@@ -387,7 +389,9 @@ async def test_real_server_causes_every_error(
     }
     for name, value in pragmas.get(error, {}).items():
         monkeypatch.setitem(sqlite._WRITER_PRAGMAS, name, value)
-    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=2, grace_seconds=5)
+    config = settings.load(
+        DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=2, shutdown_grace_seconds=5
+    )
     async with stoppable_server(config) as server:
         client = make_client(server.running.address, retries=False)
         address = server.running.address

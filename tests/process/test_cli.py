@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from store_service import cli
 from store_service import config as settings
-from store_service.cli import serving
+from store_service.cli import serve
 from store_service.database import schema
 from tests.support import legacy_database
 from tests.support.bash_completion import bash_completions, completion_line
@@ -206,7 +206,7 @@ def test_interrupted_command_prints_one_line(monkeypatch: pytest.MonkeyPatch, tm
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(serving, "settings_or_exit", interrupted)
+    monkeypatch.setattr(serve, "settings_or_exit", interrupted)
     done = in_this_process("check")
 
     # What the terminal shows of Ctrl-C stays on a line of its own.
@@ -253,21 +253,21 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_JWT_AUDIENCE": [" storeapi"],
     "STORE_JWT_ISSUER": ["https://issuer.example "],
     "STORE_JWT_LEEWAY_SECONDS": ["some", "-1", "601"],
-    "STORE_JWT_RIGHTS_CLAIM": [" scope"],
+    "STORE_JWT_SCOPE_CLAIM": [" scope"],
     "STORE_REFLECTION": ["perhaps"],
     "STORE_AUTO_MIGRATE": ["sometimes"],
-    "STORE_GRACE_SECONDS": ["soon", "-1", "3601", "nan", "inf"],
-    "STORE_DRAIN_SECONDS": ["soon", "-1", "3601"],
+    "STORE_SHUTDOWN_GRACE_SECONDS": ["soon", "-1", "3601", "nan", "inf"],
+    "STORE_SHUTDOWN_DELAY_SECONDS": ["soon", "-1", "3601"],
     "STORE_READ_ONLY": ["perhaps"],
     "STORE_MAX_CONCURRENT_CALLS": ["many", "0", "100001"],
     "STORE_MAX_CONCURRENT_BYTES": ["many", "1023", "4194303"],
-    "STORE_CALLER_CALLS_PER_SECOND": ["many", "-1", "nan"],
+    "STORE_RATE_LIMIT_PER_CALLER": ["many", "-1", "nan"],
     "STORE_MAX_CALL_SECONDS": ["some", "0", "3601"],
     "STORE_MAX_REQUEST_BYTES": ["many", "1023", "67108865"],
     "STORE_MAX_METADATA_BYTES": ["many", "1023", "1048577"],
     "STORE_MAX_BATCH_SIZE": ["many", "0", "1001"],
     "STORE_MAX_PAGE_SIZE": ["many", "0", "1001"],
-    "STORE_MAX_UNSENT_BYTES": ["many", "-1"],
+    "STORE_MAX_PENDING_RESPONSE_BYTES_PER_CONNECTION": ["many", "-1"],
     "STORE_MAX_CONNECTIONS_PER_ADDRESS": ["many", "0"],
     "STORE_MAX_PENDING_RESPONSE_BYTES": ["much", "4194303"],
     "STORE_MAX_CONNECTIONS": ["many", "0", "1000001"],
@@ -275,21 +275,21 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_MAX_CONNECTION_SECONDS": ["some", "0", "2000001"],
     "STORE_MAX_CONNECTION_GRACE_SECONDS": ["some", "0", "2000001"],
     "STORE_MAX_IDLE_SECONDS": ["some", "0", "2000001"],
-    "STORE_HANDSHAKE_SECONDS": ["some", "0", "3601"],
+    "STORE_HANDSHAKE_TIMEOUT_SECONDS": ["some", "0", "3601"],
     "STORE_MAX_BODY_BYTES": ["many", "0", "-5", "1048577", "1.5"],
-    "STORE_READERS": ["two", "0", "17"],
+    "STORE_READ_CONNECTIONS": ["two", "0", "17"],
     "STORE_WORKERS": ["many", "0", "257"],
-    "STORE_LOCK_SECONDS": ["0", "61"],
-    "STORE_STATEMENT_SECONDS": ["0", "never"],
-    "STORE_ACQUIRE_SECONDS": ["0", "61"],
-    "STORE_REQUEST_ID_HOURS": ["a day", "0", "-1", "8761", "nan"],
-    "STORE_CHANGE_HOURS": ["a week", "0", "-1", "87601", "inf"],
-    "STORE_CHANGE_ROWS": ["many", "0", "-1", "1.5"],
+    "STORE_LOCK_TIMEOUT_SECONDS": ["0", "61"],
+    "STORE_STATEMENT_TIMEOUT_SECONDS": ["0", "never"],
+    "STORE_CONNECT_TIMEOUT_SECONDS": ["0", "61"],
+    "STORE_REQUEST_ID_RETENTION_HOURS": ["a day", "0", "-1", "8761", "nan"],
+    "STORE_CHANGE_RETENTION_HOURS": ["a week", "0", "-1", "87601", "inf"],
+    "STORE_MAX_CHANGE_ROWS": ["many", "0", "-1", "1.5"],
     "STORE_MAX_WATCHES": ["many", "-1", "10001"],
     "STORE_KEEPALIVE_SECONDS": ["often", "0", "0.5", "3601"],
     "STORE_KEEPALIVE_TIMEOUT_SECONDS": ["soon", "0", "3601"],
     "STORE_METRICS_LISTEN": ["9464", ":9464", "127.0.0.1:", "127.0.0.1:65536"],
-    "STORE_TRACES": ["perhaps"],
+    "STORE_TRACING": ["perhaps"],
     "STORE_CHANNELZ": ["perhaps"],
     "STORE_LOG_LEVEL": ["loud", "INFO!"],
     "STORE_LOG_FORMAT": ["xml"],
@@ -310,7 +310,7 @@ def assert_bad_setting(exit_code: int, stdout: str, stderr: str, *variables: str
 
 def test_every_setting_is_in_the_table_of_invalid_values() -> None:
     """A new setting gets its bad values here."""
-    assert set(BAD_VALUES) == {settings.variable_of(name) for name in settings.Config.model_fields}
+    assert set(BAD_VALUES) == {settings.environment_variable(name) for name in settings.Config.model_fields}
 
 
 @pytest.mark.parametrize(
@@ -346,10 +346,10 @@ def test_every_command_validates_all_settings(
 ) -> None:
     """Including settings that the command does not use."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("STORE_READERS", "0")
+    monkeypatch.setenv("STORE_READ_CONNECTIONS", "0")
     done = in_this_process(command, *NEEDED.get(command, []))
 
-    assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_READERS")
+    assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_READ_CONNECTIONS")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -367,12 +367,12 @@ def test_invalid_settings_are_described_in_plain_words(
     """Not in those of pydantic."""
     bad = {
         "STORE_WORKERS": ("x", "must be a whole number"),
-        "STORE_READERS": ("17", "must be at most 16"),
+        "STORE_READ_CONNECTIONS": ("17", "must be at most 16"),
         "STORE_MAX_CONNECTIONS": ("2000000", "must be at most 1,000,000"),
-        "STORE_LOCK_SECONDS": ("0", "must be more than 0"),
-        "STORE_GRACE_SECONDS": ("-1", "must be at least 0"),
-        "STORE_STATEMENT_SECONDS": ("never", "must be a number"),
-        "STORE_CHANGE_HOURS": ("inf", "must be at most 87,600"),
+        "STORE_LOCK_TIMEOUT_SECONDS": ("0", "must be more than 0"),
+        "STORE_SHUTDOWN_GRACE_SECONDS": ("-1", "must be at least 0"),
+        "STORE_STATEMENT_TIMEOUT_SECONDS": ("never", "must be a number"),
+        "STORE_CHANGE_RETENTION_HOURS": ("inf", "must be at most 87,600"),
         "STORE_CHANNELZ": ("perhaps", "must be true or false"),
         "STORE_LOG_LEVEL": ("loud", "must be debug, info, warning or error"),
     }
@@ -421,7 +421,7 @@ def test_unknown_variable_in_the_env_file_is_warned_about(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", [b"STORE_READERS=1\nSTORE_READERS 2 secret\n", b"\nSTORE_LISTEN=\xff secret"]
+    "content", [b"STORE_READ_CONNECTIONS=1\nSTORE_READERS 2 secret\n", b"\nSTORE_LISTEN=\xff secret"]
 )
 def test_unreadable_env_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     """The server does not start with defaults instead."""
@@ -444,17 +444,17 @@ def test_settings_are_read_from_the_env_file(tmp_path: Path) -> None:
 
 def test_invalid_setting_in_the_env_file_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Wherever it comes from."""
-    (tmp_path / ".env").write_text("STORE_READERS=0\n")
+    (tmp_path / ".env").write_text("STORE_READ_CONNECTIONS=0\n")
     monkeypatch.chdir(tmp_path)
     done = in_this_process("migrate")
 
-    assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_READERS")
+    assert_bad_setting(done.exit_code, done.stdout, done.stderr, "STORE_READ_CONNECTIONS")
 
 
 def test_environment_overrides_the_env_file(tmp_path: Path) -> None:
     """Also if the value in the file is invalid."""
     (tmp_path / ".env").write_text('DATABASE_URL="sqlite:///from-file.db"\nSTORE_READERS=0\n')
-    both = {"STORE_READERS": "1", "DATABASE_URL": "sqlite:///from-environment.db"}
+    both = {"STORE_READ_CONNECTIONS": "1", "DATABASE_URL": "sqlite:///from-environment.db"}
     done = run_command("migrate", folder=tmp_path, settings=both)
 
     assert done.returncode == 0

@@ -18,8 +18,8 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from store_service.access import keys
-from store_service.access.caller import ALL_RIGHTS, Right
+from store_service.auth import api_keys
+from store_service.auth.principal import ALL_PERMISSIONS, Permission
 from store_service.server import service_descriptors
 from tests.support.server_process import ServerProcess
 from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
@@ -47,10 +47,10 @@ OPEN = "grpc.health.v1.Health"
 """What asks nobody who they are."""
 
 RIGHTS = {
-    "reader": frozenset([Right.READ]),
-    "writer": frozenset([Right.WRITE]),
-    "watcher": frozenset([Right.WATCH]),
-    "all": ALL_RIGHTS,
+    "reader": frozenset([Permission.READ]),
+    "writer": frozenset([Permission.WRITE]),
+    "watcher": frozenset([Permission.WATCH]),
+    "all": ALL_PERMISSIONS,
 }
 
 FORBIDDEN = re.compile(
@@ -98,7 +98,7 @@ class Nonsense:
                 continue
             if depth > 3 or self._random.random() > (0.9 if field.name in NEEDED else 0.15):
                 continue
-            if field.is_repeated:
+            if field.is_replay:
                 values[field.name] = [
                     self.value(field, depth) for _ in range(self._random.choice([0, 1, 2, 3, 30]))
                 ]
@@ -147,9 +147,9 @@ class Nonsense:
 @pytest.fixture
 def credentials(tmp_path: Path) -> dict[str, str]:
     """A key for each right, and one for all, in a file."""
-    made = {name: keys.new_key() for name in RIGHTS}
+    made = {name: api_keys.new_key() for name in RIGHTS}
     for name, key in made.items():
-        keys.append(tmp_path / "keys", name=name, key=key, rights=RIGHTS[name])
+        api_keys.append(tmp_path / "keys", name=name, key=key, permissions=RIGHTS[name])
     return made
 
 

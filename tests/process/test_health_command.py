@@ -12,7 +12,7 @@ import trustme
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
-from store_service import probe
+from store_service.cli import health_client
 from tests.support.server_process import ServerProcess, run_command
 
 
@@ -118,7 +118,7 @@ def test_health_command_uses_tls(tmp_path: Path) -> None:
 )
 def test_wildcard_address_is_checked_on_loopback(listen: str, address: str) -> None:
     """0.0.0.0 is not a destination."""
-    assert probe.address_of(listen) == address
+    assert health_client.connectable_address(listen) == address
 
 
 def test_port_0_cannot_be_checked(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from store_service.database import connect, schema
 from store_service.database.sessions import CurrentServer, Hosts
 from store_service.database_url import parse
 from store_service.model import PostDraft
-from store_service.store.posts import Posts
+from store_service.service.posts import Posts
 from tests.support.polling import wait_until
 from tests.support.ports import free_port
 from tests.support.postgresql import PostgresServer, postgres_server, standby_server
@@ -56,7 +56,7 @@ async def test_unix_socket_connects(primary: PostgresServer, tmp_path: Path, for
             command, folder=tmp_path, settings={"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
         )
         assert (done.returncode, done.stderr) == (0, "")
-    async with connect.open_store(url) as store:
+    async with connect.open_database(url) as store:
         (post,) = await Posts(store).create([PostDraft(body="a")])
         assert await Posts(store).get(post.id) == post
 
@@ -72,10 +72,10 @@ async def test_writable_host_is_chosen(primary: PostgresServer, tmp_path: Path) 
                 command, folder=tmp_path, settings={"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
             )
             assert (done.returncode, done.stderr) == (0, "")
-        async with connect.open_store(url) as store:
+        async with connect.open_database(url) as store:
             (post,) = await Posts(store).create([PostDraft(body="a")])
             assert await Posts(store).get(post.id) == post
-        async with connect.open_store(url, read_only=True) as store:
+        async with connect.open_database(url, read_only=True) as store:
             await schema.look(store)
 
 
@@ -83,7 +83,7 @@ async def test_silent_host_leaves_time_for_the_next(primary: PostgresServer) -> 
     """Like a host without power: each host has its share of the connect timeout."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{primary.port}"
-        async with connect.open_store(
+        async with connect.open_database(
             f"postgresql://postgres@{hosts}/postgres", acquire_seconds=2, readers=1
         ) as store:
             await schema.look(store)
@@ -97,7 +97,7 @@ async def test_host_that_hangs_after_login_leaves_time_for_the_next(
     """
     url = f"postgresql://postgres@{hanging.address},127.0.0.1:{primary.port}/postgres"
 
-    async with connect.open_store(url, acquire_seconds=2, readers=1) as store:
+    async with connect.open_database(url, acquire_seconds=2, readers=1) as store:
         await schema.look(store)
 
         assert hanging.dropped

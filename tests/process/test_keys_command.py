@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import storeapi
 
-from store_service.access import keys
-from store_service.access.caller import ALL_RIGHTS
+from store_service.auth import api_keys
+from store_service.auth.principal import ALL_PERMISSIONS
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess, run_command
 
@@ -192,19 +192,19 @@ def test_concurrent_keys_commands_lose_nothing(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     count = 30
     for number in range(count):
-        keys.append(file, name=f"old{number}", key=keys.new_key(), rights=ALL_RIGHTS)
+        api_keys.append(file, name=f"old{number}", key=api_keys.new_key(), permissions=ALL_PERMISSIONS)
 
     def make(number: int) -> None:
-        keys.append(file, name=f"new{number}", key=keys.new_key(), rights=ALL_RIGHTS)
+        api_keys.append(file, name=f"new{number}", key=api_keys.new_key(), permissions=ALL_PERMISSIONS)
 
     def take(number: int) -> None:
-        keys.remove(file, f"old{number}", all_of_name=False)
+        api_keys.remove(file, f"old{number}", all_of_name=False)
 
     with ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(it, number) for number in range(count) for it in (make, take)]:
             done.result()
 
-    names = sorted(line.name for line in keys.parse(file.read_bytes()).lines)
+    names = sorted(line.name for line in api_keys.parse(file.read_bytes()).lines)
     assert names == sorted(f"new{number}" for number in range(count))
 
 

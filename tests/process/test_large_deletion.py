@@ -11,7 +11,7 @@ from sqlalchemy import text
 from storeapi.v1 import posts_pb2
 
 from store_service.database.connect import is_sqlite, sync_engine
-from store_service.store.removal import MAX_ROWS
+from store_service.service.large_deletions import MAX_ROWS
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs

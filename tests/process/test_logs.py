@@ -24,8 +24,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import changes_pb2, changes_pb2_grpc, comments_pb2, posts_pb2
 
 from store_service import logs
-from store_service.access import keys as api_keys
-from store_service.access.caller import Right
+from store_service.auth import api_keys
+from store_service.auth.principal import Permission
 from tests.support.errors import ReceivedError, expect_error
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess, serve_with_stderr
@@ -60,7 +60,7 @@ def server_process(database_file: Path) -> Iterator[ServerProcess]:
     process.kill()
 
 
-def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
+def help_section(server: ServerProcess) -> list[dict[str, Any]]:
     """The log, of which every line must be a JSON object."""
     lines = [json.loads(line) for line in server.stderr().splitlines()]
     assert all(isinstance(line, dict) for line in lines)
@@ -70,7 +70,7 @@ def lines_of(server: ServerProcess) -> list[dict[str, Any]]:
 def line_of_call(server: ServerProcess, call_id: str) -> dict[str, Any]:
     """Returns the log line of a call."""
     wait_until(lambda: call_id in server.stderr())
-    (line,) = [it for it in lines_of(server) if it["event"] == "call" and it["call_id"] == call_id]
+    (line,) = [it for it in help_section(server) if it["event"] == "call" and it["call_id"] == call_id]
     return line
 
 
@@ -100,7 +100,7 @@ async def test_call_is_logged_as_one_json_line(running: ServerProcess, channel: 
 async def test_call_log_names_the_caller_and_never_the_key(tmp_path: Path) -> None:
     """Whatever the outcome of the call and whatever was wrong with the key."""
     key = api_keys.new_key()
-    api_keys.append(tmp_path / "keys", name="billing", key=key, rights=frozenset([Right.READ]))
+    api_keys.append(tmp_path / "keys", name="billing", key=key, permissions=frozenset([Permission.READ]))
     server = ServerProcess(tmp_path, {"STORE_API_KEYS_FILE": "keys"}).start()
     try:
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -155,7 +155,7 @@ async def test_streams_and_health_checks_are_logged(
     watch.cancel()
     # In a thread, for it is this loop that sends the cancellation.
     await asyncio.to_thread(wait_until, lambda: "Health/Watch" in running.stderr())
-    (line,) = [it for it in lines_of(running) if it.get("method") == "grpc.health.v1.Health/Watch"]
+    (line,) = [it for it in help_section(running) if it.get("method") == "grpc.health.v1.Health/Watch"]
     assert line["code"] == "CANCELLED"
 
 
@@ -172,7 +172,7 @@ async def test_stream_cancelled_during_a_response_is_logged(
 
     # In a thread, for it is this loop that sends the cancellation.
     await asyncio.to_thread(wait_until, lambda: "ChangeService/Watch" in running.stderr())
-    (line,) = [it for it in lines_of(running) if it.get("method") == "storeapi.v1.ChangeService/Watch"]
+    (line,) = [it for it in help_section(running) if it.get("method") == "storeapi.v1.ChangeService/Watch"]
     assert (line["event"], line["code"]) == ("call", "CANCELLED")
 
 
@@ -257,10 +257,10 @@ async def test_unhandled_exception_is_logged_with_its_traceback_and_without_bodi
         assert log.count(error.trailing["x-call-id"]) == 2, "one line of the bug and one of the call"
     assert "IntegrityError" in log
     assert "broken" in log
-    assert "store_service/store/resources.py" in log
+    assert "store_service/service/resources.py" in log
     assert SECRET not in log
     if log_format == "json":
-        bugs = [line for line in lines_of(server_process) if line["event"] == "bug"]
+        bugs = [line for line in help_section(server_process) if line["event"] == "bug"]
         assert [line["level"] for line in bugs] == ["error"] * 6
         assert {line["call_id"] for line in bugs} == {error.trailing["x-call-id"] for error in errors}
 
@@ -300,7 +300,7 @@ async def test_calls_are_not_logged_at_level_warning(server_process: ServerProce
         await expect_error(Stubs(channel).create_post())
     assert server_process.stop() == 0
 
-    (line,) = lines_of(server_process)
+    (line,) = help_section(server_process)
     assert (line["event"], line["level"]) == ("bug", "error")
 
 
@@ -309,7 +309,7 @@ def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
     (server_process.folder / "store.db").unlink()
     server_process.start()
     server_process.stop()
-    lines = lines_of(server_process)
+    lines = help_section(server_process)
 
     assert [line["event"] for line in lines] == ["schema upgraded", "serving", "stopping", "stopped"]
     assert lines[1]["address"] == server_process.address
@@ -427,7 +427,7 @@ def configured() -> None:
 @pytest.mark.usefixtures("configured")
 def test_log_queue_is_bounded(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """While the reader is blocked, lines do not fill the memory; the oldest are written."""
-    monkeypatch.setattr(logs, "MOST_WAITING_BYTES", 1000)
+    monkeypatch.setattr(logs, "MAX_BUFFERED_BYTES", 1000)
     is_writing, may_write = threading.Event(), threading.Event()
 
     def stuck(chunk: bytes) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from store_service.metrics.scrape import NoMetrics, scrape
+from store_service.observability.scrape import NoMetrics, scrape
 from tests.support.metrics import scrape_metrics
 from tests.support.polling import wait_until
 from tests.support.ports import free_port

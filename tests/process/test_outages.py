@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from store_service import config as settings
 from store_service import repeated_failure
 from store_service.config import Config
-from store_service.database import schema, workers
+from store_service.database import batch_queue, schema
 from store_service.rpc import health as health_module
 from store_service.server import serving
-from store_service.store import feed, keeping
+from store_service.service import feed, retention
 from tests.support.polling import eventually
 from tests.support.postgresql import PostgresServer, postgres_server
 from tests.support.stubs import Stubs
@@ -65,7 +65,11 @@ async def test_outage_is_logged_at_its_start_and_end(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many parts of the service fail meanwhile."""
-    for module, name in [(workers, "RECONNECT_SECONDS"), (feed, "POLL_SECONDS"), (keeping, "PAUSE_SECONDS")]:
+    for module, name in [
+        (batch_queue, "RECONNECT_SECONDS"),
+        (feed, "POLL_SECONDS"),
+        (retention, "PAUSE_SECONDS"),
+    ]:
         monkeypatch.setattr(module, name, 0.01)
     monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.01)
     # At this pace causes change more often than in a minute of real time.

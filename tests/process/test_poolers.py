@@ -15,11 +15,11 @@ import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from store_service.database import connect
+from store_service.database.batch_queue import BatchOperation
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
-from store_service.database.workers import Operation
 from store_service.model import PostDraft
-from store_service.store.posts import Posts
+from store_service.service.posts import Posts
 from tests.support.polling import wait_until
 from tests.support.ports import free_port
 from tests.support.postgresql import clear_database
@@ -122,8 +122,8 @@ async def test_pgbouncer_session_mode_keeps_the_timeouts(database_url: str, tmp_
         return [value] * len(asked)
 
     with pgbouncer(database_url, "session") as url:
-        async with connect.open_store(url, statement_seconds=2.5) as store:
+        async with connect.open_database(url, statement_timeout_seconds=2.5) as store:
             (post,) = await Posts(store).create([PostDraft(body="a")])
             assert await Posts(store).get(post.id) == post
-            assert await store.write(Operation(run), None) == "2500ms"
-            assert await store.read(Operation(run), None) == "2500ms"
+            assert await store.write(BatchOperation(run), None) == "2500ms"
+            assert await store.read(BatchOperation(run), None) == "2500ms"

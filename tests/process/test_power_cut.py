@@ -9,8 +9,8 @@ import pytest
 import sqlalchemy
 from sqlalchemy import event
 
-from store_service.access import keys
-from store_service.access.caller import ALL_RIGHTS
+from store_service.auth import api_keys
+from store_service.auth.principal import ALL_PERMISSIONS
 from store_service.database import schema
 from tests.support import legacy_database
 from tests.support.database import execute, query
@@ -64,7 +64,7 @@ def test_new_key_survives_a_power_cut(tmp_path: Path) -> None:
 
 def test_removed_key_stays_removed_after_a_power_cut(tmp_path: Path) -> None:
     """The content of the new file, and its rename."""
-    keys.append(tmp_path / "keys", name="a", key=keys.new_key(), rights=ALL_RIGHTS)
+    api_keys.append(tmp_path / "keys", name="a", key=api_keys.new_key(), permissions=ALL_PERMISSIONS)
 
     arguments = ("keys", "remove", "a")
     assert unsynced_after(*arguments, folder=tmp_path, settings={"STORE_API_KEYS_FILE": "keys"}) == []

@@ -165,11 +165,11 @@ async def test_leaving_worker_uses_its_own_grace_period(tmp_path: Path, postgres
     """Not that of the new settings, which may be shorter."""
     clear_database(postgres_database)
     times = tmp_path / ".env"
-    times.write_text("STORE_DRAIN_SECONDS=3\nSTORE_GRACE_SECONDS=3")
+    times.write_text("STORE_SHUTDOWN_DELAY_SECONDS=3\nSTORE_GRACE_SECONDS=3")
     supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
     await asyncio.to_thread(supervisor.start)
     try:
-        times.write_text("STORE_DRAIN_SECONDS=0\nSTORE_GRACE_SECONDS=0")
+        times.write_text("STORE_SHUTDOWN_DELAY_SECONDS=0\nSTORE_GRACE_SECONDS=0")
         supervisor.signal(signal.SIGHUP)
         await eventually(lambda: told(supervisor, "restarted workers", 1))
 
@@ -185,7 +185,11 @@ async def test_stop_during_a_restart_stops_all_workers_at_once(
 ) -> None:
     """Including the new process, which does not wait for the one that it replaces."""
     clear_database(postgres_database)
-    settings = {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2", "STORE_DRAIN_SECONDS": "600"}
+    settings = {
+        "DATABASE_URL": postgres_database,
+        "STORE_WORKERS": "2",
+        "STORE_SHUTDOWN_DELAY_SECONDS": "600",
+    }
     supervisor = ServerProcess(tmp_path, settings)
     await asyncio.to_thread(supervisor.start)
     pids = worker_pids(supervisor)
@@ -211,12 +215,12 @@ async def test_invalid_setting_replaces_no_worker(tmp_path: Path, postgres_datab
     await asyncio.to_thread(supervisor.start)
     try:
         before = worker_pids(supervisor)
-        (tmp_path / ".env").write_text("STORE_READERS=none")
+        (tmp_path / ".env").write_text("STORE_READ_CONNECTIONS=none")
         supervisor.signal(signal.SIGHUP)
         await eventually(lambda: told(supervisor, "not restarted, for a setting is bad", 1))
 
         assert worker_pids(supervisor) == before
-        assert "STORE_READERS" in supervisor.stderr()
+        assert "STORE_READ_CONNECTIONS" in supervisor.stderr()
         async with grpc.aio.insecure_channel(supervisor.address) as channel:
             assert (await Stubs(channel).create_post()).id > 0
     finally:
@@ -225,7 +229,7 @@ async def test_invalid_setting_replaces_no_worker(tmp_path: Path, postgres_datab
 
 async def test_calls_succeed_during_the_shutdown_delay(tmp_path: Path) -> None:
     """Health says NOT_SERVING and everything else is unchanged."""
-    server_process = ServerProcess(tmp_path, {"STORE_DRAIN_SECONDS": "4"})
+    server_process = ServerProcess(tmp_path, {"STORE_SHUTDOWN_DELAY_SECONDS": "4"})
     await asyncio.to_thread(server_process.start)
     try:
         async with (

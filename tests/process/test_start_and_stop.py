@@ -419,7 +419,7 @@ def test_unresponsive_database_is_one_line(tmp_path: Path, silent: socket.socket
     done = serve(
         tmp_path,
         DATABASE_URL=url_of(silent),
-        STORE_ACQUIRE_SECONDS="0.5",
+        STORE_CONNECT_TIMEOUT_SECONDS="0.5",
         STORE_AUTO_MIGRATE=auto_migrate,
     )
 
@@ -433,7 +433,7 @@ def test_signal_ends_a_waiting_start(
     tmp_path: Path, silent: socket.socket, number: signal.Signals, workers: str, auto_migrate: str
 ) -> None:
     """The first signal, with exit code 0 and no process left."""
-    settings = {"DATABASE_URL": url_of(silent), "STORE_ACQUIRE_SECONDS": "60"}
+    settings = {"DATABASE_URL": url_of(silent), "STORE_CONNECT_TIMEOUT_SECONDS": "60"}
     settings |= {"STORE_WORKERS": workers, "STORE_AUTO_MIGRATE": auto_migrate}
     server_process = ServerProcess(tmp_path, settings)
     server_process.begin()
@@ -550,7 +550,7 @@ async def test_running_call_finishes_and_new_calls_are_refused(
     server_process: ServerProcess, number: signal.Signals
 ) -> None:
     """New calls get an error that says that a retry may succeed."""
-    server_process.settings["STORE_GRACE_SECONDS"] = "60"
+    server_process.settings["STORE_SHUTDOWN_GRACE_SECONDS"] = "60"
     server_process.start()
     async with (
         grpc.aio.insecure_channel(server_process.address) as channel,
@@ -582,7 +582,7 @@ async def test_connected_clients_and_open_streams_do_not_delay_the_stop(
     server_process: ServerProcess, number: signal.Signals
 ) -> None:
     """Without running calls the grace period is not used."""
-    server_process.settings["STORE_GRACE_SECONDS"] = "600"
+    server_process.settings["STORE_SHUTDOWN_GRACE_SECONDS"] = "600"
     server_process.start()
     async with (
         grpc.aio.insecure_channel(server_process.address) as channel,
@@ -622,7 +622,7 @@ async def test_watch_ended_by_a_stop_continues_in_the_next_process(
     server_process: ServerProcess, number: signal.Signals
 ) -> None:
     """Its error has a token after which nothing is lost or repeated."""
-    server_process.settings["STORE_GRACE_SECONDS"] = "600"
+    server_process.settings["STORE_SHUTDOWN_GRACE_SECONDS"] = "600"
     server_process.start()
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         responses = watch(channel)
@@ -646,7 +646,7 @@ async def test_call_longer_than_the_grace_period_does_not_block_the_stop(
     server_process: ServerProcess,
 ) -> None:
     """The process ends a second later, whatever the database does."""
-    server_process.settings |= {"STORE_GRACE_SECONDS": "0.2", "STORE_LOCK_SECONDS": "60"}
+    server_process.settings |= {"STORE_SHUTDOWN_GRACE_SECONDS": "0.2", "STORE_LOCK_TIMEOUT_SECONDS": "60"}
     server_process.start()
     async with (
         grpc.aio.insecure_channel(server_process.address) as channel,
@@ -672,7 +672,7 @@ async def test_second_signal_stops_at_once(
     server_process: ServerProcess, first: signal.Signals, second: signal.Signals
 ) -> None:
     """The exit code says that it was a signal."""
-    server_process.settings["STORE_GRACE_SECONDS"] = "600"
+    server_process.settings["STORE_SHUTDOWN_GRACE_SECONDS"] = "600"
     server_process.start()
     async with (
         grpc.aio.insecure_channel(server_process.address) as channel,

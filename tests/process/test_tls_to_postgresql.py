@@ -114,7 +114,7 @@ async def by_psycopg(url: str) -> None:
 
 
 async def by_asyncpg(url: str) -> None:
-    async with connect.open_store(url) as store:
+    async with connect.open_database(url) as store:
         await schema.look(store)
 
 

@@ -16,8 +16,8 @@ import trustme
 
 from store_service import config as settings
 from store_service import supervisor as supervising
-from store_service.access import keys as api_keys
-from store_service.access.caller import ALL_RIGHTS
+from store_service.auth import api_keys
+from store_service.auth.principal import ALL_PERMISSIONS
 from store_service.supervisor import reserved
 from tests.support.certificates import TlsFiles
 from tests.support.metrics import scrape_metrics
@@ -75,7 +75,7 @@ def test_both_workers_use_tls_and_authentication(supervisor: ServerProcess) -> N
     folder = supervisor.folder
     files = TlsFiles(folder, trustme.CA())
     key = api_keys.new_key()
-    api_keys.append(folder / "keys", name="a", key=key, rights=ALL_RIGHTS)
+    api_keys.append(folder / "keys", name="a", key=key, permissions=ALL_PERMISSIONS)
     supervisor.settings |= {
         "STORE_TLS_CERT": files.cert.name,
         "STORE_TLS_KEY": files.key.name,
@@ -163,11 +163,11 @@ def test_failed_start_is_not_counted_as_another_crash(supervisor: ServerProcess)
     supervisor.start()
     before = worker_pids(supervisor)
     try:
-        (supervisor.folder / ".env").write_text("STORE_READERS=none")
+        (supervisor.folder / ".env").write_text("STORE_READ_CONNECTIONS=none")
         os.kill(before[0], signal.SIGKILL)
         wait_until(lambda: times_told(supervisor, "worker does not start"))
         # A try that fails is told of rarely; each says itself why it has failed.
-        wait_until(lambda: supervisor.stderr().count("STORE_READERS") >= 2)
+        wait_until(lambda: supervisor.stderr().count("STORE_READ_CONNECTIONS") >= 2)
         assert times_told(supervisor, "worker does not start") == 1
         (supervisor.folder / ".env").write_text("")
         wait_until(lambda: times_told(supervisor, "worker restarted"))
@@ -233,7 +233,7 @@ def test_workers_end_after_their_supervisor_is_killed(supervisor: ServerProcess)
 
 def test_second_signal_kills_the_workers(supervisor: ServerProcess) -> None:
     """At once."""
-    supervisor.settings["STORE_DRAIN_SECONDS"] = "600"
+    supervisor.settings["STORE_SHUTDOWN_DELAY_SECONDS"] = "600"
     supervisor.start()
     workers = worker_pids(supervisor)
     try:

@@ -9,9 +9,9 @@ import promql_parser
 import pytest
 import yaml
 
-from store_service.measures import Measures
-from store_service.metrics.catalog import METRICS
-from store_service.metrics.families import Families
+from store_service.observability.catalog import METRICS
+from store_service.observability.collector import MetricsCollector
+from store_service.observability.metrics import Metrics
 from store_service.rpc.status import ROWS
 from store_service.server import service_descriptors
 from tests.support.repository import ROOT
@@ -165,9 +165,9 @@ def test_series_of_alerts_exist_before_the_first_event() -> None:
             for matcher in selector.matchers.matchers:
                 if matcher.name in named:
                     named[matcher.name] |= set(matcher.value.split("|"))
-    measures = Measures()
-    measures.of_method("storeapi.v1.PostService/GetPost", is_stream=False)
-    families = Families(measures, database="sqlite", wal_file=None).collect()
+    measures = Metrics()
+    measures.method("storeapi.v1.PostService/GetPost", is_stream=False)
+    families = MetricsCollector(measures, database="sqlite", wal_file=None).collect()
     served = {family.name: family.samples for family in families}
 
     for family, label in {"store_calls": "code", "store_call_errors": "reason"}.items():

@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from store_service import config as settings
+from store_service.errors import BadSetting
 from store_service.rpc.health import LIVE
-from store_service.server import TIDY_SECONDS
+from store_service.server import CLEANUP_SECONDS
 from store_service.supervisor import EXIT_SECONDS
 from tests.support.repository import ROOT, pinned_version, pins
 from tests.support.server_process import run_command
@@ -100,7 +101,7 @@ def loaded(name: str, monkeypatch: pytest.MonkeyPatch) -> settings.Config:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_every_variable_is_a_setting(path: Path) -> None:
     """A misspelt variable would be ignored."""
-    known = {settings.variable_of(name) for name in settings.Config.model_fields}
+    known = {settings.environment_variable(name) for name in settings.Config.model_fields}
     named = set(re.findall(r"\b(?:STORE_[A-Z_]+|DATABASE_URL)\b", path.read_text()))
 
     assert named <= known
@@ -114,7 +115,7 @@ def test_settings_are_valid_and_listen_publicly(
     monkeypatch.chdir(tmp_path)
     if name == "Dockerfile":
         # Whoever runs the image says whether it is secured or need not be.
-        with pytest.raises(settings.BadSetting, match="STORE_TLS_CERT"):
+        with pytest.raises(BadSetting, match="STORE_TLS_CERT"):
             loaded(name, monkeypatch)
         monkeypatch.setenv("STORE_ALLOW_INSECURE", "true")
     config = loaded(name, monkeypatch)
@@ -223,7 +224,9 @@ def test_container_commands_exist_with_their_options() -> None:
 
 def stop_seconds(config: settings.Config) -> float:
     """What a stop may take, with a second more."""
-    return config.drain_seconds + config.grace_seconds + max(TIDY_SECONDS, EXIT_SECONDS) + 1
+    return (
+        config.shutdown_delay_seconds + config.shutdown_grace_seconds + max(CLEANUP_SECONDS, EXIT_SECONDS) + 1
+    )
 
 
 def test_systemd_grants_the_grace_period(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -255,7 +258,7 @@ def test_kubernetes_grants_the_grace_period(
     monkeypatch.chdir(tmp_path)
     config = loaded(manifest.name, monkeypatch)
 
-    assert config.drain_seconds >= 5
+    assert config.shutdown_delay_seconds >= 5
     assert pod(manifest)["terminationGracePeriodSeconds"] >= stop_seconds(config)
 
 

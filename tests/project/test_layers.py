@@ -38,7 +38,7 @@ def test_layers_are_respected() -> None:
         ("model.py", "from store_service import errors"),
         ("errors.py", "import grpc"),
         ("logs.py", "from store_service import config"),
-        ("database/posts.py", "from store_service.store import pages"),
+        ("database/posts.py", "from store_service.service import pages"),
         ("database/connect.py", "from store_service.config import Config"),
         ("store/posts.py", "from google.protobuf.message import Message"),
         ("store/posts.py", "from storeapi.v1 import posts_pb2"),

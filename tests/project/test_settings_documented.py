@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from store_service import config as settings
-from store_service.config import Config, variable_of
+from store_service.config import Config, environment_variable
 from tests.support.repository import ROOT
 from tests.support.timeouts import scaled_timeout
 
@@ -42,7 +42,9 @@ def test_settings_table_is_complete(table: str) -> None:
     """Every setting, with whole sentences, and no removed one."""
     found = rows(table)
 
-    assert [variable for variable, _, _ in found] == [variable_of(name) for name in Config.model_fields]
+    assert [variable for variable, _, _ in found] == [
+        environment_variable(name) for name in Config.model_fields
+    ]
     assert [variable for variable, _, meaning in found if not re.fullmatch(r"\w.*\.", meaning)] == []
 
 
@@ -52,7 +54,7 @@ def test_documented_defaults_are_the_defaults(
     """Setting each variable to its documented default changes nothing."""
     monkeypatch.chdir(tmp_path)
     for name in Config.model_fields:
-        monkeypatch.delenv(variable_of(name), raising=False)
+        monkeypatch.delenv(environment_variable(name), raising=False)
     by_default = settings.load()
     for variable, default, _ in rows(table):
         monkeypatch.setenv(variable, default)

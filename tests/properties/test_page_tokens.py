@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.model import ORDERS, Query
-from store_service.store import page_tokens
+from store_service.service import page_tokens
 from tests.support.property_server import SQLITE_ONLY, LiveServer, error_reason
 
 REFUSALS = {"PAGE_TOKEN_INVALID", "PAGE_TOKEN_MISMATCH"}

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from store_service.store.keeping import Keeping
-from store_service.store.removal import Remover
+from store_service.service.large_deletions import Remover
+from store_service.service.retention import Retention
 from tests.support.resource_api import ResourceApi
 from tests.support.stubs import Stubs
 from tests.support.write_queue import WriteQueue
@@ -40,7 +40,7 @@ def no_retention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
     if "write_queue" in request.fixturenames:
         # Before a server starts, whatever the order of the fixtures.
-        monkeypatch.setattr(Keeping, "run", wait_forever)
+        monkeypatch.setattr(Retention, "run", wait_forever)
         monkeypatch.setattr(Remover, "run", wait_forever)
 
 

@@ -18,10 +18,10 @@ from storeapi.v1 import changes_pb2
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import sqlite
-from store_service.database.connect import Store
+from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.sqlite import SqliteConnection
-from store_service.store import writer_health
+from store_service.service import writer_health
 from tests.support.database import database_contents, write_lock
 from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error
 from tests.support.resource_api import ResourceApi
@@ -123,16 +123,16 @@ class TestLocked:
         monkeypatch.setattr(writer_health, "PROBE_SECONDS", 0.01)
         monkeypatch.setattr(writer_health, "RETRY_SECONDS", 0.01)
         probed = asyncio.Semaphore(0)
-        write = Store.write
+        write = Database.write
 
-        async def counted(store: Store, operation: Any, argument: Any, **options: Any) -> Any:
+        async def counted(store: Database, operation: Any, argument: Any, **options: Any) -> Any:
             try:
                 return await write(store, operation, argument, **options)
             finally:
                 if operation is writer_health._PROBE:
                     probed.release()
 
-        monkeypatch.setattr(Store, "write", counted)
+        monkeypatch.setattr(Database, "write", counted)
         with write_lock(f"sqlite:///{database_file}"):
             for _ in range(3):
                 assert_retryable(await expect_error(api.create(api.draft())), "DATABASE_BUSY")
@@ -177,13 +177,13 @@ class TestFull:
     def writer(self, monkeypatch: pytest.MonkeyPatch) -> list[SqliteConnection]:
         """The connection that has written last, to give it more room."""
         seen: list[SqliteConnection] = []
-        as_one = SqliteConnection.as_one
+        run_in_connection_thread = SqliteConnection.run_in_connection_thread
 
         async def watched(connection: SqliteConnection, work: Any) -> Any:
             seen[:] = [connection]
-            return await as_one(connection, work)
+            return await run_in_connection_thread(connection, work)
 
-        monkeypatch.setattr(SqliteConnection, "as_one", watched)
+        monkeypatch.setattr(SqliteConnection, "run_in_connection_thread", watched)
         return seen
 
     async def fill(self, api: ResourceApi) -> ReceivedError:

@@ -9,7 +9,7 @@ import psycopg
 from storeapi.v1 import posts_pb2
 
 from store_service.database.connect import is_sqlite
-from store_service.database.sqlite import path_of
+from store_service.database.sqlite import database_path
 from tests.support.database import database_contents
 from tests.support.errors import result_or_error
 from tests.support.stubs import Stubs
@@ -22,7 +22,7 @@ AT_ONCE = 50
 def connections(database_url: str) -> Counter[str]:
     """What the service, which is in this process, has open: files of SQLite, or sessions of PostgreSQL."""
     if is_sqlite(database_url):
-        folder = path_of(database_url).parent.resolve()
+        folder = database_path(database_url).parent.resolve()
         opened = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
         return Counter(path.name for path in opened if path.parent == folder)
     with psycopg.connect(database_url) as connection:

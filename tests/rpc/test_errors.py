@@ -19,13 +19,13 @@ from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.database.sqlite import SqliteConnection
-from store_service.model import Bookmark, Position, Query
-from store_service.rpc import guard
+from store_service.model import Position, Query, ResumePoint
+from store_service.rpc import pipeline
 from store_service.rpc.status import ROWS
 from store_service.server import RunningServer
-from store_service.store import page_tokens, resume_tokens
-from store_service.store.keeping import Keeping
-from store_service.store.posts import Posts
+from store_service.service import page_tokens, resume_tokens
+from store_service.service.posts import Posts
+from store_service.service.retention import Retention
 from tests.support.contract import send_bytes
 from tests.support.database import database_contents
 from tests.support.engines import SQLITE_ONLY
@@ -114,7 +114,7 @@ async def watch_from_no_token(_: ResourceApi, __: ResourceApi, channel: grpc.aio
 
 
 async def watch_from_elsewhere(_: ResourceApi, __: ResourceApi, channel: grpc.aio.Channel) -> Any:
-    token = resume_tokens.make("another store", Bookmark(position=Position(xid=0, seq=0)))
+    token = resume_tokens.make("another store", ResumePoint(position=Position(xid=0, seq=0)))
     await watched(channel, resume_token=token)
 
 
@@ -192,16 +192,16 @@ SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]
 Post 1 is there."""
 
 ELSEWHERE = {
-    "SHUTTING_DOWN": "test_guard.py",
+    "SHUTTING_DOWN": "test_pipeline.py",
     "DATABASE_BUSY": "test_database_failures.py",
     "DATABASE_UNAVAILABLE": "test_database_failures.py",
     "STORAGE_FULL": "test_database_failures.py",
     "INTERNAL": "test_errors.py",
     "RESUME_TOKEN_EXPIRED": "test_errors.py",
     "STREAM_STALLED": "test_errors.py",
-    "CREDENTIALS_MISSING": "test_access.py",
-    "CREDENTIALS_INVALID": "test_access.py",
-    "PERMISSION_DENIED": "test_access.py",
+    "CREDENTIALS_MISSING": "test_authentication.py",
+    "CREDENTIALS_INVALID": "test_authentication.py",
+    "PERMISSION_DENIED": "test_authentication.py",
     "OVERLOADED": "test_limits.py",
     "RATE_LIMITED": "test_limits.py",
     "READ_ONLY": "test_limits.py",
@@ -279,9 +279,11 @@ async def test_expired_resume_token_names_the_earliest_valid_one(
     """The caller can accept the gap and continue with it."""
     token = (await watched(channel)).resume_token
     await posts.create_many(3)
-    async with connect.open_store(database_url, readers=1) as store:
+    async with connect.open_database(database_url, readers=1) as store:
         # Nothing is young enough to be kept.
-        assert await Keeping(store, change_hours=-1, change_rows=1000, request_id_hours=1).step()
+        assert await Retention(
+            store, change_retention_hours=-1, max_change_rows=1000, request_id_retention_hours=1
+        ).step()
     await posts.create_one("after")
 
     error = await expect_error(read_to_the_end(channel, resume_token=token))
@@ -303,7 +305,7 @@ async def test_stalled_stream_is_ended(
     posts: ResourceApi, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """STREAM_STALLED: pending responses are limited in size and time."""
-    send, stalled = guard.Guard._send, asyncio.Event()
+    send, stalled = pipeline.RpcPipeline._send, asyncio.Event()
 
     async def watched_send(*arguments: Any) -> None:
         try:
@@ -312,8 +314,8 @@ async def test_stalled_stream_is_ended(
             stalled.set()
             raise
 
-    monkeypatch.setattr(guard, "STALL_SECONDS", 1.0)
-    monkeypatch.setattr(guard.Guard, "_send", watched_send)
+    monkeypatch.setattr(pipeline, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(pipeline.RpcPipeline, "_send", watched_send)
     for _ in range(2):
         await posts.create_many(60, "x" * 60_000)
     async with grpc.aio.insecure_channel(server.address, NO_READ_AHEAD) as channel:
@@ -573,7 +575,7 @@ async def test_unknown_driver_error_is_an_unhandled_exception(
 ) -> None:
     """Its text, including the statement, is not sent."""
     fetch = Connection.fetch
-    monkeypatch.setattr(SqliteConnection, "fetch_few", Connection.fetch_few)
+    monkeypatch.setattr(SqliteConnection, "fetch_inline", Connection.fetch_inline)
 
     async def misspelt(connection: Connection, statement: Any, **values: Any) -> Any:
         await connection._run("SELECT secret nowhere FORM")

@@ -21,9 +21,9 @@ from google.protobuf.message import Message
 from storeapi.v1 import changes_pb2 as pb
 
 from store_service import config as settings
-from store_service.model import Bookmark, Kind, Position, Query
+from store_service.model import Position, Query, ResourceKind, ResumePoint
 from store_service.server import serving
-from store_service.store import page_tokens, resume_tokens
+from store_service.service import page_tokens, resume_tokens
 from tests.support.contract import METHODS, method_path, request_class, response_class
 from tests.support.database import Contents, database_contents
 from tests.support.errors import received_error
@@ -38,7 +38,7 @@ BY_NAME = {method.name: method for method in METHODS}
 def fields_of(message: Descriptor, path: str) -> Iterator[str]:
     """Every field of a message and of the messages in it: Method.field.field, Method.field[].field."""
     for field in message.fields:
-        name = f"{path}.{field.name}" + ("[]" if field.is_repeated and field.message_type else "")
+        name = f"{path}.{field.name}" + ("[]" if field.is_replay and field.message_type else "")
         yield name
         if field.message_type is not None and field.message_type.full_name not in WHOLE:
             yield from fields_of(field.message_type, name)
@@ -95,8 +95,8 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             " (seq, xid, action, kind, resource_id, post_id, payload, size, commit_time)"
             " VALUES (?, ?, 2, ?, ?, ?, ?, 1, ?)",
             [
-                (1, 1, Kind.POST, 3, 3, json.dumps({"body": "three", "version": 1}), TOLD_AT),
-                (2, 2, Kind.COMMENT, 2, 1, json.dumps({"body": "second", "version": 1}), TOLD_AT),
+                (1, 1, ResourceKind.POST, 3, 3, json.dumps({"body": "three", "version": 1}), TOLD_AT),
+                (2, 2, ResourceKind.COMMENT, 2, 1, json.dumps({"body": "second", "version": 1}), TOLD_AT),
             ],
         )
         times = {"create_time": 1000000, "update_time": 1000000, "version": 1}
@@ -245,7 +245,7 @@ PROOFS_OF_WATCH = {
     "Watch.resume_token": Proof(
         {
             "resume_token": resume_tokens.make(
-                STORE_ID, Bookmark(position=Position(xid=1, seq=1, time=TOLD_AT))
+                STORE_ID, ResumePoint(position=Position(xid=1, seq=1, time=TOLD_AT))
             )
         },
         "comment 2 created",

@@ -170,7 +170,7 @@ async def test_one_check_serves_all_health_watches(config: Config, monkeypatch: 
         monkeypatch.setattr(health_module, "LOOK_SECONDS", 20.0)
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 4]
-        await eventually(lambda: server.guard._running == len(watches) and looks > 0)
+        await eventually(lambda: server.pipeline._running == len(watches) and looks > 0)
         before = looks
         gate.set()
         told = [(await watch.read()).status for watch in watches]
@@ -185,7 +185,7 @@ async def test_one_check_serves_all_health_watches(config: Config, monkeypatch: 
         for watch in (*watches, later):
             watch.cancel()
         await eventually(lambda: all(task.get_name() != "health" for task in asyncio.all_tasks()))
-        await eventually(lambda: server.guard._running == 0)
+        await eventually(lambda: server.pipeline._running == 0)
         before = looks
         again = stub.Watch(pb.HealthCheckRequest())
         assert (await again.read()).status == SERVING

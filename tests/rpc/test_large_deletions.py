@@ -18,8 +18,8 @@ from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.server import RunningServer, serving
-from store_service.store import counting, pages, removal
-from store_service.store.removal import Remover
+from store_service.service import counting, large_deletions, pages
+from store_service.service.large_deletions import Remover
 from tests.support.database import database_connection, database_contents
 from tests.support.engines import POSTGRESQL_ONLY
 from tests.support.errors import expect_error, result_or_error
@@ -36,10 +36,10 @@ BUDGET = 10
 @pytest.fixture(autouse=True)
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few comments are many."""
-    monkeypatch.setattr(removal, "MAX_ROWS", BUDGET)
-    monkeypatch.setattr(removal, "FETCH_ROWS", 4)
-    monkeypatch.setattr(removal, "TAKEOVER_SECONDS", 0.05)
-    monkeypatch.setattr(removal, "STEP_SECONDS", 0.001)
+    monkeypatch.setattr(large_deletions, "MAX_ROWS", BUDGET)
+    monkeypatch.setattr(large_deletions, "FETCH_ROWS", 4)
+    monkeypatch.setattr(large_deletions, "TAKEOVER_SECONDS", 0.05)
+    monkeypatch.setattr(large_deletions, "STEP_SECONDS", 0.001)
 
 
 class Gate:
@@ -241,7 +241,7 @@ async def test_budget_counts_bytes(
     gate: Gate, stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step removes at least one row."""
-    monkeypatch.setattr(removal, "MAX_BYTES", 1000)
+    monkeypatch.setattr(large_deletions, "MAX_BYTES", 1000)
     post_id = (await stubs.create_post()).id
     for size in (600, 400, 1, 2000, 2000):
         await stubs.create_comment(post_id, "x" * size)
@@ -480,14 +480,14 @@ class Servers:
         self._config = config
         self._stacks: list[AsyncExitStack] = []
         self.removing: list[Connection] = []
-        remove = removal.remove_comments
+        remove = large_deletions.remove_comments
 
         async def watched(connection: Connection, ids: Any, requests: Any) -> None:
             self.removing.append(connection)
             await remove(connection, ids, requests)
 
         # Only what the remover calls: posts.py has its own name for it.
-        monkeypatch.setattr(removal, "remove_comments", watched)
+        monkeypatch.setattr(large_deletions, "remove_comments", watched)
 
     async def start(self) -> Stubs:
         """One more."""
@@ -537,12 +537,12 @@ async def test_concurrent_removal_step_removes_nothing(gate: Gate, stubs: Stubs,
     """The second process finds that the mark has moved."""
     post_id, _ = await commented_post(stubs, 5 * BUDGET)
     await force(stubs, post_id)
-    async with connect.open_store(database_url) as store:
-        seen = await store.read(removal._LOOK, None)
+    async with connect.open_database(database_url) as store:
+        seen = await store.read(large_deletions._LOOK, None)
         assert seen is not None
 
-        after_one = await store.write(removal._STEP, seen)
-        assert await store.write(removal._STEP, seen) == after_one
+        after_one = await store.write(large_deletions._STEP, seen)
+        assert await store.write(large_deletions._STEP, seen) == after_one
 
     assert len(database_contents(database_url).comments) == 4 * BUDGET
 
@@ -562,13 +562,13 @@ async def test_posts_deleted_during_a_removal_are_removed(
         )
     )
     await force(stubs, second)
-    async with connect.open_store(database_url) as store:
-        mark = await store.read(removal._LOOK, None)
+    async with connect.open_database(database_url) as store:
+        mark = await store.read(large_deletions._LOOK, None)
         assert mark is not None
-        mark = await store.write(removal._STEP, mark)
+        mark = await store.write(large_deletions._STEP, mark)
         await force(stubs, first)
         while mark is not None:
-            mark = await store.write(removal._STEP, mark)
+            mark = await store.write(large_deletions._STEP, mark)
 
     assert database_contents(database_url).comments == ()
     assert database_contents(database_url).posts == ()

@@ -13,10 +13,10 @@ from storeapi.v1 import changes_pb2, comments_pb2
 from storeapi.v1 import posts_pb2 as pb
 
 from store_service.config import Config
-from store_service.database import workers
+from store_service.database import batch_queue
 from store_service.model import Change, Post
 from store_service.rpc import changes as rpc_changes
-from store_service.rpc import connection_limits, guard, pending
+from store_service.rpc import connection_limits, pending, pipeline
 from store_service.rpc import posts as rpc_posts
 from store_service.rpc.connections import Connections
 from tests.support.errors import received_error, result_or_error
@@ -45,15 +45,15 @@ class Reading:
         self.batches = 0
         self._may_go_on = asyncio.Event()
         self._may_go_on.set()
-        outcomes = workers.Lane._outcomes
+        outcomes = batch_queue.BatchQueue._outcomes
 
-        async def held(lane: workers.Lane, *arguments: Any, **options: Any) -> list[Any]:
+        async def held(lane: batch_queue.BatchQueue, *arguments: Any, **options: Any) -> list[Any]:
             if not lane._writes:
                 await self._may_go_on.wait()
                 self.batches += 1
             return await outcomes(lane, *arguments, **options)
 
-        monkeypatch.setattr(workers.Lane, "_outcomes", held)
+        monkeypatch.setattr(batch_queue.BatchQueue, "_outcomes", held)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -111,9 +111,9 @@ async def test_large_requests_are_decoded_in_turns(config: Config, monkeypatch: 
         happened.append("decode")
         return parse(data)
 
-    decoder = guard.decoder
+    decoder = pipeline.decoder
     monkeypatch.setattr(
-        guard, "decoder", lambda kind: decode if kind is pb.BatchCreatePostsRequest else decoder(kind)
+        pipeline, "decoder", lambda kind: decode if kind is pb.BatchCreatePostsRequest else decoder(kind)
     )
     async with server_with(config, max_concurrent_bytes=4_200_000) as (_, stubs):
         calls = [result_or_error(stubs.posts.BatchCreatePosts(batch)) for _ in range(60)]
@@ -137,7 +137,7 @@ async def test_equal_reads_are_encoded_once(
         converted.clear()
         with reading.held():
             calls = [asyncio.ensure_future(ask(stubs)) for _ in range(20)]
-            await eventually(lambda: server.guard._running == len(calls))
+            await eventually(lambda: server.pipeline._running == len(calls))
         answers = await asyncio.gather(*calls)
 
     assert all(answer == answers[0] for answer in answers)
@@ -149,14 +149,16 @@ async def test_equal_reads_are_encoded_once(
 
 async def test_refused_reads_are_not_encoded(config: Config, converted: list[int]) -> None:
     """The limit of a connection is checked first."""
-    async with server_with(config, max_unsent_bytes=7_000_000, max_call_seconds=60) as (server, stubs):
+    async with server_with(
+        config, max_pending_response_bytes_per_connection=7_000_000, max_call_seconds=60
+    ) as (server, stubs):
         await ResourceApi("Post", stubs).create_many(60, "x" * 50_000)
         converted.clear()
         async with raw_client(server.address) as stuck:
             for size in range(60, 40, -1):
                 request = pb.ListPostsRequest(page_size=size)
                 stuck.call("/storeapi.v1.PostService/ListPosts", request.SerializeToString())
-            await eventually(lambda: server.guard._id_count >= 21 and not server.guard._limits._running)
+            await eventually(lambda: server.pipeline._id_count >= 21 and not server.pipeline._limits._running)
 
     # Two of 3 MB or three of 2 MB fit.
     assert 0 < len(converted) <= 3 * 60
@@ -181,7 +183,7 @@ async def test_other_tasks_run_between_large_reads(
         with reading.held():
             requests = [pb.ListPostsRequest(page_size=size) for size in sizes]
             calls = [asyncio.ensure_future(stubs.posts.ListPosts(request)) for request in requests]
-            await eventually(lambda: server.guard._running == len(calls))
+            await eventually(lambda: server.pipeline._running == len(calls))
         answered = asyncio.gather(*calls)
         await everybody_else(happened, until=answered.done)
         answers = await answered
@@ -237,7 +239,7 @@ async def test_unread_connections_do_not_exhaust_memory(
     ):
         await ResourceApi("Post", stubs).create_many(60, "x" * 50_000)
         most: list[int] = []
-        pending_now = server.guard._pending
+        pending_now = server.pipeline._pending
         clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(10)]
         for stuck in clients:
             for _ in range(5):
@@ -281,7 +283,7 @@ async def test_slow_reader_is_not_closed(config: Config, monkeypatch: pytest.Mon
         AsyncExitStack() as stack,
     ):
         await ResourceApi("Post", stubs).create_many(60, "x" * 50_000)
-        pending_now = server.guard._pending
+        pending_now = server.pipeline._pending
         slow = await stack.enter_async_context(
             raw_client(server.address, greeting=at_once, buffer_bytes=65_536)
         )

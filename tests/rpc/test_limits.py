@@ -23,9 +23,9 @@ from store_service.errors import RateLimited
 from store_service.rpc import connection_limits, limits, pending
 from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
-from store_service.rpc.decoding import Unpacker
+from store_service.rpc.decoding import Decompressor
 from store_service.rpc.health import MAX_WATCHES_PER_CONNECTION
-from store_service.rpc.limits import Rates
+from store_service.rpc.limits import RateLimiter
 from store_service.rpc.pending import Pending
 from tests.support.database import database_contents, write_lock
 from tests.support.errors import expect_error, received_error, result_or_error
@@ -160,7 +160,7 @@ async def test_health_watches_per_connection_are_limited(config: Config) -> None
         check = await stub.Check(health_pb2.HealthCheckRequest())
         others = await health_of(server.address)
         watches[0].cancel()
-        await eventually(lambda: server.guard._running < len(watches))
+        await eventually(lambda: server.pipeline._running < len(watches))
         await healthy(channel)
 
     assert (refused.code, refused.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "WATCH_LIMIT")
@@ -183,7 +183,7 @@ async def test_health_watches_are_limited_except_the_first_of_each_connection(co
         second = await expect_error(healthy(another))
         for watch in watches:
             watch.cancel()
-        await eventually(lambda: server.guard._running == 1)
+        await eventually(lambda: server.pipeline._running == 1)
         await healthy(another)
 
     assert refused.reason == second.reason == "WATCH_LIMIT"
@@ -195,7 +195,7 @@ async def test_health_watches_are_limited_except_the_first_of_each_connection(co
 
 async def test_caller_above_its_rate_limit_gets_a_retry_delay(config: Config) -> None:
     """RATE_LIMITED. Health is not counted."""
-    async with server_with(config, caller_calls_per_second=0.01) as (server, stubs):
+    async with server_with(config, rate_limit_per_caller=0.01) as (server, stubs):
         await stubs.create_post()
         refused = await expect_error(stubs.create_post())
         health = await health_of(server.address)
@@ -212,7 +212,7 @@ async def test_caller_above_its_rate_limit_gets_a_retry_delay(config: Config) ->
 def test_rate_limit_allows_a_burst_of_one_second() -> None:
     """Each caller has its own token bucket."""
     now = 100.0
-    rates = Rates(4, clock=lambda: now)
+    rates = RateLimiter(4, clock=lambda: now)
     for _ in range(4):
         rates.take("a")
     with pytest.raises(RateLimited) as refused:
@@ -228,7 +228,7 @@ def test_rate_limit_allows_a_burst_of_one_second() -> None:
 
 def test_token_bucket_holds_at_most_one_second() -> None:
     now = 0.0
-    rates = Rates(2, clock=lambda: now)
+    rates = RateLimiter(2, clock=lambda: now)
     rates.take("a")
     now = 1000.0
     rates.take("a")
@@ -241,7 +241,7 @@ def test_token_bucket_holds_at_most_one_second() -> None:
 def test_number_of_remembered_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently active one is evicted."""
     monkeypatch.setattr(limits, "MAX_CALLERS", 2)
-    rates = Rates(1, clock=lambda: 0.0)
+    rates = RateLimiter(1, clock=lambda: 0.0)
     rates.take("a")
     rates.take("b")
     rates.take("c")
@@ -261,7 +261,7 @@ async def test_call_above_the_server_limit_gets_deadline_exceeded(
         with write_lock(config.DATABASE_URL):
             request = pb.CreatePostRequest(post=pb.Post(body="too slow"), validate_only=True)
             error = await expect_error(stubs.posts.CreatePost(request, timeout=deadline))
-            await eventually(lambda: server.guard._running == 0)
+            await eventually(lambda: server.pipeline._running == 0)
         assert (await stubs.create_post("the next")).body == "the next"
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -302,13 +302,13 @@ async def test_request_of_maximum_size_is_accepted(config: Config) -> None:
 async def test_grpc_does_not_decompress_requests(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would decompress all of them at once."""
     sizes: list[int] = []
-    decoded = Unpacker.decoded
+    decoded = Decompressor.decoded
 
-    async def seen(unpacker: Unpacker, data: bytes, *arguments: Any) -> Message:
+    async def seen(decompressor: Decompressor, data: bytes, *arguments: Any) -> Message:
         sizes.append(len(data))
-        return await decoded(unpacker, data, *arguments)
+        return await decoded(decompressor, data, *arguments)
 
-    monkeypatch.setattr(Unpacker, "decoded", seen)
+    monkeypatch.setattr(Decompressor, "decoded", seen)
     request = pb.CreatePostRequest(post=pb.Post(body="x" * 10_000))
     async with server_with(config) as (_, stubs):
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
@@ -439,7 +439,7 @@ async def test_idle_connection_is_closed(config: Config) -> None:
 async def test_connection_without_handshake_is_closed(config: Config, greeting: bytes) -> None:
     """Also one that says nothing at all."""
     async with (
-        server_with(config, handshake_seconds=0.3) as (server, stubs),
+        server_with(config, handshake_timeout_seconds=0.3) as (server, stubs),
         raw_client(server.address, greeting=greeting) as silent,
     ):
         await stubs.create_post()
@@ -462,7 +462,9 @@ async def test_caller_that_does_not_read_is_refused_and_closed(
     config: Config, method: str, request_sent: Any
 ) -> None:
     """Pending responses per connection are limited."""
-    async with server_with(config, max_unsent_bytes=7_000_000, max_call_seconds=1.5) as (server, stubs):
+    async with server_with(
+        config, max_pending_response_bytes_per_connection=7_000_000, max_call_seconds=1.5
+    ) as (server, stubs):
         posts = ResourceApi("Post", stubs)
         await posts.create_many(60, "x" * 50_000)
         others = getattr(stubs.posts, method)
@@ -471,7 +473,7 @@ async def test_caller_that_does_not_read_is_refused_and_closed(
         async with raw_client(server.address, greeting=greeting) as stuck:
             for _ in range(20):
                 stuck.call(f"/storeapi.v1.PostService/{method}", request_sent.SerializeToString())
-            unsent = server.guard._pending
+            unsent = server.pipeline._pending
             seen: list[int] = []
             await eventually(lambda: noted(seen, unsent) > 6_000_000)
             # Everybody else has what they want meanwhile.
@@ -499,7 +501,7 @@ async def test_unread_connections_are_closed_together(
     greeting = PREFACE + frame(SETTINGS, 0, 0)
     async with server_with(config, max_call_seconds=1.5) as (server, stubs), AsyncExitStack() as stack:
         await stubs.create_post("x" * 65_536)
-        unsent = server.guard._pending.connections
+        unsent = server.pipeline._pending.connections
         clients = [
             await stack.enter_async_context(raw_client(server.address, greeting=greeting)) for _ in range(8)
         ]
@@ -522,13 +524,15 @@ async def test_caller_that_does_not_read_small_responses_is_closed(config: Confi
     """Each of them is small, but there are a thousand; those of some KiB are limited together, too."""
     nothing_at_once = PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW_SIZE, 0))
     request = pb.GetPostRequest(id=1).SerializeToString()
-    async with server_with(config, max_unsent_bytes=5_000_000, max_call_seconds=1.5) as (server, stubs):
+    async with server_with(
+        config, max_pending_response_bytes_per_connection=5_000_000, max_call_seconds=1.5
+    ) as (server, stubs):
         await stubs.create_post("x" * size)
         async with raw_client(server.address, greeting=nothing_at_once) as stuck:
             closing = asyncio.ensure_future(stuck.closed())
             for _ in range(1000):
                 stuck.call("/storeapi.v1.PostService/GetPost", request)
-            unsent = server.guard._pending
+            unsent = server.pipeline._pending
             seen: list[int] = []
 
             def is_closed() -> bool:

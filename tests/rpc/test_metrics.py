@@ -13,11 +13,11 @@ from storeapi.v1 import posts_pb2 as pb
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.measures import Histogram, Measures
-from store_service.metrics.catalog import METRICS
-from store_service.metrics.families import CODES, REASONS, Families
-from store_service.metrics.figures import Between, Scraped
-from store_service.observing import CannotServeMetrics
+from store_service.instrumentation import MetricsAddressUnavailable
+from store_service.observability.catalog import METRICS
+from store_service.observability.collector import CODES, REASONS, MetricsCollector
+from store_service.observability.metrics import Histogram, Metrics
+from store_service.observability.samples import Between, Scraped
 from store_service.server import RunningServer, serving
 from tests.support.database import write_lock
 from tests.support.engines import SQLITE_ONLY
@@ -146,7 +146,7 @@ async def test_any_accept_header_is_answered(
 async def test_metrics_are_disabled_without_an_address(database_url: str) -> None:
     async with serving(settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")) as server:
         assert server.metrics_address == ""
-        assert server.guard._measures is None
+        assert server.pipeline._measures is None
 
 
 @SQLITE_ONLY
@@ -158,7 +158,7 @@ async def test_metrics_address_in_use_is_refused(server: RunningServer, tmp_path
         metrics_listen=server.metrics_address,
     )
 
-    with pytest.raises(CannotServeMetrics, match=server.metrics_address):
+    with pytest.raises(MetricsAddressUnavailable, match=server.metrics_address):
         async with serving(other):
             pass
 
@@ -403,11 +403,11 @@ async def test_watches_and_feed_lag_are_counted(
 
 def test_unread_feed_grows_idle() -> None:
     """The metric increases without reads, for alerts."""
-    measures = Measures()
+    measures = Metrics()
     measures.feed.read()
     assert measures.feed.read_at is not None
     measures.feed.read_at -= 60
-    families = {it.name: it for it in Families(measures, database="sqlite", wal_file=None).collect()}
+    families = {it.name: it for it in MetricsCollector(measures, database="sqlite", wal_file=None).collect()}
 
     assert 60 <= families["store_feed_idle_seconds"].samples[0].value < 120
 

@@ -13,11 +13,11 @@ from storeapi.v1 import comments_pb2, posts_pb2
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import comments, posts, schema
-from store_service.database.connect import Store
+from store_service.database.connect import Database
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import as_json
 from store_service.server import serving
-from store_service.store import feed
+from store_service.service import feed
 from tests.support.database import database_contents
 from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error
 from tests.support.postgresql import PostgresServer, new_database, postgres_server
@@ -40,7 +40,7 @@ def database_url(postgres_database: str, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def config(database_url: str) -> Config:
     """A server that does not wait long for a database that is away."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", acquire_seconds=2)
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", connect_timeout_seconds=2)
 
 
 @asynccontextmanager
@@ -57,7 +57,7 @@ def update(id: int, body: str) -> posts_pb2.UpdatePostRequest:
 
 async def test_locked_row_is_busy_after_the_lock_timeout(config: Config, database_url: str) -> None:
     """Nothing is done then."""
-    async with impatient(config, lock_seconds=0.1) as stubs:
+    async with impatient(config, lock_timeout_seconds=0.1) as stubs:
         post = await stubs.create_post("before")
         with psycopg.connect(database_url) as other:
             other.execute("SELECT * FROM posts FOR UPDATE")
@@ -70,7 +70,7 @@ async def test_locked_row_is_busy_after_the_lock_timeout(config: Config, databas
 
 async def test_slow_statement_is_busy_after_the_statement_timeout(config: Config, database_url: str) -> None:
     """The next call succeeds."""
-    async with impatient(config, statement_seconds=0.5) as stubs:
+    async with impatient(config, statement_timeout_seconds=0.5) as stubs:
         post = await stubs.create_post()
         with psycopg.connect(database_url) as other:
             other.execute("LOCK TABLE posts IN ACCESS EXCLUSIVE MODE")
@@ -115,7 +115,7 @@ async def test_comment_never_outlives_its_post(config: Config, stubs: Stubs, dat
 async def test_deadlock_is_retried(database_url: str) -> None:
     """No caller sees it, and no orphan is left."""
     # PostgreSQL finds a deadlock after a second, which must be before the wait for a lock ends.
-    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", lock_seconds=20)
+    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", lock_timeout_seconds=20)
     async with AsyncExitStack() as stack:
         both = []
         for _ in range(2):
@@ -210,7 +210,7 @@ async def test_changes_of_another_process_are_reported(
         async def hear_nothing(*_: object) -> None:
             await asyncio.get_running_loop().create_future()
 
-        monkeypatch.setattr(Store, "listen", hear_nothing)
+        monkeypatch.setattr(Database, "listen", hear_nothing)
     config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")
     async with AsyncExitStack() as stack:
         channels = []

@@ -109,7 +109,9 @@ async def service_at(database_url: str, **changed: Any) -> AsyncIterator[Service
     async with network.running():
         host, port = network.address.split(":")
         proxied = url.set(host=host, port=int(port)).render_as_string(hide_password=False)
-        config = settings.load(DATABASE_URL=proxied, listen="127.0.0.1:0", acquire_seconds=2, **changed)
+        config = settings.load(
+            DATABASE_URL=proxied, listen="127.0.0.1:0", connect_timeout_seconds=2, **changed
+        )
         async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
             yield Service(channel, network)
 
@@ -244,7 +246,7 @@ def bodies(url: str) -> list[str]:
 async def test_read_write_service_refuses_a_standby(standby: PostgresServer, database_url: str) -> None:
     """The error says what to do."""
     with pytest.raises(DatabaseUnavailable) as caught:
-        async with connect.open_store(at(standby, database_url)):
+        async with connect.open_database(at(standby, database_url)):
             pass
 
     assert "is a standby" in str(caught.value.__cause__)

@@ -13,9 +13,9 @@ from storeapi.v1 import posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.database import postgresql, schema, workers
+from store_service.database import batch_queue, postgresql, schema
 from store_service.server import serving
-from store_service.store import keeping
+from store_service.service import retention
 from tests.support.errors import expect_error, received_error, result_or_error
 from tests.support.polling import wait_until
 from tests.support.postgresql import PostgresServer, postgres_server, standby_server
@@ -87,7 +87,7 @@ async def test_watches_end_after_a_failover_that_lost_changes(
         stack.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
         network = await stack.enter_async_context(forwarder(primary.port))
         config = settings.load(
-            DATABASE_URL=at(port_of(network), database_url), listen="127.0.0.1:0", acquire_seconds=2
+            DATABASE_URL=at(port_of(network), database_url), listen="127.0.0.1:0", connect_timeout_seconds=2
         )
         server = await stack.enter_async_context(serving(config))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
@@ -142,9 +142,12 @@ class TestSynchronousStandby:
             return True
 
         # Its first commit may still run when the standby leaves, and every write of a test would wait for it.
-        monkeypatch.setattr(keeping.Keeping, "step", step)
+        monkeypatch.setattr(retention.Keeping, "step", step)
         return settings.load(
-            DATABASE_URL=database_url, listen="127.0.0.1:0", statement_seconds=2, lock_seconds=2
+            DATABASE_URL=database_url,
+            listen="127.0.0.1:0",
+            statement_timeout_seconds=2,
+            lock_timeout_seconds=2,
         )
 
     async def leave(self, primary: PostgresServer, stubs: Stubs) -> None:
@@ -175,7 +178,7 @@ class TestSynchronousStandby:
         self, primary: PostgresServer, config: Config, request_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It still waits for the synchronous standby and is not visible."""
-        monkeypatch.setattr(workers, "LAST_SECONDS", 0.1)
+        monkeypatch.setattr(batch_queue, "ABANDONED_WRITE_SECONDS", 0.1)
         was_abandoned = asyncio.Event()
         abandon = postgresql.PostgresqlConnection.abandon
 

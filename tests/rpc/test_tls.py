@@ -17,10 +17,10 @@ from storeapi.v1 import posts_pb2 as pb
 from structlog.testing import capture_logs
 
 from store_service import config as settings
-from store_service.access.files import BadFile
+from store_service.auth import certificates
+from store_service.auth.watched_file import BadFile
 from store_service.config import Config
 from store_service.logs import CallLog
-from store_service.rpc import tls
 from store_service.server import RunningServer, serving
 from tests.support.certificates import (
     TlsFiles,
@@ -374,7 +374,7 @@ async def test_unchanged_files_are_not_read(
     server: RunningServer, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A connection costs three stat calls."""
-    monkeypatch.setattr(tls.Certificates, "_load", lambda _: pytest.fail("it was read"))
+    monkeypatch.setattr(certificates.Certificates, "_load", lambda _: pytest.fail("it was read"))
 
     for _ in range(3):
         assert await is_let_in(server.address, channel_credentials(authority))
@@ -384,16 +384,16 @@ async def test_pair_that_changes_during_its_check_is_not_loaded(
     files: TlsFiles, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenSSL reads the files itself."""
-    check = tls.Certificates._check_pair
+    check = certificates.Certificates._check_pair
 
-    def changes_meanwhile(self: tls.Certificates) -> None:
+    def changes_meanwhile(self: certificates.Certificates) -> None:
         files.renew(authority)
         check(self)
 
-    monkeypatch.setattr(tls.Certificates, "_check_pair", changes_meanwhile)
+    monkeypatch.setattr(certificates.Certificates, "_check_pair", changes_meanwhile)
 
     with pytest.raises(BadFile, match="is being written"):
-        tls.Certificates(cert=files.cert, key=files.key, client_ca=None, settings=("C", "K", "A"))
+        certificates.Certificates(cert=files.cert, key=files.key, client_ca=None, settings=("C", "K", "A"))
 
 
 # Time
@@ -426,7 +426,9 @@ def test_unusable_certificate_is_logged(
     files.renew(authority.create_child_ca(), not_before=days(begins), not_after=days(ends))
     with capture_logs() as logged:
         client_ca = files.client_ca if has_client_ca else None
-        tls.Certificates(cert=files.cert, key=files.key, client_ca=client_ca, settings=("C", "K", "A"))
+        certificates.Certificates(
+            cert=files.cert, key=files.key, client_ca=client_ca, settings=("C", "K", "A")
+        )
 
     assert told(logged) == expected
     for it in logged:
@@ -460,7 +462,7 @@ def test_logged_validity_is_that_of_the_leaf_certificate(
     replace_file(files.key, private_key(cert))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(files.cert, files.key)
-    validity = tls._validity(context, files.cert.read_bytes())
+    validity = certificates._validity(context, files.cert.read_bytes())
 
     assert validity is not None
     assert validity.ends == ends.timestamp()

@@ -22,9 +22,9 @@ from store_service.database import connect
 from store_service.database.connect import is_sqlite
 from store_service.rpc import validation
 from store_service.server import RunningServer, serving
-from store_service.store import changes as store_changes
-from store_service.store import keeping, snapshot
-from store_service.store.keeping import Keeping
+from store_service.service import changes as store_changes
+from store_service.service import retention, snapshot
+from store_service.service.retention import Retention
 from tests.support.database import database_connection, query
 from tests.support.engines import POSTGRESQL_ONLY, SQLITE_ONLY
 from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error
@@ -66,11 +66,11 @@ def batch(bodies: list[str]) -> posts_pb2.BatchCreatePostsRequest:
 
 
 @asynccontextmanager
-async def keeper(database_url: str, **limits: Any) -> AsyncIterator[Keeping]:
+async def keeper(database_url: str, **limits: Any) -> AsyncIterator[Retention]:
     """What deletes old changes, at the test's command."""
     kept = {"change_hours": FOREVER, "change_rows": FOREVER, "request_id_hours": FOREVER}
-    async with connect.open_store(database_url, readers=1) as store:
-        yield Keeping(store, **kept | limits)
+    async with connect.open_database(database_url, readers=1) as store:
+        yield Retention(store, **kept | limits)
 
 
 # What is told
@@ -226,7 +226,7 @@ async def test_batch_request_is_one_response(
     api: ResourceApi, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Although it is larger than an ordinary response."""
-    monkeypatch.setattr(store_changes, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(store_changes, "BATCH_BYTES", 1000)
     async with watch_from_now(channel) as watch:
         await api.create_one("before")
         many = await api.create_many(300)
@@ -246,7 +246,7 @@ async def test_batch_of_exactly_the_read_limit_is_not_partial(
     posts: ResourceApi, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is partial only if more of it follow."""
-    monkeypatch.setattr(store_changes, "PIECE_ROWS", 5)
+    monkeypatch.setattr(store_changes, "BATCH_ROWS", 5)
     async with watch_from_now(channel) as watch:
         await posts.create_many(5)
         response = await watch.response()
@@ -257,7 +257,7 @@ async def test_batch_of_exactly_the_read_limit_is_not_partial(
 async def test_forced_deletion_is_one_response_or_partial(
     stubs: Stubs, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_changes, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(store_changes, "BATCH_BYTES", 1000)
     post = await stubs.create_post()
     for _ in range(8):
         await stubs.create_comment(post.id, "x" * 300)
@@ -547,7 +547,7 @@ async def test_heartbeat_token_advances(
             behind = other.token
         while token_position(watch.token) < token_position(behind):
             await watch.read()
-    async with keeper(database_url, change_rows=1) as old:
+    async with keeper(database_url, max_change_rows=1) as old:
         assert await old.step()
 
     async with open_watch(channel, resume_token=first) as watch_from_first:
@@ -693,7 +693,7 @@ async def test_resume_token_is_foreign_after_a_rollback_and_trim(
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         for n in range(3):
             await Stubs(channel).create_post(f"lost {n}")
-    async with keeper(database_url, change_hours=0) as old:
+    async with keeper(database_url, change_retention_hours=0) as old:
         assert await old.step()
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         lost = await current_token(channel)
@@ -720,7 +720,7 @@ async def test_token_of_the_earliest_change_is_foreign_after_a_rollback(
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         for n in range(9):
             await Stubs(channel).create_post(f"lost {n}")
-    async with keeper(database_url, change_rows=3) as old:
+    async with keeper(database_url, max_change_rows=3) as old:
         assert await old.step()
     if trimmed_by == "an earlier version":
         forget_the_change_at_the_mark(database_url)
@@ -756,7 +756,7 @@ async def test_token_at_the_start_of_the_feed_is_foreign_after_a_rollback(
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         await Stubs(channel).posts.BatchCreatePosts(batch(["new", "new too"]))
         await Stubs(channel).create_post("last")
-    async with keeper(database_url, change_rows=1) as old:
+    async with keeper(database_url, max_change_rows=1) as old:
         assert await old.step()
 
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
@@ -798,7 +798,7 @@ async def test_every_token_at_the_start_of_the_feed_continues(
         tokens.append(watch.token)
     last = await stubs.create_post("last")
 
-    async with keeper(database_url, change_rows=1) as old:
+    async with keeper(database_url, max_change_rows=1) as old:
         assert await old.step()
     if trimmed_by == "an earlier version":
         forget_the_change_at_the_mark(database_url)
@@ -819,7 +819,7 @@ async def test_token_before_the_earliest_change_is_expired(
     async with open_watch(channel, resume_token=token) as watch:
         await watch.until(stored[-1].id)
         end = watch.token
-    async with keeper(database_url, change_rows=3) as old:
+    async with keeper(database_url, max_change_rows=3) as old:
         assert await old.step()
 
     async with open_watch(channel, resume_token=token) as watch:
@@ -847,11 +847,11 @@ async def test_changes_are_kept_for_their_retention(
         )
     async with watch_from_now(channel, earliest=True) as watch:
         await watch.until(stored[-1].id)
-    async with keeper(database_url, change_hours=3) as old:
+    async with keeper(database_url, change_retention_hours=3) as old:
         assert await old.step()
     async with open_watch(channel, earliest=True) as watch:
         assert [it.post for it in await watch.changes(6)] == stored
-    async with keeper(database_url, change_hours=1) as old:
+    async with keeper(database_url, change_retention_hours=1) as old:
         assert await old.step()
 
     async with open_watch(channel, earliest=True) as watch:
@@ -864,12 +864,12 @@ async def test_old_changes_are_trimmed_in_steps(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a gap at any time."""
-    monkeypatch.setattr(keeping, "STEP_ROWS", 2)
+    monkeypatch.setattr(retention, "STEP_ROWS", 2)
     stored = [await stubs.create_post(f"post {n}") for n in range(6)]
     async with watch_from_now(channel, earliest=True) as watch:
         await watch.until(stored[-1].id)
     seen = []
-    async with keeper(database_url, change_rows=1) as old:
+    async with keeper(database_url, max_change_rows=1) as old:
         done = False
         while not done:
             done = await old.step()
@@ -882,11 +882,11 @@ async def test_old_changes_are_trimmed_in_steps(
 async def test_large_changes_are_trimmed_in_small_steps(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "STEP_BYTES", 250)
+    monkeypatch.setattr(retention, "STEP_BYTES", 250)
     for n in range(6):
         await stubs.create_post(str(n) * 100)
     left = []
-    async with keeper(database_url, change_rows=1) as old:
+    async with keeper(database_url, max_change_rows=1) as old:
         done = False
         while not done:
             done = await old.step()
@@ -899,8 +899,8 @@ async def test_large_changes_are_trimmed_in_small_steps(
 async def test_trimming_during_a_watch_causes_no_silent_gap(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "STEP_ROWS", 3)
-    monkeypatch.setattr(store_changes, "PIECE_ROWS", 4)
+    monkeypatch.setattr(retention, "STEP_ROWS", 3)
+    monkeypatch.setattr(store_changes, "BATCH_ROWS", 4)
     count = 200
     reasons: list[str] = []
     is_over = asyncio.Event()
@@ -910,7 +910,7 @@ async def test_trimming_during_a_watch_causes_no_silent_gap(
             await stubs.create_post(f"post {n}")
 
     async def trim() -> None:
-        async with keeper(database_url, change_rows=30) as old:
+        async with keeper(database_url, max_change_rows=30) as old:
             while not is_over.is_set():
                 await old.step()
 

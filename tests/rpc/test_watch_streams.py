@@ -15,15 +15,15 @@ from storeapi.v1 import posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.database.connect import open_store
+from store_service.database.connect import open_database
 from store_service.errors import DatabaseUnavailable
-from store_service.model import Change, Filter, PostDraft, WatchStart
+from store_service.model import Change, PostDraft, WatchFilter, WatchStart
 from store_service.rpc import changes as rpc_changes
-from store_service.rpc import guard
+from store_service.rpc import pipeline
 from store_service.server import serving
-from store_service.store.changes import Changes, Piece
-from store_service.store.feed import Feed
-from store_service.store.posts import Posts
+from store_service.service.changes import ChangeBatch, Changes
+from store_service.service.feed import Feed
+from store_service.service.posts import Posts
 from tests.support.engines import POSTGRESQL_ONLY, SQLITE_ONLY
 from tests.support.errors import received_error, result_or_error
 from tests.support.polling import eventually
@@ -92,7 +92,7 @@ async def test_stalled_watch_is_ended_and_frees_its_place(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After STALL_SECONDS; it continues from the last response read."""
-    monkeypatch.setattr(guard, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.5)
     async with channel_to(with_max_watches(config, 1), NO_READ_AHEAD) as channel:
         ids = await write_much(Stubs(channel))
         async with open_watch(channel, earliest=True) as stalled:
@@ -109,7 +109,7 @@ async def test_stalled_watch_is_ended_and_frees_its_place(
 @SQLITE_ONLY
 async def test_slow_watch_is_not_ended(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as it reads something in STALL_SECONDS."""
-    monkeypatch.setattr(guard, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.5)
     async with channel_to(config, NO_READ_AHEAD) as channel:
         ids = await write_much(Stubs(channel), at_once=4)
         told: list[int] = []
@@ -121,7 +121,7 @@ async def test_slow_watch_is_not_ended(config: Config, monkeypatch: pytest.Monke
                 pauses += 1
 
     assert told == ids
-    assert pauses * PAUSE_SECONDS > 2 * guard.STALL_SECONDS
+    assert pauses * PAUSE_SECONDS > 2 * pipeline.STALL_SECONDS
 
 
 # How many
@@ -167,7 +167,7 @@ async def test_zero_watches_may_be_allowed(config: Config) -> None:
 async def test_stopping_server_gives_each_watch_its_last_token(database_url: str) -> None:
     """Nothing is lost on another server."""
     # A stop that waits for the watches would last for an hour.
-    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=3600)
+    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", shutdown_grace_seconds=3600)
     async with (
         stoppable_server(config) as server,
         grpc.aio.insecure_channel(server.running.address) as channel,
@@ -228,7 +228,7 @@ async def test_stopping_server_under_load_keeps_the_position_of_each_watch(datab
 
 @pytest.mark.parametrize("initial_state", [False, True])
 async def test_server_with_a_stalled_watch_stops(database_url: str, initial_state: bool) -> None:
-    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", grace_seconds=3600)
+    config = settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", shutdown_grace_seconds=3600)
     start = {"initial_state": True} if initial_state else {"earliest": True}
     async with (
         stoppable_server(config) as server,
@@ -268,9 +268,9 @@ async def test_stopping_server_accepts_no_watch(config: Config) -> None:
 @pytest.mark.parametrize("rounds", range(8))
 async def test_shared_read_ends_with_the_last_watch(database_url: str, rounds: int) -> None:
     """Also if a write comes at the same moment."""
-    async with open_store(database_url, readers=1) as store:
+    async with open_database(database_url, readers=1) as store:
         feed = Feed(store, max_watches=1)
-        watch = feed.watch(WatchStart(), Filter(), heartbeat_seconds=10)
+        watch = feed.watch(WatchStart(), WatchFilter(), heartbeat_seconds=10)
         await anext(watch)
         await Posts(store).create([PostDraft(body="one")])
         await anext(watch)
@@ -307,7 +307,7 @@ async def test_one_read_serves_all_watches(
     readers: Counter[str] = Counter()
     read_after = Changes.read_after
 
-    async def counted(self: Changes, *arguments: Any) -> Piece | None:
+    async def counted(self: Changes, *arguments: Any) -> ChangeBatch | None:
         task = asyncio.current_task()
         assert task is not None
         readers[task.get_name()] += 1
@@ -411,7 +411,7 @@ async def test_failed_read_ends_a_watch_without_a_gap(
     read_after = Changes.read_after
     calls = 0
 
-    async def failing(self: Changes, *arguments: Any) -> Piece | None:
+    async def failing(self: Changes, *arguments: Any) -> ChangeBatch | None:
         nonlocal calls
         calls += 1
         if calls % 3 == 0:

@@ -5,8 +5,8 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from store_service.database.batch_queue import BatchOperation
 from store_service.database.connection import Connection
-from store_service.database.workers import Operation
 from tests.support.timeouts import scaled_timeout
 
 
@@ -20,7 +20,7 @@ class Gate:
     def __init__(self) -> None:
         self.entered = asyncio.Event()
         """Set when the first operation reaches the gate."""
-        self.operation: Operation[Any, None] = Operation(self._run)
+        self.operation: BatchOperation[Any, None] = BatchOperation(self._run)
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._opened = asyncio.Event()

@@ -2,8 +2,8 @@
 
 import time
 
-from store_service.metrics.figures import Scraped
-from store_service.metrics.scrape import scrape
+from store_service.observability.samples import Scraped
+from store_service.observability.scrape import scrape
 from store_service.server import RunningServer
 
 

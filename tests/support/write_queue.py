@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from store_service.database import job_queue, workers
+from store_service.database import batch_queue, job_queue
 from tests.support.database import write_lock
 from tests.support.errors import result_or_error
 from tests.support.polling import eventually
@@ -22,10 +22,10 @@ class WriteQueue:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Starts recording."""
         self.arguments: list[Any] = []
-        self._lanes: set[workers.Lane] = set()
-        do, take = workers.Lane.do, job_queue.JobQueue.take
+        self._lanes: set[batch_queue.BatchQueue] = set()
+        do, take = batch_queue.BatchQueue.do, job_queue.JobQueue.take
 
-        def watched_do(lane: workers.Lane, *arguments: Any, **options: Any) -> Any:
+        def watched_do(lane: batch_queue.BatchQueue, *arguments: Any, **options: Any) -> Any:
             if lane._writes:
                 self._lanes.add(lane)
             return do(lane, *arguments, **options)
@@ -36,7 +36,7 @@ class WriteQueue:
                 self.arguments += [job.argument for job in batch]
             return batch
 
-        monkeypatch.setattr(workers.Lane, "do", watched_do)
+        monkeypatch.setattr(batch_queue.BatchQueue, "do", watched_do)
         monkeypatch.setattr(job_queue.JobQueue, "take", watched_take)
 
     @property

@@ -11,14 +11,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2
 
 from store_service import config as settings
-from store_service.config import BadSetting, Config, load, unknown_variables, variable_of
+from store_service.config import Config, environment_variable, load, unknown_variables
+from store_service.errors import BadSetting
 
 
 @pytest.fixture(autouse=True)
 def empty_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No settings from the environment of the tests, and no .env file."""
     for name in Config.model_fields:
-        monkeypatch.delenv(variable_of(name), raising=False)
+        monkeypatch.delenv(environment_variable(name), raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -38,21 +39,21 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_LISTEN": ("[::1]:0", "[::1]:0"),
     "STORE_ALLOW_INSECURE": ("true", True),
     "STORE_JWT_LEEWAY_SECONDS": ("1.5", 1.5),
-    "STORE_JWT_RIGHTS_CLAIM": ("permissions", "permissions"),
+    "STORE_JWT_SCOPE_CLAIM": ("permissions", "permissions"),
     "STORE_REFLECTION": ("off", "off"),
     "STORE_AUTO_MIGRATE": ("false", False),
-    "STORE_GRACE_SECONDS": ("1.5", 1.5),
-    "STORE_DRAIN_SECONDS": ("2.5", 2.5),
+    "STORE_SHUTDOWN_GRACE_SECONDS": ("1.5", 1.5),
+    "STORE_SHUTDOWN_DELAY_SECONDS": ("2.5", 2.5),
     "STORE_READ_ONLY": ("true", True),
     "STORE_MAX_CONCURRENT_CALLS": ("1", 1),
     "STORE_MAX_CONCURRENT_BYTES": ("10000000", 10_000_000),
-    "STORE_CALLER_CALLS_PER_SECOND": ("0.5", 0.5),
+    "STORE_RATE_LIMIT_PER_CALLER": ("0.5", 0.5),
     "STORE_MAX_CALL_SECONDS": ("2.5", 2.5),
     "STORE_MAX_REQUEST_BYTES": ("100000", 100_000),
     "STORE_MAX_METADATA_BYTES": ("1024", 1024),
     "STORE_MAX_BATCH_SIZE": ("10", 10),
     "STORE_MAX_PAGE_SIZE": ("10", 10),
-    "STORE_MAX_UNSENT_BYTES": ("0", 0),
+    "STORE_MAX_PENDING_RESPONSE_BYTES_PER_CONNECTION": ("0", 0),
     "STORE_MAX_CONNECTIONS_PER_ADDRESS": ("7", 7),
     "STORE_MAX_PENDING_RESPONSE_BYTES": ("4194304", 4_194_304),
     "STORE_MAX_CONNECTIONS": ("1", 1),
@@ -60,20 +61,20 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_MAX_CONNECTION_SECONDS": ("0.5", 0.5),
     "STORE_MAX_CONNECTION_GRACE_SECONDS": ("0.5", 0.5),
     "STORE_MAX_IDLE_SECONDS": ("0.5", 0.5),
-    "STORE_HANDSHAKE_SECONDS": ("0.5", 0.5),
+    "STORE_HANDSHAKE_TIMEOUT_SECONDS": ("0.5", 0.5),
     "STORE_MAX_BODY_BYTES": ("1", 1),
-    "STORE_READERS": ("4", 4),
-    "STORE_LOCK_SECONDS": ("0.5", 0.5),
-    "STORE_STATEMENT_SECONDS": ("60", 60.0),
-    "STORE_ACQUIRE_SECONDS": ("1", 1.0),
-    "STORE_REQUEST_ID_HOURS": ("0.5", 0.5),
-    "STORE_CHANGE_HOURS": ("1", 1.0),
-    "STORE_CHANGE_ROWS": ("1000", 1000),
+    "STORE_READ_CONNECTIONS": ("4", 4),
+    "STORE_LOCK_TIMEOUT_SECONDS": ("0.5", 0.5),
+    "STORE_STATEMENT_TIMEOUT_SECONDS": ("60", 60.0),
+    "STORE_CONNECT_TIMEOUT_SECONDS": ("1", 1.0),
+    "STORE_REQUEST_ID_RETENTION_HOURS": ("0.5", 0.5),
+    "STORE_CHANGE_RETENTION_HOURS": ("1", 1.0),
+    "STORE_MAX_CHANGE_ROWS": ("1000", 1000),
     "STORE_MAX_WATCHES": ("0", 0),
     "STORE_KEEPALIVE_SECONDS": ("7.5", 7.5),
     "STORE_KEEPALIVE_TIMEOUT_SECONDS": ("0.5", 0.5),
     "STORE_METRICS_LISTEN": ("127.0.0.1:9464", "127.0.0.1:9464"),
-    "STORE_TRACES": ("true", True),
+    "STORE_TRACING": ("true", True),
     "STORE_CHANNELZ": ("true", True),
     "STORE_LOG_LEVEL": ("debug", "debug"),
     "STORE_LOG_FORMAT": ("json", "json"),
@@ -85,7 +86,7 @@ def test_every_setting_has_an_example() -> None:
     # What means nothing alone, is refused on SQLite, or is nothing by default, has tests of its own.
     alone = {"STORE_WORKERS", "STORE_API_KEYS_FILE", "STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA"}
     alone |= {"STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE", "STORE_JWT_AUDIENCE", "STORE_JWT_ISSUER"}
-    assert EXAMPLES.keys() | alone == {variable_of(name) for name in Config.model_fields}
+    assert EXAMPLES.keys() | alone == {environment_variable(name) for name in Config.model_fields}
 
 
 def test_several_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +139,7 @@ def test_postgresql_tls_options_are_accepted(monkeypatch: pytest.MonkeyPatch, op
 def test_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """Under the name that the manual gives it."""
     text, value = EXAMPLES[variable]
-    (field,) = [name for name in Config.model_fields if variable_of(name) == variable]
+    (field,) = [name for name in Config.model_fields if environment_variable(name) == variable]
     assert getattr(load(), field) != value
 
     monkeypatch.setenv(variable, text)
@@ -150,7 +151,7 @@ def test_setting_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch, v
 def test_setting_is_read_from_the_env_file(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     """The environment has precedence."""
     text, value = EXAMPLES[variable]
-    (field,) = [name for name in Config.model_fields if variable_of(name) == variable]
+    (field,) = [name for name in Config.model_fields if environment_variable(name) == variable]
     default = getattr(load(), field)
     Path(".env").write_text(f"{variable}={text}\n")
 
@@ -237,9 +238,9 @@ def test_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("DATABASE_URL", "postgresql://localhost/x?sslmode=prefer"),
         ("DATABASE_URL", "postgresql://localhost/x?pool=3"),
         ("STORE_WORKERS", "0"),
-        ("STORE_LOCK_SECONDS", "0"),
-        ("STORE_STATEMENT_SECONDS", "0"),
-        ("STORE_ACQUIRE_SECONDS", "-1"),
+        ("STORE_LOCK_TIMEOUT_SECONDS", "0"),
+        ("STORE_STATEMENT_TIMEOUT_SECONDS", "0"),
+        ("STORE_CONNECT_TIMEOUT_SECONDS", "-1"),
         ("DATABASE_URL", "mysql://user:hunter2@localhost/x"),
         ("DATABASE_URL", " "),
         ("DB_FORCE_ROLL_BACK", "perhaps"),
@@ -254,23 +255,23 @@ def test_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ("STORE_METRICS_LISTEN", "unix:"),
         ("STORE_LISTEN", "127.0.0.1:\u0661"),
         ("STORE_AUTO_MIGRATE", "2"),
-        ("STORE_GRACE_SECONDS", "-1"),
-        ("STORE_GRACE_SECONDS", "nan"),
-        ("STORE_GRACE_SECONDS", "inf"),
-        ("STORE_GRACE_SECONDS", "3601"),
+        ("STORE_SHUTDOWN_GRACE_SECONDS", "-1"),
+        ("STORE_SHUTDOWN_GRACE_SECONDS", "nan"),
+        ("STORE_SHUTDOWN_GRACE_SECONDS", "inf"),
+        ("STORE_SHUTDOWN_GRACE_SECONDS", "3601"),
         ("STORE_MAX_BODY_BYTES", "0"),
         ("STORE_MAX_BODY_BYTES", "1048577"),
         ("STORE_MAX_BODY_BYTES", "64k"),
-        ("STORE_READERS", "0"),
-        ("STORE_READERS", "17"),
-        ("STORE_REQUEST_ID_HOURS", "0"),
-        ("STORE_REQUEST_ID_HOURS", "8761"),
-        ("STORE_REQUEST_ID_HOURS", "nan"),
-        ("STORE_CHANGE_HOURS", "0"),
-        ("STORE_CHANGE_HOURS", "87601"),
-        ("STORE_CHANGE_HOURS", "inf"),
-        ("STORE_CHANGE_ROWS", "0"),
-        ("STORE_CHANGE_ROWS", "1e7"),
+        ("STORE_READ_CONNECTIONS", "0"),
+        ("STORE_READ_CONNECTIONS", "17"),
+        ("STORE_REQUEST_ID_RETENTION_HOURS", "0"),
+        ("STORE_REQUEST_ID_RETENTION_HOURS", "8761"),
+        ("STORE_REQUEST_ID_RETENTION_HOURS", "nan"),
+        ("STORE_CHANGE_RETENTION_HOURS", "0"),
+        ("STORE_CHANGE_RETENTION_HOURS", "87601"),
+        ("STORE_CHANGE_RETENTION_HOURS", "inf"),
+        ("STORE_MAX_CHANGE_ROWS", "0"),
+        ("STORE_MAX_CHANGE_ROWS", "1e7"),
         ("STORE_MAX_WATCHES", "-1"),
         ("STORE_MAX_WATCHES", "10001"),
         ("STORE_KEEPALIVE_SECONDS", "0.5"),
@@ -319,13 +320,13 @@ def test_unreadable_env_file_is_an_invalid_setting() -> None:
 
 def test_all_invalid_settings_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """One run shows every mistake."""
-    monkeypatch.setenv("STORE_READERS", "0")
+    monkeypatch.setenv("STORE_READ_CONNECTIONS", "0")
     monkeypatch.setenv("STORE_LISTEN", "x")
 
     with pytest.raises(BadSetting) as raised:
         load()
 
-    assert "STORE_READERS: " in str(raised.value)
+    assert "STORE_READ_CONNECTIONS: " in str(raised.value)
     assert "STORE_LISTEN: " in str(raised.value)
 
 
@@ -447,7 +448,7 @@ def test_settings_are_immutable() -> None:
 def test_every_setting_has_a_docstring() -> None:
     """The manual is where the setting is."""
     source = Path(settings.__file__).read_text()
-    body = source[source.index("class Config") : source.index("def variable_of")]
+    body = source[source.index("class Config") : source.index("def environment_variable")]
 
     for name in Config.model_fields:
         _, _, rest = body.partition(f"\n    {name}: ")
@@ -469,8 +470,8 @@ def test_misspelt_variables_are_found() -> None:
 
 FILE = b"""
 # a comment
-export STORE_READERS = 3
-STORE_JWT_RIGHTS_CLAIM='two words' # of it
+export STORE_READ_CONNECTIONS = 3
+STORE_JWT_SCOPE_CLAIM='two words' # of it
 STORE_API_KEYS_FILE="
 "
 STORE_BARE
@@ -486,7 +487,7 @@ def test_names_in_the_env_file_are_found(line_end: bytes) -> None:
 
     Path(".env").write_bytes(FILE.replace(b"\n", line_end))
 
-    names = {"STORE_READERS", "STORE_JWT_RIGHTS_CLAIM", "STORE_API_KEYS_FILE", "STORE_BARE"}
+    names = {"STORE_READ_CONNECTIONS", "STORE_JWT_SCOPE_CLAIM", "STORE_API_KEYS_FILE", "STORE_BARE"}
     assert settings.variables_of_file() == names
 
 
@@ -494,7 +495,7 @@ def test_names_in_the_env_file_are_found(line_end: bytes) -> None:
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        (b"STORE_READERS 2", "is not NAME=value"),
+        (b"STORE_READ_CONNECTIONS 2", "is not NAME=value"),
         (b"=hunter2", "is not NAME=value"),
         (b"DATABASE_URL='hunter2", "is not NAME=value"),
         (b"DATABASE_URL=hunter2\xff", "is not UTF-8"),

@@ -3,8 +3,13 @@
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from store_service.model import Comment, Post, etag_of
-from store_service.rpc.convert import comment_to_message, microseconds_of, post_to_message, set_time
+from store_service.model import Comment, Post, format_etag
+from store_service.rpc.convert import (
+    comment_to_message,
+    microseconds_from_timestamp,
+    post_to_message,
+    set_time,
+)
 
 TIMES = [0, 1, 999_999, 1_000_000, 1_700_000_000_123_456, -1, -1_000_001]
 
@@ -18,13 +23,13 @@ def test_timestamp_round_trips(microseconds: int) -> None:
     assert 0 <= message.nanos < 1_000_000_000
     assert message.ToMicroseconds() == microseconds
     if microseconds != -1:
-        assert microseconds_of(message) == microseconds
+        assert microseconds_from_timestamp(message) == microseconds
 
 
 @pytest.mark.parametrize("nanos", [1, 999, 1001, 999_999_999])
 def test_nanoseconds_match_no_stored_time(nanos: int) -> None:
     """No row has such a time, so it equals none."""
-    assert microseconds_of(Timestamp(seconds=5, nanos=nanos)) == -1
+    assert microseconds_from_timestamp(Timestamp(seconds=5, nanos=nanos)) == -1
 
 
 def test_every_column_is_in_the_message() -> None:
@@ -36,7 +41,7 @@ def test_every_column_is_in_the_message() -> None:
 
     for message in (post, comment):
         assert {field.name for field, _ in message.ListFields()} == set(message.DESCRIPTOR.fields_by_name)
-        assert (message.id, message.body, message.etag) == (1, "a", etag_of(6))
+        assert (message.id, message.body, message.etag) == (1, "a", format_etag(6))
         assert (message.create_time.seconds, message.create_time.nanos) == (2, 3000)
         assert (message.update_time.seconds, message.update_time.nanos) == (4, 5000)
     assert comment.post_id == 7
@@ -63,7 +68,7 @@ def test_zero_timestamp_is_set() -> None:
 
 def test_every_version_has_its_own_etag() -> None:
     """Etags are short, printable, and never empty."""
-    etags = [etag_of(version) for version in [*range(1, 1000), 2**63 - 1]]
+    etags = [format_etag(version) for version in [*range(1, 1000), 2**63 - 1]]
 
     assert len(set(etags)) == len(etags)
     assert all(etag and etag.isascii() and etag.isprintable() and len(etag) <= 17 for etag in etags)

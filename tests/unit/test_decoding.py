@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from storeapi.v1 import posts_pb2 as pb
 
 from store_service.errors import RequestMalformed
-from store_service.rpc.decoding import RequestTooLarge, Unpacker, decoder
+from store_service.rpc.decoding import Decompressor, RequestTooLarge, decoder
 from store_service.rpc.turns import LARGE_BYTES, Turns
 
 REQUEST = pb.CreatePostRequest(post=pb.Post(body="packed"))
@@ -22,7 +22,7 @@ decode = decoder(pb.CreatePostRequest)
 
 async def read(data: bytes, *, max_bytes: int = 1000) -> Message:
     """What the guard makes of the bytes of a request."""
-    return await Unpacker(max_bytes, Turns()).decoded(data, decode)
+    return await Decompressor(max_bytes, Turns()).decoded(data, decode)
 
 
 @pytest.mark.parametrize("level", range(10))
@@ -74,11 +74,11 @@ LARGE = gzip.compress(LARGE_REQUEST.SerializeToString())
 
 
 async def test_large_messages_are_decompressed_in_turns() -> None:
-    unpacker = Unpacker(100 * LARGE_BYTES, Turns())
+    decompressor = Decompressor(100 * LARGE_BYTES, Turns())
     turns: list[str] = []
 
     async def unpack() -> None:
-        assert await unpacker.decoded(LARGE, decode) == LARGE_REQUEST
+        assert await decompressor.decoded(LARGE, decode) == LARGE_REQUEST
         turns.append("unpacked")
 
     async def work() -> None:
@@ -92,17 +92,17 @@ async def test_large_messages_are_decompressed_in_turns() -> None:
 
 
 async def test_small_message_does_not_wait_for_large_ones() -> None:
-    unpacker = Unpacker(100 * LARGE_BYTES, Turns())
-    waiting = [asyncio.ensure_future(unpacker.decoded(LARGE, decode)) for _ in range(3)]
+    decompressor = Decompressor(100 * LARGE_BYTES, Turns())
+    waiting = [asyncio.ensure_future(decompressor.decoded(LARGE, decode)) for _ in range(3)]
 
-    assert await unpacker.decoded(gzip.compress(BYTES), decode) == REQUEST
+    assert await decompressor.decoded(gzip.compress(BYTES), decode) == REQUEST
     assert not any(it.done() for it in waiting)
     await asyncio.gather(*waiting)
 
 
 async def test_large_message_is_decompressed_when_it_is_decoded() -> None:
     """Waiting messages stay compressed."""
-    unpacker = Unpacker(100 * LARGE_BYTES, Turns())
+    decompressor = Decompressor(100 * LARGE_BYTES, Turns())
     happened: list[str] = []
 
     def decode_noted(data: bytes) -> Message:
@@ -113,6 +113,6 @@ async def test_large_message_is_decompressed_when_it_is_decoded() -> None:
         assert size == LARGE_REQUEST.ByteSize()
         happened.append("unpack")
 
-    await asyncio.gather(*[unpacker.decoded(LARGE, decode_noted, hold) for _ in range(5)])
+    await asyncio.gather(*[decompressor.decoded(LARGE, decode_noted, hold) for _ in range(5)])
 
     assert happened == ["unpack", "decode"] * 5

@@ -5,17 +5,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from store_service.measures import Measures
-from store_service.metrics import endpoint
-from store_service.metrics.families import Families
-from store_service.metrics.scrape import NoMetrics, scrape
+from store_service.observability import endpoint
+from store_service.observability.collector import MetricsCollector
+from store_service.observability.metrics import Metrics
+from store_service.observability.scrape import NoMetrics, scrape
 from tests.support.polling import wait_until
 
 
 @pytest.fixture
 def address() -> Iterator[str]:
     """Where metrics are served."""
-    with endpoint.served("127.0.0.1:0", Families(Measures(), database="sqlite", wal_file=None)) as address:
+    with endpoint.served(
+        "127.0.0.1:0", MetricsCollector(Metrics(), database="sqlite", wal_file=None)
+    ) as address:
         yield address
 
 

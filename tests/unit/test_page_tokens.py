@@ -7,7 +7,7 @@ import pytest
 
 from store_service.errors import PageTokenInvalid, PageTokenMismatch
 from store_service.model import ORDERS, Query
-from store_service.store import page_tokens
+from store_service.service import page_tokens
 
 POSTS = Query(resource="posts")
 QUERIES = [
@@ -76,7 +76,7 @@ def test_page_token_of_another_version_is_refused() -> None:
     """A token of a newer service is refused, even when everything else in it is right."""
     packed = bytearray(base64.urlsafe_b64decode(page_tokens.make(POSTS, last_id=42)))
     head = bytes([2]) + bytes(packed[1:17])
-    newer = base64.urlsafe_b64encode(head + page_tokens._check_of(head)).decode()
+    newer = base64.urlsafe_b64encode(head + page_tokens._checksum(head)).decode()
 
     with pytest.raises(PageTokenInvalid):
         page_tokens.last_id(newer, POSTS)

@@ -7,7 +7,7 @@ from typing import Any, cast
 from store_service.database.connection import Connection
 from store_service.database.posts import POSTS
 from store_service.errors import ResponseTooLarge
-from store_service.store.batches import FEW, READ_IDS, read_by_id
+from store_service.service.operations import FEW, READ_IDS, read_by_id
 
 
 class Rows:
@@ -24,7 +24,7 @@ class Rows:
         self.asked.append(len(wanted))
         return [(id, self._body, 1, 1, 1) for id in wanted]
 
-    fetch_few = fetch
+    fetch_inline = fetch
 
 
 async def read(rows: Rows, batches: Sequence[Sequence[int]]) -> list[Any]:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from store_service.database.batch_queue import DEFERRED
 from store_service.database.connection import Connection
-from store_service.database.workers import LATER
 from store_service.errors import PostNotFound
 from store_service.model import Page, PageRequest, Post, Query
-from store_service.store.batches import MAX_HELD_BYTES
-from store_service.store.pages import read_pages
+from store_service.service.operations import MAX_HELD_BYTES
+from store_service.service.pages import read_pages
 
 NOBODY = cast(Connection, None)
 """No page is a first one, so that nothing else is read."""
@@ -53,16 +53,16 @@ async def test_pages_above_the_memory_limit_are_deferred() -> None:
     pages = await outcomes([half, half + 1, half + 2, half, 7], reads)
 
     assert reads.asked == [half, half + 1]
-    assert [page is LATER for page in pages] == [False, False, True, False, True]
+    assert [page is DEFERRED for page in pages] == [False, False, True, False, True]
     (alone,) = await outcomes([2 * MAX_HELD_BYTES], reads)
-    assert alone is not LATER
+    assert alone is not DEFERRED
 
 
 async def test_many_small_pages_are_read_together() -> None:
     """A thousand of them leave nothing for later."""
     pages = await outcomes(range(1, 1001), Reads())
 
-    assert LATER not in pages
+    assert DEFERRED not in pages
 
 
 async def test_error_does_not_keep_other_pages_in_memory() -> None:

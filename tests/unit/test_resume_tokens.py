@@ -7,31 +7,31 @@ import struct
 import pytest
 
 from store_service.errors import ResumeTokenForeign, ResumeTokenInvalid
-from store_service.model import Bookmark, Kind, Position, SnapshotPlace
-from store_service.store import resume_tokens
+from store_service.model import Position, ResourceKind, ResumePoint, SnapshotCursor
+from store_service.service import resume_tokens
 
 STORE = "0f7bb9a1c2d34e5f8a9b0c1d2e3f4a5b"
-LIVE = Bookmark(position=Position(xid=7, seq=42, time=1_700_000_000_000_000))
-MIDST = Bookmark(
+LIVE = ResumePoint(position=Position(xid=7, seq=42, time=1_700_000_000_000_000))
+MIDST = ResumePoint(
     position=Position(xid=7, seq=42, time=1_700_000_000_000_000),
-    snapshot=SnapshotPlace(kind=Kind.COMMENT, post_id=3, id=99),
+    snapshot=SnapshotCursor(kind=ResourceKind.COMMENT, post_id=3, id=99),
 )
 BOOKMARKS = [
     LIVE,
     MIDST,
-    Bookmark(position=Position(xid=0, seq=0)),
-    Bookmark(position=Position(xid=2**63 - 1, seq=2**63 - 1)),
-    Bookmark(position=Position(xid=1, seq=0), snapshot=SnapshotPlace(kind=Kind.POST)),
-    Bookmark(
+    ResumePoint(position=Position(xid=0, seq=0)),
+    ResumePoint(position=Position(xid=2**63 - 1, seq=2**63 - 1)),
+    ResumePoint(position=Position(xid=1, seq=0), snapshot=SnapshotCursor(kind=ResourceKind.POST)),
+    ResumePoint(
         position=Position(xid=1, seq=1),
-        snapshot=SnapshotPlace(kind=Kind.COMMENT, post_id=2**63 - 1, id=2**63 - 1),
+        snapshot=SnapshotCursor(kind=ResourceKind.COMMENT, post_id=2**63 - 1, id=2**63 - 1),
     ),
 ]
 
 
-@pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
-def test_resume_token_holds_its_position(bookmark: Bookmark) -> None:
-    assert resume_tokens.read(resume_tokens.make(STORE, bookmark), STORE) == bookmark
+@pytest.mark.parametrize("resume_point", BOOKMARKS, ids=str)
+def test_resume_token_holds_its_position(resume_point: ResumePoint) -> None:
+    assert resume_tokens.read(resume_tokens.make(STORE, resume_point), STORE) == resume_point
 
 
 def test_page_token_format_is_stable() -> None:
@@ -46,9 +46,9 @@ TOKEN_OF_LIVE = "AVfWkxkY1O4tAAAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAAAAAAAAAA
 TOKEN_OF_MIDST = "AVfWkxkY1O4tAgAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAADAAAAAAAAAGNxgK0myubiaKeoBc5asUmi"
 
 
-@pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
-def test_resume_token_is_bound_to_its_database(bookmark: Bookmark) -> None:
-    token = resume_tokens.make(STORE, bookmark)
+@pytest.mark.parametrize("resume_point", BOOKMARKS, ids=str)
+def test_resume_token_is_bound_to_its_database(resume_point: ResumePoint) -> None:
+    token = resume_tokens.make(STORE, resume_point)
 
     with pytest.raises(ResumeTokenForeign):
         resume_tokens.read(token, "f" + STORE[1:])
@@ -109,10 +109,10 @@ def test_unknown_phase_is_refused(phase: int) -> None:
         resume_tokens.read(_forged(phase=phase), STORE)
 
 
-@pytest.mark.parametrize("bookmark", BOOKMARKS, ids=str)
-def test_resume_token_needs_no_url_quoting(bookmark: Bookmark) -> None:
+@pytest.mark.parametrize("resume_point", BOOKMARKS, ids=str)
+def test_resume_token_needs_no_url_quoting(resume_point: ResumePoint) -> None:
     """88 characters."""
-    token = resume_tokens.make(STORE, bookmark)
+    token = resume_tokens.make(STORE, resume_point)
 
     assert len(token) == 88
     assert set(token) <= set(string.ascii_letters + string.digits + "-_")
@@ -120,5 +120,5 @@ def test_resume_token_needs_no_url_quoting(bookmark: Bookmark) -> None:
 
 def _forged(*, version: int = 1, phase: int = 0) -> str:
     """A token whose last hash is right."""
-    head = struct.pack(">B8sBqqqqq", version, resume_tokens._hash_of(STORE), phase, 7, 42, 0, 0, 0)
-    return base64.urlsafe_b64encode(head + resume_tokens._check_of(head)).decode()
+    head = struct.pack(">B8sBqqqqq", version, resume_tokens._hash(STORE), phase, 7, 42, 0, 0, 0)
+    return base64.urlsafe_b64encode(head + resume_tokens._checksum(head)).decode()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store_service.store import retention_clock
-from store_service.store.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
+from store_service.service import retention_clock
+from store_service.service.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND

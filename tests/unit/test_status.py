@@ -8,7 +8,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from store_service import errors
-from store_service.rpc.status import MAX_LISTED_IDS, listed, status_of, status_of_a_bug
+from store_service.rpc.status import MAX_LISTED_IDS, internal_status, listed, status_from_error
 
 HUGE = 2**63 - 1
 
@@ -25,7 +25,7 @@ def unpacked(details: bytes) -> dict[str, Any]:
 
 
 def test_schema_mismatch_has_both_revisions() -> None:
-    status = status_of(errors.SchemaMismatch(expected="0002", actual="0001"))
+    status = status_from_error(errors.SchemaMismatch(expected="0002", actual="0001"))
 
     assert status.code == grpc.StatusCode.FAILED_PRECONDITION
     info = unpacked(status.details)["ErrorInfo"]
@@ -51,7 +51,7 @@ def test_every_unavailable_error_is_tested() -> None:
 @pytest.mark.parametrize("error", [*UNAVAILABLE, errors.WatchLimit(limit=100)])
 def test_retryable_error_has_a_retry_delay(error: errors.StoreError) -> None:
     """Every UNAVAILABLE, and a limit, has a RetryInfo with a time that is neither nothing nor long."""
-    status = status_of(error)
+    status = status_from_error(error)
 
     is_limit = isinstance(error, errors.WatchLimit)
     assert status.code == (grpc.StatusCode.RESOURCE_EXHAUSTED if is_limit else grpc.StatusCode.UNAVAILABLE)
@@ -70,12 +70,12 @@ def test_retryable_error_has_a_retry_delay(error: errors.StoreError) -> None:
 )
 def test_ended_watch_has_its_token_in_metadata(error: errors.StoreError, metadata: dict[str, str]) -> None:
     """Tokens and limits are for programs, so they are metadata and need no reading of texts."""
-    assert dict(unpacked(status_of(error).details)["ErrorInfo"].metadata) == metadata
+    assert dict(unpacked(status_from_error(error).details)["ErrorInfo"].metadata) == metadata
 
 
 def test_status_is_consistent() -> None:
     """Code and message are in the details as they are in the trailers."""
-    status = status_of(errors.PostNotFound(ids=[42]))
+    status = status_from_error(errors.PostNotFound(ids=[42]))
 
     inside = status_pb2.Status.FromString(status.details)
     assert (inside.code, inside.message) == (status.code.value[0], status.message)
@@ -84,7 +84,7 @@ def test_status_is_consistent() -> None:
 
 def test_unhandled_exception_has_only_its_call_id() -> None:
     """INTERNAL with the id that the log has."""
-    status = status_of_a_bug("abcd-1")
+    status = internal_status("abcd-1")
 
     assert status.code == grpc.StatusCode.INTERNAL
     details = unpacked(status.details)
@@ -142,7 +142,7 @@ WORST = [
 @pytest.mark.parametrize("error", WORST, ids=lambda error: type(error).__name__)
 def test_largest_error_stays_below_4_kib(error: errors.StoreError) -> None:
     """Details above 4 KiB would be refused on their way, and the caller would not see the error."""
-    status = status_of(error)
+    status = status_from_error(error)
 
     assert len(status.details) < 4096
     assert len(status.message) <= 500
@@ -154,7 +154,7 @@ def test_truncated_violations_are_counted() -> None:
         for n in range(1000)
     ]
 
-    told = unpacked(status_of(errors.FieldInvalid(violations)).details)["BadRequest"].field_violations
+    told = unpacked(status_from_error(errors.FieldInvalid(violations)).details)["BadRequest"].field_violations
 
     assert [it.field for it in told] == [*(f"ids[{n}]" for n in range(12)), "..."]
     assert told[-1].description == "and 988 more"
@@ -167,7 +167,7 @@ def test_each_missing_post_is_named_with_its_field() -> None:
 
     resources = [
         error_details_pb2.ResourceInfo.FromString(packed.value)
-        for packed in status_pb2.Status.FromString(status_of(error).details).details
+        for packed in status_pb2.Status.FromString(status_from_error(error).details).details
         if packed.Is(error_details_pb2.ResourceInfo.DESCRIPTOR)
     ]
 

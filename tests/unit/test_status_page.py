@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from store_service.measures import Measures
-from store_service.metrics.families import Families
-from store_service.metrics.figures import Between, Scraped
-from store_service.metrics.page import page
+from store_service.observability.collector import MetricsCollector
+from store_service.observability.metrics import Metrics
+from store_service.observability.samples import Between, Scraped
+from store_service.observability.status_page import page
 
 METHODS = [
     "storeapi.v1.CommentService/BatchCreateComments",
@@ -21,12 +21,12 @@ METHODS = [
 @pytest.fixture
 def between() -> Between:
     """Two seconds in which every method was called and both lanes worked."""
-    measures = Measures()
-    calls = [measures.of_method(name, is_stream=False) for name in METHODS]
-    lanes = [measures.of_lane(name) for name in ("reader", "writer")]
+    measures = Metrics()
+    calls = [measures.method(name, is_stream=False) for name in METHODS]
+    lanes = [measures.queue(name) for name in ("reader", "writer")]
 
     def scraped(time: float) -> Scraped:
-        families = Families(measures, database="sqlite", wal_file=Path("/no/such/file"))
+        families = MetricsCollector(measures, database="sqlite", wal_file=Path("/no/such/file"))
         return Scraped.of(time, families.collect())
 
     before = scraped(0)

@@ -15,7 +15,16 @@ from store_service.errors import (
     FieldMaskInvalid,
     InvalidRequest,
 )
-from store_service.model import CommentDraft, Deletion, Filter, Kind, PageRequest, PostDraft, Query, Update
+from store_service.model import (
+    CommentDraft,
+    Deletion,
+    PageRequest,
+    PostDraft,
+    Query,
+    ResourceKind,
+    Update,
+    WatchFilter,
+)
 from store_service.rpc.validation import Validation
 
 validation = Validation(max_body_bytes=10)
@@ -205,7 +214,9 @@ def test_list_of_maximum_length_is_valid() -> None:
         post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=["body"] * 100)
     )
 
-    assert validation.watch(watch)[1] == Filter(kinds=frozenset({Kind.POST}), post_ids=frozenset())
+    assert validation.watch(watch)[1] == WatchFilter(
+        kinds=frozenset({ResourceKind.POST}), post_ids=frozenset()
+    )
     assert validation.post_update(update).values == {"body": "a"}
 
 

@@ -192,5 +192,5 @@ def test_help_has_a_completion_line_for_every_shell(storeapi: StoreapiCommand, s
 
 def test_both_commands_have_the_same_help_layout() -> None:
     """The code exists twice: to import the client would make `store-service` load gRPC for its help."""
-    for name in ("Group", "lines_of"):
+    for name in ("Group", "help_section"):
         assert inspect.getsource(getattr(service_help, name)) == inspect.getsource(getattr(client_help, name))

@@ -1,0 +1,298 @@
+"""What can be done with any resource: create, get, list, update and delete, one or many.
+
+A `ResourceType` describes a resource; posts.py and comments.py hold one each, with the rules that only they
+have. Each write reads what it needs, decides in Python, and writes what was decided, in one transaction.
+"""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+
+from store_service.database.batch_queue import DEFERRED, BatchOperation
+from store_service.database.connect import Database
+from store_service.database.connection import Connection
+from store_service.database.resource_sql import ResourceSql
+from store_service.database.statements import as_json
+from store_service.errors import NotFound, ServiceError
+from store_service.model import (
+    BatchResult,
+    Comment,
+    CommentDraft,
+    Deletion,
+    IdempotencyKey,
+    Page,
+    PageRequest,
+    Post,
+    PostDraft,
+    ResourceFields,
+    Update,
+    WriteCommand,
+)
+from store_service.service.idempotency import IdempotentWrite, request_ids
+from store_service.service.operations import (
+    Picked,
+    check_answer_size,
+    decide,
+    deleted,
+    deletion_size,
+    find_by_id,
+    now_microseconds,
+    read_by_id,
+    update_size,
+    updated,
+)
+from store_service.service.pages import read_page, read_pages
+
+R = TypeVar("R", Post, Comment)
+D = TypeVar("D", PostDraft, CommentDraft)
+
+Gone = Mapping[int, IdempotencyKey | None]
+"""The ids of the resources that a transaction deletes, and the request that deletes each."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeletionPlan(Generic[R]):
+    """What a resource adds to the deletions of one transaction."""
+
+    may_run: Callable[[WriteCommand[Deletion], Sequence[R]], bool]
+    """Whether a deletion of these resources runs now, or in a later transaction. May raise a StoreError."""
+    before: Callable[[Gone], Awaitable[Collection[int]]]
+    """Deletes what refers to them, and returns the ids of those whose rows are to be deleted now."""
+    after: Callable[[Gone], Awaitable[None]]
+    """Deals with the others."""
+
+
+BeforeCreate = Callable[[Connection, Sequence[Sequence[D]]], Awaitable[Sequence[ServiceError | None]]]
+"""Takes the drafts of each write, and returns the error of each that must not be done."""
+
+BeforeDelete = Callable[
+    [Connection, Sequence[WriteCommand[Deletion]], Mapping[int, R]], Awaitable[DeletionPlan[R]]
+]
+"""Takes the deletions of one transaction and the stored resources that they name, which are locked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceType(Generic[R, D]):
+    """The description of a resource."""
+
+    name: str
+    """As requests name it: "post"."""
+    model: type[R]
+    draft: type[D]
+    fields: ResourceFields
+    """Which fields are mutable, immutable or output only."""
+    sql: ResourceSql[R]
+    not_found: type[NotFound]
+    read_page: Callable[[Connection, PageRequest], Awaitable[Page[R]]] | None = None
+    """Reads a page of queries that have more than an order; None: there are none."""
+    before_create: BeforeCreate[D] | None = None
+    before_delete: BeforeDelete[R] | None = None
+
+
+class Resources(Generic[R, D]):
+    """Everything that can be done with resources of one type. Errors are those of `store_service.errors`."""
+
+    def __init__(self, database: Database, operations: "Operations[R, D]") -> None:
+        """Takes the open database, and the work of each method."""
+        self._database = database
+        self._operations: Operations[R, D] = operations
+
+    async def create(
+        self, drafts: Sequence[D], *, request: IdempotencyKey | None = None, keep: bool = True
+    ) -> tuple[R, ...]:
+        """Stores resources, all or none, and returns them in the order of the drafts."""
+        size = check_answer_size(drafts)
+        created = await self._operations.create.execute(self._database, drafts, request, keep=keep, size=size)
+        if keep:
+            return created
+        return tuple([replace(it, id=0, create_time=None, update_time=None, version=0) for it in created])
+
+    async def get(self, id: int) -> R:
+        """Returns one resource."""
+        stored = await self._database.read(self._operations.get, (id,))
+        if id not in stored:
+            raise self._operations.type.not_found(ids=[id])
+        return stored[id]
+
+    async def get_many(self, ids: Sequence[int], *, allow_missing: bool) -> BatchResult[R]:
+        """Returns resources in the order of `ids`."""
+        picked = await self._database.read(self._operations.find, ids)
+        return picked.found(allow_missing=allow_missing)
+
+    async def list_page(self, request: PageRequest) -> Page[R]:
+        """Returns one page."""
+        return await self._database.read(self._operations.list, request)
+
+    async def update(self, update: Update, *, request: IdempotencyKey | None = None, keep: bool = True) -> R:
+        """Changes a resource and returns what it became."""
+        size = update_size(update)
+        changed = await self._operations.update.execute(self._database, update, request, keep=keep, size=size)
+        return changed if keep else replace(changed, update_time=None, version=0)
+
+    async def delete(
+        self, deletion: Deletion, *, request: IdempotencyKey | None = None, keep: bool = True
+    ) -> BatchResult[R]:
+        """Deletes resources, all or none, and returns them as they last were."""
+        size = deletion_size(deletion)
+        return await self._operations.delete.execute(self._database, deletion, request, keep=keep, size=size)
+
+
+class Operations(Generic[R, D]):
+    """The work of each method on a connection, for batches of calls."""
+
+    def __init__(self, type: ResourceType[R, D]) -> None:
+        """Takes the description."""
+        self.type: ResourceType[R, D] = type
+        names: tuple[str, ...] = type.sql.content
+        content: Callable[[D], Any] = attrgetter(*names)
+        self._content: Callable[[D], tuple[Any, ...]] = (
+            content if len(names) > 1 else lambda draft: (content(draft),)
+        )
+        self.get: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(self._get)
+        self.find: BatchOperation[Sequence[int], Picked[R]] = BatchOperation(self._find)
+        self.list: BatchOperation[PageRequest, Page[R]] = BatchOperation(self._list)
+        self.create: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
+            self._create,
+            type.model,
+            answer_of=lambda created: BatchResult(items=created),
+            result_of=lambda found: found.items,
+            insert_only=True,
+            single_statement=type.before_create is None,
+        )
+        self.update: IdempotentWrite[Update, R] = IdempotentWrite(
+            self._update,
+            type.model,
+            answer_of=lambda changed: BatchResult(items=(changed,)),
+            result_of=lambda found: found.items[0],
+        )
+        self.delete: IdempotentWrite[Deletion, BatchResult[R]] = IdempotentWrite(
+            self._delete, type.model, answer_of=lambda found: found, result_of=lambda found: found
+        )
+
+    async def _create(
+        self, connection: Connection, writes: Sequence[WriteCommand[Sequence[D]]]
+    ) -> list[tuple[R, ...] | ServiceError]:
+        errors: Sequence[ServiceError | None] = [None] * len(writes)
+        if self.type.before_create is not None:
+            errors = await self.type.before_create(connection, [write.argument for write in writes])
+        accepted = [
+            (draft, write.request)
+            for write, error in zip(writes, errors, strict=True)
+            if error is None
+            for draft in write.argument
+        ]
+        created = iter(await self._insert(connection, accepted) if accepted else ())
+        return [
+            tuple([next(created) for _ in write.argument]) if error is None else error
+            for write, error in zip(writes, errors, strict=True)
+        ]
+
+    async def _insert(
+        self, connection: Connection, drafts: Sequence[tuple[D, IdempotencyKey | None]]
+    ) -> list[R]:
+        now = now_microseconds()
+        contents: list[tuple[Any, ...]] = [self._content(draft) for draft, _ in drafts]
+        rows = await connection.write(
+            self.type.sql.insert,
+            drafts=as_json(_numbered(contents)),
+            requests=request_ids((n, request) for n, (_, request) in enumerate(drafts)),
+            now=now,
+        )
+        model, names = self.type.model, self.type.sql.content
+        return [
+            model(
+                id=id,
+                create_time=now,
+                update_time=now,
+                version=1,
+                **dict(zip(names, content, strict=True)),
+            )
+            for (id,), content in zip(rows, contents, strict=True)
+        ]
+
+    async def _get(
+        self, connection: Connection, batches: Sequence[Sequence[int]]
+    ) -> list[Mapping[int, R] | ServiceError]:
+        return await read_by_id(connection, batches, self.type.sql.by_id, self.type.sql.from_row)
+
+    async def _find(
+        self, connection: Connection, batches: Sequence[Sequence[int]]
+    ) -> list[Picked[R] | ServiceError]:
+        sql = self.type.sql
+        return await find_by_id(connection, batches, sql.by_id, sql.from_row, self.type.not_found)
+
+    async def _list(
+        self, connection: Connection, requests: Sequence[PageRequest]
+    ) -> list[Page[R] | ServiceError]:
+        return await read_pages(connection, requests, self.type.read_page or self._page)
+
+    async def _page(self, connection: Connection, request: PageRequest) -> Page[R]:
+        sql = self.type.sql
+        return await read_page(connection, request, sql.pages[request.query.order], sql.from_row)
+
+    async def _update(
+        self, connection: Connection, writes: Sequence[WriteCommand[Update]]
+    ) -> list[R | ServiceError]:
+        stored = await self._locked(connection, {write.argument.id for write in writes})
+        now = now_microseconds()
+        changed: list[tuple[R, IdempotencyKey | None]] = []
+
+        def decision(write: WriteCommand[Update]) -> R:
+            before = stored.get(write.argument.id)
+            after = updated(write.argument, before, missing=self.type.not_found, now=now)
+            if after is not before:
+                # The next update of this batch finds what this one leaves.
+                stored[after.id] = after
+                changed.append((after, write.request))
+            return after
+
+        outcomes = decide(writes, decision)
+        if changed:
+            sql: ResourceSql[R] = self.type.sql
+            rows = _numbered([sql.to_row(one, int(stored[one.id] is one)) for one, _ in changed])
+            requests = request_ids((n, request) for n, (_, request) in enumerate(changed))
+            await connection.write(sql.update, updates=as_json(rows), requests=requests, now=now)
+        return outcomes
+
+    async def _delete(
+        self, connection: Connection, writes: Sequence[WriteCommand[Deletion]]
+    ) -> list[BatchResult[R] | ServiceError]:
+        stored = await self._locked(connection, {id for write in writes for id in write.argument.ids})
+        plan: DeletionPlan[R] | None = None
+        if self.type.before_delete is not None:
+            plan = await self.type.before_delete(connection, writes, stored)
+        gone: dict[int, IdempotencyKey | None] = {}
+
+        def decision(write: WriteCommand[Deletion]) -> BatchResult[R]:
+            found = deleted(write.argument, stored, missing=self.type.not_found)
+            if plan is not None and not plan.may_run(write, found.items):
+                return DEFERRED  # type: ignore[no-any-return]  # it is Any
+            for it in found.items:
+                del stored[it.id]
+                if write.keep:
+                    gone[it.id] = write.request
+            return found
+
+        outcomes = decide(writes, decision)
+        ids: Collection[int] = gone if plan is None else await plan.before(gone)
+        if ids:
+            await connection.write(
+                self.type.sql.delete,
+                ids=as_json(list(ids)),
+                requests=request_ids(gone.items()),
+                now=now_microseconds(),
+            )
+        if plan is not None:
+            await plan.after(gone)
+        return outcomes
+
+    async def _locked(self, connection: Connection, ids: set[int]) -> dict[int, R]:
+        sql = self.type.sql
+        rows = await connection.fetch(sql.locked_by_id, ids=as_json(list(ids)))
+        return {row[0]: sql.from_row(row) for row in rows}
+
+
+def _numbered(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Rows with their position, as statements read them."""
+    return [(n, *row) for n, row in enumerate(rows)]

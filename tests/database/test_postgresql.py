@@ -1,0 +1,440 @@
+"""What is true of PostgreSQL alone: settings of sessions, and sessions that the server ends."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import psycopg
+import pytest
+import sqlalchemy
+import structlog
+from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
+
+from store_service.database import batch_queue, connect, postgresql
+from store_service.database.batch_queue import BatchOperation
+from store_service.database.changes import ORDER_LOCK
+from store_service.database.connect import Database
+from store_service.database.connection import Connection, Rows
+from store_service.database.idempotency import ANSWERS_BY_ID
+from store_service.database.postgresql import PostgresqlConnection
+from store_service.database.sessions import CurrentServer, Server
+from store_service.database.statements import Statement
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, ResumeTokenForeign
+from store_service.model import CommentDraft, Deletion, IdempotencyKey, PostDraft, Update
+from store_service.service import resume_tokens
+from store_service.service.changes import Changes
+from store_service.service.comments import Comments
+from store_service.service.posts import Posts
+from tests.support.database import execute, query
+from tests.support.polling import wait_until
+from tests.support.timeouts import scaled_timeout
+from tests.support.unreliable_proxy import UnreliableProxy
+
+READERS = 3
+
+pytestmark = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator[Database]:
+    """An open database with non-default timeouts."""
+    async with connect.open_database(
+        database_url, readers=READERS, lock_timeout_seconds=1.5, statement_timeout_seconds=2.5
+    ) as store:
+        yield store
+
+
+async def on_every_connection(
+    store: Database, statement: str, look: Callable[[Connection], object] = lambda _: None
+) -> list[Any]:
+    """What each connection answers, the one that writes first; `look` is shown each."""
+    asked = Statement(sqlalchemy.text(statement))
+    arrived, everybody_is_here = asyncio.Semaphore(0), asyncio.Event()
+
+    async def run(connection: Connection, askers: Sequence[None]) -> list[Any]:
+        arrived.release()
+        await everybody_is_here.wait()
+        look(connection)
+        ((answer,),) = await connection.fetch(asked)
+        return [answer for _ in askers]
+
+    answers = []
+    for ask in (store.write, *[store.read] * READERS):
+        answers.append(asyncio.create_task(ask(BatchOperation(run), None)))
+        # A worker has taken it, and waits in it, before the next one comes.
+        await arrived.acquire()
+    everybody_is_here.set()
+    return list(await asyncio.gather(*answers))
+
+
+SETTINGS = {
+    "synchronous_commit": "on",
+    "lock_timeout": "1500ms",
+    "statement_timeout": "2500ms",
+    "application_name": "store-service",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), SETTINGS.items())
+async def test_every_connection_is_configured(store: Database, name: str, value: str) -> None:
+    """synchronous_commit, timeouts and application_name."""
+    assert await on_every_connection(store, f"SHOW {name}") == [value] * (READERS + 1)
+
+
+async def test_shortest_timeout_is_not_zero(database_url: str) -> None:
+    """PostgreSQL counts milliseconds, and 0 means none."""
+    async with connect.open_database(database_url, readers=READERS, lock_timeout_seconds=0.0004) as store:
+        assert await on_every_connection(store, "SHOW lock_timeout") == ["1ms"] * (READERS + 1)
+
+
+@pytest.mark.parametrize(("force_roll_back", "value"), [(False, "10s"), (True, "0")])
+async def test_idle_transaction_is_ended(database_url: str, force_roll_back: bool, value: str) -> None:
+    """It would hold locks and block the feed. The transaction of forced rollback is exempt."""
+    show = Statement(sqlalchemy.text("SHOW idle_in_transaction_session_timeout"))
+
+    async def run(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
+        return await connection.fetch(show)
+
+    async with connect.open_database(database_url, force_roll_back=force_roll_back) as store:
+        assert tuple(await store.write(BatchOperation(run), None)) == (value,)
+
+
+async def test_closed_database_has_no_connection_left(database_url: str) -> None:
+    """Also after an error."""
+    name = make_url(database_url).database
+    sessions = f"FROM pg_stat_activity WHERE datname = '{name}' AND application_name = 'store-service'"
+
+    async def leave_with_an_error() -> None:
+        async with connect.open_database(database_url, readers=READERS) as store:
+            await Posts(store).create([PostDraft(body="a")])
+            assert query(database_url, f"SELECT count(*) {sessions}") == [(READERS + 1,)]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await leave_with_an_error()
+
+    # A session ends a moment after its client has gone.
+    wait_until(lambda: query(database_url, f"SELECT count(*) {sessions}") == [(0,)])
+
+
+@pytest.mark.parametrize("force_roll_back", [False, True])
+async def test_missing_database_is_unavailable(database_url: str, force_roll_back: bool) -> None:
+    """An error with a name, and nothing that waits for ever."""
+    url = make_url(database_url).set(database="not_there").render_as_string(hide_password=False)
+
+    with pytest.raises(DatabaseUnavailable):
+        async with connect.open_database(url, readers=READERS, force_roll_back=force_roll_back):
+            pass
+
+
+async def test_transactions_are_read_committed(database_url: str) -> None:
+    """Another level takes its snapshot before the order lock."""
+    name = make_url(database_url).database
+    execute(database_url, f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
+    show = Statement(sqlalchemy.text("SHOW transaction_isolation"))
+
+    async def run(connection: Connection, asked: Sequence[None]) -> Sequence[Any]:
+        ((level,),) = await connection.fetch(show)
+        return [level] * len(asked)
+
+    try:
+        async with connect.open_database(database_url, readers=1) as store:
+            assert await store.write(BatchOperation(run), None) == "read committed"
+    finally:
+        execute(database_url, f"ALTER DATABASE {name} RESET default_transaction_isolation")
+
+
+async def test_terminated_session_loses_its_work_and_is_replaced(
+    store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an operator or a restart does: nothing is kept in part, and the next caller is served."""
+    monkeypatch.setattr(batch_queue, "RECONNECT_SECONDS", 0.01)
+    insert = Statement(sqlalchemy.text("INSERT INTO posts (body) VALUES ('lost')"))
+    end = Statement(sqlalchemy.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    async def be_ended(connection: Connection, asked: Sequence[None]) -> list[None]:
+        await connection.fetch(insert)
+        await connection.fetch(end)
+        return [None for _ in asked]
+
+    posts = Posts(store)
+    with pytest.raises(DatabaseUnavailable):
+        await store.write(BatchOperation(be_ended), None)
+    async with asyncio.timeout(scaled_timeout()):
+        while query(database_url, "SELECT body FROM posts") != [("kept",)]:
+            try:
+                await posts.create([PostDraft(body="kept")])
+            except DatabaseUnavailable:
+                await asyncio.sleep(0)
+
+
+async def test_sessions_terminated_while_idle_fail_no_call(store: Database, database_url: str) -> None:
+    """As after a restart of the database at night: work that was not begun is begun on new connections."""
+    ended = asyncio.Semaphore(0)
+    posts = Posts(store)
+    (post,) = await posts.create([PostDraft(body="a")])
+
+    def on_each(connection: Connection) -> None:
+        connection._raw.add_termination_listener(lambda _: ended.release())
+
+    sessions = await on_every_connection(store, "SELECT pg_backend_pid()", on_each)
+    for session in sessions:
+        query(database_url, f"SELECT pg_terminate_backend({session}, 10000)")
+    for _ in sessions:
+        await ended.acquire()
+
+    with structlog.testing.capture_logs() as lines:
+        assert await asyncio.gather(*(posts.get(post.id) for _ in range(READERS))) == [post] * READERS
+        assert await on_every_connection(store, "SELECT 1") == [1] * (READERS + 1)
+    lost = [line["error"] for line in lines if line["event"] == "connection lost"]
+    assert lost == ["IdleConnectionLost"] * (READERS + 1)
+    assert [line["event"] for line in lines].count("connection restored") == READERS + 1
+
+
+async def test_session_without_its_prepared_statements_is_replaced(store: Database) -> None:
+    """As behind a pooler in transaction mode."""
+    prepared = Statement(sqlalchemy.text("SELECT 1"))
+    forget = Statement(sqlalchemy.text("DEALLOCATE ALL"))
+
+    async def run(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
+        await connection.fetch(prepared)
+        await connection.fetch(forget)
+        return await connection.fetch(prepared)
+
+    with pytest.raises(DatabaseUnavailable):
+        await store.write(BatchOperation(run), None)
+
+    async with asyncio.timeout(scaled_timeout()):
+        while True:
+            try:
+                await Posts(store).create([PostDraft(body="after")])
+                break
+            except DatabaseUnavailable:
+                await asyncio.sleep(0)
+
+
+WRITES: dict[str, Callable[[Database], Awaitable[object]]] = {
+    "create_posts": lambda store: Posts(store).create([PostDraft(body="b")]),
+    "create_posts_once": lambda store: Posts(store).create([PostDraft(body="b")], request=REQUEST),
+    "create_comments": lambda store: Comments(store).create([CommentDraft(body="c", post_id=1)]),
+    "update_post": lambda store: Posts(store).update(
+        Update(id=1, values={"body": "b"}, etag="", request_field="post")
+    ),
+    "delete_posts": lambda store: Posts(store).delete(Deletion(ids=(1,))),
+}
+REQUEST = IdempotencyKey(id="3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b", fingerprint="f")
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_transaction_gets_its_number_after_its_locks(
+    store: Database, database_url: str, write: str
+) -> None:
+    await Posts(store).create([PostDraft(body="a")])
+    waiting = (
+        "SELECT backend_xid IS NULL FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'store-service' AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
+    )
+    with psycopg.connect(database_url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
+        call = asyncio.ensure_future(WRITES[write](store))
+        await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(True,)])
+        assert not call.done()
+    await call
+
+
+async def test_request_started_by_two_processes_is_done_once(store: Database, database_url: str) -> None:
+    (post,) = await Posts(store).create([PostDraft(body="a")])
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name = 'store-service' AND wait_event_type = 'Lock' AND wait_event = 'advisory'"
+    )
+    async with AsyncExitStack() as stack:
+        stores = [
+            await stack.enter_async_context(
+                connect.open_database(
+                    database_url, readers=1, lock_timeout_seconds=60, statement_timeout_seconds=60
+                )
+            )
+            for _ in range(2)
+        ]
+        with psycopg.connect(database_url) as other:
+            other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
+            calls = [
+                asyncio.ensure_future(Posts(it).delete(Deletion(ids=(post.id,)), request=REQUEST))
+                for it in stores
+            ]
+            await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(2,)])
+        answers = await asyncio.gather(*calls)
+
+    assert answers[0] == answers[1]
+    assert query(database_url, "SELECT count(*) FROM changes") == [(2,)]
+
+
+async def test_request_expired_by_another_process_is_done_again(
+    store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It expires between the lookup and the read of its response."""
+    posts = Posts(store)
+    (first,) = await posts.create([PostDraft(body="a")], request=REQUEST)
+    fetch = PostgresqlConnection.fetch
+
+    async def fetch_when_forgotten(self: Connection, statement: Statement, **values: Any) -> Rows:
+        if statement is ANSWERS_BY_ID:
+            execute(database_url, "DELETE FROM requests")
+        return await fetch(self, statement, **values)
+
+    monkeypatch.setattr(PostgresqlConnection, "fetch", fetch_when_forgotten)
+    (again,) = await posts.create([PostDraft(body="a")], request=REQUEST)
+
+    assert again.id != first.id
+    assert query(database_url, "SELECT id FROM requests") == [(REQUEST.id,)]
+
+
+async def test_failed_order_lock_leaves_no_transaction(store: Database, database_url: str) -> None:
+    """The next write starts normally."""
+    with psycopg.connect(database_url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
+        with pytest.raises(DatabaseBusy):
+            await Posts(store).create([PostDraft(body="a")], request=REQUEST)
+
+    await Posts(store).create([PostDraft(body="b")], request=REQUEST)
+    assert query(database_url, "SELECT body FROM posts") == [("b",)]
+
+
+async def test_end_of_the_feed_is_the_position_of_its_last_change(store: Database) -> None:
+    """Numbers of rolled-back transactions may be reused after a crash."""
+    start = (await Changes(store).state()).end
+    posts = Posts(store)
+    for _ in range(3):
+        await posts.create([PostDraft(body="tried")], keep=False)
+    assert (await Changes(store).state()).end == start
+
+    await posts.create([PostDraft(body="kept")])
+    piece = await Changes(store).read_after(start)
+    assert piece is not None
+    assert (await Changes(store).state()).end == piece.end
+    assert piece.end.time > 0
+
+
+async def test_unresponsive_server_is_abandoned(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without power closes no connection."""
+    monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.5)
+    monkeypatch.setattr(batch_queue, "RECONNECT_SECONDS", 0.01)
+    url = make_url(database_url)
+    network = UnreliableProxy(random.Random(1))
+    network.server_address = f"{url.host}:{url.port}"
+    async with network.running():
+        host, port = network.address.split(":")
+        proxied = url.set(host=host, port=int(port)).render_as_string(hide_password=False)
+        async with connect.open_database(
+            proxied,
+            readers=1,
+            lock_timeout_seconds=0.2,
+            statement_timeout_seconds=0.3,
+            connect_timeout_seconds=2,
+        ) as store:
+            posts = Posts(store)
+            await posts.create([PostDraft(body="before")])
+            network.is_silent = True
+            lost: list[Awaitable[object]] = [posts.create([PostDraft(body="lost")]), posts.get(1)]
+            outcomes = await asyncio.gather(*lost, return_exceptions=True)
+            network.is_silent = False
+            async with asyncio.timeout(scaled_timeout()):
+                while True:
+                    try:
+                        await posts.create([PostDraft(body="after")])
+                        break
+                    except DatabaseUnavailable:
+                        await asyncio.sleep(0)
+
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 2
+    assert query(database_url, "SELECT body FROM posts ORDER BY id") == [("before",), ("after",)]
+
+
+async def test_creates_of_several_processes_run_concurrently(store: Database, database_url: str) -> None:
+    """They share the order lock; updates and deletes need it exclusively."""
+    with psycopg.connect(database_url) as other:
+        other.execute(f"SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})")
+        (post,) = await Posts(store).create([PostDraft(body="a")])
+        await Posts(store).create([PostDraft(body="b")], request=REQUEST)
+        await Comments(store).create([CommentDraft(body="c", post_id=post.id)])
+
+
+async def test_changes_from_another_server_are_trimmed(store: Database, database_url: str) -> None:
+    """A dump contains transaction numbers of the future, which would block the feed."""
+    changes = Changes(store)
+    await Posts(store).create([PostDraft(body="a")])
+    await changes.begin()
+    before = await changes.state()
+    assert query(database_url, "SELECT count(*) FROM changes") == [(1,)]
+
+    with psycopg.connect(database_url) as other:
+        other.execute("UPDATE changes SET xid = 2::BIGINT ^ 40")
+    await changes.begin()
+    after = await changes.state()
+
+    assert query(database_url, "SELECT count(*) FROM changes") == [(0,)]
+    with pytest.raises(ResumeTokenForeign):
+        resume_tokens.read(before.resume_token(before.end), after.store_id)
+    await Posts(store).create([PostDraft(body="b")])
+    piece = await changes.read_after(after.trimmed)
+    assert piece is not None
+    assert [change.resource.body for change in piece.changes] == ["b"]
+
+
+async def test_changes_written_after_a_restore_are_kept(
+    store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although two processes detect the restore."""
+    await Posts(store).create([PostDraft(body="of another server")])
+    with psycopg.connect(database_url) as other:
+        other.execute("UPDATE changes SET xid = 2::BIGINT ^ 40")
+    has_looked, may_act = asyncio.Event(), asyncio.Event()
+
+    async with connect.open_database(database_url, readers=1) as slow_store:
+        write = slow_store.write
+
+        async def write_late(operation: BatchOperation[Any, Any], argument: Any) -> Any:
+            has_looked.set()
+            await may_act.wait()
+            return await write(operation, argument)
+
+        monkeypatch.setattr(slow_store, "write", write_late)
+        slow = asyncio.create_task(Changes(slow_store).begin())
+        await has_looked.wait()
+        changes = Changes(store)
+        with capture_logs() as logged_at_once:
+            await changes.begin()
+        began = await changes.state()
+        await Posts(store).create([PostDraft(body="since")])
+        may_act.set()
+        with capture_logs() as logged_late:
+            await slow
+
+    assert [len(logged_at_once), len(logged_late)] == [1, 0]
+    assert (await changes.state()).store_id == began.store_id
+    piece = await changes.read_after(began.end)
+    assert piece is not None
+    assert [change.resource.body for change in piece.changes] == ["since"]
+
+
+async def test_listening_ends_when_the_writer_moved_first(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changes up to now are read anyway."""
+    ask = CurrentServer.ask
+
+    async def ask_while_it_moves(current: CurrentServer, raw: Any) -> Server:
+        server = await ask(current, raw)
+        current._move()
+        return server
+
+    monkeypatch.setattr(CurrentServer, "ask", ask_while_it_moves)
+    heard: list[None] = []
+    async with asyncio.timeout(scaled_timeout()):
+        await store.listen(lambda: heard.append(None))
+
+    assert len(heard) == 1

@@ -1,0 +1,73 @@
+"""Which thread reads on SQLite."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from store_service.database import sqlite
+from store_service.database.batch_queue import BatchOperation
+from store_service.database.connect import Database, open_database
+from store_service.database.connection import Connection
+from store_service.model import PageRequest, PostDraft, Query
+from store_service.service.operations import FEW
+from store_service.service.posts import Posts
+
+EVENT_LOOP = threading.get_ident()
+
+
+@pytest.fixture
+async def store(database_file: Path) -> AsyncIterator[Database]:
+    """A database with one connection that reads."""
+    async with open_database(f"sqlite:///{database_file}", readers=1) as store:
+        yield store
+
+
+@pytest.fixture
+async def readers(store: Database) -> list[bool]:
+    """For each statement that is read, whether the event loop did it."""
+    seen: list[bool] = []
+
+    async def watch(connection: Connection, asked: Sequence[None]) -> list[None]:
+        await connection._raw.set_trace_callback(lambda _: seen.append(threading.get_ident() == EVENT_LOOP))
+        return [None] * len(asked)
+
+    await store.read(BatchOperation(watch), None)
+    return seen
+
+
+async def test_few_rows_are_read_on_the_event_loop(store: Database, readers: list[bool]) -> None:
+    """A thread would cost more."""
+    (post,) = await Posts(store).create([PostDraft(body="a")])
+
+    assert await Posts(store).get(post.id) == post
+    assert readers == [True]
+
+
+async def test_large_reads_use_the_thread(store: Database, readers: list[bool]) -> None:
+    """Pages and large batches never keep the event loop waiting."""
+    posts = Posts(store)
+    await posts.create([PostDraft(body="a")])
+    await posts.list_page(PageRequest(query=Query(resource="posts"), page_size=10, page_token=""))
+    await posts.get_many(range(1, FEW + 2), allow_missing=True)
+
+    # Where the feed ends is one row, which is read first and goes with the page.
+    assert readers == [True, False, False]
+
+
+async def test_slow_file_is_read_in_the_thread(
+    store: Database, readers: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a while after a slow read."""
+    posts = Posts(store)
+    (post,) = await posts.create([PostDraft(body="a")])
+    monkeypatch.setattr(sqlite, "SLOW_SECONDS", -1.0)
+    await posts.get(post.id)
+    monkeypatch.undo()
+
+    await asyncio.gather(posts.get(post.id), posts.get(post.id))
+
+    assert readers[0] is True
+    assert set(readers[1:]) == {False}

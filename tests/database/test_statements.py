@@ -1,0 +1,414 @@
+"""Statements: written once, prepared once, and each served by its index."""
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import BigInteger, Integer, Text, literal_column, select
+
+from store_service.database import changes, comments, deletions, idempotency, posts, schema
+from store_service.database.changes import WriteWithChanges
+from store_service.database.resource_sql import ResourceSql
+from store_service.database.statements import Statement, as_json, one_of, parameter, rows
+from tests.support.database import execute
+from tests.support.postgresql import new_database
+
+ENGINES = ("sqlite", "postgresql")
+
+
+def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Statement]]:
+    """The statements of a name, each with its variant and its engines."""
+    if isinstance(value, Statement):
+        yield "", ENGINES, value
+    elif isinstance(value, WriteWithChanges):
+        yield " 1", ("sqlite",), value.steps[0]
+        yield " 2", ("sqlite",), value.steps[1]
+        yield "", ("postgresql",), value.in_one
+    elif isinstance(value, dict | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from ((f"[{key}]{more}", engines, it) for more, engines, it in statements_of(item))
+    elif isinstance(value, ResourceSql):
+        for key, item in vars(value).items():
+            yield from ((f".{key}{more}", engines, it) for more, engines, it in statements_of(item))
+
+
+STATEMENTS: dict[str, dict[str, Statement]] = {
+    engine: {
+        f"{module.__name__.rpartition('.')[2]}.{name}{more}": statement
+        for module in (posts, comments, deletions, changes, idempotency)
+        for name, value in vars(module).items()
+        for more, engines, statement in statements_of(value)
+        if engine in engines
+    }
+    for engine in ENGINES
+}
+"""Every statement that an engine runs, by its name. Writes that leave changes have two on SQLite."""
+
+VALUES = {
+    "ids": "[1, 2]",
+    "post_ids": "[1, 2]",
+    "drafts": '[[0, "a", 1]]',
+    "updates": '[[0, 1, "b", 1, 5, 5, 2, 1]]',
+    "requests": '[[0, 1, "x"]]',
+    "written": "[1, 2]",
+    "done": '[[0, "x", "y", 1, "z"]]',
+    "now": 1,
+    "before": 1,
+    "after": 0,
+    "limit": 10,
+    "post_id": 1,
+    "removed_id": 1,
+    "after_xid": 0,
+    "after_seq": 0,
+    "until_xid": 10,
+    "until_seq": 10,
+    "store_id": "x",
+    "xid": 1,
+    "seq": 1,
+    "seqs": "[1, 2]",
+    "clock": "{}",
+}
+
+SERVED_BY = {
+    "posts.POSTS.by_id": "posts USING INTEGER PRIMARY KEY",
+    "posts.POST_IDS": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.locked_by_id": "posts USING INTEGER PRIMARY KEY",
+    "posts.KEPT_POST_IDS": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.insert 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.update 1": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.delete 1": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.delete 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.MARK_POSTS 1": "posts USING INTEGER PRIMARY KEY",
+    "posts.MARK_POSTS 2": "posts USING INTEGER PRIMARY KEY",
+    "posts.REMOVE_POSTS": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.pages[id]": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.pages[id desc]": "posts USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.by_id": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.locked_by_id": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.insert 2": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.update 1": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.delete 1": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.delete 2": "comments USING INTEGER PRIMARY KEY",
+    "comments.DELETE_COMMENTS_OF_POSTS 1": "comments USING INTEGER PRIMARY KEY",
+    "comments.DELETE_COMMENTS_OF_POSTS 2": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTED_POSTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
+    "comments.COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
+    "comments.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
+    "comments.COMMENTS.pages[id]": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.pages[id desc]": "comments USING INTEGER PRIMARY KEY",
+    "comments.PAGE_OF_POST[id]": "comments_post_id_id_idx (post_id=? AND id>?)",
+    "comments.PAGE_OF_POST[id desc]": "comments_post_id_id_idx (post_id=? AND id<?)",
+    "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx (post_id=?)",
+    "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx (post_id=? AND id>?)",
+    "deletions.SET_REMOVED": "post_deletions USING INTEGER PRIMARY KEY",
+    "deletions.UNMARK_POSTS": "post_deletions USING INTEGER PRIMARY KEY",
+    "changes.FEED": "SEARCH sqlite_sequence",
+    "changes.LAST_SEQ": "SEARCH sqlite_sequence",
+    "changes.COMMIT_TIMES": "changes USING INTEGER PRIMARY KEY",
+    "changes.NEWEST_TIME": "changes USING INTEGER PRIMARY KEY",
+    "changes.FEED_AT": "changes USING INTEGER PRIMARY KEY",
+    "changes.LAST_XID": "changes USING INTEGER PRIMARY KEY",
+    "changes.SIZES": "changes USING INTEGER PRIMARY KEY (rowid>?)",
+    "changes.CHANGES": "changes USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
+    "changes.DELETE_CHANGES": "changes USING INTEGER PRIMARY KEY (rowid<?)",
+    "requests.REQUESTS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
+    "requests.ANSWERS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
+    "requests.SIZES": "requests_create_time_idx (create_time<?)",
+    "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx (create_time<?)",
+    "requests.NEWEST_TIME": "requests USING COVERING INDEX requests_create_time_idx",
+    "requests.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx (create_time>?)",
+}
+"""The index that SQLite must choose for each statement that looks for rows."""
+
+SERVED_BY_ON_POSTGRESQL = {
+    "posts.POSTS.by_id": "posts_pkey",
+    "posts.POST_IDS": "posts_pkey",
+    "posts.POSTS.locked_by_id": "posts_pkey",
+    "posts.KEPT_POST_IDS": "posts_pkey",
+    "posts.POSTS.update": "posts_pkey",
+    "posts.POSTS.delete": "posts_pkey",
+    "posts.MARK_POSTS": "posts_pkey",
+    "posts.REMOVE_POSTS": "posts_pkey",
+    "posts.POSTS.pages[id]": "posts_pkey",
+    "posts.POSTS.pages[id desc]": "posts_pkey",
+    "comments.COMMENTS.by_id": "comments_pkey",
+    "comments.COMMENTS.locked_by_id": "comments_pkey",
+    "comments.COMMENTS.update": "comments_pkey",
+    "comments.COMMENTS.delete": "comments_pkey",
+    "comments.DELETE_COMMENTS_OF_POSTS": "comments_pkey",
+    "comments.COMMENTED_POSTS": "comments_post_id_id_idx",
+    "comments.COMMENT_COUNTS": "comments_post_id_id_idx",
+    "comments.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
+    "comments.COMMENTS.pages[id]": "comments_pkey",
+    "comments.COMMENTS.pages[id desc]": "comments_pkey",
+    "comments.PAGE_OF_POST[id]": "comments_post_id_id_idx",
+    "comments.PAGE_OF_POST[id desc]": "comments_post_id_id_idx",
+    "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx",
+    "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx",
+    "changes.LAST_SEQ": "changes_pkey",
+    "changes.HAS_OWN_PAST": "changes_xid_seq_idx",
+    "changes.COMMIT_TIMES": "changes_pkey",
+    "changes.NEWEST_TIME": "changes_pkey",
+    "changes.FEED_AT": "changes_pkey",
+    "changes.LAST_XID": "changes_pkey",
+    "changes.SIZES": "changes_xid_seq_idx",
+    "changes.CHANGES": "changes_xid_seq_idx",
+    "changes.DELETE_CHANGES": "changes_xid_seq_idx",
+    "requests.REQUESTS_BY_ID": "requests_pkey",
+    "requests.ANSWERS_BY_ID": "requests_pkey",
+    "requests.SIZES": "requests_create_time_idx",
+    "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx",
+    "requests.NEWEST_TIME": "requests_create_time_idx",
+    "requests.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx",
+}
+"""The same for PostgreSQL."""
+
+WITHOUT_LOOKING = {
+    "sqlite": {
+        "posts.POSTS.insert 1",
+        "comments.COMMENTS.insert 1",
+        # They tell of rows that are their own parameter.
+        "posts.POSTS.update 2",
+        "comments.COMMENTS.update 2",
+        # The one row of `feed`.
+        "changes.LOCKED_FEED",
+        "changes.SET_TRIMMED",
+        "changes.CLOCK",
+        "changes.SAVE_CLOCK",
+        "changes.BEGIN_ANEW[1]",
+        # Deletes everything.
+        "changes.BEGIN_ANEW[0]",
+        # A constant; the question is PostgreSQL's.
+        "changes.HAS_OWN_PAST",
+        "posts.CHECK_KEYS_BY_INDEX",
+        # Few posts, or none, are marked at a time.
+        "deletions.MARKS",
+        "requests.INSERT_REQUESTS",
+    },
+    "postgresql": {
+        "posts.CHECK_KEYS_BY_INDEX",
+        # PostgreSQL reads a table of a page or two whole.
+        "deletions.MARKS",
+        "deletions.SET_REMOVED",
+        "deletions.UNMARK_POSTS",
+        # Inserts tell of what they have just written.
+        "posts.POSTS.insert",
+        "comments.COMMENTS.insert",
+        "changes.FEED",
+        "changes.LOCKED_FEED",
+        "changes.SET_TRIMMED",
+        "changes.CLOCK",
+        "changes.SAVE_CLOCK",
+        "changes.BEGIN_ANEW[0]",
+        "changes.BEGIN_ANEW[1]",
+        "requests.INSERT_REQUESTS",
+    },
+}
+"""Statements that have no rows to look for, or none to choose among."""
+
+SORTS_ITS_BATCH = {
+    "posts.POSTS.insert 2",
+    "posts.POSTS.update",
+    "posts.POSTS.delete",
+    "posts.MARK_POSTS",
+    "comments.COMMENTS.insert 2",
+    "comments.COMMENTS.update",
+    "comments.COMMENTS.delete",
+    "comments.DELETE_COMMENTS_OF_POSTS",
+    "comments.DELETE_COMMENTS_OF_POSTS 1",
+    # PostgreSQL does not see that the two ends of a piece belong together, and takes it for a large one.
+    "changes.CHANGES",
+}
+"""What one batch has written is told in the order of its requests, which no index knows; and a piece of the
+feed, which is no larger than what is sent at once, may be read by its index first and sorted then."""
+
+
+def run(statement: Statement, **values: object) -> list[tuple[object, ...]]:
+    """The rows that a statement has in an empty database without tables."""
+    text, arguments = statement.on("sqlite", values)
+    with closing(sqlite3.connect(":memory:")) as connection:
+        return connection.execute(text, arguments).fetchall()
+
+
+def test_every_statement_is_in_the_index_table() -> None:
+    """A new statement is given its index here too."""
+    for engine, served_by in (("sqlite", SERVED_BY), ("postgresql", SERVED_BY_ON_POSTGRESQL)):
+        assert served_by.keys() | WITHOUT_LOOKING[engine] == STATEMENTS[engine].keys()
+        assert not served_by.keys() & WITHOUT_LOOKING[engine]
+
+
+def test_statements_of_every_shape_are_found() -> None:
+    """The table above finds single statements, pages by their order, and both forms of writes."""
+    assert {"posts.POSTS.delete 1", "posts.POSTS.delete 2"} <= STATEMENTS["sqlite"].keys()
+    assert "posts.POSTS.delete" in STATEMENTS["postgresql"].keys() - STATEMENTS["sqlite"].keys()
+    assert {"posts.POSTS.pages[id]", "changes.BEGIN_ANEW[0]"} <= STATEMENTS["sqlite"].keys()
+
+
+@pytest.mark.parametrize("name", SERVED_BY)
+def test_statement_uses_its_index_on_sqlite(database_file: Path, name: str) -> None:
+    """No table scan, no sort, and no other index."""
+    text, arguments = STATEMENTS["sqlite"][name].on("sqlite", VALUES)
+    with closing(sqlite3.connect(database_file)) as connection:
+        plan = [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", arguments)]
+
+    assert any(SERVED_BY[name] in step for step in plan), plan
+    assert not [step for step in plan if step.startswith("SCAN") and not is_small(step, plan)], plan
+    assert name in SORTS_ITS_BATCH or not [step for step in plan if "FOR ORDER BY" in step], plan
+
+
+def is_small(scan: str, plan: list[str]) -> bool:
+    """Whether what is read whole is the batch itself, what was made of it, or the one row of `feed`."""
+    if "VIRTUAL TABLE" in scan or scan == "SCAN CONSTANT ROW":
+        return True
+    what = scan.split()[1]
+    return what == "feed" or f"MATERIALIZE {what}" in plan or f"CO-ROUTINE {what}" in plan
+
+
+@pytest.fixture(scope="module")
+def filled_database(postgres: str) -> Iterator[str]:
+    """50,000 posts and requests, 100,000 comments and changes; 200 of the comments are on the first post.
+
+    PostgreSQL reads a smaller table whole, and rightly: its plans go by what a statement costs.
+    """
+    with new_database(postgres) as url:
+        schema.upgrade(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("INSERT INTO posts (body) SELECT 'x' FROM generate_series(1, 50000)")
+            connection.execute(
+                "INSERT INTO comments (body, post_id)"
+                " SELECT 'x', CASE WHEN n % 500 = 0 THEN 1 ELSE 1 + n % 5000 END"
+                " FROM generate_series(1, 100000) AS n"
+            )
+            connection.execute(
+                "INSERT INTO changes"
+                " (xid, action, kind, resource_id, post_id, payload, size, commit_time)"
+                " SELECT n / 2, 2, 1, n, n, '{}', 1, n FROM generate_series(1, 100000) AS n"
+            )
+            connection.execute(
+                "INSERT INTO requests SELECT 'request ' || n, 'x', 'x', n FROM generate_series(1, 50000) AS n"
+            )
+            # The map of visible rows comes with VACUUM, and the statistics with ANALYZE.
+            connection.execute("VACUUM ANALYZE posts, comments, changes, requests")
+        yield url
+
+
+@pytest.mark.parametrize("name", SERVED_BY_ON_POSTGRESQL)
+def test_statement_uses_its_index_on_postgresql(filled_database: str, name: str) -> None:
+    """No table is read whole or sorted, and the plan names the index."""
+    with psycopg.connect(filled_database, autocommit=True) as connection:
+        statement = STATEMENTS["postgresql"][name]
+        values = {"after": 25_000, "after_xid": 25_000, "after_seq": 50_000}
+        values |= (
+            {"until_xid": 10, "until_seq": 20} if "DELETE" in name else {"until_xid": 25_100, "until_seq": 0}
+        )
+        plan = run_on_postgresql(connection, "EXPLAIN (COSTS OFF) ", statement, **values)
+
+    steps = [str(step) for (step,) in plan]
+    index = SERVED_BY_ON_POSTGRESQL[name]
+    assert any(f"{index} " in f"{step} " for step in steps), steps
+    # `feed` has one row. Which posts are marked is asked once for the statement; there are few, or none.
+    scans = [step for step in steps if "Seq Scan" in step]
+    assert not [step for step in scans if "on feed" not in step and "on post_deletions" not in step], steps
+    assert name in SORTS_ITS_BATCH or not [step for step in steps if "Sort" in step], steps
+    # What is left out of the batch, which is a function's, needs no index.
+    filtered = [before for before, step in pairwise(steps) if "Filter" in step and "SubPlan" not in step]
+    assert not [step for step in filtered if "Function Scan on json_array_elements" not in step], steps
+
+
+def run_on_postgresql(
+    connection: psycopg.Connection[Any], before: str, statement: Statement, **values: object
+) -> list[tuple[Any, ...]]:
+    """Runs a statement as the service's driver does, with the parameters apart from the text."""
+    text, arguments = statement.on("postgresql", VALUES | values)
+    with psycopg.RawCursor(connection) as cursor:
+        cursor.execute((before + text).encode(), arguments)
+        return cursor.fetchall() if cursor.description else []
+
+
+@pytest.mark.parametrize("name", STATEMENTS["sqlite"])
+def test_statement_runs_on_the_current_schema_of_sqlite(database_file: Path, name: str) -> None:
+    """Names of tables and columns are those of the last revision."""
+    text, arguments = STATEMENTS["sqlite"][name].on("sqlite", VALUES)
+    with closing(sqlite3.connect(database_file)) as connection:
+        connection.execute("INSERT INTO posts (body) VALUES ('a')")
+        connection.execute(text, arguments).fetchall()
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("name", STATEMENTS["postgresql"])
+def test_statement_runs_on_the_current_schema_of_postgresql(database_url: str, name: str) -> None:
+    """The same names, and the types that PostgreSQL insists on."""
+    execute(database_url, "INSERT INTO posts (body) VALUES ('a')")
+    with psycopg.connect(database_url) as connection:
+        run_on_postgresql(connection, "", STATEMENTS["postgresql"][name])
+        connection.rollback()
+
+
+def test_statement_text_is_independent_of_the_batch_size() -> None:
+    """SQLite prepares it once, and its limit of parameters is never met."""
+    few, _ = posts.POSTS.by_id.on("sqlite", {"ids": as_json([1])})
+    many, arguments = posts.POSTS.by_id.on("sqlite", {"ids": as_json(list(range(100_000)))})
+
+    assert few is many
+    assert len(arguments) == 1
+
+
+def test_ids_are_passed_as_numbers() -> None:
+    """Including the extreme values and an empty list."""
+    wanted = [1, 2**63 - 1, -(2**63), 0]
+
+    def found(numbers: str) -> list[int]:
+        statements = {id: Statement(select(one_of(literal_column(str(id)), "ids"))) for id in wanted}
+        return [id for id, statement in statements.items() if run(statement, ids=numbers) == [(1,)]]
+
+    assert found(as_json(wanted)) == wanted
+    assert found(as_json([0])) == [0]
+    assert found("[]") == []
+
+
+def test_rows_keep_their_types_and_order() -> None:
+    bodies = [
+        "",
+        "'\"",
+        '[1,"2"]',
+        "\\n\n\r\t",
+        "é日😀\u2028\ud7ff\uffff",
+        "12",
+        "null",
+        "1e999",
+        "x" * 100_000,
+    ]
+    table = rows("drafts", body=Text, post_id=BigInteger)
+    wanted = [(number, body, 2**63 - 1 - number) for number, body in enumerate(bodies)]
+
+    seen = run(Statement(select(table).order_by(table.c.position)), drafts=as_json(wanted))
+    assert seen == wanted
+
+
+def test_json_is_compact() -> None:
+    """No spaces, and characters as they are instead of as escapes."""
+    assert as_json([[0, "é"], [1, "b"]]) == '[[0,"é"],[1,"b"]]'
+    assert json.loads(as_json([])) == []
+
+
+def test_missing_parameter_is_an_error() -> None:
+    """It is a bug, and must not become NULL."""
+    statement = Statement(select(parameter("one", Integer), parameter("two", Integer)))
+
+    assert run(statement, two=2, one=1) == [(1, 2)]
+    with pytest.raises(KeyError, match="two"):
+        statement.on("sqlite", {"one": 1})
+
+
+def test_constant_of_a_statement_needs_no_parameter() -> None:
+    """SQLAlchemy turns constants into parameters; they keep their values."""
+    statement = Statement(select(parameter("one", Integer) + 5).limit(1))
+
+    assert run(statement, one=1) == [(6,)]

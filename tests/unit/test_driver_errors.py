@@ -1,0 +1,88 @@
+"""Errors of the driver by their code."""
+
+import sqlite3
+import traceback
+from contextlib import closing
+
+import asyncpg
+import pytest
+
+from store_service.database.driver_errors import named
+from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
+
+
+def error_with(code: int | None, text: str = "some text") -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(text)
+    if code is not None:
+        error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "leaf"),
+    [
+        (sqlite3.SQLITE_BUSY, DatabaseBusy),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, DatabaseBusy),
+        (sqlite3.SQLITE_BUSY_RECOVERY, DatabaseBusy),
+        (sqlite3.SQLITE_LOCKED, DatabaseBusy),
+        (sqlite3.SQLITE_FULL, StorageFull),
+        (sqlite3.SQLITE_IOERR, DatabaseUnavailable),
+        (sqlite3.SQLITE_IOERR_FSYNC, DatabaseUnavailable),
+        (sqlite3.SQLITE_IOERR_SHORT_READ, DatabaseUnavailable),
+        (sqlite3.SQLITE_CANTOPEN, DatabaseUnavailable),
+        (sqlite3.SQLITE_CANTOPEN_ISDIR, DatabaseUnavailable),
+        (sqlite3.SQLITE_CORRUPT, DatabaseUnavailable),
+        (sqlite3.SQLITE_NOTADB, DatabaseUnavailable),
+        (sqlite3.SQLITE_READONLY, DatabaseUnavailable),
+        (sqlite3.SQLITE_READONLY_DBMOVED, DatabaseUnavailable),
+    ],
+)
+def test_sqlite_code_selects_the_error(code: int, leaf: type[Exception]) -> None:
+    """The primary code decides; extended codes say more, and mean the same."""
+    assert type(named(error_with(code))) is leaf
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        None,
+        sqlite3.SQLITE_ERROR,
+        sqlite3.SQLITE_CONSTRAINT,
+        sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY,
+        sqlite3.SQLITE_MISUSE,
+    ],
+)
+@pytest.mark.parametrize("text", ["database is locked", "database or disk is full", "disk I/O error"])
+def test_error_text_is_ignored(code: int | None, text: str) -> None:
+    """An error without a code that we know is a bug, whatever it says."""
+    error = error_with(code, text)
+
+    assert named(error) is error
+
+
+def test_other_exceptions_are_unchanged() -> None:
+    """Only the driver's errors are named."""
+    error = ValueError("database is locked")
+
+    assert named(error) is error
+
+
+def test_real_error_has_a_code(tmp_path: object) -> None:
+    """SQLite itself sets the codes that this module reads."""
+    with pytest.raises(sqlite3.OperationalError) as raised:
+        sqlite3.connect(f"file:{tmp_path}/no/such/folder/x.db?mode=ro", uri=True)
+
+    assert type(named(raised.value)) is DatabaseUnavailable
+
+
+def test_values_in_driver_errors_are_removed() -> None:
+    """The text of an error ends in the log, and bodies must not."""
+    with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.Error) as raised:
+        connection.execute("SELECT CAST(x'73336372657480' AS TEXT) AS body").fetchall()
+    assert "s3cret" in str(raised.value), "Python no longer tells, so nothing is to be forgotten"
+    of_postgresql = asyncpg.CheckViolationError("new row violates check constraint")
+    of_postgresql.detail = "Failing row contains (1, s3cret)."
+
+    for error in (raised.value, of_postgresql):
+        assert named(error) is error
+        assert "s3cret" not in "".join(traceback.format_exception(error))
