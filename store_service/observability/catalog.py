@@ -1,143 +1,150 @@
-"""Every metric: its name, its labels, and what to do with it.
+"""The catalog of metrics: names, labels and help texts.
 
-docs/alerts-and-metrics.md, deploy/grafana.json and deploy/alerts.yaml speak of these names; a test keeps
-them together.
+RPC metrics have the names and labels of go-grpc-middleware, which dashboards for gRPC expect. The names also
+appear in docs/alerts-and-metrics.md, deploy/grafana.json and deploy/alerts.yaml; a test compares them.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+RPC = ("grpc_type", "grpc_service", "grpc_method")
+"""The labels of one method."""
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One family."""
+    """One metric family."""
 
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    """What it is, and what to do with it."""
+    """What it measures, and what its growth means."""
     labels: tuple[str, ...] = ()
 
 
 METRICS: dict[str, Metric] = {
-    "store_calls_total": Metric(
+    "grpc_server_started_total": Metric(
         "counter",
-        "Calls that have ended, by status code. Its rate is the load; UNAVAILABLE, INTERNAL and UNKNOWN are "
-        "errors of the service, DEADLINE_EXCEEDED may be, the other codes are errors of callers.",
-        ("method", "code"),
+        "RPCs that have started. The rate is the load.",
+        RPC,
     ),
-    "store_call_errors_total": Metric(
+    "grpc_server_handled_total": Metric(
         "counter",
-        "Calls that ended with an error of ours, by its reason. The reason says what to do; the manual of "
-        "each stands beside it in errors.proto.",
-        ("method", "reason"),
+        "RPCs that have ended, by status code. UNAVAILABLE, INTERNAL and UNKNOWN are errors of the service, "
+        "DEADLINE_EXCEEDED may be, the other codes are errors of callers.",
+        (*RPC, "grpc_code"),
     ),
-    "store_call_duration_seconds": Metric(
+    "grpc_server_handling_seconds": Metric(
         "histogram",
-        "How long calls took in the service, but for streams. When it grows, look at the queue, the batches "
-        "and the event loop, which are its parts.",
-        ("method",),
+        "Duration of unary RPCs in the service. If it grows, compare its parts: queue wait, batch duration "
+        "and event loop lag.",
+        RPC,
+    ),
+    "store_errors_total": Metric(
+        "counter",
+        "RPCs that ended with an error of this service, by reason. errors.proto says for each reason what to "
+        "do.",
+        (*RPC, "reason"),
     ),
     "store_calls_in_flight": Metric(
         "gauge",
-        "Calls that are running now, open streams among them. When it grows and the rate of calls does not, "
-        "something is slow.",
-        ("method",),
+        "RPCs in flight, including open streams. If it grows and the rate of calls does not, calls have "
+        "become slow.",
+        RPC,
     ),
     "store_batch_size": Metric(
         "histogram",
-        "How many pieces of work one batch did together. Grows under load, which is how the service keeps "
-        "up; at 1000 batches are full.",
-        ("lane",),
+        "Number of jobs in one batch. It grows with the load; the maximum is 1000.",
+        ("queue",),
     ),
     "store_batch_duration_seconds": Metric(
         "histogram",
-        "How long a batch took, from its first statement to its commit. When it grows for the same sizes, "
-        "the database is slow.",
-        ("lane",),
+        "Duration of a batch from its first statement to its commit. If it grows and the sizes do not, the "
+        "database is slow.",
+        ("queue",),
     ),
     "store_commit_duration_seconds": Metric(
         "histogram",
-        "How long COMMIT took, of which most is the disk's sync. When it grows, look at the disk. Batches "
-        "that are a single statement on PostgreSQL are not in it.",
-        ("lane",),
+        "Duration of COMMIT, mostly the fsync of the disk. Batches that are a single statement on PostgreSQL "
+        "are not included.",
+        ("queue",),
     ),
     "store_queue_wait_seconds": Metric(
         "histogram",
-        "How long work waited for its batch to begin. When it is longer than a batch takes, the lane is "
-        "crowded: more readers, or fewer writes.",
-        ("lane",),
+        "Time that a job waited for the start of its batch. If it exceeds the batch duration, the queue is "
+        "overloaded: add read connections, or reduce writes.",
+        ("queue",),
     ),
     "store_queue_length": Metric(
         "gauge",
-        "Work that waits for a batch now. It should fall to 0 again and again.",
-        ("lane",),
+        "Jobs that wait for a batch. It should return to 0 repeatedly.",
+        ("queue",),
     ),
-    "store_pool_wait_seconds": Metric(
+    "store_connect_duration_seconds": Metric(
         "histogram",
-        "How long a worker waited for its connection to the database, at the start and after each loss. "
-        "When it grows, the database is out of reach or out of connections.",
-        ("lane",),
+        "Time to open a connection to the database, at start and after each loss. If it grows, the database "
+        "is unreachable or out of connections.",
+        ("queue",),
     ),
     "store_connections": Metric(
         "gauge",
-        "Open connections. 1 to write and STORE_READ_CONNECTIONS to read; with fewer, calls fail.",
-        ("lane",),
+        "Open connections to the database: 1 that writes and STORE_READ_CONNECTIONS that read. With fewer, "
+        "calls fail.",
+        ("queue",),
     ),
     "store_connections_lost_total": Metric(
         "counter",
-        "Connections that were lost or could not be opened. Any growth has a reason that the log tells.",
-        ("lane",),
+        "Connections that were lost or could not be opened. The log has the cause of each.",
+        ("queue",),
     ),
     "store_wal_bytes": Metric(
         "gauge",
         "Size of SQLite's write-ahead log. It stays below 16 MiB except during large transactions. "
-        "When it grows, a long read prevents the checkpoint.",
+        "If it grows, a long read prevents the checkpoint.",
     ),
-    "store_watches": Metric("gauge", "Watches that are open now."),
+    "store_watches": Metric("gauge", "Open watches."),
     "store_watches_limit": Metric(
         "gauge",
-        "Most watches that may be open in a process. When store_watches comes near, raise "
+        "Maximum number of open watches in a process. If store_watches approaches it, raise "
         "STORE_MAX_WATCHES or start more processes.",
     ),
     "store_feed_lag_seconds": Metric(
         "histogram",
-        "How old changes were when they were read for watches. When it grows, the readers are crowded, or a "
-        "long transaction holds up the order of the feed.",
+        "Age of changes when they were read for watches. If it grows, the read connections are overloaded, "
+        "or a long transaction delays the feed.",
     ),
     "store_feed_idle_seconds": Metric(
         "gauge",
-        "How long ago the change feed was read for watches; 0 while nobody watches. Above a few seconds, "
-        "watches hear nothing: look at the log for why it cannot be read.",
+        "Time since the change feed was last read for watches; 0 without open watches. Above a few seconds, "
+        "watches receive nothing; the log has the cause.",
     ),
     "store_event_loop_lag_seconds": Metric(
         "histogram",
-        "How late the event loop came by. Every call waits as long. When it grows, the process has more to "
-        "do than one core can: fewer calls for it, or more processes.",
+        "Delay of the event loop, which every call waits for. If it grows, the process needs more than one "
+        "core: start more processes.",
     ),
     "store_event_loop_late_seconds": Metric(
         "gauge",
-        "How late the event loop is right now; 0 when it is in time. Above a second, something blocks it "
-        "and no call gets on.",
+        "Current delay of the event loop; 0 if it runs on time. Above a second, something blocks it and no "
+        "call makes progress.",
     ),
     "store_worker_up": Metric(
         "gauge",
-        "Whether a process of STORE_WORKERS could be asked for its metrics. 0 for long means that it does "
-        "not start or hangs: look at the log.",
+        "1 if the metrics of a worker (STORE_WORKERS) could be read. 0 for a long time means that the worker "
+        "does not start or hangs; the log has the cause.",
     ),
     "store_worker_restarts_total": Metric(
         "counter",
-        "How often a process of STORE_WORKERS has died and was to be started again. Any growth has a reason "
-        "that the log tells.",
+        "Workers (STORE_WORKERS) that died and were started again. The log has the cause of each.",
     ),
     "store_certificate_expiry_seconds": Metric(
         "gauge",
-        "When the certificate expires that is shown to whoever connects now, in seconds since 1970; only "
-        "with TLS. Less than 14 days ahead, it should have been renewed.",
+        "Expiry time of the certificate that new connections get, in seconds since 1970; only with TLS. "
+        "Renew it at least 14 days before.",
     ),
     "store_build_info": Metric(
         "gauge",
-        "Always 1; its labels tell what is running.",
+        "Always 1. The labels identify the running software.",
         ("version", "python", "grpc", "database"),
     ),
 }
-"""Where one address shows several processes, everything has the label `worker` as well."""
+"""With several workers on one address, every sample also has the label `worker`."""

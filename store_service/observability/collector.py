@@ -1,4 +1,4 @@
-"""Makes what Prometheus reads of the counters, when it asks."""
+"""Converts the in-process metrics to Prometheus metrics when they are scraped."""
 
 import platform
 import time
@@ -15,18 +15,18 @@ from store_service.observability.catalog import METRICS
 from store_service.observability.metrics import Histogram, Metrics, QueueMetrics
 
 CODES = ("OK", "DATA_LOSS", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE", "UNKNOWN")
-"""Every method has these from the start, for deploy/alerts.yaml names them: to Prometheus, what is there only
-once it has happened has not grown, and the first bug would alert nobody."""
+"""Codes that every method has from the start, because deploy/alerts.yaml uses them: in Prometheus a counter
+that appears with the value 1 has not increased, so the first error would not trigger an alert."""
 
 REASONS = ("INTERNAL", "OVERLOADED", "STORAGE_FULL")
-"""And these."""
+"""Reasons that every method has from the start, for the same purpose."""
 
 QUEUE_HISTOGRAMS: dict[str, Callable[[QueueMetrics], Histogram]] = {
-    "store_batch_size": lambda lane: lane.sizes,
-    "store_batch_duration_seconds": lambda lane: lane.durations,
-    "store_commit_duration_seconds": lambda lane: lane.commits,
-    "store_queue_wait_seconds": lambda lane: lane.waits,
-    "store_pool_wait_seconds": lambda lane: lane.openings,
+    "store_batch_size": lambda queue: queue.sizes,
+    "store_batch_duration_seconds": lambda queue: queue.durations,
+    "store_commit_duration_seconds": lambda queue: queue.commits,
+    "store_queue_wait_seconds": lambda queue: queue.waits,
+    "store_connect_duration_seconds": lambda queue: queue.openings,
 }
 
 
@@ -51,37 +51,44 @@ class MetricsCollector(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Reads every counter once; may be called from any thread."""
-        yield from self._calls()
-        yield from self._lanes()
+        yield from self._rpcs()
+        yield from self._queues()
         yield from self._rest()
 
-    def _calls(self) -> Iterator[Family]:
-        calls, errors = counter("store_calls_total"), counter("store_call_errors_total")
-        durations, in_flight = histogram("store_call_duration_seconds"), gauge("store_calls_in_flight")
-        # Copied first, for a server that is starting still adds methods and lanes.
-        for name, measure in list(self._measures.calls.items()):
-            for code, count in {**dict.fromkeys(CODES, 0), **measure.codes}.items():
-                calls.add_metric([name, code], count)
-            for reason, count in {**dict.fromkeys(REASONS, 0), **measure.reasons}.items():
-                errors.add_metric([name, reason], count)
-            if not measure.is_stream:
-                add(durations, [name], measure.durations)
-            in_flight.add_metric([name], measure.running)
-        yield from (calls, errors, durations, in_flight)
+    def _rpcs(self) -> Iterator[Family]:
+        started, handled = counter("grpc_server_started_total"), counter("grpc_server_handled_total")
+        durations, errors = histogram("grpc_server_handling_seconds"), counter("store_errors_total")
+        in_flight = gauge("store_calls_in_flight")
+        # A copy: a server that starts is still adding methods.
+        for rpc in list(self._measures.calls.values()):
+            labels = [rpc.type, rpc.service, rpc.method]
+            # In this order: a call that ends meanwhile must not make the number in flight negative.
+            codes = {**dict.fromkeys(CODES, 0), **rpc.codes}
+            started_count = rpc.started
+            started.add_metric(labels, started_count)
+            for code, count in codes.items():
+                handled.add_metric([*labels, code], count)
+            for reason, count in {**dict.fromkeys(REASONS, 0), **rpc.reasons}.items():
+                errors.add_metric([*labels, reason], count)
+            # The duration of a stream is chosen by its caller.
+            if rpc.type == "unary":
+                add(durations, labels, rpc.durations)
+            in_flight.add_metric(labels, started_count - sum(codes.values()))
+        yield from (started, handled, durations, errors, in_flight)
 
-    def _lanes(self) -> Iterator[Family]:
-        lanes = dict(self._measures.lanes)
+    def _queues(self) -> Iterator[Family]:
+        queues = dict(self._measures.queues)
         for family_name, histogram_of in QUEUE_HISTOGRAMS.items():
             family = histogram(family_name)
-            for name, lane in lanes.items():
-                add(family, [name], histogram_of(lane))
+            for name, queue in queues.items():
+                add(family, [name], histogram_of(queue))
             yield family
         waiting, open_now = gauge("store_queue_length"), gauge("store_connections")
         lost = counter("store_connections_lost_total")
-        for name, lane in lanes.items():
-            waiting.add_metric([name], lane.waiting())
-            open_now.add_metric([name], lane.open)
-            lost.add_metric([name], lane.lost)
+        for name, queue in queues.items():
+            waiting.add_metric([name], queue.waiting())
+            open_now.add_metric([name], queue.open)
+            lost.add_metric([name], queue.lost)
         yield from (waiting, open_now, lost)
 
     def _rest(self) -> Iterator[Family]:

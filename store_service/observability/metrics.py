@@ -9,6 +9,10 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Literal
+
+RpcType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
+"""The values of the label `grpc_type`, as in go-grpc-middleware."""
 
 CALL_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the buckets for calls."""
@@ -43,23 +47,23 @@ class Histogram:
 class RpcMetrics:
     """The calls of one method."""
 
-    __slots__ = ("codes", "durations", "is_stream", "reasons", "running")
+    __slots__ = ("codes", "durations", "method", "reasons", "service", "started", "type")
 
-    def __init__(self, *, is_stream: bool) -> None:
-        """Takes whether the method answers more than once; how long a stream lasts is its caller's choice."""
-        self.is_stream = is_stream
-        self.running = 0
+    def __init__(self, name: str, type: RpcType) -> None:
+        """Takes the full name, SERVICE/METHOD, and the type."""
+        self.service, _, self.method = name.rpartition("/")
+        self.type = type
+        self.started = 0
         self.codes: defaultdict[str, int] = defaultdict(int)
         self.reasons: defaultdict[str, int] = defaultdict(int)
         self.durations = Histogram(CALL_SECONDS)
 
     def ended(self, code: str, reason: str, seconds: float) -> None:
-        """Counts a call that was counted in `running`; `reason` is empty where there is none."""
-        self.running -= 1
+        """Counts a call that was counted in `started`; `reason` is empty for OK and for errors of gRPC."""
         self.codes[code] += 1
         if reason:
             self.reasons[reason] += 1
-        # Written out, for every call comes by here.
+        # `Histogram.observe` inlined: every call runs this.
         durations = self.durations
         durations.counts[bisect_left(CALL_SECONDS, seconds)] += 1
         durations.sum += seconds
@@ -129,15 +133,15 @@ class Metrics:
         """Counts from zero."""
         self.calls: dict[str, RpcMetrics] = {}
         """By full name of the method."""
-        self.lanes: dict[str, QueueMetrics] = {}
-        """By name of the lane."""
+        self.queues: dict[str, QueueMetrics] = {}
+        """By name of the batch queue."""
         self.feed = FeedMetrics()
         self.loop = EventLoopMetrics()
 
-    def method(self, name: str, *, is_stream: bool) -> RpcMetrics:
-        """The counters of a method; made when it is first asked for."""
-        return self.calls.setdefault(name, RpcMetrics(is_stream=is_stream))
+    def method(self, name: str, type: RpcType) -> RpcMetrics:
+        """The metrics of a method, SERVICE/METHOD; created by the first call."""
+        return self.calls.setdefault(name, RpcMetrics(name, type))
 
     def queue(self, name: str) -> QueueMetrics:
-        """The counters of a lane; made when it is first asked for."""
-        return self.lanes.setdefault(name, QueueMetrics())
+        """The metrics of a batch queue; created by the first call."""
+        return self.queues.setdefault(name, QueueMetrics())

@@ -14,7 +14,7 @@ from store_service.observability.scrape import NoMetrics, scrape
 WIDTH = 110
 """Columns of the page where there is no terminal."""
 
-_OURS = "storeapi.v1."
+_OUR_PACKAGE = "storeapi.v1."
 """What the names of our methods begin with, all of them, so it tells nothing."""
 
 _NOTHING = "-"
@@ -74,7 +74,7 @@ def page(address: str, between: Between) -> Group:
 
     A terminal that is too short cuts off the end, and the calls have the most lines.
     """
-    return Group(_head(address, between), _lags(between), _lanes(between), _calls(between))
+    return Group(_head(address, between), _lags(between), _queues(between), _calls(between))
 
 
 def _head(address: str, between: Between) -> Text:
@@ -86,11 +86,11 @@ def _head(address: str, between: Between) -> Text:
         workers = len(now.samples["store_worker_up"])
         restarts = now.total("store_worker_restarts_total")
         text += f", {now.total('store_worker_up'):.0f} of {workers} workers, {restarts:.0f} restarts"
-    errors = between.growth("store_call_errors_total")
+    errors = between.growth("store_errors_total")
     reasons = (
         f"{reason} {count:.0f}"
-        for reason in now.label("store_call_errors_total", "reason")
-        if (count := between.growth("store_call_errors_total", reason=reason))
+        for reason in now.label("store_errors_total", "reason")
+        if (count := between.growth("store_errors_total", reason=reason))
     )
     return Text(f"{text}\nerrors in {between.seconds:.1f} s: {', '.join(reasons) if errors else 'none'}")
 
@@ -98,37 +98,41 @@ def _head(address: str, between: Between) -> Text:
 def _calls(between: Between) -> Table:
     columns = ("method", "calls/s", "not OK/s", "p50", "p99", "in flight")
     rows = []
-    name, durations = "store_calls_total", "store_call_duration_seconds"
-    for method in between.now.label("store_calls_in_flight", "method"):
-        in_flight = between.now.total("store_calls_in_flight", method=method)
-        # What has never been called takes up no line.
-        if in_flight or between.now.total(name, method=method):
-            rate = between.rate(name, method=method)
+    handled, durations = "grpc_server_handled_total", "grpc_server_handling_seconds"
+    methods = {
+        (of["grpc_service"], of["grpc_method"]) for of, _ in between.now.values("store_calls_in_flight")
+    }
+    for service, method in sorted(methods):
+        of = {"grpc_service": service, "grpc_method": method}
+        in_flight = between.now.total("store_calls_in_flight", **of)
+        # Methods that were never called are not shown.
+        if in_flight or between.now.total(handled, **of):
+            rate = between.rate(handled, **of)
             row = (
-                method.removeprefix(_OURS),
+                f"{service.removeprefix(_OUR_PACKAGE)}/{method}",
                 _number(rate),
-                _number(rate - between.rate(name, method=method, code="OK")),
-                _time(between.quantile(durations, 0.5, method=method)),
-                _time(between.quantile(durations, 0.99, method=method)),
+                _number(rate - between.rate(handled, **of, grpc_code="OK")),
+                _time(between.quantile(durations, 0.5, **of)),
+                _time(between.quantile(durations, 0.99, **of)),
                 f"{in_flight:.0f}",
             )
             rows.append(row)
     return _table("calls", columns, rows, name_width=12)
 
 
-def _lanes(between: Between) -> Table:
-    columns = ("lane", "batches/s", "size", "p99", "commit p99", "wait p99", "waiting")
+def _queues(between: Between) -> Table:
+    columns = ("queue", "batches/s", "size", "p99", "commit p99", "wait p99", "waiting")
     rows = []
-    for lane in between.now.label("store_queue_length", "lane"):
-        size = between.mean("store_batch_size", lane=lane)
+    for queue in between.now.label("store_queue_length", "queue"):
+        size = between.mean("store_batch_size", queue=queue)
         row = (
-            lane,
-            _number(between.rate("store_batch_size_count", lane=lane)),
+            queue,
+            _number(between.rate("store_batch_size_count", queue=queue)),
             _NOTHING if size is None else _number(size),
-            _time(between.quantile("store_batch_duration_seconds", 0.99, lane=lane)),
-            _time(between.quantile("store_commit_duration_seconds", 0.99, lane=lane)),
-            _time(between.quantile("store_queue_wait_seconds", 0.99, lane=lane)),
-            f"{between.now.total('store_queue_length', lane=lane):.0f}",
+            _time(between.quantile("store_batch_duration_seconds", 0.99, queue=queue)),
+            _time(between.quantile("store_commit_duration_seconds", 0.99, queue=queue)),
+            _time(between.quantile("store_queue_wait_seconds", 0.99, queue=queue)),
+            f"{between.now.total('store_queue_length', queue=queue):.0f}",
         )
         rows.append(row)
     return _table("batches", columns, rows, name_width=6)

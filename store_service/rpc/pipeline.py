@@ -23,7 +23,7 @@ from google.protobuf.message_factory import GetMessageClass
 from store_service.auth.authentication import Authenticator, AuthRequirement, required_permission
 from store_service.errors import PermissionDenied, ShuttingDown, StreamStalled
 from store_service.logs import CallLog
-from store_service.observability.metrics import Metrics, RpcMetrics
+from store_service.observability.metrics import Metrics, RpcMetrics, RpcType
 from store_service.pacing import paced
 from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
@@ -53,6 +53,14 @@ LOOK_SECONDS = 0.005
 
 SETTLE_SECONDS = 0.1
 """How long an answer may take to leave before its connection counts as one on which nothing runs."""
+
+_RPC_TYPES: dict[tuple[bool, bool], RpcType] = {
+    (False, False): "unary",
+    (True, False): "client_stream",
+    (False, True): "server_stream",
+    (True, True): "bidi_stream",
+}
+"""By whether the client and the server stream."""
 
 log = structlog.get_logger("store_service.rpc")
 
@@ -190,7 +198,9 @@ class RpcPipeline:
         decode = decoder(GetMessageClass(method.input_type))
         measure = None
         if self._measures is not None:
-            measure = self._measures.method(name, is_stream=method.server_streaming)
+            measure = self._measures.method(
+                name, _RPC_TYPES[method.client_streaming, method.server_streaming]
+            )
         # Bytes go in and out of gRPC, so that decoding happens in here, where its errors are caught.
         if method.server_streaming:
             stream = self._stream(
@@ -412,7 +422,7 @@ class RpcPipeline:
         call_id = f"{self._id_prefix}-{self._id_count:x}"
         context.set_trailing_metadata(((CALL_ID_KEY, call_id),))
         if measure is not None:
-            measure.running += 1
+            measure.started += 1
         span = None
         if self._tracing is not None:
             span = self._tracing.begin(

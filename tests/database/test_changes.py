@@ -47,7 +47,7 @@ async def test_reader_whose_next_change_was_trimmed_gets_an_error(store: Databas
     assert first is not None
     for n in range(5):
         await posts.create([PostDraft(body=f"later {n}")])
-    retention = Retention(store, change_hours=1, change_rows=2, request_id_hours=1)
+    retention = Retention(store, change_retention_hours=1, max_change_rows=2, request_id_retention_hours=1)
 
     assert await retention.step()
 
@@ -78,7 +78,9 @@ async def test_other_watches_continue_after_a_trim(store: Database, monkeypatch:
     await anext(behind)
     for n in range(3):
         await posts.create([PostDraft(body=f"before {n}")])
-    assert await Retention(store, change_hours=1, change_rows=1, request_id_hours=1).step()
+    assert await Retention(
+        store, change_retention_hours=1, max_change_rows=1, request_id_retention_hours=1
+    ).step()
     up_to_date = feed.watch(WatchStart(), WatchFilter(), heartbeat_seconds=3600)
     await anext(up_to_date)
     may_read.set()
@@ -101,7 +103,9 @@ async def test_reader_after_the_trimmed_changes_continues(store: Database) -> No
     assert first is not None
     await posts.create([PostDraft(body="second")])
 
-    assert await Retention(store, change_hours=1, change_rows=1, request_id_hours=1).step()
+    assert await Retention(
+        store, change_retention_hours=1, max_change_rows=1, request_id_retention_hours=1
+    ).step()
 
     assert (await changes.state()).trimmed == first.end
     await changes.check(first.end)
@@ -113,7 +117,9 @@ async def test_reader_after_the_trimmed_changes_continues(store: Database) -> No
 async def test_start_of_the_feed_is_identified_by_its_change_time(store: Database, database_url: str) -> None:
     changes, posts = Changes(store), Posts(store)
     await posts.create([PostDraft(body=body) for body in "abc"])
-    assert await Retention(store, change_hours=1, change_rows=2, request_id_hours=1).step()
+    assert await Retention(
+        store, change_retention_hours=1, max_change_rows=2, request_id_retention_hours=1
+    ).step()
     state = await changes.state()
     assert state.trimmed.time
     await changes.check(state.trimmed)
@@ -134,7 +140,9 @@ async def test_last_trimmed_change_is_kept(store: Database, database_url: str) -
     async def kept_of(count: int, *, rows: int, hours: float = 1) -> list[object]:
         for _ in range(count):
             await posts.create([PostDraft(body="x")])
-        assert await Retention(store, change_hours=hours, change_rows=rows, request_id_hours=1).step()
+        assert await Retention(
+            store, change_retention_hours=hours, max_change_rows=rows, request_id_retention_hours=1
+        ).step()
         return [id for (id,) in query(database_url, "SELECT resource_id FROM changes ORDER BY seq")]
 
     assert await kept_of(3, rows=5) == [1, 2, 3]

@@ -99,9 +99,9 @@ def keeper(store: Database, clocks: Clocks) -> Retention:
     """As a process that has just started has it."""
     return Retention(
         store,
-        change_hours=168,
-        change_rows=10**9,
-        request_id_hours=24,
+        change_retention_hours=168,
+        max_change_rows=10**9,
+        request_id_retention_hours=24,
         wall=clocks.wall,
         monotonic=clocks.monotonic,
     )
@@ -297,7 +297,11 @@ async def test_delayed_time_is_not_used(store: Database, database_url: str, cloc
     await Posts(store).create([PostDraft(body="a"), PostDraft(body="b")])
     calls = count(step=2)
     slow = Retention(
-        store, change_hours=-1, change_rows=1, request_id_hours=24, monotonic=lambda: float(next(calls))
+        store,
+        change_retention_hours=-1,
+        max_change_rows=1,
+        request_id_retention_hours=24,
+        monotonic=lambda: float(next(calls)),
     )
 
     assert await slow.step()
@@ -312,9 +316,9 @@ async def test_trimming_is_left_to_the_process_that_trims(
     """It neither waits for it nor fails, and has nothing left to do."""
     retention = Retention(
         store,
-        change_hours=168,
-        change_rows=1,
-        request_id_hours=24,
+        change_retention_hours=168,
+        max_change_rows=1,
+        request_id_retention_hours=24,
         wall=clocks.wall,
         monotonic=clocks.monotonic,
     )

@@ -33,7 +33,7 @@ SHORT = Statement(sqlalchemy.text("SELECT 1"))
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Database]:
     """A database with one connection that reads, so that it is seen whether that is free again."""
-    async with open_database(database_url, readers=1, statement_seconds=60) as store:
+    async with open_database(database_url, readers=1, statement_timeout_seconds=60) as store:
         yield store
 
 

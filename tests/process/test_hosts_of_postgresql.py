@@ -84,7 +84,7 @@ async def test_silent_host_leaves_time_for_the_next(primary: PostgresServer) -> 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{primary.port}"
         async with connect.open_database(
-            f"postgresql://postgres@{hosts}/postgres", acquire_seconds=2, readers=1
+            f"postgresql://postgres@{hosts}/postgres", connect_timeout_seconds=2, readers=1
         ) as store:
             await schema.look(store)
 
@@ -97,7 +97,7 @@ async def test_host_that_hangs_after_login_leaves_time_for_the_next(
     """
     url = f"postgresql://postgres@{hanging.address},127.0.0.1:{primary.port}/postgres"
 
-    async with connect.open_database(url, acquire_seconds=2, readers=1) as store:
+    async with connect.open_database(url, connect_timeout_seconds=2, readers=1) as store:
         await schema.look(store)
 
         assert hanging.dropped

@@ -15,7 +15,7 @@ from tests.support.postgresql import clear_database
 from tests.support.server_process import ServerProcess, run_command
 from tests.support.worker_processes import create_post_on_new_connection, worker_pids
 
-CREATE = "storeapi.v1.PostService/CreatePost"
+CREATE = {"grpc_service": "storeapi.v1.PostService", "grpc_method": "CreatePost"}
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_one_address_serves_the_metrics_of_all_workers(supervisor: ServerProcess
         samples = scrape_metrics(address)
         names = [family.name for family in scrape(address)]
 
-        workers = samples.label("store_calls_total", "worker")
-        calls = {it: samples.total("store_calls_total", method=CREATE, worker=it) for it in workers}
+        workers = samples.label("grpc_server_handled_total", "worker")
+        calls = {it: samples.total("grpc_server_handled_total", **CREATE, worker=it) for it in workers}
         assert workers == ["0", "1"]
         assert sum(calls.values()) == 40
         assert len(names) == len(set(names))
@@ -69,9 +69,9 @@ def test_one_address_serves_the_metrics_of_all_workers(supervisor: ServerProcess
         assert samples.total("store_worker_restarts_total") == 1
         ((of, _),) = [it for it in samples.values("store_worker_restarts_total") if it[1]]
         dead = of["worker"]
-        assert samples.total("store_calls_total", method=CREATE, worker=dead) == 0
+        assert samples.total("grpc_server_handled_total", **CREATE, worker=dead) == 0
         (other,) = {"0", "1"} - {dead}
-        assert samples.total("store_calls_total", method=CREATE, worker=other) == calls[other]
+        assert samples.total("grpc_server_handled_total", **CREATE, worker=other) == calls[other]
 
         page = run_command("status", address, "--once", "--every", "0.2", folder=tmp_path)
         assert (page.returncode, page.stderr) == (0, "")

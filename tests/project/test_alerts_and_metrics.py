@@ -150,27 +150,27 @@ def test_reasons_and_codes_of_alerts_exist(alert: dict[str, Any]) -> None:
 
     for selector in selectors(alert["expr"]):
         for matcher in selector.matchers.matchers:
-            if matcher.name == "method":
-                assert any(re.fullmatch(matcher.value, f"{it.full_name}/Get") for it in service_descriptors())
+            if matcher.name == "grpc_service":
+                assert any(re.fullmatch(matcher.value, it.full_name) for it in service_descriptors())
                 continue
-            known = {"reason": reasons, "code": codes, "lane": {"writer", "reader"}}[matcher.name]
+            known = {"reason": reasons, "grpc_code": codes, "queue": {"writer", "reader"}}[matcher.name]
             assert set(matcher.value.split("|")) <= known
 
 
 def test_series_of_alerts_exist_before_the_first_event() -> None:
     """To Prometheus, a counter that starts at 1 has not increased."""
-    named: dict[str, set[str]] = {"code": {"OK"}, "reason": set()}
+    named: dict[str, set[str]] = {"grpc_code": {"OK"}, "reason": set()}
     for alert in ALERTS:
         for selector in selectors(alert["expr"]):
             for matcher in selector.matchers.matchers:
                 if matcher.name in named:
                     named[matcher.name] |= set(matcher.value.split("|"))
     measures = Metrics()
-    measures.method("storeapi.v1.PostService/GetPost", is_stream=False)
+    measures.method("storeapi.v1.PostService/GetPost", "unary")
     families = MetricsCollector(measures, database="sqlite", wal_file=None).collect()
     served = {family.name: family.samples for family in families}
 
-    for family, label in {"store_calls": "code", "store_call_errors": "reason"}.items():
+    for family, label in {"grpc_server_handled": "grpc_code", "store_errors": "reason"}.items():
         assert {it.labels[label] for it in served[family]} == named[label]
         assert {it.value for it in served[family]} == {0}
 
@@ -237,7 +237,7 @@ def test_metric_names_follow_prometheus_conventions(name: str) -> None:
     """Prefix, base units, `_total` for counters only."""
     metric = METRICS[name]
 
-    assert name.startswith("store_")
+    assert name.startswith(("store_", "grpc_server_"))
     assert name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|milliseconds|kb|mb|percent)\b", name)
     assert metric.help.endswith(".")

@@ -85,7 +85,7 @@ def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
         one = st.integers(-1, 4)
     else:
         one = st.one_of(_small, _small, _small, _numbers[field.cpp_type])
-    if not field.is_replay:
+    if not field.is_repeated:
         return one
     many = st.builds(lambda it, count: [it] * count, one, st.sampled_from([999, 1000, 1001, 5000]))
     return st.one_of(st.lists(one, max_size=4), st.lists(one, max_size=4), many.filter(_fits))

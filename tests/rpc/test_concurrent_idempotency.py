@@ -435,7 +435,7 @@ async def test_server_expires_request_ids_by_its_setting(config: Config, databas
     age(database_url, old, microseconds=HOUR + MINUTE)
     age(database_url, young, microseconds=HOUR - MINUTE)
 
-    shorter = config.model_copy(update={"request_id_hours": 1.0})
+    shorter = config.model_copy(update={"request_id_retention_hours": 1.0})
     async with serving(shorter) as server, grpc.aio.insecure_channel(server.address) as channel:
         await eventually(lambda: stored_request_ids(database_url) == [young])
         api = ResourceApi("Post", Stubs(channel))

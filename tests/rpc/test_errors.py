@@ -41,7 +41,7 @@ REASONS = {
 }
 
 
-def leaves(root: type[errors.StoreError]) -> set[type[errors.StoreError]]:
+def leaves(root: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
     """The errors of the tree that are raised."""
     below = [it for it in root.__subclasses__() if it.__module__ == errors.__name__]
     return set().union(*(leaves(it) for it in below)) if below else {root}
@@ -49,7 +49,7 @@ def leaves(root: type[errors.StoreError]) -> set[type[errors.StoreError]]:
 
 def test_every_error_has_a_status() -> None:
     """No error can be raised that callers would see as a bug."""
-    assert set(ROWS) == leaves(errors.StoreError)
+    assert set(ROWS) == leaves(errors.ServiceError)
 
 
 def test_every_reason_is_in_the_contract_and_is_used() -> None:
@@ -635,5 +635,5 @@ def test_drawn_tree_matches_the_errors() -> None:
                 found += [(depth, one.__name__), *walked(one, depth + 1)]
         return found
 
-    assert sorted(drawn) == sorted(walked(errors.StoreError, 1))
-    assert names(leaves(errors.StoreError)) == names(ROWS)
+    assert sorted(drawn) == sorted(walked(errors.ServiceError, 1))
+    assert names(leaves(errors.ServiceError)) == names(ROWS)

@@ -38,7 +38,7 @@ BY_NAME = {method.name: method for method in METHODS}
 def fields_of(message: Descriptor, path: str) -> Iterator[str]:
     """Every field of a message and of the messages in it: Method.field.field, Method.field[].field."""
     for field in message.fields:
-        name = f"{path}.{field.name}" + ("[]" if field.is_replay and field.message_type else "")
+        name = f"{path}.{field.name}" + ("[]" if field.is_repeated and field.message_type else "")
         yield name
         if field.message_type is not None and field.message_type.full_name not in WHOLE:
             yield from fields_of(field.message_type, name)

@@ -612,7 +612,7 @@ async def test_connections_per_address_are_limited(config: Config) -> None:
 
 async def test_connections_without_calls_are_closed_when_crowded(config: Config) -> None:
     """They speak HTTP/2, read pings, and make no call; new callers get in as soon as these are closed."""
-    settings = {"max_connections": 5, "max_connections_per_address": 5, "handshake_seconds": 1.0}
+    settings = {"max_connections": 5, "max_connections_per_address": 5, "handshake_timeout_seconds": 1.0}
     async with server_with(config, **settings) as (server, stubs), AsyncExitStack() as stack:
         await stubs.create_post()
         clients = [await stack.enter_async_context(raw_client(server.address)) for _ in range(4)]

@@ -30,8 +30,9 @@ from tests.support.timeouts import scaled_timeout
 from tests.support.watches import watch_from_now
 from tests.support.write_queue import WriteQueue, run_in_one_batch
 
-GET, CREATE = "storeapi.v1.PostService/GetPost", "storeapi.v1.PostService/CreatePost"
-WATCH = "storeapi.v1.ChangeService/Watch"
+GET = {"grpc_service": "storeapi.v1.PostService", "grpc_method": "GetPost"}
+CREATE = {"grpc_service": "storeapi.v1.PostService", "grpc_method": "CreatePost"}
+WATCH = {"grpc_service": "storeapi.v1.ChangeService", "grpc_method": "Watch"}
 OF_TLS = {"store_certificate_expiry_seconds"}
 OF_THE_SUPERVISOR = {"store_worker_up", "store_worker_restarts_total"}
 
@@ -202,12 +203,13 @@ async def test_series_of_alerts_start_at_zero(server: RunningServer) -> None:
     """For every method."""
     samples = scrape_metrics(server)
 
-    assert CREATE in samples.label("store_calls_in_flight", "method")
-    for method in samples.label("store_calls_in_flight", "method"):
-        codes = {of["code"]: count for of, count in samples.values("store_calls_total", method=method)}
-        reasons = {
-            of["reason"]: count for of, count in samples.values("store_call_errors_total", method=method)
+    methods = [of for of, _ in samples.values("store_calls_in_flight")]
+    assert CREATE | {"grpc_type": "unary"} in methods
+    for method in methods:
+        codes = {
+            of["grpc_code"]: count for of, count in samples.values("grpc_server_handled_total", **method)
         }
+        reasons = {of["reason"]: count for of, count in samples.values("store_errors_total", **method)}
         assert codes == dict.fromkeys(CODES, 0)
         assert reasons == dict.fromkeys(REASONS, 0)
 
@@ -216,14 +218,14 @@ async def test_series_of_alerts_start_at_zero(server: RunningServer) -> None:
 async def test_first_event_increases_an_existing_series(
     server: RunningServer, stubs: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of = {"method": CREATE, "reason": "INTERNAL"}
+    of = CREATE | {"reason": "INTERNAL"}
     before = scrape_metrics(server)
     monkeypatch.setattr("store_service.rpc.posts.post_to_message", None)
     await expect_error(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
     now = scrape_metrics(server)
 
-    assert [count for _, count in before.values("store_call_errors_total", **of)] == [0]
-    assert [count for _, count in now.values("store_call_errors_total", **of)] == [1]
+    assert [count for _, count in before.values("store_errors_total", **of)] == [0]
+    assert [count for _, count in now.values("store_errors_total", **of)] == [1]
 
 
 async def test_calls_are_counted_by_method_and_code(server: RunningServer, stubs: Stubs) -> None:
@@ -235,15 +237,17 @@ async def test_calls_are_counted_by_method_and_code(server: RunningServer, stubs
     await expect_error(stubs.posts.GetPost(pb.GetPostRequest(id=0)))
     samples = scrape_metrics(server)
 
-    calls = {of["code"]: count for of, count in samples.values("store_calls_total", method=GET) if count}
+    calls = {
+        of["grpc_code"]: count for of, count in samples.values("grpc_server_handled_total", **GET) if count
+    }
     assert calls == {"OK": 3, "NOT_FOUND": 1, "INVALID_ARGUMENT": 1}
-    assert samples.total("store_calls_total", method=CREATE, code="OK") == 1
-    assert samples.total("store_call_duration_seconds_count", method=GET) == 5
-    assert 0 < samples.total("store_call_duration_seconds_sum", method=GET) < 60
-    assert samples.total("store_call_duration_seconds_bucket", method=GET, le="+Inf") == 5
-    never = "storeapi.v1.PostService/DeletePost"
-    assert samples.total("store_call_duration_seconds_count", method=never) == 0
-    assert list(samples.values("store_call_duration_seconds_count", method=never))
+    assert samples.total("grpc_server_handled_total", **CREATE, grpc_code="OK") == 1
+    assert samples.total("grpc_server_handling_seconds_count", **GET) == 5
+    assert 0 < samples.total("grpc_server_handling_seconds_sum", **GET) < 60
+    assert samples.total("grpc_server_handling_seconds_bucket", **GET, le="+Inf") == 5
+    never = {"grpc_service": "storeapi.v1.PostService", "grpc_method": "DeletePost"}
+    assert samples.total("grpc_server_handling_seconds_count", **never) == 0
+    assert list(samples.values("grpc_server_handling_seconds_count", **never))
 
 
 async def test_errors_are_counted_by_reason(
@@ -256,11 +260,11 @@ async def test_errors_are_counted_by_reason(
     await expect_error(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
 
     errors = {
-        (of["method"], of["reason"]): count
-        for of, count in scrape_metrics(server).values("store_call_errors_total")
+        (of["grpc_method"], of["reason"]): count
+        for of, count in scrape_metrics(server).values("store_errors_total")
         if count
     }
-    assert errors == {(GET, "POST_NOT_FOUND"): 1, (CREATE, "INTERNAL"): 1}
+    assert errors == {("GetPost", "POST_NOT_FOUND"): 1, ("CreatePost", "INTERNAL"): 1}
 
 
 async def test_cancelled_and_expired_calls_are_counted(
@@ -268,15 +272,15 @@ async def test_cancelled_and_expired_calls_are_counted(
 ) -> None:
     with write_lock(database_url):
         gone = stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="b")))
-        await eventually(lambda: scrape_metrics(server).total("store_calls_in_flight", method=CREATE) == 1)
+        await eventually(lambda: scrape_metrics(server).total("store_calls_in_flight", **CREATE) == 1)
         gone.cancel()
         late = stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a")), timeout=1)
         assert (await expect_error(late)).code is grpc.StatusCode.DEADLINE_EXCEEDED
         await eventually(lambda: scrape_metrics(server).total("store_calls_in_flight") == 0)
 
     samples = scrape_metrics(server)
-    assert samples.total("store_calls_total", method=CREATE, code="CANCELLED") == 1
-    assert samples.total("store_calls_total", method=CREATE, code="DEADLINE_EXCEEDED") == 1
+    assert samples.total("grpc_server_handled_total", **CREATE, grpc_code="CANCELLED") == 1
+    assert samples.total("grpc_server_handled_total", **CREATE, grpc_code="DEADLINE_EXCEEDED") == 1
 
 
 # Batches
@@ -286,7 +290,7 @@ async def test_jobs_of_one_batch_are_counted_as_one_batch(
     server: RunningServer, posts: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
     """With sizes, durations and waits."""
-    lane = {"lane": "writer"}
+    lane = {"queue": "writer"}
     before = scrape_metrics(server)
     await run_in_one_batch(write_queue, posts, database_url, [lambda: posts.create(posts.draft())] * 5)
     between = Between(before, scrape_metrics(server))
@@ -300,7 +304,7 @@ async def test_jobs_of_one_batch_are_counted_as_one_batch(
     assert between.growth("store_batch_duration_seconds_sum", **lane) > 0
     assert between.growth("store_queue_wait_seconds_count", **lane) == 6
     assert between.growth("store_queue_wait_seconds_sum", **lane) > 0
-    assert between.growth("store_batch_size_count", lane="reader") == 0
+    assert between.growth("store_batch_size_count", queue="reader") == 0
 
 
 async def test_waiting_jobs_are_counted(
@@ -311,11 +315,11 @@ async def test_waiting_jobs_are_counted(
     with write_lock(database_url):
         calls = [asyncio.ensure_future(posts.create(posts.draft(), validate_only=True))]
         await write_queue.wait_for_arrivals(1, since=start)
-        await eventually(lambda: scrape_metrics(server).total("store_queue_length", lane="writer") == 0)
+        await eventually(lambda: scrape_metrics(server).total("store_queue_length", queue="writer") == 0)
         calls += [asyncio.ensure_future(posts.create(posts.draft())) for _ in range(4)]
         await write_queue.wait_for_arrivals(5, since=start)
 
-        assert scrape_metrics(server).total("store_queue_length", lane="writer") == 4
+        assert scrape_metrics(server).total("store_queue_length", queue="writer") == 4
     await asyncio.gather(*calls)
     assert scrape_metrics(server).total("store_queue_length") == 0
 
@@ -328,9 +332,9 @@ async def test_commits_are_timed(server: RunningServer, stubs: Stubs) -> None:
     await stubs.posts.GetPost(pb.GetPostRequest(id=post.id))
     between = Between(before, scrape_metrics(server))
 
-    assert between.growth("store_commit_duration_seconds_count", lane="writer") >= 1
-    assert between.growth("store_commit_duration_seconds_sum", lane="writer") > 0
-    assert between.now.total("store_commit_duration_seconds_count", lane="reader") == 0
+    assert between.growth("store_commit_duration_seconds_count", queue="writer") >= 1
+    assert between.growth("store_commit_duration_seconds_sum", queue="writer") > 0
+    assert between.now.total("store_commit_duration_seconds_count", queue="reader") == 0
 
 
 async def test_connections_are_counted(server: RunningServer) -> None:
@@ -338,9 +342,9 @@ async def test_connections_are_counted(server: RunningServer) -> None:
     samples = scrape_metrics(server)
 
     for lane, count in {"writer": 1, "reader": 2}.items():
-        assert samples.total("store_connections", lane=lane) == count
-        assert samples.total("store_pool_wait_seconds_count", lane=lane) == count
-        assert samples.total("store_pool_wait_seconds_sum", lane=lane) > 0
+        assert samples.total("store_connections", queue=lane) == count
+        assert samples.total("store_connect_duration_seconds_count", queue=lane) == count
+        assert samples.total("store_connect_duration_seconds_sum", queue=lane) > 0
     assert samples.total("store_connections_lost_total") == 0
 
 
@@ -354,11 +358,11 @@ async def test_lost_connection_is_counted(server: RunningServer, stubs: Stubs, d
         )
     # Unless something else finds out first.
     await result_or_error(stubs.posts.CreatePost(pb.CreatePostRequest(post=pb.Post(body="a"))))
-    await eventually(lambda: scrape_metrics(server).total("store_connections", lane="writer") == 1)
+    await eventually(lambda: scrape_metrics(server).total("store_connections", queue="writer") == 1)
 
     samples = scrape_metrics(server)
-    assert samples.total("store_connections_lost_total", lane="writer") == 1
-    assert samples.total("store_pool_wait_seconds_count", lane="writer") == 2
+    assert samples.total("store_connections_lost_total", queue="writer") == 1
+    assert samples.total("store_connect_duration_seconds_count", queue="writer") == 2
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
@@ -388,17 +392,17 @@ async def test_watches_and_feed_lag_are_counted(
         samples = scrape_metrics(server)
 
         assert samples.total("store_watches") == 1
-        assert samples.total("store_calls_in_flight", method=WATCH) == 1
+        assert samples.total("store_calls_in_flight", **WATCH) == 1
         assert samples.total("store_feed_lag_seconds_count") >= 1
         assert 0 < samples.total("store_feed_lag_seconds_sum") < 60
         assert 0 < samples.total("store_feed_idle_seconds") < 60
     await eventually(lambda: scrape_metrics(server).total("store_watches") == 0)
     await eventually(lambda: scrape_metrics(server).total("store_feed_idle_seconds") == 0)
     await eventually(
-        lambda: scrape_metrics(server).total("store_calls_total", method=WATCH, code="CANCELLED") == 1
+        lambda: scrape_metrics(server).total("grpc_server_handled_total", **WATCH, grpc_code="CANCELLED") == 1
     )
     # How long a watch lasts is up to who watches.
-    assert not list(scrape_metrics(server).values("store_call_duration_seconds_count", method=WATCH))
+    assert not list(scrape_metrics(server).values("grpc_server_handling_seconds_count", **WATCH))
 
 
 def test_unread_feed_grows_idle() -> None:

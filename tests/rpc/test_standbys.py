@@ -142,7 +142,7 @@ class TestSynchronousStandby:
             return True
 
         # Its first commit may still run when the standby leaves, and every write of a test would wait for it.
-        monkeypatch.setattr(retention.Keeping, "step", step)
+        monkeypatch.setattr(retention.Retention, "step", step)
         return settings.load(
             DATABASE_URL=database_url,
             listen="127.0.0.1:0",
@@ -213,7 +213,7 @@ class TestSynchronousStandby:
     ) -> None:
         """The session is abandoned while the commit waits."""
         monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.2)
-        quick = config.model_copy(update={"statement_seconds": 3.0, "lock_seconds": 0.2})
+        quick = config.model_copy(update={"statement_timeout_seconds": 3.0, "lock_timeout_seconds": 0.2})
         async with serving(quick) as server, grpc.aio.insecure_channel(server.address) as channel:
             stubs = Stubs(channel)
             await self.leave(primary, stubs)

@@ -68,7 +68,11 @@ def batch(bodies: list[str]) -> posts_pb2.BatchCreatePostsRequest:
 @asynccontextmanager
 async def keeper(database_url: str, **limits: Any) -> AsyncIterator[Retention]:
     """What deletes old changes, at the test's command."""
-    kept = {"change_hours": FOREVER, "change_rows": FOREVER, "request_id_hours": FOREVER}
+    kept = {
+        "change_retention_hours": FOREVER,
+        "max_change_rows": FOREVER,
+        "request_id_retention_hours": FOREVER,
+    }
     async with connect.open_database(database_url, readers=1) as store:
         yield Retention(store, **kept | limits)
 

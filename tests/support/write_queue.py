@@ -22,27 +22,27 @@ class WriteQueue:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Starts recording."""
         self.arguments: list[Any] = []
-        self._lanes: set[batch_queue.BatchQueue] = set()
-        do, take = batch_queue.BatchQueue.do, job_queue.JobQueue.take
+        self._queues: set[batch_queue.BatchQueue] = set()
+        execute, take = batch_queue.BatchQueue.execute, job_queue.JobQueue.take
 
-        def watched_do(lane: batch_queue.BatchQueue, *arguments: Any, **options: Any) -> Any:
-            if lane._writes:
-                self._lanes.add(lane)
-            return do(lane, *arguments, **options)
+        def watched_execute(queue: batch_queue.BatchQueue, *arguments: Any, **options: Any) -> Any:
+            if queue._writes:
+                self._queues.add(queue)
+            return execute(queue, *arguments, **options)
 
         def watched_take(queue: job_queue.JobQueue) -> list[job_queue.Job]:
             batch = take(queue)
-            if any(queue is lane._waiting for lane in self._lanes):
+            if any(queue is it._waiting for it in self._queues):
                 self.arguments += [job.argument for job in batch]
             return batch
 
-        monkeypatch.setattr(batch_queue.BatchQueue, "do", watched_do)
+        monkeypatch.setattr(batch_queue.BatchQueue, "execute", watched_execute)
         monkeypatch.setattr(job_queue.JobQueue, "take", watched_take)
 
     @property
     def arrived(self) -> int:
         """How many jobs have arrived so far, waiting or taken."""
-        return len(self.arguments) + sum(len(lane._waiting) for lane in self._lanes)
+        return len(self.arguments) + sum(len(queue._waiting) for queue in self._queues)
 
     async def wait_for_arrivals(self, count: int, *, since: int) -> None:
         """Waits until `count` jobs have arrived after the count `since`."""

@@ -151,7 +151,7 @@ def _with_altered_field(
 ) -> Iterator[tuple[str, Any]]:
     for name, value in _altered_values(getattr(message, field.name), field, creates, path):
         other = copy.deepcopy(message)
-        if field.is_replay:
+        if field.is_repeated:
             del getattr(other, field.name)[:]
             getattr(other, field.name).extend(value)
         elif field.message_type:
@@ -164,7 +164,7 @@ def _with_altered_field(
 def _altered_values(
     value: Any, field: FieldDescriptor, creates: bool, path: str
 ) -> Iterator[tuple[str, Any]]:
-    if field.is_replay:
+    if field.is_repeated:
         yield f"{path}, without the last", list(value)[:-1]
         yield f"{path}, the last first", list(value)[::-1]
         if field.message_type:

@@ -49,7 +49,7 @@ def test_every_unavailable_error_is_tested() -> None:
 
 
 @pytest.mark.parametrize("error", [*UNAVAILABLE, errors.WatchLimit(limit=100)])
-def test_retryable_error_has_a_retry_delay(error: errors.StoreError) -> None:
+def test_retryable_error_has_a_retry_delay(error: errors.ServiceError) -> None:
     """Every UNAVAILABLE, and a limit, has a RetryInfo with a time that is neither nothing nor long."""
     status = status_from_error(error)
 
@@ -68,7 +68,7 @@ def test_retryable_error_has_a_retry_delay(error: errors.StoreError) -> None:
         (errors.WatchLimit(limit=100), {"limit": "100"}),
     ],
 )
-def test_ended_watch_has_its_token_in_metadata(error: errors.StoreError, metadata: dict[str, str]) -> None:
+def test_ended_watch_has_its_token_in_metadata(error: errors.ServiceError, metadata: dict[str, str]) -> None:
     """Tokens and limits are for programs, so they are metadata and need no reading of texts."""
     assert dict(unpacked(status_from_error(error).details)["ErrorInfo"].metadata) == metadata
 
@@ -135,12 +135,12 @@ WORST = [
     errors.StreamStalled(seconds=30),
     errors.CredentialsMissing(),
     errors.CredentialsInvalid("there is more than one header authorization"),
-    errors.PermissionDenied(right="watch"),
+    errors.PermissionDenied(permission="watch"),
 ]
 
 
 @pytest.mark.parametrize("error", WORST, ids=lambda error: type(error).__name__)
-def test_largest_error_stays_below_4_kib(error: errors.StoreError) -> None:
+def test_largest_error_stays_below_4_kib(error: errors.ServiceError) -> None:
     """Details above 4 KiB would be refused on their way, and the caller would not see the error."""
     status = status_from_error(error)
 

@@ -22,7 +22,7 @@ METHODS = [
 def between() -> Between:
     """Two seconds in which every method was called and both lanes worked."""
     measures = Metrics()
-    calls = [measures.method(name, is_stream=False) for name in METHODS]
+    calls = [measures.method(name, "unary") for name in METHODS]
     lanes = [measures.queue(name) for name in ("reader", "writer")]
 
     def scraped(time: float) -> Scraped:
@@ -31,7 +31,7 @@ def between() -> Between:
 
     before = scraped(0)
     for call in calls:
-        call.running += 1001
+        call.started += 1001
         for n in range(1000):
             call.ended(*(("OK", "") if n % 10 else ("UNAVAILABLE", "OVERLOADED")), 0.123)
     for lane in lanes:
