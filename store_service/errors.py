@@ -1,6 +1,6 @@
 """Everything that can go wrong in a way that a caller should know.
 
-    StoreError
+    ServiceError
     ├── InvalidRequest          the request is wrong, whatever is stored
     │   ├── RequestMalformed
     │   ├── FieldInvalid

@@ -127,4 +127,4 @@ async def _flushed(shutdown: Callable[[], None]) -> None:
         async with asyncio.timeout(FLUSH_SECONDS):
             await done.wait()
     except TimeoutError:
-        log.warning("the last spans could not be exported in time")
+        log.warning("spans not exported within the timeout")

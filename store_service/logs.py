@@ -220,7 +220,7 @@ class CallLog:
             if reason:
                 known["reason"] = reason
             self._log.info(
-                "call", method=method, code=code, ms=milliseconds, peer=peer, **known, call_id=call_id
+                "rpc finished", method=method, code=code, ms=milliseconds, peer=peer, **known, call_id=call_id
             )
             return
         who = "" if caller is None else f'"caller": {_quoted(caller)}, '
@@ -230,8 +230,8 @@ class CallLog:
         second, rest = divmod(time.time_ns() // 1000, 1_000_000)
         self._lines.append(
             f'{{"method": "{method}", "code": "{code}"{why}, "ms": {milliseconds}, '
-            f'"peer": {_quoted(peer)}, {who}"call_id": "{call_id}", "event": "call", "level": "info", '
-            f'"timestamp": "{_second(second)}.{rest:06}Z"}}\n'
+            f'"peer": {_quoted(peer)}, {who}"call_id": "{call_id}", "event": "rpc finished", '
+            f'"level": "info", "timestamp": "{_second(second)}.{rest:06}Z"}}\n'
         )
 
     def flush(self) -> None:

@@ -196,12 +196,12 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteCommand(Generic[Argument]):
-    """Something to write, and the request that asks for it if it can be told from others."""
+    """The argument of a write, with its idempotency key if it has one."""
 
     argument: Argument
-    request: IdempotencyKey | None = None
-    keep: bool = True
-    """False: it is only tried, and whatever is written for it is undone."""
+    key: IdempotencyKey | None = None
+    dry_run: bool = False
+    """Whether the write is rolled back (`validate_only`)."""
 
 
 class Action(IntEnum):

@@ -30,7 +30,7 @@ def room_for(connections: int) -> int:
             # macOS has a limit of the kernel below a hard limit that says "infinity".
             limit = soft
     if limit >= needed:
-        log.info("raised the limit of open files", before=soft, limit=limit)
+        log.info("open file limit raised", before=soft, limit=limit)
         return connections
     allowed = max(limit - RESERVE, LEAST)
     log.warning(

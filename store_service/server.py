@@ -85,7 +85,7 @@ def run(config: Config, *, is_worker: bool = False) -> None:
         BadSetting: A variable of OpenTelemetry has a value that is not allowed.
         connect.DatabaseInUse: Another service has the database.
         BadFile: A file that a setting names cannot be used.
-        StoreError: The database cannot be opened, or has a schema that this program does not know.
+        ServiceError: The database cannot be opened, or has a schema that this program does not know.
     """
     import uvloop
 
@@ -122,7 +122,7 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
 async def _leave_when_set(stop: asyncio.Event) -> None:
     """Ends the process when it is to stop before it serves, whatever it waits for."""
     await stop.wait()
-    log.info("stopped before it served")
+    log.info("stopped before serving")
     logs.drain()
     # A change of the schema is one transaction, so nothing is half done.
     os._exit(0)
@@ -148,11 +148,11 @@ def _stop_with_supervisor(stop: asyncio.Event) -> None:
 
 
 def _cannot_restart() -> None:
-    log.warning("SIGHUP restarts workers, and there are none; STORE_WORKERS must be more than 1 for that")
+    log.warning("SIGHUP ignored: it restarts workers, which exist only if STORE_WORKERS is more than 1")
 
 
 def _give_up() -> None:
-    log.warning("stopped without waiting any longer for the database")
+    log.warning("stopped without closing the database: shutdown timeout")
     logs.drain()
     # What was answered is on disk, so nothing is lost by not tidying up.
     os._exit(0)

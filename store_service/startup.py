@@ -37,7 +37,7 @@ async def prepare(config: Config, *, is_reserved: bool = False) -> str:
         CannotListen, observing.MetricsAddressUnavailable: An address is in use, or not of this machine.
         OperatorError: The database is not ours, or its files or rights do not allow to serve it.
         SchemaMismatch: The schema is another one, and must not be upgraded.
-        StoreError: The database cannot be opened.
+        ServiceError: The database cannot be opened.
     """
     await asyncio.to_thread(check_addresses, config, is_reserved=is_reserved)
     revision = await asyncio.to_thread(check_database, config, is_start=True)
@@ -93,7 +93,7 @@ def check_database(config: Config, *, is_start: bool = False) -> str:
     Raises:
         OperatorError: It is another application's, or something does not allow to serve it.
         SchemaMismatch: It has a schema that this program does not know.
-        StoreError: It cannot be opened.
+        ServiceError: It cannot be opened.
     """
     will_upgrade = is_start and config.auto_migrate
     connect.check_files(config.DATABASE_URL, needs_room=not is_start)
@@ -115,7 +115,7 @@ async def try_to_open(config: Config) -> None:
     SQLite has nothing to try that would not change the file.
 
     Raises:
-        StoreError: It cannot be opened.
+        ServiceError: It cannot be opened.
     """
     if not connect.is_sqlite(config.DATABASE_URL):
         async with open_database(config) as database:
@@ -127,7 +127,7 @@ async def try_to_open(config: Config) -> None:
 def open_database(
     config: Config, *, observe: ObserverFactory = without_observer
 ) -> AbstractAsyncContextManager[connect.Database]:
-    """The database, opened as the settings say; see `connect.open_store`."""
+    """The database, opened as the settings say; see `connect.open_database`."""
     return connect.open_database(
         config.DATABASE_URL,
         readers=config.read_connections,

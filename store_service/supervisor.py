@@ -57,7 +57,7 @@ def run(config: Config) -> None:
         CannotListen: The address is in use, or not of this machine.
         MetricsAddressUnavailable: That for metrics is.
         WorkerFailed: A worker could not start.
-        StoreError: The database cannot be opened, or has a schema that this program does not know.
+        ServiceError: The database cannot be opened, or has a schema that this program does not know.
     """
     with reserved(config.listen) as placeholder:
         # As one process does, once for all.
@@ -146,7 +146,7 @@ async def _all_started(workers: "list[_Worker]", stop: asyncio.Event) -> bool:
         if starting.done():
             starting.result()
             return True
-        log.info("stopped before it served")
+        log.info("stopped before serving")
         return False
     finally:
         stopping.cancel()
@@ -164,18 +164,20 @@ async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio
         try:
             now = settings.load(listen=config.listen)
         except BadSetting as error:
-            log.error("not restarted, for a setting is bad", error=str(error))
+            log.error("not restarted: invalid setting", error=str(error))
             continue
         if now.workers != config.workers:
-            log.warning("another number of workers needs a new start", workers=len(workers))
+            log.warning("a new number of workers takes effect after a full restart", workers=len(workers))
         if now.metrics_listen != config.metrics_listen:
-            log.warning("another address for metrics needs a new start", address=config.metrics_listen)
+            log.warning(
+                "a new metrics address takes effect after a full restart", address=config.metrics_listen
+            )
         log.info("restarting workers", workers=len(workers))
         try:
             for worker in workers:
                 await worker.replace(now)
         except WorkerFailed as error:
-            log.error("not all workers restarted; the others go on as they were", error=str(error))
+            log.error("not all workers restarted; the others keep running", error=str(error))
         else:
             log.info("restarted workers", workers=len(workers))
 
@@ -315,6 +317,6 @@ class _Worker:
         try:
             await asyncio.wait_for(process.wait(), longest)
         except TimeoutError:
-            log.error("worker killed, it did not stop", worker=self._number)
+            log.error("worker killed: it did not stop in time", worker=self._number)
             process.kill()
             await process.wait()

@@ -1,4 +1,4 @@
-"""Who makes a call, and whether they may: from metadata and certificate to a `Caller`."""
+"""Who makes a call, and whether they may: from metadata and certificate to a `Principal`."""
 
 import asyncio
 from collections.abc import Iterator
@@ -115,9 +115,7 @@ class Authenticator:
 
     async def keep_looking(self) -> None:
         """Does so until it is cancelled."""
-        failure = RepeatedFailure(
-            log, "cannot check the key files", end_event="the key files can be checked again"
-        )
+        failure = RepeatedFailure(log, "cannot check key files", end_event="key files can be checked again")
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:

@@ -50,7 +50,7 @@ class Certificates:
         self._failure = RepeatedFailure(
             log,
             "cannot use the changed certificates; the previous ones stay in use",
-            end_event="changed certificates can be used again",
+            end_event="changed certificates are usable again",
         )
         self._validity: Validity | None = None
         self._initial = self._load()
@@ -96,7 +96,7 @@ class Certificates:
             return
         self._taken = signature
         self._failure.ended()
-        log.info("certificates read again")
+        log.info("certificates reloaded")
 
     def _signature(self) -> tuple[Signature | None, ...]:
         paths = (self._cert, self._key, self._client_ca)

@@ -66,7 +66,7 @@ class ReloadedFile(Generic[T]):
         self._failure = RepeatedFailure(
             log,
             "cannot use the changed file; its previous content stays in use",
-            end_event="a changed file can be used again",
+            end_event="changed file is usable again",
             level="error",
         )
         self.value = self._load()
@@ -92,7 +92,7 @@ class ReloadedFile(Generic[T]):
             return False
         self._taken = signature
         self._failure.ended(setting=self._setting)
-        log.info("file read again", setting=self._setting)
+        log.info("file reloaded", setting=self._setting)
         return True
 
     def _load(self) -> T:

@@ -55,7 +55,7 @@ class BatchOperation(Generic[Argument, Result]):
     run: Callable[[Connection, Sequence[Argument]], Awaitable[Sequence[Result | ServiceError]]]
     """Does the work of every argument and returns, in their order, what came of each: a result, or the
     error of that one. What it raises is the error of all. What would take too much memory beside the others
-    may be LATER; if it is all of it, the next try must do some."""
+    may be DEFERRED; if it is all of it, the next try must do some."""
 
     insert_only: bool = False
     """`run` changes and deletes nothing that is there, so processes may do it at the same time."""
@@ -122,7 +122,7 @@ class BatchQueue:
         operation: BatchOperation[Argument, Result],
         argument: Argument,
         *,
-        keep: bool = True,
+        dry_run: bool = False,
         size: int = 0,
     ) -> Result:
         """Waits until a worker has done the work, and returns its result.
@@ -134,16 +134,16 @@ class BatchQueue:
         Args:
             operation: What to do.
             argument: What to do it with.
-            keep: False does everything and then undoes it.
+            dry_run: The job runs in a transaction of its own, which is rolled back.
             size: Bytes that it takes in a batch, about; what is small may leave it at 0.
 
         Raises:
-            StoreError: What `operation` says of this argument, or of all.
+            ServiceError: What `operation` says of this argument, or of all.
         """
         if self._stopping:
             raise DatabaseUnavailable
         future: asyncio.Future[Result] = self._loop.create_future()
-        job = Job(operation, argument, keep, size, future)
+        job = Job(operation, argument, dry_run, size, future)
         if self._observer is not None:
             job.timing = self._observer.job_queued()
         self._waiting.append(job)
@@ -161,7 +161,7 @@ class BatchQueue:
         """Opens the connections and works until the end of the block, then finishes what waits.
 
         Raises:
-            StoreError: A connection cannot be opened at the start.
+            ServiceError: A connection cannot be opened at the start.
         """
         self._loop = asyncio.get_running_loop()
         opened: list[asyncio.Future[None]] = [self._loop.create_future() for _ in range(self._workers)]
@@ -305,7 +305,7 @@ class BatchQueue:
         await self._answer(waiting, [error] * len(waiting))
 
     async def _answer(self, batch: Sequence[Job], outcomes: Sequence[Any]) -> None:
-        """Answers each work with its outcome, a few in each round of the event loop; not what is LATER."""
+        """Answers each work with its outcome, a few in each round of the event loop; not what is DEFERRED."""
         self._queued_before_answers = len(self._waiting)
         async for job, outcome in paced(zip(batch, outcomes, strict=True)):
             if outcome is not DEFERRED:
@@ -319,16 +319,16 @@ class BatchQueue:
         """
         try:
             for job in batch:
-                if not job.keep:
-                    # Alone, for it must not see what others keep or undo.
-                    await self._run_transaction(connection, [job], keep=False)
-            await self._run_transaction(connection, [job for job in batch if job.keep], keep=True)
+                if job.dry_run:
+                    # Alone: it must not see the changes of other jobs, and its changes are rolled back.
+                    await self._run_transaction(connection, [job], dry_run=True)
+            await self._run_transaction(connection, [job for job in batch if not job.dry_run], dry_run=False)
         except DatabaseUnavailable as error:
             # Also those whose turn had not come.
             await self._answer(batch, [error] * len(batch))
             raise
 
-    async def _run_transaction(self, connection: Connection, batch: Sequence[Job], *, keep: bool) -> None:
+    async def _run_transaction(self, connection: Connection, batch: Sequence[Job], *, dry_run: bool) -> None:
         # A caller that leaves while other work runs ends nothing, so its own work must not begin.
         batch = [job for job in batch if not job.future.done()]
         if not batch:
@@ -337,11 +337,11 @@ class BatchQueue:
         self._running[connection] = batch
         try:
             if self._observer is None:
-                outcomes = await self._outcomes_with_retries(connection, batch, keep=keep)
+                outcomes = await self._outcomes_with_retries(connection, batch, dry_run=dry_run)
             else:
-                outcomes = await self._outcomes_observed(self._observer, connection, batch, keep=keep)
+                outcomes = await self._outcomes_observed(self._observer, connection, batch, dry_run=dry_run)
         except StatementCancelled:
-            log.debug("ended what nobody waits for any more", size=len(batch))
+            log.debug("cancelled a statement without waiting callers", size=len(batch))
             return
         except DatabaseUnavailable:
             raise
@@ -353,28 +353,28 @@ class BatchQueue:
                 await self._answer(batch, [error] * len(batch))
                 return
             log.warning(
-                "batch failed, trying its members one by one", error=type(error).__name__, size=len(batch)
+                "batch failed, running its jobs one by one", error=type(error).__name__, size=len(batch)
             )
             for job in batch:
-                await self._run_transaction(connection, [job], keep=keep)
+                await self._run_transaction(connection, [job], dry_run=dry_run)
             return
         finally:
             self._running.pop(connection, None)
         # Only now, after the commit, is anybody told.
-        if self._writes and keep:
+        if self._writes and not dry_run:
             self.after_write()
         later = [job for job, outcome in zip(batch, outcomes, strict=True) if outcome is DEFERRED]
         self._waiting.put_back(later)
         await self._answer(batch, outcomes)
 
     async def _outcomes_observed(
-        self, observer: BatchObserver, connection: Connection, batch: Sequence[Job], *, keep: bool
+        self, observer: BatchObserver, connection: Connection, batch: Sequence[Job], *, dry_run: bool
     ) -> list[Any]:
         started = time.perf_counter()
         failure: Exception | None = None
         outcomes: list[Any] = [None] * len(batch)
         try:
-            outcomes = await self._outcomes_with_retries(connection, batch, keep=keep)
+            outcomes = await self._outcomes_with_retries(connection, batch, dry_run=dry_run)
             return outcomes
         except Exception as error:
             failure = error
@@ -384,16 +384,16 @@ class BatchQueue:
             observer.batch_ended(done, started, failure)
 
     async def _outcomes_with_retries(
-        self, connection: Connection, batch: Sequence[Job], *, keep: bool
+        self, connection: Connection, batch: Sequence[Job], *, dry_run: bool
     ) -> list[Any]:
         for _ in range(MAX_TRIES):
             try:
-                return await self._outcomes(connection, batch, keep=keep)
+                return await self._outcomes(connection, batch, dry_run=dry_run)
             except RetryTransaction as error:
                 cause = error.__cause__
         raise DatabaseBusy from cause
 
-    async def _outcomes(self, connection: Connection, batch: Sequence[Job], *, keep: bool) -> list[Any]:
+    async def _outcomes(self, connection: Connection, batch: Sequence[Job], *, dry_run: bool) -> list[Any]:
         groups: dict[BatchOperation[Any, Any], list[int]] = {}
         for index, job in enumerate(batch):
             groups.setdefault(job.operation, []).append(index)
@@ -409,10 +409,12 @@ class BatchQueue:
         async def write_all() -> None:
             first = batch[0].operation
             is_alone = len(groups) == 1
-            if keep and is_alone and first.single_statement and connection.SINGLE_STATEMENT_WRITES:
+            if not dry_run and is_alone and first.single_statement and connection.SINGLE_STATEMENT_WRITES:
                 await run_all()
             else:
-                async with connection.transaction(keep=keep, insert_only=is_alone and first.insert_only):
+                async with connection.transaction(
+                    dry_run=dry_run, insert_only=is_alone and first.insert_only
+                ):
                     await run_all()
 
         if self._writes:

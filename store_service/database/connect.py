@@ -161,17 +161,17 @@ class Database:
         operation: BatchOperation[Argument, Result],
         argument: Argument,
         *,
-        keep: bool = True,
+        dry_run: bool = False,
         size: int = 0,
     ) -> Result:
-        """Does the work in a transaction and returns when it is on disk; see `Lane.do`.
+        """Does the work in a transaction and returns when it is on disk; see `BatchQueue.execute`.
 
         Raises:
             DatabaseUnavailable: The last `check` has found that it would be lost.
         """
         if self._lost is not None:
             raise DatabaseUnavailable from self._lost.__cause__
-        return await self._writer.execute(operation, argument, keep=keep, size=size)
+        return await self._writer.execute(operation, argument, dry_run=dry_run, size=size)
 
     async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Result:
         """Does the work on a reading connection; it sees everything that was answered before."""
@@ -216,7 +216,7 @@ class Database:
         """Calls `heard` whenever any process has committed changes; returns when it is to be called again.
 
         Raises:
-            StoreError: The database cannot be reached any more.
+            ServiceError: The database cannot be reached any more.
             NotificationsUnavailable: The database server sends no notifications; the caller has to poll.
         """
         await self._listen(heard)
@@ -247,7 +247,7 @@ async def open_database(
         read_only: The rules are to refuse writes of callers, so that a standby will do.
 
     Raises:
-        StoreError: The database cannot be opened.
+        ServiceError: The database cannot be opened.
     """
     if is_sqlite(database_url):
         opening = sqlite.open_backend(

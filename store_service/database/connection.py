@@ -67,7 +67,7 @@ class Connection(ABC):
         Outside `transaction` it is on disk when this returns.
 
         Raises:
-            StoreError: The database is busy, full or unavailable.
+            ServiceError: The database is busy, full or unavailable.
             StatementCancelled: `abandon` was called; a transaction is to be undone.
         """
         if not self.is_wanted:
@@ -85,7 +85,7 @@ class Connection(ABC):
         """Runs a write that leaves its changes in the feed, and returns its rows.
 
         Raises:
-            StoreError: The database is busy, full or unavailable.
+            ServiceError: The database is busy, full or unavailable.
         """
         return await self.fetch(write.in_one, **values)
 
@@ -94,7 +94,7 @@ class Connection(ABC):
         """Changes nothing, inside a transaction whose end writes to the disk all the same.
 
         Raises:
-            StoreError: The database is busy, full or unavailable.
+            ServiceError: The database is busy, full or unavailable.
         """
 
     async def run_in_connection_thread(self, work: Coroutine[Any, Any, T]) -> T:
@@ -111,11 +111,11 @@ class Connection(ABC):
             self._interrupt()
 
     @asynccontextmanager
-    async def transaction(self, *, keep: bool = True, insert_only: bool = False) -> AsyncIterator[None]:
+    async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:
         """What runs inside is on disk, whole, when this ends; after an error nothing of it is.
 
         Args:
-            keep: False keeps nothing of it either way.
+            dry_run: Roll back also if the block succeeds.
             insert_only: It changes and deletes nothing that is there, and begins with its first `write`.
         """
         begin = self.BEGIN_INSERT_ONLY if insert_only else self.BEGIN
@@ -128,7 +128,7 @@ class Connection(ABC):
             raise
         try:
             yield
-            if keep:
+            if not dry_run:
                 await self._commit()
             else:
                 await self._undo()

@@ -33,18 +33,18 @@ _ANSWERED = _Answered()
 class Job:
     """An operation with its argument, and the future of the caller that waits for it."""
 
-    __slots__ = ("argument", "future", "keep", "operation", "size", "timing")
+    __slots__ = ("argument", "dry_run", "future", "operation", "size", "timing")
 
     timing: JobTiming
     """What the lane's observer remembers; set if there is one."""
 
     def __init__(
-        self, operation: Any, argument: Any, keep: bool, size: int, future: asyncio.Future[Any]
+        self, operation: Any, argument: Any, dry_run: bool, size: int, future: asyncio.Future[Any]
     ) -> None:
-        """Takes what to do, with what, whether to keep it, how many bytes it is, and the caller's future."""
+        """Takes the operation and its argument, whether to roll back, its size and the future."""
         self.operation = operation
         self.argument = argument
-        self.keep = keep
+        self.dry_run = dry_run
         self.size = size
         self.future: asyncio.Future[Any] | _Answered = future
 

@@ -194,7 +194,7 @@ async def open_backend(
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
-        StoreError: The database cannot be reached, or not on a server that may serve us.
+        ServiceError: The database cannot be reached, or not on a server that may serve us.
     """
     url = parse(database_url)
     try:

@@ -96,7 +96,7 @@ def check(database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS
 
     Raises:
         SchemaMismatch: It has another one.
-        StoreError, ForeignSchema, WrongEncoding: As for `find`.
+        ServiceError, ForeignSchema, WrongEncoding: As for `find`.
     """
     revision = find(database_url, connect_timeout_seconds=connect_timeout_seconds)
     if revision != HEAD:
@@ -125,7 +125,7 @@ def find(
         ForeignSchema: It is another application's, or has something that is in the way.
         WrongEncoding: It is in another encoding than UTF-8.
         rights.MissingPrivilege: The role lacks some, on PostgreSQL.
-        StoreError: It cannot be opened.
+        ServiceError: It cannot be opened.
     """
     if is_missing(database_url):
         return EMPTY
@@ -202,7 +202,7 @@ def upgrade(
         ForeignSchema: It is another application's, or has something that is in the way.
         WrongEncoding: It is in another encoding than UTF-8.
         rights.MissingPrivilege: The role lacks some, on PostgreSQL.
-        StoreError: It cannot be opened, or somebody else is writing to it.
+        ServiceError: It cannot be opened, or somebody else is writing to it.
     """
     # On SQLite only a read-only check leaves another application's file and its log unchanged.
     found = find_to_upgrade(
@@ -230,7 +230,7 @@ async def look(database: Database) -> None:
 
     Raises:
         SchemaMismatch: It has another one by now.
-        StoreError: It does not answer, or its file was deleted or replaced.
+        ServiceError: It does not answer, or its file was deleted or replaced.
     """
     database.check()
     actual = await database.read(_REVISION, None)

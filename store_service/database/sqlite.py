@@ -118,10 +118,10 @@ class SqliteConnection(Connection):
         await self._run(f"PRAGMA user_version = {version}")
 
     @asynccontextmanager
-    async def transaction(self, *, keep: bool = True, insert_only: bool = False) -> AsyncIterator[None]:
+    async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:
         """What runs inside is on disk, whole, when this ends; see Connection."""
         self._has_written = False
-        async with super().transaction(keep=keep, insert_only=insert_only):
+        async with super().transaction(dry_run=dry_run, insert_only=insert_only):
             yield
 
     async def run_in_connection_thread(self, job: Coroutine[Any, Any, T]) -> T:
@@ -351,7 +351,7 @@ async def open_backend(
     """The lane to write and the lane to read; one and the same with `force_roll_back`.
 
     Raises:
-        StoreError: The file cannot be opened.
+        ServiceError: The file cannot be opened.
     """
     path = database_path(database_url).absolute()
     writer_class, reader_class = _connection_class(_WRITER_PRAGMAS), _connection_class(_READER_PRAGMAS)

@@ -156,7 +156,7 @@ async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
     else:
         # Includes a CancelledError of something inside, which would leave the caller waiting.
         status = internal_status(call.id)
-        log.error("bug", call_id=call.id, method=call.method, exc_info=error)
+        log.error("unhandled exception", call_id=call.id, method=call.method, exc_info=error)
         call.log(status.code.name, "INTERNAL")
     trailers: tuple[tuple[str, str | bytes], ...] = (
         (CALL_ID_KEY, call.id),

@@ -21,7 +21,7 @@ class CommentService:
     async def CreateComment(self, request: pb.CreateCommentRequest, _: Context) -> pb.Comment:
         drafts = self._validation.comment_drafts(request)
         (comment,) = await self._comments.create(
-            drafts, request=idempotency_key(request), keep=not request.validate_only
+            drafts, key=idempotency_key(request), dry_run=request.validate_only
         )
         return comment_to_message(comment)
 
@@ -38,14 +38,14 @@ class CommentService:
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
         update = self._validation.comment_update(request)
         comment = await self._comments.update(
-            update, request=idempotency_key(request), keep=not request.validate_only
+            update, key=idempotency_key(request), dry_run=request.validate_only
         )
         return comment_to_message(comment)
 
     async def DeleteComment(self, request: pb.DeleteCommentRequest, _: Context) -> pb.Comment:
         deletion = self._validation.comment_deletion(request)
         deleted = await self._comments.delete(
-            deletion, request=idempotency_key(request), keep=not request.validate_only
+            deletion, key=idempotency_key(request), dry_run=request.validate_only
         )
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
@@ -57,14 +57,14 @@ class CommentService:
     async def BatchCreateComments(self, request: pb.BatchCreateCommentsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.comment_drafts(request)
         comments = await self._comments.create(
-            drafts, request=idempotency_key(request), keep=not request.validate_only
+            drafts, key=idempotency_key(request), dry_run=request.validate_only
         )
         return lazy(BatchResult(items=comments), _created_to_message)
 
     async def BatchDeleteComments(self, request: pb.BatchDeleteCommentsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.comment_deletion(request)
         deleted = await self._comments.delete(
-            deletion, request=idempotency_key(request), keep=not request.validate_only
+            deletion, key=idempotency_key(request), dry_run=request.validate_only
         )
         return lazy(deleted, _deleted_to_message)
 

@@ -21,7 +21,7 @@ class PostService:
     async def CreatePost(self, request: pb.CreatePostRequest, _: Context) -> pb.Post:
         drafts = self._validation.post_drafts(request)
         (post,) = await self._posts.create(
-            drafts, request=idempotency_key(request), keep=not request.validate_only
+            drafts, key=idempotency_key(request), dry_run=request.validate_only
         )
         return post_to_message(post)
 
@@ -37,15 +37,13 @@ class PostService:
 
     async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
         update = self._validation.post_update(request)
-        post = await self._posts.update(
-            update, request=idempotency_key(request), keep=not request.validate_only
-        )
+        post = await self._posts.update(update, key=idempotency_key(request), dry_run=request.validate_only)
         return post_to_message(post)
 
     async def DeletePost(self, request: pb.DeletePostRequest, _: Context) -> pb.Post:
         deletion = self._validation.post_deletion(request)
         deleted = await self._posts.delete(
-            deletion, request=idempotency_key(request), keep=not request.validate_only
+            deletion, key=idempotency_key(request), dry_run=request.validate_only
         )
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
@@ -56,15 +54,13 @@ class PostService:
 
     async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.post_drafts(request)
-        posts = await self._posts.create(
-            drafts, request=idempotency_key(request), keep=not request.validate_only
-        )
+        posts = await self._posts.create(drafts, key=idempotency_key(request), dry_run=request.validate_only)
         return lazy(BatchResult(items=posts), _created_to_message)
 
     async def BatchDeletePosts(self, request: pb.BatchDeletePostsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.post_deletion(request)
         deleted = await self._posts.delete(
-            deletion, request=idempotency_key(request), keep=not request.validate_only
+            deletion, key=idempotency_key(request), dry_run=request.validate_only
         )
         return lazy(deleted, _deleted_to_message)
 

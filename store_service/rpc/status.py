@@ -178,7 +178,7 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
     errors.PermissionDenied: _Row(
         code=grpc.StatusCode.PERMISSION_DENIED,
         reason="PERMISSION_DENIED",
-        metadata=lambda error: {"right": error.right},
+        metadata=lambda error: {"right": error.permission},
     ),
     errors.PostNotFound: _Row(
         code=grpc.StatusCode.NOT_FOUND,

@@ -155,7 +155,7 @@ class Changes:
         if await self._database.read(_HAS_OWN_PAST, None):
             return
         if await self._database.write(_BEGIN_ANEW, uuid.uuid4().hex):
-            log.warning("the change feed begins anew, for its changes are of another database server")
+            log.warning("change feed restarted: its changes come from another database server")
 
     async def state(self) -> FeedState:
         """Which store this is, and from where to where it has changes now."""

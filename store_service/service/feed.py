@@ -112,7 +112,7 @@ class Feed:
             async with asyncio.timeout(seconds):
                 await self._none_left.wait()
         except TimeoutError:
-            log.debug("watches that do not read are left to the server", count=self._watches)
+            log.debug("watches with pending messages are left to the server", count=self._watches)
         await self._stop_reading()
 
     async def watch(
@@ -305,7 +305,7 @@ class Feed:
             except NotificationsUnavailable:
                 self._listen_failure.ended()
                 if not self._is_polling:
-                    log.info("polling for changes: a standby sends no notifications", seconds=POLL_SECONDS)
+                    log.info("polling for changes: standbys send no notifications", seconds=POLL_SECONDS)
                 self._is_polling = True
                 pause = STANDBY_SECONDS
             except Exception as error:

@@ -63,7 +63,7 @@ class IdempotentWrite(Generic[Argument, Result]):
         self._once = BatchOperation(self._run_once, insert_only=insert_only)
 
     async def execute(
-        self, database: Database, argument: Argument, request: IdempotencyKey | None, *, keep: bool, size: int
+        self, database: Database, argument: Argument, key: IdempotencyKey | None, *, dry_run: bool, size: int
     ) -> Result:
         """Does the work, about `size` bytes of it, unless the same request did it before.
 
@@ -73,37 +73,37 @@ class IdempotentWrite(Generic[Argument, Result]):
         """
         if database.read_only:
             raise ReadOnly
-        write = WriteCommand(argument=argument, request=request, keep=keep)
-        if request is None:
-            return await database.write(self._plain, write, keep=keep, size=size)
-        answer = await database.write(self._once, write, keep=keep, size=size)
+        write = WriteCommand(argument=argument, key=key, dry_run=dry_run)
+        if key is None:
+            return await database.write(self._plain, write, dry_run=dry_run, size=size)
+        answer = await database.write(self._once, write, dry_run=dry_run, size=size)
         _is_replay.set(answer.is_replay)
         return answer.result
 
     async def _run_once(
         self, connection: Connection, writes: Sequence[WriteCommand[Argument]]
     ) -> Sequence[_Answer[Result] | ServiceError]:
-        requests = [write.request for write in writes if write.request is not None]
-        assert len(requests) == len(writes), "only requests with an id are to be done once"
-        outcomes = await self._remembered(connection, requests)
+        keys = [write.key for write in writes if write.key is not None]
+        assert len(keys) == len(writes), "writes without an idempotency key run as _plain"
+        outcomes = await self._remembered(connection, keys)
 
-        # Of equal ids in one batch the first that succeeds is done, and answers the others.
+        # Of equal keys in one batch the first that succeeds is executed. The others are replays.
         done: list[tuple[int, str, str, int, str]] = []
-        while len(outcomes) < len(requests):
+        while len(outcomes) < len(keys):
             first: dict[str, int] = {}
-            for index, request in enumerate(requests):
+            for index, key in enumerate(keys):
                 if index not in outcomes:
-                    first.setdefault(request.id, index)
+                    first.setdefault(key.id, index)
             results = await self._run(connection, [writes[index] for index in first.values()])
             came_of: dict[str, Any] = dict(zip(first, results, strict=True))
-            for index, request in enumerate(requests):
+            for index, key in enumerate(keys):
                 if index in outcomes:
                     continue
-                result = came_of[request.id]
+                result = came_of[key.id]
                 if result is DEFERRED:
                     outcomes[index] = DEFERRED
-                elif request.fingerprint == requests[first[request.id]].fingerprint:
-                    is_replay = index != first[request.id]
+                elif key.fingerprint == keys[first[key.id]].fingerprint:
+                    is_replay = index != first[key.id]
                     outcomes[index] = (
                         result if isinstance(result, ServiceError) else _Answer(result, is_replay)
                     )
@@ -112,41 +112,41 @@ class IdempotentWrite(Generic[Argument, Result]):
             for id, result in came_of.items():
                 if not isinstance(result, ServiceError) and result is not DEFERRED:
                     answer = self._text(result)
-                    done.append((len(done), id, requests[first[id]].fingerprint, len(answer), answer))
+                    done.append((len(done), id, keys[first[id]].fingerprint, len(answer), answer))
         if done:
             await connection.fetch(sql.INSERT_REQUESTS, done=as_json(done), now=now_microseconds())
-        return [outcomes[index] for index in range(len(requests))]
+        return [outcomes[index] for index in range(len(keys))]
 
     async def _remembered(
-        self, connection: Connection, requests: Sequence[IdempotencyKey]
+        self, connection: Connection, keys: Sequence[IdempotencyKey]
     ) -> dict[int, _Answer[Result] | ServiceError]:
-        """What comes of those requests that were done before, by their place.
+        """Returns the outcomes of keys that are stored, by index.
 
-        An answer is read and decoded once for all who want it. Those after MAX_HELD_BYTES are LATER, so that
-        small requests for large answers do not fill the memory.
+        Each response is read and decoded once. Responses after MAX_HELD_BYTES are DEFERRED: many small
+        requests for large responses must not fill the memory.
         """
-        rows = await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json([it.id for it in requests]))
+        rows = await connection.fetch(sql.REQUESTS_BY_ID, ids=as_json([it.id for it in keys]))
         if not rows:
             return {}
         known = {id: (fingerprint, size) for id, fingerprint, size in rows}
         outcomes: dict[int, _Answer[Result] | ServiceError] = {}
         wanted: set[str] = set()
         held = 0
-        for index, request in enumerate(requests):
-            if request.id not in known:
+        for index, key in enumerate(keys):
+            if key.id not in known:
                 continue
-            fingerprint, size = known[request.id]
-            if fingerprint != request.fingerprint:
+            fingerprint, size = known[key.id]
+            if fingerprint != key.fingerprint:
                 outcomes[index] = _reused()
-            elif request.id not in wanted and held < MAX_HELD_BYTES:
-                wanted.add(request.id)
+            elif key.id not in wanted and held < MAX_HELD_BYTES:
+                wanted.add(key.id)
                 held += size
         rows = await connection.fetch(sql.ANSWERS_BY_ID, ids=as_json(list(wanted)))
         answers = {id: _Answer(self._result(text), is_replay=True) for id, text in rows}
-        for index, request in enumerate(requests):
-            if request.id in known and index not in outcomes:
-                # Also when another process has just forgotten it; the next batch does the request anew.
-                outcomes[index] = answers.get(request.id, DEFERRED)
+        for index, key in enumerate(keys):
+            if key.id in known and index not in outcomes:
+                # DEFERRED also if another process has just deleted the key; the next batch runs the request.
+                outcomes[index] = answers.get(key.id, DEFERRED)
         return outcomes
 
     def _text(self, result: Result) -> str:

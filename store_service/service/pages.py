@@ -38,7 +38,7 @@ async def read_pages(
 ) -> list[Page[R] | ServiceError]:
     """Reads the page of each request with `read`; a first page says from where to watch what it lists.
 
-    Requests for the same page are answered with one. What comes after MAX_HELD_BYTES is LATER, so that many
+    Requests for the same page are answered with one. What comes after MAX_HELD_BYTES is DEFERRED, so that many
     requests for large pages do not fill the memory.
     """
     resume_token = ""

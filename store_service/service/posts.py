@@ -33,11 +33,11 @@ class Posts(Resources[Post, PostDraft]):
         self._after_deletion = after_deletion
 
     async def delete(
-        self, deletion: Deletion, *, request: IdempotencyKey | None = None, keep: bool = True
+        self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> BatchResult[Post]:
         """Deletes posts, all or none, and returns them as they last were."""
         try:
-            deleted = await super().delete(deletion, request=request, keep=keep)
+            deleted = await super().delete(deletion, key=key, dry_run=dry_run)
         except PostHasComments as error:
             # The writer has only seen that there are some: to count them takes time that grows with them.
             counts = await count_comments(self._database, error.comment_counts)
@@ -62,7 +62,7 @@ async def _comments_too(
         if with_comments and not write.argument.force:
             raise PostHasComments(comment_counts=dict.fromkeys(with_comments, 1))
         # Only a deletion that is executed is deferred. A validate_only call has been checked completely.
-        return not write.keep or found.complete.union(marked).issuperset(with_comments)
+        return write.dry_run or found.complete.union(marked).issuperset(with_comments)
 
     async def before(gone: Gone) -> set[int]:
         comment_ids = [
@@ -91,7 +91,9 @@ async def _planned(
     The first deletion is always done. Of the others those are whose comments fit too.
     """
     wanted = [
-        commented.intersection(write.argument.ids) for write in writes if write.argument.force and write.keep
+        commented.intersection(write.argument.ids)
+        for write in writes
+        if write.argument.force and not write.dry_run
     ]
     wanted = [ids for ids in wanted if ids]
     if not wanted:

@@ -56,7 +56,7 @@ class DeletionPlan(Generic[R]):
     """What a resource adds to the deletions of one transaction."""
 
     may_run: Callable[[WriteCommand[Deletion], Sequence[R]], bool]
-    """Whether a deletion of these resources runs now, or in a later transaction. May raise a StoreError."""
+    """Whether a deletion of these resources runs now, or in a later transaction. May raise a ServiceError."""
     before: Callable[[Gone], Awaitable[Collection[int]]]
     """Deletes what refers to them, and returns the ids of those whose rows are to be deleted now."""
     after: Callable[[Gone], Awaitable[None]]
@@ -99,12 +99,14 @@ class Resources(Generic[R, D]):
         self._operations: Operations[R, D] = operations
 
     async def create(
-        self, drafts: Sequence[D], *, request: IdempotencyKey | None = None, keep: bool = True
+        self, drafts: Sequence[D], *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> tuple[R, ...]:
         """Stores resources, all or none, and returns them in the order of the drafts."""
         size = check_answer_size(drafts)
-        created = await self._operations.create.execute(self._database, drafts, request, keep=keep, size=size)
-        if keep:
+        created = await self._operations.create.execute(
+            self._database, drafts, key, dry_run=dry_run, size=size
+        )
+        if not dry_run:
             return created
         return tuple([replace(it, id=0, create_time=None, update_time=None, version=0) for it in created])
 
@@ -124,18 +126,22 @@ class Resources(Generic[R, D]):
         """Returns one page."""
         return await self._database.read(self._operations.list, request)
 
-    async def update(self, update: Update, *, request: IdempotencyKey | None = None, keep: bool = True) -> R:
+    async def update(self, update: Update, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> R:
         """Changes a resource and returns what it became."""
         size = update_size(update)
-        changed = await self._operations.update.execute(self._database, update, request, keep=keep, size=size)
-        return changed if keep else replace(changed, update_time=None, version=0)
+        changed = await self._operations.update.execute(
+            self._database, update, key, dry_run=dry_run, size=size
+        )
+        return replace(changed, update_time=None, version=0) if dry_run else changed
 
     async def delete(
-        self, deletion: Deletion, *, request: IdempotencyKey | None = None, keep: bool = True
+        self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> BatchResult[R]:
         """Deletes resources, all or none, and returns them as they last were."""
         size = deletion_size(deletion)
-        return await self._operations.delete.execute(self._database, deletion, request, keep=keep, size=size)
+        return await self._operations.delete.execute(
+            self._database, deletion, key, dry_run=dry_run, size=size
+        )
 
 
 class Operations(Generic[R, D]):
@@ -177,7 +183,7 @@ class Operations(Generic[R, D]):
         if self.type.before_create is not None:
             errors = await self.type.before_create(connection, [write.argument for write in writes])
         accepted = [
-            (draft, write.request)
+            (draft, write.key)
             for write, error in zip(writes, errors, strict=True)
             if error is None
             for draft in write.argument
@@ -244,7 +250,7 @@ class Operations(Generic[R, D]):
             if after is not before:
                 # The next update of this batch finds what this one leaves.
                 stored[after.id] = after
-                changed.append((after, write.request))
+                changed.append((after, write.key))
             return after
 
         outcomes = decide(writes, decision)
@@ -270,8 +276,8 @@ class Operations(Generic[R, D]):
                 return DEFERRED  # type: ignore[no-any-return]  # it is Any
             for it in found.items:
                 del stored[it.id]
-                if write.keep:
-                    gone[it.id] = write.request
+                if not write.dry_run:
+                    gone[it.id] = write.key
             return found
 
         outcomes = decide(writes, decision)

@@ -16,7 +16,7 @@ from store_service.model import Position, ResourceKind, ResumePoint, SnapshotCur
 _VERSION = 1
 _FORM = struct.Struct(">B8sBqqqqq16s")
 _LIVE = 0
-"""The phase of a watch that has no snapshot to finish; others are a Kind."""
+"""The phase of a watch that has no snapshot to finish; others are a ResourceKind."""
 
 
 def make(store_id: str, resume_point: ResumePoint) -> str:

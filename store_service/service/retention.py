@@ -135,7 +135,7 @@ class Retention:
             is_due = True
         elif jump := clock.compare(look.wall, monotonic):
             direction = "forward" if jump > 0 else "back"
-            log.warning("the clock has jumped", direction=direction, seconds=abs(jump) / 1_000_000)
+            log.warning("clock jumped", direction=direction, seconds=abs(jump) / 1_000_000)
             is_due = True
         if is_due:
             await self._database.write(_SAVE, clock.saved(monotonic))
@@ -155,7 +155,7 @@ class Retention:
             )
         elif not is_doubted and of in self._doubted:
             self._doubted.remove(of)
-            log.info("the clock is confirmed", of=of)
+            log.info("clock confirmed", of=of)
         return wall - unconfirmed - retention
 
 

@@ -33,7 +33,7 @@ class WriterHealth:
         self._failed = asyncio.Event()
         """A write of a caller has failed since the last probe."""
         self._failure: ServiceError | None = None
-        self._bug = RepeatedFailure(log, "cannot probe the writer", end_event="the writer is probed again")
+        self._bug = RepeatedFailure(log, "cannot probe the writer", end_event="writer probe works again")
         database.after_failed_write(self._failed.set)
 
     def check(self) -> None:

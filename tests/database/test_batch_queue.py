@@ -208,7 +208,7 @@ LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]]
     "creates_with_request_ids": (
         2,
         lambda posts, _: posts.create(
-            [PostDraft(body=LARGE)] * 60, request=IdempotencyKey(id=str(uuid.uuid4()), fingerprint="")
+            [PostDraft(body=LARGE)] * 60, key=IdempotencyKey(id=str(uuid.uuid4()), fingerprint="")
         ),
     ),
     "updates_posts": (
@@ -322,7 +322,7 @@ async def test_readers_run_concurrently(store: Database) -> None:
 
 
 async def test_reads_and_writes_do_not_wait_for_each_other(store: Database) -> None:
-    """Backend are apart, and the engines keep them apart on disk."""
+    """The queues are separate, and the engines keep them apart on disk."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     gate, gated = await blocked(store)
@@ -373,17 +373,18 @@ async def test_cancelled_job_is_finished_after_its_start(store: Database, databa
     assert bodies(database_url) == ["leaves", "stays"]
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["tried", "kept"])
+@pytest.mark.parametrize("dry_run", [True, False], ids=["dry_run", "committed"])
 async def test_job_cancelled_during_an_earlier_dry_run_is_skipped(
-    store: Database, database_url: str, keep: bool
+    store: Database, database_url: str, dry_run: bool
 ) -> None:
     trial = Gate()
     recorded = Recorded()
     gate, gated = await blocked(store)
-    trying = asyncio.create_task(store.write(trial.operation, None, keep=False))
+    trying = asyncio.create_task(store.write(trial.operation, None, dry_run=True))
     await turns()
     waiting = [
-        asyncio.create_task(store.write(recorded.operation, body, keep=keep)) for body in ("gone", "stays")
+        asyncio.create_task(store.write(recorded.operation, body, dry_run=dry_run))
+        for body in ("gone", "stays")
     ]
     await turns()
     gate.open()
@@ -396,7 +397,7 @@ async def test_job_cancelled_during_an_earlier_dry_run_is_skipped(
     assert recorded.batches == [["stays"]]
     assert isinstance(answers[0], asyncio.CancelledError)
     assert answers[1] == "stored stays"
-    assert bodies(database_url) == (["stays"] if keep else [])
+    assert bodies(database_url) == (["stays"] if not dry_run else [])
 
 
 # Errors
@@ -512,7 +513,7 @@ async def test_acknowledged_write_is_visible_to_another_process(store: Database,
         assert bodies(database_url)[-1] == str(n)
 
 
-# keep=False
+# dry_run=True
 
 
 REQUEST_ID = "3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b"
@@ -536,8 +537,8 @@ async def test_dry_run_is_rolled_back(store: Database, database_url: str) -> Non
     (post,) = await posts.create([PostDraft(body="a")])
     outcomes = await asyncio.gather(
         posts.create([PostDraft(body="kept")]),
-        posts.delete(Deletion(ids=(post.id,)), keep=False),
-        posts.create([PostDraft(body="tried")], keep=False),
+        posts.delete(Deletion(ids=(post.id,)), dry_run=True),
+        posts.create([PostDraft(body="tried")], dry_run=True),
     )
 
     assert [post.body for post in outcomes[1].items] == ["a"]
@@ -556,12 +557,10 @@ async def test_dry_run_of_a_deletion_deletes_nothing(
         monkeypatch.setattr(kind, "write", noting(kind.write, written))
     forced = Deletion(ids=(two.id, 404, one.id), force=True, allow_missing=True)
 
-    tried = await posts.delete(forced, keep=False)
-    tried_again = await posts.delete(
-        forced, request=IdempotencyKey(id=REQUEST_ID, fingerprint="f"), keep=False
-    )
+    tried = await posts.delete(forced, dry_run=True)
+    tried_again = await posts.delete(forced, key=IdempotencyKey(id=REQUEST_ID, fingerprint="f"), dry_run=True)
     with pytest.raises(PostHasComments):
-        await posts.delete(Deletion(ids=(one.id,)), keep=False)
+        await posts.delete(Deletion(ids=(one.id,)), dry_run=True)
     assert written == []
     assert bodies(database_url) == ["one", "two"]
 
@@ -588,7 +587,7 @@ async def test_batch_releases_finished_results(store: Database) -> None:
     operation = BatchOperation(answer)
 
     async def call(number: int) -> None:
-        await store.write(operation, number, keep=False)
+        await store.write(operation, number, dry_run=True)
 
     gate, gated = await blocked(store)
     calls = [asyncio.create_task(call(n)) for n in range(4)]
@@ -607,7 +606,7 @@ async def test_dry_run_commits_nothing(store: Database, database_url: str) -> No
     """It needs no fsync."""
     posts = Posts(store)
     with count_commits(database_url) as commits:
-        await asyncio.gather(*(posts.create([PostDraft(body="tried")], keep=False) for _ in range(5)))
+        await asyncio.gather(*(posts.create([PostDraft(body="tried")], dry_run=True) for _ in range(5)))
 
         assert commits.count() == 0
     assert bodies(database_url) == []
@@ -621,7 +620,7 @@ async def test_failed_dry_run_leaves_no_transaction(store: Database, database_ur
 
     recorded = Recorded(stumble)
     with pytest.raises(ZeroDivisionError):
-        await store.write(recorded.operation, "bad", keep=False)
+        await store.write(recorded.operation, "bad", dry_run=True)
 
     await Posts(store).create([PostDraft(body="after")])
     assert bodies(database_url) == ["after"]
@@ -813,8 +812,8 @@ async def test_every_caller_gets_its_own_result(store: Database, database_url: s
     wanted = [f"{chance.choice(kinds)} {n}" for n in range(1000)]
     tasks: list[asyncio.Task[str]] = []
     for body in wanted:
-        keep = not body.startswith("tried")
-        tasks.append(asyncio.create_task(store.write(recorded.operation, body, keep=keep)))
+        dry_run = body.startswith("tried")
+        tasks.append(asyncio.create_task(store.write(recorded.operation, body, dry_run=dry_run)))
         if chance.random() < 0.2:
             await asyncio.sleep(chance.choice([0, 0, 0.001]))
             for number, task in enumerate(tasks):
@@ -838,9 +837,9 @@ async def test_every_caller_gets_its_own_result(store: Database, database_url: s
     assert stored == [body for body in wanted if body.startswith("fine")]
 
 
-@pytest.mark.parametrize("keep", [False, True], ids=["a trial before them", "one by one"])
+@pytest.mark.parametrize("dry_run", [True, False], ids=["a trial before them", "one by one"])
 async def test_connection_lost_during_a_batch_fails_its_remaining_jobs(
-    store: Database, monkeypatch: pytest.MonkeyPatch, keep: bool
+    store: Database, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
     """Later jobs use another connection."""
     monkeypatch.setattr(batch_queue, "RECONNECT_SECONDS", 0.01)
@@ -854,7 +853,7 @@ async def test_connection_lost_during_a_batch_fails_its_remaining_jobs(
     operation: BatchOperation[str, str] = BatchOperation(run)
     async with asyncio.timeout(scaled_timeout()):
         outcomes = await asyncio.gather(
-            store.write(operation, "bad", keep=keep),
+            store.write(operation, "bad", dry_run=dry_run),
             *(store.write(operation, "good") for _ in range(3)),
             return_exceptions=True,
         )

@@ -95,7 +95,7 @@ async def test_forced_rollback_keeps_nothing(database_url: str) -> None:
         assert await comments.get(comment.id) == comment
 
         # A dry run is undone at once, a failure alone, and neither takes the others' writes along.
-        await posts.delete(Deletion(ids=(second.id,)), keep=False)
+        await posts.delete(Deletion(ids=(second.id,)), dry_run=True)
         outcomes = await asyncio.gather(
             comments.create([CommentDraft(body="fine", post_id=first.id)]),
             comments.create([CommentDraft(body="orphan", post_id=99)]),
@@ -127,7 +127,7 @@ async def test_forced_rollback_leaves_no_savepoints(database_url: str, fails: bo
 
     async with connect.open_database(database_url, force_roll_back=True) as store:
         with pytest.raises(StorageFull) if fails else nullcontext():
-            await store.write(BatchOperation(run), None, keep=fails)
+            await store.write(BatchOperation(run), None, dry_run=not fails)
         with pytest.raises((sqlite3.OperationalError, asyncpg.InvalidSavepointSpecificationError)):
             await used[0]._run("RELEASE SAVEPOINT batch")
 
@@ -158,7 +158,7 @@ from store_service.database import connect
 from store_service.model import PostDraft
 from store_service.service.posts import Posts
 async def main():
-    async with connect.open_store({database_url!r}, readers=2) as store:
+    async with connect.open_database({database_url!r}, readers=2) as store:
         await Posts(store).create([PostDraft(body="kept")])
         {ending}
 with suppress(asyncio.CancelledError):

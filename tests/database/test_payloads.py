@@ -48,7 +48,7 @@ async def test_change_feed_tells_what_was_stored(database_url: str) -> None:
         updated = await posts.update(
             Update(id=created[1].id, values={"body": BODIES[3]}, etag="", request_field="post")
         )
-        await posts.delete(Deletion(ids=(created[0].id,), force=True), request=REQUEST)
+        await posts.delete(Deletion(ids=(created[0].id,), force=True), key=REQUEST)
         piece = await Changes(store).read_after(Position(xid=0, seq=0))
 
     assert piece is not None
@@ -135,7 +135,7 @@ async def test_replay_of_an_answer_of_another_version(database_url: str) -> None
         f" VALUES ('{REQUEST.id}', 'f', 9, '{answer}', 1)",
     )
     async with connect.open_database(database_url, readers=1) as store:
-        replayed = await Posts(store).create([PostDraft(body="a")], request=REQUEST)
+        replayed = await Posts(store).create([PostDraft(body="a")], key=REQUEST)
 
     assert replayed == (Post(id=7, body="a", create_time=None, update_time=None, version=0),)
     assert query(database_url, "SELECT count(*) FROM posts") == [(0,)]

@@ -218,7 +218,7 @@ async def test_session_without_its_prepared_statements_is_replaced(store: Databa
 
 WRITES: dict[str, Callable[[Database], Awaitable[object]]] = {
     "create_posts": lambda store: Posts(store).create([PostDraft(body="b")]),
-    "create_posts_once": lambda store: Posts(store).create([PostDraft(body="b")], request=REQUEST),
+    "create_posts_once": lambda store: Posts(store).create([PostDraft(body="b")], key=REQUEST),
     "create_comments": lambda store: Comments(store).create([CommentDraft(body="c", post_id=1)]),
     "update_post": lambda store: Posts(store).update(
         Update(id=1, values={"body": "b"}, etag="", request_field="post")
@@ -263,7 +263,7 @@ async def test_request_started_by_two_processes_is_done_once(store: Database, da
         with psycopg.connect(database_url) as other:
             other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
             calls = [
-                asyncio.ensure_future(Posts(it).delete(Deletion(ids=(post.id,)), request=REQUEST))
+                asyncio.ensure_future(Posts(it).delete(Deletion(ids=(post.id,)), key=REQUEST))
                 for it in stores
             ]
             await asyncio.to_thread(wait_until, lambda: query(database_url, waiting) == [(2,)])
@@ -278,7 +278,7 @@ async def test_request_expired_by_another_process_is_done_again(
 ) -> None:
     """It expires between the lookup and the read of its response."""
     posts = Posts(store)
-    (first,) = await posts.create([PostDraft(body="a")], request=REQUEST)
+    (first,) = await posts.create([PostDraft(body="a")], key=REQUEST)
     fetch = PostgresqlConnection.fetch
 
     async def fetch_when_forgotten(self: Connection, statement: Statement, **values: Any) -> Rows:
@@ -287,7 +287,7 @@ async def test_request_expired_by_another_process_is_done_again(
         return await fetch(self, statement, **values)
 
     monkeypatch.setattr(PostgresqlConnection, "fetch", fetch_when_forgotten)
-    (again,) = await posts.create([PostDraft(body="a")], request=REQUEST)
+    (again,) = await posts.create([PostDraft(body="a")], key=REQUEST)
 
     assert again.id != first.id
     assert query(database_url, "SELECT id FROM requests") == [(REQUEST.id,)]
@@ -298,9 +298,9 @@ async def test_failed_order_lock_leaves_no_transaction(store: Database, database
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock({ORDER_LOCK})")
         with pytest.raises(DatabaseBusy):
-            await Posts(store).create([PostDraft(body="a")], request=REQUEST)
+            await Posts(store).create([PostDraft(body="a")], key=REQUEST)
 
-    await Posts(store).create([PostDraft(body="b")], request=REQUEST)
+    await Posts(store).create([PostDraft(body="b")], key=REQUEST)
     assert query(database_url, "SELECT body FROM posts") == [("b",)]
 
 
@@ -309,7 +309,7 @@ async def test_end_of_the_feed_is_the_position_of_its_last_change(store: Databas
     start = (await Changes(store).state()).end
     posts = Posts(store)
     for _ in range(3):
-        await posts.create([PostDraft(body="tried")], keep=False)
+        await posts.create([PostDraft(body="tried")], dry_run=True)
     assert (await Changes(store).state()).end == start
 
     await posts.create([PostDraft(body="kept")])
@@ -359,7 +359,7 @@ async def test_creates_of_several_processes_run_concurrently(store: Database, da
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})")
         (post,) = await Posts(store).create([PostDraft(body="a")])
-        await Posts(store).create([PostDraft(body="b")], request=REQUEST)
+        await Posts(store).create([PostDraft(body="b")], key=REQUEST)
         await Comments(store).create([CommentDraft(body="c", post_id=post.id)])
 
 

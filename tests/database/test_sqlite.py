@@ -230,7 +230,7 @@ def test_second_process_is_refused_until_the_first_ends(
 async def test_dry_run_uses_no_id(store: Database, database_file: Path) -> None:
     """The SQLite counter is rolled back; a PostgreSQL sequence is not."""
     posts = Posts(store)
-    await posts.create([PostDraft(body="tried")], keep=False)
+    await posts.create([PostDraft(body="tried")], dry_run=True)
     (post,) = await posts.create([PostDraft(body="kept")])
 
     assert post.id == 1
@@ -350,13 +350,13 @@ async def test_batch_is_one_trip_to_the_connection_thread(store: Database, trips
     first, second = await posts.create([PostDraft(body="a"), PostDraft(body="b")])
     trips.clear()
     await asyncio.gather(
-        posts.create([PostDraft(body="c")], request=IdempotencyKey(id="c", fingerprint="c")),
+        posts.create([PostDraft(body="c")], key=IdempotencyKey(id="c", fingerprint="c")),
         posts.update(Update(id=first.id, values={"body": "A"}, etag="", request_field="post")),
         posts.delete(Deletion(ids=(second.id,))),
     )
     assert len(trips) == 1
 
-    await posts.create([PostDraft(body="tried")], keep=False)
+    await posts.create([PostDraft(body="tried")], dry_run=True)
     assert len(trips) == 2
 
 

@@ -118,12 +118,12 @@ SERVED_BY = {
     "changes.SIZES": "changes USING INTEGER PRIMARY KEY (rowid>?)",
     "changes.CHANGES": "changes USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
     "changes.DELETE_CHANGES": "changes USING INTEGER PRIMARY KEY (rowid<?)",
-    "requests.REQUESTS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
-    "requests.ANSWERS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
-    "requests.SIZES": "requests_create_time_idx (create_time<?)",
-    "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx (create_time<?)",
-    "requests.NEWEST_TIME": "requests USING COVERING INDEX requests_create_time_idx",
-    "requests.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx (create_time>?)",
+    "idempotency.REQUESTS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
+    "idempotency.ANSWERS_BY_ID": "requests USING INDEX sqlite_autoindex_requests_1 (id=?)",
+    "idempotency.SIZES": "requests_create_time_idx (create_time<?)",
+    "idempotency.DELETE_OLD_REQUESTS": "requests_create_time_idx (create_time<?)",
+    "idempotency.NEWEST_TIME": "requests USING COVERING INDEX requests_create_time_idx",
+    "idempotency.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx (create_time>?)",
 }
 """The index that SQLite must choose for each statement that looks for rows."""
 
@@ -161,12 +161,12 @@ SERVED_BY_ON_POSTGRESQL = {
     "changes.SIZES": "changes_xid_seq_idx",
     "changes.CHANGES": "changes_xid_seq_idx",
     "changes.DELETE_CHANGES": "changes_xid_seq_idx",
-    "requests.REQUESTS_BY_ID": "requests_pkey",
-    "requests.ANSWERS_BY_ID": "requests_pkey",
-    "requests.SIZES": "requests_create_time_idx",
-    "requests.DELETE_OLD_REQUESTS": "requests_create_time_idx",
-    "requests.NEWEST_TIME": "requests_create_time_idx",
-    "requests.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx",
+    "idempotency.REQUESTS_BY_ID": "requests_pkey",
+    "idempotency.ANSWERS_BY_ID": "requests_pkey",
+    "idempotency.SIZES": "requests_create_time_idx",
+    "idempotency.DELETE_OLD_REQUESTS": "requests_create_time_idx",
+    "idempotency.NEWEST_TIME": "requests_create_time_idx",
+    "idempotency.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx",
 }
 """The same for PostgreSQL."""
 
@@ -190,7 +190,7 @@ WITHOUT_LOOKING = {
         "posts.CHECK_KEYS_BY_INDEX",
         # Few posts, or none, are marked at a time.
         "deletions.MARKS",
-        "requests.INSERT_REQUESTS",
+        "idempotency.INSERT_REQUESTS",
     },
     "postgresql": {
         "posts.CHECK_KEYS_BY_INDEX",
@@ -208,7 +208,7 @@ WITHOUT_LOOKING = {
         "changes.SAVE_CLOCK",
         "changes.BEGIN_ANEW[0]",
         "changes.BEGIN_ANEW[1]",
-        "requests.INSERT_REQUESTS",
+        "idempotency.INSERT_REQUESTS",
     },
 }
 """Statements that have no rows to look for, or none to choose among."""

@@ -291,7 +291,7 @@ def test_renewal_needs_no_restart(tmp_path: Path) -> None:
             assert list(client.posts.list()) == []
             files.renew(authority)
             second = new_key("b", "write")
-            wait_until(lambda: "file read again" in server.stderr())
+            wait_until(lambda: "file reloaded" in server.stderr())
             with storeapi.connect(
                 server.address,
                 tls_ca=files.client_ca,
@@ -300,6 +300,6 @@ def test_renewal_needs_no_restart(tmp_path: Path) -> None:
             ) as other:
                 assert other.posts.create(body="a").id == 1
             assert [post.body for post in client.posts.list()] == ["a"]
-        wait_until(lambda: "certificates read again" in server.stderr())
+        wait_until(lambda: "certificates reloaded" in server.stderr())
     finally:
         assert server.stop() == 0

@@ -61,7 +61,7 @@ def call(server: ServerProcess, service: str, method: str, data: Answer) -> Answ
     return answer
 
 
-def concatenated_texts(server: ServerProcess, *arguments: str) -> str:
+def output(server: ServerProcess, *arguments: str) -> str:
     """What grpcurl prints."""
     done = grpcurl(server, *arguments)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -276,7 +276,7 @@ def test_rpc_is_called_with_grpcurl(running: ServerProcess, service: str, method
 
 def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
     """All services, and the methods of each."""
-    assert concatenated_texts(running, "list").split() == [
+    assert output(running, "list").split() == [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
@@ -285,7 +285,7 @@ def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
         POSTS,
     ]
     for service in service_descriptors():
-        assert set(concatenated_texts(running, "list", service.full_name).split()) == {
+        assert set(output(running, "list", service.full_name).split()) == {
             method.full_name for method in service.methods
         }
 
@@ -334,7 +334,7 @@ def is_part_of(text: str, lines: Sequence[str]) -> bool:
 @pytest.mark.parametrize("symbol", COMMENTED)
 def test_describe_prints_the_comments(running: ServerProcess, symbol: str) -> None:
     """Every comment of the .proto file, of the element and of everything in it."""
-    lines = without_slashes(concatenated_texts(running, "describe", symbol))
+    lines = without_slashes(output(running, "describe", symbol))
 
     assert [text for text in COMMENTED[symbol] if not is_part_of(text, lines)] == []
 
@@ -362,7 +362,7 @@ def test_every_proto_element_has_a_comment() -> None:
 )
 def test_describe_prints_one_method_or_field(running: ServerProcess, symbol: str, line: str) -> None:
     """Without the rest of the service or message."""
-    lines = without_slashes(concatenated_texts(running, "describe", symbol))
+    lines = without_slashes(output(running, "describe", symbol))
 
     assert lines[0].startswith(f"{symbol} is ")
     assert [it for it in lines if it.startswith(line)]

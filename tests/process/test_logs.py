@@ -60,7 +60,7 @@ def server_process(database_file: Path) -> Iterator[ServerProcess]:
     process.kill()
 
 
-def help_section(server: ServerProcess) -> list[dict[str, Any]]:
+def log_lines(server: ServerProcess) -> list[dict[str, Any]]:
     """The log, of which every line must be a JSON object."""
     lines = [json.loads(line) for line in server.stderr().splitlines()]
     assert all(isinstance(line, dict) for line in lines)
@@ -70,7 +70,7 @@ def help_section(server: ServerProcess) -> list[dict[str, Any]]:
 def line_of_call(server: ServerProcess, call_id: str) -> dict[str, Any]:
     """Returns the log line of a call."""
     wait_until(lambda: call_id in server.stderr())
-    (line,) = [it for it in help_section(server) if it["event"] == "call" and it["call_id"] == call_id]
+    (line,) = [it for it in log_lines(server) if it["event"] == "rpc finished" and it["call_id"] == call_id]
     return line
 
 
@@ -89,7 +89,7 @@ async def test_call_is_logged_as_one_json_line(running: ServerProcess, channel: 
     line = line_of_call(running, call_id)
 
     assert line.keys() == {"event", "level", "timestamp", "method", "code", "ms", "peer", "call_id"}
-    assert (line["event"], line["level"]) == ("call", "info")
+    assert (line["event"], line["level"]) == ("rpc finished", "info")
     assert line["method"] == "storeapi.v1.PostService/CreatePost"
     assert line["code"] == "OK"
     assert 0 < line["ms"] < 60_000
@@ -155,7 +155,7 @@ async def test_streams_and_health_checks_are_logged(
     watch.cancel()
     # In a thread, for it is this loop that sends the cancellation.
     await asyncio.to_thread(wait_until, lambda: "Health/Watch" in running.stderr())
-    (line,) = [it for it in help_section(running) if it.get("method") == "grpc.health.v1.Health/Watch"]
+    (line,) = [it for it in log_lines(running) if it.get("method") == "grpc.health.v1.Health/Watch"]
     assert line["code"] == "CANCELLED"
 
 
@@ -172,8 +172,8 @@ async def test_stream_cancelled_during_a_response_is_logged(
 
     # In a thread, for it is this loop that sends the cancellation.
     await asyncio.to_thread(wait_until, lambda: "ChangeService/Watch" in running.stderr())
-    (line,) = [it for it in help_section(running) if it.get("method") == "storeapi.v1.ChangeService/Watch"]
-    assert (line["event"], line["code"]) == ("call", "CANCELLED")
+    (line,) = [it for it in log_lines(running) if it.get("method") == "storeapi.v1.ChangeService/Watch"]
+    assert (line["event"], line["code"]) == ("rpc finished", "CANCELLED")
 
 
 async def send_bodies_in_every_way(stubs: Stubs) -> list[ReceivedError]:
@@ -260,7 +260,7 @@ async def test_unhandled_exception_is_logged_with_its_traceback_and_without_bodi
     assert "store_service/service/resources.py" in log
     assert SECRET not in log
     if log_format == "json":
-        bugs = [line for line in help_section(server_process) if line["event"] == "bug"]
+        bugs = [line for line in log_lines(server_process) if line["event"] == "unhandled exception"]
         assert [line["level"] for line in bugs] == ["error"] * 6
         assert {line["call_id"] for line in bugs} == {error.trailing["x-call-id"] for error in errors}
 
@@ -300,8 +300,8 @@ async def test_calls_are_not_logged_at_level_warning(server_process: ServerProce
         await expect_error(Stubs(channel).create_post())
     assert server_process.stop() == 0
 
-    (line,) = help_section(server_process)
-    assert (line["event"], line["level"]) == ("bug", "error")
+    (line,) = log_lines(server_process)
+    assert (line["event"], line["level"]) == ("unhandled exception", "error")
 
 
 def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
@@ -309,7 +309,7 @@ def test_start_and_stop_are_logged(server_process: ServerProcess) -> None:
     (server_process.folder / "store.db").unlink()
     server_process.start()
     server_process.stop()
-    lines = help_section(server_process)
+    lines = log_lines(server_process)
 
     assert [line["event"] for line in lines] == ["schema upgraded", "serving", "stopping", "stopped"]
     assert lines[1]["address"] == server_process.address

@@ -118,7 +118,7 @@ def test_worker_restart_keeps_the_metrics_setting(
         wait_until(lambda: re.search("restarted workers|not all workers", supervisor.stderr()))
 
         assert "not all workers" not in supervisor.stderr()
-        assert supervisor.stderr().count("another address for metrics needs a new start") == 1
+        assert supervisor.stderr().count("a new metrics address takes effect after a full restart") == 1
         if first:
             assert scrape_metrics(wanted).total("store_worker_up") == 2
         else:

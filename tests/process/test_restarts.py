@@ -173,7 +173,7 @@ async def test_leaving_worker_uses_its_own_grace_period(tmp_path: Path, postgres
         supervisor.signal(signal.SIGHUP)
         await eventually(lambda: told(supervisor, "restarted workers", 1))
 
-        assert not told(supervisor, "worker killed, it did not stop", 1)
+        assert not told(supervisor, "worker killed: it did not stop in time", 1)
         assert told(supervisor, "stopped", 2)
     finally:
         await asyncio.to_thread(supervisor.stop)
@@ -217,7 +217,7 @@ async def test_invalid_setting_replaces_no_worker(tmp_path: Path, postgres_datab
         before = worker_pids(supervisor)
         (tmp_path / ".env").write_text("STORE_READ_CONNECTIONS=none")
         supervisor.signal(signal.SIGHUP)
-        await eventually(lambda: told(supervisor, "not restarted, for a setting is bad", 1))
+        await eventually(lambda: told(supervisor, "not restarted: invalid setting", 1))
 
         assert worker_pids(supervisor) == before
         assert "STORE_READ_CONNECTIONS" in supervisor.stderr()

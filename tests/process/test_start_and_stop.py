@@ -51,7 +51,7 @@ def logged(server_process: ServerProcess) -> list[dict[str, object]]:
 
 def events(server_process: ServerProcess) -> list[object]:
     """The log events in order, without calls."""
-    return [line["event"] for line in logged(server_process) if line["event"] != "call"]
+    return [line["event"] for line in logged(server_process) if line["event"] != "rpc finished"]
 
 
 # Starting
@@ -452,7 +452,7 @@ def test_signal_ends_a_waiting_start(
         server_process.kill()
         for connection in connections:
             connection.close()
-    assert {line["event"] for line in logged(server_process)} <= {"stopped before it served", "stopped"}
+    assert {line["event"] for line in logged(server_process)} <= {"stopped before serving", "stopped"}
 
 
 # Databases that go away

@@ -94,7 +94,7 @@ def test_both_workers_use_tls_and_authentication(supervisor: ServerProcess) -> N
         for _ in range(20):
             create_over_tls()
         (folder / "keys").write_text("")
-        wait_until(lambda: supervisor.stderr().count("file read again") == 2)
+        wait_until(lambda: supervisor.stderr().count("file reloaded") == 2)
         for _ in range(20):
             with pytest.raises(storeapi.CredentialsInvalid):
                 create_over_tls()
@@ -143,7 +143,7 @@ def test_failed_worker_start_is_repeated(supervisor: ServerProcess) -> None:
         os.kill(before[0], signal.SIGKILL)
         wait_until(lambda: times_told(supervisor, "worker does not start") > 0)
         supervisor.signal(signal.SIGHUP)
-        wait_until(lambda: times_told(supervisor, "not all workers restarted; the others go on as they were"))
+        wait_until(lambda: times_told(supervisor, "not all workers restarted; the others keep running"))
         assert before[1] in worker_pids(supervisor)
         assert create_post_on_new_connection(supervisor.address, "meanwhile").id > 0
 

@@ -54,7 +54,7 @@ async def test_clock_jump_deletes_nothing(server: ServerProcess, clock: Path) ->
         first = await create_once(channel)
         stored = [first.id, *[(await Stubs(channel).create_post()).id for _ in range(POSTS)]]
         jump(clock)
-        await eventually(lambda: "the clock has jumped" in server.stderr())
+        await eventually(lambda: "clock jumped" in server.stderr())
         later = await Stubs(channel).create_post("later")
         assert later.create_time.seconds - first.create_time.seconds > YEAR_SECONDS - 3600
         assert await create_once(channel) == first

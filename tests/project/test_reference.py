@@ -38,7 +38,7 @@ def tagless(markup: str) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", markup))
 
 
-def concatenated_texts(markup: str) -> str:
+def visible_text(markup: str) -> str:
     """What people read, in one line."""
     return " ".join(tagless(markup).split())
 
@@ -52,11 +52,11 @@ def test_every_public_name_is_in_the_reference(pages: dict[str, str], module: Mo
     for name, section in found.items():
         explained = re.search(r'<div class="docstring">(.*?)</div>', section, re.DOTALL)
         assert explained, name
-        assert len(concatenated_texts(explained[1]).split()) >= 3, name
+        assert len(visible_text(explained[1]).split()) >= 3, name
         value = getattr(module, name)
         if inspect.isclass(value) and value.__name__ == name:
             first = inspect.cleandoc(value.__doc__ or "").partition("\n\n")[0].replace("`", "")
-            assert concatenated_texts(first) in concatenated_texts(explained[1]), name
+            assert visible_text(first) in visible_text(explained[1]), name
 
 
 def test_every_field_and_method_is_explained(pages: dict[str, str]) -> None:

@@ -239,7 +239,7 @@ async def test_only_a_replay_counts_as_repeated(database_url: str) -> None:
     async with open_database(database_url) as store:
 
         async def create() -> bool:
-            await Posts(store).create([PostDraft(body="a")], request=request)
+            await Posts(store).create([PostDraft(body="a")], key=request)
             return is_replay()
 
         at_once = await asyncio.gather(*(asyncio.create_task(create()) for _ in range(3)))

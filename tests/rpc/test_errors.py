@@ -508,7 +508,7 @@ async def test_unhandled_exception_is_internal_with_a_call_id(
     assert call_id == error.trailing["x-call-id"]
     assert call_id in error.message
     assert is_silent(error, "secret", type(bug).__name__, "Traceback", "store_service", ".py")
-    (told,) = [it for it in logged if it["event"] == "bug"]
+    (told,) = [it for it in logged if it["event"] == "unhandled exception"]
     assert (told["call_id"], told["exc_info"]) == (call_id, bug)
 
 
@@ -612,7 +612,7 @@ async def test_expired_call_gets_deadline_exceeded(stubs: Stubs, monkeypatch: py
         await asyncio.wait_for(ended.wait(), scaled_timeout())
 
     assert error.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not [it for it in logged if it["event"] == "bug"]
+    assert not [it for it in logged if it["event"] == "unhandled exception"]
 
 
 def names(found: Iterable[type]) -> list[str]:

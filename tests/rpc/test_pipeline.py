@@ -184,10 +184,12 @@ async def test_caller_that_cancels_during_a_response_is_no_error(
             async with raw_client(server.running.address, greeting=PREFACE + nothing_at_once) as client:
                 client.call(path, request_sent.SerializeToString())
                 await client.answered()
-            await eventually(lambda: any(it["event"] == "call" for it in logged))
+            await eventually(lambda: any(it["event"] == "rpc finished" for it in logged))
         await server.stop()
 
-    assert [(it["event"], it["code"]) for it in logged if it["event"] in {"call", "bug"}] == [("call", code)]
+    assert [
+        (it["event"], it["code"]) for it in logged if it["event"] in {"rpc finished", "unhandled exception"}
+    ] == [("rpc finished", code)]
     assert not caplog.records
 
 
@@ -212,7 +214,7 @@ async def test_failed_send_to_a_connected_caller_is_an_unhandled_exception(
         error = await expect_error(ask_reflection(channel))
 
     assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-    assert [it["event"] for it in logged if it["log_level"] == "error"] == ["bug"]
+    assert [it["event"] for it in logged if it["log_level"] == "error"] == ["unhandled exception"]
 
 
 @SQLITE_ONLY

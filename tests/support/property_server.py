@@ -71,7 +71,7 @@ def running_server(process: ServerProcess) -> Iterator[LiveServer]:
     with contextlib.closing(grpc.insecure_channel(process.start().address)) as channel:
         yield LiveServer(process, channel)
     assert process.stop() == 0, process.stderr()
-    assert '"event": "bug"' not in process.stderr()
+    assert '"event": "unhandled exception"' not in process.stderr()
 
 
 def error_reason(outcome: Any) -> str | None:

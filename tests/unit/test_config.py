@@ -458,7 +458,7 @@ def test_every_setting_has_a_docstring() -> None:
 def test_misspelt_variables_are_found() -> None:
     environment = {
         "STORE_LISTEN": "x",
-        "store_readers": "2",
+        "store_read_connections": "2",
         "STORE_LISTENS": "x",
         "store_x": "",
         "PATH": "x",

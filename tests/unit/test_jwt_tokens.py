@@ -196,7 +196,7 @@ def test_expiry_is_reported(checker: Callable[..., Tokens]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("claim", "rights"),
+    ("claim", "permissions"),
     [
         ("read write watch", set(Permission)),
         ("openid read profile", {Permission.READ}),

@@ -42,7 +42,7 @@ def test_connection_limit_follows_the_file_limit(
 
     assert numbers == expected
     assert ("too low for STORE_MAX_CONNECTIONS" in log) == (expected[0] < connections)
-    assert ("raised the limit of open files" in log) == (soft < expected[1] == 1128)
+    assert ("open file limit raised" in log) == (soft < expected[1] == 1128)
 
 
 def test_file_limit_that_cannot_be_raised_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,8 +93,8 @@ def test_invalid_change_is_logged_once_and_retried(path: Path, file: ReloadedFil
     assert [it.get("problem", it["event"]) for it in logged] == [
         "STORE_X: must be small letters",
         "STORE_X: the file cannot be read: No such file or directory",
-        "a changed file can be used again",
-        "file read again",
+        "changed file is usable again",
+        "file reloaded",
     ]
 
 

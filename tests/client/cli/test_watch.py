@@ -25,7 +25,7 @@ def now(store: StoreClient) -> str:
     return next(store.posts.list().pages()).resume_token
 
 
-def help_section(process: subprocess.Popen[bytes], count: int) -> list[dict[str, Any]]:
+def output_lines(process: subprocess.Popen[bytes], count: int) -> list[dict[str, Any]]:
     assert process.stdout is not None
     return [json.loads(process.stdout.readline()) for _ in range(count)]
 
@@ -39,10 +39,10 @@ def test_changes_are_printed_until_ctrl_c(
     # The first response has the token from which nothing is missed.
     wait_until(token_file.exists)
     post = store.posts.create(body="ü\n")
-    (created,) = help_section(process, 1)
+    (created,) = output_lines(process, 1)
     comment = store.comments.create(post_id=post.id, body="b")
     store.posts.delete(post.id, force=True)
-    after = help_section(process, 3)
+    after = output_lines(process, 3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=scaled_timeout())
 

@@ -284,7 +284,7 @@ def _copy(last: dict[str, int]) -> None:
             # As it stands: SQLAlchemy would take a colon for a parameter.
             op.get_bind().exec_driver_sql(statement)
         except sa.exc.DBAPIError:
-            log.warning("an index could not be created again and was removed", index=name)
+            log.warning("index could not be recreated and was removed", index=name)
 
 
 def _copy_rows(table: str, *values: str) -> None:
