@@ -358,11 +358,14 @@ def environment_variable(field_name: str) -> str:
 
 
 def load(**overrides: Any) -> Config:
-    """Reads the settings; `overrides` (by field name) win over the environment.
+    """Reads the settings. `overrides`, by field name, take precedence over the environment.
 
     Raises:
-        BadSetting: A value is not allowed, or the file .env cannot be read.
+        BadSetting: A value is invalid, or the file .env cannot be read.
+        TypeError: An override is not a setting.
     """
+    if unknown := sorted(overrides.keys() - Config.model_fields.keys()):
+        raise TypeError(f"no such setting: {', '.join(unknown)}")
     # Without this, what cannot be read in the file would be left out, and a default take its place.
     variables_of_file()
     given = {

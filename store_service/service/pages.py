@@ -36,10 +36,10 @@ async def read_pages(
     requests: Sequence[PageRequest],
     read: Callable[[Connection, PageRequest], Awaitable[Page[R]]],
 ) -> list[Page[R] | ServiceError]:
-    """Reads the page of each request with `read`; a first page says from where to watch what it lists.
+    """Reads the page of each request with `read`. A first page has the resume token for a watch.
 
-    Requests for the same page are answered with one. What comes after MAX_HELD_BYTES is DEFERRED, so that many
-    requests for large pages do not fill the memory.
+    Equal requests share one page. Pages after MAX_HELD_BYTES are DEFERRED: many requests for large pages
+    must not fill the memory.
     """
     resume_token = ""
     if not all(request.page_token for request in requests):

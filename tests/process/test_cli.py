@@ -1,5 +1,6 @@
 """The command `store-service`: what it prints, how it ends, and what it leaves on disk."""
 
+import importlib
 import re
 import shlex
 import sqlite3
@@ -16,7 +17,6 @@ from click.testing import CliRunner, Result
 
 from store_service import cli
 from store_service import config as settings
-from store_service.cli import serve
 from store_service.database import schema
 from tests.support import legacy_database
 from tests.support.bash_completion import bash_completions, completion_line
@@ -206,7 +206,9 @@ def test_interrupted_command_prints_one_line(monkeypatch: pytest.MonkeyPatch, tm
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(serve, "settings_or_exit", interrupted)
+    # The package has the command under this name, not the module.
+    module = importlib.import_module("store_service.cli.serve")
+    monkeypatch.setattr(module, "settings_or_exit", interrupted)
     done = in_this_process("check")
 
     # What the terminal shows of Ctrl-C stays on a line of its own.

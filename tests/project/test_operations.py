@@ -163,7 +163,7 @@ def test_statements_for_two_roles_are_sufficient(postgres: str, tmp_path: Path) 
             server = ServerProcess(tmp_path, settings).start()
             try:
                 assert server.stop() == 0
-                assert "the change feed begins anew" in server.stderr()
+                assert "change feed restarted" in server.stderr()
             finally:
                 server.kill()
             with psycopg.connect(of(app)) as connection, pytest.raises(psycopg.errors.InsufficientPrivilege):

@@ -265,7 +265,9 @@ class TestUnreadable:
     def config(self, database_file: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
         """Connections that keep hardly a page in memory, and so meet every error of the disk."""
         monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "cache_size", 10)
-        return settings.load(DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", readers=2)
+        return settings.load(
+            DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", read_connections=2
+        )
 
     @contextmanager
     def broken(self, file: Path) -> Iterator[None]:

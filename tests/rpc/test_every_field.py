@@ -348,7 +348,7 @@ async def come_of(method: str, request: Message, world: Path, file: Path) -> str
     shutil.copy(world, file)
     url = f"sqlite:///{file}"
     before = database_contents(url)
-    config = settings.load(DATABASE_URL=url, listen="127.0.0.1:0", readers=1)
+    config = settings.load(DATABASE_URL=url, listen="127.0.0.1:0", read_connections=1)
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(
             method_path(BY_NAME[method]),

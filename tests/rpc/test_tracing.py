@@ -69,7 +69,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
 @pytest.fixture
 def config(database_url: str, spans: Spans) -> Config:
     """A server that makes spans."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", traces=True)
+    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", tracing=True)
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
@@ -223,7 +223,7 @@ async def test_failed_batch_is_a_span_error(
 ) -> None:
     """With the class of the error, which the caller sees as DATABASE_BUSY."""
     config = settings.load(
-        DATABASE_URL=database_url, listen="127.0.0.1:0", traces=True, lock_timeout_seconds=0.05
+        DATABASE_URL=database_url, listen="127.0.0.1:0", tracing=True, lock_timeout_seconds=0.05
     )
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         with write_lock(database_url):

@@ -455,6 +455,12 @@ def test_every_setting_has_a_docstring() -> None:
         assert '\n    """' in rest.split("\n\n")[0], name
 
 
+def test_misspelt_override_is_an_error() -> None:
+    """It would otherwise be ignored."""
+    with pytest.raises(TypeError, match="no such setting: listne"):
+        load(listne="127.0.0.1:0")
+
+
 def test_misspelt_variables_are_found() -> None:
     environment = {
         "STORE_LISTEN": "x",
