@@ -89,7 +89,7 @@ async def test_mask_of_more_than_100_paths_is_refused(api: ResourceApi) -> None:
 
         assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
         assert error.fields == ["update_mask"]
-        assert error.message == "update_mask: must not name more than 100 paths"
+        assert error.message == "update_mask: must not have more than 100 paths"
     assert await api.get(resource.id) == resource
 
     updated = await api.update(api.resource(id=resource.id, body="after"), ["body"] * 100)

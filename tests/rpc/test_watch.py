@@ -20,7 +20,7 @@ from store_service import config as settings
 from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connect import is_sqlite
-from store_service.rpc import validation
+from store_service.rpc.validation import watch as watch_validation
 from store_service.server import RunningServer, serving
 from store_service.service import changes as store_changes
 from store_service.service import retention, snapshot
@@ -517,7 +517,7 @@ async def test_heartbeats_have_tokens(
     stubs: Stubs, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also while only filtered changes happen."""
-    monkeypatch.setattr(validation, "MIN_HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watch_validation, "MIN_HEARTBEAT_SECONDS", 0.05)
     interval = Duration(nanos=50_000_000)
     post = await stubs.create_post()
     tokens = []
@@ -539,7 +539,7 @@ async def test_heartbeat_token_advances(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch without matching changes does not expire."""
-    monkeypatch.setattr(validation, "MIN_HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(watch_validation, "MIN_HEARTBEAT_SECONDS", 0.05)
     async with watch_from_now(
         channel, kinds=[COMMENT], heartbeat_interval=Duration(nanos=50_000_000)
     ) as watch:

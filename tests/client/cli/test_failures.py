@@ -48,7 +48,7 @@ def test_every_service_error_has_an_exit_code() -> None:
         (["posts", "list", "--limit", "0"], 0, ""),
         (["posts", "create", ""], 1, "FIELD_INVALID: BODY: must not be empty"),
         (["posts", "update", "1", ""], 1, "FIELD_INVALID: BODY: must not be empty"),
-        (["posts", "delete", "1", "2", "1"], 1, "BATCH_DUPLICATE: ID argument 3: names 1 again"),
+        (["posts", "delete", "1", "2", "1"], 1, "BATCH_DUPLICATE: ID argument 3: duplicate id 1"),
         (["posts", "create", "a", "--request-id", "0" * 32], 1, "FIELD_INVALID: --request-id: must be"),
         (["watch", "--resume-token", "x"], 1, "RESUME_TOKEN_INVALID: --resume-token: is no token"),
         (["export", "missing/all.jsonl"], 1, "missing/all.jsonl: No such file or directory"),

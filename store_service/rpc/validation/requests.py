@@ -1,0 +1,275 @@
+"""Validation of every request of posts, comments and watches."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
+
+from store_service.errors import FieldInvalid
+from store_service.model import (
+    ORDERS,
+    CommentDraft,
+    Deletion,
+    Order,
+    PageRequest,
+    PostDraft,
+    Query,
+    Update,
+    WatchFilter,
+    WatchStart,
+)
+from store_service.rpc.validation.idempotency import check_request_id
+from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
+from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
+from store_service.rpc.validation.violations import Violations
+from store_service.rpc.validation.watch import watch_request
+
+MAX_BATCH = 1000
+"""Maximum number of ids or requests in one batch request."""
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+
+_SPACES = re.compile(r"\s+")
+
+
+class Validation:
+    """Checks requests against the limits of this server.
+
+    A method raises the subclass of `InvalidRequest` that the first violation names, with all violations.
+    """
+
+    def __init__(
+        self, *, max_body_bytes: int, max_batch_size: int = MAX_BATCH, max_page_size: int = MAX_PAGE_SIZE
+    ) -> None:
+        """Takes the maximum size of a body in bytes of UTF-8, of a batch, and of a page."""
+        self._max_body_bytes = max_body_bytes
+        self._max_batch_size = max_batch_size
+        self._max_page_size = max_page_size
+        self._rules: dict[str, Callable[[Any, str, Violations], None]] = {
+            "body": self._check_body,
+            "post_id": lambda value, path, violations: violations.check_id(value, path),
+        }
+        """One rule for each field that a caller sets."""
+        assert self._rules.keys() >= {*POST.content, *COMMENT.content}, "every field has a rule"
+
+    # Create
+
+    def post_drafts(
+        self, request: posts_pb2.CreatePostRequest | posts_pb2.BatchCreatePostsRequest
+    ) -> tuple[PostDraft, ...]:
+        """Returns the posts to create; one unless the request is a batch."""
+        return tuple([PostDraft(**content) for content, _ in self._contents(POST, request)])
+
+    def comment_drafts(
+        self, request: comments_pb2.CreateCommentRequest | comments_pb2.BatchCreateCommentsRequest
+    ) -> tuple[CommentDraft, ...]:
+        """Returns the comments to create; one unless the request is a batch."""
+        contents = self._contents(COMMENT, request)
+        return tuple([CommentDraft(**content, field=f"{path}.post_id") for content, path in contents])
+
+    def _contents(
+        self,
+        resource: ResourceMessage,
+        request: posts_pb2.CreatePostRequest
+        | posts_pb2.BatchCreatePostsRequest
+        | comments_pb2.CreateCommentRequest
+        | comments_pb2.BatchCreateCommentsRequest,
+    ) -> list[tuple[dict[str, Any], str]]:
+        """Returns the content of each resource to create, and its path in the request."""
+        violations = Violations(self._max_batch_size)
+        each: Sequence[tuple[str, Any]] = [("", request)]
+        if isinstance(request, posts_pb2.BatchCreatePostsRequest | comments_pb2.BatchCreateCommentsRequest):
+            violations.check_batch_size("requests", request.requests)
+            each = violations.requests_with_paths("requests", request.requests)
+        name, fields = resource.name, resource.content
+        contents: list[tuple[dict[str, Any], str]] = []
+        for prefix, one in each:
+            path = f"{prefix}{name}"
+            message = getattr(one, name)
+            content = {field: getattr(message, field) for field in fields}
+            if not one.HasField(name):
+                violations.add(FieldInvalid, path, "is required")
+            else:
+                resource.check_output_only(message, path, violations)
+                for field, value in content.items():
+                    self._rules[field](value, f"{path}.{field}", violations)
+            contents.append((content, path))
+        check_request_id(request, violations)
+        violations.raise_if_any()
+        return contents
+
+    def _check_body(self, body: str, field: str, violations: Violations) -> None:
+        if not body:
+            violations.add(FieldInvalid, field, "must not be empty")
+        # A character has at most 4 bytes, so most bodies need not be encoded to find their size.
+        elif 4 * len(body) > self._max_body_bytes and len(body.encode()) > self._max_body_bytes:
+            violations.add(
+                FieldInvalid, field, f"must not be longer than {self._max_body_bytes} bytes of UTF-8"
+            )
+        if "\0" in body:
+            violations.add(FieldInvalid, field, "must not contain a NUL character")
+
+    # Get and list
+
+    def id(self, request: posts_pb2.GetPostRequest | comments_pb2.GetCommentRequest) -> int:
+        """Returns the id of the resource to get."""
+        if request.id <= 0:
+            raise FieldInvalid.at("id", "is required and must be positive")
+        return request.id
+
+    def ids(
+        self, request: posts_pb2.BatchGetPostsRequest | comments_pb2.BatchGetCommentsRequest
+    ) -> Sequence[int]:
+        """Returns the ids of the resources to get."""
+        return self._batch_of_ids("ids", request.ids)
+
+    def post_ids(self, request: comments_pb2.CountCommentsRequest) -> Sequence[int]:
+        """Returns the ids of the posts whose comments are counted."""
+        return self._batch_of_ids("post_ids", request.post_ids)
+
+    def _batch_of_ids(self, field: str, ids: Sequence[int]) -> Sequence[int]:
+        violations = Violations(self._max_batch_size)
+        violations.check_batch_size(field, ids)
+        violations.check_ids(field, ids)
+        violations.raise_if_any()
+        return tuple(ids)
+
+    def page_of_posts(self, request: posts_pb2.ListPostsRequest) -> PageRequest:
+        """Returns the page of posts to list."""
+        violations = Violations(self._max_batch_size)
+        query = Query(resource="posts", order=_order(request.order_by, violations))
+        return self._page(request, query, violations)
+
+    def page_of_comments(self, request: comments_pb2.ListCommentsRequest) -> PageRequest:
+        """Returns the page of comments to list."""
+        violations = Violations(self._max_batch_size)
+        if request.post_id < 0:
+            violations.add(FieldInvalid, "post_id", "must be positive, or 0 for the comments of all posts")
+        query = Query(
+            resource="comments", order=_order(request.order_by, violations), post_id=request.post_id
+        )
+        return self._page(request, query, violations)
+
+    def _page(
+        self,
+        request: posts_pb2.ListPostsRequest | comments_pb2.ListCommentsRequest,
+        query: Query,
+        violations: Violations,
+    ) -> PageRequest:
+        if request.page_size < 0:
+            violations.add(FieldInvalid, "page_size", f"must not be negative; 0 means {DEFAULT_PAGE_SIZE}")
+        violations.raise_if_any()
+        page_size = min(request.page_size or DEFAULT_PAGE_SIZE, self._max_page_size)
+        return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
+
+    # Watch
+
+    def watch(self, request: changes_pb2.WatchRequest) -> tuple[WatchStart, WatchFilter, float]:
+        """Returns the start and the filter of a watch, and the maximum seconds between two responses."""
+        return watch_request(request, max_batch_size=self._max_batch_size)
+
+    # Update
+
+    def post_update(self, request: posts_pb2.UpdatePostRequest) -> Update:
+        """Returns the update of a post."""
+        return self._update(POST, request)
+
+    def comment_update(self, request: comments_pb2.UpdateCommentRequest) -> Update:
+        """Returns the update of a comment."""
+        return self._update(COMMENT, request)
+
+    def _update(
+        self,
+        resource: ResourceMessage,
+        request: posts_pb2.UpdatePostRequest | comments_pb2.UpdateCommentRequest,
+    ) -> Update:
+        violations = Violations(self._max_batch_size)
+        name = resource.name
+        message: Any = getattr(request, name)
+        mask = UpdateMask(request.update_mask)
+        values = {
+            field: value
+            for field in resource.mutable
+            for value in [getattr(message, field)]
+            if mask.names(field, is_set=bool(value))
+        }
+        if mask.is_too_long:
+            violations.add(FieldInvalid, "update_mask", f"must not have more than {MAX_PATHS} paths")
+        if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
+            violations.add(FieldInvalid, name, "is required")
+        else:
+            violations.check_id(message.id, f"{name}.id")
+            mask.check_paths(resource, violations)
+            for field, value in values.items():
+                self._rules[field](value, f"{name}.{field}", violations)
+            if mask.is_unset and not values:
+                violations.add(
+                    FieldInvalid,
+                    f"{name}.{resource.mutable[0]}",
+                    "must be set if update_mask is unset; the request changes nothing",
+                )
+        check_request_id(request, violations)
+        violations.raise_if_any()
+
+        return Update(
+            id=message.id,
+            values=values,
+            etag=message.etag,
+            unchangeable=tuple(
+                [
+                    (field, stored_value(message, field))
+                    for field in resource.unchangeable
+                    if mask.names(field, is_set=resource.is_set(message, field), star_means_set=True)
+                ]
+            ),
+            request_field=name,
+        )
+
+    # Delete
+
+    def post_deletion(
+        self, request: posts_pb2.DeletePostRequest | posts_pb2.BatchDeletePostsRequest
+    ) -> Deletion:
+        """Returns the posts to delete; one unless the request is a batch."""
+        ids, etag = self._ids_to_delete(request)
+        return Deletion(ids=ids, etag=etag, force=request.force, allow_missing=request.allow_missing)
+
+    def comment_deletion(
+        self, request: comments_pb2.DeleteCommentRequest | comments_pb2.BatchDeleteCommentsRequest
+    ) -> Deletion:
+        """Returns the comments to delete; one unless the request is a batch."""
+        ids, etag = self._ids_to_delete(request)
+        return Deletion(ids=ids, etag=etag, allow_missing=request.allow_missing)
+
+    def _ids_to_delete(
+        self,
+        request: posts_pb2.DeletePostRequest
+        | posts_pb2.BatchDeletePostsRequest
+        | comments_pb2.DeleteCommentRequest
+        | comments_pb2.BatchDeleteCommentsRequest,
+    ) -> tuple[tuple[int, ...], str]:
+        """Returns the ids, and the etag of the only one; empty for a batch."""
+        violations = Violations(self._max_batch_size)
+        if isinstance(request, posts_pb2.DeletePostRequest | comments_pb2.DeleteCommentRequest):
+            violations.check_id(request.id, "id")
+            ids: Sequence[int] = (request.id,)
+            etag = request.etag
+        else:
+            violations.check_batch_size("ids", request.ids)
+            violations.check_ids("ids", request.ids, unique=True)
+            ids, etag = request.ids, ""
+        check_request_id(request, violations)
+        violations.raise_if_any()
+        return tuple(ids), etag
+
+
+def _order(order_by: str, violations: Violations) -> Order:
+    """Returns the order that a request names. Additional spaces are allowed."""
+    words = _SPACES.sub(" ", order_by.strip()) or "id"
+    for order in ORDERS:
+        if words == order:
+            return order
+    violations.add(FieldInvalid, "order_by", 'must be "id" or "id desc"')
+    return "id"

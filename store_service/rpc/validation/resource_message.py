@@ -1,0 +1,58 @@
+"""The message of a resource in requests: which fields it has, and which of them a request may set."""
+
+from typing import Any
+
+from google.protobuf.message import Message
+from storeapi.v1 import comments_pb2, posts_pb2
+
+from store_service.errors import FieldInvalid
+from store_service.model import Comment, CommentDraft, Post, PostDraft
+from store_service.rpc.convert import microseconds_from_timestamp
+from store_service.rpc.validation.violations import Violations
+from store_service.service.comments import COMMENTS
+from store_service.service.posts import POSTS
+from store_service.service.resources import ResourceType
+
+
+class ResourceMessage:
+    """The fields of a resource message, by who sets them."""
+
+    def __init__(
+        self,
+        type: ResourceType[Post, PostDraft] | ResourceType[Comment, CommentDraft],
+        message: type[Message],
+    ) -> None:
+        """Takes the description of the resource and its message."""
+        self.name = type.name
+        self.mutable = type.fields.mutable
+        self.immutable = type.fields.immutable
+        self.content = type.fields.content
+        self.is_submessage = {it.name: it.message_type is not None for it in message.DESCRIPTOR.fields}
+        """All fields, and whether each is a message itself."""
+        others = [name for name in self.is_submessage if name not in self.content]
+        self.output_only = tuple(sorted(others, key=self.is_submessage.__getitem__))
+        self.unchangeable = (
+            *self.immutable,
+            *(name for name in self.output_only if self.is_submessage[name]),
+        )
+        """Fields that an update may set, but only to the stored value."""
+
+    def is_set(self, message: Any, field: str) -> bool:
+        """Whether a message has a field."""
+        return bool(message.HasField(field) if self.is_submessage[field] else getattr(message, field))
+
+    def check_output_only(self, message: Any, path: str, violations: Violations) -> None:
+        """Checks that no output-only field is set in a message of a create request."""
+        for field in self.output_only:
+            if self.is_set(message, field):
+                violations.add(FieldInvalid, f"{path}.{field}", "is set by the server; leave it unset")
+
+
+def stored_value(message: Any, field: str) -> int:
+    """Returns the value of an unchangeable field as the database stores it."""
+    value = getattr(message, field)
+    return value if isinstance(value, int) else microseconds_from_timestamp(value)
+
+
+POST = ResourceMessage(POSTS, posts_pb2.Post)
+COMMENT = ResourceMessage(COMMENTS, comments_pb2.Comment)
