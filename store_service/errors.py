@@ -1,7 +1,7 @@
-"""Everything that can go wrong in a way that a caller should know.
+"""The errors that callers see, and the errors that end a command.
 
     ServiceError
-    ├── InvalidRequest          the request is wrong, whatever is stored
+    ├── InvalidRequest          the request is not valid, regardless of what is stored
     │   ├── RequestMalformed
     │   ├── FieldInvalid
     │   ├── FieldMaskInvalid
@@ -14,7 +14,7 @@
     │   ├── RequestIdReused
     │   ├── ResumeTokenInvalid
     │   └── ResumeTokenForeign
-    ├── Unauthenticated         the service does not know who calls
+    ├── Unauthenticated         the caller is not authenticated
     │   ├── CredentialsMissing
     │   └── CredentialsInvalid
     ├── PermissionDenied
@@ -37,11 +37,11 @@
     ├── SchemaMismatch
     └── StorageFull
 
-The leaves are raised; `rpc/status.py` says what a caller sees of each. Their text is for callers: it
-never holds the text of another error, SQL, a path or an address. Anything else that is raised is a
-bug, and callers see INTERNAL.
+Only the leaves are raised. `rpc/status.py` maps each leaf to a status. Their text is for callers: it never
+contains the text of another error, SQL, a path or an address. Any other exception is an unhandled exception,
+and callers get INTERNAL.
 
-No caller sees an OperatorError: it ends a command of whoever runs the service.
+An OperatorError and a BadSetting end a command. Callers do not see them.
 """
 
 from collections.abc import Sequence
@@ -49,38 +49,37 @@ from dataclasses import dataclass
 
 
 class ServiceError(Exception):
-    """The root of the tree."""
+    """The base class of all errors that callers see."""
 
 
 class OperatorError(Exception):
-    """What somebody who runs the service has to put right; the text is one line that tells them.
+    """A problem that the operator of the service has to solve. The text is one line.
 
-    It ends a command with exit code 1. Each is defined where it is raised.
+    It ends a command with exit code 1. Subclasses are defined where they are raised.
     """
 
 
 class BadSetting(Exception):
-    """A setting has a value that is not allowed; the text is one line that names it."""
+    """A setting has a value that is not allowed. The text is one line that names the setting."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Violation:
-    """One field of a request that is wrong."""
+    """One field of a request that is not valid."""
 
     error: type["InvalidRequest"]
-    """The leaf that this violation alone would raise."""
+    """The error that this violation alone would raise."""
     field: str
-    """Path from the request's root: post.body, requests[3].comment.post_id."""
+    """Path from the root of the request: post.body, requests[3].comment.post_id."""
     description: str
     """What is wrong and what is allowed."""
 
 
 class InvalidRequest(ServiceError):
-    """The request is wrong, whatever is stored."""
+    """The request is not valid, regardless of what is stored."""
 
     def __init__(self, violations: Sequence[Violation] = (), *, more_count: int = 0) -> None:
-        """Takes the violations of the request, the one that gives the error its name first, and how many
-        more there are that nobody is told of."""
+        """Takes the violations to report, of which the first has this class, and the number of others."""
         texts = [f"{it.field}: {it.description}".removeprefix(": ") for it in violations]
         super().__init__("; ".join([*texts, f"and {more_count} more"] if more_count else texts))
         self.violations = tuple(violations)
@@ -88,16 +87,16 @@ class InvalidRequest(ServiceError):
 
     @classmethod
     def at(cls, field: str, description: str) -> "InvalidRequest":
-        """The error of a request in which one field is wrong."""
+        """Returns the error of a request with one violation."""
         return cls([Violation(error=cls, field=field, description=description)])
 
 
 class RequestMalformed(InvalidRequest):
-    """The bytes are no message of the method's request type."""
+    """The bytes are not a message of the request type of the method."""
 
 
 class FieldInvalid(InvalidRequest):
-    """Fields hold values that are not allowed."""
+    """Fields have values that are not allowed."""
 
 
 class FieldMaskInvalid(InvalidRequest):
@@ -105,86 +104,86 @@ class FieldMaskInvalid(InvalidRequest):
 
 
 class FieldImmutable(InvalidRequest):
-    """An update would change a field that never changes."""
+    """An update would change an immutable or output-only field."""
 
 
 class PageTokenInvalid(InvalidRequest):
-    """page_token was not made by this service, or was damaged."""
+    """page_token is not a page token of this service, or it is damaged."""
 
 
 class PageTokenMismatch(InvalidRequest):
-    """page_token belongs to another query."""
+    """page_token belongs to a different query."""
 
 
 class BatchEmpty(InvalidRequest):
-    """A batch holds nothing."""
+    """A batch has no elements."""
 
 
 class BatchTooLarge(InvalidRequest):
-    """A batch holds more than is allowed."""
+    """A batch has too many elements."""
 
     def __init__(
         self, violations: Sequence[Violation] = (), *, more_count: int = 0, count: int, max_count: int
     ) -> None:
-        """Takes also how many there were and how many are allowed."""
+        """Takes also the number of elements, and the maximum."""
         super().__init__(violations, more_count=more_count)
         self.count = count
         self.max_count = max_count
 
 
 class BatchDuplicate(InvalidRequest):
-    """A batch names an id twice where that makes no sense."""
+    """A batch contains an id twice, and the method does not allow that."""
 
 
 class RequestIdReused(InvalidRequest):
-    """request_id was used before for another request."""
+    """request_id was already used for a different request."""
 
 
 class ResumeTokenInvalid(InvalidRequest):
-    """resume_token was not made by this service, or was damaged."""
+    """resume_token is not a resume token of this service, or it is damaged."""
 
 
 class ResumeTokenForeign(InvalidRequest):
-    """resume_token belongs to another store, or to a past that this store no longer has."""
+    """resume_token belongs to another store, or to changes that this store has lost."""
 
 
 class Unauthenticated(ServiceError):
-    """The service does not know who calls."""
+    """The caller is not authenticated."""
 
 
 class CredentialsMissing(Unauthenticated):
-    """The call has no credentials, and needs some."""
+    """The call requires credentials and has none."""
 
     def __init__(self) -> None:
-        """Needs no data."""
-        super().__init__("the call needs credentials: metadata authorization, with Bearer and a key")
+        """Takes nothing."""
+        super().__init__('the call has no credentials; send the metadata "authorization: Bearer KEY"')
 
 
 class CredentialsInvalid(Unauthenticated):
-    """The call has credentials that are not good."""
+    """The call has credentials that are not valid."""
 
     def __init__(self, problem: str) -> None:
-        """Takes what is wrong, in words that help who has good ones and nobody else."""
+        """Takes the problem, in words that do not help to guess valid credentials."""
         super().__init__(problem)
 
 
 class PermissionDenied(ServiceError):
-    """The caller is known, and may not do this."""
+    """The caller is authenticated and does not have the permission for this call."""
 
     def __init__(self, *, permission: str) -> None:
-        """Takes the right that is missing."""
-        super().__init__(f"the caller does not have the right to {permission}")
+        """Takes the missing permission."""
+        super().__init__(f"the caller does not have the permission {permission}")
         self.permission = permission
 
 
 class NotFound(ServiceError):
-    """Something that the request names is not there."""
+    """Resources that the request names do not exist."""
 
     kind: str
-    """What is missing, in words."""
+    """The type of the resources, in lower case."""
 
     def __init__(self, *, ids: Sequence[int], fields: Sequence[str] = ()) -> None:
-        """Takes what is missing and, when it is not what was asked for itself, the field naming each."""
+        """Takes the missing ids and, if they are not the resources of the call, the field that names each."""
         named = ", ".join(str(id) for id in ids[:10]) + (", ..." if len(ids) > 10 else "")
         others = ", ..." if len(fields) > 1 else ""
         super().__init__(
@@ -195,19 +194,19 @@ class NotFound(ServiceError):
 
 
 class PostNotFound(NotFound):
-    """There is no such post."""
+    """Posts do not exist."""
 
     kind = "post"
 
 
 class CommentNotFound(NotFound):
-    """There is no such comment."""
+    """Comments do not exist."""
 
     kind = "comment"
 
 
 def comments(count: int) -> str:
-    """So many comments, in words."""
+    """Returns a number of comments in words."""
     return "1 comment" if count == 1 else f"{count} comments"
 
 
@@ -215,7 +214,7 @@ class PostHasComments(ServiceError):
     """Posts with comments are deleted only with force."""
 
     def __init__(self, *, comment_counts: dict[int, int]) -> None:
-        """Takes how many comments each refused post has, by post id."""
+        """Takes the number of comments of each refused post, by post id."""
         post_id, count = next(iter(comment_counts.items()))
         others = f" (and {len(comment_counts) - 1} other posts have some)" if len(comment_counts) > 1 else ""
         super().__init__(f"post {post_id} has {comments(count)}{others}; set force to delete them too")
@@ -223,12 +222,12 @@ class PostHasComments(ServiceError):
 
 
 class EtagMismatch(ServiceError):
-    """The resource was changed since the caller read it."""
+    """The resource has changed since the caller read it."""
 
     def __init__(self, *, resource_type: str, id: int, current_etag: str) -> None:
-        """Takes what was to be changed, and the etag that it has now."""
+        """Takes the resource, and its current etag."""
         super().__init__(
-            f"{resource_type.lower()} {id} was changed since it was read; read it again and decide again"
+            f"{resource_type.lower()} {id} has changed since it was read; read it again before you retry"
         )
         self.resource_type = resource_type
         self.id = id
@@ -236,67 +235,64 @@ class EtagMismatch(ServiceError):
 
 
 class ResponseTooLarge(ServiceError):
-    """The answer to a batch would be larger than a message may be; nothing was done."""
+    """The response of a batch would exceed the maximum size of a message; nothing was done."""
 
     def __init__(self, *, max_bytes: int) -> None:
-        """Takes how large an answer may be."""
-        super().__init__(f"the answer would be larger than {max_bytes} bytes; ask for fewer at once")
+        """Takes the maximum size of a response."""
+        super().__init__(f"the response would be larger than {max_bytes} bytes; send a smaller batch")
         self.max_bytes = max_bytes
 
 
 class ResumeTokenExpired(ServiceError):
-    """Changes behind resume_token have been deleted; it cannot be continued without a gap."""
+    """Changes after resume_token have been deleted, so a watch from it would have a gap."""
 
     def __init__(self, *, earliest_resume_token: str) -> None:
-        """Takes the token of the oldest change that is still kept."""
+        """Takes the token from which a watch receives the oldest change that is kept."""
         super().__init__(
-            "changes behind this resume_token are no longer kept; start again with initial_state, or with"
-            " earliest if missed changes do not matter"
+            "changes after this resume_token are no longer kept; start again with initial_state or earliest"
         )
         self.earliest_resume_token = earliest_resume_token
 
 
 class WatchLimit(ServiceError):
-    """As many watches are open as this server, or one connection, may have."""
+    """The maximum number of watches is open on this server or connection."""
 
     def __init__(self, *, limit: int, kind: str = "watches", where: str = "server process") -> None:
-        """Takes how many may be open, of which kind and where, in words."""
-        super().__init__(f"{limit} {kind} are open on this {where} and no more are allowed; try again later")
+        """Takes the maximum, what is counted, and where, in words."""
+        super().__init__(f"{limit} {kind} are open on this {where}, which is the maximum; retry later")
         self.limit = limit
         self.kind = kind
         self.where = where
 
 
 class RateLimited(ServiceError):
-    """The caller makes more calls than this server lets one caller make; nothing was done."""
+    """The caller exceeded the rate limit; nothing was done."""
 
     def __init__(self, *, calls_per_second: float, retry_seconds: float) -> None:
-        """Takes how many are allowed, and when the next one will be."""
-        super().__init__(
-            f"more than {calls_per_second:g} calls a second came from this caller; call again more slowly"
-        )
+        """Takes the rate limit, and the time until the next call is allowed."""
+        super().__init__(f"the caller exceeded the rate limit of {calls_per_second:g} calls per second")
         self.calls_per_second = calls_per_second
         self.retry_seconds = retry_seconds
 
 
 class Unavailable(ServiceError):
-    """Nothing was done; the same call may succeed later."""
+    """Nothing was done. The same call may succeed later."""
 
 
 class Overloaded(Unavailable):
-    """As many calls are running as this server allows; nothing was done."""
+    """The maximum number of calls is in flight; nothing was done."""
 
     def __init__(self) -> None:
-        """Needs no data."""
-        super().__init__("the server has as much to do as it can; call again later")
+        """Takes nothing."""
+        super().__init__("the server is overloaded; retry later")
 
 
 class ShuttingDown(Unavailable):
-    """The server stops and takes no new calls."""
+    """The server stops and accepts no new calls."""
 
     def __init__(self, *, resume_token: str = "") -> None:
-        """Takes where a watch can go on; empty for other calls."""
-        super().__init__("the server is stopping; call again on another connection")
+        """Takes the token from which a watch can continue; empty for other calls."""
+        super().__init__("the server is shutting down; retry on another connection")
         self.resume_token = resume_token
 
 
@@ -304,47 +300,49 @@ class StreamStalled(Unavailable):
     """The caller of a stream has read nothing for too long."""
 
     def __init__(self, *, seconds: float) -> None:
-        """Takes for how long."""
-        super().__init__(f"nothing was read for {seconds:g} seconds; call again and go on from what was read")
+        """Takes the time without a read."""
+        super().__init__(
+            f"the caller has read nothing for {seconds:g} s; call again and continue after the last response"
+        )
 
 
 class DatabaseBusy(Unavailable):
-    """Others held locks in the database for too long."""
+    """Other transactions held locks in the database for too long."""
 
     def __init__(self) -> None:
-        """Needs no data."""
-        super().__init__("the database is busy; call again later")
+        """Takes nothing."""
+        super().__init__("the database is busy; retry later")
 
 
 class DatabaseUnavailable(Unavailable):
     """The database cannot be reached, read or written."""
 
     def __init__(self) -> None:
-        """Needs no data."""
-        super().__init__("the database is not available; call again later")
+        """Takes nothing."""
+        super().__init__("the database is unavailable; retry later")
 
 
 class ReadOnly(ServiceError):
-    """The server takes no writes for now; nothing was done."""
+    """The server is in read-only mode; nothing was done."""
 
     def __init__(self) -> None:
-        """Needs no data."""
-        super().__init__("the server is in read-only mode and takes no writes for now")
+        """Takes nothing."""
+        super().__init__("the server is in read-only mode and accepts no writes")
 
 
 class SchemaMismatch(ServiceError):
-    """The database's schema is not the one that this program is made for."""
+    """The database has a different schema than this program needs."""
 
     def __init__(self, *, expected: str, actual: str) -> None:
-        """Takes the revision of this program and the one found."""
+        """Takes the schema revision that this program needs, and the one of the database."""
         super().__init__(f"the database has schema {actual}, this program needs {expected}")
         self.expected = expected
         self.actual = actual
 
 
 class StorageFull(ServiceError):
-    """The database's disk is full; nothing was stored."""
+    """The disk of the database is full; nothing was stored."""
 
     def __init__(self) -> None:
-        """Needs no data."""
+        """Takes nothing."""
         super().__init__("the disk of the database is full; nothing was stored")

@@ -1,7 +1,7 @@
-"""What the service stores, and what callers ask for, without a word of gRPC or SQL.
+"""Values that all layers share: resources, requests and changes, independent of gRPC and SQL.
 
-Times are microseconds since 1970-01-01 UTC. A time is None on rows that were stored before times
-were kept.
+Times are microseconds since 1970-01-01 UTC. A time is None on rows that were stored by a version without
+times.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,18 +14,18 @@ Resource = TypeVar("Resource")
 Argument = TypeVar("Argument")
 
 Order = Literal["id", "id desc"]
-"""How a list is sorted: oldest first, or newest first."""
+"""Order of a list: oldest first, or newest first."""
 
 ORDERS: tuple[Order, ...] = ("id", "id desc")
 
 
 def format_etag(version: int) -> str:
-    """The opaque string that callers see instead of a row's version."""
+    """Returns the etag of a version."""
     return f"v{version:x}"
 
 
 IMMUTABLE: Mapping[str, str] = {"behavior": "immutable"}
-"""Metadata of a field that a caller sets on create and that never changes."""
+"""Metadata of a field that a caller sets on create. It never changes."""
 
 OUTPUT_ONLY: Mapping[str, str] = {"behavior": "output_only"}
 """Metadata of a field that the server sets."""
@@ -51,7 +51,7 @@ class Post(PostContent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostDraft(PostContent):
-    """A post to be stored."""
+    """A post to create."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,17 +75,17 @@ class Comment(CommentContent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommentDraft(CommentContent):
-    """A comment to be stored."""
+    """A comment to create."""
 
     field: str = "comment.post_id"
-    """Where the request names the post, for the error when there is no such post."""
+    """Path of the post id in the request, for the error if the post does not exist."""
 
 
 class ResourceFields:
-    """The fields of a resource, by who sets them. Derived from its dataclass."""
+    """The fields of a resource by behavior: mutable, immutable or output only."""
 
     def __init__(self, model: type[Post] | type[Comment]) -> None:
-        """Reads the metadata of the fields."""
+        """Takes the dataclass of the resource and reads the metadata of its fields."""
         behavior = {it.name: it.metadata.get("behavior", "mutable") for it in fields(model)}
         self.names = tuple(behavior)
         self.mutable = tuple(name for name, it in behavior.items() if it == "mutable")
@@ -93,7 +93,7 @@ class ResourceFields:
         self.immutable = tuple(name for name, it in behavior.items() if it == "immutable")
         """Set by a caller on create."""
         self.content = tuple(name for name, it in behavior.items() if it != "output_only")
-        """Set by a caller."""
+        """Set by a caller: mutable and immutable fields."""
         self.output_only = tuple(name for name, it in behavior.items() if it == "output_only")
         """Set by the server."""
 
@@ -111,46 +111,46 @@ _TEXTS: dict[type, Callable[[Any], str]] = {
 
 
 def concatenated_texts(resource: Post | Comment | PostDraft | CommentDraft) -> str:
-    """All texts of a resource joined, for estimates of its size."""
+    """Returns all texts of a resource as one string, for estimates of its size."""
     return _TEXTS[type(resource)](resource)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """A change of one post or comment, and its preconditions."""
+    """An update of one post or comment, and its preconditions."""
 
     id: int
     values: Mapping[str, Any]
-    """New values of mutable fields; fields that are not named keep their value."""
+    """New values of mutable fields. Other fields keep their values."""
     etag: str
-    """Empty, or what the stored etag must be."""
+    """The etag that the stored resource must have; empty: any."""
     unchangeable: tuple[tuple[str, int], ...] = ()
-    """Fields that the request also sets and that never change, with the value that they must have."""
+    """Fields that the request sets although they never change, with the values that must be stored."""
     request_field: str
-    """What the request calls the resource ("post"), for paths in errors."""
+    """Name of the resource in the request ("post"), for paths in errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deletion:
-    """Resources to delete: all of them or none."""
+    """Resources to delete, all or none."""
 
     ids: tuple[int, ...]
     etag: str = ""
-    """Empty, or what the stored etag of the only id must be."""
+    """The etag that the stored resource must have if there is only one id; empty: any."""
     force: bool = False
-    """Delete the comments of posts too."""
+    """Whether the comments of posts are deleted too."""
     allow_missing: bool = False
-    """Leave out ids that name nothing, instead of failing."""
+    """Whether ids of resources that do not exist are ignored. Otherwise they fail."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """Which posts or comments a list holds; a page token is bound to it."""
+    """The collection, order and filter of a list. A page token is bound to one query."""
 
     resource: Literal["posts", "comments"]
     order: Order = "id"
     post_id: int = 0
-    """Only the comments of this post; 0: of all."""
+    """Only the comments of this post; 0: of all posts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,24 +161,24 @@ class PageRequest:
     page_size: int
     page_token: str
     max_bytes: int = 0
-    """The page ends before its bodies pass this; 0: before they are too large for a message."""
+    """Maximum size of all bodies of the page; 0: the size that fits into one message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class Page(Generic[Resource]):
-    """Some of a query's resources, and where the next page starts."""
+    """One page of a list, and where the next page starts."""
 
     items: tuple[Resource, ...]
     next_page_token: str
     """Empty on the last page."""
     resume_token: str = ""
-    """From where a watch tells of everything that this page and the next do not show yet; on the first
-    page, empty on the others."""
+    """A watch from this token receives every change that this page and the next pages do not show. Set on
+    the first page, empty on other pages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class BatchResult(Generic[Resource]):
-    """The answer to a batch of ids, in the order asked for."""
+    """The resources of a batch request, in the order of the request."""
 
     items: tuple[Resource, ...]
     missing_ids: tuple[int, ...] = ()
@@ -186,12 +186,12 @@ class BatchResult(Generic[Resource]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdempotencyKey:
-    """What makes a request the same as one before."""
+    """Identifies a write that a caller may send again."""
 
     id: str
-    """A UUID that the caller chose, in lower case."""
+    """The request id, a UUID in lower case."""
     fingerprint: str
-    """A hash of everything else that the request says."""
+    """A hash of the other fields of the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,11 +201,11 @@ class WriteCommand(Generic[Argument]):
     argument: Argument
     key: IdempotencyKey | None = None
     dry_run: bool = False
-    """Whether the write is rolled back (`validate_only`)."""
+    """Whether the write is rolled back on purpose (`validate_only`)."""
 
 
 class Action(IntEnum):
-    """What was done to a resource; the numbers are those of the contract and of the tables."""
+    """The action of a change. The contract and the tables use the same numbers."""
 
     SNAPSHOT = 1
     CREATE = 2
@@ -214,7 +214,7 @@ class Action(IntEnum):
 
 
 class ResourceKind(IntEnum):
-    """What a resource is; the numbers are those of the contract and of the tables."""
+    """The type of a resource. The contract and the tables use the same numbers."""
 
     POST = 1
     COMMENT = 2
@@ -222,74 +222,74 @@ class ResourceKind(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """Something that was done to a post or comment."""
+    """A create, update or delete of one resource, or one resource of the initial state."""
 
     action: Action
     kind: ResourceKind
     post_id: int
-    """The post, or the post of the comment."""
+    """Id of the post, or of the post of the comment."""
     resource: Post | Comment
-    """As it is after the change; what is deleted, as it last was."""
+    """The resource after the change; of a delete, its last state."""
     commit_time: int | None
-    """When it was done; None where that is not known, in a snapshot."""
+    """Time of the change. In an initial state the update time of the resource, or None if it is not known."""
     request_id: str = ""
-    """Of the request that did it; empty if it had none."""
+    """Request id of the write; empty if it had none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Position:
-    """A place in the change feed: behind the change `seq` of the transaction `xid`."""
+    """A position in the change feed, after the change `seq` of the transaction `xid`."""
 
     xid: int
     seq: int
     time: int = field(default=0, compare=False)
-    """The commit_time of that change, by which a store that was set back is told from the one before; 0 if
-    the place is behind no change, or that change is gone."""
+    """The commit time of that change; 0 if there is no such change or it has been deleted. After a restore or
+    a failover the store can have other changes with the same numbers; they differ in this time."""
 
     def is_same(self, other: "Position") -> bool:
         """Whether both are after the same change of the same history."""
-        # Not xid: on SQLite the end of the feed has another one than its change.
+        # xid is not compared: on SQLite the end of the feed has a different xid than its last change.
         return (self.seq, self.time) == (other.seq, other.time)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotCursor:
-    """How much of the initial state a watch has been sent: everything up to here."""
+    """The last resource of the initial state that a watch has been sent."""
 
     kind: ResourceKind
     """Posts come first, then comments."""
     post_id: int = 0
-    """Where single posts are watched: the one whose comments were sent last."""
+    """If the watch filters by post: the post of the comments that were sent last."""
     id: int = 0
-    """Of the post or comment that was sent last; 0 before the first."""
+    """Id of the post or comment that was sent last; 0 before the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
-    """Where a watch goes on; callers see it as the resume token."""
+    """Where a watch continues. Callers see it as the resume token."""
 
     position: Position
-    """Behind which changes follow, after the snapshot if there is one."""
+    """The changes after this position follow, after the rest of the initial state."""
     snapshot: SnapshotCursor | None = None
-    """What is left of the initial state; None: nothing."""
+    """Where the initial state continues; None if it is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchFilter:
-    """Which changes a watch is about."""
+    """The changes that a watch receives."""
 
     kinds: frozenset[ResourceKind] = frozenset(ResourceKind)
     post_ids: frozenset[int] = frozenset()
     """These posts and their comments; empty: all."""
 
     def matches(self, change: Change) -> bool:
-        """Whether the watch is about this change."""
+        """Whether the watch receives a change."""
         return change.kind in self.kinds and (not self.post_ids or change.post_id in self.post_ids)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchStart:
-    """Where a watch begins: now, unless one of these is set."""
+    """Where a watch starts: now, unless one of these is set."""
 
     resume_token: str | None = None
     initial_state: bool = False

@@ -1,8 +1,7 @@
-"""Wakes many waiters a few at a time.
+"""Wakes many waiters in small groups, so that they do not block the event loop.
 
-Everything that is ready runs in one round of the event loop, and the loop reads no sockets before the round
-ends. An event that makes a thousand callers ready at once would block all others for as long as these take
-together.
+One iteration of the event loop runs every task that is ready, and reads no socket before it ends. An event
+that wakes a thousand tasks at once would block all other tasks until the last of them has run.
 """
 
 import asyncio
@@ -13,41 +12,41 @@ from typing import TypeVar
 T = TypeVar("T")
 
 WAKE_COUNT = 8
-"""Waiters that are woken in one round of the event loop."""
+"""Number of waiters that are woken in one iteration of the event loop."""
 
 
 async def paced(items: Iterable[T]) -> AsyncIterator[T]:
-    """Yields items that each make a waiter ready, with a round of the event loop after every WAKE_COUNT."""
+    """Yields items that wake one waiter each. Lets the event loop run after every WAKE_COUNT items."""
     for number, item in enumerate(items, 1):
         yield item
         if not number % WAKE_COUNT:
             await asyncio.sleep(0)
 
 
-class News:
-    """An event that happens again and again, and that any number of tasks wait for."""
+class Signal:
+    """A recurring event that any number of tasks can wait for."""
 
     def __init__(self) -> None:
-        """Has not happened yet."""
+        """Starts without an event."""
         self.count = 0
-        """How often the event has happened. A waiter reads it before it reads the state."""
+        """Number of events so far. A waiter reads it before it reads the state."""
         self._waiting: dict[asyncio.Future[None], None] = {}
 
-    def tell(self) -> None:
-        """Wakes all waiters, WAKE_COUNT in each round of the event loop."""
+    def notify(self) -> None:
+        """Wakes all waiters, WAKE_COUNT in each iteration of the event loop."""
         self.count += 1
         waiting, self._waiting = deque(self._waiting), {}
         self._wake(waiting)
 
     async def wait(self, seen: int) -> None:
-        """Waits until the event has happened more than `seen` times."""
+        """Waits until there have been more than `seen` events."""
         if self.count == seen:
             future = asyncio.get_running_loop().create_future()
             self._waiting[future] = None
             try:
                 await future
             finally:
-                # A waiter that gave up must not stay until the next event, which may be hours away.
+                # A cancelled waiter must not stay in memory until the next event, which may be hours away.
                 self._waiting.pop(future, None)
 
     def _wake(self, waiting: "deque[asyncio.Future[None]]") -> None:

@@ -1,7 +1,7 @@
-"""Resources as JSON records, as remembered answers and the change feed store them.
+"""Reads resources from JSON records, as stored responses and the change feed contain them.
 
-Reading is tolerant. A record may come from an earlier or a later version of the program: unknown fields are
-ignored, and a missing field takes the default of the dataclass or else the empty value of its type.
+A record may come from an earlier or a later version of the program. Unknown fields are ignored. A missing
+field takes the default of the dataclass, or the empty value of its type.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ class RecordReader(Generic[R]):
     """Reads records of one dataclass."""
 
     def __init__(self, model: type[R]) -> None:
-        """Takes the dataclass. Its fields must have types with an empty value: `str`, `int`, `X | None`."""
+        """Takes the dataclass. Its fields have types with an empty value: `str`, `int`, `X | None`."""
         self._model = model
         self._types = get_type_hints(model)
         self._fields = dataclasses.fields(model)  # type: ignore[arg-type]  # a dataclass
         self._names = frozenset(field.name for field in self._fields)
 
     def read(self, record: Mapping[str, Any]) -> R:
-        """The resource in a record."""
+        """Returns the resource in a record."""
         if record.keys() == self._names:
             return self._model(**record)
         values = {name: value for name, value in record.items() if name in self._names}

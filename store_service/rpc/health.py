@@ -14,7 +14,7 @@ import structlog
 from grpc_health.v1 import health_pb2 as pb
 
 from store_service.errors import WatchLimit
-from store_service.pacing import News
+from store_service.pacing import Signal
 from store_service.repeated_failure import RepeatedFailure
 from store_service.rpc.call import Context
 
@@ -56,7 +56,7 @@ class HealthService:
         self._watches: Counter[str] = Counter()
         """How many are open, by the other end of their connection as gRPC names it."""
         self._stopping = False
-        self._changed = News()
+        self._changed = Signal()
         """A watched status may be another one."""
         self._seen: pb.HealthCheckResponse.ServingStatus | None = None
         self._waiting = 0
@@ -70,7 +70,7 @@ class HealthService:
         LIVE stays SERVING: a server that finishes its calls must not be killed for it.
         """
         self._stopping = True
-        self._changed.tell()
+        self._changed.notify()
 
     async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         if request.service not in {LIVE, *self._names}:
@@ -142,7 +142,7 @@ class HealthService:
             status = await self._status("")
             if status != self._seen:
                 self._seen = status
-                self._changed.tell()
+                self._changed.notify()
             await asyncio.sleep(WATCH_SECONDS)
 
     def _watched(self, name: str) -> pb.HealthCheckResponse.ServingStatus | None:

@@ -32,7 +32,7 @@ from store_service.model import (
     WatchStart,
 )
 from store_service.observability.metrics import FeedMetrics
-from store_service.pacing import News
+from store_service.pacing import Signal
 from store_service.repeated_failure import RepeatedFailure
 from store_service.service import resume_tokens
 from store_service.service.changes import ChangeBatch, Changes
@@ -84,7 +84,7 @@ class Feed:
         self._none_left.set()
         self._stopping = False
         self._hint = asyncio.Event()
-        self._news = News()
+        self._signal = Signal()
         self._recent: deque[ChangeBatch] = deque()
         self._recent_start: Position | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -107,7 +107,7 @@ class Feed:
     async def stop(self, seconds: float) -> None:
         """Ends every watch with its last token, and waits for them, but no longer than `seconds`."""
         self._stopping = True
-        self._news.tell()
+        self._signal.notify()
         try:
             async with asyncio.timeout(seconds):
                 await self._none_left.wait()
@@ -205,7 +205,7 @@ class Feed:
     async def _next_batch(self, position: Position, due: float) -> ChangeBatch | None:
         """What follows a position; None when nothing does until the loop's time is `due`."""
         while True:
-            seen = self._news.count
+            seen = self._signal.count
             is_known, piece = self._remembered_after(position)
             if not is_known:
                 # The database is asked, and whether it has the position.
@@ -216,7 +216,7 @@ class Feed:
                 return None
             try:
                 async with asyncio.timeout_at(due):
-                    await self._news.wait(seen)
+                    await self._signal.wait(seen)
             except TimeoutError:
                 return None
 
@@ -262,7 +262,7 @@ class Feed:
                         )
                     self._recent.clear()
                     end = self._recent_start = None
-                    self._news.tell()
+                    self._signal.notify()
                     pause = POLL_SECONDS
                     continue
                 except Exception as error:
@@ -273,7 +273,7 @@ class Feed:
                 if piece is not None:
                     end = piece.end
                     self._keep(piece)
-                    self._news.tell()
+                    self._signal.notify()
                     await asyncio.sleep(GAP_SECONDS + GAP_SECONDS_PER_WATCH * self._watches)
                     pause = 0.0
                 else:

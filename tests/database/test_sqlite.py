@@ -489,5 +489,5 @@ async def test_damaged_file_is_unavailable(database_file: Path) -> None:
         with pytest.raises(ServiceError) as caught:
             await Posts(store).get(1)
     assert type(caught.value) is DatabaseUnavailable
-    assert str(caught.value) == "the database is not available; call again later"
+    assert str(caught.value) == "the database is unavailable; retry later"
     assert isinstance(caught.value.__cause__, sqlite3.DatabaseError)

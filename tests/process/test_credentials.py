@@ -90,7 +90,7 @@ def test_grpcurl_receives_authentication_errors(secured: Secured) -> None:
     """A missing key, permission or certificate."""
     no_key = secured.grpcurl(*MUTUAL, "{}", "list")
     assert no_key.returncode != 0
-    assert "needs credentials" in no_key.stderr
+    assert "has no credentials" in no_key.stderr
 
     header = ("-H", f"authorization: Bearer {secured.reader}")
     no_right = secured.grpcurl(

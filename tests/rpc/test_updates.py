@@ -275,7 +275,7 @@ async def test_old_etag_prevents_an_update(api: ResourceApi, paths: tuple[str, .
     )
 
     assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
-    assert error.message.startswith(f"{api.name.lower()} {resource.id} was changed")
+    assert error.message.startswith(f"{api.name.lower()} {resource.id} has changed")
     assert error.metadata == {"current_etag": changed.etag}
     named = error.detail(error_details_pb2.ResourceInfo)
     assert (named.resource_type, named.resource_name) == (f"storeapi.v1.{api.name}", str(resource.id))

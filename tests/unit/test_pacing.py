@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from store_service.pacing import WAKE_COUNT, News, paced
+from store_service.pacing import WAKE_COUNT, Signal, paced
 
 WAITERS = 10 * WAKE_COUNT
 
@@ -30,12 +30,12 @@ async def most_in_a_round(wait: Callable[[], Awaitable[object]], wake: Callable[
 
 async def test_signal_wakes_a_few_waiters_per_iteration() -> None:
     """All are woken by one event."""
-    news = News()
+    signal = Signal()
 
-    async def tell() -> None:
-        news.tell()
+    async def notify() -> None:
+        signal.notify()
 
-    assert await most_in_a_round(lambda: news.wait(0), tell) <= WAKE_COUNT
+    assert await most_in_a_round(lambda: signal.wait(0), notify) <= WAKE_COUNT
 
 
 async def test_paced_items_let_the_event_loop_run() -> None:
@@ -51,19 +51,19 @@ async def test_paced_items_let_the_event_loop_run() -> None:
 
 
 async def test_past_signal_is_not_awaited() -> None:
-    news = News()
-    news.tell()
+    signal = Signal()
+    signal.notify()
 
-    await news.wait(0)
-    assert news.count == 1
+    await signal.wait(0)
+    assert signal.count == 1
 
 
 async def test_cancelled_waiters_are_forgotten() -> None:
     """They do not stay in memory until the next event."""
-    news = News()
-    waiting = asyncio.ensure_future(news.wait(0))
+    signal = Signal()
+    waiting = asyncio.ensure_future(signal.wait(0))
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.wait([waiting])
 
-    assert not news._waiting
+    assert not signal._waiting
