@@ -224,7 +224,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             feed = Feed(
                 database,
                 max_watches=config.max_watches,
-                measure=observed.measures.feed if observed.measures else None,
+                metrics=observed.measures.feed if observed.measures else None,
             )
             names = [service.full_name for service in SERVICES]
             # Who watches over a connection has one for it.

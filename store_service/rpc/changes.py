@@ -1,4 +1,4 @@
-"""ChangeService on the wire: check, call, convert."""
+"""The RPC methods of ChangeService."""
 
 import builtins
 from collections.abc import AsyncGenerator, Iterable, Iterator
@@ -15,14 +15,14 @@ from store_service.service.changes import ChangeBatch
 from store_service.service.feed import Feed, WatchEvent
 
 PART_COUNT = 500
-"""Changes that are encoded without letting the event loop run."""
+"""Maximum number of changes that are encoded before the event loop runs again."""
 
 
 class ChangeService:
-    """The methods of storeapi.v1.ChangeService; protos/storeapi/v1/changes.proto is their manual."""
+    """Implements storeapi.v1.ChangeService. protos/storeapi/v1/changes.proto documents the methods."""
 
     def __init__(self, feed: Feed, validation: Validation) -> None:
-        """Takes the feed and the limits."""
+        """Takes the change feed, and the validation of requests."""
         self._feed = feed
         self._validation = validation
 
@@ -30,46 +30,46 @@ class ChangeService:
         self, request: pb.WatchRequest, _: Context
     ) -> AsyncGenerator[pb.WatchResponse | LazyResponse, None]:
         start, filter, heartbeat_seconds = self._validation.watch(request)
-        async for sent in self._feed.watch(start, filter, heartbeat_seconds=heartbeat_seconds):
-            if sent.piece is not None:
-                yield _piece(sent.piece, filter, sent.resume_token)
-            elif sent.snapshot:
-                yield _snapshot(sent)
+        async for event in self._feed.watch(start, filter, heartbeat_seconds=heartbeat_seconds):
+            if event.batch is not None:
+                yield _batch_response(event.batch, filter, event.resume_token)
+            elif event.snapshot:
+                yield _snapshot_response(event)
             else:
-                yield _to_message(sent)
+                yield _event_to_message(event)
 
 
-def _to_message(sent: WatchEvent) -> pb.WatchResponse:
+def _event_to_message(event: WatchEvent) -> pb.WatchResponse:
     return pb.WatchResponse(
-        changes=_messages(sent.snapshot),
-        resume_token=sent.resume_token,
-        initial_state_complete=sent.snapshot_complete,
-        heartbeat=not sent.snapshot and not sent.snapshot_complete,
+        changes=_changes_to_messages(event.snapshot),
+        resume_token=event.resume_token,
+        initial_state_complete=event.snapshot_complete,
+        heartbeat=not event.snapshot and not event.snapshot_complete,
     )
 
 
-def _snapshot(sent: WatchEvent) -> LazyResponse:
+def _snapshot_response(event: WatchEvent) -> LazyResponse:
     return LazyResponse(
-        result=sent,
-        parts=lambda: (_to_message(sent),),
-        count=len(sent.snapshot),
-        size=sum([utf8_size(concatenated_texts(change.resource)) for change in sent.snapshot]),
+        result=event,
+        parts=lambda: (_event_to_message(event),),
+        count=len(event.snapshot),
+        size=sum([utf8_size(concatenated_texts(change.resource)) for change in event.snapshot]),
     )
 
 
-def _piece(piece: ChangeBatch, filter: WatchFilter, resume_token: str) -> LazyResponse:
-    """The response with what a filter leaves of a piece, the same for all watches with an equal filter."""
+def _batch_response(batch: ChangeBatch, filter: WatchFilter, resume_token: str) -> LazyResponse:
+    """Returns the response with the changes that match a filter. Watches with an equal filter share it."""
 
     def parts() -> Iterator[pb.WatchResponse]:
-        changes = builtins.filter(filter.matches, piece.changes)
-        while some := _messages(islice(changes, PART_COUNT)):
-            yield pb.WatchResponse(changes=some)
-        yield pb.WatchResponse(resume_token=resume_token, partial=piece.partial)
+        changes = builtins.filter(filter.matches, batch.changes)
+        while messages := _changes_to_messages(islice(changes, PART_COUNT)):
+            yield pb.WatchResponse(changes=messages)
+        yield pb.WatchResponse(resume_token=resume_token, partial=batch.partial)
 
-    return LazyResponse(result=piece, parts=parts, count=len(piece.changes), size=piece.size, variant=filter)
+    return LazyResponse(result=batch, parts=parts, count=len(batch.changes), size=batch.size, variant=filter)
 
 
-def _messages(changes: Iterable[Change]) -> list[pb.Change]:
+def _changes_to_messages(changes: Iterable[Change]) -> list[pb.Change]:
     return [_change_to_message(change) for change in changes]
 
 

@@ -1,4 +1,4 @@
-"""Our values as messages of the wire."""
+"""Converts values of `store_service.model` to protobuf messages."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,24 +14,31 @@ M = TypeVar("M", bound=Message)
 
 
 def set_time(message: Timestamp, microseconds: int) -> None:
-    """Writes a time of the database into a Timestamp."""
+    """Sets a Timestamp to a time in microseconds since 1970."""
     message.seconds, rest = divmod(microseconds, 1_000_000)
     message.nanos = rest * 1000
 
 
 def microseconds_from_timestamp(message: Timestamp) -> int:
-    """A Timestamp as the database holds times; what is finer than a microsecond equals no stored time."""
+    """Returns a Timestamp in microseconds since 1970; -1 if it has a fraction of a microsecond.
+
+    The database stores microseconds, so a Timestamp with such a fraction equals no stored time.
+    """
     microseconds, rest = divmod(message.nanos, 1000)
     return -1 if rest else message.seconds * 1_000_000 + microseconds
 
 
 def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[[Any], M]:
-    """Fields of the message have the names of ours, and times are Timestamps; `etag` is our version."""
+    """Generates the function that converts a resource to its message.
+
+    Fields have the same names in the message and in the dataclass, and times are Timestamps. Only `version`
+    has another name in the message: `etag`.
+    """
     types = {it.name: it.message_type for it in message.DESCRIPTOR.fields}
     names = [name for name in ResourceFields(model).names if name != "version"]
-    assert {*names, "etag"} == types.keys(), "each field of the message is one of ours"
-    plain = "".join([f"{name}=it.{name}, " for name in names if not types[name]])
-    lines = [f'message = Message({plain}etag=format_etag(it.version) if it.version else "")']
+    assert {*names, "etag"} == types.keys(), "each field of the message is a field of the dataclass"
+    scalars = "".join([f"{name}=it.{name}, " for name in names if not types[name]])
+    lines = [f'message = Message({scalars}etag=format_etag(it.version) if it.version else "")']
     for name in names:
         if types[name]:
             lines += [f"if it.{name} is not None:", f"    set_time(message.{name}, it.{name})"]
@@ -43,7 +50,7 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
 
 
 post_to_message: Callable[[Post], posts_pb2.Post] = _converter(Post, posts_pb2.Post)
-"""A post; what it does not have (id 0, times None, version 0) stays unset."""
+"""Converts a post. Empty values (id 0, times None, version 0) stay unset."""
 
 comment_to_message: Callable[[Comment], comments_pb2.Comment] = _converter(Comment, comments_pb2.Comment)
-"""A comment; what it does not have (id 0, times None, version 0) stays unset."""
+"""Converts a comment. Empty values (id 0, times None, version 0) stay unset."""

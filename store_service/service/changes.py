@@ -1,9 +1,8 @@
-"""The change feed as it is stored: every committed change, in the order of commits.
+"""Reads the change feed: every committed change, in commit order.
 
-A position is a pair of a transaction's number and a change's. PostgreSQL gives numbers before it commits,
-so a reader there sees only transactions below the oldest one that still runs: what is behind a position
-never changes any more, and a reader that goes from position to position misses nothing
-(docs/decisions/0011).
+A position is the number of a transaction and the number of a change. PostgreSQL assigns these numbers before
+the commit. Therefore a reader sees only transactions below the oldest one that is still running: no change is
+ever added before a position that a reader has reached (docs/decisions/0011).
 """
 
 import uuid
@@ -24,17 +23,17 @@ from store_service.model import Change, Position, ResumePoint
 from store_service.service import resume_tokens
 
 MAX_TRANSACTION_BYTES = 2 * 1024 * 1024
-"""A transaction up to this size is one piece; with copies in gRPC a watch stays below 8 MiB, or 13 if all
-bodies have an emoji, for such a text takes four times its size."""
+"""A transaction up to this size is one change batch. With the copies in gRPC a watch needs less than 8 MiB,
+or 13 MiB if all bodies contain an emoji, because such a string takes four times its size in memory."""
 
 BATCH_BYTES = 256 * 1024
-"""Small transactions share a piece, and larger ones are cut into pieces, of about this size."""
+"""Approximate size of a change batch that holds several transactions, or a part of a larger one."""
 
 BATCH_ROWS = 4000
-"""Most changes in a piece."""
+"""Maximum number of changes in a change batch."""
 
-_BYTES_BESIDE_THE_BODY = 120
-"""About as much of a change on the wire is not the body."""
+_BYTES_BESIDES_BODY = 120
+"""Approximate size on the wire of all fields of a change except the body."""
 
 T = TypeVar("T")
 
@@ -43,38 +42,40 @@ log = structlog.get_logger("store_service.feed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedState:
-    """Which store this is, and from where to where it has changes."""
+    """The identity of the store, and the range of positions that it has changes for."""
 
     store_id: str
     trimmed: Position
-    """Behind it the changes are still told. The change there is kept for its time; an earlier version
-    deleted it too, and then the time is 0."""
+    """All changes after this position are kept. The change at this position is kept for its commit time. An
+    earlier version deleted it too; then the time is 0."""
     end: Position
+    """The position of the last change."""
 
     def check(self, position: Position, time: int) -> None:
         """Checks that the changes after a position can be sent without a gap.
 
         Args:
-            position: The changes after it are to be sent.
-            time: When the change of its `seq` was made, read together with this state; 0 if there is none.
+            position: Where a watch continues.
+            time: The commit time of the change with this `seq`, read together with this state; 0 if there is
+                no such change.
 
         Raises:
-            ResumeTokenExpired: Changes after it have been deleted.
-            ResumeTokenForeign: This store never had it, or has another past since it was set back.
+            ResumeTokenExpired: Changes after the position have been deleted.
+            ResumeTokenForeign: This store has never had the position, or has lost its change.
         """
         if self.end < position:
             raise resume_tokens.foreign()
         if self.trimmed > position:
             raise ResumeTokenExpired(earliest_resume_token=self.resume_token(self.trimmed))
-        # On SQLite the end of the feed has the number of its change for that of its transaction too.
+        # On SQLite the end of the feed has the number of its last change as `xid` too.
         begins_at = (self.trimmed, Position(xid=self.trimmed.seq, seq=self.trimmed.seq))
         if not position.time:
-            # A token of a former beginning of the feed, which is never after the current one.
+            # The position is a former beginning of the feed, which is never after the current one.
             is_foreign = self.trimmed < position
         elif position.time == time:
             is_foreign = False
         elif position in begins_at:
-            # An earlier version has deleted the change where the feed begins, and its time with it.
+            # An earlier version has deleted the change at the beginning of the feed, and its time.
             is_foreign = self.trimmed.time != 0
         else:
             is_foreign = self.trimmed < position
@@ -82,39 +83,47 @@ class FeedState:
             raise resume_tokens.foreign()
 
     def resume_token(self, position: Position) -> str:
-        """The token with which a watch goes on behind a position."""
+        """Returns the token with which a watch continues after a position."""
         return resume_tokens.make(self.store_id, ResumePoint(position=position))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class ChangeBatch:
-    """Changes that follow each other without a gap; whole transactions unless `partial` is set."""
+    """Consecutive changes: whole transactions, unless `partial` is set."""
 
     changes: tuple[Change, ...]
-    places: tuple[Position, ...]
-    """Where each change stands, ascending."""
+    positions: tuple[Position, ...]
+    """The position of each change, ascending."""
     partial: bool
-    """More changes of the last transaction follow."""
+    """More changes of the last transaction follow in the next batch."""
     size: int
-    """Bytes on the wire, about."""
+    """Approximate size on the wire in bytes."""
 
     @property
     def end(self) -> Position:
-        """Behind the last change."""
-        return self.places[-1]
+        """The position of the last change."""
+        return self.positions[-1]
 
     def last_until(self, position: Position, before: Position) -> Position:
-        """Where the last change up to a position stands, or `before`, which the piece follows."""
-        first = bisect_right(self.places, position)
-        return self.places[first - 1] if first else before
+        """Returns the position of the last change up to `position`; `before` if the batch has none.
 
-    def behind(self, position: Position) -> "ChangeBatch":
-        """What of it stands behind a position, which is before its end."""
-        first = bisect_right(self.places, position)
+        Args:
+            position: The upper bound.
+            before: The position that this batch follows.
+        """
+        first = bisect_right(self.positions, position)
+        return self.positions[first - 1] if first else before
+
+    def after(self, position: Position) -> "ChangeBatch":
+        """Returns the changes after a position, which is before the end of the batch."""
+        first = bisect_right(self.positions, position)
         if not first:
             return self
         return ChangeBatch(
-            changes=self.changes[first:], places=self.places[first:], partial=self.partial, size=self.size
+            changes=self.changes[first:],
+            positions=self.positions[first:],
+            partial=self.partial,
+            size=self.size,
         )
 
 
@@ -125,7 +134,7 @@ async def feed_state(connection: Connection) -> FeedState:
 
 
 async def check_position(connection: Connection, position: Position) -> None:
-    """Makes sure that the store has a position, as `FeedState.check` says."""
+    """Reads the state of the feed and checks a position; see `FeedState.check`."""
     ((*row, time),) = await connection.fetch_inline(sql.FEED_AT, seq=position.seq)
     _state_in(row).check(position, time)
 
@@ -140,25 +149,26 @@ def _state_in(row: Sequence[Any]) -> FeedState:
 
 
 class Changes:
-    """Reads the feed."""
+    """The change feed of a database."""
 
     def __init__(self, database: Database) -> None:
         """Takes the open database."""
         self._database = database
 
     async def begin(self) -> None:
-        """Makes sure that what is stored can be read in order; to be called before anything is written.
+        """Prepares the feed at the start, before the first write.
 
-        A dump that was restored into another PostgreSQL has changes of transactions that are yet to begin
-        there. They are forgotten, and whoever watched the old store is told to start again.
+        A dump that was restored into another PostgreSQL server contains changes with transaction numbers that
+        this server has not reached yet; later changes would sort before them. These changes are deleted and
+        the store gets a new id. Watches that continue with a token of the old store are refused.
         """
         if await self._database.read(_HAS_OWN_PAST, None):
             return
-        if await self._database.write(_BEGIN_ANEW, uuid.uuid4().hex):
+        if await self._database.write(_RESTART, uuid.uuid4().hex):
             log.warning("change feed restarted: its changes come from another database server")
 
     async def state(self) -> FeedState:
-        """Which store this is, and from where to where it has changes now."""
+        """Returns the current state of the feed."""
         return await self._database.read(_STATE, None)
 
     async def check(self, position: Position) -> None:
@@ -166,20 +176,20 @@ class Changes:
         await self._database.read(_CHECK, position)
 
     async def read_after(self, position: Position) -> ChangeBatch | None:
-        """The next changes; None if there are none yet.
+        """Returns the next changes; None if there are none yet.
 
-        The position is checked each time, for the database may have been set back since it was read: by a
-        failover to a standby that lacked the last changes, say.
+        The position is checked each time, because the database can lose changes while a watch is open, for
+        example in a failover to a standby that lacks the last changes.
 
         Raises:
-            ResumeTokenExpired: Some of them have been deleted.
-            ResumeTokenForeign: The store has another past than the one that the position is of.
+            ResumeTokenExpired: Changes after the position have been deleted.
+            ResumeTokenForeign: The store has lost the change at the position.
         """
         return await self._database.read(_READ, position)
 
 
-async def _state(connection: Connection, asked: Sequence[None]) -> list[FeedState]:
-    return [await feed_state(connection)] * len(asked)
+async def _state(connection: Connection, calls: Sequence[None]) -> list[FeedState]:
+    return [await feed_state(connection)] * len(calls)
 
 
 async def _check(connection: Connection, positions: Sequence[Position]) -> list[ServiceError | None]:
@@ -189,17 +199,17 @@ async def _check(connection: Connection, positions: Sequence[Position]) -> list[
 async def _read(
     connection: Connection, positions: Sequence[Position]
 ) -> list[ChangeBatch | ServiceError | None]:
-    read: dict[tuple[Position, int], ChangeBatch | ServiceError | None] = {}
+    batches: dict[tuple[Position, int], ChangeBatch | ServiceError | None] = {}
     for position in positions:
-        # Of two pasts there may be two changes with the same numbers.
+        # After a failover two changes can have the same numbers and different times.
         key = (position, position.time)
-        if key not in read:
-            read[key] = await _outcome(_read_after(connection, position))
-    return [read[position, position.time] for position in positions]
+        if key not in batches:
+            batches[key] = await _outcome(_read_after(connection, position))
+    return [batches[position, position.time] for position in positions]
 
 
 async def _outcome(reading: Awaitable[T]) -> T | ServiceError:
-    """The changes that were read, or the error of this position, which does not affect the others."""
+    """Returns the result, or the error of this position, which must not affect the others."""
     try:
         return await reading
     except (ResumeTokenExpired, ResumeTokenForeign) as error:
@@ -208,69 +218,70 @@ async def _outcome(reading: Awaitable[T]) -> T | ServiceError:
 
 async def _read_after(connection: Connection, position: Position) -> ChangeBatch | None:
     after = {"after_xid": position.xid, "after_seq": position.seq}
-    # One more than fits tells whether the last transaction ends there.
+    # One more row than fits shows whether the last transaction is complete.
     sizes = await connection.fetch(sql.SIZES, limit=BATCH_ROWS + 1, **after)
     count, partial = first_batch_length(sizes, BATCH_ROWS + 1)
     rows: Sequence[Any] = ()
     if count:
         until_xid, until_seq, *_ = sizes[count - 1]
         rows = await connection.fetch(sql.CHANGES, until_xid=until_xid, until_seq=until_seq, **after)
-    # Asked last: what had not been deleted by now had not been deleted when it was read.
+    # Checked after the read: changes that are not deleted now were not deleted during the read.
     await check_position(connection, position)
     if not rows:
         return None
     return ChangeBatch(
         changes=sql.changes_in(rows),
-        places=tuple(sql.position_from_row(row) for row in rows),
+        positions=tuple(sql.position_from_row(row) for row in rows),
         partial=partial,
-        size=sum(size + _BYTES_BESIDE_THE_BODY for _, _, size, _ in sizes[:count]),
+        size=sum(size + _BYTES_BESIDES_BODY for _, _, size, _ in sizes[:count]),
     )
 
 
 def first_batch_length(sizes: Sequence[tuple[int, int, int, int]], limit: int) -> tuple[int, bool]:
-    """How many of these changes are the next piece, and whether more of the last transaction follow.
+    """Returns the length of the next change batch, and whether more changes of its last transaction follow.
 
     Args:
         sizes: Rows of xid, seq, size, time in order.
-        limit: How many rows were asked for; there may be more when there are so many.
+        limit: The limit of the query. If there are fewer rows, the last transaction is complete.
     """
-    taken = taken_bytes = 0
+    count = total_bytes = 0
     for _, changes in groupby(sizes, key=lambda row: row[0]):
-        each = [size + _BYTES_BESIDE_THE_BODY for _, _, size, _ in changes]
-        is_whole = taken + len(each) < limit or len(sizes) < limit
-        most = BATCH_BYTES if taken else MAX_TRANSACTION_BYTES
-        if is_whole and taken_bytes + sum(each) <= most:
-            taken += len(each)
-            taken_bytes += sum(each)
-        elif taken:
+        transaction = [size + _BYTES_BESIDES_BODY for _, _, size, _ in changes]
+        is_complete = count + len(transaction) < limit or len(sizes) < limit
+        max_bytes = MAX_TRANSACTION_BYTES if not count else BATCH_BYTES
+        if is_complete and total_bytes + sum(transaction) <= max_bytes:
+            count += len(transaction)
+            total_bytes += sum(transaction)
+        elif count:
             break
         else:
-            return _part(each), not (is_whole and _part(each) == len(each))
-    return taken, False
+            part = _part_length(transaction)
+            return part, not (is_complete and part == len(transaction))
+    return count, False
 
 
-def _part(each: Sequence[int]) -> int:
-    """How many changes of a transaction that is too large go into a piece; at least one."""
+def _part_length(sizes: Sequence[int]) -> int:
+    """Returns how many changes of a transaction that is too large fit into a batch; at least one."""
     total = 0
-    for count, size in enumerate(each):
+    for count, size in enumerate(sizes):
         total += size
         if count and total > BATCH_BYTES:
             return count
-    return len(each)
+    return len(sizes)
 
 
-async def _has_own_past(connection: Connection, asked: Sequence[None]) -> list[bool]:
+async def _has_own_past(connection: Connection, calls: Sequence[None]) -> list[bool]:
     ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
-    return [bool(has_own_past)] * len(asked)
+    return [bool(has_own_past)] * len(calls)
 
 
-async def _begin_anew(connection: Connection, store_ids: Sequence[str]) -> list[bool]:
-    """Whether each has begun anew, and not another process before it, which may have written since."""
-    return [await _begin_anew_once(connection, store_id) for store_id in store_ids]
+async def _restart(connection: Connection, store_ids: Sequence[str]) -> list[bool]:
+    return [await _restart_once(connection, store_id) for store_id in store_ids]
 
 
-async def _begin_anew_once(connection: Connection, store_id: str) -> bool:
-    # Asked again: only now, under the lock that keeps the order, does nobody else begin anew or write.
+async def _restart_once(connection: Connection, store_id: str) -> bool:
+    """Deletes all changes and gives the store a new id. Returns False if another process did so before."""
+    # Read again under the order lock, while no other process restarts the feed or writes.
     ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
     if has_own_past:
         return False
@@ -280,7 +291,7 @@ async def _begin_anew_once(connection: Connection, store_id: str) -> bool:
 
 
 _HAS_OWN_PAST: BatchOperation[None, bool] = BatchOperation(_has_own_past)
-_BEGIN_ANEW: BatchOperation[str, bool] = BatchOperation(_begin_anew)
+_RESTART: BatchOperation[str, bool] = BatchOperation(_restart)
 _CHECK: BatchOperation[Position, None] = BatchOperation(_check)
 _STATE: BatchOperation[None, FeedState] = BatchOperation(_state)
 _READ: BatchOperation[Position, ChangeBatch | None] = BatchOperation(_read)

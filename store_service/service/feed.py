@@ -1,8 +1,8 @@
-"""Watches: one reader of the change feed for everybody who is up to date, and a way to catch up.
+"""Serves watches: one task reads new changes for all watches that are up to date.
 
-While anybody watches, one task reads what is new and keeps the last pieces of it in memory. A watch that
-is up to date takes them from there; one that is behind reads for itself until it has caught up. Nobody
-waits for anybody: a slow watch only falls behind, and costs the piece that it is sending.
+While watches are open, a task reads the change feed and keeps the last change batches in memory. A watch that
+is up to date takes its batches from memory. A watch that lags reads from the database until it has caught up.
+No watch waits for another one: a slow watch lags, and holds only the batch that it is sending.
 """
 
 import asyncio
@@ -39,52 +39,56 @@ from store_service.service.changes import ChangeBatch, Changes
 from store_service.service.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
-"""How often the feed is looked at when nothing tells of new changes."""
+"""Maximum pause between two reads of the feed without a notification."""
 
 STANDBY_SECONDS = 10.0
-"""How often a standby is asked whether it has become the primary, and can notify."""
+"""Pause between two attempts to listen on a standby, which sends notifications once it is the primary."""
 
 SOON_SECONDS = 0.005
-"""How soon it is looked at again when something told of changes that are not to be seen yet."""
+"""Pause before the next read after a notification of changes that are not visible yet."""
 
 GAP_SECONDS = 0.002
-"""Pause between two pieces, so that under load many changes share one."""
+"""Pause between two change batches, so that under load many changes share a batch."""
 
 GAP_SECONDS_PER_WATCH = 0.0005
-"""More of it for every watch, each of which has to be sent every piece."""
+"""Additional pause for each open watch, because each batch is sent to each watch."""
 
 MAX_RECENT_BYTES = 4 * 1024 * 1024
-"""So much of the feed is kept in memory."""
+"""Maximum size of the change batches in memory."""
 
 log = structlog.get_logger("store_service.feed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
 class WatchEvent:
-    """One message to a watch."""
+    """One response of a watch: changes, a part of the initial state, or only a token."""
 
     resume_token: str
-    piece: ChangeBatch | None = None
-    """Changes, of which the watch's filter is to be applied; None in a heartbeat and in the snapshot."""
+    batch: ChangeBatch | None = None
+    """Changes to which the filter of the watch is not applied yet; None in other responses."""
     snapshot: tuple[Change, ...] = ()
+    """A part of the initial state."""
     snapshot_complete: bool = False
+    """Whether this is the last response of the initial state."""
 
 
 class Feed:
     """Serves watches."""
 
-    def __init__(self, database: Database, *, max_watches: int, measure: FeedMetrics | None = None) -> None:
-        """Takes the open database, how many may watch at once, and where to count."""
+    def __init__(self, database: Database, *, max_watches: int, metrics: FeedMetrics | None = None) -> None:
+        """Takes the open database, the maximum number of open watches, and the metrics if enabled."""
         self._database = database
         self._changes = Changes(database)
         self._snapshot = Snapshot(database)
         self._max_watches = max_watches
         self._watches = 0
-        self._none_left = asyncio.Event()
-        self._none_left.set()
+        self._all_closed = asyncio.Event()
+        self._all_closed.set()
         self._stopping = False
-        self._hint = asyncio.Event()
+        self._maybe_changed = asyncio.Event()
+        """Set after a write or a notification; there may be new changes."""
         self._signal = Signal()
+        """Notified when the batches in memory change, and when the feed stops."""
         self._recent: deque[ChangeBatch] = deque()
         self._recent_start: Position | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -97,20 +101,20 @@ class Feed:
             end_event="listening for changes again",
         )
         self._is_polling = False
-        """Whether the database server sends no notifications, as a standby."""
-        self._measure = measure
-        if measure is not None:
-            measure.watches = lambda: self._watches
-            measure.max_watches = max_watches
-        database.after_write(self._hint.set)
+        """Whether the database server is a standby, which sends no notifications."""
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.watches = lambda: self._watches
+            metrics.max_watches = max_watches
+        database.after_write(self._maybe_changed.set)
 
     async def stop(self, seconds: float) -> None:
-        """Ends every watch with its last token, and waits for them, but no longer than `seconds`."""
+        """Ends every watch with its last token. Waits until they have ended, at most `seconds`."""
         self._stopping = True
         self._signal.notify()
         try:
             async with asyncio.timeout(seconds):
-                await self._none_left.wait()
+                await self._all_closed.wait()
         except TimeoutError:
             log.debug("watches with pending messages are left to the server", count=self._watches)
         await self._stop_reading()
@@ -118,16 +122,16 @@ class Feed:
     async def watch(
         self, start: WatchStart, filter: WatchFilter, *, heartbeat_seconds: float
     ) -> AsyncGenerator[WatchEvent, None]:
-        """Sends what there is from `start` on, and then whatever changes, until it is closed.
+        """Yields the initial state or earlier changes if `start` requests them, and then new changes.
 
-        The first message comes at once, and one with a token at least every `heartbeat_seconds`.
+        The first event comes at once, and there is an event at least every `heartbeat_seconds`.
 
         Raises:
-            WatchLimit: Too many are open.
+            WatchLimit: The maximum number of watches is open.
             ResumeTokenInvalid: The token is damaged.
-            ResumeTokenForeign: It is of another store, or the store was set back and has lost changes
-                that were sent.
-            ResumeTokenExpired: Changes behind it have been deleted.
+            ResumeTokenForeign: The token belongs to another store, or the store has lost changes that this
+                watch or an earlier one has received.
+            ResumeTokenExpired: Changes after the token have been deleted.
             ShuttingDown: The server stops.
         """
         with self._watch_slot():
@@ -146,20 +150,20 @@ class Feed:
             if resume_point.snapshot is None:
                 yield WatchEvent(resume_token=state.resume_token(position))
             loop = asyncio.get_running_loop()
-            due = loop.time() + heartbeat_seconds
-            is_owed = False
+            heartbeat_at = loop.time() + heartbeat_seconds
+            last_was_partial = False
             while not self._stopping:
-                piece = await self._next_batch(position, due)
-                if piece is not None:
-                    position = piece.end
-                    # A part that was sent promised that more follows, if only to say that it was all.
-                    if is_owed or any(map(filter.matches, piece.changes)):
-                        yield WatchEvent(resume_token=state.resume_token(position), piece=piece)
-                        due = loop.time() + heartbeat_seconds
-                        is_owed = piece.partial
-                if loop.time() >= due:
+                batch = await self._next_batch(position, heartbeat_at)
+                if batch is not None:
+                    position = batch.end
+                    # A partial response is always continued, even if no further change matches the filter.
+                    if last_was_partial or any(map(filter.matches, batch.changes)):
+                        yield WatchEvent(resume_token=state.resume_token(position), batch=batch)
+                        heartbeat_at = loop.time() + heartbeat_seconds
+                        last_was_partial = batch.partial
+                if loop.time() >= heartbeat_at:
                     yield WatchEvent(resume_token=state.resume_token(position))
-                    due = loop.time() + heartbeat_seconds
+                    heartbeat_at = loop.time() + heartbeat_seconds
             yield WatchEvent(resume_token=state.resume_token(position))
             raise ShuttingDown(resume_token=state.resume_token(position))
 
@@ -179,7 +183,7 @@ class Feed:
         if self._watches >= self._max_watches:
             raise WatchLimit(limit=self._max_watches)
         self._watches += 1
-        self._none_left.clear()
+        self._all_closed.clear()
         if self._reader is None:
             self._recent.clear()
             self._recent_start = None
@@ -189,7 +193,7 @@ class Feed:
         finally:
             self._watches -= 1
             if not self._watches:
-                self._none_left.set()
+                self._all_closed.set()
                 if self._reader is not None:
                     self._reader.cancel()
                     self._reader = None
@@ -200,108 +204,106 @@ class Feed:
             await asyncio.wait([self._reader])
             self._reader = None
 
-    # What a watch does
+    # In the task of each watch
 
-    async def _next_batch(self, position: Position, due: float) -> ChangeBatch | None:
-        """What follows a position; None when nothing does until the loop's time is `due`."""
+    async def _next_batch(self, position: Position, timeout_at: float) -> ChangeBatch | None:
+        """Returns the next changes; None if there are none at `timeout_at`, a time of the event loop."""
         while True:
             seen = self._signal.count
-            is_known, piece = self._remembered_after(position)
+            is_known, batch = self._recent_after(position)
             if not is_known:
-                # The database is asked, and whether it has the position.
-                piece = await self._changes.read_after(position)
-            if piece is not None:
-                return piece
+                # The read checks the position too.
+                batch = await self._changes.read_after(position)
+            if batch is not None:
+                return batch
             if self._stopping:
                 return None
             try:
-                async with asyncio.timeout_at(due):
+                async with asyncio.timeout_at(timeout_at):
                     await self._signal.wait(seen)
             except TimeoutError:
                 return None
 
-    def _remembered_after(self, position: Position) -> tuple[bool, ChangeBatch | None]:
-        """Whether memory holds what follows a position, and the next piece of it if there is one.
+    def _recent_after(self, position: Position) -> tuple[bool, ChangeBatch | None]:
+        """Returns whether memory has what follows a position, and the next batch of it if there is one.
 
-        Only a position that memory has itself is sure to be of the same past: it may have been read just
-        before the database was set back, and what is in memory just after.
+        Memory must contain the position itself. Otherwise the position can be of a lost history: it may have
+        been read before a failover in which the database lost changes, and the batches in memory after it.
         """
         if self._recent_start is None or position < self._recent_start:
             return False, None
         last = self._recent_start
-        for piece in self._recent:
-            if piece.end > position:
-                return piece.last_until(position, last).is_same(position), piece.behind(position)
-            last = piece.end
+        for batch in self._recent:
+            if batch.end > position:
+                return batch.last_until(position, last).is_same(position), batch.after(position)
+            last = batch.end
         return last.is_same(position), None
 
-    # What one task does for all
+    # In the task that reads for all watches
 
     async def _read_for_all(self) -> None:
         listening = asyncio.create_task(self._listen(), name="feed-listener")
         try:
-            if self._measure is not None:
-                self._measure.read()
+            if self._metrics is not None:
+                self._metrics.read()
             end: Position | None = None
             pause = 0.0
             while True:
-                hinted = await self._hinted(pause)
+                is_notified = await self._wait_for_changes(pause)
                 try:
                     if end is None:
                         end = self._recent_start = (await self._changes.state()).end
-                    piece = await self._changes.read_after(end)
+                    batch = await self._changes.read_after(end)
                     self._read_failure.ended()
-                    if self._measure is not None:
-                        self._measure.read(piece.places[0].time if piece is not None else 0)
+                    if self._metrics is not None:
+                        self._metrics.read(batch.positions[0].time if batch is not None else 0)
                 except (ResumeTokenExpired, ResumeTokenForeign) as error:
-                    # Changes are deleted faster than they are read, or the database was set back; each watch
-                    # finds out for itself.
+                    # Changes are deleted faster than they are read, or the database has lost changes. Each
+                    # watch reads the database next and gets its own error.
                     if isinstance(error, ResumeTokenForeign):
-                        log.warning(
-                            "the database was set back and has lost changes that were sent to watches"
-                        )
+                        log.warning("the database has lost changes that were sent to watches")
                     self._recent.clear()
                     end = self._recent_start = None
                     self._signal.notify()
                     pause = POLL_SECONDS
                     continue
                 except Exception as error:
-                    # Whatever it is, everybody's watch depends on this task.
-                    _count(self._read_failure, error)
+                    # Any other error must not end this task, because all watches depend on it.
+                    _log_failure(self._read_failure, error)
                     await asyncio.sleep(POLL_SECONDS)
                     continue
-                if piece is not None:
-                    end = piece.end
-                    self._keep(piece)
+                if batch is not None:
+                    end = batch.end
+                    self._add_recent(batch)
                     self._signal.notify()
                     await asyncio.sleep(GAP_SECONDS + GAP_SECONDS_PER_WATCH * self._watches)
                     pause = 0.0
                 else:
-                    pause = SOON_SECONDS if hinted else min(max(2 * pause, SOON_SECONDS), POLL_SECONDS)
+                    pause = SOON_SECONDS if is_notified else min(max(2 * pause, SOON_SECONDS), POLL_SECONDS)
         finally:
             listening.cancel()
-            if self._measure is not None:
-                self._measure.read_at = None
+            if self._metrics is not None:
+                self._metrics.read_at = None
 
-    async def _hinted(self, pause: float) -> bool:
-        """Waits until something tells of changes, or until the pause is over; whether it was the former."""
-        if not self._hint.is_set():
+    async def _wait_for_changes(self, seconds: float) -> bool:
+        """Waits for a notification, at most `seconds`. Returns whether there was one."""
+        if not self._maybe_changed.is_set():
             try:
                 # Not wait_for, which on Python 3.11 can swallow the cancellation of this task.
-                async with asyncio.timeout(pause):
-                    await self._hint.wait()
+                async with asyncio.timeout(seconds):
+                    await self._maybe_changed.wait()
             except TimeoutError:
                 return False
-        self._hint.clear()
+        self._maybe_changed.clear()
         return True
 
     async def _listen(self) -> None:
-        """Hears of what other processes write, where the database can tell."""
+        """Receives notifications of writes by other processes, if the database sends them."""
         while True:
             pause = POLL_SECONDS
             try:
-                # In a task of its own, as workers have for each connection.
-                await asyncio.create_task(self._database.listen(self._heard), name="feed-connection")
+                # `databases` assigns a connection to each task, so the connection has its own task.
+                await asyncio.create_task(self._database.listen(self._notified), name="feed-connection")
             except NotificationsUnavailable:
                 self._listen_failure.ended()
                 if not self._is_polling:
@@ -309,23 +311,23 @@ class Feed:
                 self._is_polling = True
                 pause = STANDBY_SECONDS
             except Exception as error:
-                _count(self._listen_failure, error)
+                _log_failure(self._listen_failure, error)
             await asyncio.sleep(pause)
 
-    def _heard(self) -> None:
-        """Notes that there may be changes; called first when listening has begun."""
+    def _notified(self) -> None:
+        """Called when listening has started, and for each notification."""
         self._is_polling = False
         self._listen_failure.ended()
-        self._hint.set()
+        self._maybe_changed.set()
 
-    def _keep(self, piece: ChangeBatch) -> None:
-        self._recent.append(piece)
+    def _add_recent(self, batch: ChangeBatch) -> None:
+        self._recent.append(batch)
         while len(self._recent) > 1 and sum(it.size for it in self._recent) > MAX_RECENT_BYTES:
             self._recent_start = self._recent.popleft().end
 
 
-def _count(failure: RepeatedFailure, error: Exception) -> None:
-    """Expected database errors are logged in one line, a bug with its traceback."""
+def _log_failure(failure: RepeatedFailure, error: Exception) -> None:
+    """Logs an expected database error in one line, and an unhandled exception with its traceback."""
     if isinstance(error, ServiceError):
         failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
     else:

@@ -92,8 +92,8 @@ async def test_other_watches_continue_after_a_trim(store: Database, monkeypatch:
         told = await anext(up_to_date)
     await up_to_date.aclose()
 
-    assert told.piece is not None
-    assert [change.resource.body for change in told.piece.changes] == ["after"]
+    assert told.batch is not None
+    assert [change.resource.body for change in told.batch.changes] == ["after"]
 
 
 async def test_reader_after_the_trimmed_changes_continues(store: Database) -> None:

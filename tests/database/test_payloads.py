@@ -106,7 +106,7 @@ async def test_changes_from_before_the_upgrade_are_told(
     )
     assert piece is not None
     assert list(piece.changes) == [*posts, comment]
-    places = [(it.xid, it.seq, it.time) for it in piece.places]
+    places = [(it.xid, it.seq, it.time) for it in piece.positions]
     assert places == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 4, 4), (2, 5, 9)]
     assert query(bare_url, "SELECT max(seq) FROM changes") == [(7,)]
 

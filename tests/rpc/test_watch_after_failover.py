@@ -153,7 +153,7 @@ async def bodies(watch: AsyncIterator[WatchEvent], count: int) -> list[str]:
     found: list[str] = []
     async with asyncio.timeout(scaled_timeout()):
         while len(found) < count:
-            sent = await anext(watch)
-            assert sent.piece is not None
-            found += [change.resource.body for change in sent.piece.changes]
+            event = await anext(watch)
+            assert event.batch is not None
+            found += [change.resource.body for change in event.batch.changes]
     return found

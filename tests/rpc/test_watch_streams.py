@@ -275,8 +275,8 @@ async def test_shared_read_ends_with_the_last_watch(database_url: str, rounds: i
         await Posts(store).create([PostDraft(body="one")])
         await anext(watch)
         # Until the reader has come to rest.
-        await eventually(lambda: bool(feed._hint._waiters))
-        feed._hint.set()
+        await eventually(lambda: bool(feed._maybe_changed._waiters))
+        feed._maybe_changed.set()
         for _ in range(rounds):
             await asyncio.sleep(0)
         await watch.aclose()
