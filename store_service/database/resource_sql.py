@@ -49,6 +49,21 @@ class ResourceSql(Generic[R]):
         assert set(self._names) == set(fields.names), "each field has a column, and each column a field"
         self.content: tuple[str, ...] = tuple(name for name in self._names if name in fields.content)
         """The columns of a draft, in this order."""
+        content = ", ".join([f"it.{name}" for name in self.content])
+        self.draft_rows: Callable[[Sequence[Any]], list[tuple[Any, ...]]] = compiled(
+            ["drafts"], [f"return [(n, {content}) for n, it in enumerate(drafts)]"]
+        )
+        """Converts drafts to the rows of the parameter `drafts` of `insert`."""
+        values = ", ".join([f"{name}=it.{name}" for name in self.content])
+        self.inserted: Callable[[Sequence[Sequence[Any]], Sequence[Any], int], list[R]] = compiled(
+            ["rows", "drafts", "now"],
+            [
+                f"return [model(id=id, {values}, create_time=now, update_time=now, version=1)",
+                "        for (id,), it in zip(rows, drafts, strict=True)]",
+            ],
+            model=model,
+        )
+        """Returns the resources that `insert` has stored, from the rows that it returned."""
 
         by_id = select(*table.columns).where(one_of(table.c.id, "ids"), is_visible(post_id))
         self.by_id: Statement = Statement(by_id)

@@ -89,6 +89,10 @@ class Limits:
             raise Overloaded
         self._request_bytes = held
 
+    def hold_small(self, request_bytes: int) -> None:
+        """The same for a request of at most LARGE_BYTES, which is never refused."""
+        self._request_bytes += request_bytes
+
     def let_go(self, request_bytes: int) -> None:
         """Gives back the room of a request."""
         self._request_bytes -= request_bytes
@@ -151,6 +155,27 @@ class Limits:
             del self._running[call]
             call.is_overdue = True
             call.task.cancel()
+
+
+class LargeRequest:
+    """The room of a request whose size is known only when it has been decompressed."""
+
+    __slots__ = ("_limits", "_size")
+
+    def __init__(self, limits: Limits) -> None:
+        """Takes the limits; no room is taken yet."""
+        self._limits = limits
+        self._size = 0
+
+    def hold(self, request_bytes: int) -> None:
+        """Takes the room; raises as `Limits.hold` does."""
+        self._limits.hold(request_bytes)
+        self._size = request_bytes
+
+    def let_go(self) -> None:
+        """Gives the room back."""
+        self._limits.let_go(self._size)
+        self._size = 0
 
 
 @dataclass(slots=True)

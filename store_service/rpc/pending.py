@@ -6,7 +6,6 @@ gRPC keeps a response in memory until the client reads it, for as long as the cl
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +29,9 @@ STALLED_SECONDS = 2.0
 
 PROGRESS_BYTES = 16_384
 """A connection that has taken so much is reading. A few bytes are taken for pings alone."""
+
+MIN_PURGE_LENGTH = 64
+"""Ended calls are removed from the list of unread responses when it is at least this long."""
 
 log = structlog.get_logger("store_service.rpc")
 
@@ -118,8 +120,9 @@ class Pending:
         self.connections: dict[str, _Connection] = {}
         """Those that have not read everything, as gRPC names their other ends."""
         # Calls whose responses are being sent, and when that began. Their peers are not kept: their names are
-        # made anew each time. Ended calls leave it when others come, so no call needs a callback.
-        self._unread: deque[tuple[asyncio.Task[object], float, Context]] = deque()
+        # made anew each time. Ended calls are removed from time to time, so no call needs a callback.
+        self._unread: list[tuple[asyncio.Task[object], float, Context]] = []
+        self._purge_length = MIN_PURGE_LENGTH
         self._timer: asyncio.TimerHandle | None = None
         self._next_cut = 0.0
         self._has_closed = False
@@ -175,13 +178,12 @@ class Pending:
 
     def watch(self, task: "asyncio.Task[object]", context: "Context") -> None:
         """Closes the connection of a call whose response is not read in time, however small it is."""
-        unread = self._unread
-        # gRPC ends the task when the response has left. Two are looked at for each that comes, so ended calls
-        # do not pile up behind one that does not end.
-        for _ in range(min(2, len(unread))):
-            if not (first := unread.popleft())[0].done():
-                unread.append(first)
-        unread.append((task, time.perf_counter(), context))
+        self._unread.append((task, time.perf_counter(), context))
+        if len(self._unread) >= self._purge_length:
+            # gRPC ends the task when the response has left. The list at least doubles between two purges, so
+            # each call is looked at about once.
+            self._unread = [it for it in self._unread if not it[0].done()]
+            self._purge_length = MIN_PURGE_LENGTH + 2 * len(self._unread)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._close_late)
 
@@ -251,8 +253,8 @@ class Pending:
         self._timer = None
         late: set[str] = set()
         due = math.inf
-        for _ in range(len(self._unread)):
-            task, since, context = self._unread.popleft()
+        unread, self._unread = self._unread, []
+        for task, since, context in unread:
             if task.done():
                 continue
             if since + self._max_seconds > now:

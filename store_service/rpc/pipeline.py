@@ -29,7 +29,7 @@ from store_service.rpc.call import CALL_ID_KEY, Admit, Call, Context, fail, fail
 from store_service.rpc.connections import Connections
 from store_service.rpc.decoding import PACKED, Decompressor, decode_each, decoder
 from store_service.rpc.delivered_bytes import Delivered
-from store_service.rpc.limits import Limits
+from store_service.rpc.limits import LargeRequest, Limits
 from store_service.rpc.pending import COUNTED_BYTES, Response
 from store_service.rpc.responses import Encoder, LazyResponse
 from store_service.rpc.turns import LARGE_BYTES, Turns
@@ -254,20 +254,19 @@ class RpcPipeline:
             response: Message | LazyResponse | None = None
             answer = b""
             held = 0
+            large: LargeRequest | None = None
             room: Response | None = None
-
-            def hold(request_bytes: int) -> None:
-                nonlocal held
-                if not while_draining:
-                    self._limits.hold(request_bytes)
-                    held = request_bytes
-
             try:
                 if len(data) <= LARGE_BYTES and not data.startswith(PACKED):
-                    hold(len(data))
+                    if not while_draining:
+                        held = len(data)
+                        self._limits.hold_small(held)
                     request = decode(data)
+                elif while_draining:
+                    request = await self._decompressor.decoded(data, decode)
                 else:
-                    request = await self._decompressor.decoded(data, decode, hold)
+                    large = LargeRequest(self._limits)
+                    request = await self._decompressor.decoded(data, decode, large.hold)
                 if admit is not None:
                     admit(call, context)
                 if not while_draining:
@@ -288,6 +287,8 @@ class RpcPipeline:
                 data, request, response, answer = b"", None, None, b""
                 self._limits.let_go(held)
                 held = 0
+                if large is not None:
+                    large.let_go()
                 if admitted is not None and admitted.is_overdue and not context.cancelled():
                     await fail_overdue(call, context, admitted.task)
                 await fail(call, context, error)
@@ -298,6 +299,8 @@ class RpcPipeline:
                 return answer
             finally:
                 self._limits.let_go(held)
+                if large is not None:
+                    large.let_go()
                 if admitted is not None:
                     self._limits.end(admitted)
                     if room is not None:

@@ -6,7 +6,6 @@ have. Each write reads what it needs, decides in Python, and writes what was dec
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from store_service.database.batch_queue import DEFERRED, BatchOperation
@@ -150,11 +149,6 @@ class Operations(Generic[R, D]):
     def __init__(self, type: ResourceType[R, D]) -> None:
         """Takes the description."""
         self.type: ResourceType[R, D] = type
-        names: tuple[str, ...] = type.sql.content
-        content: Callable[[D], Any] = attrgetter(*names)
-        self._content: Callable[[D], tuple[Any, ...]] = (
-            content if len(names) > 1 else lambda draft: (content(draft),)
-        )
         self.get: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(self._get)
         self.find: BatchOperation[Sequence[int], Picked[R]] = BatchOperation(self._find)
         self.list: BatchOperation[PageRequest, Page[R]] = BatchOperation(self._list)
@@ -182,40 +176,27 @@ class Operations(Generic[R, D]):
         errors: Sequence[ServiceError | None] = [None] * len(writes)
         if self.type.before_create is not None:
             errors = await self.type.before_create(connection, [write.argument for write in writes])
-        accepted = [
-            (draft, write.key)
-            for write, error in zip(writes, errors, strict=True)
-            if error is None
-            for draft in write.argument
-        ]
-        created = iter(await self._insert(connection, accepted) if accepted else ())
+        accepted = [write for write, error in zip(writes, errors, strict=True) if error is None]
+        drafts = [draft for write in accepted for draft in write.argument]
+        keys = [write.key for write in accepted for _ in write.argument]
+        created = iter(await self._insert(connection, drafts, keys) if drafts else ())
         return [
             tuple([next(created) for _ in write.argument]) if error is None else error
             for write, error in zip(writes, errors, strict=True)
         ]
 
     async def _insert(
-        self, connection: Connection, drafts: Sequence[tuple[D, IdempotencyKey | None]]
+        self, connection: Connection, drafts: Sequence[D], keys: Sequence[IdempotencyKey | None]
     ) -> list[R]:
         now = now_microseconds()
-        contents: list[tuple[Any, ...]] = [self._content(draft) for draft, _ in drafts]
+        sql = self.type.sql
         rows = await connection.write(
-            self.type.sql.insert,
-            drafts=as_json(_numbered(contents)),
-            requests=request_ids((n, request) for n, (_, request) in enumerate(drafts)),
+            sql.insert,
+            drafts=as_json(sql.draft_rows(drafts)),
+            requests=request_ids(enumerate(keys)),
             now=now,
         )
-        model, names = self.type.model, self.type.sql.content
-        return [
-            model(
-                id=id,
-                create_time=now,
-                update_time=now,
-                version=1,
-                **dict(zip(names, content, strict=True)),
-            )
-            for (id,), content in zip(rows, contents, strict=True)
-        ]
+        return sql.inserted(rows, drafts, now)
 
     async def _get(
         self, connection: Connection, batches: Sequence[Sequence[int]]
