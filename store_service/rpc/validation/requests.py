@@ -22,7 +22,7 @@ from store_service.model import (
 from store_service.rpc.validation.idempotency import check_request_id
 from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
 from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
-from store_service.rpc.validation.violations import Violations
+from store_service.rpc.validation.violations import REQUIRED_ID, Violations
 from store_service.rpc.validation.watch import watch_request
 
 MAX_BATCH = 1000
@@ -47,11 +47,14 @@ class Validation:
         self._max_body_bytes = max_body_bytes
         self._max_batch_size = max_batch_size
         self._max_page_size = max_page_size
-        self._rules: dict[str, Callable[[Any, str, Violations], None]] = {
+        self._rules: dict[str, Callable[[Any], Sequence[str]]] = {
             "body": self._check_body,
-            "post_id": lambda value, path, violations: violations.check_id(value, path),
+            "post_id": lambda value: () if value > 0 else (REQUIRED_ID,),
         }
-        """One rule for each field that a caller sets."""
+        """For each field that a caller sets, a function that describes the violations of a value."""
+        self._content_rules = {
+            it.name: [(field, self._rules[field]) for field in it.content] for it in (POST, COMMENT)
+        }
         assert self._rules.keys() >= {*POST.content, *COMMENT.content}, "every field has a rule"
 
     # Create
@@ -60,63 +63,66 @@ class Validation:
         self, request: posts_pb2.CreatePostRequest | posts_pb2.BatchCreatePostsRequest
     ) -> tuple[PostDraft, ...]:
         """Returns the posts to create; one unless the request is a batch."""
-        return tuple([PostDraft(**content) for content, _ in self._contents(POST, request)])
+        return tuple(self._drafts(POST, request))
 
     def comment_drafts(
         self, request: comments_pb2.CreateCommentRequest | comments_pb2.BatchCreateCommentsRequest
     ) -> tuple[CommentDraft, ...]:
         """Returns the comments to create; one unless the request is a batch."""
-        contents = self._contents(COMMENT, request)
-        return tuple([CommentDraft(**content, field=f"{path}.post_id") for content, path in contents])
+        return tuple(self._drafts(COMMENT, request))
 
-    def _contents(
+    def _drafts(
         self,
         resource: ResourceMessage,
         request: posts_pb2.CreatePostRequest
         | posts_pb2.BatchCreatePostsRequest
         | comments_pb2.CreateCommentRequest
         | comments_pb2.BatchCreateCommentsRequest,
-    ) -> list[tuple[dict[str, Any], str]]:
-        """Returns the content of each resource to create, and its path in the request."""
+    ) -> list[Any]:
         violations = Violations(self._max_batch_size)
         each: Sequence[tuple[str, Any]] = [("", request)]
         if isinstance(request, posts_pb2.BatchCreatePostsRequest | comments_pb2.BatchCreateCommentsRequest):
             violations.check_batch_size("requests", request.requests)
             each = violations.requests_with_paths("requests", request.requests)
-        name, fields = resource.name, resource.content
-        contents: list[tuple[dict[str, Any], str]] = []
+        name = resource.name
+        rules = self._content_rules[name]
+        drafts = []
         for prefix, one in each:
-            path = f"{prefix}{name}"
+            path = prefix + name
             message = getattr(one, name)
-            content = {field: getattr(message, field) for field in fields}
+            draft = resource.draft(message, path)
+            drafts.append(draft)
             if not one.HasField(name):
                 violations.add(FieldInvalid, path, "is required")
-            else:
-                resource.check_output_only(message, path, violations)
-                for field, value in content.items():
-                    self._rules[field](value, f"{path}.{field}", violations)
-            contents.append((content, path))
+                continue
+            if resource.has_output_only(message):
+                resource.refuse_output_only(message, path, violations)
+            for field, rule in rules:
+                for description in rule(getattr(draft, field)):
+                    violations.add(FieldInvalid, f"{path}.{field}", description)
         check_request_id(request, violations)
         violations.raise_if_any()
-        return contents
+        return drafts
 
-    def _check_body(self, body: str, field: str, violations: Violations) -> None:
+    def _check_body(self, body: str) -> Sequence[str]:
+        # Most bodies need not be encoded to find their size: a character has at most 4 bytes.
+        if body and 4 * len(body) <= self._max_body_bytes and "\0" not in body:
+            return ()
+        violations = []
         if not body:
-            violations.add(FieldInvalid, field, "must not be empty")
-        # A character has at most 4 bytes, so most bodies need not be encoded to find their size.
-        elif 4 * len(body) > self._max_body_bytes and len(body.encode()) > self._max_body_bytes:
-            violations.add(
-                FieldInvalid, field, f"must not be longer than {self._max_body_bytes} bytes of UTF-8"
-            )
+            violations.append("must not be empty")
+        elif len(body.encode()) > self._max_body_bytes:
+            violations.append(f"must not be longer than {self._max_body_bytes} bytes of UTF-8")
         if "\0" in body:
-            violations.add(FieldInvalid, field, "must not contain a NUL character")
+            violations.append("must not contain a NUL character")
+        return violations
 
     # Get and list
 
     def id(self, request: posts_pb2.GetPostRequest | comments_pb2.GetCommentRequest) -> int:
         """Returns the id of the resource to get."""
         if request.id <= 0:
-            raise FieldInvalid.at("id", "is required and must be positive")
+            raise FieldInvalid.at("id", REQUIRED_ID)
         return request.id
 
     def ids(
@@ -203,7 +209,8 @@ class Validation:
             violations.check_id(message.id, f"{name}.id")
             mask.check_paths(resource, violations)
             for field, value in values.items():
-                self._rules[field](value, f"{name}.{field}", violations)
+                for description in self._rules[field](value):
+                    violations.add(FieldInvalid, f"{name}.{field}", description)
             if mask.is_unset and not values:
                 violations.add(
                     FieldInvalid,

@@ -1,10 +1,12 @@
 """The message of a resource in requests: which fields it has, and which of them a request may set."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
 from storeapi.v1 import comments_pb2, posts_pb2
 
+from store_service.compiled import compiled
 from store_service.errors import FieldInvalid
 from store_service.model import Comment, CommentDraft, Post, PostDraft
 from store_service.rpc.convert import microseconds_from_timestamp
@@ -21,8 +23,16 @@ class ResourceMessage:
         self,
         type: ResourceType[Post, PostDraft] | ResourceType[Comment, CommentDraft],
         message: type[Message],
+        *,
+        paths: Mapping[str, str] = {},
     ) -> None:
-        """Takes the description of the resource and its message."""
+        """Takes the description of the resource, its message, and the fields of a draft that hold paths.
+
+        Args:
+            type: The description.
+            message: The message.
+            paths: For each such field of the draft, the field of the message whose path it holds.
+        """
         self.name = type.name
         self.mutable = type.fields.mutable
         self.immutable = type.fields.immutable
@@ -36,13 +46,27 @@ class ResourceMessage:
             *(name for name in self.output_only if self.is_submessage[name]),
         )
         """Fields that an update may set, but only to the stored value."""
+        content = [f"{name}=message.{name}" for name in self.content]
+        content += [f'{name}=f"{{path}}.{of}"' for name, of in paths.items()]
+        self.draft: Callable[[Any, str], Any] = compiled(
+            ["message", "path"], [f"return Draft({', '.join(content)})"], Draft=type.draft
+        )
+        """Returns the draft in a message of a create request, which has a path."""
+        checks = [
+            f'message.HasField("{name}")' if self.is_submessage[name] else f"message.{name}"
+            for name in self.output_only
+        ]
+        self.has_output_only: Callable[[Any], bool] = compiled(
+            ["message"], [f"return bool({' or '.join(checks)})"]
+        )
+        """Returns whether any output-only field of a message is set."""
 
     def is_set(self, message: Any, field: str) -> bool:
         """Whether a message has a field."""
         return bool(message.HasField(field) if self.is_submessage[field] else getattr(message, field))
 
-    def check_output_only(self, message: Any, path: str, violations: Violations) -> None:
-        """Checks that no output-only field is set in a message of a create request."""
+    def refuse_output_only(self, message: Any, path: str, violations: Violations) -> None:
+        """Adds a violation for each output-only field that is set in a message of a create request."""
         for field in self.output_only:
             if self.is_set(message, field):
                 violations.add(FieldInvalid, f"{path}.{field}", "is set by the server; leave it unset")
@@ -55,4 +79,4 @@ def stored_value(message: Any, field: str) -> int:
 
 
 POST = ResourceMessage(POSTS, posts_pb2.Post)
-COMMENT = ResourceMessage(COMMENTS, comments_pb2.Comment)
+COMMENT = ResourceMessage(COMMENTS, comments_pb2.Comment, paths={"field": "post_id"})

@@ -17,6 +17,8 @@ from store_service.rpc.status import MAX_VIOLATIONS
 
 CreateRequest = TypeVar("CreateRequest", posts_pb2.CreatePostRequest, comments_pb2.CreateCommentRequest)
 
+REQUIRED_ID = "is required and must be positive"
+
 
 class Violations:
     """Collects the violations of one request. Keeps the first MAX_VIOLATIONS and counts the others."""
@@ -51,7 +53,7 @@ class Violations:
     def check_id(self, id: int, field: str) -> None:
         """Checks a required id."""
         if id <= 0:
-            self.add(FieldInvalid, field, "is required and must be positive")
+            self.add(FieldInvalid, field, REQUIRED_ID)
 
     def check_batch_size(self, field: str, batch: Sequence[object]) -> None:
         """Checks the number of elements of a batch."""
@@ -86,12 +88,14 @@ class Violations:
         """
         if len(requests) > self._max_batch_size:
             return []
-        each = [(f"{field}[{index}].", request) for index, request in enumerate(requests)]
-        for path, request in each:
+        each = []
+        for index, request in enumerate(requests):
+            path = f"{field}[{index}]."
             if request.request_id:
                 self.add(FieldInvalid, f"{path}request_id", "must be unset inside a batch")
             if request.validate_only:
                 self.add(
                     FieldInvalid, f"{path}validate_only", "must be unset inside a batch; set it on the batch"
                 )
+            each.append((path, request))
         return each
