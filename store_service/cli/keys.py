@@ -25,7 +25,9 @@ def keys(context: click.Context) -> None:
 
 @keys.command("new", epilog=epilog("store-service keys new billing --rights read,write"))
 @click.argument("name")
-@click.option("--rights", metavar="LIST", required=True, help="What it allows: some of read,write,watch.")
+@click.option(
+    "--rights", "permissions", metavar="LIST", required=True, help="What it allows: some of read,write,watch."
+)
 @click.pass_obj
 def new_key(config: Config, name: str, permissions: str) -> None:
     """Make a key, print it, and add it to the file.

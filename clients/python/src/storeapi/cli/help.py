@@ -22,11 +22,11 @@ class Group(click.Group):
             formatter.write_dl([(name, it.get_short_help_str(limit=1000)) for name, it in commands])
 
 
-def lines_of(title: str, *lines: str) -> str:
+def help_section(title: str, *lines: str) -> str:
     """A section of an epilog whose lines are not wrapped."""
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
 def examples(*lines: str) -> str:
     """An epilog with example commands."""
-    return lines_of("Examples:" if len(lines) > 1 else "Example:", *lines)
+    return help_section("Examples:" if len(lines) > 1 else "Example:", *lines)

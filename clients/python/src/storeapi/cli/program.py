@@ -13,7 +13,7 @@ import click
 from storeapi import StoreError, __version__
 from storeapi.cli.exporting import export
 from storeapi.cli.failures import MEANINGS, CommandFailed, ExitCode, exit_code, report
-from storeapi.cli.help import Group, examples, lines_of
+from storeapi.cli.help import Group, examples, help_section
 from storeapi.cli.importing import import_
 from storeapi.cli.resources import comments, posts
 from storeapi.cli.settings import Settings, client_arguments
@@ -29,8 +29,8 @@ EPILOG = "\n\n".join(
             "storeapi --json comments list --post 1",
             "storeapi --target store.example.com:50051 --tls export all.jsonl",
         ),
-        lines_of("Exit codes:", *(f"{int(code):>3}  {MEANINGS[code]}" for code in ExitCode)),
-        lines_of(
+        help_section("Exit codes:", *(f"{int(code):>3}  {MEANINGS[code]}" for code in ExitCode)),
+        help_section(
             "Tab completion, by one line in ~/.bashrc, ~/.zshrc or config.fish:",
             'eval "$(_STOREAPI_COMPLETE=bash_source storeapi)"',
             'eval "$(_STOREAPI_COMPLETE=zsh_source storeapi)"',
