@@ -1,4 +1,4 @@
-"""From settings to what guards the door: certificates for the port, and who may call."""
+"""Creates the certificates and the authenticator of a server from the settings."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from store_service.auth.watched_file import ReloadedFile
 from store_service.config import Config, environment_variable
 
 
-def certificates(config: Config) -> Certificates | None:
-    """The certificates to serve with; None: without TLS.
+def load_certificates(config: Config) -> Certificates | None:
+    """Returns the certificates of the server; None without TLS.
 
     Raises:
         BadFile: A file cannot be used.
@@ -29,31 +29,31 @@ def certificates(config: Config) -> Certificates | None:
     )
 
 
-def access(config: Config) -> Authenticator | None:
-    """What recognises callers; None: everybody may do everything.
+def make_authenticator(config: Config) -> Authenticator | None:
+    """Returns the authenticator of callers; None if all callers have all permissions.
 
     Raises:
         BadFile: A file cannot be used.
     """
-    ring = (
+    keys = (
         ReloadedFile(Path(config.api_keys_file), environment_variable("api_keys_file"), api_keys.parse)
         if config.api_keys_file
         else None
     )
-    checker = _tokens(config)
-    if ring is None and checker is None and not config.tls_client_ca:
+    tokens = _tokens(config)
+    if keys is None and tokens is None and not config.tls_client_ca:
         return None
-    return Authenticator(keys=ring, tokens=checker, certificates=bool(config.tls_client_ca))
+    return Authenticator(keys=keys, tokens=tokens, certificates=bool(config.tls_client_ca))
 
 
 def check(config: Config) -> None:
-    """Reads every file that the settings name, and keeps nothing.
+    """Checks every file of credentials that the settings name.
 
     Raises:
-        BadFile: One cannot be used.
+        BadFile: A file cannot be used.
     """
-    certificates(config)
-    access(config)
+    load_certificates(config)
+    make_authenticator(config)
 
 
 def _tokens(config: Config) -> jwt_tokens.Tokens | None:

@@ -1,6 +1,6 @@
-"""What looks at the service while it works: metrics and spans, or nothing at all.
+"""Metrics and tracing of a server.
 
-What is switched off is not there: the guard and the lanes are given None instead.
+A disabled part does not exist: the RPC pipeline and the batch queues get None instead of it.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from store_service.observability.tracing import Tracing
 
 FLUSH_SECONDS = 2.0
-"""How long spans that have not been exported yet may take at the end."""
+"""Timeout for the export of the last spans at the end."""
 
 log = structlog.get_logger("store_service.server")
 
@@ -37,65 +37,64 @@ class MetricsAddressUnavailable(OperatorError):
     """The address for metrics cannot be bound."""
 
     def __init__(self, listen: str, error: OSError) -> None:
-        """Takes the address, and what the system says."""
+        """Takes the address and the error of the system."""
         super().__init__(f"cannot serve metrics on {listen}: {address.problem(listen, error)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instrumentation:
-    """What the pieces of a server are given."""
+    """The enabled parts."""
 
-    measures: Metrics | None = None
-    """Where to count, if metrics are served."""
+    metrics: Metrics | None = None
     metrics_address: str = ""
-    """Where they are served, with the real port."""
+    """Where the metrics are served, with the actual port."""
     tracing: "Tracing | None" = None
 
-    def lane(self, name: str) -> BatchObserver | None:
-        """Who looks at a lane."""
-        if self.measures is None and self.tracing is None:
+    def queue_observer(self, name: str) -> BatchObserver | None:
+        """Returns the observer for a batch queue; None if metrics and tracing are disabled."""
+        if self.metrics is None and self.tracing is None:
             return None
-        # Spans alone need somewhere to count too; nobody reads it.
-        measures = self.measures or Metrics()
-        return BatchObserver(name, measures.queue(name), self.tracing)
+        # An observer always counts. With tracing only, nothing reads the numbers.
+        metrics = self.metrics or Metrics()
+        return BatchObserver(name, metrics.queue(name), self.tracing)
 
 
 @asynccontextmanager
 async def instrumented(config: Config, certificates: Certificates | None) -> AsyncIterator[Instrumentation]:
-    """Serves metrics and exports spans until the end of the block, as far as the settings want it.
+    """Serves metrics and exports spans until the end of the block, if the settings enable them.
 
-    With TLS the metrics tell of its certificates too.
+    The metrics include the expiry time of the certificate, if there is one.
 
     Raises:
-        MetricsAddressUnavailable: The address is in use, or not of this machine.
-        BadSetting: A variable of OpenTelemetry has a value that is not allowed.
+        MetricsAddressUnavailable: The address is in use, or is not an address of this machine.
+        BadSetting: A variable of OpenTelemetry has an invalid value.
     """
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(_tracing()) if config.tracing else None
         if not config.metrics_listen:
             yield Instrumentation(tracing=tracing)
             return
-        measures = Metrics()
+        metrics = Metrics()
         try:
             address = stack.enter_context(
-                served(config.metrics_listen, _families(config, measures, certificates))
+                served(config.metrics_listen, _collector(config, metrics, certificates))
             )
         except OSError as error:
             raise MetricsAddressUnavailable(config.metrics_listen, error) from None
         log.info("serving metrics", address=address)
-        lag = asyncio.create_task(measure_event_loop_lag(measures.loop), name="loop-lag")
+        lag = asyncio.create_task(measure_event_loop_lag(metrics.loop), name="loop-lag")
         stack.callback(lag.cancel)
-        yield Instrumentation(measures=measures, metrics_address=address, tracing=tracing)
+        yield Instrumentation(metrics=metrics, metrics_address=address, tracing=tracing)
 
 
-def _families(config: Config, measures: Metrics, certificates: Certificates | None) -> MetricsCollector:
+def _collector(config: Config, metrics: Metrics, certificates: Certificates | None) -> MetricsCollector:
     expires = (lambda: None) if certificates is None else certificates.expires
     if not connect.is_sqlite(config.DATABASE_URL):
-        return MetricsCollector(measures, database="postgresql", wal_file=None, expires=expires)
-    # Where a link is the database, SQLite keeps the log beside what it leads to.
+        return MetricsCollector(metrics, database="postgresql", wal_file=None, expires=expires)
+    # If the database is a symbolic link, SQLite keeps the log beside its target.
     file = Path(connect.database_name(config.DATABASE_URL)).resolve()
     wal_file = file.with_name(f"{file.name}-wal")
-    return MetricsCollector(measures, database="sqlite", wal_file=wal_file, expires=expires)
+    return MetricsCollector(metrics, database="sqlite", wal_file=wal_file, expires=expires)
 
 
 @asynccontextmanager
@@ -107,22 +106,22 @@ async def _tracing() -> AsyncIterator["Tracing"]:
     try:
         yield Tracing(provider)
     finally:
-        await _flushed(provider.shutdown)
+        await _flush(provider.shutdown)
 
 
-async def _flushed(shutdown: Callable[[], None]) -> None:
-    """Exports what has not been exported, as far as it can be done in time."""
+async def _flush(shutdown: Callable[[], None]) -> None:
+    """Exports the remaining spans, for at most FLUSH_SECONDS."""
     loop = asyncio.get_running_loop()
     done = asyncio.Event()
 
-    def flush() -> None:
+    def run() -> None:
         shutdown()
-        # Nobody may wait any more, and the loop be closed.
+        # After the timeout the loop may be closed.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(done.set)
 
-    # On a thread, for exporters wait for the network; on one that the process does not wait for at its end.
-    Thread(target=flush, name="last-spans", daemon=True).start()
+    # In a thread, because exporters wait for the network; a daemon, so the process can exit before it ends.
+    Thread(target=run, name="last-spans", daemon=True).start()
     try:
         async with asyncio.timeout(FLUSH_SECONDS):
             await done.wait()

@@ -22,10 +22,10 @@ from store_service.config import Config
 from store_service.database import schema
 from store_service.errors import BadSetting, OperatorError
 from store_service.instrumentation import MetricsAddressUnavailable
+from store_service.lifecycle import stop_on_signals
 from store_service.observability.all_workers import AllWorkersCollector
 from store_service.observability.endpoint import served
 from store_service.repeated_failure import RepeatedFailure
-from store_service.server import stop_on_signals
 from store_service.startup import CannotListen
 
 READY = "store-service is serving on "

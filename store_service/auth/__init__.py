@@ -1,1 +1,1 @@
-"""Who calls, and what they may do: keys, tokens and the files that they are checked against."""
+"""Authentication and authorization: API keys, tokens, certificates, and the files that hold them."""

@@ -1,4 +1,4 @@
-"""Who makes a call, and whether they may: from metadata and certificate to a `Principal`."""
+"""Authenticates calls: finds the principal for the metadata and the client certificate of a call."""
 
 import asyncio
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ from store_service.repeated_failure import RepeatedFailure
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-LOOK_SECONDS = 0.5
-"""How often the files of keys are looked at; a change counts from the second look on."""
+CHECK_INTERVAL_SECONDS = 0.5
+"""Time between two checks of the key files. A change is loaded at the second check that finds it."""
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
@@ -30,18 +30,15 @@ log = structlog.get_logger("store_service.rpc")
 
 
 class AuthRequirement(Enum):
-    """Who may call the methods of a service where the service asks who calls."""
+    """What the methods of a gRPC service require of callers, if the server authenticates callers."""
 
-    RIGHT = "who has the right that a method needs"
-    CALLER = "whoever is known"
-    ANYBODY = "anybody"
+    PERMISSION = "credentials with the permission of the method"
+    CREDENTIALS = "valid credentials"
+    NONE = "nothing"
 
 
 def required_permission(method: MethodDescriptor) -> Permission:
-    """The right that a method of the contract needs.
-
-    A new method that says nothing of itself needs the right to write.
-    """
+    """Returns the permission that a method requires: `write` unless the contract states no side effects."""
     if method.containing_service.name == "ChangeService":
         return Permission.WATCH
     is_read = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
@@ -49,31 +46,31 @@ def required_permission(method: MethodDescriptor) -> Permission:
 
 
 class Authenticator:
-    """Recognises callers by API key, token or certificate."""
+    """Authenticates callers by API key, token or certificate."""
 
     def __init__(
         self, *, keys: ReloadedFile[KeyRing] | None, tokens: Tokens | None, certificates: bool
     ) -> None:
-        """Takes the ways there are.
+        """Takes the accepted kinds of credentials.
 
         Args:
-            keys: The API keys, and the certificates that have rights.
-            tokens: What checks tokens.
-            certificates: Whether every client has shown a certificate. Without keys and tokens that is
-                enough for every right.
+            keys: The API keys, and the permissions of certificates; None: keys are not accepted.
+            tokens: Verifies tokens; None: tokens are not accepted.
+            certificates: Whether TLS requires a client certificate. Without keys and tokens, a certificate
+                gives all permissions.
         """
         self._keys = keys
         self._tokens = tokens
         self._certificates = certificates
 
     def authenticate(self, context: Context) -> Principal:
-        """Who makes a call.
+        """Returns the principal of a call.
 
-        Credentials that are sent and wrong are an error, also of a caller whose certificate would do.
+        An invalid key or token is refused even if the certificate of the caller would be accepted.
 
         Raises:
-            CredentialsMissing: There are none, and the caller's certificate alone does not do.
-            CredentialsInvalid: There are some, and they are not good.
+            CredentialsMissing: The call has no key or token, and its certificate has no permissions.
+            CredentialsInvalid: The key or token is not valid.
         """
         if self._keys is None and self._tokens is None:
             names = list(_certificate_names(context))
@@ -84,57 +81,56 @@ class Authenticator:
         for key, value in context.invocation_metadata() or ():
             if key == _HEADER:
                 if header:
-                    raise CredentialsInvalid("there is more than one header authorization")
+                    raise CredentialsInvalid("the metadata authorization is sent more than once")
                 header = str(value)
         if header:
             return self._authenticate_header(header)
         if self._certificates and self._keys is not None:
-            caller = self._keys.value.find_by_certificate(list(_certificate_names(context)))
-            if caller is not None:
-                return caller
+            principal = self._keys.value.find_by_certificate(list(_certificate_names(context)))
+            if principal is not None:
+                return principal
         raise CredentialsMissing
 
     def _authenticate_header(self, header: str) -> Principal:
         if header[: len(_SCHEME)].lower() != _SCHEME:
-            raise CredentialsInvalid("the header authorization must be Bearer and a key")
+            raise CredentialsInvalid("the metadata authorization must be Bearer and a key")
         credentials = header[len(_SCHEME) :].strip()
         if self._keys is not None:
-            caller = self._keys.value.find_by_key(credentials)
-            if caller is not None:
-                return caller
+            principal = self._keys.value.find_by_key(credentials)
+            if principal is not None:
+                return principal
         if self._tokens is not None and credentials.count(".") == 2:
             return self._tokens.authenticate(credentials)
         raise CredentialsInvalid("the key is not known")
 
-    def look(self) -> None:
-        """Reads files again that have changed."""
-        if self._keys is not None:
-            self._keys.look()
-        if self._tokens is not None:
-            self._tokens.file.look()
-
-    async def keep_looking(self) -> None:
-        """Does so until it is cancelled."""
+    async def watch_files(self) -> None:
+        """Checks the key files repeatedly and loads those that have changed, until it is cancelled."""
         failure = RepeatedFailure(log, "cannot check key files", end_event="key files can be checked again")
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_INTERVAL_SECONDS)
             try:
-                # Not on the event loop, for the files may be on a network.
-                await asyncio.to_thread(self.look)
+                # In a thread, because the files may be on a network file system.
+                await asyncio.to_thread(self._reload_files)
             except Exception as error:
-                # Whatever it was must not be the last look.
+                # The task must not end.
                 failure.failed(exc_info=error)
             else:
                 failure.ended()
 
+    def _reload_files(self) -> None:
+        if self._keys is not None:
+            self._keys.reload_if_changed()
+        if self._tokens is not None:
+            self._tokens.file.reload_if_changed()
+
 
 def peer_address(peer: str) -> str:
-    """The machine of a peer, without the port, which is another one for each connection."""
+    """Returns the IP address of a peer as gRPC names it, without the port; other peers are unchanged."""
     return peer.rpartition(":")[0] if peer.startswith("ipv") else peer
 
 
 def _certificate_names(context: Context) -> Iterator[str]:
-    """The subject alternative names of the client's certificate; never its common name."""
+    """Yields the subject alternative names of the client's certificate. The common name is not used."""
     key: Any = context.peer_identity_key()
     if key in (_SAN, _SAN.encode()):
         for name in context.peer_identities() or ():

@@ -1,7 +1,7 @@
-"""Tokens (JWT) that an identity provider has signed, as the second way to say who calls.
+"""Authentication by tokens (JWT) of an identity provider. Needs the extra `store-service[jwt]`.
 
-Needs the extra `store-service[jwt]`. The algorithm follows from the kind of key and never from the token,
-so that a public key cannot be taken for a secret, and `none` is no algorithm.
+The type of the key determines the algorithm, never the token. So a public key is never used as a shared
+secret, and the algorithm `none` is not accepted.
 """
 
 import hashlib
@@ -18,71 +18,72 @@ from store_service.errors import CredentialsInvalid
 MIN_SECRET_BYTES = 32
 MIN_RSA_BITS = 2048
 MAX_TOKENS = 4096
-"""Tokens that are remembered as good; when there are more, all are checked anew."""
+"""Maximum number of verified tokens in the cache. A full cache is cleared."""
 
 _PEM = re.compile(rb"-----BEGIN ([A-Z ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """What a token must say, besides having a signature."""
+    """Required claims of a token."""
 
     audience: str
-    """`aud`, or one of them."""
+    """Required value of `aud`, or one of its values."""
     issuer: str
-    """`iss`."""
+    """Required value of `iss`."""
     leeway_seconds: float
-    """How far the clocks of issuer and service may differ."""
+    """Allowed difference between the clocks of the issuer and the service."""
     scope_claim: str
-    """Where the rights are: words in a text, or a list of texts; other words than rights are passed over."""
+    """Claim with the permissions: a string of words, or a list of strings. Other words are ignored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerificationKey:
-    """A key that signatures are checked with."""
+    """A key that verifies signatures."""
 
     key: Any = field(repr=False)
     algorithm: str
     key_id: str | None = None
-    """`kid` of the tokens that it has signed; None: it may have signed any."""
+    """`kid` of the tokens that are signed with this key; None: any `kid`."""
 
 
 class KeySet:
-    """The keys of one file, and the tokens that they have shown to be good."""
+    """The keys of one file, and a cache of tokens that were verified with them."""
 
     def __init__(self, keys: list[VerificationKey]) -> None:
-        """Takes the keys; the tokens go with them when the file changes."""
+        """Takes the keys. The cache ends with them when the file is loaded again."""
         self.keys = tuple(keys)
         self.known: dict[bytes, tuple[Principal, float]] = {}
+        """Principal and expiry time (seconds since 1970, with the leeway) by SHA-256 of the token."""
 
 
 class Tokens:
-    """Checks tokens, each kind of which is costly only the first time."""
+    """Verifies tokens. A verified token is cached until it expires."""
 
     def __init__(self, keys: ReloadedFile[KeySet], rules: TokenRules) -> None:
-        """Takes the keys, and what tokens must say."""
+        """Takes the keys and the required claims."""
         self.file = keys
         self._rules = rules
 
     def authenticate(self, token: str) -> Principal:
-        """Who holds a token.
+        """Returns the principal of a token.
 
         Raises:
-            CredentialsInvalid: It has expired, is for or from somebody else, or was not signed with our keys.
+            CredentialsInvalid: The token has expired, lacks a required claim, or has no valid signature.
         """
         keys = self.file.value
         digest = hashlib.sha256(token.encode(errors="replace")).digest()
         known = keys.known.get(digest)
         if known is not None and time.time() < known[1]:
             return known[0]
-        claims = self._verified(keys, token)
-        caller = Principal(name=claims["sub"], permissions=self._permissions(claims))
+        claims = self._verified_claims(keys, token)
+        principal = Principal(name=claims["sub"], permissions=self._permissions(claims))
         if len(keys.known) >= MAX_TOKENS:
             keys.known.clear()
-        keys.known[digest] = (caller, float(claims["exp"]) + self._rules.leeway_seconds)
-        return caller
+        keys.known[digest] = (principal, float(claims["exp"]) + self._rules.leeway_seconds)
+        return principal
 
-    def _verified(self, keys: KeySet, token: str) -> dict[str, Any]:
+    def _verified_claims(self, keys: KeySet, token: str) -> dict[str, Any]:
         import jwt
 
         try:
@@ -101,11 +102,11 @@ class Tokens:
                         options={"require": ["exp", "aud", "iss", "sub"]},
                     )
                 except jwt.InvalidSignatureError:
-                    continue  # another key may have made it
+                    continue  # Another key may match.
         except jwt.ExpiredSignatureError:
             raise CredentialsInvalid("the token has expired") from None
         except Exception:
-            # Whatever the library makes of bytes that somebody chose to harm it, they are no token.
+            # Malicious bytes may raise any exception in the library. They are not a valid token.
             raise CredentialsInvalid("the token is not valid here") from None
         raise CredentialsInvalid("the token is not valid here")
 
@@ -116,28 +117,28 @@ class Tokens:
 
 
 def parse_secret(data: bytes) -> KeySet:
-    """The keys of a file with a secret that the issuer has too (HS256).
+    """Returns the key of a file with a shared secret (HS256).
 
     Raises:
-        ValueError: It is too short to be a secret, or no secret at all.
+        ValueError: The secret is too short, or the file has a PEM key.
     """
     secret = data.strip()
     if b"-----BEGIN" in secret:
-        raise ValueError("holds a PEM key, which is no shared secret")
+        raise ValueError("holds a PEM key, which is not a shared secret")
     if len(secret) < MIN_SECRET_BYTES:
         raise ValueError(f"the secret must have at least {MIN_SECRET_BYTES} bytes")
     return KeySet([VerificationKey(key=secret, algorithm="HS256")])
 
 
 def parse_public_keys(data: bytes) -> KeySet:
-    """The keys of a file with public keys: PEM, of which there may be several, or a JWKS.
+    """Returns the keys of a file with public keys: one or more PEM blocks, or a JWKS.
 
     Raises:
-        ValueError: There is no key in it, or one that cannot be used or should not be there.
+        ValueError: The file has no public key, a key that cannot be used, or a private key.
     """
     keys = _from_jwks(data) if data.lstrip().startswith(b"{") else _from_pem(data)
     if not keys:
-        raise ValueError("holds no public key, neither as PEM nor as JWKS")
+        raise ValueError("holds no public key (PEM or JWKS)")
     return KeySet(keys)
 
 
@@ -149,7 +150,7 @@ def _from_pem(data: bytes) -> list[VerificationKey]:
     for block in _PEM.finditer(data):
         kind = block[1].decode()
         if "PRIVATE" in kind:
-            raise ValueError("holds a private key, which belongs to the issuer alone")
+            raise ValueError("holds a private key, which only the issuer may have")
         try:
             key = (
                 load_pem_x509_certificate(block[0]).public_key()
@@ -169,18 +170,18 @@ def _from_jwks(data: bytes) -> list[VerificationKey]:
     try:
         entries = [it for it in json.loads(data)["keys"] if it.get("use", "sig") == "sig"]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError("is no JWKS") from None
+        raise ValueError("is not a JWKS") from None
     for entry in entries:
-        # "oct" is a secret, and "d" the private half of any other kind.
+        # "oct" is a secret, and "d" is the private part of all other types.
         if entry.get("kty") == "oct" or "d" in entry:
-            raise ValueError("holds a secret or private key, which belongs to the issuer alone")
+            raise ValueError("holds a secret or private key, which only the issuer may have")
         try:
             key = jwt.PyJWK(entry).key
         except Exception:
             raise ValueError("holds a key that cannot be read") from None
         algorithm = _algorithm(key)
         if entry.get("alg", algorithm) != algorithm:
-            raise ValueError(f"holds a key for another algorithm than {algorithm}, which goes with its kind")
+            raise ValueError(f"holds a key for another algorithm than {algorithm}, that of its type")
         keys.append(VerificationKey(key=key, algorithm=algorithm, key_id=entry.get("kid")))
     return keys
 
@@ -198,4 +199,6 @@ def _algorithm(key: object) -> str:
         by_curve = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
         if key.curve.name in by_curve:
             return by_curve[key.curve.name]
-    raise ValueError("holds a key of a kind that is not used for tokens; there are RSA, EC and Ed25519")
+    raise ValueError(
+        "holds a key of an unsupported type; RSA, EC (P-256, P-384, P-521) and Ed25519 are supported"
+    )

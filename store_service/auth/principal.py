@@ -1,4 +1,4 @@
-"""Who calls, as the rest of the service sees them."""
+"""Principals and their permissions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Permission(StrEnum):
-    """Something that a caller may be allowed to do; the values are what people write into files."""
+    """A permission of a principal. The values are the words in key files and tokens."""
 
     READ = "read"
     WRITE = "write"
@@ -18,23 +18,22 @@ ALL_PERMISSIONS = frozenset(Permission)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Whoever makes a call, after they have been recognised."""
+    """The identity of an authenticated caller."""
 
     name: str
-    """How the log calls them: the name of a key, the subject of a token, the name in a certificate, or
-    where the call comes from. Never a secret."""
+    """Name in the log: the name of a key, the subject of a token, a name in a certificate, or the address of
+    the caller. Never a secret."""
     permissions: frozenset[Permission]
-    """What they may do."""
 
 
 def parse_permissions(words: Iterable[str]) -> frozenset[Permission]:
-    """The rights that words name.
+    """Returns the permissions that the words name.
 
     Raises:
-        ValueError: A word is no right.
+        ValueError: A word is not a permission.
     """
-    found = frozenset(words)
-    # What was written is not repeated: it may be a key in the wrong place.
-    if not found <= set(Permission):
-        raise ValueError("rights must be some of read, write and watch, with commas between them")
-    return frozenset(Permission(word) for word in found)
+    given = frozenset(words)
+    # The message does not repeat the input, which may be a misplaced key.
+    if not given <= set(Permission):
+        raise ValueError("permissions must be read, write or watch, separated by commas")
+    return frozenset(Permission(word) for word in given)

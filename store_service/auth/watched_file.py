@@ -1,4 +1,4 @@
-"""Files that are read again when they change, without ever taking a broken one."""
+"""Files that are loaded again when they change. An invalid file never replaces a valid value."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,21 +11,22 @@ from store_service.repeated_failure import RepeatedFailure
 T = TypeVar("T")
 
 Signature = tuple[int, int, int, int]
-"""What is different after a file was changed, replaced, or put behind a link anew."""
+"""Modification time, status change time, size and inode of a file."""
 
 log = structlog.get_logger("store_service.auth")
 
 
 class BadFile(Exception):
-    """A file that a setting names cannot be used; the text is one line that names the setting."""
+    """A file that a setting names cannot be used. The text is one line that begins with the setting."""
 
     def __init__(self, setting: str, problem: str) -> None:
-        """Takes the environment variable and what is wrong with its file."""
+        """Takes the environment variable that names the file, and the problem."""
         super().__init__(f"{setting}: {problem}")
 
 
 def file_signature(path: Path) -> Signature | None:
-    """Changes whenever the file does; None while there is none."""
+    """Returns a value that changes with the file, also when it or the target of a link is replaced; None if
+    the file cannot be found."""
     try:
         found = path.stat()
     except OSError:
@@ -34,10 +35,10 @@ def file_signature(path: Path) -> Signature | None:
 
 
 def read(path: Path, setting: str) -> bytes:
-    """The content of a file.
+    """Returns the content of a file.
 
     Raises:
-        BadFile: It cannot be read.
+        BadFile: The file cannot be read.
     """
     try:
         return path.read_bytes()
@@ -46,7 +47,7 @@ def read(path: Path, setting: str) -> bytes:
 
 
 class ReloadedFile(Generic[T]):
-    """What is in a file, as it was when the file was last in order."""
+    """The parsed content of the last valid version of a file."""
 
     def __init__(self, path: Path, setting: str, parse: Callable[[bytes], T]) -> None:
         """Reads the file.
@@ -54,15 +55,15 @@ class ReloadedFile(Generic[T]):
         Args:
             path: The file.
             setting: The environment variable that names it, for messages.
-            parse: Makes the value of the content; its ValueError says in a sentence what is wrong.
+            parse: Converts the content to the value. Raises ValueError with the problem as its text.
 
         Raises:
-            BadFile: It cannot be read, or its content is wrong.
+            BadFile: The file cannot be read, or its content is invalid.
         """
         self._path = path
         self._setting = setting
         self._parse = parse
-        self._taken = self._seen = file_signature(path)
+        self._loaded_signature = self._seen_signature = file_signature(path)
         self._failure = RepeatedFailure(
             log,
             "cannot use the changed file; its previous content stays in use",
@@ -71,26 +72,26 @@ class ReloadedFile(Generic[T]):
         )
         self.value = self._load()
 
-    def look(self) -> bool:
-        """Reads the file again if it has changed, and says whether the value is a new one.
+    def reload_if_changed(self) -> bool:
+        """Reads the file again if it has changed. Returns whether there is a new value.
 
-        A file is read when two looks in a row find it the same, so that one that is being written is left
-        alone. A file that cannot be used is tried at every check.
+        A changed file is read at the second check that finds the same signature, so that no file is read
+        while it is being written. An invalid file is read again at every check.
         """
         signature = file_signature(self._path)
-        settled = signature == self._seen
-        self._seen = signature
-        if signature == self._taken:
+        is_settled = signature == self._seen_signature
+        self._seen_signature = signature
+        if signature == self._loaded_signature:
             self._failure.ended(setting=self._setting)
             return False
-        if not settled:
+        if not is_settled:
             return False
         try:
             self.value = self._load()
         except BadFile as error:
             self._failure.failed(problem=str(error))
             return False
-        self._taken = signature
+        self._loaded_signature = signature
         self._failure.ended(setting=self._setting)
         log.info("file reloaded", setting=self._setting)
         return True

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import click
 
 from store_service.cli.backup import backup, restore
-from store_service.cli.errors import call_failed, fail
+from store_service.cli.errors import fail, usage_failed
 from store_service.cli.health import health
 from store_service.cli.help import SETTINGS, Group, help_section
 from store_service.cli.keys import keys
@@ -18,7 +18,7 @@ EPILOG = "\n\n".join(
         help_section(
             "Examples:",
             "store-service serve",
-            "store-service keys new billing --rights read,write",
+            "store-service keys new billing --permissions read,write",
             "store-service backup /backups/today.db",
         ),
         help_section(
@@ -28,7 +28,7 @@ EPILOG = "\n\n".join(
             "2  invalid setting or invalid usage; nothing was done",
         ),
         help_section(
-            "Tab completion, by one line in ~/.bashrc, ~/.zshrc or config.fish:",
+            "Tab completion, with one line in ~/.bashrc, ~/.zshrc or config.fish:",
             'eval "$(_STORE_SERVICE_COMPLETE=bash_source store-service)"',
             'eval "$(_STORE_SERVICE_COMPLETE=zsh_source store-service)"',
             "_STORE_SERVICE_COMPLETE=fish_source store-service | source",
@@ -39,19 +39,19 @@ EPILOG = "\n\n".join(
 
 
 class Program(Group):
-    """A group whose wrong calls are told in one line, as everything else that fails."""
+    """The top-level command. It prints usage errors in one line, like all other errors."""
 
     def main(self, *arguments: Any, **keywords: Any) -> NoReturn:
-        """Runs the command and ends the process, or the test that calls it."""
+        """Runs the command and exits with its exit code."""
         keywords["standalone_mode"] = False
         try:
-            # Of what ends early, such as --help, this is the exit code.
+            # The result is the exit code of commands that end early, such as --help.
             code = super().main(*arguments, **keywords) or 0
         except click.Abort:
-            # By Ctrl-C; a server that runs has a handler of its own.
+            # Ctrl-C. A running server has its own signal handler.
             fail("interrupted")
         except click.ClickException as error:
-            call_failed(error)
+            usage_failed(error)
         sys.exit(code)
 
 

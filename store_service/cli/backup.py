@@ -15,16 +15,16 @@ _FILE = click.Path(path_type=Path)
 
 @click.command(epilog=epilog("store-service backup /backups/today.db"))
 @click.argument("file", type=_FILE)
-@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def backup(file: Path, force: bool) -> None:
-    """Copy the database into FILE, also while a server runs.
+    """Copy the database to FILE, also while a server runs.
 
-    FILE holds the database as it was at one moment after the command began, with every write that was
-    answered before. It appears when it is whole, checked and on disk; an error leaves nothing behind. For
-    SQLite: PostgreSQL has pg_dump.
+    FILE has the state of the database at one moment after the start of the command, with every write that had
+    a response before. It appears only when it is complete, checked and on disk; an error leaves no file. Only
+    for SQLite; use pg_dump for PostgreSQL.
     """
     config = settings_or_exit()
-    _only_for_files(config, "pg_dump makes a backup of it")
+    _require_sqlite(config, "use pg_dump")
     started = time.monotonic()
     with one_line_errors(config), progress.shown(in_bytes=True) as report:
         from store_service.database import backup
@@ -39,14 +39,14 @@ def backup(file: Path, force: bool) -> None:
 @click.command(epilog=epilog("store-service restore /backups/today.db"))
 @click.argument("file", type=_FILE)
 def restore(file: Path) -> None:
-    """Put a copy of the backup FILE in the place of the database, while no server runs.
+    """Replace the database with a copy of the backup FILE, while no server runs.
 
-    FILE is checked first. The database before stays beside the new one, as store.db.before-restore-TIME. What
-    was written after the backup is not in the new one; whoever has followed changes up to there is told to
-    start again. For SQLite: PostgreSQL has pg_restore.
+    FILE is checked first. The previous database is kept as store.db.before-restore-TIME. Writes after the
+    backup are lost, and watches that have received them must start again. Only for SQLite; use pg_restore for
+    PostgreSQL.
     """
     config = settings_or_exit()
-    _only_for_files(config, "pg_restore puts a backup of pg_dump back")
+    _require_sqlite(config, "use pg_restore")
     started = time.monotonic()
     with one_line_errors(config), progress.shown(in_bytes=True) as report:
         from store_service.database import backup, connect, schema
@@ -59,15 +59,15 @@ def restore(file: Path) -> None:
         f"schema {contents.revision}, {time.monotonic() - started:.1f} s"
     )
     if contents.revision != schema.HEAD:
-        click.echo(f"the next start, or `store-service migrate`, brings it to schema {schema.HEAD}")
+        click.echo(f"the next start, or `store-service migrate`, upgrades it to schema {schema.HEAD}")
     if restored.kept is not None:
-        click.echo(f"the database before is {restored.kept}")
+        click.echo(f"the previous database is {restored.kept}")
     for log in restored.logs:
-        click.echo(f"a log without its database is {log}")
+        click.echo(f"a log without a database is {log}")
 
 
-def _only_for_files(config: Config, instead: str) -> None:
+def _require_sqlite(config: Config, hint: str) -> None:
     from store_service.database import connect
 
     if not connect.is_sqlite(config.DATABASE_URL):
-        fail(f"DATABASE_URL is a PostgreSQL database; {instead}", exit_code=2)
+        fail(f"DATABASE_URL is a PostgreSQL database; {hint}", exit_code=2)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from store_service import config as settings
+from store_service.address import Address
 from store_service.cli import progress
 from store_service.cli.errors import fail, settings_or_exit
 from store_service.cli.help import epilog
@@ -17,19 +17,23 @@ _PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     epilog=epilog("store-service health", "store-service health store.internal:50051 --tls-ca ca.pem")
 )
 @click.argument("address", required=False)
-@click.option("--service", default="", help="Full name of a service; the whole server without.")
+@click.option("--service", default="", help="Full name of a gRPC service instead of the whole server.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, max=3600, min_open=True),
     default=3.0,
     show_default=True,
-    help="Seconds in which it must answer.",
+    help="Maximum time for the response, in seconds.",
 )
-@click.option("--tls", is_flag=True, envvar="STOREAPI_TLS", help="Encrypt; any option below does too.")
-@click.option("--tls-ca", type=_PEM, envvar="STOREAPI_TLS_CA", help="Authorities to trust.")
-@click.option("--tls-cert", type=_PEM, envvar="STOREAPI_TLS_CERT", help="The caller's own certificate.")
-@click.option("--tls-key", type=_PEM, envvar="STOREAPI_TLS_KEY", help="The key that belongs to it.")
-@click.option("--tls-name", metavar="NAME", help="The name in the server's certificate.")
+@click.option("--tls", is_flag=True, envvar="STOREAPI_TLS", help="Use TLS; implied by the options below.")
+@click.option("--tls-ca", type=_PEM, envvar="STOREAPI_TLS_CA", help="File of the authorities to trust (PEM).")
+@click.option(
+    "--tls-cert", type=_PEM, envvar="STOREAPI_TLS_CERT", help="File of the client certificate (PEM)."
+)
+@click.option("--tls-key", type=_PEM, envvar="STOREAPI_TLS_KEY", help="File of the key of --tls-cert (PEM).")
+@click.option(
+    "--tls-name", metavar="NAME", help="Name in the certificate of the server, if not that of ADDRESS."
+)
 def health(
     address: str | None,
     service: str,
@@ -40,43 +44,44 @@ def health(
     tls_key: Path | None,
     tls_name: str | None,
 ) -> None:
-    """Ask the server at ADDRESS whether it is well.
+    """Check the health of the server at ADDRESS.
 
-    Without ADDRESS it is the one on this machine, at STORE_LISTEN. Exit code 0: it says SERVING. 1: it says
-    something else, or nothing. The variables STOREAPI_TLS, STOREAPI_TLS_CA, STOREAPI_TLS_CERT and
-    STOREAPI_TLS_KEY of the environment mean what they mean to clients.
+    ADDRESS is HOST:PORT or unix:PATH; without it, the server of this machine at STORE_LISTEN is checked. The
+    exit code is 0 if the status is SERVING, and 1 for another status or no response. The environment
+    variables STOREAPI_TLS, STOREAPI_TLS_CA, STOREAPI_TLS_CERT and STOREAPI_TLS_KEY are the defaults of the
+    options, as for clients.
     """
     config = settings_or_exit()
     if bool(tls_cert) != bool(tls_key):
-        raise click.UsageError("--tls-cert and --tls-key belong together")
+        raise click.UsageError("--tls-cert and --tls-key must be given together")
     if address is None and config.listen.endswith(":0"):
-        raise click.UsageError("STORE_LISTEN lets the system choose the port, so ADDRESS is needed")
+        raise click.UsageError("ADDRESS is required if STORE_LISTEN has port 0")
     if address is not None:
         check_address(address)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # Nothing of the server is loaded: this is called every few seconds.
+    # No module of the server is imported, because health checks run every few seconds.
     from store_service.cli import health_client
 
     is_encrypted = tls or bool(tls_ca or tls_cert or tls_name)
     encryption = health_client.Tls(ca=tls_ca, cert=tls_cert, key=tls_key, server_name=tls_name)
-    asked = address or health_client.connectable_address(config.listen)
+    target = address or health_client.connectable_address(config.listen)
     try:
-        with progress.waiting(f"{asked} (no answer yet)"):
+        with progress.waiting(f"{target} (no response yet)"):
             health_client.check_health(
-                asked, service=service, seconds=timeout, tls=encryption if is_encrypted else None
+                target, service=service, seconds=timeout, tls=encryption if is_encrypted else None
             )
     except health_client.NotHealthy as error:
         fail(str(error))
-    click.echo(f"{asked} is serving")
+    click.echo(f"{target} is serving")
 
 
 def check_address(address: str) -> None:
-    """Refuses an argument ADDRESS that is not an address.
+    """Checks an argument ADDRESS.
 
     Raises:
-        click.UsageError: It is not one.
+        click.UsageError: It is not an address.
     """
     try:
-        settings.check_address(address)
+        Address.parse(address)
     except ValueError as error:
         raise click.UsageError(f"ADDRESS {error}", click.get_current_context()) from None

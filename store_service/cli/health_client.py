@@ -1,4 +1,4 @@
-"""Asks a server whether it is well, as a container's health check does."""
+"""Calls the health service of a server, for health checks of containers."""
 
 import re
 from dataclasses import dataclass, replace
@@ -9,51 +9,51 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from store_service.address import Address
 
-_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # listened on, and never asked
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # to listen on; clients need an address
 
 _BEFORE_CAUSE = re.compile(
     r"^.*(last error: \w+: (\S+: )?|lookup failed for \S+: )(Failed to connect to remote host: )?", re.DOTALL
 )
-"""What gRPC puts before the cause of a connection that failed."""
+"""The text of gRPC before the cause of a failed connection."""
 
 
 class NotHealthy(Exception):
-    """The server does not answer, or says that it does not serve; the text is one line."""
+    """The server does not respond, or its status is not SERVING. The text is one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How the connection is encrypted; each file is PEM."""
+    """TLS options of a connection. Each file is PEM."""
 
     ca: Path | None = None
-    """The authorities to trust, or those that gRPC knows."""
+    """Authorities to trust; None: the default authorities of gRPC."""
     cert: Path | None = None
-    """A certificate of the caller, for a server that wants one."""
+    """Client certificate, if the server requires one."""
     key: Path | None = None
-    """The key that belongs to it."""
+    """Private key of `cert`."""
     server_name: str | None = None
-    """The name in the server's certificate, when it is asked under another one."""
+    """Name in the certificate of the server; None: the host of the address."""
 
 
 def connectable_address(listen: str) -> str:
-    """Where a server on this machine that listens there is asked."""
+    """Returns the address at which a client on this machine reaches a server that listens on `listen`."""
     address = Address.parse(listen)
-    return str(replace(address, host=_ANY_ADDRESS.get(address.host, address.host)))
+    return str(replace(address, host=_LOOPBACK.get(address.host, address.host)))
 
 
 def check_health(address: str, *, service: str, seconds: float, tls: Tls | None) -> None:
-    """Returns when the server says that it serves.
+    """Checks that the health status of a server is SERVING.
 
     Args:
         address: HOST:PORT or unix:PATH.
-        service: The full name of a service; "" is the whole server.
-        seconds: How long it may take to say so.
-        tls: None is a plain connection.
+        service: Full name of a gRPC service; "" for the whole server.
+        seconds: Maximum time for the response.
+        tls: TLS options; None without TLS.
 
     Raises:
-        NotHealthy: It says something else, or nothing.
+        NotHealthy: The server does not respond, or has another status.
     """
-    # The health of this server is asked, not that of a proxy that leads elsewhere.
+    # Without HTTP proxies, so that this server is checked.
     options: list[tuple[str, object]] = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
     if tls is None:
         channel = grpc.insecure_channel(address, options=options)
@@ -69,10 +69,10 @@ def check_health(address: str, *, service: str, seconds: float, tls: Tls | None)
             )
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise NotHealthy(f"{address} does not answer within {seconds:g} s") from error
-            said = error.details() or error.code().name.lower()
-            cause = _BEFORE_CAUSE.sub("", said).rstrip("]")
-            raise NotHealthy(f"{address} does not answer: {' '.join(cause.split())}") from error
+                raise NotHealthy(f"{address} does not respond within {seconds:g} s") from error
+            details = error.details() or error.code().name.lower()
+            cause = _BEFORE_CAUSE.sub("", details).rstrip("]")
+            raise NotHealthy(f"{address} does not respond: {' '.join(cause.split())}") from error
     if response.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
-        raise NotHealthy(f"{address} says {status}")
+        raise NotHealthy(f"{address} has status {status}")

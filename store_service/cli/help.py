@@ -1,4 +1,4 @@
-"""How the command explains itself."""
+"""Help texts that commands have in common."""
 
 import click
 
@@ -23,10 +23,10 @@ class Group(click.Group):
 
 
 def help_section(title: str, *lines: str) -> str:
-    """A section of an epilog whose lines are not wrapped."""
+    """Returns a section of an epilog whose lines are not wrapped."""
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
 def epilog(*examples: str) -> str:
-    """Commands that can be typed as they are, and where settings come from."""
+    """Returns the epilog of a command: example command lines, and where settings come from."""
     return f"{help_section('Examples:' if len(examples) > 1 else 'Example:', *examples)}\n\n{SETTINGS}"

@@ -15,26 +15,29 @@ if TYPE_CHECKING:
 
 @click.group(
     cls=Group,
-    epilog=epilog("store-service keys new billing --rights read,write", "store-service keys list"),
+    epilog=epilog("store-service keys new billing --permissions read,write", "store-service keys list"),
 )
 @click.pass_context
 def keys(context: click.Context) -> None:
-    """Make, list and remove the API keys of STORE_API_KEYS_FILE."""
+    """Create, list and remove the API keys of STORE_API_KEYS_FILE."""
     context.obj = settings_or_exit()
 
 
-@keys.command("new", epilog=epilog("store-service keys new billing --rights read,write"))
+@keys.command("new", epilog=epilog("store-service keys new billing --permissions read,write"))
 @click.argument("name")
 @click.option(
-    "--rights", "permissions", metavar="LIST", required=True, help="What it allows: some of read,write,watch."
+    "--permissions",
+    metavar="LIST",
+    required=True,
+    help="One or more of read,write,watch, separated by commas.",
 )
 @click.pass_obj
 def new_key(config: Config, name: str, permissions: str) -> None:
-    """Make a key, print it, and add it to the file.
+    """Create a key, print it, and add it to the file.
 
-    NAME is what the log calls its caller. The key is printed on stdout this once: the file has only its
-    SHA-256. A running server takes it within two seconds. Several keys may have one name, so that a caller
-    can move from one to the next.
+    The log shows NAME as the caller. The key is printed on stdout only once, because the file has only its
+    SHA-256. A running server accepts the key within two seconds. Several keys may have the same name, so that
+    a caller can change from one key to the next.
     """
     from store_service.auth import api_keys
     from store_service.auth.principal import parse_permissions
@@ -44,16 +47,17 @@ def new_key(config: Config, name: str, permissions: str) -> None:
     try:
         api_keys.append(path, name=name, key=key, permissions=parse_permissions(permissions.split(",")))
     except (ValueError, OSError) as error:
-        fail(f"no key was made: {_explained(error, path)}")
+        fail(f"no key was created: {_error_text(error, path)}")
     click.echo(key)
 
 
 @keys.command("list", epilog=epilog("store-service keys list"))
 @click.pass_obj
 def list_keys(config: Config) -> None:
-    """List names, rights, and how each hash begins.
+    """List the name, the permissions and the first digits of the hash of each key.
 
-    Each key or certificate is a line of three fields with tabs between them. A certificate has - as its hash.
+    Prints one line for each key or certificate, with three fields separated by tabs. The hash of a
+    certificate is -.
     """
     from store_service.auth import api_keys
 
@@ -61,7 +65,7 @@ def list_keys(config: Config) -> None:
     try:
         ring = api_keys.parse(path.read_bytes())
     except OSError as error:
-        fail(f"STORE_API_KEYS_FILE: {_explained(error, path)}")
+        fail(f"STORE_API_KEYS_FILE: {_error_text(error, path)}")
     except ValueError as error:
         fail(f"STORE_API_KEYS_FILE: {path}: {error}")
     for line in ring.lines:
@@ -77,9 +81,9 @@ def list_keys(config: Config) -> None:
 def remove_key(config: Config, which: str, all_of_name: bool) -> None:
     """Remove a key or certificate from the file, and print its line as `keys list` does.
 
-    NAME_OR_HASH is the name, or the first digits of the hash as `keys list` shows them. If several keys have
-    the name, say which by the hash, or --all. A running server takes it within two seconds. Comments and
-    the other lines stay as they are.
+    NAME_OR_HASH is the name, or the first digits of the hash as `keys list` prints them. If several keys have
+    the name, give the hash of one, or --all. A running server refuses the key within two seconds. Comments
+    and the other lines are unchanged.
     """
     from store_service.auth import api_keys
 
@@ -87,7 +91,7 @@ def remove_key(config: Config, which: str, all_of_name: bool) -> None:
     try:
         removed = api_keys.remove(path, which, all_of_name=all_of_name)
     except (ValueError, OSError) as error:
-        fail(f"no key was removed: {_explained(error, path)}")
+        fail(f"no key was removed: {_error_text(error, path)}")
     for line in removed:
         _print(line)
 
@@ -98,10 +102,10 @@ def _print(line: "KeyLine") -> None:
 
 def _keys_file(config: Config) -> Path:
     if not config.api_keys_file:
-        fail("STORE_API_KEYS_FILE: must be set, to the file that holds the keys", exit_code=2)
+        fail("STORE_API_KEYS_FILE: must be set to the file of the keys", exit_code=2)
     return Path(config.api_keys_file)
 
 
-def _explained(error: Exception, path: Path) -> str:
-    """What was wrong; the system leaves out with which file."""
+def _error_text(error: Exception, path: Path) -> str:
+    """Returns the message of an error, with the path for errors of the system."""
     return f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)

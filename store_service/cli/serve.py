@@ -23,68 +23,66 @@ from store_service.config import Config
     metavar="HOST:PORT",
     help="Address to serve on, instead of STORE_LISTEN; port 0 lets the system choose.",
 )
-@click.option(
-    "--worker", is_flag=True, hidden=True, help="Be one of the processes that a supervisor started."
-)
+@click.option("--worker", is_flag=True, hidden=True, help="Run as a worker; only for the supervisor.")
 @click.option(
     "--metrics-listen",
     hidden=True,
-    help="Address for metrics, which a supervisor gives its workers; or empty.",
+    help="Address for metrics of a worker, or empty; only for the supervisor.",
 )
 def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    Prints one line with the address on stdout as soon as calls succeed; logs go to stderr. Running
-    calls have STORE_SHUTDOWN_GRACE_SECONDS to finish after the signal; a second signal stops at once.
-    With several STORE_WORKERS, SIGHUP restarts them one after the other, with settings read anew.
+    Prints one line with the address on stdout as soon as calls succeed. The log goes to stderr. After the
+    signal, running calls have STORE_SHUTDOWN_GRACE_SECONDS to finish; a second signal stops at once. With
+    several STORE_WORKERS, SIGHUP reads the settings again and restarts the workers one after the other.
     """
-    _open_streams()
+    _open_missing_streams()
     given = {"listen": listen, "metrics_listen": metrics_listen}
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
-    # gRPC's core has lines of its own for what we tell in ours; it reads this when it is loaded.
+    # gRPC's core reads this when it is loaded. Its own log lines would duplicate those of the service.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    with one_line_errors(config), logs.in_background(), _ended_by_signals():
+    with one_line_errors(config), logs.in_background(), _exit_on_signals():
         with gc_tuning.paused_during_imports():
-            from store_service import credentials, server, supervisor
+            from store_service import credentials, lifecycle, supervisor
 
-        # Before anything is made, and once for all processes.
+        # Before anything is created, and once for all processes.
         credentials.check(config)
         if config.workers > 1 and not worker:
             supervisor.run(config)
         else:
-            server.run(config, is_worker=worker)
+            lifecycle.run(config, is_worker=worker)
 
 
-def _open_streams() -> None:
-    """Opens what this process was started without, as by `<&-`: of stdin, stdout and stderr.
+def _open_missing_streams() -> None:
+    """Opens /dev/null for those of stdin, stdout and stderr that are closed, for example by `<&-`.
 
-    Otherwise the next file or socket would get its number, and lines of the log for instance, or libuv, which
-    knows nothing of it, would reach the wrong one.
+    Otherwise the next file or socket would get the descriptor of the stream, and log lines, for example,
+    would be written to it.
     """
-    # In this order: the system gives the lowest number that is free.
+    # In the order of the descriptors, because the system assigns the lowest free one.
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # for as long as the process
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  # stays open
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Lets SIGTERM and SIGINT end the process at once, with exit code 0, until a server has its own way.
+def _exit_on_signals() -> Iterator[None]:
+    """Exits with code 0 at SIGTERM or SIGINT, until the server installs its own handlers.
 
-    Without it they would do nothing in a container, where the first process has only those that it asks for.
+    Without a handler, the signals would have no effect on the first process of a container.
     """
 
-    def end(*_: object) -> None:
+    def exit_at_once(*_: object) -> None:
         logs.drain()
-        # Not an exception: whoever waits for a database that does not answer would wait on to tidy up. A
-        # change of the schema is one transaction, so nothing is half done.
+        # An exception would not end a start that waits for an unresponsive database, because the cleanup
+        # would wait too. A schema upgrade is one transaction, so it is either complete or not started.
         os._exit(0)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, exit_at_once) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
@@ -95,17 +93,17 @@ def _ended_by_signals() -> Iterator[None]:
     help="Move columns that storeapi did not create to separate tables.",
 )
 def migrate(move_extra_columns: bool) -> None:
-    """Bring the database's schema up to date.
+    """Upgrade the database schema.
 
-    `serve` does the same by itself unless STORE_AUTO_MIGRATE=false. A database of the application before
-    this service is upgraded in place and keeps every row.
+    `serve` does the same at start unless STORE_AUTO_MIGRATE=false. A database of the storeapi application is
+    upgraded in place and keeps all rows.
     """
     config = settings_or_exit()
     with one_line_errors(config), progress.shown(in_bytes=False) as report:
         from store_service.database import connect, schema
 
         report(f"migrating {connect.database_name(config.DATABASE_URL)}", 0, 0)
-        # Before the lock, whose file would else be made beside a file of another application.
+        # Before the lock, so that no lock file is created beside a file of another application.
         connect.check_files(config.DATABASE_URL)
         schema.find_to_upgrade(
             config.DATABASE_URL,
@@ -113,20 +111,23 @@ def migrate(move_extra_columns: bool) -> None:
             move_extra_columns=move_extra_columns,
         )
         with connect.sole_use(config.DATABASE_URL):
-            was = schema.upgrade(
+            previous = schema.upgrade(
                 config.DATABASE_URL,
                 connect_timeout_seconds=config.connect_timeout_seconds,
                 move_extra_columns=move_extra_columns,
                 report=report,
             )
-    click.echo(f"schema {schema.HEAD} (was {was})" if was != schema.HEAD else f"schema {was} is up to date")
+    if previous == schema.HEAD:
+        click.echo(f"schema {schema.HEAD} is up to date")
+    else:
+        click.echo(f"schema {schema.HEAD} (was {previous})")
 
 
 @click.command(epilog=epilog("store-service check"))
 def check() -> None:
     """Check whether `serve` works with these settings and this database. Changes nothing.
 
-    Also beside a service that runs, which then has the address and the database.
+    If a service is running, its address and database are reported as in use.
     """
     config = settings_or_exit()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -155,7 +156,7 @@ def check() -> None:
 
 
 def _show_preview(config: Config) -> None:
-    """Prints what an upgrade of a database of the application before would do."""
+    """Prints what an upgrade of a database of the storeapi application would do."""
     from store_service.database import preview
 
     for line in preview.preview(

@@ -18,27 +18,27 @@ from store_service.cli.help import epilog
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="Time between two looks, from which rates are made.",
+    help="Length of the intervals for which rates are calculated.",
 )
 def status(address: str, once: bool, every_seconds: float) -> None:
     """Show calls, latencies, batches and lag of a running service.
 
-    ADDRESS is where it serves metrics, HOST:PORT or unix:PATH; STORE_METRICS_LISTEN when it is left out.
-    Ctrl-C ends it.
+    ADDRESS is the metrics address of the service, HOST:PORT or unix:PATH; without it, STORE_METRICS_LISTEN is
+    used. Stop with Ctrl-C.
     """
     address = address or settings_or_exit().metrics_listen
     if not address:
-        fail("name the ADDRESS, or set STORE_METRICS_LISTEN to it", exit_code=2)
+        fail("ADDRESS is required if STORE_METRICS_LISTEN is not set", exit_code=2)
     from store_service.observability import status_page
     from store_service.observability.scrape import NoMetrics
 
     check_address(address)
     try:
-        with progress.waiting(f"{address} (no answer yet)"):
-            first = status_page.look(address)
+        with progress.waiting(f"{address} (no response yet)"):
+            first = status_page.fetch(address)
         status_page.show(address, first, every_seconds=every_seconds, once=once)
     except NoMetrics as error:
         fail(str(error))
     except KeyboardInterrupt:
-        # The page stays on the screen.
+        # The last page stays on the screen.
         return

@@ -103,7 +103,7 @@ class BatchQueue:
         self._waiting = JobQueue()
         self._observer = observer
         if observer is not None:
-            observer.measure.waiting = self._waiting.__len__
+            observer.metrics.waiting = self._waiting.__len__
         self._idle: deque[asyncio.Future[None]] = deque()
         self._stopping = False
         self._queued_before_answers = 0
@@ -206,7 +206,7 @@ class BatchQueue:
 
     def _count_loss(self, loss: RepeatedFailure, error: Exception) -> None:
         if self._observer is not None:
-            self._observer.measure.lost += 1
+            self._observer.metrics.lost += 1
         cause = str(error.__cause__ or error)
         loss.failed(worker=self._name, error=type(error).__name__, cause=cause)
 
@@ -219,14 +219,14 @@ class BatchQueue:
             if self._observer is None:
                 await self._serve(connection)
                 return
-            measure = self._observer.measure
-            measure.openings.observe(time.perf_counter() - began)
-            connection.commits = measure.commits
-            measure.open += 1
+            metrics = self._observer.metrics
+            metrics.openings.observe(time.perf_counter() - began)
+            connection.commits = metrics.commits
+            metrics.open += 1
             try:
                 await self._serve(connection)
             finally:
-                measure.open -= 1
+                metrics.open -= 1
 
     async def _serve(self, connection: Connection) -> None:
         crowd = 0

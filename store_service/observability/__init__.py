@@ -1,1 +1,1 @@
-"""Metrics for Prometheus: what they are called, where they are served, and who reads them here."""
+"""Metrics and tracing: in-process metrics, their export to Prometheus, spans, and the status page."""

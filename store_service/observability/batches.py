@@ -1,4 +1,4 @@
-"""What looks at the work of a lane: counters, and the spans of those who wait."""
+"""Observes the batches of a batch queue: updates its metrics, and the spans of the calls."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,58 +10,66 @@ from store_service.observability.metrics import QueueMetrics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchRecord:
-    """A batch that was done, for one of the calls that rode in it."""
+    """A finished batch, from the point of view of one of its jobs."""
 
-    lane: str
+    queue: str
     number: int
-    """Counts the batches of the lane; calls that have the same number rode together."""
+    """Number of the batch in its queue, from 1. It is the same for all jobs of the batch."""
     size: int
+    """Number of jobs in the batch."""
     wait_seconds: float
-    """How long the call's work had waited for the batch to begin."""
+    """Time that the job waited for the start of the batch."""
     seconds: float
+    """Duration of the batch."""
     error: str = ""
-    """Class of the error that ended it, for all."""
+    """Class of the error that ended the whole batch; empty without one."""
 
 
 class BatchSpans(Protocol):
-    """Tells the spans of calls of the batches that they rode in."""
+    """Adds batches to the spans of calls."""
 
     def current(self) -> object | None:
-        """The span of the call that is running, if anybody wants to hear of it."""
+        """Returns the span of the current call; None if it is not recorded."""
 
     def batch_ended(self, span: object, batch: BatchRecord) -> None:
-        """Tells such a span of a batch that has just ended."""
+        """Adds a batch that has just ended to the span of a call."""
 
 
 class JobTiming:
-    """A piece of work, as its lane's observer remembers it."""
+    """The start of the wait of a job, and the span of its call."""
 
-    __slots__ = ("since", "span")
+    __slots__ = ("queued_at", "span")
 
-    def __init__(self, since: float, span: object | None) -> None:
-        """Takes when it came, by perf_counter, and the span that waits for it."""
-        self.since = since
+    def __init__(self, queued_at: float, span: object | None) -> None:
+        """Takes when the job was queued, by perf_counter, and the span of its call, if it is recorded."""
+        self.queued_at = queued_at
         self.span = span
 
 
 class BatchObserver:
-    """Looks at one lane."""
+    """Observes one batch queue."""
 
-    def __init__(self, lane: str, measure: QueueMetrics, spans: BatchSpans | None) -> None:
-        """Takes the lane's name, its counters, and whom to tell of batches."""
-        self.measure = measure
-        self._lane = lane
+    def __init__(self, queue: str, metrics: QueueMetrics, spans: BatchSpans | None) -> None:
+        """Takes the name and the metrics of the queue; `spans` is None without tracing."""
+        self.metrics = metrics
+        self._queue = queue
         self._spans = spans
         self._number = 0
 
     def job_queued(self) -> JobTiming:
-        """What to remember of a piece of work that comes now."""
+        """Returns the timing of a job that is queued now."""
         return JobTiming(time.perf_counter(), None if self._spans is None else self._spans.current())
 
     def batch_ended(self, batch: Sequence[JobTiming], started: float, error: BaseException | None) -> None:
-        """Counts a batch that began at `started` and has just ended, and tells the spans of its members."""
+        """Counts a batch that has just ended, and adds it to the spans of its calls.
+
+        Args:
+            batch: The timings of its jobs.
+            started: Start of the batch, by perf_counter.
+            error: The error that ended the whole batch, if there is one.
+        """
         ended = time.perf_counter()
-        self.measure.batch_ended([timing.since for timing in batch], started, ended)
+        self.metrics.batch_ended([timing.queued_at for timing in batch], started, ended)
         if self._spans is None:
             return
         self._number += 1
@@ -70,10 +78,10 @@ class BatchObserver:
                 self._spans.batch_ended(
                     timing.span,
                     BatchRecord(
-                        lane=self._lane,
+                        queue=self._queue,
                         number=self._number,
                         size=len(batch),
-                        wait_seconds=started - timing.since,
+                        wait_seconds=started - timing.queued_at,
                         seconds=ended - started,
                         error="" if error is None else type(error).__name__,
                     ),
@@ -81,8 +89,8 @@ class BatchObserver:
 
 
 ObserverFactory = Callable[[str], BatchObserver | None]
-"""Gives the observer of a lane by its name, or None when nobody looks."""
+"""Returns the observer for the batch queue with a name; None for no observer."""
 
 
 def without_observer(_: str) -> None:
-    """Nobody looks."""
+    """Returns no observer."""

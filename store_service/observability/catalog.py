@@ -17,7 +17,7 @@ class Metric:
 
     kind: Literal["counter", "gauge", "histogram"]
     help: str
-    """What it measures, and what its growth means."""
+    """The meaning of the metric, and of its growth."""
     labels: tuple[str, ...] = ()
 
 

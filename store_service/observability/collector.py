@@ -35,22 +35,27 @@ class MetricsCollector(Collector):
 
     def __init__(
         self,
-        measures: Metrics,
+        metrics: Metrics,
         *,
         database: str,
         wal_file: Path | None,
         expires: Callable[[], float | None] = lambda: None,
     ) -> None:
-        """Takes the counters, the kind of database, SQLite's write-ahead log, if there is one, and when the
-        certificate expires, in seconds since 1970.
+        """Takes the in-process metrics and the further values of the process.
+
+        Args:
+            metrics: The in-process metrics.
+            database: sqlite or postgresql.
+            wal_file: The write-ahead log of SQLite; None on PostgreSQL.
+            expires: Returns when the TLS certificate expires, in seconds since 1970; None without TLS.
         """
-        self._measures = measures
+        self._metrics = metrics
         self._database = database
         self._wal_file = wal_file
         self._expires = expires
 
     def collect(self) -> Iterator[Family]:
-        """Reads every counter once; may be called from any thread."""
+        """Yields the metrics as they are now. Any thread may call it."""
         yield from self._rpcs()
         yield from self._queues()
         yield from self._rest()
@@ -59,10 +64,11 @@ class MetricsCollector(Collector):
         started, handled = counter("grpc_server_started_total"), counter("grpc_server_handled_total")
         durations, errors = histogram("grpc_server_handling_seconds"), counter("store_errors_total")
         in_flight = gauge("store_calls_in_flight")
-        # A copy: a server that starts is still adding methods.
-        for rpc in list(self._measures.calls.values()):
+        # A copy, because a server that starts is still adding methods.
+        for rpc in list(self._metrics.calls.values()):
             labels = [rpc.type, rpc.service, rpc.method]
-            # In this order: a call that ends meanwhile must not make the number in flight negative.
+            # The codes are read first. Otherwise a call that starts and ends in between would make the number
+            # of calls in flight negative.
             codes = {**dict.fromkeys(CODES, 0), **rpc.codes}
             started_count = rpc.started
             started.add_metric(labels, started_count)
@@ -70,18 +76,18 @@ class MetricsCollector(Collector):
                 handled.add_metric([*labels, code], count)
             for reason, count in {**dict.fromkeys(REASONS, 0), **rpc.reasons}.items():
                 errors.add_metric([*labels, reason], count)
-            # The duration of a stream is chosen by its caller.
+            # The caller determines the duration of a stream.
             if rpc.type == "unary":
                 add(durations, labels, rpc.durations)
             in_flight.add_metric(labels, started_count - sum(codes.values()))
         yield from (started, handled, durations, errors, in_flight)
 
     def _queues(self) -> Iterator[Family]:
-        queues = dict(self._measures.queues)
-        for family_name, histogram_of in QUEUE_HISTOGRAMS.items():
+        queues = dict(self._metrics.queues)
+        for family_name, get_histogram in QUEUE_HISTOGRAMS.items():
             family = histogram(family_name)
             for name, queue in queues.items():
-                add(family, [name], histogram_of(queue))
+                add(family, [name], get_histogram(queue))
             yield family
         waiting, open_now = gauge("store_queue_length"), gauge("store_connections")
         lost = counter("store_connections_lost_total")
@@ -92,7 +98,7 @@ class MetricsCollector(Collector):
         yield from (waiting, open_now, lost)
 
     def _rest(self) -> Iterator[Family]:
-        feed, loop, now = self._measures.feed, self._measures.loop, time.monotonic()
+        feed, loop, now = self._metrics.feed, self._metrics.loop, time.monotonic()
         if self._wal_file is not None:
             yield _single("store_wal_bytes", _size(self._wal_file))
         yield _single("store_watches", feed.watches())
@@ -117,23 +123,23 @@ class MetricsCollector(Collector):
 
 
 def counter(name: str) -> CounterMetricFamily:
-    """An empty family of the catalog."""
+    """Returns an empty counter of the catalog."""
     return CounterMetricFamily(name, METRICS[name].help, labels=METRICS[name].labels)
 
 
 def gauge(name: str) -> GaugeMetricFamily:
-    """An empty family of the catalog."""
+    """Returns an empty gauge of the catalog."""
     return GaugeMetricFamily(name, METRICS[name].help, labels=METRICS[name].labels)
 
 
 def histogram(name: str) -> HistogramMetricFamily:
-    """An empty family of the catalog."""
+    """Returns an empty histogram of the catalog."""
     return HistogramMetricFamily(name, METRICS[name].help, labels=METRICS[name].labels)
 
 
 def add(family: HistogramMetricFamily, labels: list[str], counted: Histogram) -> None:
-    """Adds what was counted, with the cumulative buckets that Prometheus wants."""
-    # Copied first, for it is being changed meanwhile.
+    """Adds a histogram with the cumulative buckets that Prometheus expects."""
+    # A copy, because the event loop may change the counts at any time.
     counts = list(counted.counts)
     bounds = [*(str(float(bound)) for bound in counted.bounds), "+Inf"]
     buckets = list(zip(bounds, map(float, accumulate(counts)), strict=True))

@@ -1,4 +1,4 @@
-"""Serves metrics over HTTP, on a thread of its own, so that it answers also when the event loop does not."""
+"""Serves metrics over HTTP. It runs in threads, so it also responds when the event loop is blocked."""
 
 import os
 import selectors
@@ -27,30 +27,30 @@ from store_service.repeated_failure import RepeatedFailure
 PATH = "/metrics"
 
 REQUEST_SECONDS = 5.0
-"""A client that takes longer to send its whole request, or to take the answer, is cut off."""
+"""Maximum time to receive a request, and to send its response. After it, the connection is closed."""
 
-AT_ONCE = 16
-"""Requests that are served at the same time; whoever connects beyond them is cut off at once."""
+MAX_CONCURRENT_REQUESTS = 16
+"""Maximum number of requests at the same time. Further connections are closed at once."""
 
 PAUSE_SECONDS = 0.1
-"""Pause after a connection could not be taken."""
+"""Pause after a connection could not be accepted."""
 
 log = structlog.get_logger("store_service.observability")
 
 
 @contextmanager
 def served(listen: str, collector: Collector) -> Iterator[str]:
-    """Answers GET /metrics, and nothing else, until the end of the block.
+    """Serves GET /metrics, and nothing else, until the end of the block.
 
     Args:
         listen: HOST:PORT, or unix:PATH; port 0 lets the system choose.
-        collector: What to serve; it is asked on threads of its own.
+        collector: Collects the metrics, in the threads of the requests.
 
     Yields:
-        The address, with the real port.
+        The address, with the actual port.
 
     Raises:
-        OSError: The address is in use, or not of this machine.
+        OSError: The address is in use, or is not an address of this machine.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
@@ -60,8 +60,8 @@ def served(listen: str, collector: Collector) -> Iterator[str]:
         thread = Thread(target=server.serve_until, args=[stopped], name="metrics", daemon=True)
         thread.start()
         try:
-            wanted = Address.parse(listen)
-            yield listen if wanted.path else str(wanted.with_port(listener.getsockname()[1]))
+            address = Address.parse(listen)
+            yield listen if address.path else str(address.with_port(listener.getsockname()[1]))
         finally:
             stop.close()
             thread.join()
@@ -70,10 +70,10 @@ def served(listen: str, collector: Collector) -> Iterator[str]:
 
 @contextmanager
 def _listening(listen: str) -> Iterator[socket.socket]:
-    wanted = Address.parse(listen)
-    if wanted.path is not None:
-        path = wanted.path
-        _remove_if_left_over(path)
+    address = Address.parse(listen)
+    if address.path is not None:
+        path = address.path
+        _remove_stale_socket(path)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(os.fspath(path))
             listener.listen()
@@ -82,17 +82,17 @@ def _listening(listen: str) -> Iterator[socket.socket]:
             finally:
                 path.unlink(missing_ok=True)
         return
-    family, address = wanted.resolved()[0]
+    family, socket_address = address.resolved()[0]
     with socket.socket(family) as listener:
-        # A server that has just ended does not keep the port from the next.
+        # Otherwise the port could not be bound for a while after the previous server has ended.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind(socket_address)
         listener.listen()
         yield listener
 
 
-def _remove_if_left_over(path: Path) -> None:
-    """Removes the socket of a process that was killed, and nothing that anybody answers on."""
+def _remove_stale_socket(path: Path) -> None:
+    """Removes a socket that no process listens on, such as that of a killed process."""
     if not (path.exists() and stat.S_ISSOCK(path.stat().st_mode)):
         return
     with socket.socket(socket.AF_UNIX) as probe:
@@ -103,7 +103,7 @@ def _remove_if_left_over(path: Path) -> None:
 
 
 class _Server(ThreadingMixIn, BaseServer):
-    """Takes connections from a socket that listens already, each on a thread, and no more than `AT_ONCE`."""
+    """Accepts connections on a listening socket. Each has a thread; at most MAX_CONCURRENT_REQUESTS."""
 
     daemon_threads = True
     block_on_close = False
@@ -112,7 +112,7 @@ class _Server(ThreadingMixIn, BaseServer):
         super().__init__(listener.getsockname(), _Handler)
         self._listener = listener
         self.registry = registry
-        self._free = BoundedSemaphore(AT_ONCE)
+        self._free = BoundedSemaphore(MAX_CONCURRENT_REQUESTS)
         self.collecting = RepeatedFailure(
             log, "cannot collect metrics", end_event="metrics are collected again"
         )
@@ -123,8 +123,7 @@ class _Server(ThreadingMixIn, BaseServer):
         )
 
     def serve_until(self, stopped: socket.socket) -> None:
-        """Serves until the other end of a pair of sockets is closed; the base class would look for it twice a
-        second."""
+        """Serves until the other socket of the pair is closed. `serve_forever` would poll twice a second."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(stopped, selectors.EVENT_READ)
@@ -132,11 +131,11 @@ class _Server(ThreadingMixIn, BaseServer):
                 try:
                     request, address = self._listener.accept()
                 except ConnectionError:
-                    # The client has gone away already.
+                    # The client has already closed the connection.
                     continue
                 except OSError as error:
-                    # No descriptors or no memory are left. The client waits; without a pause the thread would
-                    # do nothing but try again.
+                    # No descriptors or no memory are left. The connection stays in the backlog, so without a
+                    # pause this loop would be a busy wait.
                     self._failure.failed(cause=error.strerror)
                     time.sleep(PAUSE_SECONDS)
                     continue
@@ -144,19 +143,19 @@ class _Server(ThreadingMixIn, BaseServer):
                 self.process_request(request, address)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Serves on a thread, if one is free."""
+        """Starts a thread for the request, or closes the connection if too many are running."""
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except RuntimeError:
-            # The system has no room for a thread just now.
+            # The system cannot start another thread.
             self._free.release()
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serves, and makes room for another."""
+        """Serves the request in its thread."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -166,11 +165,11 @@ class _Server(ThreadingMixIn, BaseServer):
         request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Says nothing of clients that go away, as they may."""
+        """Ignores errors of connections, which clients may close at any time."""
 
 
 class _UntilDeadline(RawIOBase):
-    """What a client sends, as long as it has time; a timeout of the socket begins anew with each byte."""
+    """Reads from a connection until a deadline. The timeout of a socket would apply to each read instead."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
@@ -189,7 +188,7 @@ class _UntilDeadline(RawIOBase):
 
 
 def _request_path(target: str) -> str | None:
-    """The path of what a request asks for; None if it has none, as http://[/metrics."""
+    """Returns the path of a request target; None if the target is invalid, such as http://[/metrics."""
     try:
         return urlsplit(target).path
     except ValueError:
@@ -197,10 +196,10 @@ def _request_path(target: str) -> str | None:
 
 
 def _encoder(accept: str) -> tuple[Callable[[CollectorRegistry], bytes], str]:
-    """The format that a client asks for, with its content type; the plain one if nobody can know which."""
+    """Returns the encoder and the content type for a header Accept; the text format if it is invalid."""
     try:
         return choose_encoder(accept)
-    # Versions that are no numbers are compared with one.
+    # It fails for versions that are not numbers.
     except (TypeError, ValueError):
         return choose_encoder("")
 
@@ -210,23 +209,23 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def setup(self) -> None:
-        """Reads from the socket as the base class does, but for the time."""
+        """Replaces the reader of the base class by one with a deadline."""
         super().setup()
         self.rfile.close()
         self.rfile = BufferedReader(_UntilDeadline(self.connection))
 
     def do_GET(self) -> None:
-        """Answers a GET; the base class looks for this name."""
+        """Handles a GET request. The base class requires this name."""
         assert isinstance(self.server, _Server)
         if _request_path(self.path) != PATH:
-            self.send_error(HTTPStatus.NOT_FOUND, explain=f"there is nothing but {PATH}")
+            self.send_error(HTTPStatus.NOT_FOUND, explain=f"the only path is {PATH}")
             return
         encode, content_type = _encoder(self.headers.get("Accept", ""))
         try:
             body = encode(self.server.registry)
         except Exception as error:
             self.server.collecting.failed(exc_info=error)
-            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain="the log of the service says why")
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, explain="the log of the service has the cause")
             return
         self.server.collecting.ended()
         self.connection.settimeout(REQUEST_SECONDS)
@@ -237,4 +236,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing: a line for each scrape helps nobody."""
+        """Disables the log lines of the base class, which writes one for each request."""

@@ -1,21 +1,21 @@
-"""Metrics how late the event loop is, from within."""
+"""Measures the lag of the event loop."""
 
 import asyncio
 import time
 
 from store_service.observability.metrics import EventLoopMetrics
 
-EVERY_SECONDS = 0.1
-"""How often it looks."""
+INTERVAL_SECONDS = 0.1
+"""Time between two measurements."""
 
 
-async def measure_event_loop_lag(measure: EventLoopMetrics) -> None:
-    """Asks the loop to come by, again and again, and counts how late it does, until it is cancelled."""
+async def measure_event_loop_lag(metrics: EventLoopMetrics) -> None:
+    """Sleeps repeatedly and observes how late the event loop resumes the task, until it is cancelled."""
     try:
         while True:
-            measure.due = due = time.monotonic() + EVERY_SECONDS
-            await asyncio.sleep(EVERY_SECONDS)
+            metrics.due = due = time.monotonic() + INTERVAL_SECONDS
+            await asyncio.sleep(INTERVAL_SECONDS)
             # Timers of the loop may be a fraction of a millisecond early.
-            measure.lags.observe(max(time.monotonic() - due, 0.0))
+            metrics.lags.observe(max(time.monotonic() - due, 0.0))
     finally:
-        measure.due = None
+        metrics.due = None

@@ -1,8 +1,8 @@
-"""What is counted while the service works: plain numbers that cost next to nothing to change.
+"""In-process metrics: plain numbers that are cheap to update.
 
-One object for each method and each lane, made at the start, so that a call looks nothing up and takes no
-lock. Only the event loop changes them, but for commit times, which the thread that writes changes. Others
-may read them at any time; `store_service.observability` makes what Prometheus reads of them.
+Each method and each batch queue has one object, created at the start, so a call needs no lookup and no lock.
+The event loop makes all updates, except for commit durations, which the thread of the writer updates. Any
+thread may read. `collector.py` converts the numbers to Prometheus metrics.
 """
 
 import time
@@ -15,42 +15,42 @@ RpcType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 """The values of the label `grpc_type`, as in go-grpc-middleware."""
 
 CALL_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Upper bounds of the buckets for calls."""
+"""Bucket bounds for the duration of calls."""
 
-WORK_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-"""Upper bounds of the buckets for the parts that calls consist of."""
+BATCH_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+"""Bucket bounds for durations in a batch queue."""
 
 LAG_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
-"""Upper bounds of the buckets for what comes late."""
+"""Bucket bounds for lags."""
 
 BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Upper bounds of the buckets for batches."""
+"""Bucket bounds for the number of jobs in a batch."""
 
 
 class Histogram:
-    """How many values fell between which bounds, and their sum."""
+    """Counts of observed values by bucket, and their sum."""
 
     __slots__ = ("bounds", "counts", "sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
-        """Takes the upper bounds of all buckets but the last, which has none."""
+        """Takes the upper bounds of the buckets, inclusive. The last bucket, without a bound, is added."""
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Counts a value; one that equals a bound is below it."""
+        """Counts a value."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
 
 class RpcMetrics:
-    """The calls of one method."""
+    """Metrics of one method."""
 
     __slots__ = ("codes", "durations", "method", "reasons", "service", "started", "type")
 
     def __init__(self, name: str, type: RpcType) -> None:
-        """Takes the full name, SERVICE/METHOD, and the type."""
+        """Takes the full name of the method, SERVICE/METHOD, and its type."""
         self.service, _, self.method = name.rpartition("/")
         self.type = type
         self.started = 0
@@ -59,89 +59,96 @@ class RpcMetrics:
         self.durations = Histogram(CALL_SECONDS)
 
     def ended(self, code: str, reason: str, seconds: float) -> None:
-        """Counts a call that was counted in `started`; `reason` is empty for OK and for errors of gRPC."""
+        """Counts the end of a call. `reason` is empty for OK and for errors of gRPC itself."""
         self.codes[code] += 1
         if reason:
             self.reasons[reason] += 1
-        # `Histogram.observe` inlined: every call runs this.
+        # `Histogram.observe` is inlined, because every call runs this.
         durations = self.durations
         durations.counts[bisect_left(CALL_SECONDS, seconds)] += 1
         durations.sum += seconds
 
 
 class QueueMetrics:
-    """The work of one lane, and its connections."""
+    """Metrics of one batch queue and its connections."""
 
     def __init__(self) -> None:
-        """Counts from zero."""
+        """Creates metrics without observations."""
         self.waiting: Callable[[], int] = lambda: 0
-        """How much work waits now; the lane sets it."""
+        """Returns the number of waiting jobs. The queue sets it."""
         self.sizes = Histogram(BATCH_SIZES)
-        self.durations = Histogram(WORK_SECONDS)
-        self.waits = Histogram(WORK_SECONDS)
-        self.commits = Histogram(WORK_SECONDS)
-        self.openings = Histogram(WORK_SECONDS)
+        self.durations = Histogram(BATCH_SECONDS)
+        self.waits = Histogram(BATCH_SECONDS)
+        self.commits = Histogram(BATCH_SECONDS)
+        self.openings = Histogram(BATCH_SECONDS)
         self.open = 0
+        """Number of open connections."""
         self.lost = 0
+        """Number of connections that were lost or could not be opened."""
 
-    def batch_ended(self, since: Sequence[float], started: float, ended: float) -> None:
-        """Counts a batch: since when each of its members had waited, its start and end, by perf_counter."""
-        self.sizes.observe(len(since))
+    def batch_ended(self, queued: Sequence[float], started: float, ended: float) -> None:
+        """Counts a batch: when each job was queued, the start and the end of the batch, by perf_counter."""
+        self.sizes.observe(len(queued))
         self.durations.observe(ended - started)
         counts, waits = self.waits.counts, 0.0
-        for at in since:
+        for at in queued:
             wait = started - at
-            counts[bisect_left(WORK_SECONDS, wait)] += 1
+            counts[bisect_left(BATCH_SECONDS, wait)] += 1
             waits += wait
         self.waits.sum += waits
 
 
 class FeedMetrics:
-    """The change feed, as those who watch it get it."""
+    """Metrics of the change feed of open watches."""
 
     def __init__(self) -> None:
-        """Counts from zero."""
+        """Creates metrics without observations."""
         self.watches: Callable[[], int] = lambda: 0
-        """How many are open now; the feed sets it."""
+        """Returns the number of open watches. The feed sets it."""
         self.max_watches = 0
         self.lags = Histogram(LAG_SECONDS)
         self.read_at: float | None = None
-        """When the feed was last read, by time.monotonic; None while nobody watches."""
+        """Time of the last read of the feed, by time.monotonic; None without open watches."""
 
     def read(self, commit_time: int = 0) -> None:
-        """Counts a look at the feed; of what it found, the oldest commit in microseconds since 1970, or 0."""
+        """Counts a read of the feed.
+
+        Args:
+            commit_time: Time of the oldest commit that was read, in microseconds since 1970; 0 if there
+                were no changes.
+        """
         self.read_at = time.monotonic()
         if commit_time:
-            # Clocks of several machines differ.
+            # The lag may be negative, because the clocks of several machines differ.
             self.lags.observe(max(time.time() - commit_time / 1_000_000, 0.0))
 
 
 class EventLoopMetrics:
-    """How late the event loop is."""
+    """Metrics of the event loop."""
 
     def __init__(self) -> None:
-        """Counts from zero."""
+        """Creates metrics without observations."""
         self.lags = Histogram(LAG_SECONDS)
         self.due: float | None = None
-        """When the loop should next come by, by time.monotonic; None while nobody looks."""
+        """Time of the next measurement, by time.monotonic; None if nothing is measured."""
 
 
 class Metrics:
-    """Everything that one process counts."""
+    """All metrics of one process."""
 
     def __init__(self) -> None:
-        """Counts from zero."""
+        """Creates metrics without observations."""
         self.calls: dict[str, RpcMetrics] = {}
-        """By full name of the method."""
+        """Metrics of methods by full name."""
         self.queues: dict[str, QueueMetrics] = {}
-        """By name of the batch queue."""
+        """Metrics of batch queues by name."""
         self.feed = FeedMetrics()
         self.loop = EventLoopMetrics()
 
     def method(self, name: str, type: RpcType) -> RpcMetrics:
-        """The metrics of a method, SERVICE/METHOD; created by the first call."""
+        """Returns the metrics of a method, SERVICE/METHOD. The first call creates them."""
         return self.calls.setdefault(name, RpcMetrics(name, type))
 
     def queue(self, name: str) -> QueueMetrics:
-        """The metrics of a batch queue; created by the first call."""
+        """Returns the metrics of a batch queue. The first call creates them."""
         return self.queues.setdefault(name, QueueMetrics())

@@ -1,4 +1,4 @@
-"""What the counters of two moments say together: rates, means and quantiles."""
+"""Calculates rates, means and quantiles from the samples of two scrapes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -12,16 +12,16 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Scraped:
-    """The samples of one scrape; those of several workers are told apart by their labels."""
+    """The samples of one scrape. Samples of several workers have different labels."""
 
     time: float
-    """When, by time.monotonic."""
+    """Time of the scrape, by time.monotonic."""
     samples: dict[str, dict[Labels, float]] = field(default_factory=lambda: defaultdict(dict))
-    """By name, then by labels."""
+    """Values by name and labels."""
 
     @classmethod
     def of(cls, time: float, families: Iterable[Family]) -> "Scraped":
-        """Sorts the samples of families."""
+        """Returns the samples of metric families."""
         scraped = cls(time)
         for family in families:
             for sample in family.samples:
@@ -29,68 +29,70 @@ class Scraped:
         return scraped
 
     def values(self, name: str, **labels: str) -> Iterator[tuple[dict[str, str], float]]:
-        """The samples that have these labels, with all that they have."""
-        wanted = labels.items()
-        for found, value in self.samples.get(name, {}).items():
-            if wanted <= (of := dict(found)).items():
-                yield of, value
+        """Yields all labels and the value of each sample that has these labels."""
+        required = labels.items()
+        for key, value in self.samples.get(name, {}).items():
+            if required <= (all_labels := dict(key)).items():
+                yield all_labels, value
 
     def total(self, name: str, **labels: str) -> float:
-        """Their sum."""
+        """Returns the sum of the samples that have these labels."""
         return sum(value for _, value in self.values(name, **labels))
 
-    def label(self, name: str, label: str) -> list[str]:
-        """Which values a label has, in order."""
-        return sorted({of[label] for of, _ in self.values(name) if label in of})
+    def label_values(self, name: str, label: str) -> list[str]:
+        """Returns the values of a label, sorted."""
+        return sorted({labels[label] for labels, _ in self.values(name) if label in labels})
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """What happened between two scrapes."""
+    """The interval between two scrapes."""
 
     before: Scraped
     now: Scraped
 
     @property
     def seconds(self) -> float:
-        """How long lies between them."""
+        """Length of the interval in seconds."""
         return max(self.now.time - self.before.time, 1e-9)
 
     def growth(self, name: str, **labels: str) -> float:
-        """How much counters have grown; one that is smaller than before has begun at zero again."""
+        """Returns the increase of counters. A counter that has become smaller was reset to 0 in between."""
         before = self.before.samples.get(name, {})
-        grown = 0.0
-        for of, value in self.now.values(name, **labels):
-            was = before.get(tuple(sorted(of.items())), 0.0)
-            grown += value - was if value >= was else value
-        return grown
+        total = 0.0
+        for all_labels, value in self.now.values(name, **labels):
+            previous = before.get(tuple(sorted(all_labels.items())), 0.0)
+            total += value - previous if value >= previous else value
+        return total
 
     def rate(self, name: str, **labels: str) -> float:
-        """The same for each second."""
+        """Returns the increase of counters per second."""
         return self.growth(name, **labels) / self.seconds
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """The mean of what a histogram has counted; None if it was nothing."""
+        """Returns the mean of the values that a histogram observed in the interval; None without values."""
         count = self.growth(f"{name}_count", **labels)
         return self.growth(f"{name}_sum", **labels) / count if count else None
 
     def quantile(self, name: str, share: float, **labels: str) -> float | None:
-        """Below which value `share` of what a histogram has counted lies, about; None if it was nothing.
+        """Estimates a quantile (0 to 1) of the values that a histogram observed; None without values.
 
-        Within a bucket values are taken to be spread evenly, as Prometheus does.
+        It interpolates linearly within a bucket, as Prometheus does. Above the last bound, it is that bound.
         """
-        bounds = sorted({float(of["le"]) for of, _ in self.now.values(f"{name}_bucket", **labels)})
-        counts = [self._below(name, bound, labels) for bound in bounds]
+        bounds = sorted({float(found["le"]) for found, _ in self.now.values(f"{name}_bucket", **labels)})
+        counts = [self._cumulative_count(name, bound, labels) for bound in bounds]
         if not counts or not counts[-1]:
             return None
-        wanted = share * counts[-1]
+        rank = share * counts[-1]
         for (low, below), (high, count) in pairwise([(0.0, 0.0), *zip(bounds, counts, strict=True)]):
-            if count >= wanted:
+            if count >= rank:
                 if high == float("inf"):
                     return low
-                return low + (high - low) * (wanted - below) / (count - below)
+                return low + (high - low) * (rank - below) / (count - below)
         return None
 
-    def _below(self, name: str, bound: float, labels: dict[str, str]) -> float:
-        texts = [le for le in self.now.label(f"{name}_bucket", "le") if float(le) == bound]
+    def _cumulative_count(self, name: str, bound: float, labels: dict[str, str]) -> float:
+        """Returns the number of values up to a bound that were observed in the interval."""
+        # Labels with the same number may differ as text.
+        texts = [le for le in self.now.label_values(f"{name}_bucket", "le") if float(le) == bound]
         return sum(self.growth(f"{name}_bucket", le=le, **labels) for le in texts)

@@ -1,4 +1,4 @@
-"""Reads metrics as Prometheus does, over HTTP."""
+"""Reads metrics over HTTP, as Prometheus does."""
 
 import http.client
 import socket
@@ -9,21 +9,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from store_service.address import Address
 
 SCRAPE_SECONDS = 3.0
-"""How long an answer may take."""
+"""Timeout to connect, and for each read of the response."""
 
 
 class NoMetrics(Exception):
-    """Nobody serves metrics there; the text is one line."""
+    """An address does not serve metrics. The text is one line."""
 
 
 def scrape(address: str) -> list[Family]:
-    """The families that an endpoint serves.
+    """Returns the metric families that an endpoint serves.
 
     Args:
         address: HOST:PORT or unix:PATH.
 
     Raises:
-        NoMetrics: Nobody answers, or with something else.
+        NoMetrics: The address does not respond, or not with metrics.
     """
     connection = _connection(address)
     try:
@@ -31,12 +31,12 @@ def scrape(address: str) -> list[Family]:
         response = connection.getresponse()
         text = response.read().decode()
         if response.status != http.client.OK:
-            raise NoMetrics(f"{address} serves no metrics: it answers {response.status}")
+            raise NoMetrics(f"{address} does not serve metrics: HTTP status {response.status}")
         return list(text_string_to_metric_families(text))
     except OSError as error:
-        raise NoMetrics(f"cannot reach {address}: {error.strerror or 'no answer in time'}") from error
+        raise NoMetrics(f"cannot reach {address}: {error.strerror or 'timeout'}") from error
     except (http.client.HTTPException, ValueError) as error:
-        raise NoMetrics(f"{address} serves no metrics: it speaks something else") from error
+        raise NoMetrics(f"{address} does not serve metrics: the response is in another format") from error
     finally:
         connection.close()
 
@@ -49,7 +49,7 @@ def _connection(address: str) -> http.client.HTTPConnection:
 
 
 class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a socket in the file system."""
+    """HTTP over a Unix socket."""
 
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=SCRAPE_SECONDS)

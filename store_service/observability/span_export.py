@@ -1,6 +1,6 @@
-"""Where spans go: OpenTelemetry's own variables say it, as in every other program.
+"""The export of spans, configured by the standard variables of OpenTelemetry (OTEL_*).
 
-Imported only with STORE_TRACING=true, for OpenTelemetry is an extra.
+Imported only with STORE_TRACING=true, because OpenTelemetry is an extra.
 """
 
 import os
@@ -16,10 +16,10 @@ _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
 
 def tracer_provider() -> TracerProvider:
-    """What samples and exports spans, as the variables OTEL_* want it; to be shut down at the end.
+    """Returns the provider that samples and exports spans. The caller shuts it down.
 
     Raises:
-        BadSetting: A variable names an exporter that is not there.
+        BadSetting: A variable has an invalid value.
     """
     provider = TracerProvider(resource=Resource.create(_defaults()), shutdown_on_exit=False)
     for exporter in exporters():
@@ -28,10 +28,10 @@ def tracer_provider() -> TracerProvider:
 
 
 def exporters() -> list[SpanExporter]:
-    """The exporters that OTEL_TRACES_EXPORTER names: otlp unless it says otherwise, none for none.
+    """Returns the exporters that OTEL_TRACES_EXPORTER names: otlp by default, no exporter for none.
 
     Raises:
-        BadSetting: There is no such exporter, or it does not like its own variables.
+        BadSetting: An exporter does not exist, or does not start with its variables.
     """
     names = os.environ.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
     return [_exporter(name.strip()) for name in names.split(",") if name.strip() not in ("", "none")]
@@ -40,11 +40,11 @@ def exporters() -> list[SpanExporter]:
 def _exporter(name: str) -> SpanExporter:
     found = entry_points(group="opentelemetry_traces_exporter", name=_otlp() if name == "otlp" else name)
     if not found:
-        raise BadSetting(f"OTEL_TRACES_EXPORTER: there is no exporter {name}; there are otlp, console, none")
+        raise BadSetting(f"OTEL_TRACES_EXPORTER: unknown exporter {name}; known are otlp, console, none")
     try:
         exporter: SpanExporter = next(iter(found)).load()()
     except Exception as error:
-        raise BadSetting(f"OTEL_TRACES_EXPORTER: {name} does not start: {error}") from error
+        raise BadSetting(f"OTEL_TRACES_EXPORTER: exporter {name} does not start: {error}") from error
     return exporter
 
 
@@ -59,7 +59,7 @@ def _otlp() -> str:
 
 
 def _defaults() -> dict[str, str]:
-    """What the service is called, unless the variables call it something else."""
+    """Returns the version, and the name of the service unless the variables set one."""
     attributes = {"service.version": version("store-service")}
     if not os.environ.get("OTEL_SERVICE_NAME") and "service.name=" not in os.environ.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""

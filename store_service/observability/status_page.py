@@ -1,4 +1,4 @@
-"""The page of `store-service status`, made of metrics alone."""
+"""The page of `store-service status`, which is made from the metrics of a service."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,19 +12,19 @@ from store_service.observability.samples import Between, Scraped
 from store_service.observability.scrape import NoMetrics, scrape
 
 WIDTH = 110
-"""Columns of the page where there is no terminal."""
+"""Width of the page in columns if stdout is not a terminal."""
 
-_OUR_PACKAGE = "storeapi.v1."
-"""What the names of our methods begin with, all of them, so it tells nothing."""
+_PACKAGE_PREFIX = "storeapi.v1."
+"""Prefix that is left out of the names of methods."""
 
-_NOTHING = "-"
+_NO_VALUE = "-"
 
 
-def look(address: str) -> Scraped:
-    """The metrics of a service as they are now.
+def fetch(address: str) -> Scraped:
+    """Returns the current metrics of a service.
 
     Raises:
-        NoMetrics: The address does not answer, or is not a store-service.
+        NoMetrics: The address does not respond, or is not a store-service.
     """
     scraped = Scraped.of(time.monotonic(), scrape(address))
     if "store_build_info" not in scraped.samples and "store_worker_up" not in scraped.samples:
@@ -33,54 +33,60 @@ def look(address: str) -> Scraped:
 
 
 def show(address: str, before: Scraped, *, every_seconds: float, once: bool) -> None:
-    """Shows what the service has done since `before`, again and again until it is interrupted, or `once`.
+    """Shows a page of the time since `before`, and then a page of each interval until it is interrupted.
+
+    Args:
+        address: The metrics address.
+        before: The first scrape.
+        every_seconds: Length of an interval.
+        once: Print one page and return.
 
     Raises:
-        NoMetrics: The address does not answer, or is not a store-service.
+        NoMetrics: With `once`: the address does not respond, or is not a store-service.
     """
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     if once:
         time.sleep(every_seconds)
-        console.print(page(address, Between(before, look(address))))
+        console.print(page(address, Between(before, fetch(address))))
         return
-    with Live(_waiting(address, every_seconds), console=console, auto_refresh=False) as live:
-        for shown in _pages(address, before, every_seconds):
-            live.update(shown, refresh=True)
+    with Live(_first_page(address, every_seconds), console=console, auto_refresh=False) as live:
+        for current in _pages(address, before, every_seconds):
+            live.update(current, refresh=True)
 
 
 def _pages(address: str, before: Scraped, every_seconds: float) -> Iterator[RenderableType]:
-    shown: RenderableType = Text("")
+    current: RenderableType = Text("")
     while True:
         time.sleep(every_seconds)
         try:
-            now = look(address)
+            now = fetch(address)
         except NoMetrics as error:
-            # It may be starting again; what was last seen stays on the screen.
-            yield Group(shown, Text(f"{error}; trying again", style="bold red"))
+            # The service may be restarting. The last page stays on the screen.
+            yield Group(current, Text(f"{error}; retrying", style="bold red"))
             continue
-        shown = page(address, Between(before, now))
+        current = page(address, Between(before, now))
         before = now
-        yield shown
+        yield current
 
 
-def _waiting(address: str, every_seconds: float) -> Text:
-    return Text(f"{address}: rates need two looks, {every_seconds:g} s apart")
+def _first_page(address: str, every_seconds: float) -> Text:
+    return Text(f"{address}: calculating rates, {every_seconds:g} s")
 
 
 def page(address: str, between: Between) -> Group:
-    """One page: what is running, what comes late, batches, and calls.
+    """Returns a page: the service, lags, batches and calls.
 
-    A terminal that is too short cuts off the end, and the calls have the most lines.
+    The calls are last, because they have the most lines and a short terminal cuts off the end.
     """
     return Group(_head(address, between), _lags(between), _queues(between), _calls(between))
 
 
 def _head(address: str, between: Between) -> Text:
     now = between.now
-    (version, *_) = now.label("store_build_info", "version") or ["?"]
-    (database, *_) = now.label("store_build_info", "database") or ["?"]
+    (version, *_) = now.label_values("store_build_info", "version") or ["?"]
+    (database, *_) = now.label_values("store_build_info", "database") or ["?"]
     text = f"store-service {version} on {database}, {address}"
     if "store_worker_up" in now.samples:
         workers = len(now.samples["store_worker_up"])
@@ -89,7 +95,7 @@ def _head(address: str, between: Between) -> Text:
     errors = between.growth("store_errors_total")
     reasons = (
         f"{reason} {count:.0f}"
-        for reason in now.label("store_errors_total", "reason")
+        for reason in now.label_values("store_errors_total", "reason")
         if (count := between.growth("store_errors_total", reason=reason))
     )
     return Text(f"{text}\nerrors in {between.seconds:.1f} s: {', '.join(reasons) if errors else 'none'}")
@@ -100,20 +106,21 @@ def _calls(between: Between) -> Table:
     rows = []
     handled, durations = "grpc_server_handled_total", "grpc_server_handling_seconds"
     methods = {
-        (of["grpc_service"], of["grpc_method"]) for of, _ in between.now.values("store_calls_in_flight")
+        (labels["grpc_service"], labels["grpc_method"])
+        for labels, _ in between.now.values("store_calls_in_flight")
     }
     for service, method in sorted(methods):
-        of = {"grpc_service": service, "grpc_method": method}
-        in_flight = between.now.total("store_calls_in_flight", **of)
+        labels = {"grpc_service": service, "grpc_method": method}
+        in_flight = between.now.total("store_calls_in_flight", **labels)
         # Methods that were never called are not shown.
-        if in_flight or between.now.total(handled, **of):
-            rate = between.rate(handled, **of)
+        if in_flight or between.now.total(handled, **labels):
+            rate = between.rate(handled, **labels)
             row = (
-                f"{service.removeprefix(_OUR_PACKAGE)}/{method}",
+                f"{service.removeprefix(_PACKAGE_PREFIX)}/{method}",
                 _number(rate),
-                _number(rate - between.rate(handled, **of, grpc_code="OK")),
-                _time(between.quantile(durations, 0.5, **of)),
-                _time(between.quantile(durations, 0.99, **of)),
+                _number(rate - between.rate(handled, **labels, grpc_code="OK")),
+                _time(between.quantile(durations, 0.5, **labels)),
+                _time(between.quantile(durations, 0.99, **labels)),
                 f"{in_flight:.0f}",
             )
             rows.append(row)
@@ -123,12 +130,12 @@ def _calls(between: Between) -> Table:
 def _queues(between: Between) -> Table:
     columns = ("queue", "batches/s", "size", "p99", "commit p99", "wait p99", "waiting")
     rows = []
-    for queue in between.now.label("store_queue_length", "queue"):
+    for queue in between.now.label_values("store_queue_length", "queue"):
         size = between.mean("store_batch_size", queue=queue)
         row = (
             queue,
             _number(between.rate("store_batch_size_count", queue=queue)),
-            _NOTHING if size is None else _number(size),
+            _NO_VALUE if size is None else _number(size),
             _time(between.quantile("store_batch_duration_seconds", 0.99, queue=queue)),
             _time(between.quantile("store_commit_duration_seconds", 0.99, queue=queue)),
             _time(between.quantile("store_queue_wait_seconds", 0.99, queue=queue)),
@@ -144,7 +151,7 @@ def _lags(between: Between) -> Table:
     values = [
         _time(between.quantile("store_event_loop_lag_seconds", 0.99)),
         _time(between.quantile("store_feed_lag_seconds", 0.99)),
-        f"{_time(now.total('store_feed_idle_seconds'))} ago" if now.total("store_watches") else _NOTHING,
+        f"{_time(now.total('store_feed_idle_seconds'))} ago" if now.total("store_watches") else _NO_VALUE,
         f"{now.total('store_watches'):.0f} of {now.total('store_watches_limit'):.0f}",
         f"{now.total('store_connections_lost_total'):.0f}",
     ]
@@ -157,9 +164,10 @@ def _lags(between: Between) -> Table:
 def _table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, name_width: int = 0
 ) -> Table:
-    """Takes how much of the names in the first column must stay; 0 for a table that has none.
+    """Returns a table.
 
-    Where there is too little room, headings are broken into lines and names cut off, and not the numbers.
+    If the terminal is too narrow, headings are wrapped and names are truncated, but not numbers. `name_width`
+    is the minimum width of the names in the first column; 0 if that column has no names.
     """
     table = Table(
         title=title, title_justify="left", box=None, expand=True, pad_edge=False, padding=(0, 1, 0, 0)
@@ -189,5 +197,5 @@ def _bytes(count: float) -> str:
 
 def _time(seconds: float | None) -> str:
     if seconds is None:
-        return _NOTHING
+        return _NO_VALUE
     return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -1,6 +1,6 @@
-"""Spans of OpenTelemetry: one for each call, and below it one for each batch that the call rode in.
+"""OpenTelemetry spans: one for each call, with a child span for each batch that had a job of the call.
 
-Imported only when spans are wanted, for OpenTelemetry is an extra.
+Imported only with STORE_TRACING=true, because OpenTelemetry is an extra.
 """
 
 import time
@@ -9,61 +9,65 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import grpc
-from opentelemetry.context import Context as Surroundings
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
     from store_service.observability.batches import BatchRecord
 
-FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
-"""Codes that are errors of a server; with any other, the caller got the right answer to a wrong call, or went
-away. That is how the semantic conventions for gRPC have it."""
+SERVER_ERRORS = frozenset(
+    {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+)
+"""Codes that set the status of a span to ERROR, as in the semantic conventions for gRPC servers. Other codes
+are errors of the caller."""
 
-_HEADERS = ("traceparent", "tracestate")
-"""Who calls, as W3C has it. Baggage is for others and ignored."""
+_PROPAGATED_METADATA = ("traceparent", "tracestate")
+"""Metadata of W3C Trace Context. Baggage is ignored."""
 
-_NUMBERS: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode}
+_CODE_NUMBERS: dict[str, int] = {code.name: code.value[0] for code in grpc.StatusCode}
 
 _current: ContextVar[Span | None] = ContextVar("store_service_span", default=None)
-"""The span of the unary call that the current task serves; gRPC serves each call in a task of its own."""
+"""The recorded span of the unary call that the current task serves. gRPC serves each call in its own task."""
 
 
 class CallSpan:
-    """The span of a call that is running."""
+    """The span of a running call."""
 
     __slots__ = ("_span",)
 
     def __init__(self, span: Span) -> None:
-        """Takes a span that has begun."""
+        """Takes the started span."""
         self._span = span
 
     def end(self, code: str, reason: str) -> None:
-        """Ends it with the status code that the caller got, and the reason of the error if it has one."""
+        """Ends the span with the status code of the call and the reason of its error, or an empty reason."""
         span = self._span
         if span.is_recording():
-            span.set_attribute("rpc.grpc.status_code", _NUMBERS[code])
+            span.set_attribute("rpc.grpc.status_code", _CODE_NUMBERS[code])
             if code != "OK":
                 span.set_attribute("error.type", reason or code)
-            if code in FAULTS:
+            if code in SERVER_ERRORS:
                 span.set_status(Status(StatusCode.ERROR, reason or code))
         span.end()
 
 
 class Tracing:
-    """Makes spans."""
+    """Creates the spans of calls and batches."""
 
     def __init__(self, provider: TracerProvider) -> None:
-        """Takes what samples and exports them."""
+        """Takes the provider that samples and exports spans."""
         self._tracer = provider.get_tracer("store_service")
         self._propagator = TraceContextTextMapPropagator()
 
     def begin(
         self, method: str, call_id: str, metadata: Iterable[tuple[str, str | bytes]], *, is_stream: bool
     ) -> CallSpan:
-        """Begins the span of a call, below the caller's if it names one."""
-        carrier = {key: value for key, value in metadata if key in _HEADERS and isinstance(value, str)}
-        parent = Surroundings()
+        """Starts the span of a call. If the metadata names a span of the caller, it is the parent."""
+        carrier = {
+            key: value for key, value in metadata if key in _PROPAGATED_METADATA and isinstance(value, str)
+        }
+        parent = Context()
         if carrier:
             parent = self._propagator.extract(carrier, parent)
         service, _, name = method.rpartition("/")
@@ -75,28 +79,28 @@ class Tracing:
                 "rpc.system": "grpc",
                 "rpc.service": service,
                 "rpc.method": name,
-                # Under which the log tells of the call.
+                # The log line of the call has the same id.
                 "store.call_id": call_id,
             },
         )
-        # A stream may last for days and read all the time; its span would have children without end.
+        # A stream may run for days, so its span would get an unlimited number of children.
         _current.set(span if span.is_recording() and not is_stream else None)
         return CallSpan(span)
 
     def current(self) -> object | None:
-        """The span of the call that is running, if it is recorded and wants to hear of batches."""
+        """Returns the span of the current unary call; None if it is not recorded."""
         return _current.get()
 
     def batch_ended(self, span: object, batch: "BatchRecord") -> None:
-        """Leaves a span of a batch that has just ended, below that of a call that rode in it."""
+        """Records a batch that has just ended as a child of the span of a call."""
         assert isinstance(span, Span)
         ended = time.time_ns()
         child = self._tracer.start_span(
-            f"{batch.lane} batch",
-            context=set_span_in_context(span, Surroundings()),
+            f"{batch.queue} batch",
+            context=set_span_in_context(span, Context()),
             start_time=ended - round(batch.seconds * 1_000_000_000),
             attributes={
-                "store.lane": batch.lane,
+                "store.queue.name": batch.queue,
                 "store.batch.number": batch.number,
                 "store.batch.size": batch.size,
                 "store.queue.wait_seconds": batch.wait_seconds,

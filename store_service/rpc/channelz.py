@@ -1,4 +1,4 @@
-"""channelz on the wire: what gRPC itself knows of its servers, channels and sockets."""
+"""The channelz service: what gRPC records about its servers, channels and sockets."""
 
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,42 +13,42 @@ from store_service.rpc.call import Context
 CHANNELZ = pb.DESCRIPTOR.services_by_name["Channelz"]
 
 FILES = [CHANNELZ.file, *CHANNELZ.file.dependencies]
-"""What reflection needs to describe it."""
+"""The descriptors of the service, for reflection."""
 
-_OF_SERVICER = {method.name: getattr(ChannelzServicer, method.name) for method in CHANNELZ.methods}
+_METHODS = {method.name: getattr(ChannelzServicer, method.name) for method in CHANNELZ.methods}
 
 
 class ChannelzService:
     """The methods of grpc.channelz.v1.Channelz.
 
-    grpcio-channelz has them for threads and says what is wrong by setting a code. gRPC's core keeps the
-    books, which takes microseconds to read, so they may be read on the event loop.
+    The methods of grpcio-channelz are synchronous and report errors with `set_code`. They read the data of
+    gRPC's core, which takes microseconds, so they run on the event loop.
     """
 
     async def GetTopChannels(self, request: pb.GetTopChannelsRequest, context: Context) -> Message:
-        return await _answer("GetTopChannels", request, context)
+        return await _respond("GetTopChannels", request, context)
 
     async def GetServers(self, request: pb.GetServersRequest, context: Context) -> Message:
-        return await _answer("GetServers", request, context)
+        return await _respond("GetServers", request, context)
 
     async def GetServer(self, request: pb.GetServerRequest, context: Context) -> Message:
-        return await _answer("GetServer", request, context)
+        return await _respond("GetServer", request, context)
 
     async def GetServerSockets(self, request: pb.GetServerSocketsRequest, context: Context) -> Message:
-        return await _answer("GetServerSockets", request, context)
+        return await _respond("GetServerSockets", request, context)
 
     async def GetChannel(self, request: pb.GetChannelRequest, context: Context) -> Message:
-        return await _answer("GetChannel", request, context)
+        return await _respond("GetChannel", request, context)
 
     async def GetSubchannel(self, request: pb.GetSubchannelRequest, context: Context) -> Message:
-        return await _answer("GetSubchannel", request, context)
+        return await _respond("GetSubchannel", request, context)
 
     async def GetSocket(self, request: pb.GetSocketRequest, context: Context) -> Message:
-        return await _answer("GetSocket", request, context)
+        return await _respond("GetSocket", request, context)
 
 
-class _Said:
-    """Hears what the servicer would tell gRPC."""
+class _RecordedStatus:
+    """Stands in for the context of a synchronous call and records the status code."""
 
     code: grpc.StatusCode | None = None
 
@@ -56,19 +56,19 @@ class _Said:
         self.code = code
 
     def set_details(self, _: str) -> None:
-        """It is the text of an exception, which callers do not see."""
+        """Ignores the details, which are the text of an exception."""
 
 
-async def _answer(method: str, request: Message, context: Context) -> Message:
-    said = _Said()
-    ask: Callable[[Message, _Said], Message | None] = _OF_SERVICER[method]
-    answer = ask(request, said)
-    if answer is None:
-        await _refuse(said.code, context)
-    return answer
+async def _respond(method: str, request: Message, context: Context) -> Message:
+    status = _RecordedStatus()
+    call: Callable[[Message, _RecordedStatus], Message | None] = _METHODS[method]
+    response = call(request, status)
+    if response is None:
+        await _abort(status.code, context)
+    return response
 
 
-async def _refuse(code: grpc.StatusCode | None, context: Context) -> NoReturn:
+async def _abort(code: grpc.StatusCode | None, context: Context) -> NoReturn:
     if code is grpc.StatusCode.NOT_FOUND:
-        await context.abort(code, "gRPC knows nothing of this id; it may have been closed")
-    raise RuntimeError("gRPC's books cannot be read")
+        await context.abort(code, "unknown id; the object may have been closed")
+    raise RuntimeError("channelz data cannot be read")

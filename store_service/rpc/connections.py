@@ -1,9 +1,9 @@
-"""The server's own TCP connections, closed in a way that gRPC has no call for.
+"""The TCP connections of the server. They are closed with system calls, because gRPC has no function for it.
 
-When gRPC closes a server, calls that arrive in that moment are answered CANCELLED, which no client may take
-for a reason to try again. A connection whose server says that it will send nothing more (a FIN) makes the
-client fail what it has not heard of with UNAVAILABLE, and that is tried again elsewhere. So before gRPC
-closes anything, the sockets are told: first the one that listens, then each connection on which nothing runs.
+When a gRPC server stops, it ends calls that arrive at that moment with CANCELLED, which clients must not
+retry. If the server shuts down its sending side of a connection instead (a FIN), the client ends calls that
+have no response with UNAVAILABLE and retries them elsewhere. Therefore, before gRPC closes anything, this
+module shuts down the listening socket and then each connection without running calls.
 """
 
 import asyncio
@@ -18,68 +18,68 @@ from typing import NamedTuple
 
 from store_service.address import Address
 
-LOOK_COUNT = 32
-"""Files that are looked at in one round of the event loop; each takes about 10 microseconds."""
+DESCRIPTORS_PER_STEP = 32
+"""Descriptors that are inspected between two rounds of the event loop. Each takes about 10 microseconds."""
 
 _DESCRIPTORS = Path("/dev/fd")
 
 _BYTES_ACKED = 120
-"""Where Linux has tcpi_bytes_acked in its struct tcp_info, and after it tcpi_bytes_received."""
+"""Offset of tcpi_bytes_acked in the struct tcp_info of Linux. tcpi_bytes_received follows it."""
 
 
 class Traffic(NamedTuple):
-    """Bytes of one connection since it began; 0 where the system does not tell."""
+    """Bytes of one connection since it was opened; 0 if the system does not report them."""
 
-    taken: int = 0
-    """What its other end has acknowledged."""
+    acknowledged: int = 0
+    """Bytes that were sent and that the peer has acknowledged."""
     received: int = 0
 
 
 class Connections:
-    """The sockets of one server, found among the files that this process has open."""
+    """The sockets of one server, found among the open files of the process."""
 
     def __init__(self) -> None:
-        """Knows no address yet, and so no socket."""
+        """Finds no socket until `begin` sets the address."""
         self._address = Address()
 
     def begin(self, address: str) -> None:
-        """Takes what the server listens on: HOST:PORT, unix:PATH or unix:///PATH."""
+        """Sets the address of the server: HOST:PORT, unix:PATH or unix:///PATH."""
         self._address = Address.parse(address)
 
     def stop_listening(self) -> None:
-        """Refuses new connections, which other processes on the same port then get."""
+        """Stops accepting connections. Other processes on the same port still accept them."""
         for listening, peer in self._sockets():
             if peer is None:
-                _shut(listening, socket.SHUT_RD)
+                _shut_down(listening, socket.SHUT_RD)
 
     def finish(self, *, but: Collection[str] = ()) -> None:
-        """Says on every connection that nothing more comes, after what was sent; except on those to `but`."""
+        """Shuts down the sending side of all connections, except those to `but`, after what was sent."""
         for connection, peer in self._sockets():
-            # Two connections over a unix socket cannot be told apart.
+            # All connections over a Unix socket have the same name.
             if peer is not None and peer not in but:
-                _shut(connection, socket.SHUT_WR)
+                _shut_down(connection, socket.SHUT_WR)
 
     def cut(self, peers: Collection[str]) -> None:
-        """Closes the connections to these now, with everything that is on its way."""
+        """Closes the connections to these peers at once. Data that was not delivered is lost."""
         for connection, peer in self._sockets():
             if peer in peers:
-                _shut(connection, socket.SHUT_RDWR)
+                _shut_down(connection, socket.SHUT_RDWR)
 
     def count(self) -> int:
-        """How many connections there are."""
+        """Returns the number of open connections."""
         return sum(peer is not None for _, peer in self._sockets())
 
     async def traffic(self) -> dict[str, Traffic]:
-        """What each connection has transported, by its other end as gRPC names it. Connections over a unix
-        socket, which have no names, get a number.
+        """Returns the traffic of each connection by its peer as gRPC names it. Connections over a Unix socket
+        have no names and get numbers.
 
         Raises:
             OSError: The process cannot open another file.
         """
         found: dict[str, Traffic] = {}
         descriptors = _descriptors()
-        for start in range(0, len(descriptors), LOOK_COUNT):
-            for connection, peer in self._sockets(descriptors[start : start + LOOK_COUNT]):
+        for start in range(0, len(descriptors), DESCRIPTORS_PER_STEP):
+            for connection, peer in self._sockets(descriptors[start : start + DESCRIPTORS_PER_STEP]):
                 if peer is not None:
                     found[f"unix:{len(found)}" if peer == "unix:" else peer] = _traffic(connection)
             await asyncio.sleep(0)
@@ -88,14 +88,15 @@ class Connections:
     def _sockets(
         self, descriptors: Iterable[str] | None = None
     ) -> Iterator[tuple[socket.socket, str | None]]:
-        """Each socket of the server, and its other end as gRPC names it; None for one that listens."""
+        """Yields each socket of the server with its peer as gRPC names it; None for the listening socket."""
         for descriptor in _descriptors() if descriptors is None else descriptors:
             try:
                 with _borrowed(int(descriptor)) as found:
                     if self._is_ours(found):
                         yield found, _peer_name(found)
             except OSError as error:
-                # Most are files of another kind. Without a descriptor for the look, everything would be.
+                # Most descriptors are not sockets. If the process has no free descriptor, every inspection
+                # fails, so this error is raised.
                 if error.errno in (errno.EMFILE, errno.ENFILE):
                     raise
 
@@ -106,7 +107,7 @@ class Connections:
             return Path(os.fsdecode(found.getsockname())) == self._address.path
         if found.family not in (socket.AF_INET, socket.AF_INET6):
             return False
-        # A client in this process has our port at its other end.
+        # A client in this process has this port at its peer, not at its own end.
         return bool(found.getsockname()[1] == self._address.port)
 
 
@@ -116,10 +117,13 @@ def _descriptors() -> list[str]:
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """A socket by its file's number; raises OSError if that is a file of another kind.
+    """Yields the socket of a descriptor, without a duplicate that would be closed.
 
-    Nothing is duplicated and closed: closing any descriptor of a file gives up the locks that the process has
-    on it, and other processes would then write into an SQLite database that is in use.
+    Closing any descriptor of a file releases the locks of the process on it. Then other processes could write
+    to an SQLite database that is in use.
+
+    Raises:
+        OSError: The descriptor is not a socket.
     """
     found = socket.socket(fileno=descriptor)
     try:
@@ -151,6 +155,6 @@ def _traffic(found: socket.socket) -> Traffic:
         return Traffic()
 
 
-def _shut(found: socket.socket, how: int) -> None:
-    with suppress(OSError):  # the other end was quicker
+def _shut_down(found: socket.socket, how: int) -> None:
+    with suppress(OSError):  # The peer may already have closed the connection.
         found.shutdown(how)

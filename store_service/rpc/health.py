@@ -1,7 +1,7 @@
-"""The health service, which looks at the database before it answers.
+"""The health service, which checks the database for each response.
 
-"" is the whole server; each service is as healthy as the server, for all need the database. LIVE is the
-process alone: it serves as long as the process can answer at all.
+The service name "" is the whole server. Each gRPC service has the status of the server, because all need the
+database. The name LIVE is the process alone: it is SERVING as long as the process responds.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from store_service.repeated_failure import RepeatedFailure
 from store_service.rpc.call import Context
 
 LIVE = "live"
-"""The process itself, for whoever would start it anew. No service of the contract has such a name."""
+"""Service name for liveness probes, which restart the process. No gRPC service has this name."""
 
-LOOK_SECONDS = 2.0
-"""A database that takes longer to answer is not healthy."""
+CHECK_TIMEOUT_SECONDS = 2.0
+"""Maximum duration of a check of the database. After it, the status is NOT_SERVING."""
 
-WATCH_SECONDS = 1.0
-"""How often a watched status is looked at, once for all who watch."""
+WATCH_INTERVAL_SECONDS = 1.0
+"""Time between two checks for health watches. One check serves all of them."""
 
 MAX_WATCHES_PER_CONNECTION = 20
-"""Health watches of one connection. A client has one for each name that it asks about, and there are five."""
+"""Maximum number of health watches on one connection. A client needs one for each name; there are five."""
 
 _SERVING = pb.HealthCheckResponse.SERVING
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
@@ -40,41 +40,43 @@ class HealthService:
     """The methods of grpc.health.v1.Health."""
 
     def __init__(
-        self, look: Callable[[], Awaitable[None]], service_names: Iterable[str], *, max_watches: int
+        self, check: Callable[[], Awaitable[None]], service_names: Iterable[str], *, max_watches: int
     ) -> None:
-        """Takes how health is found out and who may watch it.
+        """Takes the check of the database and the limit of watches.
 
         Args:
-            look: Looks at the database, and raises when it is not well.
-            service_names: What is served.
-            max_watches: How many may be open at once; the first of each connection always may.
+            check: Checks the database. Raises an error if it is not healthy.
+            service_names: Full names of the gRPC services.
+            max_watches: Maximum number of open health watches. The first watch of a connection is always
+                accepted.
         """
-        self._look = look
+        self._check = check
         self._names = {"", *service_names}
-        """What is as healthy as the database."""
+        """Names that have the status of the database."""
         self._max_watches = max_watches
         self._watches: Counter[str] = Counter()
-        """How many are open, by the other end of their connection as gRPC names it."""
+        """Number of open watches by peer as gRPC names it."""
         self._stopping = False
         self._changed = Signal()
-        """A watched status may be another one."""
-        self._seen: pb.HealthCheckResponse.ServingStatus | None = None
-        self._waiting = 0
-        """How many watch what is as healthy as the database."""
-        self._looking: asyncio.Task[None] | None = None
+        """Happens when the status may have changed."""
+        self._watched_status: pb.HealthCheckResponse.ServingStatus | None = None
+        """The status of the database for watches; None before the first check."""
+        self._watch_count = 0
+        """Number of open watches of names that have the status of the database."""
+        self._watch_task: asyncio.Task[None] | None = None
         self._failure = RepeatedFailure(log, "not healthy", end_event="healthy again")
 
     def stop(self) -> None:
-        """Answers NOT_SERVING from now on, tells those who watch, and ends their streams.
+        """Changes the status to NOT_SERVING, sends it to all watches, and ends them.
 
-        LIVE stays SERVING: a server that finishes its calls must not be killed for it.
+        LIVE stays SERVING, so that a server that drains is not killed.
         """
         self._stopping = True
         self._changed.notify()
 
     async def Check(self, request: pb.HealthCheckRequest, context: Context) -> pb.HealthCheckResponse:
         if request.service not in {LIVE, *self._names}:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
         return pb.HealthCheckResponse(status=await self._status(request.service))
 
     async def List(self, request: pb.HealthListRequest, _: Context) -> pb.HealthListResponse:
@@ -85,32 +87,33 @@ class HealthService:
     async def Watch(
         self, request: pb.HealthCheckRequest, context: Context
     ) -> AsyncIterator[pb.HealthCheckResponse]:
-        """Sends the status, and again whenever it has changed.
+        """Sends the current status, and then each change.
 
         Raises:
-            WatchLimit: Too many are open.
+            WatchLimit: Too many health watches are open.
         """
-        with self._watch_slot(context.peer()), self._looked_at(request.service):
-            last = None
+        with self._watch_slot(context.peer()), self._checked_repeatedly(request.service):
+            sent = None
             while True:
-                seen = self._changed.count
+                change_count = self._changed.count
                 is_last = self._stopping
-                status = self._watched(request.service)
-                if status is not None and status != last:
+                status = self._status_for_watch(request.service)
+                if status is not None and status != sent:
                     yield pb.HealthCheckResponse(status=status)
-                    last = status
+                    sent = status
                 if is_last:
                     return
-                await self._changed.wait(seen)
+                await self._changed.wait(change_count)
 
     @contextmanager
     def _watch_slot(self, peer: str) -> Iterator[None]:
-        own, limit = self._watches[peer], self._max_watches
-        # All connections over a socket have one name: there only the limit for all is kept.
-        if own >= MAX_WATCHES_PER_CONNECTION and not peer.startswith("unix:"):
+        of_peer, limit = self._watches[peer], self._max_watches
+        # All connections over a Unix socket have the same name, so only the limit of the process applies.
+        if of_peer >= MAX_WATCHES_PER_CONNECTION and not peer.startswith("unix:"):
             raise WatchLimit(limit=MAX_WATCHES_PER_CONNECTION, kind="health watches", where="connection")
-        # A connection's first is let in, so that nobody can have all the others told that the server is gone.
-        if own and self._watches.total() >= limit:
+        # The first watch of a connection is always accepted. Otherwise one client could use up the limit, and
+        # the others would take the server for unhealthy.
+        if of_peer and self._watches.total() >= limit:
             raise WatchLimit(limit=limit, kind="health watches")
         self._watches[peer] += 1
         try:
@@ -121,37 +124,37 @@ class HealthService:
                 del self._watches[peer]
 
     @contextmanager
-    def _looked_at(self, name: str) -> Iterator[None]:
-        """Until the end of the block the database is looked at, if the name's health is the database's."""
+    def _checked_repeatedly(self, name: str) -> Iterator[None]:
+        """Checks the database repeatedly until the end of the block, if the name has its status."""
         if name not in self._names:
             yield
             return
-        self._waiting += 1
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look_for_all(), name="health")
+        self._watch_count += 1
+        if self._watch_task is None:
+            self._watch_task = asyncio.create_task(self._watch_database(), name="health")
         try:
             yield
         finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._looking.cancel()
-                self._looking = self._seen = None
+            self._watch_count -= 1
+            if not self._watch_count:
+                self._watch_task.cancel()
+                self._watch_task = self._watched_status = None
 
-    async def _look_for_all(self) -> None:
+    async def _watch_database(self) -> None:
         while not self._stopping:
             status = await self._status("")
-            if status != self._seen:
-                self._seen = status
+            if status != self._watched_status:
+                self._watched_status = status
                 self._changed.notify()
-            await asyncio.sleep(WATCH_SECONDS)
+            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
 
-    def _watched(self, name: str) -> pb.HealthCheckResponse.ServingStatus | None:
-        """The status of a name as it is known; None before the first look."""
+    def _status_for_watch(self, name: str) -> pb.HealthCheckResponse.ServingStatus | None:
+        """Returns the last known status of a name; None before the first check."""
         if name == LIVE:
             return _SERVING
         if name not in self._names:
             return pb.HealthCheckResponse.SERVICE_UNKNOWN
-        return _NOT_SERVING if self._stopping else self._seen
+        return _NOT_SERVING if self._stopping else self._watched_status
 
     async def _status(self, name: str) -> pb.HealthCheckResponse.ServingStatus:
         if name == LIVE:
@@ -159,10 +162,10 @@ class HealthService:
         if self._stopping:
             return _NOT_SERVING
         try:
-            async with asyncio.timeout(LOOK_SECONDS):
-                await self._look()
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                await self._check()
         except Exception as error:
-            # Whatever it is: a server that cannot look at its database is not healthy.
+            # Any error, expected or not, means that the server cannot use its database.
             self._failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
             return _NOT_SERVING
         self._failure.ended()

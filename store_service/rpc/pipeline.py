@@ -118,7 +118,7 @@ class RpcPipeline:
         *,
         name: str = "",
         while_draining: bool = False,
-        admission: AuthRequirement = AuthRequirement.RIGHT,
+        admission: AuthRequirement = AuthRequirement.PERMISSION,
         count_streams: bool = True,
     ) -> grpc.GenericRpcHandler:
         """The guarded methods of a service, for `server.add_generic_rpc_handlers`.
@@ -225,9 +225,9 @@ class RpcPipeline:
     def _admit(self, method: MethodDescriptor, admission: AuthRequirement) -> Admit | None:
         """What recognises the caller of a method and refuses those who may not call; None: nothing does."""
         access = self._access
-        if access is None or admission is AuthRequirement.ANYBODY:
+        if access is None or admission is AuthRequirement.NONE:
             return None
-        permission = required_permission(method) if admission is AuthRequirement.RIGHT else None
+        permission = required_permission(method) if admission is AuthRequirement.PERMISSION else None
 
         def admit(call: Call, context: Context) -> None:
             call.caller = caller = access.authenticate(context)

@@ -1,7 +1,7 @@
-"""Server reflection that documents itself.
+"""Server reflection with the comments of the .proto files.
 
-The descriptors inside the generated stubs have lost the comments of the .proto files, so this answers
-from the descriptor set that the stubs ship, which kept them: `grpcurl describe` prints the manual.
+The descriptors in the generated stubs have no comments. The stubs' package also has a descriptor set with
+comments, which this service returns, so that `grpcurl describe` prints the documentation.
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -16,16 +16,16 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 from store_service.rpc.call import Context
 
 V1ALPHA = pb.DESCRIPTOR.services_by_name["ServerReflection"]
-"""The service as grpcio-reflection has it; version 1 has the same methods and messages."""
+"""The service as grpcio-reflection defines it. Version 1 has the same methods and messages."""
 
 V1_NAME = "grpc.reflection.v1.ServerReflection"
 
-MAX_QUESTION_BYTES = 1024
-"""A longer question is about nothing that is here, and its answer does not repeat it."""
+MAX_REQUEST_BYTES = 1024
+"""Maximum size of a request. A response repeats its request, and no name is longer."""
 
 
 def shipped_descriptors() -> list[FileDescriptorProto]:
-    """The files of the descriptor set in the stubs' package, comments included."""
+    """Returns the files of the descriptor set in the stubs' package, with their comments."""
     data = files("storeapi.v1").joinpath("descriptors.binpb").read_bytes()
     return list(FileDescriptorSet.FromString(data).file)
 
@@ -34,7 +34,7 @@ class ReflectionService:
     """The method of grpc.reflection.v1.ServerReflection and of v1alpha."""
 
     def __init__(self, service_names: Iterable[str], more_files: Iterable[FileDescriptor]) -> None:
-        """Takes the services to list, and the files of those whose descriptors are not shipped."""
+        """Takes the names of the services to list, and the files that are not in the descriptor set."""
         self._services = sorted(service_names)
         self._files: dict[str, FileDescriptorProto] = {}
         for file in more_files:
@@ -49,19 +49,19 @@ class ReflectionService:
         self, requests: AsyncIterator[pb.ServerReflectionRequest], _: Context
     ) -> AsyncIterator[pb.ServerReflectionResponse]:
         async for request in requests:
-            # Whatever makes it long: a name, the host, or fields that nobody knows.
-            if request.ByteSize() > MAX_QUESTION_BYTES:
+            # This includes the host and unknown fields.
+            if request.ByteSize() > MAX_REQUEST_BYTES:
                 yield _error(
                     grpc.StatusCode.INVALID_ARGUMENT,
-                    f"a question must not be longer than {MAX_QUESTION_BYTES} bytes",
+                    f"a request must not be longer than {MAX_REQUEST_BYTES} bytes",
                 )
                 continue
-            response = self._answer(request)
+            response = self._respond(request)
             response.valid_host = request.host
             response.original_request.CopyFrom(request)
             yield response
 
-    def _answer(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
+    def _respond(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
         kind = request.WhichOneof("message_request")
         if kind == "list_services":
             services = [pb.ServiceResponse(name=name) for name in self._services]
@@ -83,17 +83,18 @@ class ReflectionService:
     def _with_imports(self, name: str) -> pb.ServerReflectionResponse:
         if name not in self._files:
             return _error(grpc.StatusCode.NOT_FOUND, "there is no such symbol, file or extension")
-        wanted = [name]
-        for one in wanted:
-            wanted += [it for it in self._files[one].dependency if it not in wanted]
-        serialized = [self._files[one].SerializeToString() for one in wanted]
+        names = [name]
+        for one in names:
+            # The loop also visits the names that are added here.
+            names += [it for it in self._files[one].dependency if it not in names]
+        serialized = [self._files[one].SerializeToString() for one in names]
         return pb.ServerReflectionResponse(
             file_descriptor_response=pb.FileDescriptorResponse(file_descriptor_proto=serialized)
         )
 
 
 def _version_1() -> FileDescriptorProto:
-    """The file of version 1, which grpcio-reflection does not have: that of v1alpha by another name."""
+    """Returns the file of version 1, which grpcio-reflection does not have: v1alpha with another name."""
     v1alpha = FileDescriptorProto()
     V1ALPHA.file.CopyToProto(v1alpha)
     return text_format.Parse(str(v1alpha).replace("v1alpha", "v1"), FileDescriptorProto())
@@ -106,7 +107,7 @@ def _error(code: grpc.StatusCode, message: str) -> pb.ServerReflectionResponse:
 
 
 def _symbols(file: FileDescriptorProto) -> Iterator[str]:
-    """The full name of everything that a file defines."""
+    """Yields the full names of all definitions in a file."""
     prefix = f"{file.package}." if file.package else ""
     for service in file.service:
         yield prefix + service.name

@@ -1,6 +1,6 @@
-"""What a caller sees of each error: one table, and google.rpc.Status with its details.
+"""Converts errors to gRPC statuses with details (google.rpc.Status). One table has the status of each error.
 
-Details stay below 4 KiB, for gRPC refuses larger trailing metadata and the caller would see
+The details stay below 4 KiB. gRPC refuses larger trailing metadata, and the caller would get
 RESOURCE_EXHAUSTED instead of the error.
 """
 
@@ -31,7 +31,7 @@ MAX_LISTED_IDS = 50
 MAX_RESOURCES = 5
 
 RETRY_SECONDS = 0.5
-"""When a caller should try again after UNAVAILABLE."""
+"""Time after which a caller should retry a call that ended with UNAVAILABLE."""
 
 _TYPES = {
     errors.PostNotFound: "storeapi.v1.Post",
@@ -50,15 +50,20 @@ class Status:
     details: bytes
     """A serialized google.rpc.Status, for the trailing metadata grpc-status-details-bin."""
     retry_ms: int | None = None
-    """When gRPC's own retries should come again, for the trailing metadata grpc-retry-pushback-ms."""
+    """Pause before a retry by gRPC, for the trailing metadata grpc-retry-pushback-ms; None: not sent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Row:
+    """The status of one type of error."""
+
     code: grpc.StatusCode
     reason: str
+    """google.rpc.ErrorInfo.reason."""
     metadata: Callable[..., dict[str, str]] = lambda _: {}
+    """Returns google.rpc.ErrorInfo.metadata for an error."""
     more: Callable[..., list[Message]] = lambda _: []
+    """Returns the further details for an error."""
 
 
 def _violations(error: errors.InvalidRequest) -> list[Message]:
@@ -249,25 +254,27 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
     ),
     errors.StorageFull: _Row(code=grpc.StatusCode.RESOURCE_EXHAUSTED, reason="STORAGE_FULL"),
 }
-"""Every leaf of the tree in `store_service.errors`, and nothing else."""
+"""The status of every leaf of the error tree in `store_service.errors`."""
 
 
 def status_from_error(error: errors.ServiceError) -> Status:
-    """What a caller sees of an error."""
+    """Returns the status of an error."""
     row = ROWS[type(error)]
     info = error_details_pb2.ErrorInfo(reason=row.reason, domain=DOMAIN, metadata=row.metadata(error))
     return _status(row.code, str(error), [info, *row.more(error)])
 
 
 def internal_status(call_id: str) -> Status:
-    """What a caller sees of anything else: nothing but the id under which the log tells it."""
+    """Returns the status of an unhandled exception. It has only the id of the call, which the log has too."""
     info = error_details_pb2.ErrorInfo(reason="INTERNAL", domain=DOMAIN)
     request = error_details_pb2.RequestInfo(request_id=call_id)
-    return _status(grpc.StatusCode.INTERNAL, f"internal error; the log has it as {call_id}", [info, request])
+    return _status(
+        grpc.StatusCode.INTERNAL, f"internal error; call id in the log: {call_id}", [info, request]
+    )
 
 
 def listed(ids: Sequence[int]) -> str:
-    """Ids as metadata, cut where they would be too long: 7,9,... and 950 more."""
+    """Returns ids as metadata, shortened to MAX_LISTED_IDS: 7,9,... and 950 more."""
     shown = ",".join(str(id) for id in ids[:MAX_LISTED_IDS])
     rest = len(ids) - MAX_LISTED_IDS
     return f"{shown},... and {rest} more" if rest > 0 else shown

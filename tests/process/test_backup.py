@@ -372,7 +372,7 @@ def test_backup_of_missing_database_creates_nothing(tmp_path: Path) -> None:
     done = run_command("backup", "copy.db", folder=tmp_path)
 
     assert done.returncode == 1
-    assert done.stderr.startswith("store-service: there is no database store.db yet")
+    assert done.stderr.startswith("store-service: the database store.db does not exist")
     assert names(tmp_path) == set()
 
 

@@ -175,9 +175,9 @@ def test_unknown_command_exits_with_2(arguments: list[str], problem: str) -> Non
         (["keys", "remove"], "Missing argument 'NAME_OR_HASH'", "store-service keys remove"),
         (["status", "somewhere"], "ADDRESS must be HOST:PORT", "store-service status"),
         (["health", "somewhere"], "ADDRESS must be HOST:PORT", "store-service health"),
-        (["keys", "new", "a"], "Missing option '--rights'", "store-service keys new"),
+        (["keys", "new", "a"], "Missing option '--permissions'", "store-service keys new"),
         (["status", "--once", "--every", "0"], "--every", "store-service status"),
-        (["health", "--tls-cert", "pyproject.toml"], "belong together", "store-service health"),
+        (["health", "--tls-cert", "pyproject.toml"], "must be given together", "store-service health"),
     ],
 )
 def test_usage_error_names_the_help_option(
@@ -405,8 +405,8 @@ def test_unknown_variable_is_warned_about(tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "store-service: STORE_BOGUS is no setting, and is ignored",
-        "store-service: STORE_LISTEM is no setting, and is ignored",
+        "store-service: STORE_BOGUS is not a setting and is ignored",
+        "store-service: STORE_LISTEM is not a setting and is ignored",
     ]
 
 
@@ -417,8 +417,8 @@ def test_unknown_variable_in_the_env_file_is_warned_about(tmp_path: Path) -> Non
 
     assert done.returncode == 0
     assert done.stderr.splitlines() == [
-        "store-service: STORE_BOGUS is no setting, and is ignored",
-        "store-service: .env: STORE_LISTEM is no setting, and is ignored",
+        "store-service: STORE_BOGUS is not a setting and is ignored",
+        "store-service: .env: STORE_LISTEM is not a setting and is ignored",
     ]
 
 
@@ -559,8 +559,8 @@ def checked(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("folder", "problem"),
     [
-        (nothing, "there is no database store.db yet; `store-service migrate` makes it"),
-        (empty_file, "the database store.db is empty; `store-service migrate` makes its tables"),
+        (nothing, "the database store.db does not exist; `store-service migrate` creates it"),
+        (empty_file, "the database store.db is empty; `store-service migrate` creates its tables"),
         (old, f"the database has schema 0001, this program needs {schema.HEAD}; run `store-service migrate`"),
         (
             newer,

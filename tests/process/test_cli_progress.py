@@ -89,7 +89,7 @@ def test_terminal_shows_what_a_command_waits_for(tmp_path: Path, silent: str) ->
     """After a second without a response."""
     for arguments in (["health", silent], ["status", silent]):
         _, shown = on_terminal(*arguments, folder=tmp_path, code=1)
-        assert f"waiting for {silent} (no answer yet)" in shown
+        assert f"waiting for {silent} (no response yet)" in shown
         assert "waiting" not in run_command(*arguments, folder=tmp_path).stderr
     url = f"postgresql://me:secret@{silent}/store"
     _, shown = on_terminal("check", folder=tmp_path, code=1, DATABASE_URL=url)

@@ -93,12 +93,12 @@ def test_grpcurl_receives_authentication_errors(secured: Secured) -> None:
     assert "has no credentials" in no_key.stderr
 
     header = ("-H", f"authorization: Bearer {secured.reader}")
-    no_right = secured.grpcurl(
+    refused = secured.grpcurl(
         *MUTUAL, *header, "-d", '{"post": {"body": "Hi"}}', "{}", "storeapi.v1.PostService/CreatePost"
     )
-    assert "Code: PermissionDenied" in no_right.stderr
-    assert '"reason":"PERMISSION_DENIED"' in no_right.stderr
-    assert '"metadata":{"right":"write"}' in no_right.stderr
+    assert "Code: PermissionDenied" in refused.stderr
+    assert '"reason":"PERMISSION_DENIED"' in refused.stderr
+    assert '"metadata":{"right":"write"}' in refused.stderr
 
     for options in (("-cacert", "ca.pem"), ("-plaintext",)):
         assert secured.grpcurl("-connect-timeout", "2", *options, "{}", "list").returncode != 0
@@ -281,7 +281,9 @@ def test_renewal_needs_no_restart(tmp_path: Path) -> None:
     }
 
     def new_key(name: str, permissions: str) -> str:
-        done = run_command("keys", "new", name, "--rights", permissions, folder=tmp_path, settings=settings)
+        done = run_command(
+            "keys", "new", name, "--permissions", permissions, folder=tmp_path, settings=settings
+        )
         return done.stdout.strip()
 
     first = new_key("a", "read")

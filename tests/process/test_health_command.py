@@ -45,7 +45,7 @@ def test_health_command_succeeds_while_the_server_serves(server_process: ServerP
     assert (by_listen.returncode, by_listen.stdout) == (0, well.stdout)
     assert (gone.returncode, gone.stdout) == (1, "")
     (line,) = gone.stderr.splitlines()
-    assert line.startswith(f"store-service: {address} does not answer: ")
+    assert line.startswith(f"store-service: {address} does not respond: ")
 
 
 def test_health_of_one_service_is_checked(server_process: ServerProcess) -> None:
@@ -67,7 +67,7 @@ def test_not_serving_is_unhealthy(tmp_path: Path) -> None:
         done = run_command("health", address, folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"store-service: {address} says NOT_SERVING\n"
+    assert done.stderr == f"store-service: {address} has status NOT_SERVING\n"
 
 
 def test_health_command_times_out(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_health_command_times_out(tmp_path: Path) -> None:
         done = run_command("health", address, "--timeout", "0.2", folder=tmp_path)
 
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"store-service: {address} does not answer within 0.2 s\n"
+    assert done.stderr == f"store-service: {address} does not respond within 0.2 s\n"
 
 
 def test_health_command_uses_tls(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ FILE = {"STORE_API_KEYS_FILE": "keys"}
 
 def test_new_key_is_printed_once_and_its_hash_is_stored(tmp_path: Path) -> None:
     """stdout has only the key, so that it can be piped into a vault."""
-    done = run_command("keys", "new", "billing", "--rights", "write,read", folder=tmp_path, settings=FILE)
+    done = run_command(
+        "keys", "new", "billing", "--permissions", "write,read", folder=tmp_path, settings=FILE
+    )
 
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r"storeapi_[A-Za-z0-9_-]{43}\n", done.stdout)
@@ -33,7 +35,7 @@ def test_new_key_is_printed_once_and_its_hash_is_stored(tmp_path: Path) -> None:
 def test_listed_keys_are_not_disclosed(tmp_path: Path) -> None:
     """Names, permissions, and enough of the hash to distinguish two keys of one name."""
     made = [
-        run_command("keys", "new", "billing", "--rights", "read", folder=tmp_path, settings=FILE).stdout
+        run_command("keys", "new", "billing", "--permissions", "read", folder=tmp_path, settings=FILE).stdout
         for _ in range(2)
     ]
     with (tmp_path / "keys").open("a") as file:
@@ -53,13 +55,13 @@ def test_listed_keys_are_not_disclosed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "settings", "code", "words"),
     [
-        (["new", "billing", "--rights", "read"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
+        (["new", "billing", "--permissions", "read"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
         (["list"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
         (["list"], FILE, 1, "STORE_API_KEYS_FILE: keys: No such file or directory"),
-        (["new", "billing", "--rights", "admin"], FILE, 1, "rights must be"),
-        (["new", "billing", "--rights", ""], FILE, 1, "rights must be"),
-        (["new", "two words", "--rights", "read"], FILE, 1, "the name must be"),
-        (["new", "billing"], FILE, 2, "--rights"),
+        (["new", "billing", "--permissions", "admin"], FILE, 1, "permissions must be"),
+        (["new", "billing", "--permissions", ""], FILE, 1, "permissions must be"),
+        (["new", "two words", "--permissions", "read"], FILE, 1, "the name must have"),
+        (["new", "billing"], FILE, 2, "--permissions"),
         (["remove"], FILE, 2, "NAME_OR_HASH"),
         (["remove", "billing"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
         (["remove", "billing"], FILE, 1, "no key was removed: keys: No such file or directory"),
@@ -82,7 +84,7 @@ def test_key_is_not_added_to_an_invalid_file(tmp_path: Path) -> None:
     """The server would not load it."""
     (tmp_path / "keys").write_text("nonsense\n")
 
-    for arguments in (["new", "billing", "--rights", "read"], ["remove", "billing"], ["list"]):
+    for arguments in (["new", "billing", "--permissions", "read"], ["remove", "billing"], ["list"]):
         done = run_command("keys", *arguments, folder=tmp_path, settings=FILE)
         assert (done.returncode, done.stdout) == (1, "")
         assert "line 1: " in done.stderr
@@ -149,9 +151,9 @@ def test_removed_key_is_printed_and_other_lines_stay(
         ),
         (
             ["b2b2"],
-            "there are 2 matching lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give more of the hash",
+            "there are 2 matching lines (search b2b2b2b2b2b2, search b2b2c3c3c3c3); give more digits",
         ),
-        (["b2b2", "--all"], "give more of the hash"),
+        (["b2b2", "--all"], "give more digits of the hash"),
         (["nobody"], "no line has this name"),
         (["c3c3"], "no line has this name"),
         (["b2b"], "no line has this name"),
@@ -212,7 +214,7 @@ def test_running_server_refuses_a_removed_key(server_process: ServerProcess) -> 
     """Without a restart; other keys still work."""
     folder = server_process.folder
     made = [
-        run_command("keys", "new", name, "--rights", "read", folder=folder, settings=FILE).stdout.strip()
+        run_command("keys", "new", name, "--permissions", "read", folder=folder, settings=FILE).stdout.strip()
         for name in ("first", "second")
     ]
     server_process.settings |= FILE

@@ -50,12 +50,12 @@ def test_one_address_serves_the_metrics_of_all_workers(supervisor: ServerProcess
         samples = scrape_metrics(address)
         names = [family.name for family in scrape(address)]
 
-        workers = samples.label("grpc_server_handled_total", "worker")
+        workers = samples.label_values("grpc_server_handled_total", "worker")
         calls = {it: samples.total("grpc_server_handled_total", **CREATE, worker=it) for it in workers}
         assert workers == ["0", "1"]
         assert sum(calls.values()) == 40
         assert len(names) == len(set(names))
-        assert all(samples.label(name, "worker") == ["0", "1"] for name in samples.samples)
+        assert all(samples.label_values(name, "worker") == ["0", "1"] for name in samples.samples)
         assert samples.total("store_worker_up") == 2
         assert samples.total("store_worker_restarts_total") == 0
 

@@ -58,7 +58,7 @@ def test_restored_database_survives_a_power_cut(database_file: Path, tmp_path: P
 def test_new_key_survives_a_power_cut(tmp_path: Path) -> None:
     """The file is new, so its name counts too; later keys are appended."""
     for name in ("first", "second"):
-        arguments = ("keys", "new", name, "--rights", "read")
+        arguments = ("keys", "new", name, "--permissions", "read")
         assert unsynced_after(*arguments, folder=tmp_path, settings={"STORE_API_KEYS_FILE": "keys"}) == []
 
 

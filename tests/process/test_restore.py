@@ -83,7 +83,7 @@ def test_backup_becomes_the_database_and_the_previous_one_is_kept(database_file:
     told, where = done.stdout.splitlines()
     assert told.startswith("store.db: ")
     assert f" bytes, 1 posts, 0 comments, schema {schema.HEAD}, " in told
-    assert where == f"the database before is {before}"
+    assert where == f"the previous database is {before}"
     assert bodies(database_file) == ["in the backup"]
     assert bodies(before) == ["in the backup", "after the backup"]
     assert copy.read_bytes() == backup_bytes
@@ -319,7 +319,7 @@ def test_legacy_file_is_restored_and_upgraded_at_the_next_start(tmp_path: Path) 
 
     assert (done.returncode, done.stderr) == (0, "")
     assert "schema 0001" in done.stdout
-    assert f"brings it to schema {schema.HEAD}" in done.stdout
+    assert f"upgrades it to schema {schema.HEAD}" in done.stdout
     assert migrated.returncode == 0
     kept_rows = query(tmp_path / "store.db", "SELECT id, body FROM posts ORDER BY id")
     assert kept_rows == [(id, body or "") for id, body in legacy_database.POSTS]
@@ -394,7 +394,7 @@ def test_log_of_a_moved_database_is_not_given_to_another(
 
     (lone,) = lone_logs(database_file)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1:] == [f"a log without its database is {lone}"]
+    assert done.stdout.splitlines()[1:] == [f"a log without a database is {lone}"]
     assert lone.read_bytes() == moved_log
     assert before.items() <= files(database_file.parent).items()
     assert log_of(database_file) == []

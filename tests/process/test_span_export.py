@@ -101,7 +101,7 @@ def test_unknown_trace_exporter_is_one_line(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert done.stderr == (
-        "store-service: OTEL_TRACES_EXPORTER: there is no exporter pigeon; there are otlp, console, none\n"
+        "store-service: OTEL_TRACES_EXPORTER: unknown exporter pigeon; known are otlp, console, none\n"
     )
 
 

@@ -112,8 +112,8 @@ def other_service(status: int, body: bytes) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("status", "body", "says"),
     [
-        (404, b"", "serves no metrics: it answers 404"),
-        (200, b"<html>", "serves no metrics: it speaks something else"),
+        (404, b"", "does not serve metrics: HTTP status 404"),
+        (200, b"<html>", "does not serve metrics: the response is in another format"),
         (200, b"up 1\n", "serves metrics, but not those of a store-service"),
     ],
 )
@@ -130,7 +130,10 @@ def test_status_of_the_grpc_port_is_explained(running: ServerProcess, tmp_path: 
     done = run_command("status", running.address, "--once", folder=tmp_path)
 
     assert done.returncode == 1
-    assert done.stderr == f"store-service: {running.address} serves no metrics: it speaks something else\n"
+    assert (
+        done.stderr
+        == f"store-service: {running.address} does not serve metrics: the response is in another format\n"
+    )
 
 
 def test_status_address_comes_from_the_settings(running: ServerProcess, tmp_path: Path) -> None:
@@ -142,7 +145,7 @@ def test_status_address_comes_from_the_settings(running: ServerProcess, tmp_path
     assert (done.returncode, done.stderr) == (0, "")
     assert settings["STORE_METRICS_LISTEN"] in done.stdout
     assert (lost.returncode, lost.stdout) == (2, "")
-    assert lost.stderr == "store-service: name the ADDRESS, or set STORE_METRICS_LISTEN to it\n"
+    assert lost.stderr == "store-service: ADDRESS is required if STORE_METRICS_LISTEN is not set\n"
 
 
 def test_invalid_status_address_is_a_usage_error(tmp_path: Path) -> None:

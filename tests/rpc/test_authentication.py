@@ -72,7 +72,7 @@ class KeyFile:
 
 @pytest.fixture
 def key_file(tmp_path: Path) -> KeyFile:
-    """A key for each right, and one for all."""
+    """A key for each permission, and one for all."""
     file = KeyFile(tmp_path / "keys", {})
     for name, permissions in KEYS.items():
         file.add(name, permissions)
@@ -86,9 +86,9 @@ def config(database_url: str, key_file: KeyFile) -> Config:
 
 
 @pytest.fixture(autouse=True)
-def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def frequent_file_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks files often, so that a test does not wait."""
-    monkeypatch.setattr(authentication, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(authentication, "CHECK_INTERVAL_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ async def until_let_in(server: RunningServer, key: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def until_looked(logged: list[Any]) -> None:
+async def until_problem_logged(logged: list[Any]) -> None:
     """Waits until the server has checked a file and logged it."""
     async with asyncio.timeout(scaled_timeout()):
         while True:
@@ -165,9 +165,9 @@ async def until_looked(logged: list[Any]) -> None:
             await asyncio.sleep(0.01)
 
 
-# Which right each method needs
+# Which permission each method needs
 
-RIGHTS = {
+REQUIRED_PERMISSIONS = {
     "PostService": {
         Permission.READ: {"GetPost", "ListPosts", "BatchGetPosts"},
         Permission.WRITE: {"CreatePost", "UpdatePost", "DeletePost", "BatchCreatePosts", "BatchDeletePosts"},
@@ -193,7 +193,7 @@ def test_required_permission_of_each_method() -> None:
         permissions = found.setdefault(method.containing_service.name, {})
         permissions.setdefault(required_permission(method), set()).add(method.name)
 
-    assert found == RIGHTS
+    assert found == REQUIRED_PERMISSIONS
 
 
 def test_methods_with_side_effects_need_more_than_read() -> None:
@@ -438,7 +438,7 @@ async def test_invalid_key_file_keeps_the_last_valid_one(
             key_file.path.unlink()
         else:
             key_file.path.write_bytes(content)
-        await until_looked(logged)
+        await until_problem_logged(logged)
         for _ in range(5):
             await until_let_in(server, key_file.keys["all"])
     problems = [it["problem"] for it in logged if it["log_level"] == "error"]

@@ -38,7 +38,7 @@ async def own_server(channelz: channelz_pb2_grpc.ChannelzStub, address: str) -> 
 async def test_channelz_counts_calls_and_connections(
     channelz: channelz_pb2_grpc.ChannelzStub, stubs: Stubs, server: object
 ) -> None:
-    """gRPC's core keeps the books of a grpc.aio server too."""
+    """gRPC's core records the data of a grpc.aio server too."""
     before = await own_server(channelz, "")
     await stubs.create_post()
     after = await own_server(channelz, "")
@@ -77,7 +77,7 @@ async def test_unknown_channelz_id_is_not_found(channelz: channelz_pb2_grpc.Chan
     ):
         error = await expect_error(call)
         assert error.code is grpc.StatusCode.NOT_FOUND
-        assert error.message == "gRPC knows nothing of this id; it may have been closed"
+        assert error.message == "unknown id; the object may have been closed"
         assert error.trailing["x-call-id"]
 
 

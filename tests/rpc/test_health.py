@@ -31,9 +31,9 @@ def health(channel: grpc.aio.Channel) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watched statuses are looked at many times a second."""
-    monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.02)
+def frequent_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watched statuses are checked many times a second."""
+    monkeypatch.setattr(health_module, "WATCH_INTERVAL_SECONDS", 0.02)
 
 
 def set_revision(database_url: str, revision: str) -> None:
@@ -167,7 +167,7 @@ async def test_one_check_serves_all_health_watches(config: Config, monkeypatch: 
             await look(store)
 
         monkeypatch.setattr(schema, "look", counted)
-        monkeypatch.setattr(health_module, "LOOK_SECONDS", 20.0)
+        monkeypatch.setattr(health_module, "CHECK_TIMEOUT_SECONDS", 20.0)
         stub = health_pb2_grpc.HealthStub(channel)
         watches = [stub.Watch(pb.HealthCheckRequest(service=name)) for name in NAMES * 4]
         await eventually(lambda: server.pipeline._running == len(watches) and looks > 0)
@@ -194,7 +194,7 @@ async def test_one_check_serves_all_health_watches(config: Config, monkeypatch: 
 
 async def test_unresponsive_database_is_unhealthy(health: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check times out before its caller."""
-    monkeypatch.setattr(health_module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(health_module, "CHECK_TIMEOUT_SECONDS", 0.01)
 
     async def for_ever(_: object) -> None:
         await asyncio.Event().wait()
@@ -202,7 +202,7 @@ async def test_unresponsive_database_is_unhealthy(health: Any, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(schema, "look", for_ever)
         assert await status(health) == NOT_SERVING
-    monkeypatch.setattr(health_module, "LOOK_SECONDS", 20.0)
+    monkeypatch.setattr(health_module, "CHECK_TIMEOUT_SECONDS", 20.0)
     assert await status(health) == SERVING
 
 

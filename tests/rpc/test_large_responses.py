@@ -263,7 +263,7 @@ async def test_unread_connections_do_not_exhaust_memory(
 
 async def test_slow_reader_is_not_closed(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes a part of a response at a time, while those that read nothing fill the memory."""
-    monkeypatch.setattr(connection_limits, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(connection_limits, "INSPECTION_SECONDS", 0.05)
     cut: set[str] = set()
     close = Connections.cut
 

@@ -649,14 +649,14 @@ async def test_metadata_does_not_count_as_an_endless_upload(
 ) -> None:
     """A client that sends a long token with each of many small calls is not cut off."""
     looks: list[int] = []
-    judge = ConnectionLimits.judge
+    original = ConnectionLimits.connections_to_close
 
     def counted(limits: ConnectionLimits, found: Mapping[str, int], now: float) -> set[str]:
         looks.append(max(found.values()))
-        return judge(limits, found, now)
+        return original(limits, found, now)
 
-    monkeypatch.setattr(ConnectionLimits, "judge", counted)
-    monkeypatch.setattr(connection_limits, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(ConnectionLimits, "connections_to_close", counted)
+    monkeypatch.setattr(connection_limits, "INSPECTION_SECONDS", 0.05)
     metadata = (("authorization", "Bearer " + secrets.token_hex(3500)),)
     request = pb.GetPostRequest(id=1)
     with capture_logs() as logged:

@@ -81,7 +81,7 @@ async def test_served_metrics_match_the_catalog(server: RunningServer, stubs: St
     samples = scrape_metrics(server)
     _, _, text = get(server.metrics_address)
 
-    is_sqlite = bool(samples.label("store_build_info", "database") == ["sqlite"])
+    is_sqlite = bool(samples.label_values("store_build_info", "database") == ["sqlite"])
     absent = OF_THE_SUPERVISOR | OF_TLS | (set() if is_sqlite else {"store_wal_bytes"})
     assert families_in(samples) == METRICS.keys() - absent
     for name in METRICS.keys() - absent:

@@ -220,7 +220,7 @@ async def test_long_reflection_request_is_not_echoed(reflection: Reflection) -> 
     assert len(refused) == len(questions)
     for answer in refused:
         assert answer.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-        assert answer.error_response.error_message == "a question must not be longer than 1024 bytes"
+        assert answer.error_response.error_message == "a request must not be longer than 1024 bytes"
         assert answer.ByteSize() < 100
     assert answered.list_services_response.service
 

@@ -199,7 +199,7 @@ async def test_calls_of_one_batch_share_its_number(
     assert len({attributes(batch)["store.batch.number"] for batch in found}) == 2
     for batch in riding:
         assert batch.name == "writer batch"
-        assert attributes(batch)["store.lane"] == "writer"
+        assert attributes(batch)["store.queue.name"] == "writer"
         assert attributes(batch)["store.queue.wait_seconds"] > 0
         assert batch.start_time is not None
         assert batch.end_time is not None

@@ -175,7 +175,7 @@ def test_jwt_is_valid_until_its_expiry_and_the_leeway(
         (key, (caller, until)) = made.file.value.known.popitem()
         assert until == pytest.approx(time.time() + 10, abs=9)
         made.file.value.known[key] = (caller, time.time() - 1)
-        monkeypatch.setattr(made, "_verified", refuses)
+        monkeypatch.setattr(made, "_verified_claims", refuses)
 
     with pytest.raises(CredentialsInvalid):
         made.authenticate(old)
@@ -224,7 +224,7 @@ def test_jwt_is_verified_once(checker: Callable[..., Tokens], monkeypatch: pytes
     first = jwt.encode(claims(), SECRET, algorithm="HS256")
     caller = made.authenticate(first)
     with monkeypatch.context() as patch:
-        patch.setattr(made, "_verified", refuses)
+        patch.setattr(made, "_verified_claims", refuses)
         assert made.authenticate(first) is caller
     for n in range(10):
         made.authenticate(jwt.encode(claims(sub=str(n)), SECRET, algorithm="HS256"))
@@ -252,7 +252,7 @@ def test_removed_key_invalidates_its_tokens(checker: Callable[..., Tokens], tmp_
     made.authenticate(token)
 
     (tmp_path / "keys").write_bytes(pem(EC))
-    assert [made.file.look(), made.file.look()] == [False, True]
+    assert [made.file.reload_if_changed(), made.file.reload_if_changed()] == [False, True]
 
     with pytest.raises(CredentialsInvalid):
         made.authenticate(token)
@@ -298,7 +298,7 @@ PRIVATE_JWKS = {
 
 @pytest.mark.parametrize("kind", PRIVATE_JWKS)
 def test_private_key_is_refused_as_a_leak(kind: str) -> None:
-    with pytest.raises(ValueError, match="belongs to the issuer alone"):
+    with pytest.raises(ValueError, match="only the issuer may have"):
         parse_public_keys(jwks(PRIVATE_JWKS[kind]))
 
 

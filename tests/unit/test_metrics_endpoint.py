@@ -53,7 +53,7 @@ def test_endless_http_request_is_closed(address: str, monkeypatch: pytest.Monkey
 
 
 def test_http_requests_above_the_limit_are_closed(address: str) -> None:
-    silent = [connected(address) for _ in range(endpoint.AT_ONCE)]
+    silent = [connected(address) for _ in range(endpoint.MAX_CONCURRENT_REQUESTS)]
     try:
         with pytest.raises(NoMetrics):
             scrape(address)

@@ -134,7 +134,7 @@ WORST = [
     errors.ReadOnly(),
     errors.StreamStalled(seconds=30),
     errors.CredentialsMissing(),
-    errors.CredentialsInvalid("there is more than one header authorization"),
+    errors.CredentialsInvalid("the metadata authorization is sent more than once"),
     errors.PermissionDenied(permission="watch"),
 ]
 

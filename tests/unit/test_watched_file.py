@@ -42,18 +42,18 @@ def test_invalid_file_at_start_is_an_error(path: Path, tmp_path: Path) -> None:
 def test_change_is_loaded_after_two_equal_checks(path: Path, file: ReloadedFile[str]) -> None:
     """A file that is being written is not read."""
     path.write_text("second")
-    assert (file.look(), file.value) == (False, "first")
+    assert (file.reload_if_changed(), file.value) == (False, "first")
     path.write_text("second and more")
-    assert (file.look(), file.value) == (False, "first")
+    assert (file.reload_if_changed(), file.value) == (False, "first")
 
-    assert (file.look(), file.value) == (True, "second and more")
-    assert file.look() is False
+    assert (file.reload_if_changed(), file.value) == (True, "second and more")
+    assert file.reload_if_changed() is False
 
 
 def test_unchanged_file_is_not_read(file: ReloadedFile[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ReloadedFile, "_load", lambda _: pytest.fail("it was read"))
 
-    assert [file.look() for _ in range(3)] == [False] * 3
+    assert [file.reload_if_changed() for _ in range(3)] == [False] * 3
 
 
 def test_change_with_equal_time_and_size_is_detected(path: Path, file: ReloadedFile[str]) -> None:
@@ -61,9 +61,9 @@ def test_change_with_equal_time_and_size_is_detected(path: Path, file: ReloadedF
     before = path.stat()
     path.write_text("other")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    file.look()
+    file.reload_if_changed()
 
-    assert (file.look(), file.value) == (True, "other")
+    assert (file.reload_if_changed(), file.value) == (True, "other")
 
 
 def test_changed_link_target_is_a_change(tmp_path: Path) -> None:
@@ -74,20 +74,20 @@ def test_changed_link_target_is_a_change(tmp_path: Path) -> None:
     file = ReloadedFile(link, "STORE_X", parse)
     link.unlink()
     link.symlink_to("b")
-    file.look()
+    file.reload_if_changed()
 
-    assert (file.look(), file.value) == (True, "b")
+    assert (file.reload_if_changed(), file.value) == (True, "b")
 
 
 def test_invalid_change_is_logged_once_and_retried(path: Path, file: ReloadedFile[str]) -> None:
     with capture_logs() as logged:
         path.write_text("WRONG")
-        assert [file.look() for _ in range(5)] == [False] * 5
+        assert [file.reload_if_changed() for _ in range(5)] == [False] * 5
         path.unlink()
-        assert [file.look() for _ in range(5)] == [False] * 5
+        assert [file.reload_if_changed() for _ in range(5)] == [False] * 5
         assert file.value == "first"
         path.write_text("mended")
-        assert [file.look() for _ in range(3)] == [False, True, False]
+        assert [file.reload_if_changed() for _ in range(3)] == [False, True, False]
 
     assert file.value == "mended"
     assert [it.get("problem", it["event"]) for it in logged] == [
@@ -104,6 +104,6 @@ def test_temporarily_unreadable_file_is_read_later(
     path.write_text("second")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(OSError(24, "Too many open files")))
-        assert [file.look() for _ in range(3)] == [False] * 3
+        assert [file.reload_if_changed() for _ in range(3)] == [False] * 3
 
-    assert (file.look(), file.value) == (True, "second")
+    assert (file.reload_if_changed(), file.value) == (True, "second")
