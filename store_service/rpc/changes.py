@@ -1,4 +1,4 @@
-"""The RPC methods of ChangeService."""
+"""The RPC method of ChangeService."""
 
 import builtins
 from collections.abc import AsyncGenerator, Iterable, Iterator

@@ -1,20 +1,25 @@
-"""CommentService on the wire: check, call, convert."""
+"""The RPC methods of CommentService: validate the request, call the service layer, convert the result."""
 
 from storeapi.v1 import comments_pb2 as pb
 
-from store_service.model import BatchResult, Comment, Page
+from store_service.model import BatchResult
 from store_service.rpc.call import Context
-from store_service.rpc.convert import comment_to_message
+from store_service.rpc.convert import comment_to_message, response_converter
 from store_service.rpc.responses import LazyResponse, lazy
 from store_service.rpc.validation import Validation, idempotency_key
 from store_service.service.comments import Comments
 
+_list_response = response_converter(pb.ListCommentsResponse, comment_to_message)
+_batch_get_response = response_converter(pb.BatchGetCommentsResponse, comment_to_message)
+_batch_create_response = response_converter(pb.BatchCreateCommentsResponse, comment_to_message)
+_batch_delete_response = response_converter(pb.BatchDeleteCommentsResponse, comment_to_message)
+
 
 class CommentService:
-    """The methods of storeapi.v1.CommentService; protos/storeapi/v1/comments.proto is their manual."""
+    """Implements storeapi.v1.CommentService. protos/storeapi/v1/comments.proto documents the methods."""
 
     def __init__(self, comments: Comments, validation: Validation) -> None:
-        """Takes the rules and the limits."""
+        """Takes the service, and the validation of requests."""
         self._comments = comments
         self._validation = validation
 
@@ -31,9 +36,9 @@ class CommentService:
         return comment_to_message(comment)
 
     async def ListComments(self, request: pb.ListCommentsRequest, _: Context) -> LazyResponse:
-        wanted = self._validation.page_of_comments(request)
-        page = await self._comments.list_page(wanted)
-        return lazy(page, _page_to_message)
+        page_request = self._validation.page_of_comments(request)
+        page = await self._comments.list_page(page_request)
+        return lazy(page, _list_response)
 
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
         update = self._validation.comment_update(request)
@@ -52,47 +57,23 @@ class CommentService:
     async def BatchGetComments(self, request: pb.BatchGetCommentsRequest, _: Context) -> LazyResponse:
         ids = self._validation.ids(request)
         found = await self._comments.get_many(ids, allow_missing=request.allow_missing)
-        return lazy(found, _found_to_message)
+        return lazy(found, _batch_get_response)
 
     async def BatchCreateComments(self, request: pb.BatchCreateCommentsRequest, _: Context) -> LazyResponse:
         drafts = self._validation.comment_drafts(request)
         comments = await self._comments.create(
             drafts, key=idempotency_key(request), dry_run=request.validate_only
         )
-        return lazy(BatchResult(items=comments), _created_to_message)
+        return lazy(BatchResult(items=comments), _batch_create_response)
 
     async def BatchDeleteComments(self, request: pb.BatchDeleteCommentsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.comment_deletion(request)
         deleted = await self._comments.delete(
             deletion, key=idempotency_key(request), dry_run=request.validate_only
         )
-        return lazy(deleted, _deleted_to_message)
+        return lazy(deleted, _batch_delete_response)
 
     async def CountComments(self, request: pb.CountCommentsRequest, _: Context) -> pb.CountCommentsResponse:
         post_ids = self._validation.post_ids(request)
         counts = await self._comments.count(post_ids)
         return pb.CountCommentsResponse(counts=counts)
-
-
-def _page_to_message(page: Page[Comment]) -> pb.ListCommentsResponse:
-    return pb.ListCommentsResponse(
-        comments=map(comment_to_message, page.items),
-        next_page_token=page.next_page_token,
-        resume_token=page.resume_token,
-    )
-
-
-def _found_to_message(found: BatchResult[Comment]) -> pb.BatchGetCommentsResponse:
-    return pb.BatchGetCommentsResponse(
-        comments=map(comment_to_message, found.items), missing_ids=found.missing_ids
-    )
-
-
-def _created_to_message(created: BatchResult[Comment]) -> pb.BatchCreateCommentsResponse:
-    return pb.BatchCreateCommentsResponse(comments=map(comment_to_message, created.items))
-
-
-def _deleted_to_message(deleted: BatchResult[Comment]) -> pb.BatchDeleteCommentsResponse:
-    return pb.BatchDeleteCommentsResponse(
-        comments=map(comment_to_message, deleted.items), missing_ids=deleted.missing_ids
-    )

@@ -49,6 +49,24 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
     return function
 
 
+def response_converter(message: type[M], to_message: Callable[[Any], Message]) -> Callable[[Any], M]:
+    """Generates the function that converts a `Page` or a `BatchResult` to a response.
+
+    The response has one field of resources, which `to_message` converts. Its other fields have the same names
+    as in the result.
+    """
+    fields = ", ".join(
+        [
+            f"{it.name}=map(to_message, it.items)" if it.message_type else f"{it.name}=it.{it.name}"
+            for it in message.DESCRIPTOR.fields
+        ]
+    )
+    function: Callable[[Any], M] = compiled(
+        ["it"], [f"return Message({fields})"], Message=message, to_message=to_message
+    )
+    return function
+
+
 post_to_message: Callable[[Post], posts_pb2.Post] = _converter(Post, posts_pb2.Post)
 """Converts a post. Empty values (id 0, times None, version 0) stay unset."""
 
