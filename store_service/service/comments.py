@@ -1,4 +1,4 @@
-"""Comments: a comment belongs to a post that exists."""
+"""The service layer of comments. A comment belongs to a post that exists."""
 
 from collections.abc import Sequence
 
@@ -16,22 +16,21 @@ from store_service.service.resources import Operations, Resources, ResourceType
 
 
 class Comments(Resources[Comment, CommentDraft]):
-    """Everything that can be done with comments."""
+    """The collection of comments."""
 
     def __init__(self, database: Database) -> None:
         """Takes the open database."""
         super().__init__(database, _OPERATIONS)
 
     async def count(self, post_ids: Sequence[int]) -> dict[int, int]:
-        """How many comments each of these posts has; 0 also for an id that is not a post."""
+        """Returns the number of comments of each post, by post id; 0 for a post that does not exist."""
         return await count_comments(self._database, post_ids)
 
 
-async def _posts_exist(
+async def _check_posts(
     connection: Connection, writes: Sequence[Sequence[CommentDraft]]
 ) -> list[ServiceError | None]:
-    """Refuses comments of posts that do not exist, and keeps the others' posts until the end of the
-    transaction."""
+    """Refuses comments of posts that do not exist, and locks the other posts against deletion."""
     post_ids = {draft.post_id for drafts in writes for draft in drafts}
     posts = {id for (id,) in await connection.fetch(post_sql.KEPT_POST_IDS, ids=as_json(list(post_ids)))}
     return [_missing_posts(drafts, posts) for drafts in writes]
@@ -51,7 +50,7 @@ async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
         return await read_page(connection, request, SQL.pages[query.order], SQL.from_row)
     statement = PAGE_OF_POST[query.order]
     page = await read_page(connection, request, statement, SQL.from_row, post_id=query.post_id)
-    # Where there is a comment there is its post; only an empty page leaves the question open.
+    # A comment on the page shows that the post exists, so only an empty page needs a check.
     if not page.items and not await connection.fetch(post_sql.POST_IDS, ids=as_json([query.post_id])):
         raise PostNotFound(ids=[query.post_id], fields=["post_id"])
     return page
@@ -65,6 +64,6 @@ COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
     sql=SQL,
     not_found=CommentNotFound,
     read_page=_page,
-    before_create=_posts_exist,
+    before_create=_check_posts,
 )
 _OPERATIONS = Operations(COMMENTS)

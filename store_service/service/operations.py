@@ -1,4 +1,4 @@
-"""What posts and comments have in common: batches of ids, updates with etags, sizes of answers."""
+"""Rules that all resources share: reads by id, etags, updates, and the maximum size of a response."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,85 +27,87 @@ from store_service.model import (
     format_etag,
 )
 
-MAX_ANSWER_BYTES = 4 * 1024 * 1024 - 64 * 1024
-"""Answers stay below gRPC's 4 MiB for a message, with room for what is not a body."""
+MAX_RESPONSE_BYTES = 4 * 1024 * 1024 - 64 * 1024
+"""Maximum size of the resources in a response: the 4 MiB of a gRPC message, less room for other fields."""
 
 MAX_HELD_BYTES = 16 * 1024 * 1024
-"""When the answers that a batch has read take as much memory as this, it reads no more of them."""
+"""Maximum memory for the responses that one batch has read. It defers the jobs after that."""
 
-FEW = 64
-"""Up to so many rows by their ids are read where that is quickest."""
+INLINE_IDS = 64
+"""Maximum number of ids that `Connection.fetch_inline` reads."""
 
 READ_IDS = 1000
-"""About so many rows are read by their ids at a time, as many as one batch may name."""
+"""Approximate number of rows that one statement reads by id: the maximum of one batch request."""
 
-_BYTES_OF_AN_ID = 4096
-"""What counts for a row that a write is to read: how large it is, is not known before."""
+_BYTES_PER_ID = 4096
+"""Assumed size of a row that a write reads, because the real size is not known before the read."""
 
-_BYTES_BESIDE_THE_BODY = 80
-"""At most this much of a message is id, post_id, times and etag."""
+_BYTES_BESIDES_BODY = 80
+"""Maximum size on the wire of id, post_id, times and etag."""
 
 R = TypeVar("R", Post, Comment)
-IdempotencyKey = TypeVar("IdempotencyKey")
+Command = TypeVar("Command")
 Outcome = TypeVar("Outcome")
 
 
 def now_microseconds() -> int:
-    """The time, as the tables hold it."""
+    """Returns the current time in microseconds since 1970."""
     return time.time_ns() // 1000
 
 
-def check_answer_size(items: Iterable[Post | Comment | PostDraft | CommentDraft]) -> int:
-    """Refuses a batch whose answer would not fit in a message, and returns how large it is otherwise.
+def check_response_size(items: Iterable[Post | Comment | PostDraft | CommentDraft]) -> int:
+    """Returns the size of a response with these resources, in bytes.
 
     Raises:
-        ResponseTooLarge: It would not.
+        ResponseTooLarge: The response would not fit into a message.
     """
-    size = sum([len(concatenated_texts(item).encode()) + _BYTES_BESIDE_THE_BODY for item in items])
-    if size > MAX_ANSWER_BYTES:
-        raise ResponseTooLarge(max_bytes=MAX_ANSWER_BYTES)
+    size = sum([len(concatenated_texts(item).encode()) + _BYTES_BESIDES_BODY for item in items])
+    if size > MAX_RESPONSE_BYTES:
+        raise ResponseTooLarge(max_bytes=MAX_RESPONSE_BYTES)
     return size
 
 
 def update_size(update: Update) -> int:
-    """How large an update is among the writes that share a transaction."""
-    return _BYTES_OF_AN_ID + sum(
+    """Returns the approximate size of an update in a transaction, in bytes."""
+    return _BYTES_PER_ID + sum(
         [len(value.encode()) for value in update.values.values() if isinstance(value, str)]
     )
 
 
 def deletion_size(deletion: Deletion) -> int:
-    """How large a deletion is among the writes that share a transaction."""
-    return _BYTES_OF_AN_ID * len(deletion.ids)
+    """Returns the approximate size of a deletion in a transaction, in bytes."""
+    return _BYTES_PER_ID * len(deletion.ids)
 
 
 async def read_by_id(
     connection: Connection,
     batches: Sequence[Sequence[int]],
     statement: Statement,
-    of_row: Callable[[Any], R],
+    from_row: Callable[[Any], R],
 ) -> list[Mapping[int, R] | ServiceError]:
-    """What is stored under the ids of each batch, and perhaps more: each picks what it asked for.
+    """Returns the stored resources of each batch of ids, by id.
 
-    A batch that cannot fit in an answer gets ResponseTooLarge here, and no more than READ_IDS are held at a
-    time before that is known, so that many such batches do not fill the memory.
+    Batches that are read together share one mapping, so a mapping can contain resources of other batches.
+    A batch whose response would be too large gets ResponseTooLarge. About READ_IDS resources are in memory
+    before that is known, so that many such batches do not fill the memory.
     """
     outcomes: list[Mapping[int, R] | ServiceError] = []
-    for group, ids in _read_together(batches):
-        fetch = connection.fetch_inline if len(ids) <= FEW else connection.fetch
+    for group, ids in _grouped(batches):
+        fetch = connection.fetch_inline if len(ids) <= INLINE_IDS else connection.fetch
         rows = await fetch(statement, ids=as_json(list(ids)))
-        stored = {row[0]: of_row(row) for row in rows}
+        stored = {row[0]: from_row(row) for row in rows}
         if (
-            len(ids) <= FEW
-            or sum([len(concatenated_texts(it)) for it in stored.values()]) <= MAX_ANSWER_BYTES
+            len(ids) <= INLINE_IDS
+            or sum([len(concatenated_texts(it)) for it in stored.values()]) <= MAX_RESPONSE_BYTES
         ):
             outcomes += [stored] * len(group)
         else:
-            outcomes += [_fitting({id: stored[id] for id in batch if id in stored}) for batch in group]
+            outcomes += [_checked({id: stored[id] for id in batch if id in stored}) for batch in group]
     return outcomes
 
 
-def _read_together(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[Sequence[int]], set[int]]]:
+def _grouped(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[Sequence[int]], set[int]]]:
+    """Yields groups of batches, with the ids that one statement reads for them."""
     group: list[Sequence[int]] = []
     ids: set[int] = set()
     for batch in batches:
@@ -117,83 +119,85 @@ def _read_together(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[Sequ
     yield group, ids
 
 
-def _fitting(found: Mapping[int, R]) -> Mapping[int, R] | ServiceError:
+def _checked(found: Mapping[int, R]) -> Mapping[int, R] | ServiceError:
     try:
-        check_answer_size(found.values())
+        check_response_size(found.values())
     except ResponseTooLarge as error:
         return error
     return found
 
 
-def pick(
-    ids: Sequence[int], stored: Mapping[int, R], *, allow_missing: bool, missing: type[NotFound]
+def select_by_id(
+    ids: Sequence[int], stored: Mapping[int, R], *, allow_missing: bool, not_found: type[NotFound]
 ) -> BatchResult[R]:
-    """The resources that `ids` name, in that order.
+    """Returns the stored resources with the given ids, in the order of the ids.
 
     Raises:
-        NotFound: Some are not there and `allow_missing` is not set; as the leaf `missing`.
-        ResponseTooLarge: Together they do not fit in a message.
+        NotFound: Some do not exist and `allow_missing` is not set; as the subclass `not_found`.
+        ResponseTooLarge: Together they do not fit into a message.
     """
     missing_ids = tuple(id for id in ids if id not in stored)
     if missing_ids and not allow_missing:
-        raise missing(ids=missing_ids)
+        raise not_found(ids=missing_ids)
     items = tuple(stored[id] for id in ids if id in stored)
-    check_answer_size(items)
+    check_response_size(items)
     return BatchResult(items=items, missing_ids=missing_ids)
 
 
-class Picked(Generic[R]):
-    """The resources that the ids of a batch name, shared by all callers that ask for the same ids."""
+class Selection(Generic[R]):
+    """The resources with the ids of one batch request, shared by all callers that request the same ids."""
 
-    def __init__(self, ids: Sequence[int], stored: Mapping[int, R], missing: type[NotFound]) -> None:
-        """Takes the stored resources, and the error for missing ones."""
+    def __init__(self, ids: Sequence[int], stored: Mapping[int, R], not_found: type[NotFound]) -> None:
+        """Takes the ids, the stored resources, and the error for ids that do not exist."""
         self._ids = ids
         self._stored: Mapping[int, R] = stored
-        self._missing = missing
-        self._found: BatchResult[R] | None = None
+        self._not_found = not_found
+        self._result: BatchResult[R] | None = None
 
-    def found(self, *, allow_missing: bool) -> BatchResult[R]:
-        """The resources, in the order of the ids; raises as `pick` does."""
-        if self._found is None:
-            self._found = pick(self._ids, self._stored, allow_missing=True, missing=self._missing)
-        if self._found.missing_ids and not allow_missing:
-            raise self._missing(ids=self._found.missing_ids)
-        return self._found
+    def result(self, *, allow_missing: bool) -> BatchResult[R]:
+        """Returns the resources in the order of the ids; raises like `select_by_id`."""
+        if self._result is None:
+            self._result = select_by_id(
+                self._ids, self._stored, allow_missing=True, not_found=self._not_found
+            )
+        if self._result.missing_ids and not allow_missing:
+            raise self._not_found(ids=self._result.missing_ids)
+        return self._result
 
 
 async def find_by_id(
     connection: Connection,
     batches: Sequence[Sequence[int]],
     statement: Statement,
-    of_row: Callable[[Any], R],
-    missing: type[NotFound],
-) -> list[Picked[R] | ServiceError]:
-    """What each batch of ids names; one object for equal batches."""
+    from_row: Callable[[Any], R],
+    not_found: type[NotFound],
+) -> list[Selection[R] | ServiceError]:
+    """Returns the resources of each batch of ids; the same object for equal batches."""
     distinct = list(dict.fromkeys(map(tuple, batches)))
-    outcomes = await read_by_id(connection, distinct, statement, of_row)
-    picked: dict[tuple[int, ...], Picked[R] | ServiceError] = {
-        ids: stored if isinstance(stored, ServiceError) else Picked(ids, stored, missing)
+    outcomes = await read_by_id(connection, distinct, statement, from_row)
+    selections: dict[tuple[int, ...], Selection[R] | ServiceError] = {
+        ids: stored if isinstance(stored, ServiceError) else Selection(ids, stored, not_found)
         for ids, stored in zip(distinct, outcomes, strict=True)
     }
-    return [picked[tuple(ids)] for ids in batches]
+    return [selections[tuple(ids)] for ids in batches]
 
 
-def updated(update: Update, stored: R | None, *, missing: type[NotFound], now: int) -> R:
-    """What a resource becomes by an update.
+def apply_update(update: Update, stored: R | None, *, not_found: type[NotFound], now: int) -> R:
+    """Returns the resource after an update.
 
     Raises:
-        NotFound: It is not there; as the leaf `missing`.
-        EtagMismatch: It was changed since the caller read it.
-        FieldImmutable: The update would change what never changes.
+        NotFound: The resource does not exist; as the subclass `not_found`.
+        EtagMismatch: The resource has changed since the caller read it.
+        FieldImmutable: The update would change an immutable or output-only field.
     """
     if stored is None:
-        raise missing(ids=[update.id])
+        raise not_found(ids=[update.id])
     check_etag(update.etag, stored)
     violations = [
         Violation(
             error=FieldImmutable,
             field=f"{update.request_field}.{field}",
-            description="never changes by an update, and this is not the stored value; leave it out",
+            description="cannot be changed, and differs from the stored value; leave it unset",
         )
         for field, value in update.unchangeable
         if getattr(stored, field) != value
@@ -206,38 +210,40 @@ def updated(update: Update, stored: R | None, *, missing: type[NotFound], now: i
 
 
 def check_etag(etag: str, stored: Post | Comment) -> None:
-    """Lets pass what has the etag that the caller knows, or when the caller named none.
+    """Checks that a resource has the etag of the request. An empty etag is not checked.
 
     Raises:
-        EtagMismatch: It was changed since.
+        EtagMismatch: The resource has changed since the caller read it.
     """
     current = format_etag(stored.version)
     if etag and etag != current:
         raise EtagMismatch(resource_type=type(stored).__name__, id=stored.id, current_etag=current)
 
 
-def deleted(deletion: Deletion, stored: Mapping[int, R], *, missing: type[NotFound]) -> BatchResult[R]:
-    """What a deletion takes away, if nothing else forbids it.
+def select_for_deletion(
+    deletion: Deletion, stored: Mapping[int, R], *, not_found: type[NotFound]
+) -> BatchResult[R]:
+    """Returns the resources that a deletion deletes.
 
     Raises:
-        NotFound: Something is not there and may not be missing; as the leaf `missing`.
-        EtagMismatch: It was changed since the caller read it.
-        ResponseTooLarge: What is deleted does not fit in the answer.
+        NotFound: Some do not exist and `allow_missing` is not set; as the subclass `not_found`.
+        EtagMismatch: The resource has changed since the caller read it.
+        ResponseTooLarge: The deleted resources do not fit into a message.
     """
-    found = pick(deletion.ids, stored, allow_missing=deletion.allow_missing, missing=missing)
+    found = select_by_id(deletion.ids, stored, allow_missing=deletion.allow_missing, not_found=not_found)
     for item in found.items:
         check_etag(deletion.etag, item)
     return found
 
 
 def decide(
-    requests: Sequence[IdempotencyKey], decision: Callable[[IdempotencyKey], Outcome]
+    commands: Sequence[Command], decision: Callable[[Command], Outcome]
 ) -> list[Outcome | ServiceError]:
-    """What comes of each request, in order: the result of `decision`, or the error that it raises."""
+    """Returns the outcome of each command: the result of `decision`, or the error that it raises."""
     outcomes: list[Outcome | ServiceError] = []
-    for request in requests:
+    for command in commands:
         try:
-            outcomes.append(decision(request))
+            outcomes.append(decision(command))
         except ServiceError as error:
             outcomes.append(error)
     return outcomes

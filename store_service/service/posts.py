@@ -1,4 +1,4 @@
-"""Posts: a post that has comments is deleted only by force, and its comments with it."""
+"""The service layer of posts. A post with comments is deleted only with force, together with its comments."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,25 +21,25 @@ from store_service.service.counting import count_comments
 from store_service.service.idempotency import request_ids
 from store_service.service.large_deletions import Removable, removable, remove_comments
 from store_service.service.operations import now_microseconds
-from store_service.service.resources import DeletionPlan, Gone, Operations, Resources, ResourceType
+from store_service.service.resources import Deleted, DeletionPlan, Operations, Resources, ResourceType
 
 
 class Posts(Resources[Post, PostDraft]):
-    """Everything that can be done with posts."""
+    """The collection of posts."""
 
     def __init__(self, database: Database, *, after_deletion: Callable[[], None] = lambda: None) -> None:
-        """Takes the open database, and what to call when posts may have been marked for removal."""
+        """Takes the open database, and a callback for deletions that may have marked posts for removal."""
         super().__init__(database, _OPERATIONS)
         self._after_deletion = after_deletion
 
     async def delete(
         self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> BatchResult[Post]:
-        """Deletes posts, all or none, and returns them as they last were."""
+        """Deletes posts, all or none, and returns their last state."""
         try:
             deleted = await super().delete(deletion, key=key, dry_run=dry_run)
         except PostHasComments as error:
-            # The writer has only seen that there are some: to count them takes time that grows with them.
+            # The writer only checks whether there are comments, because counting many takes long.
             counts = await count_comments(self._database, error.comment_counts)
             raise PostHasComments(
                 comment_counts={post_id: max(count, 1) for post_id, count in counts.items()}
@@ -49,56 +49,60 @@ class Posts(Resources[Post, PostDraft]):
         return deleted
 
 
-async def _comments_too(
+async def _plan_deletions(
     connection: Connection, writes: Sequence[WriteCommand[Deletion]], stored: Mapping[int, Post]
 ) -> DeletionPlan[Post]:
-    """Refuses posts that have comments unless the deletion is forced, and then deletes or marks them."""
+    """Plans which posts are deleted with their comments, and which are marked.
+
+    Posts with comments are refused without force.
+    """
     rows = await connection.fetch(comment_sql.COMMENTED_POSTS, post_ids=as_json(list(stored)))
     commented = {id for (id,) in rows}
-    marked, found = await _planned(connection, writes, commented)
+    marked, removed = await _marked_and_removable(connection, writes, commented)
 
     def may_run(write: WriteCommand[Deletion], posts: Sequence[Post]) -> bool:
         with_comments = [post.id for post in posts if post.id in commented]
         if with_comments and not write.argument.force:
             raise PostHasComments(comment_counts=dict.fromkeys(with_comments, 1))
         # Only a deletion that is executed is deferred. A validate_only call has been checked completely.
-        return write.dry_run or found.complete.union(marked).issuperset(with_comments)
+        return write.dry_run or removed.complete.union(marked).issuperset(with_comments)
 
-    async def before(gone: Gone) -> set[int]:
+    async def before(deleted: Deleted) -> set[int]:
         comment_ids = [
-            id for post_id in gone.keys() & found.complete for id in found.comments.get(post_id, ())
+            id for post_id in deleted.keys() & removed.complete for id in removed.comments.get(post_id, ())
         ]
-        await remove_comments(connection, comment_ids, gone)
-        unmarked = gone.keys() - marked
+        await remove_comments(connection, comment_ids, deleted)
+        unmarked = deleted.keys() - marked
         if unmarked:
             await connection.fetch(sql.CHECK_KEYS_BY_INDEX)
         return unmarked
 
-    async def after(gone: Gone) -> None:
-        if gone.keys() & marked:
-            ids = as_json(list(gone.keys() & marked))
-            requests, now = request_ids(gone.items()), now_microseconds()
+    async def after(deleted: Deleted) -> None:
+        if deleted.keys() & marked:
+            ids = as_json(list(deleted.keys() & marked))
+            requests, now = request_ids(deleted.items()), now_microseconds()
             await connection.write(sql.MARK_POSTS, ids=ids, requests=requests, now=now)
 
     return DeletionPlan(may_run, before, after)
 
 
-async def _planned(
+async def _marked_and_removable(
     connection: Connection, writes: Sequence[WriteCommand[Deletion]], commented: set[int]
 ) -> tuple[set[int], Removable]:
-    """Which posts are marked, and which comments are removed now, together no more than one transaction may.
+    """Returns the posts to mark, and the comments to remove in this transaction, within its budget.
 
-    The first deletion is always done. Of the others those are whose comments fit too.
+    The first forced deletion always runs: its posts are marked if their comments exceed the budget. Another
+    deletion runs if the comments of its posts fit too.
     """
-    wanted = [
+    forced = [
         commented.intersection(write.argument.ids)
         for write in writes
         if write.argument.force and not write.dry_run
     ]
-    wanted = [ids for ids in wanted if ids]
-    if not wanted:
+    forced = [ids for ids in forced if ids]
+    if not forced:
         return set(), Removable()
-    first, others = wanted[0], set[int]().union(*wanted[1:]) - wanted[0]
+    first, others = forced[0], set[int]().union(*forced[1:]) - forced[0]
     found = await removable(connection, first)
     if found.complete == first:
         more = await removable(connection, others, rows=found.rows, bytes=found.bytes)
@@ -113,6 +117,6 @@ POSTS: ResourceType[Post, PostDraft] = ResourceType(
     fields=ResourceFields(Post),
     sql=sql.POSTS,
     not_found=PostNotFound,
-    before_delete=_comments_too,
+    before_delete=_plan_deletions,
 )
 _OPERATIONS = Operations(POSTS)

@@ -1,7 +1,7 @@
-"""What can be done with any resource: create, get, list, update and delete, one or many.
+"""The methods that all resources have: create, get, list, update and delete, single and batch.
 
-A `ResourceType` describes a resource; posts.py and comments.py hold one each, with the rules that only they
-have. Each write reads what it needs, decides in Python, and writes what was decided, in one transaction.
+A `ResourceType` describes one type of resource. posts.py and comments.py hold one each, with their own rules.
+Each write reads what it needs, decides in Python, and writes the results, in one transaction.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
@@ -30,53 +30,54 @@ from store_service.model import (
 )
 from store_service.service.idempotency import IdempotentWrite, request_ids
 from store_service.service.operations import (
-    Picked,
-    check_answer_size,
+    Selection,
+    apply_update,
+    check_response_size,
     decide,
-    deleted,
     deletion_size,
     find_by_id,
     now_microseconds,
     read_by_id,
+    select_for_deletion,
     update_size,
-    updated,
 )
 from store_service.service.pages import read_page, read_pages
 
 R = TypeVar("R", Post, Comment)
 D = TypeVar("D", PostDraft, CommentDraft)
 
-Gone = Mapping[int, IdempotencyKey | None]
-"""The ids of the resources that a transaction deletes, and the request that deletes each."""
+Deleted = Mapping[int, IdempotencyKey | None]
+"""The ids of the resources that a transaction deletes, and the idempotency key of each deletion."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeletionPlan(Generic[R]):
-    """What a resource adds to the deletions of one transaction."""
+    """What a resource type adds to the deletions of one transaction."""
 
     may_run: Callable[[WriteCommand[Deletion], Sequence[R]], bool]
-    """Whether a deletion of these resources runs now, or in a later transaction. May raise a ServiceError."""
-    before: Callable[[Gone], Awaitable[Collection[int]]]
-    """Deletes what refers to them, and returns the ids of those whose rows are to be deleted now."""
-    after: Callable[[Gone], Awaitable[None]]
-    """Deals with the others."""
+    """Returns whether a deletion of these resources runs in this transaction. If not, it is deferred. A
+    ServiceError that it raises refuses the deletion."""
+    before: Callable[[Deleted], Awaitable[Collection[int]]]
+    """Deletes rows that refer to the resources. Returns the ids whose own rows are deleted next."""
+    after: Callable[[Deleted], Awaitable[None]]
+    """Handles the resources whose rows are not deleted in this transaction."""
 
 
 BeforeCreate = Callable[[Connection, Sequence[Sequence[D]]], Awaitable[Sequence[ServiceError | None]]]
-"""Takes the drafts of each write, and returns the error of each that must not be done."""
+"""Takes the drafts of each write. Returns for each write the error that refuses it, or None."""
 
 BeforeDelete = Callable[
     [Connection, Sequence[WriteCommand[Deletion]], Mapping[int, R]], Awaitable[DeletionPlan[R]]
 ]
-"""Takes the deletions of one transaction and the stored resources that they name, which are locked."""
+"""Takes the deletions of one transaction, and the stored resources that they name, which are locked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResourceType(Generic[R, D]):
-    """The description of a resource."""
+    """The description of one type of resource."""
 
     name: str
-    """As requests name it: "post"."""
+    """The name of its field in requests: "post"."""
     model: type[R]
     draft: type[D]
     fields: ResourceFields
@@ -84,24 +85,24 @@ class ResourceType(Generic[R, D]):
     sql: ResourceSql[R]
     not_found: type[NotFound]
     read_page: Callable[[Connection, PageRequest], Awaitable[Page[R]]] | None = None
-    """Reads a page of queries that have more than an order; None: there are none."""
+    """Reads a page of a query with filters; None if queries have only an order."""
     before_create: BeforeCreate[D] | None = None
     before_delete: BeforeDelete[R] | None = None
 
 
 class Resources(Generic[R, D]):
-    """Everything that can be done with resources of one type. Errors are those of `store_service.errors`."""
+    """The collection of one type of resource. Its methods raise the errors of `store_service.errors`."""
 
     def __init__(self, database: Database, operations: "Operations[R, D]") -> None:
-        """Takes the open database, and the work of each method."""
+        """Takes the open database, and the operation of each method."""
         self._database = database
         self._operations: Operations[R, D] = operations
 
     async def create(
         self, drafts: Sequence[D], *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> tuple[R, ...]:
-        """Stores resources, all or none, and returns them in the order of the drafts."""
-        size = check_answer_size(drafts)
+        """Creates resources, all or none, and returns them in the order of the drafts."""
+        size = check_response_size(drafts)
         created = await self._operations.create.execute(
             self._database, drafts, key, dry_run=dry_run, size=size
         )
@@ -118,25 +119,25 @@ class Resources(Generic[R, D]):
 
     async def get_many(self, ids: Sequence[int], *, allow_missing: bool) -> BatchResult[R]:
         """Returns resources in the order of `ids`."""
-        picked = await self._database.read(self._operations.find, ids)
-        return picked.found(allow_missing=allow_missing)
+        selection = await self._database.read(self._operations.find, ids)
+        return selection.result(allow_missing=allow_missing)
 
     async def list_page(self, request: PageRequest) -> Page[R]:
         """Returns one page."""
         return await self._database.read(self._operations.list, request)
 
     async def update(self, update: Update, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> R:
-        """Changes a resource and returns what it became."""
+        """Updates a resource and returns its new state."""
         size = update_size(update)
-        changed = await self._operations.update.execute(
+        updated = await self._operations.update.execute(
             self._database, update, key, dry_run=dry_run, size=size
         )
-        return replace(changed, update_time=None, version=0) if dry_run else changed
+        return replace(updated, update_time=None, version=0) if dry_run else updated
 
     async def delete(
         self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> BatchResult[R]:
-        """Deletes resources, all or none, and returns them as they last were."""
+        """Deletes resources, all or none, and returns their last state."""
         size = deletion_size(deletion)
         return await self._operations.delete.execute(
             self._database, deletion, key, dry_run=dry_run, size=size
@@ -144,30 +145,33 @@ class Resources(Generic[R, D]):
 
 
 class Operations(Generic[R, D]):
-    """The work of each method on a connection, for batches of calls."""
+    """The operation of each method, which executes a batch of jobs on a connection."""
 
     def __init__(self, type: ResourceType[R, D]) -> None:
-        """Takes the description."""
+        """Takes the description of the resource type."""
         self.type: ResourceType[R, D] = type
         self.get: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(self._get)
-        self.find: BatchOperation[Sequence[int], Picked[R]] = BatchOperation(self._find)
+        self.find: BatchOperation[Sequence[int], Selection[R]] = BatchOperation(self._find)
         self.list: BatchOperation[PageRequest, Page[R]] = BatchOperation(self._list)
         self.create: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
             self._create,
             type.model,
-            answer_of=lambda created: BatchResult(items=created),
-            result_of=lambda found: found.items,
+            to_batch_result=lambda created: BatchResult(items=created),
+            from_batch_result=lambda stored: stored.items,
             insert_only=True,
             single_statement=type.before_create is None,
         )
         self.update: IdempotentWrite[Update, R] = IdempotentWrite(
             self._update,
             type.model,
-            answer_of=lambda changed: BatchResult(items=(changed,)),
-            result_of=lambda found: found.items[0],
+            to_batch_result=lambda updated: BatchResult(items=(updated,)),
+            from_batch_result=lambda stored: stored.items[0],
         )
         self.delete: IdempotentWrite[Deletion, BatchResult[R]] = IdempotentWrite(
-            self._delete, type.model, answer_of=lambda found: found, result_of=lambda found: found
+            self._delete,
+            type.model,
+            to_batch_result=lambda deleted: deleted,
+            from_batch_result=lambda stored: stored,
         )
 
     async def _create(
@@ -205,7 +209,7 @@ class Operations(Generic[R, D]):
 
     async def _find(
         self, connection: Connection, batches: Sequence[Sequence[int]]
-    ) -> list[Picked[R] | ServiceError]:
+    ) -> list[Selection[R] | ServiceError]:
         sql = self.type.sql
         return await find_by_id(connection, batches, sql.by_id, sql.from_row, self.type.not_found)
 
@@ -223,22 +227,22 @@ class Operations(Generic[R, D]):
     ) -> list[R | ServiceError]:
         stored = await self._locked(connection, {write.argument.id for write in writes})
         now = now_microseconds()
-        changed: list[tuple[R, IdempotencyKey | None]] = []
+        updated: list[tuple[R, IdempotencyKey | None]] = []
 
         def decision(write: WriteCommand[Update]) -> R:
             before = stored.get(write.argument.id)
-            after = updated(write.argument, before, missing=self.type.not_found, now=now)
+            after = apply_update(write.argument, before, not_found=self.type.not_found, now=now)
             if after is not before:
-                # The next update of this batch finds what this one leaves.
+                # The next update in this batch starts from the result of this one.
                 stored[after.id] = after
-                changed.append((after, write.key))
+                updated.append((after, write.key))
             return after
 
         outcomes = decide(writes, decision)
-        if changed:
+        if updated:
             sql: ResourceSql[R] = self.type.sql
-            rows = _numbered([sql.to_row(one, int(stored[one.id] is one)) for one, _ in changed])
-            requests = request_ids((n, request) for n, (_, request) in enumerate(changed))
+            rows = _numbered([sql.to_row(one, int(stored[one.id] is one)) for one, _ in updated])
+            requests = request_ids((n, key) for n, (_, key) in enumerate(updated))
             await connection.write(sql.update, updates=as_json(rows), requests=requests, now=now)
         return outcomes
 
@@ -249,29 +253,29 @@ class Operations(Generic[R, D]):
         plan: DeletionPlan[R] | None = None
         if self.type.before_delete is not None:
             plan = await self.type.before_delete(connection, writes, stored)
-        gone: dict[int, IdempotencyKey | None] = {}
+        deleted: dict[int, IdempotencyKey | None] = {}
 
         def decision(write: WriteCommand[Deletion]) -> BatchResult[R]:
-            found = deleted(write.argument, stored, missing=self.type.not_found)
+            found = select_for_deletion(write.argument, stored, not_found=self.type.not_found)
             if plan is not None and not plan.may_run(write, found.items):
                 return DEFERRED  # type: ignore[no-any-return]  # it is Any
             for it in found.items:
                 del stored[it.id]
                 if not write.dry_run:
-                    gone[it.id] = write.key
+                    deleted[it.id] = write.key
             return found
 
         outcomes = decide(writes, decision)
-        ids: Collection[int] = gone if plan is None else await plan.before(gone)
+        ids: Collection[int] = deleted if plan is None else await plan.before(deleted)
         if ids:
             await connection.write(
                 self.type.sql.delete,
                 ids=as_json(list(ids)),
-                requests=request_ids(gone.items()),
+                requests=request_ids(deleted.items()),
                 now=now_microseconds(),
             )
         if plan is not None:
-            await plan.after(gone)
+            await plan.after(deleted)
         return outcomes
 
     async def _locked(self, connection: Connection, ids: set[int]) -> dict[int, R]:
@@ -281,5 +285,5 @@ class Operations(Generic[R, D]):
 
 
 def _numbered(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Rows with their position, as statements read them."""
+    """Returns rows with their index as the first column."""
     return [(n, *row) for n, row in enumerate(rows)]

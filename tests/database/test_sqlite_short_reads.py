@@ -12,7 +12,7 @@ from store_service.database.batch_queue import BatchOperation
 from store_service.database.connect import Database, open_database
 from store_service.database.connection import Connection
 from store_service.model import PageRequest, PostDraft, Query
-from store_service.service.operations import FEW
+from store_service.service.operations import INLINE_IDS
 from store_service.service.posts import Posts
 
 EVENT_LOOP = threading.get_ident()
@@ -51,7 +51,7 @@ async def test_large_reads_use_the_thread(store: Database, readers: list[bool]) 
     posts = Posts(store)
     await posts.create([PostDraft(body="a")])
     await posts.list_page(PageRequest(query=Query(resource="posts"), page_size=10, page_token=""))
-    await posts.get_many(range(1, FEW + 2), allow_missing=True)
+    await posts.get_many(range(1, INLINE_IDS + 2), allow_missing=True)
 
     # Where the feed ends is one row, which is read first and goes with the page.
     assert readers == [True, False, False]

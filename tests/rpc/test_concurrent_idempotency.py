@@ -202,8 +202,10 @@ async def test_replays_in_one_batch_are_read_once(
     id = new_request_id()
     first = await api.create(api.draft("same"), request_id=id)
     read: list[str] = []
-    result = IdempotentWrite._result
-    monkeypatch.setattr(IdempotentWrite, "_result", lambda it, text: read.append(text) or result(it, text))
+    from_text = IdempotentWrite._from_text
+    monkeypatch.setattr(
+        IdempotentWrite, "_from_text", lambda it, text: read.append(text) or from_text(it, text)
+    )
 
     outcomes = await run_in_one_batch(
         write_queue, api, database_url, [lambda: api.create(api.draft("same"), request_id=id)] * 10

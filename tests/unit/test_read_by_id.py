@@ -7,7 +7,7 @@ from typing import Any, cast
 from store_service.database.connection import Connection
 from store_service.database.posts import POSTS
 from store_service.errors import ResponseTooLarge
-from store_service.service.operations import FEW, READ_IDS, read_by_id
+from store_service.service.operations import INLINE_IDS, READ_IDS, read_by_id
 
 
 class Rows:
@@ -34,7 +34,7 @@ async def read(rows: Rows, batches: Sequence[Sequence[int]]) -> list[Any]:
 
 async def test_small_batches_are_one_statement() -> None:
     rows = Rows("a")
-    found = await read(rows, [(n,) for n in range(1, FEW)] + [range(1, 100)] * 50)
+    found = await read(rows, [(n,) for n in range(1, INLINE_IDS)] + [range(1, 100)] * 50)
 
     assert rows.asked == [99]
     assert all(len(stored) == 99 for stored in found)
