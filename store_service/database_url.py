@@ -1,4 +1,4 @@
-"""The URL of a PostgreSQL database, as libpq reads it: hosts may be names, addresses or Unix sockets."""
+"""Parses the URL of a PostgreSQL database as libpq does. Hosts may be names, addresses or Unix sockets."""
 
 import re
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from urllib.parse import parse_qsl, unquote
 DEFAULT_PORT = 5432
 
 TLS_MODES = ("disable", "require", "verify-ca", "verify-full")
-"""What `sslmode` may be, as libpq has it; without it connections are not encrypted."""
+"""Accepted values of `sslmode`, with the meaning of libpq. Without it connections are not encrypted."""
 
 TLS_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey")
 
 SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby")
-"""What `target_session_attrs` may be."""
+"""Accepted values of `target_session_attrs`."""
 
 OPTIONS = (*TLS_OPTIONS, "host", "port", "target_session_attrs")
-"""Options that are allowed after the ? of a URL."""
+"""Accepted options in the query of a URL."""
 
 _FORM = re.compile(
     r"postgresql://"
@@ -30,20 +30,20 @@ _HOST = re.compile(r"(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>[^:]*))?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostgresqlUrl:
-    """Where a database of PostgreSQL is, and how to log in."""
+    """The hosts, the database and the login of a PostgreSQL URL."""
 
     hosts: tuple[tuple[str, int], ...]
-    """Hosts and their ports, in the order in which they are tried; a host that begins with / is the folder of
+    """Hosts and their ports, in the order in which they are tried. A host that begins with / is the folder of
     a Unix socket."""
     database: str
     user: str | None
-    """None is the name of the operating system's user."""
+    """None means the name of the user of the operating system."""
     password: str | None = field(repr=False)
     options: Mapping[str, str]
-    """TLS_OPTIONS and target_session_attrs."""
+    """Those of TLS_OPTIONS and target_session_attrs that the URL has."""
 
     def __str__(self) -> str:
-        """Without the password."""
+        """Returns the URL without the password."""
         password = "" if self.password is None else ":***"
         user = "" if self.user is None else f"{self.user}{password}@"
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
@@ -51,20 +51,20 @@ class PostgresqlUrl:
 
     @property
     def login(self) -> dict[str, Any]:
-        """User, password and database, as asyncpg names them."""
+        """User, password and database, with the names of asyncpg's arguments."""
         return {"user": self.user, "password": self.password, "database": self.database}
 
 
 def parse(url: str) -> PostgresqlUrl:
-    """Reads a URL.
+    """Parses a URL.
 
     Raises:
-        ValueError: It is not one that both drivers understand; the text goes on from the name of the setting,
-            and holds nothing of the password.
+        ValueError: The URL is not valid for both drivers. The text continues the name of the setting and does
+            not contain the password.
     """
     found = _FORM.fullmatch(url)
     if found is None or "@" in found["hosts"] or "@" in (found["database"] or ""):
-        # An @ of the password would be taken for its end, and what comes after it be told to everybody.
+        # An @ in the password would end it, and the rest of the password would appear as a host in messages.
         raise ValueError("has more than one @; percent-encode the password, in which @ is %40")
     options = _options(found["query"] or "")
     hosts, ports = options.pop("host", None), options.pop("port", None)

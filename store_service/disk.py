@@ -1,4 +1,4 @@
-"""What makes changes of files and folders survive a power cut."""
+"""Writes files so that their changes survive a power cut."""
 
 import os
 import secrets
@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Returns when a file's content and mode, or the names in a folder, are on disk.
+    """Syncs the content and mode of a file, or the names in a folder, to disk.
 
-    A name that was made, changed or removed needs the folder to be synced, also if the file itself was.
+    After a file was created, renamed or removed, its folder has to be synced, even if the file was synced.
 
     Raises:
-        OSError: It cannot be opened, or the disk fails.
+        OSError: The path cannot be opened, or the disk fails.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -21,17 +21,17 @@ def sync(path: Path) -> None:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Gives a file another content in one step; mode and owner stay, and a power cut undoes nothing.
+    """Replaces the content of a file atomically. Keeps mode and owner. The new content survives a power cut.
 
     Raises:
-        OSError: There is no such file, its folder cannot be written, or the disk fails.
+        OSError: The file does not exist, its folder cannot be written, or the disk fails.
     """
     before = path.stat()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            # Only root may change the owner of a file; other users replace only files of their own.
+            # Only root can change the owner of a file. Other users can replace only their own files.
             if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
                 os.fchown(descriptor, before.st_uid, before.st_gid)
             os.fchmod(descriptor, before.st_mode & 0o7777)

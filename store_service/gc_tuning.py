@@ -1,4 +1,4 @@
-"""What stays as long as the process is kept from the garbage collector (docs/decisions/0025)."""
+"""Excludes long-lived objects from garbage collection (docs/decisions/0025)."""
 
 import gc
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused_during_imports() -> Iterator[None]:
-    """Lets nobody look for garbage in what is imported in the block, now or later.
+    """Disables the garbage collector during the imports of the block and freezes the new objects.
 
-    The collector would walk through all of it time and again while it grows, a fifth of the CPU of a start.
+    The collector would traverse these objects repeatedly during the imports, which takes a fifth of the CPU
+    time of a start.
     """
     gc.disable()
     try:
@@ -20,9 +21,9 @@ def paused_during_imports() -> Iterator[None]:
 
 
 def freeze_current_objects() -> None:
-    """Collects once, and takes what is left out of what is walked through from now on.
+    """Collects garbage once, and excludes all remaining objects from later collections.
 
-    A full collection would take 50 milliseconds, in which no call gets on.
+    A full collection would take 50 ms, during which no call makes progress.
     """
     gc.collect()
     gc.freeze()

@@ -1,20 +1,21 @@
-"""The limit of open files of this process, of which every connection needs one."""
+"""The open file limit of the process. Each connection needs a file descriptor."""
 
 import resource
 
 import structlog
 
 RESERVE = 128
-"""Files that the process needs beside its connections, and some more."""
+"""Descriptors that are reserved for files other than connections."""
 
-LEAST = 16
-"""So many connections are always tried."""
+MIN_CONNECTIONS = 16
+"""Minimum number of connections, whatever the limit is."""
 
 log = structlog.get_logger("store_service.server")
 
 
 def room_for(connections: int) -> int:
-    """How many of these connections there can be; raises the limit of open files as far as that is allowed.
+    """Raises the open file limit for a number of connections. Returns that number, or the number of
+    connections that the limit allows.
 
     Without a free descriptor a new connection would be neither accepted nor refused, and not logged.
     """
@@ -27,14 +28,14 @@ def room_for(connections: int) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         except (OSError, ValueError):
-            # macOS has a limit of the kernel below a hard limit that says "infinity".
+            # On macOS the hard limit may be "infinity" although the kernel has a lower limit.
             limit = soft
     if limit >= needed:
         log.info("open file limit raised", before=soft, limit=limit)
         return connections
-    allowed = max(limit - RESERVE, LEAST)
+    allowed = max(limit - RESERVE, MIN_CONNECTIONS)
     log.warning(
-        "the limit of open files is too low for STORE_MAX_CONNECTIONS; fewer connections are accepted",
+        "open file limit is too low for STORE_MAX_CONNECTIONS, accepting fewer connections",
         limit=limit,
         needed=needed,
         max_connections=allowed,

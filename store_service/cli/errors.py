@@ -53,7 +53,7 @@ def one_line_errors(config: settings.Config) -> Iterator[None]:
 
 def _operator_message(error: ServiceError, config: settings.Config) -> str:
     """Returns the message for the operator. The text of the error is for callers and has no paths."""
-    from store_service.database import connect, schema, sqlite
+    from store_service.database import connect, schema, sqlite_file
 
     name = connect.database_name(config.DATABASE_URL)
     if isinstance(error, SchemaMismatch) and error.actual == schema.EMPTY:
@@ -66,7 +66,7 @@ def _operator_message(error: ServiceError, config: settings.Config) -> str:
         return f"{error}; this program does not know it: {schema.OF_OTHERS}"
     if isinstance(error, DatabaseBusy | DatabaseUnavailable | StorageFull) and error.__cause__ is not None:
         cause = getattr(error.__cause__, "orig", error.__cause__)  # SQLAlchemy wraps the error of the driver.
-        if sqlite.was_interrupted(cause):
+        if sqlite_file.was_interrupted(cause):
             return f"a write to the database {name} was interrupted; run `store-service migrate` to undo it"
         # Messages of libpq may have several lines: one for each address, and hints.
         text = re.sub(r"\[Errno -?\d+\] ", "", str(cause))

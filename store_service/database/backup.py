@@ -1,4 +1,5 @@
-"""Backups of a SQLite file: made while a server runs, put back while none does (docs/decisions/0023)."""
+"""Backup and restore of a SQLite database (docs/decisions/0023). A backup is made while a server may run, a
+restore while none runs."""
 
 import os
 from contextlib import suppress
@@ -7,88 +8,89 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from store_service import disk
-from store_service.database import copies, files, schema, sqlite
+from store_service.database import copies, files, schema, sqlite_file
 from store_service.database.copies import Contents, CopyFailed, Progress
 from store_service.errors import SchemaMismatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """A backup that is the database now."""
+    """The result of a restore."""
 
     contents: Contents
     kept: Path | None
-    """Where the database before is, if there was one."""
+    """Path of the replaced database; None if there was none."""
     logs: tuple[Path, ...]
-    """Where logs are that lay there without their database."""
+    """Paths of logs that were found without a database."""
 
 
 def back_up(database_url: str, file: Path, *, force: bool, progress: Progress) -> Contents:
-    """Copies the database into a file, as it is at one moment; a server may run and write meanwhile.
+    """Makes a consistent copy of the database. A server may run and write meanwhile.
 
     Args:
         database_url: SQLite.
-        file: Is there afterwards, whole and checked, or as it was before.
-        force: Replace `file` if it is there.
-        progress: Is told how far it is.
+        file: The copy. It is complete and checked afterwards, or unchanged after an error.
+        force: Replace `file` if it exists.
+        progress: Called with the progress.
 
     Raises:
-        SchemaMismatch: There is no database.
-        CopyFailed: `file` may not be written, there is no space, or the database is damaged.
+        SchemaMismatch: The database does not exist.
+        CopyFailed: `file` cannot be written, the disk is full, or the database is damaged.
     """
-    database = sqlite.database_path(database_url)
+    database = sqlite_file.database_path(database_url)
     if not database.exists():
         raise SchemaMismatch(expected=schema.HEAD, actual=schema.EMPTY)
     if copies.is_part_of(file, database):
         raise CopyFailed(f"{file} belongs to the database itself")
     if not file.parent.is_dir():
-        raise CopyFailed(f"there is no folder {file.parent}")
+        raise CopyFailed(f"folder {file.parent} does not exist")
     if os.path.lexists(file):
         if not file.is_file():
-            raise CopyFailed(f"{file} is no file")
+            raise CopyFailed(f"{file} is not a file")
         if not force:
-            raise CopyFailed(f"{file} is there already; --force replaces it")
+            raise CopyFailed(f"{file} already exists; --force replaces it")
     return copies.copy_database(database, file, progress, in_use=True)
 
 
 def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
-    """Makes a copy of a backup the database, and keeps the database before beside it.
+    """Replaces the database by a copy of a backup, and keeps the replaced database in the same folder.
 
-    At every moment there is the database before, or the restored one, or `sqlite.RestoreUnfinished` for
-    whoever wants to serve: never an empty one, and never one with the log of another.
+    If the process is killed, the database is the old one or the restored one, or serving it fails with
+    `sqlite_file.RestoreUnfinished`. It is never empty and never has the log of another database.
 
     Args:
         database_url: SQLite.
-        file: A backup, or any other copy of a database, which stays as it is.
-        progress: Is told how far it is.
+        file: A backup, or any other copy of a database. It is not changed.
+        progress: Called with the progress.
 
     Raises:
         DatabaseInUse: A server is running.
-        NoPlaceForDatabase: No file can be made beside the database.
-        CopyFailed: The backup is damaged or not ours alone, or there is no space; the database is as it was.
+        NoPlaceForDatabase: No file can be created in the folder of the database.
+        CopyFailed: The backup is damaged or has unexpected objects, or the disk is full. The database is
+            unchanged.
     """
-    configured = sqlite.database_path(database_url)
-    # SQLite keeps the log beside the file that a link leads to.
+    configured = sqlite_file.database_path(database_url)
+    # SQLite creates the log in the folder of the file itself, not of a link to it.
     database = configured.resolve()
     if not file.is_file():
-        raise CopyFailed(f"there is no file {file}")
+        raise CopyFailed(f"file {file} does not exist")
     if copies.is_part_of(file, configured):
         raise CopyFailed(f"{file} belongs to the database itself")
-    with sqlite.locked(configured):
-        new = sqlite.restoring(database)
+    with sqlite_file.locked(configured):
+        new = sqlite_file.restoring(database)
         is_unfinished = new.exists()
         logs: list[Path] = []
 
-        def set_stray_logs_aside() -> None:
-            # Before there is `new`: from then on a log without a database counts as an interrupted restore's.
+        def set_orphaned_logs_aside() -> None:
+            # Before `new` exists. Afterwards, a log without a database belongs to an interrupted restore.
             if not is_unfinished and not database.exists():
                 logs.extend(_set_logs_aside(database, None))
 
         contents = copies.copy_database(
-            file, new, progress, in_use=False, only_ours=True, when_whole=set_stray_logs_aside
+            file, new, progress, in_use=False, only_ours=True, when_whole=set_orphaned_logs_aside
         )
         try:
-            _give_away(new, database)
+            _copy_permissions(new, database)
             kept = _set_database_aside(database, is_unfinished=is_unfinished)
             logs.extend(_set_logs_aside(database, kept))
             new.replace(database)
@@ -98,8 +100,8 @@ def restore(database_url: str, file: Path, *, progress: Progress) -> Restored:
     return Restored(contents=contents, kept=kept, logs=tuple(logs))
 
 
-def _give_away(new: Path, database: Path) -> None:
-    """Whoever could use the database before can use the new one, also when root restores it."""
+def _copy_permissions(new: Path, database: Path) -> None:
+    """Gives the new file the mode of the database. As root, also the owner of the database or its folder."""
     before = database.stat() if database.exists() else database.parent.stat()
     if database.exists():
         new.chmod(before.st_mode & 0o777)
@@ -109,7 +111,7 @@ def _give_away(new: Path, database: Path) -> None:
 
 
 def _set_database_aside(database: Path, *, is_unfinished: bool) -> Path | None:
-    """Gives the database another name; returns it, or that which an interrupted restore has given."""
+    """Renames the database. Returns the new name, or the name that an interrupted restore has given to it."""
     if database.exists():
         kept = _free_name(database)
         database.rename(kept)
@@ -120,14 +122,14 @@ def _set_database_aside(database: Path, *, is_unfinished: bool) -> Path | None:
 
 
 def _set_logs_aside(database: Path, kept: Path | None) -> list[Path]:
-    """Takes away what is left of a log, so that it is never found beside another database.
+    """Renames the logs of a database that was set aside, so that they never belong to another database.
 
     Args:
-        database: Is no longer there.
-        kept: Where it is now, and its log goes too; None if nobody knows.
+        database: Path at which the database was.
+        kept: Path of the database now, whose name the log gets too; None if it is unknown.
 
     Returns:
-        The logs that got names of their own: there was no database, or it has a log already.
+        The logs that got another name, because there was no database or it already has a log.
     """
     alone: list[Path] = []
     for end in ("-wal", "-journal"):
@@ -139,24 +141,24 @@ def _set_logs_aside(database: Path, kept: Path | None) -> list[Path]:
             target = Path(f"{_free_name(database)}{end}")
             alone.append(target)
         left.rename(target)
-    # It is made of the log whenever that is opened.
+    # SQLite creates it from the log when the database is opened.
     Path(f"{database}-shm").unlink(missing_ok=True)
     disk.sync(database.parent)
     return alone
 
 
 def _asides(database: Path) -> list[Path]:
-    """The databases before, oldest first, without their logs."""
+    """Returns the replaced databases, oldest first, without their logs."""
     found = database.parent.glob(f"{database.name}.before-restore-*")
     return sorted(it for it in found if not it.name.endswith(files.COMPANIONS))
 
 
 def _free_name(database: Path) -> Path:
-    """A name that sorts after those of the databases before, also when the clock was set back since."""
+    """Returns a name that sorts after those of all replaced databases, even if the clock was set back."""
     prefix, stamp_format = f"{database.name}.before-restore-", "%Y%m%dT%H%M%S.%fZ"
     now = datetime.now(UTC)
     for last in _asides(database)[-1:]:
-        with suppress(ValueError):  # somebody else has named it
+        with suppress(ValueError):  # not a name of this function
             stamped = datetime.strptime(last.name.removeprefix(prefix), stamp_format).replace(tzinfo=UTC)
             now = max(now, stamped + timedelta(microseconds=1))
     return database.with_name(f"{prefix}{now.strftime(stamp_format)}")

@@ -3,7 +3,7 @@ others."""
 
 from sqlalchemy import BigInteger, Integer, func, select
 
-from store_service.database.changes import delete_with_changes
+from store_service.database.change_writes import delete_with_changes
 from store_service.database.deletions import MARKED, comments_after, in_order, is_visible
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, one_of, parameter

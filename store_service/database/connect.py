@@ -1,4 +1,4 @@
-"""Opens the database, whichever engine it is."""
+"""Opens a database, on SQLite or PostgreSQL."""
 
 import asyncio
 import math
@@ -12,42 +12,43 @@ import sqlalchemy
 import structlog
 from sqlalchemy.pool import NullPool
 
-from store_service.database import files, sqlite
-from store_service.database.batch_queue import Argument, Backend, BatchOperation, Result
+from store_service.database import files, sqlite, sqlite_file
+from store_service.database.batch_operation import Argument, BatchOperation, Result
+from store_service.database.batch_queue import Backend
 from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
 from store_service.observability.batches import ObserverFactory, without_observer
 from store_service.repeated_failure import RepeatedFailure
 
 CHECK_SECONDS = 1.0
-"""How often it is looked whether the open file is still there."""
+"""Time between two checks that the open file still exists."""
 
 log = structlog.get_logger("store_service.database")
 
 
 def is_sqlite(database_url: str) -> bool:
-    """Whether the database is a file."""
+    """Whether a URL is one of SQLite."""
     return database_url.startswith("sqlite:")
 
 
 def is_missing(database_url: str) -> bool:
-    """Whether the database is a file that is not there."""
-    return is_sqlite(database_url) and not sqlite.database_path(database_url).exists()
+    """Whether the database is a SQLite file that does not exist."""
+    return is_sqlite(database_url) and not sqlite_file.database_path(database_url).exists()
 
 
 def database_name(database_url: str) -> str:
-    """The database as an operator knows it, without its password."""
+    """Returns the path of the file, or the URL without the password."""
     if is_sqlite(database_url):
-        return str(sqlite.database_path(database_url))
+        return str(sqlite_file.database_path(database_url))
     return str(parse(database_url))
 
 
 ACQUIRE_SECONDS = 5.0
-"""How long opening a connection to PostgreSQL may take, where nobody says otherwise."""
+"""Default of the maximum time to open a connection to PostgreSQL."""
 
 
 def sync_engine(database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS) -> sqlalchemy.Engine:
-    """A blocking engine for migrations and scripts; RPCs never use it.
+    """Returns a blocking engine for migrations and scripts. RPCs never use it.
 
     Args:
         database_url: SQLite or PostgreSQL.
@@ -62,8 +63,8 @@ def sync_engine(database_url: str, *, connect_timeout_seconds: float = ACQUIRE_S
 
 
 def _connected(url: PostgresqlUrl, connect_timeout_seconds: float) -> Any:
-    """A connection of psycopg: of several hosts to one that takes writes, if there is one."""
-    # psycopg is an extra: it is needed only here.
+    """Opens a connection of psycopg. If there are several hosts, a host that accepts writes is preferred."""
+    # psycopg is an extra, so it is imported only when it is used.
     import psycopg
 
     given: dict[str, Any] = {
@@ -72,13 +73,13 @@ def _connected(url: PostgresqlUrl, connect_timeout_seconds: float) -> Any:
         "user": url.user,
         "password": url.password,
         "dbname": url.database,
-        # A host that takes the connection and then says nothing would keep us for minutes.
+        # Without it, a host that accepts the connection and does not respond would block for minutes.
         "connect_timeout": max(2, math.ceil(connect_timeout_seconds)),
-        # Of a database in SQL_ASCII psycopg would otherwise give even names as bytes.
+        # For a database in SQL_ASCII psycopg would otherwise return even names as bytes.
         "client_encoding": "UTF8",
-        # A pooler may give the next transaction to another session, which knows of nothing prepared.
+        # A pooler may run the next transaction in another session, without the prepared statements.
         "prepare_threshold": None,
-        # libpq would try TLS by default, and then the service would fail where the migration did not.
+        # libpq would try TLS by default. The migration could then succeed where the service fails.
         "sslmode": "disable",
         **url.options,
     }
@@ -87,73 +88,74 @@ def _connected(url: PostgresqlUrl, connect_timeout_seconds: float) -> Any:
         try:
             return psycopg.connect(**given, target_session_attrs="read-write")
         except psycopg.OperationalError:
-            # Standbys will do for a service that only reads.
+            # A read-only service can use a standby.
             pass
     return psycopg.connect(**given)
 
 
-def engine_to_look(
+def read_only_engine(
     database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS
 ) -> sqlalchemy.Engine:
-    """A blocking engine that changes no file, also not one that a server uses or has left behind.
+    """Returns a blocking engine that changes no SQLite file, whether a server uses it or not.
 
     `connect_timeout_seconds` is as for `sync_engine`.
 
-    SQLite's last connection to a file writes the log into it and removes it, unless it cannot write: and a
-    second connection that checkpoints while a server runs is what the lock is there to prevent.
+    The last connection to a SQLite file writes the log into the file and removes the log, if it can write. A
+    second connection that checkpoints while a server runs can damage the file; the lock file prevents it.
     """
     if not is_sqlite(database_url):
         return sync_engine(database_url, connect_timeout_seconds=connect_timeout_seconds)
-    path = sqlite.database_path(database_url)
+    path = sqlite_file.database_path(database_url)
     return sqlalchemy.create_engine(
-        "sqlite://", creator=lambda: sqlite.connected_to_look(path, _how_to_look(path)), poolclass=NullPool
+        "sqlite://",
+        creator=lambda: sqlite_file.read_only_connection(path, _read_only_mode(path)),
+        poolclass=NullPool,
     )
 
 
-def _how_to_look(path: Path) -> str:
+def _read_only_mode(path: Path) -> str:
     try:
-        # A server that runs has a log; and for want of one SQLite would make it, or fail where it may not.
-        return "immutable=1" if sqlite.lacks_its_log(path) else "mode=ro"
+        # A running server has a log. Without a log, `mode=ro` would create one, or fail without permissions.
+        return "immutable=1" if sqlite_file.lacks_its_log(path) else "mode=ro"
     except OSError:
-        return "mode=ro"  # SQLite says what is wrong
+        return "mode=ro"  # SQLite then reports the error
 
 
 def check_files(database_url: str, *, needs_room: bool = True) -> None:
-    """Checks that a file can be served, as far as file system and permissions show; see `files.check`."""
+    """Checks the files and permissions of a SQLite database; see `files.check`."""
     if is_sqlite(database_url):
-        files.check(sqlite.database_path(database_url), needs_room=needs_room)
+        files.check(sqlite_file.database_path(database_url), needs_room=needs_room)
 
 
 def is_in_use(database_url: str) -> bool | None:
-    """Whether another service holds a file; None for PostgreSQL, which serves many."""
-    return sqlite.is_in_use(sqlite.database_path(database_url)) if is_sqlite(database_url) else None
+    """Whether another service uses a SQLite file. None for PostgreSQL, which several services may use."""
+    return sqlite_file.is_in_use(sqlite_file.database_path(database_url)) if is_sqlite(database_url) else None
 
 
 @contextmanager
 def sole_use(database_url: str) -> Iterator[None]:
-    """Keeps every other service off a file until the end of the block; PostgreSQL serves many.
+    """Excludes all other services from a SQLite file until the end of the block. No effect on PostgreSQL.
 
     Raises:
-        sqlite.DatabaseInUse: Another process holds the file.
+        sqlite_file.DatabaseInUse: Another process uses the file.
     """
     if is_sqlite(database_url):
-        with sqlite.sole_use(database_url):
+        with sqlite_file.sole_use(database_url):
             yield
     else:
         yield
 
 
 class Database:
-    """The open database: a lane to write and a lane to read."""
+    """An open database: the batch queues of the writer and the readers."""
 
-    def __init__(self, lanes: Backend, *, read_only: bool = False) -> None:
-        """Takes the lanes, which may be one and the same, how to hear of what other processes write, and
-        whether callers may write."""
+    def __init__(self, backend: Backend, *, read_only: bool = False) -> None:
+        """Takes the queues and functions of the engine, and whether writes of callers are refused."""
         self.read_only = read_only
-        self._writer = lanes.writer
-        self._reader = lanes.reader
-        self._listen = lanes.listen
-        self._check = lanes.check
+        self._writer = backend.writer
+        self._reader = backend.reader
+        self._listen = backend.listen
+        self._check = backend.check
         self._lost: DatabaseUnavailable | None = None
 
     async def write(
@@ -164,21 +166,21 @@ class Database:
         dry_run: bool = False,
         size: int = 0,
     ) -> Result:
-        """Does the work in a transaction and returns when it is on disk; see `BatchQueue.execute`.
+        """Runs an operation in a transaction and returns when it is on disk; see `BatchQueue.execute`.
 
         Raises:
-            DatabaseUnavailable: The last `check` has found that it would be lost.
+            DatabaseUnavailable: The last `check` has found that the write would be lost.
         """
         if self._lost is not None:
             raise DatabaseUnavailable from self._lost.__cause__
         return await self._writer.execute(operation, argument, dry_run=dry_run, size=size)
 
     async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Result:
-        """Does the work on a reading connection; it sees everything that was answered before."""
+        """Runs an operation on a reader. It sees all writes that have returned before."""
         return await self._reader.execute(operation, argument)
 
     def check(self) -> None:
-        """Makes sure that what is written can be found again; until it is so, writes are refused.
+        """Checks that writes are not lost. After a failure, writes are refused until a check succeeds.
 
         Raises:
             DatabaseUnavailable: The file was deleted or replaced.
@@ -191,7 +193,7 @@ class Database:
         self._lost = None
 
     async def keep_checking(self) -> None:
-        """Checks every CHECK_SECONDS, until it is cancelled, and tells what it finds."""
+        """Runs `check` every CHECK_SECONDS and logs its results, until it is cancelled."""
         refusal = RepeatedFailure(
             log, "writes are refused", end_event="writes are accepted again", level="error"
         )
@@ -204,22 +206,22 @@ class Database:
                 refusal.ended()
             await asyncio.sleep(CHECK_SECONDS)
 
-    def after_write(self, told: Callable[[], None]) -> None:
-        """Calls `told` whenever this process has committed."""
-        self._writer.after_write = told
+    def after_write(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` after each commit of this process."""
+        self._writer.after_write(callback)
 
-    def after_failed_write(self, told: Callable[[], None]) -> None:
-        """Calls `told` when the storage has failed or refused a write, or cannot be opened for writing."""
-        self._writer.after_failure = told
+    def after_failed_write(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when the storage has failed or refused a write, or cannot be opened."""
+        self._writer.after_failure(callback)
 
-    async def listen(self, heard: Callable[[], None]) -> None:
-        """Calls `heard` whenever any process has committed changes; returns when it is to be called again.
+    async def listen(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` whenever any process has committed changes. Returns when it must be called again.
 
         Raises:
-            ServiceError: The database cannot be reached any more.
-            NotificationsUnavailable: The database server sends no notifications; the caller has to poll.
+            ServiceError: The database cannot be reached.
+            NotificationsUnavailable: The database server sends no notifications. The caller has to poll.
         """
-        await self._listen(heard)
+        await self._listen(callback)
 
 
 @asynccontextmanager
@@ -234,17 +236,17 @@ async def open_database(
     observe: ObserverFactory = without_observer,
     read_only: bool = False,
 ) -> AsyncIterator[Database]:
-    """Opens a database whose schema is up to date; closes it at the end of the block, after what waits.
+    """Opens a database whose schema is up to date. Finishes waiting jobs and closes it after the block.
 
     Args:
         database_url: SQLite or PostgreSQL.
-        readers: How many connections read.
-        lock_timeout_seconds: How long a write waits for locks of others before DatabaseBusy.
-        statement_timeout_seconds: How long a statement may run on PostgreSQL before DatabaseBusy.
-        connect_timeout_seconds: How long opening a connection to PostgreSQL may take.
-        force_roll_back: One connection does everything, and undoes it at the end.
-        observe: Who looks at each lane.
-        read_only: The rules are to refuse writes of callers, so that a standby will do.
+        readers: Number of connections that read.
+        lock_timeout_seconds: Maximum time that a write waits for a lock before DatabaseBusy.
+        statement_timeout_seconds: Maximum time of a statement on PostgreSQL before DatabaseBusy.
+        connect_timeout_seconds: Maximum time to open a connection to PostgreSQL.
+        force_roll_back: One connection runs everything in one transaction, which is rolled back at the end.
+        observe: Returns the observer of a batch queue.
+        read_only: Writes of callers are refused, so a standby is accepted.
 
     Raises:
         ServiceError: The database cannot be opened.
@@ -258,7 +260,7 @@ async def open_database(
             observe=observe,
         )
     else:
-        # asyncpg is an extra: it is needed only here.
+        # asyncpg is an extra, so it is imported only when it is used.
         from store_service.database import postgresql
 
         opening = postgresql.open_backend(
@@ -271,5 +273,5 @@ async def open_database(
             read_only=read_only,
             observe=observe,
         )
-    async with opening as lanes:
-        yield Database(lanes, read_only=read_only)
+    async with opening as backend:
+        yield Database(backend, read_only=read_only)

@@ -1,4 +1,4 @@
-"""One open connection, held by one worker for as long as it lives."""
+"""An open connection, which one queue runner holds until it is closed."""
 
 import time
 from abc import ABC, abstractmethod
@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from store_service.database.changes import WriteWithChanges
-from store_service.database.driver_errors import DRIVER_ERRORS, StatementCancelled, named
+from store_service.database.change_writes import WriteWithChanges
+from store_service.database.driver_errors import DRIVER_ERRORS, StatementCancelled, translate_error
 from store_service.database.statements import Statement
 from store_service.observability.metrics import Histogram
 
@@ -19,70 +19,71 @@ T = TypeVar("T")
 class Connection(ABC):
     """Runs statements on the driver's connection that `databases` opened.
 
-    `databases` would compile every statement anew and, on SQLite, begin transactions that fail at their
-    first write instead of waiting, so neither its queries nor its transactions are used.
+    `databases` would compile every statement again. On SQLite it would also begin transactions that fail at
+    their first write instead of waiting. Therefore neither its queries nor its transactions are used.
     """
 
     BEGIN: str
     """Begins a transaction that writes."""
 
     BEGIN_INSERT_ONLY: str
-    """Begins a transaction that only adds."""
+    """Begins a transaction that changes and deletes no existing row."""
 
     SINGLE_STATEMENT_WRITES: bool
     """Whether `write` is a transaction by itself."""
 
     commits: Histogram | None = None
-    """Counts how long commits take, if anybody looks."""
+    """Durations of commits; None if metrics are off."""
 
-    is_wanted = True
-    """Whether somebody still waits for what this connection does; `abandon` says no."""
+    is_cancelled = False
+    """Whether `cancel` was called for the current batch. The queue runner resets it before each batch."""
 
     def __init__(self, raw: Any, *, inside_transaction: bool = False) -> None:
-        """Takes an open connection, and whether somebody else began a transaction that all happens in."""
+        """Takes an open connection, and whether all batches run inside one outer transaction."""
         self._raw = raw
         self._inside_transaction = inside_transaction
 
     @property
     def is_lost(self) -> bool:
-        """Whether it has ended, as far as is known without asking the database, and another can be opened."""
+        """Whether the connection is known to be closed, without a query, and may be replaced by a new one."""
         return False
 
     @property
-    def is_doubtful(self) -> bool:
-        """Whether `confirm` is to be called before anything is read, for the database may be another one."""
+    def needs_confirmation(self) -> bool:
+        """Whether `confirm` has to be called before the next batch, because the server may have changed."""
         return False
 
     async def confirm(self) -> None:
-        """Makes sure that what is read here is what was written.
+        """Checks that the connection reads from the server that takes the writes.
 
         Raises:
-            DatabaseUnavailable: It is not so.
+            DatabaseUnavailable: It does not.
         """
         return
 
     async def fetch(self, statement: Statement, **values: Any) -> Rows:
         """Runs a statement with its parameters and returns its rows.
 
-        Outside `transaction` it is on disk when this returns.
+        Outside `transaction`, its changes are on disk when this returns.
 
         Raises:
             ServiceError: The database is busy, full or unavailable.
-            StatementCancelled: `abandon` was called; a transaction is to be undone.
+            StatementCancelled: `cancel` was called. The transaction must be rolled back.
         """
-        if not self.is_wanted:
+        if self.is_cancelled:
             raise StatementCancelled
         try:
             return await self._fetch(statement, values)
         except DRIVER_ERRORS as error:
-            raise named(error) from error
+            raise translate_error(error) from error
 
     async def fetch_inline(self, statement: Statement, **values: Any) -> Rows:
-        """The same for a handful of rows found by their key: the way there costs more than they do."""
+        """Same as `fetch`, for a few rows that are found by key. On SQLite it avoids the switch to the
+        connection's thread, which costs more than the statement."""
         return await self.fetch(statement, **values)
 
     async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
-        """Runs a write that leaves its changes in the feed, and returns its rows.
+        """Runs a write that adds its changes to the change feed, and returns its rows.
 
         Raises:
             ServiceError: The database is busy, full or unavailable.
@@ -91,49 +92,50 @@ class Connection(ABC):
 
     @abstractmethod
     async def probe(self) -> None:
-        """Changes nothing, inside a transaction whose end writes to the disk all the same.
+        """Changes nothing, but makes the end of the current transaction write to the disk.
 
         Raises:
             ServiceError: The database is busy, full or unavailable.
         """
 
-    async def run_in_connection_thread(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs work that waits for nothing but this connection, in as few trips to it as there can be."""
-        return await work
+    async def run_in_connection_thread(self, job: Coroutine[Any, Any, T]) -> T:
+        """Runs a coroutine that waits only for this connection, with as few thread switches as possible."""
+        return await job
 
-    def abandon(self) -> None:
-        """Ends the statement that runs, and those that would follow until `is_wanted` is set again.
+    def cancel(self) -> None:
+        """Cancels the running statement, and all further statements until `is_cancelled` is reset.
 
-        COMMIT and ROLLBACK are not ended, so that the connection can be used afterwards.
+        COMMIT and ROLLBACK are not cancelled, so the connection stays usable.
         """
-        if self.is_wanted:
-            self.is_wanted = False
+        if not self.is_cancelled:
+            self.is_cancelled = True
             self._interrupt()
 
     @asynccontextmanager
     async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:
-        """What runs inside is on disk, whole, when this ends; after an error nothing of it is.
+        """Runs the block in a transaction. It is committed and on disk when the block has ended, and rolled
+        back after an error.
 
         Args:
             dry_run: Roll back also if the block succeeds.
-            insert_only: It changes and deletes nothing that is there, and begins with its first `write`.
+            insert_only: The block changes and deletes no existing row, and starts with its first `write`.
         """
         begin = self.BEGIN_INSERT_ONLY if insert_only else self.BEGIN
         try:
             await self._run("SAVEPOINT batch" if self._inside_transaction else begin)
         except BaseException:
-            # It may have begun, and then waited for something in vain.
+            # The transaction may have begun before the wait for the order lock failed.
             if not self._inside_transaction:
-                await self._undo()
+                await self._roll_back()
             raise
         try:
             yield
             if not dry_run:
                 await self._commit()
             else:
-                await self._undo()
+                await self._roll_back()
         except BaseException:
-            await self._undo()
+            await self._roll_back()
             raise
 
     async def _commit(self) -> None:
@@ -142,7 +144,7 @@ class Connection(ABC):
         if self.commits is not None:
             self.commits.observe(time.perf_counter() - began)
 
-    async def _undo(self) -> None:
+    async def _roll_back(self) -> None:
         if self._inside_transaction:
             await self._run("ROLLBACK TO SAVEPOINT batch")
             await self._run("RELEASE SAVEPOINT batch")
@@ -153,20 +155,20 @@ class Connection(ABC):
         try:
             await self._execute(text)
         except DRIVER_ERRORS as error:
-            raise named(error) from error
+            raise translate_error(error) from error
 
     @abstractmethod
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
-        """Runs a statement on the driver."""
+        """Runs a statement with the driver and returns its rows."""
 
     @abstractmethod
     def _interrupt(self) -> None:
-        """Ends the statement that `_fetch` runs, if it runs one, with StatementCancelled."""
+        """Makes the statement that `_fetch` is running, if any, end with StatementCancelled."""
 
     @abstractmethod
     async def _execute(self, text: str) -> None:
-        """Runs a text without parameters and rows on the driver."""
+        """Runs SQL that has no parameters and returns no rows."""
 
     @abstractmethod
     def _in_transaction(self) -> bool:
-        """Whether there is a transaction to roll back; databases end some by themselves."""
+        """Whether there is a transaction to roll back. Databases end some transactions themselves."""

@@ -1,18 +1,19 @@
-"""Whether a database without our tables is empty: one that is not is never changed (docs/decisions/0034)."""
+"""Finds objects of other applications in a database without tables of the service (docs/decisions/0034). A
+database with such objects is never changed."""
 
 from collections.abc import Iterator
 
 import sqlalchemy
 
 MAX_NAMED = 5
-"""Most objects that a message names."""
+"""Maximum number of objects in a message."""
 
 
 def foreign_objects(connection: sqlalchemy.Connection) -> str:
-    """The content of a database without tables of this service, in words; empty if there is none.
+    """Returns the objects of a database without tables of this service, as text; empty if there are none.
 
-    On PostgreSQL the schema counts in which tables are made (`current_schema()`), and what an extension has
-    made there does not. A version table of alembic alone is nothing.
+    On PostgreSQL only the schema in which tables are created counts (`current_schema()`), without objects of
+    extensions. The version table of alembic does not count.
     """
     on_sqlite = connection.dialect.name == "sqlite"
     found = list(_objects_on_sqlite(connection) if on_sqlite else _objects_on_postgresql(connection))
@@ -22,7 +23,7 @@ def foreign_objects(connection: sqlalchemy.Connection) -> str:
 
 
 def _objects_on_sqlite(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
-    # Without a table yet, these numbers are all that another application may have written.
+    # Another application may have set these numbers before it creates tables.
     for pragma in ("application_id", "user_version"):
         number = connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one()
         if number:
@@ -44,7 +45,7 @@ def _objects_on_postgresql(connection: sqlalchemy.Connection) -> Iterator[tuple[
             " WHEN 'f' THEN 'foreign table' WHEN 'S' THEN 'sequence' ELSE 'table' END, relname"
             " FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm', 'f', 'S')"
             " AND relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
-            # Made by an extension, or with a column of a table.
+            # Except objects of an extension, or of a column.
             " AND NOT EXISTS (SELECT FROM pg_depend WHERE classid = 'pg_class'::regclass"
             " AND objid = pg_class.oid AND deptype IN ('a', 'e', 'i')) ORDER BY pg_class.oid"
         )

@@ -1,4 +1,4 @@
-"""Names the errors of the drivers, by code and never by text."""
+"""Translates errors of the drivers by their codes, never by their texts."""
 
 import sqlite3
 
@@ -6,15 +6,15 @@ from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismat
 
 
 class StatementCancelled(Exception):
-    """A statement was ended because everybody who waited for it has gone."""
+    """A statement was cancelled because all callers that waited for it have left."""
 
 
 class NotificationsUnavailable(Exception):
-    """The server is a standby, where LISTEN fails by nature."""
+    """The server is a standby, where LISTEN is not possible."""
 
 
 class RetryTransaction(Exception):
-    """The database has undone the transaction because of another one; it may succeed at the next try."""
+    """The database rolled a transaction back because of another one. The next try may succeed."""
 
 
 try:
@@ -26,10 +26,10 @@ else:
         sqlite3.Error,
         asyncpg.PostgresError,
         asyncpg.InterfaceError,
-        asyncpg.InternalClientError,  # a connection that was lost in the midst of something
+        asyncpg.InternalClientError,  # a connection was lost during an operation
         OSError,
     )
-"""What drivers raise; a database that is gone shows as OSError too."""
+"""The errors that drivers raise. A database that cannot be reached may also raise OSError."""
 
 # Primary result codes, https://www.sqlite.org/rescode.html
 _SQLITE: dict[int, type[ServiceError]] = {
@@ -45,21 +45,21 @@ _SQLITE: dict[int, type[ServiceError]] = {
     sqlite3.SQLITE_READONLY: DatabaseUnavailable,
 }
 
-# SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html; two characters are a class.
+# SQLSTATEs, https://www.postgresql.org/docs/current/errcodes-appendix.html; two characters name a class.
 _POSTGRESQL: dict[str, type[ServiceError]] = {
     "08": DatabaseUnavailable,  # connection exception
     "25006": DatabaseUnavailable,  # read-only transaction: this server is no longer the primary
-    "25P02": DatabaseUnavailable,  # a transaction that failed was not ended: the connection is of no use
+    "25P02": DatabaseUnavailable,  # a failed transaction was not ended: the connection is unusable
     "25P03": DatabaseUnavailable,  # idle in transaction for too long: the connection was closed
-    "0LP01": DatabaseUnavailable,  # a role that may not be used
-    "0P000": DatabaseUnavailable,  # a role that is not there
-    "26000": DatabaseUnavailable,  # a prepared statement is not there: a pooler has given us another session
-    "28": DatabaseUnavailable,  # the password is no longer right
-    "3F000": DatabaseUnavailable,  # no such schema
-    "42501": DatabaseUnavailable,  # the role has no right to do this: see rights.py
-    "42704": DatabaseUnavailable,  # a role, or another object that our statements do not create, is missing
-    "3D000": DatabaseUnavailable,  # no such database
-    "42P05": DatabaseUnavailable,  # a prepared statement of another client exists already; the same pooler
+    "0LP01": DatabaseUnavailable,  # the role may not be used
+    "0P000": DatabaseUnavailable,  # the role does not exist
+    "26000": DatabaseUnavailable,  # a prepared statement does not exist: a pooler has switched sessions
+    "28": DatabaseUnavailable,  # authentication failed, such as after a password change
+    "3F000": DatabaseUnavailable,  # the schema does not exist
+    "42501": DatabaseUnavailable,  # the role lacks a privilege: see privileges.py
+    "42704": DatabaseUnavailable,  # a role, or another object that the service does not create, is missing
+    "3D000": DatabaseUnavailable,  # the database does not exist
+    "42P05": DatabaseUnavailable,  # a prepared statement of another client: a pooler has switched sessions
     "53100": StorageFull,  # disk full
     "53": DatabaseUnavailable,  # too many connections, out of memory
     "54000": DatabaseUnavailable,  # no transaction ids are left
@@ -71,16 +71,16 @@ _POSTGRESQL: dict[str, type[ServiceError]] = {
 }
 
 
-def named(error: Exception) -> Exception:
-    """What an error of a driver means, or the error itself when it means a bug of ours.
+def translate_error(error: Exception) -> Exception:
+    """Returns the error of the service for an error of a driver, or the same error if it is a bug.
 
-    The caller raises it `from` the error, so that the log tells both; what the error says of stored values is
-    taken out of it.
+    The caller raises the result `from` the driver's error, so that the log has both. Stored values are
+    removed from the driver's error.
     """
-    _forget_values(error)
+    _remove_values(error)
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
-        # The low byte is the primary code; the rest says more, as in SQLITE_IOERR_FSYNC.
+        # The low byte is the primary code. The other bits refine it, as in SQLITE_IOERR_FSYNC.
         if code == sqlite3.SQLITE_INTERRUPT:
             return StatementCancelled()
         leaf = _SQLITE.get(code & 0xFF) if code is not None else None
@@ -89,25 +89,25 @@ def named(error: Exception) -> Exception:
     if state is not None and state.startswith("40"):  # serialization failure, deadlock
         return RetryTransaction()
     if state == "23505" and getattr(error, "constraint_name", None) == "requests_pkey":
-        # Another process has done the same request meanwhile; the next try finds its answer.
+        # Another process has just stored the same idempotency key. The next try finds its response.
         return RetryTransaction()
-    if state in ("42P01", "42703"):  # a table or column is not there: somebody has changed the schema
+    if state in ("42P01", "42703"):  # a table or column does not exist: the schema was changed
         return SchemaMismatch(expected="this program's", actual="another")
     if state is not None:
         leaf = _POSTGRESQL.get(state) or _POSTGRESQL.get(state[:2])
         return leaf() if leaf is not None else error
-    # asyncpg's own errors without a state (but not of wrong arguments), and those of the operating system:
-    # the connection is lost or never was. psycopg's errors have a state, which is None then.
+    # asyncpg's own errors without a state, except those about wrong arguments, and errors of the operating
+    # system mean that there is no connection. psycopg's errors have the attribute; it is None then.
     lost = isinstance(error, DRIVER_ERRORS) and not isinstance(error, ValueError)
     return DatabaseUnavailable() if lost or hasattr(error, "sqlstate") else error
 
 
-def _forget_values(error: Exception) -> None:
-    """Takes bodies out of an error, for its text and traceback end in the log."""
+def _remove_values(error: Exception) -> None:
+    """Removes stored values from an error, because its text and traceback are logged."""
     if isinstance(error, sqlite3.Error):
         # Could not decode to UTF-8 column 'body' with text '...'
         if str(error).startswith("Could not decode"):
-            error.args = ("a text in the database is no UTF-8",)
+            error.args = ("a text in the database is not UTF-8",)
     elif str(getattr(error, "sqlstate", None))[:2] in ("22", "23") and getattr(error, "detail", None):
         # Failing row contains (1, ...)
         error.detail = None  # type: ignore[attr-defined]  # asyncpg's errors have it, psycopg's have `diag`

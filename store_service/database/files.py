@@ -1,42 +1,42 @@
-"""Whether the files of a SQLite database allow to serve it, found out without changing any."""
+"""Checks, without changes, that the files of a SQLite database can be served."""
 
 import errno
 import os
 from pathlib import Path
 
-from store_service.database import sqlite
+from store_service.database import sqlite_file
 from store_service.errors import OperatorError
 
 COMPANIONS = ("-wal", "-shm", "-journal")
-"""What SQLite appends to the name of a database for files that belong to it."""
+"""Suffixes of the files that SQLite creates for a database."""
 
 ROOM_BYTES = 1024 * 1024
-"""What must be free beside the database: the log and its index cannot begin with less."""
+"""Free space that is required in the folder of the database, for the log and its index."""
 
 _NO_SUCH_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
-"""How a file system says that it has no files without names."""
+"""Errors of file systems that do not support O_TMPFILE."""
 
 
 class NotWritable(OperatorError):
-    """A service could not write the database, or the files beside it."""
+    """A service could not write the database or its companions."""
 
 
 def check(path: Path, *, needs_room: bool = True) -> None:
-    """Makes sure that a service could write the file, if it is there, and others beside it.
+    """Checks that a service could write the file, if it exists, and create files in its folder.
 
     Args:
         path: The file.
-        needs_room: Also that the disk has room. A service serves reads and deletions without it.
+        needs_room: Also require ROOM_BYTES of free space. Reads and deletions are served without it.
 
     Raises:
-        NotWritable: One of them cannot be written, or the folder cannot hold a new file or has no space.
-        sqlite.RestoreUnfinished: There is no database, because a restore was interrupted.
+        NotWritable: A file cannot be written, or no file can be created in the folder, or the disk is full.
+        sqlite_file.RestoreUnfinished: The database does not exist, because a restore was interrupted.
     """
-    # SQLite has its files beside the one that a link leads to.
+    # SQLite creates its files in the folder of the file itself, not of a link to it.
     real = path.resolve()
     if not real.parent.is_dir():
-        raise NotWritable(f"there is no folder for the database {path}: {os.strerror(errno.ENOENT)}")
-    sqlite.refuse_unfinished_restore(path)
+        raise NotWritable(f"the folder of the database {path} does not exist: {os.strerror(errno.ENOENT)}")
+    sqlite_file.refuse_unfinished_restore(path)
     for end in ("", *COMPANIONS, ".lock"):
         file = Path(f"{real}{end}")
         try:
@@ -49,11 +49,13 @@ def check(path: Path, *, needs_room: bool = True) -> None:
     try:
         _make_file(real.parent, ROOM_BYTES if needs_room else 0)
     except OSError as error:
-        raise NotWritable(f"cannot write beside the database {path}: {error.strerror}") from None
+        raise NotWritable(
+            f"cannot create files in the folder of the database {path}: {error.strerror}"
+        ) from None
 
 
 def _make_file(folder: Path, size: int) -> None:
-    """Creates a file without a name in the folder, reserves `size` bytes for it, and closes it."""
+    """Creates an unnamed file in the folder, reserves `size` bytes for it, and closes it."""
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -11,19 +11,19 @@ MAX_BATCH = 1000
 """Maximum number of jobs in a batch."""
 
 MAX_BATCH_BYTES = 1024 * 1024
-"""A batch takes no more jobs when those that it has are as large as this together: memory and time of a
-transaction would grow with the number of callers. A transaction of this size takes 10 to 30 ms
-(docs/decisions/0031)."""
+"""Total size of jobs at which a batch takes no more jobs, so that memory and duration of a transaction do not
+grow with the number of callers. A transaction of this size takes 10 to 30 ms (docs/decisions/0031)."""
 
 LARGE_JOB_BYTES = 256 * 1024
-"""A larger job has a batch of its own."""
+"""Jobs larger than this have a batch of their own."""
 
 
 class _Answered:
-    """Stands for the future of a job that was answered: a batch that goes on keeps none of its answers."""
+    """Replaces the future of a job that was answered, so that a batch that still runs does not keep its
+    result in memory."""
 
     def done(self) -> bool:
-        """It is."""
+        """Returns True."""
         return True
 
 
@@ -36,12 +36,12 @@ class Job:
     __slots__ = ("argument", "dry_run", "future", "operation", "size", "timing")
 
     timing: JobTiming
-    """What the lane's observer remembers; set if there is one."""
+    """When the job was queued, and the span of its call; set only if the queue has an observer."""
 
     def __init__(
         self, operation: Any, argument: Any, dry_run: bool, size: int, future: asyncio.Future[Any]
     ) -> None:
-        """Takes the operation and its argument, whether to roll back, its size and the future."""
+        """Takes the operation and its argument, whether to roll back, the size in bytes, and the future."""
         self.operation = operation
         self.argument = argument
         self.dry_run = dry_run
@@ -49,7 +49,7 @@ class Job:
         self.future: asyncio.Future[Any] | _Answered = future
 
     def answer(self, outcome: Any) -> None:
-        """Gives the result or the error to the caller, if it still waits."""
+        """Sets the result or the error, if the caller still waits."""
         future, self.future = self.future, _ANSWERED
         if not isinstance(future, _Answered) and not future.done():
             if isinstance(outcome, Exception):
@@ -59,14 +59,14 @@ class Job:
 
 
 class JobQueue:
-    """Jobs in the order in which they came, small ones apart from large ones.
+    """Waiting jobs in the order of their arrival, in two lines: small jobs and large jobs.
 
-    Small jobs share a batch. Each large job has a batch of its own, and between two of them the small jobs
-    that wait have their turn. So a small job waits for one large job at most, however many there are.
+    Small jobs share a batch. Each large job has a batch of its own, and between two large jobs the waiting
+    small jobs run. So a small job waits for at most one large job.
     """
 
     def __init__(self) -> None:
-        """Is empty."""
+        """Starts empty."""
         self._small: deque[Job] = deque()
         self._large: deque[Job] = deque()
         self._large_is_next = False
@@ -76,16 +76,16 @@ class JobQueue:
         return len(self._small) + len(self._large)
 
     def append(self, job: Job) -> None:
-        """Adds a job after all others."""
+        """Adds a job at the end."""
         self._queue_for(job).append(job)
 
     def put_back(self, jobs: Iterable[Job]) -> None:
-        """Adds jobs before all others, in their order."""
+        """Adds jobs at the front, in their order."""
         for job in reversed(list(jobs)):
             self._queue_for(job).appendleft(job)
 
     def take(self) -> list[Job]:
-        """Removes the jobs of the next batch. Jobs whose callers have left are dropped."""
+        """Removes and returns the jobs of the next batch. Drops jobs whose callers have left."""
         batch: list[Job] = []
         while not batch and len(self):
             takes_large = bool(self._large) and (self._large_is_next or not self._small)
@@ -94,7 +94,7 @@ class JobQueue:
         return batch
 
     def clear(self) -> list[Job]:
-        """Removes all jobs."""
+        """Removes and returns all jobs."""
         jobs = [*self._small, *self._large]
         self._small.clear()
         self._large.clear()

@@ -1,10 +1,10 @@
-"""What is in the way of an upgrade: found before anything is changed, and told in one line.
+"""Finds objects that prevent an upgrade, before anything is changed.
 
-Whoever used the database before may have made more than the tables that the upgrade knows: tables with the
-names of ours, triggers, foreign keys, rules for bodies. None is dropped silently (docs/decisions/0026).
+A legacy database may have more than the tables that the upgrade knows: tables with the names of new tables,
+triggers, foreign keys, constraints on bodies. None of them is dropped silently (docs/decisions/0026).
 """
 
-# ruff: noqa: S608  # what is put into statements are names of ours
+# ruff: noqa: S608  # only our own names are inserted into statements
 
 import re
 from collections.abc import Collection, Iterator
@@ -13,8 +13,8 @@ import sqlalchemy
 
 from store_service.database import tables
 
-TRACES = ("orphaned_comments", "undecodable_bodies", "renumbered_resources")
-"""Tables that only an upgrade uses."""
+UPGRADE_TABLES = ("orphaned_comments", "undecodable_bodies", "renumbered_resources")
+"""Tables that only an upgrade writes, for rows that it could not keep unchanged."""
 
 MADE_BY = {
     "0001": ("posts", "comments"),
@@ -33,21 +33,21 @@ MADE_BY = {
     "0006": ("post_deletions",),
     "0007": ("new_changes",),
 }
-"""The names that each revision gives to what it makes, also those that it takes away again, oldest first."""
+"""The names of the objects that each revision creates, including temporary ones; oldest revision first."""
 
 BEFORE = "0001"
-"""The revision of a database that the application before this service made."""
+"""The revision of a legacy database."""
 
 
 def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
-    """What would make an upgrade from a revision fail, or what the upgrade makes useless; [] if nothing.
+    """Returns the objects that would make an upgrade fail, or that would stop working after it.
 
     Args:
         connection: The database.
-        revision: Its revision; any that is not known has no tables of ours.
+        revision: Its revision. A database with an unknown revision has no tables of the service.
 
     Returns:
-        For each obstacle what it is and what to do about it, for an operator.
+        One text for each object, which says what an operator has to do.
     """
     known = list(MADE_BY)
     later = known[known.index(revision) + 1 :] if revision in MADE_BY else known
@@ -55,7 +55,7 @@ def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     on_sqlite = connection.dialect.name == "sqlite"
     in_the_way = _named_on_sqlite if on_sqlite else _named_on_postgresql
     found = [
-        f"there is a {kind} {name}, and the upgrade makes something of that name: rename or drop it"
+        f"there is a {kind} {name}, and the upgrade creates an object of that name: rename or drop it"
         for kind, name in in_the_way(connection, names)
     ]
     if revision == BEFORE:
@@ -64,34 +64,34 @@ def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     return found
 
 
-def strangers(connection: sqlalchemy.Connection, revision: str) -> list[str]:
-    """What makes a file of SQLite more than a copy of our database, or less; [] if nothing.
+def restore_obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
+    """Returns what makes a SQLite file unsuitable for a restore: missing or unexpected objects.
 
-    Tables, indexes and views of others beside ours may stay.
+    Other tables, and their indexes and views, are accepted.
 
     Args:
         connection: The file.
         revision: Its revision, one of MADE_BY.
 
     Returns:
-        For each what it is and what to do about it, for an operator; also what is in the way of an upgrade.
+        One text for each object, which says what an operator has to do. Includes `obstacles`.
     """
     found = obstacles(connection, revision)
     if revision == BEFORE:
         return found
     present = sqlalchemy.inspect(connection).get_table_names()
     ours = [name for name in tables.metadata.tables if name in present]
-    found.extend(lacking(connection, revision))
+    found.extend(missing_objects(connection, revision))
     found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, ours))
     return found
 
 
 COLUMNS_BEFORE = {"posts": {"id", "body"}, "comments": {"id", "body", "post_id"}}
-"""What that application made."""
+"""The tables and columns of a legacy database."""
 
 
 def is_text(body: bytes) -> bool:
-    """Whether bytes are UTF-8."""
+    """Whether bytes are valid UTF-8."""
     try:
         body.decode()
     except UnicodeDecodeError:
@@ -100,7 +100,7 @@ def is_text(body: bytes) -> bool:
 
 
 def extra_columns(connection: sqlalchemy.Connection) -> dict[str, list[str]]:
-    """The columns that were added to the tables of the application before, by table, if any."""
+    """Returns the columns that were added to the tables of a legacy database, by table."""
     inspector = sqlalchemy.inspect(connection)
     found = {
         table: [it["name"] for it in inspector.get_columns(table) if it["name"] not in known]
@@ -109,12 +109,12 @@ def extra_columns(connection: sqlalchemy.Connection) -> dict[str, list[str]]:
     return {table: names for table, names in found.items() if names}
 
 
-def lacking(connection: sqlalchemy.Connection, revision: str) -> list[str]:
-    """Which tables and columns of a revision a database does not have, although it says that it has it.
+def missing_objects(connection: sqlalchemy.Connection, revision: str) -> list[str]:
+    """Returns the tables and columns of a revision that a database does not have.
 
     Args:
         connection: The database.
-        revision: One of MADE_BY; only of the last one the columns are known.
+        revision: One of MADE_BY. Columns are checked only for the last one.
     """
     known = list(MADE_BY)
     made = {name for step in known[: known.index(revision) + 1] for name in MADE_BY[step]}
@@ -122,8 +122,8 @@ def lacking(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     present = set(inspector.get_table_names())
     found = []
     for name, table in tables.metadata.tables.items():
-        # What an upgrade has moved aside may be dropped when it is of no use any more.
-        if name not in made or name in TRACES:
+        # Tables of an upgrade may be dropped when they are not needed any more.
+        if name not in made or name in UPGRADE_TABLES:
             continue
         if name not in present:
             found.append(f"there is no table {name}")
@@ -135,20 +135,20 @@ def lacking(connection: sqlalchemy.Connection, revision: str) -> list[str]:
 
 
 _TRIGGER = "may change what the service writes: drop it"
-_KEY = "may refuse to have what it refers to deleted: drop the foreign key, or the table"
+_KEY = "may refuse deletions of the rows that it refers to: drop the foreign key, or the table"
 _RULE = "may refuse what the service writes: drop it"
-_KEYLESS = "so ids may be missing, doubled or no numbers: make the table as storeapi made it"
+_KEYLESS = "so ids may be missing, duplicate or not numbers: create the table as storeapi does"
 _POLICY = "may hide or refuse what the service writes: drop it"
-_FORCED = "may hide or refuse what the service writes: switch it off"
-_COLUMNS = "uses columns that the upgrade changes: drop it, and make it again afterwards"
+_FORCED = "may hide or refuse what the service writes: disable it"
+_COLUMNS = "uses columns that the upgrade changes: drop it, and create it again afterwards"
 
 
 def _named_on_sqlite(connection: sqlalchemy.Connection, names: set[str]) -> Iterator[tuple[str, str]]:
-    # Triggers have names of their own, apart from all others.
+    # Triggers have a namespace of their own.
     rows = connection.exec_driver_sql(
         "SELECT type, name FROM sqlite_master WHERE type <> 'trigger' ORDER BY name"
     )
-    # SQLite makes no difference between changes and Changes.
+    # Names are case-insensitive in SQLite.
     yield from ((kind, name) for kind, name in rows if _is_taken(kind, name.lower(), names))
 
 
@@ -158,7 +158,7 @@ def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> 
         " WHEN 'S' THEN 'sequence' WHEN 'c' THEN 'type' WHEN 'f' THEN 'foreign table' ELSE 'table' END,"
         " relname"
         f" FROM pg_class WHERE relnamespace = {_SCHEMA}"
-        # The type of a table's rows has the name of the table.
+        # The row type of a table has the name of the table.
         f" UNION ALL SELECT 'type', typname FROM pg_type WHERE typnamespace = {_SCHEMA} AND typrelid = 0"
         " UNION ALL SELECT 'function', proname FROM pg_proc"
         f" WHERE pronamespace = {_SCHEMA} AND proname = 'store_changes_notify' ORDER BY 2"
@@ -167,12 +167,12 @@ def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> 
 
 
 def _is_taken(kind: str, name: str, names: set[str]) -> bool:
-    """Whether something is in the way by its name; alembic finds its own table, but nothing else."""
+    """Whether an object has a name that the upgrade needs. The version table of alembic is allowed."""
     return name in names or (name == "alembic_version" and kind != "table")
 
 
 def _without_keys(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
-    """Tables with the right columns that somebody has made otherwise than that application did."""
+    """Yields tables whose columns have the right names but other types or keys than in a legacy database."""
     inspector = sqlalchemy.inspect(connection)
     for table in ("posts", "comments"):
         columns = inspector.get_columns(table)
@@ -180,7 +180,7 @@ def _without_keys(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]
         if inspector.get_pk_constraint(table)["constrained_columns"] != ["id"] or "id" not in numbers:
             yield f"table {table} has no INTEGER PRIMARY KEY id,", _KEYLESS
         if table == "comments" and "post_id" not in numbers:
-            yield "column post_id of comments is no INTEGER,", _KEYLESS
+            yield "column post_id of comments is not an INTEGER,", _KEYLESS
 
 
 _SCHEMA = "(SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
@@ -190,14 +190,14 @@ _TABLES = f"(SELECT oid FROM pg_class WHERE relnamespace = {_SCHEMA} AND relname
 def _attached_on_sqlite(
     connection: sqlalchemy.Connection, names: Collection[str] = ("posts", "comments")
 ) -> Iterator[tuple[str, str]]:
-    """What hangs on tables, without more those of the application before. Views do not; they stay."""
+    """Yields triggers, foreign keys and constraints on tables; by default on those of a legacy database."""
     ours = "(" + ", ".join(f"'{name}'" for name in names) + ")"
     for name, table in connection.exec_driver_sql(
         "SELECT name, tbl_name FROM sqlite_master"
         f" WHERE type = 'trigger' AND lower(tbl_name) IN {ours} ORDER BY 1"
     ):
         yield f"trigger {name} on {table}", _TRIGGER
-    # What concerns a column that the upgrade moves away goes with it.
+    # Constraints on columns that the upgrade moves are removed with the columns.
     moved = extra_columns(connection) if set(names) == COLUMNS_BEFORE.keys() else {}
     referring = {
         (name, table)
@@ -212,7 +212,7 @@ def _attached_on_sqlite(
     for name, table in sorted(referring):
         yield f"table {name}, which refers to {table},", _KEY
     for table in names:
-        # The list of indexes, for the names of constraints are not kept. One of the key itself is fine.
+        # The list of indexes, because SQLite stores no names of constraints. The primary key is expected.
         for name, origin in connection.exec_driver_sql(
             f"""SELECT name, origin FROM pragma_index_list('{table}') WHERE "unique" AND origin <> 'pk'"""
         ).all():
@@ -229,21 +229,21 @@ def _attached_on_sqlite(
 
 
 def _attached_on_postgresql(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
-    """What hangs on the tables of the application before; other indexes stay as they are."""
-    for what, why, statement in _QUESTIONS:
+    """Yields the objects that depend on the tables of a legacy database. Other indexes are kept."""
+    for what, why, statement in _QUERIES:
         for row in connection.exec_driver_sql(statement):
             yield what.format(*row), why
 
 
 def _is_moved(table: str, numbers: str) -> str:
-    """SQL: whether one of these columns is moved away by the upgrade, and what concerns it goes with it."""
+    """Returns SQL: whether the upgrade moves one of these columns, and removes the constraint with it."""
     return (
         f"({table} IN {_TABLES} AND EXISTS (SELECT FROM pg_attribute WHERE attrelid = {table}"
         f" AND attnum = ANY ({numbers}) AND attname NOT IN ('id', 'body', 'post_id')))"
     )
 
 
-_QUESTIONS = (
+_QUERIES = (
     (
         "trigger {} on {}",
         _TRIGGER,
@@ -283,7 +283,7 @@ _QUESTIONS = (
         f"SELECT polname, polrelid::regclass::text FROM pg_policy WHERE polrelid IN {_TABLES} ORDER BY 1",
     ),
     (
-        # Without a policy it hides everything. One that is not forced does not apply to the owner.
+        # Without a policy it hides all rows. If it is not forced, it does not apply to the owner.
         "FORCE ROW LEVEL SECURITY of {}",
         _FORCED,
         f"SELECT oid::regclass::text FROM pg_class WHERE oid IN {_TABLES} AND relforcerowsecurity ORDER BY 1",

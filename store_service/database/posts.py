@@ -2,7 +2,7 @@
 
 from sqlalchemy import Integer, delete, func, literal, select, true
 
-from store_service.database.changes import mark_with_changes
+from store_service.database.change_writes import mark_with_changes
 from store_service.database.deletions import is_visible
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, one_of

@@ -1,4 +1,4 @@
-"""What the upgrade of a database of the application before would find, without changing anything."""
+"""Shows what the upgrade of a legacy database would change. Changes nothing."""
 
 # ruff: noqa: S608  # only our own names and numbers are inserted into statements
 
@@ -10,36 +10,36 @@ from typing import Any
 import sqlalchemy
 
 from store_service.database import legacy_preflight
-from store_service.database.connect import engine_to_look
+from store_service.database.connect import read_only_engine
 
 SECONDS_FOR_ONE = 3.0
-"""About how long an upgrade takes for each second that a preview takes, which reads the same rows."""
+"""Approximate duration of an upgrade per second of the preview, which reads the same rows."""
 
 LARGEST_ID = 2**62
-"""Larger ids get new ones; see the revision 0002."""
+"""Rows with larger ids get new ids; see revision 0002."""
 
 _ORPHANED = "NOT EXISTS (SELECT 1 FROM posts WHERE posts.id = comments.post_id)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """What there is, and what would become of it."""
+    """The rows of a legacy database, and how an upgrade would change them."""
 
     posts: int
     comments: int
     orphans: int
     """Comments without a post, which move to `orphaned_comments`."""
     undecodable: int
-    """Bodies that are not UTF-8, whose bytes are kept in `undecodable_bodies`."""
+    """Bodies that are not UTF-8. Their bytes are kept in `undecodable_bodies`."""
     renumbered: int
-    """Ids that are replaced, and kept in `renumbered_resources`."""
+    """Ids that are replaced. They are kept in `renumbered_resources`."""
     extra_columns: dict[str, list[str]]
-    """Columns that are moved, by table."""
+    """Columns that are moved to another table, by table."""
     seconds: float
-    """A rough estimate."""
+    """Rough estimate of the duration of the upgrade."""
 
     def lines(self) -> Iterator[str]:
-        """The same in words, without what there is nothing of."""
+        """Yields the preview as text, without counts that are 0."""
         yield f"{self.posts:,} posts, {self.comments:,} comments, in about {max(1, round(self.seconds)):,} s"
         for count, what in (
             (self.orphans, "comments without a post move to the table orphaned_comments"),
@@ -56,13 +56,13 @@ class Preview:
 
 
 def preview(database_url: str, *, connect_timeout_seconds: float) -> Preview:
-    """Counts what an upgrade would find.
+    """Counts the rows that an upgrade would change.
 
     Args:
-        database_url: A database of the application before, that can be upgraded.
-        connect_timeout_seconds: How long opening a connection to PostgreSQL may take.
+        database_url: A legacy database that can be upgraded.
+        connect_timeout_seconds: Maximum time to open a connection to PostgreSQL.
     """
-    engine = engine_to_look(database_url, connect_timeout_seconds=connect_timeout_seconds)
+    engine = read_only_engine(database_url, connect_timeout_seconds=connect_timeout_seconds)
     try:
         with engine.connect() as connection:
             began = time.monotonic()
@@ -90,7 +90,7 @@ _COUNTS = (
 
 
 def _undecodable(connection: sqlalchemy.Connection) -> int:
-    """Bodies that are not UTF-8, in the encoding of the file; PostgreSQL accepts only UTF-8."""
+    """Counts the bodies that are not UTF-8. Only on SQLite, because PostgreSQL accepts only UTF-8."""
     raw: Any = connection.connection.driver_connection
     raw.text_factory = bytes
     try:

@@ -1,4 +1,4 @@
-"""Which rights a role of PostgreSQL lacks, asked before they are needed."""
+"""Checks the privileges of a role of PostgreSQL before they are needed."""
 
 from collections.abc import Collection, Sequence
 
@@ -8,27 +8,28 @@ from store_service.database import legacy_preflight, tables
 from store_service.errors import OperatorError
 
 TO_READ = ("SELECT",)
-"""What a read-only service needs on every table that it uses."""
+"""Privileges of a read-only service on all tables."""
 
 TO_WRITE = ("SELECT", "INSERT", "UPDATE", "DELETE")
-"""What any other service needs."""
+"""Privileges of a service that writes on all tables."""
 
 TO_CLEAR_CHANGES = ("changes", "TRUNCATE")
-"""Needed by a service that writes: it clears the change feed of a dump from another server."""
+"""Table and privilege that a service that writes needs to clear the change feed of a dump from another
+server."""
 
-TABLES = tuple(name for name in tables.metadata.tables if name not in legacy_preflight.TRACES)
-"""The tables that a service uses; of the version table of alembic it reads the one row."""
+TABLES = tuple(name for name in tables.metadata.tables if name not in legacy_preflight.UPGRADE_TABLES)
+"""The tables that a service uses. It also reads the version table of alembic."""
 
 
 class MissingPrivilege(OperatorError):
-    """The role does not have every right that it needs."""
+    """The role lacks a privilege that it needs."""
 
 
 def check_schema(connection: sqlalchemy.Connection) -> None:
-    """Checks that there is a current schema; without one PostgreSQL just finds no table.
+    """Checks that there is a current schema. Without one, PostgreSQL reports only missing tables.
 
     Raises:
-        MissingPrivilege: The role may use none that its search_path names.
+        MissingPrivilege: The role may not use any schema of its search_path.
     """
     if connection.exec_driver_sql("SELECT current_schema()").scalar_one() is None:
         role, path = connection.exec_driver_sql("SELECT current_user, current_setting('search_path')").one()
@@ -39,15 +40,16 @@ def check_schema(connection: sqlalchemy.Connection) -> None:
 
 
 def may_read_version(connection: sqlalchemy.Connection) -> bool:
-    """Whether the role may read the version table of alembic, or there is none."""
-    return not connection.execute(_LACKED, {"tables": ["alembic_version"], "rights": ["SELECT"]}).all()
+    """Whether the role may read the version table of alembic, or the table does not exist."""
+    return not connection.execute(_LACKED, {"tables": ["alembic_version"], "privileges": ["SELECT"]}).all()
 
 
 def check_upgrade(connection: sqlalchemy.Connection) -> None:
-    """Makes sure that the role may upgrade the schema.
+    """Checks that the role may upgrade the schema.
 
     Raises:
-        MissingPrivilege: It may not create tables, or does not own one; or the server accepts no writes.
+        MissingPrivilege: The role may not create tables or does not own a table, or the server accepts no
+            writes.
     """
     role, schema, may_create, is_read_only = connection.exec_driver_sql(
         "SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'CREATE'),"
@@ -58,7 +60,7 @@ def check_upgrade(connection: sqlalchemy.Connection) -> None:
             "the database accepts no writes, so its schema cannot be upgraded: it is a standby, or"
             " default_transaction_read_only is on"
         )
-    found = [] if may_create else [f"has no right to CREATE in schema {schema}"]
+    found = [] if may_create else [f"lacks the privilege CREATE on schema {schema}"]
     foreign_objects = connection.scalars(
         _NOT_OWNED, {"names": [*tables.metadata.tables, "alembic_version"]}
     ).all()
@@ -68,29 +70,31 @@ def check_upgrade(connection: sqlalchemy.Connection) -> None:
 
 
 def check_service(connection: sqlalchemy.Connection, needed: Collection[str]) -> None:
-    """Makes sure that the role may do with the tables what a service does.
+    """Checks that the role has the privileges that a service needs on the tables.
 
     Args:
         connection: A database with the schema of this program.
         needed: TO_READ or TO_WRITE.
 
     Raises:
-        MissingPrivilege: It lacks a right on a table, or policies would hide rows from it.
+        MissingPrivilege: The role lacks a privilege on a table, or policies would hide rows from it.
     """
     role = connection.exec_driver_sql("SELECT current_user").scalar_one()
-    wanted = [(table, right) for right in needed for table in TABLES] + [("alembic_version", "SELECT")]
+    required = [(table, privilege) for privilege in needed for table in TABLES]
+    required.append(("alembic_version", "SELECT"))
     if set(needed) > set(TO_READ):
-        wanted.append(TO_CLEAR_CHANGES)
+        required.append(TO_CLEAR_CHANGES)
     lacked: dict[str, list[str]] = {}
-    for table, right in connection.execute(
-        _LACKED, {"tables": [table for table, _ in wanted], "rights": [right for _, right in wanted]}
+    for table, privilege in connection.execute(
+        _LACKED,
+        {"tables": [table for table, _ in required], "privileges": [privilege for _, privilege in required]},
     ):
-        lacked.setdefault(right, []).append(table)
-    found = [f"has no right to {right} on {', '.join(names)}" for right, names in lacked.items()]
+        lacked.setdefault(privilege, []).append(table)
+    found = [f"lacks the privilege {privilege} on {', '.join(names)}" for privilege, names in lacked.items()]
     hidden = connection.scalars(_HIDDEN, {"names": list(TABLES)}).all()
     if hidden:
         found.append(f"is restricted by row level security on {', '.join(hidden)}")
-    _refuse(role, found, "serve: GRANT what is missing")
+    _refuse(role, found, "serve: grant the missing privileges")
 
 
 def _refuse(role: str, found: Sequence[str], purpose: str) -> None:
@@ -98,17 +102,17 @@ def _refuse(role: str, found: Sequence[str], purpose: str) -> None:
         raise MissingPrivilege(f"role {role} {', '.join(found)}, and so cannot {purpose}")
 
 
-_OURS = (
+_SERVICE_TABLES = (
     "FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = current_schema())"
     " AND relkind IN ('r', 'p') AND relname = ANY (:names)"
 )
 _NOT_OWNED = sqlalchemy.text(
-    f"SELECT relname {_OURS} AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
+    f"SELECT relname {_SERVICE_TABLES} AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
 )
-_HIDDEN = sqlalchemy.text(f"SELECT relname {_OURS} AND row_security_active(oid) ORDER BY relname")
+_HIDDEN = sqlalchemy.text(f"SELECT relname {_SERVICE_TABLES} AND row_security_active(oid) ORDER BY relname")
 _LACKED = sqlalchemy.text(
-    'SELECT "table", "right" FROM unnest(CAST(:tables AS text[]), CAST(:rights AS text[]))'
-    ' WITH ORDINALITY AS wanted ("table", "right", place)'
+    'SELECT "table", privilege FROM unnest(CAST(:tables AS text[]), CAST(:privileges AS text[]))'
+    ' WITH ORDINALITY AS required ("table", privilege, number)'
     " WHERE NOT has_table_privilege("
-    """to_regclass(quote_ident(current_schema()) || '.' || "table"), "right") ORDER BY place"""
+    """to_regclass(quote_ident(current_schema()) || '.' || "table"), privilege) ORDER BY number"""
 )

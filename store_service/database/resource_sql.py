@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Table, select, update
 
 from store_service.compiled import compiled
-from store_service.database.changes import (
+from store_service.database.change_writes import (
     WriteWithChanges,
     delete_with_changes,
     insert_with_changes,

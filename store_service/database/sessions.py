@@ -1,8 +1,8 @@
-"""Sessions of PostgreSQL: what their server may do, and that all of them are on the same server.
+"""The role of the server of each PostgreSQL session, and the rule that all sessions are on the same server.
 
-A name or address may lead to a standby for a moment, and a server may become read-only or be replaced while
-sessions to it stay open. So each session asks for its server's role before it is used, and the sessions that
-read follow the one that writes (docs/decisions/0027).
+A host name or address may lead to a standby for a short time. A server may become read-only or be replaced
+while sessions to it stay open. Therefore each session queries the role of its server before it is used, and
+readers follow the writer (docs/decisions/0027).
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from store_service.errors import DatabaseUnavailable, OperatorError
 
 
 class WrongServer(Exception):
-    """The session is on a server that must not serve it; the text is one line."""
+    """The session is on a server without the required role. The text is one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What a session's server says of itself."""
+    """The server of a session, as the session has queried it."""
 
     started: datetime
-    """When its postmaster was started. No two servers share it, and a server that was restarted counts as
-    another one: all of its sessions have ended."""
+    """Start time of the postmaster. It identifies the server. A restarted server counts as another one,
+    because all of its sessions have ended."""
     is_standby: bool
-    """It replays what another server writes."""
+    """It replays the writes of another server."""
     is_read_only: bool
-    """Transactions of this session cannot write: on a standby, and by `default_transaction_read_only`."""
+    """The session cannot write: it is on a standby, or `default_transaction_read_only` is on."""
     generation: int
-    """That of the current server when it was asked."""
+    """`CurrentServer.generation` at the time of the query."""
 
 
-_ASK = """
+_QUERY_ROLE = """
 SELECT pg_postmaster_start_time(), pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
 """
 
@@ -45,14 +45,14 @@ _PID = "SELECT pg_backend_pid()"
 
 
 class PoolerRefused(OperatorError):
-    """Something between us and PostgreSQL gives each transaction another session."""
+    """A pooler between the service and PostgreSQL gives each transaction another session."""
 
 
 async def refuse_transaction_pooling(first: Any, second: Any) -> None:
-    """Makes sure that each of two connections of asyncpg, which keep no statements, has a session of its own.
+    """Checks that each of two connections of asyncpg without a statement cache has a session of its own.
 
     Raises:
-        PoolerRefused: A pooler in transaction mode stands between.
+        PoolerRefused: A pooler in transaction mode is in between.
     """
     await first.execute("BEGIN")
     await second.execute("BEGIN")
@@ -78,49 +78,49 @@ async def _session_pid(connection: Any) -> int:
 
 
 class CurrentServer:
-    """The server on which every session belongs: that of the session that writes."""
+    """The server of the writer, on which all sessions have to be."""
 
     def __init__(self, *, read_only: bool, settings: Mapping[str, int | str]) -> None:
-        """Takes whether the service takes no writes, so that a server that cannot write will do, and settings
-        that each session is to have."""
+        """Takes whether the service is read-only, so that a server without writes is accepted, and the
+        settings of each session."""
         self._read_only = read_only
-        # Not as startup parameters, which poolers refuse or ignore.
-        self._ask = _ASK + "".join(
+        # Not startup parameters, because poolers refuse or ignore them.
+        self._query_role = _QUERY_ROLE + "".join(
             f", set_config('{it}', '{value}', false)" for it, value in settings.items()
         )
         self._server: Server | None = None
-        """The server of the session that writes; None while there is no such session."""
+        """The server of the writer; None while the writer has no session."""
         self._last: Server | None = None
-        self._on_move: list[Callable[[], None]] = []
+        """The last server of the writer."""
+        self._move_callbacks: list[Callable[[], None]] = []
         self.generation = 0
-        """Changes when the other sessions may be on the wrong server; each then queries its role again."""
+        """Changes when other sessions may be on the wrong server. Each then queries the role again."""
 
-    async def ask(self, raw: Any) -> Server:
-        """Queries the role of the server of an asyncpg session, and sets the session's settings."""
+    async def query_role(self, raw: Any) -> Server:
+        """Queries the role of the server of an asyncpg session, and applies the settings of sessions."""
         generation = self.generation
-        started, is_standby, is_read_only, *_ = await raw.fetchrow(self._ask)
+        started, is_standby, is_read_only, *_ = await raw.fetchrow(self._query_role)
         return Server(
             started=started, is_standby=is_standby, is_read_only=is_read_only, generation=generation
         )
 
     def check(self, server: Server) -> None:
-        """Makes sure that a session may stay where it is.
+        """Checks that a session is on a server with the required role, and on the server of the writer.
 
         Raises:
-            DatabaseUnavailable: Its server may not serve this service, or is not that of the session that
-                writes.
+            DatabaseUnavailable: It is not.
         """
         self.check_role(server)
-        if self.is_elsewhere(server):
+        if self.is_other_server(server):
             raise DatabaseUnavailable from WrongServer(
                 "the session is not on the server that takes the writes"
             )
 
     def check_role(self, server: Server) -> None:
-        """Makes sure that a server may serve this service at all.
+        """Checks that a server accepts writes, unless the service is read-only.
 
         Raises:
-            DatabaseUnavailable: It cannot write, and is to.
+            DatabaseUnavailable: The server does not accept writes.
         """
         if self._read_only or not server.is_read_only:
             return
@@ -129,90 +129,91 @@ class CurrentServer:
             f"the server {what}, and without STORE_READ_ONLY the service needs a server that accepts writes"
         )
 
-    def is_elsewhere(self, server: Server) -> bool:
-        """Whether a session has reached another server than the one that writes."""
+    def is_other_server(self, server: Server) -> bool:
+        """Whether a session is on another server than the writer."""
         return self._server is not None and self._server.started != server.started
 
     @contextmanager
-    def led_by(self, server: Server) -> Iterator[None]:
-        """Until the end of the block the session that writes is on this server."""
+    def writer_on(self, server: Server) -> Iterator[None]:
+        """Makes a server the one of the writer until the end of the block."""
         if self._last is not None and self._last.started != server.started:
             self._move()
         self._server = self._last = server
         try:
             yield
         finally:
-            # The cause may affect the other sessions too, so they check their server.
+            # The cause may affect other sessions too, so they query the role of their server again.
             self._server = None
             self._move()
 
     @contextmanager
-    def told_of_moves(self, tell: Callable[[], None]) -> Iterator[None]:
-        """Calls `tell` at each change of `generation` until the end of the block."""
-        self._on_move.append(tell)
+    def on_move(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Calls `callback` at each change of `generation` until the end of the block."""
+        self._move_callbacks.append(callback)
         try:
             yield
         finally:
-            self._on_move.remove(tell)
+            self._move_callbacks.remove(callback)
 
     def _move(self) -> None:
         self.generation += 1
-        for tell in self._on_move:
-            tell()
+        for callback in self._move_callbacks:
+            callback()
 
 
 class Hosts:
     """Opens connections of asyncpg to the hosts of a URL."""
 
     def __init__(self, url: PostgresqlUrl, current: CurrentServer, *, seconds: float) -> None:
-        """Takes the hosts, what a server must be, and how long an attempt may take for all hosts together."""
+        """Takes the URL, the required server, and the timeout of an attempt for all hosts together."""
         self._url = url
         self._current = current
         self.seconds = seconds
 
     async def connect(self, *_: object, **options: Any) -> Any:
-        """A connection to the first host that answers; of several, to the first that may serve us.
+        """Opens a connection to the first host that accepts one and has the required role. The role of the
+        last host is not checked here.
 
         Args:
-            options: Those of `asyncpg.connect`; host and port are replaced.
+            options: The options of `asyncpg.connect`; host and port are replaced.
 
         Raises:
-            Exception: What the last host has answered.
+            Exception: The error of the last host.
         """
         options |= {"target_session_attrs": self._url.options.get("target_session_attrs", "any")}
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self.seconds
-        for left, (host, port) in zip(range(len(self._url.hosts), 0, -1), self._url.hosts, strict=True):
-            # A host that is silent, or hangs after the login, must not use up the time of the others.
+        for hosts_left, (host, port) in zip(range(len(self._url.hosts), 0, -1), self._url.hosts, strict=True):
+            # A host that does not respond, or hangs after the login, must not use the time of the others.
             now = loop.time()
-            seconds = max(ends_at - now, 0) / left
+            seconds = max(ends_at - now, 0) / hosts_left
             try:
                 connection = await asyncpg.connect(
                     **{**options, "host": host, "port": port, "timeout": seconds}
                 )
             except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError):
-                if left == 1:
+                if hosts_left == 1:
                     raise
                 continue
-            if left == 1 or await self._may_serve(connection, ends_at=now + seconds):
+            if hosts_left == 1 or await self._may_serve(connection, ends_at=now + seconds):
                 return connection
         raise AssertionError("a URL has a host")
 
     async def _may_serve(self, connection: Any, *, ends_at: float) -> bool:
-        """Whether the server of a connection may serve us; if not, the connection is terminated.
+        """Whether the server of a connection has the required role. If not, the connection is terminated.
 
         Args:
-            connection: One of asyncpg.
-            ends_at: When to give up waiting for the answer, in the time of the event loop.
+            connection: A connection of asyncpg.
+            ends_at: When to stop waiting for the response, in the time of the event loop.
         """
         try:
             async with asyncio.timeout_at(ends_at):
-                self._current.check(await self._current.ask(connection))
+                self._current.check(await self._current.query_role(connection))
         except (DatabaseUnavailable, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
             return False
         except BaseException:
-            # The caller never sees the connection, so nobody else can terminate it.
+            # The caller does not receive the connection, so it cannot terminate it.
             connection.terminate()
             raise
         return True

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import structlog
 
 from store_service.database import changes as sql
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, ServiceError

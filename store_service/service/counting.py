@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from store_service.database import comments as sql
-from store_service.database.batch_queue import DEFERRED, BatchOperation
+from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json

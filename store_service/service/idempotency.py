@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from store_service.database import idempotency as sql
-from store_service.database.batch_queue import DEFERRED, BatchOperation
+from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json

@@ -14,7 +14,7 @@ import structlog
 from store_service.database import comments as comment_sql
 from store_service.database import deletions as sql
 from store_service.database import posts as post_sql
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from store_service.database.batch_queue import DEFERRED
+from store_service.database.batch_operation import DEFERRED
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.errors import InvalidRequest, NotFound, ServiceError

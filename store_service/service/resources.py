@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from store_service.database.batch_queue import DEFERRED, BatchOperation
+from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.resource_sql import ResourceSql

@@ -15,7 +15,7 @@ import structlog
 
 from store_service.database import changes as change_sql
 from store_service.database import idempotency as request_sql
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import structlog
 
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.errors import DatabaseUnavailable, ServiceError, StorageFull

@@ -16,16 +16,16 @@ import structlog
 from sqlalchemy import BigInteger, Text
 from sqlalchemy.engine import make_url
 
-from store_service.database import batch_queue, connect, sqlite
-from store_service.database.batch_queue import DEFERRED, BatchOperation
-from store_service.database.changes import WriteWithChanges
+from store_service.database import batch_queue, connect, sqlite_file
+from store_service.database.batch_operation import DEFERRED, BatchOperation
+from store_service.database.change_writes import WriteWithChanges
 from store_service.database.comments import DELETE_COMMENTS_OF_POSTS
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.job_queue import LARGE_JOB_BYTES, MAX_BATCH, MAX_BATCH_BYTES
-from store_service.database.postgresql import PostgresqlConnection
+from store_service.database.postgresql_connection import PostgresqlConnection
 from store_service.database.posts import POSTS
-from store_service.database.sqlite import SqliteConnection
+from store_service.database.sqlite_connection import SqliteConnection
 from store_service.database.statements import Statement, parameter
 from store_service.errors import (
     DatabaseBusy,
@@ -730,7 +730,7 @@ async def test_jobs_fail_during_an_outage_and_succeed_after_it(
 def taken_away(database_url: str) -> Iterator[None]:
     """Blocks all connections to a database until the end of the block."""
     if connect.is_sqlite(database_url):
-        path = sqlite.database_path(database_url)
+        path = sqlite_file.database_path(database_url)
         away = path.rename(path.with_name("away.db"))
         path.mkdir()
         yield

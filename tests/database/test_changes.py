@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from store_service.database import connect
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, ServiceError

@@ -15,7 +15,7 @@ import sqlalchemy
 
 from store_service import config as settings
 from store_service.database import connect
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.errors import CommentNotFound, DatabaseBusy, PostNotFound, StorageFull

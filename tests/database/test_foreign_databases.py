@@ -18,7 +18,7 @@ on_postgresql = pytest.mark.parametrize("bare_url", ["postgresql"], indirect=Tru
 def everything(database_url: str) -> object:
     """Whatever a change would change: every file beside a file with bytes and time; names in PostgreSQL."""
     if connect.is_sqlite(database_url):
-        folder = connect.sqlite.database_path(database_url).parent
+        folder = connect.sqlite_file.database_path(database_url).parent
         # In -shm a reader of a log notes how far it reads.
         return {
             it.name: it.name.endswith("-shm") or (it.read_bytes(), it.stat().st_mtime_ns)

@@ -266,7 +266,7 @@ async def test_identity_columns_continue_after_all_given_ids(bare_url: str, how:
 def catalogue(database_url: str) -> object:
     """What there is, and its rows: the bytes of a file; of PostgreSQL, its names and columns."""
     if connect.is_sqlite(database_url):
-        return connect.sqlite.database_path(database_url).read_bytes()
+        return connect.sqlite_file.database_path(database_url).read_bytes()
     return query(
         database_url,
         "SELECT relname::text, relkind::text, attname::text, atttypid FROM pg_class"
@@ -370,7 +370,7 @@ def test_postgresql_trigger_or_rule_is_reported(bare_url: str) -> None:
     [
         ("INTEGER", "INTEGER", "table posts has no INTEGER PRIMARY KEY id"),
         ("VARCHAR(9) PRIMARY KEY", "INTEGER", "table comments has no INTEGER PRIMARY KEY id"),
-        ("INTEGER PRIMARY KEY", "VARCHAR(9)", "column post_id of comments is no INTEGER"),
+        ("INTEGER PRIMARY KEY", "VARCHAR(9)", "column post_id of comments is not an INTEGER"),
     ],
 )
 def test_table_without_its_primary_key_is_reported(
@@ -431,7 +431,7 @@ def test_other_dependents_of_columns_are_reported_on_postgresql(bare_url: str) -
         "function latest()",
         "table drafts, which has rows of comments in a column",
         "table lists, which has rows of posts in a column",
-        "drop it, and make it again afterwards",
+        "drop it, and create it again afterwards",
     )
     execute(bare_url, "DROP PUBLICATION few, parts", "DROP FUNCTION latest", "DROP TABLE drafts, lists")
     schema.upgrade(bare_url)

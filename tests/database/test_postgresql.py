@@ -14,12 +14,12 @@ from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from store_service.database import batch_queue, connect, postgresql
-from store_service.database.batch_queue import BatchOperation
-from store_service.database.changes import ORDER_LOCK
+from store_service.database.batch_operation import BatchOperation
+from store_service.database.change_writes import ORDER_LOCK
 from store_service.database.connect import Database
 from store_service.database.connection import Connection, Rows
 from store_service.database.idempotency import ANSWERS_BY_ID
-from store_service.database.postgresql import PostgresqlConnection
+from store_service.database.postgresql_connection import PostgresqlConnection
 from store_service.database.sessions import CurrentServer, Server
 from store_service.database.statements import Statement
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, ResumeTokenForeign
@@ -425,14 +425,14 @@ async def test_listening_ends_when_the_writer_moved_first(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Changes up to now are read anyway."""
-    ask = CurrentServer.ask
+    query_role = CurrentServer.query_role
 
-    async def ask_while_it_moves(current: CurrentServer, raw: Any) -> Server:
-        server = await ask(current, raw)
+    async def query_role_during_move(current: CurrentServer, raw: Any) -> Server:
+        server = await query_role(current, raw)
         current._move()
         return server
 
-    monkeypatch.setattr(CurrentServer, "ask", ask_while_it_moves)
+    monkeypatch.setattr(CurrentServer, "query_role", query_role_during_move)
     heard: list[None] = []
     async with asyncio.timeout(scaled_timeout()):
         await store.listen(lambda: heard.append(None))

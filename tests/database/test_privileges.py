@@ -69,7 +69,7 @@ def test_missing_create_right_is_reported(database: Database, tmp_path: Path, wo
     """PostgreSQL 15 and later give it to the owner only."""
     for command in ("check", "migrate", "serve"):
         line = refused_by(command, database, tmp_path, STORE_WORKERS=workers)
-        assert f"role {database.role} has no right to CREATE in schema public" in line
+        assert f"role {database.role} lacks the privilege CREATE on schema public" in line
     assert tables(database) == []
 
 
@@ -98,7 +98,7 @@ def test_missing_table_right_is_reported(database: Database, tmp_path: Path, rig
     database.grant(GRANT_ALL, f"REVOKE {right} ON comments, changes FROM {{role}}")
     for command in ("check", "serve"):
         line = refused_by(command, database, tmp_path)
-        assert f"role {database.role} has no right to {right} on comments, changes, and so" in line
+        assert f"role {database.role} lacks the privilege {right} on comments, changes, and so" in line
 
 
 def test_a_role_that_may_not_truncate_the_changes_is_refused(database: Database, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_role_that_may_not_truncate_the_changes_is_refused(database: Database,
 
     for command in ("check", "serve"):
         line = refused_by(command, database, tmp_path)
-        assert f"role {database.role} has no right to TRUNCATE on changes, and so" in line
+        assert f"role {database.role} lacks the privilege TRUNCATE on changes, and so" in line
 
 
 def test_all_missing_rights_are_reported_at_once(database: Database, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_all_missing_rights_are_reported_at_once(database: Database, tmp_path: P
     line = refused_by("check", database, tmp_path)
 
     for right in privileges.TO_WRITE:
-        assert f"no right to {right} on posts, comments, " in line
+        assert f"lacks the privilege {right} on posts, comments, " in line
     assert "alembic_version" in line
 
 

@@ -13,8 +13,8 @@ import aiosqlite
 import pytest
 import sqlalchemy
 
-from store_service.database import batch_queue, connect, schema, sqlite
-from store_service.database.batch_queue import BatchOperation
+from store_service.database import batch_runner, connect, schema, sqlite, sqlite_file
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
@@ -136,7 +136,7 @@ async def test_every_path_is_one_file(tmp_path: Path, name: str, force_roll_back
     folder.mkdir()
     url = f"sqlite:///{folder}/{name}"
     # What is written as %3F in the URL is a ? in the path.
-    sqlite.database_path(url).parent.mkdir(exist_ok=True)
+    sqlite_file.database_path(url).parent.mkdir(exist_ok=True)
     schema.upgrade(url)
     async with connect.open_database(url, readers=1, force_roll_back=force_roll_back) as store:
         posts = Posts(store)
@@ -144,7 +144,7 @@ async def test_every_path_is_one_file(tmp_path: Path, name: str, force_roll_back
         assert await posts.get(post.id) == post
 
     assert {it.removesuffix("-wal").removesuffix("-shm") for it in files_below(tmp_path)} == {
-        str(sqlite.database_path(url))
+        str(sqlite_file.database_path(url))
     }
 
 
@@ -158,7 +158,7 @@ async def test_every_path_can_be_a_quoted_url(tmp_path: Path) -> None:
     path = tmp_path / "what? 100%25 #1.db"
     url = f"sqlite:///{quote(str(path))}"
 
-    assert sqlite.database_path(url) == path
+    assert sqlite_file.database_path(url) == path
     schema.upgrade(url)
     async with connect.open_database(url, readers=1) as store:
         await Posts(store).create([PostDraft(body="here")])
@@ -183,7 +183,7 @@ def test_database_has_one_service(database_file: Path) -> None:
     """The second one gets an error with the path."""
     url = f"sqlite:///{database_file}"
     with connect.sole_use(url):
-        with pytest.raises(sqlite.DatabaseInUse, match=str(database_file)), connect.sole_use(url):
+        with pytest.raises(sqlite_file.DatabaseInUse, match=str(database_file)), connect.sole_use(url):
             pass
         with connect.sole_use(f"sqlite:///{database_file.with_name('another.db')}"):
             pass
@@ -199,7 +199,7 @@ def test_linked_database_has_one_service(database_file: Path, tmp_path: Path) ->
 
     with (
         connect.sole_use(f"sqlite:///{database_file}"),
-        pytest.raises(sqlite.DatabaseInUse),
+        pytest.raises(sqlite_file.DatabaseInUse),
         connect.sole_use(f"sqlite:///{link}"),
     ):
         pass
@@ -257,7 +257,7 @@ INSERT INTO posts (body) SELECT CAST(count(*) AS TEXT) FROM n RETURNING id
 async def test_abandoned_write_with_forced_rollback_keeps_earlier_writes(
     database_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_queue, "ABANDONED_WRITE_SECONDS", 0)
+    monkeypatch.setattr(batch_runner, "ABANDONED_WRITE_SECONDS", 0)
     loop = asyncio.get_running_loop()
     begun, gone = asyncio.Event(), threading.Event()
     connections: list[Connection] = []
@@ -278,7 +278,7 @@ async def test_abandoned_write_with_forced_rollback_keeps_earlier_writes(
         call = asyncio.create_task(store.write(BatchOperation(count), None))
         await begun.wait()
         call.cancel()
-        await asyncio.to_thread(wait_until, lambda: not connections[0].is_wanted)
+        await asyncio.to_thread(wait_until, lambda: connections[0].is_cancelled)
         gone.set()
 
         assert await posts.get(before.id) == before

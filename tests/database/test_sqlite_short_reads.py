@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from store_service.database import sqlite
-from store_service.database.batch_queue import BatchOperation
+from store_service.database import sqlite_connection
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database, open_database
 from store_service.database.connection import Connection
 from store_service.model import PageRequest, PostDraft, Query
@@ -63,7 +63,7 @@ async def test_slow_file_is_read_in_the_thread(
     """For a while after a slow read."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
-    monkeypatch.setattr(sqlite, "SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(sqlite_connection, "SLOW_SECONDS", -1.0)
     await posts.get(post.id)
     monkeypatch.undo()
 

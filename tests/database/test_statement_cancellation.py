@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import sqlalchemy
 
-from store_service.database import batch_queue
-from store_service.database.batch_queue import BatchOperation
+from store_service.database import batch_runner
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database, open_database
 from store_service.database.connection import Connection
 from store_service.database.driver_errors import StatementCancelled
@@ -79,12 +79,12 @@ async def test_read_continues_while_any_caller_waits(store: Database) -> None:
     (connection,) = slow.connections
     riders[0].cancel()
     await asyncio.wait(riders[:1])
-    is_wanted = connection.is_wanted
+    was_cancelled = connection.is_cancelled
     riders[1].cancel()
     await asyncio.wait(riders)
 
-    assert is_wanted
-    assert not connection.is_wanted
+    assert not was_cancelled
+    assert connection.is_cancelled
     async with asyncio.timeout(scaled_timeout()):
         await Posts(store).get_many([1], allow_missing=True)
 
@@ -96,7 +96,7 @@ async def test_abandoned_write_is_rolled_back_after_a_delay(store: Database, dat
     await slow.begun.wait()
     call.cancel()
 
-    async with asyncio.timeout(scaled_timeout() + batch_queue.ABANDONED_WRITE_SECONDS):
+    async with asyncio.timeout(scaled_timeout() + batch_runner.ABANDONED_WRITE_SECONDS):
         await Posts(store).create([PostDraft(body="the next")])
     assert [body for (body,) in query(database_url, "SELECT body FROM posts")] == ["the next"]
 
@@ -153,13 +153,13 @@ async def test_timeout_of_an_abandoned_write_does_not_cancel_the_next(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write has ended before its time is over, and the connection works for others by then."""
-    monkeypatch.setattr(batch_queue, "ABANDONED_WRITE_SECONDS", 3600.5)
+    monkeypatch.setattr(batch_runner, "ABANDONED_WRITE_SECONDS", 3600.5)
     loop = asyncio.get_running_loop()
     call_later = loop.call_later
     timers: list[Callable[[], object]] = []
 
     def noted_call_later(delay: float, callback: Callable[..., object], *args: Any, **options: Any) -> Any:
-        if delay == batch_queue.ABANDONED_WRITE_SECONDS:
+        if delay == batch_runner.ABANDONED_WRITE_SECONDS:
             timers.append(partial(callback, *args))
         return call_later(delay, callback, *args, **options)
 
@@ -181,9 +181,9 @@ async def test_timeout_of_an_abandoned_write_does_not_cancel_the_next(
     await next_one.entered.wait()
     for end in timers:
         end()
-    is_wanted = [connection.is_wanted for connection in connections]
+    was_cancelled = [connection.is_cancelled for connection in connections]
     next_one.open()
 
     assert len(timers) == 1
-    assert is_wanted == [True]
+    assert was_cancelled == [False]
     assert [tuple(row) for row in await staying] == [(1,)]

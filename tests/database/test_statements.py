@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import BigInteger, Integer, Text, literal_column, select
 
 from store_service.database import changes, comments, deletions, idempotency, posts, schema
-from store_service.database.changes import WriteWithChanges
+from store_service.database.change_writes import WriteWithChanges
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, as_json, one_of, parameter, rows
 from tests.support.database import execute

@@ -19,7 +19,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from store_service.database import connect, schema, sqlite, tables
+from store_service.database import connect, schema, sqlite_file, tables
 from store_service.errors import SchemaMismatch
 from store_service.model import CommentDraft, Deletion, PostDraft
 from store_service.service.comments import Comments
@@ -46,7 +46,7 @@ on_postgresql = pytest.mark.parametrize("bare_url", ["postgresql"], indirect=Tru
 def state(database_url: str) -> object:
     """Whatever a change would change: the bytes of a file; of PostgreSQL, the schema, and rows' versions."""
     if connect.is_sqlite(database_url):
-        path = sqlite.database_path(database_url)
+        path = sqlite_file.database_path(database_url)
         return path.read_bytes() if path.exists() else None
     with database_connection(database_url) as connection:
         names = sorted(sqlalchemy.inspect(connection).get_table_names())
@@ -278,7 +278,7 @@ class FaultError(Exception):
 def contents(database_url: str) -> object:
     """Schema and rows, wherever they are in a file."""
     if connect.is_sqlite(database_url):
-        return legacy_database.dump(sqlite.database_path(database_url))
+        return legacy_database.dump(sqlite_file.database_path(database_url))
     return state(database_url)
 
 

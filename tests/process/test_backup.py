@@ -250,7 +250,7 @@ def test_existing_file_is_not_overwritten_without_force(database_file: Path) -> 
     refused = run_command("backup", "copy.db", folder=folder)
 
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == "store-service: copy.db is there already; --force replaces it\n"
+    assert refused.stderr == "store-service: copy.db already exists; --force replaces it\n"
     assert (folder / "copy.db").read_text() == "precious"
     assert run_command("backup", "--force", "copy.db", folder=folder).returncode == 0
     assert_whole(folder / "copy.db")
@@ -348,7 +348,7 @@ def test_foreign_key_violation_fails_the_backup(database_file: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr == (
-        "store-service: store.db is damaged: a row of comments belongs to no row of posts\n"
+        "store-service: store.db is damaged: a row of comments refers to a missing row of posts\n"
     )
 
 

@@ -51,7 +51,7 @@ def lock_of_another_user(folder: Path) -> None:
     ("harm", "problem"),
     [
         (read_only_file, "cannot write store.db: Permission denied"),
-        (read_only_folder, "cannot write beside the database store.db: Permission denied"),
+        (read_only_folder, "cannot create files in the folder of the database store.db: Permission denied"),
         (log_of_another_user, "cannot write store.db-wal: Permission denied"),
         (lock_of_another_user, "cannot write store.db.lock: Permission denied"),
     ],
@@ -85,7 +85,10 @@ def test_check_reports_a_log_that_cannot_grow(database_file: Path) -> None:
     )
 
     assert done.returncode == 1
-    assert done.stderr == "store-service: cannot write beside the database store.db: File too large\n"
+    assert (
+        done.stderr
+        == "store-service: cannot create files in the folder of the database store.db: File too large\n"
+    )
     assert state(folder) == before
 
 

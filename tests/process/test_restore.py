@@ -15,7 +15,7 @@ from storeapi.v1 import changes_pb2, posts_pb2
 
 from store_service.database import backup, connect, schema
 from store_service.database.files import COMPANIONS
-from store_service.database.sqlite import RestoreUnfinished
+from store_service.database.sqlite_file import RestoreUnfinished
 from tests.support import legacy_database
 from tests.support.database import query
 from tests.support.errors import received_error
@@ -205,8 +205,8 @@ def gone(path: Path) -> None:
         (no_database, "copy.db"),
         (empty, "copy.db is empty"),
         (newer, "a newer store-service made it"),
-        (of_another_program, "copy.db is of another program: "),
-        (gone, "there is no file copy.db"),
+        (of_another_program, "copy.db is not a database of this service: "),
+        (gone, "file copy.db does not exist"),
         (by_hand(TRIGGER.format("posts")), f"{AS_IT_IS}trigger shout on posts may change"),
         (by_hand(TRIGGER.format("changes")), f"{AS_IT_IS}trigger shout on changes may change"),
         (

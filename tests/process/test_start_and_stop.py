@@ -484,7 +484,7 @@ async def test_deleted_file_is_not_written_to(server_process: ServerProcess, is_
         assert (await Stubs(channel).create_post("after")).id == post.id + 1
     causes = {line.get("cause") for line in logged(server_process) if line["event"] == "not healthy"}
     what = "was replaced by another file" if is_replaced else "was deleted"
-    assert causes == {f"{path} {what} while it was open; start again"}
+    assert causes == {f"{path} {what} while it was open; restart the service"}
     assert server_process.stop() == 0
 
 

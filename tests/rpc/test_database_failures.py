@@ -20,7 +20,7 @@ from store_service.config import Config
 from store_service.database import sqlite
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
-from store_service.database.sqlite import SqliteConnection
+from store_service.database.sqlite_connection import SqliteConnection
 from store_service.service import writer_health
 from tests.support.database import database_contents, write_lock
 from tests.support.errors import ReceivedError, expect_error, received_error, result_or_error

@@ -9,7 +9,7 @@ import psycopg
 from storeapi.v1 import posts_pb2
 
 from store_service.database.connect import is_sqlite
-from store_service.database.sqlite import database_path
+from store_service.database.sqlite_file import database_path
 from tests.support.database import database_contents
 from tests.support.errors import result_or_error
 from tests.support.stubs import Stubs

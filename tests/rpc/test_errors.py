@@ -18,7 +18,7 @@ from store_service import errors
 from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connection import Connection
-from store_service.database.sqlite import SqliteConnection
+from store_service.database.sqlite_connection import SqliteConnection
 from store_service.model import Position, Query, ResumePoint
 from store_service.rpc import pipeline
 from store_service.rpc.status import ROWS

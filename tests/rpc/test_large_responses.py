@@ -13,7 +13,7 @@ from storeapi.v1 import changes_pb2, comments_pb2
 from storeapi.v1 import posts_pb2 as pb
 
 from store_service.config import Config
-from store_service.database import batch_queue
+from store_service.database import batch_runner
 from store_service.model import Change, Post
 from store_service.rpc import changes as rpc_changes
 from store_service.rpc import connection_limits, pending, pipeline
@@ -45,15 +45,15 @@ class Reading:
         self.batches = 0
         self._may_go_on = asyncio.Event()
         self._may_go_on.set()
-        outcomes = batch_queue.BatchQueue._outcomes
+        outcomes = batch_runner.BatchRunner._outcomes
 
-        async def held(lane: batch_queue.BatchQueue, *arguments: Any, **options: Any) -> list[Any]:
-            if not lane._writes:
+        async def held(runner: batch_runner.BatchRunner, *arguments: Any, **options: Any) -> list[Any]:
+            if not runner._writes:
                 await self._may_go_on.wait()
                 self.batches += 1
-            return await outcomes(lane, *arguments, **options)
+            return await outcomes(runner, *arguments, **options)
 
-        monkeypatch.setattr(batch_queue.BatchQueue, "_outcomes", held)
+        monkeypatch.setattr(batch_runner.BatchRunner, "_outcomes", held)
 
     @contextmanager
     def held(self) -> Iterator[None]:

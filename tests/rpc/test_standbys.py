@@ -13,7 +13,8 @@ from storeapi.v1 import posts_pb2
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.database import batch_queue, postgresql, schema
+from store_service.database import batch_runner, postgresql, schema
+from store_service.database.postgresql_connection import PostgresqlConnection
 from store_service.server import serving
 from store_service.service import retention
 from tests.support.errors import expect_error, received_error, result_or_error
@@ -178,15 +179,15 @@ class TestSynchronousStandby:
         self, primary: PostgresServer, config: Config, request_id: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It still waits for the synchronous standby and is not visible."""
-        monkeypatch.setattr(batch_queue, "ABANDONED_WRITE_SECONDS", 0.1)
+        monkeypatch.setattr(batch_runner, "ABANDONED_WRITE_SECONDS", 0.1)
         was_abandoned = asyncio.Event()
-        abandon = postgresql.PostgresqlConnection.abandon
+        cancel = PostgresqlConnection.cancel
 
-        def seen(connection: postgresql.PostgresqlConnection) -> None:
-            abandon(connection)
+        def seen(connection: PostgresqlConnection) -> None:
+            cancel(connection)
             was_abandoned.set()
 
-        monkeypatch.setattr(postgresql.PostgresqlConnection, "abandon", seen)
+        monkeypatch.setattr(PostgresqlConnection, "cancel", seen)
         async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
             stubs = Stubs(channel)
             await self.leave(primary, stubs)

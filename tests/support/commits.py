@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from store_service.database import sqlite
+from store_service.database import sqlite_file
 from store_service.database.connect import is_sqlite
 from tests.support.database import database_connection, query
 
@@ -23,7 +23,7 @@ class Commits(Protocol):
 def count_commits(database_url: str) -> Iterator[Commits]:
     """Counts the commits of all writers of a database."""
     if is_sqlite(database_url):
-        with count_wal_commits(sqlite.database_path(database_url)) as wal_commits:
+        with count_wal_commits(sqlite_file.database_path(database_url)) as wal_commits:
             yield wal_commits
         return
     with database_connection(database_url) as connection:

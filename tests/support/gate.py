@@ -5,7 +5,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from store_service.database.batch_queue import BatchOperation
+from store_service.database.batch_operation import BatchOperation
 from store_service.database.connection import Connection
 from tests.support.timeouts import scaled_timeout
 

@@ -7,7 +7,7 @@ from contextlib import closing
 import asyncpg
 import pytest
 
-from store_service.database.driver_errors import named
+from store_service.database.driver_errors import translate_error
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 
 
@@ -39,7 +39,7 @@ def error_with(code: int | None, text: str = "some text") -> sqlite3.Operational
 )
 def test_sqlite_code_selects_the_error(code: int, leaf: type[Exception]) -> None:
     """The primary code decides; extended codes say more, and mean the same."""
-    assert type(named(error_with(code))) is leaf
+    assert type(translate_error(error_with(code))) is leaf
 
 
 @pytest.mark.parametrize(
@@ -57,14 +57,14 @@ def test_error_text_is_ignored(code: int | None, text: str) -> None:
     """An error without a code that we know is a bug, whatever it says."""
     error = error_with(code, text)
 
-    assert named(error) is error
+    assert translate_error(error) is error
 
 
 def test_other_exceptions_are_unchanged() -> None:
-    """Only the driver's errors are named."""
+    """Only the driver's errors are translated."""
     error = ValueError("database is locked")
 
-    assert named(error) is error
+    assert translate_error(error) is error
 
 
 def test_real_error_has_a_code(tmp_path: object) -> None:
@@ -72,7 +72,7 @@ def test_real_error_has_a_code(tmp_path: object) -> None:
     with pytest.raises(sqlite3.OperationalError) as raised:
         sqlite3.connect(f"file:{tmp_path}/no/such/folder/x.db?mode=ro", uri=True)
 
-    assert type(named(raised.value)) is DatabaseUnavailable
+    assert type(translate_error(raised.value)) is DatabaseUnavailable
 
 
 def test_values_in_driver_errors_are_removed() -> None:
@@ -84,5 +84,5 @@ def test_values_in_driver_errors_are_removed() -> None:
     of_postgresql.detail = "Failing row contains (1, s3cret)."
 
     for error in (raised.value, of_postgresql):
-        assert named(error) is error
+        assert translate_error(error) is error
         assert "s3cret" not in "".join(traceback.format_exception(error))

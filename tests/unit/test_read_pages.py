@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from store_service.database.batch_queue import DEFERRED
+from store_service.database.batch_operation import DEFERRED
 from store_service.database.connection import Connection
 from store_service.errors import PostNotFound
 from store_service.model import Page, PageRequest, Post, Query

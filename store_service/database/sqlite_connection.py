@@ -1,0 +1,139 @@
+"""Connections to SQLite."""
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from sqlalchemy import text
+
+from store_service.database.change_writes import WriteWithChanges
+from store_service.database.changes import LAST_XID
+from store_service.database.connection import Connection, Rows, T
+from store_service.database.driver_errors import translate_error
+from store_service.database.statements import Statement, as_json
+
+PROGRESS_STEPS = 50_000
+"""Steps of SQLite's virtual machine between two checks for cancellation; they take less than 1 ms."""
+
+SLOW_SECONDS = 0.002
+"""A read on the event loop that takes longer has waited for the disk. The next ones run in the connection's
+thread."""
+
+SLOW_FOR_SECONDS = 1.0
+"""How long reads run in the thread after a slow one."""
+
+_USER_VERSION = Statement(text("PRAGMA user_version"))
+"""An unused number in the first page. SQLite writes the page even if the number is unchanged."""
+
+
+class SqliteConnection(Connection):
+    """A connection of aiosqlite."""
+
+    # A deferred transaction fails at its first write instead of waiting, so writers begin an immediate one.
+    BEGIN = "BEGIN IMMEDIATE"
+    BEGIN_INSERT_ONLY = BEGIN
+    SINGLE_STATEMENT_WRITES = False
+
+    _slow_until = 0.0
+    """When reads on the event loop may be tried again, as time.perf_counter()."""
+
+    _has_written = False
+    """Whether this transaction has added changes to the feed. Further changes must have the same number."""
+
+    _is_in_thread = False
+    """Whether `run_in_connection_thread` is running, so that the current code runs in that thread."""
+
+    async def enable_cancellation(self) -> None:
+        """Makes SQLite check `is_cancelled` while it runs a statement."""
+        await self._raw.set_progress_handler(lambda: self.is_cancelled, PROGRESS_STEPS)
+
+    async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
+        """Runs a write and then, in the same transaction, the statement that adds its changes to the feed."""
+        xid = None
+        if self._has_written:
+            ((xid,),) = await self.fetch(LAST_XID)
+        self._has_written = True
+        first, second = write.steps
+        rows = await self.fetch(first, xid=xid, **values)
+        await self.fetch(second, xid=xid, written=as_json([id for (id,) in rows]), **values)
+        return sorted(rows)
+
+    async def probe(self) -> None:
+        """Writes the first page unchanged; see Connection."""
+        ((version,),) = await self.fetch(_USER_VERSION)
+        await self._run(f"PRAGMA user_version = {version}")
+
+    @asynccontextmanager
+    async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:
+        """Runs the block in a transaction; see Connection."""
+        self._has_written = False
+        async with super().transaction(dry_run=dry_run, insert_only=insert_only):
+            yield
+
+    async def run_in_connection_thread(self, job: Coroutine[Any, Any, T]) -> T:
+        """Runs the whole coroutine in the connection's thread.
+
+        It needs one thread switch, not one for each statement (docs/decisions/0010).
+        """
+        outcome: T = await self._raw._execute(self._run_to_completion, job)
+        return outcome
+
+    def _run_to_completion(self, job: Coroutine[Any, Any, T]) -> T:
+        self._is_in_thread = True
+        bug = RuntimeError("a job waited for something other than its connection")
+        try:
+            job.send(None)
+            # The coroutine is suspended. The error is raised there, so that it rolls back.
+            job.throw(bug)
+        except StopIteration as ended:
+            outcome: T = ended.value
+            return outcome
+        finally:
+            self._is_in_thread = False
+        raise bug
+
+    async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
+        text, arguments = statement.on("sqlite", values)
+        if self._is_in_thread:
+            return self._rows(text, arguments)
+        rows: Rows = await self._raw.execute_fetchall(text, arguments)
+        return rows
+
+    async def fetch_inline(self, statement: Statement, **values: Any) -> Rows:
+        """Reads on the event loop, unless the last reads were slow.
+
+        A row in the page cache takes a few microseconds, a switch to the connection's thread 200
+        (docs/decisions/0009). Nothing else uses the connection meanwhile: its queue runner waits here.
+        """
+        started = time.perf_counter()
+        if started < self._slow_until or self._is_in_thread:
+            return await self.fetch(statement, **values)
+        text, arguments = statement.on("sqlite", values)
+        try:
+            rows = self._rows(text, arguments)
+        except sqlite3.Error as error:
+            raise translate_error(error) from error
+        ended = time.perf_counter()
+        if ended - started > SLOW_SECONDS:
+            self._slow_until = ended + SLOW_FOR_SECONDS
+        return rows
+
+    async def _execute(self, text: str) -> None:
+        if self._is_in_thread:
+            self._rows(text, [])
+        else:
+            await self._raw.execute_fetchall(text)
+
+    def _interrupt(self) -> None:
+        """Does nothing: SQLite checks `is_cancelled` itself. sqlite3_interrupt would miss a statement that
+        has not reached the thread yet."""
+
+    def _rows(self, text: str, arguments: list[Any]) -> Rows:
+        rows: Rows = self._raw._conn.execute(text, arguments).fetchall()
+        return rows
+
+    def _in_transaction(self) -> bool:
+        in_transaction: bool = self._raw.in_transaction
+        return in_transaction
