@@ -1,8 +1,9 @@
-"""The engine room: tables, connections, workers, schema. Knows dialects, knows nothing of posts' rules.
+"""The database layer: tables, statements, connections, batches and the schema. It contains all SQL and no
+rules of posts and comments.
 
-`metadata`, `post_table`, `comment_table`, `engine` and `database` keep the meaning that they had in
-the application before. The last two are made from the settings at their first use, and the tables
-with them, if they are not there.
+`metadata`, `post_table`, `comment_table`, `engine` and `database` have the meaning that they had in the
+storeapi application. `engine` and `database` are created from the settings at their first use, which also
+creates missing tables.
 """
 
 from functools import cache

@@ -1,5 +1,4 @@
-"""The statements that only comments have, with the index that serves each; see `resource_sql` for the
-others."""
+"""Statements that only comments have, with the index that serves each. See `resource_sql` for the others."""
 
 from sqlalchemy import BigInteger, Integer, func, select
 
@@ -16,7 +15,7 @@ COMMENTS = ResourceSql(Comment, comment, ResourceKind.COMMENT, post_id=comment.c
 DELETE_COMMENTS_OF_POSTS = delete_with_changes(
     comment, ResourceKind.COMMENT, one_of(comment.c.id, "ids"), key="post_id"
 )
-"""Deletes comments; the key of a request is the post. Served by the primary key."""
+"""Deletes comments. The key of a request is the id of the post. Served by the primary key."""
 
 _post_id, _after = parameter("post_id", BigInteger), parameter("after", BigInteger)
 _limit = parameter("limit", Integer)
@@ -30,7 +29,7 @@ COMMENTED_POSTS = Statement(
         .is_not(None),
     )
 )
-"""Which of these posts have comments. Served by comments_post_id_id_idx alone, one row of it for each."""
+"""Those of these posts that have comments. Served by comments_post_id_id_idx alone, one row for each post."""
 
 
 _keys = in_order(select(comment.c.post_id, comment.c.id)).limit(_limit)
@@ -42,18 +41,18 @@ COMMENT_COUNTS = Statement(
         _keys_of_posts.c.post_id
     )
 )
-"""How many comments these posts have, and the last of them, counting no more than the first `limit`; no row
-for none. Served by comments_post_id_id_idx alone."""
+"""Number of comments of each of these posts, and the id of the last one counted. Counts at most `limit`
+comments in total. No row for posts without comments. Served by comments_post_id_id_idx alone."""
 
 COMMENT_COUNT_AFTER = Statement(select(func.count(), func.max(_keys_of_post.c.id)))
-"""The same of one post, beyond the id `after`; one row also for none."""
+"""Same as COMMENT_COUNTS for one post, after the id `after`. One row also if there are no comments."""
 
 
-# Whether the post is visible is decided once, before any comment is read.
+# The visibility of the post is checked once, before any comment is read.
 _is_of_post = (comment.c.post_id == _post_id, is_visible(_post_id))
 
 PAGE_OF_POST: dict[Order, Statement] = {
     order: Statement(COMMENTS.page(order, visible_only=True).where(*_is_of_post)) for order in ORDERS
 }
-"""The next `limit` comments of one post beyond the id `after`. Served by comments_post_id_id_idx,
-wherever the page is."""
+"""The next `limit` comments of one post after the id `after`. Served by comments_post_id_id_idx for every
+page."""

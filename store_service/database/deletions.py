@@ -1,6 +1,7 @@
-"""Every statement about posts whose deletion is not finished, and how other statements pass over them.
+"""Statements for posts whose deletion is not finished, and conditions that hide these posts in other
+statements.
 
-Such a post is marked: its row and the rows of its comments still exist, but must not be visible.
+Such a post is marked: its row and the rows of its comments still exist, but are not visible to callers.
 """
 
 from typing import Any
@@ -25,27 +26,27 @@ from store_service.database.tables import comment_table as comment
 from store_service.database.tables import post_deletion_table as mark
 
 MARKED = select(mark.c.post_id)
-"""The posts that are marked: few, or none. Asked for once per statement."""
+"""The marked posts. There are few or none. Runs once per statement."""
 
 
 def is_visible(post_id: ColumnElement[Any]) -> ColumnElement[bool]:
-    """Whether a post is not marked. Only for rows that are found by their ids: a page that left out a million
-    rows with it would read all of them."""
+    """Returns the condition that a post is not marked. Only for rows that are found by id: a page would have
+    to read all the rows that the condition excludes, which may be a million."""
     return post_id.not_in(MARKED)
 
 
 def visible_body(body: ColumnElement[str], post_id: ColumnElement[Any]) -> ColumnElement[str]:
-    """The body, or NULL where the post is marked, for pages, which are to count every row that they read."""
+    """Returns the body, or NULL if the post is marked. For pages, which count each row that they read."""
     return case((post_id.in_(MARKED), null()), else_=body).label("body")
 
 
 def comments_after(post_id: ColumnElement[Any], id: ColumnElement[Any] | int) -> ColumnElement[bool]:
-    """The comments of one post beyond an id; to be read `in_order`."""
+    """Returns the condition for comments of one post after an id. They have to be read `in_order`."""
     return beyond((comment.c.post_id, comment.c.id), post_id, id)
 
 
 def in_order(comments: Select[Any]) -> Select[Any]:
-    """Comments in the order of comments_post_id_id_idx."""
+    """Orders comments as in comments_post_id_id_idx."""
     return comments.order_by(comment.c.post_id, comment.c.id)
 
 
@@ -58,30 +59,30 @@ _sizes_on_postgresql = select(comment.c.id, comment.c.post_id, func.octet_length
 )
 
 
-def _both(condition: ColumnElement[bool]) -> Statement:
+def _sizes_where(condition: ColumnElement[bool]) -> Statement:
     return Statement(
         in_order(_sizes).where(condition), on_postgresql=in_order(_sizes_on_postgresql).where(condition)
     )
 
 
-SIZES_OF_COMMENTS = _both(one_of(comment.c.post_id, "post_ids"))
-"""Id, post and bytes of the first `limit` comments of these posts, by post. Served by
+SIZES_OF_COMMENTS = _sizes_where(one_of(comment.c.post_id, "post_ids"))
+"""Id, post and bytes of the first `limit` comments of these posts, ordered by post. Served by
 comments_post_id_id_idx."""
 
-SIZES_OF_COMMENTS_AFTER = _both(comments_after(_post_id, _after))
-"""The same of one post, beyond the id `after`."""
+SIZES_OF_COMMENTS_AFTER = _sizes_where(comments_after(_post_id, _after))
+"""Same as SIZES_OF_COMMENTS for one post, after the id `after`."""
 
 MARKS = Statement(
     select(mark.c.post_id, mark.c.removed_id, mark.c.request_id)
     .order_by(mark.c.post_id != _post_id, mark.c.post_id)
     .limit(_limit)
 )
-"""Up to `limit` marked posts, `post_id` first if it is one of them, and up to where each is removed."""
+"""Up to `limit` marked posts, and the progress of their removal. `post_id` is first if it is marked."""
 
 SET_REMOVED = Statement(
     update(mark).values(removed_id=parameter("removed_id", BigInteger)).where(mark.c.post_id == _post_id)
 )
-"""Remembers up to where the comments of a marked post are removed. Served by the primary key."""
+"""Stores the id up to which the comments of a marked post are removed. Served by the primary key."""
 
 UNMARK_POSTS = Statement(delete(mark).where(one_of(mark.c.post_id, "ids")))
-"""Takes the marks away, when the posts are removed. Served by the primary key."""
+"""Deletes the marks of posts that are removed. Served by the primary key."""

@@ -1,4 +1,4 @@
-"""Every statement about requests that were done before."""
+"""Statements for idempotency keys and their stored responses, in the table `requests`."""
 
 from sqlalchemy import BigInteger, ColumnElement, Insert, Integer, Text, delete, func, insert, select, update
 
@@ -8,12 +8,12 @@ from store_service.database.tables import request_table as request
 REQUESTS_BY_ID = Statement(
     select(request.c.id, request.c.fingerprint, request.c.size).where(one_of(request.c.id, "ids", type_=Text))
 )
-"""What is known of these requests, and how long their answers are. Served by the primary key."""
+"""Fingerprints of these requests and sizes of their responses. Served by the primary key."""
 
 ANSWERS_BY_ID = Statement(
     select(request.c.id, request.c.answer).where(one_of(request.c.id, "ids", type_=Text))
 )
-"""What these requests were answered. Served by the primary key."""
+"""Stored responses of these requests. Served by the primary key."""
 
 _done = rows("done", id=Text, fingerprint=Text, size=Integer, answer=Text)
 _now = parameter("now", BigInteger)
@@ -27,7 +27,8 @@ def _insert(create_time: ColumnElement[int]) -> Insert:
 
 
 INSERT_REQUESTS = Statement(_insert(_now), on_postgresql=_insert(stamp(_now)))
-"""Remembers requests. On PostgreSQL it fails, after waiting, when another process does the same one."""
+"""Stores requests with their responses. On PostgreSQL it waits for a process that is storing the same
+request, and then fails."""
 
 SIZES = Statement(
     select(request.c.size)
@@ -35,8 +36,7 @@ SIZES = Statement(
     .order_by(request.c.create_time)
     .limit(parameter("limit", Integer))
 )
-"""How long the answers to the oldest `limit` requests from before a time are. Served by
-requests_create_time_idx."""
+"""Sizes of the responses of the oldest `limit` requests before a time. Served by requests_create_time_idx."""
 
 _old = (
     select(request.c.id)
@@ -46,10 +46,10 @@ _old = (
     .with_for_update(skip_locked=True)
 )
 DELETE_OLD_REQUESTS = Statement(delete(request).where(request.c.id.in_(_old)))
-"""Forgets the oldest `limit` requests from before a time. Served by requests_create_time_idx."""
+"""Deletes the oldest `limit` requests before a time. Served by requests_create_time_idx."""
 
 NEWEST_TIME = Statement(select(func.coalesce(func.max(request.c.create_time), 0)))
-"""When the newest request is from; 0 if there is none. Served by requests_create_time_idx."""
+"""Time of the newest request; 0 if there is none. Served by requests_create_time_idx."""
 
 _future = (
     select(request.c.id)
@@ -64,5 +64,5 @@ RESTAMP_FUTURE_REQUESTS = Statement(
     .values(create_time=parameter("now", BigInteger))
     .returning(request.c.id)
 )
-"""Makes `limit` requests from the future, after a time, requests from now. Served by
+"""Sets the time of up to `limit` requests after a time to `now`, for times in the future. Served by
 requests_create_time_idx."""

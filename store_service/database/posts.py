@@ -1,4 +1,4 @@
-"""The statements that only posts have, with the index that serves each; see `resource_sql` for the others."""
+"""Statements that only posts have, with the index that serves each. See `resource_sql` for the others."""
 
 from sqlalchemy import Integer, delete, func, literal, select, true
 
@@ -15,10 +15,10 @@ POSTS = ResourceSql(Post, post, ResourceKind.POST, post_id=post.c.id)
 _ids_by_id = select(post.c.id).where(one_of(post.c.id, "ids"), is_visible(post.c.id))
 
 POST_IDS = Statement(_ids_by_id)
-"""Which of these ids name a post. Served by the primary key."""
+"""Those of these ids that are ids of posts. Served by the primary key."""
 
 KEPT_POST_IDS = Statement(_ids_by_id.order_by(post.c.id).with_for_update(read=True, key_share=True))
-"""The same, and these posts cannot be deleted before the end of the transaction."""
+"""Same as POST_IDS, and locks the posts against deletion until the end of the transaction."""
 
 CHECK_KEYS_BY_INDEX = Statement(
     select(literal(1, Integer)),
@@ -27,8 +27,8 @@ CHECK_KEYS_BY_INDEX = Statement(
         func.set_config("plan_cache_mode", "force_custom_plan", true()),
     ),
 )
-"""To be run before posts are deleted, in the same transaction. PostgreSQL checks that they have no comments.
-With statistics from before their comments were deleted it would read all comments for it."""
+"""Has to run before posts are deleted, in the same transaction. PostgreSQL checks that the posts have no
+comments. With statistics from before their comments were deleted, the check would read all comments."""
 
 MARK_POSTS = mark_with_changes(
     post,
@@ -38,7 +38,7 @@ MARK_POSTS = mark_with_changes(
     marks=post_deletion_table,
     columns=["post_id", "request_id"],
 )
-"""Deletes posts for every caller, while they and their comments stay stored. Served by the primary key."""
+"""Deletes posts for callers. The rows of the posts and their comments remain. Served by the primary key."""
 
 REMOVE_POSTS = Statement(delete(post).where(one_of(post.c.id, "ids")))
-"""Removes posts that were marked, and must have no comments any more. Served by the primary key."""
+"""Removes marked posts, which must have no comments any more. Served by the primary key."""

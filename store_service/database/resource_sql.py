@@ -1,7 +1,7 @@
-"""The statements that every resource has, built from its table and its dataclass.
+"""The statements that all resources have, built from the table and the dataclass of a resource.
 
-Columns come in the order of the table. The first two are `id` and `body`. A column that the table has and the
-dataclass has too is stored, read, changed and told in the change feed without a word here.
+Columns are in the order of the table. The first two are `id` and `body`. Each field of the dataclass is a
+column of the table, which is stored, read, updated and added to the change feed without further code here.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,13 @@ _now = parameter("now", BigInteger)
 
 
 class ResourceSql(Generic[R]):
-    """Statements and rows of one resource. Every statement is served by the primary key."""
+    """The statements of one resource, and the conversion of its rows. The primary key serves all
+    statements."""
 
     def __init__(
         self, model: type[R], table: Table, kind: ResourceKind, *, post_id: ColumnElement[int]
     ) -> None:
-        """Takes the dataclass, the table with a column for each of its fields, and the column that names the
+        """Takes the dataclass, the table with a column for each field, and the column with the id of the
         post."""
         self._table: Table = table
         self._post_id: ColumnElement[int] = post_id
@@ -43,12 +44,12 @@ class ResourceSql(Generic[R]):
         self.from_row: Callable[[Sequence[Any]], R] = compiled(
             ["row"], [f"{', '.join(self._names)} = row", f"return model({values})"], model=model
         )
-        """The resource in a row that holds all columns."""
+        """Returns the resource of a row with all columns."""
         fields: ResourceFields = ResourceFields(model)
-        assert self._names[:2] == ("id", "body"), "pages look there"
+        assert self._names[:2] == ("id", "body"), "pages need them first"
         assert set(self._names) == set(fields.names), "each field has a column, and each column a field"
         self.content: tuple[str, ...] = tuple(name for name in self._names if name in fields.content)
-        """The columns of a draft, in this order."""
+        """The columns of a draft, in the order of the table."""
         content = ", ".join([f"it.{name}" for name in self.content])
         self.draft_rows: Callable[[Sequence[Any]], list[tuple[Any, ...]]] = compiled(
             ["drafts"], [f"return [(n, {content}) for n, it in enumerate(drafts)]"]
@@ -67,11 +68,10 @@ class ResourceSql(Generic[R]):
 
         by_id = select(*table.columns).where(one_of(table.c.id, "ids"), is_visible(post_id))
         self.by_id: Statement = Statement(by_id)
-        """Resources with these ids, in no order."""
+        """Resources with these ids, in any order."""
         self.locked_by_id: Statement = Statement(by_id.order_by(table.c.id).with_for_update())
-        """The same, kept by PostgreSQL from other writers until the end of the transaction; on SQLite the one
-        writer has locked everything. Locked in the order of ids, so that two writers do not wait for each
-        other."""
+        """Same as `by_id`, locked until the end of the transaction. On SQLite the writer has locked the whole
+        database. Rows are locked in the order of ids, so two writers do not wait for each other."""
 
         draft = rows("drafts", **self._types(self.content))
         self.insert: WriteWithChanges = insert_with_changes(
@@ -80,8 +80,8 @@ class ResourceSql(Generic[R]):
             [*self.content, "create_time", "update_time"],
             select(*[draft.c[name] for name in self.content], _now, _now).order_by(draft.c.position),
         )
-        """Stores `drafts` (rows of the content) at the time `now` and returns their ids, ascending as the
-        drafts are."""
+        """Stores `drafts` (rows of the content) with the time `now`. Returns the ids, ascending in the order
+        of the drafts."""
 
         changed = rows("updates", **self._types(self._names), is_last=Integer)
         self.update: WriteWithChanges = update_with_changes(
@@ -91,19 +91,20 @@ class ResourceSql(Generic[R]):
             .where(table.c.id == changed.c.id, changed.c.is_last == 1),
             changed,
         )
-        """Writes `updates` (rows of all columns and `is_last`), of which the last of each resource stays."""
+        """Writes `updates` (rows of all columns and `is_last`). The last update of each resource is
+        stored."""
 
         self.delete: WriteWithChanges = delete_with_changes(table, kind, one_of(table.c.id, "ids"), key="id")
-        """Deletes resources that nothing refers to."""
+        """Deletes resources that no other row refers to."""
         self.pages: dict[Order, Statement] = {
             order: Statement(self.page(order, visible_only=False)) for order in ORDERS
         }
-        """The next `limit` resources beyond the id `after`; without a body those that are deleted. A page
-        costs the same wherever it is."""
+        """The next `limit` resources after the id `after`. Deleted ones have no body. The cost of a page does
+        not depend on its position."""
 
     def page(self, order: Order, *, visible_only: bool) -> Select[Any]:
-        """The next `limit` rows beyond the id `after`; deleted ones have no body unless `visible_only` says
-        that there are none."""
+        """Returns a query of the next `limit` rows after the id `after`. Deleted ones have no body, unless
+        `visible_only` states that there are none."""
         id, body, *rest = self._table.columns
         page = select(id, body if visible_only else visible_body(body, self._post_id), *rest).limit(_limit)
         if order == "id":
@@ -111,7 +112,7 @@ class ResourceSql(Generic[R]):
         return page.where(id < _after).order_by(id.desc())
 
     def to_row(self, resource: R, *more: Any) -> tuple[Any, ...]:
-        """All columns of a resource, and more values."""
+        """Returns the values of all columns of a resource, followed by more values."""
         return (*self._row(resource), *more)
 
     def _types(self, names: Sequence[str]) -> dict[str, Any]:

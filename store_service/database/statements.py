@@ -1,7 +1,7 @@
-"""Statements that are written once with SQLAlchemy Core and compiled once per dialect.
+"""Statements of SQLAlchemy Core, each compiled once per dialect.
 
-A whole batch travels as ONE parameter, a JSON array, which `one_of(column, "ids")` and `rows("drafts", ...)`
-read. So a statement has the same text, and is prepared once, however large the batch is.
+A batch is one parameter, a JSON array, which `one_of(column, "ids")` and `rows("drafts", ...)` read. So a
+statement has the same text for every batch size, and is prepared once.
 """
 
 import json
@@ -33,16 +33,16 @@ from sqlalchemy.types import TypeEngine
 
 _DIALECTS: dict[str, Dialect] = {
     "sqlite": sqlite.dialect(paramstyle="qmark"),
-    "postgresql": asyncpg.dialect(),  # type: ignore[no-untyped-call]  # untyped there
+    "postgresql": asyncpg.dialect(),  # type: ignore[no-untyped-call]  # SQLAlchemy has no types here
 }
 
 
 class Statement:
-    """One statement, ready to run."""
+    """A statement for both dialects."""
 
     def __init__(self, expression: ClauseElement, *, on_postgresql: ClauseElement | None = None) -> None:
-        """Takes a Core expression whose bind parameters are given by name when it runs, and another one
-        where PostgreSQL needs it."""
+        """Takes a Core expression with named bind parameters, and a different one for PostgreSQL if
+        necessary."""
         self._expressions = {
             "sqlite": expression,
             "postgresql": expression if on_postgresql is None else on_postgresql,
@@ -50,10 +50,10 @@ class Statement:
         self._compiled: dict[str, tuple[str, tuple[str, ...], dict[str, Any]]] = {}
 
     def on(self, dialect: str, values: dict[str, Any]) -> tuple[str, list[Any]]:
-        """The text for a dialect ("sqlite" or "postgresql"), and its parameters in their order.
+        """Returns the text for a dialect ("sqlite" or "postgresql"), and the parameters in their order.
 
         Raises:
-            KeyError: A parameter is not given.
+            KeyError: A parameter is missing in `values`.
         """
         if dialect not in self._compiled:
             self._compiled[dialect] = self._compile(dialect)
@@ -63,28 +63,28 @@ class Statement:
     def _compile(self, dialect: str) -> tuple[str, tuple[str, ...], dict[str, Any]]:
         compiled = self._expressions[dialect].compile(dialect=_DIALECTS[dialect])
         assert isinstance(compiled, SQLCompiler)
-        # SQLAlchemy adds parameters of its own, such as OFFSET 0; their values are part of the statement.
+        # SQLAlchemy adds parameters such as OFFSET 0, whose values are part of the statement.
         own = {name: bind.value for name, bind in compiled.binds.items() if not bind.required}
         return str(compiled), tuple(compiled.positiontup or ()), own
 
 
 def parameter(name: str, type_: TypeEngine[Any] | type[TypeEngine[Any]]) -> Any:
-    """A value that is given when the statement runs."""
+    """Returns a bind parameter whose value is passed when the statement runs."""
     return bindparam(name, type_=type_, required=True)
 
 
 MAX_CLOCK_SKEW_MICROSECONDS = 60_000_000
-"""How far a row may be stamped before the time of the database."""
+"""Maximum difference by which the time of a row may be before the time of the database."""
 
 
 def database_time() -> ColumnElement[int]:
-    """The time of PostgreSQL, in microseconds; one for all processes that share it."""
+    """Returns the time of the PostgreSQL server in microseconds, which is the same for all processes."""
     return cast(extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
 
 
 def stamp(now: ColumnElement[int]) -> ColumnElement[int]:
-    """The time of a process as PostgreSQL stores it: not much before its own, so that the rows of a process
-    whose clock is behind do not look old."""
+    """Returns the time of a process as stored by PostgreSQL: at most MAX_CLOCK_SKEW_MICROSECONDS before the
+    time of the server, so that rows of a process with a slow clock do not appear expired."""
     earliest = select(database_time() - MAX_CLOCK_SKEW_MICROSECONDS).scalar_subquery()
     return func.greatest(now, earliest, type_=BigInteger)
 
@@ -96,14 +96,14 @@ def one_of(
     type_: type[TypeEngine[Any]] = BigInteger,
     except_for: Select[Any] | None = None,
 ) -> ColumnElement[bool]:
-    """Whether a column is one of the elements of the JSON array that is passed as parameter `name`.
+    """Returns the condition that a column equals an element of the JSON array in the parameter `name`.
 
-    Elements that are in the query `except_for` do not count; they are left out before the column is searched.
+    Elements that the query `except_for` returns are removed before the column is searched.
     """
     elements = _TextElements(parameter(name, Text)).table_valued(column("value", Text))
     value = cast(elements.c.value, type_)
-    wanted = select(value) if except_for is None else select(value).where(value.not_in(except_for))
-    return _OneOf(searched, wanted.scalar_subquery())
+    elements_to_find = select(value) if except_for is None else select(value).where(value.not_in(except_for))
+    return _OneOf(searched, elements_to_find.scalar_subquery())
 
 
 def beyond(
@@ -111,17 +111,17 @@ def beyond(
     group: ColumnElement[Any],
     id: ColumnElement[Any] | int,
 ) -> ColumnElement[bool]:
-    """The rows of one group beyond an id, found by an index on (group, id) and to be ordered by both columns.
+    """Returns the condition for rows of one group after an id, served by an index on (group, id).
 
-    For `group = ...`, ordered by id, the planner of PostgreSQL may take another index on id, along which it
-    reads the rows of all other groups.
+    The rows must be ordered by both columns. For `group = ...` ordered by id, the planner of PostgreSQL may
+    use another index on id and read the rows of all other groups.
     """
     id = id if isinstance(id, ColumnElement) else literal(id, BigInteger)
     return _Beyond(*index, group, id)
 
 
 def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
-    """The rows of the JSON array of arrays that is passed as parameter `name`.
+    """Returns the rows of the JSON array of arrays in the parameter `name`.
 
     The first element of each row is its position, for ORDER BY: `rows("drafts", body=Text)` reads
     `[[0, "a"], [1, "b"]]`.
@@ -136,18 +136,18 @@ def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
 
 
 def as_json(batch: Sequence[Any] | Mapping[str, Any]) -> str:
-    """A batch as the parameter of `one_of` or `rows`, and an answer as it is kept."""
+    """Encodes a batch as a parameter of `one_of` or `rows`. Stored responses have the same encoding."""
     return _encode(batch)
 
 
-# Made once: with such settings, json.dumps would make one each time.
+# Created once: with these options, json.dumps would create an encoder for each call.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 class _OneOf(FunctionElement[Any]):
-    """A column, and a subquery that it is looked for in.
+    """A column, and a subquery that returns the values to find.
 
-    It has no type: a Boolean would be compared with 1 on SQLite, which then would not use the index.
+    It has no type. SQLAlchemy would compare a Boolean with 1, and SQLite would then not use the index.
     """
 
     name = "one_of"
@@ -162,13 +162,14 @@ def _one_of_on_sqlite(element: _OneOf, compiler: SQLCompiler, **kw: Any) -> str:
 
 @compiles(_OneOf, "postgresql")
 def _one_of_on_postgresql(element: _OneOf, compiler: SQLCompiler, **kw: Any) -> str:
-    # An array has the planner use the index; it takes the rows of a JSON function for too many and reads all.
+    # With an array the planner uses the index. It overestimates the rows of a JSON function and reads the
+    # table.
     number, numbers = (compiler.process(it, **kw) for it in element.clauses)
     return f"{number} = ANY (ARRAY{numbers})"
 
 
 class _Beyond(FunctionElement[Any]):
-    """Two columns of an index, a group, and an id; without a type for the same reason."""
+    """Two columns of an index, a group, and an id. It has no type for the same reason as _OneOf."""
 
     name = "beyond"
     inherit_cache = True
@@ -176,7 +177,7 @@ class _Beyond(FunctionElement[Any]):
 
 @compiles(_Beyond, "sqlite")
 def _beyond_on_sqlite(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
-    # SQLite would compare pairs by their first element when it searches the index.
+    # For a comparison of pairs, SQLite would search the index by the first element only.
     group, id, wanted, after = (compiler.process(it, **kw) for it in element.clauses)
     return f"({group} = {wanted} AND {id} > {after})"
 
@@ -195,7 +196,7 @@ class _Elements(FunctionElement[Any]):
 
 
 class _TextElements(_Elements):
-    """The same, with the elements as text."""
+    """Same as _Elements, with the elements as text."""
 
     inherit_cache = True
 

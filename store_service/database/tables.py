@@ -1,7 +1,7 @@
-"""The tables. `post_table` and `comment_table` have kept their names since the application before.
+"""The tables. `post_table` and `comment_table` have the same names as in the storeapi application.
 
-Ids are never given twice: AUTOINCREMENT on SQLite, identity columns on PostgreSQL. `BigInteger` alone would
-not count up on SQLite, and `Integer` alone would be 32 bits on PostgreSQL.
+Ids are never given twice: AUTOINCREMENT on SQLite, identity columns on PostgreSQL. On SQLite a `BigInteger`
+would not be generated, and on PostgreSQL an `Integer` would have 32 bits.
 """
 
 from sqlalchemy import (
@@ -28,10 +28,10 @@ post_table = Table(
     metadata,
     Column("id", Id, Identity(), primary_key=True),
     Column("body", Text, nullable=False),
-    # Microseconds since 1970 in UTC; NULL on rows from before times were kept.
+    # Microseconds since 1970 in UTC; NULL in rows of a legacy database.
     Column("create_time", BigInteger),
     Column("update_time", BigInteger),
-    # Counts the changes of the row; callers see it as the etag.
+    # Counts the changes of the row. Callers see it as the etag.
     Column("version", BigInteger, nullable=False, server_default=text("1")),
     sqlite_autoincrement=True,
 )
@@ -45,15 +45,15 @@ comment_table = Table(
     Column("create_time", BigInteger),
     Column("update_time", BigInteger),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
-    # The page of one post's comments reads just its rows; counting reads the index alone.
+    # A page of comments of one post reads only its rows. Counting reads only the index.
     Index("comments_post_id_id_idx", "post_id", "id"),
     sqlite_autoincrement=True,
 )
 
-# What the upgrade from the application before could not leave as it was. Nothing reads or writes these three
-# tables but the upgrade that fills them.
+# Rows and values that the upgrade of a legacy database could not keep unchanged. Only the upgrade uses these
+# three tables.
 
-# Comments that stayed when their post was gone.
+# Comments whose post does not exist.
 orphaned_comment_table = Table(
     "orphaned_comments",
     metadata,
@@ -62,7 +62,7 @@ orphaned_comment_table = Table(
     Column("post_id", BigInteger),
 )
 
-# The bytes of bodies that were no UTF-8, by the id that the post or comment has now.
+# The bytes of bodies that were not UTF-8, by the id that the post or comment has after the upgrade.
 undecodable_body_table = Table(
     "undecodable_bodies",
     metadata,
@@ -71,7 +71,7 @@ undecodable_body_table = Table(
     Column("body", LargeBinary, nullable=False),
 )
 
-# Posts and comments whose ids no call takes, or left no room for the next one.
+# Posts and comments whose ids were not positive, or too large to give further ids.
 renumbered_resource_table = Table(
     "renumbered_resources",
     metadata,
@@ -80,26 +80,26 @@ renumbered_resource_table = Table(
     Column("new_id", BigInteger, nullable=False),
 )
 
-# Posts that were deleted with more comments than one transaction removes. Neither they nor their comments
-# exist for any caller. The service removes their rows in steps, and then the row here (docs/decisions/0031).
+# Deleted posts with more comments than one transaction removes. Callers see neither the posts nor their
+# comments. The service removes the rows in steps, and then the row in this table (docs/decisions/0031).
 post_deletion_table = Table(
     "post_deletions",
     metadata,
     Column("post_id", Id, primary_key=True, autoincrement=False),
-    # Comments of the post with ids up to this one have been removed, and perhaps more.
+    # At least the comments with ids up to this one have been removed.
     Column("removed_id", BigInteger, nullable=False, server_default="0"),
-    # Of the request that deleted the post; every change that removes a comment carries it.
+    # The request id of the deletion. All changes that remove comments have it.
     Column("request_id", Text),
 )
 
-# What was changed, in the transaction that changed it, for the change feed. A row never changes; rows go
-# when they are too old.
+# The change feed. Rows are added in the transaction of the change, are never updated, and are deleted when
+# they are too old.
 change_table = Table(
     "changes",
     metadata,
     Column("seq", Id, Identity(), primary_key=True),
-    # The transaction, so that its changes stay together. On PostgreSQL it also tells which transactions have
-    # ended: a sequence alone does not count up in the order of commits (docs/decisions/0011).
+    # The number of the transaction, which keeps its changes together. On PostgreSQL it also shows which
+    # transactions have ended: a sequence alone is not in the order of commits (docs/decisions/0011).
     Column("xid", BigInteger, nullable=False),
     Column("action", SmallInteger, nullable=False),
     Column("kind", SmallInteger, nullable=False),
@@ -107,7 +107,7 @@ change_table = Table(
     Column("post_id", BigInteger, nullable=False),
     # The resource without its ids, as a JSON object (docs/decisions/0038).
     Column("payload", Text, nullable=False),
-    # Bytes of the texts in it, so that a reader knows what it is about to read.
+    # Bytes of the texts in the payload, so that a reader knows the size of a batch before it reads it.
     Column("size", Integer, nullable=False),
     Column("commit_time", BigInteger, nullable=False),
     Column("request_id", Text),
@@ -115,7 +115,8 @@ change_table = Table(
     sqlite_autoincrement=True,
 )
 
-# One row: which store this is, and up to where its changes are told no more; of these the last is kept.
+# One row: the id of the store, and the position up to which the feed is trimmed. The change at that position
+# is kept.
 feed_table = Table(
     "feed",
     metadata,
@@ -123,18 +124,18 @@ feed_table = Table(
     Column("store_id", Text, nullable=False),
     Column("trimmed_xid", BigInteger, nullable=False),
     Column("trimmed_seq", BigInteger, nullable=False),
-    # State of the wall clock, by which old rows are deleted; JSON, NULL before the first check.
+    # State of the retention clock as JSON; NULL before the first check.
     Column("clock", Text),
 )
 
-# Requests with a request_id that were done, and what was answered.
+# Idempotency keys with their stored responses.
 request_table = Table(
     "requests",
     metadata,
     Column("id", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
     Column("create_time", BigInteger, nullable=False),
-    # About how long the answer is, so that nobody reads answers to know how large they are.
+    # Approximate size of the response, so that it is known without reading the response.
     Column("size", Integer, nullable=False, server_default="0"),
     Column("answer", Text, nullable=False),
     Index("requests_create_time_idx", "create_time"),

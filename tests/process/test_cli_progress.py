@@ -68,7 +68,7 @@ def test_migrate_shows_progress_on_a_terminal(tmp_path: Path) -> None:
     assert stdout.startswith("schema ")
     assert re.search(r"migrating store\.db +\d:\d\d:\d\d", shown)
     assert re.search(r"checking bodies of posts ━+ +\d+% ", shown)
-    assert re.search(r"making the index of comments +\d:\d\d:\d\d", shown)
+    assert re.search(r"creating the index of comments +\d:\d\d:\d\d", shown)
 
 
 def test_progress_is_not_written_to_a_pipe(database_file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs the revisions on the connection, and in the transaction, that `schema.upgrade` opened."""
+"""Runs the revisions on the connection and in the transaction of `schema.upgrade`."""
 
 from alembic import context
 

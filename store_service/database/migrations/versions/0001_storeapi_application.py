@@ -1,4 +1,4 @@
-"""The schema of the application before this service, to the letter."""
+"""The schema of a legacy database, exactly as storeapi creates it."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = None
 
 
 def upgrade() -> None:
-    """Makes the two tables as that application made them."""
+    """Creates the two tables."""
     op.create_table(
         "posts",
         sa.Column("id", sa.Integer, primary_key=True),

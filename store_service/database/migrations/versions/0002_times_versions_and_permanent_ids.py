@@ -1,12 +1,13 @@
-"""Times and versions; texts that are texts; ids that every call takes, never given twice; no orphans.
+"""Adds times and versions, and makes all rows valid: UTF-8 bodies, positive ids that are never given twice,
+and no comments without a post.
 
-Every row is kept. NULL bodies become empty strings, and what cannot stay as it is leaves a trace in a table
-of its own, and a line in the log: comments whose post is gone in `orphaned_comments`, bytes that are no UTF-8
-in `undecodable_bodies`, ids that were too small or too large in `renumbered_resources`, columns that somebody
-has added in `posts_extra_columns` and `comments_extra_columns`. All other ids stay.
+All rows are kept. NULL bodies become empty strings. Other invalid data is kept in a separate table and
+logged: comments without a post in `orphaned_comments`, bodies that are not UTF-8 in `undecodable_bodies`, ids
+that were too small or too large in `renumbered_resources`, and columns that storeapi did not create in
+`posts_extra_columns` and `comments_extra_columns`. All other ids are unchanged.
 """
 
-# ruff: noqa: S608  # what is put into statements are names of ours
+# ruff: noqa: S608  # only our own names are inserted into statements
 
 from typing import Any
 
@@ -20,37 +21,37 @@ down_revision = "0001"
 Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 LARGEST_ID = 2**62
-"""Rows with larger ids are given new ones: ids count on from the largest, and at 2**63 - 1 they would end."""
+"""Rows with larger ids get new ids. New ids follow the largest one, and end at 2**63 - 1."""
 
 STEP_ROWS = 100_000
-"""Rows between two reports."""
+"""Rows between two progress reports."""
 
 KINDS = {"posts": "post", "comments": "comment"}
-"""The tables of the application before, and what the tables of traces call a row of each."""
+"""The tables of a legacy database, and the value of `kind` in the tables that this revision fills."""
 
 log = structlog.get_logger("store_service.database")
 
-# One lookup by key for each; NOT IN would first build a table of all ids on disk.
+# One lookup by key for each row. NOT IN would first build a table of all ids on disk.
 ORPHANED = "NOT EXISTS (SELECT 1 FROM posts WHERE posts.id = comments.post_id)"
 
 
 def upgrade() -> None:
-    """Sets right what is in the old tables, then goes the engine's way to the new ones."""
+    """Makes the rows of the old tables valid, and then changes or replaces the tables."""
     on_sqlite = op.get_bind().dialect.name == "sqlite"
-    _make_tables_of_traces()
+    _create_tables_for_old_data()
     extra = [table for table in KINDS if _move_extra_columns(table, on_sqlite)]
     if on_sqlite:
-        # PostgreSQL lets nothing else than UTF-8 in.
-        _make_bodies_text()
+        # PostgreSQL accepts only UTF-8.
+        _convert_bodies()
     else:
-        # They would be in the way when ids change.
+        # Foreign keys would prevent changes of ids.
         for key in sa.inspect(op.get_bind()).get_foreign_keys("comments"):
             op.execute(f'ALTER TABLE comments DROP CONSTRAINT "{key["name"]}"')
     last = {table: _last_id(table) for table in KINDS}
     _report("moving comments without a post")
     _move_orphans()
     if not on_sqlite:
-        # New ids may need columns that are wide enough.
+        # New ids may need 64-bit columns.
         _report("changing columns")
         _alter()
     _report("replacing ids")
@@ -60,9 +61,9 @@ def upgrade() -> None:
         _copy(last)
     else:
         _restart(last)
-    _report("making the index of comments")
+    _report("creating the index of comments")
     op.create_index("comments_post_id_id_idx", "comments", ["post_id", "id"])
-    _tell()
+    _log_counts()
 
 
 def _report(doing: str, done: int = 0, total: int = 0) -> None:
@@ -73,8 +74,8 @@ def _report(doing: str, done: int = 0, total: int = 0) -> None:
 
 
 def _move_extra_columns(table: str, on_sqlite: bool) -> bool:
-    """Moves columns that somebody has added to a table of their own, by the id of the row; whether there were
-    any. In the service's table, a NOT NULL among them would refuse what the service writes."""
+    """Moves columns that storeapi did not create to a separate table, with the id of the row. Returns whether
+    there were any. If they stayed, a NOT NULL column would refuse writes of the service."""
     names = [
         it["name"]
         for it in sa.inspect(op.get_bind()).get_columns(table)
@@ -89,14 +90,14 @@ def _move_extra_columns(table: str, on_sqlite: bool) -> bool:
     op.get_bind().exec_driver_sql(f"CREATE TABLE {target} AS SELECT id, {', '.join(quoted)} FROM {table}")
     op.create_index(f"{target}_id_idx", target, ["id"], unique=True)
     if on_sqlite:
-        return True  # Rows move to a new table without them.
+        return True  # The new table is created without these columns.
     op.get_bind().exec_driver_sql(f"ALTER TABLE {target} ALTER id TYPE BIGINT")
     drops = ", ".join(f"DROP {name}" for name in quoted)
     op.get_bind().exec_driver_sql(f"ALTER TABLE {table} {drops}")
     return True
 
 
-def _make_tables_of_traces() -> None:
+def _create_tables_for_old_data() -> None:
     op.create_table(
         "orphaned_comments",
         sa.Column("id", Id, primary_key=True, autoincrement=False),
@@ -117,13 +118,13 @@ def _make_tables_of_traces() -> None:
     )
 
 
-def _make_bodies_text() -> None:
-    """Puts U+FFFD where bytes are no UTF-8, and keeps the bytes: nobody could read such a body.
+def _convert_bodies() -> None:
+    """Replaces bytes that are not UTF-8 by U+FFFD, and keeps the original bytes of the body.
 
-    It goes past SQLAlchemy, whose errors would show bodies.
+    Uses the driver directly, because errors of SQLAlchemy would contain bodies.
     """
     raw: Any = op.get_bind().connection.driver_connection
-    # As the service reads them: a file may keep its texts in UTF-16, and SQLite translates.
+    # Read as the service reads: if the file stores text in UTF-16, SQLite converts it.
     raw.text_factory = bytes
     try:
         for table, kind in KINDS.items():
@@ -159,10 +160,10 @@ def _is_text(body: bytes) -> bool:
 
 
 def _last_id(table: str) -> int:
-    """The largest id that a table has given and that can stay; 0 if there is none.
+    """Returns the largest id that a table has ever given and that stays valid; 0 if there is none.
 
-    Ids that only orphans still tell of were given once too, and so were those up to where a sequence of
-    PostgreSQL is.
+    This includes ids that only comments without a post refer to, and ids up to the value of the sequence of
+    PostgreSQL.
     """
     given = f"SELECT id FROM {table}"
     if table == "posts":
@@ -171,7 +172,7 @@ def _last_id(table: str) -> int:
         sequence = op.get_bind().scalar(sa.text(f"SELECT pg_get_serial_sequence('{table}', 'id')"))
         if sequence is not None:
             given += f" UNION ALL SELECT last_value FROM {sequence} WHERE is_called"
-    # SQLite takes any text for a post_id, and any text is larger than any number.
+    # SQLite accepts text as post_id, and sorts it after all numbers.
     largest = op.get_bind().scalar(
         sa.text(f"SELECT max(id) FROM ({given}) AS given WHERE id BETWEEN 0 AND {LARGEST_ID}")
     )
@@ -187,7 +188,7 @@ def _move_orphans() -> None:
 
 
 def _renumber(table: str, last: int, *, has_extra_columns: bool) -> int:
-    """Gives rows new ids, behind `last`, whose ids no call takes or leave no room; returns how many."""
+    """Gives rows with invalid ids new ids after `last`. Returns the number of these rows."""
     kind = KINDS[table]
     op.execute(
         "INSERT INTO renumbered_resources (kind, old_id, new_id)"
@@ -201,7 +202,7 @@ def _renumber(table: str, last: int, *, has_extra_columns: bool) -> int:
         columns.append(("comments", "post_id"))
     for where, column in columns:
         of_kind = f" AND kind = '{kind}'" if where == "undecodable_bodies" else ""
-        # What orphans had is not in the table of new ids, and stays.
+        # Ids of comments without a post have no new id, and stay.
         op.execute(
             f"UPDATE {where} SET {column} = coalesce((SELECT new_id FROM renumbered_resources"
             f" WHERE kind = '{kind}' AND old_id = {where}.{column}), {column})"
@@ -212,12 +213,12 @@ def _renumber(table: str, last: int, *, has_extra_columns: bool) -> int:
 
 
 def _alter() -> None:
-    """PostgreSQL changes tables in place."""
+    """Changes the tables in place, on PostgreSQL."""
     for table in KINDS:
         op.execute(f"UPDATE {table} SET body = '' WHERE body IS NULL")
         op.execute(
             f"ALTER TABLE {table}"
-            # Somebody may have made it so by hand; it gets another one at the end.
+            # An identity may have been added by hand. A new one is added at the end.
             " ALTER id DROP IDENTITY IF EXISTS,"
             " ALTER id DROP DEFAULT,"
             " ALTER id TYPE BIGINT,"
@@ -231,7 +232,7 @@ def _alter() -> None:
 
 
 def _restart(last: dict[str, int]) -> None:
-    """PostgreSQL: no id is given twice, so identities go on behind the last ones; and the key is back."""
+    """Restarts the identities after the last ids, and adds the foreign key again, on PostgreSQL."""
     for table in KINDS:
         old = op.get_bind().scalar(sa.text(f"SELECT pg_get_serial_sequence('{table}', 'id')"))
         if old is not None:
@@ -242,7 +243,7 @@ def _restart(last: dict[str, int]) -> None:
 
 
 def _copy(last: dict[str, int]) -> None:
-    """SQLite cannot change a column's constraints in place, so rows move to new tables."""
+    """Copies the rows to new tables, because SQLite cannot change constraints of a column in place."""
     op.create_table(
         "new_posts",
         sa.Column("id", Id, primary_key=True),
@@ -273,28 +274,28 @@ def _copy(last: dict[str, int]) -> None:
     indexes = _indexes()
     op.drop_table("comments")
     op.drop_table("posts")
-    # Without this SQLite looks at every view and trigger of the file when a table gets a new name, and fails
-    # at those that name `posts`, which is not there at this moment.
+    # Without this SQLite checks all views and triggers when a table is renamed, and fails at those that use
+    # `posts`, which does not exist at this moment.
     op.execute("PRAGMA legacy_alter_table = ON")
     op.rename_table("new_posts", "posts")
     op.rename_table("new_comments", "comments")
     op.execute("PRAGMA legacy_alter_table = OFF")
     for name, statement in indexes:
         try:
-            # As it stands: SQLAlchemy would take a colon for a parameter.
+            # Unchanged, because SQLAlchemy would read a colon as a parameter.
             op.get_bind().exec_driver_sql(statement)
         except sa.exc.DBAPIError:
             log.warning("index could not be recreated and was removed", index=name)
 
 
 def _copy_rows(table: str, *values: str) -> None:
-    """Copies the rows in the order of their ids, some at a time, and reports the progress."""
+    """Copies the rows in the order of their ids, STEP_ROWS at a time, and reports the progress."""
     columns = ", ".join(("id", "body", "post_id")[: len(values)])
     total = op.get_bind().scalar(sa.text(f"SELECT count(*) FROM {table}"))
     last = done = 0
     while done < total:
         _report(f"copying {table}", done, total)
-        # No id is below 1 any more.
+        # All ids are at least 1.
         op.execute(
             f"INSERT INTO new_{table} ({columns}) SELECT {', '.join(values)} FROM {table}"
             f" WHERE id > {last} ORDER BY id LIMIT {STEP_ROWS}"
@@ -304,7 +305,7 @@ def _copy_rows(table: str, *values: str) -> None:
 
 
 def _indexes() -> list[tuple[str, str]]:
-    """The indexes that somebody has made besides, which go with the old tables, and what makes each again."""
+    """Returns names and SQL of additional indexes, which are dropped with the old tables."""
     rows = op.get_bind().execute(
         sa.text(
             "SELECT name, sql FROM sqlite_master"
@@ -314,13 +315,13 @@ def _indexes() -> list[tuple[str, str]]:
     return [(name, statement) for name, statement in rows]
 
 
-def _tell() -> None:
+def _log_counts() -> None:
     tables = sa.inspect(op.get_bind()).get_table_names()
     for table, event in (
         ("orphaned_comments", "comments without a post moved to the table orphaned_comments"),
         (
             "undecodable_bodies",
-            "bodies that were no UTF-8 were made text; their bytes are in the table undecodable_bodies",
+            "bodies that were not UTF-8 were converted; their bytes are in the table undecodable_bodies",
         ),
         (
             "renumbered_resources",

@@ -1,4 +1,4 @@
-"""The change feed, and requests that were done, for callers that send them again."""
+"""Adds the change feed, and the stored responses of requests with a request_id."""
 
 import uuid
 
@@ -12,9 +12,9 @@ Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 def upgrade() -> None:
-    """Makes the tables; on PostgreSQL every insert into `changes` also tells whoever listens."""
+    """Creates the tables. On PostgreSQL a trigger sends a notification for each insert into `changes`."""
     on_postgresql = op.get_bind().dialect.name == "postgresql"
-    # 64 bits, never reused, and in the order in which transactions began to write.
+    # 64 bits, never reused, in the order in which transactions begin to write.
     xid = sa.text("CAST(CAST(pg_current_xact_id() AS TEXT) AS BIGINT)") if on_postgresql else None
     op.create_table(
         "changes",

@@ -1,6 +1,6 @@
-"""Requests know how large their answers are; on SQLite answers lie apart from the ids that are looked for.
+"""Adds the sizes of stored responses. On SQLite, stores the ids in an index without the responses.
 
-WITHOUT ROWID had them in one tree: to compare an id, SQLite read the whole answer beside it, of up to 4 MiB.
+The table was WITHOUT ROWID, so to compare an id, SQLite read the whole response, of up to 4 MiB.
 """
 
 import sqlalchemy as sa
@@ -11,9 +11,9 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Adds the size to each request; on SQLite they get a new table."""
+    """Adds the column `size`. On SQLite the rows are copied to a new table."""
     if op.get_bind().dialect.name == "postgresql":
-        # Processes of the version before, which know no sizes, may go on for a while.
+        # The default is for processes of the previous version, which may still run and do not set the size.
         op.add_column("requests", sa.Column("size", sa.Integer, nullable=False, server_default="0"))
         op.execute("UPDATE requests SET size = octet_length(answer)")
         return
@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("fingerprint", sa.Text, nullable=False),
         sa.Column("create_time", sa.BigInteger, nullable=False),
         sa.Column("size", sa.Integer, nullable=False, server_default="0"),
-        # Last, so that nobody reads it to come to what is behind it.
+        # The last column, so that SQLite does not read it to find other columns.
         sa.Column("answer", sa.Text, nullable=False),
     )
     op.execute(
@@ -32,7 +32,7 @@ def upgrade() -> None:
         " FROM requests ORDER BY create_time"
     )
     op.drop_table("requests")
-    # Without this SQLite looks at every view and trigger of the file, and fails at those that are broken.
+    # Without this SQLite checks all views and triggers of the file, and fails at broken ones.
     op.execute("PRAGMA legacy_alter_table = ON")
     op.rename_table("new_requests", "requests")
     op.execute("PRAGMA legacy_alter_table = OFF")

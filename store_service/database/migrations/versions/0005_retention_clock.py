@@ -1,4 +1,4 @@
-"""The feed stores the state of the clock by which old rows are deleted."""
+"""Adds the state of the retention clock to the table `feed`."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,5 +8,5 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """Adds the column; NULL means that nothing is known."""
+    """Adds the column. NULL means that there is no state yet."""
     op.add_column("feed", sa.Column("clock", sa.Text))

@@ -1,4 +1,4 @@
-"""Deletions of posts that are not finished: what is too large for one transaction is removed in steps."""
+"""Adds a table of unfinished post deletions, which are too large for one transaction and run in steps."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0005"
 
 
 def upgrade() -> None:
-    """Adds an empty table; nothing that is stored is read or changed."""
+    """Creates an empty table. Reads and changes no rows."""
     op.create_table(
         "post_deletions",
         sa.Column(

@@ -1,4 +1,4 @@
-"""One JSON payload for each change, in place of the columns of posts and comments."""
+"""Replaces the columns of posts and comments in `changes` by one JSON payload."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,9 +13,9 @@ _PAIRS = ", ".join(f"'{name}', {name}" for name in _MOVED)
 
 
 def upgrade() -> None:
-    """Writes the table once. Numbers of changes stay, so resume tokens stay valid."""
+    """Rewrites the table once. Positions of changes are kept, so resume tokens stay valid."""
     if op.get_bind().dialect.name == "postgresql":
-        # One rewrite; the sequence, the trigger, the index and the rights on the table stay.
+        # One rewrite, which keeps the sequence, the trigger, the index and the privileges of the table.
         op.execute(
             f"ALTER TABLE changes ALTER COLUMN body TYPE TEXT USING CAST(json_build_object({_PAIRS}) AS TEXT)"
         )
@@ -42,11 +42,11 @@ def upgrade() -> None:
         f"INSERT INTO new_changes ({kept}, payload)"  # noqa: S608  # names of ours
         f" SELECT {kept}, json_object({_PAIRS}) FROM changes ORDER BY seq"
     )
-    # The highest number ever given, also when its row is gone.
+    # The highest number ever given, even if its row is deleted.
     op.execute("DELETE FROM sqlite_sequence WHERE name = 'new_changes'")
     op.execute("UPDATE sqlite_sequence SET name = 'new_changes' WHERE name = 'changes'")
     op.drop_table("changes")
-    # Without this SQLite looks at every view and trigger of the file, and fails at those that are broken.
+    # Without this SQLite checks all views and triggers of the file, and fails at broken ones.
     op.execute("PRAGMA legacy_alter_table = ON")
     op.rename_table("new_changes", "changes")
     op.execute("PRAGMA legacy_alter_table = OFF")
