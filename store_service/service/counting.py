@@ -1,7 +1,7 @@
-"""Counts the comments of posts in bounded steps, between which other reads are served.
+"""Counts the comments of posts in bounded steps. Other reads run between the steps.
 
-The count is not one moment: a comment that stays while it is counted is counted once, one that is added or
-deleted meanwhile may be counted or not.
+The count is not a snapshot. A comment that exists during the whole count is counted once. A comment that is
+created or deleted during the count may be counted or not.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,9 @@ MAX_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class _Uncounted:
+class _Remaining:
+    """The comments that are not counted yet."""
+
     post_ids: tuple[int, ...]
     """Ascending."""
     after: int = 0
@@ -27,56 +29,62 @@ class _Uncounted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Counted:
+class _Step:
+    """The result of one step."""
+
     counts: dict[int, int]
-    """Of some of these posts, and perhaps of others."""
-    left: _Uncounted
+    """Numbers of comments that this step has counted, by post id. Can include posts of other callers."""
+    remaining: _Remaining
 
 
 async def count_comments(database: Database, post_ids: Iterable[int]) -> dict[int, int]:
-    """How many comments each of these posts has; 0 also for an id that is not a post."""
+    """Returns the number of comments of each post, by post id; 0 for a post that does not exist."""
     counts = dict.fromkeys(post_ids, 0)
-    left = _Uncounted(tuple(sorted(counts)))
-    while left.post_ids:
-        counted = await database.read(_COUNT, left)
-        for post_id in left.post_ids:
-            counts[post_id] += counted.counts.get(post_id, 0)
-        left = counted.left
+    remaining = _Remaining(tuple(sorted(counts)))
+    while remaining.post_ids:
+        step = await database.read(_COUNT, remaining)
+        for post_id in remaining.post_ids:
+            counts[post_id] += step.counts.get(post_id, 0)
+        remaining = step.remaining
     return counts
 
 
-async def _count(connection: Connection, asked: Sequence[_Uncounted]) -> list[_Counted | ServiceError]:
-    """Counts up to MAX_ROWS comments of posts that are begun with, together for all who ask, and as many of
-    posts that were begun with before."""
-    begun: dict[_Uncounted, _Counted] = {}
+async def _count(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step | ServiceError]:
+    """Runs one step for each job, within two budgets of MAX_ROWS comments for the whole batch.
+
+    One budget is for posts that were partly counted in an earlier step, the other one for all other posts.
+    """
+    continued: dict[_Remaining, _Step] = {}
     rows_left = MAX_ROWS
-    for it in asked:
-        if it.after and it not in begun and rows_left > 0:
-            begun[it] = await _count_after(connection, it)
-            rows_left -= sum(begun[it].counts.values())
-    fresh = [it for it in asked if not it.after]
-    counted = iter(await _count_fresh(connection, fresh) if fresh else [])
-    return [begun.get(it, DEFERRED) if it.after else next(counted) for it in asked]
+    for job in jobs:
+        if job.after and job not in continued and rows_left > 0:
+            continued[job] = await _continue(connection, job)
+            rows_left -= sum(continued[job].counts.values())
+    new = [job for job in jobs if not job.after]
+    started = iter(await _start(connection, new) if new else [])
+    return [continued.get(job, DEFERRED) if job.after else next(started) for job in jobs]
 
 
-async def _count_after(connection: Connection, it: _Uncounted) -> _Counted:
-    first, *others = it.post_ids
+async def _continue(connection: Connection, job: _Remaining) -> _Step:
+    """Counts comments of the first post only."""
+    first, *others = job.post_ids
     ((count, last_id),) = await connection.fetch(
-        sql.COMMENT_COUNT_AFTER, post_id=first, after=it.after, limit=MAX_ROWS
+        sql.COMMENT_COUNT_AFTER, post_id=first, after=job.after, limit=MAX_ROWS
     )
-    left = _Uncounted(it.post_ids, last_id) if count == MAX_ROWS else _Uncounted(tuple(others))
-    return _Counted({first: count}, left)
+    remaining = _Remaining(job.post_ids, last_id) if count == MAX_ROWS else _Remaining(tuple(others))
+    return _Step({first: count}, remaining)
 
 
-async def _count_fresh(connection: Connection, asked: Sequence[_Uncounted]) -> list[_Counted]:
-    post_ids = {post_id for it in asked for post_id in it.post_ids}
+async def _start(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step]:
+    """Counts comments of the posts of all jobs with one statement, in the order of the post ids."""
+    post_ids = {post_id for job in jobs for post_id in job.post_ids}
     rows = await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)), limit=MAX_ROWS)
     counts = {post_id: count for post_id, count, _ in rows}
     if sum(counts.values()) < MAX_ROWS:
-        return [_Counted(counts, _Uncounted(()))] * len(asked)
+        return [_Step(counts, _Remaining(()))] * len(jobs)
     last, _, last_id = max(rows)
-    rests = [tuple(post_id for post_id in it.post_ids if post_id >= last) for it in asked]
-    return [_Counted(counts, _Uncounted(rest, last_id if last in rest else 0)) for rest in rests]
+    remaining = [tuple(post_id for post_id in job.post_ids if post_id >= last) for job in jobs]
+    return [_Step(counts, _Remaining(ids, last_id if last in ids else 0)) for ids in remaining]
 
 
-_COUNT: BatchOperation[_Uncounted, _Counted] = BatchOperation(_count)
+_COUNT: BatchOperation[_Remaining, _Step] = BatchOperation(_count)

@@ -1,8 +1,8 @@
-"""Deletions of posts with many comments: how much one transaction removes, and who removes the rest.
+"""Deletes posts with many comments: the budget of one transaction, and the task that removes the rest.
 
-What fits into the budget of a transaction is deleted in it. A post with more is marked: from that commit on
-it and its comments do not exist for any caller, and their rows are removed in steps, each a small write
-(docs/decisions/0031).
+Comments that fit into the budget are deleted in the transaction of the post. A post with more comments is
+marked. From that commit on, the post and its comments do not exist for callers. Their rows are removed in
+steps, each of which is a small write (docs/decisions/0031).
 """
 
 import asyncio
@@ -28,34 +28,34 @@ MAX_ROWS = 1000
 """Maximum number of comments of deleted posts that one transaction removes."""
 
 MAX_BYTES = 1024 * 1024
-"""Maximum size of their bodies together. One comment may exceed it alone."""
+"""Maximum total size of their bodies. A single comment may exceed it."""
 
 FETCH_ROWS = 200
-"""Comments whose sizes are read at once: on SQLite reading the size of a body reads the body."""
+"""Number of comments whose sizes one statement reads. On SQLite this reads the bodies too."""
 
 MAX_POSTS = 100
 """Maximum number of marked posts that one step works on."""
 
 STEP_SECONDS = 0.05
-"""Pause after a step, in which other writers have the database to themselves."""
+"""Pause after a step, in which other writes run without this task."""
 
 TAKEOVER_SECONDS = 1.0
 """After this time without a step by another process, this process continues the removal."""
 
 IDLE_SECONDS = 10.0
-"""How often it is looked whether another process has left something marked."""
+"""Pause between two checks for posts that another process has marked and not removed."""
 
-log = structlog.get_logger("store_service.removal")
+log = structlog.get_logger("store_service.large_deletions")
 
 
 @dataclass
 class Removable:
-    """The comments of some posts, as far as they fit into a budget."""
+    """Comments that one transaction can remove."""
 
     comments: dict[int, list[int]] = field(default_factory=dict)
-    """Ids of comments by post."""
+    """Ids of comments by post id."""
     complete: set[int] = field(default_factory=set)
-    """The posts whose comments are all there."""
+    """The posts all of whose comments are in `comments`."""
     rows: int = 0
     bytes: int = 0
 
@@ -63,16 +63,16 @@ class Removable:
 async def removable(
     connection: Connection, post_ids: Collection[int], *, after: int = 0, rows: int = 0, bytes: int = 0
 ) -> Removable:
-    """Finds the comments of posts that one transaction can remove, without reading many more.
+    """Returns comments of posts that fit into the budget of one transaction. Reads few comments more.
 
     Args:
-        connection: In a transaction that writes.
+        connection: A connection in a write transaction.
         post_ids: The posts.
-        after: Only comments beyond this id; for a single post.
-        rows: How many comments the transaction removes besides.
-        bytes: How large those are.
+        after: Only comments with larger ids; requires a single post.
+        rows: The number of other comments that the transaction removes.
+        bytes: The size of those comments.
     """
-    assert not after or len(post_ids) == 1, "a place among the comments of one post"
+    assert not after or len(post_ids) == 1, "`after` is an id among the comments of one post"
     found = Removable(rows=rows, bytes=bytes)
     left = sorted(post_ids)
     while left:
@@ -108,9 +108,9 @@ async def remove_comments(
     """Deletes comments of deleted posts, and writes their changes.
 
     Args:
-        connection: In a transaction that writes.
+        connection: A connection in a write transaction.
         ids: The comments.
-        requests: The request that deletes each post, by post id.
+        requests: The idempotency key of the deletion of each post, by post id.
     """
     if ids:
         await connection.write(
@@ -122,11 +122,11 @@ async def remove_comments(
 
 
 Mark = tuple[int, int]
-"""A post that is marked, and up to which id its comments are removed."""
+"""A marked post, and the id up to which its comments are removed."""
 
 
 class Remover:
-    """Removes the rows of posts that are marked. Of several processes one does so at a time."""
+    """Removes the rows of marked posts. On PostgreSQL one process at a time does so."""
 
     def __init__(self, database: Database) -> None:
         """Takes the open database."""
@@ -134,20 +134,20 @@ class Remover:
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Looks for marked posts now, because this process may just have marked one."""
+        """Checks for marked posts now. Called after a deletion that may have marked a post."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Works until it is cancelled."""
+        """Removes rows until it is cancelled."""
         failure = RepeatedFailure(
             log, "cannot remove deleted posts", end_event="deleted posts are removed again"
         )
         expected: Mark | None = None
         while True:
             try:
-                # Each step moves a mark. Where it has not moved since this process looked, or made a step
-                # itself, no other process is at work.
-                found = await self._database.read(_LOOK, expected)
+                # Each step moves a mark. If the mark has not moved since this process last read it or made a
+                # step, no other process is removing rows.
+                found = await self._database.read(_FIND_MARK, expected)
                 if found is not None and found == expected:
                     expected = await self._database.write(_STEP, found, size=MAX_BYTES)
                     pause = STEP_SECONDS
@@ -159,12 +159,13 @@ class Remover:
                 failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
                 pause = IDLE_SECONDS
             except Exception as error:
-                # A bug; but nothing would ever be removed again if this task ended.
+                # An unhandled exception must not end this task, or rows would never be removed again.
                 failure.failed(exc_info=error)
                 pause = IDLE_SECONDS
-            await self._rest(pause)
+            await self._pause(pause)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
+        """Waits. `wake` ends the pause of an idle task."""
         if seconds < IDLE_SECONDS:
             await asyncio.sleep(seconds)
             return
@@ -177,28 +178,28 @@ class Remover:
         self._woken.clear()
 
 
-async def _look(connection: Connection, asked: Sequence[Mark | None]) -> list[Mark | None]:
-    return [await _first(connection, expected) for expected in asked]
+async def _find_marks(connection: Connection, expected: Sequence[Mark | None]) -> list[Mark | None]:
+    return [await _find_mark(connection, it) for it in expected]
 
 
-async def _first(connection: Connection, expected: Mark | None) -> Mark | None:
-    """The expected mark, however far it is by now, or else another one."""
+async def _find_mark(connection: Connection, expected: Mark | None) -> Mark | None:
+    """Returns the mark of the expected post; if it has none, another mark, or None if there is none."""
     rows = await connection.fetch(sql.MARKS, post_id=expected[0] if expected else 0, limit=1)
     return (rows[0][0], rows[0][1]) if rows else None
 
 
-async def _step(connection: Connection, asked: Sequence[Mark]) -> list[Mark | None]:
-    return [await _step_once(connection, expected) for expected in asked]
+async def _step(connection: Connection, expected: Sequence[Mark]) -> list[Mark | None]:
+    return [await _step_once(connection, it) for it in expected]
 
 
 async def _step_once(connection: Connection, expected: Mark) -> Mark | None:
-    """Removes some comments, and posts that have none left; returns the mark that the next step expects."""
+    """Removes comments, and posts without remaining comments. Returns the mark that the next step expects."""
     marks = await connection.fetch(sql.MARKS, post_id=expected[0], limit=MAX_POSTS)
     if not marks or tuple(marks[0][:2]) != expected:
-        # Another process has made a step in between.
-        return await _first(connection, expected)
+        # Another process has made a step since the mark was read.
+        return await _find_mark(connection, expected)
     post_id, removed_id, _ = marks[0]
-    # A post whose removal has begun is finished alone: `removed_id` says nothing about others.
+    # A post whose removal has started is finished alone, because `removed_id` applies to this post only.
     post_ids = [post_id] if removed_id else [it for it, removed, _ in marks if not removed]
     found = await removable(connection, post_ids, after=removed_id)
     requests = {it: IdempotencyKey(id=id, fingerprint="") if id else None for it, _, id in marks}
@@ -210,12 +211,12 @@ async def _step_once(connection: Connection, expected: Mark) -> Mark | None:
         await connection.fetch(sql.UNMARK_POSTS, ids=complete)
     for it, ids in found.comments.items():
         if it not in found.complete:
-            # The next step reads once more what this one has removed, so that PostgreSQL marks those entries
-            # of the index as dead. Otherwise its foreign key would read all of them when the post is removed.
+            # The next step reads the removed rows once more, so that PostgreSQL marks their index entries as
+            # dead. Otherwise the check of the foreign key reads all of them when the post is removed.
             await connection.fetch(sql.SET_REMOVED, post_id=it, removed_id=ids[0])
             expected = it, ids[0]
-    return await _first(connection, expected)
+    return await _find_mark(connection, expected)
 
 
-_LOOK: BatchOperation[Mark | None, Mark | None] = BatchOperation(_look)
+_FIND_MARK: BatchOperation[Mark | None, Mark | None] = BatchOperation(_find_marks)
 _STEP: BatchOperation[Mark, Mark | None] = BatchOperation(_step)

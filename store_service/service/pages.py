@@ -1,4 +1,4 @@
-"""Pages of any query, cut before they are too large for a message."""
+"""Reads the pages of lists. A page ends before it is too large for a message."""
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,17 +15,17 @@ from store_service.service.changes import feed_state
 from store_service.service.operations import MAX_HELD_BYTES
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
-"""A page ends before its bodies pass this, so that it stays below gRPC's 4 MiB for a message."""
+"""Maximum size of the bodies of a page. It keeps the message below the 4 MiB of gRPC."""
 
 FETCH_ROWS = 200
-"""Rows read at once, so that a page of large bodies does not read far beyond where it is cut."""
+"""Number of rows that one statement reads. It limits how many rows after the end of the page are read."""
 
 MAX_EXAMINED_ROWS = 5000
-"""A page ends, however short it is, when so many rows have been read for it, most of them of posts that are
-deleted and whose rows are not removed yet."""
+"""A page ends after it has read this number of rows, even if it is short: the rows of posts and comments that
+are deleted and not removed yet are read and skipped."""
 
 _FIRST = {"id": -(2**63), "id desc": 2**63 - 1}
-"""Where the first page starts, by order."""
+"""The id after which the first page starts, by order."""
 
 
 R = TypeVar("R", Post, Comment)
@@ -36,14 +36,14 @@ async def read_pages(
     requests: Sequence[PageRequest],
     read: Callable[[Connection, PageRequest], Awaitable[Page[R]]],
 ) -> list[Page[R] | ServiceError]:
-    """Reads the page of each request with `read`. A first page has the resume token for a watch.
+    """Reads the page of each request with `read`. A first page has a resume token.
 
     Equal requests share one page. Pages after MAX_HELD_BYTES are DEFERRED: many requests for large pages
     must not fill the memory.
     """
     resume_token = ""
     if not all(request.page_token for request in requests):
-        # Before any page is read: what a page does not show, a watch from here tells.
+        # Read before the pages, so that a watch from this token receives every change that they do not show.
         state = await feed_state(connection)
         resume_token = state.resume_token(state.end)
     pages: dict[PageRequest, Page[R] | ServiceError] = {}
@@ -54,8 +54,8 @@ async def read_pages(
         try:
             page = await read(connection, request)
         except (InvalidRequest, NotFound) as error:
-            # Of this request alone; what happens to the connection happens to all. Its traceback would keep
-            # the pages of others.
+            # These errors concern one request; other errors fail the batch. The traceback is removed, because
+            # it would keep the pages of other requests in memory.
             pages[request] = error.with_traceback(None)
         else:
             pages[request] = page if request.page_token else replace(page, resume_token=resume_token)
@@ -68,30 +68,29 @@ async def read_page(
     connection: Connection,
     request: PageRequest,
     statement: Statement,
-    resource_of: Callable[[Any], R],
+    from_row: Callable[[Any], R],
     **values: int,
 ) -> Page[R]:
-    """Reads one page with a statement that takes `after`, `limit` and `values`; rows without a body are
-    passed over.
+    """Reads one page with a statement that takes `after`, `limit` and `values`. Skips rows without a body.
 
     Raises:
         PageTokenInvalid: The token is damaged.
-        PageTokenMismatch: The token belongs to another query.
+        PageTokenMismatch: The token belongs to a different query.
     """
     query = request.query
     after = page_tokens.last_id(request.page_token, query) if request.page_token else _FIRST[query.order]
     max_bytes = request.max_bytes or MAX_PAGE_BYTES
     items: list[R] = []
-    size = examined = passed_over = 0
+    size = examined = skipped = 0
     while examined < MAX_EXAMINED_ROWS:
-        # One more than is wanted tells whether there is a next page.
-        limit = FETCH_ROWS if passed_over else min(request.page_size + 1 - len(items), FETCH_ROWS)
+        # One row more than the page holds shows whether there is a next page.
+        limit = FETCH_ROWS if skipped else min(request.page_size + 1 - len(items), FETCH_ROWS)
         rows = await connection.fetch(statement, after=after, limit=limit, **values)
         for row in rows:
             if row[1] is None:
-                passed_over += 1
+                skipped += 1
                 continue
-            item = resource_of(row)
+            item = from_row(row)
             size += _utf8_size(concatenated_texts(item))
             if items and (len(items) == request.page_size or size > max_bytes):
                 return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=items[-1].id))
@@ -104,10 +103,10 @@ async def read_page(
 
 
 def _utf8_size(text: str) -> int:
-    """Size on the wire, with room for the other fields."""
+    """Returns the size of a resource with this text on the wire, including its other fields."""
     return len(text.encode()) + 64
 
 
 def _memory_size(items: Sequence[Post] | Sequence[Comment]) -> int:
-    """What a page takes: its texts, each of which may take four times its size on the wire, and the rest."""
+    """Returns the approximate size in memory. A string can take four times its size on the wire."""
     return sum([sys.getsizeof(concatenated_texts(item)) for item in items]) + 256 * len(items)

@@ -1,8 +1,8 @@
-"""Resume tokens: where a watch goes on, bound to the store, readable by every replica.
+"""Resume tokens: where a watch continues, bound to the store. Every process of the store can read them.
 
-66 bytes in url-safe base64: 1 version, 8 hash of the store, 1 phase, 8 xid, 8 seq, 8 time, 8 post id, 8 id
-(signed, big endian), 16 hash of the rest. The last hash finds damage, not forgery: whoever forges a token
-gets changes that they could have asked for anyway.
+66 bytes in URL-safe base64: 1 version, 8 hash of the store id, 1 phase, 8 xid, 8 seq, 8 time, 8 post id, 8 id
+(signed, big endian), 16 checksum. The checksum detects damage, not forgery: a forged token gives no access to
+more than a watch does.
 """
 
 import base64
@@ -16,58 +16,59 @@ from store_service.model import Position, ResourceKind, ResumePoint, SnapshotCur
 _VERSION = 1
 _FORM = struct.Struct(">B8sBqqqqq16s")
 _LIVE = 0
-"""The phase of a watch that has no snapshot to finish; others are a ResourceKind."""
+"""The phase of a watch after the initial state. During the initial state the phase is a ResourceKind."""
 
 
 def make(store_id: str, resume_point: ResumePoint) -> str:
-    """The token with which a watch of this store goes on."""
-    place = resume_point.snapshot
+    """Returns the token with which a watch of a store continues at a resume point."""
+    cursor = resume_point.snapshot
     head = struct.pack(
         ">B8sBqqqqq",
         _VERSION,
         _hash(store_id),
-        _LIVE if place is None else place.kind,
+        _LIVE if cursor is None else cursor.kind,
         resume_point.position.xid,
         resume_point.position.seq,
         resume_point.position.time,
-        0 if place is None else place.post_id,
-        0 if place is None else place.id,
+        0 if cursor is None else cursor.post_id,
+        0 if cursor is None else cursor.id,
     )
     return base64.urlsafe_b64encode(head + _checksum(head)).decode("ascii")
 
 
 def read(token: str, store_id: str) -> ResumePoint:
-    """Where the token's watch goes on.
+    """Returns where the watch of a token continues.
 
     Raises:
-        ResumeTokenInvalid: The token is damaged or was never one.
-        ResumeTokenForeign: It is of another store.
+        ResumeTokenInvalid: The token is damaged, or not a resume token.
+        ResumeTokenForeign: The token belongs to another store.
     """
     try:
         packed = base64.b64decode(token, altchars=b"-_", validate=True)
         version, store_hash, phase, xid, seq, time, post_id, id, check = _FORM.unpack(packed)
     except (binascii.Error, struct.error, ValueError):
         raise _invalid() from None
-    # Decoding overlooks some differences; a token has one spelling.
+    # The decoder accepts several spellings of the same bytes. A token has only one spelling.
     has_one_spelling = base64.urlsafe_b64encode(packed).decode("ascii") == token
     is_known = version == _VERSION and phase in (_LIVE, *ResourceKind)
     if not has_one_spelling or not is_known or check != _checksum(packed[: -len(check)]):
         raise _invalid()
     if store_hash != _hash(store_id):
         raise foreign()
-    place = None if phase == _LIVE else SnapshotCursor(kind=ResourceKind(phase), post_id=post_id, id=id)
-    return ResumePoint(position=Position(xid=xid, seq=seq, time=time), snapshot=place)
+    cursor = None if phase == _LIVE else SnapshotCursor(kind=ResourceKind(phase), post_id=post_id, id=id)
+    return ResumePoint(position=Position(xid=xid, seq=seq, time=time), snapshot=cursor)
 
 
 def foreign() -> Exception:
-    """The error of a token whose place this store never had."""
+    """Returns the error of a token whose position this store does not have."""
     return ResumeTokenForeign.at(
-        "resume_token", "belongs to another store, or to one that was set back; start with initial_state"
+        "resume_token",
+        "belongs to another store, or to changes that this store has lost; start with initial_state",
     )
 
 
 def _invalid() -> Exception:
-    return ResumeTokenInvalid.at("resume_token", "is no resume_token of this service, or was damaged")
+    return ResumeTokenInvalid.at("resume_token", "is not a resume_token of this service, or is damaged")
 
 
 def _hash(store_id: str) -> bytes:

@@ -1,7 +1,7 @@
-"""How long changes and requests are kept: what is too old is deleted in small steps.
+"""Deletes expired changes and idempotency keys in small steps.
 
-Each step is a few writes like any other, done together with the writes of callers, who wait for no more than
-its few rows. How old a row is says the RetentionClock, not the wall clock alone.
+The writes of a step run in the batches of callers. Therefore a step deletes few rows, to keep the batches
+short. The RetentionClock decides how old a row is, not the wall clock alone.
 """
 
 import asyncio
@@ -26,32 +26,33 @@ from store_service.service.operations import now_microseconds
 from store_service.service.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
 
 STEP_ROWS = 500
-"""Most rows that one step deletes."""
+"""Maximum number of rows that one step deletes from each table."""
 
 STEP_BYTES = 8 * 1024 * 1024
-"""When the rows that a step has deleted were as large as this together, it deletes no more."""
+"""A step deletes no more rows after their total size has reached this."""
 
 STEP_SECONDS = 0.05
-"""Pause after a step that left something to do."""
+"""Pause after a step that left expired rows."""
 
 PAUSE_SECONDS = 10.0
-"""Pause when there is nothing left to do."""
+"""Pause if no expired rows are left."""
 
 SAVE_SECONDS = 60.0
-"""How often the state of the clock is saved."""
+"""Interval at which the state of the clock is saved."""
 
-MAX_LOOK_SECONDS = 1.0
-"""If the query for the database's time takes longer, its result is too inexact."""
+MAX_QUERY_SECONDS = 1.0
+"""If the query for the time of the database takes longer, its result is inexact and the step is skipped."""
 
 PROBE_RATIO = 1.25
-"""By how much farther than the place before each place is at which a later change is looked for."""
+"""Ratio of the distances of two consecutive probes for an old change."""
 
 PROBE_ROWS = 3
-"""Numbers of changes that are tried at each of these places, for PostgreSQL leaves some out."""
+"""Number of consecutive change numbers in one probe, because PostgreSQL skips some numbers."""
 
 _HOUR = 3_600_000_000
+"""Microseconds."""
 
-log = structlog.get_logger("store_service.keeping")
+log = structlog.get_logger("store_service.retention")
 
 
 class Retention:
@@ -67,19 +68,19 @@ class Retention:
         wall: Callable[[], int] = now_microseconds,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Takes what is deleted when.
+        """Takes the retention of each table.
 
         Args:
             database: The open database.
             change_retention_hours: How long changes are kept.
-            max_change_rows: How many are kept, however young they are.
-            request_id_retention_hours: How long requests are kept.
-            wall: Microseconds since 1970. On PostgreSQL the time of the database counts instead, for all
-                processes that share it.
-            monotonic: Seconds since any time.
+            max_change_rows: Maximum number of changes, regardless of their age.
+            request_id_retention_hours: How long idempotency keys are kept.
+            wall: Returns microseconds since 1970. On PostgreSQL the time of the database is used instead,
+                because it is the same for all processes.
+            monotonic: Returns seconds since an arbitrary time.
         """
         self._database = database
-        self._change_rows = max_change_rows
+        self._max_change_rows = max_change_rows
         self._retentions = {
             "changes": int(change_retention_hours * _HOUR),
             "requests": int(request_id_retention_hours * _HOUR),
@@ -88,11 +89,11 @@ class Retention:
         self._monotonic = monotonic
         self._clock: RetentionClock | None = None
         self._saved_at = 0.0
-        self._doubted: set[str] = set()
-        """Of what rows are kept longer than the wall clock says."""
+        self._extended: set[str] = set()
+        """The tables whose rows are kept longer than the wall clock says."""
 
     async def run(self) -> None:
-        """Works until it is cancelled."""
+        """Deletes expired rows until it is cancelled."""
         failure = RepeatedFailure(
             log, "cannot delete expired rows", end_event="expired rows are deleted again"
         )
@@ -104,36 +105,36 @@ class Retention:
                 failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
                 is_done = True
             except Exception as error:
-                # A bug; but nothing would ever be deleted again if this task ended.
+                # An unhandled exception must not end this task, or no row would ever be deleted again.
                 failure.failed(exc_info=error)
                 is_done = True
             await asyncio.sleep(PAUSE_SECONDS if is_done else STEP_SECONDS)
 
     async def step(self) -> bool:
-        """Deletes some changes and some requests; whether nothing is left that is too old."""
-        asked_at = self._monotonic()
-        look = await self._database.read(_LOOK, self._wall())
-        if self._monotonic() - asked_at > MAX_LOOK_SECONDS:
+        """Deletes some expired changes and idempotency keys. Returns whether no expired rows are left."""
+        started_at = self._monotonic()
+        times = await self._database.read(_READ_TIMES, self._wall())
+        if self._monotonic() - started_at > MAX_QUERY_SECONDS:
             return True
-        monotonic = int(asked_at * 1_000_000)
-        clock = await self._compared(look, monotonic)
-        before = {of: self._cutoff(clock, look.wall, monotonic, of) for of in self._retentions}
-        is_trimmed = await self._database.write(_TRIM, (before["changes"], self._change_rows))
-        is_forgotten = await self._database.write(_FORGET, (before["requests"], look.wall))
-        return is_trimmed and is_forgotten
+        monotonic = int(started_at * 1_000_000)
+        clock = await self._updated_clock(times, monotonic)
+        before = {of: self._cutoff(clock, times.wall, monotonic, of) for of in self._retentions}
+        no_changes_left = await self._database.write(_TRIM, (before["changes"], self._max_change_rows))
+        no_keys_left = await self._database.write(_DELETE_KEYS, (before["requests"], times.wall))
+        return no_changes_left and no_keys_left
 
-    async def _compared(self, look: "_Look", monotonic: int) -> RetentionClock:
-        """The clock after it has taken the time of now; saved from time to time, and when it has jumped."""
+    async def _updated_clock(self, times: "_Times", monotonic: int) -> RetentionClock:
+        """Updates the clock. Saves it every SAVE_SECONDS, and after a jump."""
         clock, is_due = self._clock, self._monotonic() - self._saved_at >= SAVE_SECONDS
         if clock is None:
             clock = RetentionClock.restored(
-                look.clock or RetentionClock(0, look.newest or look.wall, 0).saved(0),
+                times.clock or RetentionClock(0, times.newest or times.wall, 0).saved(0),
                 longest=max(self._retentions.values()),
-                wall=look.wall,
+                wall=times.wall,
                 monotonic=monotonic,
             )
             is_due = True
-        elif jump := clock.compare(look.wall, monotonic):
+        elif jump := clock.compare(times.wall, monotonic):
             direction = "forward" if jump > 0 else "back"
             log.warning("clock jumped", direction=direction, seconds=abs(jump) / 1_000_000)
             is_due = True
@@ -144,118 +145,122 @@ class Retention:
         return clock
 
     def _cutoff(self, clock: RetentionClock, wall: int, monotonic: int, of: str) -> int:
-        """The time before which rows are certainly too old."""
+        """Returns the time before which rows have certainly expired. Logs if the retention is extended."""
         retention = self._retentions[of]
         unconfirmed = clock.unconfirmed(retention, monotonic)
-        is_doubted = unconfirmed > JUMP_TOLERANCE_MICROSECONDS
-        if is_doubted and of not in self._doubted:
-            self._doubted.add(of)
+        is_extended = unconfirmed > JUMP_TOLERANCE_MICROSECONDS
+        if is_extended and of not in self._extended:
+            self._extended.add(of)
             log.info(
                 "retention is extended: the clock is not confirmed", of=of, seconds=unconfirmed / 1_000_000
             )
-        elif not is_doubted and of in self._doubted:
-            self._doubted.remove(of)
+        elif not is_extended and of in self._extended:
+            self._extended.remove(of)
             log.info("clock confirmed", of=of)
         return wall - unconfirmed - retention
 
 
-class _Look(NamedTuple):
-    """The time of the database, and the saved state of the clock."""
+class _Times(NamedTuple):
+    """The current time, and the saved state of the clock."""
 
     wall: int
     """The time by which rows are stamped."""
     clock: str | None
-    """What was saved of the clock."""
+    """The saved state; None before the first save."""
     newest: int
-    """When the newest row is from; 0 if there is none."""
+    """The time of the newest row if there is no saved state; 0 if there are no rows."""
 
 
-async def _look(connection: Connection, asked: Sequence[int]) -> list[_Look]:
-    ((wall, clock),) = await connection.fetch(change_sql.CLOCK, now=asked[-1])
+async def _read_times(connection: Connection, wall_times: Sequence[int]) -> list[_Times]:
+    ((wall, clock),) = await connection.fetch(change_sql.CLOCK, now=wall_times[-1])
     newest = 0
     if clock is None:
         for statement in (change_sql.NEWEST_TIME, request_sql.NEWEST_TIME):
             ((found,),) = await connection.fetch(statement)
             newest = max(newest, found)
-    return [_Look(wall, clock, newest)] * len(asked)
+    return [_Times(wall, clock, newest)] * len(wall_times)
 
 
-async def _save(connection: Connection, asked: Sequence[str]) -> list[None]:
-    await connection.fetch(change_sql.SAVE_CLOCK, clock=asked[-1])
-    return [None] * len(asked)
+async def _save(connection: Connection, clocks: Sequence[str]) -> list[None]:
+    await connection.fetch(change_sql.SAVE_CLOCK, clock=clocks[-1])
+    return [None] * len(clocks)
 
 
-def _in_a_step(sizes: Sequence[int]) -> int:
-    """How many rows of these sizes to delete, the last of which may pass STEP_BYTES."""
+def _step_length(sizes: Sequence[int]) -> int:
+    """Returns how many rows of these sizes a step deletes. The last row may exceed STEP_BYTES."""
     return min(bisect_left(list(accumulate(sizes)), STEP_BYTES) + 1, len(sizes))
 
 
-async def _trim(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[bool]:
-    return [await _trim_once(connection, before, most_rows) for before, most_rows in asked]
+async def _trim(connection: Connection, jobs: Sequence[tuple[int, int]]) -> list[bool]:
+    return [await _trim_once(connection, before, max_rows) for before, max_rows in jobs]
 
 
-async def _trim_once(connection: Connection, before: int, most_rows: int) -> bool:
-    """Moves the mark after the oldest changes and deletes what is before it; whether none is left to go."""
+async def _trim_once(connection: Connection, before: int, max_rows: int) -> bool:
+    """Deletes the oldest changes, and moves the start of the feed.
+
+    Returns whether no expired changes are left.
+    """
     feed = await connection.fetch(change_sql.LOCKED_FEED)
     if not feed:
-        # Another process is at it.
+        # Another process is trimming the feed.
         return True
     ((_, trimmed_xid, trimmed_seq),) = feed
     found = await connection.fetch(
         change_sql.SIZES, after_xid=trimmed_xid, after_seq=trimmed_seq, limit=STEP_ROWS
     )
     ((last_seq,),) = await connection.fetch(change_sql.LAST_SEQ)
-    # Everything up to the new mark is told no more. A change is as old as any that follows it in the order of
-    # the feed: its own time may be in the future, of a clock that was wrong when it was made.
+    # A change has expired if any change after it in the feed has expired. Its own time can be in the future,
+    # if the clock was wrong when it was made.
     count = max(
-        (n for n, row in enumerate(found, 1) if row[3] < before or row[1] <= last_seq - most_rows), default=0
+        (n for n, row in enumerate(found, 1) if row[3] < before or row[1] <= last_seq - max_rows), default=0
     )
     if count < len(found) == STEP_ROWS and await _is_any_older(connection, found[-1][1], last_seq, before):
         count = len(found)
-    deleted = found[: _in_a_step([size for _, _, size, _ in found[:count]])]
+    deleted = found[: _step_length([size for _, _, size, _ in found[:count]])]
     if deleted:
         until = Position(xid=deleted[-1][0], seq=deleted[-1][1])
-        # The change at the mark stays: its time is how a token is told from one of a past that was undone.
+        # The change at the new start is kept. Its time distinguishes tokens of this history from tokens of a
+        # history that the store has lost.
         await connection.fetch(change_sql.DELETE_CHANGES, until_xid=until.xid, until_seq=until.seq)
         await connection.fetch(change_sql.SET_TRIMMED, until_xid=until.xid, until_seq=until.seq)
     return len(deleted) == count < STEP_ROWS
 
 
 async def _is_any_older(connection: Connection, after_seq: int, last_seq: int, before: int) -> bool:
-    """Whether a change after a place is older than a time, as far as some tries tell.
+    """Probes whether a change after `after_seq` is older than a time.
 
-    There are as many tries as the logarithm of the number of changes. What they miss now they find when more
-    of the changes are old.
+    The number of probes grows with the logarithm of the number of changes. An old change that they miss is
+    found later, when more of the changes are old.
     """
     seqs: set[int] = set()
     distance = float(STEP_ROWS)
-    while (place := after_seq + int(distance)) < last_seq:
-        seqs.update(range(place, place + PROBE_ROWS))
+    while (seq := after_seq + int(distance)) < last_seq:
+        seqs.update(range(seq, seq + PROBE_ROWS))
         distance *= PROBE_RATIO
     seqs.update(range(last_seq - PROBE_ROWS, last_seq + 1))
     found = await connection.fetch(change_sql.COMMIT_TIMES, seqs=as_json(sorted(seqs)))
     return any(commit_time < before for (commit_time,) in found)
 
 
-async def _forget(connection: Connection, asked: Sequence[tuple[int, int]]) -> list[bool]:
-    return [await _forget_once(connection, before, now) for before, now in asked]
+async def _delete_keys(connection: Connection, jobs: Sequence[tuple[int, int]]) -> list[bool]:
+    return [await _delete_keys_once(connection, before, now) for before, now in jobs]
 
 
-async def _forget_once(connection: Connection, before: int, now: int) -> bool:
-    """Deletes the oldest requests; whether none is left to go."""
-    # Rows with a time in the future, from a wrong clock, would stay until then.
+async def _delete_keys_once(connection: Connection, before: int, now: int) -> bool:
+    """Deletes the oldest idempotency keys. Returns whether no expired keys are left."""
+    # Rows with a time in the future, from a wrong clock, would stay until that time.
     restamped = await connection.fetch(
         request_sql.RESTAMP_FUTURE_REQUESTS, after=now + _HOUR, now=now, limit=STEP_ROWS
     )
     found = await connection.fetch(request_sql.SIZES, before=before, limit=STEP_ROWS)
-    count = _in_a_step([size for (size,) in found])
+    count = _step_length([size for (size,) in found])
     if count:
         await connection.fetch(request_sql.DELETE_OLD_REQUESTS, before=before, limit=count)
     return count == len(found) < STEP_ROWS and len(restamped) < STEP_ROWS
 
 
-_LOOK: BatchOperation[int, _Look] = BatchOperation(_look)
+_READ_TIMES: BatchOperation[int, _Times] = BatchOperation(_read_times)
 # No other write changes these rows, and the feed does not contain them.
 _SAVE: BatchOperation[str, None] = BatchOperation(_save, insert_only=True)
 _TRIM: BatchOperation[tuple[int, int], bool] = BatchOperation(_trim, insert_only=True)
-_FORGET: BatchOperation[tuple[int, int], bool] = BatchOperation(_forget, insert_only=True)
+_DELETE_KEYS: BatchOperation[tuple[int, int], bool] = BatchOperation(_delete_keys, insert_only=True)

@@ -1,7 +1,7 @@
-"""Whether the storage takes writes: probed from time to time, and after each write that it has failed.
+"""Checks that the database accepts writes: with a probe at regular intervals, and after each failed write.
 
-A read does not tell: a disk that has failed or is full, or a server that has become read-only, may go on
-answering reads. Locks of others and wrong requests say nothing about the storage, and change nothing here.
+A read does not show this: reads can succeed while the disk is full or broken, or after the server has become
+read-only. Errors because of locks or of invalid requests say nothing about the storage and are ignored here.
 """
 
 import asyncio
@@ -19,34 +19,36 @@ PROBE_SECONDS = 10.0
 """Pause between two probes when nothing fails."""
 
 RETRY_SECONDS = 1.0
-"""Least pause between two probes."""
+"""Minimum pause between two probes."""
 
 log = structlog.get_logger("store_service.database")
 
 
 class WriterHealth:
-    """Knows how the last writes have ended."""
+    """Whether writes succeed."""
 
     def __init__(self, database: Database) -> None:
         """Takes the open database."""
         self._database = database
         self._failed = asyncio.Event()
-        """A write of a caller has failed since the last probe."""
+        """Set if a write of a caller has failed since the last probe."""
         self._failure: ServiceError | None = None
-        self._bug = RepeatedFailure(log, "cannot probe the writer", end_event="writer probe works again")
+        self._unhandled = RepeatedFailure(
+            log, "cannot probe the writer", end_event="writer probe works again"
+        )
         database.after_failed_write(self._failed.set)
 
     def check(self) -> None:
-        """Makes sure that writes work, as far as is known.
+        """Checks the result of the last probes.
 
         Raises:
-            StorageFull, DatabaseUnavailable: The last two failed, the second of which was a probe.
+            StorageFull, DatabaseUnavailable: The last two writes failed, and the second one was a probe.
         """
         if self._failure is not None:
             raise type(self._failure)() from self._failure.__cause__
 
     async def run(self) -> None:
-        """Probes until it is cancelled. Where callers may not write, there is nothing to probe."""
+        """Probes until it is cancelled. Returns at once if the server is in read-only mode."""
         if self._database.read_only:
             return
         is_doubtful = False
@@ -56,28 +58,28 @@ class WriterHealth:
             try:
                 await self._database.write(_PROBE, None)
             except (DatabaseUnavailable, StorageFull) as error:
-                # One that fails alone may have met a session that was ended; the next one has another.
+                # A single failure can be due to a session that has ended. The next probe has a new session.
                 if is_doubtful:
                     self._failure = error
                 is_doubtful = True
             except ServiceError:
-                # Others hold locks: the storage was not reached.
+                # Other transactions hold locks, so the probe did not reach the storage.
                 pass
             except Exception as error:
-                # Health must not keep its last answer because this task has ended.
-                self._bug.failed(exc_info=error)
+                # An unhandled exception must not end this task, or the health status would never change.
+                self._unhandled.failed(exc_info=error)
                 if is_doubtful:
                     self._failure = DatabaseUnavailable()
                     self._failure.__cause__ = error
                 is_doubtful = True
             else:
-                self._bug.ended()
+                self._unhandled.ended()
                 self._failure = None
                 is_doubtful = False
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _fails_within(self, seconds: float) -> bool:
-        """Waits until a write fails, or the time is over; whether it was the former."""
+        """Waits until a write fails, at most `seconds`. Returns whether one has failed."""
         try:
             async with asyncio.timeout(seconds):
                 await self._failed.wait()
@@ -88,9 +90,9 @@ class WriterHealth:
         return True
 
 
-async def _probe(connection: Connection, asked: Sequence[None]) -> Sequence[None]:
+async def _probe(connection: Connection, calls: Sequence[None]) -> Sequence[None]:
     await connection.probe()
-    return asked
+    return calls
 
 
 _PROBE: BatchOperation[None, None] = BatchOperation(_probe, insert_only=True)

@@ -538,7 +538,7 @@ async def test_concurrent_removal_step_removes_nothing(gate: Gate, stubs: Stubs,
     post_id, _ = await commented_post(stubs, 5 * BUDGET)
     await force(stubs, post_id)
     async with connect.open_database(database_url) as store:
-        seen = await store.read(large_deletions._LOOK, None)
+        seen = await store.read(large_deletions._FIND_MARK, None)
         assert seen is not None
 
         after_one = await store.write(large_deletions._STEP, seen)
@@ -563,7 +563,7 @@ async def test_posts_deleted_during_a_removal_are_removed(
     )
     await force(stubs, second)
     async with connect.open_database(database_url) as store:
-        mark = await store.read(large_deletions._LOOK, None)
+        mark = await store.read(large_deletions._FIND_MARK, None)
         assert mark is not None
         mark = await store.write(large_deletions._STEP, mark)
         await force(stubs, first)
