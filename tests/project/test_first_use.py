@@ -64,8 +64,8 @@ def test_make_run_prints_what_it_does(running: Path) -> None:
     """Two lines before the service starts, without the output of package builds."""
     lines = running.read_text().splitlines()
 
-    assert lines[0].startswith("Making .venv with Python 3.")
-    assert lines[1] == "Installing the service and what it needs into .venv"
+    assert lines[0].startswith("Creating .venv with Python 3.")
+    assert lines[1] == "Installing the service and its requirements into .venv"
     assert lines[2].startswith("{") or "serving on" in lines[2]
     assert not [line for line in lines if "DEPRECATION" in line or "warning" in line.lower()]
 
