@@ -80,9 +80,9 @@ def restore_obstacles(connection: sqlalchemy.Connection, revision: str) -> list[
     if revision == BEFORE:
         return found
     present = sqlalchemy.inspect(connection).get_table_names()
-    ours = [name for name in tables.metadata.tables if name in present]
+    service_tables = [name for name in tables.metadata.tables if name in present]
     found.extend(missing_objects(connection, revision))
-    found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, ours))
+    found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, service_tables))
     return found
 
 
@@ -191,10 +191,10 @@ def _attached_on_sqlite(
     connection: sqlalchemy.Connection, names: Collection[str] = ("posts", "comments")
 ) -> Iterator[tuple[str, str]]:
     """Yields triggers, foreign keys and constraints on tables; by default on those of a legacy database."""
-    ours = "(" + ", ".join(f"'{name}'" for name in names) + ")"
+    table_names = "(" + ", ".join(f"'{name}'" for name in names) + ")"
     for name, table in connection.exec_driver_sql(
         "SELECT name, tbl_name FROM sqlite_master"
-        f" WHERE type = 'trigger' AND lower(tbl_name) IN {ours} ORDER BY 1"
+        f" WHERE type = 'trigger' AND lower(tbl_name) IN {table_names} ORDER BY 1"
     ):
         yield f"trigger {name} on {table}", _TRIGGER
     # Constraints on columns that the upgrade moves are removed with the columns.
@@ -204,7 +204,7 @@ def _attached_on_sqlite(
         for name, table, column in connection.exec_driver_sql(
             'SELECT it.name, lower(key."table"), key."from"'
             " FROM sqlite_master AS it, pragma_foreign_key_list(it.name) AS key"
-            f""" WHERE it.type = 'table' AND lower(key."table") IN {ours}"""
+            f""" WHERE it.type = 'table' AND lower(key."table") IN {table_names}"""
             " AND NOT (it.name = 'comments' AND lower(key.\"from\") = 'post_id')"
         )
         if column not in moved.get(name, ())

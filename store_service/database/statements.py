@@ -178,14 +178,14 @@ class _Beyond(FunctionElement[Any]):
 @compiles(_Beyond, "sqlite")
 def _beyond_on_sqlite(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
     # For a comparison of pairs, SQLite would search the index by the first element only.
-    group, id, wanted, after = (compiler.process(it, **kw) for it in element.clauses)
-    return f"({group} = {wanted} AND {id} > {after})"
+    group, id, value, after = (compiler.process(it, **kw) for it in element.clauses)
+    return f"({group} = {value} AND {id} > {after})"
 
 
 @compiles(_Beyond, "postgresql")
 def _beyond_on_postgresql(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
-    group, id, wanted, after = (compiler.process(it, **kw) for it in element.clauses)
-    return f"(({group}, {id}) > ({wanted}, {after}) AND {group} <= {wanted})"
+    group, id, value, after = (compiler.process(it, **kw) for it in element.clauses)
+    return f"(({group}, {id}) > ({value}, {after}) AND {group} <= {value})"
 
 
 class _Elements(FunctionElement[Any]):

@@ -383,7 +383,7 @@ def test_table_without_its_primary_key_is_reported(
         f"CREATE TABLE comments (id {id}, body VARCHAR, post_id {post_id})",
     )
 
-    assert_refused(bare_url, problem, "make the table as storeapi made it")
+    assert_refused(bare_url, problem, "create the table as storeapi does")
 
 
 def test_check_constraint_on_bodies_is_reported(bare_url: str) -> None:
@@ -562,5 +562,5 @@ def test_database_encoding_other_than_utf8_is_refused(postgres: str, tmp_path: P
 def assert_wrong_encoding(database_url: str, encoding: str) -> None:
     """Upgrade and check say it, and what to do about it."""
     for attempt in (schema.upgrade, schema.check):
-        with pytest.raises(schema.WrongEncoding, match=f"{encoding}.*make one with ENCODING 'UTF8'"):
+        with pytest.raises(schema.WrongEncoding, match=f"{encoding}.*create one with ENCODING 'UTF8'"):
             attempt(database_url)

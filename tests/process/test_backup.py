@@ -305,7 +305,7 @@ def test_full_disk_leaves_no_files(database_file: Path) -> None:
 
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line == "store-service: cannot write copy.db.partial: there is no space left, or the disk fails"
+    assert line == "store-service: cannot write copy.db.partial: the disk is full or failed"
     assert not [name for name in names(folder) if name.startswith("copy")]
     assert run_command("backup", "copy.db", folder=folder).returncode == 0
 
