@@ -34,8 +34,8 @@ class BatchRunner:
         self._observer = observer
         self._running: dict[Connection, Sequence[Job]] = {}
         self.queued_before_answers = 0
-        """Number of jobs that waited when the last batch was about to be answered. Callers that have been
-        answered may queue their next jobs from then on."""
+        """Number of jobs that waited just before the last batch was answered. Answered callers may queue
+        their next jobs after that."""
         self.after_write: Callable[[], None] = lambda: None
         """Called after each commit."""
         self.after_failure: Callable[[], None] = lambda: None

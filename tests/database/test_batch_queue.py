@@ -58,13 +58,13 @@ INSERT_ORPHAN = Statement(
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Database]:
-    """An open database of this test's own."""
+    """An open database that only this test uses."""
     async with connect.open_database(database_url, readers=2) as store:
         yield store
 
 
 def bodies(database_url: str) -> list[str]:
-    """What is on disk, in the order in which it was stored."""
+    """Returns the stored bodies in the order of their ids."""
     return [str(body) for (body,) in query(database_url, "SELECT body FROM posts ORDER BY id")]
 
 
@@ -88,7 +88,7 @@ class Recorded:
 
 
 async def blocked(store: Database) -> tuple[Gate, asyncio.Task[None]]:
-    """Has the writer stand in a gate."""
+    """Blocks the writer in a gate."""
     gate = Gate()
     task = asyncio.create_task(store.write(gate.operation, None))
     await gate.entered.wait()
@@ -116,7 +116,7 @@ async def test_one_commit_serves_all_waiting_jobs(store: Database, database_url:
 
 
 async def test_different_operations_share_a_commit(store: Database, database_url: str) -> None:
-    """What waits together is one transaction, whatever it is."""
+    """All waiting jobs are one transaction."""
     posts = Posts(store)
     first, second = await posts.create([PostDraft(body="a"), PostDraft(body="b")])
     with count_commits(database_url) as commits:
@@ -141,7 +141,7 @@ async def test_single_job_is_not_delayed(store: Database, database_url: str) -> 
 
 
 async def test_batch_size_is_limited(store: Database, database_url: str) -> None:
-    """More than MAX_BATCH is done in several transactions, so that the first need not wait for the last."""
+    """More than MAX_BATCH jobs are several transactions, so the first jobs do not wait for the last ones."""
     recorded = Recorded()
     gate, gated = await blocked(store)
     waiting = [asyncio.create_task(store.write(recorded.operation, str(n))) for n in range(2 * MAX_BATCH + 7)]
@@ -156,7 +156,7 @@ async def test_batch_size_is_limited(store: Database, database_url: str) -> None
 
 
 async def test_full_batch_takes_no_more_jobs(store: Database) -> None:
-    """Neither its memory nor its time grows with the number of callers that write much at once."""
+    """Memory and duration of a batch do not grow with the number of large jobs."""
     recorded = Recorded()
     sizes = [LARGE_JOB_BYTES] * (2 * MAX_BATCH_BYTES // LARGE_JOB_BYTES) + [0, 1]
     gate, gated = await blocked(store)
@@ -263,7 +263,7 @@ async def test_jobs_run_in_order(store: Database, database_url: str) -> None:
 
 
 async def test_deferred_job_runs_first_in_the_next_batch(store: Database) -> None:
-    """Before later jobs; cancelled ones are skipped."""
+    """Deferred jobs run before later jobs. Cancelled ones are skipped."""
     gate = Gate()
     batches: list[list[int]] = []
 
@@ -287,7 +287,7 @@ async def test_deferred_job_runs_first_in_the_next_batch(store: Database) -> Non
 
 
 async def test_job_is_counted_in_the_batch_that_runs_it(database_url: str) -> None:
-    """Not in those that had no room for it."""
+    """Batches in which a job was deferred are not counted."""
     measure = QueueMetrics()
 
     async def one_of(_: Connection, numbers: Sequence[int]) -> list[int]:
@@ -305,7 +305,7 @@ async def test_job_is_counted_in_the_batch_that_runs_it(database_url: str) -> No
 
 
 async def test_readers_run_concurrently(store: Database) -> None:
-    """A slow read keeps one reader, not all of them."""
+    """A slow read blocks one reader, not all of them."""
     slow = Gate()
     reading = asyncio.create_task(store.read(slow.operation, None))
     await slow.entered.wait()
@@ -322,7 +322,7 @@ async def test_readers_run_concurrently(store: Database) -> None:
 
 
 async def test_reads_and_writes_do_not_wait_for_each_other(store: Database) -> None:
-    """The queues are separate, and the engines keep them apart on disk."""
+    """Reads do not wait for a running write."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     gate, gated = await blocked(store)
@@ -336,7 +336,7 @@ async def test_reads_and_writes_do_not_wait_for_each_other(store: Database) -> N
     await gated
 
 
-# Callers that go away
+# Cancelled callers
 
 
 async def test_cancelled_job_is_skipped_before_its_start(store: Database, database_url: str) -> None:
@@ -462,7 +462,7 @@ async def test_cancelled_job_is_not_repeated(store: Database, database_url: str)
 
 
 async def test_database_error_fails_the_batch_without_repetition(store: Database, database_url: str) -> None:
-    """A database that is busy for a batch would be busy for each of its members too."""
+    """A database that is busy for a batch would be busy for each of its jobs."""
 
     async def busy(body: str) -> None:
         if body == "b":
@@ -479,8 +479,8 @@ async def test_database_error_fails_the_batch_without_repetition(store: Database
 
 
 async def test_success_is_reported_after_the_commit(store: Database, database_url: str) -> None:
-    """When it is the commit that fails, everything before it looked fine."""
-    # Either is undone with the transaction.
+    """If the commit fails, all jobs fail, although each of them succeeded."""
+    # Both are rolled back with the transaction.
     at_the_commit = (
         "PRAGMA defer_foreign_keys = 1"
         if connect.is_sqlite(database_url)
@@ -505,7 +505,7 @@ async def test_success_is_reported_after_the_commit(store: Database, database_ur
 
 
 async def test_acknowledged_write_is_visible_to_another_process(store: Database, database_url: str) -> None:
-    """Another process sees it as soon as the caller knows of it."""
+    """Another process sees the write as soon as the caller has the response."""
     posts = Posts(store)
     for n in range(10):
         await posts.create([PostDraft(body=str(n))])
@@ -513,7 +513,7 @@ async def test_acknowledged_write_is_visible_to_another_process(store: Database,
         assert bodies(database_url)[-1] == str(n)
 
 
-# dry_run=True
+# Dry runs
 
 
 REQUEST_ID = "3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b"
@@ -522,7 +522,7 @@ REQUEST_ID = "3f2b8c1e-7a5d-4e6f-9b0a-1c2d3e4f5a6b"
 def noting(
     write: Callable[..., Awaitable[Any]], written: list[WriteWithChanges]
 ) -> Callable[..., Awaitable[Any]]:
-    """Writes as `write`, and notes what."""
+    """Wraps `write` and records its arguments."""
 
     def noted(connection: Connection, what: WriteWithChanges, **values: Any) -> Awaitable[Any]:
         written.append(what)
@@ -603,7 +603,7 @@ async def test_batch_releases_finished_results(store: Database) -> None:
 
 
 async def test_dry_run_commits_nothing(store: Database, database_url: str) -> None:
-    """It needs no fsync."""
+    """A dry run needs no fsync."""
     posts = Posts(store)
     with count_commits(database_url) as commits:
         await asyncio.gather(*(posts.create([PostDraft(body="tried")], dry_run=True) for _ in range(5)))
@@ -613,7 +613,7 @@ async def test_dry_run_commits_nothing(store: Database, database_url: str) -> No
 
 
 async def test_failed_dry_run_leaves_no_transaction(store: Database, database_url: str) -> None:
-    """The transaction is closed either way."""
+    """The transaction is closed after an error too."""
 
     async def stumble(_: str) -> None:
         raise ZeroDivisionError
@@ -657,7 +657,7 @@ async def test_lost_connection_is_reopened(
 
 
 async def until_available(call: Callable[[], Awaitable[Any]]) -> Any:
-    """Calls again as long as the answer is that the database is not available."""
+    """Repeats a call while it raises DatabaseUnavailable."""
     while True:
         try:
             return await call()
@@ -738,7 +738,7 @@ def taken_away(database_url: str) -> Iterator[None]:
         away.rename(path)
         return
     url = make_url(database_url)
-    # PostgreSQL closes no door behind whoever asks for it.
+    # PostgreSQL does not allow this from a connection to the same database.
     outside = url.set(database="postgres").render_as_string(hide_password=False)
     execute(outside, f"ALTER DATABASE {url.database} ALLOW_CONNECTIONS false")
     try:
@@ -795,11 +795,11 @@ async def test_connection_lost_during_close_fails_waiting_jobs(
     assert {type(answer) for answer in answers} == {DatabaseUnavailable}
 
 
-# All of it
+# All together
 
 
 async def test_every_caller_gets_its_own_result(store: Database, database_url: str) -> None:
-    """1,000 callers write, fail, try and cancel."""
+    """1,000 callers write, fail, run dry runs and cancel."""
     chance = random.Random(7)
 
     async def refuse(body: str) -> ServiceError | None:
@@ -846,7 +846,7 @@ async def test_connection_lost_during_a_batch_fails_its_remaining_jobs(
 
     async def run(_: Connection, arguments: Sequence[str]) -> list[str]:
         if "bad" in arguments:
-            # Alone it loses the connection; together it fails as a bug does, and each is tried alone.
+            # A single job loses the connection. A batch fails as by a bug, so its jobs run one by one.
             raise DatabaseUnavailable if len(arguments) == 1 else RuntimeError
         return list(arguments)
 

@@ -123,7 +123,7 @@ async def test_start_of_the_feed_is_identified_by_its_change_time(store: Databas
     state = await changes.state()
     assert state.trimmed.time
     await changes.check(state.trimmed)
-    # What an earlier version gave, which knew no time.
+    # A token of an earlier version, without a time.
     await changes.check(replace(state.trimmed, time=0))
 
     with pytest.raises(ResumeTokenForeign):

@@ -1,4 +1,4 @@
-"""The open database on each engine: what its connections see, what locks do, what stays when it is closed."""
+"""An open database on each engine: visibility of writes, locks, forced rollback, and closing."""
 
 import asyncio
 import os
@@ -68,7 +68,7 @@ async def test_long_lock_is_busy(database_url: str) -> None:
 
 
 async def test_reads_do_not_wait_for_a_writer(database_url: str) -> None:
-    """Nor for a writer of another program."""
+    """This includes writers of other programs."""
     async with connect.open_database(database_url, readers=1, lock_timeout_seconds=0.05) as store:
         posts = Posts(store)
         (post,) = await posts.create([PostDraft(body="a")])
@@ -80,7 +80,7 @@ async def test_reads_do_not_wait_for_a_writer(database_url: str) -> None:
 
 
 async def test_forced_rollback_keeps_nothing(database_url: str) -> None:
-    """While the database is open it behaves as usual."""
+    """Reads see earlier writes while the database is open."""
     async with connect.open_database(database_url) as store:
         stored = await Posts(store).create([PostDraft(body="was there")])
     before = query(database_url, "SELECT * FROM posts")
@@ -94,7 +94,7 @@ async def test_forced_rollback_keeps_nothing(database_url: str) -> None:
         assert await posts.get(second.id) == changed
         assert await comments.get(comment.id) == comment
 
-        # A dry run is undone at once, a failure alone, and neither takes the others' writes along.
+        # A dry run and a failed job are rolled back alone. Writes of other jobs stay.
         await posts.delete(Deletion(ids=(second.id,)), dry_run=True)
         outcomes = await asyncio.gather(
             comments.create([CommentDraft(body="fine", post_id=first.id)]),
@@ -133,7 +133,7 @@ async def test_forced_rollback_leaves_no_savepoints(database_url: str, fails: bo
 
 
 async def test_server_with_forced_rollback_keeps_nothing(database_url: str) -> None:
-    """The setting reaches the database; callers notice nothing."""
+    """The setting has no effect on callers."""
     config = settings.load(DATABASE_URL=database_url, DB_FORCE_ROLL_BACK="true", listen="127.0.0.1:0")
     for _ in range(2):
         async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:

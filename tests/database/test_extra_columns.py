@@ -30,7 +30,7 @@ def extended_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 def extend(url: str) -> None:
-    """Columns that refuse NULL, have rules of their own, and refer to other tables and to their own."""
+    """Columns that are NOT NULL, have constraints, and refer to other tables and to their own table."""
     execute(
         url,
         "CREATE TABLE users (id INTEGER PRIMARY KEY, name VARCHAR)",
@@ -45,7 +45,7 @@ def extend(url: str) -> None:
 
 
 async def test_foreign_columns_are_moved_to_their_own_tables(extended_url: str) -> None:
-    """By the new id of the row."""
+    """The rows have the new ids."""
     schema.upgrade(extended_url, move_extra_columns=True)
 
     columns = 'id, title, author, "order"'
@@ -72,7 +72,7 @@ async def test_foreign_columns_are_moved_to_their_own_tables(extended_url: str) 
 
 
 def test_moved_columns_are_logged(extended_url: str) -> None:
-    """As everything that an upgrade could not leave as it was."""
+    """The log names the tables with the moved columns."""
     with structlog.testing.capture_logs() as lines:
         schema.upgrade(extended_url, move_extra_columns=True)
 
@@ -97,7 +97,7 @@ def test_foreign_columns_are_moved_only_with_consent(extended_url: str, tmp_path
 
 
 def test_constraints_of_kept_columns_prevent_the_upgrade(extended_url: str) -> None:
-    """A moved column takes its own along."""
+    """Constraints on moved columns are removed with the columns."""
     execute(extended_url, "CREATE UNIQUE INDEX once ON posts (body)")
 
     with pytest.raises(schema.ForeignSchema, match="unique index once of posts may refuse") as caught:

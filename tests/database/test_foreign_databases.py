@@ -1,4 +1,4 @@
-"""A database of another application is refused, and left as it is."""
+"""A database of another application is refused and not changed."""
 
 import sqlite3
 from contextlib import closing
@@ -16,10 +16,10 @@ on_postgresql = pytest.mark.parametrize("bare_url", ["postgresql"], indirect=Tru
 
 
 def everything(database_url: str) -> object:
-    """Whatever a change would change: every file beside a file with bytes and time; names in PostgreSQL."""
+    """Returns a value that any change alters: bytes and times of all files; names in PostgreSQL."""
     if connect.is_sqlite(database_url):
         folder = connect.sqlite_file.database_path(database_url).parent
-        # In -shm a reader of a log notes how far it reads.
+        # Readers of a log write their positions to -shm.
         return {
             it.name: it.name.endswith("-shm") or (it.read_bytes(), it.stat().st_mtime_ns)
             for it in folder.iterdir()
@@ -30,7 +30,7 @@ def everything(database_url: str) -> object:
 
 
 def assert_refused(database_url: str, folder: Path, *words: str) -> None:
-    """Every command says so in one line, and changes nothing."""
+    """Checks that all commands fail with one line and change nothing."""
     before = everything(database_url)
     settings = {"DATABASE_URL": database_url, "STORE_LISTEN": "127.0.0.1:0"}
     for command in ("check", "migrate", "serve"):
@@ -63,7 +63,7 @@ def test_database_of_another_application_is_refused(bare_url: str, tmp_path: Pat
 
 @pytest.mark.parametrize("mode", ["DELETE", "WAL"])
 def test_log_of_another_application_is_unchanged(tmp_path: Path, mode: str) -> None:
-    """It was closed, or it has a log in which the last writes are."""
+    """The database was closed, or its last writes are in a log."""
     folder = tmp_path / "data"
     folder.mkdir()
     with closing(sqlite3.connect(folder / "theirs.db")) as connection:
@@ -77,7 +77,7 @@ def test_log_of_another_application_is_unchanged(tmp_path: Path, mode: str) -> N
 
 @pytest.mark.parametrize("pragma", ["application_id", "user_version"])
 def test_file_with_a_foreign_application_id_is_refused(tmp_path: Path, pragma: str) -> None:
-    """It has no tables yet."""
+    """The other application has created no tables yet."""
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         connection.execute(f"PRAGMA {pragma} = 17")
 
@@ -149,7 +149,7 @@ def test_objects_of_extensions_are_ignored(bare_url: str) -> None:
         bare_url,
         "CREATE VIEW statistics AS SELECT 1 AS calls",
         "CREATE SEQUENCE numbers",
-        # As CREATE EXTENSION notes it; a server without contrib has no extension with a view.
+        # As CREATE EXTENSION records it. A server without contrib has no extension with a view.
         "INSERT INTO pg_depend"
         " SELECT 'pg_class'::regclass, it, 0, 'pg_extension'::regclass, pg_extension.oid, 0, 'e'"
         " FROM pg_extension, unnest(ARRAY['statistics'::regclass, 'numbers'::regclass]) AS it"

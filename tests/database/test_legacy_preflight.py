@@ -39,7 +39,7 @@ on_postgresql = pytest.mark.parametrize("bare_url", ["postgresql"], indirect=Tru
 
 
 def warnings_of_upgrade(database_url: str) -> list[dict[str, object]]:
-    """Upgrades, and returns what the log warned of."""
+    """Upgrades, and returns the warnings in the log."""
     with structlog.testing.capture_logs() as lines:
         schema.upgrade(database_url)
     return [dict(line) for line in lines if line["log_level"] == "warning"]
@@ -58,7 +58,7 @@ async def everything(database_url: str) -> list[tuple[str, int, int, str]]:
     ]
 
 
-# Bodies that are no text
+# Bodies that are not text
 
 BAD = {
     1: "CAST(x'ff6162' AS TEXT)",
@@ -67,7 +67,7 @@ BAD = {
     4: "x'67c3bc'",
     5: "12",
 }
-"""SQL of bodies by id: three that are no UTF-8, then two that become text without loss."""
+"""SQL of bodies by id: three that are not UTF-8, then two that become text without loss."""
 
 
 def fill_with_bad_bodies(database_url: str) -> None:
@@ -116,7 +116,7 @@ def test_undecodable_bytes_are_kept_and_counted(bare_url: str) -> None:
 
 @on_sqlite
 async def test_utf_16_file_keeps_its_bodies(bare_url: str, tmp_path: Path) -> None:
-    """Their bytes in the file are no UTF-8, and their text is fine all the same."""
+    """The bytes in the file are not UTF-8, but the text is valid."""
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection, connection:
         connection.execute("PRAGMA encoding = 'UTF-16le'")
         connection.execute("CREATE TABLE made_by (somebody TEXT)")
@@ -131,7 +131,7 @@ async def test_utf_16_file_keeps_its_bodies(bare_url: str, tmp_path: Path) -> No
     assert query(bare_url, "SELECT count(*) FROM undecodable_bodies WHERE id = 1") == [(0,)]
 
 
-# Ids that no call takes
+# Invalid ids
 
 
 def old_with_ids(database_url: str, post_ids: list[int]) -> None:
@@ -152,7 +152,7 @@ def old_with_ids(database_url: str, post_ids: list[int]) -> None:
 
 
 async def test_invalid_and_largest_ids_are_replaced(bare_url: str) -> None:
-    """By ids after the others; comments follow their posts."""
+    """The new ids follow all others. Comments refer to the new ids."""
     old_with_ids(bare_url, [-5, 0, 3, 7, LARGEST + 1, END])
     warnings = warnings_of_upgrade(bare_url)
 
@@ -220,7 +220,7 @@ def test_undecodable_bytes_are_found_by_the_new_id(bare_url: str) -> None:
 
 
 def test_comments_without_a_post_id_become_orphans(bare_url: str) -> None:
-    """Where the old table took NULL for a post, such comments are no less there."""
+    """Some legacy tables accept NULL as post_id."""
     execute(
         bare_url,
         "CREATE TABLE posts (id INTEGER PRIMARY KEY, body VARCHAR)",
@@ -260,11 +260,11 @@ async def test_identity_columns_continue_after_all_given_ids(bare_url: str, how:
     assert post.id == 4
 
 
-# What is in the way
+# Obstacles of an upgrade
 
 
 def catalogue(database_url: str) -> object:
-    """What there is, and its rows: the bytes of a file; of PostgreSQL, its names and columns."""
+    """Returns the bytes of a file; for PostgreSQL, the names and columns."""
     if connect.is_sqlite(database_url):
         return connect.sqlite_file.database_path(database_url).read_bytes()
     return query(
@@ -276,7 +276,7 @@ def catalogue(database_url: str) -> object:
 
 
 def assert_refused(database_url: str, *words: str) -> None:
-    """Upgrade and check say the same in one line, and leave the database as it was."""
+    """Checks that upgrade and check fail with the same line and do not change the database."""
     before = catalogue(database_url)
     for attempt in (schema.upgrade, schema.check):
         with pytest.raises(schema.ForeignSchema) as caught:
@@ -293,7 +293,7 @@ NAMES = ["changes", "feed", "requests", "orphaned_comments", "undecodable_bodies
 
 @pytest.mark.parametrize("name", NAMES)
 def test_table_with_a_needed_name_is_reported(bare_url: str, name: str) -> None:
-    """What to do about it is said."""
+    """The message names the remedy."""
     legacy_database.fill(bare_url)
     execute(bare_url, f"CREATE TABLE {name} (something INTEGER)")
 
@@ -315,7 +315,7 @@ def test_all_obstacles_are_reported_at_once(bare_url: str) -> None:
 
 @on_sqlite
 def test_name_in_capitals_is_an_obstacle_on_sqlite(bare_url: str) -> None:
-    """To SQLite it is the same name."""
+    """Names are case-insensitive in SQLite."""
     legacy_database.fill(bare_url)
     execute(bare_url, "CREATE TABLE Changes (id INTEGER)")
 
@@ -376,7 +376,7 @@ def test_postgresql_trigger_or_rule_is_reported(bare_url: str) -> None:
 def test_table_without_its_primary_key_is_reported(
     bare_url: str, id: str, post_id: str, problem: str
 ) -> None:
-    """Its ids may be anything, and twice there."""
+    """Its ids may be duplicate or not numbers."""
     execute(
         bare_url,
         f"CREATE TABLE posts (id {id}, body VARCHAR)",
@@ -412,7 +412,7 @@ def test_view_of_posts_is_reported_on_postgresql(bare_url: str) -> None:
 
 @on_postgresql
 def test_other_dependents_of_columns_are_reported_on_postgresql(bare_url: str) -> None:
-    """A publication of whole tables is not."""
+    """A publication of whole tables is no obstacle."""
     legacy_database.fill(bare_url)
     execute(bare_url, "CREATE PUBLICATION whole FOR TABLE posts, comments")
     users = [
@@ -463,7 +463,7 @@ def test_exclusion_constraint_is_reported(bare_url: str) -> None:
 
 @on_sqlite
 def test_views_are_kept_on_sqlite(bare_url: str) -> None:
-    """Broken ones too."""
+    """This includes broken views."""
     legacy_database.fill(bare_url)
     execute(
         bare_url,
@@ -480,7 +480,7 @@ def test_views_are_kept_on_sqlite(bare_url: str) -> None:
 
 
 def test_foreign_indexes_are_recreated(bare_url: str) -> None:
-    """Also those with conditions and expressions."""
+    """This includes indexes with conditions and expressions."""
     legacy_database.fill(bare_url)
     statements = [
         "CREATE INDEX by_body ON posts (body)",
@@ -502,7 +502,7 @@ def test_foreign_indexes_are_recreated(bare_url: str) -> None:
 
 @on_sqlite
 def test_index_that_cannot_be_recreated_is_reported(bare_url: str) -> None:
-    """Nothing is dropped silently: this one takes NULL, but not the empty body that it becomes."""
+    """The index accepts NULL, but not the empty body that replaces NULL. It is removed with a warning."""
     legacy_database.fill(bare_url, post_rows=[(1, None)], comment_rows=[])
     fails_if_empty = "abs(iif(body = '', -9223372036854775807 - 1, 0))"
     execute(bare_url, f"CREATE INDEX by_tag ON posts ({fails_if_empty})")
@@ -526,19 +526,19 @@ def test_revision_of_another_application_is_not_upgraded(bare_url: str, revision
 
 
 def test_version_table_not_of_alembic_is_reported(bare_url: str) -> None:
-    """It would be read, and written to."""
+    """Otherwise the service would read and write it."""
     legacy_database.fill(bare_url)
     execute(bare_url, "CREATE TABLE alembic_version (something INTEGER)")
 
     assert_refused(bare_url, "alembic_version")
 
 
-# What no database may be
+# Unsupported encodings
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_database_encoding_other_than_utf8_is_refused(postgres: str, tmp_path: Path, encoding: str) -> None:
-    """By every command, for an empty, a legacy and an upgraded database."""
+    """All commands refuse it, for an empty, a legacy and an upgraded database."""
     options = f"ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
     with new_database(postgres, options) as url:
         assert_wrong_encoding(url, encoding)
@@ -560,7 +560,7 @@ def test_database_encoding_other_than_utf8_is_refused(postgres: str, tmp_path: P
 
 
 def assert_wrong_encoding(database_url: str, encoding: str) -> None:
-    """Upgrade and check say it, and what to do about it."""
+    """Checks that upgrade and check name the encoding and the remedy."""
     for attempt in (schema.upgrade, schema.check):
         with pytest.raises(schema.WrongEncoding, match=f"{encoding}.*create one with ENCODING 'UTF8'"):
             attempt(database_url)

@@ -1,4 +1,4 @@
-"""Payloads of changes and remembered answers, also those from before an upgrade."""
+"""Payloads of changes and stored responses, including those from before an upgrade."""
 
 import json
 import sqlite3
@@ -65,7 +65,7 @@ async def test_change_feed_tells_what_was_stored(database_url: str) -> None:
 async def test_changes_from_before_the_upgrade_are_told(
     bare_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Numbers, times and texts stay, so resume tokens stay valid, and a number is not given again."""
+    """Positions, times and texts are unchanged, so resume tokens stay valid. No number is given again."""
     with monkeypatch.context() as patch:
         patch.setattr(schema, "HEAD", "0006")
         schema.upgrade(bare_url)
@@ -112,7 +112,7 @@ async def test_changes_from_before_the_upgrade_are_told(
 
 
 def test_upgrade_without_changes_keeps_the_sequence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On SQLite the highest number is known although no change has it any more."""
+    """On SQLite the highest number is known although its change is deleted."""
     file = tmp_path / "store.db"
     with monkeypatch.context() as patch:
         patch.setattr(schema, "HEAD", "0006")
@@ -127,7 +127,7 @@ def test_upgrade_without_changes_keeps_the_sequence(tmp_path: Path, monkeypatch:
 
 
 async def test_replay_of_an_answer_of_another_version(database_url: str) -> None:
-    """A field that the answer lacks is empty, and one that this program does not know is left out."""
+    """Missing fields are empty, and unknown fields are ignored."""
     answer = json.dumps({"items": [{"id": 7, "body": "a", "color": "red"}]})
     execute(
         database_url,

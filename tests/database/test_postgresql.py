@@ -1,4 +1,4 @@
-"""What is true of PostgreSQL alone: settings of sessions, and sessions that the server ends."""
+"""PostgreSQL only: settings of sessions, and sessions that the server ends."""
 
 import asyncio
 import random
@@ -50,7 +50,7 @@ async def store(database_url: str) -> AsyncIterator[Database]:
 async def on_every_connection(
     store: Database, statement: str, look: Callable[[Connection], object] = lambda _: None
 ) -> list[Any]:
-    """What each connection answers, the one that writes first; `look` is shown each."""
+    """Runs a statement on each connection, the writer first. Calls `look` with each. Returns the results."""
     asked = Statement(sqlalchemy.text(statement))
     arrived, everybody_is_here = asyncio.Semaphore(0), asyncio.Event()
 
@@ -64,7 +64,7 @@ async def on_every_connection(
     answers = []
     for ask in (store.write, *[store.read] * READERS):
         answers.append(asyncio.create_task(ask(BatchOperation(run), None)))
-        # A worker has taken it, and waits in it, before the next one comes.
+        # A connection runs this job before the next one is queued.
         await arrived.acquire()
     everybody_is_here.set()
     return list(await asyncio.gather(*answers))
@@ -85,14 +85,14 @@ async def test_every_connection_is_configured(store: Database, name: str, value:
 
 
 async def test_shortest_timeout_is_not_zero(database_url: str) -> None:
-    """PostgreSQL counts milliseconds, and 0 means none."""
+    """PostgreSQL uses milliseconds, and 0 means no timeout."""
     async with connect.open_database(database_url, readers=READERS, lock_timeout_seconds=0.0004) as store:
         assert await on_every_connection(store, "SHOW lock_timeout") == ["1ms"] * (READERS + 1)
 
 
 @pytest.mark.parametrize(("force_roll_back", "value"), [(False, "10s"), (True, "0")])
 async def test_idle_transaction_is_ended(database_url: str, force_roll_back: bool, value: str) -> None:
-    """It would hold locks and block the feed. The transaction of forced rollback is exempt."""
+    """It would hold locks and block the feed. The outer transaction of a forced rollback is exempt."""
     show = Statement(sqlalchemy.text("SHOW idle_in_transaction_session_timeout"))
 
     async def run(connection: Connection, _: Sequence[None]) -> Sequence[Any]:
@@ -116,13 +116,13 @@ async def test_closed_database_has_no_connection_left(database_url: str) -> None
     with pytest.raises(ZeroDivisionError):
         await leave_with_an_error()
 
-    # A session ends a moment after its client has gone.
+    # A session ends shortly after its client has disconnected.
     wait_until(lambda: query(database_url, f"SELECT count(*) {sessions}") == [(0,)])
 
 
 @pytest.mark.parametrize("force_roll_back", [False, True])
 async def test_missing_database_is_unavailable(database_url: str, force_roll_back: bool) -> None:
-    """An error with a name, and nothing that waits for ever."""
+    """Opening fails with DatabaseUnavailable and does not hang."""
     url = make_url(database_url).set(database="not_there").render_as_string(hide_password=False)
 
     with pytest.raises(DatabaseUnavailable):
@@ -131,7 +131,7 @@ async def test_missing_database_is_unavailable(database_url: str, force_roll_bac
 
 
 async def test_transactions_are_read_committed(database_url: str) -> None:
-    """Another level takes its snapshot before the order lock."""
+    """Other isolation levels take the snapshot before the order lock."""
     name = make_url(database_url).database
     execute(database_url, f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'")
     show = Statement(sqlalchemy.text("SHOW transaction_isolation"))
@@ -150,7 +150,7 @@ async def test_transactions_are_read_committed(database_url: str) -> None:
 async def test_terminated_session_loses_its_work_and_is_replaced(
     store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an operator or a restart does: nothing is kept in part, and the next caller is served."""
+    """As an operator or a restart does. Nothing is committed partially, and the next job succeeds."""
     monkeypatch.setattr(batch_queue, "RECONNECT_SECONDS", 0.01)
     insert = Statement(sqlalchemy.text("INSERT INTO posts (body) VALUES ('lost')"))
     end = Statement(sqlalchemy.text("SELECT pg_terminate_backend(pg_backend_pid())"))
@@ -172,7 +172,7 @@ async def test_terminated_session_loses_its_work_and_is_replaced(
 
 
 async def test_sessions_terminated_while_idle_fail_no_call(store: Database, database_url: str) -> None:
-    """As after a restart of the database at night: work that was not begun is begun on new connections."""
+    """As after a restart of the database. Jobs that have not started run on new connections."""
     ended = asyncio.Semaphore(0)
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
@@ -276,7 +276,7 @@ async def test_request_started_by_two_processes_is_done_once(store: Database, da
 async def test_request_expired_by_another_process_is_done_again(
     store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It expires between the lookup and the read of its response."""
+    """The key expires between the lookup and the read of its response."""
     posts = Posts(store)
     (first,) = await posts.create([PostDraft(body="a")], key=REQUEST)
     fetch = PostgresqlConnection.fetch
@@ -320,7 +320,7 @@ async def test_end_of_the_feed_is_the_position_of_its_last_change(store: Databas
 
 
 async def test_unresponsive_server_is_abandoned(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host without power closes no connection."""
+    """A host without power does not close its connections."""
     monkeypatch.setattr(postgresql, "SLACK_SECONDS", 0.5)
     monkeypatch.setattr(batch_queue, "RECONNECT_SECONDS", 0.01)
     url = make_url(database_url)
@@ -355,7 +355,7 @@ async def test_unresponsive_server_is_abandoned(database_url: str, monkeypatch: 
 
 
 async def test_creates_of_several_processes_run_concurrently(store: Database, database_url: str) -> None:
-    """They share the order lock; updates and deletes need it exclusively."""
+    """Inserts share the order lock. Updates and deletions need it exclusively."""
     with psycopg.connect(database_url) as other:
         other.execute(f"SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})")
         (post,) = await Posts(store).create([PostDraft(body="a")])
@@ -364,7 +364,7 @@ async def test_creates_of_several_processes_run_concurrently(store: Database, da
 
 
 async def test_changes_from_another_server_are_trimmed(store: Database, database_url: str) -> None:
-    """A dump contains transaction numbers of the future, which would block the feed."""
+    """A dump contains transaction numbers that the server has not reached, which would block the feed."""
     changes = Changes(store)
     await Posts(store).create([PostDraft(body="a")])
     await changes.begin()
@@ -388,7 +388,7 @@ async def test_changes_from_another_server_are_trimmed(store: Database, database
 async def test_changes_written_after_a_restore_are_kept(
     store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Although two processes detect the restore."""
+    """The feed is reset once, although two processes detect the restore."""
     await Posts(store).create([PostDraft(body="of another server")])
     with psycopg.connect(database_url) as other:
         other.execute("UPDATE changes SET xid = 2::BIGINT ^ 40")

@@ -1,4 +1,4 @@
-"""What a role of PostgreSQL may not do is an operator's error: one line, before anything is changed."""
+"""Missing privileges of a PostgreSQL role are reported in one line before anything is changed."""
 
 import re
 from collections.abc import Iterator
@@ -22,16 +22,16 @@ from tests.support.stubs import Stubs
 
 
 class Database:
-    """A database and a role that may do no more in it than tests grant."""
+    """A database, and a role that has only the privileges that a test grants."""
 
     def __init__(self, url: str, role: str) -> None:
         self.url = url
-        """As a superuser."""
+        """Creates both as a superuser."""
         self.role = role
         self.role_url = make_url(url).set(username=role).render_as_string(hide_password=False)
 
     def grant(self, *statements: str) -> None:
-        """Runs statements as the superuser, with the name of the role in the place of {role}."""
+        """Runs statements as the superuser, with {role} replaced by the name of the role."""
         execute(self.url, *(statement.format(role=self.role) for statement in statements))
 
 
@@ -50,7 +50,7 @@ GRANT_ALL = "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCH
 
 
 def refused_by(command: str, database: Database, folder: Path, **environment: str) -> str:
-    """Runs a command that must end in one line; returns the line."""
+    """Runs a command that must fail with one line. Returns the line."""
     settings = {"DATABASE_URL": database.role_url, "STORE_LISTEN": "127.0.0.1:0", **environment}
     done = run_command(command, folder=folder, settings=settings)
     assert done.returncode == 1
@@ -60,13 +60,13 @@ def refused_by(command: str, database: Database, folder: Path, **environment: st
 
 
 def tables(database: Database) -> list[tuple[object, ...]]:
-    """The tables that are there."""
+    """Returns the names of the tables."""
     return query(database.url, "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_missing_create_right_is_reported(database: Database, tmp_path: Path, workers: str) -> None:
-    """PostgreSQL 15 and later give it to the owner only."""
+    """In PostgreSQL 15 and later only the owner has it."""
     for command in ("check", "migrate", "serve"):
         line = refused_by(command, database, tmp_path, STORE_WORKERS=workers)
         assert f"role {database.role} lacks the privilege CREATE on schema public" in line
@@ -83,7 +83,7 @@ def test_role_that_owns_no_tables_cannot_upgrade(database: Database, tmp_path: P
 
 
 def test_missing_schema_right_is_reported(database: Database, tmp_path: Path) -> None:
-    """PostgreSQL would say that there are no tables."""
+    """PostgreSQL would report missing tables."""
     schema.upgrade(database.url)
     database.grant("REVOKE USAGE ON SCHEMA public FROM PUBLIC", GRANT_ALL)
     for command in ("check", "migrate", "serve"):
@@ -93,7 +93,7 @@ def test_missing_schema_right_is_reported(database: Database, tmp_path: Path) ->
 
 @pytest.mark.parametrize("right", privileges.TO_WRITE)
 def test_missing_table_right_is_reported(database: Database, tmp_path: Path, right: str) -> None:
-    """With the right and the table."""
+    """The message names the privilege and the table."""
     schema.upgrade(database.url)
     database.grant(GRANT_ALL, f"REVOKE {right} ON comments, changes FROM {{role}}")
     for command in ("check", "serve"):
@@ -112,7 +112,7 @@ def test_a_role_that_may_not_truncate_the_changes_is_refused(database: Database,
 
 
 def test_all_missing_rights_are_reported_at_once(database: Database, tmp_path: Path) -> None:
-    """One try is enough to mend them."""
+    """One message names all of them."""
     schema.upgrade(database.url)
     line = refused_by("check", database, tmp_path)
 
@@ -122,7 +122,7 @@ def test_all_missing_rights_are_reported_at_once(database: Database, tmp_path: P
 
 
 def test_hiding_row_level_security_is_reported(database: Database, tmp_path: Path) -> None:
-    """Row level security without a policy hides all of them, and says nothing."""
+    """Row level security without a policy hides all rows without an error."""
     schema.upgrade(database.url)
     database.grant(GRANT_ALL, "ALTER TABLE posts ENABLE ROW LEVEL SECURITY")
 
@@ -130,7 +130,7 @@ def test_hiding_row_level_security_is_reported(database: Database, tmp_path: Pat
 
 
 def test_read_only_database_is_not_upgraded(database: Database, tmp_path: Path) -> None:
-    """The line says why."""
+    """The message names the reason."""
     database.grant(
         "GRANT CREATE ON SCHEMA public TO {role}", "ALTER ROLE {role} SET default_transaction_read_only = on"
     )
@@ -169,7 +169,7 @@ async def test_right_revoked_later_is_unavailable(database: Database) -> None:
 
 
 def test_checked_rights_cover_every_table(database: Database) -> None:
-    """A new table is asked for too, unless only an upgrade uses it."""
+    """TABLES includes each new table, unless only an upgrade uses it."""
     schema.upgrade(database.url)
     names = {str(name) for (name,) in tables(database)}
 

@@ -1,4 +1,4 @@
-"""What is deleted for its age when clocks jump, on a real database."""
+"""Retention when clocks jump, on a real database."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -35,9 +35,9 @@ class Clocks:
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self.ahead = 0
-        """By how much the wall clock is wrong."""
+        """Error of the wall clock in seconds."""
         self.seconds = 1000.0
-        """What the monotonic clock shows."""
+        """Time of the monotonic clock."""
 
     def wall(self) -> int:
         return now_microseconds() + self.ahead
@@ -46,7 +46,7 @@ class Clocks:
         return self.seconds
 
     def jump(self, by: int) -> None:
-        """Sets the wall clock, that of PostgreSQL too."""
+        """Sets the wall clock, including that of PostgreSQL."""
         self.ahead += by
         if not connect.is_sqlite(self._database_url):
             execute(
@@ -61,7 +61,7 @@ class Clocks:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[str]:
-    """On PostgreSQL one of the test's own, in which clock_timestamp() is the test's too."""
+    """On PostgreSQL, a database in which the test sets clock_timestamp()."""
     if connect.is_sqlite(database_url):
         yield database_url
         return
@@ -82,7 +82,7 @@ def database_url(request: pytest.FixtureRequest, database_url: str) -> Iterator[
 
 @pytest.fixture
 def clocks(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Clocks:
-    """The clocks; what stamps rows uses them too."""
+    """The clocks, which also stamp rows."""
     clocks = Clocks(database_url)
     for module in (post_rules, resource_rules, request_rules):
         monkeypatch.setattr(module, "now_microseconds", clocks.wall)
@@ -96,7 +96,7 @@ async def store(database_url: str) -> AsyncIterator[Database]:
 
 
 def keeper(store: Database, clocks: Clocks) -> Retention:
-    """As a process that has just started has it."""
+    """Returns retention as in a process that has just started."""
     return Retention(
         store,
         change_retention_hours=168,
@@ -113,7 +113,7 @@ async def all_deleted(retention: Retention) -> None:
 
 
 def kept(database_url: str) -> tuple[int, int]:
-    """How many changes and requests there are."""
+    """Returns the numbers of changes and requests."""
     ((changes,),) = query(database_url, "SELECT count(*) FROM changes")
     ((requests,),) = query(database_url, "SELECT count(*) FROM requests")
     assert isinstance(changes, int)
@@ -139,7 +139,7 @@ async def test_clock_jump_deletes_nothing(store: Database, database_url: str, cl
         assert kept(database_url) == (2, 0)
         clocks.run(6 * DAY)
         await all_deleted(retention)
-        # The first is at the mark, and told no more.
+        # The first change is at the trimmed position and is not read any more.
         assert kept(database_url) == (2, 0)
         assert (await Changes(store).state()).trimmed.seq == 1
         clocks.run(DAY)
@@ -175,7 +175,7 @@ async def test_restart_after_a_clock_jump_deletes_nothing(
 
 
 async def test_first_start_trusts_the_newest_row(store: Database, database_url: str, clocks: Clocks) -> None:
-    """As long as nothing was saved: what lies between it and now may be a jump."""
+    """Without a saved clock state, the time since the newest row may be a jump."""
     posts = Posts(store)
     for body in ("a", "b"):
         await posts.create([PostDraft(body=body)], key=REQUEST if body == "a" else None)
@@ -188,7 +188,7 @@ async def test_first_start_trusts_the_newest_row(store: Database, database_url: 
 
 
 async def test_clock_set_back_deletes_nothing(store: Database, database_url: str, clocks: Clocks) -> None:
-    """Nor when it is corrected."""
+    """The correction of the clock deletes nothing either."""
     posts, retention = Posts(store), keeper(store, clocks)
     await posts.create([PostDraft(body="a")])
     await all_deleted(retention)
@@ -226,7 +226,7 @@ async def test_changes_with_future_times_do_not_prevent_trimming(
 async def test_request_ids_with_future_times_expire(
     store: Database, database_url: str, clocks: Clocks
 ) -> None:
-    """Counted from the correction of the clock."""
+    """Their age counts from the correction of the clock."""
     posts, retention = Posts(store), keeper(store, clocks)
     await posts.create([PostDraft(body="a")], key=REQUEST)
     more = STEP_ROWS + 10
@@ -255,7 +255,7 @@ async def test_request_ids_with_future_times_expire(
 async def test_process_with_a_late_clock_writes_no_old_times(
     store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other processes, or itself, would delete them at once."""
+    """Otherwise a process would delete them at once."""
     for module in (post_rules, resource_rules, request_rules):
         monkeypatch.setattr(module, "now_microseconds", lambda: now_microseconds() - YEAR)
     right = Clocks(database_url)
@@ -279,7 +279,7 @@ async def opened(database_url: str) -> AsyncIterator[Database]:
 async def test_process_with_an_early_clock_deletes_nothing_of_others(
     database_url: str, clocks: Clocks
 ) -> None:
-    """The clock of the database decides."""
+    """The clock of the database is used."""
     wrong = Clocks("sqlite:///")
     wrong.ahead = YEAR
     async with opened(database_url) as store:
@@ -313,7 +313,7 @@ async def test_delayed_time_is_not_used(store: Database, database_url: str, cloc
 async def test_trimming_is_left_to_the_process_that_trims(
     store: Database, database_url: str, clocks: Clocks
 ) -> None:
-    """It neither waits for it nor fails, and has nothing left to do."""
+    """It neither waits nor fails."""
     retention = Retention(
         store,
         change_retention_hours=168,

@@ -1,6 +1,6 @@
-"""The schema as SQLite keeps it, files of the old application, and the names that it had.
+"""The schema on SQLite, upgrades of legacy files, and the public names of the legacy application.
 
-What is true of upgrades on each engine is in test_upgrade.py.
+Upgrades on each engine are in test_upgrade.py.
 """
 
 import os
@@ -28,7 +28,7 @@ from tests.support.legacy_database import dump
 from tests.support.polling import wait_until
 from tests.support.timeouts import scaled_timeout
 
-# SQLAlchemy leaves a space at the end of each line.
+# SQLAlchemy ends each line with a space.
 DDL_OF_POSTS = "CREATE TABLE posts (\n\tid INTEGER NOT NULL, \n\tbody VARCHAR, \n\tPRIMARY KEY (id)\n)"
 DDL_OF_COMMENTS = (
     "CREATE TABLE comments (\n\tid INTEGER NOT NULL, \n\tbody VARCHAR, \n\tpost_id INTEGER NOT NULL, "
@@ -37,14 +37,14 @@ DDL_OF_COMMENTS = (
 
 
 def alembic_config(connection: Any = None) -> AlembicConfig:
-    """The revisions, for alembic's own commands."""
+    """The configuration for commands of alembic."""
     config = AlembicConfig(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(schema.__file__).parent / "migrations"))
     return config
 
 
 def ddl(path: Path) -> dict[str, str]:
-    """What sqlite_master says of each table and index, but for alembic's own."""
+    """Returns the rows of sqlite_master for all tables and indexes, except those of alembic."""
     rows = query(path, "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
     return {str(name): str(sql) for name, sql in rows if name not in ("alembic_version", "sqlite_sequence")}
 
@@ -53,7 +53,7 @@ def ddl(path: Path) -> dict[str, str]:
 
 
 def test_first_revision_equals_the_legacy_schema(tmp_path: Path) -> None:
-    """As created by `metadata.create_all` of the legacy application."""
+    """The schema is as created by `metadata.create_all` of the legacy application."""
     legacy_database.create_file(tmp_path / "old.db")
     engine = connect.sync_engine(f"sqlite:///{tmp_path / 'new.db'}")
     with engine.begin() as connection:
@@ -82,12 +82,12 @@ def test_upgraded_tables_equal_the_metadata(tmp_path: Path, is_old: bool) -> Non
 
 
 def test_head_is_the_last_revision() -> None:
-    """The revision that the program asks for is the one that alembic ends at."""
+    """HEAD is the last revision of alembic."""
     assert ScriptDirectory.from_config(alembic_config()).get_heads() == [schema.HEAD]
     assert ScriptDirectory.from_config(alembic_config()).get_bases() == [schema.BEFORE]
 
 
-# A file of the old application
+# Legacy files
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def old_file(tmp_path: Path) -> Path:
 
 
 def test_upgraded_database_has_no_foreign_key_violation(old_file: Path) -> None:
-    """SQLite itself finds no comment without a post, and nothing damaged."""
+    """SQLite finds no violated foreign key and no damage."""
     schema.upgrade(f"sqlite:///{old_file}")
 
     assert query(old_file, "PRAGMA foreign_key_check") == []
@@ -146,7 +146,7 @@ def test_killed_upgrade_of_a_file_loses_nothing(tmp_path: Path, big_old_file: Pa
     upgrade = f"from store_service.database import schema; schema.upgrade('sqlite:///{path}')"
     process = subprocess.Popen([sys.executable, "-c", upgrade], stdout=subprocess.DEVNULL)
 
-    # The upgrade copies every row, so the file grows to about twice its size before it is done.
+    # The upgrade copies all rows, so the file grows to about twice its size.
     wait_until(
         lambda: process.poll() is not None or (journal.exists() and path.stat().st_size >= size * (1 + part)),
     )
@@ -164,7 +164,7 @@ def test_killed_upgrade_of_a_file_loses_nothing(tmp_path: Path, big_old_file: Pa
 
 @pytest.fixture(scope="module")
 def big_old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of the old application that takes a while to upgrade."""
+    """A legacy database that takes some time to upgrade."""
     path = tmp_path_factory.mktemp("big") / "old.db"
     legacy_database.create_file(
         path, post_rows=((n, f"{n} " * 60) for n in range(1, 40_001)), comment_rows=[]
@@ -172,11 +172,11 @@ def big_old_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-# In the way
+# Concurrent use
 
 
 def test_locked_file_is_busy(old_file: Path) -> None:
-    """After a timeout; nothing is changed."""
+    """The upgrade fails after a timeout and changes nothing."""
     before = dump(old_file)
     with closing(sqlite3.connect(old_file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -200,7 +200,7 @@ def test_upgrade_waits_for_a_writer(old_file: Path) -> None:
     assert query(old_file, "SELECT body FROM posts WHERE id = 200") == [("just in time",)]
 
 
-# The names that the old application had
+# Names of the legacy application
 
 
 def run_python(code: str, folder: Path, **settings: str) -> str:

@@ -1,4 +1,4 @@
-"""What is true of SQLite alone: pragmas, paths, the lock of the file, threads, and errors by their code."""
+"""SQLite only: pragmas, paths, the lock file, threads, and errors by their code."""
 
 import asyncio
 import sqlite3
@@ -34,13 +34,13 @@ INSERT = Statement(sqlalchemy.text("INSERT INTO posts (body) VALUES ('lost')"))
 
 @pytest.fixture
 async def store(database_file: Path) -> AsyncIterator[Database]:
-    """An open database of this test's own."""
+    """An open database that only this test uses."""
     async with connect.open_database(f"sqlite:///{database_file}", readers=READERS) as store:
         yield store
 
 
 def sql(text: str) -> BatchOperation[None, list[tuple[object, ...]]]:
-    """An operation that runs a text as it stands."""
+    """Returns an operation that runs SQL without parameters."""
     statement = Statement(sqlalchemy.text(text))
 
     async def run(connection: Connection, asked: Sequence[None]) -> list[list[tuple[object, ...]]]:
@@ -79,7 +79,7 @@ async def test_every_reader_is_configured(store: Database, pragma: str, value: o
     answers = []
     for _ in range(READERS):
         answers.append(asyncio.create_task(store.read(BatchOperation(run), None)))
-        # A worker has taken it, and waits in it, before the next one comes.
+        # A connection runs this job before the next one is queued.
         await arrived.acquire()
     everybody_is_here.set()
 
@@ -97,7 +97,7 @@ async def test_connection_that_ignores_its_settings_is_refused(
 
 
 async def test_readers_cannot_write(store: Database, database_file: Path) -> None:
-    """A reading connection is opened such that SQLite refuses, whatever a statement says."""
+    """SQLite refuses all writes on a connection of a reader."""
     with pytest.raises(DatabaseUnavailable) as caught:
         await store.read(sql("INSERT INTO posts (body) VALUES ('by a reader')"), None)
 
@@ -131,11 +131,11 @@ NAMES = [
 @pytest.mark.parametrize("force_roll_back", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 async def test_every_path_is_one_file(tmp_path: Path, name: str, force_roll_back: bool) -> None:
-    """For upgrade, writer and readers, whatever characters it has."""
+    """Upgrade, writer and readers use the same file, with any characters in its path."""
     folder = tmp_path / name
     folder.mkdir()
     url = f"sqlite:///{folder}/{name}"
-    # What is written as %3F in the URL is a ? in the path.
+    # %3F in the URL is a ? in the path.
     sqlite_file.database_path(url).parent.mkdir(exist_ok=True)
     schema.upgrade(url)
     async with connect.open_database(url, readers=1, force_roll_back=force_roll_back) as store:
@@ -149,12 +149,12 @@ async def test_every_path_is_one_file(tmp_path: Path, name: str, force_roll_back
 
 
 def files_below(folder: Path) -> list[str]:
-    """The path of every file, but not of folders."""
+    """Returns the paths of all files, without folders."""
     return [str(it) for it in folder.rglob("*") if it.is_file()]
 
 
 async def test_every_path_can_be_a_quoted_url(tmp_path: Path) -> None:
-    """A path that is quoted as in any URL means that path, also with a ? in it."""
+    """A quoted path is unquoted, including a quoted ?."""
     path = tmp_path / "what? 100%25 #1.db"
     url = f"sqlite:///{quote(str(path))}"
 
@@ -193,7 +193,7 @@ def test_database_has_one_service(database_file: Path) -> None:
 
 
 def test_linked_database_has_one_service(database_file: Path, tmp_path: Path) -> None:
-    """Whatever leads to it."""
+    """This includes a link to the file."""
     link = tmp_path / "link.db"
     link.symlink_to(database_file)
 
@@ -224,7 +224,7 @@ def test_second_process_is_refused_until_the_first_ends(
     assert server_process.stop() == 0
 
 
-# Ids that were only tried
+# Rolled-back ids
 
 
 async def test_dry_run_uses_no_id(store: Database, database_file: Path) -> None:
@@ -238,7 +238,7 @@ async def test_dry_run_uses_no_id(store: Database, database_file: Path) -> None:
 
 
 async def test_forced_rollback_uses_no_id(database_file: Path) -> None:
-    """Afterwards the counters of the file are as they were, so that every run of a test sees the same ids."""
+    """The counters of ids in the file are rolled back, so each run of a test has the same ids."""
     before = query(database_file, "SELECT * FROM sqlite_sequence")
     for _ in range(2):
         async with connect.open_database(f"sqlite:///{database_file}", force_roll_back=True) as store:
@@ -291,7 +291,7 @@ async def test_abandoned_write_with_forced_rollback_keeps_earlier_writes(
 
 
 def threads_of_the_driver() -> list[threading.Thread]:
-    """aiosqlite has a thread for each connection, which a process waits for at its end."""
+    """aiosqlite has a thread for each connection, and a process waits for it before it exits."""
     return [it for it in threading.enumerate() if "_connection_worker_thread" in it.name]
 
 
@@ -333,7 +333,7 @@ async def test_failed_open_leaves_no_thread(
 
 @pytest.fixture
 def trips(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What was handed to threads of connections."""
+    """Records the calls to threads of connections."""
     seen: list[object] = []
     execute: Any = aiosqlite.Connection._execute
 
@@ -363,7 +363,7 @@ async def test_batch_is_one_trip_to_the_connection_thread(store: Database, trips
 async def test_refused_batch_is_one_trip_to_the_connection_thread(
     store: Database, trips: list[object]
 ) -> None:
-    """An error goes the same way back as an answer, and the transaction is undone on the way."""
+    """An error is raised in the caller, and the transaction is rolled back in the same thread call."""
 
     async def refuse(connection: Connection, _: Sequence[None]) -> list[None]:
         await connection.fetch(INSERT)
@@ -407,7 +407,7 @@ async def test_write_that_awaits_something_else_is_an_error(
         await posts.create([PostDraft(body="comes later")])
 
     assert [type(it) for it in answers] == [RuntimeError, tuple, RuntimeError]
-    # All together, and then one by one.
+    # As a batch, and then one by one.
     assert told == [RuntimeError] * 3
     assert query(database_file, "SELECT body FROM posts") == [("rides along",), ("comes later",)]
 
@@ -416,12 +416,12 @@ async def test_write_that_awaits_something_else_is_an_error(
 
 
 def log_bytes(database_file: Path) -> int:
-    """How large the log is."""
+    """Returns the size of the log in bytes."""
     return Path(f"{database_file}-wal").stat().st_size
 
 
 async def test_log_of_a_large_transaction_is_truncated(store: Database, database_file: Path) -> None:
-    """By the next write."""
+    """The next write truncates the log."""
     await store.write(
         sql("INSERT INTO posts (body) SELECT hex(zeroblob(20000000)) UNION ALL SELECT 'x'"), None
     )
@@ -433,7 +433,7 @@ async def test_log_of_a_large_transaction_is_truncated(store: Database, database
 
 
 async def test_log_that_grew_during_a_read_is_truncated(store: Database, database_file: Path) -> None:
-    """Two writes after the end of the read."""
+    """The log is truncated two writes after the end of the read."""
     with closing(sqlite3.connect(f"file:{database_file}?mode=ro", uri=True, isolation_level=None)) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM posts").fetchone()
@@ -447,11 +447,11 @@ async def test_log_that_grew_during_a_read_is_truncated(store: Database, databas
     assert log_bytes(database_file) == sqlite.MAX_KEPT_LOG_BYTES
 
 
-# Errors of SQLite, and their names
+# Errors of SQLite
 
 
 async def test_full_disk_is_storage_full_and_stores_nothing(store: Database, database_file: Path) -> None:
-    """Nothing of the write that did not fit; the next one that fits is stored."""
+    """A write that does not fit changes nothing. A later write that fits succeeds."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="kept")])
     await store.write(sql("PRAGMA max_page_count = 1"), None)
@@ -483,7 +483,7 @@ async def test_transaction_ended_by_sqlite_is_not_ended_again(store: Database, d
 
 
 async def test_damaged_file_is_unavailable(database_file: Path) -> None:
-    """The text of SQLite is in the cause only."""
+    """The text of SQLite is only in the cause."""
     damage(database_file, "posts")
     async with connect.open_database(f"sqlite:///{database_file}", readers=1) as store:
         with pytest.raises(ServiceError) as caught:

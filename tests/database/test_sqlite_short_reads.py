@@ -1,4 +1,4 @@
-"""Which thread reads on SQLite."""
+"""The thread in which SQLite reads."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ async def store(database_file: Path) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def readers(store: Database) -> list[bool]:
-    """For each statement that is read, whether the event loop did it."""
+    """Records for each read whether it ran on the event loop."""
     seen: list[bool] = []
 
     async def watch(connection: Connection, asked: Sequence[None]) -> list[None]:
@@ -39,7 +39,7 @@ async def readers(store: Database) -> list[bool]:
 
 
 async def test_few_rows_are_read_on_the_event_loop(store: Database, readers: list[bool]) -> None:
-    """A thread would cost more."""
+    """A switch to the thread would cost more than the read."""
     (post,) = await Posts(store).create([PostDraft(body="a")])
 
     assert await Posts(store).get(post.id) == post
@@ -47,20 +47,20 @@ async def test_few_rows_are_read_on_the_event_loop(store: Database, readers: lis
 
 
 async def test_large_reads_use_the_thread(store: Database, readers: list[bool]) -> None:
-    """Pages and large batches never keep the event loop waiting."""
+    """Pages and large batches do not block the event loop."""
     posts = Posts(store)
     await posts.create([PostDraft(body="a")])
     await posts.list_page(PageRequest(query=Query(resource="posts"), page_size=10, page_token=""))
     await posts.get_many(range(1, INLINE_IDS + 2), allow_missing=True)
 
-    # Where the feed ends is one row, which is read first and goes with the page.
+    # The end of the feed is one row, which is read first in the same batch as the page.
     assert readers == [True, False, False]
 
 
 async def test_slow_file_is_read_in_the_thread(
     store: Database, readers: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a while after a slow read."""
+    """Reads use the thread for SLOW_FOR_SECONDS after a slow read."""
     posts = Posts(store)
     (post,) = await posts.create([PostDraft(body="a")])
     monkeypatch.setattr(sqlite_connection, "SLOW_SECONDS", -1.0)

@@ -32,13 +32,13 @@ SHORT = Statement(sqlalchemy.text("SELECT 1"))
 
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[Database]:
-    """A database with one connection that reads, so that it is seen whether that is free again."""
+    """A database with one reader, so that the next read needs the same connection."""
     async with open_database(database_url, readers=1, statement_timeout_seconds=60) as store:
         yield store
 
 
 class Slow:
-    """An operation that takes an hour; it says when it has begun, and on which connection."""
+    """An operation that takes an hour. Sets an event when it has started, and records the connection."""
 
     def __init__(self, statement: Statement) -> None:
         self.begun = asyncio.Event()
@@ -102,7 +102,7 @@ async def test_abandoned_write_is_rolled_back_after_a_delay(store: Database, dat
 
 
 async def test_cancelled_job_starts_no_further_statement(store: Database) -> None:
-    """Work of many statements ends too, when its callers go between two of them."""
+    """The callers leave between two statements of an operation."""
     begun, gone = asyncio.Event(), asyncio.Event()
     outcome: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
@@ -152,7 +152,7 @@ async def test_cancelled_read_leaves_its_task_uncancelled(store: Database) -> No
 async def test_timeout_of_an_abandoned_write_does_not_cancel_the_next(
     store: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The write has ended before its time is over, and the connection works for others by then."""
+    """The write ended before the delay, and the connection runs another batch by then."""
     monkeypatch.setattr(batch_runner, "ABANDONED_WRITE_SECONDS", 3600.5)
     loop = asyncio.get_running_loop()
     call_later = loop.call_later

@@ -23,7 +23,7 @@ ENGINES = ("sqlite", "postgresql")
 
 
 def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Statement]]:
-    """The statements of a name, each with its variant and its engines."""
+    """Yields the statements of a module attribute, each with its variant and engines."""
     if isinstance(value, Statement):
         yield "", ENGINES, value
     elif isinstance(value, WriteWithChanges):
@@ -49,7 +49,7 @@ STATEMENTS: dict[str, dict[str, Statement]] = {
     }
     for engine in ENGINES
 }
-"""Every statement that an engine runs, by its name. Writes that leave changes have two on SQLite."""
+"""All statements of each engine, by name. Writes with changes have two statements on SQLite."""
 
 VALUES = {
     "ids": "[1, 2]",
@@ -125,7 +125,7 @@ SERVED_BY = {
     "idempotency.NEWEST_TIME": "requests USING COVERING INDEX requests_create_time_idx",
     "idempotency.RESTAMP_FUTURE_REQUESTS": "requests_create_time_idx (create_time>?)",
 }
-"""The index that SQLite must choose for each statement that looks for rows."""
+"""The index that SQLite must use for each statement that searches rows."""
 
 SERVED_BY_ON_POSTGRESQL = {
     "posts.POSTS.by_id": "posts_pkey",
@@ -170,11 +170,11 @@ SERVED_BY_ON_POSTGRESQL = {
 }
 """The same for PostgreSQL."""
 
-WITHOUT_LOOKING = {
+WITHOUT_INDEX = {
     "sqlite": {
         "posts.POSTS.insert 1",
         "comments.COMMENTS.insert 1",
-        # They tell of rows that are their own parameter.
+        # They read rows of their own parameter.
         "posts.POSTS.update 2",
         "comments.COMMENTS.update 2",
         # The one row of `feed`.
@@ -185,20 +185,20 @@ WITHOUT_LOOKING = {
         "changes.BEGIN_ANEW[1]",
         # Deletes everything.
         "changes.BEGIN_ANEW[0]",
-        # A constant; the question is PostgreSQL's.
+        # A constant on SQLite.
         "changes.HAS_OWN_PAST",
         "posts.CHECK_KEYS_BY_INDEX",
-        # Few posts, or none, are marked at a time.
+        # There are few or no marked posts.
         "deletions.MARKS",
         "idempotency.INSERT_REQUESTS",
     },
     "postgresql": {
         "posts.CHECK_KEYS_BY_INDEX",
-        # PostgreSQL reads a table of a page or two whole.
+        # PostgreSQL scans tables of one or two pages.
         "deletions.MARKS",
         "deletions.SET_REMOVED",
         "deletions.UNMARK_POSTS",
-        # Inserts tell of what they have just written.
+        # Inserts read the rows that they have just written.
         "posts.POSTS.insert",
         "comments.COMMENTS.insert",
         "changes.FEED",
@@ -211,7 +211,7 @@ WITHOUT_LOOKING = {
         "idempotency.INSERT_REQUESTS",
     },
 }
-"""Statements that have no rows to look for, or none to choose among."""
+"""Statements that search no rows, or whose table has few rows."""
 
 SORTS_ITS_BATCH = {
     "posts.POSTS.insert 2",
@@ -223,29 +223,29 @@ SORTS_ITS_BATCH = {
     "comments.COMMENTS.delete",
     "comments.DELETE_COMMENTS_OF_POSTS",
     "comments.DELETE_COMMENTS_OF_POSTS 1",
-    # PostgreSQL does not see that the two ends of a piece belong together, and takes it for a large one.
+    # PostgreSQL estimates the two ends of a change batch separately and expects many rows.
     "changes.CHANGES",
 }
-"""What one batch has written is told in the order of its requests, which no index knows; and a piece of the
-feed, which is no larger than what is sent at once, may be read by its index first and sorted then."""
+"""Statements that may sort. The changes of a batch are added in the order of its requests, which no index
+has. A change batch is small and may be sorted after it was read by its index."""
 
 
 def run(statement: Statement, **values: object) -> list[tuple[object, ...]]:
-    """The rows that a statement has in an empty database without tables."""
+    """Returns the rows of a statement in a database without tables."""
     text, arguments = statement.on("sqlite", values)
     with closing(sqlite3.connect(":memory:")) as connection:
         return connection.execute(text, arguments).fetchall()
 
 
 def test_every_statement_is_in_the_index_table() -> None:
-    """A new statement is given its index here too."""
+    """Each new statement has to be added to the table above."""
     for engine, served_by in (("sqlite", SERVED_BY), ("postgresql", SERVED_BY_ON_POSTGRESQL)):
-        assert served_by.keys() | WITHOUT_LOOKING[engine] == STATEMENTS[engine].keys()
-        assert not served_by.keys() & WITHOUT_LOOKING[engine]
+        assert served_by.keys() | WITHOUT_INDEX[engine] == STATEMENTS[engine].keys()
+        assert not served_by.keys() & WITHOUT_INDEX[engine]
 
 
 def test_statements_of_every_shape_are_found() -> None:
-    """The table above finds single statements, pages by their order, and both forms of writes."""
+    """STATEMENTS includes single statements, pages by order, and both forms of writes."""
     assert {"posts.POSTS.delete 1", "posts.POSTS.delete 2"} <= STATEMENTS["sqlite"].keys()
     assert "posts.POSTS.delete" in STATEMENTS["postgresql"].keys() - STATEMENTS["sqlite"].keys()
     assert {"posts.POSTS.pages[id]", "changes.BEGIN_ANEW[0]"} <= STATEMENTS["sqlite"].keys()
@@ -264,7 +264,7 @@ def test_statement_uses_its_index_on_sqlite(database_file: Path, name: str) -> N
 
 
 def is_small(scan: str, plan: list[str]) -> bool:
-    """Whether what is read whole is the batch itself, what was made of it, or the one row of `feed`."""
+    """Whether a scan reads only the batch, rows derived from it, or the one row of `feed`."""
     if "VIRTUAL TABLE" in scan or scan == "SCAN CONSTANT ROW":
         return True
     what = scan.split()[1]
@@ -294,14 +294,14 @@ def filled_database(postgres: str) -> Iterator[str]:
             connection.execute(
                 "INSERT INTO requests SELECT 'request ' || n, 'x', 'x', n FROM generate_series(1, 50000) AS n"
             )
-            # The map of visible rows comes with VACUUM, and the statistics with ANALYZE.
+            # VACUUM creates the visibility map, ANALYZE the statistics.
             connection.execute("VACUUM ANALYZE posts, comments, changes, requests")
         yield url
 
 
 @pytest.mark.parametrize("name", SERVED_BY_ON_POSTGRESQL)
 def test_statement_uses_its_index_on_postgresql(filled_database: str, name: str) -> None:
-    """No table is read whole or sorted, and the plan names the index."""
+    """No table is scanned or sorted, and the plan names the index."""
     with psycopg.connect(filled_database, autocommit=True) as connection:
         statement = STATEMENTS["postgresql"][name]
         values = {"after": 25_000, "after_xid": 25_000, "after_seq": 50_000}
@@ -313,11 +313,11 @@ def test_statement_uses_its_index_on_postgresql(filled_database: str, name: str)
     steps = [str(step) for (step,) in plan]
     index = SERVED_BY_ON_POSTGRESQL[name]
     assert any(f"{index} " in f"{step} " for step in steps), steps
-    # `feed` has one row. Which posts are marked is asked once for the statement; there are few, or none.
+    # `feed` has one row. The marked posts are read once per statement; there are few or none.
     scans = [step for step in steps if "Seq Scan" in step]
     assert not [step for step in scans if "on feed" not in step and "on post_deletions" not in step], steps
     assert name in SORTS_ITS_BATCH or not [step for step in steps if "Sort" in step], steps
-    # What is left out of the batch, which is a function's, needs no index.
+    # The exclusion from the batch, which is a function result, needs no index.
     filtered = [before for before, step in pairwise(steps) if "Filter" in step and "SubPlan" not in step]
     assert not [step for step in filtered if "Function Scan on json_array_elements" not in step], steps
 
@@ -325,7 +325,7 @@ def test_statement_uses_its_index_on_postgresql(filled_database: str, name: str)
 def run_on_postgresql(
     connection: psycopg.Connection[Any], before: str, statement: Statement, **values: object
 ) -> list[tuple[Any, ...]]:
-    """Runs a statement as the service's driver does, with the parameters apart from the text."""
+    """Runs a statement as the driver of the service does, with separate parameters."""
     text, arguments = statement.on("postgresql", VALUES | values)
     with psycopg.RawCursor(connection) as cursor:
         cursor.execute((before + text).encode(), arguments)
@@ -334,7 +334,7 @@ def run_on_postgresql(
 
 @pytest.mark.parametrize("name", STATEMENTS["sqlite"])
 def test_statement_runs_on_the_current_schema_of_sqlite(database_file: Path, name: str) -> None:
-    """Names of tables and columns are those of the last revision."""
+    """Checks the names of tables and columns against the last revision."""
     text, arguments = STATEMENTS["sqlite"][name].on("sqlite", VALUES)
     with closing(sqlite3.connect(database_file)) as connection:
         connection.execute("INSERT INTO posts (body) VALUES ('a')")
@@ -344,7 +344,7 @@ def test_statement_runs_on_the_current_schema_of_sqlite(database_file: Path, nam
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("name", STATEMENTS["postgresql"])
 def test_statement_runs_on_the_current_schema_of_postgresql(database_url: str, name: str) -> None:
-    """The same names, and the types that PostgreSQL insists on."""
+    """Checks names and types against PostgreSQL."""
     execute(database_url, "INSERT INTO posts (body) VALUES ('a')")
     with psycopg.connect(database_url) as connection:
         run_on_postgresql(connection, "", STATEMENTS["postgresql"][name])
@@ -352,7 +352,7 @@ def test_statement_runs_on_the_current_schema_of_postgresql(database_url: str, n
 
 
 def test_statement_text_is_independent_of_the_batch_size() -> None:
-    """SQLite prepares it once, and its limit of parameters is never met."""
+    """SQLite prepares the statement once and never reaches its limit of parameters."""
     few, _ = posts.POSTS.by_id.on("sqlite", {"ids": as_json([1])})
     many, arguments = posts.POSTS.by_id.on("sqlite", {"ids": as_json(list(range(100_000)))})
 
@@ -361,7 +361,7 @@ def test_statement_text_is_independent_of_the_batch_size() -> None:
 
 
 def test_ids_are_passed_as_numbers() -> None:
-    """Including the extreme values and an empty list."""
+    """This includes the extreme values and an empty list."""
     wanted = [1, 2**63 - 1, -(2**63), 0]
 
     def found(numbers: str) -> list[int]:
@@ -393,7 +393,7 @@ def test_rows_keep_their_types_and_order() -> None:
 
 
 def test_json_is_compact() -> None:
-    """No spaces, and characters as they are instead of as escapes."""
+    """There are no spaces and no escapes of non-ASCII characters."""
     assert as_json([[0, "é"], [1, "b"]]) == '[[0,"é"],[1,"b"]]'
     assert json.loads(as_json([])) == []
 
@@ -408,7 +408,7 @@ def test_missing_parameter_is_an_error() -> None:
 
 
 def test_constant_of_a_statement_needs_no_parameter() -> None:
-    """SQLAlchemy turns constants into parameters; they keep their values."""
+    """SQLAlchemy converts constants to parameters, which keep their values."""
     statement = Statement(select(parameter("one", Integer) + 5).limit(1))
 
     assert run(statement, one=1) == [(6,)]

@@ -1,4 +1,4 @@
-"""The way from any database to the schema that this program needs: nothing is lost, on either engine."""
+"""Upgrades of all kinds of databases keep all rows, on each engine."""
 
 import re
 import signal
@@ -44,13 +44,13 @@ on_postgresql = pytest.mark.parametrize("bare_url", ["postgresql"], indirect=Tru
 
 
 def state(database_url: str) -> object:
-    """Whatever a change would change: the bytes of a file; of PostgreSQL, the schema, and rows' versions."""
+    """Returns a value that any change alters: bytes of a file; schema and row versions of PostgreSQL."""
     if connect.is_sqlite(database_url):
         path = sqlite_file.database_path(database_url)
         return path.read_bytes() if path.exists() else None
     with database_connection(database_url) as connection:
         names = sorted(sqlalchemy.inspect(connection).get_table_names())
-        # xmin is the transaction that wrote the row, ctid the place where it is.
+        # xmin is the transaction that wrote the row, ctid its location.
         rows = [
             query(database_url, f"SELECT xmin::text, ctid::text, it.* FROM {name} AS it") for name in names
         ]
@@ -67,11 +67,11 @@ _CATALOGUE = (
 )
 
 
-# A database of the old application
+# Legacy databases
 
 
 def test_every_legacy_row_is_kept(old_url: str) -> None:
-    """Ids and bodies stay, NULL becomes empty, orphans are moved; times are unset and versions start."""
+    """Ids and bodies are kept, NULL becomes empty, orphans are moved, times are NULL, and versions are 1."""
     was = schema.upgrade(old_url)
 
     assert was == schema.BEFORE
@@ -92,7 +92,7 @@ def test_every_legacy_row_is_kept(old_url: str) -> None:
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
 def test_last_revision_equals_the_metadata(bare_url: str, is_old: bool) -> None:
-    """As alembic compares them."""
+    """Alembic finds no unexpected difference."""
     if is_old:
         legacy_database.fill(bare_url)
     schema.upgrade(bare_url)
@@ -111,18 +111,18 @@ def test_last_revision_equals_the_metadata(bare_url: str, is_old: bool) -> None:
     }
     each = [it for group in differences for it in (group if isinstance(group, list) else [group])]
     if connect.is_sqlite(bare_url):
-        # Transactions of SQLite have no numbers that rows could be found by.
+        # SQLite has no transaction numbers, so the index exists only on PostgreSQL.
         elsewhere = {("add_index", "changes_xid_seq_idx")}
         known = identities
     else:
-        # The number of the transaction, which the revision alone can say in the words of PostgreSQL.
+        # The default is a PostgreSQL expression that only the revision defines.
         elsewhere = set()
         known = {("modify_default", None, "changes", "xid")}
     assert [it for it in each if it[:4] not in known and (it[0], _name(it[1])) not in elsewhere] == []
 
 
 def _name(changed: object) -> object:
-    """What a difference is about, by its name if it has one."""
+    """Returns the object of a difference, by its name if it has one."""
     return getattr(changed, "name", None)
 
 
@@ -164,7 +164,7 @@ async def test_new_ids_differ_from_those_of_rows_and_orphans(old_url: str) -> No
 
 
 async def test_empty_legacy_database_starts_at_id_one(bare_url: str) -> None:
-    """Nothing to keep, nothing to skip."""
+    """There are no rows to keep and no ids to skip."""
     legacy_database.fill(bare_url, post_rows=[], comment_rows=[])
     schema.upgrade(bare_url)
     async with connect.open_database(bare_url, readers=1) as store:
@@ -175,7 +175,7 @@ async def test_empty_legacy_database_starts_at_id_one(bare_url: str) -> None:
 
 
 async def test_id_of_a_deleted_row_is_not_reused(database_url: str) -> None:
-    """Also after a restart."""
+    """This is also true after a restart."""
     seen: list[tuple[int, int]] = []
     for _ in range(2):
         async with connect.open_database(database_url, readers=1) as store:
@@ -201,7 +201,7 @@ def test_legacy_database_without_the_foreign_key_is_upgraded(old_url: str) -> No
 
 @on_postgresql
 async def test_ids_continue_after_imported_rows(old_url: str) -> None:
-    """Their sequences were not advanced."""
+    """Inserts with explicit ids have not advanced the sequences."""
     execute(old_url, *(f"SELECT setval('{table}_id_seq', 1, false)" for table in ("posts", "comments")))
     schema.upgrade(old_url)
     async with connect.open_database(old_url, readers=1) as store:
@@ -243,7 +243,7 @@ STEPS = {
 def test_failed_upgrade_leaves_the_database_unchanged(
     old_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """Wherever it fails."""
+    """This is true for a failure at each statement."""
     before, calls = contents(old_url), 0
     real: Callable[..., Any] = getattr(alembic.op, step)
 
@@ -255,7 +255,7 @@ def test_failed_upgrade_leaves_the_database_unchanged(
             raise FaultError
         return result
 
-    # At each call in turn, after it was done, until there are no more.
+    # Fails after the first call, then after the second, until all calls succeed.
     for fails_at in range(1, 100):  # noqa: B007  # `failing` reads it
         calls = 0
         with monkeypatch.context() as patch:
@@ -272,11 +272,11 @@ def test_failed_upgrade_leaves_the_database_unchanged(
 
 
 class FaultError(Exception):
-    """What the tests break an upgrade with."""
+    """The error that tests raise during an upgrade."""
 
 
 def contents(database_url: str) -> object:
-    """Schema and rows, wherever they are in a file."""
+    """Returns schema and rows, independent of their location in a file."""
     if connect.is_sqlite(database_url):
         return legacy_database.dump(sqlite_file.database_path(database_url))
     return state(database_url)
@@ -291,14 +291,14 @@ def test_killed_upgrade_loses_nothing(old_url: str) -> None:
     waits = f"{ours} AND wait_event_type = 'Lock'"
     others = f"{ours} AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
-    # The upgrade changes what is in the tables, and then waits for whoever has read one to finish.
+    # The upgrade changes rows, and then waits for transactions that have read a table.
     with database_connection(old_url) as reader:
         reader.exec_driver_sql("SELECT 1 FROM comments LIMIT 1")
         process = subprocess.Popen([sys.executable, "-c", upgrade], stdout=subprocess.DEVNULL)
         wait_until(lambda: query(old_url, waits) == [(1,)])
         process.send_signal(signal.SIGKILL)
         process.wait()
-    # The server notices when it has something to tell the client.
+    # The server notices the lost client when it sends something.
     wait_until(lambda: query(old_url, others) == [(0,)])
 
     assert process.returncode == -signal.SIGKILL
@@ -306,7 +306,7 @@ def test_killed_upgrade_loses_nothing(old_url: str) -> None:
     assert schema.upgrade(old_url) == schema.BEFORE
 
 
-# Databases that are something else
+# Other databases
 
 
 def test_newer_schema_is_refused(database_url: str) -> None:
@@ -363,11 +363,11 @@ def test_check_reports_an_older_schema_and_changes_nothing(bare_url: str, actual
     assert state(bare_url) == before
 
 
-# From the versions of this program before
+# Earlier versions of this program
 
 
 def test_request_ids_of_the_previous_version_are_kept(bare_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the size of their responses; that version can still write."""
+    """They get the size of their responses. The previous version can still write."""
     row = "INSERT INTO requests (id, fingerprint, answer, create_time) VALUES ('{}', 'f', '{}', {})"
     with monkeypatch.context() as before:
         before.setattr(schema, "HEAD", "0003")
@@ -385,7 +385,7 @@ def test_request_ids_of_the_previous_version_are_kept(bare_url: str, monkeypatch
 def test_stepwise_deletion_is_added_to_the_previous_version(
     bare_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The upgrade creates an empty table; that version can still write."""
+    """The upgrade creates an empty table. The previous version can still write."""
     with monkeypatch.context() as before:
         before.setattr(schema, "HEAD", "0005")
         schema.upgrade(bare_url)
@@ -397,7 +397,7 @@ def test_stepwise_deletion_is_added_to_the_previous_version(
     engine = connect.sync_engine(bare_url)
     with engine.connect() as open_for_long:
         if not connect.is_sqlite(bare_url):
-            # Of PostgreSQL a transaction that has written to posts and comments keeps no upgrade waiting.
+            # On PostgreSQL a transaction that has written to posts and comments does not block the upgrade.
             open_for_long.exec_driver_sql("UPDATE comments SET body = body")
             open_for_long.exec_driver_sql("UPDATE posts SET body = body")
         assert schema.upgrade(bare_url) == "0005"
@@ -409,12 +409,12 @@ def test_stepwise_deletion_is_added_to_the_previous_version(
     schema.check(bare_url)
 
 
-# Again, at once, in the way
+# Repeated and concurrent upgrades
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
 def test_repeated_upgrade_does_nothing(bare_url: str, is_old: bool) -> None:
-    """The second upgrade says so, and touches nothing."""
+    """The second upgrade returns HEAD and changes nothing."""
     if is_old:
         legacy_database.fill(bare_url)
     assert schema.upgrade(bare_url) == (schema.BEFORE if is_old else schema.EMPTY)
@@ -442,7 +442,7 @@ def test_concurrent_upgrades_all_succeed(bare_url: str, is_old: bool) -> None:
 
 @contextmanager
 def all_looking_first(number: int) -> Iterator[None]:
-    """Has that many threads wait for each other when they have given back their first connection."""
+    """Makes `number` threads wait for each other after they have closed their first connection."""
     barrier, thread = threading.Barrier(number), threading.local()
 
     def wait_for_the_others(*_: object) -> None:

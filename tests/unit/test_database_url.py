@@ -23,13 +23,13 @@ from store_service.database_url import parse
     ],
 )
 def test_url_hosts_are_parsed(url: str, hosts: tuple[tuple[str, int], ...]) -> None:
-    """In order, with the default port."""
+    """Hosts are in order, with the default port."""
     assert parse(url).hosts == hosts
     assert parse(url).database == "store"
 
 
 def test_login_is_decoded_and_hidden() -> None:
-    """Percent-encoded characters are those of the user, the password and the database."""
+    """User, password and database may have percent-encoded characters."""
     url = parse("postgresql://us%40er:p%2Fa%40ss@db/st%20ore?sslmode=require&target_session_attrs=primary")
 
     assert url.login == {"user": "us@er", "password": "p/a@ss", "database": "st ore"}
@@ -54,6 +54,6 @@ def test_login_is_decoded_and_hidden() -> None:
     ],
 )
 def test_unusable_url_is_explained(url: str, sentence: str) -> None:
-    """The sentence says what to change."""
+    """The message names what to change."""
     with pytest.raises(ValueError, match=sentence):
         parse(url)

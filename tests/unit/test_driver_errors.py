@@ -38,7 +38,7 @@ def error_with(code: int | None, text: str = "some text") -> sqlite3.Operational
     ],
 )
 def test_sqlite_code_selects_the_error(code: int, leaf: type[Exception]) -> None:
-    """The primary code decides; extended codes say more, and mean the same."""
+    """The primary code selects the error. Extended codes have the same meaning."""
     assert type(translate_error(error_with(code))) is leaf
 
 
@@ -54,7 +54,7 @@ def test_sqlite_code_selects_the_error(code: int, leaf: type[Exception]) -> None
 )
 @pytest.mark.parametrize("text", ["database is locked", "database or disk is full", "disk I/O error"])
 def test_error_text_is_ignored(code: int | None, text: str) -> None:
-    """An error without a code that we know is a bug, whatever it says."""
+    """An error without a known code is a bug, whatever its text is."""
     error = error_with(code, text)
 
     assert translate_error(error) is error
@@ -76,10 +76,10 @@ def test_real_error_has_a_code(tmp_path: object) -> None:
 
 
 def test_values_in_driver_errors_are_removed() -> None:
-    """The text of an error ends in the log, and bodies must not."""
+    """The text of an error is logged, and bodies must not be logged."""
     with closing(sqlite3.connect(":memory:")) as connection, pytest.raises(sqlite3.Error) as raised:
         connection.execute("SELECT CAST(x'73336372657480' AS TEXT) AS body").fetchall()
-    assert "s3cret" in str(raised.value), "Python no longer tells, so nothing is to be forgotten"
+    assert "s3cret" in str(raised.value), "Python no longer includes the value, so nothing has to be removed"
     of_postgresql = asyncpg.CheckViolationError("new row violates check constraint")
     of_postgresql.detail = "Failing row contains (1, s3cret)."
 
