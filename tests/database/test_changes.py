@@ -40,7 +40,7 @@ async def store(database_url: str) -> AsyncIterator[Database]:
 
 
 async def test_reader_whose_next_change_was_trimmed_gets_an_error(store: Database) -> None:
-    """It never continues after the gap."""
+    """The reader never continues after the gap."""
     changes, posts = Changes(store), Posts(store)
     await posts.create([PostDraft(body="first")])
     first = await changes.read_after((await changes.state()).trimmed)
@@ -134,7 +134,7 @@ async def test_start_of_the_feed_is_identified_by_its_change_time(store: Databas
 
 
 async def test_last_trimmed_change_is_kept(store: Database, database_url: str) -> None:
-    """No step deletes the last one."""
+    """No step deletes the last trimmed change."""
     changes, posts = Changes(store), Posts(store)
 
     async def kept_of(count: int, *, rows: int, hours: float = 1) -> list[object]:

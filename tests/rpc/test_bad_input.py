@@ -1,4 +1,4 @@
-"""What callers may send and what is refused: bodies, ids, request ids, bytes; and the order of checks."""
+"""Valid and invalid requests: bodies, ids, request ids and undecodable bytes; and the order of checks."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -55,7 +55,7 @@ async def test_body_is_returned_unchanged(api: ResourceApi) -> None:
 
 
 async def refusals(api: ResourceApi, body: str) -> dict[str, ReceivedError]:
-    """The error of each way to store a body, by the path that it must name."""
+    """Returns the error of each call that sets a body, by the path of the body."""
     id = (await api.create_one()).id
     name = api.field
     return {
@@ -66,7 +66,7 @@ async def refusals(api: ResourceApi, body: str) -> dict[str, ReceivedError]:
 
 
 async def test_body_without_text_or_with_nul_is_refused(api: ResourceApi) -> None:
-    """A body holds something, and no NUL anywhere, for not every database could keep it."""
+    """NUL is refused anywhere, because not every database can store it."""
     for body in ("", "\0", "a\0", "\0a", "a\0b", "\0" * 100):
         for path, error in (await refusals(api, body)).items():
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
@@ -83,7 +83,7 @@ LONGEST = {
 
 
 async def test_body_limit_counts_utf8_bytes(api: ResourceApi) -> None:
-    """The exact limit is accepted; one byte more is not."""
+    """The exact limit is accepted, and one byte more is refused."""
     for name, body in LONGEST.items():
         assert len(body.encode()) == 65_536
         assert (await api.create_one(body)).body == body
@@ -96,7 +96,7 @@ async def test_body_limit_counts_utf8_bytes(api: ResourceApi) -> None:
 
 @SQLITE_ONLY
 class TestShortBodies:
-    """With another limit."""
+    """A server with a limit of 8 bytes."""
 
     @pytest.fixture
     def config(self, database_url: str) -> Config:
@@ -128,12 +128,12 @@ NOT_UTF8 = {
 
 
 def field(number: int, data: bytes) -> bytes:
-    """A field of wire type 2 (strings, messages), shorter than 128 bytes."""
+    """Returns a field of wire type 2 (string or message) of less than 128 bytes."""
     return bytes([number << 3 | 2, len(data)]) + data
 
 
 def string_fields(message: Descriptor) -> Iterator[list[FieldDescriptor]]:
-    """The way to every string in a message, through the messages that it holds."""
+    """Yields the fields from a message to each of its strings, through all submessages."""
     for one in message.fields:
         if one.type == FieldDescriptor.TYPE_STRING:
             yield [one]
@@ -144,7 +144,7 @@ def string_fields(message: Descriptor) -> Iterator[list[FieldDescriptor]]:
 @SQLITE_ONLY
 @each_method
 async def test_invalid_utf8_is_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
-    """In every string of every request, at any depth. The text of the decoder is not sent."""
+    """Every string of every request, at any depth. The text of the decoder is not sent."""
     for way in string_fields(method.input_type):
         for bad in NOT_UTF8.values():
             data = bad
@@ -170,7 +170,7 @@ def test_strings_at_every_depth_are_tested() -> None:
 
 
 async def calls_with_id(api: ResourceApi, id: int) -> dict[str, ReceivedError]:
-    """The error of every call of a api that takes an id, by the path that it must name."""
+    """Returns the error of every call that takes an id, by the path of the id."""
     return {
         "id": await expect_error(api.get(id)),
         "id ": await expect_error(api.delete(id)),
@@ -224,7 +224,7 @@ async def test_post_id_of_a_list_is_zero_or_positive(comments: ResourceApi) -> N
 @SQLITE_ONLY
 @pytest.mark.parametrize("set_by_server", ["id", "create_time", "update_time", "etag"])
 async def test_output_only_fields_are_refused_on_create(api: ResourceApi, set_by_server: str) -> None:
-    """A draft with an id, a time or an etag is refused, not stored without it."""
+    """A draft with an id, a time or an etag is refused."""
     value: Any = {"id": 7, "etag": "v1"}.get(set_by_server, {"seconds": 1})
     draft = api.draft(**{set_by_server: value})
 
@@ -237,7 +237,7 @@ async def test_output_only_fields_are_refused_on_create(api: ResourceApi, set_by
 
 @SQLITE_ONLY
 async def test_zero_timestamp_counts_as_set(api: ResourceApi) -> None:
-    """Presence decides, not the value."""
+    """A set Timestamp with value 0 is refused too."""
     error = await expect_error(api.create(api.draft(create_time={})))
 
     assert error.fields == [f"{api.field}.create_time"]
@@ -290,7 +290,7 @@ async def test_request_id_that_is_not_a_uuid_is_refused(
 
 
 def writes_with(api: ResourceApi, id: int, another_id: int) -> list[Callable[[str], Any]]:
-    """Every write of a api, which takes a request id; but for that all is well."""
+    """Returns every write with the given request id, valid apart from it."""
     return [
         lambda request_id: api.create(api.draft(), request_id=request_id),
         lambda request_id: api.batch_create([api.draft()], request_id=request_id),
@@ -301,7 +301,7 @@ def writes_with(api: ResourceApi, id: int, another_id: int) -> list[Callable[[st
 
 
 async def test_invalid_request_id_is_the_only_violation(api: ResourceApi, database_url: str) -> None:
-    """It is named by its path, and nothing is written."""
+    """The violation has its path, and nothing is written."""
     one, two = await api.create_many(2)
     before = database_contents(database_url)
 
@@ -313,7 +313,7 @@ async def test_invalid_request_id_is_the_only_violation(api: ResourceApi, databa
 
 
 async def test_every_write_honors_its_request_id(api: ResourceApi, database_url: str) -> None:
-    """A replay, also in other letter case, gets the first response."""
+    """A replay gets the first response, also in a different letter case."""
     one, two = await api.create_many(2)
     for index, write in enumerate(writes_with(api, one.id, two.id)):
         request_id = f"{A_UUID[:-1]}{index}"
@@ -356,12 +356,12 @@ async def test_batch_options_are_refused_inside_a_batch(api: ResourceApi, databa
     assert database_contents(database_url) == before
 
 
-# All at once
+# Several violations
 
 
 @SQLITE_ONLY
 async def test_create_reports_all_violations_at_once(comments: ResourceApi) -> None:
-    """One answer names every field to be fixed."""
+    """One error names every invalid field."""
     draft = comments.draft("\0", id=1, post_id=-1, etag="x", create_time={}, update_time={})
 
     error = await expect_error(comments.create(draft, request_id="x"))
@@ -380,7 +380,7 @@ async def test_create_reports_all_violations_at_once(comments: ResourceApi) -> N
 
 @SQLITE_ONLY
 async def test_list_reports_all_violations_at_once(comments: ResourceApi) -> None:
-    """Size, order and post."""
+    """Page size, order and post id."""
     error = await expect_error(comments.page(page_size=-1, order_by="x", post_id=-1))
 
     assert sorted(error.fields) == ["order_by", "page_size", "post_id"]
@@ -388,7 +388,7 @@ async def test_list_reports_all_violations_at_once(comments: ResourceApi) -> Non
 
 @SQLITE_ONLY
 async def test_update_reports_all_violations_at_once(api: ResourceApi) -> None:
-    """Violations of different kinds; the first one decides the reason."""
+    """The first violation selects the reason."""
     error = await expect_error(api.update(api.resource(id=-1), ["body", "x", "y"], request_id="x"))
 
     assert error.reason == "FIELD_INVALID"
@@ -411,7 +411,7 @@ async def test_update_reports_all_violations_at_once(api: ResourceApi) -> None:
 
 @SQLITE_ONLY
 async def test_batch_of_ids_reports_all_violations_at_once(api: ResourceApi) -> None:
-    """Every wrong id has its place in the answer."""
+    """The error has the index of every invalid id."""
     get = await expect_error(api.batch_get([0, 1, -1, 2, 0]))
     delete = await expect_error(api.batch_delete([0, 1, -1, 1], request_id="x"))
 
@@ -423,7 +423,7 @@ async def test_batch_of_ids_reports_all_violations_at_once(api: ResourceApi) -> 
 
 
 def sample(method: MethodDescriptor) -> Message:
-    """A well-formed request of a method, with every field set."""
+    """Returns a valid request of a method, with every field set."""
     post = posts_pb2.Post(id=1, body="héllo", etag="v1", create_time={"seconds": 1, "nanos": 5})
     comment = comments_pb2.Comment(id=1, body="héllo", post_id=1, update_time={"seconds": 1})
     filled: Any = request_class(method)()
@@ -450,7 +450,7 @@ def sample(method: MethodDescriptor) -> Message:
 
 
 def mangled(method: MethodDescriptor) -> Iterator[bytes]:
-    """Bytes that are most likely no request: random ones, and requests that were cut or changed."""
+    """Yields bytes that can hardly be decoded: random bytes, and requests that were cut or changed."""
     chance = random.Random(method.full_name)
     for length in (1, 2, 3, 5, 8, 13, 40, 200):
         for _ in range(6):
@@ -465,14 +465,14 @@ def mangled(method: MethodDescriptor) -> Iterator[bytes]:
         yield bytes(changed)
     yield b"\xff\xff\xff"
     yield b"\xff" * 10
-    yield b"\x0b" * 200  # groups within groups
+    yield b"\x0b" * 200  # Nested groups.
     yield field(1, b"")
-    yield b"\x0a\xff\xff\xff\xff\x0f"  # a length of 4 GiB
+    yield b"\x0a\xff\xff\xff\xff\x0f"  # A length of 4 GiB.
 
 
 @each_method
 async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
-    """They cause INVALID_ARGUMENT and nothing else."""
+    """The only error is INVALID_ARGUMENT."""
     malformed = 0
     for data in mangled(method):
         try:
@@ -516,7 +516,7 @@ async def test_message_above_the_grpc_limit_is_refused(posts: ResourceApi, datab
 
 @SQLITE_ONLY
 async def test_decoding_precedes_validation(channel: grpc.aio.Channel) -> None:
-    """A wrong id and a broken string: the request was never read."""
+    """A request with an invalid id and an undecodable string is REQUEST_MALFORMED."""
     error = await expect_error(send_bytes(channel, "/storeapi.v1.PostService/DeletePost", field(2, b"\xff")))
 
     assert error.reason == "REQUEST_MALFORMED"
@@ -543,7 +543,7 @@ async def test_validation_precedes_the_database(comments: ResourceApi) -> None:
 
 
 async def test_not_found_precedes_etag_mismatch(comments: ResourceApi) -> None:
-    """And an etag mismatch precedes an immutable field."""
+    """An etag mismatch precedes an immutable field."""
     comment = await comments.create_one()
     moved = {"body": "x", "etag": "x", "post_id": 405}
 

@@ -1,4 +1,4 @@
-"""Errors as callers receive them: their set, their details, their size, and what they never disclose."""
+"""Errors as callers receive them: their reasons, details and sizes, and what they never disclose."""
 
 import asyncio
 import sqlite3
@@ -42,18 +42,18 @@ REASONS = {
 
 
 def leaves(root: type[errors.ServiceError]) -> set[type[errors.ServiceError]]:
-    """The errors of the tree that are raised."""
+    """Returns the leaves of the tree of errors."""
     below = [it for it in root.__subclasses__() if it.__module__ == errors.__name__]
     return set().union(*(leaves(it) for it in below)) if below else {root}
 
 
 def test_every_error_has_a_status() -> None:
-    """No error can be raised that callers would see as a bug."""
+    """Every leaf has a status, so none is sent as INTERNAL."""
     assert set(ROWS) == leaves(errors.ServiceError)
 
 
 def test_every_reason_is_in_the_contract_and_is_used() -> None:
-    """The enum of the contract and the reasons that can be sent are the same; INTERNAL is sent for bugs."""
+    """The enum of the contract has exactly the reasons that the server sends."""
     assert sorted([row.reason for row in ROWS.values()] + ["INTERNAL"]) == sorted(REASONS)
     assert errors_pb2.ErrorReason.Name(0) == "ERROR_REASON_UNSPECIFIED"
 
@@ -101,7 +101,7 @@ async def used_again(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
 
 
 async def watched(channel: grpc.aio.Channel, **request: Any) -> Any:
-    """The first response of a watch, or its error."""
+    """Returns the first response of a watch, or raises its error."""
     watch = Stubs(channel).changes.Watch(changes_pb2.WatchRequest(**request))
     try:
         return await watch.read()
@@ -129,7 +129,7 @@ async def one_watch_too_many(_: ResourceApi, __: ResourceApi, channel: grpc.aio.
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    """A server that allows one watch."""
+    """The maximum number of watches is 1."""
     return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=1)
 
 
@@ -188,8 +188,7 @@ SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]
     ),
     "RESPONSE_TOO_LARGE": (too_large, grpc.StatusCode.RESOURCE_EXHAUSTED, [], {"max_bytes": str(4_128_768)}),
 }
-"""What a caller alone can bring about: the call, and the code, further details and metadata that it gets.
-Post 1 is there."""
+"""Errors that a single call can cause: the call, and the code, details and metadata. Post 1 exists."""
 
 ELSEWHERE = {
     "SHUTTING_DOWN": "test_pipeline.py",
@@ -205,14 +204,14 @@ ELSEWHERE = {
     "OVERLOADED": "test_limits.py",
     "RATE_LIMITED": "test_limits.py",
     "READ_ONLY": "test_limits.py",
-    # Found when the server starts and by the health service, which tells no reason.
+    # Found at the start and by the health service, which sends no reason.
     "SCHEMA_MISMATCH": "test_health.py",
 }
-"""What takes more than a call, and who tests it."""
+"""Errors that need more than one call, and the modules that test them."""
 
 
 def test_every_reason_has_a_scenario() -> None:
-    """No error is only written down."""
+    """Every reason is caused by a test."""
     assert SCENARIOS.keys() | ELSEWHERE.keys() == REASONS
     for reason, module in ELSEWHERE.items():
         text = (Path(__file__).parent / module).read_text()
@@ -223,7 +222,7 @@ def test_every_reason_has_a_scenario() -> None:
 async def test_error_has_the_documented_details(
     posts: ResourceApi, comments: ResourceApi, channel: grpc.aio.Channel, reason: str
 ) -> None:
-    """Code, reason, domain, metadata, and no other details."""
+    """Code, reason, domain, metadata and types of details."""
     scenario, code, more, metadata = SCENARIOS[reason]
 
     error = await expect_error(scenario(posts, comments, channel))
@@ -244,7 +243,7 @@ async def test_error_has_the_documented_details(
 async def test_request_id_of_another_request_is_reused(
     posts: ResourceApi, comments: ResourceApi, database_url: str
 ) -> None:
-    """Whatever the first response was."""
+    """Regardless of the first response."""
     post = await posts.create_one()
     nothing = await posts.delete(404, allow_missing=True, request_id=f"{A_UUID[:-1]}0")
     comment = await comments.create(comments.draft(), request_id=f"{A_UUID[:-1]}1")
@@ -267,7 +266,7 @@ async def test_request_id_of_another_request_is_reused(
 
 
 async def read_to_the_end(channel: grpc.aio.Channel, **request: Any) -> None:
-    """Reads a watch until it fails, with a timeout."""
+    """Reads a watch until it fails."""
     async with asyncio.timeout(scaled_timeout()):
         async for _ in Stubs(channel).changes.Watch(changes_pb2.WatchRequest(**request)):
             pass
@@ -280,7 +279,7 @@ async def test_expired_resume_token_names_the_earliest_valid_one(
     token = (await watched(channel)).resume_token
     await posts.create_many(3)
     async with connect.open_database(database_url, readers=1) as store:
-        # Nothing is young enough to be kept.
+        # All changes have expired.
         assert await Retention(
             store, change_retention_hours=-1, max_change_rows=1000, request_id_retention_hours=1
         ).step()
@@ -304,7 +303,7 @@ async def test_expired_resume_token_names_the_earliest_valid_one(
 async def test_stalled_stream_is_ended(
     posts: ResourceApi, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """STREAM_STALLED: pending responses are limited in size and time."""
+    """A stream that the caller does not read ends with STREAM_STALLED."""
     send, stalled = pipeline.RpcPipeline._send, asyncio.Event()
 
     async def watched_send(*arguments: Any) -> None:
@@ -340,7 +339,7 @@ async def test_stalled_stream_is_ended(
 
 
 def assert_small(error: ReceivedError) -> None:
-    """Details below 4 KiB, all trailing metadata below 8 KiB, as HTTP/2 counts it and base64 makes it."""
+    """Checks that details are below 4 KiB and all trailing metadata, in base64, below 8 KiB."""
     details = error.trailing["grpc-status-details-bin"]
     assert len(details) < 4096
     total = 32 + len("grpc-message") + 3 * len(error.message.encode())
@@ -355,7 +354,7 @@ HUGE = [2**63 - 1 - n for n in range(1000)]
 
 @pytest.mark.parametrize("method", ["batch_get", "batch_delete"])
 async def test_thousand_missing_ids_are_truncated(api: ResourceApi, method: str) -> None:
-    """The rest is counted."""
+    """The error has the number of the others."""
     error = await expect_error(getattr(api, method)(HUGE))
 
     assert error.reason == api.not_found
@@ -367,7 +366,7 @@ async def test_thousand_missing_ids_are_truncated(api: ResourceApi, method: str)
 
 
 async def test_thousand_comments_on_missing_posts_are_truncated(comments: ResourceApi) -> None:
-    """The same where each of them also has a field to be named."""
+    """The same, if the error also has a field for each id."""
     error = await expect_error(comments.batch_create([comments.draft(post_id=id) for id in HUGE]))
 
     assert error.reason == "POST_NOT_FOUND"
@@ -390,7 +389,7 @@ async def test_thousand_posts_with_comments_are_truncated(posts: ResourceApi, st
 
 
 def counted(error: ReceivedError) -> int:
-    """The number of violations of an error, including truncated ones."""
+    """Returns the number of violations of an error, including truncated ones."""
     *shown, last = error.detail(error_details_pb2.BadRequest).field_violations
     rest = last.description.removeprefix("and ").removesuffix(" more")
     return len(shown) + (int(rest) if last.field == "..." else 1)
@@ -398,7 +397,7 @@ def counted(error: ReceivedError) -> int:
 
 @SQLITE_ONLY
 async def test_thousands_of_violations_are_truncated(comments: ResourceApi) -> None:
-    """The rest is counted."""
+    """The error has the number of the others."""
     request = comments.pb.CreateCommentRequest(
         comment=comments.draft("\0", id=1, post_id=-1, etag="x", create_time={}, update_time={}),
         request_id="x",
@@ -416,7 +415,7 @@ async def test_thousands_of_violations_are_truncated(comments: ResourceApi) -> N
 
 @SQLITE_ONLY
 async def test_thousand_invalid_ids_are_truncated(api: ResourceApi) -> None:
-    """The same for ids, which are wrong one by one."""
+    """The same for invalid ids."""
     get = await expect_error(api.batch_get([-1] * 1000))
     delete = await expect_error(api.batch_delete([HUGE[0]] * 1000))
 
@@ -427,7 +426,7 @@ async def test_thousand_invalid_ids_are_truncated(api: ResourceApi) -> None:
 
 @SQLITE_ONLY
 async def test_long_mask_paths_are_truncated(api: ResourceApi) -> None:
-    """In characters that gRPC does not escape."""
+    """The error contains only characters that gRPC does not escape."""
     for character in ("\U0001f600", "é", "\0", '"', "%", "x", "\\", "\n"):
         for count in (1, 100):
             paths = [f"{character * 4000}{n}" for n in range(count)]
@@ -453,11 +452,11 @@ async def test_long_texts_are_not_returned_in_errors(api: ResourceApi) -> None:
         assert_small(await expect_error(call))
 
 
-# Bugs
+# Unhandled exceptions
 
 
 def is_silent(error: ReceivedError, *secrets: str) -> bool:
-    """Whether nothing of the inside is in an error, neither in its text nor in its details."""
+    """Whether an error discloses nothing of the unhandled exception, in its text or details."""
     everything = error.message + repr(error.details) + repr(sorted(error.trailing.items()))
     return not any(word.lower() in everything.lower() for word in secrets)
 
@@ -508,14 +507,14 @@ async def test_unhandled_exception_is_internal_with_a_call_id(
     assert call_id == error.trailing["x-call-id"]
     assert call_id in error.message
     assert is_silent(error, "secret", type(bug).__name__, "Traceback", "store_service", ".py")
-    (told,) = [it for it in logged if it["event"] == "unhandled exception"]
-    assert (told["call_id"], told["exc_info"]) == (call_id, bug)
+    (line,) = [it for it in logged if it["event"] == "unhandled exception"]
+    assert (line["call_id"], line["exc_info"]) == (call_id, bug)
 
 
 async def test_service_survives_an_unhandled_exception(
     posts: ResourceApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug ends one call and nothing else."""
+    """An unhandled exception ends only one call."""
     with monkeypatch.context() as patch:
         patch.setattr(Posts, "get", raises(ValueError("secret")))
         await expect_error(posts.get(1))
@@ -543,7 +542,7 @@ async def test_internal_cancellation_is_answered(posts: ResourceApi, monkeypatch
 
 @SQLITE_ONLY
 async def test_internal_timeout_is_answered(posts: ResourceApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not the deadline of the caller."""
+    """An internal timeout is not the deadline of the caller."""
 
     async def gives_up(*_: Any) -> Any:
         async with asyncio.timeout(0):
@@ -560,7 +559,7 @@ async def test_internal_timeout_is_answered(posts: ResourceApi, monkeypatch: pyt
 async def test_missing_response_is_an_unhandled_exception(
     posts: ResourceApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What cannot be sent is found before gRPC would."""
+    """A method that returns nothing is detected before gRPC sends the response."""
 
     async def returns_nothing(*_: Any) -> Any:
         return None
@@ -573,7 +572,7 @@ async def test_missing_response_is_an_unhandled_exception(
 async def test_unknown_driver_error_is_an_unhandled_exception(
     posts: ResourceApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its text, including the statement, is not sent."""
+    """Neither the text of the driver nor the statement is sent."""
     fetch = Connection.fetch
     monkeypatch.setattr(SqliteConnection, "fetch_inline", Connection.fetch_inline)
 
@@ -596,7 +595,7 @@ async def test_unknown_driver_error_is_an_unhandled_exception(
 
 @SQLITE_ONLY
 async def test_expired_call_gets_deadline_exceeded(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its work ends, and nothing is logged as an exception."""
+    """The method is cancelled, and no exception is logged."""
     ended = asyncio.Event()
 
     async def takes_long(*_: Any) -> Any:
@@ -620,7 +619,7 @@ def names(found: Iterable[type]) -> list[str]:
 
 
 def test_drawn_tree_matches_the_errors() -> None:
-    """The drawing in the docstring of the module."""
+    """The tree in the docstring of the module has all errors."""
     drawn: list[tuple[int, str]] = []
     for line in (errors.__doc__ or "").splitlines():
         depth = len(line) - len(line.lstrip(" │├└─"))

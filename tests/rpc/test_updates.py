@@ -21,7 +21,7 @@ LATER = Timestamp(seconds=4_000_000_000)
 
 
 async def test_resource_can_be_read_changed_and_sent_back(api: ResourceApi) -> None:
-    """Without a mask, with only the body changed."""
+    """Without a mask. Only the body is changed."""
     resource = await api.get((await api.create_one("before")).id)
 
     resource.body = "after"
@@ -33,7 +33,7 @@ async def test_resource_can_be_read_changed_and_sent_back(api: ResourceApi) -> N
 
 @pytest.mark.parametrize("paths", [(), ("body",), ("*",), ("*", "body"), ("body", "body")])
 async def test_every_mask_with_the_body_changes_it(api: ResourceApi, paths: tuple[str, ...]) -> None:
-    """Unset with a body, "body", and "*"."""
+    """An unset mask, "body", and "*"."""
     resource = await api.create_one("before")
 
     updated = await api.update(api.resource(id=resource.id, body="after"), paths)
@@ -65,7 +65,7 @@ async def test_mask_with_body_needs_a_body(api: ResourceApi, paths: tuple[str, .
 
 @SQLITE_ONLY
 async def test_unknown_path_is_refused(api: ResourceApi) -> None:
-    """Also beside a known one."""
+    """Also together with a known path."""
     resource = await api.create_one()
 
     for path in ("boddy", "post.body", "body.x", "Body", " body", "\0", "%s", "é" * 200, ""):
@@ -98,7 +98,7 @@ async def test_mask_of_more_than_100_paths_is_refused(api: ResourceApi) -> None:
 
 @SQLITE_ONLY
 async def test_output_only_path_is_refused(api: ResourceApi) -> None:
-    """Even with the stored value."""
+    """Also with the stored value."""
     resource = await api.create_one()
 
     for path in ("id", "create_time", "update_time", "etag"):
@@ -121,7 +121,7 @@ async def test_post_id_is_a_path_of_comments_only(posts: ResourceApi) -> None:
 
 @pytest.mark.parametrize("paths", [(), ("*",), ("body", "post_id")])
 async def test_stored_post_id_may_be_sent_back(comments: ResourceApi, paths: tuple[str, ...]) -> None:
-    """Naming the post that the comment belongs to changes nothing."""
+    """A comment may be sent with the id of its post."""
     comment = await comments.create_one()
 
     updated = await comments.update(comments.draft("after", id=comment.id), paths)
@@ -161,7 +161,7 @@ async def test_mask_with_post_id_needs_the_stored_one(comments: ResourceApi) -> 
 async def test_post_id_may_be_unset_without_a_mask_for_it(
     comments: ResourceApi, paths: tuple[str, ...]
 ) -> None:
-    """0 is not set, and "*" asks for no change of what never changes."""
+    """0 is unset, and "*" does not include unset immutable fields."""
     comment = await comments.create_one()
 
     updated = await comments.update(comments.resource(id=comment.id, body="after"), paths)
@@ -179,7 +179,7 @@ async def test_mask_of_post_id_alone_changes_nothing(comments: ResourceApi) -> N
 
 
 async def test_mask_of_body_ignores_other_fields(stubs: Stubs, api: ResourceApi) -> None:
-    """Other fields are left out of the update by the mask, so they may hold anything."""
+    """Fields that the mask does not name can have any value."""
     resource = await api.create_one()
     other = {"post_id": 404} if api.name == "Comment" else {}
 
@@ -212,7 +212,7 @@ async def test_times_are_immutable(api: ResourceApi, paths: tuple[str, ...], fie
 
 
 async def test_nanoseconds_differ_from_the_stored_microseconds(api: ResourceApi) -> None:
-    """A nanosecond more is not the stored value, though it is in the same microsecond."""
+    """A time that is a nanosecond later differs, although it is in the same microsecond."""
     resource = await api.create_one()
     resource.create_time.nanos += 1
 
@@ -292,7 +292,7 @@ async def test_etag_of_the_error_permits_the_next_update(api: ResourceApi) -> No
 
 
 async def test_etags_are_compared_exactly(api: ResourceApi) -> None:
-    """An etag is compared as it is."""
+    """Case and spaces count."""
     resource = await api.create_one()
 
     for etag in ("1", "V1", "v01", "v1 ", "v1\0", "*", "v2", "é" * 100):
@@ -351,7 +351,7 @@ async def test_batched_updates_without_etag_all_succeed(
 
 
 async def test_current_etag_permits_a_delete(api: ResourceApi) -> None:
-    """A delete may say which state it means."""
+    """A delete with the current etag succeeds."""
     resource = await api.create_one()
     resource = await api.update(api.resource(id=resource.id, body="after"))
 
@@ -373,7 +373,7 @@ async def test_old_etag_prevents_a_delete(api: ResourceApi, database_url: str) -
 
 
 async def test_delete_of_missing_resource_is_not_found(api: ResourceApi) -> None:
-    """A delete says when there was nothing to delete."""
+    """A delete of a missing resource fails without allow_missing."""
     error = await expect_error(api.delete(404))
 
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, api.not_found)
@@ -381,7 +381,7 @@ async def test_delete_of_missing_resource_is_not_found(api: ResourceApi) -> None
 
 
 async def test_allow_missing_returns_only_the_id(api: ResourceApi) -> None:
-    """A delete that may find nothing answers a resource with nothing but its id."""
+    """With allow_missing the response has only the id."""
     assert await api.delete(404, allow_missing=True) == api.resource(id=404)
     assert await api.delete(404, allow_missing=True, etag="v1") == api.resource(id=404)
 

@@ -77,13 +77,13 @@ async def keeper(database_url: str, **limits: Any) -> AsyncIterator[Retention]:
         yield Retention(store, **kept | limits)
 
 
-# What is told
+# Changes
 
 
 async def test_every_action_is_reported_with_the_whole_resource(
     api: ResourceApi, channel: grpc.aio.Channel
 ) -> None:
-    """As in the response of the call; for a delete, the last state."""
+    """The resource is that of the response; for a delete, the last state."""
     async with watch_from_now(channel) as watch:
         created = await api.create_one("first")
         updated = await api.update(api.resource(id=created.id, body="second"))
@@ -112,7 +112,7 @@ async def test_update_without_effect_is_no_change(comments: ResourceApi, channel
 
 
 async def test_forced_deletion_reports_comments_first(stubs: Stubs, channel: grpc.aio.Channel) -> None:
-    """In one response, so that no consumer holds a comment without its post."""
+    """Both are in one response, so no consumer sees a comment without its post."""
     post, other = await stubs.create_post("a"), await stubs.create_post("b")
     comments = [await stubs.create_comment(post.id, f"comment {n}") for n in range(3)]
     await stubs.create_comment(other.id)
@@ -143,7 +143,7 @@ async def test_change_has_its_request_id(api: ResourceApi, channel: grpc.aio.Cha
 
 
 async def test_forced_deletion_has_one_request_id(stubs: Stubs, channel: grpc.aio.Channel) -> None:
-    """The comments of the post are changes of the same request."""
+    """The changes of the comments have the request id of the deletion."""
     id = str(uuid.uuid4())
     post = await stubs.create_post()
     await stubs.create_comment(post.id)
@@ -186,7 +186,7 @@ async def test_filters_select_posts_and_kinds(stubs: Stubs, channel: grpc.aio.Ch
     last = await stubs.create_post()
 
     async def told(kinds: Sequence[int], post_ids: Sequence[int]) -> list[tuple[int, int]]:
-        # The last post shows that everything has been told; who watches comments alone knows their number.
+        # The last post shows that all changes were sent. A watch of comments only counts them.
         post_ids = post_ids and [*post_ids, last.id]
         async with open_watch(channel, resume_token=token, kinds=kinds, post_ids=post_ids) as watch:
             changes = await (watch.changes(2) if kinds == [COMMENT] else watch.until(last.id))
@@ -212,7 +212,7 @@ async def test_filters_select_posts_and_kinds(stubs: Stubs, channel: grpc.aio.Ch
 async def test_every_change_of_a_commit_is_reported(
     api: ResourceApi, channel: grpc.aio.Channel, write_queue: WriteQueue, database_url: str
 ) -> None:
-    """Also when the next job of the batch overwrites it."""
+    """Also if the next job in the batch overwrites the change."""
     one = await api.create_one("body 0")
     async with watch_from_now(channel, resume_token=await current_token(channel)) as watch:
 
@@ -229,7 +229,7 @@ async def test_every_change_of_a_commit_is_reported(
 async def test_batch_request_is_one_response(
     api: ResourceApi, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Although it is larger than an ordinary response."""
+    """Also if it is larger than BATCH_BYTES."""
     monkeypatch.setattr(store_changes, "BATCH_BYTES", 1000)
     async with watch_from_now(channel) as watch:
         await api.create_one("before")
@@ -249,7 +249,7 @@ async def test_batch_request_is_one_response(
 async def test_batch_of_exactly_the_read_limit_is_not_partial(
     posts: ResourceApi, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is partial only if more of it follow."""
+    """A response is partial only if more changes of the transaction follow."""
     monkeypatch.setattr(store_changes, "BATCH_ROWS", 5)
     async with watch_from_now(channel) as watch:
         await posts.create_many(5)
@@ -319,12 +319,12 @@ async def test_partial_response_is_followed_by_the_rest_under_a_filter(
 
 
 async def test_new_watch_has_a_token_at_once(stubs: Stubs, channel: grpc.aio.Channel) -> None:
-    """In an empty database too. Earlier changes are not reported, later ones are."""
+    """Also in an empty database. Only later changes are reported."""
     async with open_watch(channel) as watch:
         first = await watch.read()
         assert first.heartbeat
         old = await stubs.create_post("old")
-        # Until it has been told, its transaction might count as one that still runs.
+        # Wait until the change is visible: its transaction can count as running for a moment.
         await watch.until(old.id)
     async with open_watch(channel) as watch:
         assert (await watch.read()).heartbeat
@@ -366,7 +366,7 @@ async def test_every_token_continues_after_its_response(stubs: Stubs, channel: g
 
 
 async def test_initial_state_precedes_changes(stubs: Stubs, channel: grpc.aio.Channel) -> None:
-    """Posts, then comments, complete once, then changes."""
+    """Posts, comments, one initial_state_complete, then changes."""
     gone = await stubs.create_post("gone")
     await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=gone.id))
     one, two = await stubs.create_post("one"), await stubs.create_post("two")
@@ -430,7 +430,7 @@ async def test_initial_state_is_filtered(
 async def test_token_inside_the_initial_state_continues(
     stored_state: Replica, stubs: Stubs, channel: grpc.aio.Channel, post_ids: list[int]
 ) -> None:
-    """The rest is complete exactly once and followed by the changes."""
+    """The rest has exactly one initial_state_complete, and the changes follow."""
     request: dict[str, Any] = {"post_ids": post_ids}
     responses: list[pb.WatchResponse] = []
     async with open_watch(channel, initial_state=True, **request) as watch:
@@ -446,7 +446,7 @@ async def test_token_inside_the_initial_state_continues(
         async with open_watch(channel, resume_token=response.resume_token, **request) as watch:
             rest = await watch.initial_state()
             live = await watch.until(1)
-        # The post that changed is sent as it is now.
+        # The changed post is sent in its current state.
         assert [key[:2] for key in map(change_key, rest)] == [key[:2] for key in whole[told:]]
         assert changed_resource(live[-1]) == changed
         assert not any(it.action == SNAPSHOT for it in live)
@@ -459,7 +459,7 @@ async def test_token_inside_the_initial_state_continues(
 async def test_initial_state_uses_small_messages(
     stubs: Stubs, channel: grpc.aio.Channel, post_ids: list[int]
 ) -> None:
-    """Large bodies come alone, small ones together."""
+    """A large body has its own message; small bodies share one."""
     sizes = [10] * 60 + [2**16] * 40
     for some in (sizes[:60], sizes[60:]):
         requests = [posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a" * size)) for size in some]
@@ -480,7 +480,7 @@ async def test_initial_state_uses_small_messages(
 async def test_initial_state_and_changes_reproduce_the_store(
     stored_state: Replica, stubs: Stubs, channel: grpc.aio.Channel
 ) -> None:
-    """Whatever changes between the pages."""
+    """Also if resources change between the pages."""
     replica = Replica()
     token = ""
     complete = 0
@@ -563,12 +563,12 @@ async def test_heartbeat_token_advances(
 
 @SQLITE_ONLY
 async def test_shortest_heartbeat_is_one_second(stubs: Stubs, channel: grpc.aio.Channel) -> None:
-    """As the contract allows; the next response of a quiet watch is a heartbeat."""
+    """The next response of a watch without changes is a heartbeat."""
     async with watch_from_now(channel, heartbeat_interval=Duration(seconds=1)) as watch:
         assert (await watch.read()).heartbeat
 
 
-# A list, and then a watch
+# A watch after a list
 
 
 async def test_list_and_watch_have_no_gap(api: ResourceApi, channel: grpc.aio.Channel) -> None:
@@ -576,7 +576,7 @@ async def test_list_and_watch_have_no_gap(api: ResourceApi, channel: grpc.aio.Ch
     stored = await api.create_many(6)
     first = await api.page(page_size=2)
     held = {it.id: it for it in api.resources_in(first)}
-    # On a page that was read, on the next, on the last, and behind it.
+    # Changes of a page that was read, of the next page, of the last page, and after it.
     await api.update(api.resource(id=stored[0].id, body="changed"))
     await api.delete(stored[1].id)
     await api.delete(stored[2].id)
@@ -627,13 +627,13 @@ async def test_resume_token_with_a_damaged_byte_is_invalid(stubs: Stubs, channel
 @SQLITE_ONLY
 @pytest.mark.parametrize("token", ["", "nonsense", "A" * 72, "é" * 72])
 async def test_arbitrary_text_is_not_a_resume_token(channel: grpc.aio.Channel, token: str) -> None:
-    """An explicitly empty one neither."""
+    """Also an empty one that is set."""
     assert (await watch_error(channel, resume_token=token)).reason == "RESUME_TOKEN_INVALID"
 
 
 @contextmanager
 def another_database(request: pytest.FixtureRequest, database_url: str, folder: Path) -> Iterator[str]:
-    """An empty one of the same engine."""
+    """An empty database of the same engine."""
     if is_sqlite(database_url):
         yield f"sqlite:///{folder / 'another.db'}"
     else:
@@ -644,7 +644,7 @@ def another_database(request: pytest.FixtureRequest, database_url: str, folder: 
 async def test_resume_token_of_another_database_is_foreign(
     request: pytest.FixtureRequest, stubs: Stubs, channel: grpc.aio.Channel, database_url: str, tmp_path: Path
 ) -> None:
-    """Page tokens and tokens of the initial state are distinguished."""
+    """Tokens of a watch, of a page, and of the initial state."""
     tokens = [await current_token(channel)]
     tokens.append((await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())).resume_token)
     async with open_watch(channel, initial_state=True) as watch:
@@ -662,12 +662,12 @@ async def test_resume_token_of_another_database_is_foreign(
                 assert error.fields == ["resume_token"]
 
 
-@SQLITE_ONLY  # A file is copied; PostgreSQL is set back by means of its own.
+@SQLITE_ONLY  # The database is restored by copying its file.
 @pytest.mark.parametrize("writes_after", [0, 2, 3, 5])
 async def test_resume_token_is_foreign_after_a_database_rollback(
     config: Config, database_file: Path, tmp_path: Path, writes_after: int
 ) -> None:
-    """Whatever was written in the meantime."""
+    """Regardless of later writes."""
     copy = tmp_path / "copy.db"
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
         await Stubs(channel).create_post("in both")
@@ -687,11 +687,11 @@ async def test_resume_token_is_foreign_after_a_database_rollback(
             assert [it.post for it in await watch.changes(len(new))] == new
 
 
-@SQLITE_ONLY  # A file is copied; PostgreSQL is set back by means of its own.
+@SQLITE_ONLY  # The database is restored by copying its file.
 async def test_resume_token_is_foreign_after_a_rollback_and_trim(
     config: Config, database_file: Path, database_url: str, tmp_path: Path
 ) -> None:
-    """The last trimmed change stays to identify its position."""
+    """The last trimmed change is kept to identify its position."""
     copy = tmp_path / "copy.db"
     shutil.copy(database_file, copy)
     async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
@@ -710,7 +710,7 @@ async def test_resume_token_is_foreign_after_a_rollback_and_trim(
         assert (await watch_error(channel, resume_token=lost)).reason == "RESUME_TOKEN_FOREIGN"
 
 
-@SQLITE_ONLY  # A file is copied; PostgreSQL is set back by means of its own.
+@SQLITE_ONLY  # The database is restored by copying its file.
 @pytest.mark.parametrize("trimmed_by", ["this version", "an earlier version"])
 @pytest.mark.parametrize("writes_after", [0, 6, 12])
 async def test_token_of_the_earliest_change_is_foreign_after_a_rollback(
@@ -743,7 +743,7 @@ async def test_token_of_the_earliest_change_is_foreign_after_a_rollback(
             assert [it.post for it in await watch.changes(1 + len(new))][1:] == new
 
 
-@SQLITE_ONLY  # A file is copied; PostgreSQL is set back by means of its own.
+@SQLITE_ONLY  # The database is restored by copying its file.
 async def test_token_at_the_start_of_the_feed_is_foreign_after_a_rollback(
     config: Config, database_file: Path, database_url: str, tmp_path: Path
 ) -> None:
@@ -771,7 +771,7 @@ async def test_token_at_the_start_of_the_feed_is_foreign_after_a_rollback(
 
 
 async def refusal_after_all(channel: grpc.aio.Channel, token: str) -> ReceivedError:
-    """The error of a watch that fails after its start."""
+    """Returns the error of a watch that fails after its start."""
     async with open_watch(channel, resume_token=token) as watch:
         return await watch.end()
 
@@ -896,7 +896,7 @@ async def test_large_changes_are_trimmed_in_small_steps(
             done = await old.step()
             left.append(query(database_url, "SELECT count(*) FROM changes")[0][0])
 
-    # The last that goes stays for its time.
+    # The last trimmed change is kept for its commit time.
     assert left == [4, 2]
 
 
@@ -923,8 +923,8 @@ async def test_trimming_during_a_watch_causes_no_silent_gap(
             return watch.token
 
     async def watch_from(token: str) -> str:
-        """Reads to the last change; returns the reason why it could not, or nothing."""
-        # Each change is a new post, so that their numbers are the same.
+        """Reads to the last change. Returns the reason of the error; empty if there is none."""
+        # Each change is a new post, so changes and posts have the same numbers.
         _, id = token_position(token)
         async with open_watch(channel, resume_token=token) as watch:
             try:
@@ -981,7 +981,7 @@ async def test_trimming_during_a_watch_causes_no_silent_gap(
 async def test_invalid_watch_fields_are_named(
     channel: grpc.aio.Channel, request_fields: dict[str, Any], fields: list[str]
 ) -> None:
-    """All at once, and nothing is sent."""
+    """The error names all fields, and there is no response."""
     error = await watch_error(channel, **request_fields)
 
     assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
@@ -1007,7 +1007,7 @@ async def test_limits_of_watch_fields_are_inclusive(channel: grpc.aio.Channel) -
 async def test_change_is_reported_by_every_server_on_the_database(
     config: Config, server: RunningServer, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:
-    """Tokens are valid on all of them; SQLite has one server."""
+    """Tokens are valid on every server. SQLite allows only one server."""
     async with serving(config) as second, grpc.aio.insecure_channel(second.address) as other:
         async with watch_from_now(channel) as watch, watch_from_now(other) as watch_of_other:
             for n in range(3):
@@ -1062,7 +1062,7 @@ async def test_changes_of_one_resource_are_reported_in_their_order(
             deletion = asyncio.ensure_future(
                 stubs.posts.BatchDeletePosts(posts_pb2.BatchDeletePostsRequest(ids=ids))
             )
-            # It holds the first post and waits for the second.
+            # This transaction locks the first post and waits for the second.
             await eventually(lambda: waits_for_a_lock(database_url))
             update_third = asyncio.ensure_future(
                 Stubs(other_channel).posts.UpdatePost(update(third, "changed"))
@@ -1073,7 +1073,7 @@ async def test_changes_of_one_resource_are_reported_in_their_order(
     async with open_watch(channel, resume_token=token) as watch:
         told = [(it.action, it.post) for it in await watch.until(last.id) if it.id == third.id]
 
-    # Which of the two comes first is the database's business.
+    # The database decides the order of the two.
     if isinstance(updated, grpc.RpcError):
         assert received_error(updated).reason == "POST_NOT_FOUND"
         assert told == [(DELETE, third)]

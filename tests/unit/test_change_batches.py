@@ -1,4 +1,4 @@
-"""How the feed is cut into pieces, without a database."""
+"""How changes are divided into change batches."""
 
 from itertools import pairwise
 
@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from store_service.service.changes import BATCH_BYTES, BATCH_ROWS, MAX_TRANSACTION_BYTES, first_batch_length
 
 BESIDE = 120
-"""Bytes of a change that count besides its body."""
+"""Bytes of a change that are counted besides its body."""
 
 Rows = list[tuple[int, int, int, int]]
 
 
 def rows(*transactions: list[int]) -> Rows:
-    """Rows of transactions whose changes have the given encoded sizes."""
+    """Returns rows of transactions whose changes have the given encoded sizes."""
     sizes = [(xid, size - BESIDE) for xid, each in enumerate(transactions, start=10) for size in each]
     return [(xid, seq, size, 0) for seq, (xid, size) in enumerate(sizes, start=1)]
 
@@ -25,7 +25,7 @@ def test_no_changes_make_no_change_batch() -> None:
 
 
 def test_small_transactions_share_a_change_batch() -> None:
-    """All that there are, up to the size of a piece and no byte more."""
+    """A batch has at most BATCH_BYTES."""
     assert first_batch_length(rows([200], [200, 200], [200]), BATCH_ROWS) == (4, False)
     assert first_batch_length(rows([BATCH_BYTES - 400], [200, 200]), BATCH_ROWS) == (3, False)
     assert first_batch_length(rows([BATCH_BYTES - 400], [200, 201]), BATCH_ROWS) == (1, False)
@@ -48,7 +48,7 @@ def test_transaction_of_up_to_2_mib_is_not_split() -> None:
 
 
 def test_rest_of_a_large_transaction_is_not_partial() -> None:
-    """The last part is not partial, and what follows may share its piece."""
+    """The last part is not partial, and later transactions can share its batch."""
     assert first_batch_length(rows([200] * 3, [200]), BATCH_ROWS) == (4, False)
 
 
@@ -61,7 +61,7 @@ def test_too_large_change_comes_alone() -> None:
 
 
 def test_possibly_incomplete_transaction_waits_for_the_next_change_batch() -> None:
-    """As many rows as were asked for do not show where the last transaction ends."""
+    """If there are as many rows as the limit, the last transaction may be incomplete."""
     found = rows([200, 200], [200, 200])
 
     assert first_batch_length(found, 4) == (2, False)
@@ -69,7 +69,7 @@ def test_possibly_incomplete_transaction_waits_for_the_next_change_batch() -> No
 
 
 def test_transaction_above_the_read_limit_comes_in_parts() -> None:
-    """Its rows up to the limit are a part, and it is said that more follow."""
+    """The rows up to the limit are a partial batch."""
     assert first_batch_length(rows([200] * 6)[:4], 4) == (4, True)
 
 
@@ -90,21 +90,21 @@ def test_change_batches_contain_every_change_in_order(transactions: list[list[in
         count, partial = first_batch_length(read, limit)
 
         assert 1 <= count <= len(read)
-        piece = read[:count]
+        batch = read[:count]
         position += count
         if partial:
-            assert len({xid for xid, *_ in piece}) == 1
+            assert len({xid for xid, *_ in batch}) == 1
             assert position - 1 not in last or count == limit
         else:
             assert position - 1 in last
-        assert count == 1 or sum(size + BESIDE for _, _, size, _ in piece) <= MAX_TRANSACTION_BYTES
+        assert count == 1 or sum(size + BESIDE for _, _, size, _ in batch) <= MAX_TRANSACTION_BYTES
 
     assert first_batch_length(feed[position:], limit) == (0, False)
 
 
 @pytest.mark.parametrize("count", [1, 2, BATCH_ROWS - 1])
 def test_change_batch_holds_many_small_transactions(count: int) -> None:
-    """Their number is limited by rows and bytes alone."""
+    """Only rows and bytes limit their number."""
     assert first_batch_length(rows(*([BESIDE + 1] for _ in range(count))), BATCH_ROWS) == (
         min(count, BATCH_BYTES // (BESIDE + 1)),
         False,

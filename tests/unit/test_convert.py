@@ -1,4 +1,4 @@
-"""Values as messages and back."""
+"""Conversion of values to messages and back."""
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -16,7 +16,7 @@ TIMES = [0, 1, 999_999, 1_000_000, 1_700_000_000_123_456, -1, -1_000_001]
 
 @pytest.mark.parametrize("microseconds", TIMES)
 def test_timestamp_round_trips(microseconds: int) -> None:
-    """To the microsecond, before 1970 too."""
+    """Exact to the microsecond, also before 1970."""
     message = Timestamp()
     set_time(message, microseconds)
 
@@ -28,7 +28,7 @@ def test_timestamp_round_trips(microseconds: int) -> None:
 
 @pytest.mark.parametrize("nanos", [1, 999, 1001, 999_999_999])
 def test_nanoseconds_match_no_stored_time(nanos: int) -> None:
-    """No row has such a time, so it equals none."""
+    """A time with a fraction of a microsecond equals no stored time."""
     assert microseconds_from_timestamp(Timestamp(seconds=5, nanos=nanos)) == -1
 
 
@@ -48,7 +48,7 @@ def test_every_column_is_in_the_message() -> None:
 
 
 def test_default_values_are_unset() -> None:
-    """Id 0, no times, version 0: nothing of it is on the wire."""
+    """Id 0, missing times and version 0 are not on the wire."""
     post = post_to_message(Post(id=0, body="a", create_time=None, update_time=None, version=0))
     comment = comment_to_message(
         Comment(id=0, body="a", post_id=7, create_time=None, update_time=None, version=0)
@@ -59,7 +59,7 @@ def test_default_values_are_unset() -> None:
 
 
 def test_zero_timestamp_is_set() -> None:
-    """1970 is a time, and not the absence of one."""
+    """A time of 0 is set; only None is unset."""
     post = post_to_message(Post(id=1, body="a", create_time=0, update_time=None, version=1))
 
     assert post.HasField("create_time")

@@ -1,4 +1,4 @@
-"""Many waiters are woken a few in each round of the event loop."""
+"""Many waiters are woken in small groups, one group in each iteration of the event loop."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ WAITERS = 10 * WAKE_COUNT
 
 
 async def most_in_a_round(wait: Callable[[], Awaitable[object]], wake: Callable[[], Awaitable[None]]) -> int:
-    """Starts WAITERS, wakes them, and returns how many of them ran in one round of the event loop at most."""
+    """Starts and wakes WAITERS tasks. Returns the maximum number that ran in one iteration."""
     woken = 0
 
     async def waiter() -> None:
@@ -29,7 +29,7 @@ async def most_in_a_round(wait: Callable[[], Awaitable[object]], wake: Callable[
 
 
 async def test_signal_wakes_a_few_waiters_per_iteration() -> None:
-    """All are woken by one event."""
+    """One event wakes all waiters."""
     signal = Signal()
 
     async def notify() -> None:
@@ -39,7 +39,7 @@ async def test_signal_wakes_a_few_waiters_per_iteration() -> None:
 
 
 async def test_paced_items_let_the_event_loop_run() -> None:
-    """Each item makes a waiter ready."""
+    """Each item wakes one waiter."""
     futures = [asyncio.get_running_loop().create_future() for _ in range(WAITERS)]
     waiting = iter(futures)
 
@@ -59,7 +59,7 @@ async def test_past_signal_is_not_awaited() -> None:
 
 
 async def test_cancelled_waiters_are_forgotten() -> None:
-    """They do not stay in memory until the next event."""
+    """A cancelled waiter does not stay in memory until the next event."""
     signal = Signal()
     waiting = asyncio.ensure_future(signal.wait(0))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Page tokens, without a server: their form, which lasts, and what is not one."""
+"""Page tokens: their format, and the refusal of damaged and foreign tokens."""
 
 import base64
 import string
@@ -62,7 +62,7 @@ def test_page_token_detects_a_changed_character(id: int) -> None:
 
 
 def test_page_token_detects_swapped_and_missing_characters() -> None:
-    """Nor do characters that change places or are missing."""
+    """Swapped and missing characters are detected."""
     token = page_tokens.make(POSTS, last_id=42)
 
     for index in range(len(token) - 1):
@@ -73,7 +73,7 @@ def test_page_token_detects_swapped_and_missing_characters() -> None:
 
 
 def test_page_token_of_another_version_is_refused() -> None:
-    """A token of a newer service is refused, even when everything else in it is right."""
+    """A token with another version number is refused, even if its checksum is right."""
     packed = bytearray(base64.urlsafe_b64decode(page_tokens.make(POSTS, last_id=42)))
     head = bytes([2]) + bytes(packed[1:17])
     newer = base64.urlsafe_b64encode(head + page_tokens._checksum(head)).decode()

@@ -1,4 +1,4 @@
-"""Reads of many batches at once: together while they are small, and never more at a time than fits."""
+"""Reads by id for many batches: small batches share a statement, and memory is limited."""
 
 import json
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from store_service.service.operations import INLINE_IDS, READ_IDS, read_by_id
 
 
 class Rows:
-    """A connection to a store that has every post, each with the same body."""
+    """A connection to a database that contains every post, all with the same body."""
 
     def __init__(self, body: str) -> None:
         self._body = body
-        self.asked: list[int] = []
-        """How many ids each statement named."""
+        self.id_counts: list[int] = []
+        """Number of ids of each statement."""
 
     async def fetch(self, _: object, *, ids: str) -> list[tuple[Any, ...]]:
-        """As a connection does."""
-        wanted = json.loads(ids)
-        self.asked.append(len(wanted))
-        return [(id, self._body, 1, 1, 1) for id in wanted]
+        """Returns a row for each id."""
+        parsed = json.loads(ids)
+        self.id_counts.append(len(parsed))
+        return [(id, self._body, 1, 1, 1) for id in parsed]
 
     fetch_inline = fetch
 
 
 async def read(rows: Rows, batches: Sequence[Sequence[int]]) -> list[Any]:
-    """What each batch gets."""
+    """Returns the outcome of each batch."""
     return list(await read_by_id(cast(Connection, rows), batches, POSTS.by_id, POSTS.from_row))
 
 
@@ -36,16 +36,16 @@ async def test_small_batches_are_one_statement() -> None:
     rows = Rows("a")
     found = await read(rows, [(n,) for n in range(1, INLINE_IDS)] + [range(1, 100)] * 50)
 
-    assert rows.asked == [99]
+    assert rows.id_counts == [99]
     assert all(len(stored) == 99 for stored in found)
 
 
 async def test_large_batches_are_read_one_after_another() -> None:
-    """Four thousand bodies of 64 KiB are never in memory together: not even one batch can be answered."""
+    """Four thousand bodies of 64 KiB are never in memory together. Each batch is too large for a response."""
     rows = Rows("x" * 65_536)
     found = await read(rows, [range(n * 1000 + 1, n * 1000 + 1001) for n in range(4)])
 
-    assert rows.asked == [READ_IDS] * 4
+    assert rows.id_counts == [READ_IDS] * 4
     assert [type(outcome) for outcome in found] == [ResponseTooLarge] * 4
 
 

@@ -1,4 +1,4 @@
-"""Pages of many requests at once: the same one is read once, and no more at a time than the memory takes."""
+"""Reads of pages for many requests: equal pages are read once, and memory is limited."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,38 +11,38 @@ from store_service.model import Page, PageRequest, Post, Query
 from store_service.service.operations import MAX_HELD_BYTES
 from store_service.service.pages import read_pages
 
-NOBODY = cast(Connection, None)
-"""No page is a first one, so that nothing else is read."""
+NO_CONNECTION = cast(Connection, None)
+"""Not used, because no page is a first page."""
 
 
 @dataclass
 class Reads:
-    """Every page holds one post, with the body that its request names by its size."""
+    """Reads pages of one post whose body is as long as the page size."""
 
-    asked: list[int] = field(default_factory=list)
+    page_sizes: list[int] = field(default_factory=list)
 
     async def __call__(self, _: Connection, request: PageRequest) -> Page[Post]:
-        self.asked.append(request.page_size)
+        self.page_sizes.append(request.page_size)
         post = Post(id=1, body="x" * request.page_size, create_time=1, update_time=1, version=1)
         return Page(items=(post,), next_page_token="")
 
 
 def requests(*sizes: int) -> list[PageRequest]:
-    """Requests for pages of the given sizes."""
+    """Returns requests for pages of the given sizes."""
     return [PageRequest(query=Query(resource="posts"), page_size=it, page_token="t") for it in sizes]
 
 
 async def outcomes(sizes: Sequence[int], read: Any) -> list[Any]:
-    """What each request gets."""
-    return list(await read_pages(NOBODY, requests(*sizes), read))
+    """Returns the outcome of each request."""
+    return list(await read_pages(NO_CONNECTION, requests(*sizes), read))
 
 
 async def test_requests_for_the_same_page_are_read_once() -> None:
-    """In their order, beside others."""
+    """Results are in the order of the requests."""
     reads = Reads()
     pages = await outcomes([5, 6, 5, 5], reads)
 
-    assert reads.asked == [5, 6]
+    assert reads.page_sizes == [5, 6]
     assert [len(page.items[0].body) for page in pages] == [5, 6, 5, 5]
     assert pages[0] is pages[2] is pages[3]
 
@@ -52,21 +52,21 @@ async def test_pages_above_the_memory_limit_are_deferred() -> None:
     half = MAX_HELD_BYTES // 2
     pages = await outcomes([half, half + 1, half + 2, half, 7], reads)
 
-    assert reads.asked == [half, half + 1]
+    assert reads.page_sizes == [half, half + 1]
     assert [page is DEFERRED for page in pages] == [False, False, True, False, True]
     (alone,) = await outcomes([2 * MAX_HELD_BYTES], reads)
     assert alone is not DEFERRED
 
 
 async def test_many_small_pages_are_read_together() -> None:
-    """A thousand of them leave nothing for later."""
+    """None of a thousand small pages is deferred."""
     pages = await outcomes(range(1, 1001), Reads())
 
     assert DEFERRED not in pages
 
 
 async def test_error_does_not_keep_other_pages_in_memory() -> None:
-    """Its caller may take long to hear of it."""
+    """An error has no traceback, which would refer to the pages."""
     reads = Reads()
 
     async def read(connection: Connection, request: PageRequest) -> Page[Post]:

@@ -1,4 +1,4 @@
-"""Records that another version of the program has written."""
+"""Reads of records that another version of the program has written."""
 
 from dataclasses import dataclass, field
 
@@ -14,12 +14,12 @@ def test_record_with_all_fields_is_read() -> None:
 
 
 def test_unknown_fields_are_ignored() -> None:
-    """A later version may have written them."""
+    """A later version can have more fields."""
     assert RecordReader(Post).read(POST | {"color": "red"}) == RecordReader(Post).read(POST)
 
 
 def test_missing_field_without_default_is_empty() -> None:
-    """An earlier version did not know it."""
+    """An earlier version can have fewer fields."""
     assert RecordReader(Comment).read({"body": "a"}) == Comment(
         id=0, body="a", post_id=0, create_time=None, update_time=None, version=0
     )

@@ -1,4 +1,4 @@
-"""Resume tokens, without a server: their form, which lasts, and what is not one."""
+"""Resume tokens: their format, and the refusal of damaged and foreign tokens."""
 
 import base64
 import string
@@ -76,7 +76,7 @@ def test_resume_token_detects_a_changed_bit(token: str) -> None:
 
 
 def test_resume_token_detects_swapped_missing_and_extra_characters() -> None:
-    """Nor do characters that change places, are missing, or are too many."""
+    """Swapped, missing and additional characters are detected."""
     token = TOKEN_OF_MIDST
     changed = {token + end for end in ("=", "A", "\n", " ", "AAAA", "====")} | {" " + token, "AAAA" + token}
     for index in range(len(token)):
@@ -91,13 +91,13 @@ def test_resume_token_detects_swapped_missing_and_extra_characters() -> None:
 
 @pytest.mark.parametrize("text", ["", "token", "é" * 72, "\0" * 72, "=" * 72, "A" * 72, "A" * 100_000])
 def test_arbitrary_text_is_invalid(text: str) -> None:
-    """Whatever a caller sends gets the one error."""
+    """Any other text is refused with RESUME_TOKEN_INVALID."""
     with pytest.raises(ResumeTokenInvalid):
         resume_tokens.read(text, STORE)
 
 
 def test_page_token_of_another_version_is_refused() -> None:
-    """A token of a newer service is refused, even when everything else in it is right."""
+    """A token with another version number is refused, even if its checksum is right."""
     with pytest.raises(ResumeTokenInvalid):
         resume_tokens.read(_forged(version=2), STORE)
 
@@ -119,6 +119,6 @@ def test_resume_token_needs_no_url_quoting(resume_point: ResumePoint) -> None:
 
 
 def _forged(*, version: int = 1, phase: int = 0) -> str:
-    """A token whose last hash is right."""
+    """Returns a token with a valid checksum."""
     head = struct.pack(">B8sBqqqqq", version, resume_tokens._hash(STORE), phase, 7, 42, 0, 0, 0)
     return base64.urlsafe_b64encode(head + resume_tokens._checksum(head)).decode()

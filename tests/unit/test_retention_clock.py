@@ -1,4 +1,4 @@
-"""No row is deleted before its retention has elapsed, whatever the wall clock does."""
+"""The retention clock: no row is deleted before its retention has elapsed, regardless of the wall clock."""
 
 from bisect import bisect_left
 
@@ -38,7 +38,7 @@ def test_reverted_clock_jump_does_not_count() -> None:
 
 
 def test_accumulated_drift_counts() -> None:
-    """A little in each step is much in the end."""
+    """A small difference in each step adds up."""
     clock = RetentionClock(7 * DAY, NOW, 0)
     for step in range(1, 101):
         clock.compare(NOW + step * 11 * SECOND, step * 10 * SECOND)
@@ -56,7 +56,7 @@ def test_time_without_a_process_counts_as_a_jump() -> None:
 
 
 LATE = 3 * 7 * DAY // retention_clock.MAX_GAINS
-"""By how much a row may go too late: one bucket, and two more for the time between two looks at the clock."""
+"""Maximum delay of a deletion: one bucket, and two more for the time between two comparisons."""
 
 
 @pytest.mark.parametrize(("up", "down"), [(HOUR, HOUR), (20 * MINUTE, 20 * MINUTE), (2 * HOUR, 10 * MINUTE)])
@@ -77,7 +77,7 @@ def test_many_suspends_do_not_keep_rows_forever(up: int, down: int) -> None:
 
 
 def test_many_restarts_do_not_keep_rows_forever() -> None:
-    """Of a process that starts every 5 minutes, each time on a machine with another monotonic clock."""
+    """A process restarts every 5 minutes, each time with another monotonic clock."""
     clock, wall, measured = RetentionClock(7 * DAY, NOW, 0), NOW, 0
     rows: list[tuple[int, int]] = []
     booted = 0
@@ -97,7 +97,7 @@ def test_many_restarts_do_not_keep_rows_forever() -> None:
 
 
 def kept(rows: list[tuple[int, int]], cutoff: int) -> list[tuple[int, int]]:
-    """The rows, oldest first, that are not before the cutoff."""
+    """Returns the rows that are not before the cutoff, oldest first."""
     return rows[bisect_left(rows, (cutoff, 0)) :]
 
 
@@ -116,7 +116,7 @@ steps = st.lists(
 @given(steps=steps)
 @settings(max_examples=300)
 def test_no_row_is_deleted_before_its_time(max_gains: int, steps: list[tuple[str, int]]) -> None:
-    """Of any clock that jumps and any process that restarts; and one that is left alone is believed again."""
+    """Jumps and restarts in any order. After one retention without a jump the clock counts again."""
     true, offset, booted, retention = 0, NOW, 0, DAY
     clock = RetentionClock(7 * DAY, NOW, 0)
     rows: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What requests become, and what is wrong with them, without a server."""
+"""Validation of requests: the values that it returns, and the violations that it finds."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ validation = Validation(max_body_bytes=10)
 
 
 def refusal(check: Any, request: Any) -> list[tuple[type[InvalidRequest], str]]:
-    """The violations of a request: of which kind, and where."""
+    """Returns the error and the field of each violation of a request."""
     with pytest.raises(InvalidRequest) as raised:
         check(request)
     assert type(raised.value) is raised.value.violations[0].error, "the first violation names the error"
@@ -39,14 +39,14 @@ def refusal(check: Any, request: Any) -> list[tuple[type[InvalidRequest], str]]:
 
 
 def test_post_request_becomes_a_draft() -> None:
-    """One draft of one request."""
+    """A single request has one draft."""
     request = posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="a"))
 
     assert validation.post_drafts(request) == (PostDraft(body="a"),)
 
 
 def test_batch_request_becomes_drafts_with_paths() -> None:
-    """Each draft of a comment knows the path under which the request names its post."""
+    """Each draft of a comment has the path of its post id in the request."""
     requests = [
         comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(body=body, post_id=id))
         for body, id in (("a", 7), ("b", 8))
@@ -63,7 +63,7 @@ def test_batch_request_becomes_drafts_with_paths() -> None:
 
 @pytest.mark.parametrize("body", ["x" * 10, "é" * 5, "€€€x", "\U0001f600\U0001f600xx"])
 def test_body_limit_is_in_bytes(body: str) -> None:
-    """Bytes of UTF-8 count, whatever the characters."""
+    """Bytes of UTF-8 count, not characters."""
 
     def post(body: str) -> posts_pb2.CreatePostRequest:
         return posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body))
@@ -92,7 +92,7 @@ def test_all_errors_of_a_body_are_reported() -> None:
 def test_mask_decides_whether_the_body_changes(
     update_mask: list[str], body: str, expected: str | None
 ) -> None:
-    """None leaves the body as it is."""
+    """None: the body does not change."""
     request = comments_pb2.UpdateCommentRequest(
         comment=comments_pb2.Comment(id=1, body=body), update_mask=FieldMask(paths=update_mask)
     )
@@ -126,7 +126,7 @@ def test_mask_selects_the_compared_fields(update_mask: list[str], expected: Any)
 
 
 def test_unset_fields_are_not_compared() -> None:
-    """Without a mask, and with "*", unset fields are no wish to clear them."""
+    """Without a mask, and with "*", an unset field is not a request to clear it."""
     for paths in ([], ["*"]):
         request = posts_pb2.UpdatePostRequest(
             post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=paths)
@@ -136,7 +136,7 @@ def test_unset_fields_are_not_compared() -> None:
 
 
 def test_unknown_paths_are_sorted_and_unique() -> None:
-    """One violation for each path, in an order that does not depend on the run; repetitions count once."""
+    """There is one violation for each path, in a fixed order. A repeated path counts once."""
     request = posts_pb2.UpdatePostRequest(
         post=posts_pb2.Post(id=1, body="a"), update_mask=FieldMask(paths=["z", "body", "a", "z", "post_id"])
     )
@@ -155,7 +155,7 @@ def test_update_without_a_resource_is_not_validated_further() -> None:
 
 @pytest.mark.parametrize("page_size", [0, 1, 50, 1000, 1001, 2**31 - 1])
 def test_page_size_is_within_limits(page_size: int) -> None:
-    """0 means 50, and nothing means more than 1000."""
+    """0 means 50, and larger values than 1000 are capped."""
     expected = {0: 50, 1: 1, 50: 50}.get(page_size, 1000)
 
     page = validation.page_of_posts(posts_pb2.ListPostsRequest(page_size=page_size, page_token="t"))
@@ -164,14 +164,14 @@ def test_page_size_is_within_limits(page_size: int) -> None:
 
 
 def test_page_of_comments_is_bound_to_post_and_order() -> None:
-    """Everything that a token is bound to is in the query."""
+    """The query contains everything that a page token is bound to."""
     page = validation.page_of_comments(comments_pb2.ListCommentsRequest(order_by=" id  desc ", post_id=7))
 
     assert page.query == Query(resource="comments", order="id desc", post_id=7)
 
 
 def test_deletion_has_every_option() -> None:
-    """Every option arrives."""
+    """Every option of the request is in the deletion."""
     one = posts_pb2.DeletePostRequest(id=1, etag="v1", force=True, allow_missing=True)
     many = posts_pb2.BatchDeletePostsRequest(ids=[2, 1], force=True, allow_missing=True)
     comment = comments_pb2.DeleteCommentRequest(id=1, etag="v1", allow_missing=True)
@@ -183,7 +183,7 @@ def test_deletion_has_every_option() -> None:
 
 
 def test_too_large_batch_is_not_validated_further() -> None:
-    """One violation says it all; a million wrong ids do not make a million more."""
+    """There is one violation for the size, and none for the elements."""
     with pytest.raises(BatchTooLarge) as raised:
         validation.ids(posts_pb2.BatchGetPostsRequest(ids=[-1] * 1001))
     assert (raised.value.count, raised.value.max_count, len(raised.value.violations)) == (1001, 1000, 1)
@@ -195,7 +195,7 @@ def test_too_large_batch_is_not_validated_further() -> None:
 
 
 def test_too_long_list_is_not_validated_further() -> None:
-    """Kinds of a watch, paths of a mask: one violation says it all, beside those of other fields."""
+    """Kinds of a watch and paths of a mask: one violation for the length. Other fields are checked."""
     kinds = changes_pb2.WatchRequest(kinds=[9] * 101, post_ids=[0])
     mask = FieldMask(paths=[f"x{n}" for n in range(101)])
     update = posts_pb2.UpdatePostRequest(post=posts_pb2.Post(), update_mask=mask, request_id="x")
@@ -221,7 +221,7 @@ def test_list_of_maximum_length_is_valid() -> None:
 
 
 def test_omitted_violations_are_counted() -> None:
-    """The first dozen are kept, whichever fields they are of; the text says how many more there are."""
+    """The first 12 violations are reported. The text has the number of the others."""
     with pytest.raises(FieldInvalid) as raised:
         validation.ids(posts_pb2.BatchGetPostsRequest(ids=[0] * 1000))
     assert [it.field for it in raised.value.violations] == [f"ids[{n}]" for n in range(12)]
@@ -235,8 +235,7 @@ def test_omitted_violations_are_counted() -> None:
 
 
 def test_first_violation_selects_the_reason() -> None:
-    """A batch that is empty and has a request_id is BATCH_EMPTY; one with a bad id before a double one is
-    FIELD_INVALID, and the other way round BATCH_DUPLICATE."""
+    """An invalid id before a duplicate is FIELD_INVALID; after it, the reason is BATCH_DUPLICATE."""
     empty = posts_pb2.BatchDeletePostsRequest(request_id="x")
     bad_first = posts_pb2.BatchDeletePostsRequest(ids=[0, 5, 5])
     double_first = posts_pb2.BatchDeletePostsRequest(ids=[5, 5, 0])
@@ -253,7 +252,7 @@ def test_first_violation_selects_the_reason() -> None:
 
 
 def test_error_text_names_every_field() -> None:
-    """The message alone is enough to mend a request by hand."""
+    """The message names each invalid field."""
     with pytest.raises(FieldInvalid) as raised:
         validation.comment_drafts(comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(id=1)))
 
