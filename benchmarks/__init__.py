@@ -1,5 +1,5 @@
-"""What the service does in a second, next to a server that does nothing and to other ways of writing it.
+"""Benchmarks: the service next to a server that does nothing, and next to other implementations.
 
-`python -m benchmarks` measures everything, `python -m benchmarks --quick` the ratios that matter most.
-docs/benchmarks.md tells how.
+`python -m benchmarks` measures everything, `python -m benchmarks --quick` only the most important ratios.
+docs/benchmarks.md describes the method.
 """

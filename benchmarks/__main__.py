@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measures, prints the tables, keeps the numbers, draws the chart."""
+"""`python -m benchmarks`: measures, prints the tables, stores the numbers and draws the chart."""
 
 import argparse
 import os
@@ -18,12 +18,12 @@ CHART = ROOT / "docs" / "benchmarks.svg"
 
 
 def main() -> None:
-    """Does what the command line asks for."""
+    """Executes the command line."""
     parser = _parser()
-    asked = parser.parse_args()
-    if asked.rounds < 1:
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
         parser.error("there must be at least one round")
-    if asked.write_docs and (asked.quick or asked.only or asked.skip_growth):
+    if arguments.write_docs and (arguments.quick or arguments.only or arguments.skip_growth):
         parser.error("--write-docs needs the whole run")
     if not loads.have_h2load():
         sys.exit(loads.HOW_TO_GET_H2LOAD)
@@ -32,34 +32,36 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="store-bench-", dir=_where()) as name:
             folder = Path(name)
-            # PostgreSQL runs as another user and has to get to its folder inside.
+            # PostgreSQL runs as another user and needs access to its folder in this one.
             folder.chmod(0o711)
             if machine.file_system(folder) in machine.MEMORY_ONLY:
-                print(f"{folder} is in memory, where an fsync costs nothing; set TMPDIR to a disk")
-            _run(asked, folder)
+                print(
+                    f"{folder} is in memory, where an fsync costs nothing; set TMPDIR to a folder on a disk"
+                )
+            _run(arguments, folder)
     except (StartError, loads.LoadError) as error:
-        sys.exit(f"the benchmark cannot go on: {error}")
+        sys.exit(f"the benchmark cannot continue: {error}")
     except KeyboardInterrupt as signalled:
-        sys.exit(f"stopped by {signalled}; everything that was started has ended")
+        sys.exit(f"stopped by {signalled}; all started processes have ended")
 
 
-def _run(asked: argparse.Namespace, folder: Path) -> None:
-    if asked.quick:
+def _run(arguments: argparse.Namespace, folder: Path) -> None:
+    if arguments.quick:
         results = runs.quick(folder)
         _print(results, "quick")
         return
-    wanted = [contender for contender in LINEUP if not asked.only or contender.name in asked.only]
-    results = runs.full(folder, wanted, round_count=asked.rounds, skip_growth=asked.skip_growth)
-    whole = not asked.only and not asked.skip_growth
+    wanted = [contender for contender in LINEUP if not arguments.only or contender.name in arguments.only]
+    results = runs.full(folder, wanted, round_count=arguments.rounds, skip_growth=arguments.skip_growth)
+    whole = not arguments.only and not arguments.skip_growth
     _print(results, "full" if whole else "part")
     if CEILING in wanted and len(wanted) > 1:
-        # Here and not at the start, for the quick run does without it.
+        # Imported here, because the quick run does not need it.
         from benchmarks import chart
 
         path = CHART if whole else FOLDER / "part.svg"
         chart.draw(results, path)
         print(f"The chart is {path}.")
-    if asked.write_docs:
+    if arguments.write_docs:
         report.fill(DOCUMENT, results)
 
 
@@ -69,14 +71,14 @@ def _print(results: Results, name: str) -> None:
 
 
 def _where() -> str | None:
-    """Where the databases go: TMPDIR, or /var/tmp, which unlike /tmp is on a disk everywhere."""
+    """The folder for the databases: TMPDIR, or /var/tmp, which unlike /tmp is always on a disk."""
     if os.environ.get("TMPDIR") or not os.access("/var/tmp", os.W_OK):  # noqa: S108
         return None
     return "/var/tmp"  # noqa: S108  # a new folder in it, not a fixed name
 
 
 def _stop_once(number: int, _: FrameType | None) -> None:
-    """Ends the run as Ctrl-C does; a second one must not keep us from stopping what was started."""
+    """Ends the run as Ctrl-C does. Further signals are ignored, so that all started processes are stopped."""
     for every in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(every, signal.SIG_IGN)
     raise KeyboardInterrupt(signal.Signals(number).name)
@@ -84,19 +86,22 @@ def _stop_once(number: int, _: FrameType | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description="Metrics the service next to others; docs/benchmarks.md."
+        prog="python -m benchmarks",
+        description="Measures the service next to other implementations; see docs/benchmarks.md.",
     )
-    parser.add_argument("--quick", action="store_true", help="the ratios that matter most, in a minute")
+    parser.add_argument("--quick", action="store_true", help="only the most important ratios, in a minute")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="interleaved rounds (5)")
     parser.add_argument(
         "--only",
         action="append",
         metavar="NAME",
         choices=[contender.name for contender in LINEUP],
-        help="this contender, and others named so: " + ", ".join(contender.name for contender in LINEUP),
+        help="only this contender (can be repeated): " + ", ".join(contender.name for contender in LINEUP),
     )
-    parser.add_argument("--skip-growth", action="store_true", help="do not fill files with many rows")
-    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument(
+        "--skip-growth", action="store_true", help="skip the measurements on files with many rows"
+    )
+    parser.add_argument("--write-docs", action="store_true", help="write the tables to docs/benchmarks.md")
     return parser
 
 

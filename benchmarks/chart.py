@@ -1,4 +1,4 @@
-"""The chart: how much of the ceiling each contender reaches."""
+"""The chart: the throughput of each contender as a share of the ceiling."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from benchmarks.workloads import BY_NAME
 
 SHOWN = ("get_256", "create_256", "get_1", "create_1")
 
-# This service in blue, everybody else in grey.
+# This service is blue, the other contenders are grey.
 COLOURS = {
     "sqlite": "#1b6ca8",
     "postgresql": "#6bb0de",
@@ -23,7 +23,7 @@ def draw(results: Results, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    # The same numbers make the same file; text stays text.
+    # Equal numbers produce equal files, and text is stored as text.
     matplotlib.rcParams.update({"svg.hashsalt": "store-service", "svg.fonttype": "none"})
     from matplotlib import pyplot
 

@@ -1,4 +1,4 @@
-"""What the client's methods cost above its raw stubs, and how long its import takes."""
+"""Measures the overhead of the client's methods over its raw stubs, and the time of its import."""
 
 import json
 import statistics
@@ -10,13 +10,13 @@ from benchmarks.lineup import SQLITE, started
 from benchmarks.processes import environment, python
 
 RUNS = 5
-"""Processes; each gives a median of its own, and the median of those counts."""
+"""Processes. Each returns a median, and the result is the median of these."""
 
 POST_ID = 1
 
 
 def client(folder: Path, seeded: Path, _: list[str]) -> dict[str, float]:
-    """How many times as long a call by a method takes as by a stub, and milliseconds of the import."""
+    """Returns the ratio of the time of a method to that of the stub, and the milliseconds of the import."""
     own = folder / "client"
     with started(SQLITE, own, seed.copied(seeded, own)) as server:
         command = python("benchmarks.client_calls", server.address, str(POST_ID))

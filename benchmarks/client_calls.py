@@ -1,7 +1,7 @@
 """`python -m benchmarks.client_calls ADDRESS ID`: the client's methods against its raw stubs, one in flight.
 
-Prints JSON: `sync` and `async`, how many times as long a call by `client.posts.get` takes as one by the stub
-for the same post, and `import_ms`, how long `import storeapi` took; medians of blocks that take turns.
+Prints JSON. `sync` and `async` are the ratio of the time of `client.posts.get` to that of the stub for the
+same post, as medians of alternating blocks. `import_ms` is the time of `import storeapi`.
 """
 
 import asyncio

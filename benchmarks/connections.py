@@ -1,7 +1,7 @@
-"""Connections that keep calls in flight: HTTP/2 as gRPC speaks it, and HTTP/1.1.
+"""Connections that keep calls in flight: HTTP/2 for gRPC, and HTTP/1.1.
 
-Just what a load on a healthy server over loopback needs, so that making it costs little next to answering
-it: requests are bytes that were made in advance, answers are looked at only for where they end.
+They support only a load on a healthy server over loopback, so that the load needs little CPU time compared
+with the server: requests are prepared in advance, and responses are read only to find their end.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _DEFAULT_WINDOW, _MAX_WINDOW = 65_535, 2**31 - 1
 
 
 def _frame(kind: int, flags: int, payload: bytes) -> bytes:
-    """A frame that belongs to no stream."""
+    """Returns a frame of the connection, which belongs to no stream."""
     return _before_stream(kind, flags, payload) + bytes(4) + payload
 
 
@@ -34,9 +34,9 @@ def _before_stream(kind: int, flags: int, payload: bytes) -> bytes:
 
 
 def grpc_call(address: str, path: str, message: Message) -> tuple[bytes, ...]:
-    """A call as the frames of its stream, in three parts: the stream's number goes between them."""
-    # HPACK: `:method: POST` and `:scheme: http` have numbers, names with a number have their value here,
-    # `te` has neither; nothing is remembered from one call to the next.
+    """Returns a call as the frames of its stream, in three parts that the number of the stream separates."""
+    # HPACK: `:method: POST` and `:scheme: http` are indexed fields. Other fields with an indexed name have
+    # their value here, and `te` has a literal name. Nothing is added to the dynamic table.
     headers = b"".join(
         (
             b"\x83\x86",
@@ -60,7 +60,7 @@ def _text(text: str) -> bytes:
 
 
 def http1_call(address: str, path: str, body: bytes) -> tuple[bytes, ...]:
-    """A request of HTTP/1.1; GET without a body, POST with one."""
+    """Returns an HTTP/1.1 request: GET without a body, otherwise POST."""
     lines = [f"{'POST' if body else 'GET'} {path} HTTP/1.1", f"host: {address}"]
     if body:
         lines += ["content-type: application/json", f"content-length: {len(body)}"]
@@ -69,42 +69,42 @@ def http1_call(address: str, path: str, body: bytes) -> tuple[bytes, ...]:
 
 @dataclass(slots=True)
 class Work:
-    """The calls of a load, and what has come of them."""
+    """The calls of a load, and their results."""
 
     calls: Sequence[tuple[bytes, ...]]
-    """The bytes of each call; they are begun again when they are at their end."""
+    """The bytes of each call; after the last one, the first follows."""
     total: int
     done: asyncio.Future[None]
     started: int = 0
     failed: int = 0
     seconds: list[float] = field(default_factory=list)
-    """How long each call took."""
+    """Duration of each call."""
 
     def next_call(self) -> tuple[bytes, ...] | None:
-        """The next call to make; None when there are enough."""
+        """Returns the next call; None after the last one."""
         if self.started == self.total:
             return None
         self.started += 1
         return self.calls[self.started % len(self.calls)]
 
     def ended(self, since: float, *, well: bool) -> None:
-        """Takes down that a call has been answered."""
+        """Records the end of a call."""
         self.seconds.append(time.perf_counter() - since)
         self.failed += not well
         if len(self.seconds) == self.total and not self.done.done():
             self.done.set_result(None)
 
     def broken(self, why: str) -> None:
-        """Ends the load, for a connection cannot go on."""
+        """Ends the load after a connection has failed."""
         if not self.done.done():
             self.done.set_exception(ConnectionError(why))
 
 
 class Connection(asyncio.Protocol, ABC):
-    """Keeps calls in flight until there are enough."""
+    """Keeps calls in flight until all have been made."""
 
     def __init__(self, work: Work, in_flight: int) -> None:
-        """Takes the work, which other connections share, and how many calls to keep in flight."""
+        """Takes the calls, which other connections share, and the number to keep in flight."""
         self._work = work
         self._in_flight = in_flight
         self._received = bytearray()
@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol, ABC):
         self._transport.write(self.hello() + b"".join(self.call() for _ in range(self._in_flight)))
 
     def data_received(self, data: bytes) -> None:
-        """Makes another call for each that was answered."""
+        """Makes another call for each that has ended."""
         self._received += data
         reply = self.replies()
         if reply:
@@ -127,22 +127,22 @@ class Connection(asyncio.Protocol, ABC):
         self._work.broken(f"the server closed a connection: {error}")
 
     def hello(self) -> bytes:
-        """What is sent first."""
+        """Returns the bytes at the start of a connection."""
         return b""
 
     @abstractmethod
     def call(self) -> bytes:
-        """The next call; empty when there are enough."""
+        """Returns the bytes of the next call; empty after the last one."""
 
     @abstractmethod
     def replies(self) -> bytes:
-        """Looks at what was received, as far as it is whole, and returns what to send."""
+        """Processes the complete frames or responses that were received, and returns the bytes to send."""
 
 
 class Http2Connection(Connection):
     """gRPC calls on the streams of one connection."""
 
-    # Requests are so small, and answers of gRPC so soon, that the server's window is never used up.
+    # Requests are so small, and responses so fast, that the window of the server is never exhausted.
     HELLO: ClassVar[bytes] = (
         _PREFACE
         + _frame(_SETTINGS, 0, struct.pack(">HI", _INITIAL_WINDOW_SIZE, _MAX_WINDOW))
@@ -150,18 +150,18 @@ class Http2Connection(Connection):
     )
 
     def __init__(self, work: Work, in_flight: int) -> None:
-        """Takes the work and how many streams are open at a time."""
+        """Takes the calls and the number of concurrent streams."""
         super().__init__(work, in_flight)
         self._next_stream = 1
         self._since: dict[int, float] = {}
         self._with_body: set[int] = set()
 
     def hello(self) -> bytes:
-        """The start of a connection, with windows that answers never fill."""
+        """Returns the start of a connection, with windows that responses never fill."""
         return self.HELLO
 
     def call(self) -> bytes:
-        """The frames of the next call, on a stream of its own."""
+        """Returns the frames of the next call, on a new stream."""
         parts = self._work.next_call()
         if parts is None:
             return b""
@@ -193,23 +193,23 @@ class Http2Connection(Connection):
                 payload = bytes(received[payload_at:end]) if kind == _PING else b""
                 replies.append(_frame(kind, _ACK, payload))
             elif kind == _GOAWAY:
-                self._work.broken("the server said GOAWAY")
+                self._work.broken("the server sent GOAWAY")
             at = end
         del received[:at]
         return b"".join(replies)
 
 
 class Http1Connection(Connection):
-    """One call after the other."""
+    """Sequential calls of HTTP/1.1."""
 
     def call(self) -> bytes:
-        """The next request."""
+        """Returns the next request."""
         parts = self._work.next_call()
         self._since = time.perf_counter()
         return b"".join(parts or ())
 
     def replies(self) -> bytes:
-        """Reads an answer, whose length stands in its headers."""
+        """Reads a response, whose headers have its length."""
         head, separator, body = bytes(self._received).partition(b"\r\n\r\n")
         if not separator:
             return b""

@@ -1,7 +1,7 @@
-"""Whether calls take longer when there is more: the same calls on files of different sizes.
+"""Measures whether latencies grow with the number of rows: the same calls on files of different sizes.
 
-Half of the rows are posts, half are comments. Besides, one post has LISTED_PAGES pages of comments, spread
-evenly over all others, as the comments of a busy post are.
+Half of the rows are posts, half are comments. In addition, one post has LISTED_PAGES pages of comments, which
+are distributed evenly among the others, as the comments of a busy post are.
 """
 
 import shutil
@@ -22,13 +22,13 @@ from benchmarks.workloads import BODY, GET, Workload
 SIZES = (10_000, 1_000_000, 5_000_000)
 
 BYTES_A_ROW = 400
-"""Enough for a row, its index, and the files that SQLite makes meanwhile."""
+"""Disk space for a row, its index, and the temporary files of SQLite."""
 
 POST_ID = 1
 PAGE_SIZE = 50
 LISTED_PAGES = 1000
 WALK_SIZE = 1000
-"""Comments on each page on the way to the last one; the token does not mind."""
+"""Page size on the way to the last page. A page token does not depend on the page size."""
 
 CALLS = 300
 
@@ -46,16 +46,16 @@ _COMMENTS = """
 """
 
 GrowthTable = dict[str, dict[int, float]]
-"""Milliseconds by title of the call and by rows."""
+"""Milliseconds by the title of the call and the number of rows."""
 
 
 def measure(folder: Path, rounds: int, left_out: list[str], sizes: Sequence[int] = SIZES) -> GrowthTable:
-    """The median of p50, one call in flight, for each call and size."""
+    """Returns the median of p50, with one call in flight, for each call and size."""
     with ExitStack() as stack:
         addresses: dict[int, str] = {}
         for rows in sizes:
             if shutil.disk_usage(folder).free < rows * BYTES_A_ROW:
-                left_out.append(f"Growth to {rows:,} rows was left out: the disk has no room for them.")
+                left_out.append(f"Growth to {rows:,} rows was left out: not enough free disk space.")
                 continue
             own = folder / f"growth-{rows}"
             own.mkdir()
@@ -76,12 +76,12 @@ def measure(folder: Path, rounds: int, left_out: list[str], sizes: Sequence[int]
 
 
 def factor(table: GrowthTable) -> dict[str, float]:
-    """How many times as long each call takes with the most rows as with the fewest."""
+    """Returns for each call the ratio of its time with the most rows to that with the fewest."""
     return {title: times[max(times)] / times[min(times)] for title, times in table.items()}
 
 
 def _filled(folder: Path, rows: int) -> str:
-    """A file with so many rows and the post with its comments."""
+    """Creates a file with this number of rows and the post with its comments. Returns its URL."""
     path = folder / "store.db"
     seed.migrate(f"sqlite:///{path}", folder)
     listed = PAGE_SIZE * LISTED_PAGES + 1
@@ -95,7 +95,7 @@ def _filled(folder: Path, rows: int) -> str:
     }
     connection = sqlite3.connect(path)
     try:
-        # Nobody reads it before it is whole, so nothing needs to be safe, and indexes are made at last.
+        # Nothing reads the file before it is complete, so no journal is needed. The indexes are created last.
         connection.executescript("PRAGMA journal_mode = off; PRAGMA synchronous = off")
         indexes = connection.execute(
             "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
@@ -113,7 +113,7 @@ def _filled(folder: Path, rows: int) -> str:
 
 
 def _last_page_token(address: str) -> str:
-    """Turns the pages until the last one is left."""
+    """Reads all pages except the last one, and returns its token."""
     token, to_skip = "", PAGE_SIZE * (LISTED_PAGES - 1)
     with grpc.insecure_channel(address) as channel:
         stub = comments_pb2_grpc.CommentServiceStub(channel)

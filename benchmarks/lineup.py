@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started."""
+"""The contenders that are measured, and how each is started."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,15 +15,15 @@ OURS = ("store_service", "serve")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One way to answer the calls."""
+    """One implementation of the calls."""
 
     name: str
     title: str
     module: Sequence[str]
-    """What `python -m` runs."""
+    """The arguments of `python -m`."""
     database: Literal["sqlite", "postgresql"] = "sqlite"
     http1: bool = False
-    """Speaks JSON over HTTP/1.1."""
+    """Whether it uses JSON over HTTP/1.1."""
 
 
 CEILING = Contender(
@@ -50,18 +50,18 @@ QUICK = (CEILING, SQLITE, PLAIN)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A contender that takes calls."""
+    """A contender that accepts calls."""
 
     contender: Contender
     server: Server
     postgresql: Postgresql | None = None
 
     def cpu_seconds(self) -> float:
-        """CPU time of the server until now, without its database's."""
+        """CPU time of the server until now, without PostgreSQL."""
         return cpu_seconds(self.server.pid)
 
     def database_cpu_seconds(self) -> float | None:
-        """CPU time of PostgreSQL until now; None when there is none, or when it is not ours to look at."""
+        """CPU time of PostgreSQL until now; None without PostgreSQL, or if it was not started here."""
         if self.postgresql is None or self.postgresql.pid is None:
             return None
         return cpu_seconds(self.postgresql.pid)
@@ -75,13 +75,13 @@ class Running:
 def running(
     contenders: Sequence[Contender], folder: Path, seeded: Path, left_out: list[str]
 ) -> Iterator[list[Running]]:
-    """All of them at once, each with a database of its own, until the end of the block.
+    """Runs all contenders at once, each with its own database, until the end of the block.
 
     Args:
-        contenders: Whom to start.
-        folder: Where they keep their files.
-        seeded: The SQLite file that each gets a copy of.
-        left_out: Gets a sentence for each that cannot run here.
+        contenders: The contenders to start.
+        folder: For their files.
+        seeded: The SQLite file; each contender gets a copy.
+        left_out: Gets a sentence for each contender that cannot run on this machine.
     """
     with ExitStack() as stack:
         started = []
@@ -111,7 +111,7 @@ def _running(contender: Contender, folder: Path, seeded: Path) -> Iterator[Runni
 
 @contextmanager
 def started(contender: Contender, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
-    """One contender on a database that is there, perhaps with settings besides."""
+    """Runs a contender on an existing database, with additional settings, until the end of the block."""
     settings = {"DATABASE_URL": database_url, "STORE_LISTEN": "127.0.0.1:0", **more}
     with serving(python(*contender.module), folder=folder, settings=settings) as server:
         yield server

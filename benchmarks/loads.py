@@ -1,4 +1,4 @@
-"""Makes a load, and says what came of it."""
+"""Makes a load and returns its results."""
 
 import json
 import math
@@ -16,46 +16,46 @@ LOAD_SECONDS = 120
 """A load that takes longer has failed."""
 
 HOW_TO_GET_H2LOAD = (
-    "h2load is needed to make the load: Debian and Ubuntu have it in the package nghttp2-client"
+    "h2load is required to make the load; on Debian and Ubuntu it is in the package nghttp2-client"
 )
 
 
 class LoadError(Exception):
-    """A load did not end, or its answers are not what was asked for."""
+    """A load did not end, or its responses are not as expected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What came of a load."""
+    """The results of a load."""
 
     calls: int
     seconds: float
     failed: int
-    """Calls whose answer was an error."""
+    """Calls that ended with an error."""
     p50_ms: float
-    """Half of the calls were answered within this time."""
+    """Half of the calls ended within this time."""
     p99_ms: float
 
     @property
     def calls_per_second(self) -> float:
-        """Calls that were answered well, each second."""
+        """Successful calls per second."""
         return (self.calls - self.failed) / self.seconds
 
     def as_json(self) -> str:
-        """The way from the process that made the load."""
+        """Returns JSON, for the process that has started the load."""
         return json.dumps(asdict(self))
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The smallest of the values that this share of them does not pass."""
+    """Returns the smallest value that is not exceeded by this share of the values."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def run(workload: Workload, address: str, calls: int, *, http1: bool, folder: Path) -> Load:
-    """Makes a load of so many calls.
+    """Makes a load of this number of calls.
 
     Raises:
-        LoadError: It took longer than LOAD_SECONDS, or calls were not answered at all.
+        LoadError: It took longer than LOAD_SECONDS, or some calls got no response.
     """
     if workload.varied is not None:
         return _varied(workload, address, calls, http1=http1)
@@ -72,13 +72,13 @@ def _varied(workload: Workload, address: str, calls: int, *, http1: bool) -> Loa
 def _h2load(workload: Workload, address: str, calls: int, *, http1: bool, folder: Path) -> Load:
     answer = _once(workload, address, 1, (1, 1), http1=http1, folder=folder)
     if answer.answer_bytes < workload.posts * 100:
-        raise LoadError(f"{workload.method} is not answered with {workload.posts} posts")
+        raise LoadError(f"{workload.method} did not return {workload.posts} posts")
     in_flight = (workload.in_flight, 1) if http1 else (workload.connections, workload.streams)
     found = _once(workload, address, calls, in_flight, http1=http1, folder=folder)
     if found.done < calls:
-        raise LoadError(f"{calls - found.done} of {calls} calls were not answered")
-    # An error of gRPC is a good answer to h2load, but it has no body. Answers to one read are all the same;
-    # those to writes have other times and ids, which take a few bytes more or less.
+        raise LoadError(f"{calls - found.done} of {calls} calls got no response")
+    # To h2load, a gRPC error is a successful response, but it has no body. All responses to a read are equal;
+    # those to writes have different times and ids, whose lengths differ by a few bytes.
     bodies = found.answer_bytes / answer.answer_bytes
     differ = 0.03 if workload.writes else 0
     without_body = calls - round(bodies) if abs(1 - bodies / calls) > differ else 0
@@ -93,14 +93,14 @@ def _h2load(workload: Workload, address: str, calls: int, *, http1: bool, folder
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What h2load says."""
+    """The output of h2load."""
 
     calls_per_second: float
     done: int
     succeeded: int
     answer_bytes: int
     microseconds: list[int]
-    """How long each call took, the shortest first."""
+    """Durations of the calls in ascending order."""
 
 
 def _once(
@@ -134,7 +134,7 @@ def _once(
 def _number(pattern: str, output: str) -> str:
     found = re.search(pattern, output)
     if found is None:
-        raise LoadError(f"h2load says something else than expected: {output.strip()[-500:]}")
+        raise LoadError(f"unexpected output of h2load: {output.strip()[-500:]}")
     return found[1]
 
 
@@ -157,5 +157,5 @@ def _output(command: Sequence[str]) -> str:
 
 
 def have_h2load() -> bool:
-    """Whether a load can be made."""
+    """Returns whether h2load is installed."""
     return shutil.which("h2load") is not None

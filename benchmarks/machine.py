@@ -1,4 +1,4 @@
-"""What the numbers were measured on."""
+"""The machine on which the numbers were measured."""
 
 import os
 import platform
@@ -24,11 +24,11 @@ MEMORY_ONLY = ("tmpfs", "ramfs")
 
 
 def describe(folder: Path, postgresql_version: str | None) -> dict[str, str]:
-    """The machine and the versions of what runs on it.
+    """Returns the machine and the versions of its software.
 
     Args:
-        folder: Where the databases are.
-        postgresql_version: Of the server that was measured, if there was one.
+        folder: The folder of the databases.
+        postgresql_version: The version of the measured server, if there was one.
     """
     described = {
         "CPU": f"{_cpu_model()}, {len(os.sched_getaffinity(0))} cores",
@@ -50,12 +50,12 @@ def describe(folder: Path, postgresql_version: str | None) -> dict[str, str]:
 
 
 def in_one_line(described: dict[str, str]) -> str:
-    """The same for people."""
+    """Returns the description as one line."""
     return "; ".join(f"{name} {value}" for name, value in described.items()).replace("CPU ", "", 1)
 
 
 def file_system(folder: Path) -> str:
-    """The kind of file system that a folder is on."""
+    """Returns the type of the file system of a folder."""
     best, kind = "", "unknown"
     for line in Path("/proc/mounts").read_text().splitlines():
         _, mounted_on, its_kind, *_ = line.split()

@@ -1,4 +1,4 @@
-"""What counting costs: the service with metrics next to itself without."""
+"""Measures the cost of metrics: the service with metrics next to the service without."""
 
 import statistics
 from pathlib import Path
@@ -10,12 +10,12 @@ from benchmarks.workloads import BY_NAME
 CALLS = 8_000
 """GetPost of a load, 256 in flight."""
 STARTS = 4
-"""Two processes of the same program may differ by some percent as long as they live."""
+"""Two processes of the same program may differ by some percent during their whole life."""
 PAIRS = 5
 
 
 def metrics(folder: Path, seeded: Path, _: list[str]) -> dict[str, float]:
-    """GetPost a second with STORE_METRICS_LISTEN against without: the median of all pairs of loads."""
+    """Returns the ratio of GetPost per second with metrics to that without, as median of all pairs."""
     shares: list[float] = []
     for number in range(STARTS):
         shares += _shares(folder / f"metrics-{number}", seeded)
@@ -37,7 +37,7 @@ def _shares(folder: Path, seeded: Path) -> list[float]:
 
         shares = []
         for number in range(PAIRS + 1):
-            # Whoever comes second may feel the load of the first.
+            # The first load of a pair may affect the second.
             if number % 2:
                 below = rate(silent.address)
                 shares.append(rate(counted.address) / below)

@@ -1,4 +1,4 @@
-"""What one number tells: memory after many calls, time to start, fsyncs for many writes."""
+"""Figures that are measured once: memory after many calls, start time, fsyncs for many writes."""
 
 import shutil
 import statistics
@@ -14,7 +14,7 @@ from benchmarks.processes import memory_mib, python, serving
 from benchmarks.workloads import BY_NAME, GET
 
 READS, WRITES = 90_000, 10_000
-"""Calls before memory is looked at."""
+"""Calls before the memory is measured."""
 
 STARTS = 7
 
@@ -34,7 +34,7 @@ def memory_after_calls(folder: Path, seeded: Path) -> float:
 
 
 def start_seconds(folder: Path, seeded: Path) -> float:
-    """Median time from the command until the first GetPost is answered, on a database that is there."""
+    """Returns the median time from the command to the first response to GetPost, on an existing database."""
     own = folder / "start"
     url = seed.copied(seeded, own)
     times = []
@@ -43,22 +43,22 @@ def start_seconds(folder: Path, seeded: Path) -> float:
         with started(SQLITE, own, url) as server, grpc.insecure_channel(server.address) as channel:
             posts_pb2_grpc.PostServiceStub(channel).GetPost(GET, timeout=10)
             times.append(time.perf_counter() - begun)
-    # The first one compiles what has not been compiled yet.
+    # The first start compiles modules.
     return statistics.median(times[1:])
 
 
 def syncs_for_writes(folder: Path, seeded: Path, left_out: list[str]) -> int | None:
-    """How often fsync and fdatasync are called for SYNCED_WRITES CreatePost, start and stop included.
+    """Returns the number of fsync and fdatasync calls for SYNCED_WRITES CreatePost, including start and stop.
 
-    None, with a sentence in `left_out`, when they cannot be counted.
+    None, with a sentence in `left_out`, if they cannot be counted.
     """
     if shutil.which("strace") is None:
-        left_out.append("fsyncs were not counted: that needs strace.")
+        left_out.append("fsyncs were not counted: strace is not installed.")
         return None
     own = folder / "syncs"
     url = seed.copied(seeded, own)
     counts = own / "counts"
-    # Without --seccomp-bpf every system call would stop, and the server would be another one.
+    # Without --seccomp-bpf strace would stop the server at every system call, which would change the result.
     strace = ["strace", "-f", "--seccomp-bpf", "-c", "-e", "trace=fsync,fdatasync", "-o", str(counts)]
     settings = {"DATABASE_URL": url, "STORE_LISTEN": "127.0.0.1:0"}
     with serving([*strace, *python(*SQLITE.module)], folder=own, settings=settings) as server:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the benchmark's own, or a given one, and a database in it that is dropped again."""
+"""A PostgreSQL server, started here or given, with a database that is dropped at the end."""
 
 import os
 import pwd
@@ -18,11 +18,11 @@ import psycopg
 from benchmarks.processes import stop
 
 GIVEN = "BENCH_POSTGRES_URL"
-"""The environment variable with the URL of a server to use; its database is left alone."""
+"""The environment variable with the URL of a server to use; its database is not changed."""
 
 START_SECONDS = 60
 
-# What decides over durability, said out loud although both are the default.
+# The settings for durability, explicitly, although both are the default.
 _SETTINGS = {
     "fsync": "on",
     "synchronous_commit": "on",
@@ -32,7 +32,7 @@ _SETTINGS = {
 
 
 class MissingError(Exception):
-    """There is no PostgreSQL to measure; the text says why."""
+    """There is no PostgreSQL to measure; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Postgresql:
     url: str
     version: str
     pid: int | None
-    """The server's first process; None when it was not started here."""
+    """The first process of the server; None if the benchmark has not started it."""
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def empty_database(folder: Path) -> Iterator[Postgresql]:
     """An empty database until the end of the block.
 
     Raises:
-        MissingError: There is no server and none can be started.
+        MissingError: There is no server, and none can be started.
     """
     if given := os.environ.get(GIVEN):
         with _database_on(given, pid=None) as found:
@@ -71,7 +71,7 @@ def _database_on(server_url: str, *, pid: int | None) -> Iterator[Postgresql]:
         try:
             connection.execute(f"CREATE DATABASE {name}")
         except psycopg.Error as error:
-            raise MissingError(f"no database can be made on the given PostgreSQL: {error}") from error
+            raise MissingError(f"no database can be created on the given PostgreSQL: {error}") from error
         try:
             before, mark, options = server_url.partition("?")
             url = f"{before.rpartition('/')[0]}/{name}{mark}{options}"
@@ -84,7 +84,7 @@ def _database_on(server_url: str, *, pid: int | None) -> Iterator[Postgresql]:
 def _server(folder: Path) -> Iterator[tuple[str, int]]:
     """Starts a server and returns the URL of its database `postgres`."""
     programs = _programs()
-    as_user = _as_somebody_else(folder)
+    as_user = _as_other_user(folder)
     data = folder / "data"
     made = subprocess.run(
         [
@@ -124,7 +124,7 @@ def _server(folder: Path) -> Iterator[tuple[str, int]]:
         _wait(process, url, folder / "postgresql.log")
         yield url, process.pid
     finally:
-        # PostgreSQL's fast way to stop: it ends the connections and leaves the files in order.
+        # A fast shutdown: PostgreSQL ends the connections and closes its files.
         stop(process, signal.SIGINT)
 
 
@@ -140,7 +140,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
 
 
 def _programs() -> Path:
-    """The folder of the newest PostgreSQL of the system, or of the one on the PATH."""
+    """Returns the folder of the newest PostgreSQL of the system, or of the one in PATH."""
     folders = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda it: _number(it.parent.name), reverse=True
     )
@@ -157,8 +157,8 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _as_somebody_else(folder: Path) -> list[str | Path]:
-    """The start of a command that PostgreSQL, which refuses to run as root, does not refuse."""
+def _as_other_user(folder: Path) -> list[str | Path]:
+    """Returns the start of a command that runs as another user: PostgreSQL refuses to run as root."""
     if os.geteuid():
         return []
     setpriv = shutil.which("setpriv")

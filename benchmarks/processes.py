@@ -1,4 +1,4 @@
-"""Programs that the benchmark starts, watches through /proc, and stops."""
+"""Programs that the benchmark starts, measures through /proc, and stops."""
 
 import os
 import select
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 """The repository."""
 
 READY = " is serving on "
-"""What a server prints, between its name and its address, when it takes calls."""
+"""The text that a server prints between its name and its address when it accepts calls."""
 
 READY_SECONDS = 60
 STOP_SECONDS = 15
@@ -24,12 +24,12 @@ _TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 class StartError(Exception):
-    """A program ended, or said nothing, before it served."""
+    """A program ended, or printed nothing, before it accepted calls."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A program that takes calls."""
+    """A program that accepts calls."""
 
     pid: int
     address: str
@@ -37,32 +37,32 @@ class Server:
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """The environment of a program: ours, without settings of the service but these."""
+    """Returns the environment of this process with these settings of the service, and no others."""
     ours = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith(("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK"))
     }
-    # An installed program has compiled modules; without them a start would mostly measure the compiler.
+    # An installed program has compiled modules. Without them, a start would mostly measure the compiler.
     ours.pop("PYTHONDONTWRITEBYTECODE", None)
     path = os.pathsep.join(filter(None, [str(ROOT), ours.get("PYTHONPATH")]))
     return {**ours, "PYTHONPATH": path, **settings}
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """The command that runs a module."""
+    """Returns the command that runs a module."""
     return [sys.executable, "-m", module, *arguments]
 
 
 @contextmanager
 def serving(command: Sequence[str], *, folder: Path, settings: Mapping[str, str]) -> Iterator[Server]:
-    """A program that takes calls until the end of the block; its stderr goes to a file in `folder`.
+    """Runs a program that accepts calls until the end of the block; its stderr goes to a file in `folder`.
 
     Raises:
-        StartError: It did not say within READY_SECONDS that it serves.
+        StartError: It did not accept calls within READY_SECONDS.
     """
     with (folder / "stderr.log").open("ab") as stderr:
-        # In a session of its own, for Ctrl-C is ours to handle: the load ends before the servers.
+        # In its own session, so that Ctrl-C reaches only this process: it ends the load before the servers.
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -85,12 +85,14 @@ def _address(process: subprocess.Popen[bytes], stderr: Path) -> str:
     _, ready, address = line.partition(READY)
     if not ready:
         last_lines = "\n".join(stderr.read_text(errors="replace").splitlines()[-5:])
-        raise StartError(f"{' '.join(map(str, process.args))} does not serve; it said:\n{last_lines}")
+        raise StartError(
+            f"{' '.join(map(str, process.args))} does not accept calls; its output:\n{last_lines}"
+        )
     return address
 
 
 def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None:
-    """Ends a program that leads a session, and what it has started; kills it when it takes too long."""
+    """Ends a program that leads a session, and its children; kills them if they do not end in time."""
     if process.poll() is None:
         os.killpg(process.pid, number)
         try:
@@ -103,33 +105,33 @@ def stop(process: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> None
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time of a process and of everything that it has started, from its start until now."""
+    """Returns the CPU time of a process and its descendants until now."""
     ticks = 0
     for fields in _tree(pid):
-        # utime, stime; of the root also those of children that have ended.
+        # utime and stime; of the root process also those of children that have ended.
         ticks += sum(map(int, fields[11:15] if fields[-1] == str(pid) else fields[11:13]))
     return ticks / _TICKS_A_SECOND
 
 
 def memory_mib(pid: int) -> float:
-    """Resident memory of a process and of everything that it has started."""
+    """Returns the resident memory of a process and its descendants."""
     pages = sum(int(fields[21]) for fields in _tree(pid))
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024 / 1024
 
 
 def children(pid: int) -> list[int]:
-    """What a process has started itself."""
+    """Returns the direct children of a process."""
     return [int(fields[-1]) for fields in _processes() if fields[1] == str(pid)]
 
 
 def wait_for_child(pid: int, seconds: float = 10) -> int:
-    """The first program that a process starts."""
+    """Returns the first child of a process."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if found := children(pid):
             return found[0]
         time.sleep(0.01)
-    raise StartError(f"process {pid} has started nothing")
+    raise StartError(f"process {pid} has no child")
 
 
 def _tree(pid: int) -> list[list[str]]:
@@ -143,10 +145,10 @@ def _tree(pid: int) -> list[list[str]]:
 
 
 def _processes() -> Iterator[list[str]]:
-    """Each process: the fields of /proc/PID/stat behind its name, from its state on, and at last its pid."""
+    """Returns for each process the fields of /proc/PID/stat after its name, followed by its pid."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text(errors="replace").rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
+            continue  # it has ended
         yield [*fields, path.parent.name]

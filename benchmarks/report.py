@@ -1,4 +1,4 @@
-"""The tables that people read: in the terminal, and in docs/benchmarks.md."""
+"""The tables for the terminal and for docs/benchmarks.md."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ _PLACE = re.compile(r"(<!-- table -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 
 def text(results: Results) -> str:
-    """Everything, in Markdown."""
+    """Returns all results in Markdown."""
     parts = [_targets(results)]
     if results.medians:
         parts += [
@@ -39,7 +39,7 @@ def text(results: Results) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown whose columns also line up in a terminal; all but the first to the right."""
+    """Returns a Markdown table that is also aligned in a terminal; all columns but the first to the right."""
     widths = [max(3, *(len(row[column]) for row in (heads, *rows))) for column in range(len(heads))]
 
     def line(cells: Sequence[str]) -> str:
@@ -54,11 +54,11 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def fill(document: Path, results: Results) -> None:
-    """Writes the tables between the marks of a document."""
+    """Writes the tables between the markers of a document."""
     before = document.read_text()
     after, places = _PLACE.subn(lambda found: f"{found[1]}\n{text(results)}\n\n{found[2]}", before)
     if places != 1:
-        raise ValueError(f"{document} has {places} places for the tables instead of one")
+        raise ValueError(f"{document} has {places} markers for the tables, not one")
     document.write_text(after)
 
 
@@ -80,7 +80,7 @@ def _targets(results: Results) -> str:
 
 
 def _matrix(results: Results, cell: Callable[[Sample, Sample | None], str]) -> str:
-    """Loads downwards, contenders to the right."""
+    """Returns a table with a row for each load and a column for each contender."""
     present = {name for of_workload in results.medians.values() for name in of_workload}
     names = [contender.name for contender in LINEUP if contender.name in present]
     rows = []
@@ -111,5 +111,5 @@ def _title(name: str) -> str:
 
 
 def _short(number: float) -> str:
-    """Three digits that count."""
+    """Returns a number with three significant digits."""
     return f"{number:,.0f}" if number >= 100 or number == int(number) else f"{number:.3g}"

@@ -1,4 +1,4 @@
-"""What a run has found, and the file that keeps it."""
+"""The results of a run, and the file that stores them."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent / "results"
 
 @dataclass(kw_only=True)
 class Results:
-    """Everything that was measured; what was not is empty."""
+    """All measurements; those that were not made are empty."""
 
     machine: dict[str, str]
     rounds: int
@@ -22,20 +22,20 @@ class Results:
     medians: Medians
     samples: Samples
     memory_mib: dict[str, float] = field(default_factory=dict)
-    """Of each contender after all rounds."""
+    """The memory of each contender after all rounds."""
     growth: GrowthTable = field(default_factory=dict)
     once: dict[str, float] = field(default_factory=dict)
-    """What has a target besides the ratios."""
+    """The figures with a target that are not ratios."""
     left_out: list[str] = field(default_factory=list)
-    """A sentence for each thing that could not be measured here."""
+    """A sentence for each measurement that was not possible on this machine."""
 
     @property
     def figures(self) -> dict[str, float]:
-        """Everything that can have a target."""
+        """All figures that can have a target."""
         return {**self.ratios, **self.once}
 
     def write(self, name: str) -> Path:
-        """Keeps it as JSON in FOLDER, and returns the file."""
+        """Stores the results as JSON in FOLDER, and returns the file."""
         FOLDER.mkdir(exist_ok=True)
         path = FOLDER / f"{name}.json"
         path.write_text(json.dumps(_rounded(asdict(self)), indent=1) + "\n")
@@ -43,7 +43,7 @@ class Results:
 
 
 def _rounded(value: Any) -> Any:
-    """The same with five digits of each number, which is more than is true."""
+    """Returns the value with five digits of each number, more than the precision of the measurements."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Interleaved rounds: everybody is loaded in turn, so that whatever else the machine does meets them all."""
+"""Interleaved rounds: contenders are loaded in turn, so that other activity of the machine affects all."""
 
 import statistics
 import sys
@@ -17,30 +17,31 @@ class Sample:
 
     calls_per_second: float
     cpu_us: float
-    """CPU time of the server for each call, in microseconds."""
+    """CPU time of the server per call, in microseconds."""
     database_cpu_us: float | None
-    """The same of PostgreSQL; None when there is none, or when it cannot be seen."""
+    """The same of PostgreSQL; None without PostgreSQL, or if it cannot be measured."""
     p50_ms: float
     p99_ms: float
     failed_share: float
-    """Calls that were answered with an error; they do not count as calls a second."""
+    """Share of calls that ended with an error; they are not part of `calls_per_second`."""
 
 
 Samples = dict[str, dict[str, list[Sample]]]
-"""By the name of the workload and that of the contender."""
+"""Samples by workload name and contender name."""
 
 Medians = dict[str, dict[str, Sample]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long to measure."""
+    """The duration of the measurements."""
 
     rounds: int
     seconds: float
-    """About how long each load takes."""
+    """Approximate duration of each load."""
     batches: int
-    """A load has at least this many times the calls in flight, so that its start and end weigh little."""
+    """Minimum number of calls of a load, as a multiple of the calls in flight, so that its start and end have
+    little effect."""
 
 
 def measure(
@@ -51,23 +52,23 @@ def measure(
     folder: Path,
     left_out: list[str],
 ) -> Samples:
-    """Loads everybody with everything, round by round.
+    """Runs every workload on every contender, round by round.
 
-    A first, short load warms up and tells how many calls fill the time; it is not a sample.
+    A first, short load warms up and determines the number of calls for the duration; it is not a sample.
 
     Args:
-        contenders: Whom to load.
+        contenders: The contenders.
         wanted: Whether a contender takes part in a workload.
-        workloads: With what.
-        plan: How long.
+        workloads: The workloads.
+        plan: The duration.
         folder: For the files of the load.
-        left_out: Gets a sentence for each load that failed; it is not tried again.
+        left_out: Gets a sentence for each load that failed; it is not repeated.
     """
     calls: dict[tuple[str, str], int] = {}
     samples: Samples = {workload.name: {} for workload in workloads}
     for round in range(plan.rounds + 1):
         print(f"round {round} of {plan.rounds}" if round else "warming up", file=sys.stderr, flush=True)
-        # Somebody else begins in each round, for whoever comes after a heavy load may feel it.
+        # Each round begins with another contender, because a heavy load may affect the next one.
         first_of_all = round % max(1, len(contenders))
         order = [*contenders[first_of_all:], *contenders[:first_of_all]]
         for workload, it in (
@@ -110,7 +111,7 @@ def _sample(it: Running, workload: Workload, calls: int, folder: Path) -> Sample
 
 
 def medians(samples: Samples) -> Medians:
-    """The median of each number by itself."""
+    """Returns the median of each number independently."""
     return {
         workload: {contender: _median(found) for contender, found in of_workload.items() if found}
         for workload, of_workload in samples.items()

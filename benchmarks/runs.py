@@ -1,4 +1,4 @@
-"""The two runs: everything, and the ratios that matter most."""
+"""The two runs: all measurements, and the most important ratios."""
 
 import sqlite3
 import sys
@@ -17,7 +17,7 @@ from benchmarks.targets import ratios
 from benchmarks.workloads import BY_NAME, WORKLOADS, Workload
 
 FULL_SECONDS = 1.0
-"""About how long each load takes."""
+"""Approximate duration of each load."""
 GROWTH_ROUNDS = 5
 
 QUICK_PLAN = Plan(rounds=3, seconds=0.7, batches=2)
@@ -32,7 +32,7 @@ _QUICK_LOADS = {
 
 
 def quick(folder: Path) -> Results:
-    """The ratios of this service on SQLite to the ceiling and to the plain way, in less than a minute."""
+    """Returns the ratios of this service on SQLite to the ceiling and to PLAIN, in less than a minute."""
 
     def wanted(it: Running, workload: Workload) -> bool:
         return it.contender in _QUICK_LOADS[workload.name]
@@ -46,7 +46,7 @@ def quick(folder: Path) -> Results:
 
 
 def full(folder: Path, contenders: Sequence[Contender], *, round_count: int, skip_growth: bool) -> Results:
-    """Everything of these contenders."""
+    """Returns all measurements of these contenders."""
 
     def wanted(it: Running, workload: Workload) -> bool:
         return workload.over_http or not it.contender.http1
@@ -66,7 +66,7 @@ def full(folder: Path, contenders: Sequence[Contender], *, round_count: int, ski
 
 
 def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: bool) -> None:
-    """Everything that is no load on several contenders; what fails takes nothing else with it."""
+    """Makes the measurements that are not loads on several contenders. Each may fail independently."""
 
     def grow() -> float | None:
         results.growth = growth.measure(folder, GROWTH_ROUNDS, results.left_out)

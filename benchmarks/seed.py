@@ -16,7 +16,7 @@ MIGRATE_SECONDS = 60
 
 
 def migrate(database_url: str, folder: Path) -> None:
-    """Makes the tables, as the service itself does."""
+    """Creates the tables, as the service does."""
     subprocess.run(
         python("store_service", "migrate"),
         cwd=folder,
@@ -29,7 +29,7 @@ def migrate(database_url: str, folder: Path) -> None:
 
 
 def seed(database_url: str, folder: Path) -> None:
-    """Makes the tables and stores SEEDED_POSTS posts."""
+    """Creates the tables and stores SEEDED_POSTS posts."""
     migrate(database_url, folder)
     now = time.time_ns() // 1000
     rows = [{"body": BODY, "create_time": now, "update_time": now}] * SEEDED_POSTS
@@ -38,7 +38,7 @@ def seed(database_url: str, folder: Path) -> None:
         with engine.begin() as connection:
             connection.execute(post_table.insert(), rows)
         if engine.dialect.name == "postgresql":
-            # Autovacuum would do it by itself, in the middle of some load.
+            # Otherwise autovacuum would run during a load.
             with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 connection.exec_driver_sql("VACUUM ANALYZE")
     finally:
@@ -46,7 +46,7 @@ def seed(database_url: str, folder: Path) -> None:
 
 
 def sqlite_file(folder: Path) -> Path:
-    """A seeded file in WAL mode, closed, to be copied for each contender."""
+    """Creates a seeded file in WAL mode, which is copied for each contender. Returns its path."""
     path = folder / "seeded.db"
     seed(f"sqlite:///{path}", folder)
     connection = sqlite3.connect(path)
@@ -56,6 +56,6 @@ def sqlite_file(folder: Path) -> Path:
 
 
 def copied(seeded: Path, folder: Path) -> str:
-    """The URL of a copy in a folder, which is made."""
+    """Copies a file into a new folder. Returns the URL of the copy."""
     folder.mkdir()
     return f"sqlite:///{shutil.copy(seeded, folder / 'store.db')}"

@@ -1,4 +1,4 @@
-"""What the numbers must show, and what they should."""
+"""The required values of the figures, and the aims."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Target:
     title: str
     must: float
     aim: float | None = None
-    """What would be better still."""
+    """A better value that is not required."""
     sense: Literal["least", "most"] = "least"
     unit: str = ""
 
     def verdict(self, figure: float) -> str:
-        """How a figure does."""
+        """Returns whether a figure reaches the bounds, in words."""
         if not self._holds(figure, self.must):
             return "missed"
         if self.aim is None:
@@ -121,11 +121,11 @@ TARGETS = (
 
 
 def ratios(medians: Medians) -> dict[str, float]:
-    """Calls a second against each other, as far as both sides were measured.
+    """Returns ratios of calls per second, where both sides were measured.
 
     `get_256` is this service on SQLite against the ceiling, `postgresql_get_256` the same on PostgreSQL,
-    `get_256_against_plain` this service on SQLite against the plain way, `batch_get_100_posts_per_s` posts a
-    second by one way against the other.
+    `get_256_against_plain` this service on SQLite against PLAIN, `batch_get_100_posts_per_s` the posts per
+    second of batch requests against those of single requests.
     """
     found: dict[str, float] = {}
 
@@ -151,5 +151,5 @@ def ratios(medians: Medians) -> dict[str, float]:
 
 
 def judged(figures: Mapping[str, float]) -> list[tuple[Target, float]]:
-    """The targets whose figure was measured."""
+    """Returns the targets whose figures were measured, with the figures."""
     return [(target, figures[target.figure]) for target in TARGETS if target.figure in figures]

@@ -1,8 +1,8 @@
-"""A load of calls that differ from each other, which h2load cannot make.
+"""Makes a load of different calls, which h2load cannot make.
 
     python -m benchmarks.varied_load HOST:PORT get|batch_get|mixed CONNECTIONS STREAMS CALLS [--http1]
 
-prints what came of it as JSON. It is a program of its own, so that it has a core of its own.
+prints the results as JSON. It is a separate program, so that it has its own core.
 """
 
 import argparse
@@ -24,8 +24,8 @@ READS_FOR_A_WRITE = 9
 
 
 def calls_of(mix: Mix, address: str, *, http1: bool) -> list[tuple[bytes, ...]]:
-    """The bytes of each call; the same ones in every run."""
-    # Not for secrets, but for the same posts every time.
+    """Returns the bytes of each call, the same ones in every run."""
+    # A fixed seed chooses the same posts in every run.
     choose = random.Random(1)  # noqa: S311
     calls = []
     for number in range(DIFFERENT_CALLS if mix != "batch_get" else DIFFERENT_CALLS // 10):
@@ -55,7 +55,7 @@ async def load(address: str, mix: Mix, connections: int, streams: int, total: in
     """Makes the calls."""
     loop = asyncio.get_running_loop()
     work = Work(calls=calls_of(mix, address, http1=http1), total=total, done=loop.create_future())
-    # What fails in a connection ends the load, which would wait for it otherwise.
+    # An exception in a connection ends the load, which would otherwise wait for it.
     loop.set_exception_handler(lambda _, problem: work.broken(str(problem)))
     kind: type[Connection] = Http1Connection if http1 else Http2Connection
     host, _, port = address.rpartition(":")
@@ -76,7 +76,7 @@ async def load(address: str, mix: Mix, connections: int, streams: int, total: in
 
 
 def main() -> None:
-    """Makes the load that the command line asks for."""
+    """Makes the load of the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.varied_load")
     parser.add_argument("address")
     parser.add_argument("mix", choices=("get", "batch_get", "mixed"))
@@ -84,17 +84,22 @@ def main() -> None:
     parser.add_argument("streams", type=int)
     parser.add_argument("calls", type=int)
     parser.add_argument("--http1", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            came = runner.run(
+            result = runner.run(
                 load(
-                    asked.address, asked.mix, asked.connections, asked.streams, asked.calls, http1=asked.http1
+                    arguments.address,
+                    arguments.mix,
+                    arguments.connections,
+                    arguments.streams,
+                    arguments.calls,
+                    http1=arguments.http1,
                 )
             )
         except (OSError, TimeoutError) as error:
             sys.exit(f"the load did not end: {error!r}")
-    print(came.as_json())
+    print(result.as_json())
 
 
 if __name__ == "__main__":

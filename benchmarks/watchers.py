@@ -1,8 +1,8 @@
-"""`python -m benchmarks.watchers ADDRESS COUNT`: so many watches in one process, and how far behind they are.
+"""`python -m benchmarks.watchers ADDRESS COUNT`: opens COUNT watches in one process and measures their lag.
 
-Prints `watching` when every watch has begun; reads until stdin closes, then prints JSON: `changes`, how many
-the last of the watches got; `complete`, whether all have seen the same last change; `lag_s`, the longest time
-from a change to its arrival; `latency_ms`, the median of it.
+Prints `watching` when every watch has begun. Reads until stdin closes, and then prints JSON: `changes`, the
+smallest number of changes that a watch has received; `complete`, whether all have received the same last
+change; `lag_s`, the longest time from a change to its arrival; `latency_ms`, the median of these times.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from storeapi.v1 import changes_pb2_grpc
 WATCHES_PER_CHANNEL = 10
 
 QUIET_SECONDS = 1.0
-"""The end has come when stdin is closed and nothing has arrived for so long."""
+"""The program ends when stdin is closed and nothing has arrived for this time."""
 
 
 @dataclass
 class Seen:
-    """What one watch has got."""
+    """What one watch has received."""
 
     changes: int = 0
     last: tuple[int, int] = (0, 0)
@@ -33,7 +33,7 @@ class Seen:
 
 
 async def watch(channel: grpc.aio.Channel, begun: asyncio.Event, seen: Seen) -> None:
-    """Reads for ever."""
+    """Reads until it is cancelled."""
     responses = changes_pb2_grpc.ChangeServiceStub(channel).Watch(pb.WatchRequest())
     await responses.read()
     begun.set()
@@ -42,16 +42,16 @@ async def watch(channel: grpc.aio.Channel, begun: asyncio.Event, seen: Seen) -> 
         if response.changes:
             seen.arrived = time.time()
             first, last = response.changes[0], response.changes[-1]
-            # The oldest change of a response has waited longest.
+            # The first change of a response has the largest lag.
             seen.lags.append(seen.arrived - first.commit_time.ToNanoseconds() / 1e9)
             seen.changes += len(response.changes)
             seen.last = (last.kind, last.id)
 
 
 async def main(address: str, count: int) -> None:
-    """Starts the watches, waits for the end, prints what came of them."""
+    """Opens the watches, waits for the end, and prints the results."""
     channels = [
-        # Channels to one address share a connection unless they are told not to.
+        # By default, channels to one address share a connection.
         grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         for _ in range(0, count, WATCHES_PER_CHANNEL)
     ]
@@ -64,7 +64,7 @@ async def main(address: str, count: int) -> None:
     await asyncio.gather(*(event.wait() for event in begun))
     print("watching", flush=True)
     await asyncio.to_thread(sys.stdin.read)
-    # Nothing tells of the end, for there is none: it is where nothing comes any more.
+    # A watch has no end, so the last change has arrived when nothing arrives any more.
     while time.time() - max(it.arrived for it in seen) < QUIET_SECONDS:  # noqa: ASYNC110
         await asyncio.sleep(QUIET_SECONDS / 10)
     for task in tasks:

@@ -1,4 +1,4 @@
-"""What watches cost those who write, and how late they are."""
+"""Measures the effect of watches on writes, and the lag of watches."""
 
 import json
 import statistics
@@ -25,12 +25,12 @@ ROUNDS = 3
 
 SINGLE_WRITES = 100
 SINGLE_PAUSE_SECONDS = 0.02
-"""Between writes of which the latency is looked at."""
+"""Pause between the writes whose latency is measured."""
 
 
 @contextmanager
 def watched(address: str, count: int) -> Iterator[dict[str, Any]]:
-    """So many watches until the end of the block; what came of them is in the dictionary then."""
+    """Opens this number of watches until the end of the block; the dictionary then has their results."""
     found: dict[str, Any] = {}
     with subprocess.Popen(
         python("benchmarks.watchers", address, str(count)),
@@ -51,7 +51,7 @@ def watched(address: str, count: int) -> Iterator[dict[str, Any]]:
 
 
 def writes_with_watches(folder: Path, seeded: Path, left_out: list[str]) -> dict[str, float]:
-    """Creates a second with WATCHES watches against without, and the longest way of a change, in seconds."""
+    """Returns the ratio of creates per second with watches to that without, and the largest lag in s."""
     own = folder / "watched"
     url = seed.copied(seeded, own)
     shares, lags = [], []
@@ -68,14 +68,14 @@ def writes_with_watches(folder: Path, seeded: Path, left_out: list[str]) -> dict
             with watched(server.address, WATCHES) as found:
                 together = rate()
             if found["changes"] < WRITES or not found["complete"]:
-                left_out.append(f"A watch got {found['changes']} of {WRITES} changes.")
+                left_out.append(f"A watch received {found['changes']} of {WRITES} changes.")
             shares.append(together / alone)
             lags.append(found["lag_s"])
     return {"watched_create_256": statistics.median(shares), "watch_lag_s": max(lags)}
 
 
 def latency(folder: Path, seeded: Path, left_out: list[str]) -> dict[str, float]:
-    """Median time from a change to its arrival at one watch, in milliseconds, on each engine."""
+    """Returns the median time from a change to its arrival at one watch, in milliseconds, for each engine."""
     own = folder / "latency"
     figures = {"watch_latency_ms": _latency_on(own, seed.copied(seeded, own), postgresql=False)}
     try:

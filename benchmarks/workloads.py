@@ -1,7 +1,7 @@
-"""What is called: the requests, how many at a time, and how each contender is asked.
+"""The workloads: their requests, the number of calls in flight, and the calls for each contender.
 
-h2load sends one request over and over. Calls that differ from each other (`varied`) are made by
-`benchmarks.varied_load`.
+h2load sends one request repeatedly. `benchmarks.varied_load` makes the calls of workloads with different
+requests (`varied`).
 """
 
 import json
@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from storeapi.v1 import posts_pb2 as pb
 
 BODY = "x" * 100
-"""Every post's body."""
+"""The body of every post."""
 
 SEEDED_POSTS = 10_000
 """Posts in each database before the first call."""
@@ -22,12 +22,12 @@ LIST_POSTS = 50
 BATCH_POSTS = 100
 
 Mix = Literal["get", "batch_get", "mixed"]
-"""Calls that differ: GetPost or BatchGetPosts of random posts, or 9 such GetPost to 1 CreatePost."""
+"""Different calls: GetPost or BatchGetPosts of random posts, or 9 such GetPost for each CreatePost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCall:
-    """The same work as JSON over HTTP/1.1."""
+    """The same call as JSON over HTTP/1.1."""
 
     path: str
     body: bytes = b""
@@ -43,14 +43,14 @@ class Workload:
     service: str = "PostService"
     method: str
     request: Message | None = None
-    """What h2load sends each time; None when the calls differ."""
+    """The request that h2load sends; None if `varied` is set."""
     varied: Mix | None = None
-    """How the calls differ."""
+    """The mix of different calls."""
     connections: int = 1
     streams: int = 1
     """Calls in flight on each connection."""
     posts: int = 1
-    """Posts that one call asks for or stores."""
+    """Posts that one call requests or stores."""
     http: HttpCall | None = None
     """The same for the old stack."""
 
@@ -61,7 +61,7 @@ class Workload:
 
     @property
     def writes(self) -> bool:
-        """Whether each call stores something new."""
+        """Whether each call stores posts."""
         return "Create" in self.method
 
     @property
@@ -71,12 +71,12 @@ class Workload:
 
     @property
     def path(self) -> str:
-        """Where gRPC has the method."""
+        """The path of the method."""
         return f"/storeapi.v1.{self.service}/{self.method}"
 
 
 def framed(message: Message) -> bytes:
-    """A message as gRPC sends it: not compressed, its length, its bytes."""
+    """Returns a message as gRPC sends it: a flag for compression, its length, its bytes."""
     data = message.SerializeToString()
     return struct.pack(">BI", 0, len(data)) + data
 

@@ -1,9 +1,7 @@
-"""Makes the stubs in clients/python from the .proto files, and copies those, for clients in other languages.
+"""Generates the stubs in clients/python from the .proto files, and copies these for other languages.
 
-Run by `make protos` and `make check`.
-
-With --check nothing is written: the exit code is 1 and the files are named when what is there is not
-what would be made.
+Run by `make protos` and `make check`. With --check, nothing is written; if files are stale, their names are
+printed and the exit code is 1.
 """
 
 import argparse
@@ -25,15 +23,15 @@ GENERATED = (
         f"{PACKAGE}/{name}"
         for name in ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "descriptors.binpb")
     ),
-    # Whatever is there: what is no copy is not ours.
+    # Every file: one that is not a copy is deleted.
     f"{COPIES}/**/*",
 )
-# Types that appear only inside google.protobuf.Any; their comments are part of the manual too.
+# Types that appear only inside google.protobuf.Any. Their comments are part of the documentation too.
 DETAILS = ("google/rpc/error_details.proto", "google/rpc/status.proto")
 
 
 def package_directory(name: str) -> Path:
-    """Where an installed package keeps its files (namespace packages have no __file__)."""
+    """Returns the directory of an installed package (namespace packages have no __file__)."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{name} is not installed; run `make protos`")
@@ -41,7 +39,7 @@ def package_directory(name: str) -> Path:
 
 
 def protoc(*arguments: str) -> None:
-    """Runs the compiler of grpcio-tools; the plugins are found beside this interpreter."""
+    """Runs the compiler of grpcio-tools with the plugins in the directory of this interpreter."""
     plugins = Path(sys.executable).parent
     includes = [
         PROTOS,
@@ -70,7 +68,7 @@ def generate(target: Path) -> None:
 
 
 def copy(target: Path) -> None:
-    """Copies what other languages are generated from, as the wheel ships it."""
+    """Copies the files for other languages, as the wheel contains them."""
     for source in (path for pattern in COPIED for path in PROTOS.glob(pattern)):
         place = target / source.relative_to(PROTOS)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +76,7 @@ def copy(target: Path) -> None:
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
-    """The generated files of a tree, by their path in it."""
+    """Returns the contents of the generated files of a directory, by relative path."""
     found = (path for pattern in GENERATED for path in directory.glob(pattern) if path.is_file())
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in found}
 

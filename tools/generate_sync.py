@@ -1,7 +1,6 @@
-"""Makes the client for threads from the one for asyncio; run by `make protos` and `make check`.
+"""Generates the client for threads from the client for asyncio; run by `make protos` and `make check`.
 
-With --check nothing is written: the exit code is 1 and the files are named when what is there is not
-what would be made.
+With --check, nothing is written; if files are stale, their names are printed and the exit code is 1.
 """
 
 import argparse
@@ -16,24 +15,24 @@ CLIENT = ROOT / PACKAGE
 HEADER = "# Made from {source} by tools/generate_sync.py: change that one, then `make protos`.\n"
 
 REPLACEMENTS = {
-    # Sentences that mean something else for threads come first: later lines would take them apart.
+    # Sentences with another meaning for threads come first, because later patterns match parts of them.
     r"The client for asyncio\. The client for threads, beside it in _sync, is made from these files\.": (
         "The client for threads."
     ),
     r"shared by the tasks of one event loop": "shared by the threads of one process",
     r"\n +RuntimeError: No event loop is running\.": "",
-    # What only the original has: threads are not cancelled.
+    # Only the original has this: threads are not cancelled.
     r"(?m)^( +)except asyncio\.CancelledError:\n(?:\1 +.*\n)+": "",
     r"# ruff: noqa: ASYNC109.*\n\n": "",
     r" +# Stubs for asyncio are a type of their own.*\n": "",
-    # A function that the caller gives may be a coroutine function for asyncio only.
+    # A function of the caller can be a coroutine function only with asyncio.
     r" \| Awaitable\[AnyResource \| str \| None\]": "",
     r" May be a\n +coroutine function\.": "",
     r"(?m)^( +)if isawaitable\(.*\):\n(?:\1 +.*\n)+": "",
     r"from inspect import isawaitable\n": "",
     r"\bAwaitable, ": "",
     r"\bAwaitable\[((?:\w| \| )+)\]": r"\1",
-    # The language.
+    # Syntax.
     r"\basync (def|for|with)\b": r"\1",
     r"\bawait ": "",
     r"\banext\b": "next",
@@ -45,7 +44,7 @@ REPLACEMENTS = {
     r"\nimport grpc\.aio\b": "",
     r"\bgrpc\.aio\.": "grpc.",
     r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
-    # Ours.
+    # Names of this package.
     r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Diagnosis)\b": r"\1",
     r"\bAsync(Collection|Posts|Comments|Changes|Watch)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
@@ -55,8 +54,8 @@ LEFTOVER = re.compile(r"async|await|aio\b", re.IGNORECASE)
 
 
 def formatted(text: str, name: str) -> str:
-    """The text as the project's formatter leaves it: imports and line breaks move, and some imports go."""
-    # Said here, for ruff finds out by what is on disk, which is nothing before the first run.
+    """Returns the text after formatting: sorted and no unused imports, and line breaks."""
+    # Explicit, because ruff would look at the files on disk, which do not exist before the first run.
     first_party = 'lint.isort.known-first-party = ["storeapi"]'
     sort = ["check", "--quiet", "--fix", "--select", "I,F401", "--config", first_party]
     for command in (sort, ["format", "--quiet"]):
@@ -68,7 +67,7 @@ def formatted(text: str, name: str) -> str:
 
 
 def twin(source: str, name: str) -> str:
-    """The synchronous file made from an asynchronous one."""
+    """Returns the synchronous file for an asynchronous one."""
     text = source
     for pattern, replacement in REPLACEMENTS.items():
         text = re.sub(pattern, replacement, text)

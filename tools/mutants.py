@@ -29,10 +29,10 @@ AREAS = {
     "store_service/service": "tests/unit tests/rpc tests/database",
     "store_service/database": "tests/database tests/unit tests/rpc",
 }
-"""A module or package, and the tests that run for its mutants."""
+"""Each module or package, with the tests that run for its mutants."""
 
 LEFT_OUT = ["*/migrations/*", "*/legacy_preflight.py"]
-"""What is not mutated: its tests are the slow ones of upgrades."""
+"""Modules that are not mutated, because only the slow tests of upgrades cover them."""
 
 TIMEOUT_SECONDS = 300
 """A mutant whose tests take longer counts as killed, because it blocks something."""
@@ -42,7 +42,7 @@ OPERATORS_LEFT_OUT = ("core/RemoveDecorator", "core/ExceptionReplacer", "core/Nu
 
 
 def copy_tree() -> None:
-    """Copies what is in git, or would be with the next `git add`."""
+    """Copies the files that are in git, or that the next `git add` would add."""
     shutil.rmtree(BUILD, ignore_errors=True)
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout.decode()
@@ -53,7 +53,7 @@ def copy_tree() -> None:
 
 
 def session(number: int, area: str, tests: str) -> Path:
-    """Makes the configuration and the session of an area. Returns the path of both without a suffix."""
+    """Creates the configuration and the session of an area. Returns the path of both without a suffix."""
     module = area if (TREE / area).is_dir() else f"{area}.py"
     pytest = f"{ROOT}/.venv/bin/python -m pytest {tests}"
     options = "-n 2 -x -q --no-header -p no:cacheprovider -k 'not postgresql'"
@@ -73,7 +73,7 @@ name = "local"
 
 
 def cosmic_ray(command: str, path: Path) -> None:
-    """Runs a command of cosmic-ray in the copy, whose packages its tests import."""
+    """Runs a command of cosmic-ray in the copy. The tests import the packages of the copy."""
     subprocess.run(
         [Path(sys.executable).with_name("cosmic-ray"), command, f"{path}.toml", f"{path}.sqlite"],
         cwd=TREE,
@@ -88,7 +88,7 @@ def cosmic_ray(command: str, path: Path) -> None:
 
 
 def is_wanted(item: WorkItem) -> bool:
-    """Whether a mutation changes a rule."""
+    """Returns whether a mutation is useful."""
     return not any(it.operator_name.startswith(OPERATORS_LEFT_OUT) for it in item.mutations)
 
 

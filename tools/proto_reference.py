@@ -1,4 +1,4 @@
-"""Makes the reference of the API, in Markdown, from the descriptors of the client and their comments.
+"""Generates the API reference, in Markdown, from the descriptors of the client and their comments.
 
 docs/conf.py adds it to docs/api.md.
 """
@@ -21,21 +21,21 @@ _SCALARS = {number: name.removeprefix("TYPE_").lower() for name, number in Field
 
 
 class _File:
-    """A file with its comments, by the path of what they belong to."""
+    """A file with its comments, by the path of the element that they describe."""
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self.file = file
         self._comments = {tuple(it.path): it.leading_comments for it in file.source_code_info.location}
 
     def comment(self, *path: int) -> str:
-        """The comment as Markdown, with characters of markup escaped."""
+        """Returns the comment of an element as Markdown, with escaped markup."""
         lines = [line.removeprefix(" ") for line in self._comments.get(path, "").strip("\n").splitlines()]
         text = "\n".join(lines).replace("Errors:\n- ", "Errors:\n\n- ")
         return re.sub(r"([*<>\[\]])", r"\\\1", text)
 
 
 def markdown() -> str:
-    """Services, messages and enums, each with a heading."""
+    """Returns all services, messages and enums, each with a heading."""
     shipped = FileDescriptorSet.FromString(files(PACKAGE).joinpath("descriptors.binpb").read_bytes())
     ours = [_File(file) for file in shipped.file if file.package == PACKAGE]
     parts = ["## Services", *(line for file in ours for line in _services(file))]

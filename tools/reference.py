@@ -1,6 +1,6 @@
-"""Makes the reference of the Python client from its docstrings, as web pages; run by `make docs`.
+"""Generates the reference of the Python client from its docstrings, as web pages; run by `make docs`.
 
-It goes to build/reference, or to the folder that is named.
+The pages are written to build/reference, or to the given folder.
 """
 
 import argparse
@@ -16,24 +16,24 @@ import pdoc.render
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("storeapi", "storeapi.errors", "storeapi.testing", "storeapi.testing.fixtures", "storeapi.files")
 ORIGINS = ("storeapi.model", "storeapi._connection")
-"""Where types and constants are explained that `storeapi` shows."""
+"""Modules with the docstrings of types and constants that `storeapi` exports."""
 LISTS = ("Its steps raise",)
-"""Headings of docstrings, besides pdoc's own, with one name and its meaning in each line below."""
+"""Additional headings of docstrings, below which each line has a name and its meaning."""
 
 
 def make_types_real() -> None:
-    """Gives names to what is only in the type information, so that signatures can be read."""
+    """Creates the classes that exist only in type information, so that pdoc can show signatures."""
     for service in ("Post", "Comment", "Change"):
         stubs = importlib.import_module(f"storeapi.v1.{service.lower()}s_pb2_grpc")
         name = f"{service}ServiceAsyncStub"
         setattr(stubs, name, type(name, (), {"__module__": stubs.__name__}))
-    # What runs, unlike what is checked, does not take the types that it is annotated with.
+    # At run time, unlike in the type information, this class is not generic.
     generic = {"__class_getitem__": classmethod(lambda kind, item: kind)}
     vars(grpc)["UnaryUnaryMultiCallable"] = type("UnaryUnaryMultiCallable", (), generic)
 
 
 def complete(module: pdoc.doc.Module) -> None:
-    """Explains what the module shows with the words of where it is from; pdoc does so for classes only."""
+    """Adds the docstrings of variables from the modules that define them; pdoc does this only for classes."""
     origins = [it for name in ORIGINS for it in pdoc.doc.Module.from_name(name).members.values()]
     for member in module.members.values():
         if isinstance(member, pdoc.doc.Variable) and not member.docstring:
@@ -44,14 +44,14 @@ def complete(module: pdoc.doc.Module) -> None:
 
 
 def without_paths(module: pdoc.doc.Module) -> None:
-    """Leaves out values that are another path on each machine."""
+    """Removes values that are paths, because they differ between machines."""
     for member in module.members.values():
         if isinstance(member, pdoc.doc.Variable) and isinstance(member.default_value, Path):
             member.default_value_str = ""
 
 
 def build(target: Path) -> None:
-    """Writes the pages; whatever pdoc cannot read is an error."""
+    """Writes the pages. Warnings of pdoc are errors."""
     make_types_real()
     pdoc.docstrings.GOOGLE_LIST_SECTIONS += LISTS
     pdoc.render.configure(docformat="google", show_source=False)
@@ -75,7 +75,7 @@ def build(target: Path) -> None:
 
 
 def main() -> int:
-    """Builds, says where, and returns the exit code."""
+    """Builds the pages, prints their path, and returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     default = ROOT / "build/reference"
     parser.add_argument("folder", nargs="?", type=Path, default=default, help="where to write")

@@ -1,7 +1,7 @@
-"""Writes what the service consists of when it is installed as locked, as CycloneDX JSON: `sbom.py FILE`.
+"""Writes the software bill of materials of the pinned installation, as CycloneDX JSON: `sbom.py FILE`.
 
-It is made from requirements/runtime.txt and the two distributions of this repository. Where a package was
-loaded from is left out: it says nothing of what is in it, and differs from place to place.
+It contains requirements/runtime.txt and the two distributions of this repository. The index from which a
+package was loaded is omitted, because it differs between machines and does not affect the content.
 """
 
 import json
@@ -21,14 +21,14 @@ VERSION = SchemaVersion.V1_6
 
 
 def sbom() -> str:
-    """The document.
+    """Returns the document.
 
     Raises:
-        SystemExit: It is not valid.
+        SystemExit: The document is not valid.
     """
     command = [sys.executable, "-m", "cyclonedx_py", "requirements", str(LOCKED), "--output-reproducible"]
     command += ["--spec-version", VERSION.to_version(), "--pyproject", str(ROOT / "pyproject.toml")]
-    # It warns that nothing is known of what the root depends on, which is added below.
+    # The command warns that the dependencies of the root are unknown; they are added below.
     made = subprocess.run(command, check=True, capture_output=True, text=True)
     document: dict[str, Any] = json.loads(made.stdout)
 
@@ -77,7 +77,7 @@ def _project(folder: Path) -> dict[str, Any]:
 
 
 def _name(requirement: str) -> str:
-    """The name in `psycopg[binary]>=3.2`, as locks spell it."""
+    """Returns the normalized name in a requirement such as `psycopg[binary]>=3.2`."""
     return re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
 
 

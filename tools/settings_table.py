@@ -1,6 +1,6 @@
-"""Prints the table of settings for docs/settings.md, made from store_service/config.py.
+"""Prints the table of settings for docs/settings.md, from store_service/config.py.
 
-The page has it between the comments `settings` and `/settings`; tests/project compares the two.
+The page has the table between the comments `settings` and `/settings`; a test compares the two.
 """
 
 import ast
@@ -10,7 +10,7 @@ from store_service.config import Config, environment_variable
 
 
 def meanings(source: str) -> dict[str, str]:
-    """The docstring under each field of a class, by the field's name."""
+    """Returns the docstring below each field of a class, by the name of the field."""
     (definition,) = ast.parse(source).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
@@ -25,7 +25,7 @@ def meanings(source: str) -> dict[str, str]:
 
 
 def default_of(field_name: str) -> str:
-    """A default as people write it into the environment."""
+    """Returns the default of a field, as a value of its environment variable."""
     value = Config.model_fields[field_name].default
     if isinstance(value, bool):
         return str(value).lower()
@@ -33,12 +33,12 @@ def default_of(field_name: str) -> str:
 
 
 def table() -> str:
-    """One line for each setting, in the order of the code."""
+    """Returns the table with a line for each setting, in the order of the code."""
     meaning_of = meanings(inspect.getsource(Config))
     lines = ["| variable | default | meaning |", "|---|---|---|"]
     for name in Config.model_fields:
         if name not in meaning_of:
-            raise SystemExit(f"store_service/config.py: {name} has no docstring under it")
+            raise SystemExit(f"store_service/config.py: {name} has no docstring below it")
         meaning = meaning_of[name].replace("|", "\\|")
         lines.append(f"| `{environment_variable(name)}` | `{default_of(name)}` | {meaning} |")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Runs `uv pip` as pip is configured: `.venv/bin/python tools/uv_pip.py install ...`.
+"""Runs `uv pip` with the configuration of pip: `.venv/bin/python tools/uv_pip.py install ...`.
 
-uv does not read the configuration of pip: its indexes, links, proxy and certificates, in a file or in the
-environment. This program passes them on. Variables of uv's own take precedence.
+uv does not read the configuration of pip (indexes, links, proxy and certificates, from files or environment).
+This program passes it on. Variables of uv take precedence.
 """
 
 import ast
@@ -18,7 +18,7 @@ OPTIONS = {
     "find-links": ("--find-links", ("UV_FIND_LINKS",)),
     "trusted-host": ("--allow-insecure-host", ("UV_INSECURE_HOST",)),
 }
-"""Options of pip, and which option and variables uv has for the same."""
+"""Options of pip, with the option and the variables of uv that have the same meaning."""
 
 VARIABLES = {
     "cert": ("SSL_CERT_FILE",),
@@ -27,11 +27,11 @@ VARIABLES = {
     "timeout": ("UV_HTTP_TIMEOUT",),
     "default-timeout": ("UV_HTTP_TIMEOUT",),
 }
-"""Options of pip for which uv has variables only."""
+"""Options of pip for which uv has only variables."""
 
 
 def pip_options() -> dict[str, str]:
-    """Every option that pip would use to install, from its files and the environment."""
+    """Returns all options of `pip install`, from configuration files and the environment."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "config", "list"]
     found: dict[str, dict[str, str]] = {"global": {}, "install": {}, ":env:": {}}
     for line in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines():
@@ -43,8 +43,8 @@ def pip_options() -> dict[str, str]:
 
 
 def arguments(options: dict[str, str], environment: MutableMapping[str, str]) -> list[str]:
-    """What uv is called with for these options of pip; adds to the environment what uv reads there only."""
-    # pip knows these two as well.
+    """Returns the arguments of uv for these options of pip. Adds variables for options that uv lacks."""
+    # pip also reads these two variables.
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         if name in environment:
             options = {"cert": environment[name]} | options
@@ -52,7 +52,7 @@ def arguments(options: dict[str, str], environment: MutableMapping[str, str]) ->
         if option in options:
             for name in names:
                 environment.setdefault(name, options[option])
-    # Hashes say which files are right, so that it does not matter which index has them.
+    # Hashes identify the files, so any index may provide them.
     found = ["--index-strategy", "unsafe-best-match"]
     if options.get("no-index", "").lower() in {"1", "true", "yes", "on"}:
         found.append("--no-index")
