@@ -1,9 +1,9 @@
-"""The ceiling: grpc.aio on uvloop with typed messages, and nothing behind it.
+"""The ceiling: grpc.aio on uvloop with typed messages, without a database.
 
-Every answer is made in advance and as large as the service's. No service that is written with grpc.aio
-can be quicker than this.
+Every response is created in advance and as large as that of the service. No service that uses grpc.aio can be
+faster.
 """
-# The methods have the names of the RPCs, whose manual is in the protos.
+# The methods have the names of the RPCs, which the .proto files document.
 # ruff: noqa: D102, N802
 
 import asyncio
@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext
 
 
 class PostService(PostServiceServicer):
-    """Answers what it was made with."""
+    """Returns prepared responses."""
 
     async def GetPost(self, request: pb.GetPostRequest, context: Context) -> pb.Post:
         return POST

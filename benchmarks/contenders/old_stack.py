@@ -1,6 +1,6 @@
-"""The old stack: FastAPI, uvicorn and `databases`, JSON over HTTP/1.1, as the application before had it.
+"""The old stack: FastAPI, uvicorn and `databases`, JSON over HTTP/1.1, as in the `storeapi` application.
 
-It answers the same fields, runs on uvloop and httptools, and writes no access log.
+It returns the same fields, runs on uvloop and httptools, and writes no access log.
 """
 
 import os
@@ -24,7 +24,7 @@ database = Database(os.environ["DATABASE_URL"], timeout=LOCK_SECONDS, factory=Fo
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Opens the database and closes it."""
+    """Opens and closes the database."""
     async with database:
         yield
 
@@ -33,7 +33,7 @@ app = FastAPI(lifespan=lifespan)
 
 
 class Draft(BaseModel):
-    """A post to be stored."""
+    """A post to store."""
 
     body: str
 
@@ -71,10 +71,10 @@ async def list_posts(limit: int) -> Any:
 
 
 class Server(uvicorn.Server):
-    """Says where it serves."""
+    """Prints its address when it serves."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to listen, and prints the line."""
+        """Starts to listen, and prints the address."""
         await super().startup(sockets)
         assert sockets is not None
         announce("old stack", sockets[0].getsockname()[1])

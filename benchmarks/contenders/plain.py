@@ -1,9 +1,9 @@
-"""The plain way: grpc.aio and `databases`, one query for each call.
+"""The plain implementation: grpc.aio and `databases`, one query for each call.
 
-The same tables, foreign keys on, WAL with a sync at every commit, on uvloop: what one writes from the
-manuals of both libraries. `databases` opens a connection of its own for each query on SQLite.
+The same tables, foreign keys on, WAL with a sync at every commit, on uvloop, as the documentation of
+both libraries suggests. `databases` opens a connection for each query on SQLite.
 """
-# The methods have the names of the RPCs, whose manual is in the protos.
+# The methods have the names of the RPCs, which the .proto files document.
 # ruff: noqa: D102, N802
 
 import asyncio
@@ -24,20 +24,20 @@ from store_service.database import post_table
 Context = grpc.aio.ServicerContext
 
 LOCK_SECONDS = 30
-"""How long a write waits for its turn; with Python's 5 seconds many of 256 at a time would fail."""
+"""Lock timeout of a write. With the 5 seconds of Python, many of 256 concurrent writes would fail."""
 
 
 class ForeignKeys(sqlite3.Connection):
     """A connection that checks foreign keys."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Opens it and says so, for SQLite forgets it with each connection."""
+        """Opens the connection and enables foreign keys, which is a setting of each connection."""
         super().__init__(*args, **kwargs)
         self.execute("PRAGMA foreign_keys = ON").close()
 
 
 class PostService(PostServiceServicer):
-    """A query, a message."""
+    """Executes one query for each call."""
 
     def __init__(self, database: Database) -> None:
         """Takes the database."""

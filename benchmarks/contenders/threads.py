@@ -1,5 +1,5 @@
 """Threads: grpcio's thread pool and SQLAlchemy sessions, a session and a commit for each call."""
-# The methods have the names of the RPCs, whose manual is in the protos.
+# The methods have the names of the RPCs, which the .proto files document.
 # ruff: noqa: D102, N802
 
 import os
@@ -19,11 +19,11 @@ from benchmarks.contenders.wire import announce, new_row, post_message
 from store_service.database import metadata, post_table
 
 THREADS = 10
-"""Calls at a time, as in gRPC's examples; each has a connection."""
+"""Concurrent calls, as in the examples of gRPC; each has a connection."""
 
 
 class Base(DeclarativeBase):
-    """The classes of the tables."""
+    """The base class of the tables."""
 
     metadata = metadata
 
@@ -35,10 +35,10 @@ class Post(Base):
 
 
 class PostService(PostServiceServicer):
-    """A session for each call."""
+    """Uses one session for each call."""
 
     def __init__(self, sessions: sessionmaker[Any]) -> None:
-        """Takes what makes sessions."""
+        """Takes the factory of sessions."""
         self._sessions = sessions
 
     def GetPost(self, request: pb.GetPostRequest, context: grpc.ServicerContext) -> pb.Post:

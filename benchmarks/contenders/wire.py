@@ -1,4 +1,4 @@
-"""What the contenders have in common: their messages, and how they start to serve."""
+"""Code that the contenders share: their messages, and the start of a server."""
 
 import asyncio
 import signal
@@ -11,7 +11,7 @@ from storeapi.v1 import posts_pb2 as pb
 
 
 def post_message(row: Mapping[str, Any]) -> pb.Post:
-    """A row of the table as the service answers it."""
+    """Returns a row of the table as the message of the service."""
     message = pb.Post(id=row["id"], body=row["body"], etag=f"v{row['version']:x}")
     for field, microseconds in (
         (message.create_time, row["create_time"]),
@@ -23,13 +23,13 @@ def post_message(row: Mapping[str, Any]) -> pb.Post:
 
 
 def new_row(body: str) -> dict[str, Any]:
-    """The columns of a post that is stored now."""
+    """Returns the columns of a new post."""
     now = time.time_ns() // 1000
     return {"body": body, "create_time": now, "update_time": now, "version": 1}
 
 
 def announce(name: str, port: int) -> None:
-    """Prints the line that the benchmark waits for."""
+    """Prints the line for which the benchmark waits."""
     print(f"{name} is serving on 127.0.0.1:{port}", flush=True)
 
 
