@@ -1,4 +1,4 @@
-"""The command `store-service`, which is also `python -m store_service`."""
+"""The command `store-service`; also `python -m store_service`."""
 
 from store_service import gc_tuning
 
@@ -7,7 +7,7 @@ with gc_tuning.paused_during_imports():
 
 
 def main() -> None:
-    """Runs the command that the arguments name, and ends the process with its exit code."""
+    """Runs the command, and exits with its exit code."""
     program(prog_name="store-service")
 
 

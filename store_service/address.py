@@ -1,4 +1,4 @@
-"""Addresses that a server listens on, and checks whether one is free."""
+"""Addresses that a server listens on: parsing, and checks whether an address is free."""
 
 import errno
 import ipaddress
@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-LONGEST_PATH = 107
-"""Longest path of a unix socket, in bytes, as Linux has it."""
-
+MAX_PATH_BYTES = 107
+"""Maximum length of the path of a Unix socket on Linux."""
 
 _UNIX = "unix:"
 
@@ -21,27 +20,27 @@ class Address:
     """HOST:PORT, or unix:PATH."""
 
     host: str = ""
-    """A name or an IP address, without brackets; empty for a unix socket."""
+    """A name or an IP address, without brackets; empty for a Unix socket."""
     port: int = 0
     """0 lets the system choose."""
     path: Path | None = None
-    """The file of a unix socket; None for TCP."""
+    """The file of a Unix socket; None for TCP."""
 
     @classmethod
     def parse(cls, text: str) -> "Address":
         """Parses HOST:PORT, with an IPv6 address in brackets, or unix:PATH.
 
         Raises:
-            ValueError: The text is something else.
+            ValueError: The text is not an address. The message follows the name of a setting or argument.
         """
         if text.startswith(_UNIX):
             path = text.removeprefix(_UNIX)
             if not path.strip("/"):
-                raise ValueError("must name a file after unix:, as unix:/run/store.sock")
+                raise ValueError("must have a path after unix:, such as unix:/run/store.sock")
             return cls(path=Path(path))
         host, separator, port = text.rpartition(":")
         if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 65_535):
-            raise ValueError("must be HOST:PORT, as 127.0.0.1:50051 or [::]:50051, or unix:PATH")
+            raise ValueError("must be HOST:PORT, such as 127.0.0.1:50051 or [::]:50051, or unix:PATH")
         return cls(host=host.strip("[]"), port=int(port))
 
     def __str__(self) -> str:
@@ -60,11 +59,11 @@ class Address:
             return False
 
     def with_port(self, port: int) -> "Address":
-        """The same address with another port; a unix socket has none and stays as it is."""
+        """Returns the address with another port. An address of a Unix socket is unchanged."""
         return self if self.path is not None else replace(self, port=port)
 
     def resolved(self) -> list[tuple[socket.AddressFamily, Any]]:
-        """The family and the socket address of each IP address of the host.
+        """Returns the family and the socket address of each IP address of the host.
 
         Raises:
             OSError: The name cannot be resolved.
@@ -74,54 +73,54 @@ class Address:
 
 
 def check(listen: str) -> None:
-    """Checks that an address is free, as far as that is possible without taking it.
+    """Checks that an address is free, as far as that is possible without listening on it.
 
     Args:
         listen: HOST:PORT, or unix:PATH.
 
     Raises:
-        OSError: The address is in use, or not of this machine, or no socket can be made there.
+        OSError: The address is in use, or is not an address of this machine, or the socket cannot be created.
     """
-    wanted = Address.parse(listen)
-    if wanted.path is not None:
-        _check_path(wanted.path)
+    address = Address.parse(listen)
+    if address.path is not None:
+        _check_path(address.path)
         return
-    problems = []
-    for family, address in wanted.resolved():
+    errors = []
+    for family, socket_address in address.resolved():
         try:
             with socket.socket(family) as probe:
-                # A server that has just ended does not keep the port from the next.
+                # Otherwise the port could not be bound for a while after the previous server has ended.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
+                probe.bind(socket_address)
         except OSError as error:
-            problems.append(error)
+            errors.append(error)
         else:
-            # One of the addresses of a name is enough.
+            # One of the IP addresses of a name is sufficient.
             return
-    raise problems[0]
+    raise errors[0]
 
 
 def problem(listen: str, error: OSError) -> str:
-    """Explains an error of `check` to the operator."""
+    """Returns a message for the operator about an error of `check`."""
     if Address.parse(listen).path is not None:
-        return f"the socket cannot be made there: {error.strerror or error}"
+        return f"the socket cannot be created: {error.strerror or error}"
     if error.errno == errno.EADDRINUSE:
         return "the port is in use"
     if error.errno == errno.EADDRNOTAVAIL:
-        return "the address is not of this machine"
+        return "this machine does not have the address"
     return str(error.strerror or error)
 
 
 def _check_path(path: Path) -> None:
     code = 0
-    if len(os.fsencode(path)) > LONGEST_PATH:
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
         code = errno.ENAMETOOLONG
     elif not path.parent.is_dir():
         code = errno.ENOENT
     elif not os.access(path.parent, os.W_OK | os.X_OK):
         code = errno.EACCES
     elif path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
-        # The socket of a server before is replaced, and nothing else.
+        # A server replaces the socket of a previous server, but no other file.
         code = errno.EEXIST
     if code:
         raise OSError(code, os.strerror(code))

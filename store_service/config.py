@@ -1,113 +1,35 @@
-"""The settings: read from the environment and from `.env`, checked before anything starts.
+"""The settings, which are read from the environment and from the file `.env`.
 
-`config` is made at its first use; a bad setting raises `BadSetting`, whose text names the variable.
+`load` checks all of them. The lazy module attribute `config` has the settings of the process.
 """
 
-import importlib.util
-import io
 from collections.abc import Iterable
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from dotenv.parser import Binding, parse_stream
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
-from store_service import database_url
+from store_service import setting_values as values
 from store_service.address import Address
+from store_service.env_file import ENV_FILE, variables_of_file
 from store_service.errors import BadSetting
 
 ENV_PREFIX = "STORE_"
 
-ENV_FILE = ".env"
-"""The file with settings, in the folder that the service is started in."""
-
 BESIDE_BODY_BYTES = 256
-"""Room in a request for what comes with a body: ids, times, an etag, a mask, a request_id and lengths."""
-
-
-def _database_url(value: str) -> str:
-    if value.startswith("postgresql://"):
-        if importlib.util.find_spec("asyncpg") is None or importlib.util.find_spec("psycopg") is None:
-            raise ValueError("needs the extra store-service[postgresql], which is not installed")
-        database_url.parse(value)
-        return value
-    if value.startswith("postgres://"):
-        raise ValueError("must start with postgresql://, not postgres://")
-    try:
-        url = make_url(value)
-    except (ArgumentError, ValueError):
-        raise ValueError("must be a URL such as sqlite:///store.db") from None
-    if url.drivername != "sqlite":
-        raise ValueError("must start with sqlite:/// or postgresql://")
-    if url.database in (None, "", ":memory:") or url.query:
-        raise ValueError("must name only a file, such as sqlite:///store.db")
-    return value
-
-
-def check_address(value: str) -> str:
-    """Lets pass HOST:PORT and unix:PATH.
-
-    Raises:
-        ValueError: It is something else; the text goes on from what is to be called wrong.
-    """
-    Address.parse(value)
-    return value
-
-
-def _file(value: str) -> str:
-    # The value is not repeated: it may be the secret itself, put where its file's name belongs.
-    if value and not Path(value).is_file():
-        raise ValueError("there is no such file")
-    return value
-
-
-def _file_or_new_file(value: str) -> str:
-    if value and not Path(value).parent.is_dir():
-        raise ValueError("there is no such folder")
-    return value
-
-
-def _file_for_jwt(value: str) -> str:
-    if value and importlib.util.find_spec("jwt") is None:
-        raise ValueError("needs the extra store-service[jwt], which is not installed")
-    return _file(value)
-
-
-def _trimmed(value: str) -> str:
-    if value != value.strip():
-        raise ValueError("must not begin or end with a blank")
-    return value
-
-
-def _metrics_listen(value: str) -> str:
-    return check_address(value) if value else value
-
-
-def _traces(value: bool) -> bool:
-    if value:
-        try:
-            found = importlib.util.find_spec("opentelemetry.sdk.trace")
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise ValueError("needs the extra store-service[telemetry], which is not installed")
-    return value
+"""Bytes of a request in addition to the body: ids, times, an etag, a mask, a request_id and lengths."""
 
 
 class Config(BaseSettings):
-    """Every setting, with its default."""
+    """All settings, with their defaults."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    # These two keep the names that the application before this service gave them.
-    DATABASE_URL: Annotated[str, AfterValidator(_database_url)] = Field(
+    # These two settings have the names that the storeapi application gave them.
+    DATABASE_URL: values.DatabaseUrl = Field(
         default="sqlite:///store.db", validation_alias="DATABASE_URL", repr=False
     )
     """Where posts and comments are stored: sqlite:/// and a file (four slashes for an absolute path), or
@@ -117,44 +39,44 @@ class Config(BaseSettings):
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""
 
-    listen: Annotated[str, AfterValidator(check_address)] = "127.0.0.1:50051"
+    listen: values.ListenAddress = "127.0.0.1:50051"
     """Address to serve on; port 0 lets the system choose."""
 
     allow_insecure: bool = False
     """Allow addresses that other machines can reach without TLS, because something else encrypts."""
 
-    tls_cert: Annotated[str, AfterValidator(_file)] = ""
+    tls_cert: values.ExistingFile = ""
     """File with the certificate chain of the server (PEM). With STORE_TLS_CERT and STORE_TLS_KEY, callers
     must use TLS. Loaded again when it changes."""
 
-    tls_key: Annotated[str, AfterValidator(_file)] = ""
+    tls_key: values.ExistingFile = ""
     """File with the private key of STORE_TLS_CERT (PEM, not encrypted)."""
 
-    tls_client_ca: Annotated[str, AfterValidator(_file)] = ""
+    tls_client_ca: values.ExistingFile = ""
     """File with certificate authorities for clients (PEM). Each client needs a certificate from one of
     them."""
 
-    api_keys_file: Annotated[str, AfterValidator(_file_or_new_file)] = ""
+    api_keys_file: values.NewOrExistingFile = ""
     """File of API keys, created by `store-service keys new`. Callers need a key, except for health checks.
     Loaded again when it changes."""
 
-    jwt_public_keys_file: Annotated[str, AfterValidator(_file_for_jwt)] = ""
+    jwt_public_keys_file: values.JwtFile = ""
     """File with the public keys of the token issuer (JWT), PEM or JWKS. Needs the extra `store-service[jwt]`.
     Loaded again when it changes."""
 
-    jwt_secret_file: Annotated[str, AfterValidator(_file_for_jwt)] = ""
+    jwt_secret_file: values.JwtFile = ""
     """File with a shared secret for tokens (HS256) instead of public keys, at least 32 bytes."""
 
-    jwt_audience: Annotated[str, AfterValidator(_trimmed)] = ""
+    jwt_audience: values.TrimmedText = ""
     """Required audience of tokens (`aud`)."""
 
-    jwt_issuer: Annotated[str, AfterValidator(_trimmed)] = ""
+    jwt_issuer: values.TrimmedText = ""
     """Required issuer of tokens (`iss`)."""
 
     jwt_leeway_seconds: float = Field(default=30.0, ge=0, le=600)
     """Allowed difference between the clocks of the issuer and the service."""
 
-    jwt_scope_claim: Annotated[str, AfterValidator(_trimmed)] = "scope"
+    jwt_scope_claim: values.TrimmedText = "scope"
     """Claim of tokens with the permissions: read, write, watch."""
 
     reflection: Literal["callers", "open", "off"] = "callers"
@@ -275,10 +197,10 @@ class Config(BaseSettings):
     keepalive_timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Maximum time for the response to a ping. After it, the connection is closed."""
 
-    metrics_listen: Annotated[str, AfterValidator(_metrics_listen)] = ""
+    metrics_listen: values.OptionalAddress = ""
     """Address for metrics, at /metrics, without authentication. Empty: no metrics."""
 
-    tracing: Annotated[bool, AfterValidator(_traces)] = False
+    tracing: values.TracingFlag = False
     """Export OpenTelemetry spans as configured by the variables OTEL_*. Needs the extra `telemetry`."""
 
     channelz: bool = False
@@ -293,31 +215,31 @@ class Config(BaseSettings):
     @model_validator(mode="after")
     def _check_tls(self) -> Self:
         if self.tls_cert and not self.tls_key:
-            raise ValueError("STORE_TLS_CERT: needs STORE_TLS_KEY too, the key of the certificate")
+            raise ValueError("STORE_TLS_CERT: requires STORE_TLS_KEY, the key of the certificate")
         if self.tls_key and not self.tls_cert:
-            raise ValueError("STORE_TLS_KEY: needs STORE_TLS_CERT too, the certificate of the key")
+            raise ValueError("STORE_TLS_KEY: requires STORE_TLS_CERT, the certificate of the key")
         if self.tls_client_ca and not self.tls_cert:
-            raise ValueError("STORE_TLS_CLIENT_CA: needs STORE_TLS_CERT and STORE_TLS_KEY too")
+            raise ValueError("STORE_TLS_CLIENT_CA: requires STORE_TLS_CERT and STORE_TLS_KEY")
         if not (self.tls_cert or self.allow_insecure or Address.parse(self.listen).is_local):
             raise ValueError(
-                "STORE_LISTEN: other machines reach this address, and nothing would be encrypted; set "
-                "STORE_TLS_CERT and STORE_TLS_KEY, or STORE_ALLOW_INSECURE=true where something else encrypts"
+                "STORE_LISTEN: other machines can reach this address without TLS; set STORE_TLS_CERT and "
+                "STORE_TLS_KEY, or STORE_ALLOW_INSECURE=true if something else encrypts"
             )
         return self
 
     @model_validator(mode="after")
     def _check_jwt(self) -> Self:
         if self.jwt_public_keys_file and self.jwt_secret_file:
-            raise ValueError("STORE_JWT_SECRET_FILE: cannot be set beside STORE_JWT_PUBLIC_KEYS_FILE")
-        with_keys = bool(self.jwt_public_keys_file or self.jwt_secret_file)
+            raise ValueError(
+                "STORE_JWT_SECRET_FILE: must not be set together with STORE_JWT_PUBLIC_KEYS_FILE"
+            )
+        accepts_tokens = bool(self.jwt_public_keys_file or self.jwt_secret_file)
         for name in ("jwt_audience", "jwt_issuer"):
             variable = environment_variable(name)
-            if with_keys and not getattr(self, name):
-                raise ValueError(f"{variable}: must be set where tokens are taken")
-            if getattr(self, name) and not with_keys:
-                raise ValueError(
-                    f"{variable}: means nothing without STORE_JWT_PUBLIC_KEYS_FILE or STORE_JWT_SECRET_FILE"
-                )
+            if accepts_tokens and not getattr(self, name):
+                raise ValueError(f"{variable}: must be set if tokens are accepted")
+            if getattr(self, name) and not accepts_tokens:
+                raise ValueError(f"{variable}: requires STORE_JWT_PUBLIC_KEYS_FILE or STORE_JWT_SECRET_FILE")
         return self
 
     @model_validator(mode="after")
@@ -329,8 +251,8 @@ class Config(BaseSettings):
             )
         if self.max_request_bytes > self.max_concurrent_bytes:
             raise ValueError(
-                "STORE_MAX_CONCURRENT_BYTES: must not be less than STORE_MAX_REQUEST_BYTES, or the largest "
-                "request would always be refused"
+                "STORE_MAX_CONCURRENT_BYTES: must be at least STORE_MAX_REQUEST_BYTES, so that the largest "
+                "request can be accepted"
             )
         return self
 
@@ -338,21 +260,21 @@ class Config(BaseSettings):
     def _check_workers(self) -> Self:
         if self.workers > 1 and self.DATABASE_URL.startswith("sqlite:"):
             raise ValueError(
-                "STORE_WORKERS: must be 1 on SQLite, whose file one process serves; "
+                "STORE_WORKERS: must be 1 with SQLite, because only one process can serve a file; "
                 "set DATABASE_URL to a PostgreSQL database to use more"
             )
         if self.workers > 1 and self.listen.startswith("unix:"):
-            raise ValueError("STORE_WORKERS: must be 1 on a unix socket, which processes cannot share")
+            raise ValueError("STORE_WORKERS: must be 1 with a Unix socket, which processes cannot share")
         if self.workers > 1 and self.DB_FORCE_ROLL_BACK:
             raise ValueError(
-                "STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK; each process would have a transaction of "
-                "its own, and not see what the others write"
+                "STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK, because each process would have its own "
+                "transaction and would not see the writes of the others"
             )
         return self
 
 
 def environment_variable(field_name: str) -> str:
-    """The environment variable that sets a field."""
+    """Returns the environment variable that sets a field."""
     alias = Config.model_fields[field_name].validation_alias
     return alias if isinstance(alias, str) else f"{ENV_PREFIX}{field_name}".upper()
 
@@ -361,12 +283,13 @@ def load(**overrides: Any) -> Config:
     """Reads the settings. `overrides`, by field name, take precedence over the environment.
 
     Raises:
-        BadSetting: A value is invalid, or the file .env cannot be read.
+        BadSetting: A value is invalid, or the file .env cannot be read. The text is one line that names the
+            variable and does not repeat the value.
         TypeError: An override is not a setting.
     """
     if unknown := sorted(overrides.keys() - Config.model_fields.keys()):
         raise TypeError(f"no such setting: {', '.join(unknown)}")
-    # Without this, what cannot be read in the file would be left out, and a default take its place.
+    # Checks the whole file. pydantic would ignore invalid lines and use defaults.
     variables_of_file()
     given = {
         environment_variable(name) if name.isupper() else name: value for name, value in overrides.items()
@@ -374,17 +297,17 @@ def load(**overrides: Any) -> Config:
     try:
         config = Config(**given)
         if "DATABASE_URL" not in config.model_fields_set and _is_empty("DATABASE_URL"):
-            # Whoever passes on a variable that they do not have would serve a file that nobody looks for.
-            raise BadSetting("DATABASE_URL: is empty; without it the database is the file store.db")
+            # A deployment that forwards an unset variable would silently serve a new file.
+            raise BadSetting("DATABASE_URL: is empty; unset it to use the file store.db")
         return config
-    except UnicodeDecodeError:  # of a pipe; of a file it was told above, with the line
+    except UnicodeDecodeError:  # Only of a pipe. For a file, `variables_of_file` raises BadSetting.
         raise BadSetting("the file .env is not UTF-8") from None
     except OSError as error:
         raise BadSetting(f"cannot read the file .env: {error.strerror}") from None
     except ValidationError as error:
         problems = []
         for detail in error.errors(include_url=False, include_input=False):
-            message = _message(detail)
+            message = values.error_message(detail)
             if detail["loc"]:
                 name = str(detail["loc"][0])
                 message = f"{environment_variable(name) if name in Config.model_fields else name}: {message}"
@@ -392,74 +315,16 @@ def load(**overrides: Any) -> Config:
         raise BadSetting("; ".join(problems)) from None
 
 
-_MESSAGES = {
-    "bool_parsing": "must be true or false",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "must be a whole number",
-    "float_parsing": "must be a number",
-    "finite_number": "must be a number",
-    "greater_than": "must be more than {gt:,}",
-    "greater_than_equal": "must be at least {ge:,}",
-    "less_than_equal": "must be at most {le:,}",
-    "literal_error": "must be {expected}",
-}
-"""Messages for values that pydantic rejects, by pydantic's error type."""
-
-
-def _message(detail: ErrorDetails) -> str:
-    """The message for an invalid value. Checks of this module provide it as the text of their ValueError."""
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    limits = {
-        name: int(value) if isinstance(value, float) and value.is_integer() else value
-        for name, value in detail.get("ctx", {}).items()
-    }
-    return _MESSAGES[detail["type"]].format(**limits).replace("'", "")
-
-
 def _is_empty(variable: str) -> bool:
-    """Whether a variable is set to nothing, in the environment or in the file .env."""
+    """Returns whether a variable has an empty value in the environment or in the file .env."""
     sources = (EnvSettingsSource, DotEnvSettingsSource)
     return any(
         source(Config, env_ignore_empty=False).env_vars.get(variable.lower()) == "" for source in sources
     )
 
 
-def variables_of_file() -> set[str]:
-    """The names of all variables in the file of settings; none if there is no file.
-
-    Raises:
-        BadSetting: The file cannot be read; the text names the line, and repeats nothing of it.
-    """
-    file = Path(ENV_FILE)
-    # A pipe can be read once, and that is for who needs the values.
-    if not file.is_file():
-        return set()
-    try:
-        content = file.read_bytes()
-        text = content.decode()
-    except OSError as error:
-        raise BadSetting(f"cannot read the file {ENV_FILE}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        line = 1 + content.count(b"\n", 0, error.start)
-        raise BadSetting(f"{ENV_FILE}: line {line} is not UTF-8") from None
-    names = set()
-    for binding in parse_stream(io.StringIO(text, newline=None)):
-        if binding.error:
-            raise BadSetting(f"{ENV_FILE}: line {_line_number(binding)} is not NAME=value")
-        if binding.key is not None:
-            names.add(binding.key)
-    return names
-
-
-def _line_number(binding: Binding) -> int:
-    """Where a binding begins, which for the parser is at the blank lines before it."""
-    text = binding.original.string
-    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
-
-
 def unknown_variables(names: Iterable[str]) -> list[str]:
-    """Variables with our prefix that no setting reads: most likely misspelt."""
+    """Returns the names with the prefix STORE_ that are not settings, which are probably misspelled."""
     known = {environment_variable(name) for name in Config.model_fields}
     return sorted(name for name in names if name.upper().startswith(ENV_PREFIX) and name.upper() not in known)
 
@@ -470,7 +335,8 @@ def _config() -> Config:
 
 
 def __getattr__(name: str) -> Any:
-    # `from store_service.config import config` works as it always has, but reads nothing before it is used.
+    # `from store_service.config import config` works as in the storeapi application, and loads the settings
+    # at the first use.
     if name == "config":
         return _config()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -97,7 +97,7 @@ def _exit_after_timeout() -> None:
 
 def _exit_at_once(code: int) -> None:
     """Ends the process without closing anything. Nothing is lost: writes that have a response are on disk."""
-    logs.drain()
+    logs.flush()
     os._exit(code)
 
 

@@ -1,7 +1,7 @@
-"""Structured logs on stderr: one event a line, JSON unless a person is watching.
+"""Structured logs on stderr: one event per line, as JSON unless stderr is a terminal.
 
-Whoever reads them may be slow, stuck or gone, and the disk that they go to full. None of this may keep a
-call waiting or make it fail, so a server leaves writing to a thread, which drops what cannot be written.
+The reader of stderr may be slow or may have exited, and its disk may be full. Calls must not wait or fail
+because of it. Therefore a thread of the server writes the lines, and drops those that cannot be written.
 """
 
 import asyncio
@@ -21,22 +21,24 @@ import structlog
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
-
 MAX_BUFFERED_BYTES = 4 * 1024 * 1024
-"""So much may wait for a reader that is slow; what comes then is dropped, and counted."""
+"""Maximum size of the lines that wait for a slow reader. Further lines are dropped and counted."""
 
-DRAIN_SECONDS = 1.0
-"""How long the end of a server waits for its last lines to be written."""
+FLUSH_TIMEOUT_SECONDS = 1.0
+"""Maximum time to write the last lines when a server ends."""
+
+CALL_LINES_SECONDS = 0.02
+"""Maximum time that the line of a call waits, so that several are written together."""
 
 
 class _Stream:
-    """stderr, which never fails, and never keeps anybody waiting while `in_background` lasts."""
+    """stderr without exceptions. While `in_background` is active, writes do not block."""
 
     def __init__(self) -> None:
         self._writer: _Writer | None = None
 
     def write(self, text: str) -> None:
-        """Writes now, or soon."""
+        """Writes the text, or passes it to the thread."""
         if self._writer is not None:
             self._writer.add(text.encode(errors="backslashreplace"))
         else:
@@ -44,20 +46,20 @@ class _Stream:
                 sys.stderr.write(text)
 
     def flush(self) -> None:
-        """Ends what was written now; what is written soon ends by itself."""
+        """Flushes what was written without the thread."""
         if self._writer is None:
             with suppress(OSError):
                 sys.stderr.flush()
 
-    def begin(self) -> None:
-        """Leaves writing to a thread."""
+    def start_thread(self) -> None:
+        """Starts the thread that writes."""
         self._writer = _Writer()
 
-    def end(self) -> None:
-        """Waits for the thread to write the rest, but no longer than DRAIN_SECONDS, and needs it no more."""
+    def stop_thread(self) -> None:
+        """Ends the thread after it has written all lines, or after FLUSH_TIMEOUT_SECONDS."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            writer.end()
+            writer.stop()
 
 
 class _Writer:
@@ -68,7 +70,7 @@ class _Writer:
         self._waiting_bytes = 0
         self._dropped = 0
         self._changed = threading.Condition()
-        self._is_over = False
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
@@ -81,16 +83,16 @@ class _Writer:
             self._waiting_bytes += len(chunk)
             self._changed.notify()
 
-    def end(self) -> None:
+    def stop(self) -> None:
         with self._changed:
-            self._is_over = True
+            self._stopping = True
             self._changed.notify()
-        # A reader that is stuck keeps the thread; it ends with the process.
-        self._thread.join(DRAIN_SECONDS)
+        # If the reader blocks the thread, it ends with the process.
+        self._thread.join(FLUSH_TIMEOUT_SECONDS)
 
     def _run(self) -> None:
         while (chunk := self._next()) is not None:
-            if not _written(chunk):
+            if not _write_to_stderr(chunk):
                 with self._changed:
                     self._dropped += chunk.count(b"\n")
             elif self._dropped:
@@ -99,10 +101,10 @@ class _Writer:
                 structlog.get_logger("store_service.logs").warning("log lines were dropped", count=dropped)
 
     def _next(self) -> bytes | None:
-        """What waits, all of it; None when there will be no more."""
+        """Waits for text and returns all of it; None when the thread should end."""
         with self._changed:
             while not self._chunks:
-                if self._is_over:
+                if self._stopping:
                     return None
                 self._changed.wait()
             chunk = b"".join(self._chunks)
@@ -111,8 +113,11 @@ class _Writer:
             return chunk
 
 
-def _written(chunk: bytes) -> bool:
-    """Writes to stderr itself; Python's own stream would keep what failed and fail with it again."""
+def _write_to_stderr(chunk: bytes) -> bool:
+    """Writes to the descriptor, and returns whether that succeeded.
+
+    `sys.stderr` would keep a text that it could not write, and fail again with it.
+    """
     left = memoryview(chunk)
     try:
         while left:
@@ -127,28 +132,28 @@ _STREAM = _Stream()
 
 @contextmanager
 def in_background() -> Iterator[None]:
-    """Until the end of the block, nobody waits for a line to be written."""
-    _STREAM.begin()
+    """Writes log lines in a thread until the end of the block."""
+    _STREAM.start_thread()
     try:
         yield
     finally:
-        _STREAM.end()
+        _STREAM.stop_thread()
 
 
-def drain() -> None:
-    """Writes what waits, but no longer than DRAIN_SECONDS; for a process that just ends."""
-    _STREAM.end()
+def flush() -> None:
+    """Writes the buffered lines, for at most FLUSH_TIMEOUT_SECONDS, before an exit with os._exit."""
+    _STREAM.stop_thread()
 
 
 def configure(*, level: str, format: Literal["auto", "json", "console"]) -> None:
-    """Sends our logs, and those of the libraries from warnings on, to stderr.
+    """Configures the logs of the service, and of libraries from level warning, to go to stderr.
 
     Args:
-        level: Least important level that is logged, a key of LEVELS.
+        level: Minimum level, a key of LEVELS.
         format: json, console, or auto: json unless stderr is a terminal.
     """
     as_json = format == "json" or (format == "auto" and not sys.stderr.isatty())
-    before: list[Any] = [
+    common: list[Any] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
@@ -158,13 +163,13 @@ def configure(*, level: str, format: Literal["auto", "json", "console"]) -> None
         else [
             structlog.dev.ConsoleRenderer(
                 colors=sys.stderr.isatty(),
-                # Rich, where it is installed, would print the values of variables: what callers have sent.
+                # With Rich, tracebacks would contain the values of variables, which callers have sent.
                 exception_formatter=structlog.dev.plain_traceback,
             )
         ]
     )
     structlog.configure(
-        processors=[*before, *renderers],
+        processors=[*common, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _STREAM)),
     )
@@ -172,7 +177,7 @@ def configure(*, level: str, format: Literal["auto", "json", "console"]) -> None
     handler = logging.StreamHandler(_STREAM)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=before,
+            foreign_pre_chain=common,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
@@ -181,21 +186,17 @@ def configure(*, level: str, format: Literal["auto", "json", "console"]) -> None
     root.setLevel(max(LEVELS[level], logging.WARNING))
 
 
-FLUSH_SECONDS = 0.02
-"""How long the line of a call may wait for others."""
-
-
 class CallLog:
-    """The line that tells of each call, made and written at a fraction of a general logger's price.
+    """Writes one log line for each call, at a fraction of the cost of structlog.
 
-    Lines gather for FLUSH_SECONDS and are then written at once, for a busy server would spend more on
-    writing single lines than on some calls.
+    Lines are collected for CALL_LINES_SECONDS and then written together. To write each line alone would cost
+    more than some calls.
     """
 
     def __init__(self) -> None:
-        """Writes as `configure` has said."""
+        """Uses the level and the format of `configure`."""
         self._log = structlog.get_logger("store_service.rpc").bind()
-        self._on = self._log.is_enabled_for(logging.INFO)
+        self._is_enabled = self._log.is_enabled_for(logging.INFO)
         self._as_json = any(
             isinstance(it, structlog.processors.JSONRenderer) for it in structlog.get_config()["processors"]
         )
@@ -211,31 +212,47 @@ class CallLog:
         caller: str | None = None,
         reason: str = "",
     ) -> None:
-        """Tells of a call that has ended, why, if it was an error of ours, and who made it, if known."""
-        if not self._on:
+        """Logs a call that has ended.
+
+        Args:
+            method: Full name of the method.
+            code: Status code.
+            seconds: Duration.
+            peer: The peer as gRPC names it.
+            call_id: The id of the call.
+            caller: Name of the principal; None if the caller is not authenticated.
+            reason: Reason of an error of this service; otherwise empty.
+        """
+        if not self._is_enabled:
             return
         milliseconds = round(seconds * 1000, 3)
         if not self._as_json:
-            known = {} if caller is None else {"caller": caller}
+            optional = {} if caller is None else {"caller": caller}
             if reason:
-                known["reason"] = reason
+                optional["reason"] = reason
             self._log.info(
-                "rpc finished", method=method, code=code, ms=milliseconds, peer=peer, **known, call_id=call_id
+                "rpc finished",
+                method=method,
+                code=code,
+                ms=milliseconds,
+                peer=peer,
+                **optional,
+                call_id=call_id,
             )
             return
-        who = "" if caller is None else f'"caller": {_quoted(caller)}, '
-        why = f', "reason": "{reason}"' if reason else ""
+        caller_field = "" if caller is None else f'"caller": {_quoted(caller)}, '
+        reason_field = f', "reason": "{reason}"' if reason else ""
         if not self._lines:
-            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        second, rest = divmod(time.time_ns() // 1000, 1_000_000)
+            asyncio.get_running_loop().call_later(CALL_LINES_SECONDS, self.flush)
+        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
         self._lines.append(
-            f'{{"method": "{method}", "code": "{code}"{why}, "ms": {milliseconds}, '
-            f'"peer": {_quoted(peer)}, {who}"call_id": "{call_id}", "event": "rpc finished", '
-            f'"level": "info", "timestamp": "{_second(second)}.{rest:06}Z"}}\n'
+            f'{{"method": "{method}", "code": "{code}"{reason_field}, "ms": {milliseconds}, '
+            f'"peer": {_quoted(peer)}, {caller_field}"call_id": "{call_id}", "event": "rpc finished", '
+            f'"level": "info", "timestamp": "{_format_second(second)}.{microsecond:06}Z"}}\n'
         )
 
     def flush(self) -> None:
-        """Writes what has gathered."""
+        """Writes the collected lines."""
         lines, self._lines = self._lines, []
         if lines:
             _STREAM.write("".join(lines))
@@ -248,5 +265,5 @@ def _quoted(text: str) -> str:
 
 
 @lru_cache(maxsize=2)
-def _second(second: int) -> str:
+def _format_second(second: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))

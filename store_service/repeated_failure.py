@@ -1,4 +1,4 @@
-"""Failures that may repeat: logged when they begin, rarely while they last, and when they end."""
+"""Logs failures that may repeat: at the beginning, once a minute while they last, and at the end."""
 
 import time
 from collections import deque
@@ -6,17 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 REMINDER_SECONDS = 60.0
-"""Time between two lines about a failure that lasts."""
+"""Time between two lines about a lasting failure."""
 
 MAX_LINES = 10
-"""Most lines about one failure within REMINDER_SECONDS, also when it begins and ends, or its cause changes,
-all the time."""
+"""Maximum number of lines about one kind of failure within REMINDER_SECONDS, even if the failure begins and
+ends, or its details change, many times."""
 
 
 class RepeatedFailure:
-    """One kind of failure of a task that tries again and again.
+    """One kind of failure of a task that retries.
 
-    The line of a failure has `count` from the second failure on: how many there have been since it began.
+    From the second failure on, the line has `count`, the number of failures since the first one.
     """
 
     def __init__(
@@ -28,14 +28,14 @@ class RepeatedFailure:
         level: str = "warning",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Takes what is logged where.
+        """Takes the logger and the events.
 
         Args:
             log: A logger of structlog.
-            event: What fails.
-            end_event: That it no longer does; its line has level info, `count` and `seconds`.
-            level: Level of the lines about the failure; one with a traceback is an error.
-            clock: Seconds since any time.
+            event: The event of a failure.
+            end_event: The event of the end of a failure. Its line has level info, `count` and `seconds`.
+            level: Level of the lines about the failure. Lines with a traceback have level error.
+            clock: Returns seconds since any time.
         """
         self._log = log
         self._event = event
@@ -45,20 +45,20 @@ class RepeatedFailure:
         self._began_at = self._failed_at = 0.0
         self._count = 0
         self._logged: dict[str, Any] | None = None
-        """The details of the last line about the failure that lasts; None before the first."""
+        """Details of the last line about the current failure; None without a line."""
         self._lines_at: deque[float] = deque(maxlen=MAX_LINES)
 
     def failed(self, *, exc_info: BaseException | None = None, **details: Any) -> None:
-        """Counts a failure, and logs it when it is the first, when its details have changed, or when nothing
-        was logged for REMINDER_SECONDS.
+        """Counts a failure, and logs it if it is the first, if its details have changed, or if the last line
+        is REMINDER_SECONDS old.
 
         Args:
-            exc_info: A bug, whose traceback is logged.
-            details: Further fields of the line, which must not differ each time.
+            exc_info: An unhandled exception, which is logged with its traceback.
+            details: Further fields of the line. They should be the same for each failure with the same cause.
         """
         now = self._clock()
         if self._logged is None and now - self._failed_at > REMINDER_SECONDS:
-            # Failures that were not logged and ended long ago are not part of this one.
+            # Earlier failures that were not logged do not belong to this one.
             self._count = 0
         self._failed_at = now
         if not self._count:
@@ -78,7 +78,7 @@ class RepeatedFailure:
             self._log.error(self._event, exc_info=exc_info, **details, **count)
 
     def ended(self, **details: Any) -> None:
-        """Logs the end of a failure. Without one, or without a line about it, nothing happens."""
+        """Logs the end of the current failure, if a line about it was logged."""
         if self._logged is None:
             return
         seconds = round(self._clock() - self._began_at, 3)

@@ -1,7 +1,7 @@
-"""What a service needs, found out before anything is changed.
+"""Preflight checks, which change nothing.
 
-`store-service check` asks what every start asks; only then does a start upgrade the schema
-(docs/decisions/0035).
+`store-service check` and every start run the same checks. A start upgrades the schema only after they have
+passed (docs/decisions/0035).
 """
 
 import asyncio
@@ -22,21 +22,21 @@ class CannotListen(OperatorError):
     """The address cannot be bound."""
 
     def __init__(self, listen: str, error: OSError | None = None) -> None:
-        """Takes the address, and what the system says, if that is known."""
-        why = "somebody else has it, or it is not of this machine"
-        super().__init__(f"cannot listen on {listen}: {address.problem(listen, error) if error else why}")
+        """Takes the address, and the error of the system, if it is known."""
+        unknown = "the address is in use, or is not an address of this machine"
+        super().__init__(f"cannot listen on {listen}: {address.problem(listen, error) if error else unknown}")
 
 
 async def prepare(config: Config, *, is_reserved: bool = False) -> str:
-    """Makes sure that the service can work, as far as that can be known before the schema is upgraded.
+    """Runs all checks that are possible before a schema upgrade.
 
     Returns:
-        The revision of the schema; if it is not the latest, an upgrade is needed.
+        The revision of the schema. If it is not the latest, an upgrade is necessary.
 
     Raises:
-        CannotListen, observing.MetricsAddressUnavailable: An address is in use, or not of this machine.
-        OperatorError: The database is not ours, or its files or rights do not allow to serve it.
-        SchemaMismatch: The schema is another one, and must not be upgraded.
+        CannotListen, MetricsAddressUnavailable: An address is in use, or is not an address of this machine.
+        OperatorError: The database is of another application, or its files or privileges are insufficient.
+        SchemaMismatch: The schema is unknown, or is old and STORE_AUTO_MIGRATE is false.
         ServiceError: The database cannot be opened.
     """
     await asyncio.to_thread(check_addresses, config, is_reserved=is_reserved)
@@ -44,56 +44,56 @@ async def prepare(config: Config, *, is_reserved: bool = False) -> str:
     if revision != schema.HEAD:
         if not config.auto_migrate:
             raise SchemaMismatch(expected=schema.HEAD, actual=revision)
-        # Otherwise it is opened anyhow, before anything is changed.
+        # Without an upgrade, the server opens the database itself before it changes anything.
         await try_to_open(config)
     return revision
 
 
 def check_addresses(config: Config, *, is_reserved: bool = False, may_be_in_use: bool = False) -> str:
-    """Makes sure that the addresses can be bound.
+    """Checks that the addresses can be bound.
 
     Args:
         config: The settings.
-        is_reserved: The address to serve on is ours already.
-        may_be_in_use: A service may be running, and then it has them.
+        is_reserved: The supervisor already holds the address to serve on.
+        may_be_in_use: A service may be running and use the addresses.
 
     Returns:
-        FREE, or IN_USE if one is and may be.
+        FREE, or IN_USE if `may_be_in_use` is true and an address is in use.
 
     Raises:
-        CannotListen, observing.MetricsAddressUnavailable: One cannot be bound.
+        CannotListen, MetricsAddressUnavailable: An address cannot be bound.
     """
     state = FREE
-    wanted: list[tuple[str, type[CannotListen | instrumentation.MetricsAddressUnavailable]]] = []
+    addresses: list[tuple[str, type[CannotListen | instrumentation.MetricsAddressUnavailable]]] = []
     if not is_reserved:
-        wanted.append((config.listen, CannotListen))
+        addresses.append((config.listen, CannotListen))
     if config.metrics_listen:
-        wanted.append((config.metrics_listen, instrumentation.MetricsAddressUnavailable))
-    for listen, refused in wanted:
+        addresses.append((config.metrics_listen, instrumentation.MetricsAddressUnavailable))
+    for listen, error_class in addresses:
         try:
             address.check(listen)
         except OSError as error:
             if not (may_be_in_use and error.errno == errno.EADDRINUSE):
-                raise refused(listen, error) from None
+                raise error_class(listen, error) from None
             state = IN_USE
     return state
 
 
 def check_database(config: Config, *, is_start: bool = False) -> str:
-    """Makes sure that the database is ours, and that files and rights allow to serve it; changes nothing.
+    """Checks that the database belongs to the service, and that files and privileges are sufficient.
 
     Args:
         config: The settings.
-        is_start: A start follows. It serves reads on a full disk, which `store-service check` reports, and an
-            upgrade may come first, which also undoes what is half written.
+        is_start: A start follows. A start may serve reads on a full disk, which `store-service check` reports
+            as an error, and may run an upgrade, which also recovers an interrupted write.
 
     Returns:
         The revision of the schema, or schema.UNKNOWN.
 
     Raises:
-        OperatorError: It is another application's, or something does not allow to serve it.
-        SchemaMismatch: It has a schema that this program does not know.
-        ServiceError: It cannot be opened.
+        OperatorError: The database is of another application, or its files or privileges are insufficient.
+        SchemaMismatch: The schema is unknown to this program.
+        ServiceError: The database cannot be opened.
     """
     will_upgrade = is_start and config.auto_migrate
     connect.check_files(config.DATABASE_URL, needs_room=not is_start)
@@ -110,16 +110,16 @@ def check_database(config: Config, *, is_start: bool = False) -> str:
 
 
 async def try_to_open(config: Config) -> None:
-    """Opens a database of PostgreSQL as the service does: poolers refuse what other programs do not ask for.
+    """Opens a PostgreSQL database as the service does, because poolers may reject its startup parameters.
 
-    SQLite has nothing to try that would not change the file.
+    Does nothing for SQLite, which cannot be opened by the service without changing the file.
 
     Raises:
-        ServiceError: It cannot be opened.
+        ServiceError: The database cannot be opened.
     """
     if not connect.is_sqlite(config.DATABASE_URL):
         async with open_database(config) as database:
-            # An error about missing tables also shows that the connection works.
+            # An error about missing tables also proves that the connection works.
             with suppress(SchemaMismatch):
                 await schema.look(database)
 
@@ -127,7 +127,7 @@ async def try_to_open(config: Config) -> None:
 def open_database(
     config: Config, *, observe: ObserverFactory = without_observer
 ) -> AbstractAsyncContextManager[connect.Database]:
-    """The database, opened as the settings say; see `connect.open_database`."""
+    """Opens the database with the settings; see `connect.open_database`."""
     return connect.open_database(
         config.DATABASE_URL,
         readers=config.read_connections,

@@ -1,7 +1,7 @@
-"""Many processes on one port: starts them, restarts one that dies, replaces them one by one, stops them all.
+"""The supervisor of several worker processes on one port: starts, restarts, replaces and stops them.
 
-Each worker is a fresh process with its own event loop and connections, for gRPC must not be forked. The
-kernel spreads connections (not calls) over the workers, by SO_REUSEPORT.
+Each worker is a new process with its own event loop and connections, because gRPC does not support fork. With
+SO_REUSEPORT, the kernel distributes connections (not calls) over the workers.
 """
 
 import asyncio
@@ -29,50 +29,49 @@ from store_service.repeated_failure import RepeatedFailure
 from store_service.startup import CannotListen
 
 READY = "store-service is serving on "
-"""What a server prints when calls succeed, followed by its address."""
+"""The text before the address in the line that a server prints when calls succeed."""
 
 START_SECONDS = 60.0
-"""How long a worker may take until it serves; then it is killed."""
+"""Maximum time until a new worker serves. After it, the worker is killed."""
 
 RESTART_SECONDS = 1.0
-"""Pause before a worker that died is started again, and before the next try if that fails."""
+"""Pause before a worker that died is restarted, and before each further attempt."""
 
 EXIT_SECONDS = 1.0
-"""How long after the grace period a worker may take to exit."""
+"""Maximum time for a worker to exit after the grace period."""
 
 log = structlog.get_logger("store_service.supervisor")
 
 
 class WorkerFailed(OperatorError):
-    """A worker ended before it served, and has said why on stderr; or it took too long, or the system has
-    no room for one more."""
+    """A worker ended before it served (its stderr has the cause), took too long, or could not be started."""
 
 
 def run(config: Config) -> None:
-    """Serves with `config.workers` processes until SIGTERM or SIGINT; a second signal ends them at once.
+    """Serves with `config.workers` processes until SIGTERM or SIGINT. A second signal ends them at once.
 
-    SIGHUP replaces the processes one by one, with settings that are read anew.
+    SIGHUP reads the settings again and replaces the workers one after the other.
 
     Raises:
-        CannotListen: The address is in use, or not of this machine.
-        MetricsAddressUnavailable: That for metrics is.
+        CannotListen: The address is in use, or is not an address of this machine.
+        MetricsAddressUnavailable: The same for the metrics address.
         WorkerFailed: A worker could not start.
         ServiceError: The database cannot be opened, or has a schema that this program does not know.
     """
     with reserved(config.listen) as placeholder:
-        # As one process does, once for all.
+        # The checks and the upgrade of a start, once for all workers.
         if asyncio.run(startup.prepare(config, is_reserved=True)) != schema.HEAD:
             schema.upgrade(config.DATABASE_URL, connect_timeout_seconds=config.connect_timeout_seconds)
         listen = Address.parse(config.listen)
-        with _one_address_for_metrics(config) as metrics:
+        with _served_metrics(config) as metrics:
             asyncio.run(_supervise(config, str(listen.with_port(placeholder.getsockname()[1])), metrics))
 
 
 def reserved(listen: str) -> socket.socket:
-    """A bound socket that takes no connections: it keeps the port ours, also while a worker restarts.
+    """Returns a bound socket that does not listen. It reserves the port, also while all workers restart.
 
     Raises:
-        CannotListen: The address is in use, or not of this machine.
+        CannotListen: The address is in use, or is not an address of this machine.
     """
     try:
         family, address = Address.parse(listen).resolved()[0]
@@ -84,98 +83,98 @@ def reserved(listen: str) -> socket.socket:
     return placeholder
 
 
-class _Metrics:
-    """Where the workers serve their metrics, and what the supervisor itself counts."""
+class _WorkerMetrics:
+    """The metrics addresses and the restart counts of the workers."""
 
     def __init__(self, config: Config, folder: str) -> None:
-        # The folder is ours alone, so nobody else reaches the workers.
+        # Only this user has access to the folder.
         self.folder = folder
         self.addresses = {number: f"unix:{folder}/{number}" for number in range(config.workers)}
         self.restarts = dict.fromkeys(range(config.workers), 0)
 
 
 @contextmanager
-def _one_address_for_metrics(config: Config) -> Iterator[_Metrics | None]:
-    """Serves the metrics of all workers until the end of the block, if they are wanted."""
+def _served_metrics(config: Config) -> Iterator[_WorkerMetrics | None]:
+    """Serves the metrics of all workers on one address until the end of the block, if they are enabled."""
     if not config.metrics_listen:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="store-service-") as folder:
-        metrics = _Metrics(config, folder)
-        families = AllWorkersCollector(metrics.addresses, metrics.restarts)
+        metrics = _WorkerMetrics(config, folder)
+        collector = AllWorkersCollector(metrics.addresses, metrics.restarts)
         with ExitStack() as stack:
             try:
-                address = stack.enter_context(served(config.metrics_listen, families))
+                address = stack.enter_context(served(config.metrics_listen, collector))
             except OSError as error:
                 raise MetricsAddressUnavailable(config.metrics_listen, error) from None
             log.info("serving metrics", address=address)
             yield metrics
 
 
-async def _supervise(config: Config, address: str, metrics: _Metrics | None) -> None:
+async def _supervise(config: Config, address: str, metrics: _WorkerMetrics | None) -> None:
     stop = asyncio.Event()
     replace = asyncio.Event()
     if not sys.stdin.isatty():
-        # At a terminal it means that the terminal has gone, and the service goes with it.
+        # With a terminal as stdin, SIGHUP means that the terminal has closed. Then it ends the process.
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, replace.set)
     with stop_on_signals(stop):
         workers = [_Worker(number, config, address, metrics) for number in range(config.workers)]
         try:
             if not await _all_started(workers, stop):
                 return
-            print(f"{READY}{address}", flush=True)  # noqa: T201  # the one line for scripts that wait
+            print(f"{READY}{address}", flush=True)  # noqa: T201  # for scripts that wait for the start
             log.info("serving", address=address, workers=len(workers))
             async with asyncio.TaskGroup() as group:
-                keepers = [group.create_task(worker.keep_running()) for worker in workers]
-                keepers.append(group.create_task(_replace_each(workers, config, replace)))
+                tasks = [group.create_task(worker.keep_running()) for worker in workers]
+                tasks.append(group.create_task(_replace_on_request(workers, config, replace)))
                 await stop.wait()
-                for keeper in keepers:
-                    keeper.cancel()
+                for task in tasks:
+                    task.cancel()
         finally:
             await asyncio.gather(*(worker.stop() for worker in workers))
     log.info("stopped")
 
 
 async def _all_started(workers: "list[_Worker]", stop: asyncio.Event) -> bool:
-    """Starts all processes; False if that was to stop before they served."""
+    """Starts all workers. Returns whether they serve; False if `stop` was set before."""
     starts = [asyncio.create_task(worker.start()) for worker in workers]
-    starting = asyncio.gather(*starts)
+    all_starts = asyncio.gather(*starts)
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if starting.done():
-            starting.result()
+        await asyncio.wait((all_starts, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if all_starts.done():
+            all_starts.result()
             return True
         log.info("stopped before serving")
         return False
     finally:
         stopping.cancel()
-        # Those that are starting still are killed.
+        # This kills the workers that do not serve yet.
         for start in starts:
             start.cancel()
-        await asyncio.gather(starting, *starts, return_exceptions=True)
+        await asyncio.gather(all_starts, *starts, return_exceptions=True)
 
 
-async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio.Event) -> None:
-    """Replaces all processes, one after the other, whenever that is asked for."""
+async def _replace_on_request(workers: "list[_Worker]", config: Config, requested: asyncio.Event) -> None:
+    """Replaces all workers, one after the other, each time that `requested` is set."""
     while True:
-        await asked.wait()
-        asked.clear()
+        await requested.wait()
+        requested.clear()
         try:
-            now = settings.load(listen=config.listen)
+            new_config = settings.load(listen=config.listen)
         except BadSetting as error:
             log.error("not restarted: invalid setting", error=str(error))
             continue
-        if now.workers != config.workers:
+        if new_config.workers != config.workers:
             log.warning("a new number of workers takes effect after a full restart", workers=len(workers))
-        if now.metrics_listen != config.metrics_listen:
+        if new_config.metrics_listen != config.metrics_listen:
             log.warning(
                 "a new metrics address takes effect after a full restart", address=config.metrics_listen
             )
         log.info("restarting workers", workers=len(workers))
         try:
             for worker in workers:
-                await worker.replace(now)
+                await worker.replace(new_config)
         except WorkerFailed as error:
             log.error("not all workers restarted; the others keep running", error=str(error))
         else:
@@ -183,16 +182,17 @@ async def _replace_each(workers: "list[_Worker]", config: Config, asked: asyncio
 
 
 class _Worker:
-    """One process of the server."""
+    """One worker, which is a sequence of processes."""
 
-    def __init__(self, number: int, config: Config, address: str, metrics: _Metrics | None) -> None:
+    def __init__(self, number: int, config: Config, address: str, metrics: _WorkerMetrics | None) -> None:
         self._number = number
         self._metrics = metrics
         self._config = config
         self._address = address
         self._process: asyncio.subprocess.Process | None = None
-        self._changing = asyncio.Lock()
-        self._leaving: asyncio.Task[None] | None = None
+        self._process_lock = asyncio.Lock()
+        self._stop_task: asyncio.Task[None] | None = None
+        """Stops the process that was replaced last."""
         self._generation = 0
         self._deaths = RepeatedFailure(log, "worker died", end_event="worker restarted", level="error")
         self._starts = RepeatedFailure(
@@ -200,31 +200,32 @@ class _Worker:
         )
 
     async def start(self) -> None:
-        """Starts the process and returns when it serves.
+        """Starts a process and returns when it serves.
 
         Raises:
-            WorkerFailed: It ended before, took too long, or there is no room for a process.
+            WorkerFailed: The process ended before it served, took too long, or could not be started.
         """
-        self._process = await self._started()
+        self._process = await self._start_process()
 
     async def replace(self, config: Config) -> None:
-        """Starts another process beside this one, and stops this one when the other serves.
+        """Starts a new process, and stops the current one when the new one serves.
 
         Raises:
-            WorkerFailed: The other ended before, took too long, or there is no room for it; this one goes on.
+            WorkerFailed: The new process ended before it served, took too long, or could not be started. The
+                current one keeps running.
         """
-        async with self._changing:
-            new = await self._started()
+        async with self._process_lock:
+            new = await self._start_process()
             self._process, old = new, self._process
-        # The one that leaves has its own settings, by which it may take longer than the new ones allow.
-        self._leaving = asyncio.create_task(self._stop(old, self._config))
+        # The old process stops by its own settings, which may allow more time than the new ones.
+        self._stop_task = asyncio.create_task(self._stop(old, self._config))
         self._config = config
-        # Who stops everything meanwhile waits for it too; a second signal would end it at once.
-        await asyncio.shield(self._leaving)
+        # `stop` waits for this task too, so it is not cancelled with the caller.
+        await asyncio.shield(self._stop_task)
         log.info("worker replaced", worker=self._number)
 
-    async def _started(self) -> asyncio.subprocess.Process:
-        # Another one for each process: that which is replaced still has its own.
+    async def _start_process(self) -> asyncio.subprocess.Process:
+        # Each process has its own address, because the process that it replaces still uses the previous one.
         self._generation += 1
         metrics_address = (
             f"unix:{self._metrics.folder}/{self._number}-{self._generation}" if self._metrics else ""
@@ -237,19 +238,20 @@ class _Worker:
                 "serve",
                 "--worker",
                 f"--listen={self._address}",
-                # Also where there are none: the worker reads the settings anew, and they may name an address
-                # now, which only one process could have.
+                # Also if it is empty: the worker reads the settings again, which may have an address now, and
+                # only one process could bind it.
                 f"--metrics-listen={metrics_address}",
-                # The worker stops when this pipe closes, so that none outlives a supervisor that was killed;
-                # one that was told to stop ends at once, so that a second signal ends all.
+                # The worker stops when this pipe closes, so that it does not outlive a killed supervisor. If
+                # it is already stopping, it exits at once, so that a second signal ends all workers.
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                # Ctrl-C in a terminal goes to us; we tell the workers.
+                # Ctrl-C in a terminal then reaches only the supervisor, which stops the workers.
                 start_new_session=True,
                 env={**os.environ, "STORE_AUTO_MIGRATE": "false"},
             )
         except (OSError, RuntimeError) as error:
-            # No memory, no descriptors, too many processes or threads: it may pass, and the others serve on.
+            # No memory, no descriptors, too many processes or threads. This may be temporary, and the other
+            # workers keep running.
             raise WorkerFailed(
                 f"worker {self._number} could not be started: {getattr(error, 'strerror', None) or error}"
             ) from error
@@ -262,9 +264,7 @@ class _Worker:
             await process.wait()
             if isinstance(error, asyncio.CancelledError):
                 raise
-            raise WorkerFailed(
-                f"worker {self._number} did not serve within {START_SECONDS:g} seconds"
-            ) from error
+            raise WorkerFailed(f"worker {self._number} did not serve within {START_SECONDS:g} s") from error
         if not line.decode().startswith(READY):
             code = await process.wait()
             raise WorkerFailed(f"worker {self._number} could not start (exit code {code})")
@@ -273,25 +273,25 @@ class _Worker:
         return process
 
     async def keep_running(self) -> None:
-        """Starts the process again whenever it ends."""
+        """Starts a new process whenever the current one ends, until it is cancelled."""
         while True:
             process = self._process
             assert process is not None
             code = await process.wait()
-            async with self._changing:
+            async with self._process_lock:
                 if process is not self._process:
-                    continue  # It was replaced, and was to end.
+                    continue  # It was replaced and ended as expected.
                 self._deaths.failed(worker=self._number, exit_code=code)
                 if self._metrics is not None:
                     self._metrics.restarts[self._number] += 1
-            while not await self._is_replaced(process):
+            while not await self._try_restart(process):
                 pass
 
-    async def _is_replaced(self, dead: asyncio.subprocess.Process) -> bool:
-        """Tries once to start the process again; whether another one serves now."""
+    async def _try_restart(self, dead: asyncio.subprocess.Process) -> bool:
+        """Waits RESTART_SECONDS and tries once to start a process. Returns whether another process serves."""
         await asyncio.sleep(RESTART_SECONDS)
-        async with self._changing:
-            # SIGHUP may have been quicker.
+        async with self._process_lock:
+            # SIGHUP may have replaced the process.
             if self._process is not dead:
                 return True
             try:
@@ -304,18 +304,18 @@ class _Worker:
             return True
 
     async def stop(self) -> None:
-        """Lets the process drain, and the one that it replaces, and kills those that take too long."""
-        leaving = [] if self._leaving is None else [self._leaving]
-        # At the same time, for each of them may take as long as a whole stop should.
-        await asyncio.gather(*leaving, self._stop(self._process, self._config))
+        """Stops the current process and one that is being replaced. Kills a process that takes too long."""
+        replaced = [] if self._stop_task is None else [self._stop_task]
+        # In parallel, because each may take the whole time of a stop.
+        await asyncio.gather(*replaced, self._stop(self._process, self._config))
 
     async def _stop(self, process: asyncio.subprocess.Process | None, config: Config) -> None:
         if process is None or process.returncode is not None:
             return
         process.send_signal(signal.SIGTERM)
-        longest = config.shutdown_delay_seconds + config.shutdown_grace_seconds + EXIT_SECONDS
+        timeout = config.shutdown_delay_seconds + config.shutdown_grace_seconds + EXIT_SECONDS
         try:
-            await asyncio.wait_for(process.wait(), longest)
+            await asyncio.wait_for(process.wait(), timeout)
         except TimeoutError:
             log.error("worker killed: it did not stop in time", worker=self._number)
             process.kill()

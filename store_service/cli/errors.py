@@ -12,6 +12,7 @@ import click
 from store_service import config as settings
 from store_service import logs
 from store_service.auth.watched_file import BadFile
+from store_service.env_file import ENV_FILE, variables_of_file
 from store_service.errors import (
     BadSetting,
     DatabaseBusy,
@@ -27,14 +28,14 @@ def settings_or_exit(**overrides: str) -> settings.Config:
     """Returns the settings. An invalid setting ends the command with one line and exit code 2."""
     try:
         config = settings.load(**overrides)
-        names_in_file = settings.variables_of_file()
+        names_in_file = variables_of_file()
     except BadSetting as error:
         fail(str(error), exit_code=2)
     logs.configure(level=config.log_level, format=config.log_format)
     for name in settings.unknown_variables(os.environ):
         click.echo(f"store-service: {name} is not a setting and is ignored", err=True)
     for name in settings.unknown_variables(names_in_file):
-        click.echo(f"store-service: {settings.ENV_FILE}: {name} is not a setting and is ignored", err=True)
+        click.echo(f"store-service: {ENV_FILE}: {name} is not a setting and is ignored", err=True)
     return config
 
 

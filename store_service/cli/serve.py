@@ -73,7 +73,7 @@ def _exit_on_signals() -> Iterator[None]:
     """
 
     def exit_at_once(*_: object) -> None:
-        logs.drain()
+        logs.flush()
         # An exception would not end a start that waits for an unresponsive database, because the cleanup
         # would wait too. A schema upgrade is one transaction, so it is either complete or not started.
         os._exit(0)

@@ -435,7 +435,7 @@ def test_log_queue_is_bounded(capfd: pytest.CaptureFixture[str], monkeypatch: py
         may_write.wait(scaled_timeout())
         return bool(os.write(2, chunk))
 
-    monkeypatch.setattr(logs, "_written", stuck)
+    monkeypatch.setattr(logs, "_write_to_stderr", stuck)
     log = structlog.get_logger("test")
     with logs.in_background():
         log.warning("first")
@@ -458,7 +458,7 @@ def test_dropped_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> None:
     with logs.in_background():
         with pytest.MonkeyPatch.context() as patch:
             written = threading.Event()
-            patch.setattr(logs, "_written", lambda _: written.set() or False)
+            patch.setattr(logs, "_write_to_stderr", lambda _: written.set() or False)
             log.warning("lost")
             assert written.wait(scaled_timeout())
         log.warning("kept")

@@ -196,7 +196,7 @@ def test_socket_that_cannot_be_created_is_one_line(tmp_path: Path, variable: str
     ]:
         done = serve(tmp_path, **{variable: f"unix:{path}"})
 
-        assert_one_line(done, f"unix:{path}: the socket cannot be made there: {why}")
+        assert_one_line(done, f"unix:{path}: the socket cannot be created: {why}")
     assert not (tmp_path / "store.db").exists()
 
 

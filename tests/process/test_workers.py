@@ -206,7 +206,7 @@ async def test_worker_that_hangs_at_its_start_is_killed(
             with monkeypatch.context() as patch:
                 # Nobody is so quick.
                 patch.setattr(supervising, "START_SECONDS", 0.01)
-                with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 seconds"):
+                with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 s"):
                     await worker.replace(config)
             assert servers_since(before) == [old]
             assert (await asyncio.to_thread(create_post_on_new_connection, address, "by the old one")).id > 0

@@ -11,7 +11,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2
 
 from store_service import config as settings
+from store_service import setting_values
 from store_service.config import Config, environment_variable, load, unknown_variables
+from store_service.env_file import variables_of_file
 from store_service.errors import BadSetting
 
 
@@ -93,7 +95,7 @@ def test_several_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) 
     """The sentence says why, and what to do."""
     monkeypatch.setenv("STORE_WORKERS", "2")
 
-    with pytest.raises(BadSetting, match=r"STORE_WORKERS: must be 1 on SQLite.*PostgreSQL"):
+    with pytest.raises(BadSetting, match=r"STORE_WORKERS: must be 1 with SQLite.*PostgreSQL"):
         load()
 
 
@@ -102,7 +104,7 @@ def test_several_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.Monkey
     monkeypatch.setenv("STORE_WORKERS", "2")
     monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
 
-    with pytest.raises(BadSetting, match="STORE_WORKERS: must be 1 on a unix socket"):
+    with pytest.raises(BadSetting, match="STORE_WORKERS: must be 1 with a Unix socket"):
         load(listen="unix:store.sock")
 
 
@@ -112,7 +114,7 @@ def test_several_workers_are_refused_with_forced_rollback(monkeypatch: pytest.Mo
     monkeypatch.setenv("DB_FORCE_ROLL_BACK", "true")
 
     with pytest.raises(
-        BadSetting, match=r"^STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK; each process.*$"
+        BadSetting, match=r"^STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK, because each process.*$"
     ):
         load()
 
@@ -379,7 +381,7 @@ def test_key_file_may_be_created_later(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load().api_keys_file == "keys"
 
     monkeypatch.setenv("STORE_API_KEYS_FILE", "nowhere/keys")
-    with pytest.raises(BadSetting, match=r"^STORE_API_KEYS_FILE: there is no such folder"):
+    with pytest.raises(BadSetting, match=r"^STORE_API_KEYS_FILE: the folder of the file does not exist"):
         load()
 
 
@@ -403,14 +405,14 @@ def test_incomplete_tls_settings_are_refused(
     for variable in given:
         a_file(monkeypatch, variable)
 
-    with pytest.raises(BadSetting, match=rf"^{given[0]}: needs {missing}"):
+    with pytest.raises(BadSetting, match=rf"^{given[0]}: requires {missing}"):
         load()
 
 
 @pytest.mark.parametrize("keys", ["STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE"])
 def test_jwt_needs_keys_audience_and_issuer(monkeypatch: pytest.MonkeyPatch, keys: str) -> None:
     monkeypatch.setenv("STORE_JWT_AUDIENCE", "storeapi")
-    with pytest.raises(BadSetting, match=r"^STORE_JWT_AUDIENCE: means nothing without"):
+    with pytest.raises(BadSetting, match=r"^STORE_JWT_AUDIENCE: requires STORE_JWT"):
         load()
     a_file(monkeypatch, keys)
     with pytest.raises(BadSetting, match=r"^STORE_JWT_ISSUER: must be set"):
@@ -421,13 +423,13 @@ def test_jwt_needs_keys_audience_and_issuer(monkeypatch: pytest.MonkeyPatch, key
 
     a_file(monkeypatch, "STORE_JWT_PUBLIC_KEYS_FILE")
     a_file(monkeypatch, "STORE_JWT_SECRET_FILE")
-    with pytest.raises(BadSetting, match=r"^STORE_JWT_SECRET_FILE: cannot be set beside"):
+    with pytest.raises(BadSetting, match=r"^STORE_JWT_SECRET_FILE: must not be set together"):
         load()
 
 
 def test_jwt_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line says how to install it."""
-    monkeypatch.setattr(settings.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(setting_values.importlib.util, "find_spec", lambda _: None)
     a_file(monkeypatch, "STORE_JWT_SECRET_FILE")
 
     with pytest.raises(BadSetting, match=r"^STORE_JWT_SECRET_FILE: .*store-service\[jwt\]"):
@@ -489,12 +491,12 @@ STORE_BARE
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
 def test_names_in_the_env_file_are_found(line_end: bytes) -> None:
     """In whatever way they are written there."""
-    assert settings.variables_of_file() == set()
+    assert variables_of_file() == set()
 
     Path(".env").write_bytes(FILE.replace(b"\n", line_end))
 
     names = {"STORE_READ_CONNECTIONS", "STORE_JWT_SCOPE_CLAIM", "STORE_API_KEYS_FILE", "STORE_BARE"}
-    assert settings.variables_of_file() == names
+    assert variables_of_file() == names
 
 
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n"])
