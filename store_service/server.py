@@ -206,7 +206,7 @@ def _connection_limits(config: Config, connections: Connections, limits: Limits)
         max_pending_bytes=config.max_concurrent_bytes,
         silent_seconds=config.handshake_timeout_seconds,
         busy=limits.peers,
-        on_inspection=limits.pending.looked,
+        on_inspection=limits.pending.inspected,
     )
 
 
@@ -232,8 +232,8 @@ def _server(
             pipeline.handlers(POSTS, PostService(posts, validation)),
             pipeline.handlers(COMMENTS, CommentService(Comments(database), validation)),
             # The feed limits the number of watches.
-            pipeline.handlers(CHANGES, ChangeService(feed, validation), count_streams=False),
-            pipeline.handlers(HEALTH, health, while_draining=True, admission=AuthRequirement.NONE),
+            pipeline.handlers(CHANGES, ChangeService(feed, validation), counts_streams=False),
+            pipeline.handlers(HEALTH, health, ignores_limits=True, requirement=AuthRequirement.NONE),
         )
     )
     if config.reflection != "off":
@@ -243,18 +243,20 @@ def _server(
             all_names.append(CHANNELZ.full_name)
             files += CHANNELZ_FILES
         servicer = ReflectionService(all_names, files)
-        admission = AuthRequirement.NONE if config.reflection == "open" else AuthRequirement.CREDENTIALS
+        requirement = AuthRequirement.NONE if config.reflection == "open" else AuthRequirement.CREDENTIALS
         server.add_generic_rpc_handlers(
             (
-                pipeline.handlers(reflection.V1ALPHA, servicer, admission=admission),
-                pipeline.handlers(reflection.V1ALPHA, servicer, admission=admission, name=reflection.V1_NAME),
+                pipeline.handlers(reflection.V1ALPHA, servicer, requirement=requirement),
+                pipeline.handlers(
+                    reflection.V1ALPHA, servicer, requirement=requirement, name=reflection.V1_NAME
+                ),
             )
         )
     if config.channelz:
         # Its methods state nothing about side effects, so they require the permission `write`. That suits
         # them, because they reveal the addresses of callers.
         server.add_generic_rpc_handlers(
-            (pipeline.handlers(CHANNELZ, ChannelzService(), while_draining=True),)
+            (pipeline.handlers(CHANNELZ, ChannelzService(), ignores_limits=True),)
         )
     return server
 

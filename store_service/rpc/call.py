@@ -1,4 +1,4 @@
-"""A running call: who makes it, what is told of it, and how it ends with an error."""
+"""A call in flight: its identity, its log line, metrics and span, and its end with an error."""
 
 import asyncio
 import time
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 CALL_ID_KEY = "x-call-id"
-"""Trailing metadata with the id under which the log tells of the call."""
+"""Trailing metadata with the id of the call in the log."""
 
 TRAVEL_SECONDS = 0.01
-"""How much earlier than here a deadline may pass for its caller, besides what gRPC rounds."""
+"""How much earlier a deadline may pass for the caller than here, in addition to the rounding of gRPC."""
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
-"""RetryInfo for gRPC itself: a client whose service config retries waits as long (gRFC A6)."""
+"""RetryInfo for gRPC itself: a client that retries by its service config waits this long (gRFC A6)."""
 
 log = structlog.get_logger("store_service.rpc")
 
 
 class Call:
-    """A running call, as the log, counters and spans tell of it: never what was sent, only how it went."""
+    """A call in flight, for the log, metrics and spans. It has no content of requests and responses."""
 
     __slots__ = (
         "_calls",
         "_context",
         "_delivered",
-        "_measure",
+        "_metrics",
         "_span",
         "_start",
-        "caller",
         "id",
         "method",
+        "principal",
         "request_bytes",
     )
 
@@ -60,35 +60,37 @@ class Call:
         call_id: str,
         context: Context,
         calls: CallLog,
-        measure: RpcMetrics | None,
+        metrics: RpcMetrics | None,
         span: "CallSpan | None",
         delivered: Delivered,
     ) -> None:
-        """Begins now, a call of a method with an id for the log; counted and traced if there is where to.
+        """Starts a call of a method with an id for the log, and with metrics and a span if they are enabled.
 
-        At its end it is counted in `delivered`, with `request_bytes`.
+        The end of the call counts `request_bytes` in `delivered`.
         """
         self._calls = calls
         self.method = method
         self.id = call_id
-        self.caller: Principal | None = None  # who makes it, as soon as that is known
+        self.principal: Principal | None = None
+        """The authenticated caller; None before authentication, and if the service requires none."""
         self._context = context
-        self._measure = measure
+        self._metrics = metrics
         self._span = span
         self._delivered = delivered
-        self.request_bytes: int | None = None  # None: it is counted already
+        self.request_bytes: int | None = None
+        """Bytes of the request that are not counted yet; None if nothing remains to be counted."""
         self._start = time.perf_counter()
 
     @property
     def caller_name(self) -> str:
-        """Who makes it; of a caller who is not known, from where."""
-        return peer_address(self._context.peer()) if self.caller is None else self.caller.name
+        """The name of the principal, or the address of the caller if there is none."""
+        return peer_address(self._context.peer()) if self.principal is None else self.principal.name
 
     def is_late(self) -> bool:
-        """Whether the deadline has passed, as the caller sees it.
+        """Whether the deadline has passed for the caller.
 
-        The caller's clock runs ahead of ours by what the request travelled, and gRPC rounds up what it sends
-        (by less than 1 %: three digits), so that it is often the caller who ends a late call.
+        For the caller it passes earlier than for the server: by the travel time of the request, and because
+        gRPC rounds timeouts up (by less than 1 %, to three digits). So often the caller ends a late call.
         """
         left = self._context.time_remaining()
         if left is None:
@@ -97,15 +99,15 @@ class Call:
         return left <= TRAVEL_SECONDS + (elapsed + left) * 0.01
 
     def log(self, code: str, reason: str = "") -> None:
-        """Tells the log, the counters and the span how the call has ended."""
+        """Writes the log line, counts the call, and ends the span."""
         seconds = time.perf_counter() - self._start
-        if self._measure is not None:
-            self._measure.ended(code, reason, seconds)
+        if self._metrics is not None:
+            self._metrics.ended(code, reason, seconds)
         if self._span is not None:
             self._span.end(code, reason)
-        caller = None if self.caller is None else self.caller.name
+        caller = None if self.principal is None else self.principal.name
         peer = self._context.peer()
-        # A call that was cancelled has perhaps been sent for nothing else.
+        # A client may send calls only to cancel them. Their bytes are not counted as delivered.
         if code == "CANCELLED" or self.request_bytes is None:
             self._delivered[peer] += 0
         else:
@@ -113,48 +115,49 @@ class Call:
         self._calls.write(self.method, code, seconds, peer, self.id, caller, reason)
 
     def arrived(self, request_bytes: int) -> None:
-        """Says that so much of its connection has become a request."""
+        """Records the size of the request."""
         if request_bytes > LARGE_BYTES:
-            # Now, for it may take long. The name of a peer is made anew each time, so small ones wait.
+            # Counted now: a large request may take long. Small ones are counted at the end, where the name of
+            # the peer, which gRPC builds each time, is needed anyway.
             self._delivered[self._context.peer()] += request_bytes
             self.request_bytes = 0
         else:
             self.request_bytes = request_bytes
 
 
-Admit: TypeAlias = Callable[[Call, Context], None]
-"""Recognises the caller of a call, and raises if they may not make it."""
+Authorize: TypeAlias = Callable[[Call, Context], None]
+"""Authenticates the caller of a call, and raises an error if it lacks the permission."""
 
 
 async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
-    """Ends a call with the status of what was raised."""
+    """Ends a call with the status of an exception."""
     if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
-        # The caller went away or its deadline passed; nobody hears an answer.
+        # The caller has cancelled the call, or its deadline has passed. It receives no status.
         call.log("DEADLINE_EXCEEDED" if call.is_late() else "CANCELLED")
         raise error
     if isinstance(error, grpc.aio.AbortError):
-        # The method has answered by itself, as the health service does.
+        # The method has set the status itself, as the health service does.
         call.log(grpc.StatusCode(context.code()).name)
         raise error
     if isinstance(error, KeyboardInterrupt | SystemExit):
         raise error
     if isinstance(error, RequestTooLarge):
-        # As gRPC answers to one that is too large without being packed.
+        # The status of gRPC for an uncompressed request that is too large.
         call.log("RESOURCE_EXHAUSTED")
         await context.abort(
             grpc.StatusCode.RESOURCE_EXHAUSTED, str(error), trailing_metadata=((CALL_ID_KEY, call.id),)
         )
 
-    # The branches of the tree have no row; one that is raised is a bug like any other.
+    # Abstract errors have no row. If one is raised, it is unexpected like any other exception.
     if isinstance(error, ServiceError) and type(error) in ROWS:
         status = status_from_error(error)
-        # The frames that it came through have the request, which may be large.
+        # The frames of the traceback refer to the request, which may be large.
         error.with_traceback(None)
         if error.__cause__ is not None:
             log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
         call.log(status.code.name, ROWS[type(error)].reason)
     else:
-        # Includes a CancelledError of something inside, which would leave the caller waiting.
+        # Includes a CancelledError of another task, with which gRPC would never end the call.
         status = internal_status(call.id)
         log.error("unhandled exception", call_id=call.id, method=call.method, exc_info=error)
         call.log(status.code.name, "INTERNAL")
@@ -167,16 +170,19 @@ async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
     await context.abort(status.code, status.message, trailing_metadata=trailers)
 
 
-async def fail_overdue(call: Call, context: Context, task: "asyncio.Task[object]") -> NoReturn:
-    """Ends a call that has taken as long as any may."""
+async def fail_overdue(
+    call: Call, context: Context, task: "asyncio.Task[object]", max_seconds: float
+) -> NoReturn:
+    """Ends a call that has exceeded the maximum duration."""
     task.uncancel()
     call.log("DEADLINE_EXCEEDED")
     trailers = ((CALL_ID_KEY, call.id),)
     code = grpc.StatusCode.DEADLINE_EXCEEDED
-    await context.abort(code, "the call took as long as any may", trailing_metadata=trailers)
+    message = f"the call exceeded the server limit of {max_seconds:g} s"
+    await context.abort(code, message, trailing_metadata=trailers)
 
 
 def _is_being_cancelled() -> bool:
-    """Whether this RPC's own task is being cancelled, rather than something that it waits for."""
+    """Whether the task of the call itself is being cancelled, not another task that it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -1,9 +1,7 @@
-"""How much callers may ask for at once, and for how long: what keeps one of them from taking the rest down.
+"""Limits of calls: calls in flight, bytes of their requests, calls per second of one caller, and duration.
 
-gRPC itself limits connections, streams, metadata and messages, by the options in `store_service.server`. Here
-is what it has no option for: calls that run at once and the size of their requests, calls of one caller in a
-second, and the time of a call. The guard asks before it runs a call, and tells
-when it has ended.
+gRPC itself limits connections, streams, metadata and messages (`store_service.channel_options`). The RPC
+pipeline applies these limits to each call.
 """
 
 import asyncio
@@ -21,31 +19,31 @@ if TYPE_CHECKING:
     from store_service.rpc.call import Context
 
 MAX_CALLERS = 10_000
-"""Callers whose rate is remembered; the one who has not called for longest is forgotten first."""
+"""Maximum number of callers whose rate is kept. The least recently active caller is dropped first."""
 
 
 class Call(Protocol):
-    """What is asked of a call that wants to begin."""
+    """What the limits need to know of a call."""
 
     @property
     def caller_name(self) -> str:
-        """Who makes it; of a caller who is not known, from where."""
+        """The principal of the caller, or its address if the principal is not known."""
 
 
 @dataclass(eq=False, slots=True)
 class InFlightCall:
-    """A unary call that runs."""
+    """A unary call in flight."""
 
     task: "asyncio.Task[object]"
     context: "Context"
     start: float
-    """When it began, by time.perf_counter."""
+    """Start, by time.perf_counter."""
     is_overdue: bool = False
-    """Whether it is being ended because its time is up."""
+    """Whether it is cancelled because it exceeded the maximum duration."""
 
 
 class Limits:
-    """Lets calls in or refuses them, and ends those that take too long."""
+    """Admits or refuses calls, and cancels calls that take too long."""
 
     def __init__(
         self,
@@ -56,77 +54,78 @@ class Limits:
         max_seconds: float,
         pending: Pending,
     ) -> None:
-        """Takes the limits, each of which the setting of its name explains.
+        """Takes the limits.
 
         Args:
-            max_calls: Unary calls that run at once; of streams besides watches as many.
-            max_bytes: Of their requests together.
-            calls_per_second: Of one caller; 0 for no limit.
-            max_seconds: Of a unary call.
-            pending: Responses that have not been read.
+            max_calls: Maximum number of unary calls in flight, and of streams that are not watches.
+            max_bytes: Maximum number of bytes of all requests in flight.
+            calls_per_second: Maximum rate of one caller; 0 for no limit.
+            max_seconds: Maximum duration of a unary call.
+            pending: Limits of unread responses.
         """
         self._max_calls = max_calls
         self._max_bytes = max_bytes
         self._rates = RateLimiter(calls_per_second) if calls_per_second else None
-        self._max_seconds = max_seconds
+        self.max_seconds = max_seconds
+        """Maximum duration of a unary call."""
         self.pending = pending
-        # In the order of their beginning, so that the first is the first whose time is up.
+        # In the order of their start, so that the first call expires first.
         self._running: dict[InFlightCall, None] = {}
         self._request_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def hold(self, request_bytes: int) -> None:
-        """Takes the room for a request, before it is decoded; `let_go` gives it back.
+    def reserve(self, request_bytes: int) -> None:
+        """Counts the bytes of a request before it is decoded. `release` is the opposite.
 
-        Only large ones are refused: small ones cannot fill the memory.
+        Only large requests are refused: small ones cannot fill the memory.
 
         Raises:
-            Overloaded: As much is held as may be, or what is answered to writers would have no room.
+            Overloaded: The request exceeds the limit, or unread responses have reached theirs.
         """
         held = self._request_bytes + request_bytes
-        # A write that is done is always answered, and most answers of large writes are as large.
+        # An executed write always gets its response, and most responses of large writes are large.
         if request_bytes > LARGE_BYTES and (held > self._max_bytes or self.pending.is_full):
             raise Overloaded
         self._request_bytes = held
 
-    def hold_small(self, request_bytes: int) -> None:
-        """The same for a request of at most LARGE_BYTES, which is never refused."""
+    def reserve_small(self, request_bytes: int) -> None:
+        """Counts a request of at most LARGE_BYTES, which is never refused."""
         self._request_bytes += request_bytes
 
-    def let_go(self, request_bytes: int) -> None:
-        """Gives back the room of a request."""
+    def release(self, request_bytes: int) -> None:
+        """Stops counting the bytes of a request."""
         self._request_bytes -= request_bytes
 
     def admit(self, context: "Context", call: Call) -> InFlightCall:
-        """Lets a unary call of this task begin, or not.
+        """Admits the unary call of the current task.
 
         Raises:
-            Overloaded: As many are running as may, or its connection does not read its answers.
-            RateLimited: Its caller makes too many.
+            Overloaded: Too many calls are in flight, or the connection does not read its responses.
+            RateLimited: The caller exceeds its rate.
         """
         self._check(context, call, len(self._running))
         task = asyncio.current_task()
         assert task is not None
-        admitted = InFlightCall(task, context, time.perf_counter())
-        self._running[admitted] = None
+        call_in_flight = InFlightCall(task, context, time.perf_counter())
+        self._running[call_in_flight] = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._end_overdue)
-        return admitted
+            self._timer = asyncio.get_running_loop().call_later(self.max_seconds, self._end_overdue)
+        return call_in_flight
 
     def check_stream(self, context: "Context", call: Call, running: int) -> None:
-        """Lets a stream begin when so many are running, or not; raises as `admit` does."""
+        """Admits a stream while `running` others are open. Raises the errors of `admit`."""
         self._check(context, call, running)
 
     def end(self, call: InFlightCall) -> None:
-        """Says that a call has ended."""
+        """Records the end of a call."""
         self._running.pop(call, None)
 
     def peers(self) -> set[str]:
-        """The connections on which unary calls are running, as gRPC names their other ends."""
+        """Returns the connections with unary calls in flight, as gRPC names their other ends."""
         return {call.context.peer() for call in self._running}
 
     def close(self) -> None:
-        """Ends nothing any more."""
+        """Stops cancelling calls."""
         if self._timer is not None:
             self._timer.cancel()
         self.pending.close()
@@ -135,7 +134,7 @@ class Limits:
         if running >= self._max_calls:
             raise Overloaded
         if self.pending.connections:
-            # Only then, for the name of a peer is made anew each time.
+            # Not for every call: gRPC builds the name of a peer each time.
             self.pending.check(context.peer())
         if self._rates is not None:
             self._rates.take(call.caller_name)
@@ -146,9 +145,9 @@ class Limits:
         ended = 0
         while self._running:
             call = next(iter(self._running))
-            left = call.start + self._max_seconds - now
+            left = call.start + self.max_seconds - now
             if left > 0 or ended == WAKE_COUNT:
-                # One timer for all, which under load is set once in `max_seconds`.
+                # One timer for all calls. Under load it is set once in `max_seconds`.
                 self._timer = asyncio.get_running_loop().call_later(max(left, 0), self._end_overdue)
                 return
             ended += 1
@@ -158,40 +157,40 @@ class Limits:
 
 
 class LargeRequest:
-    """The room of a request whose size is known only when it has been decompressed."""
+    """The counted bytes of a request whose size is known only after decompression."""
 
     __slots__ = ("_limits", "_size")
 
     def __init__(self, limits: Limits) -> None:
-        """Takes the limits; no room is taken yet."""
+        """Takes the limits. Counts nothing yet."""
         self._limits = limits
         self._size = 0
 
-    def hold(self, request_bytes: int) -> None:
-        """Takes the room; raises as `Limits.hold` does."""
-        self._limits.hold(request_bytes)
+    def reserve(self, request_bytes: int) -> None:
+        """Counts the request. Raises the errors of `Limits.reserve`."""
+        self._limits.reserve(request_bytes)
         self._size = request_bytes
 
-    def let_go(self) -> None:
-        """Gives the room back."""
-        self._limits.let_go(self._size)
+    def release(self) -> None:
+        """Stops counting the request."""
+        self._limits.release(self._size)
         self._size = 0
 
 
 @dataclass(slots=True)
 class RateLimiter:
-    """How many calls each caller has left: a bucket for each, which fills steadily and holds one second's."""
+    """A token bucket for each caller. It holds the calls of one second."""
 
     calls_per_second: float
     clock: Callable[[], float] = time.monotonic
     _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """What was left at which time, of who called last at the end."""
+    """Remaining calls and their time by caller, in the order of the last call."""
 
     def take(self, caller: str) -> None:
         """Counts a call.
 
         Raises:
-            RateLimited: The caller has none left.
+            RateLimited: The caller exceeds its rate.
         """
         now = self.clock()
         most = max(self.calls_per_second, 1.0)

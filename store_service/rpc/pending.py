@@ -1,6 +1,6 @@
-"""Responses that their callers have not read: how much of them may be in memory, and for how long.
+"""Limits of responses that clients have not read: their memory, and the time to read them.
 
-gRPC keeps a response in memory until the client reads it, for as long as the client likes.
+gRPC keeps a response in memory until the client reads it, without a limit of time.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from store_service.rpc.call import Context
 
 COUNTED_BYTES = 4096
-"""A smaller response takes no room. It must be read in time like any other."""
+"""Smaller responses are not counted. They must be read in time, too."""
 
 CUT_SECONDS = 0.5
-"""How long it is at least from one cut to the next, for each looks at all files of the process."""
+"""Minimum time between two closings of connections: each inspects all descriptors of the process."""
 
 STALLED_SECONDS = 2.0
-"""A connection that has read nothing of its responses for so long may be closed to make room for others."""
+"""A connection that has read nothing of its responses for this time may be closed if the memory is full."""
 
 PROGRESS_BYTES = 16_384
-"""A connection that has taken so much is reading. A few bytes are taken for pings alone."""
+"""A connection that has received this many bytes is reading. Pings alone need a few bytes."""
 
 MIN_PURGE_LENGTH = 64
 """Ended calls are removed from the list of unread responses when it is at least this long."""
@@ -38,28 +38,28 @@ log = structlog.get_logger("store_service.rpc")
 
 @dataclass(slots=True)
 class _Connection:
-    """What one connection has not read."""
+    """The unread responses of one connection."""
 
     size: int = 0
-    """Bytes of all responses that are being made or sent."""
+    """Bytes of all responses that are being encoded or sent."""
     sending: int = 0
-    """How many of them gRPC has."""
+    """Number of responses that have been passed to gRPC."""
     since: float = 0.0
-    """When it last took one or PROGRESS_BYTES, or, if neither since, when gRPC got the first; by
+    """When it last read a response or PROGRESS_BYTES, or when gRPC got the first response; by
     time.perf_counter."""
     taken: int | None = None
-    """Bytes that it had taken in all at `since` or at the first look after it; None before that look."""
-    looked: float = 0.0
-    """When the last look began."""
+    """Total bytes received at `since`, or at the first inspection after it; None before that inspection."""
+    inspected: float = 0.0
+    """Start of the last inspection."""
 
 
-class Response:
-    """Room that one response takes, from before it is encoded until its caller has read it."""
+class PendingResponse:
+    """The counted bytes of one response, from before it is encoded until the client has read it."""
 
     __slots__ = ("_pending", "is_sending", "peer", "size")
 
     def __init__(self, pending: "Pending", peer: str, size: int) -> None:
-        """Takes the room."""
+        """Counts the response."""
         self._pending = pending
         self.peer = peer
         self.size = 0
@@ -67,14 +67,14 @@ class Response:
         self.resize(size)
 
     def resize(self, size: int) -> None:
-        """Counts the actual size."""
+        """Corrects the size."""
         more = size - self.size
         self.size = size
         self._pending.size += more
         self._pending.of(self.peer).size += more
 
     def send(self) -> None:
-        """Says that gRPC sends it from now on."""
+        """Records that the response has been passed to gRPC."""
         connection = self._pending.of(self.peer)
         if not connection.sending:
             connection.since = time.perf_counter()
@@ -82,7 +82,7 @@ class Response:
         self.is_sending = True
 
     def release(self, *_: object) -> None:
-        """Says that it has been read, or will never be sent."""
+        """Records that the response has been read, or will never be sent."""
         self.resize(0)
         connection = self._pending.of(self.peer)
         if self.is_sending:
@@ -93,7 +93,7 @@ class Response:
 
 
 class Pending:
-    """Counts responses that are not read, and closes connections that do not read them."""
+    """Counts unread responses, and closes connections that do not read."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class Pending:
         """Takes the limits.
 
         Args:
-            max_connection_bytes: Of one connection; a single response is always sent if the process has room.
-            max_bytes: Of the process.
-            max_seconds: Until a response has been read.
-            cut: Closes the connections of peers, given as gRPC names them.
+            max_connection_bytes: Maximum for one connection. A single response may exceed it.
+            max_bytes: Maximum for the process.
+            max_seconds: Maximum time for a client to read a response.
+            cut: Closes the connections of peers, which are named as by gRPC.
         """
         self._max_connection_bytes = max_connection_bytes
         self._max_bytes = max_bytes
@@ -118,52 +118,52 @@ class Pending:
         self.size = 0
         """Bytes of all connections."""
         self.connections: dict[str, _Connection] = {}
-        """Those that have not read everything, as gRPC names their other ends."""
-        # Calls whose responses are being sent, and when that began. Their peers are not kept: their names are
-        # made anew each time. Ended calls are removed from time to time, so no call needs a callback.
+        """Connections with unread responses, by peer as gRPC names it."""
+        # Calls whose responses are being sent, with the start of sending. Peers are not stored: gRPC builds a
+        # new string each time. Ended calls are removed in bulk, so no call needs a callback.
         self._unread: list[tuple[asyncio.Task[object], float, Context]] = []
         self._purge_length = MIN_PURGE_LENGTH
         self._timer: asyncio.TimerHandle | None = None
         self._next_cut = 0.0
-        self._has_closed = False
+        self._reports_closing = False
         self._closed = RepeatedFailure(
             log, "closed connections that do not read", end_event="every response has been read"
         )
 
     @property
     def is_full(self) -> bool:
-        """Whether the process has no room left."""
+        """Whether the process has reached its limit."""
         return self.size >= self._max_bytes
 
     def check(self, peer: str) -> None:
-        """Accepts or refuses a call, by the unread responses of its connection.
+        """Checks the unread responses of the connection of a new call.
 
         Raises:
-            Overloaded: That is too much.
+            Overloaded: They exceed the limit.
         """
         if not self._fits(self._held(peer), 0):
             raise Overloaded
 
-    def reserve(self, peer: str, size: int, *, always: bool = False) -> Response:
-        """Takes the room for a response, before it is encoded.
+    def reserve(self, peer: str, size: int, *, always: bool = False) -> PendingResponse:
+        """Counts a response before it is encoded.
 
         Args:
             peer: The connection, as gRPC names its other end.
-            size: Of the response, in bytes.
+            size: Bytes of the response.
             always: The response is sent in any case, because the call has been executed.
 
         Raises:
-            Overloaded: The response does not fit.
+            Overloaded: The response exceeds the limits.
         """
         if not always and not self.has_room(peer, size):
             raise Overloaded
-        return Response(self, peer, size)
+        return PendingResponse(self, peer, size)
 
     def has_room(self, peer: str, size: int) -> bool:
-        """Whether a response may be sent; if only others are in the way, those that do not read are closed.
+        """Whether a response fits into the limits. If memory is full, closes connections that do not read.
 
-        No connection may hold more than is left for all others. So many that do not read leave room for
-        those that do, and the first ones do not take everything.
+        No connection may use more than what remains for all others. So clients that do not read leave memory
+        for clients that do.
         """
         before = self._held(peer)
         if self._fits(before, size):
@@ -173,22 +173,22 @@ class Pending:
         return False
 
     def of(self, peer: str) -> _Connection:
-        """What one connection has not read."""
+        """Returns the unread responses of one connection."""
         return self.connections.setdefault(peer, _Connection())
 
     def watch(self, task: "asyncio.Task[object]", context: "Context") -> None:
-        """Closes the connection of a call whose response is not read in time, however small it is."""
+        """Closes the connection of a call if its response, of any size, is not read in time."""
         self._unread.append((task, time.perf_counter(), context))
         if len(self._unread) >= self._purge_length:
-            # gRPC ends the task when the response has left. The list at least doubles between two purges, so
-            # each call is looked at about once.
+            # gRPC ends the task when the response has been sent. The list at least doubles between two
+            # purges, so each call is checked about once.
             self._unread = [it for it in self._unread if not it[0].done()]
             self._purge_length = MIN_PURGE_LENGTH + 2 * len(self._unread)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._max_seconds, self._close_late)
 
-    def looked(self, taken: Mapping[str, int], began: float) -> None:
-        """Learns how many bytes each connection has taken in all, of a look that began then."""
+    def inspected(self, taken: Mapping[str, int], began: float) -> None:
+        """Takes the total bytes that each connection has received, and the start of the inspection."""
         for peer, connection in self.connections.items():
             if (now_taken := taken.get(peer)) is None:
                 continue
@@ -197,27 +197,27 @@ class Pending:
             elif now_taken - connection.taken >= PROGRESS_BYTES:
                 connection.taken = now_taken
                 connection.since = began
-            connection.looked = began
+            connection.inspected = began
 
     def forget(self, peer: str) -> None:
-        """Counts nothing of a connection that has read everything."""
+        """Removes a connection that has read all its responses."""
         connection = self.connections.get(peer)
         if connection is not None and not connection.size and not connection.sending:
             del self.connections[peer]
-            self._all_may_be_read()
+            self._check_all_read()
 
     def close(self) -> None:
-        """Closes no connection any more."""
+        """Stops closing connections."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _all_may_be_read(self) -> None:
-        if self._has_closed and not self.connections and all(task.done() for task, _, _ in self._unread):
-            self._has_closed = False
+    def _check_all_read(self) -> None:
+        if self._reports_closing and not self.connections and all(task.done() for task, _, _ in self._unread):
+            self._reports_closing = False
             self._closed.ended()
 
     def _held(self, peer: str) -> int:
-        # All connections over a unix socket have one name, so only the limit of the process is theirs.
+        # All connections to a Unix socket have the same name, so only the limit of the process applies.
         connection = None if _is_unix(peer) else self.connections.get(peer)
         return connection.size if connection is not None else 0
 
@@ -228,15 +228,15 @@ class Pending:
         return before + size <= min(self._max_connection_bytes, free)
 
     def _close_stalled(self) -> None:
-        """Closes connections that have read nothing for STALLED_SECONDS, those that hold most first."""
+        """Closes connections that have read nothing for STALLED_SECONDS, the largest first."""
         now = time.perf_counter()
         if now < self._next_cut:
             return
         stalled = [
             (connection.size, peer)
             for peer, connection in self.connections.items()
-            # Since then, as the last look has seen it: what was taken after that is not known.
-            if connection.sending and connection.looked - connection.since >= STALLED_SECONDS
+            # Up to the last inspection: bytes received after it are not known.
+            if connection.sending and connection.inspected - connection.since >= STALLED_SECONDS
         ]
         chosen: set[str] = set()
         held = self.size
@@ -265,9 +265,9 @@ class Pending:
         if late:
             self._close(late, "their responses are too old")
         else:
-            self._all_may_be_read()
+            self._check_all_read()
         if self._unread:
-            # One timer for all. Connections that stopped reading one after another share the next cut.
+            # One timer for all calls. Connections that stop reading one after the other are closed together.
             wait = max(due, self._next_cut if late else 0.0) - time.perf_counter()
             self._timer = asyncio.get_running_loop().call_later(max(wait, 0.0), self._close_late)
 
@@ -276,7 +276,7 @@ class Pending:
         self._cut(peers)
         now = time.perf_counter()
         self._next_cut = now + max(CUT_SECONDS, 10 * (now - began))
-        self._has_closed = True
+        self._reports_closing = True
         self._closed.failed(reason=reason)
 
 

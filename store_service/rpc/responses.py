@@ -1,5 +1,5 @@
-"""Responses with many items, which the guard encodes: after it has checked the limits, and once for all
-callers that get the same result.
+"""Responses with many resources. The RPC pipeline encodes them after it has checked the limits, and once for
+all calls that get the same result.
 """
 
 import asyncio
@@ -14,13 +14,13 @@ from store_service.model import Comment, Post, concatenated_texts
 from store_service.rpc.turns import LARGE_BYTES, Turns
 
 LARGE_COUNT = 64
-"""A response with more items waits for its turn, however small they are: each takes about 8 microseconds."""
+"""A response with more resources waits for its turn, whatever their size: each takes about 8 microseconds."""
 
 MAX_VARIANTS = 8
-"""Encodings that are kept of one result."""
+"""Maximum number of encodings that are kept of one result."""
 
 BESIDE_BODY_BYTES = 64
-"""About as much of an item on the wire is not its body."""
+"""Estimated bytes of a resource on the wire without its texts."""
 
 
 class _Items(Protocol):
@@ -36,24 +36,24 @@ class LazyResponse:
     """A response that has not been encoded yet."""
 
     result: object
-    """The source of the message. Callers that get the same object get the same bytes."""
+    """The source of the response. Calls that get the same object share the encoded bytes."""
     parts: Callable[[], Iterable[Message]]
-    """Makes messages that are the response when their bytes are joined; the event loop runs between them."""
+    """Returns messages whose joined bytes are the response. The event loop runs between two of them."""
     count: int
-    """How many items it has."""
+    """Number of resources."""
     size: int
-    """Bytes on the wire, about."""
+    """Estimated bytes on the wire."""
     variant: Hashable = None
-    """Which of several responses that are made of the same result."""
+    """Distinguishes several responses of the same result."""
 
     @property
     def is_large(self) -> bool:
-        """Whether it has to wait for its turn."""
+        """Whether it waits for its turn."""
         return self.count > LARGE_COUNT or self.size > LARGE_BYTES
 
 
 def lazy(result: R, to_message: Callable[[R], Message]) -> LazyResponse:
-    """The response that `to_message` makes of a result with items."""
+    """Returns the response for a result with resources, which `to_message` converts."""
     return LazyResponse(
         result=result,
         parts=lambda: (to_message(result),),
@@ -64,34 +64,34 @@ def lazy(result: R, to_message: Callable[[R], Message]) -> LazyResponse:
 
 
 def utf8_size(body: str) -> int:
-    """Bytes of a body on the wire."""
+    """Returns the bytes of a text on the wire."""
     return len(body) if body.isascii() else len(body.encode())
 
 
 class Encoder:
-    """Encodes responses, large ones in turns, and keeps the bytes for as long as the result lives."""
+    """Encodes responses, large ones in turns. Keeps the bytes as long as the result exists."""
 
     def __init__(self, turns: Turns) -> None:
-        """Takes the queue in which large responses wait."""
+        """Takes the turns of large responses."""
         self._turns = turns
         self._encoded: dict[int, tuple[ref[object], dict[Hashable, bytes]]] = {}
-        """By the identity of the result: comparing two pages would take as long as encoding one."""
+        """By identity of the result. Comparing two pages would take as long as encoding one."""
 
     async def encode(self, response: LazyResponse) -> bytes:
-        """The bytes of a response."""
+        """Returns the bytes of a response."""
         variants = self._variants(response.result)
         if not response.is_large:
             data = variants.get(response.variant)
             if data is None:
                 data = b"".join([part.SerializeToString() for part in response.parts()])
         else:
-            # Also for bytes that are there already: gRPC copies them.
+            # A turn also for bytes that are already encoded: gRPC copies them.
             async with self._turns.turn():
                 data = variants.get(response.variant)
                 if data is None:
                     data = await _in_parts(response)
         if len(variants) < MAX_VARIANTS:
-            # Before anything else runs, so that the next in turn finds it.
+            # Before any other task runs, so that the next turn finds the bytes.
             variants[response.variant] = data
         return data
 

@@ -1,7 +1,7 @@
-"""Turns for large pieces of work on the event loop.
+"""Turns for large messages on the event loop.
 
-Decoding a large request or encoding a large response takes milliseconds in which nothing else runs. One piece
-runs at a time, and the event loop serves everybody else before the next (docs/decisions/0032).
+Decoding a large request or encoding a large response blocks the event loop for milliseconds. One large
+message is processed at a time, and other tasks run before the next (docs/decisions/0032).
 """
 
 import asyncio
@@ -10,30 +10,30 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 LARGE_BYTES = 65_536
-"""A larger message waits for its turn; a smaller one takes less than half a millisecond."""
+"""Larger messages wait for their turn. Smaller ones take less than half a millisecond."""
 
-QUIET_ROUNDS = 8
-"""After so many rounds of the event loop in which nothing else ran, the next piece of work begins."""
+IDLE_ITERATIONS = 8
+"""Consecutive iterations of the event loop without other tasks, after which the next turn begins."""
 
-QUIET_SECONDS = 0.0001
-"""A round that takes longer has done something else."""
+IDLE_ITERATION_SECONDS = 0.0001
+"""An iteration that takes longer has run other tasks."""
 
 
 class Turns:
-    """A fair queue: one piece of large work at a time, with the event loop running in between."""
+    """A fair queue. One turn runs at a time, and the event loop runs other tasks between two turns."""
 
     def __init__(self) -> None:
-        """Nothing waits."""
+        """Starts without waiting turns."""
         self._lock = asyncio.Lock()
         self._rest_until = 0.0
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Runs the block when everything that came before is done.
+        """Runs the block after all earlier turns.
 
-        Everybody else has twice as long in between as the last piece took, or until nothing else is ready:
-        gRPC accepts one call in each round of the event loop, so one round in between would let a thousand
-        large pieces delay every new call until the last of them.
+        Between two turns, other tasks run for twice the duration of the last turn, or until none is ready.
+        gRPC accepts one call in each iteration of the event loop: with one iteration between turns, a
+        thousand large messages would delay every new call until the last of them.
         """
         async with self._lock:
             await self._let_others_run()
@@ -45,12 +45,12 @@ class Turns:
                 self._rest_until = now + 2 * (now - began)
 
     async def _let_others_run(self) -> None:
-        now, quiet_rounds = time.perf_counter(), 0
-        while quiet_rounds < QUIET_ROUNDS:
+        now, idle_iterations = time.perf_counter(), 0
+        while idle_iterations < IDLE_ITERATIONS:
             began = now
-            # At least once, so that no two pieces run in the same round.
+            # At least once: two turns must not run in the same iteration.
             await asyncio.sleep(0)
             now = time.perf_counter()
             if now >= self._rest_until:
                 return
-            quiet_rounds = quiet_rounds + 1 if now - began < QUIET_SECONDS else 0
+            idle_iterations = idle_iterations + 1 if now - began < IDLE_ITERATION_SECONDS else 0

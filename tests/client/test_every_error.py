@@ -19,7 +19,7 @@ from store_service.auth import api_keys
 from store_service.auth.principal import Permission
 from store_service.config import Config
 from store_service.database import connect, schema, sqlite
-from store_service.rpc import pipeline
+from store_service.rpc import pipeline, sending
 from store_service.server import serving
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
@@ -159,7 +159,7 @@ async def watch_limit(it: Situation) -> None:
 
 
 async def stream_stalled(it: Situation) -> None:
-    it.monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.1)
+    it.monkeypatch.setattr(sending, "STALL_SECONDS", 0.1)
     stalled = asyncio.Event()
     send = pipeline.RpcPipeline._send
 

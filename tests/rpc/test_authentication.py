@@ -388,7 +388,7 @@ def test_anonymous_caller_is_named_by_its_address(peer: str, name: str) -> None:
     call = Call("method", "id", context, CallLog(), None, None, defaultdict(int))
     assert call.caller_name == name
 
-    call.caller = Principal(name="billing", permissions=ALL_PERMISSIONS)
+    call.principal = Principal(name="billing", permissions=ALL_PERMISSIONS)
     assert call.caller_name == "billing"
 
 

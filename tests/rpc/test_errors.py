@@ -20,7 +20,7 @@ from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.database.sqlite_connection import SqliteConnection
 from store_service.model import Position, Query, ResumePoint
-from store_service.rpc import pipeline
+from store_service.rpc import pipeline, sending
 from store_service.rpc.status import ROWS
 from store_service.server import RunningServer
 from store_service.service import page_tokens, resume_tokens
@@ -313,7 +313,7 @@ async def test_stalled_stream_is_ended(
             stalled.set()
             raise
 
-    monkeypatch.setattr(pipeline, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(sending, "STALL_SECONDS", 1.0)
     monkeypatch.setattr(pipeline.RpcPipeline, "_send", watched_send)
     for _ in range(2):
         await posts.create_many(60, "x" * 60_000)

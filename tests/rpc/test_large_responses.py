@@ -16,7 +16,7 @@ from store_service.config import Config
 from store_service.database import batch_runner
 from store_service.model import Change, Post
 from store_service.rpc import changes as rpc_changes
-from store_service.rpc import connection_limits, pending, pipeline
+from store_service.rpc import connection_limits, method, pending
 from store_service.rpc import posts as rpc_posts
 from store_service.rpc.connections import Connections
 from tests.support.errors import received_error, result_or_error
@@ -111,9 +111,9 @@ async def test_large_requests_are_decoded_in_turns(config: Config, monkeypatch: 
         happened.append("decode")
         return parse(data)
 
-    decoder = pipeline.decoder
+    decoder = method.decoder
     monkeypatch.setattr(
-        pipeline, "decoder", lambda kind: decode if kind is pb.BatchCreatePostsRequest else decoder(kind)
+        method, "decoder", lambda kind: decode if kind is pb.BatchCreatePostsRequest else decoder(kind)
     )
     async with server_with(config, max_concurrent_bytes=4_200_000) as (_, stubs):
         calls = [result_or_error(stubs.posts.BatchCreatePosts(batch)) for _ in range(60)]

@@ -147,7 +147,7 @@ async def test_any_accept_header_is_answered(
 async def test_metrics_are_disabled_without_an_address(database_url: str) -> None:
     async with serving(settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0")) as server:
         assert server.metrics_address == ""
-        assert server.pipeline._measures is None
+        assert server.pipeline._metrics is None
 
 
 @SQLITE_ONLY

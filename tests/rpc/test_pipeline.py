@@ -18,10 +18,10 @@ from structlog.testing import capture_logs
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.rpc import pipeline
+from store_service.rpc import sending
 from store_service.rpc.call import Context
-from store_service.rpc.pipeline import RpcPipeline
 from store_service.rpc.reflection import ReflectionService
+from store_service.rpc.sending import ResponseSender
 from store_service.server import RunningServer
 from store_service.service.posts import Posts
 from tests.support.contract import send_bytes
@@ -202,13 +202,13 @@ async def test_failed_send_to_a_connected_caller_is_an_unhandled_exception(
         async def write(self, _: bytes) -> None:
             raise grpc.aio.InternalError("secret")
 
-    send = RpcPipeline._send
+    send = ResponseSender.send
 
-    async def send_to_broken(self: RpcPipeline, _: Context, response: Message) -> None:
+    async def send_to_broken(self: ResponseSender, _: Context, response: Message) -> None:
         await send(self, cast(Context, Broken()), response)
 
-    monkeypatch.setattr(pipeline, "GONE_SECONDS", 0)
-    monkeypatch.setattr(RpcPipeline, "_send", send_to_broken)
+    monkeypatch.setattr(sending, "CANCEL_SECONDS", 0)
+    monkeypatch.setattr(ResponseSender, "send", send_to_broken)
 
     with capture_logs() as logged:
         error = await expect_error(ask_reflection(channel))

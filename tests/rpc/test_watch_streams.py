@@ -19,7 +19,7 @@ from store_service.database.connect import open_database
 from store_service.errors import DatabaseUnavailable
 from store_service.model import Change, PostDraft, WatchFilter, WatchStart
 from store_service.rpc import changes as rpc_changes
-from store_service.rpc import pipeline
+from store_service.rpc import sending
 from store_service.server import serving
 from store_service.service.changes import ChangeBatch, Changes
 from store_service.service.feed import Feed
@@ -92,7 +92,7 @@ async def test_stalled_watch_is_ended_and_frees_its_place(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After STALL_SECONDS; it continues from the last response read."""
-    monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(sending, "STALL_SECONDS", 0.5)
     async with channel_to(with_max_watches(config, 1), NO_READ_AHEAD) as channel:
         ids = await write_much(Stubs(channel))
         async with open_watch(channel, earliest=True) as stalled:
@@ -109,7 +109,7 @@ async def test_stalled_watch_is_ended_and_frees_its_place(
 @SQLITE_ONLY
 async def test_slow_watch_is_not_ended(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """As long as it reads something in STALL_SECONDS."""
-    monkeypatch.setattr(pipeline, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(sending, "STALL_SECONDS", 0.5)
     async with channel_to(config, NO_READ_AHEAD) as channel:
         ids = await write_much(Stubs(channel), at_once=4)
         told: list[int] = []
@@ -121,7 +121,7 @@ async def test_slow_watch_is_not_ended(config: Config, monkeypatch: pytest.Monke
                 pauses += 1
 
     assert told == ids
-    assert pauses * PAUSE_SECONDS > 2 * pipeline.STALL_SECONDS
+    assert pauses * PAUSE_SECONDS > 2 * sending.STALL_SECONDS
 
 
 # How many

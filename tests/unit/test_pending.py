@@ -89,7 +89,7 @@ def test_largest_unread_connections_are_closed_first(closed: Closed, monkeypatch
     assert not unread.has_room("e", 20)
     assert closed.peers == []
     monkeypatch.setattr(pending, "STALLED_SECONDS", 0.0)
-    unread.looked(dict.fromkeys("abcd", 0), time.perf_counter())
+    unread.inspected(dict.fromkeys("abcd", 0), time.perf_counter())
     with capture_logs() as logged:
         assert not unread.has_room("e", 20)
         for response in responses:
@@ -113,7 +113,7 @@ def test_connection_that_reads_is_not_closed(closed: Closed) -> None:
     old.send()
     unread.connections["a"].since -= 2 * pending.STALLED_SECONDS
     old.release()
-    unread.looked({"a": 0}, time.perf_counter())
+    unread.inspected({"a": 0}, time.perf_counter())
 
     assert not unread.has_room("b", 60)
     assert closed.peers == []
@@ -124,8 +124,8 @@ def test_slow_reader_of_a_large_response_is_not_closed(closed: Closed, taken: in
     unread = limits(closed, connection=100)
     unread.reserve("a", 90).send()
     start = unread.connections["a"].since
-    unread.looked({"a": 1_000_000}, start)
-    unread.looked({"a": 1_000_000 + taken}, start + pending.STALLED_SECONDS)
+    unread.inspected({"a": 1_000_000}, start)
+    unread.inspected({"a": 1_000_000 + taken}, start + pending.STALLED_SECONDS)
 
     assert not unread.has_room("b", 60)
     assert closed.peers == ([{"a"}] if is_closed else [])
@@ -134,7 +134,7 @@ def test_slow_reader_of_a_large_response_is_not_closed(closed: Closed, taken: in
 def test_connection_is_closed_only_after_a_second_check(closed: Closed) -> None:
     unread = limits(closed, connection=100)
     unread.reserve("a", 90).send()
-    unread.looked({"a": 0}, unread.connections["a"].since)
+    unread.inspected({"a": 0}, unread.connections["a"].since)
     unread.connections["a"].since -= pending.STALLED_SECONDS / 2
 
     assert not unread.has_room("b", 60)
