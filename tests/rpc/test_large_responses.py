@@ -19,6 +19,7 @@ from store_service.rpc import changes as rpc_changes
 from store_service.rpc import connection_limits, method, pending
 from store_service.rpc import posts as rpc_posts
 from store_service.rpc.connections import Connections
+from store_service.rpc.convert import post_to_message, response_converter
 from tests.support.errors import received_error, result_or_error
 from tests.support.http2 import INITIAL_WINDOW_SIZE, PREFACE, SETTINGS, WINDOW_UPDATE, frame, raw_client
 from tests.support.polling import eventually
@@ -74,14 +75,21 @@ def reading(monkeypatch: pytest.MonkeyPatch) -> Reading:
 def converted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of all posts that were made messages."""
     ids: list[int] = []
-    to_message = rpc_posts.post_to_message
 
     def counted(post: Post) -> pb.Post:
         ids.append(post.id)
-        return to_message(post)
+        return post_to_message(post)
 
-    monkeypatch.setattr(rpc_posts, "post_to_message", counted)
+    patch_converters(monkeypatch, counted)
     return ids
+
+
+def patch_converters(monkeypatch: pytest.MonkeyPatch, to_message: Callable[[Post], pb.Post]) -> None:
+    """Makes lists and batch requests convert posts with another function."""
+    monkeypatch.setattr(rpc_posts, "_list_response", response_converter(pb.ListPostsResponse, to_message))
+    monkeypatch.setattr(
+        rpc_posts, "_batch_get_response", response_converter(pb.BatchGetPostsResponse, to_message)
+    )
 
 
 async def everybody_else(happened: list[str], *, until: Callable[[], bool]) -> None:
@@ -169,16 +177,15 @@ async def test_other_tasks_run_between_large_reads(
 ) -> None:
     """All callers are ready together, and encoding takes turns."""
     happened: list[str] = []
-    to_message = rpc_posts.post_to_message
 
     def noted(post: Post) -> pb.Post:
         if post.id == 1:
             happened.append("encode")
-        return to_message(post)
+        return post_to_message(post)
 
     async with server_with(config) as (server, stubs):
         await ResourceApi("Post", stubs).create_many(POSTS)
-        monkeypatch.setattr(rpc_posts, "post_to_message", noted)
+        patch_converters(monkeypatch, noted)
         sizes = range(POSTS - 20, POSTS)
         with reading.held():
             requests = [pb.ListPostsRequest(page_size=size) for size in sizes]
