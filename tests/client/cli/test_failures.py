@@ -50,7 +50,7 @@ def test_every_service_error_has_an_exit_code() -> None:
         (["posts", "update", "1", ""], 1, "FIELD_INVALID: BODY: must not be empty"),
         (["posts", "delete", "1", "2", "1"], 1, "BATCH_DUPLICATE: ID argument 3: duplicate id 1"),
         (["posts", "create", "a", "--request-id", "0" * 32], 1, "FIELD_INVALID: --request-id: must be"),
-        (["watch", "--resume-token", "x"], 1, "RESUME_TOKEN_INVALID: --resume-token: is no token"),
+        (["watch", "--resume-token", "x"], 1, "RESUME_TOKEN_INVALID: --resume-token: is not a token"),
         (["export", "missing/all.jsonl"], 1, "missing/all.jsonl: No such file or directory"),
         (["export", "/dev/null/file"], 1, "error: /dev/null/file: Not a directory"),
         (["--api-key-file", "missing", "posts", "list"], 2, "from missing: No such file or directory"),
