@@ -20,7 +20,7 @@ from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.database.sqlite_connection import SqliteConnection
 from store_service.model import Position, Query, ResumePoint
-from store_service.rpc import pipeline, sending
+from store_service.rpc import sending
 from store_service.rpc.status import ROWS
 from store_service.server import RunningServer
 from store_service.service import page_tokens, resume_tokens
@@ -304,7 +304,7 @@ async def test_stalled_stream_is_ended(
     posts: ResourceApi, server: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream that the caller does not read ends with STREAM_STALLED."""
-    send, stalled = pipeline.RpcPipeline._send, asyncio.Event()
+    send, stalled = sending.ResponseSender.send, asyncio.Event()
 
     async def watched_send(*arguments: Any) -> None:
         try:
@@ -314,7 +314,7 @@ async def test_stalled_stream_is_ended(
             raise
 
     monkeypatch.setattr(sending, "STALL_SECONDS", 1.0)
-    monkeypatch.setattr(pipeline.RpcPipeline, "_send", watched_send)
+    monkeypatch.setattr(sending.ResponseSender, "send", watched_send)
     for _ in range(2):
         await posts.create_many(60, "x" * 60_000)
     async with grpc.aio.insecure_channel(server.address, NO_READ_AHEAD) as channel:
