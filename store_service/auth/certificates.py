@@ -140,7 +140,7 @@ class Certificates:
         except (ssl.SSLError, OSError):
             raise BadFile(cert_setting, "the file holds no valid certificate (PEM)") from None
         try:
-            # Without a password function OpenSSL would ask for a password at the terminal.
+            # An encrypted key is an error. Without this function OpenSSL would ask for a password.
             context.load_cert_chain(self._cert, self._key, password=lambda: "")
         except (ssl.SSLError, OSError) as error:
             if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":

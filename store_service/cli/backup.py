@@ -41,9 +41,9 @@ def backup(file: Path, force: bool) -> None:
 def restore(file: Path) -> None:
     """Replace the database with a copy of the backup FILE, while no server runs.
 
-    FILE is checked first. The previous database is kept as store.db.before-restore-TIME. Writes after the
-    backup are lost, and watches that have received them must start again. Only for SQLite; use pg_restore for
-    PostgreSQL.
+    FILE is checked first. The previous database is kept beside the new one, as store.db.before-restore-TIME.
+    The new database does not have the writes after the backup, and watches that have received them must start
+    again. Only for SQLite; use pg_restore for PostgreSQL.
     """
     config = settings_or_exit()
     _require_sqlite(config, "use pg_restore")

@@ -165,9 +165,9 @@ def test_series_of_alerts_exist_before_the_first_event() -> None:
             for matcher in selector.matchers.matchers:
                 if matcher.name in named:
                     named[matcher.name] |= set(matcher.value.split("|"))
-    measures = Metrics()
-    measures.method("storeapi.v1.PostService/GetPost", "unary")
-    families = MetricsCollector(measures, database="sqlite", wal_file=None).collect()
+    metrics = Metrics()
+    metrics.method("storeapi.v1.PostService/GetPost", "unary")
+    families = MetricsCollector(metrics, database="sqlite", wal_file=None).collect()
     served = {family.name: family.samples for family in families}
 
     for family, label in {"grpc_server_handled": "grpc_code", "store_errors": "reason"}.items():

@@ -290,20 +290,20 @@ async def test_jobs_of_one_batch_are_counted_as_one_batch(
     server: RunningServer, posts: ResourceApi, write_queue: WriteQueue, database_url: str
 ) -> None:
     """With sizes, durations and waits."""
-    lane = {"queue": "writer"}
+    writer = {"queue": "writer"}
     before = scrape_metrics(server)
     await run_in_one_batch(write_queue, posts, database_url, [lambda: posts.create(posts.draft())] * 5)
     between = Between(before, scrape_metrics(server))
 
     # The one that held up the writer, and then five together.
-    assert between.growth("store_batch_size_count", **lane) == 2
-    assert between.growth("store_batch_size_sum", **lane) == 6
-    assert between.growth("store_batch_size_bucket", le="2.0", **lane) == 1
-    assert between.growth("store_batch_size_bucket", le="5.0", **lane) == 2
-    assert between.growth("store_batch_duration_seconds_count", **lane) == 2
-    assert between.growth("store_batch_duration_seconds_sum", **lane) > 0
-    assert between.growth("store_queue_wait_seconds_count", **lane) == 6
-    assert between.growth("store_queue_wait_seconds_sum", **lane) > 0
+    assert between.growth("store_batch_size_count", **writer) == 2
+    assert between.growth("store_batch_size_sum", **writer) == 6
+    assert between.growth("store_batch_size_bucket", le="2.0", **writer) == 1
+    assert between.growth("store_batch_size_bucket", le="5.0", **writer) == 2
+    assert between.growth("store_batch_duration_seconds_count", **writer) == 2
+    assert between.growth("store_batch_duration_seconds_sum", **writer) > 0
+    assert between.growth("store_queue_wait_seconds_count", **writer) == 6
+    assert between.growth("store_queue_wait_seconds_sum", **writer) > 0
     assert between.growth("store_batch_size_count", queue="reader") == 0
 
 
@@ -341,10 +341,10 @@ async def test_connections_are_counted(server: RunningServer) -> None:
     """One writer and the readers, each opened once."""
     samples = scrape_metrics(server)
 
-    for lane, count in {"writer": 1, "reader": 2}.items():
-        assert samples.total("store_connections", queue=lane) == count
-        assert samples.total("store_connect_duration_seconds_count", queue=lane) == count
-        assert samples.total("store_connect_duration_seconds_sum", queue=lane) > 0
+    for queue, count in {"writer": 1, "reader": 2}.items():
+        assert samples.total("store_connections", queue=queue) == count
+        assert samples.total("store_connect_duration_seconds_count", queue=queue) == count
+        assert samples.total("store_connect_duration_seconds_sum", queue=queue) > 0
     assert samples.total("store_connections_lost_total") == 0
 
 
@@ -407,11 +407,11 @@ async def test_watches_and_feed_lag_are_counted(
 
 def test_unread_feed_grows_idle() -> None:
     """The metric increases without reads, for alerts."""
-    measures = Metrics()
-    measures.feed.read()
-    assert measures.feed.read_at is not None
-    measures.feed.read_at -= 60
-    families = {it.name: it for it in MetricsCollector(measures, database="sqlite", wal_file=None).collect()}
+    metrics = Metrics()
+    metrics.feed.read()
+    assert metrics.feed.read_at is not None
+    metrics.feed.read_at -= 60
+    families = {it.name: it for it in MetricsCollector(metrics, database="sqlite", wal_file=None).collect()}
 
     assert 60 <= families["store_feed_idle_seconds"].samples[0].value < 120
 

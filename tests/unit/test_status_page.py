@@ -20,13 +20,13 @@ METHODS = [
 
 @pytest.fixture
 def between() -> Between:
-    """Two seconds in which every method was called and both lanes worked."""
-    measures = Metrics()
-    calls = [measures.method(name, "unary") for name in METHODS]
-    lanes = [measures.queue(name) for name in ("reader", "writer")]
+    """Two seconds in which every method was called and both queues worked."""
+    metrics = Metrics()
+    calls = [metrics.method(name, "unary") for name in METHODS]
+    queues = [metrics.queue(name) for name in ("reader", "writer")]
 
     def scraped(time: float) -> Scraped:
-        families = MetricsCollector(measures, database="sqlite", wal_file=Path("/no/such/file"))
+        families = MetricsCollector(metrics, database="sqlite", wal_file=Path("/no/such/file"))
         return Scraped.of(time, families.collect())
 
     before = scraped(0)
@@ -34,11 +34,11 @@ def between() -> Between:
         call.started += 1001
         for n in range(1000):
             call.ended(*(("OK", "") if n % 10 else ("UNAVAILABLE", "OVERLOADED")), 0.123)
-    for lane in lanes:
-        lane.batch_ended([0.1] * 50, 0.2, 0.4)
-        lane.commits.observe(0.1)
-        lane.waiting = lambda: 7
-    measures.loop.lags.observe(0.1)
+    for queue in queues:
+        queue.batch_ended([0.1] * 50, 0.2, 0.4)
+        queue.commits.observe(0.1)
+        queue.waiting = lambda: 7
+    metrics.loop.lags.observe(0.1)
     return Between(before, scraped(2))
 
 
