@@ -71,7 +71,7 @@ async def test_outage_is_logged_at_its_start_and_end(
         (retention, "PAUSE_SECONDS"),
     ]:
         monkeypatch.setattr(module, name, 0.01)
-    monkeypatch.setattr(health_module, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(health_module, "WATCH_INTERVAL_SECONDS", 0.01)
     # At this pace causes change more often than in a minute of real time.
     monkeypatch.setattr(repeated_failure, "MAX_LINES", 1000)
     with capture_logs() as lines:

@@ -451,7 +451,7 @@ async def test_read_only_server_removes_nothing(gate: Gate, config: Config, data
     gate.open()
     read_only = config.model_copy(update={"read_only": True})
     async with serving(read_only) as running, grpc.aio.insecure_channel(running.address) as channel:
-        assert not any(task.get_name() == "removing" for task in asyncio.all_tasks())
+        assert not any(task.get_name() == "large-deletions" for task in asyncio.all_tasks())
         assert (
             await expect_error(ResourceApi("Post", Stubs(channel)).get(post_id))
         ).reason == "POST_NOT_FOUND"

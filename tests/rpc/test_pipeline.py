@@ -154,7 +154,7 @@ async def test_unhandled_exception_in_a_stream_is_internal(
     def stumbles(*_: Any) -> Any:
         raise ValueError("secret")
 
-    monkeypatch.setattr(ReflectionService, "_answer", stumbles)
+    monkeypatch.setattr(ReflectionService, "_respond", stumbles)
 
     error = await expect_error(ask_reflection(channel))
 
