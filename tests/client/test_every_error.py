@@ -19,7 +19,7 @@ from store_service.auth import api_keys
 from store_service.auth.principal import Permission
 from store_service.config import Config
 from store_service.database import connect, schema, sqlite
-from store_service.rpc import pipeline, sending
+from store_service.rpc import sending
 from store_service.server import serving
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
@@ -161,7 +161,7 @@ async def watch_limit(it: Situation) -> None:
 async def stream_stalled(it: Situation) -> None:
     it.monkeypatch.setattr(sending, "STALL_SECONDS", 0.1)
     stalled = asyncio.Event()
-    send = pipeline.RpcPipeline._send
+    send = sending.ResponseSender.send
 
     async def watched_send(*arguments: Any) -> None:
         try:
@@ -170,7 +170,7 @@ async def stream_stalled(it: Situation) -> None:
             stalled.set()
             raise
 
-    it.monkeypatch.setattr(pipeline.RpcPipeline, "_send", watched_send)
+    it.monkeypatch.setattr(sending.ResponseSender, "send", watched_send)
     await it.client.posts.create_many(["x" * 60_000] * 80)
     client = it.make_client(it.address, retries=False, channel_options=NO_READ_AHEAD)
     watch = client.changes.watch(start="initial_state")

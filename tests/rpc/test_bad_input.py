@@ -155,7 +155,7 @@ async def test_invalid_utf8_is_malformed(channel: grpc.aio.Channel, method: Meth
 
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
             assert error.message == (
-                f"the request is no {method.input_type.full_name}: "
+                f"the request is not a {method.input_type.full_name}: "
                 "it cannot be decoded, or a text in it is not UTF-8"
             )
 

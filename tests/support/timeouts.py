@@ -26,7 +26,7 @@ def _load() -> float:
 
 
 def _seconds_of_work() -> float:
-    """Metrics the duration of a fixed amount of work."""
+    """Measures the duration of a fixed amount of work."""
     start = time.perf_counter()
     sum(it * it for it in range(500_000))
     return time.perf_counter() - start

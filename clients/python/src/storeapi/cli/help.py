@@ -23,7 +23,7 @@ class Group(click.Group):
 
 
 def help_section(title: str, *lines: str) -> str:
-    """A section of an epilog whose lines are not wrapped."""
+    """Returns a section of an epilog whose lines are not wrapped."""
     return "\n".join(["\b", title, *(f"  {line}" for line in lines)])
 
 
