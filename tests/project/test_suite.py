@@ -35,6 +35,9 @@ SHORTEST_SECONDS = 5
 LEAVES_PROCESSES = """
 import os
 from pathlib import Path
+import tests.conftest
+from tests.support import processes
+from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess
 
 def test_that_hangs(tmp_path):
@@ -45,6 +48,10 @@ def test_that_hangs(tmp_path):
 
 def test_that_leaves_it():
     os.spawnlp(os.P_NOWAIT, "sleep", "sleep", "1000")
+    # The mark is in its environment only after exec.
+    wait_until(processes.running_module_processes)
+    # The process never ends, so the wait for its end would take a minute.
+    tests.conftest.wait_until = lambda condition: None
 """
 
 
