@@ -68,6 +68,7 @@ class BatchQueue:
     ) -> None:
         """Takes how to open a connection, how many are opened, whether batches are transactions, and the
         observer of the batches."""
+        assert connections == 1 or not writes, "jobs are gathered for one connection that writes"
         self._name = name
         self._open = open_connection
         self._connections = connections
