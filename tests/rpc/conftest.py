@@ -1,7 +1,9 @@
 """Fixtures of the tests of the RPC layer."""
 
 import asyncio
+from typing import Any
 
+import grpc
 import pytest
 
 from store_service.service.large_deletions import Remover
@@ -29,6 +31,21 @@ async def posts(stubs: Stubs) -> ResourceApi:
 async def comments(stubs: Stubs) -> ResourceApi:
     """CommentService alone, with a post for new comments."""
     return ResourceApi("Comment", stubs, post_id=(await stubs.create_post()).id)
+
+
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The handler of every method by path. The start of the server fills it."""
+    methods: dict[str, Any] = {}
+    add = grpc.aio._server.Server.add_generic_rpc_handlers
+
+    def record(server: Any, handlers: Any) -> None:
+        for handler in handlers:
+            methods.update(handler._method_handlers)
+        add(server, handlers)
+
+    monkeypatch.setattr(grpc.aio._server.Server, "add_generic_rpc_handlers", record)
+    return methods
 
 
 @pytest.fixture(autouse=True)

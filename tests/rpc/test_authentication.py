@@ -206,21 +206,6 @@ def test_methods_with_side_effects_need_more_than_read() -> None:
 # Every method
 
 
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Every method that the server offers, by its path; filled when the server starts."""
-    methods: dict[str, Any] = {}
-    add = grpc.aio._server.Server.add_generic_rpc_handlers
-
-    def watched(server: Any, handlers: Any) -> None:
-        for handler in handlers:
-            methods.update(handler._method_handlers)
-        add(server, handlers)
-
-    monkeypatch.setattr(grpc.aio._server.Server, "add_generic_rpc_handlers", watched)
-    return methods
-
-
 def send(channel: grpc.aio.Channel, path: str, handler: Any) -> Any:
     """Calls a method of any shape with an empty message."""
     if handler.request_streaming:

@@ -50,21 +50,6 @@ async def ask_reflection(channel: grpc.aio.Channel) -> Any:
 # Every method
 
 
-@pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Every method that the server offers, by its path; filled when the server starts."""
-    methods: dict[str, Any] = {}
-    add = grpc.aio._server.Server.add_generic_rpc_handlers
-
-    def watched(server: Any, handlers: Any) -> None:
-        for handler in handlers:
-            methods.update(handler._method_handlers)
-        add(server, handlers)
-
-    monkeypatch.setattr(grpc.aio._server.Server, "add_generic_rpc_handlers", watched)
-    return methods
-
-
 def send_malformed(channel: grpc.aio.Channel, path: str, handler: Any) -> Any:
     """Calls a method of any shape with bytes that are no message of any kind."""
     bad = b"\xff\xff\xff"

@@ -121,6 +121,9 @@ def run_command(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a `store-service` command to its end."""
     environment = _without_settings(os.environ)
+    if arguments[:1] in {("serve",), ("check",)} and not (folder / ".env").exists():
+        # Another program may use the default port.
+        environment["STORE_LISTEN"] = "127.0.0.1:0"
     return subprocess.run(
         [sys.executable, "-m", "store_service", *arguments],
         cwd=folder,
