@@ -32,7 +32,7 @@ _SETTINGS = {
 
 
 class MissingError(Exception):
-    """There is no PostgreSQL to measure; the text has the reason."""
+    """PostgreSQL cannot be measured. The text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def empty_database(folder: Path) -> Iterator[Postgresql]:
     """An empty database until the end of the block.
 
     Raises:
-        MissingError: There is no server, and none can be started.
+        MissingError: No server is available, and none can be started.
     """
     if given := os.environ.get(GIVEN):
         with _database_on(given, pid=None) as found:
