@@ -272,6 +272,9 @@ class ResumePoint:
     """The changes after this position follow, after the rest of the initial state."""
     snapshot: SnapshotCursor | None = None
     """Where the initial state continues; None if it is complete."""
+    seen: Position | None = None
+    """The position up to which the initial state may contain changes, if it is after `position`: its pages
+    were read later. The changes up to it must still exist when the watch continues."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,20 @@ _time_at = select(change.c.commit_time).where(change.c.seq == parameter("seq", B
 FEED_AT = _feed(func.coalesce(_time_at.scalar_subquery(), 0))
 """Same as FEED, with the time of the change `seq`; 0 if it does not exist. Also served by the primary key."""
 
+NEWEST = Statement(
+    select(change.c.xid, change.c.seq, change.c.commit_time).order_by(change.c.seq.desc()).limit(1),
+    on_postgresql=select(change.c.xid, change.c.seq, change.c.commit_time)
+    .order_by(change.c.xid.desc(), change.c.seq.desc())
+    .limit(1),
+)
+"""The position of the newest committed change. On PostgreSQL it can be after the end of the feed, which waits
+for older transactions. No row if there is no change. Served like SIZES."""
+
+IS_STANDBY = Statement(
+    select(literal(0, Integer)), on_postgresql=select(cast(func.pg_is_in_recovery(), Integer))
+)
+"""1 if the server replays the changes of another one."""
+
 LOCKED_FEED = Statement(select(*_state).with_for_update(skip_locked=True))
 """Same as FEED, without times and the last change. No row while another process trims the feed."""
 

@@ -247,6 +247,7 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
     errors.DatabaseUnavailable: _Row(
         code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", more=_retry
     ),
+    errors.StandbyBehind: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="STANDBY_BEHIND", more=_retry),
     errors.SchemaMismatch: _Row(
         code=grpc.StatusCode.FAILED_PRECONDITION,
         reason="SCHEMA_MISMATCH",

@@ -18,7 +18,7 @@ from store_service.database import changes as sql
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
-from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, ServiceError
+from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, ServiceError, StandbyBehind
 from store_service.model import Change, Position, ResumePoint
 from store_service.service import resume_tokens
 
@@ -82,9 +82,9 @@ class FeedState:
         if is_foreign:
             raise resume_tokens.foreign()
 
-    def resume_token(self, position: Position) -> str:
-        """Returns the token with which a watch continues after a position."""
-        return resume_tokens.make(self.store_id, ResumePoint(position=position))
+    def resume_token(self, position: Position, *, seen: Position | None = None) -> str:
+        """Returns the token with which a watch continues after a position; see `ResumePoint.seen`."""
+        return resume_tokens.make(self.store_id, ResumePoint(position=position, seen=seen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
@@ -134,9 +134,45 @@ async def feed_state(connection: Connection) -> FeedState:
 
 
 async def check_position(connection: Connection, position: Position) -> None:
-    """Reads the state of the feed and checks a position; see `FeedState.check`."""
+    """Reads the state of the feed and checks a position; see `FeedState.check`.
+
+    Raises:
+        StandbyBehind: The server is a standby that has not replayed the change of the position yet.
+    """
     ((*row, time),) = await connection.fetch_inline(sql.FEED_AT, seq=position.seq)
-    _state_in(row).check(position, time)
+    state = _state_in(row)
+    if state.end < position and await _is_standby(connection):
+        raise StandbyBehind
+    state.check(position, time)
+
+
+async def check_seen(connection: Connection, seen: Position) -> None:
+    """Checks that the changes up to a position that an initial state contains still exist.
+
+    The position can be after the end of the feed, which waits for older transactions.
+
+    Raises:
+        ResumeTokenForeign: The store has lost the change at the position.
+        StandbyBehind: The server is a standby that has not replayed that change yet.
+    """
+    ((*row, time),) = await connection.fetch_inline(sql.FEED_AT, seq=seen.seq)
+    if time == seen.time or (not time and seen <= _state_in(row).trimmed):
+        return
+    if not time and await _is_standby(connection):
+        raise StandbyBehind
+    raise resume_tokens.foreign()
+
+
+async def newest_position(connection: Connection) -> Position | None:
+    """Returns the position of the newest committed change; None if there is none."""
+    for xid, seq, time in await connection.fetch_inline(sql.NEWEST):
+        return Position(xid=xid, seq=seq, time=time)
+    return None
+
+
+async def _is_standby(connection: Connection) -> bool:
+    ((is_standby,),) = await connection.fetch_inline(sql.IS_STANDBY)
+    return bool(is_standby)
 
 
 def _state_in(row: Sequence[Any]) -> FeedState:
@@ -172,8 +208,12 @@ class Changes:
         return await self._database.read(_STATE, None)
 
     async def check(self, position: Position) -> None:
-        """Checks that a watch can continue after a position; see `FeedState.check`."""
+        """Checks that a watch can continue after a position; see `check_position`."""
         await self._database.read(_CHECK, position)
+
+    async def check_seen(self, seen: Position) -> None:
+        """Checks that a watch has received no change that the store has lost; see `check_seen`."""
+        await self._database.read(_CHECK_SEEN, seen)
 
     async def read_after(self, position: Position) -> ChangeBatch | None:
         """Returns the next changes; None if there are none yet.
@@ -196,6 +236,10 @@ async def _check(connection: Connection, positions: Sequence[Position]) -> list[
     return [await _outcome(check_position(connection, position)) for position in positions]
 
 
+async def _check_seen(connection: Connection, positions: Sequence[Position]) -> list[ServiceError | None]:
+    return [await _outcome(check_seen(connection, position)) for position in positions]
+
+
 async def _read(
     connection: Connection, positions: Sequence[Position]
 ) -> list[ChangeBatch | ServiceError | None]:
@@ -212,7 +256,7 @@ async def _outcome(reading: Awaitable[T]) -> T | ServiceError:
     """Returns the result, or the error of this position, which must not affect the others."""
     try:
         return await reading
-    except (ResumeTokenExpired, ResumeTokenForeign) as error:
+    except (ResumeTokenExpired, ResumeTokenForeign, StandbyBehind) as error:
         return error
 
 
@@ -293,5 +337,6 @@ async def _restart_once(connection: Connection, store_id: str) -> bool:
 _HAS_OWN_PAST: BatchOperation[None, bool] = BatchOperation(_has_own_past)
 _RESTART: BatchOperation[str, bool] = BatchOperation(_restart)
 _CHECK: BatchOperation[Position, None] = BatchOperation(_check)
+_CHECK_SEEN: BatchOperation[Position, None] = BatchOperation(_check_seen)
 _STATE: BatchOperation[None, FeedState] = BatchOperation(_state)
 _READ: BatchOperation[Position, ChangeBatch | None] = BatchOperation(_read)

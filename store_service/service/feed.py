@@ -132,6 +132,7 @@ class Feed:
             ResumeTokenForeign: The token belongs to another store, or the store has lost changes that this
                 watch or an earlier one has received.
             ResumeTokenExpired: Changes after the token have been deleted.
+            StandbyBehind: The database is a standby that has not replayed the change of the token yet.
             ShuttingDown: The server stops.
         """
         with self._watch_slot():
@@ -139,33 +140,44 @@ class Feed:
             resume_point = self._resume_point(start, state.store_id, state.trimmed, state.end)
             if start.resume_token is not None:
                 await self._changes.check(resume_point.position)
+                if resume_point.seen is not None:
+                    await self._changes.check_seen(resume_point.seen)
 
+            seen = resume_point.seen
             async for page in self._snapshot.pages(resume_point, filter):
                 token = resume_tokens.make(state.store_id, page.resume_point)
                 yield WatchEvent(resume_token=token, snapshot=page.changes, snapshot_complete=page.is_last)
                 if self._stopping:
                     raise ShuttingDown(resume_token=token)
+                seen = page.resume_point.seen
 
             position = resume_point.position
             if resume_point.snapshot is None:
-                yield WatchEvent(resume_token=state.resume_token(position))
+                yield WatchEvent(resume_token=state.resume_token(position, seen=seen))
             loop = asyncio.get_running_loop()
             heartbeat_at = loop.time() + heartbeat_seconds
             last_was_partial = False
             while not self._stopping:
-                batch = await self._next_batch(position, heartbeat_at)
+                soon = heartbeat_at if seen is None else loop.time() + POLL_SECONDS
+                batch = await self._next_batch(position, min(heartbeat_at, soon))
+                if seen is not None:
+                    # The changes that the initial state contains can be lost before they are read.
+                    await self._changes.check_seen(seen)
+                    if batch is not None and batch.end >= seen:
+                        seen = None
                 if batch is not None:
                     position = batch.end
                     # A partial response is always continued, even if no further change matches the filter.
                     if last_was_partial or any(map(filter.matches, batch.changes)):
-                        yield WatchEvent(resume_token=state.resume_token(position), batch=batch)
+                        yield WatchEvent(resume_token=state.resume_token(position, seen=seen), batch=batch)
                         heartbeat_at = loop.time() + heartbeat_seconds
                         last_was_partial = batch.partial
                 if loop.time() >= heartbeat_at:
-                    yield WatchEvent(resume_token=state.resume_token(position))
+                    yield WatchEvent(resume_token=state.resume_token(position, seen=seen))
                     heartbeat_at = loop.time() + heartbeat_seconds
-            yield WatchEvent(resume_token=state.resume_token(position))
-            raise ShuttingDown(resume_token=state.resume_token(position))
+            token = state.resume_token(position, seen=seen)
+            yield WatchEvent(resume_token=token)
+            raise ShuttingDown(resume_token=token)
 
     def _resume_point(
         self, start: WatchStart, store_id: str, trimmed: Position, end: Position

@@ -6,15 +6,25 @@ the first page, including changes that the pages already show. After these chang
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
+from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
-from store_service.errors import PostNotFound, ResponseTooLarge
+from store_service.database.connection import Connection
+from store_service.errors import (
+    PostNotFound,
+    ResponseTooLarge,
+    ResumeTokenForeign,
+    ServiceError,
+    StandbyBehind,
+)
 from store_service.model import (
     Action,
     Change,
     Comment,
     Page,
     PageRequest,
+    Position,
     Post,
     Query,
     ResourceKind,
@@ -24,8 +34,14 @@ from store_service.model import (
     concatenated_texts,
 )
 from store_service.service import page_tokens
-from store_service.service.comments import Comments
-from store_service.service.posts import Posts
+from store_service.service.changes import check_seen, newest_position
+from store_service.service.comments import COMMENTS
+from store_service.service.posts import POSTS
+from store_service.service.resources import Operations
+
+R = TypeVar("R", Post, Comment)
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 PAGE_SIZE = 500
 """Maximum number of posts or comments in one page."""
@@ -52,93 +68,105 @@ class Snapshot:
 
     def __init__(self, database: Database) -> None:
         """Takes the open database."""
-        self._posts = Posts(database)
-        self._comments = Comments(database)
+        self._database = database
 
     async def pages(self, resume_point: ResumePoint, filter: WatchFilter) -> AsyncIterator[SnapshotPage]:
         """Yields the rest of the initial state, posts before comments; nothing if it is complete.
 
         The last page is always empty.
+
+        Raises:
+            ResumeTokenForeign: The store has lost changes that an earlier page contains.
         """
         if resume_point.snapshot is None:
             return
-        async for cursor, items in self._resources(resume_point.snapshot, filter):
+        position = resume_point.position
+        reader = _Reader(self._database, resume_point)
+        async for cursor, items in reader.resources(resume_point.snapshot, filter):
             changes = tuple(_snapshot_change(item) for item in items)
-            rest = ResumePoint(position=resume_point.position, snapshot=cursor)
+            rest = ResumePoint(position=position, snapshot=cursor, seen=reader.seen)
             yield SnapshotPage(changes=changes, resume_point=rest, is_last=False)
-        yield SnapshotPage(changes=(), resume_point=ResumePoint(position=resume_point.position), is_last=True)
+        end = ResumePoint(position=position, seen=reader.seen)
+        yield SnapshotPage(changes=(), resume_point=end, is_last=True)
 
-    async def _resources(
+
+class _Reader:
+    """Reads the resources of one initial state."""
+
+    def __init__(self, database: Database, resume_point: ResumePoint) -> None:
+        """Takes the open database, and where the initial state begins or continues."""
+        self._database = database
+        self._position = resume_point.position
+        self._page_size = _PageSize()
+        self.seen: Position | None = resume_point.seen
+        """See `ResumePoint.seen`."""
+
+    async def resources(
         self, cursor: SnapshotCursor, filter: WatchFilter
     ) -> AsyncIterator[tuple[SnapshotCursor, Sequence[Post] | Sequence[Comment]]]:
+        """Yields non-empty pages, and the cursor after each."""
         post_ids = sorted(filter.post_ids)
-        page_size = _PageSize()
         if cursor.kind is ResourceKind.POST:
             if ResourceKind.POST in filter.kinds:
-                pages = (
-                    self._posts_by_id(cursor, post_ids, page_size)
-                    if post_ids
-                    else self._all_posts(cursor, page_size)
-                )
+                pages = self._posts_by_id(cursor, post_ids) if post_ids else self._all_posts(cursor)
                 async for posts in pages:
                     yield SnapshotCursor(kind=ResourceKind.POST, id=posts[-1].id), posts
             cursor = SnapshotCursor(kind=ResourceKind.COMMENT)
         if ResourceKind.COMMENT in filter.kinds:
             for post_id in [it for it in post_ids if it >= cursor.post_id] or ([] if post_ids else [0]):
                 after = cursor.id if post_id == cursor.post_id else 0
-                async for comments in self._comments_of_post(post_id, after, page_size):
+                async for comments in self._comments_of_post(post_id, after):
                     yield (
                         SnapshotCursor(kind=ResourceKind.COMMENT, post_id=post_id, id=comments[-1].id),
                         comments,
                     )
 
-    async def _all_posts(
-        self, cursor: SnapshotCursor, page_size: "_PageSize"
-    ) -> AsyncIterator[Sequence[Post]]:
-        query = Query(resource="posts")
-        token = page_tokens.make(query, last_id=cursor.id)
-        while token:
-            page: Page[Post] = await self._posts.list_page(_page_request(query, token, page_size))
-            if page.items:
-                page_size.adapt(page.items)
-                yield page.items
-            token = page.next_page_token
+    def _all_posts(self, cursor: SnapshotCursor) -> AsyncIterator[Sequence[Post]]:
+        return self._pages(_POST_PAGE, Query(resource="posts"), cursor.id)
+
+    def _comments_of_post(self, post_id: int, after: int) -> AsyncIterator[Sequence[Comment]]:
+        return self._pages(_COMMENT_PAGE, Query(resource="comments", post_id=post_id), after)
 
     async def _posts_by_id(
-        self, cursor: SnapshotCursor, post_ids: Sequence[int], page_size: "_PageSize"
+        self, cursor: SnapshotCursor, post_ids: Sequence[int]
     ) -> AsyncIterator[Sequence[Post]]:
         remaining = [id for id in post_ids if id > cursor.id]
         while remaining:
-            ids = remaining[: page_size.count]
+            ids = remaining[: self._page_size.count]
             try:
-                found = await self._posts.get_many(ids, allow_missing=True)
+                selection = await self._read(_POSTS_BY_ID, ids)
+                found = selection.result(allow_missing=True)
             except ResponseTooLarge:
                 # A single post always fits.
-                page_size.reduce()
+                self._page_size.reduce()
                 continue
             if len(ids) > 1 and _utf8_size(found.items) > PAGE_BYTES:
-                page_size.reduce()
+                self._page_size.reduce()
                 continue
             if found.items:
-                page_size.adapt(found.items)
+                self._page_size.adapt(found.items)
                 yield found.items
             remaining = remaining[len(ids) :]
 
-    async def _comments_of_post(
-        self, post_id: int, after: int, page_size: "_PageSize"
-    ) -> AsyncIterator[Sequence[Comment]]:
-        query = Query(resource="comments", post_id=post_id)
+    async def _pages(
+        self, operation: "_Read[PageRequest, Page[R]]", query: Query, after: int
+    ) -> AsyncIterator[Sequence[R]]:
         token = page_tokens.make(query, last_id=after)
         while token:
-            try:
-                page: Page[Comment] = await self._comments.list_page(_page_request(query, token, page_size))
-            except PostNotFound:
-                # A watch may name a post that does not exist yet.
-                return
+            request = PageRequest(
+                query=query, page_size=self._page_size.count, page_token=token, max_bytes=PAGE_BYTES
+            )
+            page = await self._read(operation, request)
             if page.items:
-                page_size.adapt(page.items)
+                self._page_size.adapt(page.items)
                 yield page.items
             token = page.next_page_token
+
+    async def _read(self, operation: "_Read[Argument, Result]", argument: Argument) -> Result:
+        result, newest = await self._database.read(operation, (argument, self.seen))
+        if newest is not None and newest > self._position:
+            self.seen = newest
+        return result
 
 
 class _PageSize:
@@ -163,10 +191,6 @@ def _utf8_size(items: Sequence[Post] | Sequence[Comment]) -> int:
     return sum(len(concatenated_texts(item).encode()) for item in items)
 
 
-def _page_request(query: Query, token: str, page_size: _PageSize) -> PageRequest:
-    return PageRequest(query=query, page_size=page_size.count, page_token=token, max_bytes=PAGE_BYTES)
-
-
 def _snapshot_change(item: Post | Comment) -> Change:
     is_post = isinstance(item, Post)
     return Change(
@@ -176,3 +200,52 @@ def _snapshot_change(item: Post | Comment) -> Change:
         resource=item,
         commit_time=item.update_time,
     )
+
+
+_Read: TypeAlias = BatchOperation[tuple[Argument, Position | None], tuple[Result, Position | None]]
+"""A read that also takes and returns the position up to which pages may contain changes."""
+
+
+def _with_position(operation: BatchOperation[Argument, Result]) -> _Read[Argument, Result]:
+    """Returns a read that checks that the changes of earlier pages still exist.
+
+    The check and the newest position are read after the page on the same connection, which means on the same
+    server: the page contains no change after this position.
+    """
+
+    async def run(
+        connection: Connection, jobs: Sequence[tuple[Argument, Position | None]]
+    ) -> list[tuple[Result, Position | None] | ServiceError]:
+        outcomes = await operation.run(connection, [argument for argument, _ in jobs])
+        newest = await newest_position(connection)
+        results: list[tuple[Result, Position | None] | ServiceError] = []
+        for (_, seen), outcome in zip(jobs, outcomes, strict=True):
+            if outcome is DEFERRED or isinstance(outcome, ServiceError):
+                results.append(outcome)
+                continue
+            try:
+                if seen is not None:
+                    await check_seen(connection, seen)
+                results.append((outcome, newest))
+            except (ResumeTokenForeign, StandbyBehind) as error:
+                results.append(error)
+        return results
+
+    return BatchOperation(run)
+
+
+async def _comment_pages(
+    connection: Connection, requests: Sequence[PageRequest]
+) -> list[Page[Comment] | ServiceError]:
+    """Reads pages of comments. A watch may name a post that does not exist yet; its page is empty."""
+    nothing: Page[Comment] = Page(items=(), next_page_token="")
+    return [
+        nothing if isinstance(outcome, PostNotFound) else outcome
+        for outcome in await _COMMENTS.list.run(connection, requests)
+    ]
+
+
+_POSTS, _COMMENTS = Operations(POSTS), Operations(COMMENTS)
+_POST_PAGE = _with_position(_POSTS.list)
+_POSTS_BY_ID = _with_position(_POSTS.find)
+_COMMENT_PAGE = _with_position(BatchOperation(_comment_pages))

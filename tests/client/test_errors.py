@@ -45,6 +45,7 @@ REASONS = {
     "RATE_LIMITED": (StatusCode.RESOURCE_EXHAUSTED, storeapi.RateLimited),
     "READ_ONLY": (StatusCode.FAILED_PRECONDITION, storeapi.ReadOnly),
     "STREAM_STALLED": (StatusCode.UNAVAILABLE, storeapi.StreamStalled),
+    "STANDBY_BEHIND": (StatusCode.UNAVAILABLE, storeapi.StandbyBehind),
     "CREDENTIALS_MISSING": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsMissing),
     "CREDENTIALS_INVALID": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsInvalid),
     "PERMISSION_DENIED": (StatusCode.PERMISSION_DENIED, storeapi.PermissionDenied),

@@ -12,19 +12,21 @@ import grpc
 import psycopg
 import pytest
 import storeapi
+from sqlalchemy import Integer, literal, select
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service import config as settings
 from store_service.auth import api_keys
 from store_service.auth.principal import Permission
 from store_service.config import Config
-from store_service.database import connect, schema, sqlite
+from store_service.database import changes, connect, schema, sqlite
+from store_service.database.statements import Statement
 from store_service.rpc import sending
 from store_service.server import serving
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from tests.support.client_errors import error_tree
-from tests.support.database import write_lock
+from tests.support.database import execute, write_lock
 from tests.support.postgresql import new_database
 from tests.support.stoppable_server import StoppableServer, stoppable_server
 from tests.support.stubs import NO_READ_AHEAD
@@ -144,6 +146,15 @@ async def resume_token_expired(it: Situation) -> None:
             store, change_retention_hours=1e6, max_change_rows=1, request_id_retention_hours=1e6
         )
         assert await retention.step()
+    await anext(it.client.changes.watch(resume_token=page.resume_token))
+
+
+async def standby_behind(it: Situation) -> None:
+    await it.client.posts.create(body="a")
+    page = await anext(it.client.posts.pages())
+    it.monkeypatch.setattr(changes, "IS_STANDBY", Statement(select(literal(1, Integer))))
+    execute(it.config.DATABASE_URL, "DELETE FROM changes")
+    execute(it.config.DATABASE_URL, "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'changes'")
     await anext(it.client.changes.watch(resume_token=page.resume_token))
 
 
@@ -349,6 +360,7 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.ConnectionFailed: connection_failed,
     storeapi.ShuttingDown: shutting_down,
     storeapi.StreamStalled: stream_stalled,
+    storeapi.StandbyBehind: standby_behind,
     storeapi.DatabaseBusy: database_busy,
     storeapi.DatabaseUnavailable: database_unavailable,
     storeapi.DeadlineExceeded: deadline_exceeded,

@@ -169,6 +169,7 @@ async def test_switching_to_batches_loses_nothing(client, scripted):
         grpc.StatusCode.CANCELLED,
         storeapi.ShuttingDown(metadata={"resume_token": "t1"}),
         storeapi.StreamStalled(),
+        storeapi.StandbyBehind(retry_after=0.001),
         storeapi.WatchLimit(retry_after=0.001),
     ],
     ids=lambda error: getattr(error, "name", type(error).__name__),

@@ -36,7 +36,7 @@ def test_layers_are_respected() -> None:
     ("module", "statement"),
     [
         ("model.py", "from store_service import errors"),
-        ("errors.py", "import grpc"),
+        ("errors/base.py", "import grpc"),
         ("logs.py", "from store_service import config"),
         ("database/posts.py", "from store_service.service import pages"),
         ("database/connect.py", "from store_service.config import Config"),

@@ -121,6 +121,43 @@ async def test_watches_end_after_a_failover_that_lost_changes(
             ]
 
 
+async def test_token_of_a_change_that_a_standby_lacks_is_accepted_later(
+    primary: PostgresServer, database_url: str
+) -> None:
+    """A service on a lagging standby answers UNAVAILABLE, not that the token is foreign."""
+    async with AsyncExitStack() as stack:
+        replication = await stack.enter_async_context(forwarder(primary.port))
+        making = standby_server(port_of(replication))
+        standby = await asyncio.to_thread(making.__enter__)
+        stack.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
+        channels = []
+        for url, read_only in ((database_url, False), (at(standby.port, database_url), True)):
+            config = settings.load(DATABASE_URL=url, listen="127.0.0.1:0", read_only=read_only)
+            server = await stack.enter_async_context(serving(config))
+            channels.append(await stack.enter_async_context(grpc.aio.insecure_channel(server.address)))
+        writer, reader = channels
+        replication.server_address = "127.0.0.1:1"
+        replication.cut()
+        async with watch_from_now(writer) as watch:
+            late = await Stubs(writer).create_post("late")
+            await watch.until(late.id)
+            token = watch.token
+
+        error = await expect_error(started_watch(reader, token))
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "STANDBY_BEHIND")
+
+        replication.server_address = f"127.0.0.1:{primary.port}"
+        there = f"SELECT id FROM posts WHERE id = {late.id}"
+        await asyncio.to_thread(wait_until, lambda: query(at(standby.port, database_url), there))
+        await started_watch(reader, token)
+
+
+async def started_watch(channel: grpc.aio.Channel, token: str) -> None:
+    """Starts a watch and waits for its first response."""
+    async with watch_from_now(channel, resume_token=token):
+        pass
+
+
 async def stored(stubs: Stubs) -> list[posts_pb2.Post]:
     """Every post."""
     return list((await stubs.posts.ListPosts(posts_pb2.ListPostsRequest())).posts)

@@ -6,14 +6,16 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
+import psycopg
 import pytest
 
 from store_service.database import connect
 from store_service.database.connect import Database
 from store_service.errors import ResumeTokenForeign
-from store_service.model import PostDraft, WatchFilter, WatchStart
+from store_service.model import PostDraft, ResourceKind, WatchFilter, WatchStart
+from store_service.service import snapshot
 from store_service.service.changes import ChangeBatch, Changes
-from store_service.service.feed import Feed, WatchEvent
+from store_service.service.feed import POLL_SECONDS, Feed, WatchEvent
 from store_service.service.posts import Posts
 from tests.support.database import execute, query
 from tests.support.stubs import Stubs
@@ -143,9 +145,109 @@ class TestMemory:
         await up_to_date.aclose()
 
 
-def watch_of(feed: Feed, *, earliest: bool = False) -> Any:
+class TestInitialState:
+    """An initial state that contains changes which the database loses before the watch has received them."""
+
+    @pytest.fixture
+    async def store(self, database_url: str) -> AsyncIterator[Database]:
+        """An open database with more posts than the first page of an initial state has."""
+        async with connect.open_database(database_url) as store:
+            await Posts(store).create([PostDraft(body="kept")] * (snapshot.FIRST_SIZE + 10))
+            yield store
+
+    async def test_initial_state_ends_if_changes_of_an_earlier_page_are_lost(
+        self, store: Database, database_url: str
+    ) -> None:
+        watch = initial_state(Feed(store, max_watches=10), WatchFilter())
+        await anext(watch)
+        await Posts(store).create([PostDraft(body="lost")])
+        token = await token_of_page_with(watch, "lost")
+
+        set_back(database_url, last_seq(database_url))
+
+        with pytest.raises(ResumeTokenForeign):
+            await anext(watch)
+        with pytest.raises(ResumeTokenForeign):
+            await anext(watch_of(Feed(store, max_watches=10), resume_token=token))
+
+    @pytest.mark.parametrize("somebody_writes", [True, False])
+    async def test_watch_ends_if_changes_of_its_initial_state_are_lost(
+        self, store: Database, database_url: str, somebody_writes: bool
+    ) -> None:
+        posts_only = WatchFilter(kinds=frozenset({ResourceKind.POST}))
+        watch = initial_state(Feed(store, max_watches=10), posts_only)
+        await anext(watch)
+        await Posts(store).create([PostDraft(body="lost")])
+        await token_of_page_with(watch, "lost")
+        complete = await anext(watch)
+        assert complete.snapshot_complete
+
+        set_back(database_url, last_seq(database_url))
+        if somebody_writes:
+            await Posts(store).create([PostDraft(body="after")])
+
+        with pytest.raises(ResumeTokenForeign):
+            await anext(watch)
+        with pytest.raises(ResumeTokenForeign):
+            await anext(watch_of(Feed(store, max_watches=10), resume_token=complete.resume_token))
+
+    async def test_watch_continues_if_nothing_is_lost(self, store: Database) -> None:
+        """The changes that the initial state contains follow, and tokens become those of other watches."""
+        watch = initial_state(Feed(store, max_watches=10), WatchFilter())
+        await anext(watch)
+        await Posts(store).create([PostDraft(body="during the initial state")])
+        token = await token_of_page_with(watch, "during the initial state")
+        assert (await anext(watch)).snapshot_complete
+
+        assert await bodies(watch, 1) == ["during the initial state"]
+        again = watch_of(Feed(store, max_watches=10), resume_token=token)
+        assert (await anext(again)).snapshot_complete
+        event = await anext(again)
+        assert event.batch is not None
+        assert len(event.resume_token) == len(
+            (await anext(watch_of(Feed(store, max_watches=10)))).resume_token
+        )
+        await watch.aclose()
+        await again.aclose()
+
+    @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+    async def test_initial_state_can_be_ahead_of_the_feed(self, store: Database, database_url: str) -> None:
+        """An older transaction delays the feed, but not the initial state."""
+        with psycopg.connect(database_url) as older:
+            older.execute("SELECT pg_current_xact_id()")
+            await Posts(store).create([PostDraft(body="new")])
+            watch = initial_state(Feed(store, max_watches=10), WatchFilter())
+            await anext(watch)
+            token = await token_of_page_with(watch, "new")
+            assert (await anext(watch)).snapshot_complete
+            again = watch_of(Feed(store, max_watches=10), resume_token=token)
+            assert (await anext(again)).snapshot_complete
+            await again.aclose()
+            following = asyncio.ensure_future(bodies(watch, 1))
+            done, _ = await asyncio.wait([following], timeout=2 * POLL_SECONDS)
+            assert not done
+        assert (await following)[-1] == "new"
+        await watch.aclose()
+
+
+def initial_state(feed: Feed, filter: WatchFilter) -> Any:
+    """A watch that begins with the initial state, without a network."""
+    return feed.watch(WatchStart(initial_state=True), filter, heartbeat_seconds=MORE_THAN_A_TEST)
+
+
+async def token_of_page_with(watch: AsyncIterator[WatchEvent], body: str) -> str:
+    """The token after the page of an initial state that ends with this body."""
+    while True:
+        event = await anext(watch)
+        assert event.snapshot
+        if event.snapshot[-1].resource.body == body:
+            return event.resume_token
+
+
+def watch_of(feed: Feed, *, earliest: bool = False, resume_token: str | None = None) -> Any:
     """A watch without a network."""
-    return feed.watch(WatchStart(earliest=earliest), WatchFilter(), heartbeat_seconds=MORE_THAN_A_TEST)
+    start = WatchStart(earliest=earliest, resume_token=resume_token)
+    return feed.watch(start, WatchFilter(), heartbeat_seconds=MORE_THAN_A_TEST)
 
 
 async def bodies(watch: AsyncIterator[WatchEvent], count: int) -> list[str]:

@@ -16,9 +16,15 @@ MIDST = ResumePoint(
     position=Position(xid=7, seq=42, time=1_700_000_000_000_000),
     snapshot=SnapshotCursor(kind=ResourceKind.COMMENT, post_id=3, id=99),
 )
+SEEN = ResumePoint(
+    position=Position(xid=7, seq=42, time=1_700_000_000_000_000),
+    snapshot=SnapshotCursor(kind=ResourceKind.POST, id=5),
+    seen=Position(xid=9, seq=50, time=1_700_000_001_000_000),
+)
 BOOKMARKS = [
     LIVE,
     MIDST,
+    SEEN,
     ResumePoint(position=Position(xid=0, seq=0)),
     ResumePoint(position=Position(xid=2**63 - 1, seq=2**63 - 1)),
     ResumePoint(position=Position(xid=1, seq=0), snapshot=SnapshotCursor(kind=ResourceKind.POST)),
@@ -40,9 +46,15 @@ def test_page_token_format_is_stable() -> None:
     assert resume_tokens.read(TOKEN_OF_LIVE, STORE) == LIVE
     assert resume_tokens.make(STORE, MIDST) == TOKEN_OF_MIDST
     assert resume_tokens.read(TOKEN_OF_MIDST, STORE) == MIDST
+    assert resume_tokens.make(STORE, SEEN) == TOKEN_OF_SEEN
+    assert resume_tokens.read(TOKEN_OF_SEEN, STORE) == SEEN
 
 
 TOKEN_OF_LIVE = "AVfWkxkY1O4tAAAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAAAAAAAAAAAAAColGGcexJeLPF3jUBAckQ1"
+TOKEN_OF_SEEN = (
+    "AlfWkxkY1O4tAQAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAAAAAAA"
+    "AAAAAAUAAAAAAAAACQAAAAAAAAAyAAYKJBgtgkBl9_JN7hI3NPYbzsQxpUgd"
+)
 TOKEN_OF_MIDST = "AVfWkxkY1O4tAgAAAAAAAAAHAAAAAAAAACoABgokGB5AAAAAAAAAAAADAAAAAAAAAGNxgK0myubiaKeoBc5asUmi"
 
 
@@ -54,7 +66,7 @@ def test_resume_token_is_bound_to_its_database(resume_point: ResumePoint) -> Non
         resume_tokens.read(token, "f" + STORE[1:])
 
 
-@pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST])
+@pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST, TOKEN_OF_SEEN])
 def test_page_token_detects_a_changed_character(token: str) -> None:
     for index, character in enumerate(token):
         for other in string.printable:
@@ -63,7 +75,7 @@ def test_page_token_detects_a_changed_character(token: str) -> None:
                     resume_tokens.read(token[:index] + other + token[index + 1 :], STORE)
 
 
-@pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST])
+@pytest.mark.parametrize("token", [TOKEN_OF_LIVE, TOKEN_OF_MIDST, TOKEN_OF_SEEN])
 def test_resume_token_detects_a_changed_bit(token: str) -> None:
     """A damaged database hash is damage, not a foreign token."""
     packed = base64.urlsafe_b64decode(token)
@@ -96,10 +108,11 @@ def test_arbitrary_text_is_invalid(text: str) -> None:
         resume_tokens.read(text, STORE)
 
 
-def test_page_token_of_another_version_is_refused() -> None:
-    """A token with another version number is refused, even if its checksum is right."""
+@pytest.mark.parametrize("version", [0, 2, 3])
+def test_page_token_of_another_version_is_refused(version: int) -> None:
+    """A token with another version, or with the size of another version, is refused."""
     with pytest.raises(ResumeTokenInvalid):
-        resume_tokens.read(_forged(version=2), STORE)
+        resume_tokens.read(_forged(version=version), STORE)
 
 
 @pytest.mark.parametrize("phase", [3, 255])
@@ -111,10 +124,10 @@ def test_unknown_phase_is_refused(phase: int) -> None:
 
 @pytest.mark.parametrize("resume_point", BOOKMARKS, ids=str)
 def test_resume_token_needs_no_url_quoting(resume_point: ResumePoint) -> None:
-    """88 characters."""
+    """88 characters, or 120 with the position of the last change that an initial state contains."""
     token = resume_tokens.make(STORE, resume_point)
 
-    assert len(token) == 88
+    assert len(token) == (88 if resume_point.seen is None else 120)
     assert set(token) <= set(string.ascii_letters + string.digits + "-_")
 
 

@@ -40,6 +40,7 @@ UNAVAILABLE = [
     errors.StreamStalled(seconds=30),
     errors.DatabaseBusy(),
     errors.DatabaseUnavailable(),
+    errors.StandbyBehind(),
 ]
 
 

@@ -39,6 +39,7 @@
     │   ├── Overloaded
     │   ├── ShuttingDown
     │   ├── StreamStalled
+    │   ├── StandbyBehind           the standby has not received the change of the token yet
     │   ├── DatabaseBusy
     │   └── DatabaseUnavailable
     ├── DeadlineExceeded            no response before the deadline
@@ -92,6 +93,7 @@ from storeapi.errors.service import (
     ResponseTooLarge,
     ResumeTokenExpired,
     ShuttingDown,
+    StandbyBehind,
     StorageFull,
     StreamStalled,
     Unavailable,
@@ -138,6 +140,7 @@ __all__ = [
     "ConnectionFailed",
     "Overloaded",
     "ShuttingDown",
+    "StandbyBehind",
     "StreamStalled",
     "DatabaseBusy",
     "DatabaseUnavailable",

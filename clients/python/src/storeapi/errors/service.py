@@ -107,6 +107,12 @@ class StreamStalled(Unavailable):
     reason = "STREAM_STALLED"
 
 
+class StandbyBehind(Unavailable):
+    """The service reads from a standby that has not received the change of the resume token yet."""
+
+    reason = "STANDBY_BEHIND"
+
+
 class DatabaseBusy(Unavailable):
     """The database was locked for too long; nothing was done."""
 

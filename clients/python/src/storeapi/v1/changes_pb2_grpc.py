@@ -77,6 +77,8 @@ class ChangeServiceServicer(object):
         token, which is also in metadata resume_token.
         - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
         last token.
+        - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change
+        of the token yet; watch again from the same token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

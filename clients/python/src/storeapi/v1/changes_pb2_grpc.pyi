@@ -61,6 +61,8 @@ class ChangeServiceStub:
       token, which is also in metadata resume_token.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
       last token.
+    - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change
+      of the token yet; watch again from the same token.
     """
 
 @_typing.type_check_only
@@ -96,6 +98,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
       token, which is also in metadata resume_token.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
       last token.
+    - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change
+      of the token yet; watch again from the same token.
     """
 
 class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -134,6 +138,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
           token, which is also in metadata resume_token.
         - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
           last token.
+        - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change
+          of the token yet; watch again from the same token.
         """
 
 def add_ChangeServiceServicer_to_server(servicer: ChangeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -141,6 +141,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the server is in read-only mode. The call was not executed. Reads and watches
     continue. Example: CreatePost while an operator moves the database.
     """
+    ERROR_REASON_STANDBY_BEHIND: _ErrorReason.ValueType  # 33
+    """UNAVAILABLE with RetryInfo: the service reads from a standby that has not received the change of
+    resume_token yet. Watch again from the same token. Example: a token from the primary, used at once
+    on a standby that lags by a second.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error, for programs.
@@ -273,5 +278,10 @@ was not executed. Metadata: calls_per_second. Example: 200 calls a second with a
 ERROR_REASON_READ_ONLY: ErrorReason.ValueType  # 32
 """FAILED_PRECONDITION: the server is in read-only mode. The call was not executed. Reads and watches
 continue. Example: CreatePost while an operator moves the database.
+"""
+ERROR_REASON_STANDBY_BEHIND: ErrorReason.ValueType  # 33
+"""UNAVAILABLE with RetryInfo: the service reads from a standby that has not received the change of
+resume_token yet. Watch again from the same token. Example: a token from the primary, used at once
+on a standby that lags by a second.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
