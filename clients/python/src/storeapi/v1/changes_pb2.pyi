@@ -137,7 +137,7 @@ Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
 
 @_typing.final
 class WatchResponse(_message.Message):
-    """Some changes, and the token to continue after them."""
+    """A list of changes, and the token with which to continue after them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -155,8 +155,8 @@ class WatchResponse(_message.Message):
     response.
     """
     partial: _builtins.bool
-    """Set if the next response continues the same transaction. The next response can be without
-    changes, if the rest of the transaction does not match the watch.
+    """Set if the next response continues the same transaction. The next response can have no
+    changes if the rest of the transaction does not match the watch.
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]:
@@ -186,9 +186,9 @@ class Change(_message.Message):
     """A change of one post or comment.
 
     If a post is deleted with its comments, the changes of the comments come before the change of the
-    post, in the same transaction. If there are too many comments for one transaction (see
+    post, in the same transaction. If the post has too many comments for one transaction (see
     PostService.DeletePost), the change of the post comes first. The changes of its comments follow in
-    later transactions with the same request_id. In between, no call finds these comments.
+    later transactions with the same request_id. No call finds these comments in the meantime.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -30,8 +30,8 @@ class ChangeServiceStub:
     """Streams the changes of posts and comments.
 
     Every write of a post or comment is a change, regardless of the server process that executes it.
-    Changes are kept for a time that is a server setting, a week by default. A watch can start at any
-    change that is kept.
+    Changes are kept for a time that is a server setting, one week by default. A watch can start at
+    any change that is kept.
     """
 
     @_typing.overload
@@ -47,18 +47,19 @@ class ChangeServiceStub:
     same transaction as the effects of its response processes every change exactly once.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is unknown,
-      or there are more than 100; a post id is not positive, or there are more than 1000;
-      heartbeat_interval is not between 1 and 60 seconds.
+    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; kinds has an
+      unknown kind, or more than 100 elements; post_ids has an id that is not positive, or more than
+      1000 elements; heartbeat_interval is not between 1 and 60 seconds.
     - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
     - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
       watch also ends with this error if the database loses changes that the watch has received, for
       example in a failover.
     - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes after the token are no longer kept; start again
-      with initial_state. Metadata earliest_resume_token is where earliest would start.
+      with initial_state. Metadata earliest_resume_token is the token at which a watch with earliest
+      would start.
     - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
-    - UNAVAILABLE (SHUTTING_DOWN): the server stops; continue on another server process from the last
-      token, which is also in metadata resume_token.
+    - UNAVAILABLE (SHUTTING_DOWN): the server is stopping; continue on another server process from
+      the last token, which is also in metadata resume_token.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
       last token.
     - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change
@@ -70,8 +71,8 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     """Streams the changes of posts and comments.
 
     Every write of a post or comment is a change, regardless of the server process that executes it.
-    Changes are kept for a time that is a server setting, a week by default. A watch can start at any
-    change that is kept.
+    Changes are kept for a time that is a server setting, one week by default. A watch can start at
+    any change that is kept.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -84,18 +85,19 @@ class ChangeServiceAsyncStub(ChangeServiceStub):
     same transaction as the effects of its response processes every change exactly once.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is unknown,
-      or there are more than 100; a post id is not positive, or there are more than 1000;
-      heartbeat_interval is not between 1 and 60 seconds.
+    - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; kinds has an
+      unknown kind, or more than 100 elements; post_ids has an id that is not positive, or more than
+      1000 elements; heartbeat_interval is not between 1 and 60 seconds.
     - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
     - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
       watch also ends with this error if the database loses changes that the watch has received, for
       example in a failover.
     - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes after the token are no longer kept; start again
-      with initial_state. Metadata earliest_resume_token is where earliest would start.
+      with initial_state. Metadata earliest_resume_token is the token at which a watch with earliest
+      would start.
     - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
-    - UNAVAILABLE (SHUTTING_DOWN): the server stops; continue on another server process from the last
-      token, which is also in metadata resume_token.
+    - UNAVAILABLE (SHUTTING_DOWN): the server is stopping; continue on another server process from
+      the last token, which is also in metadata resume_token.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
       last token.
     - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change
@@ -106,8 +108,8 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Streams the changes of posts and comments.
 
     Every write of a post or comment is a change, regardless of the server process that executes it.
-    Changes are kept for a time that is a server setting, a week by default. A watch can start at any
-    change that is kept.
+    Changes are kept for a time that is a server setting, one week by default. A watch can start at
+    any change that is kept.
     """
 
     @_abc_1.abstractmethod
@@ -124,18 +126,19 @@ class ChangeServiceServicer(metaclass=_abc_1.ABCMeta):
         same transaction as the effects of its response processes every change exactly once.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; a kind is unknown,
-          or there are more than 100; a post id is not positive, or there are more than 1000;
-          heartbeat_interval is not between 1 and 60 seconds.
+        - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; kinds has an
+          unknown kind, or more than 100 elements; post_ids has an id that is not positive, or more than
+          1000 elements; heartbeat_interval is not between 1 and 60 seconds.
         - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
         - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
           watch also ends with this error if the database loses changes that the watch has received, for
           example in a failover.
         - OUT_OF_RANGE (RESUME_TOKEN_EXPIRED): changes after the token are no longer kept; start again
-          with initial_state. Metadata earliest_resume_token is where earliest would start.
+          with initial_state. Metadata earliest_resume_token is the token at which a watch with earliest
+          would start.
         - RESOURCE_EXHAUSTED (WATCH_LIMIT): too many watches are open on this server process.
-        - UNAVAILABLE (SHUTTING_DOWN): the server stops; continue on another server process from the last
-          token, which is also in metadata resume_token.
+        - UNAVAILABLE (SHUTTING_DOWN): the server is stopping; continue on another server process from
+          the last token, which is also in metadata resume_token.
         - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds; continue from the
           last token.
         - UNAVAILABLE (STANDBY_BEHIND): the service reads from a standby that has not received the change

@@ -26,8 +26,10 @@ if _version_not_supported:
 
 
 class CommentServiceStub(object):
-    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
-    fail with the general errors that are listed there.
+    """Stores the comments of posts.
+
+    The service behaves like PostService unless stated otherwise. Any RPC can also fail with the
+    general errors that PostService lists.
     """
 
     def __init__(self, channel):
@@ -84,8 +86,10 @@ class CommentServiceStub(object):
 
 
 class CommentServiceServicer(object):
-    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
-    fail with the general errors that are listed there.
+    """Stores the comments of posts.
+
+    The service behaves like PostService unless stated otherwise. Any RPC can also fail with the
+    general errors that PostService lists.
     """
 
     def CreateComment(self, request, context):
@@ -164,11 +168,11 @@ class CommentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetComments(self, request, context):
-        """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
-        twice.
+        """Returns up to 1000 comments in the order of the request. A comment whose id occurs twice is
+        returned twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
         Metadata missing_ids lists their ids.
@@ -179,11 +183,12 @@ class CommentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreateComments(self, request, context):
-        """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
-        if there is an error. The response has the order of the requests.
+        """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
+        The response has the comments in the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+        elements.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
         requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
@@ -195,11 +200,11 @@ class CommentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchDeleteComments(self, request, context):
-        """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
+        """Deletes up to 1000 comments in one transaction, all of them or none.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-        1000, or an id occurs twice.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+        than 1000, or the same id twice.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
         Metadata missing_ids lists their ids.
@@ -217,7 +222,7 @@ class CommentServiceServicer(object):
         created or deleted during the call may or may not be counted.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -281,8 +286,10 @@ def add_CommentServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CommentService(object):
-    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
-    fail with the general errors that are listed there.
+    """Stores the comments of posts.
+
+    The service behaves like PostService unless stated otherwise. Any RPC can also fail with the
+    general errors that PostService lists.
     """
 
     @staticmethod

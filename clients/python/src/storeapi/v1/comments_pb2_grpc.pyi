@@ -27,8 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CommentServiceStub:
-    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
-    fail with the general errors that are listed there.
+    """Stores the comments of posts.
+
+    The service behaves like PostService unless stated otherwise. Any RPC can also fail with the
+    general errors that PostService lists.
     """
 
     @_typing.overload
@@ -91,22 +93,23 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]
-    """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
-    twice.
+    """Returns up to 1000 comments in the order of the request. A comment whose id occurs twice is
+    returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
       Metadata missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     """
     BatchCreateComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchCreateCommentsRequest, _comments_pb2.BatchCreateCommentsResponse]
-    """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
-    if there is an error. The response has the order of the requests.
+    """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
+    The response has the comments in the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+      elements.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
@@ -114,11 +117,11 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeleteComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]
-    """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
+    """Deletes up to 1000 comments in one transaction, all of them or none.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+      than 1000, or the same id twice.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
       Metadata missing_ids lists their ids.
@@ -132,14 +135,16 @@ class CommentServiceStub:
     created or deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
     """
 
 @_typing.type_check_only
 class CommentServiceAsyncStub(CommentServiceStub):
-    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
-    fail with the general errors that are listed there.
+    """Stores the comments of posts.
+
+    The service behaves like PostService unless stated otherwise. Any RPC can also fail with the
+    general errors that PostService lists.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -199,22 +204,23 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]  # type: ignore[assignment]
-    """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
-    twice.
+    """Returns up to 1000 comments in the order of the request. A comment whose id occurs twice is
+    returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
       Metadata missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     """
     BatchCreateComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchCreateCommentsRequest, _comments_pb2.BatchCreateCommentsResponse]  # type: ignore[assignment]
-    """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
-    if there is an error. The response has the order of the requests.
+    """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
+    The response has the comments in the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+      elements.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
@@ -222,11 +228,11 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeleteComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]  # type: ignore[assignment]
-    """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
+    """Deletes up to 1000 comments in one transaction, all of them or none.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+      than 1000, or the same id twice.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
       Metadata missing_ids lists their ids.
@@ -240,13 +246,15 @@ class CommentServiceAsyncStub(CommentServiceStub):
     created or deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
     """
 
 class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Stores the comments of posts. Unless stated otherwise, it behaves like PostService, and any RPC can
-    fail with the general errors that are listed there.
+    """Stores the comments of posts.
+
+    The service behaves like PostService unless stated otherwise. Any RPC can also fail with the
+    general errors that PostService lists.
     """
 
     @_abc_1.abstractmethod
@@ -340,11 +348,11 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchGetCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchGetCommentsResponse, _abc.Awaitable[_comments_pb2.BatchGetCommentsResponse]]:
-        """Returns up to 1000 comments in the order of the request. An id that occurs twice is returned
-        twice.
+        """Returns up to 1000 comments in the order of the request. A comment whose id occurs twice is
+        returned twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
           Metadata missing_ids lists their ids.
@@ -357,11 +365,12 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchCreateCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchCreateCommentsResponse, _abc.Awaitable[_comments_pb2.BatchCreateCommentsResponse]]:
-        """Creates up to 1000 comments in one transaction, on one post or on several: all of them, or none
-        if there is an error. The response has the order of the requests.
+        """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
+        The response has the comments in the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+          elements.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
           requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
@@ -375,11 +384,11 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchDeleteCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchDeleteCommentsResponse, _abc.Awaitable[_comments_pb2.BatchDeleteCommentsResponse]]:
-        """Deletes up to 1000 comments in one transaction: all of them, or none if there is an error.
+        """Deletes up to 1000 comments in one transaction, all of them or none.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-          1000, or an id occurs twice.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+          than 1000, or the same id twice.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
           Metadata missing_ids lists their ids.
@@ -399,7 +408,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         created or deleted during the call may or may not be counted.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no post_ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
         """
 

@@ -56,7 +56,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT with BadRequest: a batch delete has the same id twice."""
     ERROR_REASON_POST_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
-    If a comment was to be created, the description of ResourceInfo names the request field.
+    If the request creates comments, the description of ResourceInfo names the request field.
     """
     ERROR_REASON_COMMENT_NOT_FOUND: _ErrorReason.ValueType  # 11
     """NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: comment_id; for batches
@@ -75,8 +75,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     changed. Send smaller batches. Metadata: max_bytes.
     """
     ERROR_REASON_SHUTTING_DOWN: _ErrorReason.ValueType  # 15
-    """UNAVAILABLE with RetryInfo: the server stops and accepts no new calls. The call was not executed;
-    retry on another connection. Metadata, if a watch ended: resume_token.
+    """UNAVAILABLE with RetryInfo: the server is stopping and accepts no new calls. The call was not
+    executed; retry on another connection. Metadata, if a watch ended: resume_token.
     """
     ERROR_REASON_DATABASE_BUSY: _ErrorReason.ValueType  # 16
     """UNAVAILABLE with RetryInfo: the database was locked for too long, including the retries of the
@@ -126,7 +126,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 29
     """PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write
-    or watch. Example: CreatePost with an API key that has only read. Metadata: right.
+    or watch. Example: CreatePost with an API key that has only the permission read. Metadata:
+    right.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 30
     """UNAVAILABLE with RetryInfo: too many calls are in flight on this server process, or the clients
@@ -194,7 +195,7 @@ ERROR_REASON_BATCH_DUPLICATE: ErrorReason.ValueType  # 9
 """INVALID_ARGUMENT with BadRequest: a batch delete has the same id twice."""
 ERROR_REASON_POST_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
-If a comment was to be created, the description of ResourceInfo names the request field.
+If the request creates comments, the description of ResourceInfo names the request field.
 """
 ERROR_REASON_COMMENT_NOT_FOUND: ErrorReason.ValueType  # 11
 """NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: comment_id; for batches
@@ -213,8 +214,8 @@ ERROR_REASON_RESPONSE_TOO_LARGE: ErrorReason.ValueType  # 14
 changed. Send smaller batches. Metadata: max_bytes.
 """
 ERROR_REASON_SHUTTING_DOWN: ErrorReason.ValueType  # 15
-"""UNAVAILABLE with RetryInfo: the server stops and accepts no new calls. The call was not executed;
-retry on another connection. Metadata, if a watch ended: resume_token.
+"""UNAVAILABLE with RetryInfo: the server is stopping and accepts no new calls. The call was not
+executed; retry on another connection. Metadata, if a watch ended: resume_token.
 """
 ERROR_REASON_DATABASE_BUSY: ErrorReason.ValueType  # 16
 """UNAVAILABLE with RetryInfo: the database was locked for too long, including the retries of the
@@ -264,7 +265,8 @@ that has expired.
 """
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
 """PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write
-or watch. Example: CreatePost with an API key that has only read. Metadata: right.
+or watch. Example: CreatePost with an API key that has only the permission read. Metadata:
+right.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 30
 """UNAVAILABLE with RetryInfo: too many calls are in flight on this server process, or the clients

@@ -191,10 +191,11 @@ class PostServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchGetPosts(self, request, context):
-        """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
+        """Returns up to 1000 posts in the order of the request. A post whose id occurs twice is returned
+        twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
         missing_ids lists their ids.
@@ -205,11 +206,12 @@ class PostServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchCreatePosts(self, request, context):
-        """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
-        response has the order of the requests.
+        """Creates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+        the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+        elements.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
         request_id or validate_only is set inside requests.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
@@ -220,12 +222,12 @@ class PostServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchDeletePosts(self, request, context):
-        """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
-        one transaction apply to the comments of all these posts together.
+        """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
+        to the comments of all these posts together.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-        1000, or an id occurs twice.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+        than 1000, or the same id twice.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
         missing_ids lists their ids.

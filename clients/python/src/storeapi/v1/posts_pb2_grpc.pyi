@@ -109,33 +109,35 @@ class PostServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]
-    """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
+    """Returns up to 1000 posts in the order of the request. A post whose id occurs twice is returned
+    twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     """
     BatchCreatePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchCreatePostsRequest, _posts_pb2.BatchCreatePostsResponse]
-    """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
-    response has the order of the requests.
+    """Creates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+    the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+      elements.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
       request_id or validate_only is set inside requests.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeletePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]
-    """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
-    one transaction apply to the comments of all these posts together.
+    """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
+    to the comments of all these posts together.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+      than 1000, or the same id twice.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
@@ -225,33 +227,35 @@ class PostServiceAsyncStub(PostServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
-    """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
+    """Returns up to 1000 posts in the order of the request. A post whose id occurs twice is returned
+    twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     """
     BatchCreatePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchCreatePostsRequest, _posts_pb2.BatchCreatePostsResponse]  # type: ignore[assignment]
-    """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
-    response has the order of the requests.
+    """Creates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+    the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+      elements.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
       request_id or validate_only is set inside requests.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeletePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]  # type: ignore[assignment]
-    """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
-    one transaction apply to the comments of all these posts together.
+    """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
+    to the comments of all these posts together.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-      1000, or an id occurs twice.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+      than 1000, or the same id twice.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
@@ -374,10 +378,11 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchGetPostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchGetPostsResponse, _abc.Awaitable[_posts_pb2.BatchGetPostsResponse]]:
-        """Returns up to 1000 posts in the order of the request. An id that occurs twice is returned twice.
+        """Returns up to 1000 posts in the order of the request. A post whose id occurs twice is returned
+        twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
           missing_ids lists their ids.
@@ -390,11 +395,12 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchCreatePostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchCreatePostsResponse, _abc.Awaitable[_posts_pb2.BatchCreatePostsResponse]]:
-        """Creates up to 1000 posts in one transaction: all of them, or none if there is an error. The
-        response has the order of the requests.
+        """Creates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+        the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): there are no requests, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
+          elements.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
           request_id or validate_only is set inside requests.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
@@ -407,12 +413,12 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchDeletePostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchDeletePostsResponse, _abc.Awaitable[_posts_pb2.BatchDeletePostsResponse]]:
-        """Deletes up to 1000 posts: all of them, or none if there is an error. The limits of DeletePost for
-        one transaction apply to the comments of all these posts together.
+        """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
+        to the comments of all these posts together.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): there are no ids, more than
-          1000, or an id occurs twice.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
+          than 1000, or the same id twice.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
           missing_ids lists their ids.
