@@ -18,7 +18,7 @@ def text(results: Results) -> str:
     parts = [_targets(results)]
     if results.medians:
         parts += [
-            f"Calls a second (share of the ceiling); medians over {results.rounds} interleaved rounds:",
+            f"Calls per second (share of the ceiling); medians over {results.rounds} interleaved rounds:",
             _matrix(results, _rate),
             "CPU of the server for each call in microseconds (+ of PostgreSQL):",
             _matrix(results, _cpu),

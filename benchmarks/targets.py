@@ -38,7 +38,7 @@ def _of_ceiling(contender: str, title: str, **bounds: tuple[float, float | None]
     return [
         Target(
             figure=f"{prefix}{name}",
-            title=f"{title}: {BY_NAME[name].title}, of the ceiling",
+            title=f"{title}: {BY_NAME[name].title}, share of the ceiling",
             must=must,
             aim=aim,
         )
@@ -63,55 +63,68 @@ TARGETS = (
         get_1=(0.50, None),
         create_1=(0.30, None),
     ),
-    Target(figure="get_256_against_plain", title="Get, 256 in flight, against grpc.aio + databases", must=6),
+    Target(figure="get_256_against_plain", title="Get, 256 in flight, ratio to grpc.aio + databases", must=6),
     Target(
-        figure="create_256_against_plain", title="Create, 256 in flight, against grpc.aio + databases", must=8
+        figure="create_256_against_plain",
+        title="Create, 256 in flight, ratio to grpc.aio + databases",
+        must=8,
     ),
     Target(
         figure="batch_create_100_posts_per_s",
-        title=f"Posts a second by BatchCreate of {BATCH_POSTS} against Create, 256 in flight",
+        title=f"Posts per second with BatchCreate of {BATCH_POSTS}, ratio to Create, 256 in flight",
         must=10,
     ),
     Target(
         figure="batch_get_100_posts_per_s",
-        title=f"Posts a second by BatchGet of {BATCH_POSTS} against Get, 256 in flight",
+        title=f"Posts per second with BatchGet of {BATCH_POSTS}, ratio to Get, 256 in flight",
         must=15,
     ),
     Target(
-        figure="growth", title="p50 with the most rows against the fewest, worst call", must=1.2, sense="most"
+        figure="growth",
+        title="p50 with the largest table, ratio to the smallest, maximum of all calls",
+        must=1.2,
+        sense="most",
     ),
     Target(figure="memory_mib", title="Memory after 100,000 calls", must=120, sense="most", unit=" MiB"),
-    Target(figure="start_seconds", title="Start to the first answer", must=1.5, sense="most", unit=" s"),
+    Target(
+        figure="start_seconds",
+        title="Time from start to the first response",
+        must=1.5,
+        sense="most",
+        unit=" s",
+    ),
     Target(
         figure="watched_create_256",
-        title=f"Create, 256 in flight, with {WATCHES} watches of everything against without",
+        title=f"Create, 256 in flight, with {WATCHES} watches of all changes, ratio to no watches",
         must=0.4,
     ),
-    Target(figure="watch_lag_s", title="The latest change at any of them", must=2, sense="most", unit=" s"),
+    Target(figure="watch_lag_s", title="Maximum lag of these watches", must=2, sense="most", unit=" s"),
     Target(
         figure="watch_latency_ms",
-        title="SQLite: from a change to a watch, median",
+        title="SQLite: lag of one watch, median",
         must=20,
         sense="most",
         unit=" ms",
     ),
     Target(
         figure="postgresql_watch_latency_ms",
-        title="PostgreSQL: from a change to a watch, median",
+        title="PostgreSQL: lag of one watch, median",
         must=50,
         sense="most",
         unit=" ms",
     ),
-    Target(figure="metrics_get_256", title="Get, 256 in flight, with metrics against without", must=0.97),
+    Target(
+        figure="metrics_get_256", title="Get, 256 in flight, with metrics, ratio to no metrics", must=0.97
+    ),
     Target(
         figure="client_sync",
-        title="Client for threads: a method against the raw stub, one in flight",
+        title="Sync client: time of Get, ratio to the raw stub, 1 in flight",
         must=1.15,
         sense="most",
     ),
     Target(
         figure="client_async",
-        title="Client for asyncio: a method against the raw stub, one in flight",
+        title="Async client: time of Get, ratio to the raw stub, 1 in flight",
         must=1.15,
         sense="most",
     ),

@@ -118,7 +118,7 @@ def test_readme_figures_match_the_benchmarks() -> None:
         "SQLite: Create, 1 in flight": r"single caller gets ([0-9.]+) times as many creates",
     }
     for title, pattern in claims.items():
-        measured = re.search(rf"^\| {title}, of the ceiling +\| +([0-9.]+) ", document, re.MULTILINE)
+        measured = re.search(rf"^\| {title}, share of the ceiling +\| +([0-9.]+) ", document, re.MULTILINE)
         claimed = re.search(pattern, README.read_text())
         assert measured, title
         assert claimed, title
