@@ -152,7 +152,7 @@ class Certificates:
 
 
 def _warn_if_not_valid_now(validity: Validity | None, setting: str) -> None:
-    """Logs a certificate that clients will not accept. It is used nevertheless, because there is no other."""
+    """Logs a certificate that clients will not accept. The server still uses it, because it has no other."""
     now = time.time()
     if validity is None or validity.begins <= now <= validity.ends:
         return

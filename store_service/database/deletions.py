@@ -26,7 +26,7 @@ from store_service.database.tables import comment_table as comment
 from store_service.database.tables import post_deletion_table as mark
 
 MARKED = select(mark.c.post_id)
-"""The marked posts. There are few or none. Runs once per statement."""
+"""The marked posts, few or none. Runs once per statement."""
 
 
 def is_visible(post_id: ColumnElement[Any]) -> ColumnElement[bool]:

@@ -72,7 +72,7 @@ _POSTGRESQL: dict[str, type[ServiceError]] = {
 
 
 def translate_error(error: Exception) -> Exception:
-    """Returns the error of the service for an error of a driver, or the same error if it is a bug.
+    """Returns the error of the service for an error of a driver, or the same error if it is unexpected.
 
     The caller raises the result `from` the driver's error, so that the log has both. Stored values are
     removed from the driver's error.
@@ -97,7 +97,7 @@ def translate_error(error: Exception) -> Exception:
         leaf = _POSTGRESQL.get(state) or _POSTGRESQL.get(state[:2])
         return leaf() if leaf is not None else error
     # asyncpg's own errors without a state, except those about wrong arguments, and errors of the operating
-    # system mean that there is no connection. psycopg's errors have the attribute; it is None then.
+    # system mean that the connection is lost. psycopg's errors have the attribute; it is None then.
     lost = isinstance(error, DRIVER_ERRORS) and not isinstance(error, ValueError)
     return DatabaseUnavailable() if lost or hasattr(error, "sqlstate") else error
 

@@ -81,7 +81,7 @@ async def open_backend(
                 **options,
             )
             await stack.enter_async_context(database)
-        # A refused certificate is also a ValueError, which `translate_error` would treat as a bug.
+        # A refused certificate is also a ValueError, which `translate_error` would not translate.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:
@@ -214,7 +214,7 @@ class _Sessions:
                 if not is_shared:
                     stack.push(partial(_terminate_after_error, raw))
                 return raw, await self._current.query_role(raw)
-        # A refused certificate is also a ValueError, which `translate_error` would treat as a bug.
+        # A refused certificate is also a ValueError, which `translate_error` would not translate.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
         except DRIVER_ERRORS as error:

@@ -104,7 +104,7 @@ class ResourceSql(Generic[R]):
 
     def page(self, order: Order, *, visible_only: bool) -> Select[Any]:
         """Returns a query of the next `limit` rows after the id `after`. Deleted ones have no body, unless
-        `visible_only` states that there are none."""
+        `visible_only` states that none exist."""
         id, body, *rest = self._table.columns
         page = select(id, body if visible_only else visible_body(body, self._post_id), *rest).limit(_limit)
         if order == "id":

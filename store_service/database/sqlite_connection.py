@@ -82,17 +82,17 @@ class SqliteConnection(Connection):
 
     def _run_to_completion(self, job: Coroutine[Any, Any, T]) -> T:
         self._is_in_thread = True
-        bug = RuntimeError("a job waited for something other than its connection")
+        error = RuntimeError("a job waited for something other than its connection")
         try:
             job.send(None)
             # The coroutine is suspended. The error is raised there, so that it rolls back.
-            job.throw(bug)
+            job.throw(error)
         except StopIteration as ended:
             outcome: T = ended.value
             return outcome
         finally:
             self._is_in_thread = False
-        raise bug
+        raise error
 
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         text, arguments = statement.on("sqlite", values)

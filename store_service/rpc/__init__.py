@@ -1,1 +1,1 @@
-"""The wire: requests checked, rules called, answers converted. No SQL here."""
+"""The RPC layer: checks requests, calls the service layer, and converts its results. It contains no SQL."""

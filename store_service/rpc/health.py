@@ -28,7 +28,7 @@ WATCH_INTERVAL_SECONDS = 1.0
 """Time between two checks for health watches. One check serves all of them."""
 
 MAX_WATCHES_PER_CONNECTION = 20
-"""Maximum number of health watches on one connection. A client needs one for each name; there are five."""
+"""Maximum number of health watches on one connection. A client needs one for each of the five names."""
 
 _SERVING = pb.HealthCheckResponse.SERVING
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING

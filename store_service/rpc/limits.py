@@ -193,9 +193,9 @@ class RateLimiter:
             RateLimited: The caller exceeds its rate.
         """
         now = self.clock()
-        most = max(self.calls_per_second, 1.0)
-        left, since = self._buckets.pop(caller, (most, now))
-        left = min(left + (now - since) * self.calls_per_second, most)
+        maximum = max(self.calls_per_second, 1.0)
+        left, since = self._buckets.pop(caller, (maximum, now))
+        left = min(left + (now - since) * self.calls_per_second, maximum)
         is_allowed = left >= 1
         self._buckets[caller] = (left - is_allowed, now)
         if len(self._buckets) > MAX_CALLERS:

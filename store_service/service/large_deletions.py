@@ -183,7 +183,7 @@ async def _find_marks(connection: Connection, expected: Sequence[Mark | None]) -
 
 
 async def _find_mark(connection: Connection, expected: Mark | None) -> Mark | None:
-    """Returns the mark of the expected post; if it has none, another mark, or None if there is none."""
+    """Returns the mark of the expected post, or else another mark; None without marks."""
     rows = await connection.fetch(sql.MARKS, post_id=expected[0] if expected else 0, limit=1)
     return (rows[0][0], rows[0][1]) if rows else None
 

@@ -276,7 +276,7 @@ def test_unscripted_call_names_itself(scripted, posts):
     error = failure(lambda: posts.GetPost(GET))
 
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "GetPost was called, but nothing is scripted for it" in error.details()
+    assert "GetPost was called, but the script has no step for it" in error.details()
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_response_of_a_stream_is_cut_not_lost(scripted):
 @pytest.mark.parametrize("line", ["cut", "stall"])
 def test_after_needs_an_upstream(scripted, line):
     """`after` alone would send nothing."""
-    with pytest.raises(ValueError, match="no upstream whose messages"):
+    with pytest.raises(ValueError, match="upstream is not set"):
         getattr(scripted, line)("Watch", after=2)
 
 

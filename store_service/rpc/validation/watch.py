@@ -7,7 +7,7 @@ from store_service.model import ResourceKind, WatchFilter, WatchStart
 from store_service.rpc.validation.violations import Violations
 
 MAX_KINDS = 100
-"""Maximum number of kinds. There are two, but a request may repeat them."""
+"""Maximum number of kinds. Only two exist, but a request may repeat them."""
 
 MIN_HEARTBEAT_SECONDS = 1.0
 MAX_HEARTBEAT_SECONDS = 60.0

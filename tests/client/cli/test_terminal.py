@@ -354,4 +354,4 @@ def test_terminal_shows_that_a_service_does_not_respond(
     address = f"127.0.0.1:{silent_server.getsockname()[1]}"
     shown = on_terminal("--target", address, "--timeout", "2", "posts", "list", stream="stderr", code=5)
 
-    assert f"waiting for {address} (no answer yet)" in shown
+    assert f"waiting for {address} (no response yet)" in shown

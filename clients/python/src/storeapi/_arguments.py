@@ -32,7 +32,7 @@ def post_id_or_all(value: int | None) -> int:
 
 
 def limit(value: int | None) -> int | None:
-    """The maximum number of items of a list; None for all."""
+    """The maximum number of resources of a list; None for all."""
     if value is None:
         return None
     number = id(value, "limit")

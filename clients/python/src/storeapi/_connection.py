@@ -42,7 +42,7 @@ Secret: TypeAlias = str | os.PathLike[str] | bytes
 
 OPTIONS: Final[tuple[tuple[str, Any], ...]] = (
     ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
-    # All addresses are used in turn, except those that do not answer.
+    # All addresses are used in turn, except those that do not respond.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     # A dead connection is detected early enough to repeat a call of ten seconds.
     ("grpc.keepalive_time_ms", 4_000),

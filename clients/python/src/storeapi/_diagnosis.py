@@ -314,7 +314,7 @@ def _context(tls: Tls) -> ssl.SSLContext:
     # with a certificate gets no diagnosis.
     if tls.cert and tls.key:
         if not hasattr(os, "memfd_create"):
-            raise OSError("there is no file for the key")
+            raise OSError("this system has no file in memory for the key")
         with os.fdopen(os.memfd_create("storeapi"), "wb") as file:
             file.write(tls.cert + b"\n" + tls.key)
             file.flush()

@@ -21,7 +21,7 @@ LONGEST_PAUSE_SECONDS: Final = 1.0
 """A restart of the service takes about as long."""
 
 LEAST_SECONDS: Final = 0.001
-"""With less time left there is no further attempt."""
+"""Minimum remaining time for another attempt."""
 
 BROKEN: Final = frozenset(
     {

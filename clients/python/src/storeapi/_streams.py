@@ -81,7 +81,7 @@ class AsyncStream:
 
         Raises:
             grpc.RpcError: The call failed.
-            Unavailable: There was no response before the timeout.
+            Unavailable: No response arrived before the timeout.
         """
         # A task, because it can be cancelled where the call itself cannot.
         self._step = asyncio.ensure_future(anext(self._responses))
@@ -168,7 +168,7 @@ class Stream:
 
         Raises:
             grpc.RpcError: The call failed.
-            Unavailable: There was no response before the timeout.
+            Unavailable: No response arrived before the timeout.
         """
         self._wanted.put(None)
         try:

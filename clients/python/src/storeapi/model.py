@@ -21,7 +21,7 @@ with all existing resources, followed by all changes."""
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resource:
-    """A post or a comment, as it was when the service answered."""
+    """A post or a comment, as it was when the service responded."""
 
     id: int
     """Assigned by the service, positive, never reused; 0 after a create with validate_only."""
@@ -40,12 +40,12 @@ class Resource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Post(Resource):
-    """A post, as it was when the service answered."""
+    """A post, as it was when the service responded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comment(Resource):
-    """A comment on a post, as it was when the service answered."""
+    """A comment on a post, as it was when the service responded."""
 
     post_id: int
     """The post that is commented on; never changes."""

@@ -75,7 +75,7 @@ def _report(doing: str, done: int = 0, total: int = 0) -> None:
 
 def _move_extra_columns(table: str, on_sqlite: bool) -> bool:
     """Moves columns that storeapi did not create to a separate table, with the id of the row. Returns whether
-    there were any. If they stayed, a NOT NULL column would refuse writes of the service."""
+    it moved any. If they stayed, a NOT NULL column would refuse writes of the service."""
     names = [
         it["name"]
         for it in sa.inspect(op.get_bind()).get_columns(table)

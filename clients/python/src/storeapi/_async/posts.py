@@ -124,7 +124,7 @@ class AsyncPosts(AsyncCollection[Post, PostDraft | str]):
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[Post, ...]:
-        """Deletes several posts, all or on any error none, and returns their last versions.
+        """Deletes several posts, all or none, and returns their last states.
 
             await client.posts.delete_many([1, 2, 3], force=True, allow_missing=True)
 

@@ -86,7 +86,7 @@ class StoreClient:
         Args:
             target: Address of the server, such as `store.example.com:50051`, or any other gRPC target.
                 Several addresses, in a list or separated by commas, are used in turn, except those that do
-                not answer; their names are resolved now, and with TLS they must be the same. A single name
+                not respond; their names are resolved now, and with TLS they must be the same. A single name
                 may have several addresses too. None: STOREAPI_TARGET, or localhost:50051.
             timeout: Default deadline in seconds of a call with all its attempts; above 0 and at most
                 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.

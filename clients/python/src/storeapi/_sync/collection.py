@@ -267,7 +267,7 @@ class Collection(Generic[AnyResource, Draft]):
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> tuple[AnyResource, ...]:
-        """Deletes several resources, all or on any error none, and returns their last versions.
+        """Deletes several resources, all or none, and returns their last states.
 
             client.comments.delete_many([1, 2, 3], allow_missing=True)
 

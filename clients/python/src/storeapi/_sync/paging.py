@@ -20,7 +20,7 @@ MAX_PAGE_SIZE: Final = 1000
 
 
 class Pager(Generic[Item]):
-    """Iterates over the items of a list, and requests each page when it is needed.
+    """Iterates over the resources of a list, and requests each page when it is needed.
 
     Nothing is sent before the first step. A step that failed can be repeated: nothing is skipped.
     """

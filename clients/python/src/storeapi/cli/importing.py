@@ -50,10 +50,10 @@ def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknow
     version. A missing optional field gets its default.
 
     To continue an interrupted import, run the same command again. Nothing is created twice: every batch has a
-    request id derived from the import id and its number, and the service answers a repeated batch with the
-    first response. It keeps request ids for 24 hours unless configured otherwise; after that, a second run
-    creates everything again. If a line is refused, change it, keep the lines before it unchanged, and run
-    again with the import id in the error.
+    request id derived from the import id and its number, and a repeated batch gets its first response. The
+    service keeps request ids for 24 hours unless configured otherwise; after that, a second run creates
+    everything again. If a line is refused, change it, keep the lines before it unchanged, and run again with
+    the import id in the error.
 
     To import the same file twice on purpose, give another --import-id. If resources that an import created
     have been deleted since, an import with the same id does not create them again: it reports them and ends

@@ -96,7 +96,7 @@ class Program(Group):
     "--api-key-file",
     type=FILE,
     metavar="FILE",
-    help="File with the API key, instead of STOREAPI_API_KEY. There is no option for the key itself, because "
+    help="File with the API key, instead of STOREAPI_API_KEY. The key itself is not an option, because "
     "other users of the machine can see the options of running commands.",
 )
 @click.option("--tls/--no-tls", default=None, help="Use TLS, or not. Default: STOREAPI_TLS.")

@@ -95,7 +95,7 @@ def _group(
             output.print_items([updated], as_json=settings.json)
 
     @group.command(
-        help=f"Delete {plural} and print their last versions.\n\nAll are deleted, or on any error none.",
+        help=f"Delete {plural} and print their last states.\n\nIf one cannot be deleted, none are.",
         epilog=examples(f"{command} delete 1 2 --allow-missing"),
     )
     @arguments.ids_argument

@@ -1,4 +1,4 @@
-"""Reports on a terminal the cause of waiting when the service does not answer."""
+"""Reports on a terminal the cause of waiting when the service does not respond."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
         with self._lock:
             # Otherwise it is a retry of a failed call.
             if self._timer is None:
-                self._cause, self._is_late = "no answer yet", False
+                self._cause, self._is_late = "no response yet", False
                 self._timer = threading.Timer(PATIENCE_SECONDS, self._be_late)
                 self._timer.daemon = True
                 self._timer.start()
@@ -78,7 +78,7 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
             self._report()
 
     def end(self) -> None:
-        """There is a response, or there will be none."""
+        """Records that the call has a response, or has failed."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()

@@ -71,7 +71,7 @@ class ResumeTokenExpired(OutOfRange):
 
 
 class Unavailable(StoreError):
-    """The service cannot be reached or is temporarily unable to answer; retry after `retry_after` seconds."""
+    """The service cannot be reached, or temporarily cannot respond; retry after `retry_after` seconds."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
@@ -126,7 +126,7 @@ class DatabaseUnavailable(Unavailable):
 
 
 class DeadlineExceeded(StoreError):
-    """There was no response before the deadline; a write may have taken effect."""
+    """The response did not arrive before the deadline; a write may have taken effect."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 

@@ -84,7 +84,7 @@ class Handlers(grpc.GenericRpcHandler):
             else:
                 context.abort(
                     grpc.StatusCode.UNIMPLEMENTED,
-                    f"{method.name} was called, but nothing is scripted for it and there is no upstream",
+                    f"{method.name} was called, but the script has no step for it, and upstream is not set",
                 )
 
         # On the wire a single response is a stream of one message.

@@ -58,7 +58,7 @@ def running_server(settings: Mapping[str, str] | None = None) -> Iterator[Runnin
         settings: The server's settings as environment variables, such as {"STORE_MAX_BODY_BYTES": "100"}.
 
     Raises:
-        ServerNotInstalled: There is no store-service to run.
+        ServerNotInstalled: The command store-service is not installed.
         ServerFailed: It did not start, or did not end well.
     """
     if importlib.util.find_spec("store_service") is None:
@@ -105,7 +105,7 @@ def _process(folder: Path, settings: Mapping[str, str]) -> Iterator[subprocess.P
 
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which nobody's own settings reach the server, or their database the tests."""
+    """Returns the environment without settings of the service, so that tests never use another database."""
     ours = ("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK")
     return {name: value for name, value in environment.items() if not name.upper().startswith(ours)}
 
@@ -113,7 +113,7 @@ def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
 def _target(process: subprocess.Popen[str], folder: Path) -> str:
     """Waits for the line that says where it serves."""
     assert process.stdout is not None
-    # The line comes in one piece, or the output ends because the server did.
+    # The line arrives at once, or the output ends because the server has ended.
     is_ready, _, _ = select.select([process.stdout], [], [], _START_SECONDS)
     line = process.stdout.readline() if is_ready else ""
     if not line.startswith(_ANNOUNCEMENT):

@@ -116,7 +116,7 @@ class ScriptedServer:
             timeout: Seconds to wait.
 
         Raises:
-            TimeoutError: There were fewer calls.
+            TimeoutError: Fewer calls arrived.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.calls_of(method)) >= count, timeout):
@@ -203,7 +203,7 @@ class ScriptedServer:
         if not _method(method).server_streaming:
             raise ValueError(f"{method} answers with one message; use lose_answer or hang")
         if after and self._upstream_target is None:
-            raise ValueError("there is no upstream whose messages could be counted; give the messages")
+            raise ValueError("`after` counts messages of upstream, and upstream is not set; give messages")
         return _messages(method, messages)
 
     def _refuse_stream(self, method: str, instead: str) -> None:

@@ -20,7 +20,7 @@ _OPTIONS: Final = (
 
 
 def seconds_left(context: grpc.ServicerContext) -> float | None:
-    """How long the caller waits; None for a caller who set no deadline."""
+    """How long the caller waits; None for a caller without a deadline."""
     # Without a deadline gRPC counts to the end of its own time, some centuries away.
     left = context.time_remaining()
     return left if left is not None and left < _FOR_EVER_SECONDS else None
@@ -39,8 +39,8 @@ class Upstream:
     def forward(
         self, path: str, request: bytes, context: grpc.ServicerContext, limit: int | None = None
     ) -> Iterator[bytes]:
-        """Yields what upstream answers and ends the call as upstream does; `limit` ends it before."""
-        # An answer that is no stream is a stream of one message, as gRPC sends both.
+        """Yields the responses of upstream, at most `limit`, and ends the call as upstream does."""
+        # A unary response is read as a stream of one message, because gRPC sends both in the same way.
         yield from _handed_on(self._channel.unary_stream(path), request, context, limit)
 
     def forward_any(
@@ -50,7 +50,7 @@ class Upstream:
         yield from _handed_on(self._channel.stream_stream(path), requests, context, None)
 
     def carry_out(self, path: str, request: bytes, context: grpc.ServicerContext) -> None:
-        """Has upstream do a call, and forgets the answer, an error too."""
+        """Executes a call on upstream, and drops its response or error."""
         call = _begin(self._channel.unary_stream(path), request, context)
         with contextlib.suppress(grpc.RpcError):
             for _ in call:
