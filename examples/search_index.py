@@ -37,7 +37,7 @@ def stored_token(index: sqlite3.Connection) -> str | None:
 
 
 def start_again(index: sqlite3.Connection) -> None:
-    """Forgets everything: the service no longer has all changes since the token."""
+    """Deletes the index: the service no longer has all changes since the token."""
     with index:
         index.execute("DELETE FROM texts")
         index.execute("DELETE FROM documents")
@@ -45,7 +45,7 @@ def start_again(index: sqlite3.Connection) -> None:
 
 
 def apply(index: sqlite3.Connection, batch: ChangeBatch) -> None:
-    """Takes changes into the index, and the token behind them with it, in one transaction."""
+    """Stores changes in the index, and the token after them, in one transaction."""
     with index:
         for change in batch:
             key = (change.kind, change.id)
@@ -66,7 +66,7 @@ def apply(index: sqlite3.Connection, batch: ChangeBatch) -> None:
 
 def follow(server: str, path: str) -> None:
     """Keeps the index up to date until it is interrupted."""
-    # Nobody waits for the first answer but this program, which can wait for the server to start.
+    # Without a timeout, the program waits until the server starts.
     with closing(open_index(path)) as index, storeapi.connect(server, timeout=None) as client:
         while True:
             watch = client.changes.watch(resume_token=stored_token(index), start="initial_state")

@@ -28,7 +28,7 @@ from tests.support.timeouts import scaled_timeout
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Who sets this never sees what is left in a buffer at the end; most people do not set it.
+# Unbuffered output would hide data that a process leaves in a buffer at its end.
 os.environ.pop("PYTHONUNBUFFERED", None)
 
 processes.mark_session()

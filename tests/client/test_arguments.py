@@ -224,7 +224,7 @@ async def test_resource_exhausted_without_limit_is_not_retried(make_client):
             await make_client(server.target).posts.get_many([1, 2, 3])
 
 
-# What is wrong in a batch that is sent in pieces
+# Errors in a batch that is sent in several calls
 
 
 def invalid(field):

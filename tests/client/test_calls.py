@@ -1,4 +1,4 @@
-"""What each method sends, and what it makes of the reply."""
+"""What each method sends, and the result that it makes of the response."""
 
 import dataclasses
 import pickle

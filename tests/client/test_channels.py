@@ -14,7 +14,7 @@ REQUEST = posts_pb2.GetPostRequest(id=1)
 
 
 async def finished(call):
-    """The reply of a raw stub of either kind."""
+    """The response of a raw stub of either kind."""
     return await call if hasattr(call, "__await__") else call
 
 

@@ -278,7 +278,7 @@ async def schema_mismatch(it: Situation) -> None:
 
 
 async def asked_who_calls(it: Situation, **client: Any) -> None:
-    """What a server answers that knows one key, which may only read."""
+    """The response of a server with one API key, which has only the permission read."""
     file = Path(it.config.DATABASE_URL.removeprefix("sqlite:///")).with_name("keys")
     api_keys.append(file, name="reader", key=KEY, permissions=frozenset([Permission.READ]))
     config = it.config.model_copy(update={"api_keys_file": str(file), "DATABASE_URL": it.config.DATABASE_URL})

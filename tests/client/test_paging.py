@@ -12,7 +12,7 @@ KINDS = ["posts", "comments"]
 
 
 def page(kind, ids, next_page_token=""):
-    """A reply with a page of items that are nothing but their ids."""
+    """A response with a page of resources that have only ids."""
     if kind == "posts":
         items = [posts_pb2.Post(id=id) for id in ids]
         return posts_pb2.ListPostsResponse(posts=items, next_page_token=next_page_token)

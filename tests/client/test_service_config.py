@@ -86,7 +86,7 @@ async def test_calls_wait_for_the_server_until_their_deadline_and_watch_forever(
         del part["retryPolicy"]
     options = [("grpc.service_config", json.dumps(config))]
     with closing(socket.socket()) as bound:
-        # Bound and not listening: nobody else can take the port, and connections are refused.
+        # The socket is bound and does not listen: the port is reserved, and connections are refused.
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         async with grpc.aio.insecure_channel(address, options=options) as channel:

@@ -191,7 +191,7 @@ def test_repr_shows_the_target_without_secrets():
         assert repr(storeapi.StoreClient(channel=channel)) == "StoreClient(channel=...)"
 
 
-# Who
+# Credentials
 
 
 @pytest.mark.parametrize("by", ["argument", "environment"])
@@ -323,7 +323,7 @@ def tls_server(
     )
     server = grpc.server(futures.ThreadPoolExecutor(4))
     posts_pb2_grpc.add_PostServiceServicer_to_server(Answers(), server)
-    # Of localhost's two numbers one might get a port that somebody else has at the other.
+    # The port could be free on one address of localhost and in use on the other.
     number = "127.0.0.1" if host == "localhost" else host
     port = server.add_secure_port(f"{number}:0", credentials)
     server.start()

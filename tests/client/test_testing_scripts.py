@@ -166,7 +166,7 @@ def test_class_is_refused_as_an_error(scripted):
         scripted.fail("GetPost", storeapi.PostNotFound)
 
 
-# Answers
+# Responses
 
 
 def test_client_values_are_responses(scripted, posts, comments):
@@ -232,7 +232,7 @@ def test_messages_are_responses(scripted, posts):
 
 
 def test_each_call_gets_one_response_and_a_watch_gets_all(scripted, posts, changes):
-    """Several answers are several calls; for a stream they are one call."""
+    """Several responses are for several calls; for a stream they are for one call."""
     scripted.answer("GetPost", POST, storeapi.Post(id=5, body="c"))
     scripted.answer("Watch", batch("t1"), batch("t2"))
 

@@ -250,7 +250,7 @@ def test_upstream_stream_falls_silent(between):
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-# Lost answers
+# Lost responses
 
 
 def test_response_is_lost_after_upstream(between):

@@ -42,7 +42,7 @@ UNTYPED_INPUT = {
 """Where values come from that have no type until they were looked at."""
 
 GENERATED = ("storeapi.v1.posts_pb2_grpc.", "storeapi.v1.comments_pb2_grpc.", "storeapi.v1.changes_pb2_grpc.")
-"""Where the context that a server is handed has no types inside; nobody who uses the client meets it."""
+"""Where the context that a server is handed has no types inside; callers of the client do not use it."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def test_client_passes_pyright(pyright: Check) -> None:
 
 def _is_excused(finding: Finding) -> bool:
     place = finding.path.relative_to(PACKAGE).parts[0]
-    # Stubs are asked about where they are imported; the generated code behind them is not ours.
+    # Stubs are asked about where they are imported; the generated code is not checked.
     is_untyped_input = finding.rule.startswith("reportUnknown") and place in UNTYPED_INPUT
     return place == "v1" or is_untyped_input
 

@@ -36,7 +36,7 @@ async def client(make_client, scripted):
         ({"start": "earliest"}, {"earliest": True}),
         ({"start": "initial_state"}, {"initial_state": True}),
         ({"resume_token": "t1"}, {"resume_token": "t1"}),
-        # Whoever has no token yet begins where he says.
+        # A watch without a token begins at `start`.
         ({"resume_token": None, "start": "earliest"}, {"earliest": True}),
         ({"resume_token": "", "start": "earliest"}, {"earliest": True}),
         ({"resume_token": "t1", "start": "earliest"}, {"resume_token": "t1"}),

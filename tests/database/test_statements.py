@@ -399,7 +399,7 @@ def test_json_is_compact() -> None:
 
 
 def test_missing_parameter_is_an_error() -> None:
-    """It is a bug, and must not become NULL."""
+    """A missing parameter must not become NULL."""
     statement = Statement(select(parameter("one", Integer), parameter("two", Integer)))
 
     assert run(statement, two=2, one=1) == [(1, 2)]

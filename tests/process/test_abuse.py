@@ -36,9 +36,9 @@ REFUSED_WITHIN_SECONDS = 0.05
 HEALTHY_WITHIN_SECONDS = 0.1
 FLAT_BYTES = 32 * 1024 * 1024
 
-CROWD = 400
-CROWD_BYTES = 300 * 1024 * 1024
-"""How much memory may grow by while a crowd asks for large answers: a tenth of what its answers take."""
+CALLS = 400
+CALLS_BYTES = 300 * 1024 * 1024
+"""Maximum growth of memory during the calls: a tenth of the size of their responses."""
 
 ALONE = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
 
@@ -131,18 +131,18 @@ async def test_overloaded_server_refuses_quickly_and_stays_healthy(server: Serve
 async def get_the_same(channel: grpc.aio.Channel, ids: Sequence[int]) -> list[Any]:
     """Gets of all posts, over and over."""
     request = posts_pb2.BatchGetPostsRequest(ids=ids)
-    return [Stubs(channel).posts.BatchGetPosts(request) for _ in range(CROWD)]
+    return [Stubs(channel).posts.BatchGetPosts(request) for _ in range(CALLS)]
 
 
 async def list_the_same(channel: grpc.aio.Channel, _: Sequence[int]) -> list[Any]:
     """A list's first page, over and over."""
     request = posts_pb2.ListPostsRequest(page_size=1000)
-    return [Stubs(channel).posts.ListPosts(request) for _ in range(CROWD)]
+    return [Stubs(channel).posts.ListPosts(request) for _ in range(CALLS)]
 
 
 async def list_others(channel: grpc.aio.Channel, _: Sequence[int]) -> list[Any]:
     """Pages of as many sizes, which end before they pass 3 MiB."""
-    requests = [posts_pb2.ListPostsRequest(page_size=100 + n) for n in range(CROWD)]
+    requests = [posts_pb2.ListPostsRequest(page_size=100 + n) for n in range(CALLS)]
     return [Stubs(channel).posts.ListPosts(request) for request in requests]
 
 
@@ -150,7 +150,7 @@ async def repeat_a_delete(channel: grpc.aio.Channel, ids: Sequence[int]) -> list
     """A request that was done before, over and over; one post stays."""
     request = posts_pb2.BatchDeletePostsRequest(ids=ids[1:], request_id=str(uuid.uuid4()))
     await Stubs(channel).posts.BatchDeletePosts(request)
-    return [Stubs(channel).posts.BatchDeletePosts(request) for _ in range(CROWD)]
+    return [Stubs(channel).posts.BatchDeletePosts(request) for _ in range(CALLS)]
 
 
 @pytest.mark.parametrize("ask", [get_the_same, list_the_same, list_others, repeat_a_delete])
@@ -173,7 +173,7 @@ async def test_many_small_requests_for_large_responses_do_not_exhaust_memory(
     assert set(reasons) <= {"", "OVERLOADED"}
     assert reasons[""]
     assert after.body
-    assert grown < CROWD_BYTES
+    assert grown < CALLS_BYTES
 
 
 async def reason_of(call: Awaitable[Any]) -> str:

@@ -44,7 +44,7 @@ METHODS += [
 ]
 
 OPEN = "grpc.health.v1.Health"
-"""What asks nobody who they are."""
+"""The service that needs no authentication."""
 
 RIGHTS = {
     "reader": frozenset([Permission.READ]),
@@ -66,7 +66,7 @@ WORDS = [
     *("\0", "\x1b[2J", "\U0010ffff", "' OR 1=1; --"),
     *("storeapi.v1.PostService", "018f6b5e-6a1c-7c3e-9d2b-3f4a5b6c7d8e"),
 ]
-"""Texts that mean something to somebody."""
+"""Texts that have a meaning for some parser."""
 
 NEEDED = {"id", "ids", "post_id", "post_ids", "post", "comment", "requests", "body", "name", "names"}
 """Fields without which hardly a request is honoured."""
@@ -240,7 +240,7 @@ async def test_responses_disclose_no_internals(server: ServerProcess, credential
             group.create_task(call_on(channel))
     assert await asyncio.to_thread(server.stop) == 0
 
-    # It has been everywhere: each method looked at what somebody asked, and sent somebody away.
+    # Every method has accepted a request and refused a request.
     for name, method in METHODS:
         path = f"/{name}/{method.name}"
         codes = {code for at, is_known, code in seen if (at, is_known) == (path, True)}

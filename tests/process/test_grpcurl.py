@@ -471,7 +471,7 @@ def test_watch_limit_is_readable(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server whose table of comments is damaged, and whose table of posts has a bug."""
+    """A server whose table of comments is damaged, and whose table of posts causes an unhandled exception."""
     folder = tmp_path_factory.mktemp("broken")
     path = folder / "store.db"
     schema.upgrade(f"sqlite:///{path}")

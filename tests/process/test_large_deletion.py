@@ -130,7 +130,7 @@ async def test_writes_succeed_while_a_large_post_is_deleted(
         ended = time.perf_counter()
         writing.cancel()
 
-    print(  # noqa: T201  # for who reads the output of `make torture`
+    print(  # noqa: T201  # for the output of `make torture`
         f"{COMMENTS:,} comments on {'SQLite' if is_sqlite(database_url) else 'PostgreSQL'}:"
         f" DeletePost {answered - began:.3f} s, all removed after {ended - began:.1f} s,"
         f" longest of {len(waits):,} other writes {max(waits):.3f} s"

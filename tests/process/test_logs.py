@@ -254,15 +254,15 @@ async def test_unhandled_exception_is_logged_with_its_traceback_and_without_bodi
     log = server_process.stderr()
     for error in errors:
         assert (error.code, error.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-        assert log.count(error.trailing["x-call-id"]) == 2, "one line of the bug and one of the call"
+        assert log.count(error.trailing["x-call-id"]) == 2, "one line of the exception and one of the call"
     assert "IntegrityError" in log
     assert "broken" in log
     assert "store_service/service/resources.py" in log
     assert SECRET not in log
     if log_format == "json":
-        bugs = [line for line in log_lines(server_process) if line["event"] == "unhandled exception"]
-        assert [line["level"] for line in bugs] == ["error"] * 6
-        assert {line["call_id"] for line in bugs} == {error.trailing["x-call-id"] for error in errors}
+        exceptions = [line for line in log_lines(server_process) if line["event"] == "unhandled exception"]
+        assert [line["level"] for line in exceptions] == ["error"] * 6
+        assert {line["call_id"] for line in exceptions} == {error.trailing["x-call-id"] for error in errors}
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -352,7 +352,7 @@ def _all_of(terminal: int) -> str:
     return b"".join(parts).decode()
 
 
-# Whoever reads it
+# The reader of the log
 
 
 @dataclass

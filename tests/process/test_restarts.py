@@ -31,9 +31,9 @@ RESTARTS = 50 if IS_LONG_RUN else 2
 """How often the server is restarted."""
 
 CALLERS = 12
-ANSWERS_BETWEEN = 15
-"""So many calls of each caller are answered between two restarts, at least: gRPC makes the pauses between its
-tries to connect longer and longer until one succeeds, so who is restarted all the time is not found again."""
+RESPONSES_BETWEEN = 15
+"""Minimum number of responses to each caller between two restarts. gRPC lengthens its pauses between attempts
+to connect until one succeeds, so it would not find a server that restarts all the time."""
 
 _OPTIONS = [
     ("grpc.service_config", (files("storeapi") / "service_config.json").read_text()),
@@ -76,7 +76,7 @@ class Load:
 
     async def goes_on(self) -> None:
         """Waits until every caller has more responses, or a call has failed."""
-        wanted = {number: self.answers[number] + ANSWERS_BETWEEN for number in range(CALLERS)}
+        wanted = {number: self.answers[number] + RESPONSES_BETWEEN for number in range(CALLERS)}
         await eventually(lambda: bool(self.failures) or all(self.answers[it] >= wanted[it] for it in wanted))
 
 

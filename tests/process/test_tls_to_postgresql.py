@@ -43,7 +43,7 @@ ACCESS = b"""
 hostssl all certain  127.0.0.1/32 cert
 hostssl all postgres 127.0.0.1/32 trust
 """
-"""Nobody comes in without TLS, and one role only with a client certificate of its name."""
+"""Connections need TLS, and those of one role a client certificate with its name."""
 
 
 @dataclass(frozen=True)

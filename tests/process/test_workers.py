@@ -204,7 +204,7 @@ async def test_worker_that_hangs_at_its_start_is_killed(
         try:
             (old,) = servers_since(before)
             with monkeypatch.context() as patch:
-                # Nobody is so quick.
+                # No worker starts within this time.
                 patch.setattr(supervising, "START_SECONDS", 0.01)
                 with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 s"):
                     await worker.replace(config)

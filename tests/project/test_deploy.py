@@ -114,7 +114,7 @@ def test_settings_are_valid_and_listen_publicly(
     """The service starts with them and is reachable."""
     monkeypatch.chdir(tmp_path)
     if name == "Dockerfile":
-        # Whoever runs the image says whether it is secured or need not be.
+        # The operator of the image decides how connections are secured.
         with pytest.raises(BadSetting, match="STORE_TLS_CERT"):
             loaded(name, monkeypatch)
         monkeypatch.setenv("STORE_ALLOW_INSECURE", "true")

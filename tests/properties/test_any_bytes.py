@@ -159,7 +159,7 @@ def send(live: LiveServer, path: str, data: bytes) -> bytes | ReceivedError:
 
 
 def begin(live: LiveServer, path: str, data: bytes) -> bytes | ReceivedError:
-    """Calls a method that answers with a stream, and breaks it off after the first answer."""
+    """Calls a method that returns a stream, and cancels it after the first response."""
     method: Any = live.channel.unary_stream(path)
     stream = method(data, timeout=scaled_timeout())
     try:

@@ -1,4 +1,4 @@
-"""Whatever is called in whatever order, the server answers what two dictionaries would."""
+"""For any calls in any order, the server responds as two dictionaries would."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -86,7 +86,7 @@ async def test_comments_of_a_missing_post_are_not_found(comments: ResourceApi) -
 
 
 async def test_update_of_comment_changes_body_update_time_and_etag(comments: ResourceApi) -> None:
-    """An update answers the whole comment as it is from now on; the rest stays."""
+    """An update returns the whole comment with the new values; other fields stay."""
     comment = await comments.create_one("before")
 
     updated = await comments.update(comments.resource(id=comment.id, body="after"))

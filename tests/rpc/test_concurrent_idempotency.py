@@ -1,4 +1,4 @@
-"""request_id among many: callers at once, batches of the writer, two servers, and for how long it is kept."""
+"""request_id with concurrent callers, batches of the writer and two servers, and its retention."""
 
 import asyncio
 import random
@@ -44,7 +44,7 @@ MINUTE = 60_000_000
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    """Settings of a server that by itself forgets nothing that a test makes a little older."""
+    """Settings of a server that does not delete idempotency keys that a test makes a little older."""
     return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", request_id_retention_hours=8760)
 
 
@@ -304,8 +304,8 @@ async def test_two_servers_do_many_requests_once(
     for _ in range(5):
         ids = [new_request_id() for _ in range(40)]
         told |= {id: [] for id in ids}
-        crowd = [(api, id) for api in apis for id in chance.sample(ids, len(ids))]
-        await asyncio.gather(*(send_to(api, id) for api, id in crowd))
+        calls = [(api, id) for api in apis for id in chance.sample(ids, len(ids))]
+        await asyncio.gather(*(send_to(api, id) for api, id in calls))
 
     assert all(one == two for one, two in told.values())
     made = {request_id: id for id, request_id in changes_by_request(database_url)}

@@ -322,7 +322,7 @@ async def tried_again(call: Callable[[], Any]) -> Any:
 async def create_together(
     api: ResourceApi, write_queue: WriteQueue, file: Path, drafts: list[Any]
 ) -> list[Any]:
-    """Creates that ride in one batch; their answers and errors."""
+    """Returns the responses and errors of creates that share one batch."""
     return await run_in_one_batch(
         write_queue, api, f"sqlite:///{file}", [partial(api.create, draft) for draft in drafts]
     )

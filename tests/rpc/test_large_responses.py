@@ -306,7 +306,7 @@ async def test_slow_reader_is_not_closed(config: Config, monkeypatch: pytest.Mon
             while not cut:
                 # Nothing comes when it is closed.
                 assert await slow.reader.read(65_536)
-                # Whoever comes now needs room, so those that do not read are looked for.
+                # A new call needs room, so the server searches for connections that do not read.
                 pending_now.has_room("ipv4:192.0.2.1:1", limit)
                 await asyncio.sleep(0.05)
 

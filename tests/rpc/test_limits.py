@@ -473,13 +473,13 @@ async def test_caller_that_does_not_read_is_refused_and_closed(
         async with raw_client(server.address, greeting=greeting) as stuck:
             for _ in range(20):
                 stuck.call(f"/storeapi.v1.PostService/{method}", request_sent.SerializeToString())
-            unsent = server.pipeline._pending
+            pending_responses = server.pipeline._pending
             seen: list[int] = []
-            await eventually(lambda: noted(seen, unsent) > 6_000_000)
-            # Everybody else has what they want meanwhile.
+            await eventually(lambda: noted(seen, pending_responses) > 6_000_000)
+            # Other callers get their responses in the meantime.
             assert len((await others(request_sent)).posts) == 60
             # Sooner than gRPC finds out that it does not answer.
-            await eventually(lambda: not noted(seen, unsent))
+            await eventually(lambda: not noted(seen, pending_responses))
             assert max(seen) <= 7_000_000
             await asyncio.wait_for(stuck.closed(), scaled_timeout())
 
@@ -501,21 +501,21 @@ async def test_unread_connections_are_closed_together(
     greeting = PREFACE + frame(SETTINGS, 0, 0)
     async with server_with(config, max_call_seconds=1.5) as (server, stubs), AsyncExitStack() as stack:
         await stubs.create_post("x" * 65_536)
-        unsent = server.pipeline._pending.connections
+        pending_responses = server.pipeline._pending.connections
         clients = [
             await stack.enter_async_context(raw_client(server.address, greeting=greeting)) for _ in range(8)
         ]
         for stuck in clients:
             for _ in range(20):
                 stuck.call("/storeapi.v1.PostService/GetPost", request)
-        await eventually(lambda: len(unsent) == len(clients))
+        await eventually(lambda: len(pending_responses) == len(clients))
         # Sooner than gRPC finds out that they do not answer.
-        await eventually(lambda: not unsent)
+        await eventually(lambda: not pending_responses)
         count = len(looks)
         for stuck in clients:
             await asyncio.wait_for(stuck.closed(), scaled_timeout())
 
-    # The first who are due, and everybody else.
+    # One search for the first due connections, and one for all others.
     assert 1 <= count <= 2
 
 
@@ -532,17 +532,17 @@ async def test_caller_that_does_not_read_small_responses_is_closed(config: Confi
             closing = asyncio.ensure_future(stuck.closed())
             for _ in range(1000):
                 stuck.call("/storeapi.v1.PostService/GetPost", request)
-            unsent = server.pipeline._pending
+            pending_responses = server.pipeline._pending
             seen: list[int] = []
 
             def is_closed() -> bool:
-                noted(seen, unsent)
+                noted(seen, pending_responses)
                 return closing.done()
 
             await eventually(is_closed)
             # Everybody else has what they want.
             await stubs.posts.GetPost(pb.GetPostRequest(id=1))
-            await eventually(lambda: not unsent.size)
+            await eventually(lambda: not pending_responses.size)
 
     assert max(seen) <= 5_000_000
     assert (max(seen) > 4_000_000) == (size > 1)

@@ -383,7 +383,7 @@ async def test_wal_size_metric_is_the_file_size(
 async def test_watches_and_feed_lag_are_counted(
     server: RunningServer, stubs: Stubs, channel: grpc.aio.Channel
 ) -> None:
-    """A watch is in flight as long as it is open, and every piece that it is sent has an age."""
+    """A watch is in flight as long as it is open, and every change batch that it is sent has an age."""
     assert scrape_metrics(server).total("store_watches") == 0
     assert scrape_metrics(server).total("store_watches_limit") == 100
     async with watch_from_now(channel) as watch:
@@ -401,7 +401,7 @@ async def test_watches_and_feed_lag_are_counted(
     await eventually(
         lambda: scrape_metrics(server).total("grpc_server_handled_total", **WATCH, grpc_code="CANCELLED") == 1
     )
-    # How long a watch lasts is up to who watches.
+    # The caller decides how long a watch lasts.
     assert not list(scrape_metrics(server).values("grpc_server_handling_seconds_count", **WATCH))
 
 

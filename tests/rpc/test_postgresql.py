@@ -166,7 +166,7 @@ class TestRestart:
         return await expect_error(stubs.create_post("lost"))
 
     async def answer_at_last(self, stubs: Stubs, id: int) -> posts_pb2.Post:
-        """The first answer of both lanes, which reconnect by themselves, to a caller that tries again."""
+        """Returns the first response after both batch queues have reconnected by themselves."""
         async with asyncio.timeout(scaled_timeout()):
             while True:
                 for call in (

@@ -56,7 +56,7 @@ async def test_posts_are_listed_oldest_first(posts: ResourceApi) -> None:
 
 
 async def test_update_of_post_changes_body_update_time_and_etag(posts: ResourceApi) -> None:
-    """An update answers the whole post as it is from now on; id and create_time stay."""
+    """An update returns the whole post with the new values; id and create_time stay."""
     post = await posts.create_one("before")
 
     updated = await posts.update(posts.resource(id=post.id, body="after"))

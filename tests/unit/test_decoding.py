@@ -21,7 +21,7 @@ decode = decoder(pb.CreatePostRequest)
 
 
 async def read(data: bytes, *, max_bytes: int = 1000) -> Message:
-    """What the guard makes of the bytes of a request."""
+    """Decodes the bytes of a request as the RPC pipeline does."""
     return await Decompressor(max_bytes, Turns()).decoded(data, decode)
 
 

@@ -16,7 +16,7 @@ function storeWith(routes: (router: ConnectRouter) => void): Store {
   return storeOn(createRouterTransport(routes, { transport: { interceptors: [retry] } }));
 }
 
-/** Posts that fail so often before they answer; and how often they were asked. */
+/** A service that fails `times` calls before it responds, and the request ids that it has received. */
 function failing(times: number, error: ConnectError): { store: Store; asked: string[] } {
   const asked: string[] = [];
   const answer = (requestId: string) => {
@@ -35,7 +35,7 @@ function failing(times: number, error: ConnectError): { store: Store; asked: str
   return { store, asked };
 }
 
-test("a read is made again until it is answered", async () => {
+test("a read is made again until it gets a response", async () => {
   const { store, asked } = failing(2, LOST);
 
   const post = await store.posts.getPost({ id: 1n });
@@ -71,7 +71,7 @@ test("what has no reason of the service is a broken connection", async () => {
   assert.equal(asked.length, 2);
 });
 
-test("an answer that cannot be decoded is not asked for again", async () => {
+test("a call is not repeated if its response cannot be decoded", async () => {
   const { store, asked } = failing(1, new ConnectError("parse binary: premature EOF", Code.Internal));
 
   await assert.rejects(store.posts.getPost({ id: 7n }), { code: Code.Internal });
@@ -87,7 +87,7 @@ test("what is refused is not made again", async () => {
   assert.equal(asked.length, 1);
 });
 
-test("a watch goes on behind the last response", async () => {
+test("a watch continues after the last response", async () => {
   const asked: WatchRequest["start"][] = [];
   const store = storeWith((router) => {
     router.service(ChangeService, {

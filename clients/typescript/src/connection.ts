@@ -83,9 +83,9 @@ export const retry: Interceptor = (next) => async (request) => {
 };
 
 /**
- * Follows changes for ever: each response, and after a lost connection those behind the last one.
+ * Follows changes without end. After a lost connection it continues after the last response.
  *
- * A caller that keeps the `resumeToken` of what it has dealt with can start from it another time.
+ * A caller that stores the `resumeToken` of the last processed response can start from it later.
  * Leaving the loop ends the watch.
  */
 export async function* watch(
@@ -122,14 +122,14 @@ export function errorInfo(error: unknown): ErrorInfo | undefined {
   return infos.find((info) => info.domain === "storeapi");
 }
 
-/** Whether a call may be made again because it did not arrive, or its answer did not. */
+/** Whether a call may be made again because the request or its response was lost. */
 function isLost(error: unknown): boolean {
   const { code, rawMessage } = ConnectError.from(error);
   if (code === Code.Unavailable) {
     return true;
   }
   // The service gives each of its errors a reason. Without one it is a broken connection, unless Connect could not
-  // decode the answer: the next one would be the same.
+  // decode the response: the next one would be the same.
   return BROKEN.has(code) && errorInfo(error) === undefined && !LASTING.test(rawMessage);
 }
 

@@ -34,7 +34,7 @@ async function main(address: string): Promise<void> {
   console.log(`watched post ${changed.id} become ${JSON.stringify(changed.body)}`);
 }
 
-/** Creates a post as somebody does who does not know whether the first call arrived. */
+/** Creates a post twice with one request id, as a caller does that got no response to the first call. */
 async function createOnce(store: Store, body: string): Promise<Post> {
   const request = { post: { body }, requestId: randomUUID() };
   const first = await store.posts.createPost(request);

@@ -198,7 +198,7 @@ def test_repeated_import_after_interruption_creates_no_duplicates(
     storeapi("export", str(file))
     empty(empty_store)
 
-    # It has more to say than a pipe holds, so it cannot end before somebody reads on.
+    # The output is larger than the buffer of a pipe, so the process cannot end before the test reads it.
     process = started(storeapi.start("--json", "import", str(file), "--import-id", f"by {number}"))
     assert process.stdout is not None
     process.stdout.readline()
