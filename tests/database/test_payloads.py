@@ -49,17 +49,17 @@ async def test_change_feed_tells_what_was_stored(database_url: str) -> None:
             Update(id=created[1].id, values={"body": BODIES[3]}, etag="", request_field="post")
         )
         await posts.delete(Deletion(ids=(created[0].id,), force=True), key=REQUEST)
-        piece = await Changes(store).read_after(Position(xid=0, seq=0))
+        batch = await Changes(store).read_after(Position(xid=0, seq=0))
 
-    assert piece is not None
-    assert [(it.action, it.resource) for it in piece.changes] == [
+    assert batch is not None
+    assert [(it.action, it.resource) for it in batch.changes] == [
         *((Action.CREATE, post) for post in created),
         (Action.CREATE, comment),
         (Action.UPDATE, updated),
         (Action.DELETE, comment),
         (Action.DELETE, created[0]),
     ]
-    assert [it.request_id for it in piece.changes[-2:]] == [REQUEST.id] * 2
+    assert [it.request_id for it in batch.changes[-2:]] == [REQUEST.id] * 2
 
 
 async def test_changes_from_before_the_upgrade_are_told(
@@ -83,7 +83,7 @@ async def test_changes_from_before_the_upgrade_are_told(
 
     assert schema.upgrade(bare_url) == "0006"
     async with connect.open_database(bare_url, readers=1) as store:
-        piece = await Changes(store).read_after(Position(xid=0, seq=0))
+        batch = await Changes(store).read_after(Position(xid=0, seq=0))
         await Posts(store).create([PostDraft(body="new")])
 
     posts = [
@@ -104,9 +104,9 @@ async def test_changes_from_before_the_upgrade_are_told(
         commit_time=9,
         request_id="some request",
     )
-    assert piece is not None
-    assert list(piece.changes) == [*posts, comment]
-    places = [(it.xid, it.seq, it.time) for it in piece.positions]
+    assert batch is not None
+    assert list(batch.changes) == [*posts, comment]
+    places = [(it.xid, it.seq, it.time) for it in batch.positions]
     assert places == [(1, 1, 1), (1, 2, 2), (1, 3, 3), (1, 4, 4), (2, 5, 9)]
     assert query(bare_url, "SELECT max(seq) FROM changes") == [(7,)]
 

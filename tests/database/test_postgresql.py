@@ -313,10 +313,10 @@ async def test_end_of_the_feed_is_the_position_of_its_last_change(store: Databas
     assert (await Changes(store).state()).end == start
 
     await posts.create([PostDraft(body="kept")])
-    piece = await Changes(store).read_after(start)
-    assert piece is not None
-    assert (await Changes(store).state()).end == piece.end
-    assert piece.end.time > 0
+    batch = await Changes(store).read_after(start)
+    assert batch is not None
+    assert (await Changes(store).state()).end == batch.end
+    assert batch.end.time > 0
 
 
 async def test_unresponsive_server_is_abandoned(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,9 +380,9 @@ async def test_changes_from_another_server_are_trimmed(store: Database, database
     with pytest.raises(ResumeTokenForeign):
         resume_tokens.read(before.resume_token(before.end), after.store_id)
     await Posts(store).create([PostDraft(body="b")])
-    piece = await changes.read_after(after.trimmed)
-    assert piece is not None
-    assert [change.resource.body for change in piece.changes] == ["b"]
+    batch = await changes.read_after(after.trimmed)
+    assert batch is not None
+    assert [change.resource.body for change in batch.changes] == ["b"]
 
 
 async def test_changes_written_after_a_restore_are_kept(
@@ -416,9 +416,9 @@ async def test_changes_written_after_a_restore_are_kept(
 
     assert [len(logged_at_once), len(logged_late)] == [1, 0]
     assert (await changes.state()).store_id == began.store_id
-    piece = await changes.read_after(began.end)
-    assert piece is not None
-    assert [change.resource.body for change in piece.changes] == ["since"]
+    batch = await changes.read_after(began.end)
+    assert batch is not None
+    assert [change.resource.body for change in batch.changes] == ["since"]
 
 
 async def test_listening_ends_when_the_writer_moved_first(

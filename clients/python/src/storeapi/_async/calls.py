@@ -23,7 +23,7 @@ from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
-Reply = TypeVar("Reply")
+Response = TypeVar("Response")
 
 
 class AsyncCalls:
@@ -59,14 +59,14 @@ class AsyncCalls:
         return Attempts(seconds(timeout, self._timeout))
 
     async def unary(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Reply], request: Request, timeout: Timeout
-    ) -> Reply:
+        self, method: grpc.aio.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: Timeout
+    ) -> Response:
         """The response to a request, which is repeated while that can help; an error is a StoreError."""
         self.check_open()
         attempts = self.attempts(timeout)
         while True:
             try:
-                reply = await method(request, timeout=attempts.remaining())
+                response = await method(request, timeout=attempts.remaining())
             except asyncio.CancelledError:
                 # gRPC cancels waiting tasks when the client is closed.
                 if not self.is_closed or is_cancelled():
@@ -86,10 +86,10 @@ class AsyncCalls:
                     raise
                 raise Cancelled("the client was closed") from failure
             else:
-                if reply is None:
+                if response is None:
                     raise undecodable()
                 self.has_answered = True
-                return reply
+                return response
             await self.wait(pause, error)
 
     async def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:

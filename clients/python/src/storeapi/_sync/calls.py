@@ -20,7 +20,7 @@ from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
 Item = TypeVar("Item")
 Request = TypeVar("Request")
-Reply = TypeVar("Reply")
+Response = TypeVar("Response")
 
 
 class Calls:
@@ -56,14 +56,14 @@ class Calls:
         return Attempts(seconds(timeout, self._timeout))
 
     def unary(
-        self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request, timeout: Timeout
-    ) -> Reply:
+        self, method: grpc.UnaryUnaryMultiCallable[Request, Response], request: Request, timeout: Timeout
+    ) -> Response:
         """The response to a request, which is repeated while that can help; an error is a StoreError."""
         self.check_open()
         attempts = self.attempts(timeout)
         while True:
             try:
-                reply = method(request, timeout=attempts.remaining())
+                response = method(request, timeout=attempts.remaining())
             except grpc.RpcError as failure:
                 error = self.error(failure, attempts)
                 error.request_id = getattr(request, "request_id", "")
@@ -78,10 +78,10 @@ class Calls:
                     raise
                 raise Cancelled("the client was closed") from failure
             else:
-                if reply is None:
+                if response is None:
                     raise undecodable()
                 self.has_answered = True
-                return reply
+                return response
             self.wait(pause, error)
 
     def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:

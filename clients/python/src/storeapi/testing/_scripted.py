@@ -15,7 +15,7 @@ from storeapi.errors import StoreError
 from storeapi.testing import _script
 from storeapi.testing._calls import METHODS, Call, Handlers
 from storeapi.testing._failures import failure
-from storeapi.testing._replies import reply_message
+from storeapi.testing._responses import response_message
 from storeapi.testing._script import Step
 from storeapi.testing._upstream import Upstream
 
@@ -134,18 +134,18 @@ class ScriptedServer:
 
     # The script
 
-    def answer(self, method: str, *replies: object) -> None:
-        """Answers each call with the next reply; a Watch with a stream of all replies, which then ends.
+    def answer(self, method: str, *responses: object) -> None:
+        """Gives each call the next response; a Watch gets a stream of all responses, which then ends.
 
         Args:
             method: The name of the RPC.
-            replies: Results of the client (`Post`, a `Page`, a list of posts, a dict of counts), or messages
-                of `storeapi.v1`.
+            responses: Results of the client (`Post`, a `Page`, a list of posts, a dict of counts), or
+                messages of `storeapi.v1`.
 
         Raises:
             TypeError: The method has another result.
         """
-        messages = _messages(method, replies)
+        messages = _messages(method, responses)
         streams = [messages] if _method(method).server_streaming else [(message,) for message in messages]
         self._add(method, *(_script.answer(stream) for stream in streams))
 
@@ -233,5 +233,5 @@ def _positive(times: int) -> int:
     return times
 
 
-def _messages(method: str, replies: tuple[object, ...]) -> tuple[Message, ...]:
-    return tuple(reply_message(_method(method), reply) for reply in replies)
+def _messages(method: str, responses: tuple[object, ...]) -> tuple[Message, ...]:
+    return tuple(response_message(_method(method), response) for response in responses)

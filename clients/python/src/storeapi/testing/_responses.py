@@ -12,54 +12,54 @@ from storeapi.model import Change, ChangeBatch, Page
 from storeapi.v1 import changes_pb2
 
 
-def reply_message(method: MethodDescriptor, reply: object) -> Message:
+def response_message(method: MethodDescriptor, response: object) -> Message:
     """The response message of a method.
 
     Args:
         method: The method.
-        reply: The message itself, or the result of the method of the client.
+        response: The message itself, or the result of the method of the client.
 
     Raises:
         TypeError: The method has another result.
     """
     kind = GetMessageClass(method.output_type)
-    if isinstance(reply, kind):
-        return reply
+    if isinstance(response, kind):
+        return response
     make = _MAKERS.get(method.output_type.name)
-    message = None if make is None else make(kind, reply)
+    message = None if make is None else make(kind, response)
     if message is None and make is _page:
         raise TypeError(
             f'{method.name} answers with a storeapi.Page, such as Page(items=(...,), next_page_token=""), '
-            f"not with {reply!r}"
+            f"not with {response!r}"
         )
     if message is None:
         raise TypeError(
             f"{method.name} answers with a {method.output_type.name} or what the client makes of it, "
-            f"not with {reply!r}"
+            f"not with {response!r}"
         )
     return message
 
 
-def _one(kind: type[Any], reply: object) -> Message | None:
+def _one(kind: type[Any], response: object) -> Message | None:
     """A post or a comment."""
     resource_type = RESOURCE_TYPES[kind.DESCRIPTOR.name.lower()]
-    is_one = isinstance(reply, resource_type.model)
-    return resource_type.to_message(reply) if is_one else None
+    is_one = isinstance(response, resource_type.model)
+    return resource_type.to_message(response) if is_one else None
 
 
-def _many(kind: type[Any], reply: object) -> Message | None:
+def _many(kind: type[Any], response: object) -> Message | None:
     """The response to a batch."""
-    return _filled(kind, reply) if isinstance(reply, Sequence) else None
+    return _filled(kind, response) if isinstance(response, Sequence) else None
 
 
-def _page(kind: type[Any], reply: object) -> Message | None:
+def _page(kind: type[Any], response: object) -> Message | None:
     """The response to a list."""
-    if not isinstance(reply, Page):
+    if not isinstance(response, Page):
         return None
-    message: Any = _filled(kind, reply.items)
+    message: Any = _filled(kind, response.items)
     if message is not None:
-        message.next_page_token = reply.next_page_token
-        message.resume_token = reply.resume_token
+        message.next_page_token = response.next_page_token
+        message.resume_token = response.resume_token
     return message  # type: ignore[no-any-return]  # no common type
 
 
@@ -73,21 +73,21 @@ def _filled(kind: type[Any], items: Sequence[object]) -> Message | None:
     return kind(**{f"{resource_type.name}s": messages})  # type: ignore[no-any-return]  # no common type
 
 
-def _counts(kind: type[Any], reply: object) -> Message | None:
+def _counts(kind: type[Any], response: object) -> Message | None:
     """The response to a count."""
-    return kind(counts=reply) if isinstance(reply, Mapping) else None
+    return kind(counts=response) if isinstance(response, Mapping) else None
 
 
-def _batch(kind: type[Any], reply: object) -> Message | None:
+def _batch(kind: type[Any], response: object) -> Message | None:
     """One response of a watch."""
-    if not isinstance(reply, ChangeBatch):
+    if not isinstance(response, ChangeBatch):
         return None
     return kind(  # type: ignore[no-any-return]  # no common type
-        changes=[_change(change) for change in reply.changes],
-        resume_token=reply.resume_token,
-        initial_state_complete=reply.initial_state_complete,
-        heartbeat=reply.heartbeat,
-        partial=reply.partial,
+        changes=[_change(change) for change in response.changes],
+        resume_token=response.resume_token,
+        initial_state_complete=response.initial_state_complete,
+        heartbeat=response.heartbeat,
+        partial=response.partial,
     )
 
 
