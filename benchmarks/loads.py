@@ -70,8 +70,8 @@ def _varied(workload: Workload, address: str, calls: int, *, http1: bool) -> Loa
 
 
 def _h2load(workload: Workload, address: str, calls: int, *, http1: bool, folder: Path) -> Load:
-    answer = _once(workload, address, 1, (1, 1), http1=http1, folder=folder)
-    if answer.answer_bytes < workload.posts * 100:
+    single = _once(workload, address, 1, (1, 1), http1=http1, folder=folder)
+    if single.response_bytes < workload.posts * 100:
         raise LoadError(f"{workload.method} did not return {workload.posts} posts")
     in_flight = (workload.in_flight, 1) if http1 else (workload.connections, workload.streams)
     found = _once(workload, address, calls, in_flight, http1=http1, folder=folder)
@@ -79,7 +79,7 @@ def _h2load(workload: Workload, address: str, calls: int, *, http1: bool, folder
         raise LoadError(f"{calls - found.done} of {calls} calls got no response")
     # To h2load, a gRPC error is a successful response, but it has no body. All responses to a read are equal;
     # those to writes have different times and ids, whose lengths differ by a few bytes.
-    bodies = found.answer_bytes / answer.answer_bytes
+    bodies = found.response_bytes / single.response_bytes
     differ = 0.03 if workload.writes else 0
     without_body = calls - round(bodies) if abs(1 - bodies / calls) > differ else 0
     return Load(
@@ -98,7 +98,7 @@ class _Found:
     calls_per_second: float
     done: int
     succeeded: int
-    answer_bytes: int
+    response_bytes: int
     microseconds: list[int]
     """Durations of the calls in ascending order."""
 
@@ -126,7 +126,7 @@ def _once(
         calls_per_second=float(_number(r"finished in .*?, ([\d.]+) req/s", output)),
         done=int(_number(r"(\d+) done", output)),
         succeeded=int(_number(r"(\d+) succeeded", output)),
-        answer_bytes=int(_number(r"headers .*\((\d+)\) data", output)),
+        response_bytes=int(_number(r"headers .*\((\d+)\) data", output)),
         microseconds=sorted(int(line.split()[2]) for line in log.read_text().splitlines()),
     )
 
