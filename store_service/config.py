@@ -128,6 +128,9 @@ class Config(BaseSettings):
     max_page_size: int = Field(default=1000, ge=1, le=1000)
     """Maximum page size. Larger values are capped."""
 
+    max_reply_depth: int = Field(default=64, ge=0, le=128)
+    """Maximum depth of a reply: the number of comments above it. 0 refuses replies."""
+
     max_pending_response_bytes_per_connection: int = Field(default=33_554_432, ge=0)
     """Bytes of responses of more than 4 KiB that a client may leave unread on one connection. Further calls
     on it fail with OVERLOADED."""

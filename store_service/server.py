@@ -226,11 +226,12 @@ def _server(
         max_batch_size=config.max_batch_size,
         max_page_size=config.max_page_size,
     )
+    comments = Comments(database, max_reply_depth=config.max_reply_depth)
     server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
             pipeline.handlers(POSTS, PostService(posts, validation)),
-            pipeline.handlers(COMMENTS, CommentService(Comments(database), validation)),
+            pipeline.handlers(COMMENTS, CommentService(comments, validation)),
             # The feed limits the number of watches.
             pipeline.handlers(CHANGES, ChangeService(feed, validation), counts_streams=False),
             pipeline.handlers(HEALTH, health, ignores_limits=True, requirement=AuthRequirement.NONE),

@@ -91,7 +91,7 @@ def insert_with_changes(
 
 def update_with_changes(kind: ResourceKind, write: Update, updates: FromClause) -> WriteWithChanges:
     """Returns an update. Its changes are the rows of `updates`, in order: all columns of each resource after
-    the change. The key of a request is the position of its row."""
+    the change, and `before`. The key of a request is the position of its row."""
     return WriteWithChanges(
         steps=(
             Statement(write),
@@ -184,6 +184,8 @@ def _insert_changes(
         "commit_time": now if is_sqlite else stamp(now),
         "request_id": requests.c.request_id,
     }
+    if action is Action.UPDATE:
+        values["before"] = keyed.c.before
     if not is_sqlite:
         # The default of the column is the number of the transaction.
         del values["xid"]

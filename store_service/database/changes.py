@@ -139,6 +139,7 @@ _columns = (
     change.c.request_id,
     change.c.xid,
     change.c.seq,
+    change.c.before,
 )
 CHANGES = Statement(
     _in_order(select(*_columns))[0].where(change.c.seq <= parameter("until_seq", BigInteger)),
@@ -224,7 +225,7 @@ def changes_in(rows: Sequence[Sequence[Any]]) -> tuple[Change, ...]:
 
 
 def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
-    action, kind, id, post_id, _, commit_time, request_id, *_ = row
+    action, kind, id, post_id, _, commit_time, request_id, _, _, before = row
     record["id"] = id
     if kind == ResourceKind.COMMENT:
         record["post_id"] = post_id
@@ -235,6 +236,7 @@ def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
         resource=_READERS[kind].read(record),
         commit_time=commit_time,
         request_id=request_id or "",
+        before=None if before is None else json.loads(before),
     )
 
 

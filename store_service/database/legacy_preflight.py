@@ -32,6 +32,18 @@ MADE_BY = {
     "0005": (),
     "0006": ("post_deletions",),
     "0007": ("new_changes",),
+    "0008": (
+        *("labels", "store_labels", "comments_reply_to_id_id_idx", "comments_thread_idx"),
+        "comments_post_id_create_time_idx",
+        *(
+            f"{table}_{name}"
+            for table in ("posts", "comments")
+            for name in (
+                *("author_id_idx", "external_id_idx", "create_time_idx"),
+                *("labels_insert", "labels_delete", "labels_update"),
+            )
+        ),
+    ),
 }
 """The names of the objects that each revision creates, including temporary ones; oldest revision first."""
 
@@ -161,7 +173,7 @@ def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> 
         # The row type of a table has the name of the table.
         f" UNION ALL SELECT 'type', typname FROM pg_type WHERE typnamespace = {_SCHEMA} AND typrelid = 0"
         " UNION ALL SELECT 'function', proname FROM pg_proc"
-        f" WHERE pronamespace = {_SCHEMA} AND proname = 'store_changes_notify' ORDER BY 2"
+        f" WHERE pronamespace = {_SCHEMA} AND proname IN ('store_changes_notify', 'store_labels') ORDER BY 2"
     )
     yield from ((kind, name) for kind, name in rows if _is_taken(kind, name, names))
 

@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import BigInteger, ColumnElement, Integer, Select, Table, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    Table,
+    Text,
+    literal_column,
+    select,
+    update,
+)
 
 from store_service.compiled import compiled
 from store_service.database.change_writes import (
@@ -48,7 +58,8 @@ class ResourceSql(Generic[R]):
         fields: ResourceFields = ResourceFields(model)
         assert self._names[:2] == ("id", "body"), "pages need them first"
         assert set(self._names) == set(fields.names), "each field has a column, and each column a field"
-        self.content: tuple[str, ...] = tuple(name for name in self._names if name in fields.content)
+        set_on_create = {*fields.content, *fields.derived}
+        self.content: tuple[str, ...] = tuple(name for name in self._names if name in set_on_create)
         """The columns of a draft, in the order of the table."""
         content = ", ".join([f"it.{name}" for name in self.content])
         self.draft_rows: Callable[[Sequence[Any]], list[tuple[Any, ...]]] = compiled(
@@ -69,6 +80,15 @@ class ResourceSql(Generic[R]):
         by_id = select(*table.columns).where(one_of(table.c.id, "ids"), is_visible(post_id))
         self.by_id: Statement = Statement(by_id)
         """Resources with these ids, in any order."""
+        self.by_external_id: Statement = Statement(
+            select(*table.columns).where(
+                one_of(table.c.external_id, "ids", type_=Text),
+                # The condition of the index, without which neither engine uses it.
+                table.c.external_id != literal_column("''"),
+                is_visible(post_id),
+            )
+        )
+        """Resources with these external ids, in any order. Served by the unique index on external ids."""
         self.locked_by_id: Statement = Statement(by_id.order_by(table.c.id).with_for_update())
         """Same as `by_id`, locked until the end of the transaction. On SQLite the writer has locked the whole
         database. Rows are locked in the order of ids, so two writers do not wait for each other."""
@@ -83,7 +103,7 @@ class ResourceSql(Generic[R]):
         """Stores `drafts` (rows of the content) with the time `now`. Returns the ids, ascending in the order
         of the drafts."""
 
-        changed = rows("updates", **self._types(self._names), is_last=Integer)
+        changed = rows("updates", **self._types(self._names), is_last=Integer, before=Text)
         self.update: WriteWithChanges = update_with_changes(
             kind,
             update(table)
@@ -91,8 +111,8 @@ class ResourceSql(Generic[R]):
             .where(table.c.id == changed.c.id, changed.c.is_last == 1),
             changed,
         )
-        """Writes `updates` (rows of all columns and `is_last`). The last update of each resource is
-        stored."""
+        """Writes `updates` (rows of all columns, `is_last` and `before`). The last update of each resource
+        is stored. `before` goes to the change; see `Change.before`."""
 
         self.delete: WriteWithChanges = delete_with_changes(table, kind, one_of(table.c.id, "ids"), key="id")
         """Deletes resources that no other row refers to."""

@@ -4,6 +4,9 @@ Ids are never given twice: AUTOINCREMENT on SQLite, identity columns on PostgreS
 would not be generated, and on PostgreSQL an `Integer` would have 32 bits.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -23,6 +26,37 @@ metadata = MetaData()
 
 Id = BigInteger().with_variant(Integer, "sqlite")
 
+
+def _where(condition: str) -> dict[str, Any]:
+    """Returns the arguments of an index of the rows that meet a condition."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+
+
+def _content_columns() -> Iterator[Column[Any]]:
+    yield Column("author", Text, nullable=False, server_default=text("''"))
+    # A JSON object with sorted keys; empty if there are no labels.
+    yield Column("labels", Text, nullable=False, server_default=text("''"))
+    yield Column("external_id", Text, nullable=False, server_default=text("''"))
+
+
+def _content_indexes(table: str) -> Iterator[Index]:
+    yield Index(f"{table}_author_id_idx", "author", "id", **_where("author <> ''"))
+    yield Index(f"{table}_external_id_idx", "external_id", unique=True, **_where("external_id <> ''"))
+    yield Index(f"{table}_create_time_idx", text("coalesce(create_time, 0)"), "id")
+
+
+def _thread_indexes() -> Iterator[Index]:
+    """Yields the index of the thread order of each engine; see `thread_key`."""
+    for dialect, key in THREAD_KEYS.items():
+        yield Index("comments_thread_idx", "post_id", text(key)).ddl_if(dialect=dialect)
+
+
+THREAD_KEYS = {
+    "sqlite": "(path || printf('%016x', id))",
+    "postgresql": "((path || lpad(to_hex(id), 16, '0')) COLLATE \"C\")",
+}
+"""The position of a comment in thread order, by dialect: `Comment.thread_key`, compared byte by byte."""
+
 post_table = Table(
     "posts",
     metadata,
@@ -33,6 +67,8 @@ post_table = Table(
     Column("update_time", BigInteger),
     # Counts the changes of the row. Callers see it as the etag.
     Column("version", BigInteger, nullable=False, server_default=text("1")),
+    *_content_columns(),
+    *_content_indexes("posts"),
     sqlite_autoincrement=True,
 )
 
@@ -45,9 +81,29 @@ comment_table = Table(
     Column("create_time", BigInteger),
     Column("update_time", BigInteger),
     Column("version", BigInteger, nullable=False, server_default=text("1")),
+    *_content_columns(),
+    # 0: a top-level comment. Not a foreign key: a reply can outlive the comment that it replies to.
+    Column("reply_to_id", BigInteger, nullable=False, server_default=text("0")),
+    # The ids of the comments above this one, 16 hexadecimal digits each.
+    Column("path", Text, nullable=False, server_default=text("''")),
     # A page of comments of one post reads only its rows. Counting reads only the index.
     Index("comments_post_id_id_idx", "post_id", "id"),
+    Index("comments_reply_to_id_id_idx", "reply_to_id", "id", **_where("reply_to_id > 0")),
+    Index("comments_post_id_create_time_idx", "post_id", text("coalesce(create_time, 0)"), "id"),
+    *_thread_indexes(),
+    *_content_indexes("comments"),
     sqlite_autoincrement=True,
+)
+
+# The labels of all posts and comments, for filters. Triggers of `posts` and `comments` maintain it.
+label_table = Table(
+    "labels",
+    metadata,
+    Column("kind", SmallInteger, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, primary_key=True),
+    Column("resource_id", BigInteger, primary_key=True, autoincrement=False),
+    sqlite_with_rowid=False,
 )
 
 # Rows and values that the upgrade of a legacy database could not keep unchanged. Only the upgrade uses these
@@ -111,6 +167,8 @@ change_table = Table(
     Column("size", Integer, nullable=False),
     Column("commit_time", BigInteger, nullable=False),
     Column("request_id", Text),
+    # The author and the labels before an update that changed one of them, as a JSON object.
+    Column("before", Text),
     Index("changes_xid_seq_idx", "xid", "seq").ddl_if(dialect="postgresql"),
     sqlite_autoincrement=True,
 )

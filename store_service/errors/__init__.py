@@ -22,6 +22,9 @@
     │   ├── PostNotFound
     │   └── CommentNotFound
     ├── PostHasComments
+    ├── ExternalIdTaken
+    ├── ReplyTooDeep
+    ├── ReplyPostMismatch
     ├── EtagMismatch
     ├── ResponseTooLarge
     ├── ResumeTokenExpired
@@ -71,9 +74,12 @@ from store_service.errors.request import (
 from store_service.errors.resource import (
     CommentNotFound,
     EtagMismatch,
+    ExternalIdTaken,
     NotFound,
     PostHasComments,
     PostNotFound,
+    ReplyPostMismatch,
+    ReplyTooDeep,
     ResponseTooLarge,
     ResumeTokenExpired,
     comments,
@@ -103,6 +109,7 @@ __all__ = [
     "DatabaseBusy",
     "DatabaseUnavailable",
     "EtagMismatch",
+    "ExternalIdTaken",
     "FieldImmutable",
     "FieldInvalid",
     "FieldMaskInvalid",
@@ -119,6 +126,8 @@ __all__ = [
     "ReadOnly",
     "RequestIdReused",
     "RequestMalformed",
+    "ReplyPostMismatch",
+    "ReplyTooDeep",
     "ResponseTooLarge",
     "ResumeTokenExpired",
     "ResumeTokenForeign",

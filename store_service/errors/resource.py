@@ -1,5 +1,6 @@
 """Errors that depend on what is stored."""
 
+import json
 from collections.abc import Sequence
 
 from store_service.errors.base import ServiceError
@@ -11,15 +12,25 @@ class NotFound(ServiceError):
     kind: str
     """The type of the resources, in lower case."""
 
-    def __init__(self, *, ids: Sequence[int], fields: Sequence[str] = ()) -> None:
-        """Takes the missing ids and, if they are not the resources of the call, the field that names each."""
-        named = ", ".join(str(id) for id in ids[:10]) + (", ..." if len(ids) > 10 else "")
+    def __init__(
+        self, *, ids: Sequence[int] = (), fields: Sequence[str] = (), external_ids: Sequence[str] = ()
+    ) -> None:
+        """Takes the missing ids and, if they are not the resources of the call, the field that names each.
+
+        Args:
+            ids: The missing ids.
+            fields: The fields of the request that name them.
+            external_ids: The missing external ids.
+        """
+        missing = [*map(str, ids[:10]), *[json.dumps(it[:40]) for it in external_ids[: 10 - len(ids[:10])]]]
+        named = ", ".join(missing) + (", ..." if len(ids) + len(external_ids) > 10 else "")
         others = ", ..." if len(fields) > 1 else ""
         super().__init__(
             f"there is no {self.kind} {named}" + (f" (named by {fields[0]}{others})" if fields else "")
         )
         self.ids = tuple(ids)
         self.fields = tuple(fields)
+        self.external_ids = tuple(external_ids)
 
 
 class PostNotFound(NotFound):
@@ -48,6 +59,44 @@ class PostHasComments(ServiceError):
         others = f" (and {len(comment_counts) - 1} other posts have some)" if len(comment_counts) > 1 else ""
         super().__init__(f"post {post_id} has {comments(count)}{others}; set force to delete them too")
         self.comment_counts = comment_counts
+
+
+class ExternalIdTaken(ServiceError):
+    """A resource with this external id exists."""
+
+    def __init__(self, *, resource_type: str, id: int, external_id: str) -> None:
+        """Takes the existing resource."""
+        super().__init__(
+            f"{resource_type.lower()} {id} has this external_id; set return_existing to get it instead"
+        )
+        self.resource_type = resource_type
+        self.id = id
+        self.external_id = external_id
+
+
+class ReplyTooDeep(ServiceError):
+    """The reply would be deeper in its thread than the server allows."""
+
+    def __init__(self, *, reply_to_id: int, max_depth: int, field: str) -> None:
+        """Takes the comment that is replied to, the maximum depth, and the field that names the comment."""
+        super().__init__(
+            f"a reply to comment {reply_to_id} would have a depth of more than {max_depth};"
+            " reply to a comment above it"
+        )
+        self.reply_to_id = reply_to_id
+        self.max_depth = max_depth
+        self.field = field
+
+
+class ReplyPostMismatch(ServiceError):
+    """The comment that is replied to belongs to another post."""
+
+    def __init__(self, *, reply_to_id: int, post_id: int, field: str) -> None:
+        """Takes the comment that is replied to, its post, and the field that names the comment."""
+        super().__init__(f"comment {reply_to_id} belongs to post {post_id}; a reply must be on the same post")
+        self.reply_to_id = reply_to_id
+        self.post_id = post_id
+        self.field = field
 
 
 class EtagMismatch(ServiceError):

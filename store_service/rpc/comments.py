@@ -12,6 +12,7 @@ from store_service.service.comments import Comments
 _list_response = response_converter(pb.ListCommentsResponse, comment_to_message)
 _batch_get_response = response_converter(pb.BatchGetCommentsResponse, comment_to_message)
 _batch_create_response = response_converter(pb.BatchCreateCommentsResponse, comment_to_message)
+_batch_update_response = response_converter(pb.BatchUpdateCommentsResponse, comment_to_message)
 _batch_delete_response = response_converter(pb.BatchDeleteCommentsResponse, comment_to_message)
 
 
@@ -32,7 +33,9 @@ class CommentService:
 
     async def GetComment(self, request: pb.GetCommentRequest, _: Context) -> pb.Comment:
         id = self._validation.id(request)
-        comment = await self._comments.get(id)
+        comment = await (
+            self._comments.get(id) if id else self._comments.get_by_external_id(request.external_id)
+        )
         return comment_to_message(comment)
 
     async def ListComments(self, request: pb.ListCommentsRequest, _: Context) -> LazyResponse:
@@ -41,9 +44,9 @@ class CommentService:
         return lazy(page, _list_response)
 
     async def UpdateComment(self, request: pb.UpdateCommentRequest, _: Context) -> pb.Comment:
-        update = self._validation.comment_update(request)
-        comment = await self._comments.update(
-            update, key=idempotency_key(request), dry_run=request.validate_only
+        updates = self._validation.comment_updates(request)
+        (comment,) = await self._comments.update(
+            updates, key=idempotency_key(request), dry_run=request.validate_only
         )
         return comment_to_message(comment)
 
@@ -55,8 +58,13 @@ class CommentService:
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
     async def BatchGetComments(self, request: pb.BatchGetCommentsRequest, _: Context) -> LazyResponse:
-        ids = self._validation.ids(request)
-        found = await self._comments.get_many(ids, allow_missing=request.allow_missing)
+        ids, external_ids = self._validation.ids(request)
+        if external_ids:
+            found = await self._comments.get_many_by_either(
+                ids, external_ids, allow_missing=request.allow_missing
+            )
+        else:
+            found = await self._comments.get_many(ids, allow_missing=request.allow_missing)
         return lazy(found, _batch_get_response)
 
     async def BatchCreateComments(self, request: pb.BatchCreateCommentsRequest, _: Context) -> LazyResponse:
@@ -65,6 +73,13 @@ class CommentService:
             drafts, key=idempotency_key(request), dry_run=request.validate_only
         )
         return lazy(BatchResult(items=comments), _batch_create_response)
+
+    async def BatchUpdateComments(self, request: pb.BatchUpdateCommentsRequest, _: Context) -> LazyResponse:
+        updates = self._validation.comment_updates(request)
+        comments = await self._comments.update(
+            updates, key=idempotency_key(request), dry_run=request.validate_only
+        )
+        return lazy(BatchResult(items=comments), _batch_update_response)
 
     async def BatchDeleteComments(self, request: pb.BatchDeleteCommentsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.comment_deletion(request)
@@ -77,3 +92,6 @@ class CommentService:
         post_ids = self._validation.post_ids(request)
         counts = await self._comments.count(post_ids)
         return pb.CountCommentsResponse(counts=counts)
+
+    async def CountReplies(self, request: pb.CountRepliesRequest, _: Context) -> pb.CountRepliesResponse:
+        raise NotImplementedError

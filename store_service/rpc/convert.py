@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.compiled import compiled
-from store_service.model import Comment, Post, ResourceFields, format_etag
+from store_service.model import Comment, Post, ResourceFields, format_etag, labels_from_text
 
 M = TypeVar("M", bound=Message)
 
@@ -31,20 +31,29 @@ def microseconds_from_timestamp(message: Timestamp) -> int:
 def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[[Any], M]:
     """Generates the function that converts a resource to its message.
 
-    Fields have the same names in the message and in the dataclass, and times are Timestamps. Only `version`
-    has another name in the message: `etag`.
+    Fields have the same names in the message and in the dataclass, which can also have properties for them.
+    Times are Timestamps, and labels are a map. Only `version` has another name in the message: `etag`.
     """
-    types = {it.name: it.message_type for it in message.DESCRIPTOR.fields}
-    names = [name for name in ResourceFields(model).names if name != "version"]
-    assert {*names, "etag"} == types.keys(), "each field of the message is a field of the dataclass"
-    scalars = "".join([f"{name}=it.{name}, " for name in names if not types[name]])
+    types = {it.name: it.message_type for it in message.DESCRIPTOR.fields if it.name != "etag"}
+    fields = ResourceFields(model)
+    in_message = set(fields.names) - {"version", *fields.derived}
+    assert in_message <= types.keys(), "each field of the dataclass is a field of the message"
+    assert all(hasattr(model, name) for name in types), "and each field of the message one of the dataclass"
+    scalars = "".join([f"{name}=it.{name}, " for name, type_ in types.items() if not type_])
     lines = [f'message = Message({scalars}etag=format_etag(it.version) if it.version else "")']
-    for name in names:
-        if types[name]:
+    for name, type_ in types.items():
+        if name == "labels":
+            lines += ["if it.labels:", "    message.labels.update(labels_from_text(it.labels))"]
+        elif type_:
             lines += [f"if it.{name} is not None:", f"    set_time(message.{name}, it.{name})"]
     lines.append("return message")
     function: Callable[[Any], M] = compiled(
-        ["it"], lines, Message=message, format_etag=format_etag, set_time=set_time
+        ["it"],
+        lines,
+        Message=message,
+        format_etag=format_etag,
+        labels_from_text=labels_from_text,
+        set_time=set_time,
     )
     return function
 

@@ -12,6 +12,7 @@ from store_service.service.posts import Posts
 _list_response = response_converter(pb.ListPostsResponse, post_to_message)
 _batch_get_response = response_converter(pb.BatchGetPostsResponse, post_to_message)
 _batch_create_response = response_converter(pb.BatchCreatePostsResponse, post_to_message)
+_batch_update_response = response_converter(pb.BatchUpdatePostsResponse, post_to_message)
 _batch_delete_response = response_converter(pb.BatchDeletePostsResponse, post_to_message)
 
 
@@ -32,7 +33,7 @@ class PostService:
 
     async def GetPost(self, request: pb.GetPostRequest, _: Context) -> pb.Post:
         id = self._validation.id(request)
-        post = await self._posts.get(id)
+        post = await (self._posts.get(id) if id else self._posts.get_by_external_id(request.external_id))
         return post_to_message(post)
 
     async def ListPosts(self, request: pb.ListPostsRequest, _: Context) -> LazyResponse:
@@ -41,8 +42,10 @@ class PostService:
         return lazy(page, _list_response)
 
     async def UpdatePost(self, request: pb.UpdatePostRequest, _: Context) -> pb.Post:
-        update = self._validation.post_update(request)
-        post = await self._posts.update(update, key=idempotency_key(request), dry_run=request.validate_only)
+        updates = self._validation.post_updates(request)
+        (post,) = await self._posts.update(
+            updates, key=idempotency_key(request), dry_run=request.validate_only
+        )
         return post_to_message(post)
 
     async def DeletePost(self, request: pb.DeletePostRequest, _: Context) -> pb.Post:
@@ -53,8 +56,13 @@ class PostService:
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> LazyResponse:
-        ids = self._validation.ids(request)
-        found = await self._posts.get_many(ids, allow_missing=request.allow_missing)
+        ids, external_ids = self._validation.ids(request)
+        if external_ids:
+            found = await self._posts.get_many_by_either(
+                ids, external_ids, allow_missing=request.allow_missing
+            )
+        else:
+            found = await self._posts.get_many(ids, allow_missing=request.allow_missing)
         return lazy(found, _batch_get_response)
 
     async def BatchCreatePosts(self, request: pb.BatchCreatePostsRequest, _: Context) -> LazyResponse:
@@ -62,9 +70,17 @@ class PostService:
         posts = await self._posts.create(drafts, key=idempotency_key(request), dry_run=request.validate_only)
         return lazy(BatchResult(items=posts), _batch_create_response)
 
+    async def BatchUpdatePosts(self, request: pb.BatchUpdatePostsRequest, _: Context) -> LazyResponse:
+        updates = self._validation.post_updates(request)
+        posts = await self._posts.update(updates, key=idempotency_key(request), dry_run=request.validate_only)
+        return lazy(BatchResult(items=posts), _batch_update_response)
+
     async def BatchDeletePosts(self, request: pb.BatchDeletePostsRequest, _: Context) -> LazyResponse:
         deletion = self._validation.post_deletion(request)
         deleted = await self._posts.delete(
             deletion, key=idempotency_key(request), dry_run=request.validate_only
         )
         return lazy(deleted, _batch_delete_response)
+
+    async def CountPosts(self, request: pb.CountPostsRequest, _: Context) -> pb.CountPostsResponse:
+        raise NotImplementedError

@@ -4,6 +4,7 @@ The details stay below 4 KiB. gRPC refuses larger trailing metadata, and the cal
 RESOURCE_EXHAUSTED instead of the error.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -91,13 +92,19 @@ def _missing(error: errors.NotFound) -> list[Message]:
             resource_name=str(id),
             description=f"named by {field}" if field else "",
         )
-        for id, field in islice(zip_longest(error.ids, error.fields, fillvalue=""), MAX_RESOURCES)
+        for id, field in islice(
+            zip_longest((*error.ids, *error.external_ids), error.fields, fillvalue=""), MAX_RESOURCES
+        )
     ]
 
 
 def _missing_metadata(id_name: str) -> Callable[[errors.NotFound], dict[str, str]]:
     def metadata(error: errors.NotFound) -> dict[str, str]:
-        found = {"missing_ids": listed(error.ids)}
+        found: dict[str, str] = {}
+        if error.ids or not error.external_ids:
+            found["missing_ids"] = listed(error.ids)
+        if error.external_ids:
+            found["missing_external_ids"] = json.dumps(error.external_ids[:MAX_RESOURCES], ensure_ascii=False)
         if len(error.ids) == 1:
             found[id_name] = str(error.ids[0])
         return found
@@ -120,7 +127,21 @@ def _comment_count(error: errors.PostHasComments) -> list[Message]:
     ]
 
 
-def _changed(error: errors.EtagMismatch) -> list[Message]:
+def _refused_reply(error: errors.ReplyTooDeep | errors.ReplyPostMismatch) -> list[Message]:
+    return [
+        error_details_pb2.PreconditionFailure(
+            violations=[
+                error_details_pb2.PreconditionFailure.Violation(
+                    type=ROWS[type(error)].reason,
+                    subject=f"storeapi.v1.Comment/{error.reply_to_id}",
+                    description=f"named by {error.field}",
+                )
+            ]
+        )
+    ]
+
+
+def _existing(error: errors.EtagMismatch | errors.ExternalIdTaken) -> list[Message]:
     return [
         error_details_pb2.ResourceInfo(resource_type=_TYPES[error.resource_type], resource_name=str(error.id))
     ]
@@ -210,7 +231,25 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
         code=grpc.StatusCode.ABORTED,
         reason="ETAG_MISMATCH",
         metadata=lambda error: {"current_etag": error.current_etag},
-        more=_changed,
+        more=_existing,
+    ),
+    errors.ExternalIdTaken: _Row(
+        code=grpc.StatusCode.ALREADY_EXISTS,
+        reason="EXTERNAL_ID_TAKEN",
+        metadata=lambda error: {"id": str(error.id), "external_id": error.external_id},
+        more=_existing,
+    ),
+    errors.ReplyTooDeep: _Row(
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+        reason="REPLY_TOO_DEEP",
+        metadata=lambda error: {"reply_to_id": str(error.reply_to_id), "max_depth": str(error.max_depth)},
+        more=_refused_reply,
+    ),
+    errors.ReplyPostMismatch: _Row(
+        code=grpc.StatusCode.FAILED_PRECONDITION,
+        reason="REPLY_POST_MISMATCH",
+        metadata=lambda error: {"reply_to_id": str(error.reply_to_id), "post_id": str(error.post_id)},
+        more=_refused_reply,
     ),
     errors.ResponseTooLarge: _Row(
         code=grpc.StatusCode.RESOURCE_EXHAUSTED,

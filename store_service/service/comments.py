@@ -1,6 +1,8 @@
 """The service layer of comments. A comment belongs to a post that exists."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from store_service.database import posts as post_sql
 from store_service.database.comments import COMMENTS as SQL
@@ -8,39 +10,84 @@ from store_service.database.comments import PAGE_OF_POST
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
-from store_service.errors import CommentNotFound, PostNotFound, ServiceError
+from store_service.errors import (
+    CommentNotFound,
+    PostNotFound,
+    ReplyPostMismatch,
+    ReplyTooDeep,
+    ServiceError,
+)
 from store_service.model import Comment, CommentDraft, Page, PageRequest, ResourceFields
 from store_service.service.counting import count_comments
 from store_service.service.pages import read_page
 from store_service.service.resources import Operations, Resources, ResourceType
 
+MAX_REPLY_DEPTH = 64
+"""Default maximum depth of a reply."""
+
 
 class Comments(Resources[Comment, CommentDraft]):
     """The collection of comments."""
 
-    def __init__(self, database: Database) -> None:
-        """Takes the open database."""
-        super().__init__(database, _OPERATIONS)
+    def __init__(self, database: Database, *, max_reply_depth: int = MAX_REPLY_DEPTH) -> None:
+        """Takes the open database, and the maximum depth of a reply."""
+        check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
+        super().__init__(database, Operations(replace(COMMENTS, before_create=check)))
 
     async def count(self, post_ids: Sequence[int]) -> dict[int, int]:
         """Returns the number of comments of each post, by post id; 0 for a post that does not exist."""
         return await count_comments(self._database, post_ids)
 
 
-async def _check_posts(
-    connection: Connection, writes: Sequence[Sequence[CommentDraft]]
-) -> list[ServiceError | None]:
-    """Refuses comments of posts that do not exist, and locks the other posts against deletion."""
+async def _complete_drafts(
+    connection: Connection, writes: Sequence[Sequence[CommentDraft]], *, max_reply_depth: int
+) -> list[Sequence[CommentDraft] | ServiceError]:
+    """Refuses comments of posts that do not exist, and replies to comments to which no reply is possible.
+
+    Locks the posts against deletion. Adds the paths of replies.
+    """
     post_ids = {draft.post_id for drafts in writes for draft in drafts}
     posts = {id for (id,) in await connection.fetch(post_sql.KEPT_POST_IDS, ids=as_json(list(post_ids)))}
-    return [_missing_posts(drafts, posts) for drafts in writes]
+    reply_to_ids = {draft.reply_to_id for drafts in writes for draft in drafts if draft.reply_to_id}
+    parents: dict[int, Comment] = {}
+    if reply_to_ids:
+        rows = await connection.fetch(SQL.by_id, ids=as_json(list(reply_to_ids)))
+        parents = {it.id: it for it in map(SQL.from_row, rows)}
+    return [
+        _missing_posts(drafts, posts)
+        or _refused_reply(drafts, parents, max_reply_depth)
+        or _with_paths(drafts, parents)
+        for drafts in writes
+    ]
+
+
+def _refused_reply(
+    drafts: Sequence[CommentDraft], parents: Mapping[int, Comment], max_reply_depth: int
+) -> ServiceError | None:
+    replies = [draft for draft in drafts if draft.reply_to_id]
+    missing = {it.reply_to_id: f"{it.field}.reply_to_id" for it in replies if it.reply_to_id not in parents}
+    if missing:
+        return CommentNotFound(ids=list(missing), fields=list(missing.values()))
+    for reply in replies:
+        parent, field = parents[reply.reply_to_id], f"{reply.field}.reply_to_id"
+        if parent.post_id != reply.post_id:
+            return ReplyPostMismatch(reply_to_id=parent.id, post_id=parent.post_id, field=field)
+        if parent.depth >= max_reply_depth:
+            return ReplyTooDeep(reply_to_id=parent.id, max_depth=max_reply_depth, field=field)
+    return None
+
+
+def _with_paths(drafts: Sequence[CommentDraft], parents: Mapping[int, Comment]) -> Sequence[CommentDraft]:
+    if not parents:
+        return drafts
+    return [replace(it, path=parents[it.reply_to_id].thread_key) if it.reply_to_id else it for it in drafts]
 
 
 def _missing_posts(drafts: Sequence[CommentDraft], posts: set[int]) -> ServiceError | None:
     missing: dict[int, str] = {}
     for draft in drafts:
         if draft.post_id not in posts:
-            missing.setdefault(draft.post_id, draft.field)
+            missing.setdefault(draft.post_id, f"{draft.field}.post_id")
     return PostNotFound(ids=list(missing), fields=list(missing.values())) if missing else None
 
 
@@ -64,6 +111,4 @@ COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
     sql=SQL,
     not_found=CommentNotFound,
     read_page=_page,
-    before_create=_check_posts,
 )
-_OPERATIONS = Operations(COMMENTS)

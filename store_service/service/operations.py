@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from store_service.database.connection import Connection
@@ -10,6 +11,7 @@ from store_service.database.statements import Statement, as_json
 from store_service.errors import (
     EtagMismatch,
     FieldImmutable,
+    FieldInvalid,
     NotFound,
     ResponseTooLarge,
     ServiceError,
@@ -25,6 +27,8 @@ from store_service.model import (
     Update,
     concatenated_texts,
     format_etag,
+    labels_from_text,
+    labels_to_text,
 )
 
 MAX_RESPONSE_BYTES = 4 * 1024 * 1024 - 64 * 1024
@@ -32,6 +36,9 @@ MAX_RESPONSE_BYTES = 4 * 1024 * 1024 - 64 * 1024
 
 MAX_HELD_BYTES = 16 * 1024 * 1024
 """Maximum memory for the responses that one batch has read. It defers the jobs after that."""
+
+MAX_LABELS = 64
+"""Maximum number of labels of a resource."""
 
 INLINE_IDS = 64
 """Maximum number of ids that `Connection.fetch_inline` reads."""
@@ -46,6 +53,7 @@ _BYTES_BESIDES_BODY = 80
 """Maximum size on the wire of id, post_id, times and etag."""
 
 R = TypeVar("R", Post, Comment)
+K = TypeVar("K", int, str)
 Command = TypeVar("Command")
 Outcome = TypeVar("Outcome")
 
@@ -67,10 +75,10 @@ def check_response_size(items: Iterable[Post | Comment | PostDraft | CommentDraf
     return size
 
 
-def update_size(update: Update) -> int:
-    """Returns the approximate size of an update in a transaction, in bytes."""
-    return _BYTES_PER_ID + sum(
-        [len(value.encode()) for value in update.values.values() if isinstance(value, str)]
+def update_size(updates: Sequence[Update]) -> int:
+    """Returns the approximate size of updates in a transaction, in bytes."""
+    return _BYTES_PER_ID * len(updates) + sum(
+        [len(value.encode()) for it in updates for value in it.values.values() if isinstance(value, str)]
     )
 
 
@@ -81,21 +89,23 @@ def deletion_size(deletion: Deletion) -> int:
 
 async def read_by_id(
     connection: Connection,
-    batches: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[K]],
     statement: Statement,
     from_row: Callable[[Any], R],
-) -> list[Mapping[int, R] | ServiceError]:
-    """Returns the stored resources of each batch of ids, by id.
+    *,
+    key: Callable[[R], K] = attrgetter("id"),
+) -> list[Mapping[K, R] | ServiceError]:
+    """Returns the stored resources of each batch of ids, by id; or of external ids, with another `key`.
 
     Batches that are read together share one mapping, so a mapping can contain resources of other batches.
     A batch whose response would be too large gets ResponseTooLarge. About READ_IDS resources are in memory
     before that is known, so that many such batches do not fill the memory.
     """
-    outcomes: list[Mapping[int, R] | ServiceError] = []
+    outcomes: list[Mapping[K, R] | ServiceError] = []
     for group, ids in _grouped(batches):
         fetch = connection.fetch_inline if len(ids) <= INLINE_IDS else connection.fetch
         rows = await fetch(statement, ids=as_json(list(ids)))
-        stored = {row[0]: from_row(row) for row in rows}
+        stored = {key(it): it for it in map(from_row, rows)}
         if (
             len(ids) <= INLINE_IDS
             or sum([len(concatenated_texts(it)) for it in stored.values()]) <= MAX_RESPONSE_BYTES
@@ -106,10 +116,10 @@ async def read_by_id(
     return outcomes
 
 
-def _grouped(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[Sequence[int]], set[int]]]:
+def _grouped(batches: Sequence[Sequence[K]]) -> Iterator[tuple[list[Sequence[K]], set[K]]]:
     """Yields groups of batches, with the ids that one statement reads for them."""
-    group: list[Sequence[int]] = []
-    ids: set[int] = set()
+    group: list[Sequence[K]] = []
+    ids: set[K] = set()
     for batch in batches:
         if group and len(ids) + len(batch) > READ_IDS:
             yield group, ids
@@ -119,7 +129,7 @@ def _grouped(batches: Sequence[Sequence[int]]) -> Iterator[tuple[list[Sequence[i
     yield group, ids
 
 
-def _checked(found: Mapping[int, R]) -> Mapping[int, R] | ServiceError:
+def _checked(found: Mapping[K, R]) -> Mapping[K, R] | ServiceError:
     try:
         check_response_size(found.values())
     except ResponseTooLarge as error:
@@ -182,16 +192,13 @@ async def find_by_id(
     return [selections[tuple(ids)] for ids in batches]
 
 
-def apply_update(update: Update, stored: R | None, *, not_found: type[NotFound], now: int) -> R:
+def apply_update(update: Update, stored: R, *, now: int) -> R:
     """Returns the resource after an update.
 
     Raises:
-        NotFound: The resource does not exist; as the subclass `not_found`.
         EtagMismatch: The resource has changed since the caller read it.
         FieldImmutable: The update would change an immutable or output-only field.
     """
-    if stored is None:
-        raise not_found(ids=[update.id])
     check_etag(update.etag, stored)
     violations = [
         Violation(
@@ -204,9 +211,26 @@ def apply_update(update: Update, stored: R | None, *, not_found: type[NotFound],
     ]
     if violations:
         raise FieldImmutable(violations)
-    if not update.values:
+    values = dict(update.values)
+    if update.changed_labels:
+        values["labels"] = _changed_labels(update, stored)
+    if not values:
         return stored
-    return replace(stored, **update.values, update_time=now, version=stored.version + 1)
+    return replace(stored, **values, update_time=now, version=stored.version + 1)
+
+
+def _changed_labels(update: Update, stored: Post | Comment) -> str:
+    labels = labels_from_text(stored.labels)
+    for key, value in update.changed_labels:
+        if value is None:
+            labels.pop(key, None)
+        else:
+            labels[key] = value
+    if len(labels) > MAX_LABELS:
+        raise FieldInvalid.at(
+            f"{update.request_field}.labels", f"would have {len(labels)} labels; the maximum is {MAX_LABELS}"
+        )
+    return labels_to_text(labels)
 
 
 def check_etag(etag: str, stored: Post | Comment) -> None:

@@ -6,6 +6,8 @@ Each write reads what it needs, decides in Python, and writes the results, in on
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from store_service.database.batch_operation import DEFERRED, BatchOperation
@@ -28,6 +30,7 @@ from store_service.model import (
     Update,
     WriteCommand,
 )
+from store_service.service.external_ids import create_with_external_ids
 from store_service.service.idempotency import IdempotentWrite, request_ids
 from store_service.service.operations import (
     Selection,
@@ -63,8 +66,9 @@ class DeletionPlan(Generic[R]):
     """Handles the resources whose rows are not deleted in this transaction."""
 
 
-BeforeCreate = Callable[[Connection, Sequence[Sequence[D]]], Awaitable[Sequence[ServiceError | None]]]
-"""Takes the drafts of each write. Returns for each write the error that refuses it, or None."""
+BeforeCreate = Callable[[Connection, Sequence[Sequence[D]]], Awaitable[Sequence[Sequence[D] | ServiceError]]]
+"""Takes the drafts of each write. Returns for each write its drafts with their derived fields, or the error
+that refuses it."""
 
 BeforeDelete = Callable[
     [Connection, Sequence[WriteCommand[Deletion]], Mapping[int, R]], Awaitable[DeletionPlan[R]]
@@ -103,12 +107,10 @@ class Resources(Generic[R, D]):
     ) -> tuple[R, ...]:
         """Creates resources, all or none, and returns them in the order of the drafts."""
         size = check_response_size(drafts)
-        created = await self._operations.create.execute(
-            self._database, drafts, key, dry_run=dry_run, size=size
-        )
-        if not dry_run:
-            return created
-        return tuple([replace(it, id=0, create_time=None, update_time=None, version=0) for it in created])
+        operations = self._operations
+        has_external_ids = any(draft.external_id for draft in drafts)
+        create = operations.create_with_external_ids if has_external_ids else operations.create
+        return await create.execute(self._database, drafts, key, dry_run=dry_run, size=size)
 
     async def get(self, id: int) -> R:
         """Returns one resource."""
@@ -122,17 +124,41 @@ class Resources(Generic[R, D]):
         selection = await self._database.read(self._operations.find, ids)
         return selection.result(allow_missing=allow_missing)
 
+    async def get_by_external_id(self, external_id: str) -> R:
+        """Returns one resource."""
+        stored = await self._database.read(self._operations.by_external_id, (external_id,))
+        if external_id not in stored:
+            raise self._operations.type.not_found(external_ids=[external_id])
+        return stored[external_id]
+
+    async def get_many_by_either(
+        self, ids: Sequence[int], external_ids: Sequence[str], *, allow_missing: bool
+    ) -> BatchResult[R]:
+        """Returns resources in the order of `ids`, followed by those of `external_ids`."""
+        by_id: Mapping[int, R] = await self._database.read(self._operations.get, ids) if ids else {}
+        stored: Mapping[str, R] = await self._database.read(self._operations.by_external_id, external_ids)
+        missing_ids = tuple([it for it in ids if it not in by_id])
+        missing = tuple([it for it in external_ids if it not in stored])
+        if not allow_missing and (missing_ids or missing):
+            raise self._operations.type.not_found(ids=missing_ids, external_ids=missing)
+        items = tuple([by_id[it] for it in ids if it in by_id])
+        items += tuple([stored[it] for it in external_ids if it in stored])
+        check_response_size(items)
+        return BatchResult(items=items, missing_ids=missing_ids, missing_external_ids=missing)
+
     async def list_page(self, request: PageRequest) -> Page[R]:
         """Returns one page."""
         return await self._database.read(self._operations.list, request)
 
-    async def update(self, update: Update, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> R:
-        """Updates a resource and returns its new state."""
-        size = update_size(update)
+    async def update(
+        self, updates: Sequence[Update], *, key: IdempotencyKey | None = None, dry_run: bool = False
+    ) -> tuple[R, ...]:
+        """Updates resources, all or none, and returns their new states in the order of the updates."""
+        size = update_size(updates)
         updated = await self._operations.update.execute(
-            self._database, update, key, dry_run=dry_run, size=size
+            self._database, updates, key, dry_run=dry_run, size=size
         )
-        return replace(updated, update_time=None, version=0) if dry_run else updated
+        return tuple([replace(it, update_time=None, version=0) for it in updated]) if dry_run else updated
 
     async def delete(
         self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
@@ -151,6 +177,9 @@ class Operations(Generic[R, D]):
         """Takes the description of the resource type."""
         self.type: ResourceType[R, D] = type
         self.get: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(self._get)
+        self.by_external_id: BatchOperation[Sequence[str], Mapping[str, R]] = BatchOperation(
+            self._by_external_id
+        )
         self.find: BatchOperation[Sequence[int], Selection[R]] = BatchOperation(self._find)
         self.list: BatchOperation[PageRequest, Page[R]] = BatchOperation(self._list)
         self.create: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
@@ -161,11 +190,18 @@ class Operations(Generic[R, D]):
             insert_only=True,
             single_statement=type.before_create is None,
         )
-        self.update: IdempotentWrite[Update, R] = IdempotentWrite(
+        self.create_with_external_ids: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
+            partial(create_with_external_ids, type.sql, self._create),
+            type.model,
+            to_batch_result=lambda created: BatchResult(items=created),
+            from_batch_result=lambda stored: stored.items,
+            insert_only=True,
+        )
+        self.update: IdempotentWrite[Sequence[Update], tuple[R, ...]] = IdempotentWrite(
             self._update,
             type.model,
-            to_batch_result=lambda updated: BatchResult(items=(updated,)),
-            from_batch_result=lambda stored: stored.items[0],
+            to_batch_result=lambda updated: BatchResult(items=updated),
+            from_batch_result=lambda stored: stored.items,
         )
         self.delete: IdempotentWrite[Deletion, BatchResult[R]] = IdempotentWrite(
             self._delete,
@@ -177,16 +213,23 @@ class Operations(Generic[R, D]):
     async def _create(
         self, connection: Connection, writes: Sequence[WriteCommand[Sequence[D]]]
     ) -> list[tuple[R, ...] | ServiceError]:
-        errors: Sequence[ServiceError | None] = [None] * len(writes)
+        each: Sequence[Sequence[D] | ServiceError] = [write.argument for write in writes]
         if self.type.before_create is not None:
-            errors = await self.type.before_create(connection, [write.argument for write in writes])
-        accepted = [write for write, error in zip(writes, errors, strict=True) if error is None]
-        drafts = [draft for write in accepted for draft in write.argument]
-        keys = [write.key for write in accepted for _ in write.argument]
-        created = iter(await self._insert(connection, drafts, keys) if drafts else ())
+            each = await self.type.before_create(connection, [write.argument for write in writes])
+        accepted = [
+            (write, drafts)
+            for write, drafts in zip(writes, each, strict=True)
+            if not isinstance(drafts, ServiceError)
+        ]
+        drafts = [draft for _, drafts in accepted for draft in drafts]
+        keys = [write.key for write, drafts in accepted for _ in drafts]
+        created = await self._insert(connection, drafts, keys) if drafts else []
+        if writes[0].dry_run:
+            created = [replace(it, id=0, create_time=None, update_time=None, version=0) for it in created]
+        rest = iter(created)
         return [
-            tuple([next(created) for _ in write.argument]) if error is None else error
-            for write, error in zip(writes, errors, strict=True)
+            outcome if isinstance(outcome, ServiceError) else tuple([next(rest) for _ in outcome])
+            for outcome in each
         ]
 
     async def _insert(
@@ -207,6 +250,14 @@ class Operations(Generic[R, D]):
     ) -> list[Mapping[int, R] | ServiceError]:
         return await read_by_id(connection, batches, self.type.sql.by_id, self.type.sql.from_row)
 
+    async def _by_external_id(
+        self, connection: Connection, batches: Sequence[Sequence[str]]
+    ) -> list[Mapping[str, R] | ServiceError]:
+        sql = self.type.sql
+        return await read_by_id(
+            connection, batches, sql.by_external_id, sql.from_row, key=attrgetter("external_id")
+        )
+
     async def _find(
         self, connection: Connection, batches: Sequence[Sequence[int]]
     ) -> list[Selection[R] | ServiceError]:
@@ -223,26 +274,37 @@ class Operations(Generic[R, D]):
         return await read_page(connection, request, sql.pages[request.query.order], sql.from_row)
 
     async def _update(
-        self, connection: Connection, writes: Sequence[WriteCommand[Update]]
-    ) -> list[R | ServiceError]:
-        stored = await self._locked(connection, {write.argument.id for write in writes})
+        self, connection: Connection, writes: Sequence[WriteCommand[Sequence[Update]]]
+    ) -> list[tuple[R, ...] | ServiceError]:
+        stored = await self._locked(connection, {update.id for write in writes for update in write.argument})
         now = now_microseconds()
-        updated: list[tuple[R, IdempotencyKey | None]] = []
+        updated: list[tuple[R, R, IdempotencyKey | None]] = []
 
-        def decision(write: WriteCommand[Update]) -> R:
-            before = stored.get(write.argument.id)
-            after = apply_update(write.argument, before, not_found=self.type.not_found, now=now)
-            if after is not before:
-                # The next update in this batch starts from the result of this one.
-                stored[after.id] = after
-                updated.append((after, write.key))
-            return after
+        def decision(write: WriteCommand[Sequence[Update]]) -> tuple[R, ...]:
+            missing = [update.id for update in write.argument if update.id not in stored]
+            if missing:
+                raise self.type.not_found(ids=missing)
+            results = [apply_update(update, stored[update.id], now=now) for update in write.argument]
+            if len(results) > 1:
+                check_response_size(results)
+            for after in results:
+                before = stored[after.id]
+                if after is not before:
+                    # The next update of this resource in the transaction starts from the result of this one.
+                    stored[after.id] = after
+                    updated.append((before, after, write.key))
+            return tuple(results)
 
         outcomes = decide(writes, decision)
         if updated:
             sql: ResourceSql[R] = self.type.sql
-            rows = _numbered([sql.to_row(one, int(stored[one.id] is one)) for one, _ in updated])
-            requests = request_ids((n, key) for n, (_, key) in enumerate(updated))
+            rows = _numbered(
+                [
+                    sql.to_row(one, int(stored[one.id] is one), _before(before, one))
+                    for before, one, _ in updated
+                ]
+            )
+            requests = request_ids((n, key) for n, (_, _, key) in enumerate(updated))
             await connection.write(sql.update, updates=as_json(rows), requests=requests, now=now)
         return outcomes
 
@@ -287,3 +349,10 @@ class Operations(Generic[R, D]):
 def _numbered(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Returns rows with their index as the first column."""
     return [(n, *row) for n, row in enumerate(rows)]
+
+
+def _before(before: Post | Comment, after: Post | Comment) -> str | None:
+    """Returns what a change stores about the state before an update; see `Change.before`."""
+    if (before.author, before.labels) == (after.author, after.labels):
+        return None
+    return as_json({"author": before.author, "labels": before.labels})

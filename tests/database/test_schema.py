@@ -76,7 +76,12 @@ def test_upgraded_tables_equal_the_metadata(tmp_path: Path, is_old: bool) -> Non
     engine.dispose()
 
     def unquoted(path: Path) -> dict[str, str]:
-        return {name: re.sub(r'[\s"]+', " ", sql) for name, sql in ddl(path).items()}
+        """Without triggers, and without the spaces in which ALTER TABLE and CREATE TABLE differ."""
+        return {
+            name: re.sub(r"\s*([(),])\s*", r"\1", re.sub(r'[\s"]+', " ", sql))
+            for name, sql in ddl(path).items()
+            if not sql.startswith("CREATE TRIGGER")
+        }
 
     assert unquoted(tmp_path / "upgraded.db") == unquoted(tmp_path / "made.db")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
-from store_service.errors import FieldInvalid
+from store_service.errors import BatchDuplicate, FieldInvalid
 from store_service.model import (
     ORDERS,
     CommentDraft,
@@ -18,8 +18,15 @@ from store_service.model import (
     Update,
     WatchFilter,
     WatchStart,
+    labels_to_text,
 )
 from store_service.rpc.validation.idempotency import check_request_id
+from store_service.rpc.validation.identifiers import (
+    check_external_ids,
+    check_identifier,
+    check_label_keys,
+    check_labels,
+)
 from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
 from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
 from store_service.rpc.validation.violations import REQUIRED_ID, Violations
@@ -50,6 +57,12 @@ class Validation:
         self._rules: dict[str, Callable[[Any], Sequence[str]]] = {
             "body": self._check_body,
             "post_id": lambda value: () if value > 0 else (REQUIRED_ID,),
+            "reply_to_id": lambda value: (
+                () if value >= 0 else ("must be positive, or 0 for a top-level comment",)
+            ),
+            "author": check_identifier,
+            "external_id": check_identifier,
+            "labels": check_labels,
         }
         """For each field that a caller sets, a function that describes the violations of a value."""
         self._content_rules = {
@@ -90,8 +103,10 @@ class Validation:
         for prefix, one in each:
             path = prefix + name
             message = getattr(one, name)
-            draft = resource.draft(message, path)
+            draft = resource.draft(message, path, one.return_existing)
             drafts.append(draft)
+            if one.return_existing and not draft.external_id:
+                violations.add(FieldInvalid, f"{prefix}return_existing", f"requires {path}.external_id")
             if not one.HasField(name):
                 violations.add(FieldInvalid, path, "is required")
                 continue
@@ -100,6 +115,7 @@ class Validation:
             for field, rule in rules:
                 for description in rule(getattr(draft, field)):
                     violations.add(FieldInvalid, f"{path}.{field}", description)
+        check_external_ids(drafts, violations)
         check_request_id(request, violations)
         violations.raise_if_any()
         return drafts
@@ -120,16 +136,33 @@ class Validation:
     # Get and list
 
     def id(self, request: posts_pb2.GetPostRequest | comments_pb2.GetCommentRequest) -> int:
-        """Returns the id of the resource to get."""
-        if request.id <= 0:
-            raise FieldInvalid.at("id", REQUIRED_ID)
+        """Returns the id of the resource to get; 0 if the request has an external id."""
+        if request.external_id:
+            if request.id:
+                raise FieldInvalid.at("external_id", "must be unset if id is set")
+            for description in check_identifier(request.external_id):
+                raise FieldInvalid.at("external_id", description)
+        elif request.id <= 0:
+            raise FieldInvalid.at("id", f"{REQUIRED_ID} unless external_id is set")
         return request.id
 
     def ids(
         self, request: posts_pb2.BatchGetPostsRequest | comments_pb2.BatchGetCommentsRequest
-    ) -> Sequence[int]:
-        """Returns the ids of the resources to get."""
-        return self._batch_of_ids("ids", request.ids)
+    ) -> tuple[Sequence[int], Sequence[str]]:
+        """Returns the ids and the external ids of the resources to get."""
+        if not request.external_ids:
+            return self._batch_of_ids("ids", request.ids), ()
+        violations = Violations(self._max_batch_size)
+        field = "external_ids" if not request.ids else "ids and external_ids"
+        violations.check_batch_size(field, [*request.ids, *request.external_ids])
+        violations.check_ids("ids", request.ids)
+        if len(request.external_ids) <= self._max_batch_size:
+            for index, external_id in enumerate(request.external_ids):
+                path = f"external_ids[{index}]"
+                for description in check_identifier(external_id) if external_id else ("must not be empty",):
+                    violations.add(FieldInvalid, path, description)
+        violations.raise_if_any()
+        return tuple(request.ids), tuple(request.external_ids)
 
     def post_ids(self, request: comments_pb2.CountCommentsRequest) -> Sequence[int]:
         """Returns the ids of the posts whose comments are counted."""
@@ -178,51 +211,83 @@ class Validation:
 
     # Update
 
-    def post_update(self, request: posts_pb2.UpdatePostRequest) -> Update:
-        """Returns the update of a post."""
-        return self._update(POST, request)
+    def post_updates(
+        self, request: posts_pb2.UpdatePostRequest | posts_pb2.BatchUpdatePostsRequest
+    ) -> tuple[Update, ...]:
+        """Returns the updates of posts; one unless the request is a batch."""
+        return self._updates(POST, request)
 
-    def comment_update(self, request: comments_pb2.UpdateCommentRequest) -> Update:
-        """Returns the update of a comment."""
-        return self._update(COMMENT, request)
+    def comment_updates(
+        self, request: comments_pb2.UpdateCommentRequest | comments_pb2.BatchUpdateCommentsRequest
+    ) -> tuple[Update, ...]:
+        """Returns the updates of comments; one unless the request is a batch."""
+        return self._updates(COMMENT, request)
+
+    def _updates(
+        self,
+        resource: ResourceMessage,
+        request: posts_pb2.UpdatePostRequest
+        | posts_pb2.BatchUpdatePostsRequest
+        | comments_pb2.UpdateCommentRequest
+        | comments_pb2.BatchUpdateCommentsRequest,
+    ) -> tuple[Update, ...]:
+        violations = Violations(self._max_batch_size)
+        each: Sequence[tuple[str, Any]] = [("", request)]
+        if isinstance(request, posts_pb2.BatchUpdatePostsRequest | comments_pb2.BatchUpdateCommentsRequest):
+            violations.check_batch_size("requests", request.requests)
+            each = violations.requests_with_paths("requests", request.requests)
+        updates = [self._update(resource, one, prefix, violations) for prefix, one in each]
+        seen: set[int] = set()
+        for update in updates:
+            if update.id in seen:
+                violations.add(BatchDuplicate, f"{update.request_field}.id", f"duplicate id {update.id}")
+            seen.add(update.id)
+        check_request_id(request, violations)
+        violations.raise_if_any()
+        return tuple(updates)
 
     def _update(
         self,
         resource: ResourceMessage,
         request: posts_pb2.UpdatePostRequest | comments_pb2.UpdateCommentRequest,
+        prefix: str,
+        violations: Violations,
     ) -> Update:
-        violations = Violations(self._max_batch_size)
-        name = resource.name
+        name, path = resource.name, prefix + resource.name
         message: Any = getattr(request, name)
         mask = UpdateMask(request.update_mask)
         values = {
             field: value
             for field in resource.mutable
-            for value in [getattr(message, field)]
+            for value in [stored_value(message, field)]
             if mask.names(field, is_set=bool(value))
         }
         if mask.is_too_long:
-            violations.add(FieldInvalid, "update_mask", f"must not have more than {MAX_PATHS} paths")
+            violations.add(FieldInvalid, f"{prefix}update_mask", f"must not have more than {MAX_PATHS} paths")
         if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
-            violations.add(FieldInvalid, name, "is required")
+            violations.add(FieldInvalid, path, "is required")
         else:
-            violations.check_id(message.id, f"{name}.id")
-            mask.check_paths(resource, violations)
+            violations.check_id(message.id, f"{path}.id")
+            mask.check_paths(resource, f"{prefix}update_mask", violations)
             for field, value in values.items():
                 for description in self._rules[field](value):
-                    violations.add(FieldInvalid, f"{name}.{field}", description)
+                    violations.add(FieldInvalid, f"{path}.{field}", description)
+            check_label_keys(mask.labels, f"{prefix}update_mask", violations)
+            if mask.labels:
+                for description in check_labels(
+                    labels_to_text({key: message.labels[key] for key in mask.labels if key in message.labels})
+                ):
+                    violations.add(FieldInvalid, f"{path}.labels", description)
             if mask.is_unset and not values:
                 violations.add(
                     FieldInvalid,
-                    f"{name}.{resource.mutable[0]}",
+                    f"{path}.{resource.mutable[0]}",
                     "must be set if update_mask is unset; the request changes nothing",
                 )
-        check_request_id(request, violations)
-        violations.raise_if_any()
-
         return Update(
             id=message.id,
             values=values,
+            changed_labels=tuple([(key, message.labels.get(key)) for key in mask.labels]),
             etag=message.etag,
             unchangeable=tuple(
                 [
@@ -231,7 +296,7 @@ class Validation:
                     if mask.names(field, is_set=resource.is_set(message, field), star_means_set=True)
                 ]
             ),
-            request_field=name,
+            request_field=path,
         )
 
     # Delete

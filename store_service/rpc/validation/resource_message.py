@@ -1,6 +1,6 @@
 """The message of a resource in requests: which fields it has, and which of them a request may set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -8,7 +8,7 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.compiled import compiled
 from store_service.errors import FieldInvalid
-from store_service.model import Comment, CommentDraft, Post, PostDraft
+from store_service.model import Comment, CommentDraft, Post, PostDraft, labels_to_text
 from store_service.rpc.convert import microseconds_from_timestamp
 from store_service.rpc.validation.violations import Violations
 from store_service.service.comments import COMMENTS
@@ -23,21 +23,15 @@ class ResourceMessage:
         self,
         type: ResourceType[Post, PostDraft] | ResourceType[Comment, CommentDraft],
         message: type[Message],
-        *,
-        paths: Mapping[str, str] = {},
     ) -> None:
-        """Takes the description of the resource, its message, and the fields of a draft that hold paths.
-
-        Args:
-            type: The description.
-            message: The message.
-            paths: For each such field of the draft, the field of the message whose path it holds.
-        """
+        """Takes the description of the resource, and its message."""
         self.name = type.name
         self.mutable = type.fields.mutable
         self.immutable = type.fields.immutable
         self.content = type.fields.content
-        self.is_submessage = {it.name: it.message_type is not None for it in message.DESCRIPTOR.fields}
+        self.is_submessage = {
+            it.name: it.message_type is not None and it.name != "labels" for it in message.DESCRIPTOR.fields
+        }
         """All fields, and whether each is a message itself."""
         others = [name for name in self.is_submessage if name not in self.content]
         self.output_only = tuple(sorted(others, key=self.is_submessage.__getitem__))
@@ -46,12 +40,17 @@ class ResourceMessage:
             *(name for name in self.output_only if self.is_submessage[name]),
         )
         """Fields that an update may set, but only to the stored value."""
-        content = [f"{name}=message.{name}" for name in self.content]
-        content += [f'{name}=f"{{path}}.{of}"' for name, of in paths.items()]
-        self.draft: Callable[[Any, str], Any] = compiled(
-            ["message", "path"], [f"return Draft({', '.join(content)})"], Draft=type.draft
+        content = [
+            "labels=labels_to_text(message.labels)" if name == "labels" else f"{name}=message.{name}"
+            for name in self.content
+        ]
+        self.draft: Callable[[Any, str, bool], Any] = compiled(
+            ["message", "path", "return_existing"],
+            [f"return Draft({', '.join(content)}, field=path, return_existing=return_existing)"],
+            Draft=type.draft,
+            labels_to_text=labels_to_text,
         )
-        """Returns the draft in a message of a create request, which has a path."""
+        """Returns the draft in the message of a create request, which has a path."""
         checks = [
             f'message.HasField("{name}")' if self.is_submessage[name] else f"message.{name}"
             for name in self.output_only
@@ -72,11 +71,13 @@ class ResourceMessage:
                 violations.add(FieldInvalid, f"{path}.{field}", "is set by the server; leave it unset")
 
 
-def stored_value(message: Any, field: str) -> int:
-    """Returns the value of an unchangeable field as the database stores it."""
+def stored_value(message: Any, field: str) -> int | str:
+    """Returns the value of a field as the database stores it."""
     value = getattr(message, field)
-    return value if isinstance(value, int) else microseconds_from_timestamp(value)
+    if field == "labels":
+        return labels_to_text(value)
+    return value if isinstance(value, (int, str)) else microseconds_from_timestamp(value)
 
 
 POST = ResourceMessage(POSTS, posts_pb2.Post)
-COMMENT = ResourceMessage(COMMENTS, comments_pb2.Comment, paths={"field": "post_id"})
+COMMENT = ResourceMessage(COMMENTS, comments_pb2.Comment)

@@ -1,16 +1,19 @@
 """The update mask of a request, as defined in AIP-134."""
 
-import json
 from collections.abc import Sequence
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from store_service.errors import FieldMaskInvalid
 from store_service.rpc.validation.resource_message import ResourceMessage
-from store_service.rpc.validation.violations import Violations
+from store_service.rpc.validation.violations import Violations, quoted
 
 MAX_PATHS = 100
 """Maximum number of paths. Resources have fewer fields, but a mask may repeat a path."""
+
+
+LABEL = "labels."
+"""The beginning of the path of a single label."""
 
 
 class UpdateMask:
@@ -38,17 +41,20 @@ class UpdateMask:
             return is_set if star_means_set else True
         return self.is_unset and is_set
 
-    def check_paths(self, resource: ResourceMessage, violations: Violations) -> None:
+    @property
+    def labels(self) -> list[str]:
+        """The keys of single labels that the mask names, sorted; none if it names all labels."""
+        if "labels" in self.paths or self.is_star:
+            return []
+        return sorted([path.removeprefix(LABEL) for path in self.paths if path.startswith(LABEL)])
+
+    def check_paths(self, resource: ResourceMessage, field: str, violations: Violations) -> None:
         """Checks that each path is a field that a caller sets. Violations are sorted by path."""
         allowed = {*resource.mutable, *resource.immutable}
         for path in sorted(self.paths - allowed):
+            if path.startswith(LABEL):
+                # The key is checked with the labels of the request.
+                continue
             problem = "is set by the server" if path in resource.is_submessage else "is not a field"
             choices = " and ".join(f'"{it}"' for it in sorted(allowed))
-            violations.add(
-                FieldMaskInvalid, "update_mask", f'{_quoted(path)} {problem}; paths are {choices}, or "*"'
-            )
-
-
-def _quoted(text: str) -> str:
-    """Returns the start of a caller's text as ASCII: gRPC escapes each other byte as three characters."""
-    return json.dumps(text[:40])
+            violations.add(FieldMaskInvalid, field, f'{quoted(path)} {problem}; paths are {choices}, or "*"')

@@ -1,5 +1,6 @@
 """The violations of one request, and the checks of ids and batches that many requests share."""
 
+import json
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -15,9 +16,20 @@ from store_service.errors import (
 )
 from store_service.rpc.status import MAX_VIOLATIONS
 
-CreateRequest = TypeVar("CreateRequest", posts_pb2.CreatePostRequest, comments_pb2.CreateCommentRequest)
+SingleRequest = TypeVar(
+    "SingleRequest",
+    posts_pb2.CreatePostRequest,
+    posts_pb2.UpdatePostRequest,
+    comments_pb2.CreateCommentRequest,
+    comments_pb2.UpdateCommentRequest,
+)
 
 REQUIRED_ID = "is required and must be positive"
+
+
+def quoted(text: str) -> str:
+    """Returns the start of a caller's text as ASCII: gRPC escapes each other byte as three characters."""
+    return json.dumps(text[:40])
 
 
 class Violations:
@@ -80,8 +92,8 @@ class Violations:
             seen.add(id)
 
     def requests_with_paths(
-        self, field: str, requests: Sequence[CreateRequest]
-    ) -> list[tuple[str, CreateRequest]]:
+        self, field: str, requests: Sequence[SingleRequest]
+    ) -> list[tuple[str, SingleRequest]]:
         """Returns the requests of a batch with their paths; none if the batch is too large.
 
         Checks that no request has a field that only the batch may set.

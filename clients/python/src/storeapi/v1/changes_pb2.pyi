@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from storeapi.v1 import comments_pb2 as _comments_pb2
+from storeapi.v1 import filters_pb2 as _filters_pb2
 from storeapi.v1 import posts_pb2 as _posts_pb2
 import builtins as _builtins
 import sys
@@ -91,6 +92,8 @@ class WatchRequest(_message.Message):
     KINDS_FIELD_NUMBER: _builtins.int
     POST_IDS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    POST_FILTER_FIELD_NUMBER: _builtins.int
+    COMMENT_FILTER_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Starts after the response that had this token. The token may also come from the first page of
     a list. A token from within the initial state continues with the rest of the initial state.
@@ -115,6 +118,16 @@ class WatchRequest(_message.Message):
         receives nothing for longer, its connection is broken.
         """
 
+    @_builtins.property
+    def post_filter(self) -> _filters_pb2.PostFilter:
+        """Only changes of posts that match before or after the change. A consumer therefore also receives the
+        update with which a post stops matching. Unset: all posts.
+        """
+
+    @_builtins.property
+    def comment_filter(self) -> _filters_pb2.CommentFilter:
+        """Only changes of comments that match before or after the change. Unset: all comments."""
+
     def __init__(
         self,
         *,
@@ -124,10 +137,12 @@ class WatchRequest(_message.Message):
         kinds: _abc.Iterable[Global___ResourceKind.ValueType] | None = ...,
         post_ids: _abc.Iterable[_builtins.int] | None = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
+        post_filter: _filters_pb2.PostFilter | None = ...,
+        comment_filter: _filters_pb2.CommentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["earliest", b"earliest", "heartbeat_interval", b"heartbeat_interval", "initial_state", b"initial_state", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comment_filter", b"comment_filter", "earliest", b"earliest", "heartbeat_interval", b"heartbeat_interval", "initial_state", b"initial_state", "post_filter", b"post_filter", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["earliest", b"earliest", "heartbeat_interval", b"heartbeat_interval", "initial_state", b"initial_state", "kinds", b"kinds", "post_ids", b"post_ids", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_filter", b"comment_filter", "earliest", b"earliest", "heartbeat_interval", b"heartbeat_interval", "initial_state", b"initial_state", "kinds", b"kinds", "post_filter", b"post_filter", "post_ids", b"post_ids", "resume_token", b"resume_token", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_start: _TypeAlias = _typing.Literal["resume_token", "initial_state", "earliest"]  # noqa: Y015
     _WhichOneofArgType_start: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015

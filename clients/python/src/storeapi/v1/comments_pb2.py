@@ -24,17 +24,22 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from storeapi.v1 import filters_pb2 as storeapi_dot_v1_dot_filters__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astoreapi/v1/comments.proto\x12\x0bstoreapi.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x01\n\x07\x43omment\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x02 \x01(\t\x12\x0f\n\x07post_id\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"h\n\x14\x43reateCommentRequest\x12%\n\x07\x63omment\x18\x01 \x01(\x0b\x32\x14.storeapi.v1.Comment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x1f\n\x11GetCommentRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"_\n\x13ListCommentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08order_by\x18\x03 \x01(\t\x12\x0f\n\x07post_id\x18\x04 \x01(\x03\"m\n\x14ListCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x99\x01\n\x14UpdateCommentRequest\x12%\n\x07\x63omment\x18\x01 \x01(\x0b\x32\x14.storeapi.v1.Comment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"r\n\x14\x44\x65leteCommentRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"=\n\x17\x42\x61tchGetCommentsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"W\n\x18\x42\x61tchGetCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\"|\n\x1a\x42\x61tchCreateCommentsRequest\x12\x33\n\x08requests\x18\x01 \x03(\x0b\x32!.storeapi.v1.CreateCommentRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"E\n\x1b\x42\x61tchCreateCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\"k\n\x1a\x42\x61tchDeleteCommentsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"Z\n\x1b\x42\x61tchDeleteCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\"(\n\x14\x43ountCommentsRequest\x12\x10\n\x08post_ids\x18\x01 \x03(\x03\"\x86\x01\n\x15\x43ountCommentsResponse\x12>\n\x06\x63ounts\x18\x01 \x03(\x0b\x32..storeapi.v1.CountCommentsResponse.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\xb2\x06\n\x0e\x43ommentService\x12J\n\rCreateComment\x12!.storeapi.v1.CreateCommentRequest\x1a\x14.storeapi.v1.Comment\"\x00\x12G\n\nGetComment\x12\x1e.storeapi.v1.GetCommentRequest\x1a\x14.storeapi.v1.Comment\"\x03\x90\x02\x01\x12X\n\x0cListComments\x12 .storeapi.v1.ListCommentsRequest\x1a!.storeapi.v1.ListCommentsResponse\"\x03\x90\x02\x01\x12J\n\rUpdateComment\x12!.storeapi.v1.UpdateCommentRequest\x1a\x14.storeapi.v1.Comment\"\x00\x12J\n\rDeleteComment\x12!.storeapi.v1.DeleteCommentRequest\x1a\x14.storeapi.v1.Comment\"\x00\x12\x64\n\x10\x42\x61tchGetComments\x12$.storeapi.v1.BatchGetCommentsRequest\x1a%.storeapi.v1.BatchGetCommentsResponse\"\x03\x90\x02\x01\x12j\n\x13\x42\x61tchCreateComments\x12\'.storeapi.v1.BatchCreateCommentsRequest\x1a(.storeapi.v1.BatchCreateCommentsResponse\"\x00\x12j\n\x13\x42\x61tchDeleteComments\x12\'.storeapi.v1.BatchDeleteCommentsRequest\x1a(.storeapi.v1.BatchDeleteCommentsResponse\"\x00\x12[\n\rCountComments\x12!.storeapi.v1.CountCommentsRequest\x1a\".storeapi.v1.CountCommentsResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1astoreapi/v1/comments.proto\x12\x0bstoreapi.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19storeapi/v1/filters.proto\"\xce\x02\n\x07\x43omment\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x02 \x01(\t\x12\x0f\n\x07post_id\x18\x03 \x01(\x03\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x07 \x01(\t\x12\x30\n\x06labels\x18\x08 \x03(\x0b\x32 .storeapi.v1.Comment.LabelsEntry\x12\x13\n\x0b\x65xternal_id\x18\t \x01(\t\x12\x13\n\x0breply_to_id\x18\n \x01(\x03\x12\r\n\x05\x64\x65pth\x18\x0b \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\x14\x43reateCommentRequest\x12%\n\x07\x63omment\x18\x01 \x01(\x0b\x32\x14.storeapi.v1.Comment\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x17\n\x0freturn_existing\x18\x04 \x01(\x08\"4\n\x11GetCommentRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\"\x8b\x01\n\x13ListCommentsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08order_by\x18\x03 \x01(\t\x12\x0f\n\x07post_id\x18\x04 \x01(\x03\x12*\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x1a.storeapi.v1.CommentFilter\"m\n\x14ListCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x99\x01\n\x14UpdateCommentRequest\x12%\n\x07\x63omment\x18\x01 \x01(\x0b\x32\x14.storeapi.v1.Comment\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"r\n\x14\x44\x65leteCommentRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"S\n\x17\x42\x61tchGetCommentsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\x12\x14\n\x0c\x65xternal_ids\x18\x03 \x03(\t\"u\n\x18\x42\x61tchGetCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\x12\x1c\n\x14missing_external_ids\x18\x03 \x03(\t\"|\n\x1a\x42\x61tchCreateCommentsRequest\x12\x33\n\x08requests\x18\x01 \x03(\x0b\x32!.storeapi.v1.CreateCommentRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"E\n\x1b\x42\x61tchCreateCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\"|\n\x1a\x42\x61tchUpdateCommentsRequest\x12\x33\n\x08requests\x18\x01 \x03(\x0b\x32!.storeapi.v1.UpdateCommentRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"E\n\x1b\x42\x61tchUpdateCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\"k\n\x1a\x42\x61tchDeleteCommentsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"Z\n\x1b\x42\x61tchDeleteCommentsResponse\x12&\n\x08\x63omments\x18\x01 \x03(\x0b\x32\x14.storeapi.v1.Comment\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\"g\n\x14\x43ountCommentsRequest\x12\x10\n\x08post_ids\x18\x01 \x03(\x03\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.storeapi.v1.CommentFilter\x12\x11\n\tall_posts\x18\x03 \x01(\x08\"\x95\x01\n\x15\x43ountCommentsResponse\x12>\n\x06\x63ounts\x18\x01 \x03(\x0b\x32..storeapi.v1.CountCommentsResponse.CountsEntry\x12\r\n\x05total\x18\x02 \x01(\x03\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"V\n\x13\x43ountRepliesRequest\x12\x13\n\x0b\x63omment_ids\x18\x01 \x03(\x03\x12*\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x1a.storeapi.v1.CommentFilter\"\x84\x01\n\x14\x43ountRepliesResponse\x12=\n\x06\x63ounts\x18\x01 \x03(\x0b\x32-.storeapi.v1.CountRepliesResponse.CountsEntry\x1a-\n\x0b\x43ountsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x03\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x32\xf8\x07\n\x0e\x43ommentService\x12J\n\rCreateComment\x12!.storeapi.v1.CreateCommentRequest\x1a\x14.storeapi.v1.Comment\"\x00\x12G\n\nGetComment\x12\x1e.storeapi.v1.GetCommentRequest\x1a\x14.storeapi.v1.Comment\"\x03\x90\x02\x01\x12X\n\x0cListComments\x12 .storeapi.v1.ListCommentsRequest\x1a!.storeapi.v1.ListCommentsResponse\"\x03\x90\x02\x01\x12J\n\rUpdateComment\x12!.storeapi.v1.UpdateCommentRequest\x1a\x14.storeapi.v1.Comment\"\x00\x12J\n\rDeleteComment\x12!.storeapi.v1.DeleteCommentRequest\x1a\x14.storeapi.v1.Comment\"\x00\x12\x64\n\x10\x42\x61tchGetComments\x12$.storeapi.v1.BatchGetCommentsRequest\x1a%.storeapi.v1.BatchGetCommentsResponse\"\x03\x90\x02\x01\x12j\n\x13\x42\x61tchCreateComments\x12\'.storeapi.v1.BatchCreateCommentsRequest\x1a(.storeapi.v1.BatchCreateCommentsResponse\"\x00\x12j\n\x13\x42\x61tchUpdateComments\x12\'.storeapi.v1.BatchUpdateCommentsRequest\x1a(.storeapi.v1.BatchUpdateCommentsResponse\"\x00\x12j\n\x13\x42\x61tchDeleteComments\x12\'.storeapi.v1.BatchDeleteCommentsRequest\x1a(.storeapi.v1.BatchDeleteCommentsResponse\"\x00\x12[\n\rCountComments\x12!.storeapi.v1.CountCommentsRequest\x1a\".storeapi.v1.CountCommentsResponse\"\x03\x90\x02\x01\x12X\n\x0c\x43ountReplies\x12 .storeapi.v1.CountRepliesRequest\x1a!.storeapi.v1.CountRepliesResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storeapi.v1.comments_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_COMMENT_LABELSENTRY']._loaded_options = None
+  _globals['_COMMENT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_COUNTCOMMENTSRESPONSE_COUNTSENTRY']._loaded_options = None
   _globals['_COUNTCOMMENTSRESPONSE_COUNTSENTRY']._serialized_options = b'8\001'
+  _globals['_COUNTREPLIESRESPONSE_COUNTSENTRY']._loaded_options = None
+  _globals['_COUNTREPLIESRESPONSE_COUNTSENTRY']._serialized_options = b'8\001'
   _globals['_COMMENTSERVICE'].methods_by_name['GetComment']._loaded_options = None
   _globals['_COMMENTSERVICE'].methods_by_name['GetComment']._serialized_options = b'\220\002\001'
   _globals['_COMMENTSERVICE'].methods_by_name['ListComments']._loaded_options = None
@@ -43,38 +48,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMENTSERVICE'].methods_by_name['BatchGetComments']._serialized_options = b'\220\002\001'
   _globals['_COMMENTSERVICE'].methods_by_name['CountComments']._loaded_options = None
   _globals['_COMMENTSERVICE'].methods_by_name['CountComments']._serialized_options = b'\220\002\001'
-  _globals['_COMMENT']._serialized_start=111
-  _globals['_COMMENT']._serialized_end=275
-  _globals['_CREATECOMMENTREQUEST']._serialized_start=277
-  _globals['_CREATECOMMENTREQUEST']._serialized_end=381
-  _globals['_GETCOMMENTREQUEST']._serialized_start=383
-  _globals['_GETCOMMENTREQUEST']._serialized_end=414
-  _globals['_LISTCOMMENTSREQUEST']._serialized_start=416
-  _globals['_LISTCOMMENTSREQUEST']._serialized_end=511
-  _globals['_LISTCOMMENTSRESPONSE']._serialized_start=513
-  _globals['_LISTCOMMENTSRESPONSE']._serialized_end=622
-  _globals['_UPDATECOMMENTREQUEST']._serialized_start=625
-  _globals['_UPDATECOMMENTREQUEST']._serialized_end=778
-  _globals['_DELETECOMMENTREQUEST']._serialized_start=780
-  _globals['_DELETECOMMENTREQUEST']._serialized_end=894
-  _globals['_BATCHGETCOMMENTSREQUEST']._serialized_start=896
-  _globals['_BATCHGETCOMMENTSREQUEST']._serialized_end=957
-  _globals['_BATCHGETCOMMENTSRESPONSE']._serialized_start=959
-  _globals['_BATCHGETCOMMENTSRESPONSE']._serialized_end=1046
-  _globals['_BATCHCREATECOMMENTSREQUEST']._serialized_start=1048
-  _globals['_BATCHCREATECOMMENTSREQUEST']._serialized_end=1172
-  _globals['_BATCHCREATECOMMENTSRESPONSE']._serialized_start=1174
-  _globals['_BATCHCREATECOMMENTSRESPONSE']._serialized_end=1243
-  _globals['_BATCHDELETECOMMENTSREQUEST']._serialized_start=1245
-  _globals['_BATCHDELETECOMMENTSREQUEST']._serialized_end=1352
-  _globals['_BATCHDELETECOMMENTSRESPONSE']._serialized_start=1354
-  _globals['_BATCHDELETECOMMENTSRESPONSE']._serialized_end=1444
-  _globals['_COUNTCOMMENTSREQUEST']._serialized_start=1446
-  _globals['_COUNTCOMMENTSREQUEST']._serialized_end=1486
-  _globals['_COUNTCOMMENTSRESPONSE']._serialized_start=1489
-  _globals['_COUNTCOMMENTSRESPONSE']._serialized_end=1623
-  _globals['_COUNTCOMMENTSRESPONSE_COUNTSENTRY']._serialized_start=1578
-  _globals['_COUNTCOMMENTSRESPONSE_COUNTSENTRY']._serialized_end=1623
-  _globals['_COMMENTSERVICE']._serialized_start=1626
-  _globals['_COMMENTSERVICE']._serialized_end=2444
+  _globals['_COMMENTSERVICE'].methods_by_name['CountReplies']._loaded_options = None
+  _globals['_COMMENTSERVICE'].methods_by_name['CountReplies']._serialized_options = b'\220\002\001'
+  _globals['_COMMENT']._serialized_start=138
+  _globals['_COMMENT']._serialized_end=472
+  _globals['_COMMENT_LABELSENTRY']._serialized_start=427
+  _globals['_COMMENT_LABELSENTRY']._serialized_end=472
+  _globals['_CREATECOMMENTREQUEST']._serialized_start=475
+  _globals['_CREATECOMMENTREQUEST']._serialized_end=604
+  _globals['_GETCOMMENTREQUEST']._serialized_start=606
+  _globals['_GETCOMMENTREQUEST']._serialized_end=658
+  _globals['_LISTCOMMENTSREQUEST']._serialized_start=661
+  _globals['_LISTCOMMENTSREQUEST']._serialized_end=800
+  _globals['_LISTCOMMENTSRESPONSE']._serialized_start=802
+  _globals['_LISTCOMMENTSRESPONSE']._serialized_end=911
+  _globals['_UPDATECOMMENTREQUEST']._serialized_start=914
+  _globals['_UPDATECOMMENTREQUEST']._serialized_end=1067
+  _globals['_DELETECOMMENTREQUEST']._serialized_start=1069
+  _globals['_DELETECOMMENTREQUEST']._serialized_end=1183
+  _globals['_BATCHGETCOMMENTSREQUEST']._serialized_start=1185
+  _globals['_BATCHGETCOMMENTSREQUEST']._serialized_end=1268
+  _globals['_BATCHGETCOMMENTSRESPONSE']._serialized_start=1270
+  _globals['_BATCHGETCOMMENTSRESPONSE']._serialized_end=1387
+  _globals['_BATCHCREATECOMMENTSREQUEST']._serialized_start=1389
+  _globals['_BATCHCREATECOMMENTSREQUEST']._serialized_end=1513
+  _globals['_BATCHCREATECOMMENTSRESPONSE']._serialized_start=1515
+  _globals['_BATCHCREATECOMMENTSRESPONSE']._serialized_end=1584
+  _globals['_BATCHUPDATECOMMENTSREQUEST']._serialized_start=1586
+  _globals['_BATCHUPDATECOMMENTSREQUEST']._serialized_end=1710
+  _globals['_BATCHUPDATECOMMENTSRESPONSE']._serialized_start=1712
+  _globals['_BATCHUPDATECOMMENTSRESPONSE']._serialized_end=1781
+  _globals['_BATCHDELETECOMMENTSREQUEST']._serialized_start=1783
+  _globals['_BATCHDELETECOMMENTSREQUEST']._serialized_end=1890
+  _globals['_BATCHDELETECOMMENTSRESPONSE']._serialized_start=1892
+  _globals['_BATCHDELETECOMMENTSRESPONSE']._serialized_end=1982
+  _globals['_COUNTCOMMENTSREQUEST']._serialized_start=1984
+  _globals['_COUNTCOMMENTSREQUEST']._serialized_end=2087
+  _globals['_COUNTCOMMENTSRESPONSE']._serialized_start=2090
+  _globals['_COUNTCOMMENTSRESPONSE']._serialized_end=2239
+  _globals['_COUNTCOMMENTSRESPONSE_COUNTSENTRY']._serialized_start=2194
+  _globals['_COUNTCOMMENTSRESPONSE_COUNTSENTRY']._serialized_end=2239
+  _globals['_COUNTREPLIESREQUEST']._serialized_start=2241
+  _globals['_COUNTREPLIESREQUEST']._serialized_end=2327
+  _globals['_COUNTREPLIESRESPONSE']._serialized_start=2330
+  _globals['_COUNTREPLIESRESPONSE']._serialized_end=2462
+  _globals['_COUNTREPLIESRESPONSE_COUNTSENTRY']._serialized_start=2194
+  _globals['_COUNTREPLIESRESPONSE_COUNTSENTRY']._serialized_end=2239
+  _globals['_COMMENTSERVICE']._serialized_start=2465
+  _globals['_COMMENTSERVICE']._serialized_end=3481
 # @@protoc_insertion_point(module_scope)

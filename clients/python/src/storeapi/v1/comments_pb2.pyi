@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from storeapi.v1 import filters_pb2 as _filters_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,12 +27,37 @@ class Comment(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     POST_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    REPLY_TO_ID_FIELD_NUMBER: _builtins.int
+    DEPTH_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. A positive number that is never reused."""
     body: _builtins.str
@@ -41,6 +67,23 @@ class Comment(_message.Message):
     etag: _builtins.str
     """Output only, opaque. Changes whenever the comment changes. Send it with an update or a delete to
     make the call fail with ETAG_MISMATCH if another caller has changed the comment in the meantime.
+    """
+    author: _builtins.str
+    """The author, in the words of the caller: for example the id of a user. At most 256 bytes of UTF-8
+    without control characters.
+    """
+    external_id: _builtins.str
+    """The key of a comment in the system of the caller, for example "article:42". At most 256 bytes of UTF-8
+    without control characters, compared byte by byte. No two comments have the same external_id. Can be
+    used instead of the id to get a comment. Immutable.
+    """
+    reply_to_id: _builtins.int
+    """The id of the comment that this comment replies to, which belongs to the same post. 0: a top-level
+    comment. Immutable. The reply stays in its place in the thread if that comment is deleted.
+    """
+    depth: _builtins.int
+    """Output only. The number of comments above this one in its thread: 0 for a top-level comment, 1 for
+    a reply to it.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -54,6 +97,13 @@ class Comment(_message.Message):
         that did not store times.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of the caller, at most 64: for example the status of a comment in a moderation queue. A key has 1 to 63
+        characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter. A value has at
+        most 256 bytes of UTF-8 without control characters, and can be empty.
+        """
+
     def __init__(
         self,
         *,
@@ -63,10 +113,15 @@ class Comment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        author: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        external_id: _builtins.str = ...,
+        reply_to_id: _builtins.int = ...,
+        depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "create_time", b"create_time", "etag", b"etag", "id", b"id", "post_id", b"post_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "body", b"body", "create_time", b"create_time", "depth", b"depth", "etag", b"etag", "external_id", b"external_id", "id", b"id", "labels", b"labels", "post_id", b"post_id", "reply_to_id", b"reply_to_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -81,6 +136,7 @@ class CreateCommentRequest(_message.Message):
     COMMENT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    RETURN_EXISTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID that the caller chooses for this request. If the same request is sent again with the same
     request_id, it is not executed again, and the call returns the first response. The server
@@ -91,9 +147,14 @@ class CreateCommentRequest(_message.Message):
     """Validates the request and returns the response that it would have, without storing anything. The
     response has no id, times or etag.
     """
+    return_existing: _builtins.bool
+    """If a comment with the same external_id exists, returns it unchanged. Otherwise the call fails with
+    EXTERNAL_ID_TAKEN. Requires external_id. If several callers do this at once, one comment is created and
+    all of them get it.
+    """
     @_builtins.property
     def comment(self) -> Global___Comment:
-        """Required. Only body and post_id may be set; the server sets the other fields."""
+        """Required. The server sets the output-only fields."""
 
     def __init__(
         self,
@@ -101,10 +162,11 @@ class CreateCommentRequest(_message.Message):
         comment: Global___Comment | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        return_existing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "request_id", b"request_id", "return_existing", b"return_existing", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,16 +179,20 @@ class GetCommentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Required. The id of the comment."""
+    """The id of the comment. Exactly one of id and external_id is required."""
+    external_id: _builtins.str
+    """The external_id of the comment."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,6 +208,7 @@ class ListCommentsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
     POST_ID_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Maximum number of comments in the page. The default is 50; values above 1000 are capped at 1000.
     A page ends before it exceeds 3 MiB, so it can be shorter.
@@ -149,9 +216,20 @@ class ListCommentsRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the previous page of the same query. page_size may differ."""
     order_by: _builtins.str
-    """"id" (the default) returns the oldest comments first, "id desc" the newest."""
+    """"id" (the default) returns the oldest comments first, "id desc" the newest. "create_time" and
+    "create_time desc" order by create_time, then by id; comments without create_time are the oldest.
+    "thread" orders the comments of one post depth first: each comment is followed by its replies, and
+    replies to the same comment by id. "thread desc" returns the newest top-level comment first, each
+    followed by its replies in the same order as "thread". Both require post_id.
+    """
     post_id: _builtins.int
     """Only comments of this post. 0: comments of all posts."""
+    @_builtins.property
+    def filter(self) -> _filters_pb2.CommentFilter:
+        """Only comments that match. Pages can be short or empty, because the server reads a limited number of
+        comments for each page. Unset: all comments.
+        """
+
     def __init__(
         self,
         *,
@@ -159,10 +237,11 @@ class ListCommentsRequest(_message.Message):
         page_token: _builtins.str = ...,
         order_by: _builtins.str = ...,
         post_id: _builtins.int = ...,
+        filter: _filters_pb2.CommentFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "post_id", b"post_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "post_id", b"post_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,9 +309,10 @@ class UpdateCommentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to update. The paths are "body" and "post_id"; post_id must be the stored value.
-        Unset: every field that is set in comment, so a caller can read a comment, change it, and send it
-        back whole. "*": every field, set or not.
+        """The fields to update. The paths are "body", "author", "labels", and "labels.KEY" for one label; a
+        label that comment does not have is removed. The immutable fields "post_id", "external_id" and
+        "reply_to_id" must have the stored value. Unset: every field that is set in comment, so a caller
+        can read a comment, change it, and send it back whole. "*": every field, set or not.
         """
 
     def __init__(
@@ -301,21 +381,29 @@ class BatchGetCommentsRequest(_message.Message):
 
     IDS_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
+    """Returns unknown ids in missing_ids and missing_external_ids. Otherwise the call fails if one is
+    unknown.
+    """
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The ids of the comments, 1 to 1000."""
+        """The ids of the comments. The request has 1 to 1000 ids and external_ids together."""
+
+    @_builtins.property
+    def external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The external_ids of further comments."""
 
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         allow_missing: _builtins.bool = ...,
+        external_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "external_ids", b"external_ids", "ids", b"ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,23 +417,29 @@ class BatchGetCommentsResponse(_message.Message):
 
     COMMENTS_FIELD_NUMBER: _builtins.int
     MISSING_IDS_FIELD_NUMBER: _builtins.int
+    MISSING_EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
-        """The comments in the order of the request."""
+        """The comments in the order of the request: those of ids, then those of external_ids."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """With allow_missing: the ids of comments that do not exist, in the order of the request."""
+
+    @_builtins.property
+    def missing_external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With allow_missing: the external_ids of comments that do not exist, in the order of the request."""
 
     def __init__(
         self,
         *,
         comments: _abc.Iterable[Global___Comment] | None = ...,
         missing_ids: _abc.Iterable[_builtins.int] | None = ...,
+        missing_external_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments", "missing_ids", b"missing_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments", "missing_external_ids", b"missing_external_ids", "missing_ids", b"missing_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -414,6 +508,70 @@ class BatchCreateCommentsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchCreateCommentsResponse: _TypeAlias = BatchCreateCommentsResponse  # noqa: Y015
+
+@_typing.final
+class BatchUpdateCommentsRequest(_message.Message):
+    """The request of BatchUpdateComments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
+    """
+    validate_only: _builtins.bool
+    """Validates the request and returns the response that it would have, without storing anything. The
+    comments in the response have no update_time or etag.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateCommentRequest]:
+        """Required. The updates, 1 to 1000, each of another comment, each with its own mask and etag. request_id
+        and validate_only must be unset in each of them; the fields below apply to the whole batch.
+        """
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___UpdateCommentRequest] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateCommentsRequest: _TypeAlias = BatchUpdateCommentsRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpdateCommentsResponse(_message.Message):
+    """The response of BatchUpdateComments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
+        """The updated comments in the order of the requests."""
+
+    def __init__(
+        self,
+        *,
+        comments: _abc.Iterable[Global___Comment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateCommentsResponse: _TypeAlias = BatchUpdateCommentsResponse  # noqa: Y015
 
 @_typing.final
 class BatchDeleteCommentsRequest(_message.Message):
@@ -492,18 +650,30 @@ class CountCommentsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POST_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ALL_POSTS_FIELD_NUMBER: _builtins.int
+    all_posts: _builtins.bool
+    """Counts the comments of all posts together. post_ids must be empty."""
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The ids of the posts, 1 to 1000. An id that occurs twice is counted once."""
+        """Required unless all_posts is set. The ids of the posts, 1 to 1000. An id that occurs twice is
+        counted once.
+        """
+
+    @_builtins.property
+    def filter(self) -> _filters_pb2.CommentFilter:
+        """Only comments that match. Unset: all comments."""
 
     def __init__(
         self,
         *,
         post_ids: _abc.Iterable[_builtins.int] | None = ...,
+        filter: _filters_pb2.CommentFilter | None = ...,
+        all_posts: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["post_ids", b"post_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_posts", b"all_posts", "filter", b"filter", "post_ids", b"post_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -536,9 +706,87 @@ class CountCommentsResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     COUNTS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """The number of comments of all these posts together."""
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """The number of comments of each requested post, by post id."""
+
+    def __init__(
+        self,
+        *,
+        counts: _abc.Mapping[_builtins.int, _builtins.int] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountCommentsResponse: _TypeAlias = CountCommentsResponse  # noqa: Y015
+
+@_typing.final
+class CountRepliesRequest(_message.Message):
+    """The request of CountReplies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMENT_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def comment_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Required. The ids of the comments, 1 to 1000. An id that occurs twice is counted once."""
+
+    @_builtins.property
+    def filter(self) -> _filters_pb2.CommentFilter:
+        """Only replies that match; reply_to_id must be unset. Unset: all replies."""
+
+    def __init__(
+        self,
+        *,
+        comment_ids: _abc.Iterable[_builtins.int] | None = ...,
+        filter: _filters_pb2.CommentFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_ids", b"comment_ids", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountRepliesRequest: _TypeAlias = CountRepliesRequest  # noqa: Y015
+
+@_typing.final
+class CountRepliesResponse(_message.Message):
+    """The response of CountReplies."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
+        """The number of direct replies of each requested comment, by comment id."""
 
     def __init__(
         self,
@@ -551,4 +799,4 @@ class CountCommentsResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CountCommentsResponse: _TypeAlias = CountCommentsResponse  # noqa: Y015
+Global___CountRepliesResponse: _TypeAlias = CountRepliesResponse  # noqa: Y015

@@ -73,6 +73,11 @@ class CommentServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_comments__pb2.BatchCreateCommentsRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_comments__pb2.BatchCreateCommentsResponse.FromString,
                 _registered_method=True)
+        self.BatchUpdateComments = channel.unary_unary(
+                '/storeapi.v1.CommentService/BatchUpdateComments',
+                request_serializer=storeapi_dot_v1_dot_comments__pb2.BatchUpdateCommentsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_comments__pb2.BatchUpdateCommentsResponse.FromString,
+                _registered_method=True)
         self.BatchDeleteComments = channel.unary_unary(
                 '/storeapi.v1.CommentService/BatchDeleteComments',
                 request_serializer=storeapi_dot_v1_dot_comments__pb2.BatchDeleteCommentsRequest.SerializeToString,
@@ -82,6 +87,11 @@ class CommentServiceStub(object):
                 '/storeapi.v1.CommentService/CountComments',
                 request_serializer=storeapi_dot_v1_dot_comments__pb2.CountCommentsRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_comments__pb2.CountCommentsResponse.FromString,
+                _registered_method=True)
+        self.CountReplies = channel.unary_unary(
+                '/storeapi.v1.CommentService/CountReplies',
+                request_serializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesResponse.FromString,
                 _registered_method=True)
 
 
@@ -100,6 +110,12 @@ class CommentServiceServicer(object):
         character; post_id is missing or not positive; an output-only field (id, create_time,
         update_time, etag) is set; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
+        not set. Metadata id is its id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+        - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
+        - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
+        default). Metadata max_depth.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -110,8 +126,9 @@ class CommentServiceServicer(object):
         """Returns one comment.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+        none.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,7 +142,8 @@ class CommentServiceServicer(object):
         next_page_token. Only a page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
+        thread order without post_id; the filter is not valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -172,8 +190,9 @@ class CommentServiceServicer(object):
         returned twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+        than 1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
         Metadata missing_ids lists their ids.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
@@ -192,6 +211,26 @@ class CommentServiceServicer(object):
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
         requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+        - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUpdateComments(self, request, context):
+        """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
+        order of the requests.
+
+        Errors:
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+        1000 elements, or has two updates of the same comment.
+        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
+        such as requests[3].comment.body; request_id or validate_only is set inside requests.
+        - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
+        - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
@@ -223,7 +262,22 @@ class CommentServiceServicer(object):
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
+        - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
+        the filter is not valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountReplies(self, request, context):
+        """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
+        comment that does not exist, is the number of its replies that exist. Like CountComments, a count
+        is not a snapshot.
+
+        Errors:
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
+        1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +321,11 @@ def add_CommentServiceServicer_to_server(servicer, server):
                     request_deserializer=storeapi_dot_v1_dot_comments__pb2.BatchCreateCommentsRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_comments__pb2.BatchCreateCommentsResponse.SerializeToString,
             ),
+            'BatchUpdateComments': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateComments,
+                    request_deserializer=storeapi_dot_v1_dot_comments__pb2.BatchUpdateCommentsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_comments__pb2.BatchUpdateCommentsResponse.SerializeToString,
+            ),
             'BatchDeleteComments': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchDeleteComments,
                     request_deserializer=storeapi_dot_v1_dot_comments__pb2.BatchDeleteCommentsRequest.FromString,
@@ -276,6 +335,11 @@ def add_CommentServiceServicer_to_server(servicer, server):
                     servicer.CountComments,
                     request_deserializer=storeapi_dot_v1_dot_comments__pb2.CountCommentsRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_comments__pb2.CountCommentsResponse.SerializeToString,
+            ),
+            'CountReplies': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountReplies,
+                    request_deserializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -482,6 +546,33 @@ class CommentService(object):
             _registered_method=True)
 
     @staticmethod
+    def BatchUpdateComments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.CommentService/BatchUpdateComments',
+            storeapi_dot_v1_dot_comments__pb2.BatchUpdateCommentsRequest.SerializeToString,
+            storeapi_dot_v1_dot_comments__pb2.BatchUpdateCommentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def BatchDeleteComments(request,
             target,
             options=(),
@@ -525,6 +616,33 @@ class CommentService(object):
             '/storeapi.v1.CommentService/CountComments',
             storeapi_dot_v1_dot_comments__pb2.CountCommentsRequest.SerializeToString,
             storeapi_dot_v1_dot_comments__pb2.CountCommentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountReplies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.CommentService/CountReplies',
+            storeapi_dot_v1_dot_comments__pb2.CountRepliesRequest.SerializeToString,
+            storeapi_dot_v1_dot_comments__pb2.CountRepliesResponse.FromString,
             options,
             channel_credentials,
             insecure,

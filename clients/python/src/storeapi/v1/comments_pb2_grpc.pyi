@@ -45,14 +45,21 @@ class CommentServiceStub:
       character; post_id is missing or not positive; an output-only field (id, create_time,
       update_time, etag) is set; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
+      not set. Metadata id is its id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+    - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
+    - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
+      default). Metadata max_depth.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]
     """Returns one comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+      none.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
     """
     ListComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]
     """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
@@ -62,7 +69,8 @@ class CommentServiceStub:
     next_page_token. Only a page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
+      thread order without post_id; the filter is not valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -97,8 +105,9 @@ class CommentServiceStub:
     returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+      than 1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
       Metadata missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
@@ -113,6 +122,22 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    BatchUpdateComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchUpdateCommentsRequest, _comments_pb2.BatchUpdateCommentsResponse]
+    """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
+    order of the requests.
+
+    Errors:
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+      1000 elements, or has two updates of the same comment.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
+      such as requests[3].comment.body; request_id or validate_only is set inside requests.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
+    - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -136,7 +161,18 @@ class CommentServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
+    - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
+      the filter is not valid.
+    """
+    CountReplies: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountRepliesRequest, _comments_pb2.CountRepliesResponse]
+    """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
+    comment that does not exist, is the number of its replies that exist. Like CountComments, a count
+    is not a snapshot.
+
+    Errors:
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
+      1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
     """
 
 @_typing.type_check_only
@@ -156,14 +192,21 @@ class CommentServiceAsyncStub(CommentServiceStub):
       character; post_id is missing or not positive; an output-only field (id, create_time,
       update_time, etag) is set; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
+      not set. Metadata id is its id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+    - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
+    - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
+      default). Metadata max_depth.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Returns one comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+      none.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
     """
     ListComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]  # type: ignore[assignment]
     """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
@@ -173,7 +216,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
     next_page_token. Only a page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
+      thread order without post_id; the filter is not valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -208,8 +252,9 @@ class CommentServiceAsyncStub(CommentServiceStub):
     returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+      than 1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
       Metadata missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
@@ -224,6 +269,22 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    BatchUpdateComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchUpdateCommentsRequest, _comments_pb2.BatchUpdateCommentsResponse]  # type: ignore[assignment]
+    """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
+    order of the requests.
+
+    Errors:
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+      1000 elements, or has two updates of the same comment.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
+      such as requests[3].comment.body; request_id or validate_only is set inside requests.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
+    - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -247,7 +308,18 @@ class CommentServiceAsyncStub(CommentServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
+    - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
+      the filter is not valid.
+    """
+    CountReplies: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountRepliesRequest, _comments_pb2.CountRepliesResponse]  # type: ignore[assignment]
+    """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
+    comment that does not exist, is the number of its replies that exist. Like CountComments, a count
+    is not a snapshot.
+
+    Errors:
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
+      1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
     """
 
 class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -270,6 +342,12 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           character; post_id is missing or not positive; an output-only field (id, create_time,
           update_time, etag) is set; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
+          not set. Metadata id is its id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+        - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
+        - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
+          default). Metadata max_depth.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
@@ -282,8 +360,9 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one comment.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+          none.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
         """
 
     @_abc_1.abstractmethod
@@ -299,7 +378,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         next_page_token. Only a page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
+          thread order without post_id; the filter is not valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -352,8 +432,9 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         returned twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+          than 1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
           Metadata missing_ids lists their ids.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
@@ -374,6 +455,28 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
           requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+        - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchUpdateComments(
+        self,
+        request: _comments_pb2.BatchUpdateCommentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comments_pb2.BatchUpdateCommentsResponse, _abc.Awaitable[_comments_pb2.BatchUpdateCommentsResponse]]:
+        """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
+        order of the requests.
+
+        Errors:
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+          1000 elements, or has two updates of the same comment.
+        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
+          such as requests[3].comment.body; request_id or validate_only is set inside requests.
+        - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
+        - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
@@ -409,7 +512,24 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive.
+        - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
+          the filter is not valid.
+        """
+
+    @_abc_1.abstractmethod
+    def CountReplies(
+        self,
+        request: _comments_pb2.CountRepliesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comments_pb2.CountRepliesResponse, _abc.Awaitable[_comments_pb2.CountRepliesResponse]]:
+        """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
+        comment that does not exist, is the number of its replies that exist. Like CountComments, a count
+        is not a snapshot.
+
+        Errors:
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
+          1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
         """
 
 def add_CommentServiceServicer_to_server(servicer: CommentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -53,7 +53,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     max_count.
     """
     ERROR_REASON_BATCH_DUPLICATE: _ErrorReason.ValueType  # 9
-    """INVALID_ARGUMENT with BadRequest: a batch delete has the same id twice."""
+    """INVALID_ARGUMENT with BadRequest: a batch delete or a batch update has the same id twice, or a batch
+    create the same external_id.
+    """
     ERROR_REASON_POST_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
     If the request creates comments, the description of ResourceInfo names the request field.
@@ -147,6 +149,19 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     resume_token yet. Watch again from the same token. Example: a token from the primary, used at once
     on a standby that lags by a second.
     """
+    ERROR_REASON_EXTERNAL_ID_TAKEN: _ErrorReason.ValueType  # 34
+    """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. Set
+    return_existing to get it instead of this error. Metadata: id, external_id. Example: two callers
+    create the post "article:42".
+    """
+    ERROR_REASON_REPLY_TOO_DEEP: _ErrorReason.ValueType  # 35
+    """FAILED_PRECONDITION with PreconditionFailure: the reply would be deeper in its thread than the
+    server allows. Metadata: reply_to_id, max_depth.
+    """
+    ERROR_REASON_REPLY_POST_MISMATCH: _ErrorReason.ValueType  # 36
+    """FAILED_PRECONDITION with PreconditionFailure: the comment that is replied to belongs to another
+    post. Metadata: reply_to_id, post_id (the post of that comment).
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error, for programs.
@@ -192,7 +207,9 @@ ERROR_REASON_BATCH_TOO_LARGE: ErrorReason.ValueType  # 8
 max_count.
 """
 ERROR_REASON_BATCH_DUPLICATE: ErrorReason.ValueType  # 9
-"""INVALID_ARGUMENT with BadRequest: a batch delete has the same id twice."""
+"""INVALID_ARGUMENT with BadRequest: a batch delete or a batch update has the same id twice, or a batch
+create the same external_id.
+"""
 ERROR_REASON_POST_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
 If the request creates comments, the description of ResourceInfo names the request field.
@@ -285,5 +302,18 @@ ERROR_REASON_STANDBY_BEHIND: ErrorReason.ValueType  # 33
 """UNAVAILABLE with RetryInfo: the service reads from a standby that has not received the change of
 resume_token yet. Watch again from the same token. Example: a token from the primary, used at once
 on a standby that lags by a second.
+"""
+ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 34
+"""ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. Set
+return_existing to get it instead of this error. Metadata: id, external_id. Example: two callers
+create the post "article:42".
+"""
+ERROR_REASON_REPLY_TOO_DEEP: ErrorReason.ValueType  # 35
+"""FAILED_PRECONDITION with PreconditionFailure: the reply would be deeper in its thread than the
+server allows. Metadata: reply_to_id, max_depth.
+"""
+ERROR_REASON_REPLY_POST_MISMATCH: ErrorReason.ValueType  # 36
+"""FAILED_PRECONDITION with PreconditionFailure: the comment that is replied to belongs to another
+post. Metadata: reply_to_id, post_id (the post of that comment).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

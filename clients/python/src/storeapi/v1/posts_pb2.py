@@ -24,47 +24,62 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from storeapi.v1 import filters_pb2 as storeapi_dot_v1_dot_filters__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17storeapi/v1/posts.proto\x12\x0bstoreapi.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x01\n\x04Post\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\"_\n\x11\x43reatePostRequest\x12\x1f\n\x04post\x18\x01 \x01(\x0b\x32\x11.storeapi.v1.Post\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"\x1c\n\x0eGetPostRequest\x12\n\n\x02id\x18\x01 \x01(\x03\"K\n\x10ListPostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08order_by\x18\x03 \x01(\t\"d\n\x11ListPostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x90\x01\n\x11UpdatePostRequest\x12\x1f\n\x04post\x18\x01 \x01(\x0b\x32\x11.storeapi.v1.Post\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"~\n\x11\x44\x65letePostRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x15\n\rallow_missing\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\":\n\x14\x42\x61tchGetPostsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"N\n\x15\x42\x61tchGetPostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\"v\n\x17\x42\x61tchCreatePostsRequest\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.storeapi.v1.CreatePostRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"<\n\x18\x42\x61tchCreatePostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\"w\n\x17\x42\x61tchDeletePostsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"Q\n\x18\x42\x61tchDeletePostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\x32\x8a\x05\n\x0bPostService\x12\x41\n\nCreatePost\x12\x1e.storeapi.v1.CreatePostRequest\x1a\x11.storeapi.v1.Post\"\x00\x12>\n\x07GetPost\x12\x1b.storeapi.v1.GetPostRequest\x1a\x11.storeapi.v1.Post\"\x03\x90\x02\x01\x12O\n\tListPosts\x12\x1d.storeapi.v1.ListPostsRequest\x1a\x1e.storeapi.v1.ListPostsResponse\"\x03\x90\x02\x01\x12\x41\n\nUpdatePost\x12\x1e.storeapi.v1.UpdatePostRequest\x1a\x11.storeapi.v1.Post\"\x00\x12\x41\n\nDeletePost\x12\x1e.storeapi.v1.DeletePostRequest\x1a\x11.storeapi.v1.Post\"\x00\x12[\n\rBatchGetPosts\x12!.storeapi.v1.BatchGetPostsRequest\x1a\".storeapi.v1.BatchGetPostsResponse\"\x03\x90\x02\x01\x12\x61\n\x10\x42\x61tchCreatePosts\x12$.storeapi.v1.BatchCreatePostsRequest\x1a%.storeapi.v1.BatchCreatePostsResponse\"\x00\x12\x61\n\x10\x42\x61tchDeletePosts\x12$.storeapi.v1.BatchDeletePostsRequest\x1a%.storeapi.v1.BatchDeletePostsResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17storeapi/v1/posts.proto\x12\x0bstoreapi.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19storeapi/v1/filters.proto\"\x93\x02\n\x04Post\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x62ody\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x0e\n\x06\x61uthor\x18\x06 \x01(\t\x12-\n\x06labels\x18\x07 \x03(\x0b\x32\x1d.storeapi.v1.Post.LabelsEntry\x12\x13\n\x0b\x65xternal_id\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"x\n\x11\x43reatePostRequest\x12\x1f\n\x04post\x18\x01 \x01(\x0b\x32\x11.storeapi.v1.Post\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x17\n\x0freturn_existing\x18\x04 \x01(\x08\"1\n\x0eGetPostRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x13\n\x0b\x65xternal_id\x18\x02 \x01(\t\"t\n\x10ListPostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x10\n\x08order_by\x18\x03 \x01(\t\x12\'\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x17.storeapi.v1.PostFilter\"d\n\x11ListPostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x14\n\x0cresume_token\x18\x03 \x01(\t\"\x90\x01\n\x11UpdatePostRequest\x12\x1f\n\x04post\x18\x01 \x01(\x0b\x32\x11.storeapi.v1.Post\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"~\n\x11\x44\x65letePostRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\x12\x15\n\rallow_missing\x18\x04 \x01(\x08\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"P\n\x14\x42\x61tchGetPostsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\x12\x14\n\x0c\x65xternal_ids\x18\x03 \x03(\t\"l\n\x15\x42\x61tchGetPostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\x12\x1c\n\x14missing_external_ids\x18\x03 \x03(\t\"v\n\x17\x42\x61tchCreatePostsRequest\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.storeapi.v1.CreatePostRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"<\n\x18\x42\x61tchCreatePostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\"v\n\x17\x42\x61tchUpdatePostsRequest\x12\x30\n\x08requests\x18\x01 \x03(\x0b\x32\x1e.storeapi.v1.UpdatePostRequest\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\"<\n\x18\x42\x61tchUpdatePostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\"w\n\x17\x42\x61tchDeletePostsRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x03\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x15\n\rallow_missing\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x15\n\rvalidate_only\x18\x05 \x01(\x08\"Q\n\x18\x42\x61tchDeletePostsResponse\x12 \n\x05posts\x18\x01 \x03(\x0b\x32\x11.storeapi.v1.Post\x12\x13\n\x0bmissing_ids\x18\x02 \x03(\x03\"<\n\x11\x43ountPostsRequest\x12\'\n\x06\x66ilter\x18\x01 \x01(\x0b\x32\x17.storeapi.v1.PostFilter\"#\n\x12\x43ountPostsResponse\x12\r\n\x05\x63ount\x18\x01 \x01(\x03\x32\xc1\x06\n\x0bPostService\x12\x41\n\nCreatePost\x12\x1e.storeapi.v1.CreatePostRequest\x1a\x11.storeapi.v1.Post\"\x00\x12>\n\x07GetPost\x12\x1b.storeapi.v1.GetPostRequest\x1a\x11.storeapi.v1.Post\"\x03\x90\x02\x01\x12O\n\tListPosts\x12\x1d.storeapi.v1.ListPostsRequest\x1a\x1e.storeapi.v1.ListPostsResponse\"\x03\x90\x02\x01\x12\x41\n\nUpdatePost\x12\x1e.storeapi.v1.UpdatePostRequest\x1a\x11.storeapi.v1.Post\"\x00\x12\x41\n\nDeletePost\x12\x1e.storeapi.v1.DeletePostRequest\x1a\x11.storeapi.v1.Post\"\x00\x12[\n\rBatchGetPosts\x12!.storeapi.v1.BatchGetPostsRequest\x1a\".storeapi.v1.BatchGetPostsResponse\"\x03\x90\x02\x01\x12\x61\n\x10\x42\x61tchCreatePosts\x12$.storeapi.v1.BatchCreatePostsRequest\x1a%.storeapi.v1.BatchCreatePostsResponse\"\x00\x12\x61\n\x10\x42\x61tchUpdatePosts\x12$.storeapi.v1.BatchUpdatePostsRequest\x1a%.storeapi.v1.BatchUpdatePostsResponse\"\x00\x12R\n\nCountPosts\x12\x1e.storeapi.v1.CountPostsRequest\x1a\x1f.storeapi.v1.CountPostsResponse\"\x03\x90\x02\x01\x12\x61\n\x10\x42\x61tchDeletePosts\x12$.storeapi.v1.BatchDeletePostsRequest\x1a%.storeapi.v1.BatchDeletePostsResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storeapi.v1.posts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_POST_LABELSENTRY']._loaded_options = None
+  _globals['_POST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_POSTSERVICE'].methods_by_name['GetPost']._loaded_options = None
   _globals['_POSTSERVICE'].methods_by_name['GetPost']._serialized_options = b'\220\002\001'
   _globals['_POSTSERVICE'].methods_by_name['ListPosts']._loaded_options = None
   _globals['_POSTSERVICE'].methods_by_name['ListPosts']._serialized_options = b'\220\002\001'
   _globals['_POSTSERVICE'].methods_by_name['BatchGetPosts']._loaded_options = None
   _globals['_POSTSERVICE'].methods_by_name['BatchGetPosts']._serialized_options = b'\220\002\001'
-  _globals['_POST']._serialized_start=108
-  _globals['_POST']._serialized_end=252
-  _globals['_CREATEPOSTREQUEST']._serialized_start=254
-  _globals['_CREATEPOSTREQUEST']._serialized_end=349
-  _globals['_GETPOSTREQUEST']._serialized_start=351
-  _globals['_GETPOSTREQUEST']._serialized_end=379
-  _globals['_LISTPOSTSREQUEST']._serialized_start=381
-  _globals['_LISTPOSTSREQUEST']._serialized_end=456
-  _globals['_LISTPOSTSRESPONSE']._serialized_start=458
-  _globals['_LISTPOSTSRESPONSE']._serialized_end=558
-  _globals['_UPDATEPOSTREQUEST']._serialized_start=561
-  _globals['_UPDATEPOSTREQUEST']._serialized_end=705
-  _globals['_DELETEPOSTREQUEST']._serialized_start=707
-  _globals['_DELETEPOSTREQUEST']._serialized_end=833
-  _globals['_BATCHGETPOSTSREQUEST']._serialized_start=835
-  _globals['_BATCHGETPOSTSREQUEST']._serialized_end=893
-  _globals['_BATCHGETPOSTSRESPONSE']._serialized_start=895
-  _globals['_BATCHGETPOSTSRESPONSE']._serialized_end=973
-  _globals['_BATCHCREATEPOSTSREQUEST']._serialized_start=975
-  _globals['_BATCHCREATEPOSTSREQUEST']._serialized_end=1093
-  _globals['_BATCHCREATEPOSTSRESPONSE']._serialized_start=1095
-  _globals['_BATCHCREATEPOSTSRESPONSE']._serialized_end=1155
-  _globals['_BATCHDELETEPOSTSREQUEST']._serialized_start=1157
-  _globals['_BATCHDELETEPOSTSREQUEST']._serialized_end=1276
-  _globals['_BATCHDELETEPOSTSRESPONSE']._serialized_start=1278
-  _globals['_BATCHDELETEPOSTSRESPONSE']._serialized_end=1359
-  _globals['_POSTSERVICE']._serialized_start=1362
-  _globals['_POSTSERVICE']._serialized_end=2012
+  _globals['_POSTSERVICE'].methods_by_name['CountPosts']._loaded_options = None
+  _globals['_POSTSERVICE'].methods_by_name['CountPosts']._serialized_options = b'\220\002\001'
+  _globals['_POST']._serialized_start=135
+  _globals['_POST']._serialized_end=410
+  _globals['_POST_LABELSENTRY']._serialized_start=365
+  _globals['_POST_LABELSENTRY']._serialized_end=410
+  _globals['_CREATEPOSTREQUEST']._serialized_start=412
+  _globals['_CREATEPOSTREQUEST']._serialized_end=532
+  _globals['_GETPOSTREQUEST']._serialized_start=534
+  _globals['_GETPOSTREQUEST']._serialized_end=583
+  _globals['_LISTPOSTSREQUEST']._serialized_start=585
+  _globals['_LISTPOSTSREQUEST']._serialized_end=701
+  _globals['_LISTPOSTSRESPONSE']._serialized_start=703
+  _globals['_LISTPOSTSRESPONSE']._serialized_end=803
+  _globals['_UPDATEPOSTREQUEST']._serialized_start=806
+  _globals['_UPDATEPOSTREQUEST']._serialized_end=950
+  _globals['_DELETEPOSTREQUEST']._serialized_start=952
+  _globals['_DELETEPOSTREQUEST']._serialized_end=1078
+  _globals['_BATCHGETPOSTSREQUEST']._serialized_start=1080
+  _globals['_BATCHGETPOSTSREQUEST']._serialized_end=1160
+  _globals['_BATCHGETPOSTSRESPONSE']._serialized_start=1162
+  _globals['_BATCHGETPOSTSRESPONSE']._serialized_end=1270
+  _globals['_BATCHCREATEPOSTSREQUEST']._serialized_start=1272
+  _globals['_BATCHCREATEPOSTSREQUEST']._serialized_end=1390
+  _globals['_BATCHCREATEPOSTSRESPONSE']._serialized_start=1392
+  _globals['_BATCHCREATEPOSTSRESPONSE']._serialized_end=1452
+  _globals['_BATCHUPDATEPOSTSREQUEST']._serialized_start=1454
+  _globals['_BATCHUPDATEPOSTSREQUEST']._serialized_end=1572
+  _globals['_BATCHUPDATEPOSTSRESPONSE']._serialized_start=1574
+  _globals['_BATCHUPDATEPOSTSRESPONSE']._serialized_end=1634
+  _globals['_BATCHDELETEPOSTSREQUEST']._serialized_start=1636
+  _globals['_BATCHDELETEPOSTSREQUEST']._serialized_end=1755
+  _globals['_BATCHDELETEPOSTSRESPONSE']._serialized_start=1757
+  _globals['_BATCHDELETEPOSTSRESPONSE']._serialized_end=1838
+  _globals['_COUNTPOSTSREQUEST']._serialized_start=1840
+  _globals['_COUNTPOSTSREQUEST']._serialized_end=1900
+  _globals['_COUNTPOSTSRESPONSE']._serialized_start=1902
+  _globals['_COUNTPOSTSRESPONSE']._serialized_end=1937
+  _globals['_POSTSERVICE']._serialized_start=1940
+  _globals['_POSTSERVICE']._serialized_end=2773
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from storeapi.v1 import filters_pb2 as _filters_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,11 +27,34 @@ class Post(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    AUTHOR_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. A positive number that is never reused."""
     body: _builtins.str
@@ -38,6 +62,15 @@ class Post(_message.Message):
     etag: _builtins.str
     """Output only, opaque. Changes whenever the post changes. Send it with an update or a delete to
     make the call fail with ETAG_MISMATCH if another caller has changed the post in the meantime.
+    """
+    author: _builtins.str
+    """The author, in the words of the caller: for example the id of a user. At most 256 bytes of UTF-8
+    without control characters.
+    """
+    external_id: _builtins.str
+    """The key of a post in the system of the caller, for example "article:42". At most 256 bytes of UTF-8
+    without control characters, compared byte by byte. No two posts have the same external_id. Can be
+    used instead of the id to get a post. Immutable.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -51,6 +84,13 @@ class Post(_message.Message):
         that did not store times.
         """
 
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels of the caller, at most 64: for example the status of a post in a moderation queue. A key has 1 to 63
+        characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter. A value has at
+        most 256 bytes of UTF-8 without control characters, and can be empty.
+        """
+
     def __init__(
         self,
         *,
@@ -59,10 +99,13 @@ class Post(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        author: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "create_time", b"create_time", "etag", b"etag", "id", b"id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "body", b"body", "create_time", b"create_time", "etag", b"etag", "external_id", b"external_id", "id", b"id", "labels", b"labels", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -77,6 +120,7 @@ class CreatePostRequest(_message.Message):
     POST_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    RETURN_EXISTING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID that the caller chooses for this request. If the same request is sent again with the same
     request_id, it is not executed again, and the call returns the first response. The server
@@ -87,9 +131,14 @@ class CreatePostRequest(_message.Message):
     """Validates the request and returns the response that it would have, without storing anything. The
     response has no id, times or etag.
     """
+    return_existing: _builtins.bool
+    """If a post with the same external_id exists, returns it unchanged. Otherwise the call fails with
+    EXTERNAL_ID_TAKEN. Requires external_id. If several callers do this at once, one post is created and
+    all of them get it.
+    """
     @_builtins.property
     def post(self) -> Global___Post:
-        """Required. Only body may be set; the server sets the other fields."""
+        """Required. The server sets the output-only fields."""
 
     def __init__(
         self,
@@ -97,10 +146,11 @@ class CreatePostRequest(_message.Message):
         post: Global___Post | None = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        return_existing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["post", b"post", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post", b"post", "request_id", b"request_id", "return_existing", b"return_existing", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -113,16 +163,20 @@ class GetPostRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Required. The id of the post."""
+    """The id of the post. Exactly one of id and external_id is required."""
+    external_id: _builtins.str
+    """The external_id of the post."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -137,6 +191,7 @@ class ListPostsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Maximum number of posts in the page. The default is 50; values above 1000 are capped at 1000. A
     page ends before it exceeds 3 MiB, so it can be shorter.
@@ -144,17 +199,26 @@ class ListPostsRequest(_message.Message):
     page_token: _builtins.str
     """The next_page_token of the previous page of the same query. page_size may differ."""
     order_by: _builtins.str
-    """"id" (the default) returns the oldest posts first, "id desc" the newest."""
+    """"id" (the default) returns the oldest posts first, "id desc" the newest. "create_time" and
+    "create_time desc" order by create_time, then by id; posts without create_time are the oldest.
+    """
+    @_builtins.property
+    def filter(self) -> _filters_pb2.PostFilter:
+        """Only posts that match. Pages can be short or empty, because the server reads a limited number of
+        posts for each page. Unset: all posts.
+        """
+
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         order_by: _builtins.str = ...,
+        filter: _filters_pb2.PostFilter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,8 +286,10 @@ class UpdatePostRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to update. The only path is "body". Unset: every field that is set in post, so a
-        caller can read a post, change it, and send it back whole. "*": every field, set or not.
+        """The fields to update. The paths are "body", "author", "labels", and "labels.KEY" for one label; a
+        label that post does not have is removed. The immutable field "external_id" must have the stored
+        value. Unset: every field that is set in post, so a caller can read a post, change it, and send it
+        back whole. "*": every field, set or not.
         """
 
     def __init__(
@@ -296,21 +362,29 @@ class BatchGetPostsRequest(_message.Message):
 
     IDS_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
+    """Returns unknown ids in missing_ids and missing_external_ids. Otherwise the call fails if one is
+    unknown.
+    """
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required. The ids of the posts, 1 to 1000."""
+        """The ids of the posts. The request has 1 to 1000 ids and external_ids together."""
+
+    @_builtins.property
+    def external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The external_ids of further posts."""
 
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         allow_missing: _builtins.bool = ...,
+        external_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "external_ids", b"external_ids", "ids", b"ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -324,23 +398,29 @@ class BatchGetPostsResponse(_message.Message):
 
     POSTS_FIELD_NUMBER: _builtins.int
     MISSING_IDS_FIELD_NUMBER: _builtins.int
+    MISSING_EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-        """The posts in the order of the request."""
+        """The posts in the order of the request: those of ids, then those of external_ids."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """With allow_missing: the ids of posts that do not exist, in the order of the request."""
+
+    @_builtins.property
+    def missing_external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With allow_missing: the external_ids of posts that do not exist, in the order of the request."""
 
     def __init__(
         self,
         *,
         posts: _abc.Iterable[Global___Post] | None = ...,
         missing_ids: _abc.Iterable[_builtins.int] | None = ...,
+        missing_external_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_ids", b"missing_ids", "posts", b"posts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing_external_ids", b"missing_external_ids", "missing_ids", b"missing_ids", "posts", b"posts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,6 +489,70 @@ class BatchCreatePostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchCreatePostsResponse: _TypeAlias = BatchCreatePostsResponse  # noqa: Y015
+
+@_typing.final
+class BatchUpdatePostsRequest(_message.Message):
+    """The request of BatchUpdatePosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
+    """
+    validate_only: _builtins.bool
+    """Validates the request and returns the response that it would have, without storing anything. The
+    posts in the response have no update_time or etag.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdatePostRequest]:
+        """Required. The updates, 1 to 1000, each of another post, each with its own mask and etag. request_id
+        and validate_only must be unset in each of them; the fields below apply to the whole batch.
+        """
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___UpdatePostRequest] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdatePostsRequest: _TypeAlias = BatchUpdatePostsRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpdatePostsResponse(_message.Message):
+    """The response of BatchUpdatePosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
+        """The updated posts in the order of the requests."""
+
+    def __init__(
+        self,
+        *,
+        posts: _abc.Iterable[Global___Post] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["posts", b"posts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdatePostsResponse: _TypeAlias = BatchUpdatePostsResponse  # noqa: Y015
 
 @_typing.final
 class BatchDeletePostsRequest(_message.Message):
@@ -483,3 +627,49 @@ class BatchDeletePostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BatchDeletePostsResponse: _TypeAlias = BatchDeletePostsResponse  # noqa: Y015
+
+@_typing.final
+class CountPostsRequest(_message.Message):
+    """The request of CountPosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def filter(self) -> _filters_pb2.PostFilter:
+        """Only posts that match. Unset: all posts."""
+
+    def __init__(
+        self,
+        *,
+        filter: _filters_pb2.PostFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountPostsRequest: _TypeAlias = CountPostsRequest  # noqa: Y015
+
+@_typing.final
+class CountPostsResponse(_message.Message):
+    """The response of CountPosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """The number of posts."""
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CountPostsResponse: _TypeAlias = CountPostsResponse  # noqa: Y015

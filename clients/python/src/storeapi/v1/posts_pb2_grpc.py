@@ -85,6 +85,16 @@ class PostServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_posts__pb2.BatchCreatePostsRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_posts__pb2.BatchCreatePostsResponse.FromString,
                 _registered_method=True)
+        self.BatchUpdatePosts = channel.unary_unary(
+                '/storeapi.v1.PostService/BatchUpdatePosts',
+                request_serializer=storeapi_dot_v1_dot_posts__pb2.BatchUpdatePostsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_posts__pb2.BatchUpdatePostsResponse.FromString,
+                _registered_method=True)
+        self.CountPosts = channel.unary_unary(
+                '/storeapi.v1.PostService/CountPosts',
+                request_serializer=storeapi_dot_v1_dot_posts__pb2.CountPostsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_posts__pb2.CountPostsResponse.FromString,
+                _registered_method=True)
         self.BatchDeletePosts = channel.unary_unary(
                 '/storeapi.v1.PostService/BatchDeletePosts',
                 request_serializer=storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsRequest.SerializeToString,
@@ -118,6 +128,8 @@ class PostServiceServicer(object):
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
         character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
         a UUID.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
+        not set. Metadata id is its id.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -128,8 +140,9 @@ class PostServiceServicer(object):
         """Returns one post.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-        - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+        none.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,7 +155,8 @@ class PostServiceServicer(object):
         page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
+        valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
         """
@@ -195,8 +209,9 @@ class PostServiceServicer(object):
         twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+        than 1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
         missing_ids lists their ids.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
@@ -214,8 +229,40 @@ class PostServiceServicer(object):
         elements.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
         request_id or validate_only is set inside requests.
+        - INVALID_ARGUMENT (BATCH_DUPLICATE): two posts of the batch have the same external_id.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreatePost.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUpdatePosts(self, request, context):
+        """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
+        order of the requests.
+
+        Errors:
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+        1000 elements, or has two updates of the same post.
+        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
+        such as requests[3].post.body; request_id or validate_only is set inside requests.
+        - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+        - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountPosts(self, request, context):
+        """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
+        exists and matches throughout the call is counted exactly once; a post that is created, changed or
+        deleted during the call may or may not be counted.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -276,6 +323,16 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.BatchCreatePosts,
                     request_deserializer=storeapi_dot_v1_dot_posts__pb2.BatchCreatePostsRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_posts__pb2.BatchCreatePostsResponse.SerializeToString,
+            ),
+            'BatchUpdatePosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdatePosts,
+                    request_deserializer=storeapi_dot_v1_dot_posts__pb2.BatchUpdatePostsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_posts__pb2.BatchUpdatePostsResponse.SerializeToString,
+            ),
+            'CountPosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountPosts,
+                    request_deserializer=storeapi_dot_v1_dot_posts__pb2.CountPostsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_posts__pb2.CountPostsResponse.SerializeToString,
             ),
             'BatchDeletePosts': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchDeletePosts,
@@ -488,6 +545,60 @@ class PostService(object):
             '/storeapi.v1.PostService/BatchCreatePosts',
             storeapi_dot_v1_dot_posts__pb2.BatchCreatePostsRequest.SerializeToString,
             storeapi_dot_v1_dot_posts__pb2.BatchCreatePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdatePosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.PostService/BatchUpdatePosts',
+            storeapi_dot_v1_dot_posts__pb2.BatchUpdatePostsRequest.SerializeToString,
+            storeapi_dot_v1_dot_posts__pb2.BatchUpdatePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountPosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.PostService/CountPosts',
+            storeapi_dot_v1_dot_posts__pb2.CountPostsRequest.SerializeToString,
+            storeapi_dot_v1_dot_posts__pb2.CountPostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,14 +56,17 @@ class PostServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
       character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
       a UUID.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
+      not set. Metadata id is its id.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetPost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]
     """Returns one post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+      none.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
     """
     ListPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]
     """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
@@ -72,7 +75,8 @@ class PostServiceStub:
     page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
+      valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     """
@@ -113,8 +117,9 @@ class PostServiceStub:
     twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+      than 1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
@@ -128,8 +133,32 @@ class PostServiceStub:
       elements.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
       request_id or validate_only is set inside requests.
+    - INVALID_ARGUMENT (BATCH_DUPLICATE): two posts of the batch have the same external_id.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreatePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    BatchUpdatePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchUpdatePostsRequest, _posts_pb2.BatchUpdatePostsResponse]
+    """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
+    order of the requests.
+
+    Errors:
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+      1000 elements, or has two updates of the same post.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
+      such as requests[3].post.body; request_id or validate_only is set inside requests.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    CountPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.CountPostsRequest, _posts_pb2.CountPostsResponse]
+    """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
+    exists and matches throughout the call is counted exactly once; a post that is created, changed or
+    deleted during the call may or may not be counted.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
     """
     BatchDeletePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]
     """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
@@ -174,14 +203,17 @@ class PostServiceAsyncStub(PostServiceStub):
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
       character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
       a UUID.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
+      not set. Metadata id is its id.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetPost: _aio.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]  # type: ignore[assignment]
     """Returns one post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-    - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+      none.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
     """
     ListPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]  # type: ignore[assignment]
     """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
@@ -190,7 +222,8 @@ class PostServiceAsyncStub(PostServiceStub):
     page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
+      valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     """
@@ -231,8 +264,9 @@ class PostServiceAsyncStub(PostServiceStub):
     twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+      than 1000.
+    - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
@@ -246,8 +280,32 @@ class PostServiceAsyncStub(PostServiceStub):
       elements.
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
       request_id or validate_only is set inside requests.
+    - INVALID_ARGUMENT (BATCH_DUPLICATE): two posts of the batch have the same external_id.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreatePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    BatchUpdatePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchUpdatePostsRequest, _posts_pb2.BatchUpdatePostsResponse]  # type: ignore[assignment]
+    """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
+    order of the requests.
+
+    Errors:
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+      1000 elements, or has two updates of the same post.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
+      such as requests[3].post.body; request_id or validate_only is set inside requests.
+    - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+    - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    CountPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.CountPostsRequest, _posts_pb2.CountPostsResponse]  # type: ignore[assignment]
+    """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
+    exists and matches throughout the call is counted exactly once; a post that is created, changed or
+    deleted during the call may or may not be counted.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
     """
     BatchDeletePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]  # type: ignore[assignment]
     """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
@@ -295,6 +353,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
           character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
           a UUID.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
+          not set. Metadata id is its id.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
@@ -307,8 +367,9 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one post.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive.
-        - NOT_FOUND (POST_NOT_FOUND): no post has this id.
+        - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
+          none.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
         """
 
     @_abc_1.abstractmethod
@@ -323,7 +384,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
+          valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
         """
@@ -382,8 +444,9 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids, or more than 1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
+          than 1000.
+        - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
           missing_ids lists their ids.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
@@ -403,8 +466,44 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
           elements.
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreatePost, with paths such as requests[3].post.body;
           request_id or validate_only is set inside requests.
+        - INVALID_ARGUMENT (BATCH_DUPLICATE): two posts of the batch have the same external_id.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreatePost.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchUpdatePosts(
+        self,
+        request: _posts_pb2.BatchUpdatePostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_posts_pb2.BatchUpdatePostsResponse, _abc.Awaitable[_posts_pb2.BatchUpdatePostsResponse]]:
+        """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
+        order of the requests.
+
+        Errors:
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
+          1000 elements, or has two updates of the same post.
+        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
+          such as requests[3].post.body; request_id or validate_only is set inside requests.
+        - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+        - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+        - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def CountPosts(
+        self,
+        request: _posts_pb2.CountPostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_posts_pb2.CountPostsResponse, _abc.Awaitable[_posts_pb2.CountPostsResponse]]:
+        """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
+        exists and matches throughout the call is counted exactly once; a post that is created, changed or
+        deleted during the call may or may not be counted.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
         """
 
     @_abc_1.abstractmethod

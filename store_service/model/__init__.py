@@ -1,0 +1,88 @@
+"""Values that all layers share: resources, requests and changes, independent of gRPC and SQL.
+
+Times are microseconds since 1970-01-01 UTC. A time is None on rows that were stored by a version without
+times.
+"""
+
+from store_service.model.changes import (
+    Action,
+    Change,
+    Position,
+    ResumePoint,
+    SnapshotCursor,
+    WatchFilter,
+    WatchStart,
+)
+from store_service.model.filters import EMPTY_FILTER, ResourceFilter
+from store_service.model.requests import (
+    ORDERS,
+    Argument,
+    BatchResult,
+    Deletion,
+    IdempotencyKey,
+    Order,
+    Page,
+    PageRequest,
+    Query,
+    Update,
+    WriteCommand,
+)
+from store_service.model.resources import (
+    DERIVED,
+    IMMUTABLE,
+    LEVEL_DIGITS,
+    OUTPUT_ONLY,
+    Comment,
+    CommentContent,
+    CommentDraft,
+    Post,
+    PostContent,
+    PostDraft,
+    ResourceFields,
+    ResourceKind,
+    concatenated_texts,
+    format_etag,
+    labels_from_text,
+    labels_to_text,
+    path_below,
+)
+
+__all__ = [
+    "Argument",
+    "Action",
+    "BatchResult",
+    "Change",
+    "Comment",
+    "CommentContent",
+    "CommentDraft",
+    "DERIVED",
+    "Deletion",
+    "EMPTY_FILTER",
+    "IMMUTABLE",
+    "IdempotencyKey",
+    "LEVEL_DIGITS",
+    "ORDERS",
+    "OUTPUT_ONLY",
+    "Order",
+    "Page",
+    "PageRequest",
+    "Position",
+    "Post",
+    "PostContent",
+    "PostDraft",
+    "Query",
+    "ResourceFields",
+    "ResourceFilter",
+    "ResourceKind",
+    "ResumePoint",
+    "SnapshotCursor",
+    "Update",
+    "WatchFilter",
+    "WatchStart",
+    "WriteCommand",
+    "concatenated_texts",
+    "format_etag",
+    "labels_from_text",
+    "labels_to_text",
+    "path_below",
+]

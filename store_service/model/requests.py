@@ -1,0 +1,108 @@
+"""Arguments and results of the operations on posts and comments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from store_service.model.filters import EMPTY_FILTER, ResourceFilter
+
+Resource = TypeVar("Resource")
+Argument = TypeVar("Argument")
+
+Order = Literal["id", "id desc"]
+"""Order of a list: oldest first, or newest first."""
+
+ORDERS: tuple[Order, ...] = ("id", "id desc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """An update of one post or comment, and its preconditions."""
+
+    id: int
+    values: Mapping[str, Any]
+    """New values of mutable fields. Other fields keep their values."""
+    etag: str
+    """The etag that the stored resource must have; empty: any."""
+    changed_labels: tuple[tuple[str, str | None], ...] = ()
+    """Single labels to set, or to remove if the value is None. The other labels keep their values."""
+    unchangeable: tuple[tuple[str, int | str], ...] = ()
+    """Fields that the request sets although they never change, with the values that must be stored."""
+    request_field: str
+    """Name of the resource in the request ("post"), for paths in errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deletion:
+    """Resources to delete, all or none."""
+
+    ids: tuple[int, ...]
+    etag: str = ""
+    """The etag that the stored resource must have if there is only one id; empty: any."""
+    force: bool = False
+    """Whether the comments of posts are deleted too."""
+    allow_missing: bool = False
+    """Whether ids of resources that do not exist are ignored. Otherwise they fail."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """The collection, order and filter of a list. A page token is bound to one query."""
+
+    resource: Literal["posts", "comments"]
+    order: Order = "id"
+    post_id: int = 0
+    """Only the comments of this post; 0: of all posts."""
+    filter: ResourceFilter = EMPTY_FILTER
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRequest:
+    """One page of a query."""
+
+    query: Query
+    page_size: int
+    page_token: str
+    max_bytes: int = 0
+    """Maximum size of all bodies of the page; 0: the size that fits into one message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class Page(Generic[Resource]):
+    """One page of a list, and where the next page starts."""
+
+    items: tuple[Resource, ...]
+    next_page_token: str
+    """Empty on the last page."""
+    resume_token: str = ""
+    """A watch from this token receives every change that this page and the next pages do not show. Set on
+    the first page, empty on other pages."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class BatchResult(Generic[Resource]):
+    """The resources of a batch request, in the order of the request."""
+
+    items: tuple[Resource, ...]
+    missing_ids: tuple[int, ...] = ()
+    missing_external_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IdempotencyKey:
+    """Identifies a write that a caller may send again."""
+
+    id: str
+    """The request id, a UUID in lower case."""
+    fingerprint: str
+    """A hash of the other fields of the request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteCommand(Generic[Argument]):
+    """The argument of a write, with its idempotency key if it has one."""
+
+    argument: Argument
+    key: IdempotencyKey | None = None
+    dry_run: bool = False
+    """Whether the write is rolled back on purpose (`validate_only`)."""

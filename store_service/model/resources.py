@@ -1,0 +1,165 @@
+"""Posts and comments, and the behavior of their fields."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from operator import attrgetter
+from typing import Any
+
+
+class ResourceKind(IntEnum):
+    """The type of a resource. The contract and the tables use the same numbers."""
+
+    POST = 1
+    COMMENT = 2
+
+
+def format_etag(version: int) -> str:
+    """Returns the etag of a version."""
+    return f"v{version:x}"
+
+
+IMMUTABLE: Mapping[str, str] = {"behavior": "immutable"}
+"""Metadata of a field that a caller sets on create. It never changes."""
+
+OUTPUT_ONLY: Mapping[str, str] = {"behavior": "output_only"}
+"""Metadata of a field that the server sets."""
+
+DERIVED: Mapping[str, str] = {"behavior": "derived"}
+"""Metadata of a field that the server derives from others on create. It is stored, and not in messages."""
+
+LEVEL_DIGITS = 16
+"""Hexadecimal digits of one level of `Comment.path`: an id of 64 bits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostContent:
+    """The fields of a post that a caller sets."""
+
+    body: str
+    author: str = ""
+    labels: str = ""
+    """The labels as a JSON object with sorted keys; empty if there are none. See `labels_to_text`."""
+    external_id: str = field(default="", metadata=IMMUTABLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Post(PostContent):
+    """A stored post."""
+
+    id: int = field(metadata=OUTPUT_ONLY)
+    create_time: int | None = field(metadata=OUTPUT_ONLY)
+    update_time: int | None = field(metadata=OUTPUT_ONLY)
+    version: int = field(metadata=OUTPUT_ONLY)
+    """Counts the changes of this row, from 1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostDraft(PostContent):
+    """A post to create."""
+
+    return_existing: bool = False
+    """Whether the resource with the same external id is returned if it exists. Otherwise it is an error."""
+    field: str = "post"
+    """Path of the post in the request, for errors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommentContent:
+    """The fields of a comment that a caller sets."""
+
+    body: str
+    post_id: int = field(metadata=IMMUTABLE)
+    author: str = ""
+    labels: str = ""
+    """Same as `PostContent.labels`."""
+    external_id: str = field(default="", metadata=IMMUTABLE)
+    reply_to_id: int = field(default=0, metadata=IMMUTABLE)
+    path: str = field(default="", metadata=DERIVED)
+    """The ids of the comments above this one in its thread, LEVEL_DIGITS each; empty at the top level."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comment(CommentContent):
+    """A stored comment."""
+
+    id: int = field(metadata=OUTPUT_ONLY)
+    create_time: int | None = field(metadata=OUTPUT_ONLY)
+    update_time: int | None = field(metadata=OUTPUT_ONLY)
+    version: int = field(metadata=OUTPUT_ONLY)
+    """Counts the changes of this row, from 1."""
+
+    @property
+    def depth(self) -> int:
+        """The number of comments above this one in its thread."""
+        return len(self.path) // LEVEL_DIGITS
+
+    @property
+    def thread_key(self) -> str:
+        """The position of the comment in thread order: each comment sorts directly before its replies."""
+        return path_below(self.path, self.id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommentDraft(CommentContent):
+    """A comment to create."""
+
+    return_existing: bool = False
+    """Same as `PostDraft.return_existing`."""
+    field: str = "comment"
+    """Path of the comment in the request, for errors."""
+
+
+def path_below(path: str, id: int) -> str:
+    """Returns the path of the replies to the comment that has this path and id."""
+    return f"{path}{id:0{LEVEL_DIGITS}x}"
+
+
+def labels_to_text(labels: Mapping[str, str]) -> str:
+    """Returns labels as they are stored. Equal labels have equal texts."""
+    if not labels:
+        return ""
+    return json.dumps(dict(labels), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+
+
+def labels_from_text(text: str) -> dict[str, str]:
+    """Returns stored labels."""
+    labels: dict[str, str] = json.loads(text) if text else {}
+    return labels
+
+
+class ResourceFields:
+    """The fields of a resource by behavior: mutable, immutable or output only."""
+
+    def __init__(self, model: type[Post] | type[Comment]) -> None:
+        """Takes the dataclass of the resource and reads the metadata of its fields."""
+        behavior = {it.name: it.metadata.get("behavior", "mutable") for it in fields(model)}
+        self.names = tuple(behavior)
+        self.mutable = tuple(name for name, it in behavior.items() if it == "mutable")
+        """Set by a caller on create and update."""
+        self.immutable = tuple(name for name, it in behavior.items() if it == "immutable")
+        """Set by a caller on create."""
+        self.content = (*self.mutable, *self.immutable)
+        """Set by a caller: mutable and immutable fields."""
+        self.derived = tuple(name for name, it in behavior.items() if it == "derived")
+        """Derived by the server on create, and not in messages."""
+        self.output_only = tuple(name for name, it in behavior.items() if it == "output_only")
+        """Set by the server."""
+
+
+def _concatenation(content: type[PostContent] | type[CommentContent]) -> Callable[[Any], str]:
+    names = [it.name for it in fields(content) if it.type in (str, "str")]
+    get: Callable[[Any], Any] = attrgetter(*names)
+    return get if len(names) == 1 else lambda resource: "".join(get(resource))
+
+
+_TEXTS: dict[type, Callable[[Any], str]] = {
+    **dict.fromkeys((Post, PostDraft), _concatenation(PostContent)),
+    **dict.fromkeys((Comment, CommentDraft), _concatenation(CommentContent)),
+}
+
+
+def concatenated_texts(resource: Post | Comment | PostDraft | CommentDraft) -> str:
+    """Returns all texts of a resource as one string, for estimates of its size."""
+    return _TEXTS[type(resource)](resource)
