@@ -8,7 +8,7 @@ from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import Statement, one_of, parameter
 from store_service.database.tables import comment_table as comment
 from store_service.database.tables import post_table as post
-from store_service.model import ORDERS, Comment, Order, ResourceKind
+from store_service.model import Comment, ResourceKind
 
 COMMENTS = ResourceSql(Comment, comment, ResourceKind.COMMENT, post_id=comment.c.post_id)
 
@@ -46,13 +46,3 @@ comments in total. No row for posts without comments. Served by comments_post_id
 
 COMMENT_COUNT_AFTER = Statement(select(func.count(), func.max(_keys_of_post.c.id)))
 """Same as COMMENT_COUNTS for one post, after the id `after`. One row also if there are no comments."""
-
-
-# The visibility of the post is checked once, before any comment is read.
-_is_of_post = (comment.c.post_id == _post_id, is_visible(_post_id))
-
-PAGE_OF_POST: dict[Order, Statement] = {
-    order: Statement(COMMENTS.page(order, visible_only=True).where(*_is_of_post)) for order in ORDERS
-}
-"""The next `limit` comments of one post after the id `after`. Served by comments_post_id_id_idx for every
-page."""

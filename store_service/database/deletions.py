@@ -12,11 +12,9 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Select,
-    case,
     cast,
     delete,
     func,
-    null,
     select,
     update,
 )
@@ -33,11 +31,6 @@ def is_visible(post_id: ColumnElement[Any]) -> ColumnElement[bool]:
     """Returns the condition that a post is not marked. Only for rows that are found by id: a page would have
     to read all the rows that the condition excludes, which may be a million."""
     return post_id.not_in(MARKED)
-
-
-def visible_body(body: ColumnElement[str], post_id: ColumnElement[Any]) -> ColumnElement[str]:
-    """Returns the body, or NULL if the post is marked. For pages, which count each row that they read."""
-    return case((post_id.in_(MARKED), null()), else_=body).label("body")
 
 
 def comments_after(post_id: ColumnElement[Any], id: ColumnElement[Any] | int) -> ColumnElement[bool]:

@@ -12,7 +12,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Integer,
-    Select,
     Table,
     Text,
     literal_column,
@@ -27,13 +26,13 @@ from store_service.database.change_writes import (
     insert_with_changes,
     update_with_changes,
 )
-from store_service.database.deletions import is_visible, visible_body
+from store_service.database.deletions import is_visible
+from store_service.database.list_sql import ListSql
 from store_service.database.statements import Statement, one_of, parameter, rows
-from store_service.model import ORDERS, Comment, Order, Post, ResourceFields, ResourceKind
+from store_service.model import Comment, Post, ResourceFields, ResourceKind
 
 R = TypeVar("R", Post, Comment)
 
-_after, _limit = parameter("after", BigInteger), parameter("limit", Integer)
 _now = parameter("now", BigInteger)
 
 
@@ -48,18 +47,19 @@ class ResourceSql(Generic[R]):
         post."""
         self._table: Table = table
         self._post_id: ColumnElement[int] = post_id
-        self._names: tuple[str, ...] = tuple(column.name for column in table.columns)
-        self._row: Callable[[R], tuple[Any, ...]] = attrgetter(*self._names)
-        values = ", ".join([f"{name}={name}" for name in self._names])
+        self.names: tuple[str, ...] = tuple(column.name for column in table.columns)
+        """The names of the columns, in the order of rows."""
+        self._row: Callable[[R], tuple[Any, ...]] = attrgetter(*self.names)
+        values = ", ".join([f"{name}={name}" for name in self.names])
         self.from_row: Callable[[Sequence[Any]], R] = compiled(
-            ["row"], [f"{', '.join(self._names)} = row", f"return model({values})"], model=model
+            ["row"], [f"{', '.join(self.names)} = row", f"return model({values})"], model=model
         )
         """Returns the resource of a row with all columns."""
         fields: ResourceFields = ResourceFields(model)
-        assert self._names[:2] == ("id", "body"), "pages need them first"
-        assert set(self._names) == set(fields.names), "each field has a column, and each column a field"
+        assert self.names[:2] == ("id", "body"), "pages need them first"
+        assert set(self.names) == set(fields.names), "each field has a column, and each column a field"
         set_on_create = {*fields.content, *fields.derived}
-        self.content: tuple[str, ...] = tuple(name for name in self._names if name in set_on_create)
+        self.content: tuple[str, ...] = tuple(name for name in self.names if name in set_on_create)
         """The columns of a draft, in the order of the table."""
         content = ", ".join([f"it.{name}" for name in self.content])
         self.draft_rows: Callable[[Sequence[Any]], list[tuple[Any, ...]]] = compiled(
@@ -103,7 +103,7 @@ class ResourceSql(Generic[R]):
         """Stores `drafts` (rows of the content) with the time `now`. Returns the ids, ascending in the order
         of the drafts."""
 
-        changed = rows("updates", **self._types(self._names), is_last=Integer, before=Text)
+        changed = rows("updates", **self._types(self.names), is_last=Integer, before=Text)
         self.update: WriteWithChanges = update_with_changes(
             kind,
             update(table)
@@ -116,20 +116,7 @@ class ResourceSql(Generic[R]):
 
         self.delete: WriteWithChanges = delete_with_changes(table, kind, one_of(table.c.id, "ids"), key="id")
         """Deletes resources that no other row refers to."""
-        self.pages: dict[Order, Statement] = {
-            order: Statement(self.page(order, visible_only=False)) for order in ORDERS
-        }
-        """The next `limit` resources after the id `after`. Deleted ones have no body. The cost of a page does
-        not depend on its position."""
-
-    def page(self, order: Order, *, visible_only: bool) -> Select[Any]:
-        """Returns a query of the next `limit` rows after the id `after`. Deleted ones have no body, unless
-        `visible_only` states that none exist."""
-        id, body, *rest = self._table.columns
-        page = select(id, body if visible_only else visible_body(body, self._post_id), *rest).limit(_limit)
-        if order == "id":
-            return page.where(id > _after).order_by(id)
-        return page.where(id < _after).order_by(id.desc())
+        self.list: ListSql = ListSql(table, kind, post_id=post_id)
 
     def to_row(self, resource: R, *more: Any) -> tuple[Any, ...]:
         """Returns the values of all columns of a resource, followed by more values."""

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Select,
+    Table,
     Text,
     bindparam,
     cast,
@@ -120,6 +121,40 @@ def beyond(
     return _Beyond(*index, group, id)
 
 
+Groups = Sequence[tuple[ColumnElement[Any], ColumnElement[Any]]]
+"""The first columns of an index, each with its value."""
+
+
+def after_in(groups: Groups, column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Returns the condition for rows of one group with a column greater than a value.
+
+    It is served by an index on the columns of the group and the column. The rows must be ordered by all of
+    them; see `beyond`.
+    """
+    return _beyond_all(groups, column, value, ">", "<=")
+
+
+def before_in(groups: Groups, column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Same as `after_in` for rows with a column less than a value, in descending order."""
+    return _beyond_all(groups, column, value, "<", ">=")
+
+
+def _beyond_all(
+    groups: Groups, column: ColumnElement[Any], value: ColumnElement[Any], operator: str, bound: str
+) -> ColumnElement[bool]:
+    if not groups:
+        return column > value if operator == ">" else column < value
+    columns, values = zip(*groups, strict=True)
+    element = _BeyondAll(*columns, *values, column, value)
+    element.operators = (operator, bound)
+    return element
+
+
+def thread_key(table: Table) -> ColumnElement[str]:
+    """Returns the position of a comment in thread order, as in the index comments_thread_idx."""
+    return _ThreadKey(table.c.path, table.c.id)
+
+
 def rows(name: str, **columns: type[TypeEngine[Any]]) -> Subquery:
     """Returns the rows of the JSON array of arrays in the parameter `name`.
 
@@ -186,6 +221,51 @@ def _beyond_on_sqlite(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str
 def _beyond_on_postgresql(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
     group, id, value, after = (compiler.process(it, **kw) for it in element.clauses)
     return f"(({group}, {id}) > ({value}, {after}) AND {group} <= {value})"
+
+
+class _BeyondAll(FunctionElement[Any]):
+    """The columns and the values of the groups, a column, and its value. It has no type either."""
+
+    name = "beyond_all"
+    inherit_cache = False
+    operators: tuple[str, str]
+
+
+@compiles(_BeyondAll, "sqlite")
+def _beyond_all_on_sqlite(element: _BeyondAll, compiler: SQLCompiler, **kw: Any) -> str:
+    *groups, column, value = (compiler.process(it, **kw) for it in element.clauses)
+    half = len(groups) // 2
+    equal = [f"{group} = {it}" for group, it in zip(groups[:half], groups[half:], strict=True)]
+    return f"({' AND '.join(equal)} AND {column} {element.operators[0]} {value})"
+
+
+@compiles(_BeyondAll, "postgresql")
+def _beyond_all_on_postgresql(element: _BeyondAll, compiler: SQLCompiler, **kw: Any) -> str:
+    *groups, column, value = (compiler.process(it, **kw) for it in element.clauses)
+    half = len(groups) // 2
+    columns, values = ", ".join(groups[:half]), ", ".join(groups[half:])
+    operator, bound = element.operators
+    return f"(({columns}, {column}) {operator} ({values}, {value}) AND ({columns}) {bound} ({values}))"
+
+
+class _ThreadKey(FunctionElement[str]):
+    """The path and the id of a comment. The text of the expression is that of the index."""
+
+    name = "thread_key"
+    inherit_cache = True
+    type = Text()
+
+
+@compiles(_ThreadKey, "sqlite")
+def _thread_key_on_sqlite(element: _ThreadKey, compiler: SQLCompiler, **kw: Any) -> str:
+    path, id = (compiler.process(it, **kw) for it in element.clauses)
+    return f"({path} || printf('%016x', {id}))"
+
+
+@compiles(_ThreadKey, "postgresql")
+def _thread_key_on_postgresql(element: _ThreadKey, compiler: SQLCompiler, **kw: Any) -> str:
+    path, id = (compiler.process(it, **kw) for it in element.clauses)
+    return f"(({path} || lpad(to_hex({id}), 16, '0')) COLLATE \"C\")"
 
 
 class _Elements(FunctionElement[Any]):

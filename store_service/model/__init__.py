@@ -16,6 +16,7 @@ from store_service.model.changes import (
 from store_service.model.filters import EMPTY_FILTER, ResourceFilter
 from store_service.model.requests import (
     ORDERS,
+    THREAD_ORDERS,
     Argument,
     BatchResult,
     Deletion,
@@ -62,6 +63,7 @@ __all__ = [
     "IdempotencyKey",
     "LEVEL_DIGITS",
     "ORDERS",
+    "THREAD_ORDERS",
     "OUTPUT_ONLY",
     "Order",
     "Page",

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from store_service.model.filters import EMPTY_FILTER, ResourceFilter
 from store_service.model.resources import Comment, Post, ResourceKind
 
 
@@ -83,9 +84,21 @@ class WatchFilter:
     post_ids: frozenset[int] = frozenset()
     """These posts and their comments; empty: all."""
 
+    post_filter: ResourceFilter = EMPTY_FILTER
+    comment_filter: ResourceFilter = EMPTY_FILTER
+
+    def filter_of(self, kind: ResourceKind) -> ResourceFilter:
+        """Returns the filter of one type of resource."""
+        return self.post_filter if kind is ResourceKind.POST else self.comment_filter
+
     def matches(self, change: Change) -> bool:
-        """Whether the watch receives a change."""
-        return change.kind in self.kinds and (not self.post_ids or change.post_id in self.post_ids)
+        """Whether the watch receives a change: the resource matches before or after it."""
+        if change.kind not in self.kinds or (self.post_ids and change.post_id not in self.post_ids):
+            return False
+        filter = self.filter_of(change.kind)
+        if filter is EMPTY_FILTER or filter.matches(change.resource):
+            return True
+        return change.before is not None and filter.matches(change.resource, before=change.before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,14 @@ from store_service.model.filters import EMPTY_FILTER, ResourceFilter
 Resource = TypeVar("Resource")
 Argument = TypeVar("Argument")
 
-Order = Literal["id", "id desc"]
-"""Order of a list: oldest first, or newest first."""
+Order = Literal["id", "id desc", "create_time", "create_time desc", "thread", "thread desc"]
+"""Order of a list."""
 
-ORDERS: tuple[Order, ...] = ("id", "id desc")
+ORDERS: tuple[Order, ...] = ("id", "id desc", "create_time", "create_time desc")
+"""Orders of every list."""
+
+THREAD_ORDERS: tuple[Order, ...] = ("thread", "thread desc")
+"""Orders of the comments of one post."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,9 +89,12 @@ class CommentService:
         return lazy(deleted, _batch_delete_response)
 
     async def CountComments(self, request: pb.CountCommentsRequest, _: Context) -> pb.CountCommentsResponse:
-        post_ids = self._validation.post_ids(request)
-        counts = await self._comments.count(post_ids)
-        return pb.CountCommentsResponse(counts=counts)
+        post_ids, filter = self._validation.count_of_comments(request)
+        if post_ids is None:
+            return pb.CountCommentsResponse(total=await self._comments.count_all(filter))
+        counts = await self._comments.count(post_ids, filter)
+        return pb.CountCommentsResponse(counts=counts, total=sum(counts.values()))
 
     async def CountReplies(self, request: pb.CountRepliesRequest, _: Context) -> pb.CountRepliesResponse:
-        raise NotImplementedError
+        comment_ids, filter = self._validation.count_of_replies(request)
+        return pb.CountRepliesResponse(counts=await self._comments.count_replies(comment_ids, filter))

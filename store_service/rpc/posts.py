@@ -83,4 +83,5 @@ class PostService:
         return lazy(deleted, _batch_delete_response)
 
     async def CountPosts(self, request: pb.CountPostsRequest, _: Context) -> pb.CountPostsResponse:
-        raise NotImplementedError
+        filter = self._validation.count_of_posts(request)
+        return pb.CountPostsResponse(count=await self._posts.count(filter))

@@ -6,7 +6,6 @@ from functools import partial
 
 from store_service.database import posts as post_sql
 from store_service.database.comments import COMMENTS as SQL
-from store_service.database.comments import PAGE_OF_POST
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
@@ -17,8 +16,18 @@ from store_service.errors import (
     ReplyTooDeep,
     ServiceError,
 )
-from store_service.model import Comment, CommentDraft, Page, PageRequest, ResourceFields
+from store_service.model import (
+    EMPTY_FILTER,
+    Comment,
+    CommentDraft,
+    Page,
+    PageRequest,
+    Query,
+    ResourceFields,
+    ResourceFilter,
+)
 from store_service.service.counting import count_comments
+from store_service.service.matching_count import MatchingCount
 from store_service.service.pages import read_page
 from store_service.service.resources import Operations, Resources, ResourceType
 
@@ -34,9 +43,27 @@ class Comments(Resources[Comment, CommentDraft]):
         check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
         super().__init__(database, Operations(replace(COMMENTS, before_create=check)))
 
-    async def count(self, post_ids: Sequence[int]) -> dict[int, int]:
-        """Returns the number of comments of each post, by post id; 0 for a post that does not exist."""
-        return await count_comments(self._database, post_ids)
+    async def count(self, post_ids: Sequence[int], filter: ResourceFilter) -> dict[int, int]:
+        """Returns the number of matching comments of each post, by id; 0 for a post that does not exist."""
+        if filter == EMPTY_FILTER:
+            return await count_comments(self._database, post_ids)
+        distinct = list(dict.fromkeys(post_ids))
+        queries = [Query(resource="comments", post_id=post_id, filter=filter) for post_id in distinct]
+        return dict(zip(distinct, await _COUNT.count(self._database, queries), strict=True))
+
+    async def count_all(self, filter: ResourceFilter) -> int:
+        """Returns the number of matching comments of all posts."""
+        (count,) = await _COUNT.count(self._database, [Query(resource="comments", filter=filter)])
+        return count
+
+    async def count_replies(self, comment_ids: Sequence[int], filter: ResourceFilter) -> dict[int, int]:
+        """Returns the number of matching direct replies of each comment, by comment id."""
+        distinct = list(dict.fromkeys(comment_ids))
+        queries = [
+            Query(resource="comments", filter=replace(filter, reply_to_id=comment_id))
+            for comment_id in distinct
+        ]
+        return dict(zip(distinct, await _COUNT.count(self._database, queries), strict=True))
 
 
 async def _complete_drafts(
@@ -93,12 +120,13 @@ def _missing_posts(drafts: Sequence[CommentDraft], posts: set[int]) -> ServiceEr
 
 async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
     query = request.query
-    if not query.post_id:
-        return await read_page(connection, request, SQL.pages[query.order], SQL.from_row)
-    statement = PAGE_OF_POST[query.order]
-    page = await read_page(connection, request, statement, SQL.from_row, post_id=query.post_id)
+    page = await read_page(connection, request, SQL.list, SQL)
     # A comment on the page shows that the post exists, so only an empty page needs a check.
-    if not page.items and not await connection.fetch(post_sql.POST_IDS, ids=as_json([query.post_id])):
+    if (
+        query.post_id
+        and not page.items
+        and not await connection.fetch(post_sql.POST_IDS, ids=as_json([query.post_id]))
+    ):
         raise PostNotFound(ids=[query.post_id], fields=["post_id"])
     return page
 
@@ -112,3 +140,4 @@ COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
     not_found=CommentNotFound,
     read_page=_page,
 )
+_COUNT = MatchingCount(COMMENTS.sql.list)

@@ -1,47 +1,75 @@
 """Page tokens: where the next page of a query starts. Every process can read them, and they never expire.
 
-24 bytes in URL-safe base64: 1 version, 8 hash of the query, 8 last id (signed, big endian), 7 checksum. The
+URL-safe base64 of 1 version, 8 hash of the query, the position after the last row, 7 checksum. In version 1
+the position is an id (8 bytes, signed, big endian). In version 2 it is JSON: [time, id], or a thread key. The
 checksum detects damage, not forgery: a forged token gives no access to more than a list call does.
 """
 
 import base64
 import binascii
+import json
 import struct
+from dataclasses import astuple
 from hashlib import blake2b
 
 from store_service.errors import PageTokenInvalid, PageTokenMismatch
-from store_service.model import Query
+from store_service.model import EMPTY_FILTER, Query
+from store_service.service.scans import AFTER_DIGITS, Cursor
 
-_VERSION = 1
-_FORM = struct.Struct(">B8sq7s")
-
-
-def make(query: Query, *, last_id: int) -> str:
-    """Returns the token of the page of `query` that starts after the id `last_id`."""
-    head = struct.pack(">B8sq", _VERSION, _hash(query), last_id)
-    return base64.urlsafe_b64encode(head + _checksum(head)).decode("ascii")
+_HEAD = struct.Struct(">B8s")
+_ID = struct.Struct(">q")
+_CHECKSUM_BYTES = 7
+_KEY_CHARACTERS = frozenset("0123456789abcdef" + AFTER_DIGITS)
 
 
-def last_id(token: str, query: Query) -> int:
-    """Returns the id after which the page of a token starts.
+def make(query: Query, cursor: Cursor) -> str:
+    """Returns the token of the page of `query` that starts after a position."""
+    if isinstance(cursor, int):
+        body = _HEAD.pack(1, _hash(query)) + _ID.pack(cursor)
+    else:
+        body = _HEAD.pack(2, _hash(query)) + json.dumps(cursor).encode()
+    packed = body + _checksum(body)
+    return base64.urlsafe_b64encode(packed).decode("ascii").rstrip("=")
+
+
+def read(token: str, query: Query) -> Cursor:
+    """Returns the position after which the page of a token starts.
 
     Raises:
         PageTokenInvalid: The token is damaged, or not a page token.
         PageTokenMismatch: The token belongs to a different query.
     """
     try:
-        packed = base64.b64decode(token, altchars=b"-_", validate=True)
-        version, query_hash, id, check = _FORM.unpack(packed)
+        packed = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        version, query_hash = _HEAD.unpack_from(packed)
     except (binascii.Error, struct.error, ValueError):
         raise _invalid() from None
-    # The decoder also accepts "+" for "-", "/" for "_", and "=" at the end. A token has only one spelling.
-    if {"+", "/", "="} & set(token) or version != _VERSION or check != _checksum(packed[: -len(check)]):
+    body = packed[:-_CHECKSUM_BYTES]
+    # The decoder also accepts other spellings of the same bytes. A token has only one.
+    has_one_spelling = base64.urlsafe_b64encode(packed).decode("ascii").rstrip("=") == token
+    if not has_one_spelling or packed[-_CHECKSUM_BYTES:] != _checksum(body):
         raise _invalid()
+    cursor = _cursor(version, body[_HEAD.size :])
     if query_hash != _hash(query):
         raise PageTokenMismatch.at(
             "page_token", "belongs to a different query; only page_size may change between pages"
         )
-    return int(id)
+    return cursor
+
+
+def _cursor(version: int, packed: bytes) -> Cursor:
+    if version == 1 and len(packed) == _ID.size:
+        (id,) = _ID.unpack(packed)
+        return int(id)
+    try:
+        cursor = json.loads(packed) if version == 2 else None
+    except ValueError:
+        raise _invalid() from None
+    if isinstance(cursor, str) and _KEY_CHARACTERS.issuperset(cursor):
+        return cursor
+    if isinstance(cursor, list) and len(cursor) == 2 and all(type(it) is int for it in cursor):
+        return cursor[0], cursor[1]
+    raise _invalid()
 
 
 def _invalid() -> Exception:
@@ -49,8 +77,11 @@ def _invalid() -> Exception:
 
 
 def _hash(query: Query) -> bytes:
-    return blake2b(f"{query.resource} {query.order} {query.post_id}".encode(), digest_size=8).digest()
+    text = f"{query.resource} {query.order} {query.post_id}"
+    if query.filter != EMPTY_FILTER:
+        text += json.dumps(astuple(query.filter))
+    return blake2b(text.encode(), digest_size=8).digest()
 
 
-def _checksum(head: bytes) -> bytes:
-    return blake2b(head, digest_size=7).digest()
+def _checksum(body: bytes) -> bytes:
+    return blake2b(body, digest_size=_CHECKSUM_BYTES).digest()

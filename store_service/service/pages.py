@@ -3,16 +3,18 @@
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from store_service.database.batch_operation import DEFERRED
 from store_service.database.connection import Connection
-from store_service.database.statements import Statement
+from store_service.database.list_sql import ListSql
+from store_service.database.resource_sql import ResourceSql
 from store_service.errors import InvalidRequest, NotFound, ServiceError
 from store_service.model import Comment, Page, PageRequest, Post, concatenated_texts
 from store_service.service import page_tokens
 from store_service.service.changes import feed_state
 from store_service.service.operations import MAX_HELD_BYTES
+from store_service.service.scans import scan_of
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Maximum size of the bodies of a page. It keeps the message below the 4 MiB of gRPC."""
@@ -21,12 +23,8 @@ FETCH_ROWS = 200
 """Number of rows that one statement reads. It limits how many rows after the end of the page are read."""
 
 MAX_EXAMINED_ROWS = 5000
-"""A page ends after it has read this number of rows, even if it is short: the rows of posts and comments that
-are deleted and not removed yet are read and skipped."""
-
-_FIRST = {"id": -(2**63), "id desc": 2**63 - 1}
-"""The id after which the first page starts, by order."""
-
+"""A page ends after it has read this number of rows, even if it is short: rows that do not match the filter,
+or that are deleted and not removed yet, are read and skipped."""
 
 R = TypeVar("R", Post, Comment)
 
@@ -65,41 +63,38 @@ async def read_pages(
 
 
 async def read_page(
-    connection: Connection,
-    request: PageRequest,
-    statement: Statement,
-    from_row: Callable[[Any], R],
-    **values: int,
+    connection: Connection, request: PageRequest, sql: ListSql, resource: ResourceSql[R]
 ) -> Page[R]:
-    """Reads one page with a statement that takes `after`, `limit` and `values`. Skips rows without a body.
+    """Reads one page. Skips rows without a body.
 
     Raises:
         PageTokenInvalid: The token is damaged.
         PageTokenMismatch: The token belongs to a different query.
     """
     query = request.query
-    after = page_tokens.last_id(request.page_token, query) if request.page_token else _FIRST[query.order]
+    cursor = page_tokens.read(request.page_token, query) if request.page_token else None
+    scan = scan_of(connection, sql, query, cursor, resource.names)
     max_bytes = request.max_bytes or MAX_PAGE_BYTES
     items: list[R] = []
     size = examined = skipped = 0
     while examined < MAX_EXAMINED_ROWS:
         # One row more than the page holds shows whether there is a next page.
         limit = FETCH_ROWS if skipped else min(request.page_size + 1 - len(items), FETCH_ROWS)
-        rows = await connection.fetch(statement, after=after, limit=limit, **values)
+        rows = await scan.read(limit)
         for row in rows:
             if row[1] is None:
                 skipped += 1
                 continue
-            item = from_row(row)
+            item = resource.from_row(row)
             size += _utf8_size(concatenated_texts(item))
             if items and (len(items) == request.page_size or size > max_bytes):
-                return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=items[-1].id))
+                token = page_tokens.make(query, scan.cursor_after(items[-1]))
+                return Page(items=tuple(items), next_page_token=token)
             items.append(item)
-        if len(rows) < limit:
+        if scan.at_end:
             return Page(items=tuple(items), next_page_token="")
-        after = rows[-1][0]
-        examined += len(rows)
-    return Page(items=tuple(items), next_page_token=page_tokens.make(query, last_id=after))
+        examined += max(len(rows), 1)
+    return Page(items=tuple(items), next_page_token=page_tokens.make(query, scan.cursor))
 
 
 def _utf8_size(text: str) -> int:

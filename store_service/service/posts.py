@@ -14,12 +14,15 @@ from store_service.model import (
     IdempotencyKey,
     Post,
     PostDraft,
+    Query,
     ResourceFields,
+    ResourceFilter,
     WriteCommand,
 )
 from store_service.service.counting import count_comments
 from store_service.service.idempotency import request_ids
 from store_service.service.large_deletions import Removable, removable, remove_comments
+from store_service.service.matching_count import MatchingCount
 from store_service.service.operations import now_microseconds
 from store_service.service.resources import Deleted, DeletionPlan, Operations, Resources, ResourceType
 
@@ -31,6 +34,11 @@ class Posts(Resources[Post, PostDraft]):
         """Takes the open database, and a callback for deletions that may have marked posts for removal."""
         super().__init__(database, _OPERATIONS)
         self._after_deletion = after_deletion
+
+    async def count(self, filter: ResourceFilter) -> int:
+        """Returns the number of posts that match."""
+        (count,) = await _COUNT.count(self._database, [Query(resource="posts", filter=filter)])
+        return count
 
     async def delete(
         self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
@@ -120,3 +128,4 @@ POSTS: ResourceType[Post, PostDraft] = ResourceType(
     before_delete=_plan_deletions,
 )
 _OPERATIONS = Operations(POSTS)
+_COUNT = MatchingCount(POSTS.sql.list)

@@ -270,8 +270,7 @@ class Operations(Generic[R, D]):
         return await read_pages(connection, requests, self.type.read_page or self._page)
 
     async def _page(self, connection: Connection, request: PageRequest) -> Page[R]:
-        sql = self.type.sql
-        return await read_page(connection, request, sql.pages[request.query.order], sql.from_row)
+        return await read_page(connection, request, self.type.sql.list, self.type.sql)
 
     async def _update(
         self, connection: Connection, writes: Sequence[WriteCommand[Sequence[Update]]]

@@ -27,6 +27,7 @@ from store_service.model import (
     Position,
     Post,
     Query,
+    ResourceFilter,
     ResourceKind,
     ResumePoint,
     SnapshotCursor,
@@ -108,27 +109,34 @@ class _Reader:
         post_ids = sorted(filter.post_ids)
         if cursor.kind is ResourceKind.POST:
             if ResourceKind.POST in filter.kinds:
-                pages = self._posts_by_id(cursor, post_ids) if post_ids else self._all_posts(cursor)
+                pages = (
+                    self._posts_by_id(cursor, post_ids, filter.post_filter)
+                    if post_ids
+                    else self._all_posts(cursor, filter.post_filter)
+                )
                 async for posts in pages:
                     yield SnapshotCursor(kind=ResourceKind.POST, id=posts[-1].id), posts
             cursor = SnapshotCursor(kind=ResourceKind.COMMENT)
         if ResourceKind.COMMENT in filter.kinds:
             for post_id in [it for it in post_ids if it >= cursor.post_id] or ([] if post_ids else [0]):
                 after = cursor.id if post_id == cursor.post_id else 0
-                async for comments in self._comments_of_post(post_id, after):
+                async for comments in self._comments_of_post(post_id, after, filter.comment_filter):
                     yield (
                         SnapshotCursor(kind=ResourceKind.COMMENT, post_id=post_id, id=comments[-1].id),
                         comments,
                     )
 
-    def _all_posts(self, cursor: SnapshotCursor) -> AsyncIterator[Sequence[Post]]:
-        return self._pages(_POST_PAGE, Query(resource="posts"), cursor.id)
+    def _all_posts(self, cursor: SnapshotCursor, filter: ResourceFilter) -> AsyncIterator[Sequence[Post]]:
+        return self._pages(_POST_PAGE, Query(resource="posts", filter=filter), cursor.id)
 
-    def _comments_of_post(self, post_id: int, after: int) -> AsyncIterator[Sequence[Comment]]:
-        return self._pages(_COMMENT_PAGE, Query(resource="comments", post_id=post_id), after)
+    def _comments_of_post(
+        self, post_id: int, after: int, filter: ResourceFilter
+    ) -> AsyncIterator[Sequence[Comment]]:
+        query = Query(resource="comments", post_id=post_id, filter=filter)
+        return self._pages(_COMMENT_PAGE, query, after)
 
     async def _posts_by_id(
-        self, cursor: SnapshotCursor, post_ids: Sequence[int]
+        self, cursor: SnapshotCursor, post_ids: Sequence[int], filter: ResourceFilter
     ) -> AsyncIterator[Sequence[Post]]:
         remaining = [id for id in post_ids if id > cursor.id]
         while remaining:
@@ -145,13 +153,14 @@ class _Reader:
                 continue
             if found.items:
                 self._page_size.adapt(found.items)
-                yield found.items
+                if matching := [post for post in found.items if filter.matches(post)]:
+                    yield matching
             remaining = remaining[len(ids) :]
 
     async def _pages(
         self, operation: "_Read[PageRequest, Page[R]]", query: Query, after: int
     ) -> AsyncIterator[Sequence[R]]:
-        token = page_tokens.make(query, last_id=after)
+        token = page_tokens.make(query, after)
         while token:
             request = PageRequest(
                 query=query, page_size=self._page_size.count, page_token=token, max_bytes=PAGE_BYTES

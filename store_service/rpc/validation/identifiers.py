@@ -1,10 +1,10 @@
 """Rules for authors, external ids and labels, which callers choose."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from store_service.errors import BatchDuplicate, FieldMaskInvalid
-from store_service.model import CommentDraft, PostDraft, labels_from_text
+from store_service.model import CommentDraft, PostDraft
 from store_service.rpc.validation.violations import Violations, quoted
 from store_service.service.operations import MAX_LABELS
 
@@ -31,9 +31,8 @@ def check_identifier(text: str) -> Sequence[str]:
     return violations
 
 
-def check_labels(text: str) -> Sequence[str]:
-    """Describes the violations of labels in their stored form."""
-    labels = labels_from_text(text)
+def check_labels(labels: Mapping[str, str]) -> Sequence[str]:
+    """Describes the violations of labels."""
     violations = []
     if len(labels) > MAX_LABELS:
         violations.append(f"must not have more than {MAX_LABELS} labels")

@@ -1,6 +1,5 @@
 """Validation of every request of posts, comments and watches."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,17 +7,15 @@ from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
 
 from store_service.errors import BatchDuplicate, FieldInvalid
 from store_service.model import (
-    ORDERS,
     CommentDraft,
     Deletion,
-    Order,
     PageRequest,
     PostDraft,
-    Query,
+    ResourceFilter,
     Update,
     WatchFilter,
     WatchStart,
-    labels_to_text,
+    labels_from_text,
 )
 from store_service.rpc.validation.idempotency import check_request_id
 from store_service.rpc.validation.identifiers import (
@@ -26,6 +23,12 @@ from store_service.rpc.validation.identifiers import (
     check_identifier,
     check_label_keys,
     check_labels,
+)
+from store_service.rpc.validation.queries import (
+    page_request,
+    query_of_comments,
+    query_of_posts,
+    resource_filter,
 )
 from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
 from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
@@ -35,10 +38,7 @@ from store_service.rpc.validation.watch import watch_request
 MAX_BATCH = 1000
 """Maximum number of ids or requests in one batch request."""
 
-DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-
-_SPACES = re.compile(r"\s+")
 
 
 class Validation:
@@ -62,7 +62,7 @@ class Validation:
             ),
             "author": check_identifier,
             "external_id": check_identifier,
-            "labels": check_labels,
+            "labels": lambda text: check_labels(labels_from_text(text)),
         }
         """For each field that a caller sets, a function that describes the violations of a value."""
         self._content_rules = {
@@ -164,9 +164,41 @@ class Validation:
         violations.raise_if_any()
         return tuple(request.ids), tuple(request.external_ids)
 
-    def post_ids(self, request: comments_pb2.CountCommentsRequest) -> Sequence[int]:
-        """Returns the ids of the posts whose comments are counted."""
-        return self._batch_of_ids("post_ids", request.post_ids)
+    def count_of_posts(self, request: posts_pb2.CountPostsRequest) -> ResourceFilter:
+        """Returns the filter of the posts to count."""
+        violations = Violations(self._max_batch_size)
+        filter = resource_filter(request.filter, "filter", violations)
+        violations.raise_if_any()
+        return filter
+
+    def count_of_comments(
+        self, request: comments_pb2.CountCommentsRequest
+    ) -> tuple[Sequence[int] | None, ResourceFilter]:
+        """Returns the posts whose comments are counted, or None for all posts, and the filter."""
+        violations = Violations(self._max_batch_size)
+        if not request.all_posts:
+            violations.check_batch_size("post_ids", request.post_ids)
+        elif request.post_ids:
+            violations.add(FieldInvalid, "post_ids", "must be empty if all_posts is set")
+        violations.check_ids("post_ids", request.post_ids)
+        filter = resource_filter(request.filter, "filter", violations)
+        violations.raise_if_any()
+        return (None if request.all_posts else tuple(request.post_ids)), filter
+
+    def count_of_replies(
+        self, request: comments_pb2.CountRepliesRequest
+    ) -> tuple[Sequence[int], ResourceFilter]:
+        """Returns the comments whose replies are counted, and the filter."""
+        violations = Violations(self._max_batch_size)
+        violations.check_batch_size("comment_ids", request.comment_ids)
+        violations.check_ids("comment_ids", request.comment_ids)
+        if request.filter.HasField("reply_to_id"):
+            violations.add(
+                FieldInvalid, "filter.reply_to_id", "must be unset; comment_ids names the comments"
+            )
+        filter = resource_filter(request.filter, "filter", violations)
+        violations.raise_if_any()
+        return tuple(request.comment_ids), filter
 
     def _batch_of_ids(self, field: str, ids: Sequence[int]) -> Sequence[int]:
         violations = Violations(self._max_batch_size)
@@ -178,30 +210,14 @@ class Validation:
     def page_of_posts(self, request: posts_pb2.ListPostsRequest) -> PageRequest:
         """Returns the page of posts to list."""
         violations = Violations(self._max_batch_size)
-        query = Query(resource="posts", order=_order(request.order_by, violations))
-        return self._page(request, query, violations)
+        query = query_of_posts(request, violations)
+        return page_request(request, query, violations, max_page_size=self._max_page_size)
 
     def page_of_comments(self, request: comments_pb2.ListCommentsRequest) -> PageRequest:
         """Returns the page of comments to list."""
         violations = Violations(self._max_batch_size)
-        if request.post_id < 0:
-            violations.add(FieldInvalid, "post_id", "must be positive, or 0 for the comments of all posts")
-        query = Query(
-            resource="comments", order=_order(request.order_by, violations), post_id=request.post_id
-        )
-        return self._page(request, query, violations)
-
-    def _page(
-        self,
-        request: posts_pb2.ListPostsRequest | comments_pb2.ListCommentsRequest,
-        query: Query,
-        violations: Violations,
-    ) -> PageRequest:
-        if request.page_size < 0:
-            violations.add(FieldInvalid, "page_size", f"must not be negative; 0 means {DEFAULT_PAGE_SIZE}")
-        violations.raise_if_any()
-        page_size = min(request.page_size or DEFAULT_PAGE_SIZE, self._max_page_size)
-        return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
+        query = query_of_comments(request, violations)
+        return page_request(request, query, violations, max_page_size=self._max_page_size)
 
     # Watch
 
@@ -274,9 +290,8 @@ class Validation:
                     violations.add(FieldInvalid, f"{path}.{field}", description)
             check_label_keys(mask.labels, f"{prefix}update_mask", violations)
             if mask.labels:
-                for description in check_labels(
-                    labels_to_text({key: message.labels[key] for key in mask.labels if key in message.labels})
-                ):
+                changed = {key: message.labels[key] for key in mask.labels if key in message.labels}
+                for description in check_labels(changed):
                     violations.add(FieldInvalid, f"{path}.labels", description)
             if mask.is_unset and not values:
                 violations.add(
@@ -335,13 +350,3 @@ class Validation:
         check_request_id(request, violations)
         violations.raise_if_any()
         return tuple(ids), etag
-
-
-def _order(order_by: str, violations: Violations) -> Order:
-    """Returns the order that a request names. Additional spaces are allowed."""
-    words = _SPACES.sub(" ", order_by.strip()) or "id"
-    for order in ORDERS:
-        if words == order:
-            return order
-    violations.add(FieldInvalid, "order_by", 'must be "id" or "id desc"')
-    return "id"

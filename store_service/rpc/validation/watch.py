@@ -4,6 +4,7 @@ from storeapi.v1 import changes_pb2
 
 from store_service.errors import FieldInvalid
 from store_service.model import ResourceKind, WatchFilter, WatchStart
+from store_service.rpc.validation.queries import resource_filter
 from store_service.rpc.validation.violations import Violations
 
 MAX_KINDS = 100
@@ -39,6 +40,8 @@ def watch_request(
             f"must not have more than {max_batch_size} elements; empty means all posts",
         )
     violations.check_ids("post_ids", request.post_ids)
+    post_filter = resource_filter(request.post_filter, "post_filter", violations)
+    comment_filter = resource_filter(request.comment_filter, "comment_filter", violations)
     heartbeat_seconds = DEFAULT_HEARTBEAT_SECONDS
     if request.HasField("heartbeat_interval"):
         interval = request.heartbeat_interval
@@ -59,6 +62,8 @@ def watch_request(
         WatchFilter(
             kinds=frozenset(ResourceKind(kind) for kind in request.kinds) or frozenset(ResourceKind),
             post_ids=frozenset(request.post_ids),
+            post_filter=post_filter,
+            comment_filter=comment_filter,
         ),
         heartbeat_seconds,
     )

@@ -1,0 +1,201 @@
+"""The statements that list and count the resources that match a filter.
+
+A query reads the rows of one path in one order: the rows of an index, after a position. A row that does not
+match the filter has no body. So a page reads a limited number of rows for any filter, and the index of the
+path serves every statement.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Integer,
+    Select,
+    Subquery,
+    Table,
+    Text,
+    and_,
+    case,
+    exists,
+    func,
+    literal_column,
+    null,
+    or_,
+    select,
+)
+
+from store_service.database.deletions import MARKED, is_visible
+from store_service.database.statements import (
+    Groups,
+    Statement,
+    after_in,
+    before_in,
+    parameter,
+    rows,
+    thread_key,
+)
+from store_service.database.tables import label_table as label
+from store_service.model import ResourceKind
+
+Path: TypeAlias = Literal["all", "post", "author", "label", "replies"]
+"""The rows that a query reads: all, or those of one post, author, label, or comment that is replied to."""
+
+Step: TypeAlias = Literal[
+    "id",
+    "id desc",
+    "create_time",
+    "create_time desc",
+    "same create_time",
+    "same create_time desc",
+    "thread",
+    "thread desc",
+]
+"""The order of the rows, and where they begin: after the id `after`, after the time `time`, among the rows of
+the time `time` after the id `after`, or between the thread keys `after_key` and `end_key`."""
+
+_after, _limit = parameter("after", BigInteger), parameter("limit", Integer)
+_time, _end_time = parameter("time", BigInteger), parameter("end_time", BigInteger)
+_after_key, _end_key = parameter("after_key", Text), parameter("end_key", Text)
+_post_id = parameter("post_id", BigInteger)
+_author = parameter("author", Text)
+_time_from, _time_before = parameter("time_from", BigInteger), parameter("time_before", BigInteger)
+_reply_to_id = parameter("reply_to_id", BigInteger)
+
+
+class ListSql:
+    """The statements of one resource. They take the parameters of its path and step, those of the filter
+    (`author`, `wanted`, `time_from`, `time_before`, `reply_to_id`; see `filter_values`), and `limit`."""
+
+    def __init__(self, table: Table, kind: ResourceKind, *, post_id: ColumnElement[int]) -> None:
+        """Takes the table, its kind, and the column with the id of the post."""
+        self._table: Table = table
+        self._kind: ResourceKind = kind
+        self._post_id: ColumnElement[int] = post_id
+        self._time: ColumnElement[int] = func.coalesce(table.c.create_time, literal_column("0"))
+        paths: dict[Path, Groups] = {
+            "all": (),
+            "author": ((table.c.author, _author),),
+        }
+        if kind is ResourceKind.COMMENT:
+            paths["post"] = ((table.c.post_id, _post_id),)
+            paths["replies"] = ((table.c.reply_to_id, _reply_to_id),)
+        self.pages: dict[tuple[Path, Step], Statement] = {}
+        """The next `limit` rows of a path, with all columns. Rows that do not match have no body."""
+        self.counts: dict[Path, Statement] = {}
+        """Of the next `limit` rows of a path after the id `after`: the number of rows that match, the number
+        of all rows, and the last id."""
+        for path, groups in paths.items():
+            extra = self._index_condition(path)
+            steps = list(_id_steps(groups, table.c.id))
+            _, condition, order = steps[0]
+            keys = select(table.c.id, self._matches(path).label("matches")).where(*extra, condition)
+            self.counts[path] = _count(keys.order_by(*order).limit(_limit).subquery("keys"))
+            if path in ("all", "post"):
+                steps += self._time_steps(groups)
+            if path == "post":
+                steps += self._thread_steps(groups)
+            for step, condition, order in steps:
+                page = self._columns(path).where(*extra, condition).order_by(*order).limit(_limit)
+                self.pages[path, step] = Statement(page)
+        self._add_label_path()
+
+    def _add_label_path(self) -> None:
+        table = self._table
+        groups: Groups = (
+            (label.c.kind, literal_column(str(int(self._kind)))),
+            (label.c.key, parameter("label_key", Text)),
+            (label.c.value, parameter("label_value", Text)),
+        )
+        for step, condition, order in _id_steps(groups, label.c.resource_id):
+            # The ids are read first: otherwise the planner of PostgreSQL may read the resources first.
+            ids = select(label.c.resource_id).where(condition).order_by(*order).limit(_limit).subquery("ids")
+            joined = table.join(ids, table.c.id == ids.c.resource_id)
+            by_id = ids.c.resource_id.desc() if step == "id desc" else ids.c.resource_id
+            self.pages["label", step] = Statement(self._columns("label").select_from(joined).order_by(by_id))
+            if step == "id":
+                keys = select(table.c.id, self._matches("label").label("matches")).select_from(joined)
+                self.counts["label"] = _count(keys.subquery("keys"))
+
+    def _columns(self, path: Path) -> Select[Any]:
+        id, body, *rest = self._table.columns
+        return select(id, case((self._matches(path), body), else_=null()).label("body"), *rest)
+
+    def _index_condition(self, path: Path) -> Sequence[ColumnElement[bool]]:
+        """Returns conditions without which no engine uses the partial index of a path, and the visibility of
+        the one post, which is checked once."""
+        if path == "author":
+            return (self._table.c.author != literal_column("''"),)
+        if path == "replies":
+            return (self._table.c.reply_to_id > literal_column("0"),)
+        return (is_visible(_post_id),) if path == "post" else ()
+
+    def _matches(self, path: Path) -> ColumnElement[bool]:
+        """Returns the condition of the filter. `ResourceFilter.matches` is the same in Python."""
+        table = self._table
+        wanted = rows("wanted", key=Text, value=Text)
+        has_label = exists(
+            select(literal_column("1"))
+            .where(
+                label.c.kind == literal_column(str(int(self._kind))),
+                label.c.key == wanted.c.key,
+                label.c.value == wanted.c.value,
+                label.c.resource_id == table.c.id,
+            )
+            .correlate(wanted, table)
+        )
+        lacks_one = exists(select(literal_column("1")).select_from(wanted).where(~has_label).correlate(table))
+        conditions = [
+            or_(_author == literal_column("''"), table.c.author == _author),
+            or_(
+                parameter("wanted", Text) == literal_column("'[]'"),
+                ~lacks_one,
+            ),
+            or_(_time_from.is_(None), table.c.create_time >= _time_from),
+            or_(_time_before.is_(None), table.c.create_time < _time_before),
+        ]
+        if path != "post":
+            conditions.append(self._post_id.not_in(MARKED))
+        if self._kind is ResourceKind.COMMENT:
+            conditions.append(or_(_reply_to_id.is_(None), table.c.reply_to_id == _reply_to_id))
+            if path != "post":
+                conditions.append(or_(_post_id == literal_column("0"), table.c.post_id == _post_id))
+        return and_(*conditions)
+
+    def _time_steps(self, groups: Groups) -> "Sequence[_Step]":
+        time, id = self._time, self._table.c.id
+        order = [*[column for column, _ in groups], time, id]
+        desc = [it.desc() for it in order]
+        same = (*groups, (time, _time))
+        return (
+            ("create_time", and_(after_in(groups, time, _time), time < _end_time), order),
+            ("create_time desc", and_(before_in(groups, time, _time), time >= _end_time), desc),
+            ("same create_time", after_in(same, id, _after), order),
+            ("same create_time desc", before_in(same, id, _after), desc),
+        )
+
+    def _thread_steps(self, groups: Groups) -> "Sequence[_Step]":
+        key = thread_key(self._table)
+        order = [*[column for column, _ in groups], key]
+        return (
+            ("thread", and_(after_in(groups, key, _after_key), key < _end_key), order),
+            ("thread desc", before_in(groups, key, _end_key), [it.desc() for it in order]),
+        )
+
+
+_Step: TypeAlias = tuple[Step, ColumnElement[bool], Sequence[ColumnElement[Any]]]
+"""A step with its condition and order."""
+
+
+def _id_steps(groups: Groups, id: ColumnElement[int]) -> Sequence[_Step]:
+    order = [*[column for column, _ in groups], id]
+    return (
+        ("id", after_in(groups, id, _after), order),
+        ("id desc", before_in(groups, id, _after), [it.desc() for it in order]),
+    )
+
+
+def _count(keys: Subquery) -> Statement:
+    matching = func.coalesce(func.sum(case((keys.c.matches, 1), else_=0)), 0)
+    return Statement(select(matching, func.count(), func.max(keys.c.id)))
