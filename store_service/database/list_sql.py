@@ -32,6 +32,7 @@ from store_service.database.statements import (
     Statement,
     after_in,
     before_in,
+    one_of_query,
     parameter,
     rows,
     thread_key,
@@ -89,16 +90,18 @@ class ListSql:
         for path, groups in paths.items():
             extra = self._index_condition(path)
             steps = list(_id_steps(groups, table.c.id))
-            _, condition, order = steps[0]
+            _, condition, order, _ = steps[0]
             keys = select(table.c.id, self._matches(path).label("matches")).where(*extra, condition)
             self.counts[path] = _count(keys.order_by(*order).limit(_limit).subquery("keys"))
             if path in ("all", "post"):
                 steps += self._time_steps(groups)
             if path == "post":
                 steps += self._thread_steps(groups)
-            for step, condition, order in steps:
-                page = self._columns(path).where(*extra, condition).order_by(*order).limit(_limit)
-                self.pages[path, step] = Statement(page)
+            for step, condition, order, order_on_sqlite in steps:
+                page = self._columns(path).where(*extra, condition).limit(_limit)
+                self.pages[path, step] = Statement(
+                    page.order_by(*order_on_sqlite), on_postgresql=page.order_by(*order)
+                )
         self._add_label_path()
 
     def _add_label_path(self) -> None:
@@ -108,14 +111,14 @@ class ListSql:
             (label.c.key, parameter("label_key", Text)),
             (label.c.value, parameter("label_value", Text)),
         )
-        for step, condition, order in _id_steps(groups, label.c.resource_id):
-            # The ids are read first: otherwise the planner of PostgreSQL may read the resources first.
-            ids = select(label.c.resource_id).where(condition).order_by(*order).limit(_limit).subquery("ids")
-            joined = table.join(ids, table.c.id == ids.c.resource_id)
-            by_id = ids.c.resource_id.desc() if step == "id desc" else ids.c.resource_id
-            self.pages["label", step] = Statement(self._columns("label").select_from(joined).order_by(by_id))
+        id = table.c.id
+        for step, condition, order, _ in _id_steps(groups, label.c.resource_id):
+            ids = select(label.c.resource_id).where(condition).order_by(*order).limit(_limit)
+            of_label = one_of_query(id, ids)
+            page = self._columns("label").where(of_label).order_by(id.desc() if step == "id desc" else id)
+            self.pages["label", step] = Statement(page)
             if step == "id":
-                keys = select(table.c.id, self._matches("label").label("matches")).select_from(joined)
+                keys = select(id, self._matches("label").label("matches")).where(of_label)
                 self.counts["label"] = _count(keys.subquery("keys"))
 
     def _columns(self, path: Path) -> Select[Any]:
@@ -168,31 +171,36 @@ class ListSql:
         order = [*[column for column, _ in groups], time, id]
         desc = [it.desc() for it in order]
         same = (*groups, (time, _time))
+        later, earlier = after_in(groups, time, _time), before_in(groups, time, _time)
         return (
-            ("create_time", and_(after_in(groups, time, _time), time < _end_time), order),
-            ("create_time desc", and_(before_in(groups, time, _time), time >= _end_time), desc),
-            ("same create_time", after_in(same, id, _after), order),
-            ("same create_time desc", before_in(same, id, _after), desc),
+            ("create_time", and_(later, time < _end_time), order, order),
+            ("create_time desc", and_(earlier, time >= _end_time), desc, desc),
+            # SQLite would sort by the time, although all rows have the same.
+            ("same create_time", after_in(same, id, _after), order, [id]),
+            ("same create_time desc", before_in(same, id, _after), desc, [id.desc()]),
         )
 
     def _thread_steps(self, groups: Groups) -> "Sequence[_Step]":
         key = thread_key(self._table)
         order = [*[column for column, _ in groups], key]
+        desc = [it.desc() for it in order]
         return (
-            ("thread", and_(after_in(groups, key, _after_key), key < _end_key), order),
-            ("thread desc", before_in(groups, key, _end_key), [it.desc() for it in order]),
+            ("thread", and_(after_in(groups, key, _after_key), key < _end_key), order, order),
+            ("thread desc", before_in(groups, key, _end_key), desc, desc),
         )
 
 
-_Step: TypeAlias = tuple[Step, ColumnElement[bool], Sequence[ColumnElement[Any]]]
-"""A step with its condition and order."""
+_Order: TypeAlias = Sequence[ColumnElement[Any]]
+_Step: TypeAlias = tuple[Step, ColumnElement[bool], _Order, _Order]
+"""A step with its condition, and its order on PostgreSQL and on SQLite."""
 
 
 def _id_steps(groups: Groups, id: ColumnElement[int]) -> Sequence[_Step]:
     order = [*[column for column, _ in groups], id]
+    desc = [it.desc() for it in order]
     return (
-        ("id", after_in(groups, id, _after), order),
-        ("id desc", before_in(groups, id, _after), [it.desc() for it in order]),
+        ("id", after_in(groups, id, _after), order, order),
+        ("id desc", before_in(groups, id, _after), desc, desc),
     )
 
 

@@ -28,6 +28,11 @@ IDLE_IN_TRANSACTION_SECONDS = 10
 """Time after which PostgreSQL ends an idle transaction of the service and releases its locks."""
 
 
+PLANNER_SETTINGS = {"enable_incremental_sort": "off", "enable_bitmapscan": "off"}
+"""Every list has an index in its order. If the planner estimates the rows of a post wrongly, it would
+otherwise read all of them by another index and sort them for each page."""
+
+
 @asynccontextmanager
 async def open_backend(
     database_url: str,
@@ -61,6 +66,7 @@ async def open_backend(
             "idle_in_transaction_session_timeout": 0
             if force_roll_back
             else _milliseconds(IDLE_IN_TRANSACTION_SECONDS),
+            **PLANNER_SETTINGS,
         },
     )
     hosts = Hosts(url, current, seconds=connect_timeout_seconds)

@@ -107,6 +107,11 @@ def one_of(
     return _OneOf(searched, elements_to_find.scalar_subquery())
 
 
+def one_of_query(searched: ColumnElement[Any], query: Select[Any]) -> ColumnElement[bool]:
+    """Returns the condition that a column equals a value that a query returns, which runs once."""
+    return _OneOf(searched, query.scalar_subquery())
+
+
 def beyond(
     index: tuple[ColumnElement[Any], ColumnElement[Any]],
     group: ColumnElement[Any],

@@ -85,7 +85,8 @@ BEGIN
   END IF;
   IF TG_OP <> 'DELETE' AND NEW.labels <> '' THEN
     INSERT INTO labels (kind, key, value, resource_id)
-    SELECT TG_ARGV[0]::smallint, key, value, NEW.id FROM json_each_text(NEW.labels::json);
+    SELECT TG_ARGV[0]::smallint, key, value, NEW.id FROM json_each_text(NEW.labels::json)
+    ON CONFLICT DO NOTHING;
   END IF;
   RETURN NULL;
 END

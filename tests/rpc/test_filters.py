@@ -1,0 +1,366 @@
+"""Filters and orders of lists and counts, compared with a plain implementation."""
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
+
+from store_service.service import matching_count, pages
+from tests.support.database import execute
+from tests.support.errors import expect_error
+from tests.support.stubs import Stubs
+from tests.support.watches import Watch
+
+AUTHORS = ["", "ann", "bob"]
+STATUSES = [None, "new", "hidden"]
+TIMES = [None, 1_000_000, 2_000_000, 2_000_000, 3_000_000]
+"""Microseconds. None: a row of a legacy database."""
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages and counts read few rows at once, so that they end everywhere."""
+    monkeypatch.setattr(pages, "FETCH_ROWS", 5)
+    monkeypatch.setattr(pages, "MAX_EXAMINED_ROWS", 12)
+    monkeypatch.setattr(matching_count, "MAX_ROWS", 7)
+    monkeypatch.setattr(matching_count, "MAX_STATEMENTS", 3)
+
+
+@dataclass
+class Stored:
+    """All posts and comments of a test."""
+
+    posts: list[posts_pb2.Post]
+    comments: list[comments_pb2.Comment]
+
+
+def labels_of(randomness: random.Random) -> dict[str, str]:
+    status, topic = randomness.choice(STATUSES), randomness.choice(["a", "b"])
+    return {"topic": topic} | ({"status": status} if status else {})
+
+
+@pytest.fixture
+async def stored(stubs: Stubs, database_url: str) -> Stored:
+    """Four posts and 60 comments in random threads, with equal and missing times."""
+    randomness = random.Random(20)
+    posts = []
+    for _ in range(4):
+        post = posts_pb2.Post(body="x", author=randomness.choice(AUTHORS), labels=labels_of(randomness))
+        posts.append(await stubs.posts.CreatePost(posts_pb2.CreatePostRequest(post=post)))
+    comments: list[comments_pb2.Comment] = []
+    for _ in range(60):
+        post_id = randomness.choice(posts[:3]).id
+        above = [it for it in comments if it.post_id == post_id]
+        comment = comments_pb2.Comment(
+            body="x",
+            post_id=post_id,
+            author=randomness.choice(AUTHORS),
+            labels=labels_of(randomness),
+            reply_to_id=randomness.choice(above).id if above and randomness.random() < 0.7 else 0,
+        )
+        request = comments_pb2.CreateCommentRequest(comment=comment)
+        comments.append(await stubs.comments.CreateComment(request))
+    for table, resources in (("posts", posts), ("comments", comments)):
+        for it in resources:
+            time = randomness.choice(TIMES)
+            execute(database_url, f"UPDATE {table} SET create_time = {time or 'NULL'} WHERE id = {it.id}")
+            it.ClearField("create_time")
+            if time:
+                it.create_time.FromMicroseconds(time)
+    return Stored(posts, comments)
+
+
+def timestamp(microseconds: int) -> Timestamp:
+    time = Timestamp()
+    time.FromMicroseconds(microseconds)
+    return time
+
+
+def filters() -> Iterator[dict[str, Any]]:
+    """Conditions of a filter, in every combination."""
+    choices: list[list[dict[str, Any]]] = [
+        [{}, {"author": "ann"}],
+        [{}, {"labels": {"status": "new"}}, {"labels": {"status": "new", "topic": "b"}}],
+        [
+            {},
+            {"create_time_from": timestamp(2_000_000)},
+            {"create_time_before": timestamp(2_000_000)},
+            {"create_time_from": timestamp(1_000_000), "create_time_before": timestamp(3_000_000)},
+        ],
+    ]
+    for conditions in product(*choices):
+        yield {key: value for condition in conditions for key, value in condition.items()}
+
+
+def matches(it: Any, conditions: dict[str, Any]) -> bool:
+    """Whether a resource meets the conditions."""
+    time = it.create_time.ToMicroseconds() if it.HasField("create_time") else None
+    return (
+        conditions.get("author", it.author) == it.author
+        and conditions.get("labels", {}).items() <= dict(it.labels).items()
+        and (
+            "create_time_from" not in conditions
+            or (time is not None and time >= conditions["create_time_from"].ToMicroseconds())
+        )
+        and (
+            "create_time_before" not in conditions
+            or (time is not None and time < conditions["create_time_before"].ToMicroseconds())
+        )
+        and conditions.get("reply_to_id", getattr(it, "reply_to_id", 0)) == getattr(it, "reply_to_id", 0)
+    )
+
+
+def path(comment: comments_pb2.Comment, all_comments: list[comments_pb2.Comment]) -> tuple[int, ...]:
+    """The ids from the top-level comment down to a comment."""
+    by_id = {it.id: it for it in all_comments}
+    ids = [comment.id]
+    while comment.reply_to_id:
+        comment = by_id[comment.reply_to_id]
+        ids.append(comment.id)
+    return tuple(reversed(ids))
+
+
+def in_order(resources: list[Any], order_by: str, stored: Stored) -> list[int]:
+    """The ids of resources in the order of a list."""
+    keys: dict[str, Callable[[Any], Any]] = {
+        "id": lambda it: it.id,
+        "create_time": lambda it: (it.create_time.ToMicroseconds(), it.id),
+        "thread": lambda it: path(it, stored.comments),
+    }
+    name, _, direction = order_by.partition(" ")
+    if order_by == "thread desc":
+        keys[name] = lambda it: (-path(it, stored.comments)[0], path(it, stored.comments))
+        direction = ""
+    return [it.id for it in sorted(resources, key=keys[name], reverse=bool(direction))]
+
+
+async def listed(call: Any, request: Any, page_size: int) -> list[int]:
+    """The ids of all pages of a list."""
+    ids: list[int] = []
+    request.page_size = page_size
+    for _ in range(1000):
+        response = await call(request)
+        found = response.posts if isinstance(response, posts_pb2.ListPostsResponse) else response.comments
+        assert len(found) <= page_size
+        ids += [it.id for it in found]
+        request.page_token = response.next_page_token
+        if not request.page_token:
+            return ids
+    raise AssertionError("the list has no end")
+
+
+@pytest.mark.parametrize("order_by", ["id", "id desc", "create_time", "create_time desc"])
+async def test_posts_are_filtered_and_ordered(stubs: Stubs, stored: Stored, order_by: str) -> None:
+    """Every combination of conditions, in pages of several sizes."""
+    for conditions in filters():
+        expected = in_order([it for it in stored.posts if matches(it, conditions)], order_by, stored)
+        for page_size in (1, 3, 1000):
+            request = posts_pb2.ListPostsRequest(
+                order_by=order_by, filter=filters_pb2.PostFilter(**conditions)
+            )
+            assert await listed(stubs.posts.ListPosts, request, page_size) == expected, conditions
+
+
+@pytest.mark.parametrize(
+    "order_by", ["id", "id desc", "create_time", "create_time desc", "thread", "thread desc"]
+)
+async def test_comments_are_filtered_and_ordered(stubs: Stubs, stored: Stored, order_by: str) -> None:
+    """Every combination of conditions, of one post or of all, in pages of several sizes."""
+    parent = stored.comments[0].reply_to_id or stored.comments[0].id
+    post_ids = [0, stored.posts[0].id] if "thread" not in order_by else [stored.posts[0].id]
+    for conditions, reply_to, post_id in product(filters(), (None, 0, parent), post_ids):
+        wanted = conditions if reply_to is None else conditions | {"reply_to_id": reply_to}
+        of_post = [it for it in stored.comments if post_id in (0, it.post_id)]
+        expected = in_order([it for it in of_post if matches(it, wanted)], order_by, stored)
+        for page_size in (2, 7):
+            request = comments_pb2.ListCommentsRequest(
+                order_by=order_by, post_id=post_id, filter=filters_pb2.CommentFilter(**wanted)
+            )
+            assert await listed(stubs.comments.ListComments, request, page_size) == expected, wanted
+
+
+async def test_counts_equal_the_lists(stubs: Stubs, stored: Stored) -> None:
+    """Posts, comments of posts and of all posts, and replies."""
+    for conditions in filters():
+        count = await stubs.posts.CountPosts(
+            posts_pb2.CountPostsRequest(filter=filters_pb2.PostFilter(**conditions))
+        )
+        assert count.count == sum(matches(it, conditions) for it in stored.posts)
+
+        filter = filters_pb2.CommentFilter(**conditions)
+        matching = [it for it in stored.comments if matches(it, conditions)]
+        post_ids = [post.id for post in stored.posts] + [999]
+        response = await stubs.comments.CountComments(
+            comments_pb2.CountCommentsRequest(post_ids=post_ids, filter=filter)
+        )
+        assert dict(response.counts) == {id: sum(it.post_id == id for it in matching) for id in post_ids}
+        assert response.total == len(matching)
+
+        total = await stubs.comments.CountComments(
+            comments_pb2.CountCommentsRequest(all_posts=True, filter=filter)
+        )
+        assert (total.total, dict(total.counts)) == (len(matching), {})
+
+        ids = [comment.id for comment in stored.comments]
+        replies = await stubs.comments.CountReplies(
+            comments_pb2.CountRepliesRequest(comment_ids=[*ids, ids[0]], filter=filter)
+        )
+        assert dict(replies.counts) == {id: sum(it.reply_to_id == id for it in matching) for id in ids}
+
+
+async def test_unfiltered_count_has_a_total(stubs: Stubs, stored: Stored) -> None:
+    """The sum of the counts; each post once."""
+    ids = [post.id for post in stored.posts]
+    request = comments_pb2.CountCommentsRequest(post_ids=[*ids, ids[0]])
+    assert (await stubs.comments.CountComments(request)).total == len(stored.comments)
+
+
+INVALID: list[tuple[dict[str, Any], list[str]]] = [
+    ({"author": "a\n"}, ["filter.author"]),
+    ({"author": "é" * 129}, ["filter.author"]),
+    ({"labels": {"Key": "x"}}, ["filter.labels"]),
+    ({"labels": {f"k{n}": "x" for n in range(9)}}, ["filter.labels"]),
+    ({"create_time_from": Timestamp(nanos=-1)}, ["filter.create_time_from"]),
+    ({"create_time_before": Timestamp(seconds=2**60)}, ["filter.create_time_before"]),
+    (
+        {"create_time_from": timestamp(5), "create_time_before": timestamp(5)},
+        ["filter.create_time_before"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("conditions", "fields"), INVALID, ids=lambda it: str(it)[:40])
+async def test_invalid_filter_is_refused(stubs: Stubs, conditions: dict[str, Any], fields: list[str]) -> None:
+    """With the paths of its conditions, by every method that takes a filter."""
+    posts, comments = filters_pb2.PostFilter(**conditions), filters_pb2.CommentFilter(**conditions)
+    for call in (
+        stubs.posts.ListPosts(posts_pb2.ListPostsRequest(filter=posts)),
+        stubs.posts.CountPosts(posts_pb2.CountPostsRequest(filter=posts)),
+        stubs.comments.ListComments(comments_pb2.ListCommentsRequest(filter=comments)),
+        stubs.comments.CountComments(comments_pb2.CountCommentsRequest(all_posts=True, filter=comments)),
+        stubs.comments.CountReplies(comments_pb2.CountRepliesRequest(comment_ids=[1], filter=comments)),
+    ):
+        error = await expect_error(call)
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
+        assert error.fields == fields
+
+
+async def test_further_requests_are_refused(stubs: Stubs) -> None:
+    """Conditions that contradict each other, and a thread of all posts."""
+    replies = filters_pb2.CommentFilter(reply_to_id=1)
+    for call, fields in (
+        (stubs.comments.ListComments(comments_pb2.ListCommentsRequest(order_by="thread")), ["post_id"]),
+        (stubs.posts.ListPosts(posts_pb2.ListPostsRequest(order_by="thread")), ["order_by"]),
+        (
+            stubs.comments.CountComments(comments_pb2.CountCommentsRequest(post_ids=[1], all_posts=True)),
+            ["post_ids"],
+        ),
+        (
+            stubs.comments.CountReplies(comments_pb2.CountRepliesRequest(comment_ids=[1], filter=replies)),
+            ["filter.reply_to_id"],
+        ),
+        (
+            stubs.comments.ListComments(
+                comments_pb2.ListCommentsRequest(filter=filters_pb2.CommentFilter(reply_to_id=-1))
+            ),
+            ["filter.reply_to_id"],
+        ),
+    ):
+        error = await expect_error(call)
+        assert (error.reason, error.fields) == ("FIELD_INVALID", fields)
+    error = await expect_error(stubs.comments.CountReplies(comments_pb2.CountRepliesRequest()))
+    assert error.reason == "BATCH_EMPTY"
+
+
+async def test_fraction_of_a_microsecond_is_rounded_up(stubs: Stubs, stored: Stored) -> None:
+    """A time with nanoseconds lies between two times that are stored."""
+    after, before = Timestamp(seconds=1, nanos=1), Timestamp(seconds=2, nanos=1)
+    filter = filters_pb2.PostFilter(create_time_from=after, create_time_before=before)
+    expected = [it.id for it in stored.posts if it.create_time.ToMicroseconds() == 2_000_000]
+    request = posts_pb2.ListPostsRequest(filter=filter)
+    assert await listed(stubs.posts.ListPosts, request, 10) == expected
+
+
+async def test_page_token_is_bound_to_its_filter(stubs: Stubs, stored: Stored) -> None:
+    """The order of labels does not matter, their values do."""
+    labels = {"status": "new", "topic": "a"}
+    request = comments_pb2.ListCommentsRequest(page_size=1, filter=filters_pb2.CommentFilter(labels=labels))
+    token = (await stubs.comments.ListComments(request)).next_page_token
+    assert token
+    reversed_labels = dict(reversed(labels.items()))
+    same = comments_pb2.ListCommentsRequest(
+        page_token=token, filter=filters_pb2.CommentFilter(labels=reversed_labels)
+    )
+    await stubs.comments.ListComments(same)
+    for filter in (
+        filters_pb2.CommentFilter(),
+        filters_pb2.CommentFilter(labels=labels | {"topic": "b"}),
+        filters_pb2.CommentFilter(labels=labels, author="ann"),
+        filters_pb2.CommentFilter(labels=labels, reply_to_id=0),
+    ):
+        other = comments_pb2.ListCommentsRequest(page_token=token, filter=filter)
+        assert (await expect_error(stubs.comments.ListComments(other))).reason == "PAGE_TOKEN_MISMATCH"
+
+
+class TestWatch:
+    """Watches with filters."""
+
+    async def test_changes_that_match_before_or_after_are_sent(
+        self, stubs: Stubs, channel: grpc.aio.Channel
+    ) -> None:
+        """So the watch receives the update with which a comment stops matching, and nothing after it."""
+        post = await stubs.create_post("a post")
+        pending = filters_pb2.CommentFilter(labels={"status": "pending"})
+        watch = Watch(channel, kinds=[2], comment_filter=pending)
+        await watch.read()
+
+        async def create(status: str) -> comments_pb2.Comment:
+            comment = comments_pb2.Comment(body="x", post_id=post.id, labels={"status": status})
+            return await stubs.comments.CreateComment(comments_pb2.CreateCommentRequest(comment=comment))
+
+        async def set_status(id: int, status: str) -> None:
+            request = comments_pb2.UpdateCommentRequest(
+                comment=comments_pb2.Comment(id=id, labels={"status": status})
+            )
+            request.update_mask.paths.append("labels.status")
+            await stubs.comments.UpdateComment(request)
+
+        await create("approved")
+        first = await create("pending")
+        await set_status(first.id, "approved")
+        await set_status(first.id, "hidden")
+        await set_status(first.id, "pending")
+        last = await create("pending")
+
+        changes = await watch.until(last.id, kind=2)
+        seen = [(it.id, it.action, it.comment.labels["status"]) for it in changes]
+        assert seen == [
+            (first.id, 2, "pending"),
+            (first.id, 3, "approved"),
+            (first.id, 3, "pending"),
+            (last.id, 2, "pending"),
+        ]
+
+    async def test_initial_state_is_filtered(
+        self, stubs: Stubs, channel: grpc.aio.Channel, stored: Stored
+    ) -> None:
+        """Each resource by the filter of its type."""
+        post_filter = filters_pb2.PostFilter(author="ann")
+        comment_filter = filters_pb2.CommentFilter(labels={"status": "new"})
+        watch = Watch(channel, initial_state=True, post_filter=post_filter, comment_filter=comment_filter)
+        found = {(it.kind, it.id) for it in await watch.initial_state()}
+        expected = {(1, it.id) for it in stored.posts if it.author == "ann"}
+        expected |= {(2, it.id) for it in stored.comments if it.labels.get("status") == "new"}
+        assert found == expected
+
+    async def test_invalid_filter_is_refused(self, channel: grpc.aio.Channel) -> None:
+        """With the path of the condition."""
+        watch = Watch(channel, post_filter=filters_pb2.PostFilter(author="\t"))
+        error = await expect_error(watch.read())
+        assert (error.reason, error.fields) == ("FIELD_INVALID", ["post_filter.author"])
