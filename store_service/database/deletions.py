@@ -12,9 +12,11 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     Select,
+    Text,
     cast,
     delete,
     func,
+    literal_column,
     select,
     update,
 )
@@ -79,3 +81,15 @@ SET_REMOVED = Statement(
 
 UNMARK_POSTS = Statement(delete(mark).where(one_of(mark.c.post_id, "ids")))
 """Deletes the marks of posts that are removed. Served by the primary key."""
+
+HIDDEN_COMMENTS = Statement(
+    select(comment.c.id, comment.c.post_id, mark.c.request_id)
+    .join(mark, mark.c.post_id == comment.c.post_id)
+    .where(
+        one_of(comment.c.external_id, "external_ids", type_=Text),
+        # The condition of the index, without which neither engine uses it.
+        comment.c.external_id != literal_column("''"),
+    )
+)
+"""Id, post and request id of the comments of marked posts that have these external ids. Served by
+comments_external_id_idx."""

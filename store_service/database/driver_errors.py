@@ -70,6 +70,10 @@ _POSTGRESQL: dict[str, type[ServiceError]] = {
     "XX001": DatabaseUnavailable,  # data corrupted
 }
 
+_CREATED_CONCURRENTLY = ("requests_pkey", "posts_external_id_idx", "comments_external_id_idx")
+"""Unique indexes of keys that callers choose. If another transaction has just stored the same key, the next
+try finds its row."""
+
 
 def translate_error(error: Exception) -> Exception:
     """Returns the error of the service for an error of a driver, or the same error if it is unexpected.
@@ -88,9 +92,12 @@ def translate_error(error: Exception) -> Exception:
     state = getattr(error, "sqlstate", None)
     if state is not None and state.startswith("40"):  # serialization failure, deadlock
         return RetryTransaction()
-    if state == "23505" and getattr(error, "constraint_name", None) == "requests_pkey":
-        # Another process has just stored the same idempotency key. The next try finds its response.
+    constraint = getattr(error, "constraint_name", None)
+    if state == "23505" and constraint in _CREATED_CONCURRENTLY:
         return RetryTransaction()
+    if state == "54000" and constraint:
+        # A row is too large for an index, which no other try changes.
+        return error
     if state in ("42P01", "42703"):  # a table or column does not exist: the schema was changed
         return SchemaMismatch(expected="this program's", actual="another")
     if state is not None:

@@ -1,6 +1,6 @@
 """Statements that only posts have, with the index that serves each. See `resource_sql` for the others."""
 
-from sqlalchemy import Integer, delete, func, literal, select, true
+from sqlalchemy import Integer, delete, func, literal, literal_column, select, true, update
 
 from store_service.database.change_writes import mark_with_changes
 from store_service.database.deletions import is_visible
@@ -39,6 +39,13 @@ MARK_POSTS = mark_with_changes(
     columns=["post_id", "request_id"],
 )
 """Deletes posts for callers. The rows of the posts and their comments remain. Served by the primary key."""
+
+RELEASE_EXTERNAL_IDS = Statement(
+    update(post)
+    .values(external_id=literal_column("''"))
+    .where(one_of(post.c.id, "ids"), post.c.external_id != literal_column("''"))
+)
+"""Frees the external ids of marked posts. Served by the primary key."""
 
 REMOVE_POSTS = Statement(delete(post).where(one_of(post.c.id, "ids")))
 """Removes marked posts, which must have no comments any more. Served by the primary key."""

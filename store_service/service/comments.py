@@ -27,6 +27,7 @@ from store_service.model import (
     ResourceFilter,
 )
 from store_service.service.counting import count_comments
+from store_service.service.large_deletions import remove_hidden_comments
 from store_service.service.matching_count import MatchingCount
 from store_service.service.pages import read_page
 from store_service.service.resources import Operations, Resources, ResourceType
@@ -139,5 +140,6 @@ COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
     sql=SQL,
     not_found=CommentNotFound,
     read_page=_page,
+    release_external_ids=remove_hidden_comments,
 )
 _COUNT = MatchingCount(COMMENTS.sql.list)

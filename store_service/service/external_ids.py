@@ -8,8 +8,9 @@ from store_service.database.batch_operation import DEFERRED
 from store_service.database.connection import Connection
 from store_service.database.resource_sql import ResourceSql
 from store_service.database.statements import as_json
-from store_service.errors import ExternalIdTaken, ServiceError
+from store_service.errors import ExternalIdTaken, ResponseTooLarge, ServiceError
 from store_service.model import Comment, CommentDraft, Post, PostDraft, WriteCommand
+from store_service.service.operations import check_response_size
 
 R = TypeVar("R", Post, Comment)
 D = TypeVar("D", PostDraft, CommentDraft)
@@ -19,17 +20,21 @@ Create = Callable[
 ]
 """Creates the resources of each write."""
 
+Release = Callable[[Connection, Sequence[str]], Awaitable[None]]
+"""Removes resources that callers do not see and that have one of these external ids."""
+
 
 async def create_with_external_ids(
     sql: ResourceSql[R],
+    release: Release | None,
     create: Create[D, R],
     connection: Connection,
     writes: Sequence[WriteCommand[Sequence[D]]],
 ) -> list[tuple[R, ...] | ServiceError]:
     """Creates the resources whose external ids do not exist yet.
 
-    A write with an external id that an earlier write of this batch creates is deferred. If another process
-    creates one at the same time, the unique index refuses the transaction, and it is run again.
+    A write with an external id that an earlier write of this batch creates is deferred. No other process
+    creates one at the same time, because the transaction is not insert-only.
     """
     existing: Mapping[str, R] = await by_external_id(
         connection, sql, {draft.external_id for write in writes for draft in write.argument}
@@ -44,11 +49,15 @@ async def create_with_external_ids(
             outcomes.append(_taken(taken[0], existing[taken[0].external_id]))
         elif ids & claimed:
             outcomes.append(DEFERRED)
+        elif error := _too_large(write.argument, existing):
+            outcomes.append(error)
         else:
-            claimed |= ids
+            claimed |= ids - existing.keys()
             drafts = [draft for draft in write.argument if draft.external_id not in existing]
             new.append(replace(write, argument=drafts))
             outcomes.append(())
+    if claimed and release is not None:
+        await release(connection, sorted(claimed))
     created = iter(await create(connection, new) if new else ())
     for index, write in enumerate(writes):
         if outcomes[index] == ():
@@ -68,6 +77,16 @@ async def by_external_id(connection: Connection, sql: ResourceSql[R], ids: set[s
 def _taken(draft: PostDraft | CommentDraft, existing: Post | Comment) -> ServiceError:
     name = type(existing).__name__
     return ExternalIdTaken(resource_type=name, id=existing.id, external_id=draft.external_id)
+
+
+def _too_large(drafts: Sequence[D], existing: Mapping[str, R]) -> ServiceError | None:
+    """Returns the error of a batch that existing resources make too large for a response."""
+    if len(drafts) > 1:
+        try:
+            check_response_size([existing.get(draft.external_id) or draft for draft in drafts])
+        except ResponseTooLarge as error:
+            return error
+    return None
 
 
 def _merged(drafts: Sequence[D], existing: Mapping[str, R], created: Iterable[R]) -> tuple[R, ...]:

@@ -121,6 +121,18 @@ async def remove_comments(
         )
 
 
+async def remove_hidden_comments(connection: Connection, external_ids: Sequence[str]) -> None:
+    """Deletes comments of marked posts that have one of these external ids, which are then free.
+
+    Args:
+        connection: A connection in a write transaction.
+        external_ids: The external ids.
+    """
+    rows = await connection.fetch(sql.HIDDEN_COMMENTS, external_ids=as_json(external_ids))
+    requests = {post_id: IdempotencyKey(id=id, fingerprint="") if id else None for _, post_id, id in rows}
+    await remove_comments(connection, [id for id, _, _ in rows], requests)
+
+
 Mark = tuple[int, int]
 """A marked post, and the id up to which its comments are removed."""
 

@@ -75,6 +75,11 @@ def check_response_size(items: Iterable[Post | Comment | PostDraft | CommentDraf
     return size
 
 
+def existing_size(drafts: Sequence[PostDraft | CommentDraft]) -> int:
+    """Returns the approximate size of the resources that have the external ids of drafts, in bytes."""
+    return _BYTES_PER_ID * len(drafts)
+
+
 def update_size(updates: Sequence[Update]) -> int:
     """Returns the approximate size of updates in a transaction, in bytes."""
     return _BYTES_PER_ID * len(updates) + sum(
@@ -152,6 +157,24 @@ def select_by_id(
     items = tuple(stored[id] for id in ids if id in stored)
     check_response_size(items)
     return BatchResult(items=items, missing_ids=missing_ids)
+
+
+def select_by_either(
+    ids: Sequence[int], by_id: Mapping[int, R], external_ids: Sequence[str], by_external_id: Mapping[str, R]
+) -> BatchResult[R]:
+    """Returns the stored resources in the order of the ids, followed by those of the external ids.
+
+    Raises:
+        ResponseTooLarge: Together they do not fit into a message.
+    """
+    items = [by_id[it] for it in ids if it in by_id]
+    items += [by_external_id[it] for it in external_ids if it in by_external_id]
+    check_response_size(items)
+    return BatchResult(
+        items=tuple(items),
+        missing_ids=tuple([it for it in ids if it not in by_id]),
+        missing_external_ids=tuple([it for it in external_ids if it not in by_external_id]),
+    )
 
 
 class Selection(Generic[R]):
@@ -271,3 +294,15 @@ def decide(
         except ServiceError as error:
             outcomes.append(error)
     return outcomes
+
+
+def numbered(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Returns rows with their index as the first column."""
+    return [(n, *row) for n, row in enumerate(rows)]
+
+
+def state_before(before: Post | Comment, after: Post | Comment) -> str | None:
+    """Returns what a change stores about the state before an update; see `Change.before`."""
+    if (before.author, before.labels) == (after.author, after.labels):
+        return None
+    return as_json({"author": before.author, "labels": before.labels})

@@ -90,6 +90,7 @@ async def _plan_deletions(
             ids = as_json(list(deleted.keys() & marked))
             requests, now = request_ids(deleted.items()), now_microseconds()
             await connection.write(sql.MARK_POSTS, ids=ids, requests=requests, now=now)
+            await connection.fetch(sql.RELEASE_EXTERNAL_IDS, ids=ids)
 
     return DeletionPlan(may_run, before, after)
 

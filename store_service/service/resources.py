@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
@@ -30,7 +30,7 @@ from store_service.model import (
     Update,
     WriteCommand,
 )
-from store_service.service.external_ids import create_with_external_ids
+from store_service.service.external_ids import Release, create_with_external_ids
 from store_service.service.idempotency import IdempotentWrite, request_ids
 from store_service.service.operations import (
     Selection,
@@ -38,10 +38,14 @@ from store_service.service.operations import (
     check_response_size,
     decide,
     deletion_size,
+    existing_size,
     find_by_id,
     now_microseconds,
+    numbered,
     read_by_id,
+    select_by_either,
     select_for_deletion,
+    state_before,
     update_size,
 )
 from store_service.service.pages import read_page, read_pages
@@ -92,6 +96,7 @@ class ResourceType(Generic[R, D]):
     """Reads a page of a query with filters; None if queries have only an order."""
     before_create: BeforeCreate[D] | None = None
     before_delete: BeforeDelete[R] | None = None
+    release_external_ids: Release | None = None
 
 
 class Resources(Generic[R, D]):
@@ -107,9 +112,10 @@ class Resources(Generic[R, D]):
     ) -> tuple[R, ...]:
         """Creates resources, all or none, and returns them in the order of the drafts."""
         size = check_response_size(drafts)
-        operations = self._operations
-        has_external_ids = any(draft.external_id for draft in drafts)
-        create = operations.create_with_external_ids if has_external_ids else operations.create
+        create = self._operations.create
+        if any(draft.external_id for draft in drafts):
+            create = self._operations.create_with_external_ids
+            size += existing_size(drafts)
         return await create.execute(self._database, drafts, key, dry_run=dry_run, size=size)
 
     async def get(self, id: int) -> R:
@@ -137,14 +143,12 @@ class Resources(Generic[R, D]):
         """Returns resources in the order of `ids`, followed by those of `external_ids`."""
         by_id: Mapping[int, R] = await self._database.read(self._operations.get, ids) if ids else {}
         stored: Mapping[str, R] = await self._database.read(self._operations.by_external_id, external_ids)
-        missing_ids = tuple([it for it in ids if it not in by_id])
-        missing = tuple([it for it in external_ids if it not in stored])
-        if not allow_missing and (missing_ids or missing):
-            raise self._operations.type.not_found(ids=missing_ids, external_ids=missing)
-        items = tuple([by_id[it] for it in ids if it in by_id])
-        items += tuple([stored[it] for it in external_ids if it in stored])
-        check_response_size(items)
-        return BatchResult(items=items, missing_ids=missing_ids, missing_external_ids=missing)
+        found = select_by_either(ids, by_id, external_ids, stored)
+        if not allow_missing and (found.missing_ids or found.missing_external_ids):
+            raise self._operations.type.not_found(
+                ids=found.missing_ids, external_ids=found.missing_external_ids
+            )
+        return found
 
     async def list_page(self, request: PageRequest) -> Page[R]:
         """Returns one page."""
@@ -191,11 +195,11 @@ class Operations(Generic[R, D]):
             single_statement=type.before_create is None,
         )
         self.create_with_external_ids: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
-            partial(create_with_external_ids, type.sql, self._create),
+            partial(create_with_external_ids, type.sql, type.release_external_ids, self._create),
             type.model,
             to_batch_result=lambda created: BatchResult(items=created),
             from_batch_result=lambda stored: stored.items,
-            insert_only=True,
+            # Not insert-only, so that no other process creates the same external ids at the same time.
         )
         self.update: IdempotentWrite[Sequence[Update], tuple[R, ...]] = IdempotentWrite(
             self._update,
@@ -297,9 +301,9 @@ class Operations(Generic[R, D]):
         outcomes = decide(writes, decision)
         if updated:
             sql: ResourceSql[R] = self.type.sql
-            rows = _numbered(
+            rows = numbered(
                 [
-                    sql.to_row(one, int(stored[one.id] is one), _before(before, one))
+                    sql.to_row(one, int(stored[one.id] is one), state_before(before, one))
                     for before, one, _ in updated
                 ]
             )
@@ -343,15 +347,3 @@ class Operations(Generic[R, D]):
         sql = self.type.sql
         rows = await connection.fetch(sql.locked_by_id, ids=as_json(list(ids)))
         return {row[0]: sql.from_row(row) for row in rows}
-
-
-def _numbered(rows: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """Returns rows with their index as the first column."""
-    return [(n, *row) for n, row in enumerate(rows)]
-
-
-def _before(before: Post | Comment, after: Post | Comment) -> str | None:
-    """Returns what a change stores about the state before an update; see `Change.before`."""
-    if (before.author, before.labels) == (after.author, after.labels):
-        return None
-    return as_json({"author": before.author, "labels": before.labels})

@@ -168,6 +168,43 @@ async def test_deleted_post_is_invisible_before_its_rows_are_removed(
     assert [row[0] for row in left.comments] == other_comments
 
 
+async def test_external_ids_are_free_before_the_rows_are_removed(
+    gate: Gate, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
+) -> None:
+    """Those of the post and of its comments. The feed has each deletion once, before the next create."""
+    posts = ResourceApi("Post", stubs)
+    post = await posts.create(posts.draft(external_id="a"))
+    comments = ResourceApi("Comment", stubs, post_id=post.id)
+    drafts = [comments.draft(f"{n}", external_id=f"c{n}", labels={"n": f"{n}"}) for n in range(3 * BUDGET)]
+    old = comments.resources_in(await comments.batch_create(drafts))
+    deletion = str(uuid4())
+
+    async with watch_from_now(channel) as watch:
+        await force(stubs, post.id, request_id=deletion)
+        assert marks(database_url) == [post.id]
+        await expect_error(comments.create(comments.draft(external_id="c4", post_id=99)))
+        again = await posts.create(posts.draft(external_id="a"))
+        comments.post_id = again.id
+        first = await comments.create(comments.draft(external_id="c5"))
+        batch = [comments.draft(external_id=it) for it in ("c7", "new", "c29")]
+        await comments.batch_create(batch, return_existing=True)
+        gate.open()
+        await removed(database_url)
+        end = await comments.create(comments.draft("end"))
+        changes = await watch.until(end.id, kind=COMMENT)
+
+    assert await comments.get(external_id="c5") == first
+    assert await posts.get(external_id="a") == again
+    deleted = [it for it in changes if it.action == DELETE and it.kind == COMMENT]
+    assert sorted(it.id for it in deleted) == [it.id for it in old]
+    assert {it.comment.external_id for it in deleted} == {f"c{n}" for n in range(3 * BUDGET)}
+    assert {it.request_id for it in deleted} == {deletion}
+    order = [(it.action, it.comment.external_id) for it in changes if it.kind == COMMENT]
+    for name in ("c5", "c7", "c29"):
+        assert order.index((DELETE, name)) < order.index((CREATE, name))
+    assert [it.post.external_id for it in changes if it.kind == POST] == ["a", "a"]
+
+
 async def test_marked_post_is_reported_before_its_comments(
     gate: Gate, stubs: Stubs, channel: grpc.aio.Channel, database_url: str
 ) -> None:

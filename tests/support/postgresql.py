@@ -204,7 +204,7 @@ def clear_database(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         try:
             connection.execute(
-                "TRUNCATE posts, comments, post_deletions, orphaned_comments, changes, requests"
+                "TRUNCATE posts, comments, labels, post_deletions, orphaned_comments, changes, requests"
                 " RESTART IDENTITY"
             )
             connection.execute("UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0, clock = NULL")

@@ -45,8 +45,8 @@ class ResourceApi:
     def create(self, resource: Any, **options: Any) -> Any:
         return self.call(f"Create{self.name}", **{self.field: resource}, **options)
 
-    def get(self, id: int) -> Any:
-        return self.call(f"Get{self.name}", id=id)
+    def get(self, id: int = 0, **options: Any) -> Any:
+        return self.call(f"Get{self.name}", id=id, **options)
 
     def page(self, **options: Any) -> Any:
         return self.call(f"List{self.name}s", **options)
@@ -61,10 +61,17 @@ class ResourceApi:
     def batch_get(self, ids: Sequence[int], **options: Any) -> Any:
         return self.call(f"BatchGet{self.name}s", ids=ids, **options)
 
-    def batch_create(self, resources: Sequence[Any], **options: Any) -> Any:
-        request = getattr(self.pb, f"Create{self.name}Request")
-        requests = [request(**{self.field: resource}) for resource in resources]
+    def batch_create(self, resources: Sequence[Any], *, return_existing: bool = False, **options: Any) -> Any:
+        requests = [{self.field: resource, "return_existing": return_existing} for resource in resources]
         return self.call(f"BatchCreate{self.name}s", requests=requests, **options)
+
+    def batch_update(self, updates: Sequence[tuple[Any, Sequence[str]]], **options: Any) -> Any:
+        """Calls the batch update with resources and the paths of their masks."""
+        requests = [
+            {self.field: resource, "update_mask": FieldMask(paths=paths)} if paths else {self.field: resource}
+            for resource, paths in updates
+        ]
+        return self.call(f"BatchUpdate{self.name}s", requests=requests, **options)
 
     def batch_delete(self, ids: Sequence[int], **options: Any) -> Any:
         return self.call(f"BatchDelete{self.name}s", ids=ids, **options)

@@ -7,7 +7,7 @@ from contextlib import closing
 import asyncpg
 import pytest
 
-from store_service.database.driver_errors import translate_error
+from store_service.database.driver_errors import RetryTransaction, translate_error
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 
 
@@ -86,3 +86,23 @@ def test_values_in_driver_errors_are_removed() -> None:
     for error in (raised.value, of_postgresql):
         assert translate_error(error) is error
         assert "s3cret" not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("index", ["requests_pkey", "posts_external_id_idx", "comments_external_id_idx"])
+def test_key_that_was_created_concurrently_is_tried_again(index: str) -> None:
+    """The next try finds the row of the other transaction. Any other duplicate is a bug."""
+    error = asyncpg.UniqueViolationError("duplicate key value")
+    error.constraint_name = index
+    assert type(translate_error(error)) is RetryTransaction
+
+    error.constraint_name = "posts_pkey"
+    assert translate_error(error) is error
+
+
+def test_row_that_is_too_large_for_an_index_is_not_unavailable() -> None:
+    """A retry cannot succeed. PostgreSQL uses the same code if no transaction ids are left."""
+    error = asyncpg.ProgramLimitExceededError("index row size 2728 exceeds btree version 4 maximum 2704")
+    assert type(translate_error(error)) is DatabaseUnavailable
+
+    error.constraint_name = "comments_thread_idx"
+    assert translate_error(error) is error
