@@ -67,11 +67,12 @@ async def stored(stubs: Stubs, database_url: str) -> Stored:
         request = comments_pb2.CreateCommentRequest(comment=comment)
         comments.append(await stubs.comments.CreateComment(request))
     for table, resources in (("posts", posts), ("comments", comments)):
+        times = {it.id: randomness.choice(TIMES) for it in resources}
+        cases = " ".join(f"WHEN {id} THEN {time or 'NULL'}" for id, time in times.items())
+        execute(database_url, f"UPDATE {table} SET create_time = CASE id {cases} END")
         for it in resources:
-            time = randomness.choice(TIMES)
-            execute(database_url, f"UPDATE {table} SET create_time = {time or 'NULL'} WHERE id = {it.id}")
             it.ClearField("create_time")
-            if time:
+            if time := times[it.id]:
                 it.create_time.FromMicroseconds(time)
     return Stored(posts, comments)
 
