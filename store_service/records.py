@@ -21,10 +21,11 @@ class RecordReader(Generic[R]):
         self._types = get_type_hints(model)
         self._fields = dataclasses.fields(model)  # type: ignore[arg-type]  # a dataclass
         self._names = frozenset(field.name for field in self._fields)
+        self._required = frozenset(field.name for field in self._fields if not _has_default(field))
 
     def read(self, record: Mapping[str, Any]) -> R:
         """Returns the resource in a record."""
-        if record.keys() == self._names:
+        if self._required <= record.keys() <= self._names:
             return self._model(**record)
         values = {name: value for name, value in record.items() if name in self._names}
         for field in self._fields:

@@ -4,7 +4,7 @@ A write and its changes are one transaction. On PostgreSQL they are also one sta
 trip. SQLite has no statement that writes to two tables, and needs no round trip.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Column,
     ColumnElement,
     FromClause,
     Insert,
@@ -66,8 +67,10 @@ def insert_with_changes(
     """Returns an insert that returns the new ids in ascending order.
 
     The key of a request is the index of the id, from 0. On PostgreSQL the statement takes the order lock
-    itself, shared with other inserts.
+    itself, shared with other inserts. Payloads have only the given columns, because the others have their
+    defaults.
     """
+    names = {*columns, "version"}
     stored = select(resources).where(one_of(resources.c.id, "written")).subquery("written")
     held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
     locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
@@ -75,14 +78,18 @@ def insert_with_changes(
     return WriteWithChanges(
         steps=(
             Statement(insert(resources).from_select(columns, values).returning(resources.c.id)),
-            Statement(_insert_changes("sqlite", Action.CREATE, kind, stored, key=_index_by_id(stored.c.id))),
+            Statement(
+                _insert_changes(
+                    "sqlite", Action.CREATE, kind, stored, key=_index_by_id(stored.c.id), names=names
+                )
+            ),
         ),
         in_one=Statement(
             select(written.c.id)
             .order_by(written.c.id)
             .add_cte(
                 _insert_changes(
-                    "postgresql", Action.CREATE, kind, written, key=_index_by_id(written.c.id)
+                    "postgresql", Action.CREATE, kind, written, key=_index_by_id(written.c.id), names=names
                 ).cte("logged")
             )
         ),
@@ -166,9 +173,19 @@ def _index_by_id(id: ColumnElement[int]) -> ColumnElement[int]:
 
 
 def _insert_changes(
-    dialect: str, action: Action, kind: ResourceKind, resources: FromClause, *, key: ColumnElement[int]
+    dialect: str,
+    action: Action,
+    kind: ResourceKind,
+    resources: FromClause,
+    *,
+    key: ColumnElement[int],
+    names: Collection[str] | None = None,
 ) -> Insert:
-    """Returns an insert of one change for each row of `resources`."""
+    """Returns an insert of one change for each row of `resources`.
+
+    The payload has the columns `names`, or all.
+    """
+    columns = [it for it in _TABLES[kind].columns if names is None or it.name in names]
     keyed = select(*resources.c, key.label("key")).subquery("keyed")
     requests = _requests()
     now = parameter("now", BigInteger)
@@ -179,8 +196,8 @@ def _insert_changes(
         "kind": literal(int(kind)),
         "resource_id": keyed.c.id,
         "post_id": keyed.c.id if kind is ResourceKind.POST else keyed.c.post_id,
-        "payload": _payload(dialect, kind, keyed),
-        "size": _size(dialect, kind, keyed),
+        "payload": _payload(dialect, columns, keyed),
+        "size": _size(dialect, columns, keyed),
         "commit_time": now if is_sqlite else stamp(now),
         "request_id": requests.c.request_id,
     }
@@ -197,18 +214,18 @@ def _insert_changes(
     return insert(change).from_select(list(values), source)
 
 
-def _payload(dialect: str, kind: ResourceKind, resources: FromClause) -> ColumnElement[str]:
-    """Returns the payload: a JSON object of all columns except the ids, which are columns of `changes`."""
-    names = [it.name for it in _TABLES[kind].columns if it.name not in ("id", "post_id")]
+def _payload(dialect: str, columns: Sequence[Column[Any]], resources: FromClause) -> ColumnElement[str]:
+    """Returns the payload: a JSON object of the columns except the ids, which are columns of `changes`."""
+    names = [it.name for it in columns if it.name not in ("id", "post_id")]
     pairs = [it for name in names for it in (literal_column(f"'{name}'"), resources.c[name])]
     if dialect == "sqlite":
         return func.json_object(*pairs, type_=Text)
     return cast(func.json_build_object(*pairs), Text)
 
 
-def _size(dialect: str, kind: ResourceKind, resources: FromClause) -> ColumnElement[int]:
+def _size(dialect: str, columns: Sequence[Column[Any]], resources: FromClause) -> ColumnElement[int]:
     """Returns the total bytes of the texts of a resource."""
-    texts = [resources.c[it.name] for it in _TABLES[kind].columns if isinstance(it.type, Text)]
+    texts = [resources.c[it.name] for it in columns if isinstance(it.type, Text)]
     if dialect == "sqlite":
         sizes = [func.length(cast(text, LargeBinary), type_=Integer) for text in texts]
     else:

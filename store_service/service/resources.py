@@ -113,7 +113,7 @@ class Resources(Generic[R, D]):
         """Creates resources, all or none, and returns them in the order of the drafts."""
         size = check_response_size(drafts)
         create = self._operations.create
-        if any(draft.external_id for draft in drafts):
+        if self._operations.type.sql.has_optional(drafts) and any(draft.external_id for draft in drafts):
             create = self._operations.create_with_external_ids
             size += existing_size(drafts)
         return await create.execute(self._database, drafts, key, dry_run=dry_run, size=size)
@@ -241,9 +241,10 @@ class Operations(Generic[R, D]):
     ) -> list[R]:
         now = now_microseconds()
         sql = self.type.sql
+        insert = sql.insert if sql.has_optional(drafts) else sql.insert_required
         rows = await connection.write(
-            sql.insert,
-            drafts=as_json(sql.draft_rows(drafts)),
+            insert.statement,
+            drafts=as_json(insert.draft_rows(drafts)),
             requests=request_ids(enumerate(keys)),
             now=now,
         )
