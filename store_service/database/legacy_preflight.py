@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 
 import sqlalchemy
 
-from store_service.database import tables
+from store_service.database import own_objects, tables
 
 UPGRADE_TABLES = ("orphaned_comments", "undecodable_bodies", "renumbered_resources")
 """Tables that only an upgrade writes, for rows that it could not keep unchanged."""
@@ -122,11 +122,11 @@ def extra_columns(connection: sqlalchemy.Connection) -> dict[str, list[str]]:
 
 
 def missing_objects(connection: sqlalchemy.Connection, revision: str) -> list[str]:
-    """Returns the tables and columns of a revision that a database does not have.
+    """Returns the objects of a revision that a database does not have.
 
     Args:
         connection: The database.
-        revision: One of MADE_BY. Columns are checked only for the last one.
+        revision: One of MADE_BY. Columns, triggers and unique indexes are checked only for the last one.
     """
     known = list(MADE_BY)
     made = {name for step in known[: known.index(revision) + 1] for name in MADE_BY[step]}
@@ -143,7 +143,7 @@ def missing_objects(connection: sqlalchemy.Connection, revision: str) -> list[st
             missing = set(table.columns.keys()) - {column["name"] for column in inspector.get_columns(name)}
             if missing:
                 found.append(f"table {name} has no column {', '.join(sorted(missing))}")
-    return found
+    return found or (sorted(own_objects.missing(connection)) if revision == known[-1] else [])
 
 
 _TRIGGER = "may change what the service writes: drop it"
@@ -156,12 +156,12 @@ _COLUMNS = "uses columns that the upgrade changes: drop it, and create it again 
 
 
 def _named_on_sqlite(connection: sqlalchemy.Connection, names: set[str]) -> Iterator[tuple[str, str]]:
-    # Triggers have a namespace of their own.
-    rows = connection.exec_driver_sql(
-        "SELECT type, name FROM sqlite_master WHERE type <> 'trigger' ORDER BY name"
-    )
-    # Names are case-insensitive in SQLite.
-    yield from ((kind, name) for kind, name in rows if _is_taken(kind, name.lower(), names))
+    rows = connection.exec_driver_sql("SELECT type, name FROM sqlite_master ORDER BY name")
+    triggers = own_objects.LABEL_TRIGGERS["sqlite"].keys() & names
+    for kind, name in rows:
+        # Triggers have a namespace of their own. Names are case-insensitive in SQLite.
+        if _is_taken(kind, name.lower(), triggers if kind == "trigger" else names):
+            yield kind, name
 
 
 def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> Iterator[tuple[str, str]]:
@@ -172,6 +172,7 @@ def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> 
         f" FROM pg_class WHERE relnamespace = {_SCHEMA}"
         # The row type of a table has the name of the table.
         f" UNION ALL SELECT 'type', typname FROM pg_type WHERE typnamespace = {_SCHEMA} AND typrelid = 0"
+        f" UNION ALL SELECT 'trigger', tgname FROM pg_trigger WHERE tgrelid IN {_TABLES}"
         " UNION ALL SELECT 'function', proname FROM pg_proc"
         f" WHERE pronamespace = {_SCHEMA} AND proname IN ('store_changes_notify', 'store_labels') ORDER BY 2"
     )
@@ -180,7 +181,7 @@ def _named_on_postgresql(connection: sqlalchemy.Connection, names: set[str]) -> 
 
 def _is_taken(kind: str, name: str, names: set[str]) -> bool:
     """Whether an object has a name that the upgrade needs. The version table of alembic is allowed."""
-    return name in names or (name == "alembic_version" and kind != "table")
+    return name in names or (name == "alembic_version" and kind not in ("table", "trigger"))
 
 
 def _without_keys(connection: sqlalchemy.Connection) -> Iterator[tuple[str, str]]:
@@ -202,13 +203,16 @@ _TABLES = f"(SELECT oid FROM pg_class WHERE relnamespace = {_SCHEMA} AND relname
 def _attached_on_sqlite(
     connection: sqlalchemy.Connection, names: Collection[str] = ("posts", "comments")
 ) -> Iterator[tuple[str, str]]:
-    """Yields triggers, foreign keys and constraints on tables; by default on those of a legacy database."""
+    """Yields triggers, foreign keys and constraints on tables, except those of the service; by default on the
+    tables of a legacy database."""
+    own = own_objects.on_sqlite(connection)
     table_names = "(" + ", ".join(f"'{name}'" for name in names) + ")"
     for name, table in connection.exec_driver_sql(
         "SELECT name, tbl_name FROM sqlite_master"
         f" WHERE type = 'trigger' AND lower(tbl_name) IN {table_names} ORDER BY 1"
     ):
-        yield f"trigger {name} on {table}", _TRIGGER
+        if ("trigger", name) not in own:
+            yield f"trigger {name} on {table}", _TRIGGER
     # Constraints on columns that the upgrade moves are removed with the columns.
     moved = extra_columns(connection) if set(names) == COLUMNS_BEFORE.keys() else {}
     referring = {
@@ -229,7 +233,7 @@ def _attached_on_sqlite(
             f"""SELECT name, origin FROM pragma_index_list('{table}') WHERE "unique" AND origin <> 'pk'"""
         ).all():
             columns = connection.exec_driver_sql("SELECT name FROM pragma_index_info(?)", (name,)).scalars()
-            if set(columns) & set(moved.get(table, ())):
+            if set(columns) & set(moved.get(table, ())) or ("index", name) in own:
                 continue
             what = f"UNIQUE constraint of {table}" if origin == "u" else f"unique index {name} of {table}"
             yield what, _RULE

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 import structlog
 
-from store_service.database import connect, legacy_preflight, schema
+from store_service.database import connect, legacy_preflight, own_objects, schema
 from store_service.errors import SchemaMismatch
 from store_service.model import (
     CommentDraft,
@@ -328,7 +328,14 @@ def test_every_name_created_by_an_upgrade_is_checked(bare_url: str) -> None:
     with database_connection(bare_url) as connection:
         inspector = sqlalchemy.inspect(connection)
         tables = set(inspector.get_table_names())
-        indexes = {it["name"] for table in tables for it in inspector.get_indexes(table)}
+        indexes = set(
+            connection.exec_driver_sql(
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND name NOT LIKE 'sqlite_%%'"
+                if connect.is_sqlite(bare_url)
+                else "SELECT indexname FROM pg_indexes"
+                " WHERE schemaname = current_schema() AND indexname NOT LIKE '%%_pk%%'"
+            ).scalars()
+        )
 
     assert tables | indexes <= known
 
@@ -338,6 +345,27 @@ def test_table_that_references_posts_is_reported(bare_url: str) -> None:
     execute(bare_url, "CREATE TABLE likes (id INTEGER PRIMARY KEY, post_id INTEGER REFERENCES posts (id))")
 
     assert_refused(bare_url, "table likes, which refers to posts", "drop the foreign key, or the table")
+
+
+def test_trigger_with_the_name_of_a_new_one_is_reported(bare_url: str) -> None:
+    """An upgrade from a later revision than that of a legacy database refuses it too."""
+    schema.upgrade(bare_url)
+    with database_connection(bare_url) as connection:
+        found = legacy_preflight.obstacles(connection, "0007")
+    named = [it.partition(" trigger ")[2].partition(",")[0] for it in found if " trigger " in it]
+    assert named == sorted(own_objects.LABEL_TRIGGERS["sqlite"])
+
+
+@pytest.mark.parametrize("name", sorted(own_objects.LABEL_TRIGGERS["sqlite"]))
+def test_schema_without_a_trigger_is_refused(bare_url: str, name: str) -> None:
+    """Filters of labels would not find what is written without it."""
+    schema.upgrade(bare_url)
+    schema.check(bare_url)
+    table = name.partition("_")[0]
+    execute(bare_url, f"DROP TRIGGER {name}" + ("" if connect.is_sqlite(bare_url) else f" ON {table}"))
+
+    with pytest.raises(schema.ForeignSchema, match=f"there is no trigger {name}"):
+        schema.check(bare_url)
 
 
 @on_sqlite

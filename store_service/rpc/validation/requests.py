@@ -288,7 +288,7 @@ class Validation:
             for field, value in values.items():
                 for description in self._rules[field](value):
                     violations.add(FieldInvalid, f"{path}.{field}", description)
-            check_label_keys(mask.labels, f"{prefix}update_mask", violations)
+            check_label_keys(mask.label_keys, f"{prefix}update_mask", violations)
             if mask.labels:
                 changed = {key: message.labels[key] for key in mask.labels if key in message.labels}
                 for description in check_labels(changed):

@@ -44,8 +44,11 @@ class UpdateMask:
     @property
     def labels(self) -> list[str]:
         """The keys of single labels that the mask names, sorted; none if it names all labels."""
-        if "labels" in self.paths or self.is_star:
-            return []
+        return [] if "labels" in self.paths or self.is_star else self.label_keys
+
+    @property
+    def label_keys(self) -> list[str]:
+        """The keys of all paths of single labels, sorted."""
         return sorted([path.removeprefix(LABEL) for path in self.paths if path.startswith(LABEL)])
 
     def check_paths(self, resource: ResourceMessage, field: str, violations: Violations) -> None:
