@@ -29,6 +29,9 @@ MAX_VIOLATIONS = 12
 MAX_FIELD_CHARACTERS = 64
 MAX_DESCRIPTION_CHARACTERS = 160
 MAX_LISTED_IDS = 50
+MAX_EXTERNAL_IDS = 3
+"""Maximum number of missing external ids in metadata, of up to 256 bytes each."""
+
 MAX_RESOURCES = 5
 
 RETRY_SECONDS = 0.5
@@ -93,7 +96,8 @@ def _missing(error: errors.NotFound) -> list[Message]:
             description=f"named by {field}" if field else "",
         )
         for id, field in islice(
-            zip_longest((*error.ids, *error.external_ids), error.fields, fillvalue=""), MAX_RESOURCES
+            zip_longest((*error.ids, *error.external_ids[:MAX_EXTERNAL_IDS]), error.fields, fillvalue=""),
+            MAX_RESOURCES,
         )
     ]
 
@@ -104,7 +108,9 @@ def _missing_metadata(id_name: str) -> Callable[[errors.NotFound], dict[str, str
         if error.ids or not error.external_ids:
             found["missing_ids"] = listed(error.ids)
         if error.external_ids:
-            found["missing_external_ids"] = json.dumps(error.external_ids[:MAX_RESOURCES], ensure_ascii=False)
+            found["missing_external_ids"] = json.dumps(
+                error.external_ids[:MAX_EXTERNAL_IDS], ensure_ascii=False
+            )
         if len(error.ids) == 1:
             found[id_name] = str(error.ids[0])
         return found

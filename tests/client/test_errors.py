@@ -29,6 +29,9 @@ REASONS = {
     "COMMENT_NOT_FOUND": (StatusCode.NOT_FOUND, storeapi.CommentNotFound),
     "POST_HAS_COMMENTS": (StatusCode.FAILED_PRECONDITION, storeapi.PostHasComments),
     "ETAG_MISMATCH": (StatusCode.ABORTED, storeapi.EtagMismatch),
+    "EXTERNAL_ID_TAKEN": (StatusCode.ALREADY_EXISTS, storeapi.ExternalIdTaken),
+    "REPLY_TOO_DEEP": (StatusCode.FAILED_PRECONDITION, storeapi.ReplyTooDeep),
+    "REPLY_POST_MISMATCH": (StatusCode.FAILED_PRECONDITION, storeapi.ReplyPostMismatch),
     "RESPONSE_TOO_LARGE": (StatusCode.RESOURCE_EXHAUSTED, storeapi.ResponseTooLarge),
     "SHUTTING_DOWN": (StatusCode.UNAVAILABLE, storeapi.ShuttingDown),
     "DATABASE_BUSY": (StatusCode.UNAVAILABLE, storeapi.DatabaseBusy),
@@ -51,6 +54,7 @@ REASONS = {
     "PERMISSION_DENIED": (StatusCode.PERMISSION_DENIED, storeapi.PermissionDenied),
 }
 BRANCHES = {
+    StatusCode.ALREADY_EXISTS: storeapi.AlreadyExists,
     StatusCode.INVALID_ARGUMENT: storeapi.InvalidRequest,
     StatusCode.UNAUTHENTICATED: storeapi.Unauthenticated,
     StatusCode.PERMISSION_DENIED: storeapi.PermissionDenied,
@@ -302,6 +306,9 @@ def test_error_data_is_typed():
     has_comments = storeapi.PostHasComments(metadata={"post_id": "1", "comment_count": "3"})
     mismatch = storeapi.EtagMismatch(metadata={"current_etag": "e2"})
     response = storeapi.ResponseTooLarge(metadata={"max_bytes": "4194304"})
+    taken = storeapi.ExternalIdTaken(metadata={"id": "5", "external_id": "article:42"})
+    too_deep = storeapi.ReplyTooDeep(metadata={"reply_to_id": "6", "max_depth": "64"})
+    other_post = storeapi.ReplyPostMismatch(metadata={"reply_to_id": "6", "post_id": "7"})
     limit = storeapi.WatchLimit(metadata={"limit": "100"})
     expired = storeapi.ResumeTokenExpired(metadata={"earliest_resume_token": "t1"})
     shutting_down = storeapi.ShuttingDown(metadata={"resume_token": "t2"})
@@ -311,6 +318,9 @@ def test_error_data_is_typed():
     assert (has_comments.post_id, has_comments.post_ids, has_comments.comment_count) == (1, (1,), 3)
     assert mismatch.current_etag == "e2"
     assert response.max_bytes == 4194304
+    assert (taken.id, taken.external_id) == (5, "article:42")
+    assert (too_deep.reply_to_id, too_deep.max_depth) == (6, 64)
+    assert (other_post.reply_to_id, other_post.post_id) == (6, 7)
     assert limit.limit == 100
     assert rate_limited.calls_per_second == 2.5
     assert expired.earliest_resume_token == "t1"
@@ -329,6 +339,9 @@ def test_missing_or_malformed_data_is_none():
     assert storeapi.BatchTooLarge().count is None
     assert storeapi.BatchTooLarge(metadata={"max_count": "many"}).max_count is None
     assert storeapi.EtagMismatch().current_etag == ""
+    assert (storeapi.ExternalIdTaken().id, storeapi.ExternalIdTaken().external_id) == (None, "")
+    assert storeapi.ReplyTooDeep().max_depth is None
+    assert storeapi.ReplyPostMismatch().post_id is None
     assert storeapi.WatchLimit().limit is None
     assert storeapi.RateLimited().calls_per_second is None
     assert storeapi.ResumeTokenExpired().earliest_resume_token == ""

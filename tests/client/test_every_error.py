@@ -111,6 +111,42 @@ async def post_has_comments(it: Situation) -> None:
     await it.client.posts.delete(post.id)
 
 
+async def external_id_taken(it: Situation) -> None:
+    request = posts_pb2.CreatePostRequest(post={"body": "a", "external_id": "article:42"})
+    post = await it.send(it.raw.posts.CreatePost, request)
+    with pytest.raises(storeapi.ExternalIdTaken) as raised:
+        await it.send(it.raw.posts.CreatePost, request)
+    assert (raised.value.id, raised.value.external_id) == (post.id, "article:42")
+    raise raised.value
+
+
+async def reply(it: Situation, *, post_id: int, reply_to_id: int) -> Any:
+    request = comments_pb2.CreateCommentRequest(
+        comment={"body": "a", "post_id": post_id, "reply_to_id": reply_to_id}
+    )
+    return await it.send(it.raw.comments.CreateComment, request)
+
+
+async def reply_post_mismatch(it: Situation) -> None:
+    posts = await it.client.posts.create_many(["a", "b"])
+    comment = await reply(it, post_id=posts[0].id, reply_to_id=0)
+    with pytest.raises(storeapi.ReplyPostMismatch) as raised:
+        await reply(it, post_id=posts[1].id, reply_to_id=comment.id)
+    assert (raised.value.reply_to_id, raised.value.post_id) == (comment.id, posts[0].id)
+    raise raised.value
+
+
+async def reply_too_deep(it: Situation) -> None:
+    post = await it.client.posts.create(body="a")
+    comment = await reply(it, post_id=post.id, reply_to_id=0)
+    for _ in range(64):
+        comment = await reply(it, post_id=post.id, reply_to_id=comment.id)
+    with pytest.raises(storeapi.ReplyTooDeep) as raised:
+        await reply(it, post_id=post.id, reply_to_id=comment.id)
+    assert (raised.value.reply_to_id, raised.value.max_depth) == (comment.id, 64)
+    raise raised.value
+
+
 async def etag_mismatch(it: Situation) -> None:
     post = await it.client.posts.create(body="a")
     await it.client.posts.update(post.id, body="b")
@@ -346,6 +382,9 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.PostNotFound: lambda it: it.client.posts.get(MISSING),
     storeapi.CommentNotFound: lambda it: it.client.comments.get(MISSING),
     storeapi.PostHasComments: post_has_comments,
+    storeapi.ExternalIdTaken: external_id_taken,
+    storeapi.ReplyTooDeep: reply_too_deep,
+    storeapi.ReplyPostMismatch: reply_post_mismatch,
     storeapi.SchemaMismatch: schema_mismatch,
     storeapi.EtagMismatch: etag_mismatch,
     storeapi.ResourceExhausted: resource_exhausted,
@@ -372,6 +411,7 @@ ONLY_THEIR_LEAVES = {
     storeapi.InvalidRequest,
     storeapi.Unauthenticated,
     storeapi.NotFound,
+    storeapi.AlreadyExists,
     storeapi.PreconditionFailed,
     storeapi.Conflict,
     storeapi.OutOfRange,

@@ -1,6 +1,7 @@
 """Errors as callers receive them: their reasons, details and sizes, and what they never disclose."""
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
@@ -88,8 +89,25 @@ async def too_large(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
     await posts.batch_create([posts.draft("x" * 64_900)] * 64)
 
 
+async def taken(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
+    for _ in range(2):
+        await posts.create(posts.draft(external_id="article:42"))
+
+
+async def too_deep(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
+    parent = 0
+    while True:
+        parent = (await comments.create(comments.draft(reply_to_id=parent))).id
+
+
+async def of_another_post(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
+    comment = await comments.create_one()
+    other = await posts.create_one()
+    await comments.create(comments.draft(post_id=other.id, reply_to_id=comment.id))
+
+
 async def foreign_token(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
-    await posts.page(page_token=page_tokens.make(Query(resource="comments"), last_id=1))
+    await posts.page(page_token=page_tokens.make(Query(resource="comments"), 1))
 
 
 A_UUID = "7f3c9c8e-0d5c-4f2b-9c59-2b5a4c2a8d5e"
@@ -185,6 +203,24 @@ SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]
         grpc.StatusCode.ABORTED,
         ["ResourceInfo"],
         {"current_etag": "v1"},
+    ),
+    "EXTERNAL_ID_TAKEN": (
+        taken,
+        grpc.StatusCode.ALREADY_EXISTS,
+        ["ResourceInfo"],
+        {"id": "2", "external_id": "article:42"},
+    ),
+    "REPLY_TOO_DEEP": (
+        too_deep,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        ["PreconditionFailure"],
+        {"reply_to_id": "65", "max_depth": "64"},
+    ),
+    "REPLY_POST_MISMATCH": (
+        of_another_post,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        ["PreconditionFailure"],
+        {"reply_to_id": "1", "post_id": "1"},
     ),
     "RESPONSE_TOO_LARGE": (too_large, grpc.StatusCode.RESOURCE_EXHAUSTED, [], {"max_bytes": str(4_128_768)}),
 }
@@ -364,6 +400,19 @@ async def test_thousand_missing_ids_are_truncated(api: ResourceApi, method: str)
     assert listed.startswith(f"{HUGE[0]},{HUGE[1]},")
     shown, _, rest = listed.partition(",... and ")
     assert len(shown.split(",")) + int(rest.removesuffix(" more")) == 1000
+
+
+@pytest.mark.parametrize("character", ['"', "x", "\U0001f600"])
+async def test_thousand_missing_external_ids_are_truncated(api: ResourceApi, character: str) -> None:
+    """Next to ids too. Some of them are in the metadata."""
+    length = 248 // len(character.encode())
+    external_ids = [character * length + f"{n:08}" for n in range(1000)]
+    for ids, names in (([], external_ids), (HUGE[:500], external_ids[:500])):
+        error = await expect_error(api.batch_get(ids, external_ids=names))
+
+        assert error.reason == api.not_found
+        assert_small(error)
+        assert json.loads(error.metadata["missing_external_ids"]) == external_ids[:3]
 
 
 async def test_thousand_comments_on_missing_posts_are_truncated(comments: ResourceApi) -> None:

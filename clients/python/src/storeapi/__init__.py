@@ -29,6 +29,7 @@ from storeapi._sync.comments import Comments
 from storeapi._sync.paging import Pager
 from storeapi._sync.posts import Posts
 from storeapi.errors import (
+    AlreadyExists,
     BatchDuplicate,
     BatchEmpty,
     BatchTooLarge,
@@ -42,6 +43,7 @@ from storeapi.errors import (
     DatabaseUnavailable,
     DeadlineExceeded,
     EtagMismatch,
+    ExternalIdTaken,
     FieldImmutable,
     FieldInvalid,
     FieldMaskInvalid,
@@ -58,6 +60,8 @@ from storeapi.errors import (
     PreconditionFailed,
     RateLimited,
     ReadOnly,
+    ReplyPostMismatch,
+    ReplyTooDeep,
     RequestIdReused,
     RequestMalformed,
     ResourceExhausted,
@@ -170,8 +174,12 @@ __all__ = [
     "NotFound",
     "PostNotFound",
     "CommentNotFound",
+    "AlreadyExists",
+    "ExternalIdTaken",
     "PreconditionFailed",
     "PostHasComments",
+    "ReplyTooDeep",
+    "ReplyPostMismatch",
     "ReadOnly",
     "SchemaMismatch",
     "Conflict",

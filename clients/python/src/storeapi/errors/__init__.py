@@ -10,7 +10,7 @@
     │   ├── PageTokenMismatch       a page token belongs to another query
     │   ├── BatchEmpty              a batch is empty
     │   ├── BatchTooLarge           a batch has too many elements
-    │   ├── BatchDuplicate          a batch delete contains an id twice
+    │   ├── BatchDuplicate          a batch contains an id twice
     │   ├── RequestIdReused         a request id belongs to another request
     │   ├── ResumeTokenInvalid      a resume token is damaged
     │   └── ResumeTokenForeign      a resume token belongs to another store
@@ -21,8 +21,12 @@
     ├── NotFound                    no resource has this id
     │   ├── PostNotFound
     │   └── CommentNotFound
+    ├── AlreadyExists               a resource exists that the call would create
+    │   └── ExternalIdTaken         use return_existing to get it
     ├── PreconditionFailed          the state of the service does not allow the call
     │   ├── PostHasComments         delete the comments first, or use force
+    │   ├── ReplyTooDeep            reply to a comment above it
+    │   ├── ReplyPostMismatch       the comment that is replied to belongs to another post
     │   ├── ReadOnly                the service is in read-only mode
     │   └── SchemaMismatch          the operator must act
     ├── Conflict                    a concurrent change
@@ -53,6 +57,7 @@ not from the service, is raised as the branch for its status code, or as StoreEr
 
 from storeapi.errors.base import InvalidRequest, StoreError
 from storeapi.errors.caller import (
+    AlreadyExists,
     BatchDuplicate,
     BatchEmpty,
     BatchTooLarge,
@@ -61,6 +66,7 @@ from storeapi.errors.caller import (
     CredentialsInvalid,
     CredentialsMissing,
     EtagMismatch,
+    ExternalIdTaken,
     FieldImmutable,
     FieldInvalid,
     FieldMaskInvalid,
@@ -72,6 +78,8 @@ from storeapi.errors.caller import (
     PostNotFound,
     PreconditionFailed,
     ReadOnly,
+    ReplyPostMismatch,
+    ReplyTooDeep,
     RequestIdReused,
     RequestMalformed,
     ResumeTokenForeign,
@@ -123,8 +131,12 @@ __all__ = [
     "NotFound",
     "PostNotFound",
     "CommentNotFound",
+    "AlreadyExists",
+    "ExternalIdTaken",
     "PreconditionFailed",
     "PostHasComments",
+    "ReplyTooDeep",
+    "ReplyPostMismatch",
     "ReadOnly",
     "SchemaMismatch",
     "Conflict",

@@ -64,7 +64,7 @@ class BatchTooLarge(InvalidRequest):
 
 
 class BatchDuplicate(InvalidRequest):
-    """A batch delete contains an id twice."""
+    """A batch contains an id or an external id twice."""
 
     reason = "BATCH_DUPLICATE"
 
@@ -153,6 +153,28 @@ class CommentNotFound(NotFound):
         return self._number(self._id_key)
 
 
+class AlreadyExists(StoreError):
+    """A resource exists that the call would create."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class ExternalIdTaken(AlreadyExists):
+    """A resource of the same type has this external id. `return_existing` returns it instead."""
+
+    reason = "EXTERNAL_ID_TAKEN"
+
+    @property
+    def id(self) -> int | None:
+        """The id of that resource; None if unknown."""
+        return self._number("id")
+
+    @property
+    def external_id(self) -> str:
+        """The external id; empty if unknown."""
+        return self.metadata.get("external_id", "")
+
+
 class PreconditionFailed(StoreError):
     """The state of the service does not allow the call."""
 
@@ -178,6 +200,38 @@ class PostHasComments(PreconditionFailed):
     def comment_count(self) -> int | None:
         """The number of their comments; None if unknown."""
         return self._number("comment_count")
+
+
+class ReplyTooDeep(PreconditionFailed):
+    """The reply would be deeper in its thread than the service allows."""
+
+    reason = "REPLY_TOO_DEEP"
+
+    @property
+    def reply_to_id(self) -> int | None:
+        """The comment that is replied to; None if unknown."""
+        return self._number("reply_to_id")
+
+    @property
+    def max_depth(self) -> int | None:
+        """The maximum depth of a reply; None if unknown."""
+        return self._number("max_depth")
+
+
+class ReplyPostMismatch(PreconditionFailed):
+    """The comment that is replied to belongs to another post."""
+
+    reason = "REPLY_POST_MISMATCH"
+
+    @property
+    def reply_to_id(self) -> int | None:
+        """The comment that is replied to; None if unknown."""
+        return self._number("reply_to_id")
+
+    @property
+    def post_id(self) -> int | None:
+        """The post of that comment; None if unknown."""
+        return self._number("post_id")
 
 
 class ReadOnly(PreconditionFailed):
