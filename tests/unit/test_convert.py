@@ -1,5 +1,7 @@
 """Conversion of values to messages and back."""
 
+from typing import Any
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -34,17 +36,27 @@ def test_nanoseconds_match_no_stored_time(nanos: int) -> None:
 
 def test_every_column_is_in_the_message() -> None:
     """Every field of the message is set from the row."""
-    post = post_to_message(Post(id=1, body="a", create_time=2_000_003, update_time=4_000_005, version=6))
-    comment = comment_to_message(
-        Comment(id=1, body="a", post_id=7, create_time=2_000_003, update_time=4_000_005, version=6)
-    )
+    given: dict[str, Any] = {
+        "id": 1,
+        "body": "a",
+        "author": "me",
+        "labels": '{"k":"v","l":""}',
+        "external_id": "x",
+        "create_time": 2_000_003,
+        "update_time": 4_000_005,
+        "version": 6,
+    }
+    post = post_to_message(Post(**given))
+    comment = comment_to_message(Comment(**given, post_id=7, reply_to_id=3, path=f"{2:016x}{3:016x}"))
 
     for message in (post, comment):
         assert {field.name for field, _ in message.ListFields()} == set(message.DESCRIPTOR.fields_by_name)
         assert (message.id, message.body, message.etag) == (1, "a", format_etag(6))
         assert (message.create_time.seconds, message.create_time.nanos) == (2, 3000)
         assert (message.update_time.seconds, message.update_time.nanos) == (4, 5000)
-    assert comment.post_id == 7
+        assert (message.author, message.external_id) == ("me", "x")
+        assert dict(message.labels) == {"k": "v", "l": ""}
+    assert (comment.post_id, comment.reply_to_id, comment.depth) == (7, 3, 2)
 
 
 def test_default_values_are_unset() -> None:

@@ -22,7 +22,7 @@ class Rows:
         """Returns a row for each id."""
         parsed = json.loads(ids)
         self.id_counts.append(len(parsed))
-        return [(id, self._body, 1, 1, 1) for id in parsed]
+        return [(id, self._body, 1, 1, 1, "", "", "") for id in parsed]
 
     fetch_inline = fetch
 
