@@ -3,10 +3,11 @@
 import pickle
 import uuid
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 import storeapi
-from storeapi import CommentDraft, PostDraft, _batches
+from storeapi import CommentDraft, CommentFilter, CommentUpdate, PostDraft, PostFilter, PostUpdate, _batches
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import comments_pb2, posts_pb2
 
@@ -26,6 +27,67 @@ POST = posts_pb2.Post(id=1, body="a", etag="e")
         (lambda c: c.comments.create(post_id="1", body="a"), TypeError, "post_id must be an integer"),
         (lambda c: c.comments.update(1, body=5), TypeError, "body must be a str, not 5"),
         (lambda c: c.posts.create(body="a", request_id=5), TypeError, "request_id must be a str"),
+        (lambda c: c.posts.create("a", author=5), TypeError, "author must be a str, not 5"),
+        (lambda c: c.posts.create("a", labels=["b"]), TypeError, "labels must be a mapping, such as a dict"),
+        (lambda c: c.posts.create("a", labels={"b": 5}), TypeError, "each value of labels must be a str"),
+        (lambda c: c.posts.create("a", labels={5: "b"}), TypeError, "each key of labels must be a str"),
+        (lambda c: c.posts.create("a", external_id=5), TypeError, "external_id must be a str, not 5"),
+        (
+            lambda c: c.comments.create(post_id=1, body="a", reply_to_id="2"),
+            TypeError,
+            "reply_to_id must be an integer",
+        ),
+        (lambda c: c.posts.update(1), TypeError, "update requires at least one field that is not None"),
+        (
+            lambda c: c.posts.update(1, set_labels={}, remove_labels=[]),
+            TypeError,
+            "update requires at least one field",
+        ),
+        (lambda c: c.posts.update(1, set_labels="a"), TypeError, "set_labels must be a mapping"),
+        (lambda c: c.posts.update(1, remove_labels="a"), TypeError, "remove_labels must be an iterable of"),
+        (lambda c: c.posts.update(1, remove_labels=[5]), TypeError, "each of remove_labels must be a str"),
+        (
+            lambda c: c.posts.update(1, labels={}, set_labels={"a": "b"}),
+            ValueError,
+            "labels replaces all labels, and excludes set_labels and remove_labels",
+        ),
+        (
+            lambda c: c.posts.update(1, set_labels={"a": "b"}, remove_labels=["a"]),
+            ValueError,
+            "the label 'a' is in set_labels and in remove_labels",
+        ),
+        (
+            lambda c: c.posts.update_many([CommentUpdate(id=1, body="a")]),
+            TypeError,
+            "each of updates must be a PostUpdate, not CommentUpdate",
+        ),
+        (lambda c: c.posts.update_many("a"), TypeError, "each of updates must be a PostUpdate, not 'a'"),
+        (lambda c: c.posts.update_many([PostUpdate(id=1)]), TypeError, "update requires at least one field"),
+        (lambda c: c.posts.get(), TypeError, "get requires either an id or an external_id"),
+        (lambda c: c.posts.get(1, external_id="a"), TypeError, "get requires either an id or an external_id"),
+        (lambda c: c.posts.get(external_id=5), TypeError, "external_id must be a str, not 5"),
+        (lambda c: c.posts.get_many(external_ids="a"), TypeError, "external_ids must be an iterable of"),
+        (lambda c: c.posts.get_many(external_ids=[5]), TypeError, "each of external_ids must be a str"),
+        (lambda c: c.comments.count_replies(["1"]), TypeError, "each of comment_ids must be an integer"),
+        (lambda c: c.posts.count({}), TypeError, "filter must be a PostFilter or None, not {}"),
+        (lambda c: c.posts.count(CommentFilter()), TypeError, "filter must be a PostFilter or None"),
+        (lambda c: c.posts.count(PostFilter(author=5)), TypeError, "author must be a str"),
+        (lambda c: c.posts.count(PostFilter(labels="a")), TypeError, "labels must be a mapping"),
+        (
+            lambda c: c.posts.count(PostFilter(create_time_from="2026")),
+            TypeError,
+            "create_time_from must be a datetime",
+        ),
+        (
+            lambda c: c.posts.count(PostFilter(create_time_before=datetime(2026, 1, 1))),
+            ValueError,
+            "create_time_before must have a time zone",
+        ),
+        (
+            lambda c: c.comments.count_all(CommentFilter(reply_to_id="1")),
+            TypeError,
+            "reply_to_id must be an integer",
+        ),
         (lambda c: c.posts.get("1"), TypeError, "id must be an integer, not '1'"),
         (lambda c: c.posts.get(2**63), ValueError, "id must be below"),
         (lambda c: c.posts.delete("1"), TypeError, "id must be an integer"),
@@ -40,6 +102,11 @@ POST = posts_pb2.Post(id=1, body="a", etag="e")
         ),
         (lambda c: c.posts.create_many("ab"), TypeError, "drafts must be an iterable of several"),
         (lambda c: c.posts.create_many([PostDraft(body=5)]), TypeError, "body of a draft must be a str"),
+        (
+            lambda c: c.posts.create_many([PostDraft(body="a", labels={"b": 5})]),
+            TypeError,
+            "each value of labels of a draft must be a str",
+        ),
         (lambda c: c.comments.create_many("ab"), TypeError, "drafts must be an iterable of several"),
         (
             lambda c: c.comments.create_many(["a"]),
@@ -70,6 +137,17 @@ def test_heartbeat_that_is_not_a_number_is_named(server, heartbeat):
         pytest.raises(ValueError, match=r"^heartbeat_seconds"),
     ):
         client.changes.watch(heartbeat_seconds=heartbeat)
+
+
+@pytest.mark.parametrize("method", ["list", "pages"])
+async def test_wrong_filter_of_a_list_is_named_at_once(client, server, method):
+    """Where the mistake is made."""
+    for collection in (client.posts, client.comments):
+        with pytest.raises(TypeError, match=r"^filter must be a "):
+            getattr(collection, method)(filter="author=ann")
+    with pytest.raises(TypeError, match=r"^post_id must be an integer"):
+        client.comments.thread(None)
+    assert server.calls == []
 
 
 @pytest.mark.parametrize("post_id", [0, -1])
@@ -139,6 +217,28 @@ async def test_modify_sends_the_fields_that_a_copy_changes(client, server):
     assert (sent.post.body, list(sent.update_mask.paths)) == ("b", ["body"])
 
 
+async def test_modify_can_change_every_field_that_update_can(client, server):
+    """Labels as a whole, which is safe because of the etag."""
+    server.answer(posts_pb2.Post(id=1, body="a", etag="e", labels={"a": "b", "c": "d"}), POST)
+
+    await client.posts.modify(1, lambda post: replace(post, author="ann", labels={**post.labels, "a": "new"}))
+
+    sent = server.requests[1]
+    assert list(sent.update_mask.paths) == ["author", "labels"]
+    assert sent.post == posts_pb2.Post(id=1, author="ann", etag="e", labels={"a": "new", "c": "d"})
+
+
+@pytest.mark.parametrize("name", ["external_id", "reply_to_id", "depth"])
+async def test_modify_rejects_another_value_of_a_field_that_never_changes(client, server, name):
+    server.answer(comments_pb2.Comment(id=1, post_id=1, body="a"))
+
+    with pytest.raises(ValueError, match=f"^change must not change {name}"):
+        await client.comments.modify(
+            1, lambda comment: replace(comment, **{name: "x" if name == "external_id" else 5})
+        )
+    assert server.methods == ["GetComment"]
+
+
 async def test_modify_rejects_a_copy_with_another_post_id(client, server):
     """A field that cannot be updated is named, and nothing is written."""
     server.answer(comments_pb2.Comment(id=1, post_id=1, body="a"))
@@ -198,7 +298,13 @@ async def test_refused_batch_is_split(make_client):
 async def test_every_splittable_batch_is_split(make_client):
     """Including reads."""
     with ScriptedServer() as server:
-        for method in ("BatchGetPosts", "BatchGetComments", "BatchCreateComments", "CountComments"):
+        for method in (
+            "BatchGetPosts",
+            "BatchGetComments",
+            "BatchCreateComments",
+            "CountComments",
+            "CountReplies",
+        ):
             server.fail(method, too_large(2))
         post = storeapi.Post(id=1, body="a")
         comment = storeapi.Comment(id=1, post_id=1, body="a")
@@ -207,12 +313,14 @@ async def test_every_splittable_batch_is_split(make_client):
             server.answer("BatchGetComments", [comment] * some)
             server.answer("BatchCreateComments", [comment] * some)
         server.answer("CountComments", {1: 4, 2: 5}, {3: 6})
+        server.answer("CountReplies", {1: 4, 2: 5}, {3: 6})
 
         drafts = [CommentDraft(post_id=1, body="a")] * 3
         assert len(await make_client(server.target).posts.get_many([1, 2, 3])) == 3
         assert len(await make_client(server.target).comments.get_many([1, 2, 3])) == 3
         assert len(await make_client(server.target).comments.create_many(drafts)) == 3
         assert await make_client(server.target).comments.count([1, 2, 3]) == {1: 4, 2: 5, 3: 6}
+        assert await make_client(server.target).comments.count_replies([1, 2, 3]) == {1: 4, 2: 5, 3: 6}
         assert not server.unused
 
 
@@ -251,14 +359,26 @@ def invalid(field):
         ),
         ("BatchGetPosts", "ids[0]", "ids[2]", lambda it: it.posts.get_many([1, 2, 3])),
         ("BatchGetComments", "ids[0]", "ids[2]", lambda it: it.comments.get_many([1, 2, 3])),
+        (
+            "BatchGetPosts",
+            "external_ids[0]",
+            "external_ids[2]",
+            lambda it: it.posts.get_many(external_ids=["a", "b", "c"]),
+        ),
         ("CountComments", "post_ids[0]", "post_ids[2]", lambda it: it.comments.count([1, 2, 3])),
+        (
+            "CountReplies",
+            "comment_ids[0]",
+            "comment_ids[2]",
+            lambda it: it.comments.count_replies([1, 2, 3]),
+        ),
     ],
 )
 async def test_error_indexes_refer_to_the_whole_batch(make_client, method, place, named, call):
     """The caller does not know about the parts."""
     with ScriptedServer() as server:
         server.fail(method, too_large(2))
-        if method == "CountComments":
+        if method.startswith("Count"):
             server.answer(method, {1: 1, 2: 1})
         else:
             comment = storeapi.Comment(id=1, post_id=1, body="a")
@@ -287,3 +407,18 @@ async def test_corrected_text_keeps_the_preceding_parts(make_client):
 
     assert [len(call.requests) for call in calls] == [2, 1] * 2
     assert calls[0] == calls[2]
+
+
+async def test_labels_count_for_the_size_of_a_call(make_client):
+    """Many labels can be larger than the texts."""
+    labels = {f"key-{n}": "x" * 256 for n in range(64)}
+    drafts = [PostDraft(body="a", labels=labels)] * 100
+    with ScriptedServer() as server:
+        for _ in range(4):
+            server.answer("BatchCreatePosts", [storeapi.Post(id=1, body="a")])
+        await make_client(server.target).posts.create_many(drafts)
+        calls = [call.request for call in server.calls]
+
+    assert sum(len(call.requests) for call in calls) == 100
+    assert len(calls) == 4
+    assert max(call.ByteSize() for call in calls) < _batches.FULL_BYTES

@@ -3,16 +3,17 @@
 import dataclasses
 import pickle
 import uuid
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 
 import grpc
 import pytest
 import storeapi
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
-from storeapi import CommentDraft
+from storeapi import CommentDraft, CommentFilter, CommentUpdate, Found, PostDraft, PostFilter, PostUpdate
 from storeapi.v1 import changes_pb2 as changes
 from storeapi.v1 import comments_pb2 as comments
+from storeapi.v1 import filters_pb2 as filters
 from storeapi.v1 import posts_pb2 as posts
 
 SECONDS = 1_700_000_000
@@ -22,6 +23,9 @@ POST = posts.Post(
     create_time=Timestamp(seconds=SECONDS, nanos=123456000),
     update_time=Timestamp(seconds=SECONDS + 1, nanos=654321000),
     etag="e1",
+    author="ann",
+    labels={"status": "new", "lang": ""},
+    external_id="article:1",
 )
 COMMENT = comments.Comment(
     id=2,
@@ -30,6 +34,11 @@ COMMENT = comments.Comment(
     create_time=Timestamp(seconds=SECONDS + 2, nanos=1000),
     update_time=Timestamp(seconds=SECONDS + 3, nanos=2000),
     etag="e2",
+    author="bob",
+    labels={"status": "hidden"},
+    external_id="comment:2",
+    reply_to_id=9,
+    depth=3,
 )
 OUR_POST = storeapi.Post(
     id=1,
@@ -37,6 +46,9 @@ OUR_POST = storeapi.Post(
     create_time=datetime(2023, 11, 14, 22, 13, 20, 123456, UTC),
     update_time=datetime(2023, 11, 14, 22, 13, 21, 654321, UTC),
     etag="e1",
+    author="ann",
+    labels={"status": "new", "lang": ""},
+    external_id="article:1",
 )
 OUR_COMMENT = storeapi.Comment(
     id=2,
@@ -45,8 +57,26 @@ OUR_COMMENT = storeapi.Comment(
     create_time=datetime(2023, 11, 14, 22, 13, 22, 1, UTC),
     update_time=datetime(2023, 11, 14, 22, 13, 23, 2, UTC),
     etag="e2",
+    author="bob",
+    labels={"status": "hidden"},
+    external_id="comment:2",
+    reply_to_id=9,
+    depth=3,
 )
 BODY = FieldMask(paths=["body"])
+TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, timezone(timedelta(hours=2)))
+OUR_FILTER = {
+    "author": "ann",
+    "labels": {"status": "new"},
+    "create_time_from": TIME,
+    "create_time_before": TIME,
+}
+FILTER = {
+    "author": "ann",
+    "labels": {"status": "new"},
+    "create_time_from": Timestamp(seconds=int(TIME.timestamp()), nanos=678901000),
+    "create_time_before": Timestamp(seconds=int(TIME.timestamp()), nanos=678901000),
+}
 
 # How it is called, what is sent, what comes back, what is returned.
 CASES = [
@@ -95,13 +125,13 @@ CASES = [
         lambda c: c.posts.get_many(id for id in (1, 1)),
         posts.BatchGetPostsRequest(ids=[1, 1]),
         posts.BatchGetPostsResponse(posts=[POST, POST]),
-        (OUR_POST, OUR_POST),
+        Found((OUR_POST, OUR_POST)),
     ),
     (
         lambda c: c.posts.get_many([1, 9], allow_missing=True),
         posts.BatchGetPostsRequest(ids=[1, 9], allow_missing=True),
         posts.BatchGetPostsResponse(posts=[POST], missing_ids=[9]),
-        (OUR_POST,),
+        Found((OUR_POST,)),
     ),
     (
         lambda c: c.posts.create_many(["a", "b"]),
@@ -181,13 +211,13 @@ CASES = [
         lambda c: c.comments.get_many([2, 2]),
         comments.BatchGetCommentsRequest(ids=[2, 2]),
         comments.BatchGetCommentsResponse(comments=[COMMENT, COMMENT]),
-        (OUR_COMMENT, OUR_COMMENT),
+        Found((OUR_COMMENT, OUR_COMMENT)),
     ),
     (
         lambda c: c.comments.get_many([2, 9], allow_missing=True),
         comments.BatchGetCommentsRequest(ids=[2, 9], allow_missing=True),
         comments.BatchGetCommentsResponse(comments=[COMMENT], missing_ids=[9]),
-        (OUR_COMMENT,),
+        Found((OUR_COMMENT,)),
     ),
     (
         lambda c: c.comments.create_many(CommentDraft(post_id=id, body="b") for id in (1, 3)),
@@ -219,6 +249,157 @@ CASES = [
         comments.BatchDeleteCommentsRequest(ids=[2], validate_only=True),
         comments.BatchDeleteCommentsResponse(comments=[COMMENT]),
         (OUR_COMMENT,),
+    ),
+    (
+        lambda c: c.posts.create(
+            "a", author="ann", labels={"status": "new"}, external_id="article:1", return_existing=True
+        ),
+        posts.CreatePostRequest(
+            post=posts.Post(body="a", author="ann", labels={"status": "new"}, external_id="article:1"),
+            return_existing=True,
+        ),
+        POST,
+        OUR_POST,
+    ),
+    (
+        lambda c: c.comments.create(
+            post_id=1,
+            body="b",
+            author="bob",
+            labels={"status": "new"},
+            external_id="comment:2",
+            reply_to_id=9,
+            return_existing=True,
+        ),
+        comments.CreateCommentRequest(
+            comment=comments.Comment(
+                post_id=1,
+                body="b",
+                author="bob",
+                labels={"status": "new"},
+                external_id="comment:2",
+                reply_to_id=9,
+            ),
+            return_existing=True,
+        ),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.posts.create_many(
+            [PostDraft(body="a", author="ann", labels={"b": ""}, external_id="c", return_existing=True)]
+        ),
+        posts.BatchCreatePostsRequest(
+            requests=[
+                posts.CreatePostRequest(
+                    post=posts.Post(body="a", author="ann", labels={"b": ""}, external_id="c"),
+                    return_existing=True,
+                )
+            ]
+        ),
+        posts.BatchCreatePostsResponse(posts=[POST]),
+        (OUR_POST,),
+    ),
+    (
+        lambda c: c.posts.get(external_id="article:1"),
+        posts.GetPostRequest(external_id="article:1"),
+        POST,
+        OUR_POST,
+    ),
+    (
+        lambda c: c.comments.get(external_id=""),
+        comments.GetCommentRequest(external_id=""),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.posts.get_many(external_ids=["article:1", "x"], allow_missing=True),
+        posts.BatchGetPostsRequest(external_ids=["article:1", "x"], allow_missing=True),
+        posts.BatchGetPostsResponse(posts=[POST], missing_external_ids=["x"]),
+        Found((OUR_POST,)),
+    ),
+    (
+        lambda c: c.posts.update(1, "a", author="", labels={}),
+        posts.UpdatePostRequest(
+            post=posts.Post(id=1, body="a"), update_mask=FieldMask(paths=["body", "author", "labels"])
+        ),
+        POST,
+        OUR_POST,
+    ),
+    (
+        lambda c: c.comments.update(2, labels={"status": "new"}),
+        comments.UpdateCommentRequest(
+            comment=comments.Comment(id=2, labels={"status": "new"}), update_mask=FieldMask(paths=["labels"])
+        ),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.comments.update(2, set_labels={"status": "new", "a/b.c": ""}, remove_labels=["x"]),
+        comments.UpdateCommentRequest(
+            comment=comments.Comment(id=2, labels={"status": "new", "a/b.c": ""}),
+            update_mask=FieldMask(paths=["labels.status", "labels.a/b.c", "labels.x"]),
+        ),
+        COMMENT,
+        OUR_COMMENT,
+    ),
+    (
+        lambda c: c.posts.update_many(
+            PostUpdate(**it)
+            for it in ({"id": 1, "body": "a", "etag": "e"}, {"id": 3, "remove_labels": iter("x")})
+        ),
+        posts.BatchUpdatePostsRequest(
+            requests=[
+                posts.UpdatePostRequest(post=posts.Post(id=1, body="a", etag="e"), update_mask=BODY),
+                posts.UpdatePostRequest(post=posts.Post(id=3), update_mask=FieldMask(paths=["labels.x"])),
+            ]
+        ),
+        posts.BatchUpdatePostsResponse(posts=[POST, posts.Post(id=3, body="b")]),
+        (OUR_POST, storeapi.Post(id=3, body="b")),
+    ),
+    (
+        lambda c: c.comments.update_many([CommentUpdate(id=2, author="bob")], validate_only=True),
+        comments.BatchUpdateCommentsRequest(
+            requests=[
+                comments.UpdateCommentRequest(
+                    comment=comments.Comment(id=2, author="bob"), update_mask=FieldMask(paths=["author"])
+                )
+            ],
+            validate_only=True,
+        ),
+        comments.BatchUpdateCommentsResponse(comments=[COMMENT]),
+        (OUR_COMMENT,),
+    ),
+    (lambda c: c.posts.count(), posts.CountPostsRequest(), posts.CountPostsResponse(count=5), 5),
+    (
+        lambda c: c.posts.count(PostFilter(**OUR_FILTER)),
+        posts.CountPostsRequest(filter=filters.PostFilter(**FILTER)),
+        posts.CountPostsResponse(),
+        0,
+    ),
+    (
+        lambda c: c.comments.count([1], CommentFilter(**OUR_FILTER, reply_to_id=0)),
+        comments.CountCommentsRequest(post_ids=[1], filter=filters.CommentFilter(**FILTER, reply_to_id=0)),
+        comments.CountCommentsResponse(counts={1: 3}, total=3),
+        {1: 3},
+    ),
+    (
+        lambda c: c.comments.count_all(),
+        comments.CountCommentsRequest(all_posts=True),
+        comments.CountCommentsResponse(total=7),
+        7,
+    ),
+    (
+        lambda c: c.comments.count_all(CommentFilter()),
+        comments.CountCommentsRequest(all_posts=True, filter=filters.CommentFilter()),
+        comments.CountCommentsResponse(total=7),
+        7,
+    ),
+    (
+        lambda c: c.comments.count_replies([2, 9], CommentFilter(author="ann")),
+        comments.CountRepliesRequest(comment_ids=[2, 9], filter=filters.CommentFilter(author="ann")),
+        comments.CountRepliesResponse(counts={2: 1, 9: 0}),
+        {2: 1, 9: 0},
     ),
     (
         lambda c: c.comments.count([1, 9]),
@@ -268,6 +449,10 @@ REQUEST_ID = "a3c6e1f0-7d52-4b8e-9c41-5f60d2b7e813"
 WRITES = {
     "CreatePostRequest": (lambda c, **id: c.posts.create(body="a", **id), POST),
     "UpdatePostRequest": (lambda c, **id: c.posts.update(1, body="a", **id), POST),
+    "BatchUpdatePostsRequest": (
+        lambda c, **id: c.posts.update_many([PostUpdate(id=1, body="a")], **id),
+        posts.BatchUpdatePostsResponse(posts=[POST]),
+    ),
     "DeletePostRequest": (lambda c, **id: c.posts.delete(1, **id), POST),
     "BatchCreatePostsRequest": (
         lambda c, **id: c.posts.create_many(["a"], **id),
@@ -279,6 +464,10 @@ WRITES = {
     ),
     "CreateCommentRequest": (lambda c, **id: c.comments.create(post_id=1, body="b", **id), COMMENT),
     "UpdateCommentRequest": (lambda c, **id: c.comments.update(2, body="b", **id), COMMENT),
+    "BatchUpdateCommentsRequest": (
+        lambda c, **id: c.comments.update_many([CommentUpdate(id=2, body="b")], **id),
+        comments.BatchUpdateCommentsResponse(comments=[COMMENT]),
+    ),
     "DeleteCommentRequest": (lambda c, **id: c.comments.delete(2, **id), COMMENT),
     "BatchCreateCommentsRequest": (
         lambda c, **id: c.comments.create_many([CommentDraft(post_id=1, body="b")], **id),
@@ -334,15 +523,58 @@ def test_every_service_write_is_in_the_table():
     assert set(WRITES) == {it.name for it in messages if "request_id" in it.fields_by_name}
 
 
+@pytest.mark.parametrize("method", ["delete_many", "update_many"])
 @pytest.mark.parametrize("resource", ["posts", "comments"])
-async def test_empty_delete_is_sent_to_the_service(client, server, resource):
+async def test_empty_atomic_batch_is_sent_to_the_service(client, server, resource, method):
     """It is one call. Only split batches skip the call for an empty list."""
     server.refuse(grpc.StatusCode.INVALID_ARGUMENT, "BATCH_EMPTY")
 
     with pytest.raises(storeapi.BatchEmpty):
-        await getattr(client, resource).delete_many([])
+        await getattr(getattr(client, resource), method)([])
 
     assert len(server.calls) == 1
+
+
+async def test_result_of_get_many_has_what_is_missing(client, server):
+    """Of all calls together. Ids and external ids are requested in separate calls."""
+    server.answer(
+        posts.BatchGetPostsResponse(posts=[POST], missing_ids=[9]),
+        posts.BatchGetPostsResponse(posts=[POST], missing_ids=[8]),
+        posts.BatchGetPostsResponse(missing_external_ids=["x", "y"]),
+    )
+
+    found = await client.posts.get_many([1] * 1000 + [8], external_ids=["x", "y"], allow_missing=True)
+
+    assert found == (OUR_POST, OUR_POST)
+    assert (found.missing_ids, found.missing_external_ids) == ((9, 8), ("x", "y"))
+    assert [(len(it.ids), list(it.external_ids)) for it in server.requests] == [
+        (1000, []),
+        (1, []),
+        (0, ["x", "y"]),
+    ]
+
+
+async def test_labels_of_a_result_cannot_be_changed(client, server):
+    """They equal a dict."""
+    server.answer(POST)
+
+    post = await client.posts.get(1)
+
+    assert post.labels == {"status": "new", "lang": ""}
+    assert {**post.labels} == dict(post.labels)
+    with pytest.raises(TypeError):
+        post.labels["status"] = "hidden"
+
+
+async def test_resources_can_be_put_into_sets(client, server):
+    """Labels count for equality, not for the hash."""
+    server.answer(POST, POST)
+
+    first, second = await client.posts.get(1), await client.posts.get(1)
+
+    assert len({first, second, OUR_POST}) == 1
+    assert dataclasses.replace(first, labels={}) != first
+    assert hash(PostDraft(body="a", labels={"b": "c"})) == hash(PostDraft(body="a", labels={"b": "c"}))
 
 
 async def test_string_is_refused_as_a_list_of_bodies(client, server):
@@ -377,7 +609,10 @@ async def test_unset_times_are_none(client, server):
 VALUES = [
     OUR_POST,
     OUR_COMMENT,
-    CommentDraft(post_id=1, body="b"),
+    CommentDraft(post_id=1, body="b", labels={"a": "b"}, reply_to_id=2),
+    PostUpdate(id=1, set_labels={"a": "b"}, remove_labels=("c",)),
+    CommentFilter(labels={"a": "b"}, reply_to_id=0),
+    storeapi.CommentNode(comment=OUR_COMMENT, replies=[storeapi.CommentNode(comment=OUR_COMMENT)]),
     storeapi.Page(items=(OUR_POST,), next_page_token="t"),
     storeapi.FieldViolation(field="post.body", description="must not be empty"),
 ]
@@ -406,6 +641,18 @@ def test_values_are_keyword_only(value):
 def test_values_survive_pickle(value):
     """For worker processes and caches."""
     assert pickle.loads(pickle.dumps(value)) == value
+
+
+async def test_results_survive_pickle(client, server):
+    """With their labels, and with what is missing."""
+    server.answer(posts.BatchGetPostsResponse(posts=[POST], missing_ids=[9], missing_external_ids=["x"]))
+
+    found = await client.posts.get_many([1], allow_missing=True)
+    copy = pickle.loads(pickle.dumps(found))
+
+    assert copy == found
+    assert (copy.missing_ids, copy.missing_external_ids) == ((9,), ("x",))
+    assert copy[0].labels == found[0].labels
 
 
 async def test_raw_stubs_share_the_connection(client, server):

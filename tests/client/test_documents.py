@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import nullcontext
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,9 +42,12 @@ def test_documented_example_runs(block: str, real: Any) -> None:
         post = client.posts.create(body="Hello")
         given = {
             "storeapi": storeapi,
+            "datetime": datetime,
+            "timedelta": timedelta,
+            "timezone": timezone,
             "client": client,
             "post": post,
-            "order": SimpleNamespace(text="Hello", uuid=uuid.uuid4()),
+            "order": SimpleNamespace(text="Hello", uuid=uuid.uuid4(), key=uuid.uuid4().hex),
             "stored_token": next(client.posts.pages()).resume_token,
             "database": nullcontext(),
             "apply": lambda change: None,

@@ -2,11 +2,14 @@
 
 import asyncio
 import re
+from datetime import UTC, datetime
 
 import grpc
 import pytest
 import storeapi
-from storeapi.v1 import comments_pb2, posts_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from storeapi import CommentFilter, PostFilter
+from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
 
 KINDS = ["posts", "comments"]
 
@@ -75,6 +78,61 @@ async def test_every_page_of_comments_has_the_same_query(client, server, method)
     assert server.requests == [
         comments_pb2.ListCommentsRequest(post_id=7, order_by="id desc", page_size=1, page_token="t1"),
         comments_pb2.ListCommentsRequest(post_id=7, order_by="id desc", page_size=1, page_token="t2"),
+    ]
+
+
+@pytest.mark.parametrize("method", ["list", "pages"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_page_has_the_same_filter(client, server, kind, method):
+    """Also after an empty page."""
+    server.answer(page(kind, [], "t1"), page(kind, [1]))
+    time = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+    theirs = {
+        "author": "ann",
+        "labels": {"status": "new"},
+        "create_time_from": Timestamp(seconds=int(time.timestamp()), nanos=678901000),
+    }
+    ours = {"author": "ann", "labels": {"status": "new"}, "create_time_from": time}
+    filter, message = {
+        "posts": (PostFilter(**ours), filters_pb2.PostFilter(**theirs)),
+        "comments": (
+            CommentFilter(**ours, reply_to_id=0),
+            filters_pb2.CommentFilter(**theirs, reply_to_id=0),
+        ),
+    }[kind]
+
+    _ = [it async for it in getattr(getattr(client, kind), method)(filter=filter, order_by="create_time")]
+
+    request = type(server.requests[0])
+    assert server.requests == [
+        request(order_by="create_time", filter=message),
+        request(order_by="create_time", filter=message, page_token="t1"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "order"),
+    [({}, "thread"), ({"newest_first": True}, "thread desc"), ({"newest_first": False}, "thread")],
+)
+async def test_thread_is_a_list_in_its_order(client, server, arguments, order):
+    """Of one post, with the arguments of a list."""
+    server.answer(page("comments", [2], "t1"), page("comments", [1]))
+
+    thread = client.comments.thread(
+        7, **arguments, filter=CommentFilter(author="ann"), limit=2, page_size=1, page_token="t"
+    )
+    ids = [comment.id async for comment in thread]
+
+    assert ids == [2, 1]
+    assert server.requests == [
+        comments_pb2.ListCommentsRequest(
+            post_id=7,
+            order_by=order,
+            filter=filters_pb2.CommentFilter(author="ann"),
+            page_size=1,
+            page_token=token,
+        )
+        for token in ("t", "t1")
     ]
 
 
@@ -190,8 +248,10 @@ async def test_list_has_a_readable_repr(client):
     """In a debugger, or at the prompt."""
     shown = repr(client.posts.list(order_by="id desc", limit=5))
     pages = repr(client.comments.list(post_id=1, page_size=2).pages())
+    filtered = repr(client.posts.list(filter=PostFilter(author="ann", labels={"status": "new"})))
 
     assert re.fullmatch(r"(Async)?Pager\(ListPosts, order_by='id desc', limit=5\)", shown)
     assert re.fullmatch(
         r"(Async)?Steps\((Async)?Pager\(ListComments, page_size=2, order_by='id', post_id=1\)\)", pages
     )
+    assert 'filter=(author: "ann" labels { key: "status" value: "new" })' in filtered

@@ -26,8 +26,19 @@ from storeapi.v1 import (
 from tests.support.timeouts import scaled_timeout
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
-POST = storeapi.Post(id=1, body="a", create_time=TIME, update_time=TIME, etag="e1")
-COMMENT = storeapi.Comment(id=2, body="b", post_id=1, create_time=TIME, update_time=TIME, etag="e2")
+POST = storeapi.Post(
+    id=1,
+    body="a",
+    create_time=TIME,
+    update_time=TIME,
+    etag="e1",
+    author="ann",
+    labels={"status": "new"},
+    external_id="article:1",
+)
+COMMENT = storeapi.Comment(
+    id=2, body="b", post_id=1, create_time=TIME, update_time=TIME, etag="e2", reply_to_id=9, depth=3
+)
 GET = posts_pb2.GetPostRequest(id=1)
 WATCH = changes_pb2.WatchRequest()
 
@@ -175,11 +186,19 @@ def test_client_values_are_responses(scripted, posts, comments):
     scripted.answer("GetComment", COMMENT)
     scripted.answer("ListPosts", storeapi.Page(items=(POST,), next_page_token="n", resume_token="r"))
     scripted.answer("BatchCreateComments", [COMMENT])
-    scripted.answer("CountComments", {1: 3})
-    post = posts_pb2.Post(id=1, body="a", etag="e1")
+    scripted.answer("BatchUpdatePosts", (POST,))
+    found = storeapi.Found([POST])
+    found.missing_ids, found.missing_external_ids = (9,), ("x",)
+    scripted.answer("BatchGetPosts", found)
+    scripted.answer("CountPosts", 7)
+    scripted.answer("CountComments", {1: 3}, 8)
+    scripted.answer("CountReplies", {2: 1})
+    post = posts_pb2.Post(
+        id=1, body="a", etag="e1", author="ann", labels={"status": "new"}, external_id="article:1"
+    )
     post.create_time.FromDatetime(TIME)
     post.update_time.FromDatetime(TIME)
-    comment = comments_pb2.Comment(id=2, body="b", post_id=1, etag="e2")
+    comment = comments_pb2.Comment(id=2, body="b", post_id=1, etag="e2", reply_to_id=9, depth=3)
     comment.create_time.FromDatetime(TIME)
     comment.update_time.FromDatetime(TIME)
 
@@ -190,7 +209,15 @@ def test_client_values_are_responses(scripted, posts, comments):
     )
     created = comments.BatchCreateComments(comments_pb2.BatchCreateCommentsRequest())
     assert list(created.comments) == [comment]
+    updated = posts.BatchUpdatePosts(posts_pb2.BatchUpdatePostsRequest())
+    assert list(updated.posts) == [post]
+    assert posts.BatchGetPosts(posts_pb2.BatchGetPostsRequest()) == posts_pb2.BatchGetPostsResponse(
+        posts=[post], missing_ids=[9], missing_external_ids=["x"]
+    )
+    assert posts.CountPosts(posts_pb2.CountPostsRequest()).count == 7
     assert comments.CountComments(comments_pb2.CountCommentsRequest()).counts == {1: 3}
+    assert comments.CountComments(comments_pb2.CountCommentsRequest()).total == 8
+    assert comments.CountReplies(comments_pb2.CountRepliesRequest()).counts == {2: 1}
 
 
 @pytest.mark.parametrize(
@@ -251,7 +278,9 @@ def test_each_call_gets_one_response_and_a_watch_gets_all(scripted, posts, chang
         ("ListComments", storeapi.Page(items=(POST,), next_page_token="")),
         ("BatchGetPosts", [COMMENT]),
         ("BatchGetPosts", "ab"),
-        ("CountComments", 3),
+        ("CountPosts", {1: 3}),
+        ("CountComments", "3"),
+        ("CountReplies", 3),
         ("Watch", POST),
     ],
 )

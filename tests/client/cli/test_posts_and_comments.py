@@ -48,8 +48,13 @@ def test_comment_is_created_read_updated_and_deleted(storeapi: StoreapiCommand, 
 
 def test_json_output_uses_proto_json_names_and_values(storeapi: StoreapiCommand, store: StoreClient) -> None:
     """Names in snake_case, times in RFC 3339. Ids are numbers, while proto JSON writes strings."""
-    post = store.posts.create(body="ü\n")
+    fields: Any = {"author": "ann", "labels": {"status": "new", "u/x": "ü"}}
+    post = store.posts.create(body="ü\n", **fields, external_id=uuid.uuid4().hex)
     comment = store.comments.create(post_id=post.id, body="b")
+    reply_to_id = comment.id
+    comment = store.comments.create(
+        post_id=post.id, body="b", **fields, external_id=uuid.uuid4().hex, reply_to_id=reply_to_id
+    )
 
     messages = [
         (storeapi.json("posts", "get", str(post.id)), posts_pb2.Post()),
@@ -61,6 +66,72 @@ def test_json_output_uses_proto_json_names_and_values(storeapi: StoreapiCommand,
         assert set(record) == set(again) == {field.name for field in message.DESCRIPTOR.fields}
         assert message.id == record["id"]
         assert message.create_time.ToDatetime().isoformat() + "Z" == record["create_time"]
+
+
+def test_options_of_create_set_the_fields(storeapi: StoreapiCommand) -> None:
+    """For posts and comments. --label is repeatable, and its value may contain "=" and be empty."""
+    name = uuid.uuid4().hex
+    options = ["--author", "ann", "--label", "status=a=b", "--label", "lang=", "--external-id", name]
+    (post,) = storeapi.json("posts", "create", "a", *options)
+    (comment,) = storeapi.json("comments", "create", str(post["id"]), "b", *options)
+    (reply,) = storeapi.json("comments", "create", str(post["id"]), "c", "--reply-to", str(comment["id"]))
+
+    for record in (post, comment):
+        assert (record["author"], record["external_id"]) == ("ann", name)
+        assert record["labels"] == {"status": "a=b", "lang": ""}
+    assert (reply["reply_to_id"], reply["depth"]) == (comment["id"], 1)
+    assert (reply["author"], reply["labels"], reply["external_id"]) == ("", {}, "")
+
+
+def test_return_existing_prints_the_existing_post(storeapi: StoreapiCommand) -> None:
+    """Without it, a used external id is an error."""
+    name = uuid.uuid4().hex
+    (first,) = storeapi.json("posts", "create", "a", "--external-id", name)
+    (second,) = storeapi.json("posts", "create", "b", "--external-id", name, "--return-existing")
+    refused = storeapi("posts", "create", "b", "--external-id", name)
+
+    assert second == first
+    assert refused.exit_code != 0
+    assert "EXTERNAL_ID_TAKEN" in refused.stderr
+
+
+@pytest.mark.parametrize("kind", ["posts", "comments"])
+def test_update_changes_only_what_is_given(storeapi: StoreapiCommand, store: StoreClient, kind: str) -> None:
+    """BODY is optional, and labels are set and removed one by one."""
+    old: Any = store.posts.create("a", author="ann", labels={"status": "new", "lang": "en"})
+    if kind == "comments":
+        old = store.comments.create(
+            post_id=old.id, body="a", author="ann", labels={"status": "new", "lang": "en"}
+        )
+    id = str(old.id)
+    (labelled,) = storeapi.json(
+        kind, "update", id, "--set-label", "status=hidden", "--set-label", "x=", "--remove-label", "lang"
+    )
+    (changed,) = storeapi.json(kind, "update", id, "b", "--author", "")
+
+    assert (labelled["body"], labelled["author"]) == ("a", "ann")
+    assert labelled["labels"] == changed["labels"] == {"status": "hidden", "x": ""}
+    assert (changed["body"], changed["author"]) == ("b", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "update requires BODY or an option"),
+        (["--set-label", "status"], "'status' is not KEY=VALUE"),
+        (["--set-label", "a=b", "--set-label", "a=c"], "'a' is given twice"),
+        (["--set-label", "a=b", "--remove-label", "a"], "'a' is in --set-label and in --remove-label"),
+        (["--set-label", "a=\udcff"], "UTF-8"),
+    ],
+)
+def test_invalid_options_of_update_are_usage_errors(
+    storeapi: StoreapiCommand, options: list[str], words: str
+) -> None:
+    """Nothing is sent."""
+    done = storeapi("posts", "update", "987654321", *options)
+
+    assert done.exit_code == 2
+    assert words in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["posts", "create", "-"], ["posts", "update", "ID", "-"]])
@@ -199,11 +270,23 @@ def test_piped_output_keeps_its_fields(storeapi: StoreapiCommand, store: StoreCl
     post = store.posts.create(body="a\tb\\n\nc\x1b[31m")
     line = storeapi("posts", "get", str(post.id)).stdout
     fields = line.removesuffix("\n").split("\t")
+    labelled = store.posts.create(
+        body="a", author="ann", labels={"b": "c=\\", "a": ""}, external_id=uuid.uuid4().hex
+    )
+    reply_to_id = store.comments.create(post_id=post.id, body="b").id
+    store.comments.create(post_id=post.id, body="b", reply_to_id=reply_to_id)
+    comments = storeapi("comments", "list", "--post", str(post.id)).stdout.splitlines()
 
     assert fields[0] == str(post.id)
     assert fields[3] == post.etag
     assert fields[4] == "a\\tb\\\\n\\nc\\x1b[31m"
-    assert len(fields) == 5
+    assert fields[5:] == ["", "", ""]
+    last = storeapi("posts", "get", str(labelled.id)).stdout.removesuffix("\n").split("\t")[5:]
+    assert last == ["ann", '{"a": "", "b": "c=\\\\\\\\"}', labelled.external_id]
+    assert [line.split("\t")[6:] for line in comments] == [
+        ["", "", "", "0", "0"],
+        ["", "", "", str(reply_to_id), "1"],
+    ]
 
 
 def test_json_output_is_utf8_and_one_line(storeapi: StoreapiCommand, store: StoreClient) -> None:

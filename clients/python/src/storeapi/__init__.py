@@ -14,6 +14,7 @@ methods. `storeapi.errors` has the errors of calls, `storeapi.v1` the generated 
 
 from typing import TYPE_CHECKING
 
+from storeapi._async.batches import AsyncBatches
 from storeapi._async.changes import AsyncChanges, AsyncWatch
 from storeapi._async.client import AsyncRawStubs, AsyncStoreClient
 from storeapi._async.collection import AsyncCollection
@@ -22,12 +23,14 @@ from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
+from storeapi._sync.batches import Batches
 from storeapi._sync.changes import Changes, Watch
 from storeapi._sync.client import RawStubs, StoreClient
 from storeapi._sync.collection import Collection
 from storeapi._sync.comments import Comments
 from storeapi._sync.paging import Pager
 from storeapi._sync.posts import Posts
+from storeapi._threads import CommentNode, comment_tree
 from storeapi.errors import (
     AlreadyExists,
     BatchDuplicate,
@@ -85,11 +88,16 @@ from storeapi.model import (
     ChangeBatch,
     Comment,
     CommentDraft,
+    CommentFilter,
+    CommentUpdate,
     FieldViolation,
+    Found,
     Kind,
     Page,
     Post,
     PostDraft,
+    PostFilter,
+    PostUpdate,
     Resource,
     Start,
 )
@@ -122,6 +130,7 @@ __all__ = [
     "connect_async",
     "StoreClient",
     "AsyncStoreClient",
+    "Batches",
     "Collection",
     "Posts",
     "Comments",
@@ -129,6 +138,7 @@ __all__ = [
     "Watch",
     "Pager",
     "RawStubs",
+    "AsyncBatches",
     "AsyncCollection",
     "AsyncPosts",
     "AsyncComments",
@@ -145,6 +155,13 @@ __all__ = [
     "Comment",
     "PostDraft",
     "CommentDraft",
+    "PostUpdate",
+    "CommentUpdate",
+    "PostFilter",
+    "CommentFilter",
+    "Found",
+    "CommentNode",
+    "comment_tree",
     "Page",
     "Change",
     "ChangeBatch",

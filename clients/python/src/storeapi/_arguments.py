@@ -5,7 +5,8 @@ A wrong type raises an error that names the argument, where protobuf would name 
 
 import operator
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from typing import Any, Final, SupportsIndex
 
 
@@ -48,10 +49,34 @@ def text(value: str, name: str = "body") -> str:
     return value
 
 
-_CHECKS: Final[Mapping[type, Callable[[Any, str], Any]]] = {int: id, str: text}
+def texts(values: Iterable[str], name: str) -> list[str]:
+    """Several texts to send."""
+    # A str is an iterable of str too.
+    if isinstance(values, str):
+        raise TypeError(f"{name} must be an iterable of several, such as a list, not a single str")
+    return [text(it, f"each of {name}") for it in values]
 
 
-def field(name: str, kind: type, value: Any) -> Any:
+def labels(value: Mapping[str, str], name: str = "labels") -> dict[str, str]:
+    """Labels to send."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} must be a mapping, such as a dict, not {value!r}")
+    return {text(key, f"each key of {name}"): text(it, f"each value of {name}") for key, it in value.items()}
+
+
+def time(value: datetime, name: str) -> datetime:
+    """A time to send."""
+    if not isinstance(value, datetime):
+        raise TypeError(f"{name} must be a datetime, not {value!r}")
+    if value.utcoffset() is None:
+        raise ValueError(f"{name} must have a time zone, such as datetime.now(timezone.utc) has")
+    return value
+
+
+_CHECKS: Final[Mapping[object, Callable[[Any, str], Any]]] = {int: id, str: text, Mapping[str, str]: labels}
+
+
+def field(name: str, kind: object, value: Any) -> Any:
     """The value to send for a resource field of this type."""
     check = _CHECKS.get(kind)
     return value if check is None else check(value, name)

@@ -24,11 +24,11 @@ class BatchSplitter(Generic[Item]):
     items after it: a refused text can be corrected, and the calls before it stay done.
     """
 
-    def __init__(self, items: Iterable[Item], text: Callable[[Item], str] | None = None) -> None:
-        """Takes the items, and a function that returns the text of an item if it has one."""
+    def __init__(self, items: Iterable[Item], length: Callable[[Item], int] | None = None) -> None:
+        """Takes the items, and a function that returns the number of characters in the texts of an item."""
         self._items = iter(items)
         self._waiting: deque[Item] = deque()
-        self._text = text
+        self._length = length
 
     def next(self, limit: int) -> list[Item]:
         """The items of the next call; an empty list at the end."""
@@ -42,9 +42,9 @@ class BatchSplitter(Generic[Item]):
                     break
                 else:
                     break
-            if self._text is not None:
-                # The maximum size of its UTF-8. An exact size would require to encode every text twice.
-                bytes_left -= 4 * len(self._text(self._waiting[0]))
+            if self._length is not None:
+                # The maximum size of their UTF-8. An exact size would require to encode every text twice.
+                bytes_left -= 4 * self._length(self._waiting[0])
             batch.append(self._waiting.popleft())
         return batch
 
@@ -58,9 +58,27 @@ def split_ids(ids: Iterable[int], name: str = "ids") -> BatchSplitter[int]:
     return BatchSplitter(_arguments.id(it, f"each of {name}") for it in ids)
 
 
+def split_texts(texts: Iterable[str], name: str) -> BatchSplitter[str]:
+    """Splits a batch of short texts."""
+    return BatchSplitter(_arguments.texts(texts, name))
+
+
 def split_drafts(drafts: Iterable[Any], as_draft: Callable[[Any], Any]) -> BatchSplitter[Any]:
     """Splits a batch of drafts, which `as_draft` checks."""
     # A str is an iterable of str too, and each character would become a post.
     if isinstance(drafts, str):
         raise TypeError("drafts must be an iterable of several, such as a list, not a single str")
-    return BatchSplitter(map(as_draft, drafts), lambda draft: _arguments.text(draft.body, "body of a draft"))
+    return BatchSplitter(map(as_draft, drafts), _length_of_draft)
+
+
+def _length_of_draft(draft: Any) -> int:
+    texts = [
+        _arguments.text(getattr(draft, name), f"{name} of a draft")
+        for name in ("body", "author", "external_id")
+    ]
+    # Each label is a message of its own, with a few bytes more.
+    labels = (
+        len(key) + len(value) + 1
+        for key, value in _arguments.labels(draft.labels, "labels of a draft").items()
+    )
+    return sum(map(len, texts)) + sum(labels)

@@ -35,7 +35,7 @@ BY_CODE: Final[Mapping[grpc.StatusCode, type[StoreError]]] = {
 DETAILS: Final = (error_details_pb2.ErrorInfo, error_details_pb2.BadRequest, error_details_pb2.RetryInfo)
 """The types of details that are read."""
 
-PLACE: Final = re.compile(r"\b(requests|ids|post_ids)\[([0-9]+)\]")
+PLACE: Final = re.compile(r"\b(requests|(?:external_|post_|comment_)?ids)\[([0-9]+)\]")
 """An element of a batch in a field path."""
 
 ENCODED_ADDRESS: Final = re.compile(r"%5B[^\s;,]*?%5D")

@@ -1,8 +1,9 @@
 """The values of arguments and results."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
@@ -17,6 +18,32 @@ Kind: TypeAlias = Literal["post", "comment", "unknown"]
 Start: TypeAlias = Literal["now", "earliest", "initial_state"]
 """Where a watch without a token begins: at the current position, at the oldest change that is still kept, or
 with all existing resources, followed by all changes."""
+
+
+class Labels(Mapping[str, str]):
+    """The labels of a resource in a response: a mapping that cannot be changed, equal to a dict."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        """Copies the labels."""
+        self._values = dict(values)
+
+    def __getitem__(self, key: str) -> str:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+
+def _no_labels() -> Mapping[str, str]:
+    return Labels({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +63,14 @@ class Resource:
     etag: str = ""
     """Changes with each change of the resource. An update or delete with this etag fails, instead of
     overwriting, if the resource has changed since."""
+    author: str = ""
+    """The author, in the words of the caller that created the resource; empty if it has none."""
+    # A mapping has no hash. Equal resources have equal hashes without it.
+    labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
+    """The labels. In results they cannot be changed; `update` changes those of the stored resource."""
+    external_id: str = ""
+    """The key of the resource in the system of the caller, unique among the posts or comments; never changes.
+    Empty if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,24 +84,119 @@ class Comment(Resource):
 
     post_id: int
     """The post that is commented on; never changes."""
+    reply_to_id: int = 0
+    """The comment that this one replies to, which may have been deleted; 0 at the top level; never
+    changes."""
+    depth: int = 0
+    """The number of comments above this one in its thread: 0 at the top level, 1 for a reply to such a
+    comment."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PostDraft:
-    """A post to create with `posts.create_many`."""
+class ResourceDraft:
+    """What drafts of posts and of comments have in common."""
 
     body: str
     """The text."""
+    author: str = ""
+    """The author: at most 256 bytes of UTF-8 without control characters; empty for none."""
+    labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
+    """At most 64. A key has 1 to 63 characters (lower-case letters, digits, ".", "/" and "-", beginning with
+    a letter), a value at most 256 bytes of UTF-8 without control characters."""
+    external_id: str = ""
+    """The key in the system of the caller, at most 256 bytes of UTF-8 without control characters; empty for
+    none."""
+    return_existing: bool = False
+    """If a resource with this external id exists, return it unchanged instead of raising ExternalIdTaken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CommentDraft:
+class PostDraft(ResourceDraft):
+    """A post to create with `posts.create_many`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommentDraft(ResourceDraft):
     """A comment to create with `comments.create_many`."""
 
     post_id: int
     """The post to comment on."""
-    body: str
-    """The text."""
+    reply_to_id: int = 0
+    """The comment of the same post to reply to; 0 for a comment at the top level."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourceUpdate:
+    """What updates of posts and of comments have in common: a field that is None does not change."""
+
+    id: int
+    """The resource to update."""
+    body: str | None = None
+    """The new text."""
+    author: str | None = None
+    """The new author; empty for none."""
+    labels: Mapping[str, str] | None = field(default=None, hash=False)
+    """Replaces all labels; excludes `set_labels` and `remove_labels`."""
+    set_labels: Mapping[str, str] | None = field(default=None, hash=False)
+    """Labels to add or to change; the others stay."""
+    remove_labels: Iterable[str] | None = field(default=None, hash=False)
+    """The keys of labels to remove; the others stay."""
+    etag: str = ""
+    """Fail unless this is the current etag; empty to update any version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostUpdate(ResourceUpdate):
+    """An update of a post with `posts.update_many`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommentUpdate(ResourceUpdate):
+    """An update of a comment with `comments.update_many`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourceFilter:
+    """The conditions that filters of posts and of comments have in common."""
+
+    author: str = ""
+    """Only resources of this author; empty for any."""
+    labels: Mapping[str, str] = field(default_factory=_no_labels, hash=False)
+    """Only resources that have all these labels with these values; at most 8."""
+    create_time_from: datetime | None = None
+    """Only resources that were created at this time or later; must have a time zone."""
+    create_time_before: datetime | None = None
+    """Only resources that were created before this time; must have a time zone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PostFilter(ResourceFilter):
+    """Selects the posts that meet all conditions; without conditions, all posts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommentFilter(ResourceFilter):
+    """Selects the comments that meet all conditions; without conditions, all comments."""
+
+    reply_to_id: int | None = None
+    """Only direct replies to this comment; 0: only comments at the top level; None: all."""
+
+
+class Found(tuple[Item, ...]):
+    """The resources that `get_many` returns: a tuple that also knows what does not exist."""
+
+    missing_ids: tuple[int, ...] = ()
+    """With `allow_missing`, the ids that do not exist, in the order of the call."""
+    missing_external_ids: tuple[str, ...] = ()
+    """With `allow_missing`, the external ids that do not exist, in the order of the call."""
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Found[Item]]") -> "Found[Item]":
+        """The results of several calls as one."""
+        found = cls(chain.from_iterable(parts))
+        found.missing_ids = tuple(chain.from_iterable(it.missing_ids for it in parts))
+        found.missing_external_ids = tuple(chain.from_iterable(it.missing_external_ids for it in parts))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -57,7 +57,7 @@ class AsyncStoreClient:
     """
 
     posts: AsyncPosts
-    """Creates, reads, updates and deletes posts."""
+    """Creates, reads, updates, counts and deletes posts."""
     comments: AsyncComments
     """Creates, reads, updates, counts and deletes comments."""
     changes: AsyncChanges

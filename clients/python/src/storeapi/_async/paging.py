@@ -12,7 +12,7 @@ from storeapi import _arguments
 from storeapi._async.calls import AsyncCalls
 from storeapi._async.steps import AsyncSteps
 from storeapi._connection import Timeout
-from storeapi._resources import rpc_of
+from storeapi._resources import rpc_of, shown
 from storeapi.model import Item, Page
 
 MAX_PAGE_SIZE: Final = 1000
@@ -85,5 +85,5 @@ class AsyncPager(Generic[Item]):
         fields = {it.name: value for it, value in self._request.ListFields()}
         if self._limit is not None:
             fields["limit"] = self._limit
-        shown = [rpc_of(self._request), *(f"{name}={value!r}" for name, value in fields.items())]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        parts = [rpc_of(self._request), *(f"{name}={shown(value)}" for name, value in fields.items())]
+        return f"{type(self).__name__}({', '.join(parts)})"

@@ -56,7 +56,7 @@ class StoreClient:
     """
 
     posts: Posts
-    """Creates, reads, updates and deletes posts."""
+    """Creates, reads, updates, counts and deletes posts."""
     comments: Comments
     """Creates, reads, updates, counts and deletes comments."""
     changes: Changes

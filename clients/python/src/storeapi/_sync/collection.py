@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from storeapi import _arguments
-from storeapi._batches import split_drafts, split_ids
 from storeapi._connection import CLIENT_DEFAULT, Timeout
-from storeapi._resources import AnyResource, ResourceType, rpc_of
-from storeapi._sync.calls import Calls
+from storeapi._resources import AnyResource, rpc_of
+from storeapi._sync.batches import Batches, Draft, Update
 from storeapi._sync.paging import Pager
-from storeapi.errors import EtagMismatch, ResponseTooLarge, StoreError
+from storeapi.errors import EtagMismatch
 from storeapi.model import Page
 
-Draft = TypeVar("Draft")
+Filter = TypeVar("Filter")
 
 
-class Collection(Generic[AnyResource, Draft]):
+class Collection(Batches[AnyResource, Draft, Update], Generic[AnyResource, Draft, Update, Filter]):
     """All resources of one type: the methods that `client.posts` and `client.comments` share.
 
     Every method takes `timeout`, the deadline in seconds of each call to the server: None for no deadline,
@@ -35,28 +34,37 @@ class Collection(Generic[AnyResource, Draft]):
     request has no id and is never repeated.
     """
 
-    _type: ResourceType[AnyResource]
-
-    def __init__(self, calls: Calls, stub: Any) -> None:
-        """Called by the client."""
-        self._calls = calls
-        self._stub = stub
-
-    def get(self, id: int, *, timeout: Timeout = CLIENT_DEFAULT) -> AnyResource:
+    def get(
+        self, id: int | None = None, *, external_id: str | None = None, timeout: Timeout = CLIENT_DEFAULT
+    ) -> AnyResource:
         """Returns one resource.
 
             post = client.posts.get(1)
 
+        Args:
+            id: The resource to return.
+            external_id: Its external id, instead of the id.
+            timeout: Deadline in seconds.
+
         Raises:
-            NotFound: No resource has this id.
-            FieldInvalid: `id` is not positive.
+            NotFound: No resource has this id or external id.
+            FieldInvalid: `id` is not positive, or `external_id` is not allowed.
+            TypeError: Both are given, or none.
         """
-        return self._one(self._type.request("Get", id=_arguments.id(id)), timeout)
+        key: dict[str, Any]
+        if id is not None and external_id is None:
+            key = {"id": _arguments.id(id)}
+        elif external_id is not None and id is None:
+            key = {"external_id": _arguments.text(external_id, "external_id")}
+        else:
+            raise TypeError("get requires either an id or an external_id")
+        return self._one(self._type.request("Get", **key), timeout)
 
     def list(
         self,
         *,
         order_by: str = "id",
+        filter: Filter | None = None,
         limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
@@ -71,7 +79,9 @@ class Collection(Generic[AnyResource, Draft]):
         twice or to be skipped. Nothing is sent before the first step, so the steps raise the errors.
 
         Args:
-            order_by: "id" for oldest first, "id desc" for newest first.
+            order_by: "id" for oldest first, "id desc" for newest first; "create_time" and "create_time desc"
+                for the same by the time of creation, then by id.
+            filter: Only resources that match; None for all.
             limit: Maximum number of resources; None for all.
             page_size: Maximum number of resources in one page, at most 1000; 0 for the default of the server
                 or, if it is set, `limit`.
@@ -79,17 +89,20 @@ class Collection(Generic[AnyResource, Draft]):
             timeout: Deadline in seconds of each page, not of the whole iteration.
 
         Raises:
-            FieldInvalid: `order_by` is unknown or `page_size` is negative.
-            ValueError: `limit` is negative; raised at once.
+            FieldInvalid: `order_by` is unknown, `page_size` is negative, or `filter` is not allowed.
+            ValueError: `limit` is negative, or a time of `filter` has no time zone; raised at once.
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` belongs to a list with other arguments.
         """
-        return self._list(timeout, limit, order_by=order_by, page_size=page_size, page_token=page_token)
+        return self._list(
+            timeout, limit, order_by=order_by, filter=filter, page_size=page_size, page_token=page_token
+        )
 
     def pages(
         self,
         *,
         order_by: str = "id",
+        filter: Filter | None = None,
         limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
@@ -102,8 +115,63 @@ class Collection(Generic[AnyResource, Draft]):
         The same as `list(...).pages()`, with the arguments and errors of `list`.
         """
         return self._list(
-            timeout, limit, order_by=order_by, page_size=page_size, page_token=page_token
+            timeout, limit, order_by=order_by, filter=filter, page_size=page_size, page_token=page_token
         ).pages()
+
+    def update(
+        self,
+        id: int,
+        body: str | None = None,
+        *,
+        author: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        set_labels: Mapping[str, str] | None = None,
+        remove_labels: Iterable[str] | None = None,
+        etag: str = "",
+        request_id: str | uuid.UUID | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AnyResource:
+        """Updates the fields that are given and returns the resource.
+
+            post = client.posts.get(1)
+            post = client.posts.update(post.id, body=post.body.upper(), etag=post.etag)
+            post = client.posts.update(post.id, set_labels={"status": "hidden"}, remove_labels=["new"])
+
+        Args:
+            id: The resource to update.
+            body: The new text, with the limits of `create`.
+            author: The new author, with the limits of `create`; "" for none.
+            labels: Replaces all labels; {} removes them.
+            set_labels: Labels to add or to change, while the others stay: concurrent changes of other labels
+                are not overwritten.
+            remove_labels: The keys of labels to remove, while the others stay; a label that does not exist is
+                ignored.
+            etag: Fail unless this is the current etag; empty to update any version.
+            request_id: A UUID to repeat this call with; None for a new one.
+            validate_only: Check the request and return the result, but store nothing; the result has no
+                update_time and etag.
+            timeout: Deadline in seconds.
+
+        Raises:
+            NotFound: No resource has this id.
+            EtagMismatch: The resource has changed since `etag` was read.
+            FieldInvalid: A new value is not allowed, or `id` is not positive.
+            FieldMaskInvalid: The key of a label to set or remove is not allowed.
+            TypeError: Nothing is to be updated.
+            ValueError: `labels` is given with `set_labels` or `remove_labels`, or a label is in both of them.
+        """
+        update = self._type.update(
+            id=id,
+            body=body,
+            author=author,
+            labels=labels,
+            set_labels=set_labels,
+            remove_labels=remove_labels,
+            etag=etag,
+        )
+        options = _arguments.write_options(request_id, validate_only)
+        return self._one(self._type.update_request(update, **options), timeout)
 
     def modify(
         self,
@@ -140,9 +208,9 @@ class Collection(Generic[AnyResource, Draft]):
             if not changes:
                 return resource
             try:
+                update = self._type.update(id=id, etag=resource.etag, **changes)
                 options = _arguments.write_options(None, False)
-                request = self._type.update_request(id, changes, etag=resource.etag, **options)
-                return self._one(request, attempts.remaining())
+                return self._one(self._type.update_request(update, **options), attempts.remaining())
             except EtagMismatch as error:
                 pause = attempts.pause()
                 if pause is None:
@@ -182,136 +250,9 @@ class Collection(Generic[AnyResource, Draft]):
         )
         return self._one(request, timeout)
 
-    def get_many(
-        self, ids: Iterable[int], *, allow_missing: bool = False, timeout: Timeout = CLIENT_DEFAULT
-    ) -> tuple[AnyResource, ...]:
-        """Returns several resources in the order of `ids`; a duplicate id is returned twice.
-
-            posts = client.posts.get_many([1, 2, 3], allow_missing=True)
-
-        Args:
-            ids: The resources to return. They are requested in calls of up to 1000, or fewer if the server
-                has a lower limit.
-            allow_missing: Omit ids that do not exist.
-            timeout: Deadline in seconds of each call.
-
-        Raises:
-            NotFound: Some ids do not exist, unless `allow_missing`; `missing_ids` has them.
-            FieldInvalid: An id is not positive.
-        """
-        found: list[AnyResource] = []
-
-        def get(some: list[int]) -> None:
-            found.extend(self._get_some(some, allow_missing, timeout))
-
-        self._calls.send_batches(split_ids(ids), get)
-        return tuple(found)
-
-    def create_many(
-        self,
-        drafts: Iterable[Draft],
-        *,
-        request_id: str | uuid.UUID | None = None,
-        validate_only: bool = False,
-        timeout: Timeout = CLIENT_DEFAULT,
-    ) -> tuple[AnyResource, ...]:
-        """Creates several resources and returns them in the order of `drafts`.
-
-            client.posts.create_many([storeapi.PostDraft(body="First"), "Second"])
-            client.comments.create_many([storeapi.CommentDraft(post_id=1, body="First")])
-
-        They are sent in calls of up to 1000, or fewer if the texts are long or the server has a lower limit.
-        Each call creates all of its resources or, on any error, none. When a later call fails, the earlier
-        ones are done: call again with `request_id=error.request_id` and the same drafts to continue.
-
-        Args:
-            drafts: The resources to create, with the limits of `create`: PostDraft, or str for posts that
-                have only a body; CommentDraft, also for several posts.
-            request_id: A UUID to repeat this call with; None for a new one.
-            validate_only: Check the request and return the result, but store nothing; the result has no ids,
-                times and etags.
-            timeout: Deadline in seconds of each call.
-
-        Raises:
-            FieldInvalid: Some values are not allowed; `violations` lists all of them.
-            PostNotFound: Posts of comments do not exist; `missing_ids` has them.
-            TypeError: `drafts` is a single str, or an element is not a draft.
-        """
-        options = _arguments.write_options(request_id, validate_only)
-        created: list[AnyResource] = []
-        number = 0
-
-        def create(some: list[Any]) -> None:
-            nonlocal number
-            request = self._type.request(
-                "BatchCreate", requests=[self._type.create_request(draft) for draft in some], **options
-            )
-            request.request_id = _arguments.request_id_of_call(request.request_id, number)
-            try:
-                created.extend(self._many(request, timeout))
-            except StoreError as error:
-                # The id of the whole batch, which the caller can repeat.
-                error.request_id = options["request_id"]
-                raise
-            number += 1
-
-        self._calls.send_batches(split_drafts(drafts, self._type.as_draft), create)
-        return tuple(created)
-
-    def delete_many(
-        self,
-        ids: Iterable[int],
-        *,
-        allow_missing: bool = False,
-        request_id: str | uuid.UUID | None = None,
-        validate_only: bool = False,
-        timeout: Timeout = CLIENT_DEFAULT,
-    ) -> tuple[AnyResource, ...]:
-        """Deletes several resources, all or none, and returns their last states.
-
-            client.comments.delete_many([1, 2, 3], allow_missing=True)
-
-        Args:
-            ids: The resources to delete, 1 to 1000, without duplicates.
-            allow_missing: Ignore ids that do not exist.
-            request_id: A UUID to repeat this call with; None for a new one.
-            validate_only: Check the request and return the result, but delete nothing.
-            timeout: Deadline in seconds.
-
-        Raises:
-            NotFound: Some ids do not exist, unless `allow_missing`; `missing_ids` has them.
-            BatchEmpty: `ids` is empty.
-            BatchTooLarge: `ids` has more than 1000 elements.
-            BatchDuplicate: `ids` contains an id twice.
-            FieldInvalid: An id is not positive.
-            ResponseTooLarge: The resources do not fit in one message; delete fewer at once.
-        """
-        options = _arguments.write_options(request_id, validate_only)
-        request = self._type.request("BatchDelete", ids=ids, allow_missing=allow_missing, **options)
-        return self._many(request, timeout)
-
-    def _list(self, timeout: Timeout, limit: int | None, **query: Any) -> Pager[AnyResource]:
-        request = self._type.request("List", **query)
+    def _list(
+        self, timeout: Timeout, limit: int | None, *, filter: Filter | None, **query: Any
+    ) -> Pager[AnyResource]:
+        request = self._type.request("List", filter=self._type.filter_message(filter), **query)
         method = getattr(self._stub, rpc_of(request))
         return Pager(self._calls, method, request, self._type.page, timeout, limit)
-
-    def _get_some(self, ids: Sequence[int], allow_missing: bool, timeout: Timeout) -> tuple[AnyResource, ...]:
-        """The resources of one call; two halves where the response is too large for one message."""
-        request = self._type.request("BatchGet", ids=ids, allow_missing=allow_missing)
-        try:
-            return self._many(request, timeout)
-        except ResponseTooLarge:
-            if len(ids) == 1:
-                raise
-            half = len(ids) // 2
-            first = self._get_some(ids[:half], allow_missing, timeout)
-            return first + self._get_some(ids[half:], allow_missing, timeout)
-
-    def _one(self, request: Any, timeout: Timeout) -> AnyResource:
-        return self._type.from_message(self._send(request, timeout))
-
-    def _many(self, request: Any, timeout: Timeout) -> tuple[AnyResource, ...]:
-        return self._type.from_response(self._send(request, timeout))
-
-    def _send(self, request: Any, timeout: Timeout) -> Any:
-        return self._calls.unary(getattr(self._stub, rpc_of(request)), request, timeout)

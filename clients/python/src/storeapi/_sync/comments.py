@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from storeapi import _arguments
 from storeapi._batches import split_ids
@@ -12,11 +12,11 @@ from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._resources import COMMENTS
 from storeapi._sync.collection import Collection
 from storeapi._sync.paging import Pager
-from storeapi.model import Comment, CommentDraft, Page
+from storeapi.model import Comment, CommentDraft, CommentFilter, CommentUpdate, Page
 from storeapi.v1 import comments_pb2
 
 
-class Comments(Collection[Comment, CommentDraft]):
+class Comments(Collection[Comment, CommentDraft, CommentUpdate, CommentFilter]):
     """Creates, reads, updates, counts and deletes comments; `client.comments`."""
 
     _type = COMMENTS
@@ -26,35 +26,63 @@ class Comments(Collection[Comment, CommentDraft]):
         *,
         post_id: int,
         body: str,
+        author: str = "",
+        labels: Mapping[str, str] | None = None,
+        external_id: str = "",
+        reply_to_id: int = 0,
+        return_existing: bool = False,
         request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Comment:
         """Creates a comment on a post and returns it with its id, after it is on the disk of the server.
 
-            comment = client.comments.create(post_id=1, body="Well said")
+            comment = client.comments.create(post_id=1, body="Well said", author="ann")
+            reply = client.comments.create(post_id=1, body="Thank you", reply_to_id=comment.id)
 
         Args:
             post_id: The post to comment on.
             body: The text: 1 to 65,536 bytes of UTF-8 unless the server is configured otherwise, without NUL.
+            author: The author, in your words, such as the id of a user: at most 256 bytes of UTF-8 without
+                control characters.
+            labels: At most 64. A key has 1 to 63 characters (lower-case letters, digits, ".", "/" and "-",
+                beginning with a letter), a value at most 256 bytes of UTF-8 without control characters.
+            external_id: The key of the comment in your system, at most 256 bytes of UTF-8 without control
+                characters. No two comments have the same one.
+            reply_to_id: The comment of the same post to reply to; 0 for a comment at the top level.
+            return_existing: If a comment with this external id exists, return it unchanged. If several
+                callers do this at once, one comment is created and all of them get it.
             request_id: A UUID to repeat this call with; None for a new one.
             validate_only: Check the request and return the result, but store nothing; the result has no id,
                 times and etag.
             timeout: Deadline in seconds.
 
         Raises:
-            PostNotFound: No post has this id.
-            FieldInvalid: `body` is not allowed, or `post_id` is not positive.
+            PostNotFound: No post has the id `post_id`.
+            CommentNotFound: No comment has the id `reply_to_id`.
+            ReplyPostMismatch: The comment `reply_to_id` belongs to another post.
+            ReplyTooDeep: The reply would be deeper in its thread than the server allows, 64 by default.
+            ExternalIdTaken: A comment with this external id exists, unless `return_existing`.
+            FieldInvalid: A value is not allowed, or `return_existing` is set without `external_id`.
         """
+        draft = CommentDraft(
+            post_id=post_id,
+            body=body,
+            author=author,
+            labels={} if labels is None else labels,
+            external_id=external_id,
+            reply_to_id=reply_to_id,
+            return_existing=return_existing,
+        )
         options = _arguments.write_options(request_id, validate_only)
-        request = self._type.create_request(CommentDraft(post_id=post_id, body=body), **options)
-        return self._one(request, timeout)
+        return self._one(self._type.create_request(draft, **options), timeout)
 
     def list(
         self,
         *,
         post_id: int | None = None,
         order_by: str = "id",
+        filter: CommentFilter | None = None,
         limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
@@ -70,7 +98,10 @@ class Comments(Collection[Comment, CommentDraft]):
 
         Args:
             post_id: Only the comments of this post; None for all comments.
-            order_by: "id" for oldest first, "id desc" for newest first.
+            order_by: "id" for oldest first, "id desc" for newest first; "create_time" and "create_time desc"
+                for the same by the time of creation, then by id; "thread" and "thread desc" for the orders of
+                `thread`, which require `post_id`.
+            filter: Only comments that match; None for all.
             limit: Maximum number of comments; None for all.
             page_size: Maximum number of comments in one page, at most 1000; 0 for the default of the server
                 or, if it is set, `limit`.
@@ -79,8 +110,10 @@ class Comments(Collection[Comment, CommentDraft]):
 
         Raises:
             PostNotFound: No post has the id `post_id`.
-            FieldInvalid: `order_by` is unknown or `page_size` is negative.
-            ValueError: `post_id` is not positive, or `limit` is negative; raised at once.
+            FieldInvalid: `order_by` is unknown or requires `post_id`, `page_size` is negative, or `filter` is
+                not allowed.
+            ValueError: `post_id` is not positive, `limit` is negative, or a time of `filter` has no time
+                zone; raised at once.
             PageTokenInvalid: `page_token` is damaged.
             PageTokenMismatch: `page_token` belongs to a list with other arguments.
         """
@@ -89,6 +122,7 @@ class Comments(Collection[Comment, CommentDraft]):
             limit,
             post_id=_arguments.post_id_or_all(post_id),
             order_by=order_by,
+            filter=filter,
             page_size=page_size,
             page_token=page_token,
         )
@@ -98,6 +132,7 @@ class Comments(Collection[Comment, CommentDraft]):
         *,
         post_id: int | None = None,
         order_by: str = "id",
+        filter: CommentFilter | None = None,
         limit: int | None = None,
         page_size: int = 0,
         page_token: str = "",
@@ -112,64 +147,134 @@ class Comments(Collection[Comment, CommentDraft]):
         return self.list(
             post_id=post_id,
             order_by=order_by,
+            filter=filter,
             limit=limit,
             page_size=page_size,
             page_token=page_token,
             timeout=timeout,
         ).pages()
 
-    def update(
+    def thread(
         self,
-        id: int,
+        post_id: int,
         *,
-        body: str,
-        etag: str = "",
-        request_id: str | uuid.UUID | None = None,
-        validate_only: bool = False,
+        newest_first: bool = False,
+        filter: CommentFilter | None = None,
+        limit: int | None = None,
+        page_size: int = 0,
+        page_token: str = "",
         timeout: Timeout = CLIENT_DEFAULT,
-    ) -> Comment:
-        """Updates a comment and returns it.
+    ) -> Pager[Comment]:
+        """Iterates over the comments of a post in the order of a thread: each is followed by its replies.
 
-            comment = client.comments.get(1)
-            comment = client.comments.update(comment.id, body="On second thought", etag=comment.etag)
+            for comment in client.comments.thread(1):
+                print("  " * comment.depth + comment.body)
+
+        Replies to the same comment are in the order in which they were created. A reply to a comment that was
+        deleted keeps its place. `storeapi.comment_tree` makes a tree of the comments.
 
         Args:
-            id: The comment to update.
-            body: The new text, with the limits of `create`.
-            etag: Fail unless this is the current etag; empty to update any version.
-            request_id: A UUID to repeat this call with; None for a new one.
-            validate_only: Check the request and return the result, but store nothing; the result has no
-                update_time and etag.
-            timeout: Deadline in seconds.
+            post_id: The post.
+            newest_first: Whether the newest comment at the top level comes first; replies have the same order
+                in both cases.
+            filter: Only comments that match; None for all.
+            limit: Maximum number of comments; None for all.
+            page_size: Maximum number of comments in one page, as for `list`.
+            page_token: Where to start: a `next_page_token` from `pages` with the same other arguments.
+            timeout: Deadline in seconds of each page, not of the whole iteration.
 
         Raises:
-            CommentNotFound: No comment has this id.
-            EtagMismatch: The comment has changed since `etag` was read.
-            FieldInvalid: `body` is not allowed, or `id` is not positive.
+            PostNotFound: No post has the id `post_id`.
+            FieldInvalid: `page_size` is negative, or `filter` is not allowed.
+            ValueError: `post_id` is not positive, `limit` is negative, or a time of `filter` has no time
+                zone; raised at once.
+            PageTokenInvalid: `page_token` is damaged.
+            PageTokenMismatch: `page_token` belongs to a list with other arguments.
         """
-        options = _arguments.write_options(request_id, validate_only)
-        request = self._type.update_request(id, {"body": body}, etag=etag, **options)
-        return self._one(request, timeout)
+        return self.list(
+            post_id=_arguments.id(post_id, "post_id"),
+            order_by="thread desc" if newest_first else "thread",
+            filter=filter,
+            limit=limit,
+            page_size=page_size,
+            page_token=page_token,
+            timeout=timeout,
+        )
 
-    def count(self, post_ids: Iterable[int], *, timeout: Timeout = CLIENT_DEFAULT) -> dict[int, int]:
+    def count(
+        self,
+        post_ids: Iterable[int],
+        filter: CommentFilter | None = None,
+        *,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> dict[int, int]:
         """Counts the comments of several posts. The result has an entry for each of the post ids.
 
             counts = client.comments.count([42, 43])
 
-        The count of a post without comments, or of an id that does not exist, is 0.
+        The count of a post without comments, or of an id that does not exist, is 0. A comment that is
+        created, changed or deleted during the call may or may not be counted.
 
         Args:
             post_ids: The posts; duplicates are counted once.
+            filter: Only comments that match; None for all.
             timeout: Deadline in seconds of each call, which counts for up to 1000 posts.
 
         Raises:
-            FieldInvalid: An id is not positive.
+            FieldInvalid: An id is not positive, or `filter` is not allowed.
         """
+        return self._counts("CountComments", "post_ids", post_ids, filter, timeout)
+
+    def count_all(self, filter: CommentFilter | None = None, *, timeout: Timeout = CLIENT_DEFAULT) -> int:
+        """Counts the comments of all posts together.
+
+            hidden = client.comments.count_all(storeapi.CommentFilter(labels={"status": "hidden"}))
+
+        A comment that is created, changed or deleted during the call may or may not be counted.
+
+        Args:
+            filter: Only comments that match; None for all.
+            timeout: Deadline in seconds.
+
+        Raises:
+            FieldInvalid: `filter` is not allowed.
+        """
+        request = self._type.request("Count", all_posts=True, filter=self._type.filter_message(filter))
+        return int((self._send(request, timeout)).total)
+
+    def count_replies(
+        self,
+        comment_ids: Iterable[int],
+        filter: CommentFilter | None = None,
+        *,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> dict[int, int]:
+        """Counts the direct replies to several comments. The result has an entry for each of the comment ids.
+
+            counts = client.comments.count_replies([1, 2])
+
+        Replies to a comment that was deleted are counted too. A reply that is created, changed or deleted
+        during the call may or may not be counted.
+
+        Args:
+            comment_ids: The comments; duplicates are counted once.
+            filter: Only replies that match, without `reply_to_id`; None for all.
+            timeout: Deadline in seconds of each call, which counts for up to 1000 comments.
+
+        Raises:
+            FieldInvalid: An id is not positive, or `filter` is not allowed.
+        """
+        return self._counts("CountReplies", "comment_ids", comment_ids, filter, timeout)
+
+    def _counts(
+        self, rpc: str, field: str, ids: Iterable[int], filter: CommentFilter | None, timeout: Timeout
+    ) -> dict[int, int]:
         counts: dict[int, int] = {}
+        condition = self._type.filter_message(filter)
 
         def count(some: list[int]) -> None:
-            request = comments_pb2.CountCommentsRequest(post_ids=some)
+            request = getattr(comments_pb2, f"{rpc}Request")(**{field: some}, filter=condition)
             counts.update((self._send(request, timeout)).counts)
 
-        self._calls.send_batches(split_ids(post_ids, "post_ids"), count)
+        self._calls.send_batches(split_ids(ids, field), count)
         return counts

@@ -10,7 +10,7 @@ import grpc
 
 from storeapi import _arguments
 from storeapi._connection import Timeout
-from storeapi._resources import rpc_of
+from storeapi._resources import rpc_of, shown
 from storeapi._sync.calls import Calls
 from storeapi._sync.steps import Steps
 from storeapi.model import Item, Page
@@ -85,5 +85,5 @@ class Pager(Generic[Item]):
         fields = {it.name: value for it, value in self._request.ListFields()}
         if self._limit is not None:
             fields["limit"] = self._limit
-        shown = [rpc_of(self._request), *(f"{name}={value!r}" for name, value in fields.items())]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        parts = [rpc_of(self._request), *(f"{name}={shown(value)}" for name, value in fields.items())]
+        return f"{type(self).__name__}({', '.join(parts)})"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, Final, TypeVar, cast
 
 import click
 
 from storeapi._resources import ResourceType
+from storeapi.cli.tables import field_names
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -21,34 +22,75 @@ MAX_PAGE_SIZE: Final = 1000
 ORDERS: Final = {"id": "id", "id-desc": "id desc"}
 """The values of --order-by, and their names in the API."""
 
+_HELP: Final = {
+    "author": "The author.",
+    "external_id": "Its key in your system, unique among the posts or comments.",
+    "reply_to_id": "The comment of the same post to reply to.",
+    "return_existing": "If one with this external id exists, print it instead of an error.",
+}
+"""The help of the options of fields."""
+
 ID: Final = click.IntRange(min=1, max=2**63 - 1)
 """The id of a post or comment."""
 
 
-def field_parameters(
-    resource_type: ResourceType[Any], *, for_update: bool = False
-) -> Callable[[Command], Command]:
-    """An argument for each required field of a draft, and an option for each optional one.
-
-    Args:
-        resource_type: Defines the fields.
-        for_update: Only the fields that an update can change; an option that is not given is None.
-    """
+def field_parameters(resource_type: ResourceType[Any]) -> Callable[[Command], Command]:
+    """An argument for each required field of a draft, and an option for each optional one."""
+    types = {it.name: it.type for it in fields(resource_type.draft)}
 
     def decorate(command: Command) -> Command:
-        for field in reversed(fields(resource_type.draft)):
-            if for_update and field.name in resource_type.immutable:
-                continue
-            reading: dict[str, Any] = {"type": ID} if field.type is int else {"callback": _text}
-            if field.default is MISSING:
-                command = click.argument(field.name, **reading)(command)
+        for name in reversed(field_names(resource_type.draft)):
+            if name in resource_type.required:
+                command = click.argument(name, **_reading(types[name]))(command)
             else:
-                option = f"--{field.name.replace('_', '-')}"
-                default = None if for_update else field.default
-                command = click.option(option, default=default, help=f"Its {field.name}.", **reading)(command)
+                command = _field_option(name, types[name])(command)
         return command
 
     return decorate
+
+
+def update_parameters(resource_type: ResourceType[Any]) -> Callable[[Command], Command]:
+    """BODY, an option for each other field that an update can change, and options for single labels."""
+
+    def decorate(command: Command) -> Command:
+        remove = "Remove this label; repeatable."
+        command = click.option("--remove-label", "remove_labels", metavar="KEY", multiple=True, help=remove)(
+            command
+        )
+        command = label_option("--set-label", "set_labels", "Add or change a label; repeatable.")(command)
+        for name in reversed(resource_type.updatable):
+            if name == "body":
+                command = click.argument(name, required=False, callback=_text)(command)
+            elif name != "labels":
+                command = _field_option(name, resource_type.draft_fields[name])(command)
+        return command
+
+    return decorate
+
+
+def label_option(option: str, name: str, help: str) -> Callable[[Command], Command]:
+    """A repeatable option KEY=VALUE, passed to the command as a dict."""
+    return click.option(option, name, metavar="KEY=VALUE", multiple=True, callback=_labels, help=help)
+
+
+def _field_option(name: str, kind: object) -> Callable[[Command], Command]:
+    """The option of an optional field; the command gets only what was given."""
+    if kind == Mapping[str, str]:
+        return label_option("--label", name, "A label; repeatable.")
+    option = f"--{name.removesuffix('_id') if kind is int else name}".replace("_", "-")
+    if kind is bool:
+        return click.option(option, name, is_flag=True, help=_HELP[name])
+    return click.option(option, name, help=_HELP[name], **_reading(kind))
+
+
+def _reading(kind: object) -> dict[str, Any]:
+    """How the value of an argument or option is read."""
+    return {"type": ID, "metavar": "ID"} if kind is int else {"callback": _text}
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that were given; the client has defaults for the others."""
+    return {name: value for name, value in values.items() if value not in (None, (), {})}
 
 
 def ids_argument(command: Command) -> Command:
@@ -133,6 +175,16 @@ def list_options(command: Command) -> Command:
     return cast("Command", decorated)
 
 
+def check_update(fields: Mapping[str, Any]) -> None:
+    """Fails if an update changes nothing, or a label in two ways."""
+    if not given(fields):
+        raise click.UsageError("update requires BODY or an option", click.get_current_context())
+    if both := set(fields["set_labels"]) & set(fields["remove_labels"]):
+        raise click.UsageError(
+            f"the label {min(both)!r} is in --set-label and in --remove-label", click.get_current_context()
+        )
+
+
 def check_one_etag(ids: tuple[int, ...], etag: str) -> None:
     """Fails if --etag is given with several ids."""
     if etag and len(ids) > 1:
@@ -150,6 +202,19 @@ def _text(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
     except UnicodeError:
         raise click.BadParameter("not valid UTF-8", ctx, param) from None
     return value
+
+
+def _labels(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for value in values:
+        key, separator, label = value.partition("=")
+        if not separator:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE", ctx, param)
+        if key in labels:
+            raise click.BadParameter(f"the label {key!r} is given twice", ctx, param)
+        labels[key] = label
+        _text(ctx, param, value)
+    return labels
 
 
 def _text_of_uuid(ctx: click.Context, param: click.Parameter, value: uuid.UUID | None) -> str | None:

@@ -58,7 +58,9 @@ def write_all(client: StoreClient, target: IO[bytes], report: Report) -> tuple[i
     return len(post_ids), comments
 
 
-def _reported(phase: str, collection: Collection[AnyResource, Any], report: Report) -> Iterator[AnyResource]:
+def _reported(
+    phase: str, collection: Collection[AnyResource, Any, Any, Any], report: Report
+) -> Iterator[AnyResource]:
     """All resources, oldest first.
 
     The service does not report their number. Ids grow, so the fraction done is estimated from the newest id.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import IO, Any, Final
 
-from storeapi._resources import RESOURCE_TYPES
+from storeapi._resources import RESOURCE_TYPES, ResourceType
 from storeapi.cli import output
 from storeapi.cli.failures import CommandFailed
 from storeapi.cli.progress import Report
@@ -99,9 +99,9 @@ def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
         raise _invalid(number, f"kind must be {' or '.join(map(json.dumps, RESOURCE_TYPES))}")
     id = _value("id", int, values.pop("id", None), number)
     draft = {
-        field.name: _field(field, values.pop(field.name, None), number)
-        for field in fields(resource_type.draft)
-        if field.name in values or field.default is MISSING
+        name: _field(resource_type, name, values.pop(name, None), number)
+        for name in resource_type.draft_fields
+        if name in values or name in resource_type.required
     }
     # Fields that only the service sets are ignored: new resources get new values.
     unknown = sorted(values.keys() - {it.name for it in fields(resource_type.model)})
@@ -114,18 +114,27 @@ def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
     return Line(number=number, kind=resource_type.name, id=id, draft=resource_type.draft(**draft))
 
 
-def _field(field: Field[Any], value: object, number: int) -> Any:
+def _field(resource_type: ResourceType[Any], name: str, value: object, number: int) -> Any:
     """The value of a field of a draft; only required ones must not be empty."""
-    if value == "" and field.default is MISSING:
-        raise _invalid(number, f"{field.name} must not be empty")
-    return _value(field.name, field.type, value, number)
+    if name in resource_type.required:
+        if value == "":
+            raise _invalid(number, f"{name} must not be empty")
+    elif resource_type.draft_fields[name] is int and value == 0 and value is not False:
+        return value
+    return _value(name, resource_type.draft_fields[name], value, number)
 
 
 def _value(name: str, kind: object, value: object, number: int) -> Any:
-    """A positive integer or a text. The service checks the length of texts."""
+    """A positive integer, labels or a text. The service checks the length of texts."""
     if kind is int:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise _invalid(number, f"{name} must be a positive integer")
+    elif kind == Mapping[str, str]:
+        if not isinstance(value, dict):
+            raise _invalid(number, f"{name} must be an object")
+        for key, label in value.items():
+            _value(f"a key of {name}", str, key, number)
+            _value(f"{name}.{key}", str, label, number)
     elif not isinstance(value, str):
         raise _invalid(number, f"{name} must be a text")
     elif "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):

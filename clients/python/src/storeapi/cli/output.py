@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -24,8 +24,13 @@ def rfc3339(time: datetime | None) -> str | None:
 
 def record(resource: Resource) -> dict[str, Any]:
     """A post or comment with the field names of the API; an unknown time is null."""
-    values = ((name, getattr(resource, name)) for name in tables.field_names(type(resource)))
-    return {name: rfc3339(it) if isinstance(it, datetime) else it for name, it in values}
+    return {name: _in_json(getattr(resource, name)) for name in tables.field_names(type(resource))}
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return rfc3339(value)
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def as_line(fields: dict[str, Any], *, for_terminal: bool = False) -> bytes:
@@ -49,7 +54,14 @@ def print_items(items: Iterable[Resource], *, as_json: bool) -> None:
         tables.print_all(items)
     else:
         for item in items:
-            click.echo("\t".join(text.field(str(value or "")) for value in record(item).values()))
+            click.echo("\t".join(text.field(_in_line(value)) for value in record(item).values()))
+
+
+def _in_line(value: object) -> str:
+    """A value as a field of a line: labels as a JSON object, and nothing for an unknown time or no labels."""
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, sort_keys=True) if value else ""
+    return "" if value is None else str(value)
 
 
 def print_list(

@@ -40,7 +40,7 @@ def _group(
     plural = f"{name}s"
     command = f"storeapi {plural}"
     # An argument for each required field that is not a text.
-    ids = "1 " * list(resource_type.draft_fields.values()).count(int)
+    ids = "1 " * sum(resource_type.draft_fields[it] is int for it in resource_type.required)
     group = Group(plural, help=f"Create, read, update and delete {plural}.")
 
     @group.command(
@@ -52,7 +52,9 @@ def _group(
     @click.pass_obj
     def create(settings: Settings, /, request_id: str | None, **fields: Any) -> None:
         with settings.connect() as client:
-            created = collection(client, resource_type).create(**fields, request_id=request_id)
+            created = collection(client, resource_type).create(
+                **arguments.given(fields), request_id=request_id
+            )
             output.print_items([created], as_json=settings.json)
 
     @group.command(
@@ -80,18 +82,23 @@ def _group(
             output.print_list(list_items, query, selection, as_json=settings.json)
 
     @group.command(
-        help=f'Update a {name}.\n\nBODY is the new text, or "-" to read it from stdin.',
-        epilog=examples(f'{command} update 1 "Hello again" --etag v1'),
+        help=f'Update a {name}.\n\nBODY is the new text, or "-" to read it from stdin. Without BODY the text '
+        "does not change. Only what is given changes.",
+        epilog=examples(
+            f'{command} update 1 "Hello again" --etag v1',
+            f"{command} update 1 --set-label status=hidden --remove-label new",
+        ),
     )
     @click.argument("id", type=arguments.ID)
-    @arguments.field_parameters(resource_type, for_update=True)
+    @arguments.update_parameters(resource_type)
     @arguments.etag_option
     @arguments.request_id_option
     @click.pass_obj
     def update(settings: Settings, /, id: int, etag: str, request_id: str | None, **fields: Any) -> None:
+        arguments.check_update(fields)
         with settings.connect() as client:
             resources = collection(client, resource_type)
-            updated = resources.update(id, **fields, etag=etag, request_id=request_id)
+            updated = resources.update(id, **arguments.given(fields), etag=etag, request_id=request_id)
             output.print_items([updated], as_json=settings.json)
 
     @group.command(

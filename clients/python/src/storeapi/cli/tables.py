@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from functools import cache
@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 ORDER: Final = ("id", "post_id", "create_time", "update_time", "etag", "body")
-"""The first fields of tables and lines; posts have no post_id."""
+"""The first fields of tables and lines; posts have no post_id. A table has the others only if a resource has
+a value for them."""
 
 TIME_NAMES: Final = {"create_time": "created", "update_time": "updated"}
 """The columns of times."""
+
+NAMES: Final = {**TIME_NAMES, "reply_to_id": "reply_to"}
+"""The columns with another name than the field."""
 
 ROWS_AT_ONCE: Final = 200
 """Rows that are read before the first of them is printed, to determine the widths of the columns."""
@@ -49,6 +53,8 @@ class Layout:
 
     width: int
     """Width of the terminal."""
+    fields: tuple[str, ...]
+    """Names of the fields before the body."""
     columns: tuple[tuple[str, int], ...]
     """Names and widths of the columns before the body."""
     has_times: bool
@@ -109,7 +115,7 @@ def _lines(items: Iterator[Resource]) -> Iterator[list[str]]:
         before, layout = layout, _layout(some, now, width, layout)
         header = [layout.header()] if layout.has_rows and layout != before else []
         for item in some:
-            cells = _cells(item, now, layout.has_times)
+            cells = _cells(item, layout.fields, now, layout.has_times)
             yield [
                 *header,
                 *(_row(cells, item.body, layout) if layout.has_rows else _block(cells, item.body, layout)),
@@ -118,13 +124,23 @@ def _lines(items: Iterator[Resource]) -> Iterator[list[str]]:
 
 
 def _layout(items: Sequence[Resource], now: datetime, width: int, before: Layout | None) -> Layout:
-    """The layout for some resources; columns never become narrower."""
+    """The layout for some resources; columns never become narrower or fewer."""
+    shown = tuple(
+        name
+        for name in field_names(type(items[0]))
+        if name != "body"
+        and (
+            name in ORDER
+            or (before is not None and name in before.fields)
+            or any(getattr(item, name) for item in items)
+        )
+    )
     for has_times in (True, False):
-        rows = [_cells(item, now, has_times) for item in items]
+        rows = [_cells(item, shown, now, has_times) for item in items]
         if before is not None and before.has_times == has_times:
             rows.append({name: " " * width for name, width in before.columns})
-        columns = tuple((name, max(len(name), *(len(row[name]) for row in rows))) for name in rows[0])
-        layout = Layout(width=width, columns=columns, has_times=has_times)
+        columns = tuple((name, max(len(name), *(len(row.get(name, "")) for row in rows))) for name in rows[0])
+        layout = Layout(width=width, fields=shown, columns=columns, has_times=has_times)
         if width - layout.indent >= BODY_WIDTH_FOR_TIMES:
             break
     return layout
@@ -136,14 +152,21 @@ def field_names(kind: type[Any]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)))
 
 
-def _cells(item: Resource, now: datetime, has_times: bool) -> dict[str, str]:
+def _cells(item: Resource, names: Sequence[str], now: datetime, has_times: bool) -> dict[str, str]:
     """The columns of a resource before its body."""
     time = _to_the_second if has_times else _age
-    values = ((name, getattr(item, name)) for name in field_names(type(item)) if name != "body")
     return {
-        TIME_NAMES.get(name, name): (time(value, now) if name in TIME_NAMES else text.one_line(str(value)))
-        for name, value in values
+        NAMES.get(name, name): (
+            time(getattr(item, name), now) if name in TIME_NAMES else _cell(getattr(item, name))
+        )
+        for name in names
     }
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = " ".join(f"{key}={label}" for key, label in sorted(value.items()))
+    return text.one_line(str(value)) or "-"
 
 
 def _row(cells: dict[str, str], body: str, layout: Layout) -> list[str]:

@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from storeapi._resources import RESOURCE_TYPES, set_time
-from storeapi.model import Change, ChangeBatch, Page
+from storeapi.model import Change, ChangeBatch, Found, Page
 from storeapi.v1 import changes_pb2
 
 
@@ -49,7 +49,11 @@ def _one(kind: type[Any], response: object) -> Message | None:
 
 def _many(kind: type[Any], response: object) -> Message | None:
     """The response to a batch."""
-    return _filled(kind, response) if isinstance(response, Sequence) else None
+    message: Any = _filled(kind, response) if isinstance(response, Sequence) else None
+    if message is not None and isinstance(response, Found):
+        message.missing_ids.extend(response.missing_ids)
+        message.missing_external_ids.extend(response.missing_external_ids)
+    return message  # type: ignore[no-any-return]  # no common type
 
 
 def _page(kind: type[Any], response: object) -> Message | None:
@@ -74,8 +78,12 @@ def _filled(kind: type[Any], items: Sequence[object]) -> Message | None:
 
 
 def _counts(kind: type[Any], response: object) -> Message | None:
-    """The response to a count."""
-    return kind(counts=response) if isinstance(response, Mapping) else None
+    """The response to a count: one number, or one for each id."""
+    names = ["counts"] if isinstance(response, Mapping) else ["count", "total"]
+    fields = kind.DESCRIPTOR.fields_by_name
+    name = next((name for name in names if name in fields), "")
+    is_count = name and isinstance(response, (int, Mapping))
+    return kind(**{name: response}) if is_count else None
 
 
 def _batch(kind: type[Any], response: object) -> Message | None:
@@ -115,10 +123,10 @@ _MAKERS: Final[Mapping[str, Callable[[type[Any], object], Message | None]]] = {
     **dict.fromkeys((f"List{it.model.__name__}sResponse" for it in RESOURCE_TYPES.values()), _page),
     **{
         f"Batch{verb}{it.model.__name__}sResponse": _many
-        for verb in ("Get", "Create", "Delete")
+        for verb in ("Get", "Create", "Update", "Delete")
         for it in RESOURCE_TYPES.values()
     },
-    "CountCommentsResponse": _counts,
+    **dict.fromkeys(("CountPostsResponse", "CountCommentsResponse", "CountRepliesResponse"), _counts),
     "WatchResponse": _batch,
 }
 """The conversion for each type of response."""
