@@ -8,7 +8,7 @@ import threading
 import grpc
 import pytest
 import storeapi
-from storeapi import _retries, _streams
+from storeapi import CommentFilter, PostFilter, _retries, _streams
 from storeapi.v1 import changes_pb2
 
 from tests.support.client_watch import change_batch, post_change, read_ids, resume_tokens
@@ -43,6 +43,11 @@ async def client(make_client, scripted):
         ({"kinds": ["post"]}, {"kinds": [changes_pb2.RESOURCE_KIND_POST]}),
         ({"kinds": ("comment", "post")}, {"kinds": [2, 1]}),
         ({"post_ids": {7}}, {"post_ids": [7]}),
+        ({"post_filter": PostFilter(author="ann")}, {"post_filter": {"author": "ann"}}),
+        (
+            {"post_filter": PostFilter(), "comment_filter": CommentFilter(labels={"a": "b"}, reply_to_id=0)},
+            {"post_filter": {}, "comment_filter": {"labels": {"a": "b"}, "reply_to_id": 0}},
+        ),
         ({"heartbeat_seconds": 1.5}, {"heartbeat_interval": {"seconds": 1, "nanos": 500_000_000}}),
     ],
 )
@@ -62,6 +67,14 @@ async def test_unknown_word_is_refused(client, arguments):
     """When the watch is created."""
     with pytest.raises(ValueError, match=r"then|posts"):
         client.changes.watch(**arguments)
+
+
+@pytest.mark.parametrize("name", ["post_filter", "comment_filter"])
+async def test_filter_of_the_other_type_is_refused(client, name):
+    """By the name of the argument."""
+    other = CommentFilter() if name == "post_filter" else PostFilter()
+    with pytest.raises(TypeError, match=f"^{name} must be a "):
+        client.changes.watch(**{name: other})
 
 
 async def test_single_kind_is_not_split_into_letters(client):
@@ -587,14 +600,16 @@ def test_unreferenced_watch_leaves_no_thread(scripted):
 async def test_watch_has_a_readable_repr(client, scripted):
     """With its arguments, its position and whether it is open."""
     scripted.stall("Watch", change_batch(1, token="t1"))
-    watch = client.changes.watch(start="earliest", kinds=["post"], post_ids=[1])
+    watch = client.changes.watch(
+        start="earliest", kinds=["post"], post_ids=[1], post_filter=PostFilter(author="ann")
+    )
     shown = [repr(watch)]
     await anext(watch)
     shown.append(repr(watch))
     await watch.close()
     shown.append(repr(watch))
 
-    rest = "kinds=['post'], post_ids=[1])"
+    rest = "kinds=['post'], post_ids=[1], post_filter=(author: \"ann\"))"
     assert [it.removeprefix("<").removeprefix("Async") for it in shown] == [
         f"Watch(start='earliest', {rest}, not begun>",
         f"Watch(resume_token='t1', {rest}, open>",

@@ -5,8 +5,18 @@ from collections.abc import Iterable
 from typing import Final
 
 from storeapi import _arguments
-from storeapi._resources import RESOURCE_TYPES, time_from_message
-from storeapi.model import Action, Change, ChangeBatch, Comment, Kind, Post, Start
+from storeapi._resources import COMMENTS, POSTS, RESOURCE_TYPES, shown, time_from_message
+from storeapi.model import (
+    Action,
+    Change,
+    ChangeBatch,
+    Comment,
+    CommentFilter,
+    Kind,
+    Post,
+    PostFilter,
+    Start,
+)
 from storeapi.v1 import changes_pb2
 
 
@@ -16,6 +26,8 @@ def watch_request(
     start: Start,
     kinds: Iterable[str],
     post_ids: Iterable[int],
+    post_filter: PostFilter | None,
+    comment_filter: CommentFilter | None,
     heartbeat_seconds: float,
 ) -> changes_pb2.WatchRequest:
     """A request that starts after the token, or at `start` without a token."""
@@ -28,6 +40,8 @@ def watch_request(
     request = changes_pb2.WatchRequest(
         kinds=[_kind(name) for name in kinds],
         post_ids=[_arguments.id(it, "each of post_ids") for it in post_ids],
+        post_filter=POSTS.filter_message(post_filter, "post_filter"),
+        comment_filter=COMMENTS.filter_message(comment_filter, "comment_filter"),
     )
     request.heartbeat_interval.FromMicroseconds(int(heartbeat_seconds * 1_000_000))
     if start not in ("now", "earliest", "initial_state"):
@@ -44,12 +58,15 @@ def watch_request(
 def shown_watch(request: changes_pb2.WatchRequest, resume_token: str | None) -> str:
     """The arguments of a watch for its repr, with its current token."""
     start = "resume_token" if resume_token else "start"
-    shown: dict[str, object] = {start: resume_token or request.WhichOneof("start") or "now"}
+    arguments: dict[str, object] = {start: resume_token or request.WhichOneof("start") or "now"}
     if request.kinds:
-        shown["kinds"] = [_KIND_NAMES[it] for it in request.kinds]
+        arguments["kinds"] = [_KIND_NAMES[it] for it in request.kinds]
     if request.post_ids:
-        shown["post_ids"] = list(request.post_ids)
-    return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        arguments["post_ids"] = list(request.post_ids)
+    for name in ("post_filter", "comment_filter"):
+        if request.HasField(name):
+            arguments[name] = getattr(request, name)
+    return ", ".join(f"{name}={shown(value)}" for name, value in arguments.items())
 
 
 def change_batch(response: changes_pb2.WatchResponse) -> ChangeBatch:

@@ -18,7 +18,7 @@ from storeapi._retries import Attempts
 from storeapi._status import undecodable
 from storeapi._streams import AsyncStream
 from storeapi.errors import StoreError
-from storeapi.model import Change, ChangeBatch, Start
+from storeapi.model import Change, ChangeBatch, CommentFilter, PostFilter, Start
 from storeapi.v1 import changes_pb2, changes_pb2_grpc
 
 log = logging.getLogger("storeapi")
@@ -39,6 +39,8 @@ class AsyncChanges:
         start: Start = "now",
         kinds: Iterable[Literal["post", "comment"]] = (),
         post_ids: Iterable[int] = (),
+        post_filter: PostFilter | None = None,
+        comment_filter: CommentFilter | None = None,
         heartbeat_seconds: float = 10.0,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> AsyncWatch:
@@ -60,18 +62,21 @@ class AsyncChanges:
                 resources as changes with the action "snapshot", and then all changes.
             kinds: "post" or "comment", to receive only changes of these; both if empty.
             post_ids: Only changes of these posts and their comments, at most 1000; of all if empty.
+            post_filter: Only changes of posts that match before or after the change, so a post that no longer
+                matches is received once more; of all posts if None. Comments are not affected.
+            comment_filter: The same for changes of comments.
             heartbeat_seconds: The interval, 1 to 60 seconds, in which the server sends a response when
                 nothing changes. A watch that receives nothing for twice this time reconnects.
             timeout: Deadline in seconds of the first response; later ones have no deadline.
 
         Raises:
-            ValueError: `start` or one of `kinds` is unknown.
+            ValueError: `start` or one of `kinds` is unknown, or a time of a filter has no time zone.
 
         Its steps raise:
             ResumeTokenExpired: Changes after the token are no longer kept; restart with "initial_state".
             ResumeTokenForeign: The token belongs to another store; restart with "initial_state".
             ResumeTokenInvalid: The token is damaged.
-            FieldInvalid: `post_ids` or `heartbeat_seconds` is not allowed.
+            FieldInvalid: `post_ids`, a filter or `heartbeat_seconds` is not allowed.
             WatchLimit: The server had too many watches until the deadline.
         """
         request = _changes.watch_request(
@@ -79,6 +84,8 @@ class AsyncChanges:
             start=start,
             kinds=kinds,
             post_ids=post_ids,
+            post_filter=post_filter,
+            comment_filter=comment_filter,
             heartbeat_seconds=heartbeat_seconds,
         )
         return AsyncWatch(self._calls, self._stub, request, timeout)
