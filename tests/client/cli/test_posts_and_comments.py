@@ -254,6 +254,87 @@ def test_counts_are_printed_in_requested_order(storeapi: StoreapiCommand, store:
     assert storeapi("comments", "count", str(post.id)).stdout == f"{post.id}\t3\n"
 
 
+@pytest.fixture
+def thread(empty_store: StoreClient) -> dict[str, int]:
+    """A post with comments of two authors: ids by name."""
+    post = empty_store.posts.create("a post", author="ann", labels={"status": "new", "lang": "en"})
+    other = empty_store.posts.create("another", author="bob", labels={"status": "new"})
+    create = empty_store.comments.create
+    first = create(post_id=post.id, body="first", author="ann", labels={"status": "hidden"})
+    second = create(post_id=post.id, body="second", author="bob")
+    reply = create(post_id=post.id, body="reply", author="bob", reply_to_id=first.id)
+    return {"post": post.id, "other": other.id, "first": first.id, "second": second.id, "reply": reply.id}
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["posts"], ["post", "other"]),
+        (["posts", "--author", "ann"], ["post"]),
+        (["posts", "--label", "status=new"], ["post", "other"]),
+        (["posts", "--label", "status=new", "--label", "lang=en"], ["post"]),
+        (["posts", "--label", "status="], []),
+        (
+            ["posts", "--created-from", "2000-01-01", "--created-before", "2999-01-01T00:00:00Z"],
+            ["post", "other"],
+        ),
+        (["posts", "--created-before", "2000-01-01T00:00:00+02:00"], []),
+        (["posts", "--order-by", "create-time-desc"], ["other", "post"]),
+        (["comments", "--author", "bob"], ["second", "reply"]),
+        (["comments", "--author", "bob", "--reply-to", "0"], ["second"]),
+        (["comments", "--label", "status=hidden"], ["first"]),
+        (["comments", "--post", "{post}", "--order-by", "thread"], ["first", "reply", "second"]),
+        (["comments", "--post", "{post}", "--order-by", "thread-desc"], ["second", "first", "reply"]),
+        (["comments", "--post", "{other}", "--order-by", "thread"], []),
+    ],
+)
+def test_list_prints_what_matches(
+    storeapi: StoreapiCommand, thread: dict[str, int], options: list[str], names: list[str]
+) -> None:
+    """In the given order. A time without an offset is in UTC."""
+    kind, *rest = (option.format(**thread) for option in options)
+
+    assert ids(storeapi.json(kind, "list", *rest)) == [thread[name] for name in names]
+    if not {"--order-by", "--post"} & set(rest):
+        (count,) = storeapi.json(kind, "count", *rest)
+        assert count == {f"{kind[:-1]}_count": len(names)}
+        assert storeapi(kind, "count", *rest).stdout == f"{len(names)}\n"
+
+
+def test_counts_of_posts_and_comments_take_filters(storeapi: StoreapiCommand, thread: dict[str, int]) -> None:
+    """One number for each id, in the requested order."""
+    first, second = thread["first"], thread["second"]
+
+    assert storeapi.json("comments", "count", str(thread["post"]), "--author", "bob") == [
+        {"post_id": thread["post"], "comment_count": 2}
+    ]
+    assert storeapi.json("comments", "count-replies", str(second), str(first)) == [
+        {"comment_id": second, "reply_count": 0},
+        {"comment_id": first, "reply_count": 1},
+    ]
+    assert storeapi("comments", "count-replies", str(first), "--author", "ann").stdout == f"{first}\t0\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["comments", "list", "--order-by", "thread"], "--order-by thread requires --post"),
+        (["posts", "list", "--order-by", "thread"], "'thread' is not one of"),
+        (["posts", "list", "--created-from", "yesterday"], "'yesterday' is not a time such as"),
+        (["posts", "count", "--label", "status"], "'status' is not KEY=VALUE"),
+        (["watch", "--author", "\udcff"], "UTF-8"),
+    ],
+)
+def test_invalid_selection_is_a_usage_error(
+    storeapi: StoreapiCommand, arguments: list[str], words: str
+) -> None:
+    """Nothing is sent."""
+    done = storeapi(*arguments)
+
+    assert done.exit_code == 2
+    assert words in done.stderr
+
+
 def test_write_with_request_id_is_done_once(storeapi: StoreapiCommand) -> None:
     """Repeated calls with the same id change nothing."""
     id = str(uuid.uuid4())

@@ -174,7 +174,12 @@ def test_bash_completes_commands_and_choices(storeapi: StoreapiCommand) -> None:
     line = completion_line("bash", storeapi("--help").stdout)
 
     assert bash_completions(line, "storeapi", "po") == ["posts"]
-    assert bash_completions(line, "storeapi", "posts", "list", "--order-by", "") == ["id", "id-desc"]
+    assert bash_completions(line, "storeapi", "posts", "list", "--order-by", "") == [
+        "id",
+        "id-desc",
+        "create-time",
+        "create-time-desc",
+    ]
     assert "--resume-token" in bash_completions(line, "storeapi", "watch", "--")
 
 

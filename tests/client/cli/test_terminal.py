@@ -66,6 +66,29 @@ def test_terminal_output_is_a_table(on_terminal: Callable[..., str], store: Stor
     assert re.search(rf"^{post.id} .* one\n +two$", table, re.MULTILINE)
 
 
+def test_table_has_columns_for_fields_with_values(
+    on_terminal: Callable[..., str], store: StoreClient
+) -> None:
+    """Each of them only if a resource has a value. On a narrow terminal they are in blocks."""
+    plain = store.posts.create("plain")
+    post = store.posts.create("a", author="ann", labels={"status": "new", "lang": "en"})
+    comment = store.comments.create(post_id=post.id, body="first", external_id=f"c:{post.id}")
+    reply = store.comments.create(post_id=post.id, body="reply", reply_to_id=comment.id)
+    posts = on_terminal("posts", "get", str(plain.id), str(post.id), columns=200).splitlines()
+    comments = on_terminal(
+        "comments", "list", "--post", str(post.id), "--order-by", "thread", columns=200
+    ).splitlines()
+    narrow = on_terminal("comments", "get", str(reply.id), columns=40)
+
+    assert posts[0].split() == ["ID", "CREATED", "UPDATED", "ETAG", "AUTHOR", "LABELS", "BODY"]
+    assert posts[1].split()[-3:] == ["-", "-", "plain"]
+    assert posts[2].split()[-4:] == ["ann", "lang=en", "status=new", "a"]
+    assert comments[0].split()[5:] == ["EXTERNAL_ID", "REPLY_TO", "DEPTH", "BODY"]
+    assert comments[1].split()[-4:] == [f"c:{post.id}", "0", "0", "first"]
+    assert comments[2].split()[-4:] == ["-", str(comment.id), "1", "reply"]
+    assert f"reply_to {comment.id}  depth 1" in narrow.replace("\n", "  ")
+
+
 BODIES = [
     "A sentence of plain words that goes on until no terminal of the usual width can show it in one line.",
     "今日は良い天気ですね。" * 12,

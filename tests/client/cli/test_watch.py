@@ -57,6 +57,35 @@ def test_changes_are_printed_until_ctrl_c(
     assert (process.returncode, stdout, stderr) == (130, b"", b"")
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (["--author", "ann"], ["create post", "update post"]),
+        (["--label", "status=new"], ["create post", "update post", "create comment"]),
+        (["--reply-to", "0", "--kind", "comment"], ["create comment"]),
+        (["--created-before", "2999-01-01", "--kind", "post"], ["create post", "update post"]),
+    ],
+)
+def test_changes_are_selected_by_filters(
+    storeapi: StoreapiCommand, store: StoreClient, options: list[str], names: list[str]
+) -> None:
+    """Of posts and comments, by their state before or after the change."""
+    token = now(store)
+    post = store.posts.create("a", author="ann", labels={"status": "new"})
+    store.posts.update(post.id, author="", labels={})
+    comment = store.comments.create(post_id=post.id, body="b", labels={"status": "new"})
+    store.comments.create(post_id=post.id, body="c", reply_to_id=comment.id)
+    if "comment" in options:
+        last = store.comments.create(post_id=post.id, body="z").id
+    else:
+        last = store.posts.create("z", author="ann", labels={"status": "new"}).id
+    count = str(len(names) + 1)
+    changes = storeapi.json("watch", "--resume-token", token, *options, "--exit-after", count)
+
+    assert [f"{it['action']} {it['kind']}" for it in changes[:-1]] == names
+    assert changes[-1]["id"] == last
+
+
 def test_initial_state_is_printed_first(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
     """With --from initial-state."""
     posts = empty_store.posts.create_many(["a", "b"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import wraps
 from typing import Any, Final, TypeVar, cast
@@ -19,8 +19,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MAX_PAGE_SIZE: Final = 1000
 """The maximum page size of the service."""
 
-ORDERS: Final = {"id": "id", "id-desc": "id desc"}
-"""The values of --order-by, and their names in the API."""
+ORDERS: Final = ("id", "id desc", "create_time", "create_time desc")
+"""The orders of all lists, as the API names them."""
+
+THREAD_ORDERS: Final = ("thread", "thread desc")
+"""The orders of the comments of one post."""
 
 _HELP: Final = {
     "author": "The author.",
@@ -73,6 +76,11 @@ def label_option(option: str, name: str, help: str) -> Callable[[Command], Comma
     return click.option(option, name, metavar="KEY=VALUE", multiple=True, callback=_labels, help=help)
 
 
+def text_option(option: str, name: str, help: str) -> Callable[[Command], Command]:
+    """An option with a text."""
+    return click.option(option, name, callback=_text, help=help)
+
+
 def _field_option(name: str, kind: object) -> Callable[[Command], Command]:
     """The option of an optional field; the command gets only what was given."""
     if kind == Mapping[str, str]:
@@ -80,12 +88,14 @@ def _field_option(name: str, kind: object) -> Callable[[Command], Command]:
     option = f"--{name.removesuffix('_id') if kind is int else name}".replace("_", "-")
     if kind is bool:
         return click.option(option, name, is_flag=True, help=_HELP[name])
-    return click.option(option, name, help=_HELP[name], **_reading(kind))
+    if kind is str:
+        return text_option(option, name, _HELP[name])
+    return click.option(option, name, metavar="ID", help=_HELP[name], **_reading(kind))
 
 
 def _reading(kind: object) -> dict[str, Any]:
     """How the value of an argument or option is read."""
-    return {"type": ID, "metavar": "ID"} if kind is int else {"callback": _text}
+    return {"type": ID} if kind is int else {"callback": _text}
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,15 +148,16 @@ class Selection:
         return self.given_page_size or MAX_PAGE_SIZE
 
 
-def list_options(command: Command) -> Command:
+def list_options(orders: Sequence[str]) -> Callable[[Command], Command]:
     """--order-by, --limit, --all and --page-size, passed to the command as one Selection."""
+    by_name = {order_name(it): it for it in orders}
     options = (
         click.option(
             "--order-by",
-            type=click.Choice(list(ORDERS)),
+            type=click.Choice(list(by_name)),
             default="id",
             show_default=True,
-            help="id-desc: newest first.",
+            help="With -desc the newest first.",
         ),
         click.option("--limit", metavar="N", type=click.IntRange(min=0), help="Print at most N."),
         click.option("--all", "is_all", is_flag=True, help="Print all; the default without a terminal."),
@@ -158,21 +169,35 @@ def list_options(command: Command) -> Command:
         ),
     )
 
-    @wraps(command)
-    def with_selection(
-        *arguments: Any, order_by: str, limit: int | None, is_all: bool, page_size: int | None, **others: Any
-    ) -> Any:
-        if is_all and limit is not None:
-            raise click.UsageError("--all and --limit exclude each other", click.get_current_context())
-        selection = Selection(
-            order_by=ORDERS[order_by], limit=limit, is_all=is_all, given_page_size=page_size
-        )
-        return command(*arguments, selection=selection, **others)
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_selection(
+            *arguments: Any,
+            order_by: str,
+            limit: int | None,
+            is_all: bool,
+            page_size: int | None,
+            **others: Any,
+        ) -> Any:
+            if is_all and limit is not None:
+                raise click.UsageError("--all and --limit exclude each other", click.get_current_context())
+            order = by_name[order_by]
+            if order in THREAD_ORDERS and others.get("post_id") is None:
+                raise click.UsageError(f"--order-by {order_by} requires --post", click.get_current_context())
+            selection = Selection(order_by=order, limit=limit, is_all=is_all, given_page_size=page_size)
+            return command(*arguments, selection=selection, **others)
 
-    decorated: Any = with_selection
-    for option in reversed(options):
-        decorated = option(decorated)
-    return cast("Command", decorated)
+        decorated: Any = with_selection
+        for option in reversed(options):
+            decorated = option(decorated)
+        return cast("Command", decorated)
+
+    return decorate
+
+
+def order_name(order: str) -> str:
+    """The value of --order-by for an order of the API."""
+    return order.replace("_", "-").replace(" ", "-")
 
 
 def check_update(fields: Mapping[str, Any]) -> None:

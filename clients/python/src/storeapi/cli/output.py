@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from storeapi.cli import tables, text
-from storeapi.cli.arguments import Selection
+from storeapi.cli.arguments import Selection, order_name
 from storeapi.model import Resource
 
 
@@ -86,14 +86,30 @@ def print_list(
         print_items(items, as_json=as_json)
     elif tables.print_screenful(items):
         # On stdout: it belongs to the table, and no program parses it.
-        newest = "" if selection.order_by == "id desc" else "; --order-by id-desc prints the newest first"
+        newest = f"; --order-by {order_name(selection.order_by)}-desc prints the newest first"
+        newest = "" if selection.order_by.endswith(" desc") else newest
         click.echo(f"More: --limit N or --all{newest}")
 
 
-def print_counts(counts: dict[int, int], *, as_json: bool) -> None:
-    """Prints the number of comments of each post, in the order of `counts`."""
-    for post_id, count in counts.items():
+def print_counts(counts: dict[int, int], *, of: str, counted: str, as_json: bool) -> None:
+    """Prints a number for each id, in the order of `counts`.
+
+    Args:
+        counts: The numbers by id.
+        of: What the ids are of: "post".
+        counted: What was counted: "comment".
+        as_json: Print JSON lines.
+    """
+    for id, count in counts.items():
         if as_json:
-            print_json({"post_id": post_id, "comment_count": count})
+            print_json({f"{of}_id": id, f"{counted}_count": count})
         else:
-            click.echo(f"{post_id}\t{count}")
+            click.echo(f"{id}\t{count}")
+
+
+def print_count(count: int, *, counted: str, as_json: bool) -> None:
+    """Prints one number."""
+    if as_json:
+        print_json({f"{counted}_count": count})
+    else:
+        click.echo(str(count))

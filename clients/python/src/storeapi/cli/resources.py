@@ -10,6 +10,7 @@ import click
 from storeapi import StoreClient
 from storeapi._resources import COMMENTS, POSTS, ResourceType
 from storeapi.cli import arguments, output
+from storeapi.cli.filters import Conditions, filter_options
 from storeapi.cli.help import Group, examples
 from storeapi.cli.settings import Settings
 
@@ -24,6 +25,7 @@ def collection(client: StoreClient, resource_type: ResourceType[Any]) -> Any:
 def _group(
     resource_type: ResourceType[Any],
     *,
+    orders: Sequence[str] = arguments.ORDERS,
     list_options: Sequence[Decorator] = (),
     list_examples: Sequence[str] = (),
     delete_options: Sequence[Decorator] = (),
@@ -32,6 +34,7 @@ def _group(
 
     Args:
         resource_type: Defines the arguments and options for fields.
+        orders: The orders of `list`.
         list_options: More options of `list`, passed to the method of the client.
         list_examples: Examples of these.
         delete_options: More options of `delete`, passed to the methods of the client.
@@ -71,12 +74,20 @@ def _group(
         "list",
         help=f"Print {plural}, oldest first.\n\nWithout --limit or --all a terminal shows one screen; "
         f"elsewhere all {plural} are printed.",
-        epilog=examples(*list_examples, f"{command} list --order-by id-desc --limit 20"),
+        epilog=examples(
+            *list_examples,
+            f"{command} list --order-by id-desc --limit 20",
+            f"{command} list --label status=new --created-from 2026-11-22",
+        ),
     )
     @_all(list_options)
-    @arguments.list_options
+    @filter_options(resource_type)
+    @arguments.list_options(orders)
     @click.pass_obj
-    def list_resources(settings: Settings, /, selection: arguments.Selection, **query: Any) -> None:
+    def list_resources(
+        settings: Settings, /, selection: arguments.Selection, conditions: Conditions, **query: Any
+    ) -> None:
+        query["filter"] = conditions.filter(resource_type)
         with settings.connect() as client:
             list_items = collection(client, resource_type).list
             output.print_list(list_items, query, selection, as_json=settings.json)
@@ -140,19 +151,57 @@ posts: Final = _group(
 )
 comments: Final = _group(
     COMMENTS,
+    orders=arguments.ORDERS + arguments.THREAD_ORDERS,
     list_options=[
         click.option("--post", "post_id", metavar="ID", type=arguments.ID, help="Only comments on this post.")
     ],
-    list_examples=["storeapi comments list --post 1"],
+    list_examples=[
+        "storeapi comments list --post 1",
+        "storeapi comments list --post 1 --order-by thread",
+    ],
 )
 
 
-@comments.command(epilog=examples("storeapi comments count 1 2 3"))
-@click.argument("post_ids", metavar="POST_ID...", type=arguments.ID, nargs=-1, required=True)
+@posts.command("count", epilog=examples("storeapi posts count", "storeapi posts count --label status=new"))
+@filter_options(POSTS)
 @click.pass_obj
-def count(settings: Settings, post_ids: tuple[int, ...]) -> None:
-    """Print the number of comments of each post; 0 if the post does not exist."""
+def count_posts(settings: Settings, conditions: Conditions) -> None:
+    """Print the number of posts."""
     with settings.connect() as client:
-        counts = client.comments.count(post_ids)
+        count = client.posts.count(conditions.filter(POSTS))
+        output.print_count(count, counted="post", as_json=settings.json)
+
+
+@comments.command(
+    "count", epilog=examples("storeapi comments count 1 2 3", "storeapi comments count --label status=new")
+)
+@click.argument("post_ids", metavar="[POST_ID]...", type=arguments.ID, nargs=-1)
+@filter_options(COMMENTS)
+@click.pass_obj
+def count_comments(settings: Settings, post_ids: tuple[int, ...], conditions: Conditions) -> None:
+    """Print the number of comments of each post; 0 if the post does not exist.
+
+    Without POST_ID, print the number of comments of all posts together.
+    """
+    filter = conditions.filter(COMMENTS)
+    with settings.connect() as client:
+        if not post_ids:
+            count = client.comments.count_all(filter)
+            output.print_count(count, counted="comment", as_json=settings.json)
+            return
+        counts = client.comments.count(post_ids, filter)
         # In the order of the arguments, which a map does not keep.
-        output.print_counts({post_id: counts[post_id] for post_id in post_ids}, as_json=settings.json)
+        counts = {post_id: counts[post_id] for post_id in post_ids}
+        output.print_counts(counts, of="post", counted="comment", as_json=settings.json)
+
+
+@comments.command("count-replies", epilog=examples("storeapi comments count-replies 1 2 3"))
+@click.argument("comment_ids", metavar="COMMENT_ID...", type=arguments.ID, nargs=-1, required=True)
+@filter_options(COMMENTS, is_about_replies=True)
+@click.pass_obj
+def count_replies(settings: Settings, comment_ids: tuple[int, ...], conditions: Conditions) -> None:
+    """Print the number of direct replies to each comment."""
+    with settings.connect() as client:
+        counts = client.comments.count_replies(comment_ids, conditions.filter(COMMENTS))
+        counts = {comment_id: counts[comment_id] for comment_id in comment_ids}
+        output.print_counts(counts, of="comment", counted="reply", as_json=settings.json)

@@ -9,8 +9,10 @@ from typing import Any, Literal
 import click
 
 from storeapi import Change
+from storeapi._resources import COMMENTS, POSTS
 from storeapi.cli import arguments, output
 from storeapi.cli.files import replace_text
+from storeapi.cli.filters import Conditions, filter_options
 from storeapi.cli.help import examples
 from storeapi.cli.settings import Settings
 from storeapi.cli.text import field
@@ -48,6 +50,7 @@ STARTS: dict[str, Start] = {"now": "now", "earliest": "earliest", "initial-state
     multiple=True,
     help="Only this post and its comments; repeatable.",
 )
+@filter_options(POSTS, COMMENTS)
 @click.option(
     "--exit-after",
     metavar="N",
@@ -62,6 +65,7 @@ def watch(
     token_file: Path | None,
     kinds: tuple[Literal["post", "comment"], ...],
     post_ids: tuple[int, ...],
+    conditions: Conditions,
     exit_after: int | None,
 ) -> None:
     r"""Print changes as they happen, one line each, until Ctrl-C.
@@ -71,13 +75,21 @@ def watch(
     printed again. A line has three fields separated by tabs: the time, the action with kind and id, and the
     body, with line ends, tabs and backslashes as \n, \t and \\. With --json the last change of a batch has
     the position after it in "resume_token", and the others have null.
+
+    --author, --label, --created-from and --created-before select changes of posts and comments that match
+    before or after the change; --reply-to selects only among the comments.
     """
     resume_token = _stored_token(token_file) or resume_token
     printed = 0
     with (
         settings.connect() as client,
         client.changes.watch(
-            resume_token=resume_token, start=STARTS[start], kinds=kinds, post_ids=post_ids
+            resume_token=resume_token,
+            start=STARTS[start],
+            kinds=kinds,
+            post_ids=post_ids,
+            post_filter=conditions.filter(POSTS),
+            comment_filter=conditions.filter(COMMENTS),
         ) as changes,
     ):
         for batch in changes.batches():
