@@ -49,8 +49,8 @@ def post_line(id: int, body: str = "a", **fields: Any) -> str:
     return json.dumps({"kind": "post", "id": id, "body": body, **fields})
 
 
-def comment_line(id: int, post_id: int, body: str = "b") -> str:
-    return json.dumps({"kind": "comment", "id": id, "post_id": post_id, "body": body})
+def comment_line(id: int, post_id: int, body: str = "b", **fields: Any) -> str:
+    return json.dumps({"kind": "comment", "id": id, "post_id": post_id, "body": body, **fields})
 
 
 @pytest.fixture
@@ -346,6 +346,14 @@ def test_comments_of_a_post_deleted_since_are_named(
         (post_line(2, "\0"), "character"),
         (post_line(2, "\ud800"), "character"),
         (post_line(2, title="b"), "title"),
+        (post_line(2, author=5), "author must be a text"),
+        (post_line(2, labels=["a"]), "labels must be an object"),
+        (post_line(2, labels={"a": 5}), "labels.a must be a text"),
+        (post_line(2, labels={"a": "\0"}), "character"),
+        (post_line(2, external_id=None), "external_id must be a text"),
+        (post_line(2, return_existing=True), "return_existing"),
+        (comment_line(1, 1, reply_to_id=-1), "reply_to_id must be a positive integer"),
+        (comment_line(1, 1, reply_to_id=False), "reply_to_id must be a positive integer"),
         (post_line(1), "duplicate post 1"),
         (comment_line(1, 9), "post 9"),
     ],
@@ -361,6 +369,134 @@ def test_damaged_file_is_refused_before_anything_is_stored(
     assert done.stderr.startswith("error: line 2: ")
     assert words in done.stderr
     assert threads(empty_store) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (
+            [post_line(1, external_id="a"), post_line(2, external_id="a")],
+            "line 2: duplicate external_id 'a' of a post",
+        ),
+        (
+            [post_line(1), comment_line(2, 1, reply_to_id=1), comment_line(1, 1)],
+            "line 2: comment 1 must come before the replies to it",
+        ),
+        (
+            [post_line(1), comment_line(1, 1, reply_to_id=1)],
+            "line 2: comment 1 must come before the replies to it",
+        ),
+        (
+            [post_line(1), post_line(2), comment_line(1, 1), comment_line(2, 2, reply_to_id=1)],
+            "line 4: comment 1, which it replies to, is on another post",
+        ),
+    ],
+)
+def test_lines_that_contradict_each_other_are_refused(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path, lines: list[str], words: str
+) -> None:
+    """Before anything is stored."""
+    write(file, *lines)
+    done = storeapi("import", str(file))
+
+    assert done.exit_code == 1
+    assert words in done.stderr
+    assert threads(empty_store) == []
+
+
+def described(store: StoreClient) -> tuple[list[Any], list[Any]]:
+    """All posts and comments without what is new after an import; replies by the text of their comment."""
+    posts = list(store.posts.list())
+    comments = list(store.comments.list())
+    bodies = {0: None} | {it.id: it.body for it in comments}
+    by_id = {it.id: it.body for it in posts}
+    return (
+        [(it.body, it.author, dict(it.labels), it.external_id) for it in posts],
+        [
+            (
+                *(it.body, it.author, dict(it.labels), it.external_id),
+                *(by_id[it.post_id], bodies[it.reply_to_id], it.depth),
+            )
+            for it in comments
+        ],
+    )
+
+
+def fill_with_replies(store: StoreClient) -> None:
+    """Posts with all fields, and threads whose replies reach over the ends of batches."""
+    posts = store.posts.create_many(
+        PostDraft(body=f"post {n}", author="ann", labels={"n": "ü="}, external_id=f"post:{n}")
+        for n in range(3)
+    )
+    first = [
+        store.comments.create_many(
+            CommentDraft(post_id=post.id, body=f"first {post.id} {n}", external_id=f"c:{post.id}:{n}")
+            for n in range(4)
+        )
+        for post in posts
+    ]
+    for post, comments in zip(posts, first, strict=True):
+        replies = store.comments.create_many(
+            CommentDraft(
+                post_id=post.id,
+                body=f"reply to {it.id}",
+                author="bob",
+                labels={"status": "new"},
+                reply_to_id=it.id,
+            )
+            for it in comments
+        )
+        reply = replies[0]
+        for n in range(5):
+            reply = store.comments.create(post_id=post.id, body=f"chain {post.id} {n}", reply_to_id=reply.id)
+
+
+def test_round_trip_keeps_every_field_and_every_reply(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
+    """Authors, labels, external ids, and threads with their depths, in the same order."""
+    fill_with_replies(empty_store)
+    before = described(empty_store)
+    exported = storeapi("export", str(file))
+    empty(empty_store)
+    imported = storeapi("import", str(file), "--import-id", "with replies")
+    again = storeapi("import", str(file), "--import-id", "with replies")
+
+    assert (exported.exit_code, imported.exit_code, again.exit_code) == (0, 0, 0)
+    assert again.stdout == imported.stdout
+    assert described(empty_store) == before
+
+
+def test_replies_to_deleted_comments_are_imported_at_the_top_level(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
+    """The command reports their number. The replies to them stay below them."""
+    post = empty_store.posts.create("a")
+    deleted = empty_store.comments.create(post_id=post.id, body="deleted")
+    reply = empty_store.comments.create(post_id=post.id, body="reply", reply_to_id=deleted.id)
+    empty_store.comments.create(post_id=post.id, body="below", reply_to_id=reply.id)
+    empty_store.comments.delete(deleted.id)
+    storeapi("export", str(file))
+    empty(empty_store)
+    done = storeapi("import", str(file))
+
+    assert done.exit_code == 0
+    assert done.stderr.startswith("1 replies to comments that are not in the file are comments at the top")
+    _, comments = described(empty_store)
+    assert [it[0] for it in comments] == ["reply", "below"]
+    assert [it[5:] for it in comments] == [(None, 0), ("reply", 1)]
+
+
+def test_file_of_an_older_version_is_imported(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
+    """The fields that it does not have are empty."""
+    old = {"create_time": None, "update_time": "2026-01-01T00:00:00Z", "etag": "v1"}
+    write(file, post_line(5, **old), comment_line(7, 5, **old))
+    done = storeapi("import", str(file))
+
+    assert done.exit_code == 0
+    assert described(empty_store) == ([("a", "", {}, "")], [("b", "", {}, "", "a", None, 0)])
 
 
 def test_unknown_fields_can_be_ignored(
@@ -407,3 +543,20 @@ def test_batches_always_end_at_the_same_lines() -> None:
     assert sizes("a", "a" * (FULL_BYTES - 1), "b") == [2, 1]
     assert sizes("a", "a" * (FULL_BYTES - 2), "b", "c") == [3, 1]
     assert sizes("a" * (FULL_BYTES + 1), "b") == [1, 1]
+
+
+def test_batch_ends_before_a_reply_to_one_of_its_comments() -> None:
+    """The reply needs the new id of the comment. Labels count for the size."""
+
+    def sizes(*drafts: CommentDraft) -> list[int]:
+        lines = [Line(number=n, kind="comment", id=n, draft=it) for n, it in enumerate(drafts, 1)]
+        return [len(batch) for batch in batches(lines)]
+
+    def reply(to: int) -> CommentDraft:
+        return CommentDraft(post_id=1, body="a", reply_to_id=to)
+
+    assert sizes(reply(0), reply(0), reply(1), reply(2), reply(4)) == [2, 2, 1]
+    assert sizes(reply(0), reply(1), reply(2)) == [1, 1, 1]
+    assert sizes(reply(9), reply(9), reply(9)) == [3]
+    large = CommentDraft(post_id=1, body="a", labels={"a": "x" * FULL_BYTES})
+    assert sizes(large, reply(0)) == [1, 1]

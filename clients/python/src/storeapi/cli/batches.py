@@ -14,15 +14,22 @@ from storeapi.cli import lines
 from storeapi.cli.failures import CommandFailed, ExitCode, exit_code
 from storeapi.cli.resources import collection
 from storeapi.cli.words import with_option_names
-from storeapi.errors import InvalidRequest, PostNotFound, RequestIdReused, ResourceExhausted, StoreError
-from storeapi.model import CommentDraft
+from storeapi.errors import (
+    CommentNotFound,
+    InvalidRequest,
+    PostNotFound,
+    RequestIdReused,
+    ResourceExhausted,
+    StoreError,
+)
+from storeapi.model import CommentDraft, PostDraft
 
 # A request id belongs to the content of its batch: with other limits, names or order, a version could not
 # continue an import that another version has started.
 BATCH_ITEMS: Final = 500
 """Maximum number of resources in a batch."""
 FULL_BYTES: Final = 1024 * 1024
-"""A batch ends with the resource with which its bodies reach this size; the limit of the service is 4 MiB."""
+"""A batch ends with the resource with which its texts reach this size; the limit of the service is 4 MiB."""
 BATCH_IDS: Final = uuid.UUID("0b8cf7a5-4c9e-4b52-8a86-5e3d0a7f1d64")
 """The namespace of the request ids of batches."""
 
@@ -35,18 +42,34 @@ def request_id(import_id: str, kind: str, number: int) -> str:
 def batches(items: Iterable[lines.Line]) -> Iterator[list[lines.Line]]:
     """Splits lines into batches.
 
-    The end of a batch depends only on its own lines, so changing a line does not change the batches before.
+    A batch ends before a reply to one of its comments, whose new id is needed to create the reply. Otherwise
+    the end of a batch depends only on its own lines, so changing a line does not change the batches before.
     """
     batch: list[lines.Line] = []
+    ids: set[int] = set()
     size = 0
     for line in items:
+        if reply_to_id(line) in ids:
+            yield batch
+            batch, ids, size = [], set(), 0
         batch.append(line)
-        size += len(line.draft.body.encode())
+        ids.add(line.id)
+        size += _size(line.draft)
         if len(batch) == BATCH_ITEMS or size >= FULL_BYTES:
             yield batch
-            batch, size = [], 0
+            batch, ids, size = [], set(), 0
     if batch:
         yield batch
+
+
+def reply_to_id(line: lines.Line) -> int:
+    """The comment of the file that a line replies to; 0 if it replies to none."""
+    return line.draft.reply_to_id if isinstance(line.draft, CommentDraft) else 0
+
+
+def _size(draft: PostDraft | CommentDraft) -> int:
+    labels = (text for label in draft.labels.items() for text in label)
+    return sum(len(text.encode()) for text in (draft.body, draft.author, draft.external_id, *labels))
 
 
 class Importer:
@@ -60,7 +83,7 @@ class Importer:
         self._client = client
         self._file = file
         self._import_id = import_id
-        self._new_ids: dict[int, int] = {}
+        self._new_ids: dict[str, dict[int, int]] = {kind: {} for kind in RESOURCE_TYPES}
         self.deleted = 0
 
     @property
@@ -77,20 +100,21 @@ class Importer:
                     self.deleted += len(ids) - self._count_present(kind, ids)
                 except StoreError as error:
                     raise self._explained(error, batch) from error
-                if kind == "post":
-                    self._new_ids.update(zip((line.id for line in batch), ids, strict=True))
+                self._new_ids[kind].update(zip((line.id for line in batch), ids, strict=True))
                 yield list(zip(batch, ids, strict=True))
 
     def _create(self, kind: str, number: int, batch: Sequence[lines.Line]) -> list[int]:
-        drafts = [
-            replace(it.draft, post_id=self._new_ids[it.draft.post_id])
-            if isinstance(it.draft, CommentDraft)
-            else it.draft
-            for it in batch
-        ]
+        drafts = [self._with_new_ids(it.draft) for it in batch]
         id = request_id(self._import_id, kind, number)
         created = collection(self._client, RESOURCE_TYPES[kind]).create_many(drafts, request_id=id)
         return [resource.id for resource in created]
+
+    def _with_new_ids(self, draft: PostDraft | CommentDraft) -> PostDraft | CommentDraft:
+        if not isinstance(draft, CommentDraft):
+            return draft
+        # A comment that is not in the file was deleted. The replies to it are created at the top level.
+        reply_to_id = self._new_ids["comment"].get(draft.reply_to_id, 0)
+        return replace(draft, post_id=self._new_ids["post"][draft.post_id], reply_to_id=reply_to_id)
 
     def _count_present(self, kind: str, ids: Sequence[int]) -> int:
         # A replayed response has the resources that were created then, not those that exist now.
@@ -103,12 +127,15 @@ class Importer:
                 f"the import id {self._import_id} belongs to an import with another content; choose another "
                 "for a new import, or undo changes in lines that were already imported"
             )
-        elif isinstance(error, PostNotFound):
+        elif isinstance(error, (PostNotFound, CommentNotFound)):
             missing = set(error.missing_ids)
-            old = [str(id) for id, new_id in self._new_ids.items() if new_id in missing]
+            kind, dependents = (
+                ("post", "comments") if isinstance(error, PostNotFound) else ("comment", "replies")
+            )
+            old = [str(id) for id, new_id in self._new_ids[kind].items() if new_id in missing]
             message = (
-                f"posts that were imported have been deleted since: {', '.join(old)} of the file; take their "
-                f"comments from line {batch[0].number} on out of it and {self.again}"
+                f"{kind}s that were imported have been deleted since: {', '.join(old)} of the file; take "
+                f"their {dependents} from line {batch[0].number} on out of it and {self.again}"
             )
         elif isinstance(error, InvalidRequest) and error.violations:
             found = "; ".join(_in_the_file(it.field, it.description, batch) for it in error.violations)

@@ -44,7 +44,9 @@ def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknow
 
     The whole FILE ("-" is stdin, the default) is checked before anything is stored. Posts are created first,
     then comments on the new posts, in batches that are stored completely or not at all. Times and etags are
-    new too. The new ids go to stdout, unless that is a terminal: lines of kind, old id and new id.
+    new too. A comment must come before the replies to it. A reply to a comment that is not in the file
+    becomes a comment at the top level. The new ids go to stdout, unless that is a terminal: lines of kind,
+    old id and new id.
 
     An unknown field is an error, unless --ignore-unknown-fields is given: the file may be from a newer
     version. A missing optional field gets its default.
@@ -90,6 +92,11 @@ def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknow
             f"been deleted since; they were not created again (import id {import_id}; with another "
             "--import-id everything is created again)",
             exit_code=ExitCode.CONFLICT,
+        )
+    if contents.orphans:
+        click.echo(
+            f"{contents.orphans} replies to comments that are not in the file are comments at the top level",
+            err=True,
         )
     summary = f"imported {contents.posts} posts and {contents.comments} comments (import id {import_id})"
     click.echo(summary, err=True)

@@ -29,7 +29,7 @@ class Line:
     id: int
     """The id in the file."""
     draft: PostDraft | CommentDraft
-    """The resource to create; `post_id` is the id of the post in the file."""
+    """The resource to create; `post_id` and `reply_to_id` are ids in the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +38,8 @@ class Contents:
 
     posts: int
     comments: int
+    orphans: int
+    """The number of comments that reply to a comment that is not in the file, because it was deleted."""
 
 
 def line_of(resource: Resource, *, for_terminal: bool = False) -> bytes:
@@ -65,10 +67,15 @@ def check(file: IO[bytes], report: Report, *, ignore_unknown_fields: bool = Fals
         ignore_unknown_fields: Accept fields that this version does not know.
 
     Raises:
-        CommandFailed: A line is invalid, an id is duplicate, or the post of a comment is not in the file.
+        CommandFailed: A line is invalid, an id or external id is duplicate, the post of a comment is not in
+            the file, or a comment does not come before the replies to it or is on another post.
     """
     known: dict[str, set[int]] = {kind: set() for kind in RESOURCE_TYPES}
+    external_ids: dict[str, set[str]] = {kind: set() for kind in RESOURCE_TYPES}
     first_comments: dict[int, int] = {}
+    posts: dict[int, int] = {}
+    first_replies: dict[int, int] = {}
+    orphans = 0
     size = os.fstat(file.fileno()).st_size
     report("checking the file", 0, 0.0)
     for line in read(file, ignore_unknown_fields=ignore_unknown_fields):
@@ -77,12 +84,27 @@ def check(file: IO[bytes], report: Report, *, ignore_unknown_fields: bool = Fals
         if line.id in known[line.kind]:
             raise _invalid(line.number, f"duplicate {line.kind} {line.id}")
         known[line.kind].add(line.id)
+        if line.draft.external_id in external_ids[line.kind]:
+            raise _invalid(line.number, f"duplicate external_id {line.draft.external_id!r} of a {line.kind}")
+        if line.draft.external_id:
+            external_ids[line.kind].add(line.draft.external_id)
         if isinstance(line.draft, CommentDraft):
-            first_comments.setdefault(line.draft.post_id, line.number)
+            post_id, reply_to_id = line.draft.post_id, line.draft.reply_to_id
+            first_comments.setdefault(post_id, line.number)
+            if reply_to_id and reply_to_id not in posts:
+                first_replies.setdefault(reply_to_id, line.number)
+                orphans += 1
+            elif reply_to_id and posts[reply_to_id] != post_id:
+                raise _invalid(line.number, f"comment {reply_to_id}, which it replies to, is on another post")
+            if line.id in first_replies:
+                raise _invalid(
+                    first_replies[line.id], f"comment {line.id} must come before the replies to it"
+                )
+            posts[line.id] = post_id
     for post_id, number in first_comments.items():
         if post_id not in known["post"]:
             raise _invalid(number, f"post {post_id} of this comment is not in the file")
-    return Contents(posts=len(known["post"]), comments=len(known["comment"]))
+    return Contents(posts=len(known["post"]), comments=len(known["comment"]), orphans=orphans)
 
 
 def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
