@@ -20,6 +20,7 @@ from store_service.database.files import COMPANIONS
 from tests.support import legacy_database
 from tests.support.bulk_data import insert_posts
 from tests.support.database import query
+from tests.support.forked_process import start_module
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess, run_command, run_without_privileges
 from tests.support.stubs import Stubs
@@ -221,7 +222,7 @@ async def test_server_kill_during_backup_loses_nothing(
 
 def backing_up(folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """A backup that is being made."""
-    return subprocess.Popen([sys.executable, "-m", "store_service", "backup", *arguments], cwd=folder)
+    return start_module("store_service", "backup", *arguments, folder=folder, environment=os.environ)
 
 
 def test_killed_backup_leaves_no_target_file(database_file: Path) -> None:

@@ -1,6 +1,7 @@
 """The command `store-service`: what it prints, how it ends, and what it leaves on disk."""
 
 import importlib
+import os
 import re
 import shlex
 import sqlite3
@@ -21,6 +22,7 @@ from store_service.database import schema
 from tests.support import legacy_database
 from tests.support.bash_completion import bash_completions, completion_line
 from tests.support.database import query
+from tests.support.ports import free_port
 from tests.support.server_process import ServerProcess, run_command, serve_with_stderr
 from tests.support.stubs import Stubs
 from tests.support.timeouts import scaled_timeout
@@ -134,26 +136,55 @@ def test_main_help_lists_every_command() -> None:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
 
 
-def test_module_and_installed_command_are_the_same(tmp_path: Path) -> None:
-    """`python -m store_service` is `store-service`, which is installed beside Python."""
-    installed = Path(sys.executable).with_name("store-service")
-    by_name = subprocess.run(
-        [installed, "--help"],
-        cwd=tmp_path,
+def run_as_new_process(*command: str | Path, folder: Path, **environment: str) -> tuple[int, str, str]:
+    """Runs a program; unlike `run_command`, without modules that were imported before. Returns its exit code,
+    stdout and stderr.
+    """
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=scaled_timeout(),
         check=False,
     )
-    by_module = run_command("--help", folder=tmp_path)
+    return done.returncode, done.stdout, done.stderr
 
-    assert by_name.stdout.startswith("Usage: store-service ")
-    assert (by_name.returncode, by_name.stdout, by_name.stderr) == (
-        by_module.returncode,
-        by_module.stdout,
-        by_module.stderr,
-    )
+
+INSTALLED = Path(sys.executable).with_name("store-service")
+
+
+def test_module_and_installed_command_are_the_same(tmp_path: Path) -> None:
+    """`python -m store_service` is `store-service`, which is installed beside Python."""
+    by_name = run_as_new_process(INSTALLED, "--help", folder=tmp_path)
+    by_module = run_as_new_process(sys.executable, "-m", "store_service", "--help", folder=tmp_path)
+
+    assert by_name[1].startswith("Usage: store-service ")
+    assert by_name == by_module
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
+    """Commands of other tests start with everything imported."""
+    metrics = f"127.0.0.1:{free_port()}"
+    with serve_with_stderr(tmp_path, stderr=subprocess.DEVNULL, STORE_METRICS_LISTEN=metrics) as address:
+        while_it_serves = [["health", address], ["status", metrics, "--once", "--every", "0.1"]]
+        done = [run_as_new_process(INSTALLED, *it, folder=tmp_path) for it in while_it_serves]
+    afterwards = [
+        ["migrate"],
+        ["keys", "new", "billing", "--permissions", "read"],
+        ["check"],
+        ["keys", "list"],
+        ["keys", "remove", "billing", "--all"],
+        ["backup", "copy.db"],
+        ["restore", "copy.db"],
+    ]
+    settings = {"STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0", "STORE_LOG_LEVEL": "error"}
+    done += [run_as_new_process(INSTALLED, *it, folder=tmp_path, **settings) for it in afterwards]
+
+    assert [(code, stderr) for code, _, stderr in done] == [(0, "")] * len(done)
+    assert {"serve", *(it[0] for it in while_it_serves + afterwards)} == set(cli.main.commands)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from tests.support import legacy_database
 from tests.support.bulk_data import insert_posts
+from tests.support.forked_process import start_module
 from tests.support.server_process import run_command
 from tests.support.timeouts import scaled_timeout
 
@@ -19,10 +19,11 @@ from tests.support.timeouts import scaled_timeout
 def on_terminal(*arguments: str, folder: Path, code: int = 0, **settings: str) -> tuple[str, str]:
     """Runs `store-service` with stderr on a terminal; returns stdout and what the terminal got."""
     ours, theirs = os.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-m", "store_service", *arguments],
-        cwd=folder,
-        env=os.environ | {"TERM": "xterm", "COLUMNS": "150", **settings},
+    with start_module(
+        "store_service",
+        *arguments,
+        folder=folder,
+        environment=os.environ | {"TERM": "xterm", "COLUMNS": "150", **settings},
         stdout=subprocess.PIPE,
         stderr=theirs,
         text=True,

@@ -9,7 +9,6 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
@@ -27,6 +26,7 @@ from store_service import logs
 from store_service.auth import api_keys
 from store_service.auth.principal import Permission
 from tests.support.errors import ReceivedError, expect_error
+from tests.support.forked_process import start_module
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess, serve_with_stderr
 from tests.support.stubs import Stubs
@@ -377,10 +377,12 @@ class Served:
 @contextmanager
 def logging_to(stderr: int, folder: Path) -> Iterator[Served]:
     """A server until the end of the block; the file descriptor is closed here when the server has it."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "store_service", "serve", "--listen=127.0.0.1:0"],
-        cwd=folder,
-        env=os.environ | {"STORE_LOG_LEVEL": "info"},
+    with start_module(
+        "store_service",
+        "serve",
+        "--listen=127.0.0.1:0",
+        folder=folder,
+        environment=os.environ | {"STORE_LOG_LEVEL": "info"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,

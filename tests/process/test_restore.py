@@ -19,6 +19,7 @@ from store_service.database.sqlite_file import RestoreUnfinished
 from tests.support import legacy_database
 from tests.support.database import query
 from tests.support.errors import received_error
+from tests.support.forked_process import start_module
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess, run_command
 from tests.support.stubs import Stubs
@@ -621,8 +622,8 @@ def test_restore_killed_during_the_copy_changes_nothing(database_file: Path, cop
     """The database is served as before, and leftovers do not block the next restore."""
     with closing(sqlite3.connect(copy)) as connection, connection:
         connection.executemany("INSERT INTO posts (body) VALUES (?)", [["x" * 60_000]] * 3_000)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "store_service", "restore", "copy.db"], cwd=database_file.parent
+    process = start_module(
+        "store_service", "restore", "copy.db", folder=database_file.parent, environment=os.environ
     )
     partial = Path(f"{database_file}.restoring.partial")
     wait_until(lambda: partial.exists() and partial.stat().st_size > 0)

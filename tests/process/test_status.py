@@ -1,10 +1,10 @@
 """The command `store-service status`: a page made from the metrics of a running service."""
 
 import http.server
+import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +14,7 @@ import grpc
 import pytest
 from storeapi.v1 import posts_pb2, posts_pb2_grpc
 
+from tests.support.forked_process import start_module
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess, run_command
 from tests.support.timeouts import scaled_timeout
@@ -54,9 +55,11 @@ def test_status_once_prints_one_page(running: ServerProcess, tmp_path: Path) -> 
 def test_status_runs_until_it_is_interrupted(running: ServerProcess, tmp_path: Path) -> None:
     """It continues while the service is away, and Ctrl-C exits with 0."""
     output = tmp_path / "page"
-    command = [sys.executable, "-m", "store_service", "status", metrics_address(running), "--every", "0.1"]
+    command = ["store_service", "status", metrics_address(running), "--every", "0.1"]
     with output.open("w") as stdout:
-        page = subprocess.Popen(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE)
+        page = start_module(
+            *command, folder=tmp_path, environment=os.environ, stdout=stdout, stderr=subprocess.PIPE
+        )
     try:
         wait_until(lambda: page.poll() is not None or _is_looking(running))
         running.kill()

@@ -19,6 +19,7 @@ _NAME = "TESTS_OF"
 _SESSION = "TESTS_SESSION"
 """Marks processes that a session starts for all of its modules."""
 _reaper: "subprocess.Popen[bytes] | None" = None
+_kept: set[int] = set()
 
 
 def mark_session() -> None:
@@ -46,12 +47,17 @@ def session_processes() -> Iterator[None]:
         del os.environ[_SESSION]
 
 
+def keep_for_session(pid: int) -> None:
+    """The process may run until the end of the session; its children may not."""
+    _kept.add(pid)
+
+
 def running_module_processes() -> dict[int, str]:
     """Returns running processes of the current module: process id to command."""
     return {
         pid: command
         for pid, command, environment in _marked(os.environ[_NAME])
-        if f"{_SESSION}=1".encode() not in environment
+        if f"{_SESSION}=1".encode() not in environment and pid not in _kept
     }
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.forked_process import start_module
 from tests.support.timeouts import scaled_timeout
 
 
@@ -46,13 +47,14 @@ class ServerProcess:
         environment = _without_settings(os.environ)
         environment |= {"STORE_LISTEN": "127.0.0.1:0", **self.settings}
         with (self.folder / "stderr.log").open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, *self.program, "serve"],
-                cwd=self.folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-            )
+            streams = {"stdout": subprocess.PIPE, "stderr": stderr}
+            if self.program == ServerProcess.program:
+                self.process = start_module(
+                    "store_service", "serve", folder=self.folder, environment=environment, **streams
+                )
+            else:
+                command = [sys.executable, *self.program, "serve"]
+                self.process = subprocess.Popen(command, cwd=self.folder, env=environment, **streams)
 
     def stderr(self) -> str:
         """Returns the stderr output of all starts."""
@@ -124,15 +126,21 @@ def run_command(
     if arguments[:1] in {("serve",), ("check",)} and not (folder / ".env").exists():
         # Another program may use the default port.
         environment["STORE_LISTEN"] = "127.0.0.1:0"
-    return subprocess.run(
-        [sys.executable, "-m", "store_service", *arguments],
-        cwd=folder,
-        env=environment | (settings or {}),
-        capture_output=True,
+    with start_module(
+        "store_service",
+        *arguments,
+        folder=folder,
+        environment=environment | (settings or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=scaled_timeout(),
-        check=False,
-    )
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=scaled_timeout())
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 from click.testing import CliRunner, Result
 from storeapi.cli.program import program
 
+from tests.support.forked_process import start_module
 from tests.support.timeouts import scaled_timeout
 
 INSTALLED_COMMAND = Path(sys.executable).with_name("storeapi")
@@ -39,10 +40,11 @@ class StoreapiCommand:
         """Starts it as users do; to be ended by the test."""
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         environment = {key: value for key, value in os.environ.items() if key not in self._own_settings()}
-        return subprocess.Popen(
-            [INSTALLED_COMMAND, *arguments],
-            cwd=self.folder,
-            env=environment | self._settings(),
+        return start_module(
+            "storeapi",
+            *arguments,
+            folder=self.folder,
+            environment=environment | self._settings(),
             **pipes | keywords,
         )
 

@@ -1,6 +1,7 @@
 """How the command is found and started."""
 
 import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -65,6 +66,29 @@ def test_help_imports_no_slow_modules() -> None:
 
     assert "storeapi.cli.program" in loaded
     assert "rich.console" not in loaded
+
+
+def test_every_command_imports_what_it_needs(storeapi: StoreapiCommand, store: StoreClient) -> None:
+    """On a terminal, which needs the most. Commands of other tests start with everything imported."""
+    post = store.posts.create(body="a")
+    calls = [
+        ["posts", "list"],
+        ["comments", "create", str(post.id), "b"],
+        ["watch", "--from", "earliest", "--exit-after", "1"],
+        ["export", "all.jsonl"],
+        ["import", "all.jsonl"],
+    ]
+    for arguments in calls:
+        ours, theirs = os.openpty()
+        command = [INSTALLED_COMMAND, "--target", storeapi.target, *arguments]
+        done = subprocess.run(
+            command, cwd=storeapi.folder, stdout=theirs, stderr=theirs, timeout=scaled_timeout(), check=False
+        )
+        os.close(theirs)
+        assert done.returncode == 0, os.read(ours, 65536)
+        os.close(ours)
+
+    assert {it[0] for it in calls} == set(program.commands)
 
 
 CLOSED = ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"]
