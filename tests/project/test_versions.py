@@ -64,7 +64,7 @@ def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> 
     """The Python of a new environment with the client's wheel, and what it needs from the pinned versions."""
     needed = folder / "needed.txt"
     pins = pinned(requirements)
-    # What these libraries need themselves; pip refuses what is missing here, and what the wheel forbids.
+    # What these libraries need themselves; uv refuses what is missing here, and what the wheel forbids.
     names = [*LIBRARIES, *({"typing-extensions"} & set(pins))]
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     needed.write_text(
@@ -78,11 +78,11 @@ def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> 
         )
         assert done.returncode == 0, done.stdout + done.stderr
 
-    # Without a pip of its own, which takes longer than all the rest.
+    # Without pip, which takes longer than all the rest.
     run(python, "-m", "venv", "--without-pip", folder / "venv")
     installed = folder / "venv/bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", str(installed), "--disable-pip-version-check"]
-    run(*pip, "install", "--no-compile", "--require-hashes", "--only-binary", ":all:", "-r", needed)
+    uv = [sys.executable, ROOT / "tools/uv_pip.py", "install", "--python", installed]
+    run(*uv, "--require-hashes", "--only-binary", ":all:", "-r", needed)
     return installed
 
 
