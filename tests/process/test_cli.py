@@ -165,6 +165,18 @@ def test_module_and_installed_command_are_the_same(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_settings_import_no_sqlalchemy(tmp_path: Path) -> None:
+    """Commands that need no database, such as health checks, start quickly."""
+    code = "import sys; from store_service import cli, config; config.load(); print(*sys.modules)"
+    for url in ("sqlite:///store.db", "postgresql://user@host/store"):
+        exit_code, loaded, _ = run_as_new_process(
+            sys.executable, "-c", code, folder=tmp_path, DATABASE_URL=url
+        )
+        assert exit_code == 0
+        assert "store_service.config" in loaded.split()
+        assert "sqlalchemy" not in loaded.split()
+
+
 def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
     """Commands of other tests start with everything imported."""
     metrics = f"127.0.0.1:{free_port()}"
