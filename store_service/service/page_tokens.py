@@ -16,6 +16,9 @@ from store_service.errors import PageTokenInvalid, PageTokenMismatch
 from store_service.model import EMPTY_FILTER, Query
 from store_service.service.scans import AFTER_DIGITS, Cursor
 
+_TYPES = {"id": int, "create_time": tuple, "thread": str}
+"""The type of the position, by the order without its direction."""
+
 _HEAD = struct.Struct(">B8s")
 _ID = struct.Struct(">q")
 _CHECKSUM_BYTES = 7
@@ -54,6 +57,8 @@ def read(token: str, query: Query) -> Cursor:
         raise PageTokenMismatch.at(
             "page_token", "belongs to a different query; only page_size may change between pages"
         )
+    if type(cursor) is not _TYPES[query.order.removesuffix(" desc")]:
+        raise _invalid()
     return cursor
 
 
@@ -67,7 +72,8 @@ def _cursor(version: int, packed: bytes) -> Cursor:
         raise _invalid() from None
     if isinstance(cursor, str) and _KEY_CHARACTERS.issuperset(cursor):
         return cursor
-    if isinstance(cursor, list) and len(cursor) == 2 and all(type(it) is int for it in cursor):
+    is_pair = isinstance(cursor, list) and len(cursor) == 2
+    if is_pair and all(type(it) is int and -(2**63) <= it < 2**63 for it in cursor):
         return cursor[0], cursor[1]
     raise _invalid()
 

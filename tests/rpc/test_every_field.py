@@ -142,7 +142,7 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
     def needed(request: dict[str, Any], field: str, set: str) -> Proof:
         return Proof(request, set=set, unset=f"FIELD_INVALID {field}")
 
-    token = page_tokens.make(Query(resource=plural), last_id=1)  # type: ignore[arg-type]  # posts or comments
+    token = page_tokens.make(Query(resource=plural), 1)  # type: ignore[arg-type]  # posts or comments
     all_of_them = {"post": "posts 1 2 3; no change", "comment": "comments 1 2; no change"}[name]
     proofs = {
         "Create.resource": needed(creates(), name, created),
