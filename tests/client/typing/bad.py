@@ -4,7 +4,16 @@
 
 import grpc.aio
 import storeapi
-from storeapi import AsyncStoreClient, Change, CommentDraft, Post, StoreClient
+from storeapi import (
+    AsyncStoreClient,
+    Change,
+    CommentDraft,
+    CommentFilter,
+    CommentUpdate,
+    Post,
+    PostFilter,
+    StoreClient,
+)
 from storeapi.testing import ScriptedServer
 from storeapi.v1 import comments_pb2, posts_pb2
 
@@ -15,6 +24,7 @@ def values(post: Post, change: Change) -> None:
     post.body = "changed"  # expect: misc
     print(post.create_time.year)  # expect: union-attr
     print(post.post_id)  # expect: attr-defined
+    post.labels["a"] = "b"  # expect: index
     print(change.resource.body)  # expect: union-attr
     print(change.action == "deleted")  # expect: comparison-overlap
     CommentDraft(1, "a")  # expect: call-arg
@@ -27,7 +37,15 @@ def arguments(client: StoreClient) -> None:
     client.posts.create(body="a", etag="b")  # expect: call-arg
     client.posts.get("1")  # expect: arg-type
     client.posts.get(1, timeout="5")  # expect: arg-type
-    client.posts.update(1)  # expect: call-arg
+    client.posts.update()  # expect: call-arg
+    client.posts.update(1, labels=["a"])  # expect: arg-type
+    client.posts.update(1, set_labels={"a": 1})  # expect: dict-item
+    client.posts.update_many([CommentUpdate(id=1)])  # expect: list-item
+    client.posts.create("a", reply_to_id=1)  # expect: call-arg
+    client.posts.list(filter=CommentFilter())  # expect: arg-type
+    client.comments.count([1], PostFilter())  # expect: arg-type
+    client.comments.thread()  # expect: call-arg
+    PostFilter(reply_to_id=1)  # expect: call-arg
     client.posts.list(post_id=1)  # expect: call-arg
     client.posts.list(limit="5")  # expect: arg-type
     client.posts.modify(1, lambda post: post.id)  # expect: return-value
@@ -40,6 +58,7 @@ def watching(client: StoreClient) -> None:
     client.changes.watch(kinds=["posts"])  # expect: list-item
     client.changes.watch(start="beginning")  # expect: arg-type
     client.changes.watch(resume_token=b"token")  # expect: arg-type
+    client.changes.watch(post_filter=CommentFilter())  # expect: arg-type
     for batch in client.changes.watch().batches():
         print(batch.kind)  # expect: attr-defined
 

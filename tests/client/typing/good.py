@@ -20,14 +20,21 @@ from storeapi import (
     ChangeBatch,
     Comment,
     CommentDraft,
+    CommentFilter,
+    CommentNode,
+    CommentUpdate,
+    Found,
     Kind,
     Page,
     Pager,
     Post,
     PostDraft,
+    PostFilter,
+    PostUpdate,
     Start,
     StoreClient,
     Timeout,
+    comment_tree,
 )
 from storeapi.testing import Call, ScriptedServer, running_server
 from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
@@ -47,7 +54,17 @@ def posts(client: StoreClient) -> None:
     assert_type(client.posts.modify(1, lambda post: replace(post, body="b")), Post)
     assert_type(client.posts.create_many([PostDraft(body="one"), "two"]), tuple[Post, ...])
     assert_type(client.posts.delete(1, force=True, allow_missing=True), Post)
-    assert_type(client.posts.get_many({1, 2}, allow_missing=True), tuple[Post, ...])
+    assert_type(client.posts.create("a", labels={"b": "c"}, external_id="d", return_existing=True), Post)
+    assert_type(client.posts.get(external_id="d"), Post)
+    assert_type(client.posts.update(1, set_labels={"b": "e"}, remove_labels=["f"]), Post)
+    assert_type(client.posts.update_many([PostUpdate(id=1, labels={})]), tuple[Post, ...])
+    assert_type(client.posts.count(PostFilter(author="ann")), int)
+    found = client.posts.get_many({1, 2}, external_ids=["d"], allow_missing=True)
+    assert_type(found, Found[Post])
+    assert_type(found[0], Post)
+    assert_type(found.missing_ids, tuple[int, ...])
+    several: tuple[Post, ...] = found
+    print(several)
     assert_type(client.posts.create_many(line.strip() for line in ("one", "two")), tuple[Post, ...])
     assert_type(client.posts.delete_many(range(1, 3)), tuple[Post, ...])
 
@@ -62,6 +79,14 @@ def comments(client: StoreClient) -> None:
     assert_type(client.comments.create_many(drafts), tuple[Comment, ...])
     assert_type(client.comments.modify(1, lambda comment: comment.body.upper()), Comment)
     assert_type(client.comments.count([1, 2]), dict[int, int])
+    assert_type(client.comments.count_all(CommentFilter(reply_to_id=0)), int)
+    assert_type(client.comments.count_replies([1], CommentFilter()), dict[int, int])
+    assert_type(client.comments.update_many([CommentUpdate(id=1, body="b")]), tuple[Comment, ...])
+    thread = client.comments.thread(1, newest_first=True)
+    assert_type(thread, Pager[Comment])
+    for node in comment_tree(thread):
+        assert_type(node.comment, Comment)
+        assert_type(node.replies, list[CommentNode])
 
 
 def lists(client: StoreClient) -> Iterator[str]:
@@ -81,6 +106,8 @@ def lists(client: StoreClient) -> Iterator[str]:
 def values(post: Post, comment: Comment) -> None:
     assert_type(post.create_time, datetime | None)
     assert_type(comment.post_id, int)
+    assert_type(post.labels, Mapping[str, str])
+    print(comment.reply_to_id + comment.depth, post.labels.get("status", ""))
     assert_type(storeapi.__version__, str)
     by_post: Mapping[int, list[Comment]] = {post.id: [comment]}
     assert len({post}) == len(by_post)

@@ -6,7 +6,7 @@ the others are output-only.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from datetime import datetime, timezone
 from functools import cached_property
@@ -213,11 +213,11 @@ class ResourceType(Generic[AnyResource]):
         """The resources in the response of a list or batch."""
         return tuple(map(self.from_message, getattr(response, f"{self.name}s")))
 
-    def found(self, response: Any) -> Found[AnyResource]:
-        """The resources in the response of a batch get, and what is missing."""
-        found = Found(self.from_response(response))
-        found.missing_ids = tuple(response.missing_ids)
-        found.missing_external_ids = tuple(response.missing_external_ids)
+    def found(self, responses: Sequence[Any]) -> Found[AnyResource]:
+        """The resources in the responses of batch gets, and what is missing."""
+        found = Found(item for it in responses for item in self.from_response(it))
+        found.missing_ids = tuple(id for it in responses for id in it.missing_ids)
+        found.missing_external_ids = tuple(id for it in responses for id in it.missing_external_ids)
         return found
 
     def page(self, response: Any) -> Page[AnyResource]:

@@ -1,9 +1,8 @@
 """The values of arguments and results."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
@@ -166,7 +165,8 @@ class ResourceFilter:
     create_time_from: datetime | None = None
     """Only resources that were created at this time or later; must have a time zone."""
     create_time_before: datetime | None = None
-    """Only resources that were created before this time; must have a time zone."""
+    """Only resources that were created before this time; must have a time zone and be later than
+    `create_time_from`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,14 +189,6 @@ class Found(tuple[Item, ...]):
     """With `allow_missing`, the ids that do not exist, in the order of the call."""
     missing_external_ids: tuple[str, ...] = ()
     """With `allow_missing`, the external ids that do not exist, in the order of the call."""
-
-    @classmethod
-    def joined(cls, parts: "Sequence[Found[Item]]") -> "Found[Item]":
-        """The results of several calls as one."""
-        found = cls(chain.from_iterable(parts))
-        found.missing_ids = tuple(chain.from_iterable(it.missing_ids for it in parts))
-        found.missing_external_ids = tuple(chain.from_iterable(it.missing_external_ids for it in parts))
-        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -55,17 +55,17 @@ class AsyncBatches(Generic[AnyResource, Draft, Update]):
             NotFound: Some resources do not exist, unless `allow_missing`; `missing_ids` has their ids.
             FieldInvalid: An id is not positive, or an external id is not allowed.
         """
-        found: list[Found[AnyResource]] = []
+        responses: list[Any] = []
 
         async def get(some: list[int]) -> None:
-            found.extend(await self._get_some("ids", some, allow_missing, timeout))
+            responses.extend(await self._get_some("ids", some, allow_missing, timeout))
 
         async def get_external(some: list[str]) -> None:
-            found.extend(await self._get_some("external_ids", some, allow_missing, timeout))
+            responses.extend(await self._get_some("external_ids", some, allow_missing, timeout))
 
         await self._calls.send_batches(split_ids(ids), get)
         await self._calls.send_batches(split_texts(external_ids, "external_ids"), get_external)
-        return Found.joined(found)
+        return self._type.found(responses)
 
     async def create_many(
         self,
@@ -193,11 +193,11 @@ class AsyncBatches(Generic[AnyResource, Draft, Update]):
 
     async def _get_some(
         self, field: str, keys: Sequence[int | str], allow_missing: bool, timeout: Timeout
-    ) -> list[Found[AnyResource]]:
-        """The resources of one call; two halves where the response is too large for one message."""
+    ) -> list[Any]:
+        """The response of one call; those of two halves where it is too large for one message."""
         request = self._type.request("BatchGet", **{field: keys}, allow_missing=allow_missing)
         try:
-            return [self._type.found(await self._send(request, timeout))]
+            return [await self._send(request, timeout)]
         except ResponseTooLarge:
             if len(keys) == 1:
                 raise

@@ -54,17 +54,17 @@ class Batches(Generic[AnyResource, Draft, Update]):
             NotFound: Some resources do not exist, unless `allow_missing`; `missing_ids` has their ids.
             FieldInvalid: An id is not positive, or an external id is not allowed.
         """
-        found: list[Found[AnyResource]] = []
+        responses: list[Any] = []
 
         def get(some: list[int]) -> None:
-            found.extend(self._get_some("ids", some, allow_missing, timeout))
+            responses.extend(self._get_some("ids", some, allow_missing, timeout))
 
         def get_external(some: list[str]) -> None:
-            found.extend(self._get_some("external_ids", some, allow_missing, timeout))
+            responses.extend(self._get_some("external_ids", some, allow_missing, timeout))
 
         self._calls.send_batches(split_ids(ids), get)
         self._calls.send_batches(split_texts(external_ids, "external_ids"), get_external)
-        return Found.joined(found)
+        return self._type.found(responses)
 
     def create_many(
         self,
@@ -192,11 +192,11 @@ class Batches(Generic[AnyResource, Draft, Update]):
 
     def _get_some(
         self, field: str, keys: Sequence[int | str], allow_missing: bool, timeout: Timeout
-    ) -> list[Found[AnyResource]]:
-        """The resources of one call; two halves where the response is too large for one message."""
+    ) -> list[Any]:
+        """The response of one call; those of two halves where it is too large for one message."""
         request = self._type.request("BatchGet", **{field: keys}, allow_missing=allow_missing)
         try:
-            return [self._type.found(self._send(request, timeout))]
+            return [self._send(request, timeout)]
         except ResponseTooLarge:
             if len(keys) == 1:
                 raise
