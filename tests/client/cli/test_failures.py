@@ -121,6 +121,17 @@ def test_missing_credentials_message_names_the_options(storeapi: StoreapiCommand
         ),
         ("set tls=True, or tls=False where", "add --tls, or --no-tls where"),
         ("order_by: must be", "--order-by: must be"),
+        ("post.labels: the key 'A' must have", "--label: the key 'A' must have"),
+        ("comment.reply_to_id: must be", "--reply-to: must be"),
+        (
+            "comment_filter.create_time_before: must be after create_time_from",
+            "--created-before: must be after --created-from",
+        ),
+        ("filter.author: must be", "--author: must be"),
+        (
+            "post 1 has this external_id; set return_existing to get it instead",
+            "post 1 has this --external-id; add --return-existing to get it instead",
+        ),
     ],
 )
 def test_api_field_names_become_option_names(said: str, told: str) -> None:

@@ -84,15 +84,16 @@ def test_options_of_create_set_the_fields(storeapi: StoreapiCommand) -> None:
 
 
 def test_return_existing_prints_the_existing_post(storeapi: StoreapiCommand) -> None:
-    """Without it, a used external id is an error."""
+    """Without it, a used external id is a conflict."""
     name = uuid.uuid4().hex
     (first,) = storeapi.json("posts", "create", "a", "--external-id", name)
     (second,) = storeapi.json("posts", "create", "b", "--external-id", name, "--return-existing")
     refused = storeapi("posts", "create", "b", "--external-id", name)
 
     assert second == first
-    assert refused.exit_code != 0
+    assert refused.exit_code == 4
     assert "EXTERNAL_ID_TAKEN" in refused.stderr
+    assert "has this --external-id; add --return-existing" in refused.stderr
 
 
 @pytest.mark.parametrize("kind", ["posts", "comments"])

@@ -7,10 +7,25 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+_OPTIONS: Final = {
+    "author": "--author",
+    "labels": "--label",
+    "external_id": "--external-id",
+    "reply_to_id": "--reply-to",
+    "create_time_from": "--created-from",
+    "create_time_before": "--created-before",
+}
+"""The options for fields of resources and filters."""
+
 _WORDS: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
+    (
+        rf"\b(?:post|comment|(?:post_|comment_)?filter)\.({'|'.join(_OPTIONS)})\b",
+        lambda found: _OPTIONS[found[1]],
+    ),
+    (r"\b(external_id|create_time_from)\b", lambda found: _OPTIONS[found[1]]),
     (r"\b(?:post|comment)\.(\w+)\b", lambda found: found[1].upper()),
     (r"\bids\[(\d+)\]", lambda found: f"ID argument {int(found[1]) + 1}"),
-    (r"\bset (force|tls=)", r"add \1"),
+    (r"\bset (force|return_existing|tls=)", r"add \1"),
     (r"\bforce\b", "--force"),
     (r"\btls=True\b", "--tls"),
     (r"\btls=False\b", "--no-tls"),
@@ -18,7 +33,7 @@ _WORDS: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
     (r"\bresume_token:", "--resume-token:"),
     (r"\bresume_token\b", "token"),
     (
-        r"\b(request_id|order_by|page_size|allow_missing|api_key|tls_ca|tls_cert|tls_key)\b",
+        r"\b(request_id|return_existing|order_by|page_size|allow_missing|api_key|tls_ca|tls_cert|tls_key)\b",
         lambda found: f"--{found[1].replace('_', '-')}",
     ),
 )
