@@ -1,6 +1,7 @@
 """Trees of comments."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from storeapi import Comment, CommentNode, comment_tree
@@ -45,9 +46,13 @@ def test_reply_without_its_parent_is_a_root(missing: int) -> None:
 
 def test_comment_that_is_given_twice_is_in_the_tree_once() -> None:
     """As when two reads of a thread are joined."""
-    thread = [comment(1), comment(2, 1, 1)]
+    thread = [comment(1), comment(2, 1, 1), comment(3)]
+    changed = replace(comment(1), body="changed")
 
-    assert shape(comment_tree(thread + thread)) == [(1, [(2, [])])]
+    tree = comment_tree([*thread, changed])
+
+    assert shape(tree) == [(1, [(2, [])]), (3, [])]
+    assert tree[0].comment == changed
 
 
 def test_deepest_thread_has_a_repr_and_compares() -> None:

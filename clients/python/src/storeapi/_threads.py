@@ -25,14 +25,12 @@ def comment_tree(comments: Iterable[Comment]) -> list[CommentNode]:
     Roots and replies keep the order in which the comments are given, so the order of a thread is kept. A
     reply may come before the comment that it replies to. A comment whose parent is not given, because it was
     deleted, does not match a filter or is on another page, is a root; its `depth` is still that in the whole
-    thread. A comment that is given twice is in the tree once.
+    thread. A comment that is given twice is in the tree once, at its first place and as it was given last.
 
     Args:
         comments: The comments, such as the result of `thread` or `list`, or the items of a page.
     """
-    nodes: dict[int, CommentNode] = {}
-    for comment in comments:
-        nodes.setdefault(comment.id, CommentNode(comment=comment))
+    nodes = {it.id: CommentNode(comment=it) for it in comments}
     roots: list[CommentNode] = []
     for node in nodes.values():
         reply_to_id = node.comment.reply_to_id
