@@ -19,6 +19,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from storeapi.v1 import changes_pb2 as pb
+from storeapi.v1 import comments_pb2
 
 from store_service import config as settings
 from store_service.model import Position, Query, ResourceKind, ResumePoint
@@ -38,9 +39,12 @@ BY_NAME = {method.name: method for method in METHODS}
 def fields_of(message: Descriptor, path: str) -> Iterator[str]:
     """Every field of a message and of the messages in it: Method.field.field, Method.field[].field."""
     for field in message.fields:
-        name = f"{path}.{field.name}" + ("[]" if field.is_repeated and field.message_type else "")
+        is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
+        name = f"{path}.{field.name}" + (
+            "[]" if field.is_repeated and field.message_type and not is_map else ""
+        )
         yield name
-        if field.message_type is not None and field.message_type.full_name not in WHOLE:
+        if field.message_type is not None and not is_map and field.message_type.full_name not in WHOLE:
             yield from fields_of(field.message_type, name)
 
 
@@ -59,7 +63,8 @@ class Proof:
     """What comes of the same request without the field."""
 
 
-# Every database holds the posts 1 to 3; post 1 has the comments 1 and 2. All are as they were created.
+# Every database holds the posts 1 to 3; post 1 has the comments 1 and 2. All are as they were created. Post 2
+# and comment 2 have an author, a label and an external id, and comment 2 is a reply to comment 1.
 # The feed tells of the last of each alone.
 
 STORE_ID = "the store of these tests"
@@ -89,6 +94,11 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
             " VALUES (?, ?, 1, 1000000, 1000000)",
             [(1, "first"), (2, "second")],
         )
+        for table in ("posts", "comments"):
+            connection.execute(
+                f"UPDATE {table} SET author = 'me', labels = ?, external_id = 'x' WHERE id = 2", ['{"k":"v"}']
+            )
+        connection.execute("UPDATE comments SET reply_to_id = 1, path = ? WHERE id = 2", [f"{1:016x}"])
         connection.execute("UPDATE feed SET store_id = ?", [STORE_ID])
         connection.executemany(
             "INSERT INTO changes"
@@ -122,6 +132,8 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
     created = f"{name} {new_id}; {name} {new_id} is new"
     created_in_batch = f"{plural} {new_id}; {name} {new_id} is new"
     updated = f"{name} 1; {name} 1 is new"
+    updated_in_batch = f"{plural} 1; {name} 1 is new"
+    taken = "EXTERNAL_ID_TAKEN"
     deleted = f"{name} 2; {name} 2 gone"
     a_time = {"seconds": 9}
     change = {"id": 1, "body": "new"}
@@ -151,9 +163,16 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Create.resource.create_time": refused(creates(create_time=a_time), f"{name}.create_time", created),
         "Create.resource.update_time": refused(creates(update_time=a_time), f"{name}.update_time", created),
         "Create.resource.etag": refused(creates(etag="v1"), f"{name}.etag", created),
+        "Create.resource.author": Proof(creates(author="me"), f"{created} by me", created),
+        "Create.resource.labels": Proof(creates(labels={"a": "b"}), f'{created} with {{"a":"b"}}', created),
+        "Create.resource.external_id": Proof(creates(external_id="x"), taken, created),
+        "Create.return_existing": Proof(
+            creates(external_id="x") | {"return_existing": True}, f"{name} 2; no change", taken
+        ),
         "Create.request_id": known_request(creates(), created),
         "Create.validate_only": Proof(creates() | {"validate_only": True}, "no id; no change", created),
         "Get.id": needed({"id": 2}, "id", f"{name} 2; no change"),
+        "Get.external_id": needed({"external_id": "x"}, "id", f"{name} 2; no change"),
         "List.page_size": Proof({"page_size": 1}, f"{plural} 1, more; no change", all_of_them),
         "List.page_token": Proof({"page_token": token}, all_of_them.replace(" 1", ""), all_of_them),
         "List.order_by": Proof(
@@ -164,6 +183,11 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Update.resource": needed(updates(), name, updated),
         "Update.resource.id": needed(updates(), f"{name}.id", updated),
         "Update.resource.body": needed(updates(), f"{name}.body", updated),
+        "Update.resource.author": Proof(updates(author="me"), f"{updated} by me", updated),
+        "Update.resource.labels": Proof(updates(labels={"a": "b"}), f'{updated} with {{"a":"b"}}', updated),
+        "Update.resource.external_id": Proof(
+            updates(external_id="y"), f"FIELD_IMMUTABLE {name}.external_id", updated
+        ),
         "Update.resource.create_time": Proof(
             updates(create_time=a_time), f"FIELD_IMMUTABLE {name}.create_time", updated
         ),
@@ -186,6 +210,9 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Delete.request_id": known_request({"id": 2}, deleted),
         "Delete.validate_only": Proof({"id": 2, "validate_only": True}, f"{name} 2; no change", deleted),
         "BatchGet.ids": Proof({"ids": [2, 1]}, f"{plural} 2 1; no change", "BATCH_EMPTY ids"),
+        "BatchGet.external_ids": Proof(
+            {"ids": [1], "external_ids": ["x"]}, f"{plural} 1 2; no change", f"{plural} 1; no change"
+        ),
         "BatchGet.allow_missing": Proof(
             {"ids": [1, 9], "allow_missing": True},
             f"{plural} 1, missing 9; no change",
@@ -195,6 +222,11 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "BatchCreate.request_id": known_request({"requests": [creates()]}, created_in_batch),
         "BatchCreate.validate_only": Proof(
             {"requests": [creates()], "validate_only": True}, f"{plural} 0; no change", created_in_batch
+        ),
+        "BatchUpdate.requests[]": Proof({"requests": [updates()]}, updated_in_batch, "BATCH_EMPTY requests"),
+        "BatchUpdate.request_id": known_request({"requests": [updates()]}, updated_in_batch),
+        "BatchUpdate.validate_only": Proof(
+            {"requests": [updates()], "validate_only": True}, f"{plural} 1; no change", updated_in_batch
         ),
         "BatchDelete.ids": Proof({"ids": [2]}, f"{plural} 2; {name} 2 gone", "BATCH_EMPTY ids"),
         "BatchDelete.allow_missing": Proof(
@@ -215,31 +247,67 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
     return named
 
 
-def proofs_inside_batches(
-    proofs: dict[str, Proof], name: str, *, created: str, in_batch: str
-) -> dict[str, Proof]:
-    """Inside a batch the fields of a create do what they do alone, and its options are refused."""
+def proofs_inside_batches(proofs: dict[str, Proof], name: str, method: str) -> dict[str, Proof]:
+    """Inside a batch the fields of a create or update do what they do alone, and its options are refused."""
     title = name.title()
+
+    def come_to(words: str) -> str:
+        if "; " in words:
+            return f"{name}s{words.removeprefix(name)}"
+        reason, _, field = words.partition(" ")
+        return f"{reason} requests[0].{field}" if field else reason
+
     inside = {}
     for path, proof in proofs.items():
-        method, field = path.split(".", 1)
-        if method != f"Create{title}":
+        alone, _, field = path.partition(".")
+        if alone != f"{method}{title}":
             continue
-
-        def come_to(words: str) -> str:
-            reason, _, field = words.partition(" ")
-            return in_batch if words == created else f"{reason} requests[0].{field}".rstrip()
-
-        inside[f"BatchCreate{title}s.requests[].{field}"] = Proof(
-            {"requests": [proof.request]}, come_to(proof.set), come_to(proof.unset)
-        )
-    for option in ("request_id", "validate_only"):
-        path = f"BatchCreate{title}s.requests[].{option}"
-        inside[path] = Proof(inside[path].request, f"FIELD_INVALID requests[0].{option}", in_batch)
+        batch = {"requests": [proof.request]}
+        path = f"Batch{method}{title}s.requests[].{field}"
+        if field in ("request_id", "validate_only"):
+            inside[path] = Proof(batch, f"FIELD_INVALID requests[0].{field}", come_to(proof.unset))
+        else:
+            inside[path] = Proof(batch, come_to(proof.set), come_to(proof.unset))
     return inside
 
 
+def proofs_of_filter(
+    path: str, matching: str, unset: str, *, nothing: str, kind: str, **request: Any
+) -> dict[str, Proof]:
+    """A filter that matches post 2 or comment 2, and times that match nothing."""
+    times = {"create_time_from": {"seconds": 2}, "create_time_before": {"seconds": 1}}
+    conditions: dict[str, dict[str, Any]] = {"author": {"author": "me"}, "labels": {"labels": {"k": "v"}}}
+    if kind == "comment":
+        conditions["reply_to_id"] = {"reply_to_id": 1}
+    proofs = {
+        f"{path}.{name}": Proof({**request, "filter": it}, matching, unset) for name, it in conditions.items()
+    }
+    proofs |= {
+        f"{path}.{name}": Proof({**request, "filter": {name: it}}, nothing, unset)
+        for name, it in times.items()
+    }
+    return proofs | {path: Proof({**request, "filter": {"author": "me"}}, matching, unset)}
+
+
 TOLD_OF_BOTH = "post 3 created, comment 2 created"
+
+# Neither change in the feed has an author, labels or a time. The marker has all of them.
+CONDITIONS: dict[str, Any] = {
+    "author": "me",
+    "labels": {"k": "v"},
+    "create_time_from": {"seconds": 1},
+    "create_time_before": {"seconds": 2**33},
+}
+
+
+def proofs_of_watch_filter(field: str, left: str, conditions: dict[str, Any]) -> dict[str, Proof]:
+    """A filter leaves out the change of its kind."""
+    proofs = {
+        f"Watch.{field}.{name}": Proof({"earliest": True, field: {name: value}}, left, TOLD_OF_BOTH)
+        for name, value in conditions.items()
+    }
+    return proofs | {f"Watch.{field}": proofs[f"Watch.{field}.author"]}
+
 
 PROOFS_OF_WATCH = {
     "Watch.resume_token": Proof(
@@ -279,6 +347,8 @@ PROOFS = (
     proofs_of_both("post", new=A_POST, new_id=4)
     | proofs_of_both("comment", new=A_COMMENT, new_id=3)
     | PROOFS_OF_WATCH
+    | proofs_of_watch_filter("post_filter", "comment 2 created", CONDITIONS)
+    | proofs_of_watch_filter("comment_filter", "post 3 created", CONDITIONS | {"reply_to_id": 1})
     | {
         "DeletePost.force": Proof(
             {"id": 1, "force": True},
@@ -298,18 +368,93 @@ PROOFS = (
             "FIELD_IMMUTABLE comment.post_id",
             "comment 1; comment 1 is new",
         ),
+        "CreateComment.comment.reply_to_id": Proof(
+            {"comment": A_COMMENT | {"reply_to_id": 1}}, "REPLY_POST_MISMATCH", "comment 3; comment 3 is new"
+        ),
+        "CreateComment.comment.depth": Proof(
+            {"comment": A_COMMENT | {"depth": 1}},
+            "FIELD_INVALID comment.depth",
+            "comment 3; comment 3 is new",
+        ),
+        "UpdateComment.comment.reply_to_id": Proof(
+            {"comment": {"id": 1, "body": "new", "reply_to_id": 2}},
+            "FIELD_IMMUTABLE comment.reply_to_id",
+            "comment 1; comment 1 is new",
+        ),
+        "UpdateComment.comment.depth": Proof(
+            {"comment": {"id": 1, "body": "new", "depth": 1}},
+            "FIELD_IMMUTABLE comment.depth",
+            "comment 1; comment 1 is new",
+        ),
+        "CountComments.all_posts": Proof(
+            {"all_posts": True}, "2 in total; no change", "BATCH_EMPTY post_ids"
+        ),
+        "CountReplies.comment_ids": Proof(
+            {"comment_ids": [1, 2]}, "comment 1 has 1, comment 2 has 0; no change", "BATCH_EMPTY comment_ids"
+        ),
         "ListComments.post_id": Proof({"post_id": 2}, "no id; no change", "comments 1 2; no change"),
         "CountComments.post_ids": Proof(
-            {"post_ids": [1, 2]}, "post 1 has 2, post 2 has 0; no change", "BATCH_EMPTY post_ids"
+            {"post_ids": [1, 2]}, "post 1 has 2, post 2 has 0, 2 in total; no change", "BATCH_EMPTY post_ids"
         ),
     }
+    | proofs_of_filter(
+        "ListPosts.filter",
+        "posts 2; no change",
+        "posts 1 2 3; no change",
+        nothing="no id; no change",
+        kind="post",
+    )
+    | proofs_of_filter(
+        "ListComments.filter",
+        "comments 2; no change",
+        "comments 1 2; no change",
+        nothing="no id; no change",
+        kind="comment",
+    )
+    | proofs_of_filter(
+        "CountPosts.filter",
+        "1 counted; no change",
+        "3 counted; no change",
+        nothing="no id; no change",
+        kind="post",
+    )
+    | proofs_of_filter(
+        "CountComments.filter",
+        "post 1 has 1, 1 in total; no change",
+        "post 1 has 2, 2 in total; no change",
+        nothing="post 1 has 0; no change",
+        kind="comment",
+        post_ids=[1],
+    )
+    | proofs_of_filter(
+        "CountReplies.filter",
+        "comment 1 has 1; no change",
+        "comment 1 has 1; no change",
+        nothing="comment 1 has 0; no change",
+        kind="comment",
+        comment_ids=[1],
+    )
 )
-PROOFS |= proofs_inside_batches(
-    PROOFS, "post", created="post 4; post 4 is new", in_batch="posts 4; post 4 is new"
-)
-PROOFS |= proofs_inside_batches(
-    PROOFS, "comment", created="comment 3; comment 3 is new", in_batch="comments 3; comment 3 is new"
-)
+OF_OTHERS = {"comment_ids": [1], "filter": {"author": "other"}}
+PROOFS |= {
+    "CountReplies.filter": Proof(OF_OTHERS, "comment 1 has 0; no change", "comment 1 has 1; no change"),
+    "CountReplies.filter.author": Proof(
+        OF_OTHERS, "comment 1 has 0; no change", "comment 1 has 1; no change"
+    ),
+    "CountReplies.filter.labels": Proof(
+        {"comment_ids": [1], "filter": {"labels": {"k": "w"}}},
+        "comment 1 has 0; no change",
+        "comment 1 has 1; no change",
+    ),
+    "CountReplies.filter.reply_to_id": Proof(
+        {"comment_ids": [1], "filter": {"reply_to_id": 1}},
+        "FIELD_INVALID filter.reply_to_id",
+        "comment 1 has 1; no change",
+    ),
+}
+for name in ("post", "comment"):
+    for method in ("Create", "Update"):
+        PROOFS |= proofs_inside_batches(PROOFS, name, method)
 
 
 def test_every_field_has_a_proof() -> None:
@@ -373,7 +518,8 @@ async def told(channel: grpc.aio.Channel, request: Any) -> str:
     watch: Any = stubs.changes.Watch(request)
     response = await watch.read()
     # Every filter of the proofs lets it pass.
-    mark = await stubs.create_comment(1, "mark")
+    comment = comments_pb2.Comment(post_id=1, body="mark", author="me", labels={"k": "v"}, reply_to_id=1)
+    mark = await stubs.comments.CreateComment(comments_pb2.CreateCommentRequest(comment=comment))
     words: list[str] = []
     while True:
         for change in response.changes:
@@ -397,7 +543,12 @@ def answer_in_words(answer: Message) -> str:
         elif field.name == "missing_ids":
             words.append(f"missing {' '.join(str(id) for id in value)}")
         elif field.name == "counts":
-            words.append(", ".join(f"post {id} has {count}" for id, count in sorted(value.items())))
+            counted = "comment" if answer.DESCRIPTOR.name == "CountRepliesResponse" else "post"
+            words.append(", ".join(f"{counted} {id} has {count}" for id, count in sorted(value.items())))
+        elif field.name == "total":
+            words.append(f"{value} in total")
+        elif field.name == "count":
+            words.append(f"{value} counted")
         elif field.name == "id":
             words.append(f"{answer.DESCRIPTOR.name.lower()} {value}")
     return ", ".join(words) or "no id"
@@ -410,5 +561,11 @@ def difference(before: Contents, after: Contents) -> str:
         was = {row[0]: row for row in getattr(before, f"{kind}s")}
         now = {row[0]: row for row in getattr(after, f"{kind}s")}
         words += [f"{kind} {id} gone" for id in was if id not in now]
-        words += [f"{kind} {id} is {row[1]}" for id, row in now.items() if row != was.get(id)]
+        words += [f"{kind} {id} is {described(kind, row)}" for id, row in now.items() if row != was.get(id)]
     return ", ".join(sorted(words)) or "no change"
+
+
+def described(kind: str, row: tuple[Any, ...]) -> str:
+    """The fields of a row that a caller sets, apart from its ids."""
+    author, labels = row[5:7] if kind == "post" else row[6:8]
+    return row[1] + (f" by {author}" if author else "") + (f" with {labels}" if labels else "")

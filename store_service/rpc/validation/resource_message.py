@@ -37,7 +37,7 @@ class ResourceMessage:
         self.output_only = tuple(sorted(others, key=self.is_submessage.__getitem__))
         self.unchangeable = (
             *self.immutable,
-            *(name for name in self.output_only if self.is_submessage[name]),
+            *(name for name in self.output_only if name not in ("id", "etag")),
         )
         """Fields that an update may set, but only to the stored value."""
         content = [
