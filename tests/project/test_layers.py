@@ -35,7 +35,7 @@ def test_layers_are_respected() -> None:
 @pytest.mark.parametrize(
     ("module", "statement"),
     [
-        ("model.py", "from store_service import errors"),
+        ("model/resources.py", "from store_service import errors"),
         ("errors/base.py", "import grpc"),
         ("logs.py", "from store_service import config"),
         ("database/posts.py", "from store_service.service import pages"),
