@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from store_service.database.statements import Statement
 from store_service.model import PostDraft
 from store_service.service.posts import Posts
 from tests.support.polling import wait_until
-from tests.support.ports import free_port
+from tests.support.ports import free_port, listens
 from tests.support.postgresql import clear_database
 from tests.support.proxies import binary
 from tests.support.server_process import run_command
@@ -80,12 +79,6 @@ def _pgbouncer(database_url: str, folder: Path, mode: str, round_robin: int) -> 
     finally:
         process.kill()
         process.wait()
-
-
-def listens(port: int) -> bool:
-    """Whether the port accepts connections."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("command", ["check", "serve"])

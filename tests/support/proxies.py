@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.polling import wait_until
-from tests.support.ports import free_port
+from tests.support.ports import free_port, listens
 from tests.support.timeouts import scaled_timeout
 
 TIMEOUT_SECONDS = 1
@@ -118,14 +117,9 @@ def proxy(name: str, upstream: str, folder: Path) -> Iterator[str]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
-        wait_until(lambda: process.poll() is not None or _listens(port))
+        wait_until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, log.read_text()
         yield f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(scaled_timeout())
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0
