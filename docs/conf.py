@@ -37,6 +37,7 @@ _SECTIONS = {
         "docs/tour",
         "docs/client",
         "docs/change-feed",
+        "docs/comment-section",
         "docs/api",
         "clients/README",
         "clients/python/README",
