@@ -58,6 +58,11 @@ Command = TypeVar("Command")
 Outcome = TypeVar("Outcome")
 
 
+def not_stored(resources: Iterable[R]) -> list[R]:
+    """Returns resources as the response of a create with validate_only has them."""
+    return [replace(it, id=0, create_time=None, update_time=None, version=0) for it in resources]
+
+
 def now_microseconds() -> int:
     """Returns the current time in microseconds since 1970."""
     return time.time_ns() // 1000
@@ -160,21 +165,27 @@ def select_by_id(
 
 
 def select_by_either(
-    ids: Sequence[int], by_id: Mapping[int, R], external_ids: Sequence[str], by_external_id: Mapping[str, R]
+    ids: Sequence[int],
+    by_id: Mapping[int, R],
+    external_ids: Sequence[str],
+    by_external_id: Mapping[str, R],
+    *,
+    not_found: type[NotFound] | None,
 ) -> BatchResult[R]:
     """Returns the stored resources in the order of the ids, followed by those of the external ids.
 
     Raises:
+        NotFound: Some do not exist, as the subclass `not_found`; not if that is None.
         ResponseTooLarge: Together they do not fit into a message.
     """
+    missing_ids = tuple([it for it in ids if it not in by_id])
+    missing = tuple([it for it in external_ids if it not in by_external_id])
+    if not_found is not None and (missing_ids or missing):
+        raise not_found(ids=missing_ids, external_ids=missing)
     items = [by_id[it] for it in ids if it in by_id]
     items += [by_external_id[it] for it in external_ids if it in by_external_id]
     check_response_size(items)
-    return BatchResult(
-        items=tuple(items),
-        missing_ids=tuple([it for it in ids if it not in by_id]),
-        missing_external_ids=tuple([it for it in external_ids if it not in by_external_id]),
-    )
+    return BatchResult(items=tuple(items), missing_ids=missing_ids, missing_external_ids=missing)
 
 
 class Selection(Generic[R]):

@@ -31,7 +31,7 @@ from store_service.model import (
     WriteCommand,
 )
 from store_service.service.external_ids import Release, create_with_external_ids
-from store_service.service.idempotency import IdempotentWrite, request_ids
+from store_service.service.idempotency import IdempotentWrite, is_replay, request_ids
 from store_service.service.operations import (
     Selection,
     apply_update,
@@ -40,6 +40,7 @@ from store_service.service.operations import (
     deletion_size,
     existing_size,
     find_by_id,
+    not_stored,
     now_microseconds,
     numbered,
     read_by_id,
@@ -116,7 +117,8 @@ class Resources(Generic[R, D]):
         if self._operations.type.sql.has_optional(drafts) and any(draft.external_id for draft in drafts):
             create = self._operations.create_with_external_ids
             size += existing_size(drafts)
-        return await create.execute(self._database, drafts, key, dry_run=dry_run, size=size)
+        created = await create.execute(self._database, drafts, key, dry_run=dry_run, size=size)
+        return tuple(not_stored(created)) if dry_run and is_replay() else created
 
     async def get(self, id: int) -> R:
         """Returns one resource."""
@@ -143,12 +145,8 @@ class Resources(Generic[R, D]):
         """Returns resources in the order of `ids`, followed by those of `external_ids`."""
         by_id: Mapping[int, R] = await self._database.read(self._operations.get, ids) if ids else {}
         stored: Mapping[str, R] = await self._database.read(self._operations.by_external_id, external_ids)
-        found = select_by_either(ids, by_id, external_ids, stored)
-        if not allow_missing and (found.missing_ids or found.missing_external_ids):
-            raise self._operations.type.not_found(
-                ids=found.missing_ids, external_ids=found.missing_external_ids
-            )
-        return found
+        not_found = None if allow_missing else self._operations.type.not_found
+        return select_by_either(ids, by_id, external_ids, stored, not_found=not_found)
 
     async def list_page(self, request: PageRequest) -> Page[R]:
         """Returns one page."""
@@ -229,7 +227,7 @@ class Operations(Generic[R, D]):
         keys = [write.key for write, drafts in accepted for _ in drafts]
         created = await self._insert(connection, drafts, keys) if drafts else []
         if writes[0].dry_run:
-            created = [replace(it, id=0, create_time=None, update_time=None, version=0) for it in created]
+            created = not_stored(created)
         rest = iter(created)
         return [
             outcome if isinstance(outcome, ServiceError) else tuple([next(rest) for _ in outcome])

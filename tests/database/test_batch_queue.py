@@ -122,7 +122,7 @@ async def test_different_operations_share_a_commit(store: Database, database_url
     with count_commits(database_url) as commits:
         await asyncio.gather(
             posts.create([PostDraft(body="c")]),
-            posts.update(Update(id=first.id, values={"body": "A"}, etag="", request_field="post")),
+            posts.update([Update(id=first.id, values={"body": "A"}, etag="", request_field="post")]),
             posts.delete(Deletion(ids=(second.id,))),
         )
 
@@ -213,12 +213,12 @@ LARGE_WRITES: dict[str, tuple[int, Callable[[Posts, Comments], Awaitable[Any]]]]
     ),
     "updates_posts": (
         32,
-        lambda posts, _: posts.update(Update(id=1, values={"body": LARGE}, etag="", request_field="post")),
+        lambda posts, _: posts.update([Update(id=1, values={"body": LARGE}, etag="", request_field="post")]),
     ),
     "updates_comments": (
         32,
         lambda _, comments: comments.update(
-            Update(id=1, values={"body": LARGE}, etag="", request_field="comment")
+            [Update(id=1, values={"body": LARGE}, etag="", request_field="comment")]
         ),
     ),
     "deletes_posts": (2, lambda posts, _: posts.delete(MANY)),

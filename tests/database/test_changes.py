@@ -160,7 +160,7 @@ async def test_changes_of_one_transaction_share_its_number(store: Database, data
     (post,) = await posts.create([PostDraft(body="a")])
     await asyncio.gather(
         posts.create([PostDraft(body="b")]),
-        posts.update(Update(id=post.id, values={"body": "A"}, etag="", request_field="post")),
+        posts.update([Update(id=post.id, values={"body": "A"}, etag="", request_field="post")]),
     )
     await posts.create([PostDraft(body="c")])
 

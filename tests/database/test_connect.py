@@ -61,7 +61,7 @@ async def test_long_lock_is_busy(database_url: str) -> None:
             with pytest.raises(DatabaseBusy):
                 await posts.create([PostDraft(body="refused")])
             with pytest.raises(DatabaseBusy):
-                await posts.update(Update(id=1, values={"body": "refused"}, etag="", request_field="post"))
+                await posts.update([Update(id=1, values={"body": "refused"}, etag="", request_field="post")])
         await posts.create([PostDraft(body="kept")])
 
     assert query(database_url, "SELECT body FROM posts") == [("kept",)]
@@ -88,8 +88,8 @@ async def test_forced_rollback_keeps_nothing(database_url: str) -> None:
         posts, comments = Posts(store), Comments(store)
         first, second = await posts.create([PostDraft(body="first"), PostDraft(body="second")])
         (comment,) = await comments.create([CommentDraft(body="c", post_id=first.id)])
-        changed = await posts.update(
-            Update(id=second.id, values={"body": "changed"}, etag="", request_field="post")
+        (changed,) = await posts.update(
+            [Update(id=second.id, values={"body": "changed"}, etag="", request_field="post")]
         )
         assert await posts.get(second.id) == changed
         assert await comments.get(comment.id) == comment

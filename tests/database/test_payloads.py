@@ -45,8 +45,8 @@ async def test_change_feed_tells_what_was_stored(database_url: str) -> None:
         posts, comments = Posts(store), Comments(store)
         created = await posts.create([PostDraft(body=body) for body in BODIES])
         (comment,) = await comments.create([CommentDraft(body=BODIES[1], post_id=created[0].id)])
-        updated = await posts.update(
-            Update(id=created[1].id, values={"body": BODIES[3]}, etag="", request_field="post")
+        (updated,) = await posts.update(
+            [Update(id=created[1].id, values={"body": BODIES[3]}, etag="", request_field="post")]
         )
         await posts.delete(Deletion(ids=(created[0].id,), force=True), key=REQUEST)
         batch = await Changes(store).read_after(Position(xid=0, seq=0))

@@ -221,7 +221,7 @@ WRITES: dict[str, Callable[[Database], Awaitable[object]]] = {
     "create_posts_once": lambda store: Posts(store).create([PostDraft(body="b")], key=REQUEST),
     "create_comments": lambda store: Comments(store).create([CommentDraft(body="c", post_id=1)]),
     "update_post": lambda store: Posts(store).update(
-        Update(id=1, values={"body": "b"}, etag="", request_field="post")
+        [Update(id=1, values={"body": "b"}, etag="", request_field="post")]
     ),
     "delete_posts": lambda store: Posts(store).delete(Deletion(ids=(1,))),
 }

@@ -351,7 +351,7 @@ async def test_batch_is_one_trip_to_the_connection_thread(store: Database, trips
     trips.clear()
     await asyncio.gather(
         posts.create([PostDraft(body="c")], key=IdempotencyKey(id="c", fingerprint="c")),
-        posts.update(Update(id=first.id, values={"body": "A"}, etag="", request_field="post")),
+        posts.update([Update(id=first.id, values={"body": "A"}, etag="", request_field="post")]),
         posts.delete(Deletion(ids=(second.id,))),
     )
     assert len(trips) == 1
@@ -457,7 +457,7 @@ async def test_full_disk_is_storage_full_and_stores_nothing(store: Database, dat
     await store.write(sql("PRAGMA max_page_count = 1"), None)
     for attempt in (
         posts.create([PostDraft(body="x" * 100_000)]),
-        posts.update(Update(id=post.id, values={"body": "x" * 100_000}, etag="", request_field="post")),
+        posts.update([Update(id=post.id, values={"body": "x" * 100_000}, etag="", request_field="post")]),
     ):
         with pytest.raises(StorageFull):
             await attempt

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Mapping
+from random import Random
 from typing import Any
 
 import grpc
@@ -254,3 +255,51 @@ async def test_validate_only_changes_no_labels(api: ResourceApi, database_url: s
 
     assert (dict(created.labels), dict(after.labels)) == ({"b": "2"}, {"a": "1", "b": "2"})
     assert label_rows(database_url) == before
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_table_of_labels_equals_the_labels(stubs: Stubs, database_url: str, seed: int) -> None:
+    """After any writes, single, in batches, concurrent, refused, or rolled back."""
+    random = Random(seed)
+    posts, comments = ResourceApi("Post", stubs), ResourceApi("Comment", stubs)
+
+    def labels() -> dict[str, str]:
+        return {
+            key: random.choice(["", "1", "2", 'a"\\\u2028']) for key in random.sample(["a", "b", "c.d"], 2)
+        }
+
+    async def ids_of(api: ResourceApi) -> list[int]:
+        return [it.id for it in api.resources_in(await api.page(page_size=1000))]
+
+    async def write() -> None:
+        post_ids = await ids_of(posts)
+        comments.post_id = random.choice(post_ids) if post_ids else 1
+        api = random.choice([posts, comments])
+        ids = random.sample(found, min(len(found), 3)) if (found := await ids_of(api)) else [1]
+        options = {"validate_only": random.random() < 0.2}
+        update = api.resource(id=ids[0], labels=labels())
+        paths = random.choice([["labels"], ["labels.a"], ["labels.b", "labels.c.d"], ["*"], []])
+        update.body = "b"
+        call = random.choice(
+            [
+                lambda: api.create(api.draft(labels=labels()), **options),
+                lambda: api.batch_create([api.draft(labels=labels()) for _ in range(5)], **options),
+                lambda: api.batch_create([api.draft(labels=labels()), api.draft("")], **options),
+                lambda: api.update(update, paths, **options),
+                lambda: api.batch_update(
+                    [(api.resource(id=it, labels=labels()), []) for it in ids], **options
+                ),
+                lambda: api.batch_update(
+                    [(update, paths), (api.resource(id=10**9, body="x"), [])], **options
+                ),
+                lambda: api.delete(ids[0], **options),
+                lambda: posts.delete(random.choice(post_ids or [1]), force=random.random() < 0.5, **options),
+                lambda: api.batch_delete(ids, allow_missing=True, **options),
+            ]
+        )
+        await result_or_error(call())
+
+    for _ in range(12):
+        await asyncio.gather(*(write() for _ in range(10)))
+        assert label_rows(database_url) == expected_rows(database_url)
+    assert label_rows(database_url)

@@ -35,7 +35,7 @@ BODY = 'an "awkward" \\ body,\nwith\tlines\u2028of\x7f \u00e4\U0001f600 </x> {}'
 NOT_FINGERPRINTED = {"request_id", "validate_only"}
 """Fields that are not part of the fingerprint of a request."""
 
-SET_BY_SERVER = {"id", "etag", "create_time", "update_time"}
+SET_BY_SERVER = {"id", "etag", "create_time", "update_time", "depth"}
 """Output-only fields, which a create request must not set."""
 
 
@@ -72,6 +72,15 @@ REQUESTS: dict[str, Callable[[Dataset], Any]] = {
     "BatchCreatePosts": lambda world: posts_pb2.BatchCreatePostsRequest(
         requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n} {BODY}")) for n in range(3)]
     ),
+    "BatchUpdatePosts": lambda world: posts_pb2.BatchUpdatePostsRequest(
+        requests=[
+            posts_pb2.UpdatePostRequest(
+                post=posts_pb2.Post(id=it.id, body=f"new {BODY}", etag=it.etag),
+                update_mask=FieldMask(paths=["body"]),
+            )
+            for it in reversed(world.posts)
+        ]
+    ),
     "BatchDeletePosts": lambda world: posts_pb2.BatchDeletePostsRequest(
         ids=[world.posts[1].id, world.unused_id, world.posts[0].id], force=True, allow_missing=True
     ),
@@ -93,6 +102,15 @@ REQUESTS: dict[str, Callable[[Dataset], Any]] = {
             for post in world.posts
         ]
     ),
+    "BatchUpdateComments": lambda world: comments_pb2.BatchUpdateCommentsRequest(
+        requests=[
+            comments_pb2.UpdateCommentRequest(
+                comment=comments_pb2.Comment(id=it.id, body=f"new {BODY}", etag=it.etag),
+                update_mask=FieldMask(paths=["body"]),
+            )
+            for it in reversed(world.comments)
+        ]
+    ),
     "BatchDeleteComments": lambda world: comments_pb2.BatchDeleteCommentsRequest(
         ids=[world.comments[2].id, world.unused_id, world.comments[0].id], allow_missing=True
     ),
@@ -104,11 +122,13 @@ CHANGES: dict[str, int] = {
     "UpdatePost": 1,
     "DeletePost": 1 + 2,
     "BatchCreatePosts": 3,
+    "BatchUpdatePosts": 3,
     "BatchDeletePosts": 2 + 3,
     "CreateComment": 1,
     "UpdateComment": 1,
     "DeleteComment": 1,
     "BatchCreateComments": 3,
+    "BatchUpdateComments": 3,
     "BatchDeleteComments": 2,
 }
 """How many changes each of these requests makes, including the comments deleted with their posts."""
@@ -151,20 +171,27 @@ def _with_altered_field(
 ) -> Iterator[tuple[str, Any]]:
     for name, value in _altered_values(getattr(message, field.name), field, creates, path):
         other = copy.deepcopy(message)
-        if field.is_repeated:
+        if field.name == "labels":
+            getattr(other, field.name).update(value)
+        elif field.is_repeated:
             del getattr(other, field.name)[:]
             getattr(other, field.name).extend(value)
         elif field.message_type:
             getattr(other, field.name).CopyFrom(value)
         else:
             setattr(other, field.name, value)
+        if field.name == "return_existing":
+            # It is refused without an external id.
+            (other.post if "Post" in other.DESCRIPTOR.name else other.comment).external_id = "x"
         yield name, other
 
 
 def _altered_values(
     value: Any, field: FieldDescriptor, creates: bool, path: str
 ) -> Iterator[tuple[str, Any]]:
-    if field.is_repeated:
+    if field.name == "labels":
+        yield path, {"a": "label"}
+    elif field.is_repeated:
         yield f"{path}, without the last", list(value)[:-1]
         yield f"{path}, the last first", list(value)[::-1]
         if field.message_type:
