@@ -4,9 +4,11 @@ import os
 import re
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
 import uuid
+from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -105,16 +107,32 @@ def test_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: P
         path, post_rows=[*posts, (60, 'a "quote", a comma\nand a \\ in a second line')]
     )
     assert run_command("migrate", folder=tmp_path).returncode == 0
+    labels = '{"a":"x, \\"y\\""}'
+    with closing(sqlite3.connect(path)) as file, file:
+        for table in ("posts", "comments"):
+            file.execute(
+                f"UPDATE {table} SET author = 'me', labels = ?, external_id = 'é ' WHERE id = 2", [labels]
+            )
+        file.execute("UPDATE comments SET reply_to_id = 1, path = ? WHERE id = 2", [f"{1:016x}"])
     with new_database(postgres) as target:
         assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
         done = move(tmp_path, target)
         assert done.returncode == 0, done.stderr
         with psycopg.connect(target) as connection:
-            for table, columns in (("posts", "id, body"), ("comments", "id, body, post_id")):
-                rows = f"SELECT {columns}, create_time, update_time, version FROM {table} ORDER BY id"
+            for table, columns in (
+                ("posts", "id, body"),
+                ("comments", "id, body, post_id, reply_to_id, path"),
+            ):
+                rows = (
+                    f"SELECT {columns}, create_time, update_time, version, author, labels, external_id"
+                    f" FROM {table} ORDER BY id"
+                )
                 moved = connection.execute(rows).fetchall()
                 assert moved == query(path, rows)
                 assert len(moved) > 3
+            rows = "SELECT kind, key, value, resource_id FROM labels ORDER BY kind"
+            assert connection.execute(rows).fetchall() == query(path, rows)
+            assert query(path, "SELECT count(*) FROM labels") == [(2,)]
             new = "INSERT INTO posts (body) VALUES ('new') RETURNING id"
             # Also after ids that only comments of the application before remember.
             assert connection.execute(new).fetchall() == [(91,)]
