@@ -11,6 +11,7 @@ import json
 import struct
 from dataclasses import astuple
 from hashlib import blake2b
+from typing import Any
 
 from store_service.errors import PageTokenInvalid, PageTokenMismatch
 from store_service.model import EMPTY_FILTER, Query
@@ -67,7 +68,7 @@ def _cursor(version: int, packed: bytes) -> Cursor:
         (id,) = _ID.unpack(packed)
         return int(id)
     try:
-        cursor = json.loads(packed) if version == 2 else None
+        cursor: Any = json.loads(packed) if version == 2 else None
     except ValueError:
         raise _invalid() from None
     if isinstance(cursor, str) and _KEY_CHARACTERS.issuperset(cursor):

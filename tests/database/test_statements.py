@@ -254,6 +254,10 @@ SORTS_ITS_BATCH = {
 has. A change batch is small and may be sorted after it was read by its index."""
 
 
+FILTERS_ITS_BATCH = {"posts.RELEASE_EXTERNAL_IDS"}
+"""Statements that read the rows of a batch by id, and write some of them."""
+
+
 def run(statement: Statement, **values: object) -> list[tuple[object, ...]]:
     """Returns the rows of a statement in a database without tables."""
     text, arguments = statement.on("sqlite", values)
@@ -340,6 +344,8 @@ def test_statement_uses_its_index_on_postgresql(filled_database: str, name: str)
     scans = [step for step in steps if "Seq Scan" in step]
     assert not [step for step in scans if "on feed" not in step and "on post_deletions" not in step], steps
     assert name in SORTS_ITS_BATCH or not [step for step in steps if "Sort" in step], steps
+    if name in FILTERS_ITS_BATCH:
+        return
     # The exclusion from the batch, which is a function result, needs no index.
     filtered = [before for before, step in pairwise(steps) if "Filter" in step and "SubPlan" not in step]
     assert not [step for step in filtered if "Function Scan on json_array_elements" not in step], steps
