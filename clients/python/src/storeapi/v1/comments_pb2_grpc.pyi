@@ -123,7 +123,8 @@ class CommentServiceStub:
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
     - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
-    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreateComment.
+    - FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -270,7 +271,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
     - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
-    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreateComment.
+    - FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -456,7 +458,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
         - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
-        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN), FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreateComment.
+        - FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
