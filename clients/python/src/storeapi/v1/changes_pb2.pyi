@@ -120,13 +120,14 @@ class WatchRequest(_message.Message):
 
     @_builtins.property
     def post_filter(self) -> _filters_pb2.PostFilter:
-        """Only changes of posts that match before or after the change. A consumer therefore also receives the
-        update with which a post stops matching. Unset: all posts.
+        """Of the changes of posts, only those of posts that match before or after the change: a consumer also
+        receives the update after which a post no longer matches. The initial state has the posts that match.
+        Changes of comments are not affected, also if their post does not match. Unset: all posts.
         """
 
     @_builtins.property
     def comment_filter(self) -> _filters_pb2.CommentFilter:
-        """Only changes of comments that match before or after the change. Unset: all comments."""
+        """The same for changes of comments. Changes of posts are not affected. Unset: all comments."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class ChangeServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): initial_state or earliest is set to false; kinds has an
         unknown kind, or more than 100 elements; post_ids has an id that is not positive, or more than
-        1000 elements; heartbeat_interval is not between 1 and 60 seconds.
+        1000 elements; a filter is not valid; heartbeat_interval is not between 1 and 60 seconds.
         - INVALID_ARGUMENT (RESUME_TOKEN_INVALID): resume_token is malformed.
         - INVALID_ARGUMENT (RESUME_TOKEN_FOREIGN): resume_token belongs to another database. An open
         watch also ends with this error if the database loses changes that the watch has received, for

@@ -69,21 +69,22 @@ class Comment(_message.Message):
     make the call fail with ETAG_MISMATCH if another caller has changed the comment in the meantime.
     """
     author: _builtins.str
-    """The author, in the words of the caller: for example the id of a user. At most 256 bytes of UTF-8
-    without control characters.
+    """The author, chosen by the caller: for example the id of a user. The server does not compare it with
+    the credentials of the call. At most 256 bytes of UTF-8 without control characters.
     """
     external_id: _builtins.str
-    """The key of a comment in the system of the caller, for example "article:42". At most 256 bytes of UTF-8
-    without control characters, compared byte by byte. No two comments have the same external_id. Can be
-    used instead of the id to get a comment. Immutable.
+    """The id of the comment in the system of the caller, for example "mail:17". At most 256 bytes of UTF-8
+    without control characters, compared byte by byte. No two comments have the same external_id, so it can
+    be used instead of the id to get the comment. Empty: the comment has none. Immutable.
     """
     reply_to_id: _builtins.int
-    """The id of the comment that this comment replies to, which belongs to the same post. 0: a top-level
-    comment. Immutable. The reply stays in its place in the thread if that comment is deleted.
+    """The id of the comment that this comment replies to. Both comments belong to the same post. 0: a
+    top-level comment. Immutable: if the comment that is replied to is deleted, the reply keeps this id
+    and its place in the thread.
     """
     depth: _builtins.int
     """Output only. The number of comments above this one in its thread: 0 for a top-level comment, 1 for
-    a reply to it.
+    a reply to it. Comments above it that were deleted are included in this number.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -99,9 +100,9 @@ class Comment(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of the caller, at most 64: for example the status of a comment in a moderation queue. A key has 1 to 63
-        characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter. A value has at
-        most 256 bytes of UTF-8 without control characters, and can be empty.
+        """Labels, chosen by the caller: for example the status of the comment in a moderation queue. At most 64. A
+        key has 1 to 63 characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter. A
+        value has at most 256 bytes of UTF-8 without control characters, and can be empty.
         """
 
     def __init__(
@@ -148,9 +149,9 @@ class CreateCommentRequest(_message.Message):
     response has no id, times or etag.
     """
     return_existing: _builtins.bool
-    """If a comment with the same external_id exists, returns it unchanged. Otherwise the call fails with
-    EXTERNAL_ID_TAKEN. Requires external_id. If several callers do this at once, one comment is created and
-    all of them get it.
+    """If a comment with this external_id exists, the call returns it unchanged, whatever its other fields are.
+    If return_existing is not set, the call fails with EXTERNAL_ID_TAKEN instead. Requires external_id. If
+    several callers do this at the same time, one comment is created, and all of them get it.
     """
     @_builtins.property
     def comment(self) -> Global___Comment:
@@ -217,17 +218,18 @@ class ListCommentsRequest(_message.Message):
     """The next_page_token of the previous page of the same query. page_size may differ."""
     order_by: _builtins.str
     """"id" (the default) returns the oldest comments first, "id desc" the newest. "create_time" and
-    "create_time desc" order by create_time, then by id; comments without create_time are the oldest.
-    "thread" orders the comments of one post depth first: each comment is followed by its replies, and
-    replies to the same comment by id. "thread desc" returns the newest top-level comment first, each
-    followed by its replies in the same order as "thread". Both require post_id.
+    "create_time desc" order by create_time, then by id; comments without create_time count as the
+    oldest. "thread" returns the top-level comments of one post by id, each followed directly by its
+    replies, and each reply by its own replies; replies to the same comment are in the order of their ids.
+    "thread desc" returns the newest top-level comment first, each followed by its replies in the order
+    of "thread". Both thread orders require post_id.
     """
     post_id: _builtins.int
     """Only comments of this post. 0: comments of all posts."""
     @_builtins.property
     def filter(self) -> _filters_pb2.CommentFilter:
-        """Only comments that match. Pages can be short or empty, because the server reads a limited number of
-        comments for each page. Unset: all comments.
+        """Only comments that match. The server examines at most 5,000 comments for a page, so a page can be
+        short or empty and still have a next_page_token. Unset: all comments.
         """
 
     def __init__(
@@ -309,10 +311,11 @@ class UpdateCommentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to update. The paths are "body", "author", "labels", and "labels.KEY" for one label; a
-        label that comment does not have is removed. The immutable fields "post_id", "external_id" and
-        "reply_to_id" must have the stored value. Unset: every field that is set in comment, so a caller
-        can read a comment, change it, and send it back whole. "*": every field, set or not.
+        """The fields to update, as paths: "body", "author", "labels" for all labels, "labels.KEY" for the label
+        with this key. If comment.labels does not have that key, the label is removed; other labels keep their
+        values. The paths "post_id", "reply_to_id" and "external_id" are accepted if comment has the stored
+        values of these fields. Unset: every field that is set in comment, so a caller can read a comment,
+        change it, and send it back whole. "*": every field, set or not.
         """
 
     def __init__(
@@ -383,16 +386,16 @@ class BatchGetCommentsRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Returns unknown ids in missing_ids and missing_external_ids. Otherwise the call fails if one is
-    unknown.
+    """Returns unknown ids in missing_ids, and unknown external_ids in missing_external_ids. Otherwise the
+    call fails if one of them is unknown.
     """
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids of the comments. The request has 1 to 1000 ids and external_ids together."""
+        """The ids of the comments. ids and external_ids together have 1 to 1000 elements."""
 
     @_builtins.property
     def external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The external_ids of further comments."""
+        """The external_ids of comments, in addition to those of ids."""
 
     def __init__(
         self,
@@ -420,7 +423,7 @@ class BatchGetCommentsResponse(_message.Message):
     MISSING_EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
-        """The comments in the order of the request: those of ids, then those of external_ids."""
+        """The comments of ids in their order, followed by those of external_ids in their order."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -530,8 +533,8 @@ class BatchUpdateCommentsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateCommentRequest]:
-        """Required. The updates, 1 to 1000, each of another comment, each with its own mask and etag. request_id
-        and validate_only must be unset in each of them; the fields below apply to the whole batch.
+        """Required. The updates, 1 to 1000, each of a different comment. Each has its own update_mask and etag.
+        request_id and validate_only must be unset in each of them; the fields below apply to the whole batch.
         """
 
     def __init__(
@@ -656,8 +659,8 @@ class CountCommentsRequest(_message.Message):
     """Counts the comments of all posts together. post_ids must be empty."""
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Required unless all_posts is set. The ids of the posts, 1 to 1000. An id that occurs twice is
-        counted once.
+        """The ids of the posts, 1 to 1000. Required unless all_posts is set. An id that occurs twice is counted
+        once.
         """
 
     @_builtins.property
@@ -708,10 +711,10 @@ class CountCommentsResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     total: _builtins.int
-    """The number of comments of all these posts together."""
+    """The number of comments of all requested posts together, or of all posts if all_posts is set."""
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
-        """The number of comments of each requested post, by post id."""
+        """The number of comments of each requested post, by post id. Empty if all_posts is set."""
 
     def __init__(
         self,
@@ -741,7 +744,7 @@ class CountRepliesRequest(_message.Message):
 
     @_builtins.property
     def filter(self) -> _filters_pb2.CommentFilter:
-        """Only replies that match; reply_to_id must be unset. Unset: all replies."""
+        """Only replies that match. filter.reply_to_id must be unset. Unset: all replies."""
 
     def __init__(
         self,
@@ -786,7 +789,7 @@ class CountRepliesResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
-        """The number of direct replies of each requested comment, by comment id."""
+        """The number of direct replies to each requested comment, by comment id."""
 
     def __init__(
         self,

@@ -42,35 +42,37 @@ class CommentServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
-      character; post_id is missing or not positive; an output-only field (id, create_time,
-      update_time, etag) is set; request_id is not a UUID.
+      character; post_id is missing or not positive; reply_to_id is negative; author, labels or
+      external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
+      return_existing is set without external_id; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
-      not set. Metadata id is its id.
+      not set. Metadata id is the id of that comment.
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
-    - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
-    - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
-      default). Metadata max_depth.
+    - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
+      another post. Metadata post_id is the id of that post.
+    - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
+      server setting (64 by default). Metadata max_depth is the maximum.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]
     """Returns one comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
-      none.
+    - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
+      positive; external_id is not valid.
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
     """
     ListComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]
     """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
     unless order_by says otherwise. A comment that exists while the caller reads all pages is
-    returned exactly once, regardless of comments that are created or deleted in the meantime. While
-    the server removes comments of deleted posts, a page can be short or empty and still have a
-    next_page_token. Only a page without a next_page_token is the last page.
+    returned exactly once, regardless of comments that are created or deleted in the meantime. With a
+    filter, and while the server removes comments of deleted posts, a page can be short or empty and
+    still have a next_page_token. Only a page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
-      thread order without post_id; the filter is not valid.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
+      a thread order and post_id is 0; the filter is not valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -79,13 +81,15 @@ class CommentServiceStub:
     """Updates the fields that update_mask names and returns the whole comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not valid;
-      the request names no field to update; update_mask has more than 100 paths; request_id is not a
-      UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored value and is named
-      by update_mask, or is set while update_mask is unset or "*"; comment.create_time or
-      comment.update_time is set and differs from the stored value while update_mask is unset or "*".
+    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; a new value is not valid; the
+      comment would have more than 64 labels; update_mask is unset, and comment has no field to update;
+      update_mask has more than 100 paths; request_id is not a UUID.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
+      whose key is not valid.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
+      differs from the stored value and is named by update_mask, or is set while update_mask is unset or
+      "*"; comment.create_time or comment.update_time is set and differs from the stored value while
+      update_mask is unset or "*".
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -105,16 +109,17 @@ class CommentServiceStub:
     returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
-      than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): ids and external_ids together have no elements,
+      or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
-      Metadata missing_ids lists their ids.
+      Metadata missing_ids lists their ids, and missing_external_ids their external_ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     """
     BatchCreateComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchCreateCommentsRequest, _comments_pb2.BatchCreateCommentsResponse]
     """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
-    The response has the comments in the order of the requests.
+    The response has the comments in the order of the requests. A comment of the batch cannot reply to
+    another comment of the batch, because that comment has no id yet.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
@@ -122,6 +127,8 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments that are replied to do not exist. Metadata missing_ids
+      lists their ids.
     - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreateComment.
     - FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
@@ -129,16 +136,16 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchUpdateComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchUpdateCommentsRequest, _comments_pb2.BatchUpdateCommentsResponse]
-    """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
-    order of the requests.
+    """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in
+    the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
-      1000 elements, or has two updates of the same comment.
-    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
-      such as requests[3].comment.body; request_id or validate_only is set inside requests.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more
+      than 1000 elements, or has two updates of the same comment.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with
+      paths such as requests[3].comment.body; request_id or validate_only is set inside requests.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
-    - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
+    - ABORTED (ETAG_MISMATCH): as for UpdateComment.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -155,25 +162,28 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     CountComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]
-    """Counts the comments of up to 1000 posts. The count of a post without comments, or of a post that
-    does not exist, is 0. Large numbers of comments are counted in steps, so a count is not a
-    snapshot: a comment that exists throughout the call is counted exactly once; a comment that is
-    created or deleted during the call may or may not be counted.
+    """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
+    match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+    Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
+    and matches throughout the call is counted exactly once; a comment that is created, updated or
+    deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
+      and all_posts is not set.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
       the filter is not valid.
     """
     CountReplies: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountRepliesRequest, _comments_pb2.CountRepliesResponse]
-    """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
-    comment that does not exist, is the number of its replies that exist. Like CountComments, a count
-    is not a snapshot.
+    """Counts the direct replies to up to 1000 comments; replies to these replies are not counted. Replies
+    to a comment that was deleted are counted too. The count of an id that no comment has ever had is 0.
+    As for CountComments, a count is not a snapshot.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
       1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
+    - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
+      reply_to_id.
     """
 
 @_typing.type_check_only
@@ -190,35 +200,37 @@ class CommentServiceAsyncStub(CommentServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
-      character; post_id is missing or not positive; an output-only field (id, create_time,
-      update_time, etag) is set; request_id is not a UUID.
+      character; post_id is missing or not positive; reply_to_id is negative; author, labels or
+      external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
+      return_existing is set without external_id; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
-      not set. Metadata id is its id.
+      not set. Metadata id is the id of that comment.
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
-    - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
-    - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
-      default). Metadata max_depth.
+    - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
+      another post. Metadata post_id is the id of that post.
+    - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
+      server setting (64 by default). Metadata max_depth is the maximum.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.GetCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Returns one comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
-      none.
+    - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
+      positive; external_id is not valid.
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
     """
     ListComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]  # type: ignore[assignment]
     """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
     unless order_by says otherwise. A comment that exists while the caller reads all pages is
-    returned exactly once, regardless of comments that are created or deleted in the meantime. While
-    the server removes comments of deleted posts, a page can be short or empty and still have a
-    next_page_token. Only a page without a next_page_token is the last page.
+    returned exactly once, regardless of comments that are created or deleted in the meantime. With a
+    filter, and while the server removes comments of deleted posts, a page can be short or empty and
+    still have a next_page_token. Only a page without a next_page_token is the last page.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
-      thread order without post_id; the filter is not valid.
+    - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
+      a thread order and post_id is 0; the filter is not valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -227,13 +239,15 @@ class CommentServiceAsyncStub(CommentServiceStub):
     """Updates the fields that update_mask names and returns the whole comment.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not valid;
-      the request names no field to update; update_mask has more than 100 paths; request_id is not a
-      UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored value and is named
-      by update_mask, or is set while update_mask is unset or "*"; comment.create_time or
-      comment.update_time is set and differs from the stored value while update_mask is unset or "*".
+    - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; a new value is not valid; the
+      comment would have more than 64 labels; update_mask is unset, and comment has no field to update;
+      update_mask has more than 100 paths; request_id is not a UUID.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
+      whose key is not valid.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
+      differs from the stored value and is named by update_mask, or is set while update_mask is unset or
+      "*"; comment.create_time or comment.update_time is set and differs from the stored value while
+      update_mask is unset or "*".
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -253,16 +267,17 @@ class CommentServiceAsyncStub(CommentServiceStub):
     returned twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
-      than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): ids and external_ids together have no elements,
+      or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
-      Metadata missing_ids lists their ids.
+      Metadata missing_ids lists their ids, and missing_external_ids their external_ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     """
     BatchCreateComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchCreateCommentsRequest, _comments_pb2.BatchCreateCommentsResponse]  # type: ignore[assignment]
     """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
-    The response has the comments in the order of the requests.
+    The response has the comments in the order of the requests. A comment of the batch cannot reply to
+    another comment of the batch, because that comment has no id yet.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
@@ -270,6 +285,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
       requests[3].comment.post_id; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+    - NOT_FOUND (COMMENT_NOT_FOUND): some comments that are replied to do not exist. Metadata missing_ids
+      lists their ids.
     - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreateComment.
     - FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
@@ -277,16 +294,16 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchUpdateComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchUpdateCommentsRequest, _comments_pb2.BatchUpdateCommentsResponse]  # type: ignore[assignment]
-    """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
-    order of the requests.
+    """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in
+    the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
-      1000 elements, or has two updates of the same comment.
-    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
-      such as requests[3].comment.body; request_id or validate_only is set inside requests.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more
+      than 1000 elements, or has two updates of the same comment.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with
+      paths such as requests[3].comment.body; request_id or validate_only is set inside requests.
     - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
-    - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
+    - ABORTED (ETAG_MISMATCH): as for UpdateComment.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -303,25 +320,28 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     CountComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]  # type: ignore[assignment]
-    """Counts the comments of up to 1000 posts. The count of a post without comments, or of a post that
-    does not exist, is 0. Large numbers of comments are counted in steps, so a count is not a
-    snapshot: a comment that exists throughout the call is counted exactly once; a comment that is
-    created or deleted during the call may or may not be counted.
+    """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
+    match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+    Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
+    and matches throughout the call is counted exactly once; a comment that is created, updated or
+    deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
+      and all_posts is not set.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
       the filter is not valid.
     """
     CountReplies: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountRepliesRequest, _comments_pb2.CountRepliesResponse]  # type: ignore[assignment]
-    """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
-    comment that does not exist, is the number of its replies that exist. Like CountComments, a count
-    is not a snapshot.
+    """Counts the direct replies to up to 1000 comments; replies to these replies are not counted. Replies
+    to a comment that was deleted are counted too. The count of an id that no comment has ever had is 0.
+    As for CountComments, a count is not a snapshot.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
       1000.
-    - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
+    - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
+      reply_to_id.
     """
 
 class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -341,15 +361,17 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
-          character; post_id is missing or not positive; an output-only field (id, create_time,
-          update_time, etag) is set; request_id is not a UUID.
+          character; post_id is missing or not positive; reply_to_id is negative; author, labels or
+          external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
+          return_existing is set without external_id; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
-          not set. Metadata id is its id.
+          not set. Metadata id is the id of that comment.
         - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
-        - FAILED_PRECONDITION (REPLY_POST_MISMATCH): that comment belongs to another post.
-        - FAILED_PRECONDITION (REPLY_TOO_DEEP): the reply would be deeper than the server allows (64 by
-          default). Metadata max_depth.
+        - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
+          another post. Metadata post_id is the id of that post.
+        - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
+          server setting (64 by default). Metadata max_depth is the maximum.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
@@ -362,8 +384,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one comment.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
-          none.
+        - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
+          positive; external_id is not valid.
         - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
         """
 
@@ -375,13 +397,13 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_comments_pb2.ListCommentsResponse, _abc.Awaitable[_comments_pb2.ListCommentsResponse]]:
         """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
         unless order_by says otherwise. A comment that exists while the caller reads all pages is
-        returned exactly once, regardless of comments that are created or deleted in the meantime. While
-        the server removes comments of deleted posts, a page can be short or empty and still have a
-        next_page_token. Only a page without a next_page_token is the last page.
+        returned exactly once, regardless of comments that are created or deleted in the meantime. With a
+        filter, and while the server removes comments of deleted posts, a page can be short or empty and
+        still have a next_page_token. Only a page without a next_page_token is the last page.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or is a
-          thread order without post_id; the filter is not valid.
+        - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
+          a thread order and post_id is 0; the filter is not valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
@@ -396,13 +418,15 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Updates the fields that update_mask names and returns the whole comment.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; the new body is not valid;
-          the request names no field to update; update_mask has more than 100 paths; request_id is not a
-          UUID.
-        - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
-        - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id differs from the stored value and is named
-          by update_mask, or is set while update_mask is unset or "*"; comment.create_time or
-          comment.update_time is set and differs from the stored value while update_mask is unset or "*".
+        - INVALID_ARGUMENT (FIELD_INVALID): comment or comment.id is unset; a new value is not valid; the
+          comment would have more than 64 labels; update_mask is unset, and comment has no field to update;
+          update_mask has more than 100 paths; request_id is not a UUID.
+        - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
+          whose key is not valid.
+        - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
+          differs from the stored value and is named by update_mask, or is set while update_mask is unset or
+          "*"; comment.create_time or comment.update_time is set and differs from the stored value while
+          update_mask is unset or "*".
         - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
         - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
           metadata current_etag.
@@ -434,11 +458,11 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         returned twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
-          than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): ids and external_ids together have no elements,
+          or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist, and allow_missing is not set.
-          Metadata missing_ids lists their ids.
+          Metadata missing_ids lists their ids, and missing_external_ids their external_ids.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
         """
 
@@ -449,7 +473,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchCreateCommentsResponse, _abc.Awaitable[_comments_pb2.BatchCreateCommentsResponse]]:
         """Creates up to 1000 comments in one transaction, on one post or on several, all of them or none.
-        The response has the comments in the order of the requests.
+        The response has the comments in the order of the requests. A comment of the batch cannot reply to
+        another comment of the batch, because that comment has no id yet.
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): requests is empty, or has more than 1000
@@ -457,6 +482,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (FIELD_INVALID): as for CreateComment, with paths such as
           requests[3].comment.post_id; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
+        - NOT_FOUND (COMMENT_NOT_FOUND): some comments that are replied to do not exist. Metadata missing_ids
+          lists their ids.
         - INVALID_ARGUMENT (BATCH_DUPLICATE): two comments of the batch have the same external_id.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): as for CreateComment.
         - FAILED_PRECONDITION (REPLY_POST_MISMATCH, REPLY_TOO_DEEP): as for CreateComment.
@@ -470,16 +497,16 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchUpdateCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchUpdateCommentsResponse, _abc.Awaitable[_comments_pb2.BatchUpdateCommentsResponse]]:
-        """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in the
-        order of the requests.
+        """Updates up to 1000 comments in one transaction, all of them or none. The response has the comments in
+        the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
-          1000 elements, or has two updates of the same comment.
-        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with paths
-          such as requests[3].comment.body; request_id or validate_only is set inside requests.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more
+          than 1000 elements, or has two updates of the same comment.
+        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdateComment, with
+          paths such as requests[3].comment.body; request_id or validate_only is set inside requests.
         - NOT_FOUND (COMMENT_NOT_FOUND): some comments do not exist. Metadata missing_ids lists their ids.
-        - ABORTED (ETAG_MISMATCH): a comment has changed since the caller read it.
+        - ABORTED (ETAG_MISMATCH): as for UpdateComment.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the comments do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
@@ -508,13 +535,15 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.CountCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.CountCommentsResponse, _abc.Awaitable[_comments_pb2.CountCommentsResponse]]:
-        """Counts the comments of up to 1000 posts. The count of a post without comments, or of a post that
-        does not exist, is 0. Large numbers of comments are counted in steps, so a count is not a
-        snapshot: a comment that exists throughout the call is counted exactly once; a comment that is
-        created or deleted during the call may or may not be counted.
+        """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
+        match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+        Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
+        and matches throughout the call is counted exactly once; a comment that is created, updated or
+        deleted during the call may or may not be counted.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no post_ids, or more than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
+          and all_posts is not set.
         - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
           the filter is not valid.
         """
@@ -525,14 +554,15 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.CountRepliesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.CountRepliesResponse, _abc.Awaitable[_comments_pb2.CountRepliesResponse]]:
-        """Counts the direct replies of up to 1000 comments. The count of a comment without replies, or of a
-        comment that does not exist, is the number of its replies that exist. Like CountComments, a count
-        is not a snapshot.
+        """Counts the direct replies to up to 1000 comments; replies to these replies are not counted. Replies
+        to a comment that was deleted are counted too. The count of an id that no comment has ever had is 0.
+        As for CountComments, a count is not a snapshot.
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
           1000.
-        - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid.
+        - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
+          reply_to_id.
         """
 
 def add_CommentServiceServicer_to_server(servicer: CommentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -54,15 +54,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_BATCH_DUPLICATE: _ErrorReason.ValueType  # 9
     """INVALID_ARGUMENT with BadRequest: a batch delete or a batch update has the same id twice, or a batch
-    create the same external_id.
+    create has the same external_id twice.
     """
     ERROR_REASON_POST_NOT_FOUND: _ErrorReason.ValueType  # 10
-    """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
-    If the request creates comments, the description of ResourceInfo names the request field.
+    """NOT_FOUND with ResourceInfo: the post does not exist. Metadata: missing_ids, and post_id if one id
+    is missing; missing_external_ids, a JSON array of the first three. If the request creates comments,
+    the description of ResourceInfo names the request field.
     """
     ERROR_REASON_COMMENT_NOT_FOUND: _ErrorReason.ValueType  # 11
-    """NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: comment_id; for batches
-    missing_ids.
+    """NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: missing_ids, and comment_id if one
+    id is missing; missing_external_ids, a JSON array of the first three. If the comment is one that the
+    request replies to, the description of ResourceInfo names the request field.
     """
     ERROR_REASON_POST_HAS_COMMENTS: _ErrorReason.ValueType  # 12
     """FAILED_PRECONDITION with PreconditionFailure: the post has comments, and force is not set.
@@ -150,17 +152,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     on a standby that lags by a second.
     """
     ERROR_REASON_EXTERNAL_ID_TAKEN: _ErrorReason.ValueType  # 34
-    """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. Set
-    return_existing to get it instead of this error. Metadata: id, external_id. Example: two callers
-    create the post "article:42".
+    """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. To get that
+    resource instead of this error, set return_existing. Metadata: id, external_id. Example: two callers
+    create a post with the external_id "article:42".
     """
     ERROR_REASON_REPLY_TOO_DEEP: _ErrorReason.ValueType  # 35
-    """FAILED_PRECONDITION with PreconditionFailure: the reply would be deeper in its thread than the
-    server allows. Metadata: reply_to_id, max_depth.
+    """FAILED_PRECONDITION with PreconditionFailure: the depth of the reply would exceed the maximum, which
+    is a server setting. Metadata: reply_to_id, max_depth. Example: a reply to a comment of depth 64.
     """
     ERROR_REASON_REPLY_POST_MISMATCH: _ErrorReason.ValueType  # 36
     """FAILED_PRECONDITION with PreconditionFailure: the comment that is replied to belongs to another
-    post. Metadata: reply_to_id, post_id (the post of that comment).
+    post. Metadata: reply_to_id, post_id (the post of the comment that is replied to).
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -208,15 +210,17 @@ max_count.
 """
 ERROR_REASON_BATCH_DUPLICATE: ErrorReason.ValueType  # 9
 """INVALID_ARGUMENT with BadRequest: a batch delete or a batch update has the same id twice, or a batch
-create the same external_id.
+create has the same external_id twice.
 """
 ERROR_REASON_POST_NOT_FOUND: ErrorReason.ValueType  # 10
-"""NOT_FOUND with ResourceInfo: the post does not exist. Metadata: post_id; for batches missing_ids.
-If the request creates comments, the description of ResourceInfo names the request field.
+"""NOT_FOUND with ResourceInfo: the post does not exist. Metadata: missing_ids, and post_id if one id
+is missing; missing_external_ids, a JSON array of the first three. If the request creates comments,
+the description of ResourceInfo names the request field.
 """
 ERROR_REASON_COMMENT_NOT_FOUND: ErrorReason.ValueType  # 11
-"""NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: comment_id; for batches
-missing_ids.
+"""NOT_FOUND with ResourceInfo: the comment does not exist. Metadata: missing_ids, and comment_id if one
+id is missing; missing_external_ids, a JSON array of the first three. If the comment is one that the
+request replies to, the description of ResourceInfo names the request field.
 """
 ERROR_REASON_POST_HAS_COMMENTS: ErrorReason.ValueType  # 12
 """FAILED_PRECONDITION with PreconditionFailure: the post has comments, and force is not set.
@@ -304,16 +308,16 @@ resume_token yet. Watch again from the same token. Example: a token from the pri
 on a standby that lags by a second.
 """
 ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 34
-"""ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. Set
-return_existing to get it instead of this error. Metadata: id, external_id. Example: two callers
-create the post "article:42".
+"""ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. To get that
+resource instead of this error, set return_existing. Metadata: id, external_id. Example: two callers
+create a post with the external_id "article:42".
 """
 ERROR_REASON_REPLY_TOO_DEEP: ErrorReason.ValueType  # 35
-"""FAILED_PRECONDITION with PreconditionFailure: the reply would be deeper in its thread than the
-server allows. Metadata: reply_to_id, max_depth.
+"""FAILED_PRECONDITION with PreconditionFailure: the depth of the reply would exceed the maximum, which
+is a server setting. Metadata: reply_to_id, max_depth. Example: a reply to a comment of depth 64.
 """
 ERROR_REASON_REPLY_POST_MISMATCH: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION with PreconditionFailure: the comment that is replied to belongs to another
-post. Metadata: reply_to_id, post_id (the post of that comment).
+post. Metadata: reply_to_id, post_id (the post of the comment that is replied to).
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -21,8 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PostFilter(_message.Message):
-    """Selects posts. A post matches if it meets every condition that is set. A filter without conditions
-    selects all posts.
+    """Conditions for posts. A post matches if it meets every condition that is set. Every post matches a
+    filter without conditions.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -52,10 +52,10 @@ class PostFilter(_message.Message):
     CREATE_TIME_FROM_FIELD_NUMBER: _builtins.int
     CREATE_TIME_BEFORE_FIELD_NUMBER: _builtins.int
     author: _builtins.str
-    """Only posts of this author. Empty: of any author."""
+    """Only posts with exactly this author. Empty: any author, or none."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only posts that have all these labels with these values. At most 8."""
+        """Only posts that have all of these labels, with exactly these values. At most 8."""
 
     @_builtins.property
     def create_time_from(self) -> _timestamp_pb2.Timestamp:
@@ -63,7 +63,9 @@ class PostFilter(_message.Message):
 
     @_builtins.property
     def create_time_before(self) -> _timestamp_pb2.Timestamp:
-        """Only posts with create_time before this time. Posts without create_time do not match."""
+        """Only posts with create_time before this time, which must be after create_time_from. Posts without
+        create_time do not match.
+        """
 
     def __init__(
         self,
@@ -83,8 +85,8 @@ Global___PostFilter: _TypeAlias = PostFilter  # noqa: Y015
 
 @_typing.final
 class CommentFilter(_message.Message):
-    """Selects comments. A comment matches if it meets every condition that is set. A filter without
-    conditions selects all comments.
+    """Conditions for comments. A comment matches if it meets every condition that is set. Every comment
+    matches a filter without conditions.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -115,12 +117,14 @@ class CommentFilter(_message.Message):
     CREATE_TIME_BEFORE_FIELD_NUMBER: _builtins.int
     REPLY_TO_ID_FIELD_NUMBER: _builtins.int
     author: _builtins.str
-    """Only comments of this author. Empty: of any author."""
+    """Only comments with exactly this author. Empty: any author, or none."""
     reply_to_id: _builtins.int
-    """Only direct replies to this comment. 0: only top-level comments. Unset: all comments."""
+    """Only direct replies to the comment with this id, which may have been deleted. 0: only top-level
+    comments. Unset: all comments.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only comments that have all these labels with these values. At most 8."""
+        """Only comments that have all of these labels, with exactly these values. At most 8."""
 
     @_builtins.property
     def create_time_from(self) -> _timestamp_pb2.Timestamp:
@@ -128,7 +132,9 @@ class CommentFilter(_message.Message):
 
     @_builtins.property
     def create_time_before(self) -> _timestamp_pb2.Timestamp:
-        """Only comments with create_time before this time. Comments without create_time do not match."""
+        """Only comments with create_time before this time, which must be after create_time_from. Comments
+        without create_time do not match.
+        """
 
     def __init__(
         self,

@@ -64,13 +64,13 @@ class Post(_message.Message):
     make the call fail with ETAG_MISMATCH if another caller has changed the post in the meantime.
     """
     author: _builtins.str
-    """The author, in the words of the caller: for example the id of a user. At most 256 bytes of UTF-8
-    without control characters.
+    """The author, chosen by the caller: for example the id of a user. The server does not compare it with
+    the credentials of the call. At most 256 bytes of UTF-8 without control characters.
     """
     external_id: _builtins.str
-    """The key of a post in the system of the caller, for example "article:42". At most 256 bytes of UTF-8
-    without control characters, compared byte by byte. No two posts have the same external_id. Can be
-    used instead of the id to get a post. Immutable.
+    """The id of the post in the system of the caller, for example "article:42". At most 256 bytes of UTF-8
+    without control characters, compared byte by byte. No two posts have the same external_id, so it can
+    be used instead of the id to get the post. Empty: the post has none. Immutable.
     """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -86,9 +86,9 @@ class Post(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Labels of the caller, at most 64: for example the status of a post in a moderation queue. A key has 1 to 63
-        characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter. A value has at
-        most 256 bytes of UTF-8 without control characters, and can be empty.
+        """Labels, chosen by the caller: for example the status of the post in a moderation queue. At most 64. A
+        key has 1 to 63 characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter. A
+        value has at most 256 bytes of UTF-8 without control characters, and can be empty.
         """
 
     def __init__(
@@ -132,9 +132,9 @@ class CreatePostRequest(_message.Message):
     response has no id, times or etag.
     """
     return_existing: _builtins.bool
-    """If a post with the same external_id exists, returns it unchanged. Otherwise the call fails with
-    EXTERNAL_ID_TAKEN. Requires external_id. If several callers do this at once, one post is created and
-    all of them get it.
+    """If a post with this external_id exists, the call returns it unchanged, whatever its other fields are.
+    If return_existing is not set, the call fails with EXTERNAL_ID_TAKEN instead. Requires external_id. If
+    several callers do this at the same time, one post is created, and all of them get it.
     """
     @_builtins.property
     def post(self) -> Global___Post:
@@ -200,12 +200,12 @@ class ListPostsRequest(_message.Message):
     """The next_page_token of the previous page of the same query. page_size may differ."""
     order_by: _builtins.str
     """"id" (the default) returns the oldest posts first, "id desc" the newest. "create_time" and
-    "create_time desc" order by create_time, then by id; posts without create_time are the oldest.
+    "create_time desc" order by create_time, then by id; posts without create_time count as the oldest.
     """
     @_builtins.property
     def filter(self) -> _filters_pb2.PostFilter:
-        """Only posts that match. Pages can be short or empty, because the server reads a limited number of
-        posts for each page. Unset: all posts.
+        """Only posts that match. The server examines at most 5,000 posts for a page, so a page can be
+        short or empty and still have a next_page_token. Unset: all posts.
         """
 
     def __init__(
@@ -286,10 +286,11 @@ class UpdatePostRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """The fields to update. The paths are "body", "author", "labels", and "labels.KEY" for one label; a
-        label that post does not have is removed. The immutable field "external_id" must have the stored
-        value. Unset: every field that is set in post, so a caller can read a post, change it, and send it
-        back whole. "*": every field, set or not.
+        """The fields to update, as paths: "body", "author", "labels" for all labels, "labels.KEY" for the label
+        with this key. If post.labels does not have that key, the label is removed; other labels keep their
+        values. The path "external_id" is accepted if post.external_id is the stored value. Unset: every
+        field that is set in post, so a caller can read a post, change it, and send it back whole. "*": every
+        field, set or not.
         """
 
     def __init__(
@@ -364,16 +365,16 @@ class BatchGetPostsRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
-    """Returns unknown ids in missing_ids and missing_external_ids. Otherwise the call fails if one is
-    unknown.
+    """Returns unknown ids in missing_ids, and unknown external_ids in missing_external_ids. Otherwise the
+    call fails if one of them is unknown.
     """
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids of the posts. The request has 1 to 1000 ids and external_ids together."""
+        """The ids of the posts. ids and external_ids together have 1 to 1000 elements."""
 
     @_builtins.property
     def external_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The external_ids of further posts."""
+        """The external_ids of posts, in addition to those of ids."""
 
     def __init__(
         self,
@@ -401,7 +402,7 @@ class BatchGetPostsResponse(_message.Message):
     MISSING_EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
-        """The posts in the order of the request: those of ids, then those of external_ids."""
+        """The posts of ids in their order, followed by those of external_ids in their order."""
 
     @_builtins.property
     def missing_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -511,8 +512,8 @@ class BatchUpdatePostsRequest(_message.Message):
     """
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdatePostRequest]:
-        """Required. The updates, 1 to 1000, each of another post, each with its own mask and etag. request_id
-        and validate_only must be unset in each of them; the fields below apply to the whole batch.
+        """Required. The updates, 1 to 1000, each of a different post. Each has its own update_mask and etag.
+        request_id and validate_only must be unset in each of them; the fields below apply to the whole batch.
         """
 
     def __init__(
@@ -660,7 +661,7 @@ class CountPostsResponse(_message.Message):
 
     COUNT_FIELD_NUMBER: _builtins.int
     count: _builtins.int
-    """The number of posts."""
+    """The number of posts that match."""
     def __init__(
         self,
         *,

@@ -54,25 +54,26 @@ class PostServiceStub:
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
-      character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
-      a UUID.
+      character; author, labels or external_id is not valid; an output-only field (id, create_time,
+      update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
-      not set. Metadata id is its id.
+      not set. Metadata id is the id of that post.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetPost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]
     """Returns one post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
-      none.
+    - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
+      positive; external_id is not valid.
     - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
     """
     ListPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]
     """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
     the caller reads all pages is returned exactly once, regardless of posts that are created or
-    deleted in the meantime. A page can be short or empty and still have a next_page_token. Only a
-    page without a next_page_token is the last page.
+    deleted in the meantime. With a filter, and while the server removes comments of deleted posts, a
+    page can be short or empty and still have a next_page_token. Only a page without a next_page_token
+    is the last page.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
@@ -84,12 +85,14 @@ class PostServiceStub:
     """Updates the fields that update_mask names and returns the whole post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not valid; the
-      request names no field to update; update_mask has more than 100 paths; request_id is not a
-      UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*", and post.create_time or
-      post.update_time is set and differs from the stored value.
+    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; a new value is not valid; the post
+      would have more than 64 labels; update_mask is unset, and post has no field to update; update_mask
+      has more than 100 paths; request_id is not a UUID.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
+      whose key is not valid.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
+      update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
+      set and differs from the stored value while update_mask is unset or "*".
     - NOT_FOUND (POST_NOT_FOUND): no post has this id.
     - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -117,11 +120,11 @@ class PostServiceStub:
     twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
-      than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): ids and external_ids together have no elements,
+      or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
-      missing_ids lists their ids.
+      missing_ids lists their ids, and missing_external_ids their external_ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     """
     BatchCreatePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchCreatePostsRequest, _posts_pb2.BatchCreatePostsResponse]
@@ -139,23 +142,23 @@ class PostServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchUpdatePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchUpdatePostsRequest, _posts_pb2.BatchUpdatePostsResponse]
-    """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
-    order of the requests.
+    """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+    the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
-      1000 elements, or has two updates of the same post.
-    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
-      such as requests[3].post.body; request_id or validate_only is set inside requests.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more
+      than 1000 elements, or has two updates of the same post.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with
+      paths such as requests[3].post.body; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
-    - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+    - ABORTED (ETAG_MISMATCH): as for UpdatePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     CountPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.CountPostsRequest, _posts_pb2.CountPostsResponse]
-    """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
-    exists and matches throughout the call is counted exactly once; a post that is created, changed or
-    deleted during the call may or may not be counted.
+    """Counts all posts, or the posts that match a filter. Large numbers of posts are counted in steps, so
+    a count is not a snapshot: a post that exists and matches throughout the call is counted exactly
+    once; a post that is created, updated or deleted during the call may or may not be counted.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
@@ -201,25 +204,26 @@ class PostServiceAsyncStub(PostServiceStub):
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
-      character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
-      a UUID.
+      character; author, labels or external_id is not valid; an output-only field (id, create_time,
+      update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
-      not set. Metadata id is its id.
+      not set. Metadata id is the id of that post.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     GetPost: _aio.UnaryUnaryMultiCallable[_posts_pb2.GetPostRequest, _posts_pb2.Post]  # type: ignore[assignment]
     """Returns one post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
-      none.
+    - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
+      positive; external_id is not valid.
     - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
     """
     ListPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]  # type: ignore[assignment]
     """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
     the caller reads all pages is returned exactly once, regardless of posts that are created or
-    deleted in the meantime. A page can be short or empty and still have a next_page_token. Only a
-    page without a next_page_token is the last page.
+    deleted in the meantime. With a filter, and while the server removes comments of deleted posts, a
+    page can be short or empty and still have a next_page_token. Only a page without a next_page_token
+    is the last page.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
@@ -231,12 +235,14 @@ class PostServiceAsyncStub(PostServiceStub):
     """Updates the fields that update_mask names and returns the whole post.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not valid; the
-      request names no field to update; update_mask has more than 100 paths; request_id is not a
-      UUID.
-    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
-    - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*", and post.create_time or
-      post.update_time is set and differs from the stored value.
+    - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; a new value is not valid; the post
+      would have more than 64 labels; update_mask is unset, and post has no field to update; update_mask
+      has more than 100 paths; request_id is not a UUID.
+    - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
+      whose key is not valid.
+    - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
+      update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
+      set and differs from the stored value while update_mask is unset or "*".
     - NOT_FOUND (POST_NOT_FOUND): no post has this id.
     - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -264,11 +270,11 @@ class PostServiceAsyncStub(PostServiceStub):
     twice.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
-      than 1000.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): ids and external_ids together have no elements,
+      or more than 1000.
     - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
-      missing_ids lists their ids.
+      missing_ids lists their ids, and missing_external_ids their external_ids.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     """
     BatchCreatePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchCreatePostsRequest, _posts_pb2.BatchCreatePostsResponse]  # type: ignore[assignment]
@@ -286,23 +292,23 @@ class PostServiceAsyncStub(PostServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchUpdatePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchUpdatePostsRequest, _posts_pb2.BatchUpdatePostsResponse]  # type: ignore[assignment]
-    """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
-    order of the requests.
+    """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+    the order of the requests.
 
     Errors:
-    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
-      1000 elements, or has two updates of the same post.
-    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
-      such as requests[3].post.body; request_id or validate_only is set inside requests.
+    - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more
+      than 1000 elements, or has two updates of the same post.
+    - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with
+      paths such as requests[3].post.body; request_id or validate_only is set inside requests.
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
-    - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+    - ABORTED (ETAG_MISMATCH): as for UpdatePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     CountPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.CountPostsRequest, _posts_pb2.CountPostsResponse]  # type: ignore[assignment]
-    """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
-    exists and matches throughout the call is counted exactly once; a post that is created, changed or
-    deleted during the call may or may not be counted.
+    """Counts all posts, or the posts that match a filter. Large numbers of posts are counted in steps, so
+    a count is not a snapshot: a post that exists and matches throughout the call is counted exactly
+    once; a post that is created, updated or deleted during the call may or may not be counted.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
@@ -351,10 +357,10 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
-          character; an output-only field (id, create_time, update_time, etag) is set; request_id is not
-          a UUID.
+          character; author, labels or external_id is not valid; an output-only field (id, create_time,
+          update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
-          not set. Metadata id is its id.
+          not set. Metadata id is the id of that post.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
@@ -367,8 +373,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns one post.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): id is not positive; external_id is not valid; both are set, or
-          none.
+        - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
+          positive; external_id is not valid.
         - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
         """
 
@@ -380,8 +386,9 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_posts_pb2.ListPostsResponse, _abc.Awaitable[_posts_pb2.ListPostsResponse]]:
         """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
         the caller reads all pages is returned exactly once, regardless of posts that are created or
-        deleted in the meantime. A page can be short or empty and still have a next_page_token. Only a
-        page without a next_page_token is the last page.
+        deleted in the meantime. With a filter, and while the server removes comments of deleted posts, a
+        page can be short or empty and still have a next_page_token. Only a page without a next_page_token
+        is the last page.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): page_size is negative; order_by is unknown; the filter is not
@@ -399,12 +406,14 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """Updates the fields that update_mask names and returns the whole post.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; the new body is not valid; the
-          request names no field to update; update_mask has more than 100 paths; request_id is not a
-          UUID.
-        - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path.
-        - INVALID_ARGUMENT (FIELD_IMMUTABLE): update_mask is unset or "*", and post.create_time or
-          post.update_time is set and differs from the stored value.
+        - INVALID_ARGUMENT (FIELD_INVALID): post or post.id is unset; a new value is not valid; the post
+          would have more than 64 labels; update_mask is unset, and post has no field to update; update_mask
+          has more than 100 paths; request_id is not a UUID.
+        - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
+          whose key is not valid.
+        - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
+          update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
+          set and differs from the stored value while update_mask is unset or "*".
         - NOT_FOUND (POST_NOT_FOUND): no post has this id.
         - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
           metadata current_etag.
@@ -444,11 +453,11 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         twice.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no ids and external_ids, or more
-          than 1000.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): ids and external_ids together have no elements,
+          or more than 1000.
         - INVALID_ARGUMENT (FIELD_INVALID): an id is not positive; an external_id is not valid.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
-          missing_ids lists their ids.
+          missing_ids lists their ids, and missing_external_ids their external_ids.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         """
 
@@ -478,16 +487,16 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.BatchUpdatePostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.BatchUpdatePostsResponse, _abc.Awaitable[_posts_pb2.BatchUpdatePostsResponse]]:
-        """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in the
-        order of the requests.
+        """Updates up to 1000 posts in one transaction, all of them or none. The response has the posts in
+        the order of the requests.
 
         Errors:
-        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more than
-          1000 elements, or has two updates of the same post.
-        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with paths
-          such as requests[3].post.body; request_id or validate_only is set inside requests.
+        - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): requests is empty, has more
+          than 1000 elements, or has two updates of the same post.
+        - INVALID_ARGUMENT (FIELD_INVALID, FIELD_MASK_INVALID, FIELD_IMMUTABLE): as for UpdatePost, with
+          paths such as requests[3].post.body; request_id or validate_only is set inside requests.
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist. Metadata missing_ids lists their ids.
-        - ABORTED (ETAG_MISMATCH): a post has changed since the caller read it.
+        - ABORTED (ETAG_MISMATCH): as for UpdatePost.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
@@ -498,9 +507,9 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _posts_pb2.CountPostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_posts_pb2.CountPostsResponse, _abc.Awaitable[_posts_pb2.CountPostsResponse]]:
-        """Counts posts. Large numbers of posts are counted in steps, so a count is not a snapshot: a post that
-        exists and matches throughout the call is counted exactly once; a post that is created, changed or
-        deleted during the call may or may not be counted.
+        """Counts all posts, or the posts that match a filter. Large numbers of posts are counted in steps, so
+        a count is not a snapshot: a post that exists and matches throughout the call is counted exactly
+        once; a post that is created, updated or deleted during the call may or may not be counted.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
