@@ -92,7 +92,7 @@ def test_python_example_runs(server_process: ServerProcess, tmp_path: Path) -> N
     )
 
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == ["Welcome", "there is no post 42"]
+    assert run.stdout.splitlines() == ["Welcome", "  Thank you", "1", "there is no post 42"]
 
 
 @pytest.mark.parametrize("command", ["make run", "make test", "make check", "make help", "make grpcurl"])
