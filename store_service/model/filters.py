@@ -10,7 +10,7 @@ from store_service.model.resources import Comment, Post, labels_from_text
 class ResourceFilter:
     """The conditions that a post or comment must meet, combined with AND.
 
-    `database/filters.py` has the same conditions in SQL.
+    `database/list_sql.py` has the same conditions in SQL.
     """
 
     author: str = ""

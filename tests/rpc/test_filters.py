@@ -11,6 +11,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
 
+from store_service.model import Comment, labels_to_text
+from store_service.rpc.validation.queries import resource_filter
+from store_service.rpc.validation.violations import Violations
 from store_service.service import matching_count, pages
 from tests.support.database import execute
 from tests.support.errors import expect_error
@@ -184,6 +187,27 @@ async def test_comments_are_filtered_and_ordered(stubs: Stubs, stored: Stored, o
                 order_by=order_by, post_id=post_id, filter=filters_pb2.CommentFilter(**wanted)
             )
             assert await listed(stubs.comments.ListComments, request, page_size) == expected, wanted
+
+
+async def test_watches_have_the_same_conditions(stored: Stored) -> None:
+    """`ResourceFilter.matches`, which they check, is compared with the implementation that lists are."""
+    parent = stored.comments[0].reply_to_id or stored.comments[0].id
+    for conditions, reply_to in product(filters(), (None, 0, parent)):
+        wanted = conditions if reply_to is None else conditions | {"reply_to_id": reply_to}
+        filter = resource_filter(filters_pb2.CommentFilter(**wanted), "filter", Violations(1000))
+        for it in stored.comments:
+            comment = Comment(
+                id=it.id,
+                body=it.body,
+                post_id=it.post_id,
+                author=it.author,
+                labels=labels_to_text(it.labels),
+                reply_to_id=it.reply_to_id,
+                create_time=it.create_time.ToMicroseconds() if it.HasField("create_time") else None,
+                update_time=None,
+                version=1,
+            )
+            assert filter.matches(comment) == matches(it, wanted), wanted
 
 
 async def test_counts_equal_the_lists(stubs: Stubs, stored: Stored) -> None:
