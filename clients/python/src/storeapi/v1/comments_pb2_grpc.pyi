@@ -88,8 +88,8 @@ class CommentServiceStub:
       whose key is not valid.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
       differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-      "*"; comment.create_time or comment.update_time is set and differs from the stored value while
-      update_mask is unset or "*".
+      "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
+      value while update_mask is unset or "*".
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -246,8 +246,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
       whose key is not valid.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
       differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-      "*"; comment.create_time or comment.update_time is set and differs from the stored value while
-      update_mask is unset or "*".
+      "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
+      value while update_mask is unset or "*".
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -425,8 +425,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           whose key is not valid.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
           differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-          "*"; comment.create_time or comment.update_time is set and differs from the stored value while
-          update_mask is unset or "*".
+          "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
+          value while update_mask is unset or "*".
         - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
         - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
           metadata current_etag.
