@@ -54,11 +54,13 @@ Step: TypeAlias = Literal[
     "thread desc",
 ]
 """The order of the rows, and where they begin: after the id `after`, after the time `time`, among the rows of
-the time `time` after the id `after`, or between the thread keys `after_key` and `end_key`."""
+the time `time` after the id `after`, or after the thread key `key`.
+
+No step has an end, because PostgreSQL would read to the end of the path for it.
+"""
 
 _after, _limit = parameter("after", BigInteger), parameter("limit", Integer)
-_time, _end_time = parameter("time", BigInteger), parameter("end_time", BigInteger)
-_after_key, _end_key = parameter("after_key", Text), parameter("end_key", Text)
+_time, _key = parameter("time", BigInteger), parameter("key", Text)
 _post_id = parameter("post_id", BigInteger)
 _author = parameter("author", Text)
 _time_from, _time_before = parameter("time_from", BigInteger), parameter("time_before", BigInteger)
@@ -138,7 +140,8 @@ class ListSql:
         """Returns the condition of the filter. `ResourceFilter.matches` is the same in Python."""
         table = self._table
         wanted = rows("wanted", key=Text, value=Text)
-        has_label = exists(
+        # A scalar subquery, because PostgreSQL would read all labels for an EXISTS in another EXISTS.
+        has_label = (
             select(literal_column("1"))
             .where(
                 label.c.kind == literal_column(str(int(self._kind))),
@@ -147,8 +150,11 @@ class ListSql:
                 label.c.resource_id == table.c.id,
             )
             .correlate(wanted, table)
+            .scalar_subquery()
         )
-        lacks_one = exists(select(literal_column("1")).select_from(wanted).where(~has_label).correlate(table))
+        lacks_one = exists(
+            select(literal_column("1")).select_from(wanted).where(has_label.is_(None)).correlate(table)
+        )
         conditions = [
             or_(_author == literal_column("''"), table.c.author == _author),
             or_(
@@ -171,10 +177,9 @@ class ListSql:
         order = [*[column for column, _ in groups], time, id]
         desc = [it.desc() for it in order]
         same = (*groups, (time, _time))
-        later, earlier = after_in(groups, time, _time), before_in(groups, time, _time)
         return (
-            ("create_time", and_(later, time < _end_time), order, order),
-            ("create_time desc", and_(earlier, time >= _end_time), desc, desc),
+            ("create_time", after_in(groups, time, _time), order, order),
+            ("create_time desc", before_in(groups, time, _time), desc, desc),
             # SQLite would sort by the time, although all rows have the same.
             ("same create_time", after_in(same, id, _after), order, [id]),
             ("same create_time desc", before_in(same, id, _after), desc, [id.desc()]),
@@ -185,8 +190,8 @@ class ListSql:
         order = [*[column for column, _ in groups], key]
         desc = [it.desc() for it in order]
         return (
-            ("thread", and_(after_in(groups, key, _after_key), key < _end_key), order, order),
-            ("thread desc", before_in(groups, key, _end_key), desc, desc),
+            ("thread", after_in(groups, key, _key), order, order),
+            ("thread desc", before_in(groups, key, _key), desc, desc),
         )
 
 

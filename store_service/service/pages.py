@@ -91,6 +91,9 @@ async def read_page(
                 token = page_tokens.make(query, scan.cursor_after(items[-1]))
                 return Page(items=tuple(items), next_page_token=token)
             items.append(item)
+        if scan.has_more and len(items) == request.page_size:
+            token = page_tokens.make(query, scan.cursor_after(items[-1]))
+            return Page(items=tuple(items), next_page_token=token)
         if scan.at_end:
             return Page(items=tuple(items), next_page_token="")
         examined += max(len(rows), 1)

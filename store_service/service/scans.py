@@ -64,6 +64,9 @@ class Scan(ABC):
     at_end = False
     """Whether the rows that were read are the last ones."""
 
+    has_more = False
+    """Whether a row that matches is known to follow those that were read."""
+
     def __init__(self, connection: Connection, sql: ListSql, query: Query) -> None:
         """Takes the connection, the statements of the resource, and the query."""
         self._connection = connection
@@ -138,13 +141,13 @@ class TimeScan(Scan):
         filter = query.filter
         since = BEFORE_ALL_TIMES if filter.create_time_from is None else filter.create_time_from
         until = AFTER_ALL_TIMES if filter.create_time_before is None else filter.create_time_before
-        is_descending = query.order == "create_time desc"
-        self._end_time = since if is_descending else until
+        self._range = since, until
+        self._is_descending = query.order == "create_time desc"
         self._time, self._after = (
             cursor
             if isinstance(cursor, tuple)
             else (until, FIRST_ID)
-            if is_descending
+            if self._is_descending
             else (max(since - 1, BEFORE_ALL_TIMES), LAST_ID)
         )
         # A first page has no rows to continue after.
@@ -156,13 +159,18 @@ class TimeScan(Scan):
             rows = await self._fetch(self._same, limit, time=self._time, after=self._after)
             self._continues = len(rows) == limit
         else:
-            rows = await self._fetch(self._step, limit, time=self._time, end_time=self._end_time)
-            self.at_end = len(rows) < limit
+            rows = await self._fetch(self._step, limit, time=self._time)
+            self.at_end = len(rows) < limit or self._is_after_range(rows[-1][self._time_column] or 0)
             # The statement may have ended among rows of the same time.
             self._continues = not self.at_end
         if rows:
             self._time, self._after = rows[-1][self._time_column] or 0, rows[-1][0]
         return rows
+
+    def _is_after_range(self, time: int) -> bool:
+        """Whether no row from this time on matches the filter."""
+        since, until = self._range
+        return time < since if self._is_descending else time >= until
 
     @property
     def cursor(self) -> Cursor:
@@ -187,7 +195,7 @@ class ThreadScan(Scan):
 
     async def read(self, limit: int) -> Sequence[Any]:
         """See `Scan`."""
-        rows = await self._fetch("thread", limit, after_key=self._after, end_key=AFTER_DIGITS)
+        rows = await self._fetch("thread", limit, key=self._after)
         self.at_end = len(rows) < limit
         if rows:
             self._after = self._key(rows[-1])
@@ -223,29 +231,35 @@ class NewestThreadScan(ThreadScan):
         is_between = not self._after or self._after.endswith(AFTER_DIGITS)
         self._done = self._after.removesuffix(AFTER_DIGITS) or AFTER_DIGITS
         """All threads whose keys are not less than this one have been read."""
+        self._last_keys: set[str] = set()
+        """The keys of the last comments of threads."""
         self._root = "" if is_between else self._after[:LEVEL_DIGITS]
         """The thread that is read forwards; empty between two threads."""
 
     async def read(self, limit: int) -> Sequence[Any]:
         """See `Scan`."""
         if self._root:
-            rows = await self._fetch(
-                "thread", limit, after_key=self._after, end_key=self._root + AFTER_DIGITS
-            )
-            if len(rows) == limit:
+            # The rows of other threads are not used. A statement with an end would take longer on PostgreSQL.
+            found = await self._fetch("thread", limit, key=self._after)
+            rows: Sequence[Any] = [row for row in found if self._root_of(row) == self._root]
+            if rows:
                 self._after = self._key(rows[-1])
-            else:
+            if len(rows) < limit:
+                self._last_keys.add(self._after)
                 self._done, self._root = self._root, ""
+            self.has_more = False
             return rows
-        rows = await self._fetch("thread desc", limit, end_key=self._done)
+        rows = await self._fetch("thread desc", limit, key=self._done)
         threads = [(root, list(of_root)) for root, of_root in groupby(rows, key=self._root_of)]
         self.at_end = len(rows) < limit
         if not self.at_end:
             # More rows of the last thread may follow. It begins after all keys of the id before it.
-            self._root, _ = threads.pop()
+            self._root, unfinished = threads.pop()
+            self.has_more = any(row[1] is not None for row in unfinished)
             self._after = f"{int(self._root, 16) - 1:0{LEVEL_DIGITS}x}{AFTER_DIGITS}"
         if threads:
             self._done, _ = threads[-1]
+            self._last_keys.update([self._key(thread[0]) for _, thread in threads])
         return [row for _, thread in threads for row in reversed(thread)]
 
     @property
@@ -253,6 +267,12 @@ class NewestThreadScan(ThreadScan):
         """See `Scan`."""
         is_inside = self._root and not self._after.endswith(AFTER_DIGITS)
         return self._after if is_inside else self._done + AFTER_DIGITS
+
+    def cursor_after(self, item: Post | Comment) -> Cursor:
+        """See `Scan`. A page after the end of a thread does not look for more comments of it."""
+        assert isinstance(item, Comment)
+        key = item.thread_key
+        return key[:LEVEL_DIGITS] + AFTER_DIGITS if key in self._last_keys else key
 
     def _root_of(self, row: Sequence[Any]) -> str:
         return self._key(row)[:LEVEL_DIGITS]

@@ -389,3 +389,25 @@ class TestWatch:
         watch = Watch(channel, post_filter=filters_pb2.PostFilter(author="\t"))
         error = await expect_error(watch.read())
         assert (error.reason, error.fields) == ("FIELD_INVALID", ["post_filter.author"])
+
+
+async def test_page_of_the_newest_threads_can_end_inside_a_thread(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the thread was read completely, together with comments that do not match."""
+    monkeypatch.setattr(pages, "FETCH_ROWS", 200)
+    post = await stubs.posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body="x")))
+
+    async def create(author: str, reply_to_id: int = 0) -> int:
+        comment = comments_pb2.Comment(post_id=post.id, body="x", author=author, reply_to_id=reply_to_id)
+        return (await stubs.comments.CreateComment(comments_pb2.CreateCommentRequest(comment=comment))).id
+
+    oldest, root = await create("ann"), await create("ann")
+    reply = await create("ann", root)
+    for _ in range(2):
+        await create("bob")
+
+    request = comments_pb2.ListCommentsRequest(
+        post_id=post.id, order_by="thread desc", filter=filters_pb2.CommentFilter(author="ann")
+    )
+    assert await listed(stubs.comments.ListComments, request, page_size=1) == [root, reply, oldest]
