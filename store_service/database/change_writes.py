@@ -71,7 +71,9 @@ def insert_with_changes(
     defaults.
     """
     names = {*columns, "version"}
-    stored = select(resources).where(one_of(resources.c.id, "written")).subquery("written")
+    # SQLite would copy the other columns too, for the numbers of the rows.
+    to_read = [it for it in resources.c if it.name == "id" or it.name in names]
+    stored = select(*to_read).where(one_of(resources.c.id, "written")).subquery("written")
     held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
     locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
     written = insert(resources).from_select(columns, locked_values).returning(*resources.c).cte("written")

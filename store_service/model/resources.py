@@ -117,11 +117,15 @@ def path_below(path: str, id: int) -> str:
     return f"{path}{id:0{LEVEL_DIGITS}x}"
 
 
+# json.dumps would create an encoder for each call.
+_encode_labels = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
+
+
 def labels_to_text(labels: Mapping[str, str]) -> str:
     """Returns labels as they are stored. Equal labels have equal texts."""
     if not labels:
         return ""
-    return json.dumps(dict(labels), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return _encode_labels(dict(labels))
 
 
 def labels_from_text(text: str) -> dict[str, str]:

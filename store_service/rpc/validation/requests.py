@@ -62,7 +62,7 @@ class Validation:
             ),
             "author": check_identifier,
             "external_id": check_identifier,
-            "labels": lambda text: check_labels(labels_from_text(text)),
+            "labels": lambda text: check_labels(labels_from_text(text)) if text else (),
         }
         """For each field that a caller sets, a function that describes the violations of a value."""
         self._content_rules = {
