@@ -5,7 +5,6 @@ are distributed evenly among the others, as the comments of a busy post are.
 """
 
 import shutil
-import sqlite3
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from benchmarks.workloads import BODY, GET, Workload
 
 SIZES = (10_000, 1_000_000, 5_000_000)
 
-BYTES_A_ROW = 400
+BYTES_A_ROW = 450
 """Disk space for a row, its index, and the temporary files of SQLite."""
 
 POST_ID = 1
@@ -82,8 +81,8 @@ def factor(table: GrowthTable) -> dict[str, float]:
 
 def _filled(folder: Path, rows: int) -> str:
     """Creates a file with this number of rows and the post with its comments. Returns its URL."""
-    path = folder / "store.db"
-    seed.migrate(f"sqlite:///{path}", folder)
+    url = f"sqlite:///{folder / 'store.db'}"
+    seed.migrate(url, folder)
     listed = PAGE_SIZE * LISTED_PAGES + 1
     values = {
         "posts": rows // 2,
@@ -93,23 +92,10 @@ def _filled(folder: Path, rows: int) -> str:
         "body": BODY,
         "now": time.time_ns() // 1000,
     }
-    connection = sqlite3.connect(path)
-    try:
-        # Nothing reads the file before it is complete, so no journal is needed. The indexes are created last.
-        connection.executescript("PRAGMA journal_mode = off; PRAGMA synchronous = off")
-        indexes = connection.execute(
-            "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
-        ).fetchall()
-        for name, _ in indexes:
-            connection.execute(f'DROP INDEX "{name}"')
-        connection.execute(_POSTS, values)
-        connection.execute(_COMMENTS, values)
-        for _, sql in indexes:
-            connection.execute(sql)
-        connection.commit()
-    finally:
-        connection.close()
-    return f"sqlite:///{path}"
+    with seed.filling(url) as connection:
+        connection.exec_driver_sql(_POSTS, values)
+        connection.exec_driver_sql(_COMMENTS, values)
+    return url
 
 
 def _last_page_token(address: str) -> str:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import machine, targets
+from benchmarks import machine, targets, thread_pages
 from benchmarks.lineup import LINEUP
 from benchmarks.results import Results
 from benchmarks.rounds import Sample
@@ -33,6 +33,17 @@ def text(results: Results) -> str:
         rows = [[title, *(f"{times[size]:.2f}" for size in sizes)] for title, times in results.growth.items()]
         heads = [f"{size:,} rows" for size in sizes]
         parts += ["Growth: p50 in milliseconds, one call in flight:", table(["", *heads], rows)]
+    if results.thread_pages:
+        names = list(next(iter(results.thread_pages.values())))
+        rows = [
+            [title, *(f"{times[name]:.2f}" for name in names)]
+            for title, times in results.thread_pages.items()
+        ]
+        parts += [
+            f"Pages of 50 comments of one post with {thread_pages.COMMENTS:,} comments in"
+            f" {thread_pages.THREADS:,} threads: p50 in milliseconds, one call in flight:",
+            table(["", *map(_title, names)], rows),
+        ]
     parts += [f"- {sentence}" for sentence in results.left_out]
     parts.append(f"Machine: {machine.in_one_line(results.machine)}.")
     return "\n\n".join(part for part in parts if part)

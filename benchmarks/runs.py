@@ -1,14 +1,14 @@
 """The two runs: all measurements, and the most important ratios."""
 
-import sqlite3
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
+import sqlalchemy
 
-from benchmarks import client, growth, machine, metrics_cost, once, rounds, seed, watching
-from benchmarks.lineup import CEILING, PLAIN, QUICK, SQLITE, Contender, Running, running
+from benchmarks import client, growth, machine, metrics_cost, once, rounds, seed, thread_pages, watching
+from benchmarks.lineup import CEILING, OURS, PLAIN, QUICK, SQLITE, Contender, Running, running
 from benchmarks.loads import LoadError
 from benchmarks.processes import StartError
 from benchmarks.results import Results
@@ -19,6 +19,9 @@ from benchmarks.workloads import BY_NAME, WORKLOADS, Workload
 FULL_SECONDS = 1.0
 """Approximate duration of each load."""
 GROWTH_ROUNDS = 5
+
+_FAILURES = (StartError, LoadError, grpc.RpcError, sqlalchemy.exc.SQLAlchemyError)
+"""The errors after which the other measurements continue."""
 
 QUICK_PLAN = Plan(rounds=3, seconds=0.7, batches=2)
 _QUICK_LOADS = {
@@ -46,9 +49,11 @@ def quick(folder: Path) -> Results:
 
 
 def full(folder: Path, contenders: Sequence[Contender], *, round_count: int, skip_growth: bool) -> Results:
-    """Returns all measurements of these contenders."""
+    """Returns all measurements of these contenders; `skip_growth` skips those with many rows."""
 
     def wanted(it: Running, workload: Workload) -> bool:
+        if workload.only_ours:
+            return it.contender.module == OURS
         return workload.over_http or not it.contender.http1
 
     seeded = seed.sqlite_file(folder)
@@ -72,6 +77,11 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
         results.growth = growth.measure(folder, GROWTH_ROUNDS, results.left_out)
         return max(growth.factor(results.growth).values(), default=None)
 
+    def pages_of_threads(folder: Path, _: Path, left_out: list[str]) -> dict[str, float]:
+        results.thread_pages = thread_pages.measure(folder, left_out)
+        return thread_pages.figures(results.thread_pages)
+
+    several = [watching.writes_with_watches, watching.latency, client.client, metrics_cost.metrics]
     measures: dict[str, Callable[[], float | None]] = {
         "start_seconds": lambda: once.start_seconds(folder, seeded),
         "memory_mib": lambda: once.memory_after_calls(folder, seeded),
@@ -79,13 +89,14 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
     }
     if not skip_growth:
         measures["growth"] = grow
-    for several in (watching.writes_with_watches, watching.latency, client.client, metrics_cost.metrics):
-        _measure_several(results, several, folder, seeded)
+        several.append(pages_of_threads)
+    for each in several:
+        _measure_several(results, each, folder, seeded)
     for name, measure in measures.items():
         print(name, file=sys.stderr, flush=True)
         try:
             figure = measure()
-        except (StartError, LoadError, grpc.RpcError, sqlite3.Error) as error:
+        except _FAILURES as error:
             results.left_out.append(f"{name} was left out: {error}")
         else:
             if figure is not None:
@@ -102,7 +113,7 @@ def _measure_several(
     print(name, file=sys.stderr, flush=True)
     try:
         results.once |= measure(folder, seeded, results.left_out)
-    except (StartError, LoadError, grpc.RpcError, sqlite3.Error) as error:
+    except _FAILURES as error:
         results.left_out.append(f"{name} was left out: {error}")
 
 

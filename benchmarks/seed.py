@@ -4,13 +4,15 @@ import shutil
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy
 
 from benchmarks.processes import environment, python
 from benchmarks.workloads import BODY, SEEDED_POSTS
-from store_service.database import post_table
+from store_service.database import comment_table, post_table
 
 MIGRATE_SECONDS = 60
 
@@ -28,8 +30,45 @@ def migrate(database_url: str, folder: Path) -> None:
     )
 
 
+_INDEXES = {
+    "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL",
+    "postgresql": "SELECT indexname, indexdef FROM pg_indexes"
+    " WHERE schemaname = current_schema AND right(indexname, 4) = '_idx'",
+}
+
+
+@contextmanager
+def filling(database_url: str) -> Iterator[sqlalchemy.Connection]:
+    """A transaction that stores many rows. The indexes, except primary keys, are created at its end."""
+    engine = sqlalchemy.create_engine(database_url.replace("postgresql:", "postgresql+psycopg:", 1))
+    on_sqlite = engine.dialect.name == "sqlite"
+    try:
+        with engine.connect() as connection:
+            if on_sqlite:
+                # Nothing reads the file before it is complete, so no journal is needed.
+                connection.exec_driver_sql("PRAGMA journal_mode = off")
+                connection.exec_driver_sql("PRAGMA synchronous = off")
+            indexes = connection.exec_driver_sql(_INDEXES[engine.dialect.name]).all()
+            for name, _ in indexes:
+                connection.exec_driver_sql(f'DROP INDEX "{name}"')
+            yield connection
+            for _, sql in indexes:
+                connection.exec_driver_sql(sql)
+            connection.commit()
+        if not on_sqlite:
+            _vacuum(engine)
+    finally:
+        engine.dispose()
+
+
+def _vacuum(engine: sqlalchemy.Engine) -> None:
+    # Otherwise autovacuum would run during a load.
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE")
+
+
 def seed(database_url: str, folder: Path) -> None:
-    """Creates the tables and stores SEEDED_POSTS posts."""
+    """Creates the tables and stores SEEDED_POSTS posts, the first of them with a comment."""
     migrate(database_url, folder)
     now = time.time_ns() // 1000
     rows = [{"body": BODY, "create_time": now, "update_time": now}] * SEEDED_POSTS
@@ -37,10 +76,9 @@ def seed(database_url: str, folder: Path) -> None:
     try:
         with engine.begin() as connection:
             connection.execute(post_table.insert(), rows)
+            connection.execute(comment_table.insert(), {**rows[0], "post_id": 1})
         if engine.dialect.name == "postgresql":
-            # Otherwise autovacuum would run during a load.
-            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.exec_driver_sql("VACUUM ANALYZE")
+            _vacuum(engine)
     finally:
         engine.dispose()
 

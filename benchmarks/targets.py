@@ -46,6 +46,9 @@ def _of_ceiling(contender: str, title: str, **bounds: tuple[float, float | None]
     ]
 
 
+_ENGINES = {"": "SQLite", "postgresql_": "PostgreSQL"}
+"""The titles of the engines by the prefix of their figures."""
+
 TARGETS = (
     *_of_ceiling(
         "sqlite",
@@ -84,6 +87,23 @@ TARGETS = (
         title="p50 with the largest table, ratio to the smallest, maximum of all calls",
         must=1.2,
         sense="most",
+    ),
+    *(
+        Target(
+            figure=f"{prefix}create_reply_256_to_comment",
+            title=f"{engine}: Create of a reply with author and 2 labels, ratio to a comment without",
+            must=0.75,
+        )
+        for prefix, engine in _ENGINES.items()
+    ),
+    *(
+        Target(
+            figure=f"{prefix}thread_pages",
+            title=f"{engine}: p50 of a page in thread order, ratio to a page by id, maximum",
+            must=1.5,
+            sense="most",
+        )
+        for prefix, engine in _ENGINES.items()
     ),
     Target(figure="memory_mib", title="Memory after 100,000 calls", must=120, sense="most", unit=" MiB"),
     Target(
@@ -160,6 +180,12 @@ def ratios(medians: Medians) -> dict[str, float]:
         batches = rate(batch, "sqlite")
         posts = batches * BATCH_POSTS if batches is not None else None
         put(f"{batch}_posts_per_s", posts, rate(one, "sqlite"))
+    for prefix, contender in (("", "sqlite"), ("postgresql_", "postgresql")):
+        put(
+            f"{prefix}create_reply_256_to_comment",
+            rate("create_reply_256", contender),
+            rate("create_comment_256", contender),
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from google.protobuf.message import Message
+from storeapi.v1 import comments_pb2
 from storeapi.v1 import posts_pb2 as pb
 
 BODY = "x" * 100
@@ -53,6 +54,8 @@ class Workload:
     """Posts that one call requests or stores."""
     http: HttpCall | None = None
     """The same for the old stack."""
+    only_ours: bool = False
+    """Whether only this service has such calls."""
 
     @property
     def in_flight(self) -> int:
@@ -85,6 +88,14 @@ GET = pb.GetPostRequest(id=1)
 CREATE = pb.CreatePostRequest(post=pb.Post(body=BODY))
 LIST = pb.ListPostsRequest(page_size=LIST_POSTS)
 BATCH_GET = pb.BatchGetPostsRequest(ids=range(1, BATCH_POSTS + 1))
+COMMENT = comments_pb2.Comment(post_id=1, body=BODY)
+REPLY = comments_pb2.Comment(
+    post_id=1,
+    body=BODY,
+    author="user:12345",
+    labels={"lang": "en", "status": "visible"},
+    reply_to_id=1,
+)
 BATCH_CREATE = pb.BatchCreatePostsRequest(requests=[CREATE] * BATCH_POSTS)
 
 HTTP_GET = HttpCall(path="/post/1")
@@ -165,6 +176,26 @@ WORKLOADS = (
         connections=8,
         streams=4,
         posts=BATCH_POSTS,
+    ),
+    Workload(
+        name="create_comment_256",
+        title="Create of a comment, 256 in flight",
+        service="CommentService",
+        method="CreateComment",
+        request=comments_pb2.CreateCommentRequest(comment=COMMENT),
+        connections=8,
+        streams=32,
+        only_ours=True,
+    ),
+    Workload(
+        name="create_reply_256",
+        title="Create of a reply with author and 2 labels, 256 in flight",
+        service="CommentService",
+        method="CreateComment",
+        request=comments_pb2.CreateCommentRequest(comment=REPLY),
+        connections=8,
+        streams=32,
+        only_ours=True,
     ),
 )
 
