@@ -44,7 +44,7 @@ class Comments(Resources[Comment, CommentDraft]):
         check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
         super().__init__(database, Operations(replace(COMMENTS, before_create=check)))
 
-    async def count(self, post_ids: Sequence[int], filter: ResourceFilter) -> dict[int, int]:
+    async def count(self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER) -> dict[int, int]:
         """Returns the number of matching comments of each post, by id; 0 for a post that does not exist."""
         if filter == EMPTY_FILTER:
             return await count_comments(self._database, post_ids)

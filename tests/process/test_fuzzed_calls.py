@@ -98,7 +98,12 @@ class Nonsense:
                 continue
             if depth > 3 or self._random.random() > (0.9 if field.name in NEEDED else 0.15):
                 continue
-            if field.is_repeated:
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                values[field.name] = {
+                    self._random.choice(WORDS): self._random.choice(WORDS)
+                    for _ in range(self._random.choice([0, 1, 2, 30]))
+                }
+            elif field.is_repeated:
                 values[field.name] = [
                     self.value(field, depth) for _ in range(self._random.choice([0, 1, 2, 3, 30]))
                 ]

@@ -50,6 +50,9 @@ ALLOWED = {
     "POST_HAS_COMMENTS": "FAILED_PRECONDITION",
     "ETAG_MISMATCH": "ABORTED",
     "RESPONSE_TOO_LARGE": "RESOURCE_EXHAUSTED",
+    "EXTERNAL_ID_TAKEN": "ALREADY_EXISTS",
+    "REPLY_POST_MISMATCH": "FAILED_PRECONDITION",
+    "REPLY_TOO_DEEP": "FAILED_PRECONDITION",
 }
 MAX_DETAILS_BYTES = 4096
 
@@ -65,7 +68,7 @@ _text = st.one_of(
     st.just("a text"),
     st.text(max_size=12),
     st.sampled_from(
-        ["", "id", "id desc", "body", "*", "post_id", "v1", "v2", "\0", "'; DROP TABLE posts; --"]
+        ["", "id", "thread", "body", "*", "labels.a", "a", "v1", "v2", "\0", "'; DROP TABLE posts; --"]
     ),
     # Of requests, and so few that they meet.
     st.sampled_from(["018f6b5e-6a1c-7c3e-9d2b-3f4a5b6c7d8e", "A3C6E1F0-7D52-4B8E-9C41-5F60D2B7E813"]),
@@ -75,6 +78,9 @@ _text = st.one_of(
 
 def values(field: FieldDescriptor) -> st.SearchStrategy[Any]:
     """Values of one field."""
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        # All maps of the contract have texts as keys and values.
+        return st.dictionaries(_text, _text, max_size=4)
     if field.message_type is not None:
         one: st.SearchStrategy[Any] = messages(field.message_type)
     elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
@@ -102,7 +108,9 @@ def messages(descriptor: Descriptor) -> st.SearchStrategy[Message]:
     message = GetMessageClass(descriptor)
     fields = {field.name: values(field) for field in descriptor.fields}
     needed = [
-        name for name in ("id", "ids", "post_ids", "post", "comment", "requests", "body") if name in fields
+        name
+        for name in ("id", "ids", "post_ids", "comment_ids", "post", "comment", "requests", "body")
+        if name in fields
     ]
     if "body" in needed and "id" in needed:
         needed.remove("id")

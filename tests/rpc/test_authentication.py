@@ -169,16 +169,30 @@ async def until_problem_logged(logged: list[Any]) -> None:
 
 REQUIRED_PERMISSIONS = {
     "PostService": {
-        Permission.READ: {"GetPost", "ListPosts", "BatchGetPosts"},
-        Permission.WRITE: {"CreatePost", "UpdatePost", "DeletePost", "BatchCreatePosts", "BatchDeletePosts"},
+        Permission.READ: {"GetPost", "ListPosts", "BatchGetPosts", "CountPosts"},
+        Permission.WRITE: {
+            "CreatePost",
+            "UpdatePost",
+            "DeletePost",
+            "BatchCreatePosts",
+            "BatchUpdatePosts",
+            "BatchDeletePosts",
+        },
     },
     "CommentService": {
-        Permission.READ: {"GetComment", "ListComments", "BatchGetComments", "CountComments"},
+        Permission.READ: {
+            "GetComment",
+            "ListComments",
+            "BatchGetComments",
+            "CountComments",
+            "CountReplies",
+        },
         Permission.WRITE: {
             "CreateComment",
             "UpdateComment",
             "DeleteComment",
             "BatchCreateComments",
+            "BatchUpdateComments",
             "BatchDeleteComments",
         },
     },

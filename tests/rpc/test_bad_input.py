@@ -163,7 +163,7 @@ async def test_invalid_utf8_is_malformed(channel: grpc.aio.Channel, method: Meth
 def test_strings_at_every_depth_are_tested() -> None:
     depths = {len(way) for method in METHODS for way in string_fields(method.input_type)}
 
-    assert depths == {1, 2, 3}
+    assert depths == {1, 2, 3, 4}
 
 
 # Ids
@@ -270,8 +270,8 @@ NO_UUIDS = {
 
 
 def test_every_write_has_a_request_id() -> None:
-    """The tests below cover all ten writes."""
-    assert len(WRITES) == 10
+    """The tests below cover all twelve writes."""
+    assert len(WRITES) == 12
 
 
 @SQLITE_ONLY
@@ -295,6 +295,9 @@ def writes_with(api: ResourceApi, id: int, another_id: int) -> list[Callable[[st
         lambda request_id: api.create(api.draft(), request_id=request_id),
         lambda request_id: api.batch_create([api.draft()], request_id=request_id),
         lambda request_id: api.update(api.resource(id=id, body="x"), request_id=request_id),
+        lambda request_id: api.batch_update(
+            [(api.resource(id=id, body="y"), ["body"])], request_id=request_id
+        ),
         lambda request_id: api.delete(id, request_id=request_id),
         lambda request_id: api.batch_delete([another_id], request_id=request_id),
     ]
@@ -323,7 +326,8 @@ async def test_every_write_honors_its_request_id(api: ResourceApi, database_url:
         for again in (request_id, request_id.upper()):
             assert await write(again) == answered
         assert database_contents(database_url) == done
-        assert done.changes[-1][-1] == request_id
+        *_, last_request_id, _ = done.changes[-1]
+        assert last_request_id == request_id
 
 
 async def test_batch_options_are_refused_inside_a_batch(api: ResourceApi, database_url: str) -> None:
@@ -441,7 +445,12 @@ def sample(method: MethodDescriptor) -> Message:
             filled.kinds.extend([1, 2])
         elif one.name == "heartbeat_interval":
             filled.heartbeat_interval.seconds = 5
-        elif one.name in ("ids", "post_ids"):
+        elif one.name == "external_ids":
+            filled.external_ids.extend(["a", "é"])
+        elif one.name == "filter" or one.name.endswith("_filter"):
+            getattr(filled, one.name).labels["status"] = "new"
+            getattr(filled, one.name).create_time_from.seconds = 5
+        elif one.name in ("ids", "post_ids", "comment_ids"):
             getattr(filled, one.name).extend([1, 2, 2**40])
         else:
             kind = {FieldDescriptor.CPPTYPE_STRING: "text", FieldDescriptor.CPPTYPE_BOOL: True}
