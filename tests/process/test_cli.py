@@ -312,6 +312,7 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_MAX_METADATA_BYTES": ["many", "1023", "1048577"],
     "STORE_MAX_BATCH_SIZE": ["many", "0", "1001"],
     "STORE_MAX_PAGE_SIZE": ["many", "0", "1001"],
+    "STORE_MAX_REPLY_DEPTH": ["many", "-1", "129"],
     "STORE_MAX_PENDING_RESPONSE_BYTES_PER_CONNECTION": ["many", "-1"],
     "STORE_MAX_CONNECTIONS_PER_ADDRESS": ["many", "0"],
     "STORE_MAX_PENDING_RESPONSE_BYTES": ["much", "4194303"],

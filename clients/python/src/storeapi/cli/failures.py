@@ -34,7 +34,7 @@ MEANINGS: Final[Mapping[ExitCode, str]] = {
     ExitCode.FAILED: "the service refused, or something else failed",
     ExitCode.USAGE: "invalid usage; nothing was sent",
     ExitCode.NOT_FOUND: "a post or comment does not exist",
-    ExitCode.CONFLICT: "conflict: other etag, post with comments, used request id or external id",
+    ExitCode.CONFLICT: "conflict: other etag, post with comments, taken request or external id",
     ExitCode.UNAVAILABLE: "the service could not be reached, or is busy or too slow; try again",
     ExitCode.INTERRUPTED: "Ctrl-C",
     ExitCode.NO_READER: "the reader of the output closed it (| head)",
