@@ -68,6 +68,19 @@ def page_request(
     return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
 
 
+def count_of_replies(
+    request: comments_pb2.CountRepliesRequest, violations: Violations
+) -> tuple[Sequence[int], ResourceFilter]:
+    """Returns the comments whose replies a request counts, and the filter."""
+    violations.check_batch_size("comment_ids", request.comment_ids)
+    violations.check_ids("comment_ids", request.comment_ids)
+    if request.filter.HasField("reply_to_id"):
+        violations.add(FieldInvalid, "filter.reply_to_id", "must be unset; comment_ids names the comments")
+    filter = resource_filter(request.filter, "filter", violations)
+    violations.raise_if_any()
+    return tuple(request.comment_ids), filter
+
+
 def resource_filter(
     message: filters_pb2.PostFilter | filters_pb2.CommentFilter, path: str, violations: Violations
 ) -> ResourceFilter:

@@ -25,6 +25,7 @@ from store_service.rpc.validation.identifiers import (
     check_labels,
 )
 from store_service.rpc.validation.queries import (
+    count_of_replies,
     page_request,
     query_of_comments,
     query_of_posts,
@@ -189,16 +190,7 @@ class Validation:
         self, request: comments_pb2.CountRepliesRequest
     ) -> tuple[Sequence[int], ResourceFilter]:
         """Returns the comments whose replies are counted, and the filter."""
-        violations = Violations(self._max_batch_size)
-        violations.check_batch_size("comment_ids", request.comment_ids)
-        violations.check_ids("comment_ids", request.comment_ids)
-        if request.filter.HasField("reply_to_id"):
-            violations.add(
-                FieldInvalid, "filter.reply_to_id", "must be unset; comment_ids names the comments"
-            )
-        filter = resource_filter(request.filter, "filter", violations)
-        violations.raise_if_any()
-        return tuple(request.comment_ids), filter
+        return count_of_replies(request, Violations(self._max_batch_size))
 
     def _batch_of_ids(self, field: str, ids: Sequence[int]) -> Sequence[int]:
         violations = Violations(self._max_batch_size)
