@@ -214,7 +214,39 @@ def count_comments(drive: Driver) -> None:
     post = drive.post()
     drive.comment(post["id"])
     answer = drive.comments("CountComments", post_ids=[post["id"], "999999"])
-    assert answer == {"counts": {post["id"]: "1", "999999": "0"}}
+    assert answer == {"counts": {post["id"]: "1", "999999": "0"}, "total": "1"}
+    of_nobody = {"author": str(uuid.uuid4())}
+    assert drive.comments("CountComments", all_posts=True, filter=of_nobody) == {}
+
+
+def count_replies(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    reply = {"body": "a reply", "postId": comment["postId"], "replyToId": comment["id"]}
+    assert drive.comments("CreateComment", comment=reply)["depth"] == 1
+    answer = drive.comments("CountReplies", comment_ids=[comment["id"]])
+    assert answer == {"counts": {comment["id"]: "1"}}
+
+
+def count_posts(drive: Driver) -> None:
+    author = str(uuid.uuid4())
+    drive.posts("CreatePost", post={"body": "a", "author": author})
+    assert drive.posts("CountPosts", filter={"author": author}) == {"count": "1"}
+
+
+def batch_update_posts(drive: Driver) -> None:
+    posts = [drive.post(), drive.post()]
+    requests = [
+        {"post": {"id": post["id"], "labels": {"status": "new"}}, "updateMask": {"paths": ["labels.status"]}}
+        for post in posts
+    ]
+    answer = drive.posts("BatchUpdatePosts", requests=requests)
+    assert [post["labels"] for post in answer["posts"]] == [{"status": "new"}] * 2
+
+
+def batch_update_comments(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    answer = drive.comments("BatchUpdateComments", requests=[{"comment": {**comment, "author": "ann"}}])
+    assert [it["author"] for it in answer["comments"]] == ["ann"]
 
 
 def watch(drive: Driver) -> None:
@@ -243,7 +275,9 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (POSTS, "DeletePost"): delete_post,
     (POSTS, "BatchGetPosts"): batch_get_posts,
     (POSTS, "BatchCreatePosts"): batch_create_posts,
+    (POSTS, "BatchUpdatePosts"): batch_update_posts,
     (POSTS, "BatchDeletePosts"): batch_delete_posts,
+    (POSTS, "CountPosts"): count_posts,
     (COMMENTS, "CreateComment"): create_comment,
     (COMMENTS, "GetComment"): get_comment,
     (COMMENTS, "ListComments"): list_comments,
@@ -251,8 +285,10 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (COMMENTS, "DeleteComment"): delete_comment,
     (COMMENTS, "BatchGetComments"): batch_get_comments,
     (COMMENTS, "BatchCreateComments"): batch_create_comments,
+    (COMMENTS, "BatchUpdateComments"): batch_update_comments,
     (COMMENTS, "BatchDeleteComments"): batch_delete_comments,
     (COMMENTS, "CountComments"): count_comments,
+    (COMMENTS, "CountReplies"): count_replies,
     (CHANGES, "Watch"): watch,
 }
 """Every RPC, and how it is called by hand."""
