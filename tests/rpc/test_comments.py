@@ -175,4 +175,5 @@ async def test_count_needs_positive_post_ids(comments: ResourceApi) -> None:
     wrong = await expect_error(comments.call("CountComments", post_ids=[1, 0, -1]))
 
     assert (empty.reason, empty.fields) == ("BATCH_EMPTY", ["post_ids"])
+    assert empty.message == "post_ids: must not be empty unless all_posts is set"
     assert (wrong.reason, wrong.fields) == ("FIELD_INVALID", ["post_ids[1]", "post_ids[2]"])

@@ -43,13 +43,16 @@ async def test_every_mask_with_the_body_changes_it(api: ResourceApi, paths: tupl
 
 @SQLITE_ONLY
 async def test_empty_update_is_refused(api: ResourceApi) -> None:
-    """An update that changes nothing is most likely a mistake."""
+    """An update that changes nothing is most likely a mistake, also one with only an immutable field."""
     resource = await api.create_one()
 
-    error = await expect_error(api.update(api.resource(id=resource.id)))
+    for fields in ({}, {"external_id": "other"}):
+        error = await expect_error(api.update(api.resource(id=resource.id, **fields)))
 
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
-    assert error.fields == [f"{api.field}.body"]
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_INVALID")
+        assert error.fields == [api.field]
+        problem = "has no field to update (author, body, labels); to clear one, name it in update_mask"
+        assert error.message == f"{api.field}: {problem}"
 
 
 @pytest.mark.parametrize("paths", [("body",), ("*",)])

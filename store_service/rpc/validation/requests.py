@@ -178,7 +178,9 @@ class Validation:
         """Returns the posts whose comments are counted, or None for all posts, and the filter."""
         violations = Violations(self._max_batch_size)
         if not request.all_posts:
-            violations.check_batch_size("post_ids", request.post_ids)
+            violations.check_batch_size(
+                "post_ids", request.post_ids, "must not be empty unless all_posts is set"
+            )
         elif request.post_ids:
             violations.add(FieldInvalid, "post_ids", "must be empty if all_posts is set")
         violations.check_ids("post_ids", request.post_ids)
@@ -286,10 +288,11 @@ class Validation:
                 for description in check_labels(changed):
                     violations.add(FieldInvalid, f"{path}.labels", description)
             if mask.is_unset and not values:
+                choices = ", ".join(sorted(resource.mutable))
                 violations.add(
                     FieldInvalid,
-                    f"{path}.{resource.mutable[0]}",
-                    "must be set if update_mask is unset; the request changes nothing",
+                    path,
+                    f"has no field to update ({choices}); to clear one, name it in update_mask",
                 )
         return Update(
             id=message.id,

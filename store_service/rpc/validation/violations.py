@@ -67,11 +67,11 @@ class Violations:
         if id <= 0:
             self.add(FieldInvalid, field, REQUIRED_ID)
 
-    def check_batch_size(self, field: str, batch: Sequence[object]) -> None:
-        """Checks the number of elements of a batch."""
+    def check_batch_size(self, field: str, batch: Sequence[object], empty: str = "must not be empty") -> None:
+        """Checks the number of elements of a batch. `empty` describes the violation of one without any."""
         self._batch_count = len(batch)
         if not batch:
-            self.add(BatchEmpty, field, "must not be empty")
+            self.add(BatchEmpty, field, empty)
         elif len(batch) > self._max_batch_size:
             self.add(
                 BatchTooLarge,
