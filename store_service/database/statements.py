@@ -136,22 +136,25 @@ def after_in(groups: Groups, column: ColumnElement[Any], value: ColumnElement[An
     It is served by an index on the columns of the group and the column. The rows must be ordered by all of
     them; see `beyond`.
     """
-    return _beyond_all(groups, column, value, ">", "<=")
+    return _beyond_all(groups, column, value, (">", "<="))
 
 
 def before_in(groups: Groups, column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
     """Same as `after_in` for rows with a column less than a value, in descending order."""
-    return _beyond_all(groups, column, value, "<", ">=")
+    return _beyond_all(groups, column, value, ("<", ">="))
 
 
 def _beyond_all(
-    groups: Groups, column: ColumnElement[Any], value: ColumnElement[Any], operator: str, bound: str
+    groups: Groups,
+    column: ColumnElement[Any],
+    value: ColumnElement[Any],
+    operators: tuple[str, str],
 ) -> ColumnElement[bool]:
     if not groups:
-        return column > value if operator == ">" else column < value
+        return column > value if operators[0] == ">" else column < value
     columns, values = zip(*groups, strict=True)
     element = _BeyondAll(*columns, *values, column, value)
-    element.operators = (operator, bound)
+    element.operators = operators
     return element
 
 
@@ -248,9 +251,18 @@ def _beyond_all_on_sqlite(element: _BeyondAll, compiler: SQLCompiler, **kw: Any)
 def _beyond_all_on_postgresql(element: _BeyondAll, compiler: SQLCompiler, **kw: Any) -> str:
     *groups, column, value = (compiler.process(it, **kw) for it in element.clauses)
     half = len(groups) // 2
-    columns, values = ", ".join(groups[:half]), ", ".join(groups[half:])
+    *equal, last = zip(groups[:half], groups[half:], strict=True)
     operator, bound = element.operators
-    return f"(({columns}, {column}) {operator} ({values}, {value}) AND ({columns}) {bound} ({values}))"
+    conditions = [
+        f"({last[0]}, {column}) {operator} ({last[1]}, {value})",
+        f"{last[0]} {bound} {last[1]}",
+    ]
+    # A scan of an index ends at a bound of a column only if the columns before it are equal to values. A
+    # comparison of rows bounds only its first column. The first equality keeps the column in the order, other
+    # than "="; see `beyond`.
+    for number, (group, it) in enumerate(equal):
+        conditions.append(f"{group} = {it}" if number else f"{group} = ANY (ARRAY[{it}])")
+    return f"({' AND '.join(conditions)})"
 
 
 class _ThreadKey(FunctionElement[str]):

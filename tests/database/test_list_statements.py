@@ -151,3 +151,46 @@ def test_list_uses_its_index_on_postgresql(filled_database: str, name: str, plan
     assert not [step for step in plan if "Sort" in step], plan
     # Each label is looked up by its key. A join would read all labels if they are few.
     assert not [step for step in plan if "Anti Join" in step], plan
+
+
+@pytest.fixture(scope="module")
+def one_large_post(postgres: str) -> Iterator[str]:
+    """20,000 comments of one post, with ids and times from 1. The first and the last have other labels."""
+    with new_database(postgres) as url:
+        schema.upgrade(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("INSERT INTO posts (body) VALUES ('x')")
+            connection.execute(
+                "INSERT INTO comments (body, post_id, labels, create_time) SELECT 'x', 1,"
+                """ '{"k":"' || CASE n WHEN 1 THEN 'a' WHEN 20000 THEN 'z' ELSE 'm' END || '"}', n"""
+                " FROM generate_series(1, 20000) AS n"
+            )
+            connection.execute("VACUUM ANALYZE posts, comments, labels")
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "position"),
+    [
+        ("label id", "a", {"after": 1}),
+        ("label id desc", "z", {"after": 20_000}),
+        ("label count", "a", {"after": 1}),
+        ("post same create_time", "m", {"time": 10_000, "after": 10_000}),
+        ("post same create_time desc", "m", {"time": 10_000, "after": 10_000}),
+    ],
+)
+def test_list_ends_with_the_rows_that_it_selects(
+    one_large_post: str, name: str, label: str, position: dict[str, Any]
+) -> None:
+    """PostgreSQL does not read the rest of the index, only to find that no row of it is selected."""
+    _, statement = STATEMENTS[f"comments {name}"]
+    query = Query(resource="comments", post_id=1, filter=ResourceFilter(labels=(("k", label),)))
+    values = filter_values(query) | {"limit": 50} | position
+    text, arguments = statement.on("postgresql", values)
+    with psycopg.connect(one_large_post, autocommit=True) as connection:
+        for name_of_setting, value in postgresql.PLANNER_SETTINGS.items():
+            connection.execute(f"SET {name_of_setting} = {value}")
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}"
+        ((((plan,),),),) = [psycopg.RawCursor(connection).execute(explain, arguments).fetchall()]
+
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 20, plan
