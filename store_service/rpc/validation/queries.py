@@ -124,7 +124,7 @@ def _time(
         return None
     time: Timestamp = getattr(message, field)
     if not (_MIN_SECONDS <= time.seconds <= _MAX_SECONDS and 0 <= time.nanos <= 999_999_999):
-        violations.add(FieldInvalid, f"{path}.{field}", "must be a time of the years 1 to 9999")
+        violations.add(FieldInvalid, f"{path}.{field}", "must be a valid Timestamp of the years 1 to 9999")
         return None
     return time.seconds * 1_000_000 - -time.nanos // 1000
 

@@ -146,7 +146,7 @@ class CreateCommentRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Validates the request and returns the response that it would have, without storing anything. The
-    response has no id, times or etag.
+    response has no id, times or etag, unless return_existing returns an existing comment.
     """
     return_existing: _builtins.bool
     """If a comment with this external_id exists, the call returns it unchanged, whatever its other fields are.

@@ -129,7 +129,7 @@ class CreatePostRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Validates the request and returns the response that it would have, without storing anything. The
-    response has no id, times or etag.
+    response has no id, times or etag, unless return_existing returns an existing post.
     """
     return_existing: _builtins.bool
     """If a post with this external_id exists, the call returns it unchanged, whatever its other fields are.
