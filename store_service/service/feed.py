@@ -96,9 +96,7 @@ class Feed:
             log, "cannot read the change feed", end_event="the change feed is read again"
         )
         self._listen_failure = RepeatedFailure(
-            log,
-            "cannot listen for changes, polling",
-            end_event="listening for changes again",
+            log, "cannot listen for changes, polling", end_event="listening for changes again"
         )
         self._is_polling = False
         """Whether the database server is a standby, which sends no notifications."""
@@ -124,7 +122,8 @@ class Feed:
     ) -> AsyncGenerator[WatchEvent, None]:
         """Yields the initial state or earlier changes if `start` requests them, and then new changes.
 
-        The first event comes at once, and there is an event at least every `heartbeat_seconds`.
+        There is an event at least every `heartbeat_seconds`. The first one comes at once, or with the first
+        resource of an initial state.
 
         Raises:
             WatchLimit: The maximum number of watches is open.
@@ -144,9 +143,14 @@ class Feed:
                     await self._changes.check_seen(resume_point.seen)
 
             seen = resume_point.seen
+            loop = asyncio.get_running_loop()
+            heartbeat_at = loop.time() + heartbeat_seconds
             async for page in self._snapshot.pages(resume_point, filter):
-                token = resume_tokens.make(state.store_id, page.resume_point)
-                yield WatchEvent(resume_token=token, snapshot=page.changes, snapshot_complete=page.is_last)
+                token, changes = resume_tokens.make(state.store_id, page.resume_point), page.changes
+                # Many pages in a row are empty if few rows match. One without changes is a heartbeat.
+                if changes or page.is_last or self._stopping or loop.time() >= heartbeat_at:
+                    yield WatchEvent(resume_token=token, snapshot=changes, snapshot_complete=page.is_last)
+                    heartbeat_at = loop.time() + heartbeat_seconds
                 if self._stopping:
                     raise ShuttingDown(resume_token=token)
                 seen = page.resume_point.seen
@@ -154,7 +158,6 @@ class Feed:
             position = resume_point.position
             if resume_point.snapshot is None:
                 yield WatchEvent(resume_token=state.resume_token(position, seen=seen))
-            loop = asyncio.get_running_loop()
             heartbeat_at = loop.time() + heartbeat_seconds
             last_was_partial = False
             while not self._stopping:

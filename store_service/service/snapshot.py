@@ -74,7 +74,7 @@ class Snapshot:
     async def pages(self, resume_point: ResumePoint, filter: WatchFilter) -> AsyncIterator[SnapshotPage]:
         """Yields the rest of the initial state, posts before comments; nothing if it is complete.
 
-        The last page is always empty.
+        A page is empty if none of the rows that were read matches. The last page is always empty.
 
         Raises:
             ResumeTokenForeign: The store has lost changes that an earlier page contains.
@@ -105,7 +105,7 @@ class _Reader:
     async def resources(
         self, cursor: SnapshotCursor, filter: WatchFilter
     ) -> AsyncIterator[tuple[SnapshotCursor, Sequence[Post] | Sequence[Comment]]]:
-        """Yields non-empty pages, and the cursor after each."""
+        """Yields pages, and the cursor after each."""
         post_ids = sorted(filter.post_ids)
         if cursor.kind is ResourceKind.POST:
             if ResourceKind.POST in filter.kinds:
@@ -114,30 +114,25 @@ class _Reader:
                     if post_ids
                     else self._all_posts(cursor, filter.post_filter)
                 )
-                async for posts in pages:
-                    yield SnapshotCursor(kind=ResourceKind.POST, id=posts[-1].id), posts
+                async for last_id, posts in pages:
+                    yield SnapshotCursor(kind=ResourceKind.POST, id=last_id), posts
             cursor = SnapshotCursor(kind=ResourceKind.COMMENT)
         if ResourceKind.COMMENT in filter.kinds:
             for post_id in [it for it in post_ids if it >= cursor.post_id] or ([] if post_ids else [0]):
                 after = cursor.id if post_id == cursor.post_id else 0
-                async for comments in self._comments_of_post(post_id, after, filter.comment_filter):
-                    yield (
-                        SnapshotCursor(kind=ResourceKind.COMMENT, post_id=post_id, id=comments[-1].id),
-                        comments,
-                    )
+                async for last_id, comments in self._comments_of_post(post_id, after, filter.comment_filter):
+                    yield SnapshotCursor(kind=ResourceKind.COMMENT, post_id=post_id, id=last_id), comments
 
-    def _all_posts(self, cursor: SnapshotCursor, filter: ResourceFilter) -> AsyncIterator[Sequence[Post]]:
+    def _all_posts(self, cursor: SnapshotCursor, filter: ResourceFilter) -> "_Pages[Post]":
         return self._pages(_POST_PAGE, Query(resource="posts", filter=filter), cursor.id)
 
-    def _comments_of_post(
-        self, post_id: int, after: int, filter: ResourceFilter
-    ) -> AsyncIterator[Sequence[Comment]]:
+    def _comments_of_post(self, post_id: int, after: int, filter: ResourceFilter) -> "_Pages[Comment]":
         query = Query(resource="comments", post_id=post_id, filter=filter)
         return self._pages(_COMMENT_PAGE, query, after)
 
     async def _posts_by_id(
         self, cursor: SnapshotCursor, post_ids: Sequence[int], filter: ResourceFilter
-    ) -> AsyncIterator[Sequence[Post]]:
+    ) -> "_Pages[Post]":
         remaining = [id for id in post_ids if id > cursor.id]
         while remaining:
             ids = remaining[: self._page_size.count]
@@ -153,23 +148,24 @@ class _Reader:
                 continue
             if found.items:
                 self._page_size.adapt(found.items)
-                if matching := [post for post in found.items if filter.matches(post)]:
-                    yield matching
+            yield ids[-1], [post for post in found.items if filter.matches(post)]
             remaining = remaining[len(ids) :]
 
-    async def _pages(
-        self, operation: "_Read[PageRequest, Page[R]]", query: Query, after: int
-    ) -> AsyncIterator[Sequence[R]]:
+    async def _pages(self, operation: "_Read[PageRequest, Page[R]]", query: Query, after: int) -> "_Pages[R]":
         token = page_tokens.make(query, after)
         while token:
             request = PageRequest(
                 query=query, page_size=self._page_size.count, page_token=token, max_bytes=PAGE_BYTES
             )
             page = await self._read(operation, request)
+            token = page.next_page_token
             if page.items:
                 self._page_size.adapt(page.items)
-                yield page.items
-            token = page.next_page_token
+                yield page.items[-1].id, page.items
+            elif token:
+                last_id = page_tokens.read(token, query)
+                assert isinstance(last_id, int)
+                yield last_id, ()
 
     async def _read(self, operation: "_Read[Argument, Result]", argument: Argument) -> Result:
         result, newest = await self._database.read(operation, (argument, self.seen))
@@ -210,6 +206,9 @@ def _snapshot_change(item: Post | Comment) -> Change:
         commit_time=item.update_time,
     )
 
+
+_Pages: TypeAlias = AsyncIterator[tuple[int, Sequence[R]]]
+"""Pages, each with the id up to which it has been read."""
 
 _Read: TypeAlias = BatchOperation[tuple[Argument, Position | None], tuple[Result, Position | None]]
 """A read that also takes and returns the position up to which pages may contain changes."""

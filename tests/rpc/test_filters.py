@@ -1,5 +1,6 @@
 """Filters and orders of lists and counts, compared with a plain implementation."""
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,10 +12,15 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
 
-from store_service.model import Comment, labels_to_text
+from store_service.database import connect
+from store_service.errors import ShuttingDown
+from store_service.model import Comment, PostDraft, ResourceFilter, WatchFilter, WatchStart, labels_to_text
 from store_service.rpc.validation.queries import resource_filter
 from store_service.rpc.validation.violations import Violations
 from store_service.service import matching_count, pages
+from store_service.service.feed import Feed
+from store_service.service.posts import Posts
+from store_service.service.scans import AFTER_ALL_TIMES
 from tests.support.database import execute
 from tests.support.errors import expect_error
 from tests.support.stubs import Stubs
@@ -383,6 +389,34 @@ class TestWatch:
         expected = {(1, it.id) for it in stored.posts if it.author == "ann"}
         expected |= {(2, it.id) for it in stored.comments if it.labels.get("status") == "new"}
         assert found == expected
+
+    async def test_initial_state_without_matches_has_heartbeats(self, database_url: str) -> None:
+        """Their tokens continue after the rows that were read. A stop does not wait for the other rows."""
+        filter = WatchFilter(post_filter=ResourceFilter(create_time_from=AFTER_ALL_TIMES))
+        async with connect.open_database(database_url) as store:
+            posts, feed = Posts(store), Feed(store, max_watches=1)
+            first, *_ = await posts.create([PostDraft(body="x")] * 40)
+            watch = feed.watch(WatchStart(initial_state=True), filter, heartbeat_seconds=0)
+            tokens = []
+            async for event in watch:
+                if event.snapshot_complete:
+                    break
+                assert not event.snapshot
+                tokens.append(event.resume_token)
+            assert len(set(tokens)) == len(tokens) == 2
+            await watch.aclose()
+
+            rest = feed.watch(WatchStart(resume_token=tokens[0]), WatchFilter(), heartbeat_seconds=3600)
+            assert (await anext(rest)).snapshot[0].post_id - first.id == 15
+            await rest.aclose()
+
+            stopped = feed.watch(WatchStart(initial_state=True), filter, heartbeat_seconds=3600)
+            reading = asyncio.create_task(anext(stopped))
+            await asyncio.sleep(0)
+            feed._stopping = True
+            assert not (await reading).snapshot_complete
+            with pytest.raises(ShuttingDown):
+                await anext(stopped)
 
     async def test_invalid_filter_is_refused(self, channel: grpc.aio.Channel) -> None:
         """With the path of the condition."""
