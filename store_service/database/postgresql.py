@@ -28,7 +28,12 @@ IDLE_IN_TRANSACTION_SECONDS = 10
 """Time after which PostgreSQL ends an idle transaction of the service and releases its locks."""
 
 
-PLANNER_SETTINGS = {"enable_incremental_sort": "off", "enable_sort": "off", "enable_bitmapscan": "off", "jit": "off"}
+PLANNER_SETTINGS = {
+    "enable_incremental_sort": "off",
+    "enable_sort": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+}
 """Every list has an index in its order. If the planner estimates the rows of a post wrongly, it would
 otherwise read all of them by another index and sort them for each page. Compiling a statement takes longer
 than reading a page."""

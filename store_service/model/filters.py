@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from store_service.model.resources import Comment, Post, labels_from_text
+from store_service.model.resources import Comment, Post, has_label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +36,8 @@ class ResourceFilter:
         )
         if self.author and author != self.author:
             return False
-        if self.labels:
-            stored = labels_from_text(labels)
-            if any(stored.get(key) != value for key, value in self.labels):
-                return False
+        if self.labels and not all(has_label(labels, key, value) for key, value in self.labels):
+            return False
         if self.create_time_from is not None and not (
             resource.create_time is not None and resource.create_time >= self.create_time_from
         ):

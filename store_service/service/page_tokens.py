@@ -69,7 +69,7 @@ def _cursor(version: int, packed: bytes) -> Cursor:
         return int(id)
     try:
         cursor: Any = json.loads(packed) if version == 2 else None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _invalid() from None
     if isinstance(cursor, str) and _KEY_CHARACTERS.issuperset(cursor):
         return cursor

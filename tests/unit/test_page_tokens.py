@@ -150,6 +150,16 @@ def test_page_token_of_another_version_is_refused() -> None:
         page_tokens.read(newer, POSTS)
 
 
+@pytest.mark.parametrize("position", [b"[" * 100_000, b"9" * 5_000, b"\xff", b"[1,2.0]", b"[1,true]", b'"G"'])
+def test_page_token_with_another_position_is_refused(position: bytes) -> None:
+    """A token whose position is not one of its query is refused, even if its checksum is right."""
+    body = page_tokens._HEAD.pack(2, page_tokens._hash(BY_TIME)) + position
+    token = base64.urlsafe_b64encode(body + page_tokens._checksum(body)).decode().rstrip("=")
+
+    with pytest.raises(PageTokenInvalid):
+        page_tokens.read(token, BY_TIME)
+
+
 @pytest.mark.parametrize("id", range(0, 2000, 37))
 def test_page_token_needs_no_url_quoting(id: int) -> None:
     """32 characters."""

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from store_service.errors import BatchDuplicate, FieldMaskInvalid
-from store_service.model import CommentDraft, PostDraft
+from store_service.model import CommentDraft, PostDraft, labels_from_text
 from store_service.rpc.validation.violations import Violations, quoted
 from store_service.service.operations import MAX_LABELS
 
@@ -14,6 +14,10 @@ MAX_BYTES = 256
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # Without "_": the JSON form of an update mask cannot express it in every position.
 _KEY = re.compile(r"[a-z][a-z0-9./-]{0,62}")
+# Valid labels without escapes, with values that cannot be too long: a character has at most 4 bytes.
+_COMMON_LABELS = re.compile(
+    rf'\{{(?:"{_KEY.pattern}":"[^"\\\x00-\x1f\x7f-\x9f]{{0,{MAX_BYTES // 4}}}",?){{1,{MAX_LABELS}}}\}}'
+)
 _KEY_RULE = (
     'must have 1 to 63 characters: lower-case letters, digits, ".", "/" and "-", beginning with a letter'
 )
@@ -29,6 +33,11 @@ def check_identifier(text: str) -> Sequence[str]:
     if _CONTROL.search(text):
         violations.append("must not contain control characters")
     return violations
+
+
+def check_stored_labels(text: str) -> Sequence[str]:
+    """Describes the violations of labels as they are stored. Most labels need not be decoded."""
+    return () if not text or _COMMON_LABELS.fullmatch(text) else check_labels(labels_from_text(text))
 
 
 def check_labels(labels: Mapping[str, str]) -> Sequence[str]:

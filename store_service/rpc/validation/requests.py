@@ -15,14 +15,14 @@ from store_service.model import (
     Update,
     WatchFilter,
     WatchStart,
-    labels_from_text,
+    labels_to_text,
 )
 from store_service.rpc.validation.idempotency import check_request_id
 from store_service.rpc.validation.identifiers import (
     check_external_ids,
     check_identifier,
     check_label_keys,
-    check_labels,
+    check_stored_labels,
 )
 from store_service.rpc.validation.queries import (
     count_of_replies,
@@ -63,7 +63,7 @@ class Validation:
             ),
             "author": check_identifier,
             "external_id": check_identifier,
-            "labels": lambda text: check_labels(labels_from_text(text)) if text else (),
+            "labels": check_stored_labels,
         }
         """For each field that a caller sets, a function that describes the violations of a value."""
         self._content_rules = {
@@ -151,11 +151,10 @@ class Validation:
         self, request: posts_pb2.BatchGetPostsRequest | comments_pb2.BatchGetCommentsRequest
     ) -> tuple[Sequence[int], Sequence[str]]:
         """Returns the ids and the external ids of the resources to get."""
-        if not request.external_ids:
-            return self._batch_of_ids("ids", request.ids), ()
         violations = Violations(self._max_batch_size)
-        field = "external_ids" if not request.ids else "ids and external_ids"
-        violations.check_batch_size(field, [*request.ids, *request.external_ids])
+        fields = [name for name in ("ids", "external_ids") if getattr(request, name)] or ["ids"]
+        count = range(len(request.ids) + len(request.external_ids))
+        violations.check_batch_size(" and ".join(fields), count)
         violations.check_ids("ids", request.ids)
         if len(request.external_ids) <= self._max_batch_size:
             for index, external_id in enumerate(request.external_ids):
@@ -193,13 +192,6 @@ class Validation:
     ) -> tuple[Sequence[int], ResourceFilter]:
         """Returns the comments whose replies are counted, and the filter."""
         return count_of_replies(request, Violations(self._max_batch_size))
-
-    def _batch_of_ids(self, field: str, ids: Sequence[int]) -> Sequence[int]:
-        violations = Violations(self._max_batch_size)
-        violations.check_batch_size(field, ids)
-        violations.check_ids(field, ids)
-        violations.raise_if_any()
-        return tuple(ids)
 
     def page_of_posts(self, request: posts_pb2.ListPostsRequest) -> PageRequest:
         """Returns the page of posts to list."""
@@ -269,9 +261,12 @@ class Validation:
         values = {
             field: value
             for field in resource.mutable
+            if mask.can_name(field)
             for value in [stored_value(message, field)]
             if mask.names(field, is_set=bool(value))
         }
+        labels = dict(message.labels) if mask.labels else {}
+        changed_labels = tuple([(key, labels.get(key)) for key in mask.labels])
         if mask.is_too_long:
             violations.add(FieldInvalid, f"{prefix}update_mask", f"must not have more than {MAX_PATHS} paths")
         if not request.HasField(name):  # type: ignore[arg-type]  # each request has the field of its name
@@ -283,10 +278,9 @@ class Validation:
                 for description in self._rules[field](value):
                     violations.add(FieldInvalid, f"{path}.{field}", description)
             check_label_keys(mask.label_keys, f"{prefix}update_mask", violations)
-            if mask.labels:
-                changed = {key: message.labels[key] for key in mask.labels if key in message.labels}
-                for description in check_labels(changed):
-                    violations.add(FieldInvalid, f"{path}.labels", description)
+            changed = {key: value for key, value in changed_labels if value is not None}
+            for description in check_stored_labels(labels_to_text(changed)):
+                violations.add(FieldInvalid, f"{path}.labels", description)
             if mask.is_unset and not values:
                 choices = ", ".join(sorted(resource.mutable))
                 violations.add(
@@ -297,7 +291,7 @@ class Validation:
         return Update(
             id=message.id,
             values=values,
-            changed_labels=tuple([(key, message.labels.get(key)) for key in mask.labels]),
+            changed_labels=changed_labels,
             etag=message.etag,
             unchangeable=tuple(
                 [

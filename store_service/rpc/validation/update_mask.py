@@ -26,6 +26,17 @@ class UpdateMask:
         paths: Sequence[str] = () if self.is_too_long else mask.paths
         self.is_star = "*" in paths
         self.paths = set(paths) - {"*"}
+        self.label_keys: Sequence[str] = sorted(
+            [path.removeprefix(LABEL) for path in self.paths if path.startswith(LABEL)]
+        )
+        """The keys of all paths of single labels, sorted."""
+        is_whole = "labels" in self.paths or self.is_star
+        self.labels: Sequence[str] = () if is_whole else self.label_keys
+        """The keys of single labels that the mask names, sorted; none if it names all labels."""
+
+    def can_name(self, field: str) -> bool:
+        """Whether the update applies to a field if the request sets it."""
+        return self.is_unset or self.is_star or field in self.paths
 
     def names(self, field: str, *, is_set: bool, star_means_set: bool = False) -> bool:
         """Whether the update applies to a field. An unset mask names the fields that the request sets.
@@ -41,23 +52,11 @@ class UpdateMask:
             return is_set if star_means_set else True
         return self.is_unset and is_set
 
-    @property
-    def labels(self) -> list[str]:
-        """The keys of single labels that the mask names, sorted; none if it names all labels."""
-        return [] if "labels" in self.paths or self.is_star else self.label_keys
-
-    @property
-    def label_keys(self) -> list[str]:
-        """The keys of all paths of single labels, sorted."""
-        return sorted([path.removeprefix(LABEL) for path in self.paths if path.startswith(LABEL)])
-
     def check_paths(self, resource: ResourceMessage, field: str, violations: Violations) -> None:
         """Checks that each path is a field that a caller sets. Violations are sorted by path."""
         allowed = {*resource.mutable, *resource.immutable}
-        for path in sorted(self.paths - allowed):
-            if path.startswith(LABEL):
-                # The key is checked with the labels of the request.
-                continue
+        # The keys of labels are checked with the labels of the request.
+        for path in sorted([it for it in self.paths - allowed if not it.startswith(LABEL)]):
             problem = "is set by the server" if path in resource.is_submessage else "is not a field"
             choices = " and ".join(f'"{it}"' for it in sorted(allowed))
             violations.add(FieldMaskInvalid, field, f'{quoted(path)} {problem}; paths are {choices}, or "*"')
