@@ -81,6 +81,8 @@ class Page(Generic[Resource]):
     resume_token: str = ""
     """A watch from this token receives every change that this page and the next pages do not show. Set on
     the first page, empty on other pages."""
+    skipped_rows: int = 0
+    """Number of rows that were read for this page and did not match."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)

@@ -36,8 +36,9 @@ async def read_pages(
 ) -> list[Page[R] | ServiceError]:
     """Reads the page of each request with `read`. A first page has a resume token.
 
-    Equal requests share one page. Pages after MAX_HELD_BYTES are DEFERRED: many requests for large pages
-    must not fill the memory.
+    Equal requests share one page. Pages after MAX_HELD_BYTES are DEFERRED, because many requests for large
+    pages must not fill the memory; and pages after MAX_EXAMINED_ROWS rows that did not match, because other
+    reads of the batch wait for them.
     """
     resume_token = ""
     if not all(request.page_token for request in requests):
@@ -45,9 +46,9 @@ async def read_pages(
         state = await feed_state(connection)
         resume_token = state.resume_token(state.end)
     pages: dict[PageRequest, Page[R] | ServiceError] = {}
-    held = 0
+    held = skipped = 0
     for request in dict.fromkeys(requests):
-        if held >= MAX_HELD_BYTES:
+        if held >= MAX_HELD_BYTES or skipped >= MAX_EXAMINED_ROWS:
             break
         try:
             page = await read(connection, request)
@@ -57,6 +58,7 @@ async def read_pages(
             pages[request] = error.with_traceback(None)
         else:
             pages[request] = page if request.page_token else replace(page, resume_token=resume_token)
+            skipped += page.skipped_rows
             if len(requests) > 1:
                 held += _memory_size(page.items)
     return [pages.get(request, DEFERRED) for request in requests]
@@ -89,15 +91,16 @@ async def read_page(
             size += _utf8_size(concatenated_texts(item))
             if items and (len(items) == request.page_size or size > max_bytes):
                 token = page_tokens.make(query, scan.cursor_after(items[-1]))
-                return Page(items=tuple(items), next_page_token=token)
+                return Page(items=tuple(items), next_page_token=token, skipped_rows=skipped)
             items.append(item)
         if scan.has_more and len(items) == request.page_size:
             token = page_tokens.make(query, scan.cursor_after(items[-1]))
             return Page(items=tuple(items), next_page_token=token)
         if scan.at_end:
-            return Page(items=tuple(items), next_page_token="")
+            return Page(items=tuple(items), next_page_token="", skipped_rows=skipped)
         examined += max(len(rows), 1)
-    return Page(items=tuple(items), next_page_token=page_tokens.make(query, scan.cursor))
+    token = page_tokens.make(query, scan.cursor)
+    return Page(items=tuple(items), next_page_token=token, skipped_rows=skipped)
 
 
 def _utf8_size(text: str) -> int:

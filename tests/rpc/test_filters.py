@@ -14,7 +14,17 @@ from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
 
 from store_service.database import connect
 from store_service.errors import ShuttingDown
-from store_service.model import Comment, PostDraft, ResourceFilter, WatchFilter, WatchStart, labels_to_text
+from store_service.model import (
+    ORDERS,
+    Comment,
+    PageRequest,
+    PostDraft,
+    Query,
+    ResourceFilter,
+    WatchFilter,
+    WatchStart,
+    labels_to_text,
+)
 from store_service.rpc.validation.queries import resource_filter
 from store_service.rpc.validation.violations import Violations
 from store_service.service import matching_count, pages
@@ -337,6 +347,20 @@ async def test_page_token_is_bound_to_its_filter(stubs: Stubs, stored: Stored) -
     ):
         other = comments_pb2.ListCommentsRequest(page_token=token, filter=filter)
         assert (await expect_error(stubs.comments.ListComments(other))).reason == "PAGE_TOKEN_MISMATCH"
+
+
+async def test_page_counts_the_rows_that_do_not_match(database_url: str) -> None:
+    """In the order of ids an index has only posts of the author. By time, other posts are read too."""
+    async with connect.open_database(database_url) as store:
+        posts = Posts(store)
+        await posts.create([PostDraft(body="x")] * 20)
+        await posts.create([PostDraft(body="x", author="ann")])
+        found = []
+        for order in ORDERS:
+            query = Query(resource="posts", order=order, filter=ResourceFilter(author="ann"))
+            page = await posts.list_page(PageRequest(query=query, page_size=5, page_token=""))
+            found.append((order, len(page.items), page.skipped_rows))
+    assert found == [("id", 1, 0), ("id desc", 1, 0), ("create_time", 0, 15), ("create_time desc", 1, 14)]
 
 
 class TestWatch:

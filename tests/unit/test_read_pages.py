@@ -9,7 +9,7 @@ from store_service.database.connection import Connection
 from store_service.errors import PostNotFound
 from store_service.model import Page, PageRequest, Post, Query
 from store_service.service.operations import MAX_HELD_BYTES
-from store_service.service.pages import read_pages
+from store_service.service.pages import MAX_EXAMINED_ROWS, read_pages
 
 NO_CONNECTION = cast(Connection, None)
 """Not used, because no page is a first page."""
@@ -56,6 +56,19 @@ async def test_pages_above_the_memory_limit_are_deferred() -> None:
     assert [page is DEFERRED for page in pages] == [False, False, True, False, True]
     (alone,) = await outcomes([2 * MAX_HELD_BYTES], reads)
     assert alone is not DEFERRED
+
+
+async def test_pages_above_the_limit_of_skipped_rows_are_deferred() -> None:
+    """So other reads run between pages whose filters match few rows."""
+    half = MAX_EXAMINED_ROWS // 2
+
+    async def read(_: Connection, request: PageRequest) -> Page[Post]:
+        return Page(items=(), next_page_token="", skipped_rows=request.page_size)
+
+    pages = await outcomes([half, half + 1, half + 2, half], read)
+
+    assert [page is DEFERRED for page in pages] == [False, False, True, False]
+    assert DEFERRED not in await outcomes([1] * 1000, read)
 
 
 async def test_many_small_pages_are_read_together() -> None:
