@@ -349,6 +349,22 @@ async def test_page_token_is_bound_to_its_filter(stubs: Stubs, stored: Stored) -
         assert (await expect_error(stubs.comments.ListComments(other))).reason == "PAGE_TOKEN_MISMATCH"
 
 
+async def test_replies_are_only_those_of_the_post(stubs: Stubs, stored: Stored) -> None:
+    """With the comment that is replied to and another post, there are none."""
+    reply = next(it for it in stored.comments if it.reply_to_id)
+    filter = filters_pb2.CommentFilter(reply_to_id=reply.reply_to_id)
+    other = next(it.id for it in stored.posts[:3] if it.id != reply.post_id)
+    for post_id in (reply.post_id, other):
+        expected = [
+            it.id for it in stored.comments if (it.post_id, it.reply_to_id) == (post_id, reply.reply_to_id)
+        ]
+        listing = comments_pb2.ListCommentsRequest(post_id=post_id, filter=filter)
+        assert await listed(stubs.comments.ListComments, listing, 10) == expected
+        counting = comments_pb2.CountCommentsRequest(post_ids=[post_id], filter=filter)
+        assert (await stubs.comments.CountComments(counting)).total == len(expected)
+    assert not expected
+
+
 async def test_page_counts_the_rows_that_do_not_match(database_url: str) -> None:
     """In the order of ids an index has only posts of the author. By time, other posts are read too."""
     async with connect.open_database(database_url) as store:
