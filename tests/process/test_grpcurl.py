@@ -391,7 +391,7 @@ def test_every_proto_element_has_a_comment() -> None:
     ("symbol", "line"),
     [
         (f"{POSTS}.CreatePost", "Creates a post and returns it."),
-        (f"{COMMENTS}.CountComments", "Counts the comments of up to 1000 posts. The count of a post without"),
+        (f"{COMMENTS}.CountComments", "Counts the comments of up to 1000 posts, or of all posts together."),
         ("storeapi.v1.Post.id", "Output only. A positive number that is never reused."),
         ("storeapi.v1.CountCommentsResponse.counts", "The number of comments of each requested post,"),
     ],
