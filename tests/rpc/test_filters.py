@@ -418,6 +418,33 @@ class TestWatch:
             (last.id, 2, "pending"),
         ]
 
+    async def test_change_of_the_author_is_sent(self, stubs: Stubs, channel: grpc.aio.Channel) -> None:
+        """To a watch of the author before the change, as to one of the author after it."""
+        watches = [Watch(channel, post_filter=filters_pb2.PostFilter(author=it)) for it in ("ann", "bob")]
+        for watch in watches:
+            await watch.read()
+        post = posts_pb2.Post(body="x", author="ann")
+        created = await stubs.posts.CreatePost(posts_pb2.CreatePostRequest(post=post))
+        for author in ("bob", "eve", "bob"):
+            update = posts_pb2.UpdatePostRequest(post=posts_pb2.Post(id=created.id, author=author))
+            await stubs.posts.UpdatePost(update)
+        await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=created.id))
+
+        assert [it.post.author for it in await watches[0].changes(2)] == ["ann", "bob"]
+        assert [it.post.author for it in await watches[1].changes(4)] == ["bob", "eve", "bob", "bob"]
+
+    async def test_initial_state_of_some_posts_is_filtered(
+        self, channel: grpc.aio.Channel, stored: Stored
+    ) -> None:
+        """Posts that are named match, too."""
+        post_ids = [it.id for it in stored.posts[1:]]
+        for author in AUTHORS[1:]:
+            filter = filters_pb2.PostFilter(author=author)
+            watch = Watch(channel, initial_state=True, kinds=[1], post_ids=post_ids, post_filter=filter)
+            expected = [it.id for it in stored.posts[1:] if it.author == author]
+            assert len(expected) < len(post_ids)
+            assert [it.id for it in await watch.initial_state()] == expected
+
     async def test_initial_state_is_filtered(
         self, stubs: Stubs, channel: grpc.aio.Channel, stored: Stored
     ) -> None:
