@@ -182,7 +182,7 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         ),
         "Update.resource": needed(updates(), name, updated),
         "Update.resource.id": needed(updates(), f"{name}.id", updated),
-        "Update.resource.body": needed(updates(), f"{name}.body", updated),
+        "Update.resource.body": needed(updates(), name, updated),
         "Update.resource.author": Proof(updates(author="me"), f"{updated} by me", updated),
         "Update.resource.labels": Proof(updates(labels={"a": "b"}), f'{updated} with {{"a":"b"}}', updated),
         "Update.resource.external_id": Proof(

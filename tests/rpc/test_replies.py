@@ -269,7 +269,8 @@ async def test_reply_and_deletion_of_its_parent_by_two_servers(
                 continue
             with database_connection(database_url) as connection:
                 order = connection.exec_driver_sql(
-                    "SELECT resource_id, action FROM changes WHERE resource_id IN (%s, %s) ORDER BY xid, seq",
+                    "SELECT resource_id, action FROM changes WHERE kind = 2 AND resource_id IN (%s, %s)"
+                    " ORDER BY xid, seq",
                     (parent.id, outcome.id),
                 ).all()
             assert [tuple(it) for it in order] == [(parent.id, 2), (outcome.id, 2), (parent.id, 4)]
