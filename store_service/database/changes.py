@@ -112,7 +112,7 @@ NEWEST = Statement(
     .limit(1),
 )
 """The position of the newest committed change. On PostgreSQL it can be after the end of the feed, which waits
-for older transactions. No row if there is no change. Served like SIZES."""
+for older transactions. An empty table has no such row. Served like SIZES."""
 
 IS_STANDBY = Statement(
     select(literal(0, Integer)), on_postgresql=select(cast(func.pg_is_in_recovery(), Integer))

@@ -16,12 +16,13 @@ from sqlalchemy import (
     cast,
     delete,
     func,
+    literal,
     literal_column,
     select,
     update,
 )
 
-from store_service.database.statements import Statement, beyond, one_of, parameter
+from store_service.database.statements import Statement, after_in, one_of, parameter
 from store_service.database.tables import comment_table as comment
 from store_service.database.tables import post_deletion_table as mark
 
@@ -37,7 +38,8 @@ def is_visible(post_id: ColumnElement[Any]) -> ColumnElement[bool]:
 
 def comments_after(post_id: ColumnElement[Any], id: ColumnElement[Any] | int) -> ColumnElement[bool]:
     """Returns the condition for comments of one post after an id. They have to be read `in_order`."""
-    return beyond((comment.c.post_id, comment.c.id), post_id, id)
+    id = id if isinstance(id, ColumnElement) else literal(id, BigInteger)
+    return after_in(((comment.c.post_id, post_id),), comment.c.id, id)
 
 
 def in_order(comments: Select[Any]) -> Select[Any]:

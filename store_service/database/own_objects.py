@@ -114,5 +114,6 @@ def missing(connection: sqlalchemy.Connection) -> list[str]:
             )
         }
     return [
-        f"there is no {kind} {name} as the service creates it" for kind, name in _STATEMENTS.keys() - found
+        f"{kind} {name} is missing or differs from the one that the service creates"
+        for kind, name in sorted(_STATEMENTS.keys() - found)
     ]

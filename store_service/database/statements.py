@@ -20,7 +20,6 @@ from sqlalchemy import (
     column,
     extract,
     func,
-    literal,
     select,
 )
 from sqlalchemy.dialects import sqlite
@@ -112,20 +111,6 @@ def one_of_query(searched: ColumnElement[Any], query: Select[Any]) -> ColumnElem
     return _OneOf(searched, query.scalar_subquery())
 
 
-def beyond(
-    index: tuple[ColumnElement[Any], ColumnElement[Any]],
-    group: ColumnElement[Any],
-    id: ColumnElement[Any] | int,
-) -> ColumnElement[bool]:
-    """Returns the condition for rows of one group after an id, served by an index on (group, id).
-
-    The rows must be ordered by both columns. For `group = ...` ordered by id, the planner of PostgreSQL may
-    use another index on id and read the rows of all other groups.
-    """
-    id = id if isinstance(id, ColumnElement) else literal(id, BigInteger)
-    return _Beyond(*index, group, id)
-
-
 Groups = Sequence[tuple[ColumnElement[Any], ColumnElement[Any]]]
 """The first columns of an index, each with its value."""
 
@@ -134,17 +119,18 @@ def after_in(groups: Groups, column: ColumnElement[Any], value: ColumnElement[An
     """Returns the condition for rows of one group with a column greater than a value.
 
     It is served by an index on the columns of the group and the column. The rows must be ordered by all of
-    them; see `beyond`.
+    them. For `group = ...` ordered by the column alone, the planner of PostgreSQL may use another index on
+    the column and read the rows of all other groups.
     """
-    return _beyond_all(groups, column, value, (">", "<="))
+    return _beyond(groups, column, value, (">", "<="))
 
 
 def before_in(groups: Groups, column: ColumnElement[Any], value: ColumnElement[Any]) -> ColumnElement[bool]:
     """Same as `after_in` for rows with a column less than a value, in descending order."""
-    return _beyond_all(groups, column, value, ("<", ">="))
+    return _beyond(groups, column, value, ("<", ">="))
 
 
-def _beyond_all(
+def _beyond(
     groups: Groups,
     column: ColumnElement[Any],
     value: ColumnElement[Any],
@@ -153,7 +139,7 @@ def _beyond_all(
     if not groups:
         return column > value if operators[0] == ">" else column < value
     columns, values = zip(*groups, strict=True)
-    element = _BeyondAll(*columns, *values, column, value)
+    element = _Beyond(*columns, *values, column, value)
     element.operators = operators
     return element
 
@@ -212,43 +198,23 @@ def _one_of_on_postgresql(element: _OneOf, compiler: SQLCompiler, **kw: Any) -> 
 
 
 class _Beyond(FunctionElement[Any]):
-    """Two columns of an index, a group, and an id. It has no type for the same reason as _OneOf."""
-
-    name = "beyond"
-    inherit_cache = True
-
-
-@compiles(_Beyond, "sqlite")
-def _beyond_on_sqlite(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
-    # For a comparison of pairs, SQLite would search the index by the first element only.
-    group, id, value, after = (compiler.process(it, **kw) for it in element.clauses)
-    return f"({group} = {value} AND {id} > {after})"
-
-
-@compiles(_Beyond, "postgresql")
-def _beyond_on_postgresql(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
-    group, id, value, after = (compiler.process(it, **kw) for it in element.clauses)
-    return f"(({group}, {id}) > ({value}, {after}) AND {group} <= {value})"
-
-
-class _BeyondAll(FunctionElement[Any]):
     """The columns and the values of the groups, a column, and its value. It has no type either."""
 
-    name = "beyond_all"
+    name = "beyond"
     inherit_cache = False
     operators: tuple[str, str]
 
 
-@compiles(_BeyondAll, "sqlite")
-def _beyond_all_on_sqlite(element: _BeyondAll, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(_Beyond, "sqlite")
+def _beyond_on_sqlite(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
     *groups, column, value = (compiler.process(it, **kw) for it in element.clauses)
     half = len(groups) // 2
     equal = [f"{group} = {it}" for group, it in zip(groups[:half], groups[half:], strict=True)]
     return f"({' AND '.join(equal)} AND {column} {element.operators[0]} {value})"
 
 
-@compiles(_BeyondAll, "postgresql")
-def _beyond_all_on_postgresql(element: _BeyondAll, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(_Beyond, "postgresql")
+def _beyond_on_postgresql(element: _Beyond, compiler: SQLCompiler, **kw: Any) -> str:
     *groups, column, value = (compiler.process(it, **kw) for it in element.clauses)
     half = len(groups) // 2
     *equal, last = zip(groups[:half], groups[half:], strict=True)
@@ -259,7 +225,7 @@ def _beyond_all_on_postgresql(element: _BeyondAll, compiler: SQLCompiler, **kw: 
     ]
     # A scan of an index ends at a bound of a column only if the columns before it are equal to values. A
     # comparison of rows bounds only its first column. The first equality keeps the column in the order, other
-    # than "="; see `beyond`.
+    # than "=".
     for number, (group, it) in enumerate(equal):
         conditions.append(f"{group} = {it}" if number else f"{group} = ANY (ARRAY[{it}])")
     return f"({' AND '.join(conditions)})"

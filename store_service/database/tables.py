@@ -34,7 +34,7 @@ def _where(condition: str) -> dict[str, Any]:
 
 def _content_columns() -> Iterator[Column[Any]]:
     yield Column("author", Text, nullable=False, server_default=text("''"))
-    # A JSON object with sorted keys; empty if there are no labels.
+    # A JSON object with sorted keys; an empty text without labels.
     yield Column("labels", Text, nullable=False, server_default=text("''"))
     yield Column("external_id", Text, nullable=False, server_default=text("''"))
 

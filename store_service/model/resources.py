@@ -41,7 +41,7 @@ class PostContent:
     body: str
     author: str = ""
     labels: str = ""
-    """The labels as a JSON object with sorted keys; empty if there are none. See `labels_to_text`."""
+    """The labels as a JSON object with sorted keys; an empty text without labels. See `labels_to_text`."""
     external_id: str = field(default="", metadata=IMMUTABLE)
 
 

@@ -95,7 +95,7 @@ async def read_page(
             items.append(item)
         if scan.has_more and len(items) == request.page_size:
             token = page_tokens.make(query, scan.cursor_after(items[-1]))
-            return Page(items=tuple(items), next_page_token=token)
+            return Page(items=tuple(items), next_page_token=token, skipped_rows=skipped)
         if scan.at_end:
             return Page(items=tuple(items), next_page_token="", skipped_rows=skipped)
         examined += max(len(rows), 1)

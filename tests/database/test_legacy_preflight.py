@@ -364,7 +364,7 @@ def test_schema_without_a_trigger_is_refused(bare_url: str, name: str) -> None:
     table = name.partition("_")[0]
     execute(bare_url, f"DROP TRIGGER {name}" + ("" if connect.is_sqlite(bare_url) else f" ON {table}"))
 
-    with pytest.raises(schema.ForeignSchema, match=f"there is no trigger {name}"):
+    with pytest.raises(schema.ForeignSchema, match=f"trigger {name} is missing"):
         schema.check(bare_url)
 
 

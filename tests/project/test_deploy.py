@@ -325,7 +325,7 @@ def test_manifest_objects_reference_each_other(manifest: Path) -> None:
     assert workload["spec"].get("serviceName", "store") == service["metadata"]["name"] == "store"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd on this machine")
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """No setting is misspelt."""
     installed = Path(sys.executable).with_name("store-service")

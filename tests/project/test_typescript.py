@@ -71,7 +71,7 @@ def node() -> Node:
     """A Node to test with."""
     found = find_node()
     if found is None:
-        pytest.skip(f"there is no Node {OLDEST_NODE} or newer with npm")
+        pytest.skip(f"Node {OLDEST_NODE} or newer with npm is not installed")
     return found
 
 

@@ -57,7 +57,7 @@ def interpreter(version: str) -> Path:
             and not subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode
         ):
             return Path(candidate)
-    pytest.skip(f"there is no {name} on this machine")
+    pytest.skip(f"{name} is not installed")
 
 
 def environment(folder: Path, python: Path, requirements: Path, wheel: Path) -> Path:
