@@ -49,6 +49,7 @@ _SECTIONS = {
         "docs/operations",
         "docs/postgresql",
         "docs/security",
+        "docs/privacy",
         "docs/alerts-and-metrics",
         "docs/migrating",
     ],

@@ -7,7 +7,8 @@ Besides `storeapi` it needs itsdangerous, jinja2, starlette and uvicorn, which `
 docs/comment-section.md explains the program.
 
 The login asks for a name and no password: it is a stand-in for the login of your application. The user
-"moderator" can hide comments.
+"moderator" can hide comments, restore deleted ones, and read former versions. With STORE_UNDELETE_HOURS=24
+the service keeps deleted comments for a day.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import socket
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
@@ -139,10 +140,10 @@ async def post_of(request: Request) -> storeapi.Post:
         return await posts.create(body=title, external_id=external_id, return_existing=True)
 
 
-async def comment_of(request: Request) -> storeapi.Comment:
+async def comment_of(request: Request, *, show_deleted: bool = False) -> storeapi.Comment:
     """The comment of the path, which must belong to the article."""
     post = await post_of(request)
-    comment = await store(request).comments.get(request.path_params["id"])
+    comment = await store(request).comments.get(request.path_params["id"], show_deleted=show_deleted)
     if comment.post_id != post.id:
         raise HTTPException(404)
     return comment
@@ -189,9 +190,13 @@ def to_comment(request: Request, id: int) -> Response:
 
 def thread(request: Request, post: storeapi.Post) -> storeapi.AsyncPager[storeapi.Comment]:
     """The comments from the page token of the request on: the newest thread first, replies below."""
-    token = request.query_params.get("page", "")
     return store(request).comments.list(
-        post_id=post.id, order_by="thread desc", page_size=PAGE_SIZE, page_token=token
+        post_id=post.id,
+        order_by="thread desc",
+        # Moderators see what they can restore. Others see a tombstone if there are replies.
+        filter=storeapi.CommentFilter(show_deleted=request.session.get("user") in MODERATORS),
+        page_size=PAGE_SIZE,
+        page_token=request.query_params.get("page", ""),
     )
 
 
@@ -218,28 +223,34 @@ async def live(request: Request) -> Response:
     post, last = await post_of(request), request.query_params.get("last")
     context, template = page_context(request), TEMPLATES.get_template("comment.html")
 
-    def event(id: int, comment: object) -> str:
-        html = template.render(context, comment=comment) if comment else ""
-        return f"data: {json.dumps({'id': id, 'html': html})}\n\n"
+    def event(comment: storeapi.Comment, *, is_new: bool = True) -> str:
+        html = template.render(context, comment=comment)
+        return f"data: {json.dumps({'id': comment.id, 'html': html, 'isNew': is_new})}\n\n"
 
     async def events() -> AsyncIterator[str]:
         # After an error the browser connects again.
         with suppress(storeapi.StoreError):
             async for batch in request.state.feed.batches():
-                if batch is None:
+                changes = [change for change in batch or () if change.post_id == post.id]
+                # A restored comment can bring back tombstones above it, which have no changes of their own.
+                if batch is None or any(change.action == "undelete" for change in changes):
                     ids = []
                     async for comment in thread(request, post):
                         ids.append(comment.id)
-                        yield event(comment.id, comment)
+                        yield event(comment)
                         if str(comment.id) == last:
                             break
                     yield f"data: {json.dumps({'ids': ids})}\n\n"
                     continue
                 # A heartbeat of the feed also keeps the connection of the browser open.
                 yield ":\n\n"
-                for change in batch:
-                    if change.post_id == post.id:
-                        yield event(change.id, None if change.action == "delete" else change.resource)
+                for change in changes:
+                    if change.action == "delete":
+                        # Without a delete_time if the comment cannot be restored.
+                        time = change.resource.delete_time or change.commit_time
+                        yield event(replace(change.resource, delete_time=time), is_new=False)
+                    else:
+                        yield event(change.resource)
 
     return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -271,14 +282,35 @@ async def edit(request: Request) -> Response:
     return to_comment(request, comment.id)
 
 
-async def moderate(request: Request) -> Response:
-    """Hides a comment or shows it again."""
-    form, comment = await checked_form(request), await comment_of(request)
-    if request.session.get("user") not in MODERATORS:
-        raise HTTPException(403, "Only moderators can hide comments.")
-    status = "hidden" if form.get("status") == "hidden" else "visible"
-    await store(request).comments.update(comment.id, set_labels={"status": status})
+async def delete(request: Request) -> Response:
+    """Deletes a comment of the user. Replies to it stay, below a tombstone."""
+    _, comment = await checked_form(request), await comment_of(request)
+    if comment.author != request.session.get("user"):
+        raise HTTPException(403, "Only the author can delete a comment.")
+    await store(request).comments.delete(comment.id)
     return to_comment(request, comment.id)
+
+
+async def moderate(request: Request) -> Response:
+    """Hides a comment, shows it again, or restores it if it is deleted."""
+    form, comment = await checked_form(request), await comment_of(request, show_deleted=True)
+    if request.session.get("user") not in MODERATORS:
+        raise HTTPException(403, "Only moderators can hide and restore comments.")
+    if comment.is_deleted:
+        await store(request).comments.undelete(comment.id)
+    else:
+        status = "hidden" if form.get("status") == "hidden" else "visible"
+        await store(request).comments.update(comment.id, set_labels={"status": status})
+    return to_comment(request, comment.id)
+
+
+async def history(request: Request) -> Response:
+    """The former versions of a comment."""
+    if request.session.get("user") not in MODERATORS:
+        raise HTTPException(403, "Only moderators can read former versions.")
+    comment = await comment_of(request, show_deleted=True)
+    versions = [it async for it in store(request).comments.revisions(comment.id, show_deleted=True)]
+    return page(request, "history.html", versions=[comment, *versions])
 
 
 async def login(request: Request) -> Response:
@@ -290,6 +322,9 @@ async def login(request: Request) -> Response:
 
 async def on_store_error(request: Request, error: Exception) -> Response:
     """The response for an error of the service."""
+    if isinstance(error, storeapi.PageTokenMismatch):
+        # The user has logged in or out. Moderators have other pages, because these show deleted comments.
+        return RedirectResponse(request.url.path, 303)
     if isinstance(error, storeapi.NotFound):
         return PlainTextResponse(str(error), 404)
     if isinstance(error, (storeapi.InvalidRequest, storeapi.PreconditionFailed)):
@@ -317,7 +352,9 @@ def application(server: str, feed: Feed) -> Starlette:
             Route(comments, write, methods=["POST"]),
             Route(comments + "/{id:int}", edit, methods=["POST"]),
             Route(comments + "/{id:int}/replies", write, methods=["POST"]),
+            Route(comments + "/{id:int}/delete", delete, methods=["POST"]),
             Route(comments + "/{id:int}/status", moderate, methods=["POST"]),
+            Route(comments + "/{id:int}/history", history),
             Route("/login", login, methods=["POST"]),
             Mount("/static", StaticFiles(directory=FILES / "static")),
         ],

@@ -54,7 +54,7 @@ def apply(index: sqlite3.Connection, batch: ChangeBatch) -> None:
                 "SELECT document FROM documents WHERE kind = ? AND id = ?", key
             ).fetchone()
             index.execute("DELETE FROM texts WHERE rowid = ?", (document,))
-            if change.action == "delete" or change.resource is None:
+            if change.action == "delete" or change.resource is None or change.resource.is_deleted:
                 index.execute("DELETE FROM documents WHERE document = ?", (document,))
             else:
                 index.execute(

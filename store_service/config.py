@@ -191,6 +191,12 @@ class Config(BaseSettings):
     max_change_rows: int = Field(default=10_000_000, ge=1)
     """Maximum number of changes that are kept, regardless of their age."""
 
+    undelete_hours: float = Field(default=0.0, ge=0, le=87_600)
+    """How long deleted posts and comments can be restored. 0: they are removed at once."""
+
+    revisions: int = Field(default=10, ge=0, le=100)
+    """Number of former versions that are kept of each post and comment. 0: none."""
+
     max_watches: int = Field(default=100, ge=0, le=10_000)
     """Maximum number of open watches in a process. Each can use 8 MiB if its caller reads slowly."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
-from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
+from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2
 
 from store_service import credentials, open_files, startup
 from store_service.address import Address
@@ -18,7 +18,9 @@ from store_service.channel_options import server_options
 from store_service.config import Config
 from store_service.database import connect, schema
 from store_service.instrumentation import instrumented
+from store_service.observability.metrics import RetentionMetrics
 from store_service.rpc import reflection
+from store_service.rpc.admin import AdminService
 from store_service.rpc.changes import ChangeService
 from store_service.rpc.channelz import CHANNELZ, ChannelzService
 from store_service.rpc.channelz import FILES as CHANNELZ_FILES
@@ -32,10 +34,11 @@ from store_service.rpc.pipeline import RpcPipeline
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
 from store_service.rpc.validation import Validation
+from store_service.service.background_steps import BackgroundSteps
 from store_service.service.changes import Changes
 from store_service.service.comments import Comments
+from store_service.service.erasure import Erasures
 from store_service.service.feed import Feed
-from store_service.service.large_deletions import Remover
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from store_service.service.writer_health import WriterHealth
@@ -43,7 +46,8 @@ from store_service.service.writer_health import WriterHealth
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
 CHANGES = changes_pb2.DESCRIPTOR.services_by_name["ChangeService"]
-SERVICES = (POSTS, COMMENTS, CHANGES)
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
+SERVICES = (POSTS, COMMENTS, CHANGES, ADMIN)
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 FLUSH_SECONDS = 0.5
@@ -121,16 +125,19 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 # A client has usually one health watch for each connection.
                 max_watches=config.max_connections,
             )
-            remover = Remover(database)
-            posts = Posts(database, after_deletion=remover.wake)
-            server = _server(config, database, posts, feed, pipeline, health, names, reuse_port=reuse_port)
+            steps = BackgroundSteps(database)
+            collections = _collections(config, database, steps)
+            erasures = Erasures(database, after_erasure=feed.forget)
+            server = _server(
+                config, collections, feed, erasures, pipeline, health, names, reuse_port=reuse_port
+            )
             address = _listen(server, config.listen, certificates)
             connections.begin(address)
             background_tasks = [
                 asyncio.create_task(database.keep_checking(), name="database-role-check"),
                 asyncio.create_task(writer_health.run(), name="writer-probe"),
                 asyncio.create_task(connection_limits.run(), name="connection-limits"),
-                *_writing_tasks(config, database, remover),
+                *_writing_tasks(config, database, steps, metrics.retention if metrics else None),
                 *_file_tasks(authenticator),
             ]
             await server.start()
@@ -160,8 +167,29 @@ async def _check_database(database: connect.Database, writer_health: WriterHealt
     writer_health.check()
 
 
-def _writing_tasks(config: Config, database: connect.Database, remover: Remover) -> list[asyncio.Task[None]]:
-    """Starts the background tasks that delete rows; none if the server is read-only."""
+def _collections(
+    config: Config, database: connect.Database, steps: BackgroundSteps
+) -> tuple[Posts, Comments]:
+    posts = Posts(
+        database, undelete_hours=config.undelete_hours, max_revisions=config.revisions, after_write=steps.wake
+    )
+    comments = Comments(
+        database,
+        max_reply_depth=config.max_reply_depth,
+        undelete_hours=config.undelete_hours,
+        max_revisions=config.revisions,
+        after_write=steps.wake,
+    )
+    return posts, comments
+
+
+def _writing_tasks(
+    config: Config,
+    database: connect.Database,
+    steps: BackgroundSteps,
+    metrics: RetentionMetrics | None,
+) -> list[asyncio.Task[None]]:
+    """Starts the background tasks that write; none if the server is read-only."""
     if config.read_only:
         return []
     retention = Retention(
@@ -169,10 +197,12 @@ def _writing_tasks(config: Config, database: connect.Database, remover: Remover)
         change_retention_hours=config.change_retention_hours,
         max_change_rows=config.max_change_rows,
         request_id_retention_hours=config.request_id_retention_hours,
+        undelete_hours=config.undelete_hours,
+        metrics=metrics,
     )
     return [
         asyncio.create_task(retention.run(), name="retention"),
-        asyncio.create_task(remover.run(), name="large-deletions"),
+        asyncio.create_task(steps.run(), name="background-steps"),
     ]
 
 
@@ -212,9 +242,9 @@ def _connection_limits(config: Config, connections: Connections, limits: Limits)
 
 def _server(
     config: Config,
-    database: connect.Database,
-    posts: Posts,
+    collections: tuple[Posts, Comments],
     feed: Feed,
+    erasures: Erasures,
     pipeline: RpcPipeline,
     health: HealthService,
     names: list[str],
@@ -226,7 +256,7 @@ def _server(
         max_batch_size=config.max_batch_size,
         max_page_size=config.max_page_size,
     )
-    comments = Comments(database, max_reply_depth=config.max_reply_depth)
+    posts, comments = collections
     server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
@@ -234,6 +264,7 @@ def _server(
             pipeline.handlers(COMMENTS, CommentService(comments, validation)),
             # The feed limits the number of watches.
             pipeline.handlers(CHANGES, ChangeService(feed, validation), counts_streams=False),
+            pipeline.handlers(ADMIN, AdminService(erasures)),
             pipeline.handlers(HEALTH, health, ignores_limits=True, requirement=AuthRequirement.NONE),
         )
     )

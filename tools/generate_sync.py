@@ -43,10 +43,10 @@ REPLACEMENTS = {
     # gRPC and the generated stubs.
     r"\nimport grpc\.aio\b": "",
     r"\bgrpc\.aio\.": "grpc.",
-    r"\b(Post|Comment|Change)ServiceAsyncStub\b": r"\1ServiceStub",
+    r"\b(Post|Comment|Change|Admin)ServiceAsyncStub\b": r"\1ServiceStub",
     # Names of this package.
     r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Diagnosis)\b": r"\1",
-    r"\bAsync(Batches|Collection|Posts|Comments|Changes|Watch)\b": r"\1",
+    r"\bAsync(Batches|Collection|Posts|Comments|Changes|Watch|Admin|Erasure)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

@@ -23,8 +23,13 @@ LISTS = ("Its steps raise",)
 
 def make_types_real() -> None:
     """Creates the classes that exist only in type information, so that pdoc can show signatures."""
-    for service in ("Post", "Comment", "Change"):
-        stubs = importlib.import_module(f"storeapi.v1.{service.lower()}s_pb2_grpc")
+    for service, module in (
+        ("Post", "posts"),
+        ("Comment", "comments"),
+        ("Change", "changes"),
+        ("Admin", "admin"),
+    ):
+        stubs = importlib.import_module(f"storeapi.v1.{module}_pb2_grpc")
         name = f"{service}ServiceAsyncStub"
         setattr(stubs, name, type(name, (), {"__module__": stubs.__name__}))
     # At run time, unlike in the type information, this class is not generic.

@@ -38,7 +38,10 @@ class AuthRequirement(Enum):
 
 
 def required_permission(method: MethodDescriptor) -> Permission:
-    """Returns the permission that a method requires: `write` unless the contract states no side effects."""
+    """Returns the permission that a method requires: that of its service if the service has one, otherwise
+    `write` unless the contract states no side effects."""
+    if method.containing_service.name == "AdminService":
+        return Permission.ADMIN
     if method.containing_service.name == "ChangeService":
         return Permission.WATCH
     is_read = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS

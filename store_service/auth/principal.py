@@ -11,6 +11,7 @@ class Permission(StrEnum):
     READ = "read"
     WRITE = "write"
     WATCH = "watch"
+    ADMIN = "admin"
 
 
 ALL_PERMISSIONS = frozenset(Permission)
@@ -35,5 +36,5 @@ def parse_permissions(words: Iterable[str]) -> frozenset[Permission]:
     given = frozenset(words)
     # The message does not repeat the input, which may be a misplaced key.
     if not given <= set(Permission):
-        raise ValueError("permissions must be read, write or watch, separated by commas")
+        raise ValueError("permissions must be read, write, watch or admin, separated by commas")
     return frozenset(Permission(word) for word in given)

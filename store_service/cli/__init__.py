@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import click
 
 from store_service.cli.backup import backup, restore
+from store_service.cli.erase import erase
 from store_service.cli.errors import fail, usage_failed
 from store_service.cli.health import health
 from store_service.cli.help import SETTINGS, Group, help_section
@@ -65,6 +66,16 @@ def main() -> None:
     """A posts-and-comments service over gRPC."""
 
 
-COMMANDS: tuple[click.Command, ...] = (serve, migrate, check, keys, backup, restore, health, status)
+COMMANDS: tuple[click.Command, ...] = (
+    serve,
+    migrate,
+    check,
+    keys,
+    backup,
+    restore,
+    erase,
+    health,
+    status,
+)
 for command in COMMANDS:
     main.add_command(command)

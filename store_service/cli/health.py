@@ -10,7 +10,8 @@ from store_service.cli import progress
 from store_service.cli.errors import fail, settings_or_exit
 from store_service.cli.help import epilog
 
-_PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+"""The type of options with a PEM file."""
 
 
 @click.command(
@@ -26,11 +27,11 @@ _PEM = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
     help="Maximum time for the response, in seconds.",
 )
 @click.option("--tls", is_flag=True, envvar="STOREAPI_TLS", help="Use TLS; implied by the options below.")
-@click.option("--tls-ca", type=_PEM, envvar="STOREAPI_TLS_CA", help="File of the authorities to trust (PEM).")
+@click.option("--tls-ca", type=PEM, envvar="STOREAPI_TLS_CA", help="File of the authorities to trust (PEM).")
 @click.option(
-    "--tls-cert", type=_PEM, envvar="STOREAPI_TLS_CERT", help="File of the client certificate (PEM)."
+    "--tls-cert", type=PEM, envvar="STOREAPI_TLS_CERT", help="File of the client certificate (PEM)."
 )
-@click.option("--tls-key", type=_PEM, envvar="STOREAPI_TLS_KEY", help="File of the key of --tls-cert (PEM).")
+@click.option("--tls-key", type=PEM, envvar="STOREAPI_TLS_KEY", help="File of the key of --tls-cert (PEM).")
 @click.option(
     "--tls-name", metavar="NAME", help="Name in the certificate of the server, if not that of ADDRESS."
 )

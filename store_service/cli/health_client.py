@@ -53,16 +53,7 @@ def check_health(address: str, *, service: str, seconds: float, tls: Tls | None)
     Raises:
         NotHealthy: The server does not respond, or has another status.
     """
-    # Without HTTP proxies, so that this server is checked.
-    options: list[tuple[str, object]] = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
-    if tls is None:
-        channel = grpc.insecure_channel(address, options=options)
-    else:
-        if tls.server_name:
-            options.append(("grpc.ssl_target_name_override", tls.server_name))
-        ca, key, cert = (file.read_bytes() if file else None for file in (tls.ca, tls.key, tls.cert))
-        channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=options)
-    with channel:
+    with channel_to(address, tls) as channel:
         try:
             response = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=seconds
@@ -70,9 +61,26 @@ def check_health(address: str, *, service: str, seconds: float, tls: Tls | None)
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise NotHealthy(f"{address} does not respond within {seconds:g} s") from error
-            details = error.details() or error.code().name.lower()
-            cause = _BEFORE_CAUSE.sub("", details).rstrip("]")
-            raise NotHealthy(f"{address} does not respond: {' '.join(cause.split())}") from error
+            raise NotHealthy(f"{address} does not respond: {connection_problem(error)}") from error
     if response.status != health_pb2.HealthCheckResponse.SERVING:
         status = health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
         raise NotHealthy(f"{address} has status {status}")
+
+
+def channel_to(address: str, tls: Tls | None) -> grpc.Channel:
+    """Returns a channel to a server; without TLS if `tls` is None."""
+    # Without HTTP proxies, so that this server is checked.
+    options: list[tuple[str, object]] = [("grpc.enable_http_proxy", 0), ("grpc.enable_retries", 0)]
+    if tls is None:
+        return grpc.insecure_channel(address, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    ca, key, cert = (file.read_bytes() if file else None for file in (tls.ca, tls.key, tls.cert))
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=options)
+
+
+def connection_problem(error: grpc.RpcError) -> str:
+    """Returns the cause of a failed call in one line."""
+    details = error.details() or error.code().name.lower()
+    cause = _BEFORE_CAUSE.sub("", details).rstrip("]")
+    return " ".join(cause.split())

@@ -29,7 +29,7 @@ def keys(context: click.Context) -> None:
     "--permissions",
     metavar="LIST",
     required=True,
-    help="One or more of read,write,watch, separated by commas.",
+    help="One or more of read,write,watch,admin, separated by commas.",
 )
 @click.pass_obj
 def new_key(config: Config, name: str, permissions: str) -> None:

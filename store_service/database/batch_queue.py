@@ -288,3 +288,7 @@ class Backend(NamedTuple):
     """Calls its argument whenever any process has committed changes, until it is cancelled."""
     check: Callable[[], None] = lambda: None
     """Raises DatabaseUnavailable if writes would succeed and be lost."""
+    check_room: Callable[[], None] = lambda: None
+    """Raises StorageFull if the disk has no room for a rewrite of the database."""
+    can_rewrite: bool = True
+    """Whether there are jobs outside of transactions."""

@@ -165,7 +165,10 @@ class BatchRunner:
         async def write_all() -> None:
             first = batch[0].operation
             is_alone = len(groups) == 1
-            if not dry_run and is_alone and first.single_statement and connection.SINGLE_STATEMENT_WRITES:
+            if not first.in_transaction:
+                assert len(batch) == 1, "other jobs of the batch would have no transaction"
+                await run_all()
+            elif not dry_run and is_alone and first.single_statement and connection.SINGLE_STATEMENT_WRITES:
                 await run_all()
             else:
                 async with connection.transaction(

@@ -227,6 +227,7 @@ def changes_in(rows: Sequence[Sequence[Any]]) -> tuple[Change, ...]:
 def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
     action, kind, id, post_id, _, commit_time, request_id, _, _, before = row
     record["id"] = id
+    is_erased = "body" not in record
     if kind == ResourceKind.COMMENT:
         record["post_id"] = post_id
     return Change(
@@ -237,6 +238,7 @@ def _change_in(row: Sequence[Any], record: dict[str, Any]) -> Change:
         commit_time=commit_time,
         request_id=request_id or "",
         before=None if before is None else json.loads(before),
+        is_erased=is_erased,
     )
 
 

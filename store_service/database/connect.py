@@ -156,6 +156,9 @@ class Database:
         self._reader = backend.reader
         self._listen = backend.listen
         self._check = backend.check
+        self._check_room = backend.check_room
+        self.can_rewrite: bool = backend.can_rewrite
+        """Whether `rewriting.REWRITE` is possible: not if everything runs in one transaction."""
         self._lost: DatabaseUnavailable | None = None
 
     async def write(
@@ -191,6 +194,14 @@ class Database:
             self._lost = error
             raise
         self._lost = None
+
+    def check_room_to_rewrite(self) -> None:
+        """Checks that the disk has room for a rewrite of the database; see `rewriting.check_room`.
+
+        Raises:
+            StorageFull: It does not.
+        """
+        self._check_room()
 
     async def keep_checking(self) -> None:
         """Runs `check` every CHECK_SECONDS and logs its results, until it is cancelled."""

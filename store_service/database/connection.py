@@ -29,6 +29,9 @@ class Connection(ABC):
     BEGIN_INSERT_ONLY: str
     """Begins a transaction that changes and deletes no existing row."""
 
+    BEGIN_SNAPSHOT: str
+    """Begins a transaction whose statements read the same state."""
+
     SINGLE_STATEMENT_WRITES: bool
     """Whether `write` is a transaction by itself."""
 
@@ -98,6 +101,24 @@ class Connection(ABC):
             ServiceError: The database is busy, full or unavailable.
         """
 
+    async def rewrite(self) -> None:
+        """Rewrites the database without what is in its free space. Outside of a transaction. Does nothing on
+        PostgreSQL, which does so itself (autovacuum).
+
+        Raises:
+            ServiceError: The database is busy, full or unavailable.
+        """
+        return
+
+    async def empty_log(self) -> bool:
+        """Moves the log into the database, and empties it. Outside of a transaction. Does nothing on
+        PostgreSQL.
+
+        Returns:
+            False if another connection reads from the log, which then still has its content.
+        """
+        return True
+
     async def run_in_connection_thread(self, job: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine that waits only for this connection, with as few thread switches as possible."""
         return await job
@@ -137,6 +158,19 @@ class Connection(ABC):
         except BaseException:
             await self._roll_back()
             raise
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        """Lets the statements of the block read the same state. Only on a connection that reads."""
+        if self._inside_transaction:
+            # Nothing else runs on the only connection.
+            yield
+            return
+        await self._run(self.BEGIN_SNAPSHOT)
+        try:
+            yield
+        finally:
+            await self._roll_back()
 
     async def _commit(self) -> None:
         began = time.perf_counter()

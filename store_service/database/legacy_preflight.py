@@ -12,43 +12,7 @@ from collections.abc import Collection, Iterator
 import sqlalchemy
 
 from store_service.database import own_objects, tables
-
-UPGRADE_TABLES = ("orphaned_comments", "undecodable_bodies", "renumbered_resources")
-"""Tables that only an upgrade writes, for rows that it could not keep unchanged."""
-
-MADE_BY = {
-    "0001": ("posts", "comments"),
-    "0002": (
-        *("orphaned_comments", "undecodable_bodies", "renumbered_resources"),
-        *("posts_extra_columns", "comments_extra_columns"),
-        *("posts_extra_columns_id_idx", "comments_extra_columns_id_idx"),
-        *("new_posts", "new_comments", "comments_post_id_id_idx"),
-    ),
-    "0003": (
-        *("changes", "feed", "requests"),
-        *("requests_create_time_idx", "changes_xid_seq_idx", "store_changes_notify"),
-    ),
-    "0004": ("new_requests",),
-    "0005": (),
-    "0006": ("post_deletions",),
-    "0007": ("new_changes",),
-    "0008": (
-        *("labels", "store_labels", "comments_reply_to_id_id_idx", "comments_thread_idx"),
-        "comments_post_id_create_time_idx",
-        *(
-            f"{table}_{name}"
-            for table in ("posts", "comments")
-            for name in (
-                *("author_id_idx", "external_id_idx", "create_time_idx"),
-                *("labels_insert", "labels_delete", "labels_update"),
-            )
-        ),
-    ),
-}
-"""The names of the objects that each revision creates, including temporary ones; oldest revision first."""
-
-BEFORE = "0001"
-"""The revision of a legacy database."""
+from store_service.database.schema_objects import BEFORE, MADE_BY, UPGRADE_TABLES
 
 
 def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:

@@ -26,7 +26,7 @@ from sqlalchemy import (
     select,
 )
 
-from store_service.database.deletions import MARKED, is_visible
+from store_service.database.deletions import MARKED, is_in_visible_thread, is_visible
 from store_service.database.statements import (
     Groups,
     Statement,
@@ -65,16 +65,39 @@ _post_id = parameter("post_id", BigInteger)
 _author = parameter("author", Text)
 _time_from, _time_before = parameter("time_from", BigInteger), parameter("time_before", BigInteger)
 _reply_to_id = parameter("reply_to_id", BigInteger)
+_show_deleted = parameter("show_deleted", Integer)
 
 
 class ListSql:
     """The statements of one resource. They take the parameters of its path and step, those of the filter
-    (`author`, `wanted`, `time_from`, `time_before`, `reply_to_id`; see `filter_values`), and `limit`."""
+    (`author`, `wanted`, `time_from`, `time_before`, `reply_to_id`, `show_deleted`; see `filter_values`), and
+    `limit`."""
 
-    def __init__(self, table: Table, kind: ResourceKind, *, post_id: ColumnElement[int]) -> None:
-        """Takes the table, its kind, and the column with the id of the post."""
+    def __init__(
+        self,
+        table: Table,
+        kind: ResourceKind,
+        *,
+        post_id: ColumnElement[int],
+        columns: Sequence[ColumnElement[Any]] | None = None,
+        label_kind: int | None = None,
+        is_deleted: bool = False,
+    ) -> None:
+        """Takes the table, its kind, and the column with the id of the post.
+
+        Args:
+            table: The table.
+            kind: Its kind.
+            post_id: The column with the id of the post.
+            columns: The columns of the rows; None: all.
+            label_kind: The value of `kind` in the table of labels, if it is not `kind`.
+            is_deleted: Whether it is the table of deleted resources.
+        """
         self._table: Table = table
         self._kind: ResourceKind = kind
+        self._all_columns: Sequence[ColumnElement[Any]] = columns or list(table.columns)
+        self._label_kind: ColumnElement[int] = literal_column(str(label_kind or int(kind)))
+        self._is_deleted: bool = is_deleted
         self._post_id: ColumnElement[int] = post_id
         self._time: ColumnElement[int] = func.coalesce(table.c.create_time, literal_column("0"))
         paths: dict[Path, Groups] = {
@@ -93,7 +116,7 @@ class ListSql:
             extra = self._index_condition(path)
             steps = list(_id_steps(groups, table.c.id))
             _, condition, order, _ = steps[0]
-            keys = select(table.c.id, self._matches(path).label("matches")).where(*extra, condition)
+            keys = select(table.c.id, self._counts(path).label("matches")).where(*extra, condition)
             self.counts[path] = _count(keys.order_by(*order).limit(_limit).subquery("keys"))
             if path in ("all", "post"):
                 steps += self._time_steps(groups)
@@ -109,7 +132,7 @@ class ListSql:
     def _add_label_path(self) -> None:
         table = self._table
         groups: Groups = (
-            (label.c.kind, literal_column(str(int(self._kind)))),
+            (label.c.kind, self._label_kind),
             (label.c.key, parameter("label_key", Text)),
             (label.c.value, parameter("label_value", Text)),
         )
@@ -120,11 +143,11 @@ class ListSql:
             page = self._columns("label").where(of_label).order_by(id.desc() if step == "id desc" else id)
             self.pages["label", step] = Statement(page)
             if step == "id":
-                keys = select(id, self._matches("label").label("matches")).where(of_label)
+                keys = select(id, self._counts("label").label("matches")).where(of_label)
                 self.counts["label"] = _count(keys.subquery("keys"))
 
     def _columns(self, path: Path) -> Select[Any]:
-        id, body, *rest = self._table.columns
+        id, body, *rest = self._all_columns
         return select(id, case((self._matches(path), body), else_=null()).label("body"), *rest)
 
     def _index_condition(self, path: Path) -> Sequence[ColumnElement[bool]]:
@@ -134,7 +157,7 @@ class ListSql:
             return (self._table.c.author != literal_column("''"),)
         if path == "replies":
             return (self._table.c.reply_to_id > literal_column("0"),)
-        return (is_visible(_post_id),) if path == "post" else ()
+        return (is_visible(_post_id),) if path == "post" and not self._is_deleted else ()
 
     def _matches(self, path: Path) -> ColumnElement[bool]:
         """Returns the condition of the filter. `ResourceFilter.matches` is the same in Python."""
@@ -144,7 +167,7 @@ class ListSql:
         has_label = (
             select(literal_column("1"))
             .where(
-                label.c.kind == literal_column(str(int(self._kind))),
+                label.c.kind == self._label_kind,
                 label.c.key == wanted.c.key,
                 label.c.value == wanted.c.value,
                 label.c.resource_id == table.c.id,
@@ -164,13 +187,28 @@ class ListSql:
             or_(_time_from.is_(None), table.c.create_time >= _time_from),
             or_(_time_before.is_(None), table.c.create_time < _time_before),
         ]
-        if path != "post":
-            conditions.append(self._post_id.not_in(MARKED))
+        if self._is_deleted:
+            conditions.append(table.c.purge_time.is_not(None))
+        else:
+            if path != "post":
+                conditions.append(self._post_id.not_in(MARKED))
+            if self._kind is ResourceKind.COMMENT:
+                # With deleted comments, tombstones that can be restored are read from their table.
+                conditions.append(or_(_show_deleted == literal_column("0"), table.c.purge_time.is_(None)))
+                conditions.append(is_in_visible_thread(table))
         if self._kind is ResourceKind.COMMENT:
             conditions.append(or_(_reply_to_id.is_(None), table.c.reply_to_id == _reply_to_id))
             if path != "post":
                 conditions.append(or_(_post_id == literal_column("0"), table.c.post_id == _post_id))
         return and_(*conditions)
+
+    def _counts(self, path: Path) -> ColumnElement[bool]:
+        """Returns the condition that a row is counted: it matches, and is not a tombstone that is not shown
+        as a deleted comment."""
+        matches = self._matches(path)
+        if self._is_deleted or self._kind is ResourceKind.POST:
+            return matches
+        return and_(matches, or_(_show_deleted == literal_column("1"), self._table.c.delete_time.is_(None)))
 
     def _time_steps(self, groups: Groups) -> "Sequence[_Step]":
         time, id = self._time, self._table.c.id

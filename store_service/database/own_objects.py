@@ -4,17 +4,21 @@ A revision executes these statements, so a change needs another revision. The ch
 with the objects of a file: other triggers and unique indexes may change or refuse what the service writes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import sqlalchemy
 
-_KINDS = {"posts": 1, "comments": 2}
+LABEL_KINDS = {"posts": 1, "comments": 2, "deleted_posts": 3, "deleted_comments": 4}
+"""The tables with labels, and the value of `labels.kind` for each."""
+
+_UNIQUE = ("posts", "comments")
+"""The tables in which external ids are unique."""
 
 EXTERNAL_ID_INDEXES = {
     f"{table}_external_id_idx": (
         f"CREATE UNIQUE INDEX {table}_external_id_idx ON {table} (external_id) WHERE external_id <> ''"
     )
-    for table in _KINDS
+    for table in _UNIQUE
 }
 """The unique indexes by name, on both engines."""
 
@@ -56,7 +60,7 @@ def _label_triggers_on_postgresql(table: str, kind: int) -> Iterator[tuple[str, 
 
 
 LABEL_TRIGGERS = {
-    dialect: {name: sql for table, kind in _KINDS.items() for name, sql in triggers(table, kind)}
+    dialect: {name: sql for table, kind in LABEL_KINDS.items() for name, sql in triggers(table, kind)}
     for dialect, triggers in (
         ("sqlite", _label_triggers_on_sqlite),
         ("postgresql", _label_triggers_on_postgresql),
@@ -106,10 +110,10 @@ def missing(connection: sqlalchemy.Connection) -> list[str]:
         found = {
             (kind, name)
             for kind, name in connection.exec_driver_sql(
-                "SELECT 'trigger', tgname FROM pg_trigger"
-                " WHERE tgrelid IN (to_regclass('posts'), to_regclass('comments')) AND tgenabled <> 'D'"
+                "SELECT 'trigger', tgname FROM pg_trigger"  # noqa: S608  # names of ours
+                f" WHERE tgrelid IN ({_tables(LABEL_KINDS)}) AND tgenabled <> 'D'"
                 " UNION ALL SELECT 'index', relname FROM pg_index JOIN pg_class ON oid = indexrelid"
-                " WHERE indrelid IN (to_regclass('posts'), to_regclass('comments'))"
+                f" WHERE indrelid IN ({_tables(_UNIQUE)})"
                 " AND indisunique AND indisvalid"
             )
         }
@@ -117,3 +121,7 @@ def missing(connection: sqlalchemy.Connection) -> list[str]:
         f"{kind} {name} is missing or differs from the one that the service creates"
         for kind, name in sorted(_STATEMENTS.keys() - found)
     ]
+
+
+def _tables(names: Iterable[str]) -> str:
+    return ", ".join([f"to_regclass('{name}')" for name in names])

@@ -30,6 +30,7 @@ class PostgresqlConnection(Connection):
     # transaction then waited for another one, its changes would come before those of the other one.
     BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock({ORDER_LOCK})"
     BEGIN_INSERT_ONLY = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
+    BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     SINGLE_STATEMENT_WRITES = True
 
     _fetching: asyncio.Task[Any] | None = None

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 import sqlalchemy
 
-from store_service.database import legacy_preflight, tables
+from store_service.database import schema_objects, tables
 from store_service.errors import OperatorError
 
 TO_READ = ("SELECT",)
@@ -17,7 +17,7 @@ TO_CLEAR_CHANGES = ("changes", "TRUNCATE")
 """Table and privilege that a service that writes needs to clear the change feed of a dump from another
 server."""
 
-TABLES = tuple(name for name in tables.metadata.tables if name not in legacy_preflight.UPGRADE_TABLES)
+TABLES = tuple(name for name in tables.metadata.tables if name not in schema_objects.UPGRADE_TABLES)
 """The tables that a service uses. It also reads the version table of alembic."""
 
 

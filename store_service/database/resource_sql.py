@@ -5,8 +5,6 @@ column of the table, which is stored, read, updated and added to the change feed
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING
-from dataclasses import fields as dataclass_fields
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +14,7 @@ from sqlalchemy import (
     Integer,
     Table,
     Text,
+    delete,
     literal_column,
     select,
     update,
@@ -28,10 +27,12 @@ from store_service.database.change_writes import (
     insert_with_changes,
     update_with_changes,
 )
-from store_service.database.deletions import is_visible
+from store_service.database.deleted_sql import DeletedSql, row_reader
+from store_service.database.deletions import is_live, is_not_tombstone
 from store_service.database.list_sql import ListSql
+from store_service.database.revisions import RevisionSql
 from store_service.database.statements import Statement, one_of, parameter, rows
-from store_service.model import Comment, Post, ResourceFields, ResourceKind
+from store_service.model import DELETION_FIELDS, Comment, Post, ResourceFields, ResourceKind
 
 R = TypeVar("R", Post, Comment)
 
@@ -49,13 +50,20 @@ class InsertDrafts:
         )
         """Converts drafts to the rows of the parameter `drafts`."""
         draft = rows("drafts", **_types(table, columns))
-        self.statement: WriteWithChanges = insert_with_changes(
-            table,
-            kind,
-            [*columns, "create_time", "update_time"],
-            select(*[draft.c[name] for name in columns], _now, _now).order_by(draft.c.position),
-        )
+        self.statement: WriteWithChanges
         """Stores `drafts` with the time `now`. Returns the ids, ascending in the order of the drafts."""
+        self.without_requests: WriteWithChanges
+        """Same as `statement`, for drafts without request ids: it has no parameter `requests`."""
+        self.statement, self.without_requests = [
+            insert_with_changes(
+                table,
+                kind,
+                [*columns, "create_time", "update_time"],
+                select(*[draft.c[name] for name in columns], _now, _now).order_by(draft.c.position),
+                has_requests=has_requests,
+            )
+            for has_requests in (True, False)
+        ]
 
 
 class ResourceSql(Generic[R]):
@@ -63,29 +71,28 @@ class ResourceSql(Generic[R]):
     statements."""
 
     def __init__(
-        self, model: type[R], table: Table, kind: ResourceKind, *, post_id: ColumnElement[int]
+        self,
+        model: type[R],
+        table: Table,
+        deleted_table: Table,
+        kind: ResourceKind,
+        *,
+        post_id: ColumnElement[int],
     ) -> None:
-        """Takes the dataclass, the table with a column for each field, and the column with the id of the
+        """Takes the dataclass, the table, the table of deleted resources, and the column with the id of the
         post."""
         self.names: tuple[str, ...] = tuple(column.name for column in table.columns)
         """The names of the columns, in the order of rows."""
-        self._row: Callable[[R], tuple[Any, ...]] = attrgetter(*self.names)
-        values = ", ".join([f"{name}={name}" for name in self.names])
-        self.from_row: Callable[[Sequence[Any]], R] = compiled(
-            ["row"], [f"{', '.join(self.names)} = row", f"return model({values})"], model=model
-        )
+        self.from_row: Callable[[Sequence[Any]], R] = row_reader(model, self.names)
         """Returns the resource of a row with all columns."""
         fields: ResourceFields = ResourceFields(model)
         assert self.names[:2] == ("id", "body"), "pages need them first"
-        assert set(self.names) == set(fields.names), "each field has a column, and each column a field"
+        stored: list[str] = [name for name in self.names if name not in DELETION_FIELDS]
+        assert {*stored, *DELETION_FIELDS} == set(fields.names), "each column has a field, and each field one"
+        self._row: Callable[[R], tuple[Any, ...]] = attrgetter(*stored)
         set_on_create = {*fields.content, *fields.derived}
         self.content: tuple[str, ...] = tuple(name for name in self.names if name in set_on_create)
         """The columns of a draft, in the order of the table."""
-        optional = [it.name for it in dataclass_fields(model) if it.default is not MISSING]
-        self.has_optional: Callable[[Sequence[Any]], bool] = compiled(
-            ["drafts"], [f"return any([{' or '.join(f'it.{name}' for name in optional)} for it in drafts])"]
-        )
-        """Whether any draft has a value in a field with a default."""
         values = ", ".join([f"{name}=it.{name}" for name in self.content])
         self.inserted: Callable[[Sequence[Sequence[Any]], Sequence[Any], int], list[R]] = compiled(
             ["rows", "drafts", "now"],
@@ -97,7 +104,7 @@ class ResourceSql(Generic[R]):
         )
         """Returns the resources that an insert has stored, from the rows that it returned."""
 
-        by_id = select(*table.columns).where(one_of(table.c.id, "ids"), is_visible(post_id))
+        by_id = select(*table.columns).where(one_of(table.c.id, "ids"), *is_live(table, post_id))
         self.by_id: Statement = Statement(by_id)
         """Resources with these ids, in any order."""
         self.by_external_id: Statement = Statement(
@@ -105,7 +112,7 @@ class ResourceSql(Generic[R]):
                 one_of(table.c.external_id, "ids", type_=Text),
                 # The condition of the index, without which neither engine uses it.
                 table.c.external_id != literal_column("''"),
-                is_visible(post_id),
+                *is_live(table, post_id),
             )
         )
         """Resources with these external ids, in any order. Served by the unique index on external ids."""
@@ -115,27 +122,35 @@ class ResourceSql(Generic[R]):
 
         self.insert: InsertDrafts = InsertDrafts(table, kind, self.content)
         """Stores all fields of drafts."""
-        required = [name for name in self.content if name not in optional]
+        required = [name for name in self.content if name in fields.required]
         self.insert_required: InsertDrafts = InsertDrafts(table, kind, required)
         """Stores drafts of which no optional field is set: a third of the work for each draft is saved."""
 
-        changed = rows("updates", **_types(table, self.names), is_last=Integer, before=Text)
-        self.update: WriteWithChanges = update_with_changes(
-            kind,
+        changed = rows("updates", **_types(table, stored), is_last=Integer, before=Text)
+        write = (
             update(table)
             .values({name: changed.c[name] for name in (*fields.mutable, "update_time", "version")})
-            .where(table.c.id == changed.c.id, changed.c.is_last == 1),
-            changed,
+            .where(table.c.id == changed.c.id, changed.c.is_last == 1)
         )
-        """Writes `updates` (rows of all columns, `is_last` and `before`). The last update of each resource
-        is stored. `before` goes to the change; see `Change.before`."""
+        by_ids = one_of(table.c.id, "ids")
+        self.revisions: RevisionSql = RevisionSql(table, kind)
+        self.update: WriteWithChanges = update_with_changes(kind, write, changed)
+        self.update_with_history: WriteWithChanges = update_with_changes(
+            kind, write, changed, before=self.revisions.insert_stored(by_ids)
+        )
+        """Writes `updates` (see `to_row`, with `is_last` and `before`). The last update of each resource
+        is stored. `before` goes to the change; see `Change.before`. With history, the stored versions of the
+        resources `ids` become former versions."""
 
-        self.delete: WriteWithChanges = delete_with_changes(table, kind, one_of(table.c.id, "ids"), key="id")
-        """Deletes resources that no other row refers to."""
+        self.delete: WriteWithChanges = delete_with_changes(
+            kind, by_ids, delete(table).where(by_ids), is_logged=is_not_tombstone(table)
+        )
+        """Deletes resources that no other row refers to. Tombstones are deleted without changes."""
         self.list: ListSql = ListSql(table, kind, post_id=post_id)
+        self.deleted: DeletedSql[R] = DeletedSql(model, table, deleted_table, kind)
 
     def to_row(self, resource: R, *more: Any) -> tuple[Any, ...]:
-        """Returns the values of all columns of a resource, followed by more values."""
+        """Returns the values of the columns of a resource that is not deleted, followed by more values."""
         return (*self._row(resource), *more)
 
 

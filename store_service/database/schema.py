@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy
 import structlog
 
-from store_service.database import contents, legacy_preflight, privileges, sqlite_file
+from store_service.database import contents, legacy_preflight, privileges, schema_objects, sqlite_file
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import ACQUIRE_SECONDS, Database, is_missing, read_only_engine
 from store_service.database.connection import Connection
@@ -19,10 +19,10 @@ from store_service.database.statements import Statement
 from store_service.database.upgrade_engine import upgrade_engine
 from store_service.errors import DatabaseUnavailable, OperatorError, SchemaMismatch
 
-BEFORE = legacy_preflight.BEFORE
+BEFORE = schema_objects.BEFORE
 """The revision of a legacy database."""
 
-KNOWN = tuple(legacy_preflight.MADE_BY)
+KNOWN = tuple(schema_objects.MADE_BY)
 """All revisions that this program can upgrade to HEAD, and HEAD."""
 
 HEAD = KNOWN[-1]

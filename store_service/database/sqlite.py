@@ -4,11 +4,13 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from databases import Database
 
+from store_service.database import rewriting
 from store_service.database.batch_queue import Backend, BatchQueue
 from store_service.database.connection import Connection
 from store_service.database.driver_errors import translate_error
@@ -37,6 +39,8 @@ _WRITER_PRAGMAS = {
     "journal_mode": "wal",
     "journal_size_limit": MAX_KEPT_LOG_BYTES,
     "foreign_keys": 1,
+    # Zeros overwrite what is deleted. It is the default of some builds of SQLite only.
+    "secure_delete": 1,
 }
 
 
@@ -85,7 +89,7 @@ async def open_backend(
                 observer=observe("worker"),
             )
             await stack.enter_async_context(queue.running())
-            yield Backend(queue, queue, check=OpenFile(path).check)
+            yield Backend(queue, queue, check=OpenFile(path).check, can_rewrite=False)
             return
 
         writing = await stack.enter_async_context(
@@ -110,7 +114,9 @@ async def open_backend(
             "reader", lambda: _opened(reading), connections=readers, writes=False, observer=observe("reader")
         )
         await stack.enter_async_context(reader.running())
-        yield Backend(writer, reader, check=OpenFile(path).check)
+        yield Backend(
+            writer, reader, check=OpenFile(path).check, check_room=partial(rewriting.check_room, path)
+        )
 
 
 @asynccontextmanager

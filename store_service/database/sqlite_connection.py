@@ -28,12 +28,20 @@ _USER_VERSION = Statement(text("PRAGMA user_version"))
 """An unused number in the first page. SQLite writes the page even if the number is unchanged."""
 
 
+LOG_WAIT_MILLISECONDS = 200
+"""How long `empty_log` waits for readers."""
+
+_BUSY_TIMEOUT = Statement(text("PRAGMA busy_timeout"))
+_EMPTY_LOG = Statement(text("PRAGMA wal_checkpoint(TRUNCATE)"))
+
+
 class SqliteConnection(Connection):
     """A connection of aiosqlite."""
 
     # A deferred transaction fails at its first write instead of waiting, so writers begin an immediate one.
     BEGIN = "BEGIN IMMEDIATE"
     BEGIN_INSERT_ONLY = BEGIN
+    BEGIN_SNAPSHOT = "BEGIN"
     SINGLE_STATEMENT_WRITES = False
 
     _slow_until = 0.0
@@ -50,20 +58,36 @@ class SqliteConnection(Connection):
         await self._raw.set_progress_handler(lambda: self.is_cancelled, PROGRESS_STEPS)
 
     async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
-        """Runs a write and then, in the same transaction, the statement that adds its changes to the feed."""
+        """Runs the steps of a write, one of which adds its changes to the feed, in one transaction."""
         xid = None
         if self._has_written:
             ((xid,),) = await self.fetch(LAST_XID)
         self._has_written = True
-        first, second = write.steps
+        first, *others = write.steps
         rows = await self.fetch(first, xid=xid, **values)
-        await self.fetch(second, xid=xid, written=as_json([id for (id,) in rows]), **values)
+        for step in others:
+            await self.fetch(step, xid=xid, written=as_json([id for (id,) in rows]), **values)
         return sorted(rows)
 
     async def probe(self) -> None:
         """Writes the first page unchanged; see Connection."""
         ((version,),) = await self.fetch(_USER_VERSION)
         await self._run(f"PRAGMA user_version = {version}")
+
+    async def rewrite(self) -> None:
+        """Runs VACUUM; see Connection."""
+        await self._run("VACUUM")
+
+    async def empty_log(self) -> bool:
+        """Runs a checkpoint; see Connection."""
+        ((wait_milliseconds,),) = await self.fetch(_BUSY_TIMEOUT)
+        # Writers wait for this job. A reader that stays for longer does not end within a longer wait either.
+        await self._run(f"PRAGMA busy_timeout = {LOG_WAIT_MILLISECONDS}")
+        try:
+            ((is_blocked, _, _),) = await self.fetch(_EMPTY_LOG)
+        finally:
+            await self._run(f"PRAGMA busy_timeout = {wait_milliseconds}")
+        return not is_blocked
 
     @asynccontextmanager
     async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:

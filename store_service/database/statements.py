@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    FromClause,
     Integer,
     Select,
-    Table,
     Text,
     bindparam,
     cast,
@@ -144,7 +144,11 @@ def _beyond(
     return element
 
 
-def thread_key(table: Table) -> ColumnElement[str]:
+AFTER_DIGITS = "g"
+"""Sorts after every hexadecimal digit: no thread key below a comment is greater than its key with this."""
+
+
+def thread_key(table: FromClause) -> ColumnElement[str]:
     """Returns the position of a comment in thread order, as in the index comments_thread_idx."""
     return _ThreadKey(table.c.path, table.c.id)
 

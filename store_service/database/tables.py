@@ -32,23 +32,70 @@ def _where(condition: str) -> dict[str, Any]:
     return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
-def _content_columns() -> Iterator[Column[Any]]:
+def _generated_id() -> Column[Any]:
+    return Column("id", Id, Identity(), primary_key=True)
+
+
+def _copied_id() -> Column[Any]:
+    return Column("id", Id, primary_key=True, autoincrement=False)
+
+
+def _resource_columns(id: Column[Any], post_id: Column[Any] | None = None) -> Iterator[Column[Any]]:
+    """Yields the columns of posts; with `post_id` those of comments."""
+    yield id
+    yield Column("body", Text, nullable=False)
+    if post_id is not None:
+        yield post_id
+    # Microseconds since 1970 in UTC; NULL in rows of a legacy database.
+    yield Column("create_time", BigInteger)
+    yield Column("update_time", BigInteger)
+    # Counts the changes of the row. Callers see it as the etag.
+    yield Column("version", BigInteger, nullable=False, server_default=text("1"))
     yield Column("author", Text, nullable=False, server_default=text("''"))
     # A JSON object with sorted keys; an empty text without labels.
     yield Column("labels", Text, nullable=False, server_default=text("''"))
     yield Column("external_id", Text, nullable=False, server_default=text("''"))
+    if post_id is not None:
+        # 0: a top-level comment. Not a foreign key: databases of earlier versions have replies to comments
+        # that were deleted.
+        yield Column("reply_to_id", BigInteger, nullable=False, server_default=text("0"))
+        # The ids of the comments above this one, 16 hexadecimal digits each.
+        yield Column("path", Text, nullable=False, server_default=text("''"))
 
 
 def _content_indexes(table: str) -> Iterator[Index]:
     yield Index(f"{table}_author_id_idx", "author", "id", **_where("author <> ''"))
-    yield Index(f"{table}_external_id_idx", "external_id", unique=True, **_where("external_id <> ''"))
     yield Index(f"{table}_create_time_idx", text("coalesce(create_time, 0)"), "id")
 
 
-def _thread_indexes() -> Iterator[Index]:
+def _comment_indexes(table: str) -> Iterator[Index]:
+    # A page of comments of one post reads only its rows. Counting reads only the index.
+    yield Index(f"{table}_post_id_id_idx", "post_id", "id")
+    yield Index(f"{table}_reply_to_id_id_idx", "reply_to_id", "id", **_where("reply_to_id > 0"))
+    yield Index(f"{table}_post_id_create_time_idx", "post_id", text("coalesce(create_time, 0)"), "id")
+    yield from _thread_indexes(f"{table}_thread_idx", "post_id")
+
+
+def _thread_indexes(name: str, *columns: str) -> Iterator[Index]:
     """Yields the index of the thread order of each engine; see `thread_key`."""
     for dialect, key in THREAD_KEYS.items():
-        yield Index("comments_thread_idx", "post_id", text(key)).ddl_if(dialect=dialect)
+        yield Index(name, *columns, text(key)).ddl_if(dialect=dialect)
+
+
+def _external_id_index(table: str) -> Index:
+    return Index(f"{table}_external_id_idx", "external_id", unique=True, **_where("external_id <> ''"))
+
+
+def _deletion_columns() -> Iterator[Column[Any]]:
+    # The time of the deletion.
+    yield Column("delete_time", BigInteger)
+    # The time until which the resource can be restored. NULL: it cannot be restored.
+    yield Column("purge_time", BigInteger)
+
+
+def _deletion_indexes(table: str) -> Iterator[Index]:
+    yield Index(f"{table}_purge_time_idx", "purge_time", "id", **_where("purge_time IS NOT NULL"))
+    yield Index(f"{table}_external_id_id_idx", "external_id", "id", **_where("external_id <> ''"))
 
 
 THREAD_KEYS = {
@@ -60,39 +107,66 @@ THREAD_KEYS = {
 post_table = Table(
     "posts",
     metadata,
-    Column("id", Id, Identity(), primary_key=True),
-    Column("body", Text, nullable=False),
-    # Microseconds since 1970 in UTC; NULL in rows of a legacy database.
-    Column("create_time", BigInteger),
-    Column("update_time", BigInteger),
-    # Counts the changes of the row. Callers see it as the etag.
-    Column("version", BigInteger, nullable=False, server_default=text("1")),
-    *_content_columns(),
+    *_resource_columns(_generated_id()),
     *_content_indexes("posts"),
+    _external_id_index("posts"),
     sqlite_autoincrement=True,
 )
 
 comment_table = Table(
     "comments",
     metadata,
-    Column("id", Id, Identity(), primary_key=True),
-    Column("body", Text, nullable=False),
-    Column("post_id", ForeignKey("posts.id", name="comments_post_id_fkey"), nullable=False),
-    Column("create_time", BigInteger),
-    Column("update_time", BigInteger),
-    Column("version", BigInteger, nullable=False, server_default=text("1")),
-    *_content_columns(),
-    # 0: a top-level comment. Not a foreign key: a reply can outlive the comment that it replies to.
-    Column("reply_to_id", BigInteger, nullable=False, server_default=text("0")),
-    # The ids of the comments above this one, 16 hexadecimal digits each.
-    Column("path", Text, nullable=False, server_default=text("''")),
-    # A page of comments of one post reads only its rows. Counting reads only the index.
-    Index("comments_post_id_id_idx", "post_id", "id"),
-    Index("comments_reply_to_id_id_idx", "reply_to_id", "id", **_where("reply_to_id > 0")),
-    Index("comments_post_id_create_time_idx", "post_id", text("coalesce(create_time, 0)"), "id"),
-    *_thread_indexes(),
+    *_resource_columns(
+        _generated_id(),
+        Column("post_id", ForeignKey("posts.id", name="comments_post_id_fkey"), nullable=False),
+    ),
+    # Set in tombstones: deleted comments that have replies, and whose content is removed.
+    *_deletion_columns(),
+    Index("comments_tombstones_idx", "post_id", "id", **_where("delete_time IS NOT NULL")),
+    *_comment_indexes("comments"),
     *_content_indexes("comments"),
+    _external_id_index("comments"),
     sqlite_autoincrement=True,
+)
+
+# Deleted posts that can be restored (docs/decisions/0047).
+deleted_post_table = Table(
+    "deleted_posts",
+    metadata,
+    *_resource_columns(_copied_id()),
+    *_deletion_columns(),
+    *_content_indexes("deleted_posts"),
+    *_deletion_indexes("deleted_posts"),
+)
+
+# Deleted comments that can be restored. Also, without purge_time and content, deleted comments that have
+# replies in this table: if such a reply is restored, the comments above it become tombstones.
+deleted_comment_table = Table(
+    "deleted_comments",
+    metadata,
+    *_resource_columns(_copied_id(), Column("post_id", BigInteger, nullable=False)),
+    *_deletion_columns(),
+    # 0: deleted by itself. -1: deleted with its post. Otherwise the comment above it, with which it was
+    # deleted.
+    Column("deleted_with", BigInteger, nullable=False, server_default=text("0")),
+    *_comment_indexes("deleted_comments"),
+    *_thread_indexes("deleted_comments_deleted_with_idx", "post_id", "deleted_with"),
+    *_content_indexes("deleted_comments"),
+    *_deletion_indexes("deleted_comments"),
+)
+
+# The former versions of posts and comments, also of deleted ones.
+revision_table = Table(
+    "revisions",
+    metadata,
+    Column("kind", SmallInteger, primary_key=True),
+    Column("resource_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("body", Text, nullable=False),
+    Column("update_time", BigInteger),
+    Column("author", Text, nullable=False, server_default=text("''")),
+    Column("labels", Text, nullable=False, server_default=text("''")),
+    Index("revisions_author_idx", "author", "kind", "resource_id", "version", **_where("author <> ''")),
 )
 
 # The labels of all posts and comments, for filters. Triggers of `posts` and `comments` maintain it.
@@ -146,10 +220,41 @@ post_deletion_table = Table(
     Column("removed_id", BigInteger, nullable=False, server_default="0"),
     # The request id of the deletion. All changes that remove comments have it.
     Column("request_id", Text),
+    # Those of the comments. NULL in both: the comments cannot be restored.
+    *_deletion_columns(),
 )
 
-# The change feed. Rows are added in the transaction of the change, are never updated, and are deleted when
-# they are too old.
+# Deleted comments with more replies than one transaction removes. As for posts, callers do not see the
+# replies in the meantime.
+thread_deletion_table = Table(
+    "thread_deletions",
+    metadata,
+    Column("comment_id", Id, primary_key=True, autoincrement=False),
+    Column("post_id", BigInteger, nullable=False),
+    # The position of the comment in thread order, with which the positions of its replies begin.
+    Column("key", Text, nullable=False),
+    # The position of the last reply that was removed, in descending order; empty at first.
+    Column("removed_key", Text, nullable=False, server_default=text("''")),
+    Column("request_id", Text),
+    *_deletion_columns(),
+    Index("thread_deletions_post_id_idx", "post_id"),
+)
+
+# Restored posts and comments with more comments than one transaction restores. The service restores the rows
+# in steps.
+restoration_table = Table(
+    "restorations",
+    metadata,
+    Column("post_id", Id, primary_key=True, autoincrement=False),
+    # The value of deleted_with of the comments to restore.
+    Column("deleted_with", BigInteger, primary_key=True, autoincrement=False),
+    # The number of comments that have been restored.
+    Column("restored", BigInteger, nullable=False, server_default=text("0")),
+    Column("request_id", Text),
+)
+
+# The change feed. Rows are added in the transaction of the change, and are deleted when they are too old.
+# Only the erasure of an author updates them: it removes content.
 change_table = Table(
     "changes",
     metadata,

@@ -32,6 +32,7 @@ def upgrade_engine(database_url: str, *, connect_timeout_seconds: float) -> sqla
         if is_sqlite:
             connection.isolation_level = None
             connection.execute(f"PRAGMA synchronous = {SYNCHRONOUS_EXTRA}")
+            connection.execute("PRAGMA secure_delete = 1")
             # With SQLite's default of 2 MiB most pages are written several times.
             connection.execute(f"PRAGMA cache_size = -{CACHE_BYTES // 1024}")
 

@@ -23,6 +23,7 @@
     │   └── CommentNotFound
     ├── PostHasComments
     ├── ExternalIdTaken
+    ├── NotDeleted
     ├── ReplyTooDeep
     ├── ReplyPostMismatch
     ├── EtagMismatch
@@ -75,6 +76,7 @@ from store_service.errors.resource import (
     CommentNotFound,
     EtagMismatch,
     ExternalIdTaken,
+    NotDeleted,
     NotFound,
     PostHasComments,
     PostNotFound,
@@ -114,6 +116,7 @@ __all__ = [
     "FieldInvalid",
     "FieldMaskInvalid",
     "InvalidRequest",
+    "NotDeleted",
     "NotFound",
     "OperatorError",
     "Overloaded",

@@ -74,6 +74,16 @@ class ExternalIdTaken(ServiceError):
         self.external_id = external_id
 
 
+class NotDeleted(ServiceError):
+    """The resource is not deleted, so it cannot be restored."""
+
+    def __init__(self, *, resource_type: str, id: int) -> None:
+        """Takes the resource."""
+        super().__init__(f"{resource_type.lower()} {id} is not deleted")
+        self.resource_type = resource_type
+        self.id = id
+
+
 class ReplyTooDeep(ServiceError):
     """The reply would be deeper in its thread than the server allows."""
 

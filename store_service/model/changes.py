@@ -1,7 +1,7 @@
 """Changes, positions in the change feed, and what a watch asks for."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 from store_service.model.filters import EMPTY_FILTER, ResourceFilter
@@ -15,11 +15,12 @@ class Action(IntEnum):
     CREATE = 2
     UPDATE = 3
     DELETE = 4
+    UNDELETE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A create, update or delete of one resource, or one resource of the initial state."""
+    """A create, update, delete or undelete of one resource, or one resource of the initial state."""
 
     action: Action
     kind: ResourceKind
@@ -33,6 +34,8 @@ class Change:
     """Time of the change. In an initial state the update time of the resource, or None if it is not known."""
     request_id: str = ""
     """Request id of the write; empty if it had none."""
+    is_erased: bool = False
+    """Whether the content of the resource was removed from the change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -98,6 +101,9 @@ class WatchFilter:
         filter = self.filter_of(change.kind)
         if filter is EMPTY_FILTER or filter.matches(change.resource):
             return True
+        if change.is_erased and change.action in (Action.UPDATE, Action.DELETE):
+            # The consumer may have the content, which nothing shows any more.
+            return replace(filter, author="", labels=()).matches(change.resource)
         return change.before is not None and filter.matches(change.resource, before=change.before)
 
 

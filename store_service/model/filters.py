@@ -23,6 +23,8 @@ class ResourceFilter:
     """Exclusive, in microseconds. A resource without `create_time` does not match."""
     reply_to_id: int | None = None
     """The comment that is replied to; 0: only comments at the top level; None: all. Only for comments."""
+    show_deleted: bool = False
+    """Whether lists and counts also have deleted resources that can be restored. Not a condition."""
 
     def matches(self, resource: Post | Comment, *, before: Mapping[str, str] | None = None) -> bool:
         """Whether a resource meets the conditions.

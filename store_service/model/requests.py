@@ -44,19 +44,44 @@ class Deletion:
     etag: str = ""
     """The etag that the stored resource must have if there is only one id; empty: any."""
     force: bool = False
-    """Whether the comments of posts are deleted too."""
+    """Whether the comments of posts, or the replies to comments, are deleted too."""
     allow_missing: bool = False
     """Whether ids of resources that do not exist are ignored. Otherwise they fail."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionTimes:
+    """When resources are deleted, and until when they can be restored."""
+
+    delete_time: int
+    purge_time: int | None = None
+    """None: they cannot be restored."""
+
+    @property
+    def can_be_restored(self) -> bool:
+        """Whether the resources are kept."""
+        return self.purge_time is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletedResource(Generic[Resource]):
+    """A resource that a transaction deletes."""
+
+    resource: Resource
+    key: "IdempotencyKey | None"
+    """The idempotency key of the deletion."""
+    force: bool
+    """Whether the comments below it are deleted too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
     """The collection, order and filter of a list. A page token is bound to one query."""
 
-    resource: Literal["posts", "comments"]
+    resource: Literal["posts", "comments", "post revisions", "comment revisions"]
     order: Order = "id"
     post_id: int = 0
-    """Only the comments of this post; 0: of all posts."""
+    """Only the comments of this post; 0: of all posts. Of revisions: the id of the resource."""
     filter: ResourceFilter = EMPTY_FILTER
 
 
@@ -69,6 +94,26 @@ class PageRequest:
     page_token: str
     max_bytes: int = 0
     """Maximum size of all bodies of the page; 0: the size that fits into one message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevisionsRequest:
+    """One page of the former versions of a resource."""
+
+    resource: Literal["posts", "comments"]
+    id: int
+    page_size: int
+    page_token: str
+    show_deleted: bool = False
+    """Whether a deleted resource is found."""
+
+    @property
+    def query(self) -> Query:
+        """The query to which page tokens are bound."""
+        name: Literal["post revisions", "comment revisions"] = (
+            "post revisions" if self.resource == "posts" else "comment revisions"
+        )
+        return Query(resource=name, post_id=self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
@@ -30,6 +30,12 @@ OUTPUT_ONLY: Mapping[str, str] = {"behavior": "output_only"}
 DERIVED: Mapping[str, str] = {"behavior": "derived"}
 """Metadata of a field that the server derives from others on create. It is stored, and not in messages."""
 
+DELETION_FIELDS = ("delete_time", "purge_time")
+"""The fields that only deleted resources have."""
+
+CONTENT_TEXTS = ("body", "author", "labels", "external_id")
+"""The texts that a caller gives. A tombstone has none of them."""
+
 LEVEL_DIGITS = 16
 """Hexadecimal digits of one level of `Comment.path`: an id of 64 bits."""
 
@@ -54,6 +60,9 @@ class Post(PostContent):
     update_time: int | None = field(metadata=OUTPUT_ONLY)
     version: int = field(metadata=OUTPUT_ONLY)
     """Counts the changes of this row, from 1."""
+    delete_time: int | None = field(default=None, metadata=OUTPUT_ONLY)
+    purge_time: int | None = field(default=None, metadata=OUTPUT_ONLY)
+    """The time until which a deleted post can be restored; None: it cannot be restored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +99,9 @@ class Comment(CommentContent):
     update_time: int | None = field(metadata=OUTPUT_ONLY)
     version: int = field(metadata=OUTPUT_ONLY)
     """Counts the changes of this row, from 1."""
+    delete_time: int | None = field(default=None, metadata=OUTPUT_ONLY)
+    purge_time: int | None = field(default=None, metadata=OUTPUT_ONLY)
+    """Same as `Post.purge_time`."""
 
     @property
     def depth(self) -> int:
@@ -157,6 +169,14 @@ class ResourceFields:
         """Derived by the server on create, and not in messages."""
         self.output_only = tuple(name for name, it in behavior.items() if it == "output_only")
         """Set by the server."""
+        optional = tuple(
+            it.name for it in fields(model) if it.default is not MISSING and it.name not in DELETION_FIELDS
+        )
+        self.required = tuple(name for name in self.content if name not in optional)
+        """Set by a caller on every create."""
+        checks = " or ".join([f"it.{name}" for name in optional])
+        self.has_optional: Callable[[Any], bool] = compiled(["it"], [f"return bool({checks})"])
+        """Whether a resource or a draft has a value in a field with a default."""
 
 
 def _concatenation(content: type[PostContent] | type[CommentContent]) -> Callable[[Any], str]:

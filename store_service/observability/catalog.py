@@ -117,6 +117,11 @@ METRICS: dict[str, Metric] = {
         "Time since the change feed was last read for watches; 0 without open watches. Above a few seconds, "
         "watches receive nothing; the log has the cause.",
     ),
+    "store_purge_lag_seconds": Metric(
+        "gauge",
+        "Time since the purge_time of the deleted resource that should have been purged first; 0 if none is "
+        "due. Above an hour, purges fail or are too slow; the log has the cause.",
+    ),
     "store_event_loop_lag_seconds": Metric(
         "histogram",
         "Delay of the event loop, which every call waits for. If it grows, the process needs more than one "

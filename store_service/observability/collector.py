@@ -105,6 +105,7 @@ class MetricsCollector(Collector):
         yield _single("store_watches_limit", feed.max_watches)
         read_at, due = feed.read_at, loop.due
         yield _single("store_feed_idle_seconds", 0.0 if read_at is None else max(now - read_at, 0.0))
+        yield _single("store_purge_lag_seconds", self._metrics.retention.purge_lag_seconds)
         yield _single("store_event_loop_late_seconds", 0.0 if due is None else max(now - due, 0.0))
         for name, counted in (
             ("store_feed_lag_seconds", feed.lags),

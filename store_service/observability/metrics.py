@@ -123,6 +123,14 @@ class FeedMetrics:
             self.lags.observe(max(time.time() - commit_time / 1_000_000, 0.0))
 
 
+class RetentionMetrics:
+    """Metrics of the retention."""
+
+    def __init__(self) -> None:
+        """Creates metrics without observations."""
+        self.purge_lag_seconds = 0.0
+
+
 class EventLoopMetrics:
     """Metrics of the event loop."""
 
@@ -143,6 +151,7 @@ class Metrics:
         self.queues: dict[str, QueueMetrics] = {}
         """Metrics of batch queues by name."""
         self.feed = FeedMetrics()
+        self.retention = RetentionMetrics()
         self.loop = EventLoopMetrics()
 
     def method(self, name: str, type: RpcType) -> RpcMetrics:

@@ -129,6 +129,11 @@ Authorize: TypeAlias = Callable[[Call, Context], None]
 """Authenticates the caller of a call, and raises an error if it lacks the permission."""
 
 
+def call_id_of(context: Context) -> str:
+    """Returns the id of a call in the log."""
+    return next((str(value) for key, value in context.trailing_metadata() if key == CALL_ID_KEY), "")
+
+
 async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
     """Ends a call with the status of an exception."""
     if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():

@@ -10,6 +10,7 @@ from store_service.rpc.validation import Validation, idempotency_key
 from store_service.service.comments import Comments
 
 _list_response = response_converter(pb.ListCommentsResponse, comment_to_message)
+_revisions_response = response_converter(pb.ListCommentRevisionsResponse, comment_to_message)
 _batch_get_response = response_converter(pb.BatchGetCommentsResponse, comment_to_message)
 _batch_create_response = response_converter(pb.BatchCreateCommentsResponse, comment_to_message)
 _batch_update_response = response_converter(pb.BatchUpdateCommentsResponse, comment_to_message)
@@ -34,7 +35,9 @@ class CommentService:
     async def GetComment(self, request: pb.GetCommentRequest, _: Context) -> pb.Comment:
         id = self._validation.id(request)
         comment = await (
-            self._comments.get(id) if id else self._comments.get_by_external_id(request.external_id)
+            self._comments.get(id, show_deleted=request.show_deleted)
+            if id
+            else self._comments.get_by_external_id(request.external_id, show_deleted=request.show_deleted)
         )
         return comment_to_message(comment)
 
@@ -57,11 +60,26 @@ class CommentService:
         )
         return comment_to_message(deleted.items[0]) if deleted.items else pb.Comment(id=request.id)
 
+    async def UndeleteComment(self, request: pb.UndeleteCommentRequest, _: Context) -> pb.Comment:
+        id = self._validation.id_to_undelete(request)
+        comment = await self._comments.undelete(
+            id, key=idempotency_key(request), dry_run=request.validate_only
+        )
+        return comment_to_message(comment)
+
+    async def ListCommentRevisions(self, request: pb.ListCommentRevisionsRequest, _: Context) -> LazyResponse:
+        revisions_request = self._validation.revisions(request)
+        page = await self._comments.list_revisions(revisions_request)
+        return lazy(page, _revisions_response)
+
     async def BatchGetComments(self, request: pb.BatchGetCommentsRequest, _: Context) -> LazyResponse:
         ids, external_ids = self._validation.ids(request)
-        if external_ids:
+        if external_ids or request.show_deleted:
             found = await self._comments.get_many_by_either(
-                ids, external_ids, allow_missing=request.allow_missing
+                ids,
+                external_ids,
+                allow_missing=request.allow_missing,
+                show_deleted=request.show_deleted,
             )
         else:
             found = await self._comments.get_many(ids, allow_missing=request.allow_missing)

@@ -10,6 +10,7 @@ from store_service.rpc.validation import Validation, idempotency_key
 from store_service.service.posts import Posts
 
 _list_response = response_converter(pb.ListPostsResponse, post_to_message)
+_revisions_response = response_converter(pb.ListPostRevisionsResponse, post_to_message)
 _batch_get_response = response_converter(pb.BatchGetPostsResponse, post_to_message)
 _batch_create_response = response_converter(pb.BatchCreatePostsResponse, post_to_message)
 _batch_update_response = response_converter(pb.BatchUpdatePostsResponse, post_to_message)
@@ -33,7 +34,11 @@ class PostService:
 
     async def GetPost(self, request: pb.GetPostRequest, _: Context) -> pb.Post:
         id = self._validation.id(request)
-        post = await (self._posts.get(id) if id else self._posts.get_by_external_id(request.external_id))
+        post = await (
+            self._posts.get(id, show_deleted=request.show_deleted)
+            if id
+            else self._posts.get_by_external_id(request.external_id, show_deleted=request.show_deleted)
+        )
         return post_to_message(post)
 
     async def ListPosts(self, request: pb.ListPostsRequest, _: Context) -> LazyResponse:
@@ -55,11 +60,24 @@ class PostService:
         )
         return post_to_message(deleted.items[0]) if deleted.items else pb.Post(id=request.id)
 
+    async def UndeletePost(self, request: pb.UndeletePostRequest, _: Context) -> pb.Post:
+        id = self._validation.id_to_undelete(request)
+        post = await self._posts.undelete(id, key=idempotency_key(request), dry_run=request.validate_only)
+        return post_to_message(post)
+
+    async def ListPostRevisions(self, request: pb.ListPostRevisionsRequest, _: Context) -> LazyResponse:
+        revisions_request = self._validation.revisions(request)
+        page = await self._posts.list_revisions(revisions_request)
+        return lazy(page, _revisions_response)
+
     async def BatchGetPosts(self, request: pb.BatchGetPostsRequest, _: Context) -> LazyResponse:
         ids, external_ids = self._validation.ids(request)
-        if external_ids:
+        if external_ids or request.show_deleted:
             found = await self._posts.get_many_by_either(
-                ids, external_ids, allow_missing=request.allow_missing
+                ids,
+                external_ids,
+                allow_missing=request.allow_missing,
+                show_deleted=request.show_deleted,
             )
         else:
             found = await self._posts.get_many(ids, allow_missing=request.allow_missing)

@@ -147,7 +147,7 @@ def _refused_reply(error: errors.ReplyTooDeep | errors.ReplyPostMismatch) -> lis
     ]
 
 
-def _existing(error: errors.EtagMismatch | errors.ExternalIdTaken) -> list[Message]:
+def _existing(error: errors.EtagMismatch | errors.ExternalIdTaken | errors.NotDeleted) -> list[Message]:
     return [
         error_details_pb2.ResourceInfo(resource_type=_TYPES[error.resource_type], resource_name=str(error.id))
     ]
@@ -245,6 +245,7 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
         metadata=lambda error: {"id": str(error.id), "external_id": error.external_id},
         more=_existing,
     ),
+    errors.NotDeleted: _Row(code=grpc.StatusCode.FAILED_PRECONDITION, reason="NOT_DELETED", more=_existing),
     errors.ReplyTooDeep: _Row(
         code=grpc.StatusCode.FAILED_PRECONDITION,
         reason="REPLY_TOO_DEEP",

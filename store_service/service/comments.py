@@ -1,6 +1,6 @@
 """The service layer of comments. A comment belongs to a post that exists."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,19 +18,26 @@ from store_service.errors import (
 )
 from store_service.model import (
     EMPTY_FILTER,
+    BatchResult,
     Comment,
     CommentDraft,
+    Deletion,
+    IdempotencyKey,
     Page,
     PageRequest,
     Query,
     ResourceFields,
     ResourceFilter,
+    WriteCommand,
 )
+from store_service.service.comment_removal import delete_comments, remove_hidden_comments
 from store_service.service.counting import count_comments
-from store_service.service.large_deletions import remove_hidden_comments
 from store_service.service.matching_count import MatchingCount
 from store_service.service.pages import read_page
-from store_service.service.resources import Operations, Resources, ResourceType
+from store_service.service.resource_operations import Operations
+from store_service.service.resource_type import DeletionPlan, ResourceType
+from store_service.service.resources import Resources
+from store_service.service.restoration import check_comment, restore_comment
 
 MAX_REPLY_DEPTH = 64
 """Default maximum depth of a reply."""
@@ -39,15 +46,52 @@ MAX_REPLY_DEPTH = 64
 class Comments(Resources[Comment, CommentDraft]):
     """The collection of comments."""
 
-    def __init__(self, database: Database, *, max_reply_depth: int = MAX_REPLY_DEPTH) -> None:
-        """Takes the open database, and the maximum depth of a reply."""
+    def __init__(
+        self,
+        database: Database,
+        *,
+        max_reply_depth: int = MAX_REPLY_DEPTH,
+        undelete_hours: float = 0,
+        max_revisions: int = 0,
+        after_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Takes the open database.
+
+        Args:
+            database: The open database.
+            max_reply_depth: The maximum depth of a reply.
+            undelete_hours: How long deleted comments can be restored; 0: not at all.
+            max_revisions: The number of former versions that are kept; 0: none.
+            after_write: Called after a write that may have left work for `BackgroundSteps`.
+        """
         check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
-        super().__init__(database, Operations(replace(COMMENTS, before_create=check)))
+        type = replace(COMMENTS, before_create=check)
+        super().__init__(
+            database, Operations(type, undelete_hours=undelete_hours, max_revisions=max_revisions)
+        )
+        self._after_write = after_write
+
+    async def delete(
+        self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
+    ) -> BatchResult[Comment]:
+        """Deletes comments, all or none, and returns their last state."""
+        deleted = await super().delete(deletion, key=key, dry_run=dry_run)
+        if deletion.force:
+            self._after_write()
+        return deleted
+
+    async def undelete(self, id: int, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> Comment:
+        """Restores a deleted comment, with the replies that were deleted with it, and returns it."""
+        comment = await super().undelete(id, key=key, dry_run=dry_run)
+        self._after_write()
+        return comment
 
     async def count(self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER) -> dict[int, int]:
         """Returns the number of matching comments of each post, by id; 0 for a post that does not exist."""
         if filter == EMPTY_FILTER:
-            return await count_comments(self._database, post_ids)
+            counts, has_hidden = await count_comments(self._database, post_ids)
+            if not has_hidden:
+                return counts
         distinct = list(dict.fromkeys(post_ids))
         queries = [Query(resource="comments", post_id=post_id, filter=filter) for post_id in distinct]
         return dict(zip(distinct, await _COUNT.count(self._database, queries), strict=True))
@@ -77,6 +121,8 @@ async def _complete_drafts(
     post_ids = {draft.post_id for drafts in writes for draft in drafts}
     posts = {id for (id,) in await connection.fetch(post_sql.KEPT_POST_IDS, ids=as_json(list(post_ids)))}
     reply_to_ids = {draft.reply_to_id for drafts in writes for draft in drafts if draft.reply_to_id}
+    if posts == post_ids and not reply_to_ids:
+        return list(writes)
     parents: dict[int, Comment] = {}
     if reply_to_ids:
         rows = await connection.fetch(SQL.by_id, ids=as_json(list(reply_to_ids)))
@@ -121,15 +167,26 @@ def _missing_posts(drafts: Sequence[CommentDraft], posts: set[int]) -> ServiceEr
 
 async def _page(connection: Connection, request: PageRequest) -> Page[Comment]:
     query = request.query
-    page = await read_page(connection, request, SQL.list, SQL)
+    page = await read_page(connection, request, SQL)
     # A comment on the page shows that the post exists, so only an empty page needs a check.
     if (
         query.post_id
         and not page.items
         and not await connection.fetch(post_sql.POST_IDS, ids=as_json([query.post_id]))
+        and not (
+            query.filter.show_deleted
+            and await connection.fetch(post_sql.DELETED_POST_IDS, ids=as_json([query.post_id]))
+        )
     ):
         raise PostNotFound(ids=[query.post_id], fields=["post_id"])
     return page
+
+
+async def _plan_deletions(
+    connection: Connection, writes: Sequence[WriteCommand[Deletion]], stored: Mapping[int, Comment]
+) -> DeletionPlan[Comment]:
+    """Every deletion of comments runs: what exceeds the budget of the transaction is removed in steps."""
+    return DeletionPlan(lambda write, comments: True, partial(delete_comments, connection))
 
 
 COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
@@ -139,7 +196,10 @@ COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
     fields=ResourceFields(Comment),
     sql=SQL,
     not_found=CommentNotFound,
-    read_page=_page,
+    plan_deletions=_plan_deletions,
+    check_restore=check_comment,
+    restore=restore_comment,
     release_external_ids=remove_hidden_comments,
+    read_page=_page,
 )
-_COUNT = MatchingCount(COMMENTS.sql.list)
+_COUNT = MatchingCount(COMMENTS.sql)

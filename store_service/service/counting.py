@@ -35,18 +35,26 @@ class _Step:
     counts: dict[int, int]
     """Numbers of comments that this step has counted, by post id. Can include posts of other callers."""
     remaining: _Remaining
+    has_hidden: bool = False
+    """Whether the counts may include comments that callers do not see."""
 
 
-async def count_comments(database: Database, post_ids: Iterable[int]) -> dict[int, int]:
-    """Returns the number of comments of each post, by post id; 0 for a post that does not exist."""
+async def count_comments(database: Database, post_ids: Iterable[int]) -> tuple[dict[int, int], bool]:
+    """Returns the number of comments of each post, by post id; 0 for a post that does not exist.
+
+    Also returns whether the counts may include comments that callers do not see, because the deletion of
+    their thread is not finished. This count reads only indexes, and cannot exclude them.
+    """
     counts = dict.fromkeys(post_ids, 0)
+    has_hidden = False
     remaining = _Remaining(tuple(sorted(counts)))
     while remaining.post_ids:
         step = await database.read(_COUNT, remaining)
         for post_id in remaining.post_ids:
             counts[post_id] += step.counts.get(post_id, 0)
+        has_hidden = has_hidden or step.has_hidden
         remaining = step.remaining
-    return counts
+    return counts, has_hidden
 
 
 async def _count(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step | ServiceError]:
@@ -58,33 +66,34 @@ async def _count(connection: Connection, jobs: Sequence[_Remaining]) -> list[_St
     rows_left = MAX_ROWS
     for job in jobs:
         if job.after and job not in continued and rows_left > 0:
-            continued[job] = await _continue(connection, job)
-            rows_left -= sum(continued[job].counts.values())
+            continued[job], examined = await _continue(connection, job)
+            rows_left -= examined
     new = [job for job in jobs if not job.after]
     started = iter(await _start(connection, new) if new else [])
     return [continued.get(job, DEFERRED) if job.after else next(started) for job in jobs]
 
 
-async def _continue(connection: Connection, job: _Remaining) -> _Step:
-    """Counts comments of the first post only."""
+async def _continue(connection: Connection, job: _Remaining) -> tuple[_Step, int]:
+    """Counts comments of the first post only. Also returns the number of rows that were read."""
     first, *others = job.post_ids
-    ((count, last_id),) = await connection.fetch(
+    ((examined, last_id, tombstones, hidden),) = await connection.fetch(
         sql.COMMENT_COUNT_AFTER, post_id=first, after=job.after, limit=MAX_ROWS
     )
-    remaining = _Remaining(job.post_ids, last_id) if count == MAX_ROWS else _Remaining(tuple(others))
-    return _Step({first: count}, remaining)
+    remaining = _Remaining(job.post_ids, last_id) if examined == MAX_ROWS else _Remaining(tuple(others))
+    return _Step({first: examined - tombstones}, remaining, bool(hidden)), examined
 
 
 async def _start(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step]:
     """Counts comments of the posts of all jobs with one statement, in the order of the post ids."""
     post_ids = {post_id for job in jobs for post_id in job.post_ids}
     rows = await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)), limit=MAX_ROWS)
-    counts = {post_id: count for post_id, count, _ in rows}
-    if sum(counts.values()) < MAX_ROWS:
-        return [_Step(counts, _Remaining(()))] * len(jobs)
-    last, _, last_id = max(rows)
+    counts = {post_id: examined - tombstones for post_id, examined, _, tombstones, _ in rows}
+    has_hidden = any(hidden for *_, hidden in rows)
+    if sum(examined for _, examined, *_ in rows) < MAX_ROWS:
+        return [_Step(counts, _Remaining(()), has_hidden)] * len(jobs)
+    last, _, last_id, *_ = max(rows)
     remaining = [tuple(post_id for post_id in job.post_ids if post_id >= last) for job in jobs]
-    return [_Step(counts, _Remaining(ids, last_id if last in ids else 0)) for ids in remaining]
+    return [_Step(counts, _Remaining(ids, last_id if last in ids else 0), has_hidden) for ids in remaining]
 
 
 _COUNT: BatchOperation[_Remaining, _Step] = BatchOperation(_count)

@@ -26,7 +26,7 @@ Release = Callable[[Connection, Sequence[str]], Awaitable[None]]
 
 async def create_with_external_ids(
     sql: ResourceSql[R],
-    release: Release | None,
+    release: Release,
     create: Create[D, R],
     connection: Connection,
     writes: Sequence[WriteCommand[Sequence[D]]],
@@ -56,7 +56,7 @@ async def create_with_external_ids(
             drafts = [draft for draft in write.argument if draft.external_id not in existing]
             new.append(replace(write, argument=drafts))
             outcomes.append(())
-    if claimed and release is not None:
+    if claimed:
         await release(connection, sorted(claimed))
     created = iter(await create(connection, new) if new else ())
     for index, write in enumerate(writes):
@@ -72,6 +72,16 @@ async def by_external_id(connection: Connection, sql: ResourceSql[R], ids: set[s
     """Returns the stored resources with these external ids, by external id."""
     rows = await connection.fetch(sql.by_external_id, ids=as_json(sorted(ids - {""})))
     return {it.external_id: it for it in map(sql.from_row, rows)}
+
+
+async def check_not_taken(connection: Connection, sql: ResourceSql[R], external_id: str) -> None:
+    """Checks that no resource has an external id.
+
+    Raises:
+        ExternalIdTaken: A resource has it.
+    """
+    for existing in (await by_external_id(connection, sql, {external_id})).values():
+        raise ExternalIdTaken(resource_type=type(existing).__name__, id=existing.id, external_id=external_id)
 
 
 def _taken(draft: PostDraft | CommentDraft, existing: Post | Comment) -> ServiceError:

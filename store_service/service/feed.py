@@ -6,7 +6,6 @@ No watch waits for another one: a slow watch lags, and holds only the batch that
 """
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from store_service.pacing import Signal
 from store_service.repeated_failure import RepeatedFailure
 from store_service.service import resume_tokens
 from store_service.service.changes import ChangeBatch, Changes
+from store_service.service.recent_changes import RecentChanges
 from store_service.service.snapshot import Snapshot
 
 POLL_SECONDS = 0.5
@@ -52,9 +52,6 @@ GAP_SECONDS = 0.002
 
 GAP_SECONDS_PER_WATCH = 0.0005
 """Additional pause for each open watch, because each batch is sent to each watch."""
-
-MAX_RECENT_BYTES = 4 * 1024 * 1024
-"""Maximum size of the change batches in memory."""
 
 log = structlog.get_logger("store_service.feed")
 
@@ -89,8 +86,7 @@ class Feed:
         """Set after a write or a notification; there may be new changes."""
         self._signal = Signal()
         """Notified when the batches in memory change, and when the feed stops."""
-        self._recent: deque[ChangeBatch] = deque()
-        self._recent_start: Position | None = None
+        self._recent = RecentChanges()
         self._reader: asyncio.Task[None] | None = None
         self._read_failure = RepeatedFailure(
             log, "cannot read the change feed", end_event="the change feed is read again"
@@ -116,6 +112,10 @@ class Feed:
         except TimeoutError:
             log.debug("watches with pending messages are left to the server", count=self._watches)
         await self._stop_reading()
+
+    def forget(self) -> None:
+        """Removes the change batches from memory. Called when content was removed from stored changes."""
+        self._recent.forget()
 
     async def watch(
         self, start: WatchStart, filter: WatchFilter, *, heartbeat_seconds: float
@@ -200,8 +200,7 @@ class Feed:
         self._watches += 1
         self._all_closed.clear()
         if self._reader is None:
-            self._recent.clear()
-            self._recent_start = None
+            self._recent.start(None)
             self._reader = asyncio.create_task(self._read_for_all(), name="feed")
         try:
             yield
@@ -225,7 +224,7 @@ class Feed:
         """Returns the next changes; None if there are none at `timeout_at`, a time of the event loop."""
         while True:
             seen = self._signal.count
-            is_known, batch = self._recent_after(position)
+            is_known, batch = self._recent.after(position)
             if not is_known:
                 # The read checks the position too.
                 batch = await self._changes.read_after(position)
@@ -238,21 +237,6 @@ class Feed:
                     await self._signal.wait(seen)
             except TimeoutError:
                 return None
-
-    def _recent_after(self, position: Position) -> tuple[bool, ChangeBatch | None]:
-        """Returns whether memory has what follows a position, and the next batch of it if there is one.
-
-        Memory must contain the position itself. Otherwise the position can be of a lost history: it may have
-        been read before a failover in which the database lost changes, and the batches in memory after it.
-        """
-        if self._recent_start is None or position < self._recent_start:
-            return False, None
-        last = self._recent_start
-        for batch in self._recent:
-            if batch.end > position:
-                return batch.last_until(position, last).is_same(position), batch.after(position)
-            last = batch.end
-        return last.is_same(position), None
 
     # In the task that reads for all watches
 
@@ -267,7 +251,8 @@ class Feed:
                 is_notified = await self._wait_for_changes(pause)
                 try:
                     if end is None:
-                        end = self._recent_start = (await self._changes.state()).end
+                        end = (await self._changes.state()).end
+                        self._recent.start(end)
                     batch = await self._changes.read_after(end)
                     self._read_failure.ended()
                     if self._metrics is not None:
@@ -277,8 +262,8 @@ class Feed:
                     # watch reads the database next and gets its own error.
                     if isinstance(error, ResumeTokenForeign):
                         log.warning("the database has lost changes that were sent to watches")
-                    self._recent.clear()
-                    end = self._recent_start = None
+                    end = None
+                    self._recent.start(end)
                     self._signal.notify()
                     pause = POLL_SECONDS
                     continue
@@ -289,7 +274,7 @@ class Feed:
                     continue
                 if batch is not None:
                     end = batch.end
-                    self._add_recent(batch)
+                    self._recent.add(batch)
                     self._signal.notify()
                     await asyncio.sleep(GAP_SECONDS + GAP_SECONDS_PER_WATCH * self._watches)
                     pause = 0.0
@@ -334,11 +319,6 @@ class Feed:
         self._is_polling = False
         self._listen_failure.ended()
         self._maybe_changed.set()
-
-    def _add_recent(self, batch: ChangeBatch) -> None:
-        self._recent.append(batch)
-        while len(self._recent) > 1 and sum(it.size for it in self._recent) > MAX_RECENT_BYTES:
-            self._recent_start = self._recent.popleft().end
 
 
 def _log_failure(failure: RepeatedFailure, error: Exception) -> None:

@@ -10,7 +10,8 @@ from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.list_sql import ListSql
-from store_service.model import Query
+from store_service.database.resource_sql import ResourceSql
+from store_service.model import Comment, Post, Query
 from store_service.service.scans import FIRST_ID, filter_values, path_of
 
 MAX_ROWS = 10_000
@@ -24,7 +25,8 @@ MAX_STATEMENTS = 100
 class _Remaining:
     """The queries that are not counted yet."""
 
-    queries: tuple[Query, ...]
+    queries: tuple[tuple[Query, ListSql], ...]
+    """Each with the statements of the table that is read."""
     after: int = FIRST_ID
     """Rows of the first query up to this id have been counted."""
 
@@ -41,20 +43,22 @@ class _Step:
 class MatchingCount:
     """Counts resources of one type."""
 
-    def __init__(self, sql: ListSql) -> None:
+    def __init__(self, sql: ResourceSql[Post] | ResourceSql[Comment]) -> None:
         """Takes the statements of the resource."""
-        self._sql: ListSql = sql
+        self._sql = sql
         self._operation: BatchOperation[_Remaining, _Step] = BatchOperation(self._count)
 
     async def count(self, database: Database, queries: Sequence[Query]) -> list[int]:
         """Returns the number of resources of each query."""
+        reads = [(n, it, self._sql.list) for n, it in enumerate(queries)]
+        reads += [(n, it, self._sql.deleted.list) for n, it in enumerate(queries) if it.filter.show_deleted]
         counts = [0] * len(queries)
-        remaining = _Remaining(tuple(queries))
+        remaining = _Remaining(tuple([(query, sql) for _, query, sql in reads]))
         while remaining.queries:
-            first = len(queries) - len(remaining.queries)
+            first = len(reads) - len(remaining.queries)
             step = await database.read(self._operation, remaining)
             for index, count in enumerate(step.counts):
-                counts[first + index] += count
+                counts[reads[first + index][0]] += count
             remaining = step.remaining
         return counts
 
@@ -69,9 +73,9 @@ class MatchingCount:
             counts: list[int] = []
             queries, after = job.queries, job.after
             while queries and rows_left and statements_left:
-                query = queries[0]
+                query, sql = queries[0]
                 ((matching, examined, last_id),) = await connection.fetch(
-                    self._sql.counts[path_of(query)], after=after, limit=rows_left, **filter_values(query)
+                    sql.counts[path_of(query)], after=after, limit=rows_left, **filter_values(query)
                 )
                 counts.append(matching)
                 statements_left -= 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
+from store_service.database.changes import CLOCK
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement, as_json
 from store_service.errors import (
@@ -22,6 +23,7 @@ from store_service.model import (
     Comment,
     CommentDraft,
     Deletion,
+    DeletionTimes,
     Post,
     PostDraft,
     Update,
@@ -292,6 +294,26 @@ def select_for_deletion(
     for item in found.items:
         check_etag(deletion.etag, item)
     return found
+
+
+async def deletion_times(connection: Connection, undelete_microseconds: int) -> DeletionTimes:
+    """Returns the times of resources that are deleted now.
+
+    Those that can be restored have times of the database, because these also decide when they are purged.
+    """
+    now = now_microseconds()
+    if not undelete_microseconds:
+        return DeletionTimes(delete_time=now)
+    ((wall, _),) = await connection.fetch(CLOCK, now=now)
+    return DeletionTimes(delete_time=wall, purge_time=wall + undelete_microseconds)
+
+
+def with_times(deleted: BatchResult[R], times: DeletionTimes) -> BatchResult[R]:
+    """Returns deleted resources with their times, if they can be restored."""
+    if not times.can_be_restored:
+        return deleted
+    items = [replace(it, delete_time=times.delete_time, purge_time=times.purge_time) for it in deleted.items]
+    return replace(deleted, items=tuple(items))
 
 
 def decide(

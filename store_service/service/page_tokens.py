@@ -13,9 +13,10 @@ from dataclasses import astuple
 from hashlib import blake2b
 from typing import Any
 
+from store_service.database.statements import AFTER_DIGITS
 from store_service.errors import PageTokenInvalid, PageTokenMismatch
 from store_service.model import EMPTY_FILTER, Query
-from store_service.service.scans import AFTER_DIGITS, Cursor
+from store_service.service.scans import Cursor
 
 _TYPES = {"id": int, "create_time": tuple, "thread": str}
 """The type of the position, by the order without its direction."""
@@ -86,7 +87,9 @@ def _invalid() -> Exception:
 def _hash(query: Query) -> bytes:
     text = f"{query.resource} {query.order} {query.post_id}"
     if query.filter != EMPTY_FILTER:
-        text += json.dumps(astuple(query.filter))
+        *conditions, show_deleted = astuple(query.filter)
+        # Tokens of versions without `show_deleted` stay valid.
+        text += json.dumps([*conditions, True] if show_deleted else conditions)
     return blake2b(text.encode(), digest_size=8).digest()
 
 

@@ -3,18 +3,18 @@
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from store_service.database.batch_operation import DEFERRED
 from store_service.database.connection import Connection
-from store_service.database.list_sql import ListSql
 from store_service.database.resource_sql import ResourceSql
 from store_service.errors import InvalidRequest, NotFound, ServiceError
-from store_service.model import Comment, Page, PageRequest, Post, concatenated_texts
+from store_service.model import Comment, Page, PageRequest, Post, Query, RevisionsRequest, concatenated_texts
 from store_service.service import page_tokens
 from store_service.service.changes import feed_state
+from store_service.service.merged_scan import MergedScan
 from store_service.service.operations import MAX_HELD_BYTES
-from store_service.service.scans import scan_of
+from store_service.service.scans import Cursor, Scan, scan_of
 
 MAX_PAGE_BYTES = 3 * 1024 * 1024
 """Maximum size of the bodies of a page. It keeps the message below the 4 MiB of gRPC."""
@@ -27,12 +27,13 @@ MAX_EXAMINED_ROWS = 5000
 or that are deleted and not removed yet, are read and skipped."""
 
 R = TypeVar("R", Post, Comment)
+Request = TypeVar("Request", PageRequest, RevisionsRequest)
 
 
 async def read_pages(
     connection: Connection,
-    requests: Sequence[PageRequest],
-    read: Callable[[Connection, PageRequest], Awaitable[Page[R]]],
+    requests: Sequence[Request],
+    read: Callable[[Connection, Request], Awaitable[Page[R]]],
 ) -> list[Page[R] | ServiceError]:
     """Reads the page of each request with `read`. A first page has a resume token.
 
@@ -45,7 +46,7 @@ async def read_pages(
         # Read before the pages, so that a watch from this token receives every change that they do not show.
         state = await feed_state(connection)
         resume_token = state.resume_token(state.end)
-    pages: dict[PageRequest, Page[R] | ServiceError] = {}
+    pages: dict[Request, Page[R] | ServiceError] = {}
     held = skipped = 0
     for request in dict.fromkeys(requests):
         if held >= MAX_HELD_BYTES or skipped >= MAX_EXAMINED_ROWS:
@@ -64,18 +65,24 @@ async def read_pages(
     return [pages.get(request, DEFERRED) for request in requests]
 
 
-async def read_page(
-    connection: Connection, request: PageRequest, sql: ListSql, resource: ResourceSql[R]
-) -> Page[R]:
+async def read_page(connection: Connection, request: PageRequest, sql: ResourceSql[R]) -> Page[R]:
     """Reads one page. Skips rows without a body.
 
     Raises:
         PageTokenInvalid: The token is damaged.
         PageTokenMismatch: The token belongs to a different query.
     """
+    if not request.query.filter.show_deleted:
+        return await _read_page(connection, request, sql)
+    # Otherwise a row that moves between the two tables could be read twice, or not at all.
+    async with connection.snapshot():
+        return await _read_page(connection, request, sql)
+
+
+async def _read_page(connection: Connection, request: PageRequest, sql: ResourceSql[R]) -> Page[R]:
     query = request.query
     cursor = page_tokens.read(request.page_token, query) if request.page_token else None
-    scan = scan_of(connection, sql, query, cursor, resource.names)
+    scan, from_row = _scan_of(connection, sql, query, cursor)
     max_bytes = request.max_bytes or MAX_PAGE_BYTES
     items: list[R] = []
     size = examined = skipped = 0
@@ -87,8 +94,8 @@ async def read_page(
             if row[1] is None:
                 skipped += 1
                 continue
-            item = resource.from_row(row)
-            size += _utf8_size(concatenated_texts(item))
+            item = from_row(row)
+            size += utf8_size(concatenated_texts(item))
             if items and (len(items) == request.page_size or size > max_bytes):
                 token = page_tokens.make(query, scan.cursor_after(items[-1]))
                 return Page(items=tuple(items), next_page_token=token, skipped_rows=skipped)
@@ -103,7 +110,18 @@ async def read_page(
     return Page(items=tuple(items), next_page_token=token, skipped_rows=skipped)
 
 
-def _utf8_size(text: str) -> int:
+def _scan_of(
+    connection: Connection, sql: ResourceSql[R], query: Query, cursor: Cursor | None
+) -> tuple[Scan, Callable[[Sequence[Any]], R]]:
+    """Returns the scan of a query, and the function that converts its rows."""
+    scan = scan_of(connection, sql.list, query, cursor, sql.names)
+    if not query.filter.show_deleted:
+        return scan, sql.from_row
+    deleted = scan_of(connection, sql.deleted.list, query, cursor, sql.deleted.names)
+    return MergedScan(connection, query, (scan, deleted), sql.deleted), sql.deleted.from_row
+
+
+def utf8_size(text: str) -> int:
     """Returns the size of a resource with this text on the wire, including its other fields."""
     return len(text.encode()) + 64
 

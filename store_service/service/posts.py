@@ -6,11 +6,14 @@ from store_service.database import comments as comment_sql
 from store_service.database import posts as sql
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
+from store_service.database.deletions import END_RESTORATIONS_OF_POSTS, WITH_POST
 from store_service.database.statements import as_json
 from store_service.errors import PostHasComments, PostNotFound
 from store_service.model import (
     BatchResult,
+    DeletedResource,
     Deletion,
+    DeletionTimes,
     IdempotencyKey,
     Post,
     PostDraft,
@@ -19,21 +22,41 @@ from store_service.model import (
     ResourceFilter,
     WriteCommand,
 )
+from store_service.service.comment_removal import remove_comments
 from store_service.service.counting import count_comments
 from store_service.service.idempotency import request_ids
-from store_service.service.large_deletions import Removable, removable, remove_comments
+from store_service.service.large_deletions import Removable, removable
 from store_service.service.matching_count import MatchingCount
 from store_service.service.operations import now_microseconds
-from store_service.service.resources import Deleted, DeletionPlan, Operations, Resources, ResourceType
+from store_service.service.resource_operations import Operations
+from store_service.service.resource_type import DeletionPlan, ResourceType
+from store_service.service.resources import Resources
+from store_service.service.restoration import check_post, restore_post
 
 
 class Posts(Resources[Post, PostDraft]):
     """The collection of posts."""
 
-    def __init__(self, database: Database, *, after_deletion: Callable[[], None] = lambda: None) -> None:
-        """Takes the open database, and a callback for deletions that may have marked posts for removal."""
-        super().__init__(database, _OPERATIONS)
-        self._after_deletion = after_deletion
+    def __init__(
+        self,
+        database: Database,
+        *,
+        undelete_hours: float = 0,
+        max_revisions: int = 0,
+        after_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Takes the open database.
+
+        Args:
+            database: The open database.
+            undelete_hours: How long deleted posts can be restored; 0: not at all.
+            max_revisions: The number of former versions that are kept; 0: none.
+            after_write: Called after a write that may have left work for `BackgroundSteps`.
+        """
+        super().__init__(
+            database, Operations(POSTS, undelete_hours=undelete_hours, max_revisions=max_revisions)
+        )
+        self._after_write = after_write
 
     async def count(self, filter: ResourceFilter) -> int:
         """Returns the number of posts that match."""
@@ -48,13 +71,19 @@ class Posts(Resources[Post, PostDraft]):
             deleted = await super().delete(deletion, key=key, dry_run=dry_run)
         except PostHasComments as error:
             # The writer only checks whether there are comments, because counting many takes long.
-            counts = await count_comments(self._database, error.comment_counts)
+            counts, _ = await count_comments(self._database, error.comment_counts)
             raise PostHasComments(
                 comment_counts={post_id: max(count, 1) for post_id, count in counts.items()}
             ) from None
         if deletion.force:
-            self._after_deletion()
+            self._after_write()
         return deleted
+
+    async def undelete(self, id: int, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> Post:
+        """Restores a deleted post, with the comments that were deleted with it, and returns it."""
+        post = await super().undelete(id, key=key, dry_run=dry_run)
+        self._after_write()
+        return post
 
 
 async def _plan_deletions(
@@ -75,24 +104,41 @@ async def _plan_deletions(
         # Only a deletion that is executed is deferred. A validate_only call has been checked completely.
         return write.dry_run or removed.complete.union(marked).issuperset(with_comments)
 
-    async def before(deleted: Deleted) -> set[int]:
-        comment_ids = [
-            id for post_id in deleted.keys() & removed.complete for id in removed.comments.get(post_id, ())
-        ]
-        await remove_comments(connection, comment_ids, deleted)
-        unmarked = deleted.keys() - marked
+    async def execute(deleted: Mapping[int, DeletedResource[Post]], times: DeletionTimes) -> None:
+        keys = {
+            id: it.key
+            for post_id, it in deleted.items()
+            if post_id in removed.complete
+            for id in removed.comments.get(post_id, ())
+        }
+        with_posts = dict.fromkeys(keys, WITH_POST)
+        await remove_comments(connection, keys, keys, times, deleted_with=with_posts)
+        if times.can_be_restored:
+            await connection.fetch(
+                sql.POSTS.deleted.add,
+                deleted=as_json([(n, id, 0) for n, id in enumerate(deleted)]),
+                delete_time=times.delete_time,
+                purge_time=times.purge_time,
+            )
+        else:
+            await connection.fetch(END_RESTORATIONS_OF_POSTS, ids=as_json(list(deleted)))
+            await connection.fetch(sql.POSTS.revisions.remove, ids=as_json(list(deleted)))
+        unmarked, marked_now = deleted.keys() - marked, deleted.keys() & marked
+        values = {
+            "requests": request_ids((id, it.key) for id, it in deleted.items()),
+            "now": now_microseconds(),
+            "delete_time": times.delete_time if times.can_be_restored else None,
+            "purge_time": times.purge_time,
+        }
         if unmarked:
             await connection.fetch(sql.CHECK_KEYS_BY_INDEX)
-        return unmarked
-
-    async def after(deleted: Deleted) -> None:
-        if deleted.keys() & marked:
-            ids = as_json(list(deleted.keys() & marked))
-            requests, now = request_ids(deleted.items()), now_microseconds()
-            await connection.write(sql.MARK_POSTS, ids=ids, requests=requests, now=now)
+            await connection.write(sql.POSTS.delete, ids=as_json(list(unmarked)), **values)
+        if marked_now:
+            ids = as_json(list(marked_now))
+            await connection.write(sql.MARK_POSTS, ids=ids, **values)
             await connection.fetch(sql.RELEASE_EXTERNAL_IDS, ids=ids)
 
-    return DeletionPlan(may_run, before, after)
+    return DeletionPlan(may_run, execute)
 
 
 async def _marked_and_removable(
@@ -119,6 +165,10 @@ async def _marked_and_removable(
     return first, await removable(connection, others)
 
 
+async def _no_hidden_external_ids(connection: Connection, external_ids: Sequence[str]) -> None:
+    """Does nothing: a post that callers do not see has no external id."""
+
+
 POSTS: ResourceType[Post, PostDraft] = ResourceType(
     name="post",
     model=Post,
@@ -126,7 +176,9 @@ POSTS: ResourceType[Post, PostDraft] = ResourceType(
     fields=ResourceFields(Post),
     sql=sql.POSTS,
     not_found=PostNotFound,
-    before_delete=_plan_deletions,
+    plan_deletions=_plan_deletions,
+    check_restore=check_post,
+    restore=restore_post,
+    release_external_ids=_no_hidden_external_ids,
 )
-_OPERATIONS = Operations(POSTS)
-_COUNT = MatchingCount(POSTS.sql.list)
+_COUNT = MatchingCount(POSTS.sql)

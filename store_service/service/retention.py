@@ -1,4 +1,4 @@
-"""Deletes expired changes and idempotency keys in small steps.
+"""Deletes expired changes, idempotency keys and deleted resources in small steps.
 
 The writes of a step run in the batches of callers. Therefore a step deletes few rows, to keep the batches
 short. The RetentionClock decides how old a row is, not the wall clock alone.
@@ -21,7 +21,9 @@ from store_service.database.connection import Connection
 from store_service.database.statements import as_json
 from store_service.errors import ServiceError
 from store_service.model import Position
+from store_service.observability.metrics import RetentionMetrics
 from store_service.repeated_failure import RepeatedFailure
+from store_service.service import purge
 from store_service.service.operations import now_microseconds
 from store_service.service.retention_clock import JUMP_TOLERANCE_MICROSECONDS, RetentionClock
 
@@ -49,6 +51,9 @@ PROBE_RATIO = 1.25
 PROBE_ROWS = 3
 """Number of consecutive change numbers in one probe, because PostgreSQL skips some numbers."""
 
+MIN_CONFIRMED_HOURS = 24.0
+"""A jump of the clock within this time before a purge delays the purge, also if the setting is shorter."""
+
 _HOUR = 3_600_000_000
 """Microseconds."""
 
@@ -65,6 +70,8 @@ class Retention:
         change_retention_hours: float,
         max_change_rows: int,
         request_id_retention_hours: float,
+        undelete_hours: float = 0,
+        metrics: RetentionMetrics | None = None,
         wall: Callable[[], int] = now_microseconds,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +82,8 @@ class Retention:
             change_retention_hours: How long changes are kept.
             max_change_rows: Maximum number of changes, regardless of their age.
             request_id_retention_hours: How long idempotency keys are kept.
+            undelete_hours: How long deleted resources are kept.
+            metrics: The metrics to update; None if metrics are off.
             wall: Returns microseconds since 1970. On PostgreSQL the time of the database is used instead,
                 because it is the same for all processes.
             monotonic: Returns seconds since an arbitrary time.
@@ -84,7 +93,10 @@ class Retention:
         self._retentions = {
             "changes": int(change_retention_hours * _HOUR),
             "requests": int(request_id_retention_hours * _HOUR),
+            # Earlier deletions may have a later purge_time than the current setting gives.
+            "deleted resources": int(max(undelete_hours, MIN_CONFIRMED_HOURS) * _HOUR),
         }
+        self._metrics = metrics or RetentionMetrics()
         self._wall = wall
         self._monotonic = monotonic
         self._clock: RetentionClock | None = None
@@ -111,7 +123,7 @@ class Retention:
             await asyncio.sleep(PAUSE_SECONDS if is_done else STEP_SECONDS)
 
     async def step(self) -> bool:
-        """Deletes some expired changes and idempotency keys. Returns whether no expired rows are left."""
+        """Deletes some expired rows. Returns whether no expired rows are left."""
         started_at = self._monotonic()
         times = await self._database.read(_READ_TIMES, self._wall())
         if self._monotonic() - started_at > MAX_QUERY_SECONDS:
@@ -121,7 +133,13 @@ class Retention:
         before = {of: self._cutoff(clock, times.wall, monotonic, of) for of in self._retentions}
         no_changes_left = await self._database.write(_TRIM, (before["changes"], self._max_change_rows))
         no_keys_left = await self._database.write(_DELETE_KEYS, (before["requests"], times.wall))
-        return no_changes_left and no_keys_left
+        # The time of the clock, less what is not confirmed.
+        confirmed = before["deleted resources"] + self._retentions["deleted resources"]
+        earliest = await self._database.read(purge.EARLIEST, confirmed)
+        self._metrics.purge_lag_seconds = (times.wall - earliest) / 1_000_000 if earliest else 0.0
+        if earliest:
+            await self._database.write(purge.PURGE, confirmed)
+        return no_changes_left and no_keys_left and not earliest
 
     async def _updated_clock(self, times: "_Times", monotonic: int) -> RetentionClock:
         """Updates the clock. Saves it every SAVE_SECONDS, and after a jump."""

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from store_service.database.connection import Connection
 from store_service.database.list_sql import ListSql, Path, Step
-from store_service.database.statements import as_json
+from store_service.database.statements import AFTER_DIGITS, as_json
 from store_service.model import LEVEL_DIGITS, Comment, Post, Query, ResourceFilter
 
 Cursor: TypeAlias = int | tuple[int, int] | str
@@ -18,9 +18,6 @@ Cursor: TypeAlias = int | tuple[int, int] | str
 
 FIRST_ID, LAST_ID = -(2**63), 2**63 - 1
 BEFORE_ALL_TIMES, AFTER_ALL_TIMES = -(2**63), 2**63 - 1
-
-AFTER_DIGITS = "g"
-"""Sorts after every hexadecimal digit: no thread key below a comment is greater than its key with this."""
 
 
 def path_of(query: Query) -> Path:
@@ -55,6 +52,7 @@ def filter_values(query: Query) -> dict[str, Any]:
         "time_from": filter.create_time_from,
         "time_before": filter.create_time_before,
         "reply_to_id": filter.reply_to_id,
+        "show_deleted": int(filter.show_deleted),
     }
 
 

@@ -38,7 +38,7 @@ from store_service.service import page_tokens
 from store_service.service.changes import check_seen, newest_position
 from store_service.service.comments import COMMENTS
 from store_service.service.posts import POSTS
-from store_service.service.resources import Operations
+from store_service.service.resource_operations import Operations
 
 R = TypeVar("R", Post, Comment)
 Argument = TypeVar("Argument")
@@ -137,19 +137,28 @@ class _Reader:
         while remaining:
             ids = remaining[: self._page_size.count]
             try:
-                selection = await self._read(_POSTS_BY_ID, ids)
-                found = selection.result(allow_missing=True)
+                found = await self._find_posts(ids, show_deleted=filter.show_deleted)
             except ResponseTooLarge:
                 # A single post always fits.
                 self._page_size.reduce()
                 continue
-            if len(ids) > 1 and _utf8_size(found.items) > PAGE_BYTES:
+            if len(ids) > 1 and _utf8_size(found) > PAGE_BYTES:
                 self._page_size.reduce()
                 continue
-            if found.items:
-                self._page_size.adapt(found.items)
-            yield ids[-1], [post for post in found.items if filter.matches(post)]
+            if found:
+                self._page_size.adapt(found)
+            yield ids[-1], [post for post in found if filter.matches(post)]
             remaining = remaining[len(ids) :]
+
+    async def _find_posts(self, ids: Sequence[int], *, show_deleted: bool) -> Sequence[Post]:
+        selection = await self._read(_POSTS_BY_ID, ids)
+        found = selection.result(allow_missing=True)
+        if not show_deleted or not found.missing_ids:
+            return found.items
+        # A post that is restored between the two reads is in the changes after the initial state.
+        deleted = await self._read(_DELETED_POSTS, found.missing_ids)
+        restorable = [deleted[id] for id in found.missing_ids if id in deleted]
+        return sorted([*found.items, *restorable], key=lambda it: it.id)
 
     async def _pages(self, operation: "_Read[PageRequest, Page[R]]", query: Query, after: int) -> "_Pages[R]":
         token = page_tokens.make(query, after)
@@ -256,4 +265,5 @@ async def _comment_pages(
 _POSTS, _COMMENTS = Operations(POSTS), Operations(COMMENTS)
 _POST_PAGE = _with_position(_POSTS.list)
 _POSTS_BY_ID = _with_position(_POSTS.find)
+_DELETED_POSTS = _with_position(_POSTS.deleted)
 _COMMENT_PAGE = _with_position(BatchOperation(_comment_pages))

@@ -221,7 +221,7 @@ async def test_lists_have_the_orders_of_the_service(client: Any, thread: dict[st
 
 
 async def test_thread_and_tree(client: Any, thread: dict[str, storeapi.Comment]) -> None:
-    """The tree of a whole thread, and of a thread without a deleted comment."""
+    """The tree of a whole thread, and of a thread with the tombstone of a deleted comment."""
     post_id = thread["1"].post_id
     assert [it.body for it in await read(client.comments.thread(post_id, page_size=2))] == sorted(thread)
     newest = await read(client.comments.thread(post_id, newest_first=True))
@@ -234,8 +234,11 @@ async def test_thread_and_tree(client: Any, thread: dict[str, storeapi.Comment])
 
     await client.comments.delete(thread["1.1"].id)
     left = await read(client.comments.thread(post_id))
-    assert [(it.body, it.depth) for it in left] == [("1", 0), ("1.1.1", 2), ("1.2", 1), ("2", 0), ("2.1", 1)]
-    assert [it.comment.body for it in comment_tree(left)] == ["1", "1.1.1", "2"]
+    assert [it.body for it in left] == ["1", "", "1.1.1", "1.2", "2", "2.1"]
+    (one, two) = comment_tree(left)
+    assert [it.comment.is_tombstone for it in one.replies] == [True, False]
+    assert [it.comment.body for it in one.replies[0].replies] == ["1.1.1"]
+    assert [it.comment.body for it in comment_tree(it for it in left if it.body)] == ["1", "1.1.1", "2"]
     with pytest.raises(storeapi.PostNotFound):
         await read(client.comments.thread(10**12))
 

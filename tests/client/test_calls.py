@@ -370,6 +370,13 @@ CASES = [
         comments.BatchUpdateCommentsResponse(comments=[COMMENT]),
         (OUR_COMMENT,),
     ),
+    (lambda c: c.posts.undelete(1), posts.UndeletePostRequest(id=1), POST, OUR_POST),
+    (
+        lambda c: c.comments.undelete(2, validate_only=True),
+        comments.UndeleteCommentRequest(id=2, validate_only=True),
+        COMMENT,
+        OUR_COMMENT,
+    ),
     (lambda c: c.posts.count(), posts.CountPostsRequest(), posts.CountPostsResponse(count=5), 5),
     (
         lambda c: c.posts.count(PostFilter(**OUR_FILTER)),
@@ -430,7 +437,12 @@ async def test_call_sends_its_arguments_and_returns_values(
 
 def test_every_service_method_is_tested_here():
     """Fails when the contract gains a method that the clients do not have."""
-    lists = {"ListPostsRequest", "ListCommentsRequest"}
+    lists = {
+        "ListPostsRequest",
+        "ListCommentsRequest",
+        "ListPostRevisionsRequest",
+        "ListCommentRevisionsRequest",
+    }
     rpcs = [
         method
         for file in (posts.DESCRIPTOR, comments.DESCRIPTOR)
@@ -454,6 +466,7 @@ WRITES = {
         posts.BatchUpdatePostsResponse(posts=[POST]),
     ),
     "DeletePostRequest": (lambda c, **id: c.posts.delete(1, **id), POST),
+    "UndeletePostRequest": (lambda c, **id: c.posts.undelete(1, **id), POST),
     "BatchCreatePostsRequest": (
         lambda c, **id: c.posts.create_many(["a"], **id),
         posts.BatchCreatePostsResponse(posts=[POST]),
@@ -469,6 +482,7 @@ WRITES = {
         comments.BatchUpdateCommentsResponse(comments=[COMMENT]),
     ),
     "DeleteCommentRequest": (lambda c, **id: c.comments.delete(2, **id), COMMENT),
+    "UndeleteCommentRequest": (lambda c, **id: c.comments.undelete(2, **id), COMMENT),
     "BatchCreateCommentsRequest": (
         lambda c, **id: c.comments.create_many([CommentDraft(post_id=1, body="b")], **id),
         comments.BatchCreateCommentsResponse(comments=[COMMENT]),

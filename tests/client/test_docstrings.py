@@ -74,7 +74,8 @@ def database_url(database_file: Path) -> str:
 
 @pytest.fixture
 async def service(config: Config) -> AsyncIterator[str]:
-    """The address of a server that has post 1 with comment 1."""
+    """The address of a server that has post 1 with comment 1, and keeps deleted resources."""
+    config = config.model_copy(update={"undelete_hours": 24.0})
     async with serving(config) as running, storeapi.connect_async(running.address) as client:
         post = await client.posts.create(body="a post")
         comment = await client.comments.create(post_id=post.id, body="a comment")

@@ -27,7 +27,7 @@ class EnoughError(Exception):
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Any]:
-    with running_server() as server:
+    with running_server({"STORE_UNDELETE_HOURS": "24"}) as server:
         yield server
 
 

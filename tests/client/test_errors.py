@@ -28,6 +28,7 @@ REASONS = {
     "POST_NOT_FOUND": (StatusCode.NOT_FOUND, storeapi.PostNotFound),
     "COMMENT_NOT_FOUND": (StatusCode.NOT_FOUND, storeapi.CommentNotFound),
     "POST_HAS_COMMENTS": (StatusCode.FAILED_PRECONDITION, storeapi.PostHasComments),
+    "NOT_DELETED": (StatusCode.FAILED_PRECONDITION, storeapi.NotDeleted),
     "ETAG_MISMATCH": (StatusCode.ABORTED, storeapi.EtagMismatch),
     "EXTERNAL_ID_TAKEN": (StatusCode.ALREADY_EXISTS, storeapi.ExternalIdTaken),
     "REPLY_TOO_DEEP": (StatusCode.FAILED_PRECONDITION, storeapi.ReplyTooDeep),

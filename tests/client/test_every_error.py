@@ -111,6 +111,11 @@ async def post_has_comments(it: Situation) -> None:
     await it.client.posts.delete(post.id)
 
 
+async def not_deleted(it: Situation) -> None:
+    post = await it.client.posts.create(body="a")
+    await it.client.posts.undelete(post.id)
+
+
 async def external_id_taken(it: Situation) -> None:
     request = posts_pb2.CreatePostRequest(post={"body": "a", "external_id": "article:42"})
     post = await it.send(it.raw.posts.CreatePost, request)
@@ -383,6 +388,7 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.CommentNotFound: lambda it: it.client.comments.get(MISSING),
     storeapi.PostHasComments: post_has_comments,
     storeapi.ExternalIdTaken: external_id_taken,
+    storeapi.NotDeleted: not_deleted,
     storeapi.ReplyTooDeep: reply_too_deep,
     storeapi.ReplyPostMismatch: reply_post_mismatch,
     storeapi.SchemaMismatch: schema_mismatch,

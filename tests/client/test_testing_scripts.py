@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent import futures
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import grpc
@@ -190,6 +191,10 @@ def test_client_values_are_responses(scripted, posts, comments):
     found = storeapi.Found([POST])
     found.missing_ids, found.missing_external_ids = (9,), ("x",)
     scripted.answer("BatchGetPosts", found)
+    deleted = replace(COMMENT, body="", delete_time=TIME, purge_time=TIME)
+    scripted.answer("DeleteComment", deleted)
+    scripted.answer("UndeletePost", POST)
+    scripted.answer("ListPostRevisions", storeapi.Page(items=(POST,), next_page_token="n"))
     scripted.answer("CountPosts", 7)
     scripted.answer("CountComments", {1: 3}, 8)
     scripted.answer("CountReplies", {2: 1})
@@ -214,6 +219,12 @@ def test_client_values_are_responses(scripted, posts, comments):
     assert posts.BatchGetPosts(posts_pb2.BatchGetPostsRequest()) == posts_pb2.BatchGetPostsResponse(
         posts=[post], missing_ids=[9], missing_external_ids=["x"]
     )
+    tombstone = comments.DeleteComment(comments_pb2.DeleteCommentRequest())
+    assert tombstone.delete_time == tombstone.purge_time == comment.create_time
+    assert posts.UndeletePost(posts_pb2.UndeletePostRequest()) == post
+    assert posts.ListPostRevisions(
+        posts_pb2.ListPostRevisionsRequest()
+    ) == posts_pb2.ListPostRevisionsResponse(posts=[post], next_page_token="n")
     assert posts.CountPosts(posts_pb2.CountPostsRequest()).count == 7
     assert comments.CountComments(comments_pb2.CountCommentsRequest()).counts == {1: 3}
     assert comments.CountComments(comments_pb2.CountCommentsRequest()).total == 8
@@ -227,6 +238,7 @@ def test_client_values_are_responses(scripted, posts, comments):
             action="create", kind="post", id=1, post_id=1, commit_time=TIME, resource=POST, request_id="r"
         ),
         storeapi.Change(action="delete", kind="comment", id=2, post_id=1, commit_time=TIME, resource=COMMENT),
+        storeapi.Change(action="undelete", kind="post", id=1, post_id=1, commit_time=TIME, resource=POST),
         storeapi.Change(action="unknown", kind="unknown", id=3, post_id=1, commit_time=None, resource=None),
     ],
     ids=lambda value: value.action,

@@ -41,7 +41,7 @@ UNTYPED_INPUT = {
 }
 """Where values come from that have no type until they were looked at."""
 
-GENERATED = ("storeapi.v1.posts_pb2_grpc.", "storeapi.v1.comments_pb2_grpc.", "storeapi.v1.changes_pb2_grpc.")
+GENERATED = tuple(f"storeapi.v1.{name}_pb2_grpc." for name in ("admin", "changes", "comments", "posts"))
 """Where the context that a server is handed has no types inside; callers of the client do not use it."""
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from store_service.database import batch_queue, connect, sqlite_file
 from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.change_writes import WriteWithChanges
-from store_service.database.comments import DELETE_COMMENTS_OF_POSTS
+from store_service.database.comments import COMMENTS
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.job_queue import LARGE_JOB_BYTES, MAX_BATCH, MAX_BATCH_BYTES
@@ -565,7 +565,7 @@ async def test_dry_run_of_a_deletion_deletes_nothing(
     assert bodies(database_url) == ["one", "two"]
 
     assert await posts.delete(forced) == tried == tried_again
-    assert written == [DELETE_COMMENTS_OF_POSTS, POSTS.delete]
+    assert written == [COMMENTS.delete, POSTS.delete]
     assert bodies(database_url) == []
 
 

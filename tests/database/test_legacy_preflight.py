@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy
 import structlog
 
-from store_service.database import connect, legacy_preflight, own_objects, schema
+from store_service.database import connect, legacy_preflight, own_objects, schema, schema_objects
 from store_service.errors import SchemaMismatch
 from store_service.model import (
     CommentDraft,
@@ -324,7 +324,7 @@ def test_name_in_capitals_is_an_obstacle_on_sqlite(bare_url: str) -> None:
 
 def test_every_name_created_by_an_upgrade_is_checked(bare_url: str) -> None:
     schema.upgrade(bare_url)
-    known = {name for names in legacy_preflight.MADE_BY.values() for name in names} | {"alembic_version"}
+    known = {name for names in schema_objects.MADE_BY.values() for name in names} | {"alembic_version"}
     with database_connection(bare_url) as connection:
         inspector = sqlalchemy.inspect(connection)
         tables = set(inspector.get_table_names())
@@ -353,7 +353,13 @@ def test_trigger_with_the_name_of_a_new_one_is_reported(bare_url: str) -> None:
     with database_connection(bare_url) as connection:
         found = legacy_preflight.obstacles(connection, "0007")
     named = [it.partition(" trigger ")[2].partition(",")[0] for it in found if " trigger " in it]
-    assert named == sorted(own_objects.LABEL_TRIGGERS["sqlite"])
+    # PostgreSQL keeps the names of triggers by table, and a table of that name is reported itself.
+    expected = [
+        it
+        for it in own_objects.LABEL_TRIGGERS["sqlite"]
+        if connect.is_sqlite(bare_url) or not it.startswith("deleted_")
+    ]
+    assert sorted(named) == sorted(expected)
 
 
 @pytest.mark.parametrize("name", sorted(own_objects.LABEL_TRIGGERS["sqlite"]))
@@ -361,7 +367,7 @@ def test_schema_without_a_trigger_is_refused(bare_url: str, name: str) -> None:
     """Filters of labels would not find what is written without it."""
     schema.upgrade(bare_url)
     schema.check(bare_url)
-    table = name.partition("_")[0]
+    table = name.partition("_labels_")[0]
     execute(bare_url, f"DROP TRIGGER {name}" + ("" if connect.is_sqlite(bare_url) else f" ON {table}"))
 
     with pytest.raises(schema.ForeignSchema, match=f"trigger {name} is missing"):

@@ -14,7 +14,7 @@ from store_service.database.connect import Database
 from store_service.model import IdempotencyKey, PostDraft
 from store_service.service import idempotency as request_rules
 from store_service.service import posts as post_rules
-from store_service.service import resources as resource_rules
+from store_service.service import resource_operations as resource_rules
 from store_service.service.changes import Changes
 from store_service.service.operations import now_microseconds
 from store_service.service.posts import Posts
@@ -150,7 +150,9 @@ async def test_clock_jump_deletes_nothing(store: Database, database_url: str, cl
         ("clock jumped", None),
         ("retention is extended: the clock is not confirmed", "changes"),
         ("retention is extended: the clock is not confirmed", "requests"),
+        ("retention is extended: the clock is not confirmed", "deleted resources"),
         ("clock confirmed", "requests"),
+        ("clock confirmed", "deleted resources"),
         ("clock confirmed", "changes"),
     ]
 

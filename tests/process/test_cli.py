@@ -130,7 +130,7 @@ def test_main_help_lists_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
-    commands = {"serve", "migrate", "check", "keys", "backup", "restore", "health", "status"}
+    commands = {"serve", "migrate", "check", "keys", "backup", "restore", "erase", "health", "status"}
     assert set(cli.main.commands) == commands
     for name in cli.main.commands:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
@@ -191,6 +191,7 @@ def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
         ["keys", "remove", "billing", "--all"],
         ["backup", "copy.db"],
         ["restore", "copy.db"],
+        ["erase", "ann", "--mode", "delete", "--yes"],
     ]
     settings = {"STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0", "STORE_LOG_LEVEL": "error"}
     done += [run_as_new_process(INSTALLED, *it, folder=tmp_path, **settings) for it in afterwards]
@@ -331,6 +332,8 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_REQUEST_ID_RETENTION_HOURS": ["a day", "0", "-1", "8761", "nan"],
     "STORE_CHANGE_RETENTION_HOURS": ["a week", "0", "-1", "87601", "inf"],
     "STORE_MAX_CHANGE_ROWS": ["many", "0", "-1", "1.5"],
+    "STORE_UNDELETE_HOURS": ["a day", "-1", "87601", "nan"],
+    "STORE_REVISIONS": ["many", "-1", "101", "1.5"],
     "STORE_MAX_WATCHES": ["many", "-1", "10001"],
     "STORE_KEEPALIVE_SECONDS": ["often", "0", "0.5", "3601"],
     "STORE_KEEPALIVE_TIMEOUT_SECONDS": ["soon", "0", "3601"],
@@ -382,7 +385,7 @@ def test_all_invalid_settings_are_named_at_once(tmp_path: Path) -> None:
     assert_bad_setting(done.returncode, done.stdout, done.stderr, *bad)
 
 
-NEEDED = {"keys": ["list"], "backup": ["to.db"], "restore": ["from.db"]}
+NEEDED = {"keys": ["list"], "backup": ["to.db"], "restore": ["from.db"], "erase": ["ann", "--mode", "delete"]}
 """What a command must be told."""
 
 

@@ -26,6 +26,7 @@ GRPCURL = Path(sys.executable).with_name("grpcurl")
 POSTS = "storeapi.v1.PostService"
 COMMENTS = "storeapi.v1.CommentService"
 CHANGES = "storeapi.v1.ChangeService"
+ADMIN = "storeapi.v1.AdminService"
 
 Answer = dict[str, Any]
 
@@ -33,7 +34,7 @@ Answer = dict[str, Any]
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server for the whole module."""
-    process = ServerProcess(tmp_path_factory.mktemp("server"))
+    process = ServerProcess(tmp_path_factory.mktemp("server"), {"STORE_UNDELETE_HOURS": "1"})
     process.start()
     yield process
     process.kill()
@@ -83,6 +84,13 @@ class Driver:
     def comments(self, method: str, **data: Any) -> Answer:
         return call(self._server, COMMENTS, method, data)
 
+    def erase(self, **data: Any) -> list[Answer]:
+        """The responses of EraseAuthor."""
+        done = grpcurl(self._server, f"{ADMIN}/EraseAuthor", data=data)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        responses: list[Answer] = json.loads("[" + done.stdout.replace("}\n{", "},{") + "]")
+        return responses
+
     def watch(self, change_count: int, **data: Any) -> list[Answer]:
         """Reads a watch of grpcurl until it has `count` changes, and stops grpcurl."""
         options = ["-plaintext", "-max-time", "60", "-d", json.dumps(data)]
@@ -108,6 +116,12 @@ class Driver:
 
     def comment(self, post_id: str, body: str = "a comment") -> Answer:
         return self.comments("CreateComment", comment={"body": body, "postId": post_id})
+
+
+def before_deletion(deleted: Answer) -> Answer:
+    """A deleted resource without the times of its deletion."""
+    assert deleted["deleteTime"] < deleted["purgeTime"]
+    return {name: value for name, value in deleted.items() if name not in ("deleteTime", "purgeTime")}
 
 
 def create_post(drive: Driver) -> None:
@@ -142,8 +156,21 @@ def update_post(drive: Driver) -> None:
 def delete_post(drive: Driver) -> None:
     post = drive.post()
     drive.comment(post["id"])
-    assert drive.posts("DeletePost", id=post["id"], force=True) == post
+    assert before_deletion(drive.posts("DeletePost", id=post["id"], force=True)) == post
     assert drive.posts("DeletePost", id=post["id"], allow_missing=True) == {"id": post["id"]}
+
+
+def undelete_post(drive: Driver) -> None:
+    post = drive.post()
+    drive.posts("DeletePost", id=post["id"])
+    restored = drive.posts("UndeletePost", id=post["id"])
+    assert restored == post | {"etag": restored["etag"]}
+
+
+def list_post_revisions(drive: Driver) -> None:
+    post = drive.post()
+    drive.posts("UpdatePost", post={"id": post["id"], "body": "new"})
+    assert drive.posts("ListPostRevisions", id=post["id"]) == {"posts": [post]}
 
 
 def batch_get_posts(drive: Driver) -> None:
@@ -159,7 +186,8 @@ def batch_create_posts(drive: Driver) -> None:
 
 def batch_delete_posts(drive: Driver) -> None:
     posts = [drive.post("a"), drive.post("b")]
-    assert drive.posts("BatchDeletePosts", ids=[post["id"] for post in posts]) == {"posts": posts}
+    answer = drive.posts("BatchDeletePosts", ids=[post["id"] for post in posts])
+    assert [before_deletion(it) for it in answer["posts"]] == posts
 
 
 def create_comment(drive: Driver) -> None:
@@ -190,7 +218,21 @@ def update_comment(drive: Driver) -> None:
 
 def delete_comment(drive: Driver) -> None:
     comment = drive.comment(drive.post()["id"])
-    assert drive.comments("DeleteComment", id=comment["id"], etag=comment["etag"]) == comment
+    deleted = drive.comments("DeleteComment", id=comment["id"], etag=comment["etag"])
+    assert before_deletion(deleted) == comment
+
+
+def undelete_comment(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    drive.comments("DeleteComment", id=comment["id"])
+    restored = drive.comments("UndeleteComment", id=comment["id"])
+    assert restored == comment | {"etag": restored["etag"]}
+
+
+def list_comment_revisions(drive: Driver) -> None:
+    comment = drive.comment(drive.post()["id"])
+    drive.comments("UpdateComment", comment={**comment, "body": "new"})
+    assert drive.comments("ListCommentRevisions", id=comment["id"]) == {"comments": [comment]}
 
 
 def batch_get_comments(drive: Driver) -> None:
@@ -207,7 +249,8 @@ def batch_create_comments(drive: Driver) -> None:
 def batch_delete_comments(drive: Driver) -> None:
     comment = drive.comment(drive.post()["id"])
     answer = drive.comments("BatchDeleteComments", ids=[comment["id"], "999999"], allowMissing=True)
-    assert answer == {"comments": [comment], "missingIds": ["999999"]}
+    assert [before_deletion(it) for it in answer["comments"]] == [comment]
+    assert answer["missingIds"] == ["999999"]
 
 
 def count_comments(drive: Driver) -> None:
@@ -267,12 +310,23 @@ def watch(drive: Driver) -> None:
     ]
 
 
+def erase_author(drive: Driver) -> None:
+    author = str(uuid.uuid4())
+    drive.posts("CreatePost", post={"body": "a", "author": author})
+    *_, last = drive.erase(author=author, mode="ERASE_MODE_DELETE")
+    assert last["complete"]
+    assert last["posts"] == "1"
+    assert drive.posts("CountPosts", filter={"author": author, "showDeleted": True}) == {}
+
+
 RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (POSTS, "CreatePost"): create_post,
     (POSTS, "GetPost"): get_post,
     (POSTS, "ListPosts"): list_posts,
     (POSTS, "UpdatePost"): update_post,
     (POSTS, "DeletePost"): delete_post,
+    (POSTS, "UndeletePost"): undelete_post,
+    (POSTS, "ListPostRevisions"): list_post_revisions,
     (POSTS, "BatchGetPosts"): batch_get_posts,
     (POSTS, "BatchCreatePosts"): batch_create_posts,
     (POSTS, "BatchUpdatePosts"): batch_update_posts,
@@ -283,6 +337,8 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (COMMENTS, "ListComments"): list_comments,
     (COMMENTS, "UpdateComment"): update_comment,
     (COMMENTS, "DeleteComment"): delete_comment,
+    (COMMENTS, "UndeleteComment"): undelete_comment,
+    (COMMENTS, "ListCommentRevisions"): list_comment_revisions,
     (COMMENTS, "BatchGetComments"): batch_get_comments,
     (COMMENTS, "BatchCreateComments"): batch_create_comments,
     (COMMENTS, "BatchUpdateComments"): batch_update_comments,
@@ -290,6 +346,7 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (COMMENTS, "CountComments"): count_comments,
     (COMMENTS, "CountReplies"): count_replies,
     (CHANGES, "Watch"): watch,
+    (ADMIN, "EraseAuthor"): erase_author,
 }
 """Every RPC, and how it is called by hand."""
 
@@ -316,6 +373,7 @@ def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        ADMIN,
         CHANGES,
         COMMENTS,
         POSTS,
@@ -329,9 +387,10 @@ def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
 def test_grpcurl_calls_the_health_of_every_service(running: ServerProcess) -> None:
     """Of the server and of each service; an unknown service is an error."""
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    for data in ({}, {"service": ""}, {"service": POSTS}, {"service": COMMENTS}, {"service": CHANGES}):
+    services = {"", "live", POSTS, COMMENTS, CHANGES, ADMIN}
+    for data in ({}, *({"service": name} for name in services)):
         assert call(running, health, "Check", data) == {"status": "SERVING"}
-    assert call(running, health, "List", {})["statuses"].keys() == {"", "live", POSTS, COMMENTS, CHANGES}
+    assert call(running, health, "List", {})["statuses"].keys() == services
     assert "Code: NotFound" in grpcurl(running, f"{health}/Check", data={"service": "nothing"}).stderr
 
 

@@ -58,7 +58,7 @@ def test_listed_keys_are_not_disclosed(tmp_path: Path) -> None:
         (["new", "billing", "--permissions", "read"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
         (["list"], {}, 2, "STORE_API_KEYS_FILE: must be set"),
         (["list"], FILE, 1, "STORE_API_KEYS_FILE: keys: No such file or directory"),
-        (["new", "billing", "--permissions", "admin"], FILE, 1, "permissions must be"),
+        (["new", "billing", "--permissions", "root"], FILE, 1, "permissions must be"),
         (["new", "billing", "--permissions", ""], FILE, 1, "permissions must be"),
         (["new", "two words", "--permissions", "read"], FILE, 1, "the name must have"),
         (["new", "billing"], FILE, 2, "--permissions"),

@@ -1,24 +1,24 @@
-"""Removal of a post with more comments than one transaction removes, in a child process."""
+"""Deletions and purges of more comments than one transaction removes, in a child process."""
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import grpc
 import pytest
 from sqlalchemy import text
-from storeapi.v1 import posts_pb2
+from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.database.connect import is_sqlite, sync_engine
-from store_service.service.large_deletions import MAX_ROWS
+from store_service.service.comment_removal import MAX_ROWS
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 from tests.support.timeouts import IS_LONG_RUN
 
 COMMENTS = 1_000_000 if IS_LONG_RUN else 3 * MAX_ROWS
-"""Comments of the post that is deleted while others write."""
+"""Comments that are deleted or purged while others write."""
 
 
 @pytest.fixture
@@ -29,8 +29,13 @@ def server_process(server_process: ServerProcess, database_url: str) -> Iterator
     server_process.kill()
 
 
-def fill(database_url: str, count: int) -> int:
-    """Stores a post with comments past the server, and returns its id."""
+def engine_of(database_url: str) -> str:
+    """The name of the engine, for the output."""
+    return "SQLite" if is_sqlite(database_url) else "PostgreSQL"
+
+
+def add_rows(database_url: str, insert: str, count: int) -> None:
+    """Runs an insert that selects from the table `numbers`, with the column `n` from 1 to `count`."""
     numbers = (
         "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)"
         if is_sqlite(database_url)
@@ -38,16 +43,23 @@ def fill(database_url: str, count: int) -> int:
     )
     engine = sync_engine(database_url)
     with engine.begin() as connection:
-        id = connection.scalar(text("INSERT INTO posts (body) VALUES ('a post') RETURNING id"))
-        assert isinstance(id, int)
-        connection.execute(
-            text(
-                f"{numbers} INSERT INTO comments (post_id, body)"  # one of two texts
-                " SELECT :id, 'a comment as people write them, of about a hundred bytes ' || n FROM numbers"
-            ),
-            {"count": count, "id": id},
-        )
+        connection.execute(text(f"{numbers} {insert}"), {"count": count})
     engine.dispose()
+
+
+def fill(database_url: str, count: int) -> int:
+    """Stores a post with comments past the server, and returns its id."""
+    engine = sync_engine(database_url)
+    with engine.begin() as connection:
+        id = connection.scalar(text("INSERT INTO posts (body) VALUES ('a post') RETURNING id"))
+    engine.dispose()
+    assert isinstance(id, int)
+    add_rows(
+        database_url,
+        "INSERT INTO comments (post_id, body)"
+        f" SELECT {id}, 'a comment as people write them, of about a hundred bytes ' || n FROM numbers",
+        count,
+    )
     return id
 
 
@@ -104,13 +116,11 @@ def test_removal_continues_after_kill_9(server_process: ServerProcess, database_
     assert "Traceback" not in server_process.stderr()
 
 
-@pytest.mark.timeout(1800 if IS_LONG_RUN else 120)
-async def test_writes_succeed_while_a_large_post_is_deleted(
-    server_process: ServerProcess, database_url: str
+async def longest_wait(
+    address: str, delete: Callable[[Stubs], Awaitable[object]], is_done: Callable[[], bool], label: str
 ) -> None:
-    """Every other write succeeds meanwhile; prints the longest duration."""
-    post_id = await asyncio.to_thread(fill, database_url, COMMENTS)
-    async with grpc.aio.insecure_channel(server_process.start().address) as channel:
+    """Creates posts while a deletion runs, and prints how long the slowest one took. Every one succeeds."""
+    async with grpc.aio.insecure_channel(address) as channel:
         stubs = Stubs(channel)
         waits: list[float] = []
 
@@ -122,18 +132,86 @@ async def test_writes_succeed_while_a_large_post_is_deleted(
 
         writing = asyncio.create_task(write())
         began = time.perf_counter()
-        await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=post_id, force=True))
+        await delete(stubs)
         answered = time.perf_counter()
-        while not await asyncio.to_thread(is_removed, database_url):
-            assert not writing.done(), await writing
+        while not await asyncio.to_thread(is_done):
+            assert not writing.done(), writing.exception()
             await asyncio.sleep(0.1)
         ended = time.perf_counter()
         writing.cancel()
-
     print(  # noqa: T201  # for the output of `make torture`
-        f"{COMMENTS:,} comments on {'SQLite' if is_sqlite(database_url) else 'PostgreSQL'}:"
-        f" DeletePost {answered - began:.3f} s, all removed after {ended - began:.1f} s,"
-        f" longest of {len(waits):,} other writes {max(waits):.3f} s"
+        f"{label}: answered after {answered - began:.3f} s, done after {ended - began:.1f} s, longest of"
+        f" {len(waits):,} other writes {max(waits):.3f} s"
     )
+
+
+@pytest.mark.timeout(1800 if IS_LONG_RUN else 120)
+async def test_writes_succeed_while_a_large_post_is_deleted(
+    server_process: ServerProcess, database_url: str
+) -> None:
+    post_id = await asyncio.to_thread(fill, database_url, COMMENTS)
+    request = posts_pb2.DeletePostRequest(id=post_id, force=True)
+
+    await longest_wait(
+        server_process.start().address,
+        lambda stubs: stubs.posts.DeletePost(request),
+        lambda: is_removed(database_url),
+        f"post of {COMMENTS:,} comments on {engine_of(database_url)}",
+    )
+
     assert left(database_url) == 0
     assert rows(database_url, f"SELECT count(*) FROM changes WHERE post_id = {post_id}") == [(COMMENTS + 1,)]
+
+
+@pytest.mark.timeout(1800 if IS_LONG_RUN else 120)
+async def test_writes_succeed_while_a_large_thread_is_deleted(
+    server_process: ServerProcess, database_url: str
+) -> None:
+    """The thread can be restored, so its rows are copied."""
+    server_process.settings["STORE_UNDELETE_HOURS"] = "1"
+    post_id = await asyncio.to_thread(fill, database_url, 1)
+    ((root_id,),) = rows(database_url, "SELECT id FROM comments")
+    replies = COMMENTS // 10 if IS_LONG_RUN else COMMENTS
+    add_rows(
+        database_url,
+        "INSERT INTO comments (post_id, body, reply_to_id, path)"
+        f" SELECT {post_id}, 'a reply of about fifty bytes, as people write ' || n, {root_id},"
+        f" '{root_id:016x}' FROM numbers",
+        replies,
+    )
+    request = comments_pb2.DeleteCommentRequest(id=root_id, force=True)
+
+    await longest_wait(
+        server_process.start().address,
+        lambda stubs: stubs.comments.DeleteComment(request),
+        lambda: rows(database_url, "SELECT count(*) FROM thread_deletions") == [(0,)],
+        f"thread of {replies:,} replies on {engine_of(database_url)}",
+    )
+
+    assert left(database_url) == 0
+    assert rows(database_url, "SELECT count(*) FROM deleted_comments") == [(replies + 1,)]
+
+
+@pytest.mark.timeout(1800 if IS_LONG_RUN else 120)
+async def test_writes_succeed_while_deleted_comments_are_purged(
+    server_process: ServerProcess, database_url: str
+) -> None:
+    await asyncio.to_thread(
+        add_rows,
+        database_url,
+        "INSERT INTO deleted_comments (id, post_id, body, delete_time, purge_time)"
+        " SELECT n, 1, 'a comment as people write them, of about a hundred bytes ' || n, 1, 2 FROM numbers",
+        COMMENTS,
+    )
+
+    async def nothing(_: Stubs) -> None:
+        """The purge starts with the server."""
+
+    await longest_wait(
+        server_process.start().address,
+        nothing,
+        lambda: rows(database_url, "SELECT id FROM deleted_comments LIMIT 1") == [],
+        f"purge of {COMMENTS:,} comments on {engine_of(database_url)}",
+    )
+
+    assert rows(database_url, "SELECT count(*) FROM changes WHERE kind = 2") == [(0,)]

@@ -63,7 +63,7 @@ async def test_clock_jump_deletes_nothing(server: ServerProcess, clock: Path) ->
 
     server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
-        await eventually(lambda: server.stderr().count("retention is extended") == 4)
+        await eventually(lambda: server.stderr().count("retention is extended") == 6)
         assert await create_once(channel) == first
         assert await ids_of_changes(channel, later.id) == [*stored, later.id]
     assert server.stop() == 0

@@ -104,14 +104,21 @@ class Browser:
         self.comment(body)
 
     def moderate(self, body: str) -> None:
-        """Hides a comment or shows it again."""
-        self.submit(self.find(".forms > form", self.comment(body)))
+        """Hides a comment, shows it again or restores it."""
+        self.submit(self.find("form.status", self.comment(body)))
+
+    def delete(self, body: str) -> None:
+        self.submit(self.find("form.delete", self.comment(body)))
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A service on a port of its own, so that it can start again there."""
-    settings = {"DATABASE_URL": "sqlite:///store.db", "STORE_LISTEN": f"127.0.0.1:{free_port()}"}
+    settings = {
+        "DATABASE_URL": "sqlite:///store.db",
+        "STORE_LISTEN": f"127.0.0.1:{free_port()}",
+        "STORE_UNDELETE_HOURS": "24",
+    }
     process = ServerProcess(tmp_path_factory.mktemp("service"), settings)
     process.start()
     yield process
@@ -244,6 +251,52 @@ def test_hidden_comment_keeps_its_place(readers: tuple[Browser, Browser]) -> Non
     assert reader.bodies()[:2] == ["Something rude", "A calm reply"]
 
 
+def test_deleted_comment_with_replies_keeps_its_place(readers: tuple[Browser, Browser]) -> None:
+    """Only moderators read its text, and can restore it. Without replies it vanishes, with those above it."""
+    reader, moderator = readers
+    reader.write("Said too early")
+    reader.reply("Said too early", "Said too late")
+    moderator.reply("Said too late", "A last word")
+
+    reader.delete("Said too early")
+    reader.delete("Said too late")
+
+    moderator.comment("deleted: Said too late")
+    assert moderator.bodies()[:3] == ["deleted: Said too early", "deleted: Said too late", "A last word"]
+    assert reader.bodies()[:3] == ["deleted", "deleted", "A last word"]
+    assert "Said too" not in reader.driver.page_source
+    moderator.delete("A last word")
+    reader.until(lambda: "deleted" not in reader.bodies())
+    reader.open()
+    assert "deleted" not in reader.bodies()
+
+    moderator.moderate("deleted: Said too late")
+
+    reader.comment("Said too late")
+    assert reader.bodies()[:2] == ["deleted", "Said too late"]
+    moderator.moderate("deleted: Said too early")
+    reader.comment("Said too early")
+    assert reader.bodies()[:2] == ["Said too early", "Said too late"]
+    assert [depth_of(reader.comment(body)) for body in reader.bodies()[:2]] == ["0", "1"]
+
+
+def test_moderator_reads_former_versions(readers: tuple[Browser, Browser]) -> None:
+    """The newest first, also those of a deleted comment. Other users do not."""
+    reader, moderator = readers
+    reader.write("Draft")
+    reader.send(reader.form("edit", reader.comment("Draft")), "Final")
+    reader.delete("Final")
+
+    moderator.click("a.history", moderator.comment("deleted: Final"))
+
+    assert [it.text for it in moderator.driver.find_elements(By.CSS_SELECTOR, "li .body")] == [
+        "Final",
+        "Draft",
+    ]
+    reader.driver.get(moderator.driver.current_url)
+    assert "Only moderators can read former versions." in reader.find("body").text
+
+
 def test_markup_is_shown_as_text(readers: tuple[Browser, Browser], site: Site) -> None:
     """Also in the name of the author, in forms and in live updates."""
     one, _ = readers
@@ -270,9 +323,12 @@ def first_ids(browser: Browser) -> list[int]:
         return next(json.loads(line[len("data:") :])["ids"] for line in stream if b'"ids"' in line)
 
 
-def test_live_updates_stay_on_their_page(readers: tuple[Browser, Browser], service: ServerProcess) -> None:
+def test_live_updates_stay_on_their_page(
+    readers: tuple[Browser, Browser], service: ServerProcess, site: Site
+) -> None:
     """A long list has pages, and each comment appears only on the page to which it belongs."""
     one, other = readers
+    other.log_in(site.port, "another reader")
     with storeapi.connect(service.address) as client:
         post = client.posts.create(body="Bread", external_id="article:41", return_existing=True)
 
@@ -314,7 +370,20 @@ def test_live_updates_stay_on_their_page(readers: tuple[Browser, Browser], servi
         client.comments.delete(comments[2].id)
         other.until(lambda: "Comment 2" not in other.bodies())
     other.reply("On the second page", "A reply to it")
-    assert other.bodies()[:3] == ["On the second page", "A reply to it", "Comment 1"]
+    assert other.bodies()[:4] == ["deleted", "On the second page", "A reply to it", "Comment 1"]
+
+
+def test_page_of_another_user_leads_to_the_first_page(readers: tuple[Browser, Browser]) -> None:
+    """The pages of moderators also have deleted comments, so they have other tokens."""
+    reader, moderator = readers
+    reader.open("/articles/41")
+    reader.click("#more")
+    reader.until(lambda: "page=" in reader.driver.current_url)
+
+    moderator.driver.get(reader.driver.current_url)
+
+    assert moderator.driver.current_url.endswith("/articles/41")
+    moderator.comment("Newest")
 
 
 def test_pages_continue_after_a_restart_of_the_service(

@@ -114,6 +114,14 @@ def test_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: P
                 f"UPDATE {table} SET author = 'me', labels = ?, external_id = 'é ' WHERE id = 2", [labels]
             )
         file.execute("UPDATE comments SET reply_to_id = 1, path = ? WHERE id = 2", [f"{1:016x}"])
+        file.execute("UPDATE comments SET body = '', delete_time = 5, purge_time = 6 WHERE id = 1")
+        deleted = "(id, body, labels, delete_time, purge_time"
+        file.execute(f"INSERT INTO deleted_posts {deleted}) VALUES (70, 'p', ?, 5, 6)", [labels])
+        file.execute(
+            f"INSERT INTO deleted_comments {deleted}, post_id) VALUES (1, 'c', ?, 5, 6, 1)", [labels]
+        )
+        file.execute("INSERT INTO revisions (kind, resource_id, version, body) VALUES (1, 2, 1, 'former')")
+        file.execute("INSERT INTO post_deletions (post_id) VALUES (2)")
     with new_database(postgres) as target:
         assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
         done = move(tmp_path, target)
@@ -121,7 +129,9 @@ def test_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: P
         with psycopg.connect(target) as connection:
             for table, columns in (
                 ("posts", "id, body"),
-                ("comments", "id, body, post_id, reply_to_id, path"),
+                ("comments", "id, body, post_id, reply_to_id, path, delete_time, purge_time"),
+                ("deleted_posts", "id, body, delete_time, purge_time"),
+                ("deleted_comments", "id, body, post_id, delete_time, purge_time"),
             ):
                 rows = (
                     f"SELECT {columns}, create_time, update_time, version, author, labels, external_id"
@@ -129,10 +139,15 @@ def test_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: P
                 )
                 moved = connection.execute(rows).fetchall()
                 assert moved == query(path, rows)
-                assert len(moved) > 3
-            rows = "SELECT kind, key, value, resource_id FROM labels ORDER BY kind"
+                assert len(moved) > (0 if table.startswith("deleted") else 3)
+            for rows in (
+                "SELECT kind, resource_id, version, body, update_time, author, labels FROM revisions",
+                "SELECT post_id, removed_id, request_id, delete_time, purge_time FROM post_deletions",
+            ):
+                assert connection.execute(rows).fetchall() == query(path, rows) != []
+            rows = "SELECT kind, key, value, resource_id FROM labels ORDER BY kind, resource_id"
             assert connection.execute(rows).fetchall() == query(path, rows)
-            assert query(path, "SELECT count(*) FROM labels") == [(2,)]
+            assert query(path, "SELECT count(*) FROM labels") == [(4,)]
             new = "INSERT INTO posts (body) VALUES ('new') RETURNING id"
             # Also after ids that only comments of the application before remember.
             assert connection.execute(new).fetchall() == [(91,)]

@@ -20,6 +20,8 @@ README = ROOT / "README.md"
 ADDRESS = "localhost:50051"
 TOURS = {"README.md": 5, "docs/tour.md": 10}
 """Documents with commands, each for an empty database, and their minimum number."""
+SETTINGS = {"docs/tour.md": {"STORE_UNDELETE_HOURS": "24"}}
+"""The settings that they name."""
 _TIME = re.compile(r'"20\d\d-\d\d-\d\dT[0-9:.]+Z"')
 _TOKEN = re.compile(r'"resumeToken": "[A-Za-z0-9_-]+"')
 
@@ -63,6 +65,7 @@ def beginning_of_output_of(command: list[str | Path], line_count: int) -> str:
 @pytest.mark.parametrize("document", TOURS)
 def test_commands_print_the_documented_output(server_process: ServerProcess, document: str) -> None:
     """The commands of a document, executed in order, print what the document shows."""
+    server_process.settings |= SETTINGS.get(document, {})
     server_process.start()
     steps = tour(document)
 

@@ -19,11 +19,13 @@ from google.protobuf.descriptor_pb2 import (
 )
 from storeapi.v1 import errors_pb2
 
+from store_service.config import Config, environment_variable
 from tests.support.repository import ROOT, repository_files
 from tests.support.timeouts import scaled_timeout
 
 CODES = {code.name for code in grpc.StatusCode}
 REASONS = {name.removeprefix("ERROR_REASON_") for name in errors_pb2.ErrorReason.DESCRIPTOR.values_by_name}
+SETTINGS = {environment_variable(name) for name in Config.model_fields}
 _ERROR = re.compile(r"([A-Z_]+) \(([A-Z_, ]+)\)")
 """How comments name errors: NOT_FOUND (POST_NOT_FOUND), or several reasons of one code."""
 
@@ -147,7 +149,7 @@ def test_every_contract_element_has_a_comment() -> None:
     found = elements()
 
     assert {element.kind for element in found} == {"service", "RPC", "message", "field", "enum", "enum value"}
-    assert len(RPCS) == 22
+    assert len(RPCS) == 27
     assert [element.name for element in found if not element.comment] == []
 
 
@@ -185,7 +187,7 @@ def test_comments_agree_on_the_code_of_a_reason() -> None:
 
 
 def test_comments_name_only_existing_reasons() -> None:
-    """No comment speaks of a reason, code or enum value that is misspelt or gone."""
+    """No comment speaks of a reason, code, enum value or setting that is misspelt or gone."""
     values = {element.name.rpartition(".")[2] for element in elements() if element.kind == "enum value"}
     words = {
         (element.name, word)
@@ -196,7 +198,7 @@ def test_comments_name_only_existing_reasons() -> None:
     assert [
         (name, word)
         for name, word in sorted(words)
-        if word not in REASONS | CODES | values and word != "ERROR_REASON_"
+        if word not in REASONS | CODES | values | SETTINGS and word != "ERROR_REASON_"
     ] == []
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import grpc
 import pytest
 
-from store_service.service.large_deletions import Remover
+from store_service.service.background_steps import BackgroundSteps
 from store_service.service.retention import Retention
 from tests.support.resource_api import ResourceApi
 from tests.support.stubs import Stubs
@@ -58,7 +58,7 @@ def no_retention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     if "write_queue" in request.fixturenames:
         # Before a server starts, whatever the order of the fixtures.
         monkeypatch.setattr(Retention, "run", wait_forever)
-        monkeypatch.setattr(Remover, "run", wait_forever)
+        monkeypatch.setattr(BackgroundSteps, "run", wait_forever)
 
 
 @pytest.fixture

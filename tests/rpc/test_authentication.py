@@ -40,6 +40,7 @@ KEYS = {
     "reader": frozenset([Permission.READ]),
     "writer": frozenset([Permission.WRITE]),
     "watcher": frozenset([Permission.WATCH]),
+    "admin": frozenset([Permission.ADMIN]),
     "all": ALL_PERMISSIONS,
 }
 SECRET = "s3cret" * 6
@@ -169,11 +170,12 @@ async def until_problem_logged(logged: list[Any]) -> None:
 
 REQUIRED_PERMISSIONS = {
     "PostService": {
-        Permission.READ: {"GetPost", "ListPosts", "BatchGetPosts", "CountPosts"},
+        Permission.READ: {"GetPost", "ListPosts", "ListPostRevisions", "BatchGetPosts", "CountPosts"},
         Permission.WRITE: {
             "CreatePost",
             "UpdatePost",
             "DeletePost",
+            "UndeletePost",
             "BatchCreatePosts",
             "BatchUpdatePosts",
             "BatchDeletePosts",
@@ -183,6 +185,7 @@ REQUIRED_PERMISSIONS = {
         Permission.READ: {
             "GetComment",
             "ListComments",
+            "ListCommentRevisions",
             "BatchGetComments",
             "CountComments",
             "CountReplies",
@@ -191,12 +194,14 @@ REQUIRED_PERMISSIONS = {
             "CreateComment",
             "UpdateComment",
             "DeleteComment",
+            "UndeleteComment",
             "BatchCreateComments",
             "BatchUpdateComments",
             "BatchDeleteComments",
         },
     },
     "ChangeService": {Permission.WATCH: {"Watch"}},
+    "AdminService": {Permission.ADMIN: {"EraseAuthor"}},
 }
 
 
@@ -214,7 +219,8 @@ def test_methods_with_side_effects_need_more_than_read() -> None:
     """A method is a read only if the contract says so."""
     for method in METHODS:
         is_free_of_effects = method.GetOptions().idempotency_level == MethodOptions.NO_SIDE_EFFECTS
-        assert (required_permission(method) == Permission.WRITE) != is_free_of_effects
+        has_effects = required_permission(method) in (Permission.WRITE, Permission.ADMIN)
+        assert has_effects != is_free_of_effects
 
 
 # Every method
@@ -598,6 +604,42 @@ async def test_jwt_is_accepted_like_a_key(
     assert error is not None
     assert error.reason == "PERMISSION_DENIED"
     assert names == [("OK", "indexer"), ("PERMISSION_DENIED", "indexer"), ("OK", "reader")]
+
+
+ERASE = "/storeapi.v1.AdminService/EraseAuthor"
+
+
+@pytest.mark.parametrize("kind", ["key", "token", "certificate"])
+async def test_only_credentials_with_admin_erase_authors(
+    with_tokens: Config,
+    with_certificates: Config,
+    key_file: KeyFile,
+    authority: trustme.CA,
+    kind: str,
+) -> None:
+    """All other permissions together are not enough."""
+    others = ["read", "write", "watch"]
+    with key_file.path.open("a") as file:
+        file.write(f"cert:others.internal - {','.join(others)}\ncert:admin.internal - admin\n")
+    key_file.add("others", frozenset(map(Permission, others)))
+    config = with_certificates if kind == "certificate" else with_tokens
+    reasons = []
+    async with serving(config) as server:
+        for name in ("others", "admin"):
+            scope = " ".join(others) if name == "others" else "admin"
+            credentials = {
+                "key": [f"Bearer {key_file.keys[name]}"],
+                "token": [f"Bearer {token(scope=scope)}"],
+            }
+            tls = None
+            if kind == "certificate":
+                tls = channel_credentials(authority, authority.issue_cert(f"{name}.internal"))
+            async with calling(server, *credentials.get(kind, []), tls=tls) as channel:
+                error = await outcome(channel, ERASE)
+            assert error is not None
+            reasons.append(error.reason)
+
+    assert reasons == ["PERMISSION_DENIED", "FIELD_INVALID"]
 
 
 async def test_invalid_jwt_is_refused(with_tokens: Config) -> None:

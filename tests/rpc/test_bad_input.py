@@ -270,8 +270,8 @@ NO_UUIDS = {
 
 
 def test_every_write_has_a_request_id() -> None:
-    """The tests below cover all twelve writes."""
-    assert len(WRITES) == 12
+    """The tests below cover all fourteen writes."""
+    assert len(WRITES) == 14
 
 
 @SQLITE_ONLY

@@ -44,8 +44,13 @@ MINUTE = 60_000_000
 
 @pytest.fixture
 def config(database_url: str) -> Config:
-    """Settings of a server that does not delete idempotency keys that a test makes a little older."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", request_id_retention_hours=8760)
+    """A server that keeps idempotency keys that a test makes a little older, and deleted resources."""
+    return settings.load(
+        DATABASE_URL=database_url,
+        listen="127.0.0.1:0",
+        request_id_retention_hours=8760,
+        undelete_hours=24,
+    )
 
 
 @pytest.fixture

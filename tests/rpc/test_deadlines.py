@@ -22,9 +22,10 @@ AT_ONCE = 50
 def connections(database_url: str) -> Counter[str]:
     """What the service, which is in this process, has open: files of SQLite, or sessions of PostgreSQL."""
     if is_sqlite(database_url):
-        folder = database_path(database_url).parent.resolve()
+        # A connection opens the log only with its first read.
+        file = database_path(database_url).resolve()
         opened = [link.resolve() for link in Path("/proc/self/fd").iterdir()]
-        return Counter(path.name for path in opened if path.parent == folder)
+        return Counter(path.name for path in opened if path == file)
     with psycopg.connect(database_url) as connection:
         sessions = connection.execute(
             "SELECT pid FROM pg_stat_activity"

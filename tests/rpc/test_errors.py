@@ -94,6 +94,10 @@ async def taken(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
         await posts.create(posts.draft(external_id="article:42"))
 
 
+async def not_deleted(_: ResourceApi, __: ResourceApi, channel: grpc.aio.Channel) -> Any:
+    await Stubs(channel).posts.UndeletePost(pb.UndeletePostRequest(id=1))
+
+
 async def too_deep(posts: ResourceApi, comments: ResourceApi, _: Any) -> Any:
     parent = 0
     while True:
@@ -210,6 +214,7 @@ SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]
         ["ResourceInfo"],
         {"id": "2", "external_id": "article:42"},
     ),
+    "NOT_DELETED": (not_deleted, grpc.StatusCode.FAILED_PRECONDITION, ["ResourceInfo"], {}),
     "REPLY_TOO_DEEP": (
         too_deep,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -648,7 +653,7 @@ async def test_expired_call_gets_deadline_exceeded(stubs: Stubs, monkeypatch: py
     """The method is cancelled, and no exception is logged."""
     ended = asyncio.Event()
 
-    async def takes_long(*_: Any) -> Any:
+    async def takes_long(*_: Any, **__: Any) -> Any:
         try:
             await asyncio.Event().wait()
         finally:

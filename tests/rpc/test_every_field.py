@@ -26,7 +26,7 @@ from store_service.model import Position, Query, ResourceKind, ResumePoint
 from store_service.server import serving
 from store_service.service import page_tokens, resume_tokens
 from tests.support.contract import METHODS, method_path, request_class, response_class
-from tests.support.database import Contents, database_contents
+from tests.support.database import Contents, database_contents, query
 from tests.support.errors import received_error
 from tests.support.stubs import Stubs
 
@@ -64,7 +64,9 @@ class Proof:
 
 
 # Every database holds the posts 1 to 3; post 1 has the comments 1 and 2. All are as they were created. Post 2
-# and comment 2 have an author, a label and an external id, and comment 2 is a reply to comment 1.
+# and comment 2 have an author, a label and an external id, and comment 2 is a reply to comment 1. Post 2 and
+# comment 2 also have two former versions. Post 8 and comment 8, another reply to comment 1, are deleted, have
+# one former version, and can be restored.
 # The feed tells of the last of each alone.
 
 STORE_ID = "the store of these tests"
@@ -99,6 +101,18 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
                 f"UPDATE {table} SET author = 'me', labels = ?, external_id = 'x' WHERE id = 2", ['{"k":"v"}']
             )
         connection.execute("UPDATE comments SET reply_to_id = 1, path = ? WHERE id = 2", [f"{1:016x}"])
+        former = "INSERT INTO revisions (kind, resource_id, version, body) VALUES (?, ?, ?, 'former')"
+        for kind, table in ((ResourceKind.POST, "posts"), (ResourceKind.COMMENT, "comments")):
+            connection.execute(f"UPDATE {table} SET version = 3 WHERE id = 2")
+            connection.executemany(former, [(kind, 2, 1), (kind, 2, 2), (kind, 8, 1)])
+        deleted = "create_time, update_time, version, author, labels, external_id, delete_time, purge_time"
+        values = """1000000, 1000000, 2, 'me', '{"k":"v"}', 'd', 2000000, 9000000000000000"""
+        connection.execute(f"INSERT INTO deleted_posts (id, body, {deleted}) VALUES (8, 'eight', {values})")
+        connection.execute(
+            f"INSERT INTO deleted_comments (id, body, post_id, reply_to_id, path, {deleted})"
+            f" VALUES (8, 'eighth', 1, 1, ?, {values})",
+            [f"{1:016x}"],
+        )
         connection.execute("UPDATE feed SET store_id = ?", [STORE_ID])
         connection.executemany(
             "INSERT INTO changes"
@@ -155,6 +169,10 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         return Proof(request, set=set, unset=f"FIELD_INVALID {field}")
 
     token = page_tokens.make(Query(resource=plural), 1)  # type: ignore[arg-type]  # posts or comments
+    former = page_tokens.make(Query(resource=f"{name} revisions", post_id=2), 2)  # type: ignore[arg-type]  # one of both
+    not_found = f"{name.upper()}_NOT_FOUND"
+    restored = {"post": "post 8; post 8 is eight", "comment": "comment 8; comment 8 is eighth"}[name]
+    restored += ' by me with {"k":"v"}'
     all_of_them = {"post": "posts 1 2 3; no change", "comment": "comments 1 2; no change"}[name]
     proofs = {
         "Create.resource": needed(creates(), name, created),
@@ -162,6 +180,8 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Create.resource.body": needed(creates(), f"{name}.body", created),
         "Create.resource.create_time": refused(creates(create_time=a_time), f"{name}.create_time", created),
         "Create.resource.update_time": refused(creates(update_time=a_time), f"{name}.update_time", created),
+        "Create.resource.delete_time": refused(creates(delete_time=a_time), f"{name}.delete_time", created),
+        "Create.resource.purge_time": refused(creates(purge_time=a_time), f"{name}.purge_time", created),
         "Create.resource.etag": refused(creates(etag="v1"), f"{name}.etag", created),
         "Create.resource.author": Proof(creates(author="me"), f"{created} by me", created),
         "Create.resource.labels": Proof(creates(labels={"a": "b"}), f'{created} with {{"a":"b"}}', created),
@@ -173,6 +193,7 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Create.validate_only": Proof(creates() | {"validate_only": True}, "no id; no change", created),
         "Get.id": needed({"id": 2}, "id", f"{name} 2; no change"),
         "Get.external_id": needed({"external_id": "x"}, "id", f"{name} 2; no change"),
+        "Get.show_deleted": Proof({"id": 8, "show_deleted": True}, f"{name} 8; no change", not_found),
         "List.page_size": Proof({"page_size": 1}, f"{plural} 1, more; no change", all_of_them),
         "List.page_token": Proof({"page_token": token}, all_of_them.replace(" 1", ""), all_of_them),
         "List.order_by": Proof(
@@ -194,6 +215,12 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         "Update.resource.update_time": Proof(
             updates(update_time=a_time), f"FIELD_IMMUTABLE {name}.update_time", updated
         ),
+        "Update.resource.delete_time": Proof(
+            updates(delete_time=a_time), f"FIELD_IMMUTABLE {name}.delete_time", updated
+        ),
+        "Update.resource.purge_time": Proof(
+            updates(purge_time=a_time), f"FIELD_IMMUTABLE {name}.purge_time", updated
+        ),
         "Update.resource.etag": Proof(updates(etag="v9"), "ETAG_MISMATCH", updated),
         "Update.update_mask": Proof(
             updates(create_time=a_time) | {"update_mask": {"paths": ["body"]}},
@@ -209,6 +236,22 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
         ),
         "Delete.request_id": known_request({"id": 2}, deleted),
         "Delete.validate_only": Proof({"id": 2, "validate_only": True}, f"{name} 2; no change", deleted),
+        "Undelete.id": needed({"id": 8}, "id", restored),
+        "Undelete.request_id": known_request({"id": 8}, restored),
+        "Undelete.validate_only": Proof({"id": 8, "validate_only": True}, f"{name} 8; no change", restored),
+        "ListRevisions.id": needed({"id": 2}, "id", f"{plural} 2 2; no change"),
+        "ListRevisions.page_size": Proof(
+            {"id": 2, "page_size": 1}, f"{plural} 2, more; no change", f"{plural} 2 2; no change"
+        ),
+        "ListRevisions.page_token": Proof(
+            {"id": 2, "page_token": former}, f"{plural} 2; no change", f"{plural} 2 2; no change"
+        ),
+        "ListRevisions.show_deleted": Proof(
+            {"id": 8, "show_deleted": True}, f"{plural} 8; no change", not_found
+        ),
+        "BatchGet.show_deleted": Proof(
+            {"ids": [8], "show_deleted": True}, f"{plural} 8; no change", not_found
+        ),
         "BatchGet.ids": Proof({"ids": [2, 1]}, f"{plural} 2 1; no change", "BATCH_EMPTY ids"),
         "BatchGet.external_ids": Proof(
             {"ids": [1], "external_ids": ["x"]}, f"{plural} 1 2; no change", f"{plural} 1; no change"
@@ -242,7 +285,10 @@ def proofs_of_both(name: str, *, new: dict[str, Any], new_id: int) -> dict[str, 
     named = {}
     for path, proof in proofs.items():
         method, rest = path.replace("resource", name).split(".", 1)
-        ending = title if method in ("Create", "Get", "Update", "Delete") else f"{title}s"
+        if method == "ListRevisions":
+            named[f"List{title}Revisions.{rest}"] = proof
+            continue
+        ending = title if method in ("Create", "Get", "Update", "Delete", "Undelete") else f"{title}s"
         named[f"{method}{ending}.{rest}"] = proof
     return named
 
@@ -272,9 +318,9 @@ def proofs_inside_batches(proofs: dict[str, Proof], name: str, method: str) -> d
 
 
 def proofs_of_filter(
-    path: str, matching: str, unset: str, *, nothing: str, kind: str, **request: Any
+    path: str, matching: str, unset: str, *, nothing: str, shown: str, kind: str, **request: Any
 ) -> dict[str, Proof]:
-    """A filter that matches post 2 or comment 2, and times that match nothing."""
+    """A filter that matches post 2 or comment 2, times that match nothing, and deleted resources."""
     times = {"create_time_from": {"seconds": 2}, "create_time_before": {"seconds": 1}}
     conditions: dict[str, dict[str, Any]] = {"author": {"author": "me"}, "labels": {"labels": {"k": "v"}}}
     if kind == "comment":
@@ -286,7 +332,11 @@ def proofs_of_filter(
         f"{path}.{name}": Proof({**request, "filter": {name: it}}, nothing, unset)
         for name, it in times.items()
     }
-    return proofs | {path: Proof({**request, "filter": {"author": "me"}}, matching, unset)}
+    every = Proof({**request, "filter": {"show_deleted": True}}, shown, unset)
+    return proofs | {
+        path: Proof({**request, "filter": {"author": "me"}}, matching, unset),
+        f"{path}.show_deleted": every,
+    }
 
 
 TOLD_OF_BOTH = "post 3 created, comment 2 created"
@@ -306,7 +356,17 @@ def proofs_of_watch_filter(field: str, left: str, conditions: dict[str, Any]) ->
         f"Watch.{field}.{name}": Proof({"earliest": True, field: {name: value}}, left, TOLD_OF_BOTH)
         for name, value in conditions.items()
     }
-    return proofs | {f"Watch.{field}": proofs[f"Watch.{field}.author"]}
+    posts, comments = ("post 1", "post 2", "post 3"), ("comment 1", "comment 2")
+    with_deleted = (
+        (*posts, "post 8", *comments) if field == "post_filter" else (*posts, *comments, "comment 8")
+    )
+    shown, unset = (", ".join(f"{it} there" for it in all) for all in (with_deleted, (*posts, *comments)))
+    return proofs | {
+        f"Watch.{field}": proofs[f"Watch.{field}.author"],
+        f"Watch.{field}.show_deleted": Proof(
+            {"initial_state": True, field: {"show_deleted": True}}, shown, unset
+        ),
+    }
 
 
 PROOFS_OF_WATCH = {
@@ -360,6 +420,16 @@ PROOFS = (
             "posts 1; comment 1 gone, comment 2 gone, post 1 gone",
             "POST_HAS_COMMENTS",
         ),
+        "DeleteComment.force": Proof(
+            {"id": 1, "force": True},
+            "comment 1; comment 1 gone, comment 2 gone",
+            "comment 1; comment 1 is ",
+        ),
+        "BatchDeleteComments.force": Proof(
+            {"ids": [1], "force": True},
+            "comments 1; comment 1 gone, comment 2 gone",
+            "comments 1; comment 1 is ",
+        ),
         "CreateComment.comment.post_id": Proof(
             {"comment": A_COMMENT}, "comment 3; comment 3 is new", "FIELD_INVALID comment.post_id"
         ),
@@ -402,6 +472,7 @@ PROOFS = (
         "posts 2; no change",
         "posts 1 2 3; no change",
         nothing="no id; no change",
+        shown="posts 1 2 3 8; no change",
         kind="post",
     )
     | proofs_of_filter(
@@ -409,6 +480,7 @@ PROOFS = (
         "comments 2; no change",
         "comments 1 2; no change",
         nothing="no id; no change",
+        shown="comments 1 2 8; no change",
         kind="comment",
     )
     | proofs_of_filter(
@@ -416,6 +488,7 @@ PROOFS = (
         "1 counted; no change",
         "3 counted; no change",
         nothing="no id; no change",
+        shown="4 counted; no change",
         kind="post",
     )
     | proofs_of_filter(
@@ -423,6 +496,7 @@ PROOFS = (
         "post 1 has 1, 1 in total; no change",
         "post 1 has 2, 2 in total; no change",
         nothing="post 1 has 0; no change",
+        shown="post 1 has 3, 3 in total; no change",
         kind="comment",
         post_ids=[1],
     )
@@ -431,6 +505,7 @@ PROOFS = (
         "comment 1 has 1; no change",
         "comment 1 has 1; no change",
         nothing="comment 1 has 0; no change",
+        shown="comment 1 has 2; no change",
         kind="comment",
         comment_ids=[1],
     )
@@ -450,6 +525,19 @@ PROOFS |= {
         {"comment_ids": [1], "filter": {"reply_to_id": 1}},
         "FIELD_INVALID filter.reply_to_id",
         "comment 1 has 1; no change",
+    ),
+}
+ERASE_ME = {"author": "me", "mode": 1}
+# Also a deleted post and a deleted comment.
+ERASED = "2 posts, 2 comments, rewritten; comment 2 gone, post 2 gone"
+PROOFS |= {
+    "EraseAuthor.author": Proof(ERASE_ME, ERASED, "FIELD_INVALID author"),
+    "EraseAuthor.mode": Proof(ERASE_ME, ERASED, "FIELD_INVALID mode"),
+    "EraseAuthor.validate_only": Proof(
+        ERASE_ME | {"validate_only": True}, "2 posts, 2 comments, not rewritten; no change", ERASED
+    ),
+    "EraseAuthor.skip_rewrite": Proof(
+        ERASE_ME | {"skip_rewrite": True}, ERASED.replace("rewritten", "not rewritten"), ERASED
     ),
 }
 for name in ("post", "comment"):
@@ -503,6 +591,8 @@ async def come_of(method: str, request: Message, world: Path, file: Path) -> str
         try:
             if method == "Watch":
                 return await told(channel, request)
+            if method == "EraseAuthor":
+                return await erased(channel, request, file, before)
             answer = await call(request)
         except grpc.RpcError as error:
             assert database_contents(url) == before
@@ -530,6 +620,17 @@ async def told(channel: grpc.aio.Channel, request: Any) -> str:
             done = {pb.ACTION_SNAPSHOT: "there", pb.ACTION_CREATE: "created"}[change.action]
             words.append(f"{kind} {change.id} {done}")
         response = await watch.read()
+
+
+async def erased(channel: grpc.aio.Channel, request: Any, file: Path, before: Contents) -> str:
+    """The numbers of an erasure, whether it has rewritten the file, and the changed rows."""
+    # A rewrite changes the number by which other connections notice it.
+    version = query(file, "PRAGMA schema_version")
+    *_, last = [it async for it in Stubs(channel).admin.EraseAuthor(request)]
+    assert last.complete
+    rewritten = "not rewritten" if query(file, "PRAGMA schema_version") == version else "rewritten"
+    changed = difference(before, database_contents(f"sqlite:///{file}"))
+    return f"{last.posts} posts, {last.comments} comments, {rewritten}; {changed}"
 
 
 def answer_in_words(answer: Message) -> str:

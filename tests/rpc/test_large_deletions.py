@@ -18,8 +18,8 @@ from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.server import RunningServer, serving
-from store_service.service import counting, large_deletions, pages
-from store_service.service.large_deletions import Remover
+from store_service.service import background_steps, comment_removal, counting, large_deletions, pages
+from store_service.service.background_steps import BackgroundSteps
 from tests.support.database import database_connection, database_contents
 from tests.support.engines import POSTGRESQL_ONLY
 from tests.support.errors import expect_error, result_or_error
@@ -36,10 +36,12 @@ BUDGET = 10
 @pytest.fixture(autouse=True)
 def small_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a few comments are many."""
-    monkeypatch.setattr(large_deletions, "MAX_ROWS", BUDGET)
-    monkeypatch.setattr(large_deletions, "FETCH_ROWS", 4)
-    monkeypatch.setattr(large_deletions, "TAKEOVER_SECONDS", 0.05)
-    monkeypatch.setattr(large_deletions, "STEP_SECONDS", 0.001)
+    for module in (comment_removal, large_deletions, background_steps):
+        monkeypatch.setattr(module, "MAX_ROWS", BUDGET)
+    for module in (comment_removal, large_deletions):
+        monkeypatch.setattr(module, "FETCH_ROWS", 4)
+    monkeypatch.setattr(background_steps, "TAKEOVER_SECONDS", 0.05)
+    monkeypatch.setattr(background_steps, "STEP_SECONDS", 0.001)
 
 
 class Gate:
@@ -47,13 +49,13 @@ class Gate:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._opened = asyncio.Event()
-        run = Remover.run
+        run = BackgroundSteps.run
 
-        async def run_when_opened(remover: Remover) -> None:
+        async def run_when_opened(remover: BackgroundSteps) -> None:
             await self._opened.wait()
             await run(remover)
 
-        monkeypatch.setattr(Remover, "run", run_when_opened)
+        monkeypatch.setattr(BackgroundSteps, "run", run_when_opened)
 
     def open(self) -> None:
         self._opened.set()
@@ -517,14 +519,14 @@ class Servers:
         self._config = config
         self._stacks: list[AsyncExitStack] = []
         self.removing: list[Connection] = []
-        remove = large_deletions.remove_comments
+        remove = background_steps.remove_comments
 
-        async def watched(connection: Connection, ids: Any, requests: Any) -> None:
+        async def watched(connection: Connection, *arguments: Any, **named: Any) -> None:
             self.removing.append(connection)
-            await remove(connection, ids, requests)
+            await remove(connection, *arguments, **named)
 
-        # Only what the remover calls: posts.py has its own name for it.
-        monkeypatch.setattr(large_deletions, "remove_comments", watched)
+        # Only what the background steps call: posts.py has its own name for it.
+        monkeypatch.setattr(background_steps, "remove_comments", watched)
 
     async def start(self) -> Stubs:
         """One more."""
@@ -575,11 +577,11 @@ async def test_concurrent_removal_step_removes_nothing(gate: Gate, stubs: Stubs,
     post_id, _ = await commented_post(stubs, 5 * BUDGET)
     await force(stubs, post_id)
     async with connect.open_database(database_url) as store:
-        seen = await store.read(large_deletions._FIND_MARK, None)
+        seen = await store.read(background_steps.FIND, None)
         assert seen is not None
 
-        after_one = await store.write(large_deletions._STEP, seen)
-        assert await store.write(large_deletions._STEP, seen) == after_one
+        after_one = await store.write(background_steps.STEP, seen)
+        assert await store.write(background_steps.STEP, seen) == after_one
 
     assert len(database_contents(database_url).comments) == 4 * BUDGET
 
@@ -600,12 +602,12 @@ async def test_posts_deleted_during_a_removal_are_removed(
     )
     await force(stubs, second)
     async with connect.open_database(database_url) as store:
-        mark = await store.read(large_deletions._FIND_MARK, None)
+        mark = await store.read(background_steps.FIND, None)
         assert mark is not None
-        mark = await store.write(large_deletions._STEP, mark)
+        mark = await store.write(background_steps.STEP, mark)
         await force(stubs, first)
         while mark is not None:
-            mark = await store.write(large_deletions._STEP, mark)
+            mark = await store.write(background_steps.STEP, mark)
 
     assert database_contents(database_url).comments == ()
     assert database_contents(database_url).posts == ()

@@ -66,6 +66,7 @@ async def test_every_method_is_guarded(registered: dict[str, Any], channel: grpc
     assert {path.split("/")[1] for path in registered} == {
         "storeapi.v1.PostService",
         "storeapi.v1.CommentService",
+        "storeapi.v1.AdminService",
         "storeapi.v1.ChangeService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

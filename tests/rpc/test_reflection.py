@@ -77,6 +77,7 @@ async def test_reflection_lists_every_service(reflection: Reflection) -> None:
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
+        "storeapi.v1.AdminService",
         "storeapi.v1.ChangeService",
         "storeapi.v1.CommentService",
         "storeapi.v1.PostService",

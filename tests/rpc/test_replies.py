@@ -12,7 +12,7 @@ from storeapi.v1 import posts_pb2
 from store_service import config as settings
 from store_service.config import Config
 from store_service.server import serving
-from store_service.service import large_deletions
+from store_service.service import background_steps, comment_removal, large_deletions
 from tests.support.database import database_connection, execute, query
 from tests.support.engines import POSTGRESQL_ONLY
 from tests.support.errors import expect_error, received_error, result_or_error
@@ -216,26 +216,30 @@ async def test_place_of_a_comment_is_immutable(comments: ResourceApi, stubs: Stu
 
 
 async def test_replies_stay_when_a_comment_above_them_is_deleted(comments: ResourceApi) -> None:
-    """They keep their place and depth, and take replies themselves."""
+    """They keep their place and depth, and take replies themselves. Tombstones keep the thread connected."""
     first, second, third = await chain(comments, 2)
     await comments.delete(second.id)
     new = await reply(comments, third)
 
-    assert comments.resources_in(await comments.page(post_id=comments.post_id)) == [first, third, new]
+    async def listed(order_by: str) -> list[tuple[int, bool]]:
+        page = await comments.page(post_id=comments.post_id, order_by=order_by)
+        return [(it.id, bool(it.body)) for it in comments.resources_in(page)]
+
     assert (third.reply_to_id, third.depth, new.depth) == (second.id, 2, 3)
-    thread = await comments.page(post_id=comments.post_id, order_by="thread")
-    assert comments.resources_in(thread) == [first, third, new]
+    for order in ("id", "thread"):
+        assert await listed(order) == [(first.id, True), (second.id, False), (third.id, True), (new.id, True)]
     await comments.delete(first.id)
-    assert comments.resources_in(await comments.page(post_id=comments.post_id)) == [third, new]
+    assert await listed("id") == [(first.id, False), (second.id, False), (third.id, True), (new.id, True)]
 
 
 async def test_deleted_post_takes_all_replies_with_it(
     comments: ResourceApi, stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: Any
 ) -> None:
     """In steps too. The feed has each of them once, with its place."""
-    monkeypatch.setattr(large_deletions, "MAX_ROWS", 10)
-    monkeypatch.setattr(large_deletions, "STEP_SECONDS", 0.001)
-    monkeypatch.setattr(large_deletions, "TAKEOVER_SECONDS", 0.01)
+    for module in (comment_removal, large_deletions, background_steps):
+        monkeypatch.setattr(module, "MAX_ROWS", 10)
+    monkeypatch.setattr(background_steps, "STEP_SECONDS", 0.001)
+    monkeypatch.setattr(background_steps, "TAKEOVER_SECONDS", 0.01)
     replies = await chain(comments, 30)
     bush = comments.resources_in(
         await comments.batch_create([comments.draft(reply_to_id=replies[0].id)] * 30)

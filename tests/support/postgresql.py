@@ -204,7 +204,8 @@ def clear_database(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         try:
             connection.execute(
-                "TRUNCATE posts, comments, labels, post_deletions, orphaned_comments, changes, requests"
+                "TRUNCATE posts, comments, deleted_posts, deleted_comments, labels, revisions, changes,"
+                " requests, post_deletions, thread_deletions, restorations, orphaned_comments"
                 " RESTART IDENTITY"
             )
             connection.execute("UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0, clock = NULL")

@@ -1,7 +1,14 @@
 """Generated stubs of all services."""
 
 import grpc
-from storeapi.v1 import changes_pb2_grpc, comments_pb2, comments_pb2_grpc, posts_pb2, posts_pb2_grpc
+from storeapi.v1 import (
+    admin_pb2_grpc,
+    changes_pb2_grpc,
+    comments_pb2,
+    comments_pb2_grpc,
+    posts_pb2,
+    posts_pb2_grpc,
+)
 
 NO_READ_AHEAD = [("grpc.http2.bdp_probe", 0)]
 """Channel options that limit read-ahead of a stream to 64 KiB.
@@ -17,6 +24,7 @@ class Stubs:
         self.posts = posts_pb2_grpc.PostServiceStub(channel)
         self.comments = comments_pb2_grpc.CommentServiceStub(channel)
         self.changes = changes_pb2_grpc.ChangeServiceStub(channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(channel)
 
     async def create_post(self, body: str = "a post") -> posts_pb2.Post:
         return await self.posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)))

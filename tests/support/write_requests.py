@@ -26,8 +26,9 @@ WRITES: list[MethodDescriptor] = [
     method
     for method in METHODS
     if method.GetOptions().idempotency_level != MethodOptions.IdempotencyLevel.NO_SIDE_EFFECTS
+    and method.name != "EraseAuthor"
 ]
-"""Every write method."""
+"""Every write method, except EraseAuthor, which is idempotent without a request id."""
 
 BODY = 'an "awkward" \\ body,\nwith\tlines\u2028of\x7f \u00e4\U0001f600 </x> {}'
 """Characters that a lossy encoding of a stored response would change."""
@@ -35,7 +36,7 @@ BODY = 'an "awkward" \\ body,\nwith\tlines\u2028of\x7f \u00e4\U0001f600 </x> {}'
 NOT_FINGERPRINTED = {"request_id", "validate_only"}
 """Fields that are not part of the fingerprint of a request."""
 
-SET_BY_SERVER = {"id", "etag", "create_time", "update_time", "depth"}
+SET_BY_SERVER = {"id", "etag", "create_time", "update_time", "depth", "delete_time", "purge_time"}
 """Output-only fields, which a create request must not set."""
 
 
@@ -47,6 +48,10 @@ class Dataset:
     """Three posts. The first has two comments, the second has one."""
     comments: Sequence[comments_pb2.Comment]
     """Three comments."""
+    deleted_post: int
+    """The id of a deleted post with two comments, which can be restored if the server keeps deleted ones."""
+    deleted_comment: int
+    """The same of a comment."""
 
     @property
     def unused_id(self) -> int:
@@ -57,7 +62,13 @@ async def create_dataset(stubs: Stubs) -> Dataset:
     """Creates the dataset."""
     posts = [await stubs.create_post(f"post {n} {BODY}") for n in range(3)]
     comments = [await stubs.create_comment(posts[n].id, f"comment {n} {BODY}") for n in (0, 0, 1)]
-    return Dataset(posts=posts, comments=comments)
+    deleted_post = (await stubs.create_post(f"deleted {BODY}")).id
+    for n in range(2):
+        await stubs.create_comment(deleted_post, f"deleted {n} {BODY}")
+    deleted_comment = (await stubs.create_comment(posts[2].id, f"deleted {BODY}")).id
+    await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=deleted_post, force=True))
+    await stubs.comments.DeleteComment(comments_pb2.DeleteCommentRequest(id=deleted_comment))
+    return Dataset(posts=posts, comments=comments, deleted_post=deleted_post, deleted_comment=deleted_comment)
 
 
 REQUESTS: dict[str, Callable[[Dataset], Any]] = {
@@ -69,6 +80,7 @@ REQUESTS: dict[str, Callable[[Dataset], Any]] = {
     "DeletePost": lambda world: posts_pb2.DeletePostRequest(
         id=world.posts[0].id, etag=world.posts[0].etag, force=True
     ),
+    "UndeletePost": lambda world: posts_pb2.UndeletePostRequest(id=world.deleted_post),
     "BatchCreatePosts": lambda world: posts_pb2.BatchCreatePostsRequest(
         requests=[posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=f"{n} {BODY}")) for n in range(3)]
     ),
@@ -96,6 +108,7 @@ REQUESTS: dict[str, Callable[[Dataset], Any]] = {
     "DeleteComment": lambda world: comments_pb2.DeleteCommentRequest(
         id=world.comments[0].id, etag=world.comments[0].etag
     ),
+    "UndeleteComment": lambda world: comments_pb2.UndeleteCommentRequest(id=world.deleted_comment),
     "BatchCreateComments": lambda world: comments_pb2.BatchCreateCommentsRequest(
         requests=[
             comments_pb2.CreateCommentRequest(comment=comments_pb2.Comment(body=BODY, post_id=post.id))
@@ -117,16 +130,21 @@ REQUESTS: dict[str, Callable[[Dataset], Any]] = {
 }
 """A request of each write method that changes something, without a request_id."""
 
+DATASET_CHANGES = 3 + 3 + 4 + 4
+"""How many changes the dataset makes: three posts, three comments, four more of which all are deleted."""
+
 CHANGES: dict[str, int] = {
     "CreatePost": 1,
     "UpdatePost": 1,
     "DeletePost": 1 + 2,
+    "UndeletePost": 1 + 2,
     "BatchCreatePosts": 3,
     "BatchUpdatePosts": 3,
     "BatchDeletePosts": 2 + 3,
     "CreateComment": 1,
     "UpdateComment": 1,
     "DeleteComment": 1,
+    "UndeleteComment": 1,
     "BatchCreateComments": 3,
     "BatchUpdateComments": 3,
     "BatchDeleteComments": 2,

@@ -83,7 +83,7 @@ def test_certificate_matches_its_first_name_with_a_line() -> None:
         f"bil\x00ling {DIGEST} read",
         f"cert: {DIGEST} read",
         f"cert:billing {DIGEST} read",
-        "cert:billing - admin",
+        "cert:billing - root",
     ],
 )
 def test_invalid_line_is_named_by_its_number(line: str) -> None:
@@ -128,7 +128,7 @@ def test_new_file_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     append(file, name="billing", key=KEY, permissions=ALL_PERMISSIONS)
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    assert file.read_text() == f"billing {DIGEST} read,write,watch\n"
+    assert file.read_text() == f"billing {DIGEST} read,write,watch,admin\n"
 
 
 def test_line_is_appended(tmp_path: Path) -> None:

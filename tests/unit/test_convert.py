@@ -45,6 +45,8 @@ def test_every_column_is_in_the_message() -> None:
         "create_time": 2_000_003,
         "update_time": 4_000_005,
         "version": 6,
+        "delete_time": 7_000_000,
+        "purge_time": 8_000_000,
     }
     post = post_to_message(Post(**given))
     comment = comment_to_message(Comment(**given, post_id=7, reply_to_id=3, path=f"{2:016x}{3:016x}"))
@@ -54,6 +56,7 @@ def test_every_column_is_in_the_message() -> None:
         assert (message.id, message.body, message.etag) == (1, "a", format_etag(6))
         assert (message.create_time.seconds, message.create_time.nanos) == (2, 3000)
         assert (message.update_time.seconds, message.update_time.nanos) == (4, 5000)
+        assert (message.delete_time.seconds, message.purge_time.seconds) == (7, 8)
         assert (message.author, message.external_id) == ("me", "x")
         assert dict(message.labels) == {"k": "v", "l": ""}
     assert (comment.post_id, comment.reply_to_id, comment.depth) == (7, 3, 2)

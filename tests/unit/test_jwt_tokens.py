@@ -198,7 +198,7 @@ def test_expiry_is_reported(checker: Callable[..., Tokens]) -> None:
 @pytest.mark.parametrize(
     ("claim", "permissions"),
     [
-        ("read write watch", set(Permission)),
+        ("read write watch admin", set(Permission)),
         ("openid read profile", {Permission.READ}),
         (["watch", "other", 7], {Permission.WATCH}),
         ("readwrite READ", set()),

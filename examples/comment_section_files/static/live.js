@@ -13,8 +13,8 @@ function connect() {
   };
 }
 
-// Shows a comment that is new, changed or known. `html` is empty after a delete. `ids` are all comments of the page.
-function show({ id, html, ids }) {
+// Shows a comment that is new, changed, known or, if `isNew` is false, deleted. `ids` are all comments of the page.
+function show({ id, html, isNew, ids }) {
   if (ids) {
     for (const comment of [...list.children]) {
       if (!ids.includes(values(comment).id)) comment.remove();
@@ -25,18 +25,33 @@ function show({ id, html, ids }) {
   template.innerHTML = html;
   const comment = template.content.firstElementChild;
   const shown = document.getElementById(`comment-${id}`);
-  if (!comment) shown?.remove();
-  else if (!shown) insert(comment);
-  else if (shown.dataset.etag !== comment.dataset.etag) update(shown, comment);
+  if (!shown) {
+    if (isNew) insert(comment);
+  } else if (shown.dataset.version !== comment.dataset.version) {
+    update(shown, comment);
+    removeTombstones(document.getElementById(`comment-${id}`));
+  }
 }
 
 function update(shown, comment) {
-  if (shown.querySelector("details[open]")) {
+  if (shown.querySelector("details[open]") && !("isTombstone" in comment.dataset)) {
     // The user is writing. The form keeps its etag, so the service notices a conflict.
     shown.querySelector(".shown").replaceWith(comment.querySelector(".shown"));
-    shown.dataset.etag = comment.dataset.etag;
+    shown.dataset.version = comment.dataset.version;
   } else {
     shown.replaceWith(comment);
+  }
+}
+
+// A deleted comment is a tombstone while there is a reply to it. The last one may be on the next page of comments.
+function removeTombstones(comment) {
+  while (comment && "isTombstone" in comment.dataset) {
+    const next = comment.nextElementSibling;
+    const hasReplies = next ? values(next).depth > values(comment).depth : "hasNext" in list.dataset;
+    if (hasReplies) return;
+    const parent = document.getElementById(`comment-${values(comment).replyTo}`);
+    comment.remove();
+    comment = parent;
   }
 }
 

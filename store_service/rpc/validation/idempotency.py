@@ -17,12 +17,14 @@ WriteRequest = (
     posts_pb2.CreatePostRequest
     | posts_pb2.UpdatePostRequest
     | posts_pb2.DeletePostRequest
+    | posts_pb2.UndeletePostRequest
     | posts_pb2.BatchCreatePostsRequest
     | posts_pb2.BatchUpdatePostsRequest
     | posts_pb2.BatchDeletePostsRequest
     | comments_pb2.CreateCommentRequest
     | comments_pb2.UpdateCommentRequest
     | comments_pb2.DeleteCommentRequest
+    | comments_pb2.UndeleteCommentRequest
     | comments_pb2.BatchCreateCommentsRequest
     | comments_pb2.BatchUpdateCommentsRequest
     | comments_pb2.BatchDeleteCommentsRequest

@@ -15,6 +15,7 @@ from store_service.model import (
     PageRequest,
     Query,
     ResourceFilter,
+    RevisionsRequest,
 )
 from store_service.rpc.validation.identifiers import check_identifier, check_labels
 from store_service.rpc.validation.violations import Violations
@@ -61,11 +62,34 @@ def page_request(
     max_page_size: int,
 ) -> PageRequest:
     """Returns the page of a query that a request asks for."""
-    if request.page_size < 0:
-        violations.add(FieldInvalid, "page_size", f"must not be negative; 0 means {DEFAULT_PAGE_SIZE}")
+    page_size = _page_size(request.page_size, violations, max_page_size)
     violations.raise_if_any()
-    page_size = min(request.page_size or DEFAULT_PAGE_SIZE, max_page_size)
     return PageRequest(query=query, page_size=page_size, page_token=request.page_token)
+
+
+def revisions_request(
+    request: posts_pb2.ListPostRevisionsRequest | comments_pb2.ListCommentRevisionsRequest,
+    violations: Violations,
+    *,
+    max_page_size: int,
+) -> RevisionsRequest:
+    """Returns the page of former versions that a request asks for."""
+    violations.check_id(request.id, "id")
+    page_size = _page_size(request.page_size, violations, max_page_size)
+    violations.raise_if_any()
+    return RevisionsRequest(
+        resource="posts" if isinstance(request, posts_pb2.ListPostRevisionsRequest) else "comments",
+        id=request.id,
+        page_size=page_size,
+        page_token=request.page_token,
+        show_deleted=request.show_deleted,
+    )
+
+
+def _page_size(page_size: int, violations: Violations, max_page_size: int) -> int:
+    if page_size < 0:
+        violations.add(FieldInvalid, "page_size", f"must not be negative; 0 means {DEFAULT_PAGE_SIZE}")
+    return min(page_size or DEFAULT_PAGE_SIZE, max_page_size)
 
 
 def count_of_replies(
@@ -110,6 +134,7 @@ def resource_filter(
         create_time_from=since,
         create_time_before=before,
         reply_to_id=reply_to_id,
+        show_deleted=message.show_deleted,
     )
 
 

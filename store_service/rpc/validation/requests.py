@@ -12,6 +12,7 @@ from store_service.model import (
     PageRequest,
     PostDraft,
     ResourceFilter,
+    RevisionsRequest,
     Update,
     WatchFilter,
     WatchStart,
@@ -30,6 +31,7 @@ from store_service.rpc.validation.queries import (
     query_of_comments,
     query_of_posts,
     resource_filter,
+    revisions_request,
 )
 from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
 from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
@@ -40,6 +42,9 @@ MAX_BATCH = 1000
 """Maximum number of ids or requests in one batch request."""
 
 MAX_PAGE_SIZE = 1000
+
+# Created once: `A | B` creates an object for each call, which takes longer than the check.
+_BATCH_CREATES = (posts_pb2.BatchCreatePostsRequest, comments_pb2.BatchCreateCommentsRequest)
 
 
 class Validation:
@@ -69,6 +74,10 @@ class Validation:
         self._content_rules = {
             it.name: [(field, self._rules[field]) for field in it.content] for it in (POST, COMMENT)
         }
+        # An optional field that is not set violates no rule.
+        self._required_rules = {
+            it.name: [(field, self._rules[field]) for field in it.required] for it in (POST, COMMENT)
+        }
         assert self._rules.keys() >= {*POST.content, *COMMENT.content}, "every field has a rule"
 
     # Create
@@ -95,11 +104,10 @@ class Validation:
     ) -> list[Any]:
         violations = Violations(self._max_batch_size)
         each: Sequence[tuple[str, Any]] = [("", request)]
-        if isinstance(request, posts_pb2.BatchCreatePostsRequest | comments_pb2.BatchCreateCommentsRequest):
+        if isinstance(request, _BATCH_CREATES):
             violations.check_batch_size("requests", request.requests)
             each = violations.requests_with_paths("requests", request.requests)
         name = resource.name
-        rules = self._content_rules[name]
         drafts = []
         for prefix, one in each:
             path = prefix + name
@@ -113,7 +121,8 @@ class Validation:
                 continue
             if resource.has_output_only(message):
                 resource.refuse_output_only(message, path, violations)
-            for field, rule in rules:
+            rules = self._content_rules if resource.has_optional(draft) else self._required_rules
+            for field, rule in rules[name]:
                 for description in rule(getattr(draft, field)):
                     violations.add(FieldInvalid, f"{path}.{field}", description)
         check_external_ids(drafts, violations)
@@ -204,6 +213,13 @@ class Validation:
         violations = Violations(self._max_batch_size)
         query = query_of_comments(request, violations)
         return page_request(request, query, violations, max_page_size=self._max_page_size)
+
+    def revisions(
+        self, request: posts_pb2.ListPostRevisionsRequest | comments_pb2.ListCommentRevisionsRequest
+    ) -> RevisionsRequest:
+        """Returns the page of former versions to list."""
+        violations = Violations(self._max_batch_size)
+        return revisions_request(request, violations, max_page_size=self._max_page_size)
 
     # Watch
 
@@ -317,7 +333,17 @@ class Validation:
     ) -> Deletion:
         """Returns the comments to delete; one unless the request is a batch."""
         ids, etag = self._ids_to_delete(request)
-        return Deletion(ids=ids, etag=etag, allow_missing=request.allow_missing)
+        return Deletion(ids=ids, etag=etag, force=request.force, allow_missing=request.allow_missing)
+
+    def id_to_undelete(
+        self, request: posts_pb2.UndeletePostRequest | comments_pb2.UndeleteCommentRequest
+    ) -> int:
+        """Returns the id of the resource to restore."""
+        violations = Violations(self._max_batch_size)
+        violations.check_id(request.id, "id")
+        check_request_id(request, violations)
+        violations.raise_if_any()
+        return request.id
 
     def _ids_to_delete(
         self,

@@ -13,7 +13,7 @@ from store_service.rpc.convert import microseconds_from_timestamp
 from store_service.rpc.validation.violations import Violations
 from store_service.service.comments import COMMENTS
 from store_service.service.posts import POSTS
-from store_service.service.resources import ResourceType
+from store_service.service.resource_type import ResourceType
 
 
 class ResourceMessage:
@@ -29,6 +29,8 @@ class ResourceMessage:
         self.mutable = type.fields.mutable
         self.immutable = type.fields.immutable
         self.content = type.fields.content
+        self.required = type.fields.required
+        self.has_optional = type.fields.has_optional
         self.is_submessage = {
             it.name: it.message_type is not None and it.name != "labels" for it in message.DESCRIPTOR.fields
         }

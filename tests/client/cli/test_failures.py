@@ -37,6 +37,7 @@ def test_every_service_error_has_an_exit_code() -> None:
 
     assert codes[errors.CommentNotFound] == ExitCode.NOT_FOUND
     assert codes[errors.EtagMismatch] == codes[errors.PostHasComments] == ExitCode.CONFLICT
+    assert codes[errors.NotDeleted] == ExitCode.CONFLICT
     assert codes[errors.DatabaseBusy] == codes[errors.WatchLimit] == ExitCode.UNAVAILABLE
     assert codes[errors.FieldInvalid] == codes[errors.StorageFull] == ExitCode.FAILED
     assert set(codes.values()) == {code for _, code in BY_ERROR}

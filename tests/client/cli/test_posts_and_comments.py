@@ -47,7 +47,7 @@ def test_comment_is_created_read_updated_and_deleted(storeapi: StoreapiCommand, 
 
 
 def test_json_output_uses_proto_json_names_and_values(storeapi: StoreapiCommand, store: StoreClient) -> None:
-    """Names in snake_case, times in RFC 3339. Ids are numbers, while proto JSON writes strings."""
+    """Names in snake_case, times in RFC 3339, unset ones null. Ids are numbers; proto JSON writes strings."""
     fields: Any = {"author": "ann", "labels": {"status": "new", "u/x": "ü"}}
     post = store.posts.create(body="ü\n", **fields, external_id=uuid.uuid4().hex)
     comment = store.comments.create(post_id=post.id, body="b")
@@ -63,7 +63,9 @@ def test_json_output_uses_proto_json_names_and_values(storeapi: StoreapiCommand,
     for (record,), message in messages:
         json_format.ParseDict(record, message)
         again = json_format.MessageToDict(message, preserving_proto_field_name=True)
-        assert set(record) == set(again) == {field.name for field in message.DESCRIPTOR.fields}
+        unset = {name for name, value in record.items() if value is None}
+        assert unset == {"delete_time", "purge_time"}
+        assert set(record) == set(again) | unset == {field.name for field in message.DESCRIPTOR.fields}
         assert message.id == record["id"]
         assert message.create_time.ToDatetime().isoformat() + "Z" == record["create_time"]
 
@@ -362,12 +364,12 @@ def test_piped_output_keeps_its_fields(storeapi: StoreapiCommand, store: StoreCl
     assert fields[0] == str(post.id)
     assert fields[3] == post.etag
     assert fields[4] == "a\\tb\\\\n\\nc\\x1b[31m"
-    assert fields[5:] == ["", "", ""]
+    assert fields[5:] == ["", "", "", "", ""]
     last = storeapi("posts", "get", str(labelled.id)).stdout.removesuffix("\n").split("\t")[5:]
-    assert last == ["ann", '{"a": "", "b": "c=\\\\\\\\"}', labelled.external_id]
+    assert last == ["ann", '{"a": "", "b": "c=\\\\\\\\"}', labelled.external_id, "", ""]
     assert [line.split("\t")[6:] for line in comments] == [
-        ["", "", "", "0", "0"],
-        ["", "", "", str(reply_to_id), "1"],
+        ["", "", "", "0", "0", "", ""],
+        ["", "", "", str(reply_to_id), "1", "", ""],
     ]
 
 

@@ -467,17 +467,56 @@ def test_round_trip_keeps_every_field_and_every_reply(
     assert described(empty_store) == before
 
 
-def test_replies_to_deleted_comments_are_imported_at_the_top_level(
+def test_tombstones_keep_their_places(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
+    """Also if the import runs twice. One without replies in the file disappears."""
+    post = empty_store.posts.create("a")
+    deleted = empty_store.comments.create(post_id=post.id, body="too early", author="ann", external_id="t")
+    reply = empty_store.comments.create(post_id=post.id, body="too late", reply_to_id=deleted.id)
+    empty_store.comments.create(post_id=post.id, body="below", reply_to_id=reply.id)
+    empty_store.comments.delete_many([deleted.id, reply.id])
+    before = described(empty_store)
+    exported = storeapi("export", str(file))
+    text = file.read_text()
+    write(file, text.rstrip("\n"), comment_line(10**9, post.id, "", delete_time="2026-11-22T12:00:00Z"))
+    empty(empty_store)
+    imported = storeapi("import", str(file), "--import-id", "tombstones")
+    after = described(empty_store)
+    again = storeapi("import", str(file), "--import-id", "tombstones")
+
+    assert "too early" not in text
+    assert (exported.exit_code, imported.exit_code, again.exit_code) == (0, 0, 0)
+    assert exported.stderr == "exported 1 posts and 3 comments\n"
+    assert [it[0] for it in before[1]] == ["", "", "below"]
+    assert [it[-1] for it in before[1]] == [0, 1, 2]
+    assert before == after == described(empty_store)
+    assert again.stdout == imported.stdout
+
+
+@pytest.mark.parametrize("line", [post_line(2, delete_time="x"), comment_line(2, 1, delete_time="x")])
+def test_deleted_resource_with_content_is_refused(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path, line: str
+) -> None:
+    """An import would restore it. Such a line comes from a list with --show-deleted."""
+    write(file, post_line(1), line)
+    done = storeapi("import", str(file))
+
+    assert done.exit_code == 1
+    assert "is deleted; without delete_time it is imported as it was" in done.stderr
+    assert threads(empty_store) == []
+
+
+def test_replies_to_comments_outside_of_the_file_are_imported_at_the_top_level(
     storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
 ) -> None:
     """The command reports their number. The replies to them stay below them."""
-    post = empty_store.posts.create("a")
-    deleted = empty_store.comments.create(post_id=post.id, body="deleted")
-    reply = empty_store.comments.create(post_id=post.id, body="reply", reply_to_id=deleted.id)
-    empty_store.comments.create(post_id=post.id, body="below", reply_to_id=reply.id)
-    empty_store.comments.delete(deleted.id)
-    storeapi("export", str(file))
-    empty(empty_store)
+    write(
+        file,
+        post_line(1),
+        comment_line(2, 1, "reply", reply_to_id=9),
+        comment_line(3, 1, "below", reply_to_id=2),
+    )
     done = storeapi("import", str(file))
 
     assert done.exit_code == 0

@@ -50,7 +50,7 @@ def arguments(client: StoreClient) -> None:
     client.posts.list(limit="5")  # expect: arg-type
     client.posts.modify(1, lambda post: post.id)  # expect: return-value
     client.posts.delete_many(["1"])  # expect: list-item
-    client.comments.delete(1, force=True)  # expect: call-arg
+    client.comments.undelete(1, force=True)  # expect: call-arg
     client.comments.create_many(["text"])  # expect: list-item
 
 

@@ -55,6 +55,9 @@ def posts(client: StoreClient) -> None:
     assert_type(client.posts.create_many([PostDraft(body="one"), "two"]), tuple[Post, ...])
     assert_type(client.posts.delete(1, force=True, allow_missing=True), Post)
     assert_type(client.posts.create("a", labels={"b": "c"}, external_id="d", return_existing=True), Post)
+    assert_type(client.posts.undelete(1, request_id=uuid.uuid4()), Post)
+    assert_type(client.posts.revisions(1, show_deleted=True), Pager[Post])
+    assert_type(client.posts.get(1, show_deleted=True).purge_time, datetime | None)
     assert_type(client.posts.get(external_id="d"), Post)
     assert_type(client.posts.update(1, set_labels={"b": "e"}, remove_labels=["f"]), Post)
     assert_type(client.posts.update_many([PostUpdate(id=1, labels={})]), tuple[Post, ...])
@@ -79,6 +82,8 @@ def comments(client: StoreClient) -> None:
     assert_type(client.comments.create_many(drafts), tuple[Comment, ...])
     assert_type(client.comments.modify(1, lambda comment: comment.body.upper()), Comment)
     assert_type(client.comments.count([1, 2]), dict[int, int])
+    assert_type(client.comments.delete(1, force=True).is_tombstone, bool)
+    assert_type(client.comments.delete_many([1], force=True), tuple[Comment, ...])
     assert_type(client.comments.count_all(CommentFilter(reply_to_id=0)), int)
     assert_type(client.comments.count_replies([1], CommentFilter()), dict[int, int])
     assert_type(client.comments.update_many([CommentUpdate(id=1, body="b")]), tuple[Comment, ...])
@@ -135,6 +140,8 @@ def described(change: Change) -> str:
             verb = "changed"
         case "delete":
             verb = "gone"
+        case "undelete":
+            verb = "there is again"
         case "unknown":
             return ""
     match change.resource:

@@ -14,6 +14,8 @@ methods. `storeapi.errors` has the errors of calls, `storeapi.v1` the generated 
 
 from typing import TYPE_CHECKING
 
+from storeapi._admin import EraseProgress
+from storeapi._async.admin import AsyncAdmin, AsyncErasure
 from storeapi._async.batches import AsyncBatches
 from storeapi._async.changes import AsyncChanges, AsyncWatch
 from storeapi._async.client import AsyncRawStubs, AsyncStoreClient
@@ -23,6 +25,7 @@ from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
+from storeapi._sync.admin import Admin, Erasure
 from storeapi._sync.batches import Batches
 from storeapi._sync.changes import Changes, Watch
 from storeapi._sync.client import RawStubs, StoreClient
@@ -52,6 +55,7 @@ from storeapi.errors import (
     FieldMaskInvalid,
     InternalError,
     InvalidRequest,
+    NotDeleted,
     NotFound,
     OutOfRange,
     Overloaded,
@@ -136,6 +140,8 @@ __all__ = [
     "Comments",
     "Changes",
     "Watch",
+    "Admin",
+    "Erasure",
     "Pager",
     "RawStubs",
     "AsyncBatches",
@@ -144,6 +150,8 @@ __all__ = [
     "AsyncComments",
     "AsyncChanges",
     "AsyncWatch",
+    "AsyncAdmin",
+    "AsyncErasure",
     "AsyncPager",
     "AsyncRawStubs",
     "CHANNEL_OPTIONS",
@@ -165,6 +173,7 @@ __all__ = [
     "Page",
     "Change",
     "ChangeBatch",
+    "EraseProgress",
     "FieldViolation",
     "Action",
     "Kind",
@@ -195,6 +204,7 @@ __all__ = [
     "ExternalIdTaken",
     "PreconditionFailed",
     "PostHasComments",
+    "NotDeleted",
     "ReplyTooDeep",
     "ReplyPostMismatch",
     "ReadOnly",

@@ -113,4 +113,5 @@ _ACTION_NAMES: Final[dict["changes_pb2.Action.ValueType", Action]] = {
     changes_pb2.ACTION_CREATE: "create",
     changes_pb2.ACTION_UPDATE: "update",
     changes_pb2.ACTION_DELETE: "delete",
+    changes_pb2.ACTION_UNDELETE: "undelete",
 }

@@ -37,7 +37,7 @@ from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
 
 AnyResource = TypeVar("AnyResource", bound=Resource)
 
-TIMES: Final = frozenset({"create_time", "update_time"})
+TIMES: Final = ("create_time", "update_time", "delete_time", "purge_time")
 """Fields that are timestamps in messages and `datetime` in the model."""
 
 FILTER_TIMES: Final = frozenset({"create_time_from", "create_time_before"})
@@ -102,6 +102,10 @@ class ResourceType(Generic[AnyResource]):
         plural = "s" if verb.startswith(("List", "Batch", "Count")) else ""
         return getattr(self.messages, f"{verb}{self.model.__name__}{plural}Request")(**values)
 
+    def revisions_request(self, **values: Any) -> Any:
+        """A request for a page of the former versions of one resource."""
+        return getattr(self.messages, f"List{self.model.__name__}RevisionsRequest")(**values)
+
     def create_request(self, draft: object, **values: Any) -> Any:
         """A request to create one resource."""
         message = self._message(**{name: getattr(draft, name) for name in self.draft_fields})
@@ -149,8 +153,8 @@ class ResourceType(Generic[AnyResource]):
         return getattr(self.messages, self.model.__name__)(**self._checked(values))
 
     def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of fields of the draft, to send."""
-        return {name: _arguments.field(name, self.draft_fields[name], it) for name, it in values.items()}
+        """The values of fields of the draft or of conditions, to send."""
+        return {name: _arguments.field(name, self.draft_fields.get(name), it) for name, it in values.items()}
 
     def changes(self, resource: AnyResource, returned: object) -> dict[str, Any]:
         """The fields to update after the function that a caller passed to `modify` has returned.
@@ -193,12 +197,10 @@ class ResourceType(Generic[AnyResource]):
 
     def from_message(self, message: Any) -> AnyResource:
         """The resource in a response."""
-        return self.model(
-            **dict(zip(self._model_fields, self._values(message), strict=True)),
-            labels=Labels(message.labels),
-            create_time=time_from_message(message, "create_time"),
-            update_time=time_from_message(message, "update_time"),
-        )
+        values: dict[str, Any] = dict(zip(self._model_fields, self._values(message), strict=True))
+        for name in TIMES:
+            values[name] = time_from_message(message, name)
+        return self.model(**values, labels=Labels(message.labels))
 
     def to_message(self, resource: AnyResource) -> Any:
         """The message of a resource, as the service sends it."""
@@ -225,7 +227,8 @@ class ResourceType(Generic[AnyResource]):
         return Page(
             items=self.from_response(response),
             next_page_token=response.next_page_token,
-            resume_token=response.resume_token,
+            # A page of former versions has none.
+            resume_token=getattr(response, "resume_token", ""),
         )
 
 

@@ -23,9 +23,10 @@ def comment_tree(comments: Iterable[Comment]) -> list[CommentNode]:
             print(node.comment.body, len(node.replies))
 
     Roots and replies keep the order in which the comments are given, so the order of a thread is kept. A
-    reply may come before the comment that it replies to. A comment whose parent is not given, because it was
-    deleted, does not match a filter or is on another page, is a root; its `depth` is still that in the whole
-    thread. A comment that is given twice is in the tree once, at its first place and as it was given last.
+    reply may come before the comment that it replies to. The tombstone of a deleted comment is a node like
+    any other. A comment whose parent is not given, because it does not match a filter, is on another page or
+    was deleted before there were tombstones, is a root; its `depth` is still that in the whole thread. A
+    comment that is given twice is in the tree once, at its first place and as it was given last.
 
     Args:
         comments: The comments, such as the result of `thread` or `list`, or the items of a page.

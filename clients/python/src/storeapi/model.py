@@ -7,7 +7,7 @@ from typing import Generic, Literal, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
 
-Action: TypeAlias = Literal["snapshot", "create", "update", "delete", "unknown"]
+Action: TypeAlias = Literal["snapshot", "create", "update", "delete", "undelete", "unknown"]
 """The action of a change. "snapshot" is a resource of the initial state; "unknown" is an action of a newer
 service that this version does not know."""
 
@@ -70,6 +70,16 @@ class Resource:
     external_id: str = ""
     """The key of the resource in the system of the caller, unique among the posts or comments; never changes.
     Empty if it has none."""
+    delete_time: datetime | None = None
+    """When the resource was deleted, in UTC, to the microsecond; None if it is not deleted."""
+    purge_time: datetime | None = None
+    """Until when the deleted resource can be restored with `undelete`; None if it is not deleted or cannot be
+    restored."""
+
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the resource is deleted: it can be restored, or it is a tombstone."""
+        return self.delete_time is not None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +99,12 @@ class Comment(Resource):
     depth: int = 0
     """The number of comments above this one in its thread: 0 at the top level, 1 for a reply to such a
     comment."""
+
+    @property
+    def is_tombstone(self) -> bool:
+        """Whether only the place of a deleted comment is left, because it has replies: it has ids and times,
+        but no body, author, labels and external id."""
+        return self.is_deleted and not self.body
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,6 +183,9 @@ class ResourceFilter:
     create_time_before: datetime | None = None
     """Only resources that were created before this time; must have a time zone and be later than
     `create_time_from`."""
+    show_deleted: bool = False
+    """Also resources that are deleted and can be restored, with their content. Of a watch, only the initial
+    state has them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,7 +248,8 @@ class Change:
     commit_time: datetime | None
     """When it was committed, in UTC; for a "snapshot", the last change of the resource, None if unknown."""
     resource: Post | Comment | None
-    """The resource after the change; its last version after a "delete". None only if `kind` is "unknown"."""
+    """The resource after the change. After a "delete" its last version, with `delete_time` and `purge_time`
+    if it can be restored. None only if `kind` is "unknown"."""
     request_id: str = ""
     """The request id of the write; empty if it had none."""
 

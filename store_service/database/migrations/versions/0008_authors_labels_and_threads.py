@@ -46,8 +46,9 @@ def upgrade() -> None:
     op.execute(f"CREATE INDEX comments_thread_idx ON comments (post_id, {key})")
     if on_postgresql:
         op.execute(LABEL_FUNCTION)
-    for statement in LABEL_TRIGGERS["postgresql" if on_postgresql else "sqlite"].values():
-        op.execute(statement)
+    for name, statement in LABEL_TRIGGERS["postgresql" if on_postgresql else "sqlite"].items():
+        if name.startswith(_TABLES):
+            op.execute(statement)
 
 
 def _text(name: str) -> sa.Column[str]:

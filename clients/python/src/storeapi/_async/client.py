@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from storeapi._async.admin import AsyncAdmin
 from storeapi._async.calls import AsyncCalls
 from storeapi._async.changes import AsyncChanges
 from storeapi._async.comments import AsyncComments
@@ -22,7 +23,7 @@ from storeapi._connection import (
     new_async_channel,
 )
 from storeapi._metadata import with_metadata
-from storeapi.v1 import changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
+from storeapi.v1 import admin_pb2_grpc, changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class AsyncRawStubs:
     """Every method of CommentService."""
     changes: changes_pb2_grpc.ChangeServiceAsyncStub
     """Every method of ChangeService."""
+    admin: admin_pb2_grpc.AdminServiceAsyncStub
+    """Every method of AdminService."""
 
 
 class AsyncStoreClient:
@@ -62,6 +65,8 @@ class AsyncStoreClient:
     """Creates, reads, updates, counts and deletes comments."""
     changes: AsyncChanges
     """The change feed."""
+    admin: AsyncAdmin
+    """Erases authors."""
     raw: AsyncRawStubs
     """The generated stubs."""
 
@@ -132,10 +137,12 @@ class AsyncStoreClient:
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),
             changes=changes_pb2_grpc.ChangeServiceStub(channel),
+            admin=admin_pb2_grpc.AdminServiceStub(channel),
         )
         self.posts = AsyncPosts(self._calls, self.raw.posts)
         self.comments = AsyncComments(self._calls, self.raw.comments)
         self.changes = AsyncChanges(self._calls, self.raw.changes)
+        self.admin = AsyncAdmin(self._calls, self.raw.admin)
 
     async def close(self) -> None:
         """Closes the connection and ends open calls; closing again has no effect."""

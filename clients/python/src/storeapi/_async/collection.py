@@ -37,7 +37,12 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
     """
 
     async def get(
-        self, id: int | None = None, *, external_id: str | None = None, timeout: Timeout = CLIENT_DEFAULT
+        self,
+        id: int | None = None,
+        *,
+        external_id: str | None = None,
+        show_deleted: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
     ) -> AnyResource:
         """Returns one resource.
 
@@ -46,10 +51,12 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
         Args:
             id: The resource to return.
             external_id: Its external id, instead of the id.
+            show_deleted: Also return a resource that is deleted and can be restored. Of several with this
+                external id, the one that is not deleted is returned, or else the newest.
             timeout: Deadline in seconds.
 
         Raises:
-            NotFound: No resource has this id or external id.
+            NotFound: No resource has this id or external id, or it is deleted.
             FieldInvalid: `id` is not positive, or `external_id` is not allowed.
             TypeError: Both are given, or none.
         """
@@ -60,7 +67,7 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
             key = {"external_id": _arguments.text(external_id, "external_id")}
         else:
             raise TypeError("get requires either an id or an external_id")
-        return await self._one(self._type.request("Get", **key), timeout)
+        return await self._one(self._type.request("Get", **key, show_deleted=show_deleted), timeout)
 
     def list(
         self,
@@ -227,6 +234,7 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
         id: int,
         *,
         etag: str = "",
+        force: bool = False,
         allow_missing: bool = False,
         request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
@@ -234,30 +242,112 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
     ) -> AnyResource:
         """Deletes a resource and returns its last version.
 
-            await client.comments.delete(1)
+            await client.posts.delete(1, force=True)
+
+        If the service keeps deleted resources for a time, the result has a `delete_time`, and a `purge_time`
+        until which `undelete` restores it. A comment with replies leaves a tombstone in lists.
 
         Args:
             id: The resource to delete.
             etag: Fail unless this is the current etag; empty to delete any version.
+            force: Delete the comments of the post too, or the replies to the comment at every depth.
             allow_missing: If no resource has this id, return one that has only the id.
             request_id: A UUID to repeat this call with; None for a new one.
             validate_only: Check the request and return the result, but delete nothing.
             timeout: Deadline in seconds.
 
         Raises:
-            NotFound: No resource has this id, unless `allow_missing`.
+            NotFound: No resource has this id, or it is deleted, unless `allow_missing`.
+            PostHasComments: The post has comments, unless `force`.
             EtagMismatch: The resource has changed since `etag` was read.
             FieldInvalid: `id` is not positive.
         """
         options = _arguments.write_options(request_id, validate_only)
         request = self._type.request(
-            "Delete", id=_arguments.id(id), etag=etag, allow_missing=allow_missing, **options
+            "Delete", id=_arguments.id(id), etag=etag, force=force, allow_missing=allow_missing, **options
         )
         return await self._one(request, timeout)
+
+    async def undelete(
+        self,
+        id: int,
+        *,
+        request_id: str | uuid.UUID | None = None,
+        validate_only: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AnyResource:
+        """Restores a deleted resource, with its id, and returns it.
+
+            await client.posts.delete(1, force=True)
+            post = await client.posts.undelete(1)
+
+        The comments or replies that were deleted together with it, by `force`, are restored too; if there are
+        many, the service restores them within the next seconds or minutes. Resources can be restored until
+        their `purge_time`, if the service keeps deleted resources at all.
+
+        Args:
+            id: The resource to restore.
+            request_id: A UUID to repeat this call with; None for a new one.
+            validate_only: Check the request and return the result, but restore nothing; the result has no
+                etag.
+            timeout: Deadline in seconds.
+
+        Raises:
+            NotFound: No resource has this id, or it was removed for good; or PostNotFound: the post of the
+                comment is deleted.
+            NotDeleted: The resource is not deleted.
+            ExternalIdTaken: Another resource has the external id by now.
+            FieldInvalid: `id` is not positive.
+        """
+        options = _arguments.write_options(request_id, validate_only)
+        return await self._one(self._type.request("Undelete", id=_arguments.id(id), **options), timeout)
+
+    def revisions(
+        self,
+        id: int,
+        *,
+        show_deleted: bool = False,
+        limit: int | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AsyncPager[AnyResource]:
+        """Iterates over the former versions of a resource, newest first, without the current one.
+
+            async for version in client.posts.revisions(1):
+                print(version.update_time, version.body)
+
+        A version has the author, body, labels, update_time and etag of its time, and the other fields of the
+        resource. The service keeps the last 10 versions unless it is configured otherwise. Nothing is sent
+        before the first step, so the steps raise the errors.
+
+        Args:
+            id: The resource.
+            show_deleted: Also return the versions of a resource that is deleted and can be restored.
+            limit: Maximum number of versions; None for all.
+            page_size: Maximum number of versions in one page, as for `list`.
+            page_token: Where to start: a `next_page_token` from `revisions(...).pages()` with the same other
+                arguments.
+            timeout: Deadline in seconds of each page, not of the whole iteration.
+
+        Raises:
+            NotFound: No resource has this id, or it is deleted.
+            FieldInvalid: `id` is not positive, or `page_size` is negative.
+            ValueError: `limit` is negative; raised at once.
+            PageTokenInvalid: `page_token` is damaged.
+            PageTokenMismatch: `page_token` belongs to a list with other arguments.
+        """
+        request = self._type.revisions_request(
+            id=_arguments.id(id), show_deleted=show_deleted, page_size=page_size, page_token=page_token
+        )
+        return self._pager(request, timeout, limit)
 
     def _list(
         self, timeout: Timeout, limit: int | None, *, filter: Filter | None, **query: Any
     ) -> AsyncPager[AnyResource]:
         request = self._type.request("List", filter=self._type.filter_message(filter), **query)
+        return self._pager(request, timeout, limit)
+
+    def _pager(self, request: Any, timeout: Timeout, limit: int | None) -> AsyncPager[AnyResource]:
         method = getattr(self._stub, rpc_of(request))
         return AsyncPager(self._calls, method, request, self._type.page, timeout, limit)

@@ -171,8 +171,9 @@ class AsyncComments(AsyncCollection[Comment, CommentDraft, CommentUpdate, Commen
             async for comment in client.comments.thread(1):
                 print("  " * comment.depth + comment.body)
 
-        Replies to the same comment are in the order in which they were created. A reply to a comment that was
-        deleted keeps its place. `storeapi.comment_tree` makes a tree of the comments.
+        Replies to the same comment are in the order in which they were created. A deleted comment with
+        replies keeps its place as a tombstone: `comment.is_tombstone`. `storeapi.comment_tree` makes a tree
+        of the comments.
 
         Args:
             post_id: The post.
@@ -213,7 +214,8 @@ class AsyncComments(AsyncCollection[Comment, CommentDraft, CommentUpdate, Commen
 
             counts = await client.comments.count([42, 43])
 
-        The count of a post without comments, or of an id that does not exist, is 0. A comment that is
+        The count of a post without comments, or of an id that does not exist, is 0. Tombstones are not
+        counted. A comment that is
         created, changed or deleted during the call may or may not be counted.
 
         Args:

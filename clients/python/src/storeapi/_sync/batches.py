@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from storeapi import _arguments
@@ -35,6 +35,7 @@ class Batches(Generic[AnyResource, Draft, Update]):
         *,
         external_ids: Iterable[str] = (),
         allow_missing: bool = False,
+        show_deleted: bool = False,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> Found[AnyResource]:
         """Returns several resources in the order of `ids`, then of `external_ids`, with duplicates.
@@ -48,6 +49,7 @@ class Batches(Generic[AnyResource, Draft, Update]):
             external_ids: The external ids of more resources to return, which are requested in other calls.
             allow_missing: Omit resources that do not exist. The result then has their `missing_ids` and
                 `missing_external_ids`.
+            show_deleted: Also return resources that are deleted and can be restored, as for `get`.
             timeout: Deadline in seconds of each call.
 
         Raises:
@@ -55,12 +57,13 @@ class Batches(Generic[AnyResource, Draft, Update]):
             FieldInvalid: An id is not positive, or an external id is not allowed.
         """
         responses: list[Any] = []
+        options = {"allow_missing": allow_missing, "show_deleted": show_deleted}
 
         def get(some: list[int]) -> None:
-            responses.extend(self._get_some("ids", some, allow_missing, timeout))
+            responses.extend(self._get_some("ids", some, options, timeout))
 
         def get_external(some: list[str]) -> None:
-            responses.extend(self._get_some("external_ids", some, allow_missing, timeout))
+            responses.extend(self._get_some("external_ids", some, options, timeout))
 
         self._calls.send_batches(split_ids(ids), get)
         self._calls.send_batches(split_texts(external_ids, "external_ids"), get_external)
@@ -162,6 +165,7 @@ class Batches(Generic[AnyResource, Draft, Update]):
         self,
         ids: Iterable[int],
         *,
+        force: bool = False,
         allow_missing: bool = False,
         request_id: str | uuid.UUID | None = None,
         validate_only: bool = False,
@@ -169,10 +173,11 @@ class Batches(Generic[AnyResource, Draft, Update]):
     ) -> tuple[AnyResource, ...]:
         """Deletes several resources, all or none, and returns their last states.
 
-            client.comments.delete_many([1, 2, 3], allow_missing=True)
+            client.posts.delete_many([1, 2, 3], force=True, allow_missing=True)
 
         Args:
             ids: The resources to delete, 1 to 1000, without duplicates.
+            force: Delete the comments of the posts too, or the replies to the comments at every depth.
             allow_missing: Ignore ids that do not exist.
             request_id: A UUID to repeat this call with; None for a new one.
             validate_only: Check the request and return the result, but delete nothing.
@@ -180,6 +185,7 @@ class Batches(Generic[AnyResource, Draft, Update]):
 
         Raises:
             NotFound: Some ids do not exist, unless `allow_missing`; `missing_ids` has them.
+            PostHasComments: Some posts have comments, unless `force`.
             BatchEmpty: `ids` is empty.
             BatchTooLarge: `ids` has more than 1000 elements.
             BatchDuplicate: `ids` contains an id twice.
@@ -187,22 +193,24 @@ class Batches(Generic[AnyResource, Draft, Update]):
             ResponseTooLarge: The resources do not fit in one message; delete fewer at once.
         """
         options = _arguments.write_options(request_id, validate_only)
-        request = self._type.request("BatchDelete", ids=ids, allow_missing=allow_missing, **options)
+        request = self._type.request(
+            "BatchDelete", ids=ids, force=force, allow_missing=allow_missing, **options
+        )
         return self._many(request, timeout)
 
     def _get_some(
-        self, field: str, keys: Sequence[int | str], allow_missing: bool, timeout: Timeout
+        self, field: str, keys: Sequence[int | str], options: Mapping[str, bool], timeout: Timeout
     ) -> list[Any]:
         """The response of one call; those of two halves where it is too large for one message."""
-        request = self._type.request("BatchGet", **{field: keys}, allow_missing=allow_missing)
+        request = self._type.request("BatchGet", **{field: keys}, **options)
         try:
             return [self._send(request, timeout)]
         except ResponseTooLarge:
             if len(keys) == 1:
                 raise
             half = len(keys) // 2
-            first = self._get_some(field, keys[:half], allow_missing, timeout)
-            return first + self._get_some(field, keys[half:], allow_missing, timeout)
+            first = self._get_some(field, keys[:half], options, timeout)
+            return first + self._get_some(field, keys[half:], options, timeout)
 
     def _one(self, request: Any, timeout: Timeout) -> AnyResource:
         return self._type.from_message(self._send(request, timeout))

@@ -18,11 +18,12 @@ from storeapi._connection import (
     new_channel,
 )
 from storeapi._metadata import with_metadata
+from storeapi._sync.admin import Admin
 from storeapi._sync.calls import Calls
 from storeapi._sync.changes import Changes
 from storeapi._sync.comments import Comments
 from storeapi._sync.posts import Posts
-from storeapi.v1 import changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
+from storeapi.v1 import admin_pb2_grpc, changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class RawStubs:
     """Every method of CommentService."""
     changes: changes_pb2_grpc.ChangeServiceStub
     """Every method of ChangeService."""
+    admin: admin_pb2_grpc.AdminServiceStub
+    """Every method of AdminService."""
 
 
 class StoreClient:
@@ -61,6 +64,8 @@ class StoreClient:
     """Creates, reads, updates, counts and deletes comments."""
     changes: Changes
     """The change feed."""
+    admin: Admin
+    """Erases authors."""
     raw: RawStubs
     """The generated stubs."""
 
@@ -130,10 +135,12 @@ class StoreClient:
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),
             changes=changes_pb2_grpc.ChangeServiceStub(channel),
+            admin=admin_pb2_grpc.AdminServiceStub(channel),
         )
         self.posts = Posts(self._calls, self.raw.posts)
         self.comments = Comments(self._calls, self.raw.comments)
         self.changes = Changes(self._calls, self.raw.changes)
+        self.admin = Admin(self._calls, self.raw.admin)
 
     def close(self) -> None:
         """Closes the connection and ends open calls; closing again has no effect."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from storeapi import _arguments
 from storeapi._connection import CLIENT_DEFAULT, Timeout
@@ -63,79 +63,6 @@ class Posts(Collection[Post, PostDraft | str, PostUpdate, PostFilter]):
         )
         options = _arguments.write_options(request_id, validate_only)
         return self._one(self._type.create_request(draft, **options), timeout)
-
-    def delete(
-        self,
-        id: int,
-        *,
-        etag: str = "",
-        force: bool = False,
-        allow_missing: bool = False,
-        request_id: str | uuid.UUID | None = None,
-        validate_only: bool = False,
-        timeout: Timeout = CLIENT_DEFAULT,
-    ) -> Post:
-        """Deletes a post and returns its last version.
-
-            client.posts.delete(1, force=True)
-
-        Args:
-            id: The post to delete.
-            etag: Fail unless this is the current etag; empty to delete any version.
-            force: Delete the comments of the post too.
-            allow_missing: If no post has this id, return one that has only the id.
-            request_id: A UUID to repeat this call with; None for a new one.
-            validate_only: Check the request and return the result, but delete nothing.
-            timeout: Deadline in seconds.
-
-        Raises:
-            PostNotFound: No post has this id, unless `allow_missing`.
-            PostHasComments: The post has comments, unless `force`.
-            EtagMismatch: The post has changed since `etag` was read.
-            FieldInvalid: `id` is not positive.
-        """
-        options = _arguments.write_options(request_id, validate_only)
-        request = self._type.request(
-            "Delete", id=_arguments.id(id), etag=etag, force=force, allow_missing=allow_missing, **options
-        )
-        return self._one(request, timeout)
-
-    def delete_many(
-        self,
-        ids: Iterable[int],
-        *,
-        force: bool = False,
-        allow_missing: bool = False,
-        request_id: str | uuid.UUID | None = None,
-        validate_only: bool = False,
-        timeout: Timeout = CLIENT_DEFAULT,
-    ) -> tuple[Post, ...]:
-        """Deletes several posts, all or none, and returns their last states.
-
-            client.posts.delete_many([1, 2, 3], force=True, allow_missing=True)
-
-        Args:
-            ids: The posts to delete, 1 to 1000, without duplicates.
-            force: Delete the comments of the posts too.
-            allow_missing: Ignore ids that do not exist.
-            request_id: A UUID to repeat this call with; None for a new one.
-            validate_only: Check the request and return the result, but delete nothing.
-            timeout: Deadline in seconds.
-
-        Raises:
-            PostNotFound: Some ids do not exist, unless `allow_missing`; `missing_ids` has them.
-            PostHasComments: Some posts have comments, unless `force`.
-            BatchEmpty: `ids` is empty.
-            BatchTooLarge: `ids` has more than 1000 elements.
-            BatchDuplicate: `ids` contains an id twice.
-            FieldInvalid: An id is not positive.
-            ResponseTooLarge: The posts do not fit in one message; delete fewer at once.
-        """
-        options = _arguments.write_options(request_id, validate_only)
-        request = self._type.request(
-            "BatchDelete", ids=ids, force=force, allow_missing=allow_missing, **options
-        )
-        return self._many(request, timeout)
 
     def count(self, filter: PostFilter | None = None, *, timeout: Timeout = CLIENT_DEFAULT) -> int:
         """Counts posts.

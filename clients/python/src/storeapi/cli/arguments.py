@@ -108,6 +108,18 @@ def ids_argument(command: Command) -> Command:
     return click.argument("ids", metavar="ID...", type=ID, nargs=-1, required=True)(command)
 
 
+def force_option(resource_type: ResourceType[Any]) -> Callable[[Command], Command]:
+    """--force."""
+    what = {"post": "Delete their comments too.", "comment": "Delete the replies to them too."}
+    return click.option("--force", is_flag=True, help=what[resource_type.name])
+
+
+def show_deleted_option(command: Command) -> Command:
+    """--show-deleted."""
+    help = "Also those that are deleted and can be restored."
+    return click.option("--show-deleted", is_flag=True, help=help)(command)
+
+
 def etag_option(command: Command) -> Command:
     """--etag."""
     return click.option("--etag", default="", help="Fail unless this is the current etag.")(command)

@@ -84,6 +84,7 @@ class Importer:
         self._file = file
         self._import_id = import_id
         self._new_ids: dict[str, dict[int, int]] = {kind: {} for kind in RESOURCE_TYPES}
+        self._tombstones: list[int] = []
         self.deleted = 0
 
     @property
@@ -92,16 +93,28 @@ class Importer:
         return f"run it again with --import-id {self._import_id}; nothing is created twice"
 
     def run(self) -> Iterator[list[tuple[lines.Line, int]]]:
-        """Creates posts, then comments, and yields each stored batch with its new ids."""
+        """Creates posts, then comments, and yields each stored batch with its new ids.
+
+        The comments that are tombstones in the file are deleted at the end, when they have replies.
+        """
         for kind in RESOURCE_TYPES:
             for number, batch in enumerate(batches(lines.read(self._file, kind))):
                 try:
                     ids = self._create(kind, number, batch)
-                    self.deleted += len(ids) - self._count_present(kind, ids)
+                    kept = [id for line, id in zip(batch, ids, strict=True) if not line.is_tombstone]
+                    self.deleted += len(kept) - self._count_present(kind, kept)
                 except StoreError as error:
                     raise self._explained(error, batch) from error
                 self._new_ids[kind].update(zip((line.id for line in batch), ids, strict=True))
+                self._tombstones += (id for line, id in zip(batch, ids, strict=True) if line.is_tombstone)
                 yield list(zip(batch, ids, strict=True))
+        for number, start in enumerate(range(0, len(self._tombstones), BATCH_ITEMS)):
+            some = self._tombstones[start : start + BATCH_ITEMS]
+            id = request_id(self._import_id, "tombstone", number)
+            try:
+                self._client.comments.delete_many(some, allow_missing=True, request_id=id)
+            except StoreError as error:
+                raise self._explained(error, []) from error
 
     def _create(self, kind: str, number: int, batch: Sequence[lines.Line]) -> list[int]:
         drafts = [self._with_new_ids(it.draft) for it in batch]
@@ -140,7 +153,7 @@ class Importer:
         elif isinstance(error, InvalidRequest) and error.violations:
             found = "; ".join(_in_the_file(it.field, it.description, batch) for it in error.violations)
             message = f"{found}; change that and {self.again}"
-        elif isinstance(error, ResourceExhausted) and not error.reason:
+        elif isinstance(error, ResourceExhausted) and not error.reason and batch:
             # The error of gRPC for a message that is too large names no field.
             longest = max(batch, key=lambda line: len(line.draft.body.encode()))
             message = f"{error}: shorten line {longest.number}, the longest, and {self.again}"

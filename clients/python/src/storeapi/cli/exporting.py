@@ -30,7 +30,8 @@ def export(settings: Settings, file: Path) -> None:
 
     FILE is created, or replaced, only when the export is complete; "-" is stdout, the default. All posts come
     first, oldest first, then all comments, as `storeapi import` reads them. Concurrent changes may or may not
-    be included, but no comment is included without its post.
+    be included, but no comment is included without its post. Of deleted posts and comments, only the
+    tombstones of comments that have replies are included.
     """
     with settings.connect() as client, progress.shown(prints=str(file) == "-") as report:
         if str(file) == "-":

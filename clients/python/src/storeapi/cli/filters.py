@@ -14,7 +14,7 @@ from typing import Any, cast
 import click
 
 from storeapi._resources import COMMENTS, ResourceType
-from storeapi.cli.arguments import Command, label_option, text_option
+from storeapi.cli.arguments import Command, label_option, show_deleted_option, text_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ def filter_options(
             callback=_time,
             help="Only created before this time.",
         ),
+        show_deleted_option,
     ]
     if COMMENTS in resource_types and not is_about_replies:
         help = "Only comments that reply to this one; 0: only comments at the top level."
@@ -82,7 +83,11 @@ def filter_options(
         def with_conditions(*arguments: Any, **values: Any) -> Any:
             names = {it.name for kind in resource_types for it in fields(kind.filter)}
             given = {name: values.pop(name) for name in names & values.keys()}
-            given = {name: value for name, value in given.items() if value not in (None, "", {})}
+            given = {
+                name: value
+                for name, value in given.items()
+                if value not in (None, "", {}) and value is not False
+            }
             return command(*arguments, conditions=Conditions(given=given), **values)
 
         decorated: Any = with_conditions

@@ -45,8 +45,10 @@ def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknow
     The whole FILE ("-" is stdin, the default) is checked before anything is stored. Posts are created first,
     then comments on the new posts, in batches that are stored completely or not at all. Times and etags are
     new too. A comment must come before the replies to it. A reply to a comment that is not in the file
-    becomes a comment at the top level. The new ids go to stdout, unless that is a terminal: lines of kind,
-    old id and new id.
+    becomes a comment at the top level. The tombstone of a deleted comment is created as a comment with the
+    text "deleted", which is deleted when its replies exist: so replies keep their places. Another line with a
+    delete_time is an error. The new ids go to stdout, unless that is a terminal: lines of kind, old id and
+    new id.
 
     An unknown field is an error, unless --ignore-unknown-fields is given: the file may be from a newer
     version. A missing optional field gets its default.

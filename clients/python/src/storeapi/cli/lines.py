@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import IO, Any, Final
 
-from storeapi._resources import RESOURCE_TYPES, ResourceType
+from storeapi._resources import COMMENTS, RESOURCE_TYPES, ResourceType
 from storeapi.cli import output
 from storeapi.cli.failures import CommandFailed
 from storeapi.cli.progress import Report
 from storeapi.model import CommentDraft, PostDraft, Resource
+
+PLACEHOLDER: Final = "deleted"
+"""The body of a comment that becomes a tombstone at the end of an import."""
 
 LINES_BETWEEN_REPORTS: Final = 1000
 """While a file is checked."""
@@ -30,6 +33,8 @@ class Line:
     """The id in the file."""
     draft: PostDraft | CommentDraft
     """The resource to create; `post_id` and `reply_to_id` are ids in the file."""
+    is_tombstone: bool = False
+    """Whether it is the tombstone of a deleted comment; `body` is PLACEHOLDER then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +44,7 @@ class Contents:
     posts: int
     comments: int
     orphans: int
-    """The number of comments that reply to a comment that is not in the file, because it was deleted."""
+    """The number of comments that reply to a comment that is not in the file."""
 
 
 def line_of(resource: Resource, *, for_terminal: bool = False) -> bytes:
@@ -120,6 +125,12 @@ def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
     if resource_type is None:
         raise _invalid(number, f"kind must be {' or '.join(map(json.dumps, RESOURCE_TYPES))}")
     id = _value("id", int, values.pop("id", None), number)
+    is_tombstone = False
+    if values.get("delete_time") is not None:
+        is_tombstone = resource_type is COMMENTS and values.get("body") == ""
+        if not is_tombstone:
+            raise _invalid(number, f"the {kind} is deleted; without delete_time it is imported as it was")
+        values["body"] = PLACEHOLDER
     draft = {
         name: _field(resource_type, name, values.pop(name, None), number)
         for name in resource_type.draft_fields
@@ -133,7 +144,13 @@ def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
             f"unknown field {unknown[0]!r} of a {kind}; use a version of storeapi that knows it, or "
             "--ignore-unknown-fields to import without it",
         )
-    return Line(number=number, kind=resource_type.name, id=id, draft=resource_type.draft(**draft))
+    return Line(
+        number=number,
+        kind=resource_type.name,
+        id=id,
+        draft=resource_type.draft(**draft),
+        is_tombstone=is_tombstone,
+    )
 
 
 def _field(resource_type: ResourceType[Any], name: str, value: object, number: int) -> Any:

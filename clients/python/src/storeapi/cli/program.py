@@ -124,8 +124,8 @@ def program(
     These options come before the command: storeapi --json posts list. Results go to stdout, everything else
     to stderr. Posts and comments are tables on a terminal; elsewhere they are lines of fields separated by
     tabs: id, post_id (of comments), create_time, update_time, etag, body, author, labels (a JSON object),
-    external_id, and of comments reply_to_id and depth, with line ends, tabs and backslashes in texts as
-    \n, \t and \\.
+    external_id, of comments reply_to_id and depth, and delete_time and purge_time, with line ends, tabs and
+    backslashes in texts as \n, \t and \\.
     """
     client = client_arguments(
         target=target,

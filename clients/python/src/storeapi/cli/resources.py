@@ -28,7 +28,6 @@ def _group(
     orders: Sequence[str] = arguments.ORDERS,
     list_options: Sequence[Decorator] = (),
     list_examples: Sequence[str] = (),
-    delete_options: Sequence[Decorator] = (),
 ) -> click.Group:
     """The commands of one resource type.
 
@@ -37,7 +36,6 @@ def _group(
         orders: The orders of `list`.
         list_options: More options of `list`, passed to the method of the client.
         list_examples: Examples of these.
-        delete_options: More options of `delete`, passed to the methods of the client.
     """
     name = resource_type.name
     plural = f"{name}s"
@@ -65,10 +63,12 @@ def _group(
         epilog=examples(f"{command} get 1 2 3"),
     )
     @arguments.ids_argument
+    @arguments.show_deleted_option
     @click.pass_obj
-    def get(settings: Settings, ids: tuple[int, ...]) -> None:
+    def get(settings: Settings, ids: tuple[int, ...], show_deleted: bool) -> None:
         with settings.connect() as client:
-            output.print_items(collection(client, resource_type).get_many(ids), as_json=settings.json)
+            found = collection(client, resource_type).get_many(ids, show_deleted=show_deleted)
+            output.print_items(found, as_json=settings.json)
 
     @group.command(
         "list",
@@ -117,7 +117,7 @@ def _group(
         epilog=examples(f"{command} delete 1 2 --allow-missing"),
     )
     @arguments.ids_argument
-    @_all(delete_options)
+    @arguments.force_option(resource_type)
     @arguments.allow_missing_option
     @arguments.etag_option
     @arguments.request_id_option
@@ -133,6 +133,33 @@ def _group(
             else:
                 output.print_items(resources.delete_many(ids, **options), as_json=settings.json)
 
+    @group.command(
+        help=f"Restore a deleted {name} and print it.\n\nWhat was deleted together with it by --force is "
+        "restored too. This is possible until its purge_time, if the service keeps deleted "
+        f"{plural}. `{command} list --show-deleted` lists them.",
+        epilog=examples(f"{command} undelete 1"),
+    )
+    @click.argument("id", type=arguments.ID)
+    @arguments.request_id_option
+    @click.pass_obj
+    def undelete(settings: Settings, id: int, request_id: str | None) -> None:
+        with settings.connect() as client:
+            restored = collection(client, resource_type).undelete(id, request_id=request_id)
+            output.print_items([restored], as_json=settings.json)
+
+    @group.command(
+        help=f"Print the former versions of a {name}, newest first.\n\nThe service keeps the last 10 unless "
+        "it is configured otherwise.",
+        epilog=examples(f"{command} revisions 1"),
+    )
+    @click.argument("id", type=arguments.ID)
+    @arguments.show_deleted_option
+    @click.pass_obj
+    def revisions(settings: Settings, id: int, show_deleted: bool) -> None:
+        with settings.connect() as client:
+            versions = collection(client, resource_type).revisions(id, show_deleted=show_deleted)
+            output.print_items(versions, as_json=settings.json)
+
     return group
 
 
@@ -145,10 +172,7 @@ def _all(decorators: Sequence[Decorator]) -> Decorator:
     return decorate
 
 
-posts: Final = _group(
-    POSTS,
-    delete_options=[click.option("--force", is_flag=True, help="Delete their comments too.")],
-)
+posts: Final = _group(POSTS)
 comments: Final = _group(
     COMMENTS,
     orders=arguments.ORDERS + arguments.THREAD_ORDERS,

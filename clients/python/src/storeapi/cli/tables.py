@@ -22,7 +22,15 @@ ORDER: Final = ("id", "post_id", "create_time", "update_time", "etag", "body")
 """The first fields of tables and lines; posts have no post_id. A table has the others only if a resource has
 a value for them."""
 
-TIME_NAMES: Final = {"create_time": "created", "update_time": "updated"}
+LAST: Final = ("delete_time", "purge_time")
+"""The last fields of lines, in which programs count the fields."""
+
+TIME_NAMES: Final = {
+    "create_time": "created",
+    "update_time": "updated",
+    "delete_time": "deleted",
+    "purge_time": "purge",
+}
 """The columns of times."""
 
 NAMES: Final = {**TIME_NAMES, "reply_to_id": "reply_to"}
@@ -147,9 +155,10 @@ def _layout(items: Sequence[Resource], now: datetime, width: int, before: Layout
 
 
 def field_names(kind: type[Any]) -> tuple[str, ...]:
-    """The fields of a resource type in the order of lines: those in ORDER, then all others."""
-    names = [it.name for it in fields(kind)]
-    return tuple(sorted(names, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)))
+    """The fields of a resource type in the order of lines: those in ORDER, then all others, then LAST."""
+    names = [it.name for it in fields(kind) if it.name not in LAST]
+    names.sort(key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return (*names, *(it.name for it in fields(kind) if it.name in LAST))
 
 
 def _cells(item: Resource, names: Sequence[str], now: datetime, has_times: bool) -> dict[str, str]:

@@ -14,6 +14,7 @@ _OPTIONS: Final = {
     "reply_to_id": "--reply-to",
     "create_time_from": "--created-from",
     "create_time_before": "--created-before",
+    "show_deleted": "--show-deleted",
 }
 """The options for fields of resources and filters."""
 

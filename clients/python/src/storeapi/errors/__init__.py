@@ -25,6 +25,7 @@
     │   └── ExternalIdTaken         use return_existing to get it
     ├── PreconditionFailed          the state of the service does not allow the call
     │   ├── PostHasComments         delete the comments first, or use force
+    │   ├── NotDeleted              only a deleted resource can be restored
     │   ├── ReplyTooDeep            reply to a comment above it
     │   ├── ReplyPostMismatch       the comment that is replied to belongs to another post
     │   ├── ReadOnly                the service is in read-only mode
@@ -70,6 +71,7 @@ from storeapi.errors.caller import (
     FieldImmutable,
     FieldInvalid,
     FieldMaskInvalid,
+    NotDeleted,
     NotFound,
     PageTokenInvalid,
     PageTokenMismatch,
@@ -135,6 +137,7 @@ __all__ = [
     "ExternalIdTaken",
     "PreconditionFailed",
     "PostHasComments",
+    "NotDeleted",
     "ReplyTooDeep",
     "ReplyPostMismatch",
     "ReadOnly",

@@ -113,7 +113,7 @@ class PermissionDenied(StoreError):
 
     @property
     def right(self) -> str | None:
-        """The missing permission: read, write or watch; None if unknown."""
+        """The missing permission: read, write, watch or admin; None if unknown."""
         return self.metadata.get("right")
 
 
@@ -200,6 +200,12 @@ class PostHasComments(PreconditionFailed):
     def comment_count(self) -> int | None:
         """The number of their comments; None if unknown."""
         return self._number("comment_count")
+
+
+class NotDeleted(PreconditionFailed):
+    """The resource is not deleted, so it cannot be restored; another caller may have restored it."""
+
+    reason = "NOT_DELETED"
 
 
 class ReplyTooDeep(PreconditionFailed):

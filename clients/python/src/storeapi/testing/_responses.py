@@ -63,7 +63,9 @@ def _page(kind: type[Any], response: object) -> Message | None:
     message: Any = _filled(kind, response.items)
     if message is not None:
         message.next_page_token = response.next_page_token
-        message.resume_token = response.resume_token
+        # A page of former versions has none.
+        if "resume_token" in kind.DESCRIPTOR.fields_by_name:
+            message.resume_token = response.resume_token
     return message  # type: ignore[no-any-return]  # no common type
 
 
@@ -120,7 +122,11 @@ def _change(change: Change) -> changes_pb2.Change:
 
 _MAKERS: Final[Mapping[str, Callable[[type[Any], object], Message | None]]] = {
     **dict.fromkeys((it.model.__name__ for it in RESOURCE_TYPES.values()), _one),
-    **dict.fromkeys((f"List{it.model.__name__}sResponse" for it in RESOURCE_TYPES.values()), _page),
+    **{
+        f"List{it.model.__name__}{what}Response": _page
+        for what in ("s", "Revisions")
+        for it in RESOURCE_TYPES.values()
+    },
     **{
         f"Batch{verb}{it.model.__name__}sResponse": _many
         for verb in ("Get", "Create", "Update", "Delete")

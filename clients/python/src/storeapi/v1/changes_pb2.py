@@ -29,7 +29,7 @@ from storeapi.v1 import filters_pb2 as storeapi_dot_v1_dot_filters__pb2
 from storeapi.v1 import posts_pb2 as storeapi_dot_v1_dot_posts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19storeapi/v1/changes.proto\x12\x0bstoreapi.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1astoreapi/v1/comments.proto\x1a\x19storeapi/v1/filters.proto\x1a\x17storeapi/v1/posts.proto\"\xb1\x02\n\x0cWatchRequest\x12\x16\n\x0cresume_token\x18\x01 \x01(\tH\x00\x12\x17\n\rinitial_state\x18\x02 \x01(\x08H\x00\x12\x12\n\x08\x65\x61rliest\x18\x03 \x01(\x08H\x00\x12(\n\x05kinds\x18\x04 \x03(\x0e\x32\x19.storeapi.v1.ResourceKind\x12\x10\n\x08post_ids\x18\x05 \x03(\x03\x12\x35\n\x12heartbeat_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x0bpost_filter\x18\x07 \x01(\x0b\x32\x17.storeapi.v1.PostFilter\x12\x32\n\x0e\x63omment_filter\x18\x08 \x01(\x0b\x32\x1a.storeapi.v1.CommentFilterB\x07\n\x05start\"\x8f\x01\n\rWatchResponse\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.storeapi.v1.Change\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x1e\n\x16initial_state_complete\x18\x03 \x01(\x08\x12\x11\n\theartbeat\x18\x04 \x01(\x08\x12\x0f\n\x07partial\x18\x05 \x01(\x08\"\x90\x02\n\x06\x43hange\x12#\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x13.storeapi.v1.Action\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.storeapi.v1.ResourceKind\x12\n\n\x02id\x18\x03 \x01(\x03\x12\x0f\n\x07post_id\x18\x04 \x01(\x03\x12/\n\x0b\x63ommit_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x04post\x18\x06 \x01(\x0b\x32\x11.storeapi.v1.PostH\x00\x12\'\n\x07\x63omment\x18\x07 \x01(\x0b\x32\x14.storeapi.v1.CommentH\x00\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\n\n\x08resource*n\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43TION_SNAPSHOT\x10\x01\x12\x11\n\rACTION_CREATE\x10\x02\x12\x11\n\rACTION_UPDATE\x10\x03\x12\x11\n\rACTION_DELETE\x10\x04*`\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12RESOURCE_KIND_POST\x10\x01\x12\x19\n\x15RESOURCE_KIND_COMMENT\x10\x02\x32V\n\rChangeService\x12\x45\n\x05Watch\x12\x19.storeapi.v1.WatchRequest\x1a\x1a.storeapi.v1.WatchResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19storeapi/v1/changes.proto\x12\x0bstoreapi.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1astoreapi/v1/comments.proto\x1a\x19storeapi/v1/filters.proto\x1a\x17storeapi/v1/posts.proto\"\xb1\x02\n\x0cWatchRequest\x12\x16\n\x0cresume_token\x18\x01 \x01(\tH\x00\x12\x17\n\rinitial_state\x18\x02 \x01(\x08H\x00\x12\x12\n\x08\x65\x61rliest\x18\x03 \x01(\x08H\x00\x12(\n\x05kinds\x18\x04 \x03(\x0e\x32\x19.storeapi.v1.ResourceKind\x12\x10\n\x08post_ids\x18\x05 \x03(\x03\x12\x35\n\x12heartbeat_interval\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\x0bpost_filter\x18\x07 \x01(\x0b\x32\x17.storeapi.v1.PostFilter\x12\x32\n\x0e\x63omment_filter\x18\x08 \x01(\x0b\x32\x1a.storeapi.v1.CommentFilterB\x07\n\x05start\"\x8f\x01\n\rWatchResponse\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.storeapi.v1.Change\x12\x14\n\x0cresume_token\x18\x02 \x01(\t\x12\x1e\n\x16initial_state_complete\x18\x03 \x01(\x08\x12\x11\n\theartbeat\x18\x04 \x01(\x08\x12\x0f\n\x07partial\x18\x05 \x01(\x08\"\x90\x02\n\x06\x43hange\x12#\n\x06\x61\x63tion\x18\x01 \x01(\x0e\x32\x13.storeapi.v1.Action\x12\'\n\x04kind\x18\x02 \x01(\x0e\x32\x19.storeapi.v1.ResourceKind\x12\n\n\x02id\x18\x03 \x01(\x03\x12\x0f\n\x07post_id\x18\x04 \x01(\x03\x12/\n\x0b\x63ommit_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x04post\x18\x06 \x01(\x0b\x32\x11.storeapi.v1.PostH\x00\x12\'\n\x07\x63omment\x18\x07 \x01(\x0b\x32\x14.storeapi.v1.CommentH\x00\x12\x12\n\nrequest_id\x18\x08 \x01(\tB\n\n\x08resource*\x83\x01\n\x06\x41\x63tion\x12\x16\n\x12\x41\x43TION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41\x43TION_SNAPSHOT\x10\x01\x12\x11\n\rACTION_CREATE\x10\x02\x12\x11\n\rACTION_UPDATE\x10\x03\x12\x11\n\rACTION_DELETE\x10\x04\x12\x13\n\x0f\x41\x43TION_UNDELETE\x10\x05*`\n\x0cResourceKind\x12\x1d\n\x19RESOURCE_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12RESOURCE_KIND_POST\x10\x01\x12\x19\n\x15RESOURCE_KIND_COMMENT\x10\x02\x32V\n\rChangeService\x12\x45\n\x05Watch\x12\x19.storeapi.v1.WatchRequest\x1a\x1a.storeapi.v1.WatchResponse\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CHANGESERVICE'].methods_by_name['Watch']._loaded_options = None
   _globals['_CHANGESERVICE'].methods_by_name['Watch']._serialized_options = b'\220\002\001'
-  _globals['_ACTION']._serialized_start=916
-  _globals['_ACTION']._serialized_end=1026
-  _globals['_RESOURCEKIND']._serialized_start=1028
-  _globals['_RESOURCEKIND']._serialized_end=1124
+  _globals['_ACTION']._serialized_start=917
+  _globals['_ACTION']._serialized_end=1048
+  _globals['_RESOURCEKIND']._serialized_start=1050
+  _globals['_RESOURCEKIND']._serialized_end=1146
   _globals['_WATCHREQUEST']._serialized_start=188
   _globals['_WATCHREQUEST']._serialized_end=493
   _globals['_WATCHRESPONSE']._serialized_start=496
   _globals['_WATCHRESPONSE']._serialized_end=639
   _globals['_CHANGE']._serialized_start=642
   _globals['_CHANGE']._serialized_end=914
-  _globals['_CHANGESERVICE']._serialized_start=1126
-  _globals['_CHANGESERVICE']._serialized_end=1212
+  _globals['_CHANGESERVICE']._serialized_start=1148
+  _globals['_CHANGESERVICE']._serialized_end=1234
 # @@protoc_insertion_point(module_scope)

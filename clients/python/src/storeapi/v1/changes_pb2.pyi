@@ -40,6 +40,8 @@ class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueTy
     """The resource was updated."""
     ACTION_DELETE: _Action.ValueType  # 4
     """The resource was deleted."""
+    ACTION_UNDELETE: _Action.ValueType  # 5
+    """The resource was deleted before, and was restored."""
 
 class Action(_Action, metaclass=_ActionEnumTypeWrapper):
     """The action of a change."""
@@ -54,6 +56,8 @@ ACTION_UPDATE: Action.ValueType  # 3
 """The resource was updated."""
 ACTION_DELETE: Action.ValueType  # 4
 """The resource was deleted."""
+ACTION_UNDELETE: Action.ValueType  # 5
+"""The resource was deleted before, and was restored."""
 Global___Action: _TypeAlias = Action  # noqa: Y015
 
 class _ResourceKind:

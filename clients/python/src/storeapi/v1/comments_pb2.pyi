@@ -58,6 +58,8 @@ class Comment(_message.Message):
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     REPLY_TO_ID_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. A positive number that is never reused."""
     body: _builtins.str
@@ -80,7 +82,8 @@ class Comment(_message.Message):
     reply_to_id: _builtins.int
     """The id of the comment that this comment replies to. Both comments belong to the same post. 0: a
     top-level comment. Immutable: if the comment that is replied to is deleted, the reply keeps this id
-    and its place in the thread.
+    and its place in the thread. Comments that were deleted by a version of the service without tombstones
+    are missing.
     """
     depth: _builtins.int
     """Output only. The number of comments above this one in its thread: 0 for a top-level comment, 1 for
@@ -105,6 +108,18 @@ class Comment(_message.Message):
         value has at most 256 bytes of UTF-8 without control characters, and can be empty.
         """
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. The time at which the comment was deleted. Unset on comments that are not deleted. Lists
+        return a deleted comment that has replies as a tombstone, without body, author, labels and external_id.
+        """
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Until this time the deleted comment can be restored with UndeleteComment. Unset on comments that
+        are not deleted, and on those that cannot be restored.
+        """
+
     def __init__(
         self,
         *,
@@ -119,10 +134,12 @@ class Comment(_message.Message):
         external_id: _builtins.str = ...,
         reply_to_id: _builtins.int = ...,
         depth: _builtins.int = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "body", b"body", "create_time", b"create_time", "depth", b"depth", "etag", b"etag", "external_id", b"external_id", "id", b"id", "labels", b"labels", "post_id", b"post_id", "reply_to_id", b"reply_to_id", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "body", b"body", "create_time", b"create_time", "delete_time", b"delete_time", "depth", b"depth", "etag", b"etag", "external_id", b"external_id", "id", b"id", "labels", b"labels", "post_id", b"post_id", "purge_time", b"purge_time", "reply_to_id", b"reply_to_id", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,19 +198,25 @@ class GetCommentRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The id of the comment. Exactly one of id and external_id is required."""
     external_id: _builtins.str
     """The external_id of the comment."""
+    show_deleted: _builtins.bool
+    """Also returns a comment that is deleted and can be restored. If several deleted comments have the
+    external_id, and no other comment has it, the call returns the one that was created last.
+    """
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         external_id: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "id", b"id", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -345,6 +368,7 @@ class DeleteCommentRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Required. The id of the comment."""
     etag: _builtins.str
@@ -359,6 +383,8 @@ class DeleteCommentRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Validates the request and returns the response that it would have, without deleting anything."""
+    force: _builtins.bool
+    """Deletes the replies to the comment too, at every depth."""
     def __init__(
         self,
         *,
@@ -367,10 +393,11 @@ class DeleteCommentRequest(_message.Message):
         allow_missing: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "etag", b"etag", "id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "etag", b"etag", "force", b"force", "id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,10 +412,13 @@ class BatchGetCommentsRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
     """Returns unknown ids in missing_ids, and unknown external_ids in missing_external_ids. Otherwise the
     call fails if one of them is unknown.
     """
+    show_deleted: _builtins.bool
+    """Also returns comments that are deleted and can be restored, as for GetComment."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the comments. ids and external_ids together have 1 to 1000 elements."""
@@ -403,10 +433,11 @@ class BatchGetCommentsRequest(_message.Message):
         ids: _abc.Iterable[_builtins.int] | None = ...,
         allow_missing: _builtins.bool = ...,
         external_ids: _abc.Iterable[_builtins.str] | None = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "external_ids", b"external_ids", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "external_ids", b"external_ids", "ids", b"ids", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -586,6 +617,7 @@ class BatchDeleteCommentsRequest(_message.Message):
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
     """Returns unknown ids in missing_ids. Otherwise the call fails if an id is unknown."""
     request_id: _builtins.str
@@ -596,6 +628,8 @@ class BatchDeleteCommentsRequest(_message.Message):
     """
     validate_only: _builtins.bool
     """Validates the request and returns the response that it would have, without deleting anything."""
+    force: _builtins.bool
+    """Deletes the replies to the comments too, at every depth."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Required. The ids of the comments, 1 to 1000, each at most once."""
@@ -607,10 +641,11 @@ class BatchDeleteCommentsRequest(_message.Message):
         allow_missing: _builtins.bool = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        force: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "ids", b"ids", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "force", b"force", "ids", b"ids", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -803,3 +838,103 @@ class CountRepliesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountRepliesResponse: _TypeAlias = CountRepliesResponse  # noqa: Y015
+
+@_typing.final
+class UndeleteCommentRequest(_message.Message):
+    """The request of UndeleteComment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Required. The id of the deleted comment."""
+    request_id: _builtins.str
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
+    """
+    validate_only: _builtins.bool
+    """Validates the request and returns the response that it would have, without restoring anything. The
+    response has no etag.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeleteCommentRequest: _TypeAlias = UndeleteCommentRequest  # noqa: Y015
+
+@_typing.final
+class ListCommentRevisionsRequest(_message.Message):
+    """The request of ListCommentRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Required. The id of the comment."""
+    page_size: _builtins.int
+    """Maximum number of versions in the page. The default is 50; values above 1000 are capped at 1000. A
+    page ends before it exceeds 3 MiB, so it can be shorter.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the previous page of the same query. page_size may differ."""
+    show_deleted: _builtins.bool
+    """Also returns the versions of a comment that is deleted and can be restored."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCommentRevisionsRequest: _TypeAlias = ListCommentRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListCommentRevisionsResponse(_message.Message):
+    """The response of ListCommentRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def comments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Comment]:
+        """The former versions, newest first."""
+
+    def __init__(
+        self,
+        *,
+        comments: _abc.Iterable[Global___Comment] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comments", b"comments", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCommentRevisionsResponse: _TypeAlias = ListCommentRevisionsResponse  # noqa: Y015

@@ -63,6 +63,16 @@ class CommentServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_comments__pb2.DeleteCommentRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_comments__pb2.Comment.FromString,
                 _registered_method=True)
+        self.UndeleteComment = channel.unary_unary(
+                '/storeapi.v1.CommentService/UndeleteComment',
+                request_serializer=storeapi_dot_v1_dot_comments__pb2.UndeleteCommentRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_comments__pb2.Comment.FromString,
+                _registered_method=True)
+        self.ListCommentRevisions = channel.unary_unary(
+                '/storeapi.v1.CommentService/ListCommentRevisions',
+                request_serializer=storeapi_dot_v1_dot_comments__pb2.ListCommentRevisionsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_comments__pb2.ListCommentRevisionsResponse.FromString,
+                _registered_method=True)
         self.BatchGetComments = channel.unary_unary(
                 '/storeapi.v1.CommentService/BatchGetComments',
                 request_serializer=storeapi_dot_v1_dot_comments__pb2.BatchGetCommentsRequest.SerializeToString,
@@ -108,12 +118,12 @@ class CommentServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
         character; post_id is missing or not positive; reply_to_id is negative; author, labels or
-        external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
-        return_existing is set without external_id; request_id is not a UUID.
+        external_id is not valid; an output-only field (id, create_time, update_time, etag, depth,
+        delete_time, purge_time) is set; return_existing is set without external_id; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
         not set. Metadata id is the id of that comment.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id, or it is deleted.
         - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
         another post. Metadata post_id is the id of that post.
         - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
@@ -130,7 +140,8 @@ class CommentServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
         positive; external_id is not valid.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id, or it is deleted, and
+        show_deleted is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,7 +152,8 @@ class CommentServiceServicer(object):
         unless order_by says otherwise. A comment that exists while the caller reads all pages is
         returned exactly once, regardless of comments that are created or deleted in the meantime. With a
         filter, and while the server removes comments of deleted posts, a page can be short or empty and
-        still have a next_page_token. Only a page without a next_page_token is the last page.
+        still have a next_page_token. Only a page without a next_page_token is the last page. A deleted comment
+        that has replies is returned as a tombstone: see DeleteComment.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
@@ -165,8 +177,8 @@ class CommentServiceServicer(object):
         whose key is not valid.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
         differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-        "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
-        value while update_mask is unset or "*".
+        "*"; comment.create_time, comment.update_time, comment.depth, comment.delete_time or comment.purge_time is
+        set and differs from the stored value while update_mask is unset or "*".
         - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
         - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
         metadata current_etag.
@@ -179,11 +191,56 @@ class CommentServiceServicer(object):
     def DeleteComment(self, request, context):
         """Deletes a comment and returns its last state.
 
+        If the comment has replies, lists return it as a tombstone from then on, so that the thread stays
+        connected: id, post_id, reply_to_id, depth, the times and delete_time remain, and body, author, labels and
+        external_id are empty. The tombstone disappears with its last reply, as do tombstones above it. With
+        force, the replies are deleted too, at every depth. Up to 1,000 replies with up to 1 MiB of bodies are
+        deleted in the transaction of the comment. If there are more, the server removes them in the background,
+        and no call finds them in the meantime, as for the comments of a post.
+
+        A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
+        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and allow_missing is not set.
         - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeleteComment(self, request, context):
+        """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
+        force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
+        external_id another comment has by now, without external_id. Deleted comments
+        above it in its thread become tombstones.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it was purged, which is possible from its
+        purge_time on.
+        - NOT_FOUND (POST_NOT_FOUND): the post of the comment is deleted. Restore the post first.
+        - FAILED_PRECONDITION (NOT_DELETED): the comment is not deleted.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another comment has the external_id of the comment by now. Metadata
+        id is the id of that comment.
+        - UNAVAILABLE (DATABASE_BUSY): the deletion of the comment, or of one above it, with its replies is not
+        finished; retry later.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCommentRevisions(self, request, context):
+        """Returns a page of the former versions of a comment, newest first, as for ListPostRevisions.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and show_deleted is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -264,7 +321,8 @@ class CommentServiceServicer(object):
 
     def CountComments(self, request, context):
         """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-        match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+        match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
+        filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
         Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
         and matches throughout the call is counted exactly once; a comment that is created, updated or
         deleted during the call may or may not be counted.
@@ -321,6 +379,16 @@ def add_CommentServiceServicer_to_server(servicer, server):
                     servicer.DeleteComment,
                     request_deserializer=storeapi_dot_v1_dot_comments__pb2.DeleteCommentRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_comments__pb2.Comment.SerializeToString,
+            ),
+            'UndeleteComment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeleteComment,
+                    request_deserializer=storeapi_dot_v1_dot_comments__pb2.UndeleteCommentRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_comments__pb2.Comment.SerializeToString,
+            ),
+            'ListCommentRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCommentRevisions,
+                    request_deserializer=storeapi_dot_v1_dot_comments__pb2.ListCommentRevisionsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_comments__pb2.ListCommentRevisionsResponse.SerializeToString,
             ),
             'BatchGetComments': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetComments,
@@ -492,6 +560,60 @@ class CommentService(object):
             '/storeapi.v1.CommentService/DeleteComment',
             storeapi_dot_v1_dot_comments__pb2.DeleteCommentRequest.SerializeToString,
             storeapi_dot_v1_dot_comments__pb2.Comment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeleteComment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.CommentService/UndeleteComment',
+            storeapi_dot_v1_dot_comments__pb2.UndeleteCommentRequest.SerializeToString,
+            storeapi_dot_v1_dot_comments__pb2.Comment.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCommentRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.CommentService/ListCommentRevisions',
+            storeapi_dot_v1_dot_comments__pb2.ListCommentRevisionsRequest.SerializeToString,
+            storeapi_dot_v1_dot_comments__pb2.ListCommentRevisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

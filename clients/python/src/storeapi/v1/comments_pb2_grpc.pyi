@@ -43,12 +43,12 @@ class CommentServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
       character; post_id is missing or not positive; reply_to_id is negative; author, labels or
-      external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
-      return_existing is set without external_id; request_id is not a UUID.
+      external_id is not valid; an output-only field (id, create_time, update_time, etag, depth,
+      delete_time, purge_time) is set; return_existing is set without external_id; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
       not set. Metadata id is the id of that comment.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id, or it is deleted.
     - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
       another post. Metadata post_id is the id of that post.
     - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
@@ -61,14 +61,16 @@ class CommentServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
       positive; external_id is not valid.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id, or it is deleted, and
+      show_deleted is not set.
     """
     ListComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]
     """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
     unless order_by says otherwise. A comment that exists while the caller reads all pages is
     returned exactly once, regardless of comments that are created or deleted in the meantime. With a
     filter, and while the server removes comments of deleted posts, a page can be short or empty and
-    still have a next_page_token. Only a page without a next_page_token is the last page.
+    still have a next_page_token. Only a page without a next_page_token is the last page. A deleted comment
+    that has replies is returned as a tombstone: see DeleteComment.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
@@ -88,8 +90,8 @@ class CommentServiceStub:
       whose key is not valid.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
       differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-      "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
-      value while update_mask is unset or "*".
+      "*"; comment.create_time, comment.update_time, comment.depth, comment.delete_time or comment.purge_time is
+      set and differs from the stored value while update_mask is unset or "*".
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -98,11 +100,48 @@ class CommentServiceStub:
     DeleteComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.DeleteCommentRequest, _comments_pb2.Comment]
     """Deletes a comment and returns its last state.
 
+    If the comment has replies, lists return it as a tombstone from then on, so that the thread stays
+    connected: id, post_id, reply_to_id, depth, the times and delete_time remain, and body, author, labels and
+    external_id are empty. The tombstone disappears with its last reply, as do tombstones above it. With
+    force, the replies are deleted too, at every depth. Up to 1,000 replies with up to 1 MiB of bodies are
+    deleted in the transaction of the comment. If there are more, the server removes them in the background,
+    and no call finds them in the meantime, as for the comments of a post.
+
+    A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
+    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and allow_missing is not set.
     - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    UndeleteComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.UndeleteCommentRequest, _comments_pb2.Comment]
+    """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
+    force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
+    external_id another comment has by now, without external_id. Deleted comments
+    above it in its thread become tombstones.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it was purged, which is possible from its
+      purge_time on.
+    - NOT_FOUND (POST_NOT_FOUND): the post of the comment is deleted. Restore the post first.
+    - FAILED_PRECONDITION (NOT_DELETED): the comment is not deleted.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another comment has the external_id of the comment by now. Metadata
+      id is the id of that comment.
+    - UNAVAILABLE (DATABASE_BUSY): the deletion of the comment, or of one above it, with its replies is not
+      finished; retry later.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    ListCommentRevisions: _grpc.UnaryUnaryMultiCallable[_comments_pb2.ListCommentRevisionsRequest, _comments_pb2.ListCommentRevisionsResponse]
+    """Returns a page of the former versions of a comment, newest first, as for ListPostRevisions.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and show_deleted is not set.
     """
     BatchGetComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]
     """Returns up to 1000 comments in the order of the request. A comment whose id occurs twice is
@@ -163,7 +202,8 @@ class CommentServiceStub:
     """
     CountComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]
     """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-    match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+    match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
+    filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
     Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
     and matches throughout the call is counted exactly once; a comment that is created, updated or
     deleted during the call may or may not be counted.
@@ -201,12 +241,12 @@ class CommentServiceAsyncStub(CommentServiceStub):
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
       character; post_id is missing or not positive; reply_to_id is negative; author, labels or
-      external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
-      return_existing is set without external_id; request_id is not a UUID.
+      external_id is not valid; an output-only field (id, create_time, update_time, etag, depth,
+      delete_time, purge_time) is set; return_existing is set without external_id; request_id is not a UUID.
     - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
       not set. Metadata id is the id of that comment.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id, or it is deleted.
     - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
       another post. Metadata post_id is the id of that post.
     - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
@@ -219,14 +259,16 @@ class CommentServiceAsyncStub(CommentServiceStub):
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
       positive; external_id is not valid.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id, or it is deleted, and
+      show_deleted is not set.
     """
     ListComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.ListCommentsRequest, _comments_pb2.ListCommentsResponse]  # type: ignore[assignment]
     """Returns a page of the comments of one post, or of all comments if post_id is 0, oldest first
     unless order_by says otherwise. A comment that exists while the caller reads all pages is
     returned exactly once, regardless of comments that are created or deleted in the meantime. With a
     filter, and while the server removes comments of deleted posts, a page can be short or empty and
-    still have a next_page_token. Only a page without a next_page_token is the last page.
+    still have a next_page_token. Only a page without a next_page_token is the last page. A deleted comment
+    that has replies is returned as a tombstone: see DeleteComment.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
@@ -246,8 +288,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
       whose key is not valid.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
       differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-      "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
-      value while update_mask is unset or "*".
+      "*"; comment.create_time, comment.update_time, comment.depth, comment.delete_time or comment.purge_time is
+      set and differs from the stored value while update_mask is unset or "*".
     - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
     - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -256,11 +298,48 @@ class CommentServiceAsyncStub(CommentServiceStub):
     DeleteComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.DeleteCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Deletes a comment and returns its last state.
 
+    If the comment has replies, lists return it as a tombstone from then on, so that the thread stays
+    connected: id, post_id, reply_to_id, depth, the times and delete_time remain, and body, author, labels and
+    external_id are empty. The tombstone disappears with its last reply, as do tombstones above it. With
+    force, the replies are deleted too, at every depth. Up to 1,000 replies with up to 1 MiB of bodies are
+    deleted in the transaction of the comment. If there are more, the server removes them in the background,
+    and no call finds them in the meantime, as for the comments of a post.
+
+    A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
+    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and allow_missing is not set.
     - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    UndeleteComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.UndeleteCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
+    """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
+    force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
+    external_id another comment has by now, without external_id. Deleted comments
+    above it in its thread become tombstones.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it was purged, which is possible from its
+      purge_time on.
+    - NOT_FOUND (POST_NOT_FOUND): the post of the comment is deleted. Restore the post first.
+    - FAILED_PRECONDITION (NOT_DELETED): the comment is not deleted.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another comment has the external_id of the comment by now. Metadata
+      id is the id of that comment.
+    - UNAVAILABLE (DATABASE_BUSY): the deletion of the comment, or of one above it, with its replies is not
+      finished; retry later.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    ListCommentRevisions: _aio.UnaryUnaryMultiCallable[_comments_pb2.ListCommentRevisionsRequest, _comments_pb2.ListCommentRevisionsResponse]  # type: ignore[assignment]
+    """Returns a page of the former versions of a comment, newest first, as for ListPostRevisions.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and show_deleted is not set.
     """
     BatchGetComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchGetCommentsRequest, _comments_pb2.BatchGetCommentsResponse]  # type: ignore[assignment]
     """Returns up to 1000 comments in the order of the request. A comment whose id occurs twice is
@@ -321,7 +400,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
     """
     CountComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]  # type: ignore[assignment]
     """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-    match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+    match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
+    filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
     Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
     and matches throughout the call is counted exactly once; a comment that is created, updated or
     deleted during the call may or may not be counted.
@@ -362,12 +442,12 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): comment is unset; body is empty, too long, or contains a NUL
           character; post_id is missing or not positive; reply_to_id is negative; author, labels or
-          external_id is not valid; an output-only field (id, create_time, update_time, etag, depth) is set;
-          return_existing is set without external_id; request_id is not a UUID.
+          external_id is not valid; an output-only field (id, create_time, update_time, etag, depth,
+          delete_time, purge_time) is set; return_existing is set without external_id; request_id is not a UUID.
         - NOT_FOUND (POST_NOT_FOUND): no post has the id comment.post_id.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a comment with this external_id exists, and return_existing is
           not set. Metadata id is the id of that comment.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has the id comment.reply_to_id, or it is deleted.
         - FAILED_PRECONDITION (REPLY_POST_MISMATCH): the comment with the id comment.reply_to_id belongs to
           another post. Metadata post_id is the id of that post.
         - FAILED_PRECONDITION (REPLY_TOO_DEEP): the depth of the reply would exceed the maximum, which is a
@@ -386,7 +466,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
           positive; external_id is not valid.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id or external_id, or it is deleted, and
+          show_deleted is not set.
         """
 
     @_abc_1.abstractmethod
@@ -399,7 +480,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         unless order_by says otherwise. A comment that exists while the caller reads all pages is
         returned exactly once, regardless of comments that are created or deleted in the meantime. With a
         filter, and while the server removes comments of deleted posts, a page can be short or empty and
-        still have a next_page_token. Only a page without a next_page_token is the last page.
+        still have a next_page_token. Only a page without a next_page_token is the last page. A deleted comment
+        that has replies is returned as a tombstone: see DeleteComment.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): page_size or post_id is negative; order_by is unknown, or it is
@@ -425,8 +507,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           whose key is not valid.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): comment.post_id, comment.reply_to_id or comment.external_id
           differs from the stored value and is named by update_mask, or is set while update_mask is unset or
-          "*"; comment.create_time, comment.update_time or comment.depth is set and differs from the stored
-          value while update_mask is unset or "*".
+          "*"; comment.create_time, comment.update_time, comment.depth, comment.delete_time or comment.purge_time is
+          set and differs from the stored value while update_mask is unset or "*".
         - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id.
         - ABORTED (ETAG_MISMATCH): comment.etag is set and differs from the stored etag, which is in
           metadata current_etag.
@@ -441,11 +523,60 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_comments_pb2.Comment, _abc.Awaitable[_comments_pb2.Comment]]:
         """Deletes a comment and returns its last state.
 
+        If the comment has replies, lists return it as a tombstone from then on, so that the thread stays
+        connected: id, post_id, reply_to_id, depth, the times and delete_time remain, and body, author, labels and
+        external_id are empty. The tombstone disappears with its last reply, as do tombstones above it. With
+        force, the replies are deleted too, at every depth. Up to 1,000 replies with up to 1 MiB of bodies are
+        deleted in the transaction of the comment. If there are more, the server removes them in the background,
+        and no call finds them in the meantime, as for the comments of a post.
+
+        A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
+        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, and allow_missing is not set.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and allow_missing is not set.
         - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeleteComment(
+        self,
+        request: _comments_pb2.UndeleteCommentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comments_pb2.Comment, _abc.Awaitable[_comments_pb2.Comment]]:
+        """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
+        force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
+        external_id another comment has by now, without external_id. Deleted comments
+        above it in its thread become tombstones.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it was purged, which is possible from its
+          purge_time on.
+        - NOT_FOUND (POST_NOT_FOUND): the post of the comment is deleted. Restore the post first.
+        - FAILED_PRECONDITION (NOT_DELETED): the comment is not deleted.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another comment has the external_id of the comment by now. Metadata
+          id is the id of that comment.
+        - UNAVAILABLE (DATABASE_BUSY): the deletion of the comment, or of one above it, with its replies is not
+          finished; retry later.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def ListCommentRevisions(
+        self,
+        request: _comments_pb2.ListCommentRevisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comments_pb2.ListCommentRevisionsResponse, _abc.Awaitable[_comments_pb2.ListCommentRevisionsResponse]]:
+        """Returns a page of the former versions of a comment, newest first, as for ListPostRevisions.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (COMMENT_NOT_FOUND): no comment has this id, or it is deleted, and show_deleted is not set.
         """
 
     @_abc_1.abstractmethod
@@ -536,7 +667,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.CountCommentsResponse, _abc.Awaitable[_comments_pb2.CountCommentsResponse]]:
         """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-        match are counted. The count of a post without comments, or of a post that does not exist, is 0.
+        match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
+        filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
         Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
         and matches throughout the call is counted exactly once; a comment that is created, updated or
         deleted during the call may or may not be counted.

@@ -129,8 +129,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     that has expired.
     """
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 29
-    """PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write
-    or watch. Example: CreatePost with an API key that has only the permission read. Metadata:
+    """PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write,
+    watch or admin. Example: CreatePost with an API key that has only the permission read. Metadata:
     right.
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 30
@@ -163,6 +163,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REPLY_POST_MISMATCH: _ErrorReason.ValueType  # 36
     """FAILED_PRECONDITION with PreconditionFailure: the comment that is replied to belongs to another
     post. Metadata: reply_to_id, post_id (the post of the comment that is replied to).
+    """
+    ERROR_REASON_NOT_DELETED: _ErrorReason.ValueType  # 37
+    """FAILED_PRECONDITION with ResourceInfo: the resource is not deleted, so it cannot be restored. Example:
+    UndeletePost with the id of a post that another caller has restored.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -285,8 +289,8 @@ ERROR_REASON_CREDENTIALS_INVALID: ErrorReason.ValueType  # 28
 that has expired.
 """
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
-"""PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write
-or watch. Example: CreatePost with an API key that has only the permission read. Metadata:
+"""PERMISSION_DENIED: the caller does not have the permission that the method requires: read, write,
+watch or admin. Example: CreatePost with an API key that has only the permission read. Metadata:
 right.
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 30
@@ -319,5 +323,9 @@ is a server setting. Metadata: reply_to_id, max_depth. Example: a reply to a com
 ERROR_REASON_REPLY_POST_MISMATCH: ErrorReason.ValueType  # 36
 """FAILED_PRECONDITION with PreconditionFailure: the comment that is replied to belongs to another
 post. Metadata: reply_to_id, post_id (the post of the comment that is replied to).
+"""
+ERROR_REASON_NOT_DELETED: ErrorReason.ValueType  # 37
+"""FAILED_PRECONDITION with ResourceInfo: the resource is not deleted, so it cannot be restored. Example:
+UndeletePost with the id of a post that another caller has restored.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

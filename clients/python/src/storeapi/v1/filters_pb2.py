@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19storeapi/v1/filters.proto\x12\x0bstoreapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xee\x01\n\nPostFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x33\n\x06labels\x18\x02 \x03(\x0b\x32#.storeapi.v1.PostFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x9e\x02\n\rCommentFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.storeapi.v1.CommentFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0breply_to_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_reply_to_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19storeapi/v1/filters.proto\x12\x0bstoreapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\nPostFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x33\n\x06labels\x18\x02 \x03(\x0b\x32#.storeapi.v1.PostFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb4\x02\n\rCommentFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.storeapi.v1.CommentFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0breply_to_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_reply_to_idb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,11 +37,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMENTFILTER_LABELSENTRY']._loaded_options = None
   _globals['_COMMENTFILTER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_POSTFILTER']._serialized_start=76
-  _globals['_POSTFILTER']._serialized_end=314
-  _globals['_POSTFILTER_LABELSENTRY']._serialized_start=269
-  _globals['_POSTFILTER_LABELSENTRY']._serialized_end=314
-  _globals['_COMMENTFILTER']._serialized_start=317
-  _globals['_COMMENTFILTER']._serialized_end=603
-  _globals['_COMMENTFILTER_LABELSENTRY']._serialized_start=269
-  _globals['_COMMENTFILTER_LABELSENTRY']._serialized_end=314
+  _globals['_POSTFILTER']._serialized_end=336
+  _globals['_POSTFILTER_LABELSENTRY']._serialized_start=291
+  _globals['_POSTFILTER_LABELSENTRY']._serialized_end=336
+  _globals['_COMMENTFILTER']._serialized_start=339
+  _globals['_COMMENTFILTER']._serialized_end=647
+  _globals['_COMMENTFILTER_LABELSENTRY']._serialized_start=291
+  _globals['_COMMENTFILTER_LABELSENTRY']._serialized_end=336
 # @@protoc_insertion_point(module_scope)

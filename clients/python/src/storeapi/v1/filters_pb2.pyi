@@ -51,8 +51,13 @@ class PostFilter(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FROM_FIELD_NUMBER: _builtins.int
     CREATE_TIME_BEFORE_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """Only posts with exactly this author. Empty: any author, or none."""
+    show_deleted: _builtins.bool
+    """Also posts that are deleted and can be restored, with their content. In a watch, the initial state has
+    them too; later changes are not affected.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only posts that have all of these labels, with exactly these values. At most 8."""
@@ -74,10 +79,11 @@ class PostFilter(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time_from: _timestamp_pb2.Timestamp | None = ...,
         create_time_before: _timestamp_pb2.Timestamp | None = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time_before", b"create_time_before", "create_time_from", b"create_time_from"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "labels", b"labels"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "labels", b"labels", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -116,11 +122,18 @@ class CommentFilter(_message.Message):
     CREATE_TIME_FROM_FIELD_NUMBER: _builtins.int
     CREATE_TIME_BEFORE_FIELD_NUMBER: _builtins.int
     REPLY_TO_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     author: _builtins.str
     """Only comments with exactly this author. Empty: any author, or none."""
     reply_to_id: _builtins.int
     """Only direct replies to the comment with this id, which may have been deleted. 0: only top-level
     comments. Unset: all comments.
+    """
+    show_deleted: _builtins.bool
+    """Also comments that are deleted and can be restored, with their content. In a watch, the initial state
+    has them too; later changes are not affected. If it is not set, deleted comments that have replies are
+    returned as tombstones, which have no content; they do not match conditions for author and labels, and
+    they are not counted.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -144,10 +157,11 @@ class CommentFilter(_message.Message):
         create_time_from: _timestamp_pb2.Timestamp | None = ...,
         create_time_before: _timestamp_pb2.Timestamp | None = ...,
         reply_to_id: _builtins.int | None = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reply_to_id", b"_reply_to_id", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "reply_to_id", b"reply_to_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reply_to_id", b"_reply_to_id", "author", b"author", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "labels", b"labels", "reply_to_id", b"reply_to_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reply_to_id", b"_reply_to_id", "author", b"author", "create_time_before", b"create_time_before", "create_time_from", b"create_time_from", "labels", b"labels", "reply_to_id", b"reply_to_id", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reply_to_id: _TypeAlias = _typing.Literal["reply_to_id"]  # noqa: Y015
     _WhichOneofArgType__reply_to_id: _TypeAlias = _typing.Literal["_reply_to_id", b"_reply_to_id"]  # noqa: Y015

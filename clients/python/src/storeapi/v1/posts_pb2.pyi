@@ -55,6 +55,8 @@ class Post(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    DELETE_TIME_FIELD_NUMBER: _builtins.int
+    PURGE_TIME_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Output only. A positive number that is never reused."""
     body: _builtins.str
@@ -91,6 +93,16 @@ class Post(_message.Message):
         value has at most 256 bytes of UTF-8 without control characters, and can be empty.
         """
 
+    @_builtins.property
+    def delete_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. The time at which the post was deleted. Unset on posts that are not deleted."""
+
+    @_builtins.property
+    def purge_time(self) -> _timestamp_pb2.Timestamp:
+        """Output only. Until this time the deleted post can be restored with UndeletePost. Unset on posts that
+        are not deleted, and on those that cannot be restored.
+        """
+
     def __init__(
         self,
         *,
@@ -102,10 +114,12 @@ class Post(_message.Message):
         author: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         external_id: _builtins.str = ...,
+        delete_time: _timestamp_pb2.Timestamp | None = ...,
+        purge_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delete_time", b"delete_time", "purge_time", b"purge_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "body", b"body", "create_time", b"create_time", "etag", b"etag", "external_id", b"external_id", "id", b"id", "labels", b"labels", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["author", b"author", "body", b"body", "create_time", b"create_time", "delete_time", b"delete_time", "etag", b"etag", "external_id", b"external_id", "id", b"id", "labels", b"labels", "purge_time", b"purge_time", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -164,19 +178,25 @@ class GetPostRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The id of the post. Exactly one of id and external_id is required."""
     external_id: _builtins.str
     """The external_id of the post."""
+    show_deleted: _builtins.bool
+    """Also returns a post that is deleted and can be restored. If several deleted posts have the
+    external_id, and no other post has it, the call returns the one that was created last.
+    """
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         external_id: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "id", b"id", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -364,10 +384,13 @@ class BatchGetPostsRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     ALLOW_MISSING_FIELD_NUMBER: _builtins.int
     EXTERNAL_IDS_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     allow_missing: _builtins.bool
     """Returns unknown ids in missing_ids, and unknown external_ids in missing_external_ids. Otherwise the
     call fails if one of them is unknown.
     """
+    show_deleted: _builtins.bool
+    """Also returns posts that are deleted and can be restored, as for GetPost."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the posts. ids and external_ids together have 1 to 1000 elements."""
@@ -382,10 +405,11 @@ class BatchGetPostsRequest(_message.Message):
         ids: _abc.Iterable[_builtins.int] | None = ...,
         allow_missing: _builtins.bool = ...,
         external_ids: _abc.Iterable[_builtins.str] | None = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "external_ids", b"external_ids", "ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "external_ids", b"external_ids", "ids", b"ids", "show_deleted", b"show_deleted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -674,3 +698,103 @@ class CountPostsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CountPostsResponse: _TypeAlias = CountPostsResponse  # noqa: Y015
+
+@_typing.final
+class UndeletePostRequest(_message.Message):
+    """The request of UndeletePost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Required. The id of the deleted post."""
+    request_id: _builtins.str
+    """A UUID that the caller chooses for this request. If the same request is sent again with the same
+    request_id, it is not executed again, and the call returns the first response. The server
+    remembers a request_id for 24 hours (a server setting). Empty: a repeated request is executed
+    again.
+    """
+    validate_only: _builtins.bool
+    """Validates the request and returns the response that it would have, without restoring anything. The
+    response has no etag.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UndeletePostRequest: _TypeAlias = UndeletePostRequest  # noqa: Y015
+
+@_typing.final
+class ListPostRevisionsRequest(_message.Message):
+    """The request of ListPostRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """Required. The id of the post."""
+    page_size: _builtins.int
+    """Maximum number of versions in the page. The default is 50; values above 1000 are capped at 1000. A
+    page ends before it exceeds 3 MiB, so it can be shorter.
+    """
+    page_token: _builtins.str
+    """The next_page_token of the previous page of the same query. page_size may differ."""
+    show_deleted: _builtins.bool
+    """Also returns the versions of a post that is deleted and can be restored."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPostRevisionsRequest: _TypeAlias = ListPostRevisionsRequest  # noqa: Y015
+
+@_typing.final
+class ListPostRevisionsResponse(_message.Message):
+    """The response of ListPostRevisions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def posts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Post]:
+        """The former versions, newest first."""
+
+    def __init__(
+        self,
+        *,
+        posts: _abc.Iterable[Global___Post] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "posts", b"posts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPostRevisionsResponse: _TypeAlias = ListPostRevisionsResponse  # noqa: Y015

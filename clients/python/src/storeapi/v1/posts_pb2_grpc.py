@@ -75,6 +75,16 @@ class PostServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_posts__pb2.DeletePostRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_posts__pb2.Post.FromString,
                 _registered_method=True)
+        self.UndeletePost = channel.unary_unary(
+                '/storeapi.v1.PostService/UndeletePost',
+                request_serializer=storeapi_dot_v1_dot_posts__pb2.UndeletePostRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_posts__pb2.Post.FromString,
+                _registered_method=True)
+        self.ListPostRevisions = channel.unary_unary(
+                '/storeapi.v1.PostService/ListPostRevisions',
+                request_serializer=storeapi_dot_v1_dot_posts__pb2.ListPostRevisionsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_posts__pb2.ListPostRevisionsResponse.FromString,
+                _registered_method=True)
         self.BatchGetPosts = channel.unary_unary(
                 '/storeapi.v1.PostService/BatchGetPosts',
                 request_serializer=storeapi_dot_v1_dot_posts__pb2.BatchGetPostsRequest.SerializeToString,
@@ -127,7 +137,8 @@ class PostServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
         character; author, labels or external_id is not valid; an output-only field (id, create_time,
-        update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
+        update_time, etag, delete_time, purge_time) is set; return_existing is set without external_id;
+        request_id is not a UUID.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
         not set. Metadata id is the id of that post.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
@@ -142,7 +153,8 @@ class PostServiceServicer(object):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
         positive; external_id is not valid.
-        - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id, or it is deleted, and show_deleted is
+        not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -175,8 +187,9 @@ class PostServiceServicer(object):
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
         whose key is not valid.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
-        update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
-        set and differs from the stored value while update_mask is unset or "*".
+        update_mask, or is set while update_mask is unset or "*"; post.create_time, post.update_time,
+        post.delete_time or post.purge_time is set and differs from the stored value while update_mask is
+        unset or "*".
         - NOT_FOUND (POST_NOT_FOUND): no post has this id.
         - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
         metadata current_etag.
@@ -195,13 +208,52 @@ class PostServiceServicer(object):
         server removes its comments in the background: Watch sends the deletion of the post first, and
         the deletions of the comments within the next seconds or minutes.
 
+        A deleted post can be restored with UndeletePost until its purge_time, if the server setting
+        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-        - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and allow_missing is not set.
         - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
         comment_count is their number, counted after the call was refused.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UndeletePost(self, request, context):
+        """Restores a deleted post, with its id and the comments that were deleted together with it, and returns
+        it. Comments that were deleted before stay deleted. A comment whose external_id another comment has by
+        now is restored without external_id. Up to 1,000 comments with up to 1 MiB of bodies are
+        restored in the transaction of the post. If there are more, the server restores them in the background,
+        within the next seconds or minutes.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it was purged, which is possible from its
+        purge_time on.
+        - FAILED_PRECONDITION (NOT_DELETED): the post is not deleted.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another post has the external_id of the post by now. Metadata id
+        is the id of that post.
+        - UNAVAILABLE (DATABASE_BUSY): the deletion of the post with its comments is not finished; retry later.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPostRevisions(self, request, context):
+        """Returns a page of the former versions of a post, newest first, without the current version. The server
+        keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
+        update_time and the etag that the post had; the other fields are those of the post.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and show_deleted is not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -316,6 +368,16 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.DeletePost,
                     request_deserializer=storeapi_dot_v1_dot_posts__pb2.DeletePostRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_posts__pb2.Post.SerializeToString,
+            ),
+            'UndeletePost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UndeletePost,
+                    request_deserializer=storeapi_dot_v1_dot_posts__pb2.UndeletePostRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_posts__pb2.Post.SerializeToString,
+            ),
+            'ListPostRevisions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPostRevisions,
+                    request_deserializer=storeapi_dot_v1_dot_posts__pb2.ListPostRevisionsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_posts__pb2.ListPostRevisionsResponse.SerializeToString,
             ),
             'BatchGetPosts': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchGetPosts,
@@ -494,6 +556,60 @@ class PostService(object):
             '/storeapi.v1.PostService/DeletePost',
             storeapi_dot_v1_dot_posts__pb2.DeletePostRequest.SerializeToString,
             storeapi_dot_v1_dot_posts__pb2.Post.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UndeletePost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.PostService/UndeletePost',
+            storeapi_dot_v1_dot_posts__pb2.UndeletePostRequest.SerializeToString,
+            storeapi_dot_v1_dot_posts__pb2.Post.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPostRevisions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.PostService/ListPostRevisions',
+            storeapi_dot_v1_dot_posts__pb2.ListPostRevisionsRequest.SerializeToString,
+            storeapi_dot_v1_dot_posts__pb2.ListPostRevisionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,7 +55,8 @@ class PostServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
       character; author, labels or external_id is not valid; an output-only field (id, create_time,
-      update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
+      update_time, etag, delete_time, purge_time) is set; return_existing is set without external_id;
+      request_id is not a UUID.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
       not set. Metadata id is the id of that post.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
@@ -66,7 +67,8 @@ class PostServiceStub:
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
       positive; external_id is not valid.
-    - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id, or it is deleted, and show_deleted is
+      not set.
     """
     ListPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]
     """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
@@ -91,8 +93,9 @@ class PostServiceStub:
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
       whose key is not valid.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
-      update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
-      set and differs from the stored value while update_mask is unset or "*".
+      update_mask, or is set while update_mask is unset or "*"; post.create_time, post.update_time,
+      post.delete_time or post.purge_time is set and differs from the stored value while update_mask is
+      unset or "*".
     - NOT_FOUND (POST_NOT_FOUND): no post has this id.
     - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -107,13 +110,44 @@ class PostServiceStub:
     server removes its comments in the background: Watch sends the deletion of the post first, and
     the deletions of the comments within the next seconds or minutes.
 
+    A deleted post can be restored with UndeletePost until its purge_time, if the server setting
+    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-    - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and allow_missing is not set.
     - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
       comment_count is their number, counted after the call was refused.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    UndeletePost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.UndeletePostRequest, _posts_pb2.Post]
+    """Restores a deleted post, with its id and the comments that were deleted together with it, and returns
+    it. Comments that were deleted before stay deleted. A comment whose external_id another comment has by
+    now is restored without external_id. Up to 1,000 comments with up to 1 MiB of bodies are
+    restored in the transaction of the post. If there are more, the server restores them in the background,
+    within the next seconds or minutes.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it was purged, which is possible from its
+      purge_time on.
+    - FAILED_PRECONDITION (NOT_DELETED): the post is not deleted.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another post has the external_id of the post by now. Metadata id
+      is the id of that post.
+    - UNAVAILABLE (DATABASE_BUSY): the deletion of the post with its comments is not finished; retry later.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    ListPostRevisions: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostRevisionsRequest, _posts_pb2.ListPostRevisionsResponse]
+    """Returns a page of the former versions of a post, newest first, without the current version. The server
+    keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
+    update_time and the etag that the post had; the other fields are those of the post.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and show_deleted is not set.
     """
     BatchGetPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]
     """Returns up to 1000 posts in the order of the request. A post whose id occurs twice is returned
@@ -205,7 +239,8 @@ class PostServiceAsyncStub(PostServiceStub):
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
       character; author, labels or external_id is not valid; an output-only field (id, create_time,
-      update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
+      update_time, etag, delete_time, purge_time) is set; return_existing is set without external_id;
+      request_id is not a UUID.
     - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
       not set. Metadata id is the id of that post.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
@@ -216,7 +251,8 @@ class PostServiceAsyncStub(PostServiceStub):
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
       positive; external_id is not valid.
-    - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id, or it is deleted, and show_deleted is
+      not set.
     """
     ListPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostsRequest, _posts_pb2.ListPostsResponse]  # type: ignore[assignment]
     """Returns a page of posts, oldest first unless order_by says otherwise. A post that exists while
@@ -241,8 +277,9 @@ class PostServiceAsyncStub(PostServiceStub):
     - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
       whose key is not valid.
     - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
-      update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
-      set and differs from the stored value while update_mask is unset or "*".
+      update_mask, or is set while update_mask is unset or "*"; post.create_time, post.update_time,
+      post.delete_time or post.purge_time is set and differs from the stored value while update_mask is
+      unset or "*".
     - NOT_FOUND (POST_NOT_FOUND): no post has this id.
     - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
       metadata current_etag.
@@ -257,13 +294,44 @@ class PostServiceAsyncStub(PostServiceStub):
     server removes its comments in the background: Watch sends the deletion of the post first, and
     the deletions of the comments within the next seconds or minutes.
 
+    A deleted post can be restored with UndeletePost until its purge_time, if the server setting
+    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-    - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and allow_missing is not set.
     - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
       comment_count is their number, counted after the call was refused.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    UndeletePost: _aio.UnaryUnaryMultiCallable[_posts_pb2.UndeletePostRequest, _posts_pb2.Post]  # type: ignore[assignment]
+    """Restores a deleted post, with its id and the comments that were deleted together with it, and returns
+    it. Comments that were deleted before stay deleted. A comment whose external_id another comment has by
+    now is restored without external_id. Up to 1,000 comments with up to 1 MiB of bodies are
+    restored in the transaction of the post. If there are more, the server restores them in the background,
+    within the next seconds or minutes.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it was purged, which is possible from its
+      purge_time on.
+    - FAILED_PRECONDITION (NOT_DELETED): the post is not deleted.
+    - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another post has the external_id of the post by now. Metadata id
+      is the id of that post.
+    - UNAVAILABLE (DATABASE_BUSY): the deletion of the post with its comments is not finished; retry later.
+    - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    ListPostRevisions: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostRevisionsRequest, _posts_pb2.ListPostRevisionsResponse]  # type: ignore[assignment]
+    """Returns a page of the former versions of a post, newest first, without the current version. The server
+    keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
+    update_time and the etag that the post had; the other fields are those of the post.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and show_deleted is not set.
     """
     BatchGetPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchGetPostsRequest, _posts_pb2.BatchGetPostsResponse]  # type: ignore[assignment]
     """Returns up to 1000 posts in the order of the request. A post whose id occurs twice is returned
@@ -358,7 +426,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): post is unset; body is empty, too long, or contains a NUL
           character; author, labels or external_id is not valid; an output-only field (id, create_time,
-          update_time, etag) is set; return_existing is set without external_id; request_id is not a UUID.
+          update_time, etag, delete_time, purge_time) is set; return_existing is set without external_id;
+          request_id is not a UUID.
         - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): a post with this external_id exists, and return_existing is
           not set. Metadata id is the id of that post.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
@@ -375,7 +444,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): neither id nor external_id is set, or both are; id is not
           positive; external_id is not valid.
-        - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id or external_id, or it is deleted, and show_deleted is
+          not set.
         """
 
     @_abc_1.abstractmethod
@@ -412,8 +482,9 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (FIELD_MASK_INVALID): update_mask has an unknown path, or the path of a label
           whose key is not valid.
         - INVALID_ARGUMENT (FIELD_IMMUTABLE): post.external_id differs from the stored value and is named by
-          update_mask, or is set while update_mask is unset or "*"; post.create_time or post.update_time is
-          set and differs from the stored value while update_mask is unset or "*".
+          update_mask, or is set while update_mask is unset or "*"; post.create_time, post.update_time,
+          post.delete_time or post.purge_time is set and differs from the stored value while update_mask is
+          unset or "*".
         - NOT_FOUND (POST_NOT_FOUND): no post has this id.
         - ABORTED (ETAG_MISMATCH): post.etag is set and differs from the stored etag, which is in
           metadata current_etag.
@@ -434,13 +505,56 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         server removes its comments in the background: Watch sends the deletion of the post first, and
         the deletions of the comments within the next seconds or minutes.
 
+        A deleted post can be restored with UndeletePost until its purge_time, if the server setting
+        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
-        - NOT_FOUND (POST_NOT_FOUND): no post has this id, and allow_missing is not set.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and allow_missing is not set.
         - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
           comment_count is their number, counted after the call was refused.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def UndeletePost(
+        self,
+        request: _posts_pb2.UndeletePostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_posts_pb2.Post, _abc.Awaitable[_posts_pb2.Post]]:
+        """Restores a deleted post, with its id and the comments that were deleted together with it, and returns
+        it. Comments that were deleted before stay deleted. A comment whose external_id another comment has by
+        now is restored without external_id. Up to 1,000 comments with up to 1 MiB of bodies are
+        restored in the transaction of the post. If there are more, the server restores them in the background,
+        within the next seconds or minutes.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it was purged, which is possible from its
+          purge_time on.
+        - FAILED_PRECONDITION (NOT_DELETED): the post is not deleted.
+        - ALREADY_EXISTS (EXTERNAL_ID_TAKEN): another post has the external_id of the post by now. Metadata id
+          is the id of that post.
+        - UNAVAILABLE (DATABASE_BUSY): the deletion of the post with its comments is not finished; retry later.
+        - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPostRevisions(
+        self,
+        request: _posts_pb2.ListPostRevisionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_posts_pb2.ListPostRevisionsResponse, _abc.Awaitable[_posts_pb2.ListPostRevisionsResponse]]:
+        """Returns a page of the former versions of a post, newest first, without the current version. The server
+        keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
+        update_time and the etag that the post had; the other fields are those of the post.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (POST_NOT_FOUND): no post has this id, or it is deleted, and show_deleted is not set.
         """
 
     @_abc_1.abstractmethod

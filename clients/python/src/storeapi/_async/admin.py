@@ -1,0 +1,118 @@
+"""The operations for administrators of AsyncStoreClient."""
+
+from __future__ import annotations
+
+import grpc
+
+from storeapi._admin import SILENCE_SECONDS, EraseProgress, Mode, erase_progress, erase_request
+from storeapi._async.calls import AsyncCalls
+from storeapi._connection import CLIENT_DEFAULT, Timeout
+from storeapi._status import undecodable
+from storeapi._streams import AsyncStream
+from storeapi.v1 import admin_pb2, admin_pb2_grpc
+
+
+class AsyncAdmin:
+    """Operations for administrators, which need the permission admin; `client.admin`."""
+
+    def __init__(self, calls: AsyncCalls, stub: admin_pb2_grpc.AdminServiceAsyncStub) -> None:
+        """Called by the client."""
+        self._calls = calls
+        self._stub = stub
+
+    def erase_author(
+        self,
+        author: str,
+        *,
+        mode: Mode,
+        validate_only: bool = False,
+        skip_rewrite: bool = False,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AsyncErasure:
+        """Erases everything that an author wrote, for good, and iterates over the progress.
+
+            async for progress in client.admin.erase_author("user-4711", mode="anonymize"):
+                print(f"{progress.progress:.0%}", progress.posts, progress.comments)
+
+        Nothing is sent before the first step, and the erasure ends early if the iteration does: the service
+        has erased everything only after the progress with `complete`. A call that fails is not repeated. Call
+        again to erase what is left.
+
+        Args:
+            author: The author, exactly as in posts and comments.
+            mode: "anonymize": replies of others stay. "delete": they are removed too.
+            validate_only: Whether to count only.
+            skip_rewrite: Whether to leave out the rewrite of the SQLite file, during which writes wait.
+            timeout: Deadline in seconds of the first progress; the others have a fixed limit of 120 seconds.
+
+        Raises:
+            ValueError: `mode` is unknown.
+
+        Its steps raise:
+            FieldInvalid: `author` is not valid, or the service cannot rewrite its database.
+            PermissionDenied: The caller does not have the permission admin.
+            ReadOnly: The service is read-only.
+        """
+        request = erase_request(author, mode=mode, validate_only=validate_only, skip_rewrite=skip_rewrite)
+        return AsyncErasure(self._calls, self._stub, request, timeout)
+
+
+class AsyncErasure:
+    """An iterator over the progress of an erasure, returned by `client.admin.erase_author()`."""
+
+    def __init__(
+        self,
+        calls: AsyncCalls,
+        stub: admin_pb2_grpc.AdminServiceAsyncStub,
+        request: admin_pb2.EraseAuthorRequest,
+        timeout: Timeout,
+    ) -> None:
+        """Called by the client."""
+        self._calls = calls
+        self._stub = stub
+        self._request = request
+        self._timeout = timeout
+        self._stream: AsyncStream | None = None
+        self._is_over = False
+
+    async def close(self) -> None:
+        """Ends the erasure early; closing it again has no effect."""
+        self._is_over = True
+        if self._stream is not None:
+            self._stream.cancel()
+
+    def __aiter__(self) -> AsyncErasure:
+        return self
+
+    async def __anext__(self) -> EraseProgress:
+        if self._is_over:
+            raise StopAsyncIteration
+        self._calls.check_open()
+        attempts = self._calls.attempts(self._timeout)
+        if self._stream is None:
+            self._stream = self._calls.stream(
+                self._stub.EraseAuthor(self._request),
+                first_seconds=attempts.remaining(),
+                silence_seconds=SILENCE_SECONDS,
+            )
+        try:
+            response: admin_pb2.EraseAuthorResponse | None = await self._stream.read()
+        except grpc.RpcError as failure:
+            await self.close()
+            raise await self._calls.error(failure, attempts) from failure
+        except BaseException:
+            await self.close()
+            raise
+        if response is None:
+            await self.close()
+            raise undecodable()
+        self._calls.has_answered = True
+        if response.complete:
+            self._is_over = True
+        return erase_progress(response)
+
+    async def __aenter__(self) -> AsyncErasure:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
