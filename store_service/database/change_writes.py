@@ -74,9 +74,9 @@ def insert_with_changes(
 ) -> WriteWithChanges:
     """Returns an insert that returns the new ids in ascending order.
 
-    The key of a request is the index of the id, from 0. Without `has_requests` there is no parameter
-    `requests`. On PostgreSQL the statement takes the order lock itself, shared with other inserts. Payloads
-    have only the given columns, because the others have their defaults.
+    The key of a request is the index of the id, from 0. If `has_requests` is false, the statement has no
+    parameter `requests`. On PostgreSQL the statement takes the order lock itself, shared with other inserts.
+    Payloads have only the given columns, because the others have their defaults.
     """
     names = [it.name for it in resources.c if it.name in {*columns, "version"}]
     # Both engines would copy the other columns too, for the numbers of the rows.

@@ -243,7 +243,9 @@ _has_external_id = and_(
 )
 
 
-def _hidden(mark: Table, deleted_with: ColumnElement[int], is_below: ColumnElement[bool]) -> Statement:
+def _marked_with_id(
+    mark: Table, deleted_with: ColumnElement[int], is_below: ColumnElement[bool]
+) -> Statement:
     return Statement(
         select(comment.c.id, deleted_with, mark.c.request_id, *[mark.c[name] for name in DELETION_FIELDS])
         .select_from(comment.join(mark, and_(mark.c.post_id == comment.c.post_id, is_below)))
@@ -251,14 +253,14 @@ def _hidden(mark: Table, deleted_with: ColumnElement[int], is_below: ColumnEleme
     )
 
 
-HIDDEN_COMMENTS = _hidden(mark, literal_column(str(WITH_POST)), true())
+MARKED_COMMENTS = _marked_with_id(mark, literal_column(str(WITH_POST)), true())
 """The comments of marked posts that have these external ids, with what they are deleted, and the columns of
 the mark. Served by comments_external_id_idx."""
 
 _is_below = func.substr(thread_key(comment), literal_column("1"), func.length(thread.c.key)) == thread.c.key
 
-HIDDEN_REPLIES = _hidden(thread, thread.c.comment_id, _is_below)
-"""Same as HIDDEN_COMMENTS for marked threads."""
+MARKED_REPLIES = _marked_with_id(thread, thread.c.comment_id, _is_below)
+"""Same as MARKED_COMMENTS for marked threads."""
 
 IN_MARKED_THREADS = Statement(
     select(

@@ -264,5 +264,3 @@ COUNT_REVISIONS = Statement(
     select(func.count()).where(revision.c.kind == _kind, one_of(revision.c.resource_id, "ids"))
 )
 """The number of former versions of these resources. Served by the primary key."""
-
-# The change feed

@@ -17,7 +17,7 @@ from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
 from store_service.errors import ServiceError
-from store_service.model import DeletionTimes, IdempotencyKey
+from store_service.model import DeletionTimes
 from store_service.repeated_failure import RepeatedFailure
 from store_service.service.comment_removal import (
     MAX_BYTES,
@@ -27,6 +27,7 @@ from store_service.service.comment_removal import (
     remove_comments,
     rows_of_thread,
 )
+from store_service.service.idempotency import stored_key
 from store_service.service.large_deletions import removable
 from store_service.service.restoration import restore_comments, rows_deleted_with
 
@@ -162,7 +163,7 @@ async def _remove_comments_of_posts(connection: Connection, row: Any) -> None:
     for it, _, request_id, delete_time, purge_time in marks:
         ids = found.comments.get(it, [])
         times = DeletionTimes(delete_time=delete_time or 0, purge_time=purge_time)
-        keys = dict.fromkeys(ids, _key(request_id))
+        keys = dict.fromkeys(ids, stored_key(request_id))
         await remove_comments(connection, ids, keys, times, deleted_with=dict.fromkeys(ids, sql.WITH_POST))
     if found.complete:
         complete = as_json(list(found.complete))
@@ -185,7 +186,7 @@ async def _remove_replies(connection: Connection, row: Any) -> None:
         await remove_comments(
             connection,
             found.ids,
-            dict.fromkeys(found.ids, _key(request_id)),
+            dict.fromkeys(found.ids, stored_key(request_id)),
             DeletionTimes(delete_time=delete_time, purge_time=purge_time),
             deleted_with=dict.fromkeys(found.ids, int(comment_id)),
         )
@@ -203,17 +204,13 @@ async def _restore(connection: Connection, row: Any) -> None:
     """Restores comments that were deleted with a post or a comment."""
     post_id, deleted_with, _, request_id = row
     rows, is_complete = await rows_deleted_with(connection, post_id, deleted_with)
-    await restore_comments(connection, rows, _key(request_id))
+    await restore_comments(connection, rows, stored_key(request_id))
     if is_complete:
         await connection.fetch(sql.END_RESTORATION, post_id=post_id, deleted_with=deleted_with)
     else:
         await connection.fetch(
             sql.ADVANCE_RESTORATION, post_id=post_id, deleted_with=deleted_with, count=len(rows)
         )
-
-
-def _key(request_id: str | None) -> IdempotencyKey | None:
-    return IdempotencyKey(id=request_id, fingerprint="") if request_id else None
 
 
 _STEPS: dict[str, Callable[[Connection, Any], Awaitable[None]]] = {

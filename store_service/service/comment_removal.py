@@ -18,8 +18,9 @@ from store_service.model import (
     DeletedResource,
     DeletionTimes,
     IdempotencyKey,
+    path_below,
 )
-from store_service.service.idempotency import request_ids
+from store_service.service.idempotency import request_ids, stored_key
 from store_service.service.operations import now_microseconds
 
 MAX_ROWS = 1000
@@ -90,7 +91,7 @@ async def rows_of_thread(
                 return found
             found.ids.append(id)
             found.parents[id] = parent_in(path)
-            found.last_key = f"{path}{id:0{LEVEL_DIGITS}x}"
+            found.last_key = path_below(path, id)
             found.bytes += size
         if len(fetched) < limit:
             found.is_complete = True
@@ -251,7 +252,7 @@ def _of_mark(
     ids: Sequence[int], request_id: str | None, delete_time: int | None, purge_time: int | None
 ) -> tuple[Keys, DeletionTimes]:
     """Returns the idempotency keys and the times of comments that are removed with what is marked."""
-    key = IdempotencyKey(id=request_id, fingerprint="") if request_id else None
+    key = stored_key(request_id)
     return dict.fromkeys(ids, key), DeletionTimes(delete_time=delete_time or 0, purge_time=purge_time)
 
 
@@ -299,15 +300,14 @@ async def remove_childless_tombstones(connection: Connection, ids: Collection[in
         ids = {parent for _, parent in rows if parent}
 
 
-async def remove_hidden_comments(connection: Connection, external_ids: Sequence[str]) -> None:
-    """Removes comments that callers do not see any more and that have one of these external ids, which are
-    free then.
+async def remove_marked_comments(connection: Connection, external_ids: Sequence[str]) -> None:
+    """Removes comments of marked posts and threads that have one of these external ids, which are free then.
 
     Args:
         connection: A connection in a write transaction.
         external_ids: The external ids.
     """
-    for statement in (unfinished.HIDDEN_COMMENTS, unfinished.HIDDEN_REPLIES):
+    for statement in (unfinished.MARKED_COMMENTS, unfinished.MARKED_REPLIES):
         rows = await connection.fetch(statement, external_ids=as_json(external_ids))
         for id, deleted_with, *mark in rows:
             await remove_comments(connection, [id], *_of_mark([id], *mark), deleted_with={id: deleted_with})

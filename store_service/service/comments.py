@@ -18,11 +18,9 @@ from store_service.errors import (
 )
 from store_service.model import (
     EMPTY_FILTER,
-    BatchResult,
     Comment,
     CommentDraft,
     Deletion,
-    IdempotencyKey,
     Page,
     PageRequest,
     Query,
@@ -30,7 +28,7 @@ from store_service.model import (
     ResourceFilter,
     WriteCommand,
 )
-from store_service.service.comment_removal import delete_comments, remove_hidden_comments
+from store_service.service.comment_removal import delete_comments, remove_marked_comments
 from store_service.service.counting import count_comments
 from store_service.service.matching_count import MatchingCount
 from store_service.service.pages import read_page
@@ -66,31 +64,14 @@ class Comments(Resources[Comment, CommentDraft]):
         """
         check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
         type = replace(COMMENTS, before_create=check)
-        super().__init__(
-            database, Operations(type, undelete_hours=undelete_hours, max_revisions=max_revisions)
-        )
-        self._after_write = after_write
-
-    async def delete(
-        self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
-    ) -> BatchResult[Comment]:
-        """Deletes comments, all or none, and returns their last state."""
-        deleted = await super().delete(deletion, key=key, dry_run=dry_run)
-        if deletion.force:
-            self._after_write()
-        return deleted
-
-    async def undelete(self, id: int, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> Comment:
-        """Restores a deleted comment, with the replies that were deleted with it, and returns it."""
-        comment = await super().undelete(id, key=key, dry_run=dry_run)
-        self._after_write()
-        return comment
+        operations = Operations(type, undelete_hours=undelete_hours, max_revisions=max_revisions)
+        super().__init__(database, operations, after_write=after_write)
 
     async def count(self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER) -> dict[int, int]:
         """Returns the number of matching comments of each post, by id; 0 for a post that does not exist."""
         if filter == EMPTY_FILTER:
-            counts, has_hidden = await count_comments(self._database, post_ids)
-            if not has_hidden:
+            counts, has_marked = await count_comments(self._database, post_ids)
+            if not has_marked:
                 return counts
         distinct = list(dict.fromkeys(post_ids))
         queries = [Query(resource="comments", post_id=post_id, filter=filter) for post_id in distinct]
@@ -199,7 +180,7 @@ COMMENTS: ResourceType[Comment, CommentDraft] = ResourceType(
     plan_deletions=_plan_deletions,
     check_restore=check_comment,
     restore=restore_comment,
-    release_external_ids=remove_hidden_comments,
+    release_external_ids=remove_marked_comments,
     read_page=_page,
 )
 _COUNT = MatchingCount(COMMENTS.sql)

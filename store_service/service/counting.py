@@ -35,7 +35,7 @@ class _Step:
     counts: dict[int, int]
     """Numbers of comments that this step has counted, by post id. Can include posts of other callers."""
     remaining: _Remaining
-    has_hidden: bool = False
+    has_marked: bool = False
     """Whether the counts may include comments that callers do not see."""
 
 
@@ -46,15 +46,15 @@ async def count_comments(database: Database, post_ids: Iterable[int]) -> tuple[d
     their thread is not finished. This count reads only indexes, and cannot exclude them.
     """
     counts = dict.fromkeys(post_ids, 0)
-    has_hidden = False
+    has_marked = False
     remaining = _Remaining(tuple(sorted(counts)))
     while remaining.post_ids:
         step = await database.read(_COUNT, remaining)
         for post_id in remaining.post_ids:
             counts[post_id] += step.counts.get(post_id, 0)
-        has_hidden = has_hidden or step.has_hidden
+        has_marked = has_marked or step.has_marked
         remaining = step.remaining
-    return counts, has_hidden
+    return counts, has_marked
 
 
 async def _count(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step | ServiceError]:
@@ -76,11 +76,11 @@ async def _count(connection: Connection, jobs: Sequence[_Remaining]) -> list[_St
 async def _continue(connection: Connection, job: _Remaining) -> tuple[_Step, int]:
     """Counts comments of the first post only. Also returns the number of rows that were read."""
     first, *others = job.post_ids
-    ((examined, last_id, tombstones, hidden),) = await connection.fetch(
+    ((examined, last_id, tombstones, marked),) = await connection.fetch(
         sql.COMMENT_COUNT_AFTER, post_id=first, after=job.after, limit=MAX_ROWS
     )
     remaining = _Remaining(job.post_ids, last_id) if examined == MAX_ROWS else _Remaining(tuple(others))
-    return _Step({first: examined - tombstones}, remaining, bool(hidden)), examined
+    return _Step({first: examined - tombstones}, remaining, bool(marked)), examined
 
 
 async def _start(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step]:
@@ -88,12 +88,12 @@ async def _start(connection: Connection, jobs: Sequence[_Remaining]) -> list[_St
     post_ids = {post_id for job in jobs for post_id in job.post_ids}
     rows = await connection.fetch(sql.COMMENT_COUNTS, post_ids=as_json(list(post_ids)), limit=MAX_ROWS)
     counts = {post_id: examined - tombstones for post_id, examined, _, tombstones, _ in rows}
-    has_hidden = any(hidden for *_, hidden in rows)
+    has_marked = any(marked for *_, marked in rows)
     if sum(examined for _, examined, *_ in rows) < MAX_ROWS:
-        return [_Step(counts, _Remaining(()), has_hidden)] * len(jobs)
+        return [_Step(counts, _Remaining(()), has_marked)] * len(jobs)
     last, _, last_id, *_ = max(rows)
     remaining = [tuple(post_id for post_id in job.post_ids if post_id >= last) for job in jobs]
-    return [_Step(counts, _Remaining(ids, last_id if last in ids else 0), has_hidden) for ids in remaining]
+    return [_Step(counts, _Remaining(ids, last_id if last in ids else 0), has_marked) for ids in remaining]
 
 
 _COUNT: BatchOperation[_Remaining, _Step] = BatchOperation(_count)

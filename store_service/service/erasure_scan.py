@@ -55,7 +55,7 @@ class _Responses:
     """The stored responses that were read."""
 
     last_id: str
-    """The id of the last one; empty if there are no more."""
+    """The id of the last one; empty at the end."""
     rows: Sequence[tuple[str, str]]
     """Id and text."""
 

@@ -180,6 +180,11 @@ def request_ids(keys: Iterable[tuple[int, IdempotencyKey | None]]) -> str:
     return as_json([(n, number, id) for n, (number, id) in enumerate(with_id)])
 
 
+def stored_key(request_id: str | None) -> IdempotencyKey | None:
+    """Returns the key of a write whose request id is stored with its unfinished work."""
+    return IdempotencyKey(id=request_id, fingerprint="") if request_id else None
+
+
 def _reused() -> ServiceError:
     return RequestIdReused.at(
         "request_id", "was already used for a different request; choose a new UUID for each request"

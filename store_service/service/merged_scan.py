@@ -6,7 +6,7 @@ from typing import Any
 
 from store_service.database.connection import Connection
 from store_service.database.deleted_sql import DeletedSql
-from store_service.model import LEVEL_DIGITS, Comment, Post, Query
+from store_service.model import LEVEL_DIGITS, Comment, Post, Query, path_below
 from store_service.service.scans import Cursor, Scan
 
 
@@ -69,7 +69,7 @@ class MergedScan(Scan):
             time = self._names.index("create_time")
             return lambda row: (row[time] or 0, row[0])
         path = self._names.index("path")
-        return lambda row: f"{row[path]}{row[0]:0{LEVEL_DIGITS}x}"
+        return lambda row: path_below(row[path], row[0])
 
     def _sort_key(self, row: Sequence[Any]) -> Any:
         """Returns a value that is smaller for rows that come first."""

@@ -53,10 +53,8 @@ class Posts(Resources[Post, PostDraft]):
             max_revisions: The number of former versions that are kept; 0: none.
             after_write: Called after a write that may have left work for `BackgroundSteps`.
         """
-        super().__init__(
-            database, Operations(POSTS, undelete_hours=undelete_hours, max_revisions=max_revisions)
-        )
-        self._after_write = after_write
+        operations = Operations(POSTS, undelete_hours=undelete_hours, max_revisions=max_revisions)
+        super().__init__(database, operations, after_write=after_write)
 
     async def count(self, filter: ResourceFilter) -> int:
         """Returns the number of posts that match."""
@@ -68,22 +66,13 @@ class Posts(Resources[Post, PostDraft]):
     ) -> BatchResult[Post]:
         """Deletes posts, all or none, and returns their last state."""
         try:
-            deleted = await super().delete(deletion, key=key, dry_run=dry_run)
+            return await super().delete(deletion, key=key, dry_run=dry_run)
         except PostHasComments as error:
             # The writer only checks whether there are comments, because counting many takes long.
             counts, _ = await count_comments(self._database, error.comment_counts)
             raise PostHasComments(
                 comment_counts={post_id: max(count, 1) for post_id, count in counts.items()}
             ) from None
-        if deletion.force:
-            self._after_write()
-        return deleted
-
-    async def undelete(self, id: int, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> Post:
-        """Restores a deleted post, with the comments that were deleted with it, and returns it."""
-        post = await super().undelete(id, key=key, dry_run=dry_run)
-        self._after_write()
-        return post
 
 
 async def _plan_deletions(
@@ -165,7 +154,7 @@ async def _marked_and_removable(
     return first, await removable(connection, others)
 
 
-async def _no_hidden_external_ids(connection: Connection, external_ids: Sequence[str]) -> None:
+async def _no_marked_external_ids(connection: Connection, external_ids: Sequence[str]) -> None:
     """Does nothing: a post that callers do not see has no external id."""
 
 
@@ -179,6 +168,6 @@ POSTS: ResourceType[Post, PostDraft] = ResourceType(
     plan_deletions=_plan_deletions,
     check_restore=check_post,
     restore=restore_post,
-    release_external_ids=_no_hidden_external_ids,
+    release_external_ids=_no_marked_external_ids,
 )
 _COUNT = MatchingCount(POSTS.sql)

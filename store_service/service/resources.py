@@ -1,6 +1,6 @@
 """The methods that all resources have: create, get, list, update, delete and undelete, single and batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Generic
 
@@ -33,10 +33,14 @@ from store_service.service.resource_type import D, R
 class Resources(Generic[R, D]):
     """The collection of one type of resource. Its methods raise the errors of `store_service.errors`."""
 
-    def __init__(self, database: Database, operations: Operations[R, D]) -> None:
-        """Takes the open database, and the operation of each method."""
+    def __init__(
+        self, database: Database, operations: Operations[R, D], *, after_write: Callable[[], None]
+    ) -> None:
+        """Takes the open database, the operation of each method, and a function that is called after a write
+        that may have left work for `BackgroundSteps`."""
         self._database = database
         self._operations: Operations[R, D] = operations
+        self._after_write = after_write
 
     async def create(
         self, drafts: Sequence[D], *, key: IdempotencyKey | None = None, dry_run: bool = False
@@ -152,13 +156,17 @@ class Resources(Generic[R, D]):
     ) -> BatchResult[R]:
         """Deletes resources, all or none, and returns their last state."""
         size = deletion_size(deletion)
-        return await self._operations.delete.execute(
+        deleted = await self._operations.delete.execute(
             self._database, deletion, key, dry_run=dry_run, size=size
         )
+        if deletion.force:
+            self._after_write()
+        return deleted
 
     async def undelete(self, id: int, *, key: IdempotencyKey | None = None, dry_run: bool = False) -> R:
         """Restores a deleted resource, with everything that was deleted with it, and returns it."""
         restored = await self._operations.undelete.execute(
             self._database, id, key, dry_run=dry_run, size=MAX_BYTES
         )
+        self._after_write()
         return replace(restored, version=0) if dry_run else restored

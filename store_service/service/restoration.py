@@ -8,7 +8,7 @@ from store_service.database import posts as post_sql
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
 from store_service.errors import DatabaseBusy, PostNotFound
-from store_service.model import LEVEL_DIGITS, Comment, IdempotencyKey, Post
+from store_service.model import LEVEL_DIGITS, Comment, IdempotencyKey, Post, path_below
 from store_service.service.comment_removal import FETCH_ROWS, MAX_BYTES, MAX_ROWS
 from store_service.service.idempotency import request_ids
 from store_service.service.operations import now_microseconds
@@ -115,7 +115,7 @@ async def rows_deleted_with(
                 return rows, False
             rows.append((id, path))
             bytes += size
-            key = f"{path}{id:0{LEVEL_DIGITS}x}"
+            key = path_below(path, id)
         if len(fetched) < limit:
             return rows, True
 

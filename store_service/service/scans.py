@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from store_service.database.connection import Connection
 from store_service.database.list_sql import ListSql, Path, Step
 from store_service.database.statements import AFTER_DIGITS, as_json
-from store_service.model import LEVEL_DIGITS, Comment, Post, Query, ResourceFilter
+from store_service.model import LEVEL_DIGITS, Comment, Post, Query, ResourceFilter, path_below
 
 Cursor: TypeAlias = int | tuple[int, int] | str
 """A position: an id, a time and an id, or a thread key."""
@@ -200,7 +200,7 @@ class ThreadScan(Scan):
         return rows
 
     def _key(self, row: Sequence[Any]) -> str:
-        return f"{row[self._path_column]}{row[0]:0{LEVEL_DIGITS}x}"
+        return path_below(row[self._path_column], row[0])
 
     @property
     def cursor(self) -> Cursor:

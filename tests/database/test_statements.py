@@ -140,7 +140,7 @@ SERVED_BY = {
     "comments.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx (post_id=?)",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx (post_id=? AND id>?)",
-    "deletions.HIDDEN_COMMENTS": "comments USING INDEX comments_external_id_idx (external_id=?)",
+    "deletions.MARKED_COMMENTS": "comments USING INDEX comments_external_id_idx (external_id=?)",
     "deletions.SET_REMOVED": "post_deletions USING INTEGER PRIMARY KEY",
     "deletions.UNMARK_POSTS": "post_deletions USING INTEGER PRIMARY KEY",
     "changes.FEED": "SEARCH sqlite_sequence",
@@ -202,7 +202,7 @@ SERVED_BY = {
     "comments.ROWS_OF_THREAD": "comments USING INDEX comments_thread_idx (post_id=? AND <expr><?)",
     "comments.ROWS_OF_DELETED_THREAD": "INDEX deleted_comments_thread_idx (post_id=? AND <expr><?)",
     "comments.DELETED_WITH": "deleted_comments_deleted_with_idx (post_id=? AND deleted_with=? AND <expr>>?)",
-    "deletions.HIDDEN_REPLIES": "comments USING INDEX comments_external_id_idx (external_id=?)",
+    "deletions.MARKED_REPLIES": "comments USING INDEX comments_external_id_idx (external_id=?)",
     "deletions.MARK_THREADS": "comments USING INTEGER PRIMARY KEY",
     "deletions.THREADS_ABOVE": "thread_deletions USING INTEGER PRIMARY KEY",
     "deletions.UNMARK_THREADS": "thread_deletions USING INTEGER PRIMARY KEY",
@@ -235,7 +235,7 @@ SERVED_BY_ON_POSTGRESQL = {
     "comments.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx",
-    "deletions.HIDDEN_COMMENTS": "comments_external_id_idx",
+    "deletions.MARKED_COMMENTS": "comments_external_id_idx",
     "changes.LAST_SEQ": "changes_pkey",
     "changes.HAS_OWN_PAST": "changes_xid_seq_idx",
     "changes.COMMIT_TIMES": "changes_pkey",
@@ -293,7 +293,7 @@ SERVED_BY_ON_POSTGRESQL = {
     "comments.ROWS_OF_THREAD": "comments_thread_idx",
     "comments.ROWS_OF_DELETED_THREAD": "deleted_comments_thread_idx",
     "comments.DELETED_WITH": "deleted_comments_deleted_with_idx",
-    "deletions.HIDDEN_REPLIES": "comments_external_id_idx",
+    "deletions.MARKED_REPLIES": "comments_external_id_idx",
     "deletions.MARK_THREADS": "comments_pkey",
 }
 """The same for PostgreSQL."""
@@ -425,7 +425,7 @@ FILTERS_ITS_BATCH = {
             *("WITH_DELETED_REPLIES", "CHILDLESS_LINKS", "DELETED_WITH"),
         )
     ),
-    *("deletions.HIDDEN_COMMENTS", "deletions.HIDDEN_REPLIES", "deletions.IN_MARKED_THREADS"),
+    *("deletions.MARKED_COMMENTS", "deletions.MARKED_REPLIES", "deletions.IN_MARKED_THREADS"),
     "comments.KEEP_LONGER",
 }
 

@@ -407,7 +407,7 @@ async def test_without_undelete_hours_responses_are_as_before(config: Config) ->
 
 
 async def test_thread_stays_connected_after_the_setting_is_0(config: Config) -> None:
-    """A reply that was deleted when it could be restored is restored below what is left of its parent."""
+    """A reply that can still be restored is restored below the tombstones of its parents."""
     async with server_with(config) as (_, stubs):
         comments = ResourceApi("Comment", stubs, post_id=(await stubs.create_post()).id)
         first, second, third = await thread(comments, -1, 0, 1)

@@ -37,7 +37,7 @@ class Admin:
 
         Nothing is sent before the first step, and the erasure ends early if the iteration does: the service
         has erased everything only after the progress with `complete`. A call that fails is not repeated. Call
-        again to erase what is left.
+        again to erase the rest.
 
         Args:
             author: The author, exactly as in posts and comments.

@@ -160,7 +160,8 @@ class CommentServiceServicer(object):
         a thread order and post_id is 0; the filter is not valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
-        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
+        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted, and filter.show_deleted is
+        not set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

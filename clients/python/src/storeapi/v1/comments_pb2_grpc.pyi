@@ -77,7 +77,8 @@ class CommentServiceStub:
       a thread order and post_id is 0; the filter is not valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
-    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted, and filter.show_deleted is
+      not set.
     """
     UpdateComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.UpdateCommentRequest, _comments_pb2.Comment]
     """Updates the fields that update_mask names and returns the whole comment.
@@ -275,7 +276,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
       a thread order and post_id is 0; the filter is not valid.
     - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
     - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
-    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted, and filter.show_deleted is
+      not set.
     """
     UpdateComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.UpdateCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Updates the fields that update_mask names and returns the whole comment.
@@ -488,7 +490,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           a thread order and post_id is 0; the filter is not valid.
         - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
         - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
-        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id.
+        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted, and filter.show_deleted is
+          not set.
         """
 
     @_abc_1.abstractmethod

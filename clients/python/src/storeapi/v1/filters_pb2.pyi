@@ -133,7 +133,7 @@ class CommentFilter(_message.Message):
     """Also comments that are deleted and can be restored, with their content. In a watch, the initial state
     has them too; later changes are not affected. If it is not set, deleted comments that have replies are
     returned as tombstones, which have no content; they do not match conditions for author and labels, and
-    they are not counted.
+    they are not counted. If it is set, tombstones that cannot be restored are returned and counted.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
