@@ -583,7 +583,7 @@ async def test_service_survives_an_unhandled_exception(
 async def test_internal_cancellation_is_answered(posts: ResourceApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled future inside a method is an unhandled exception, not the cancellation of the call."""
 
-    async def waits_for_what_is_cancelled(*_: Any) -> Any:
+    async def waits_for_what_is_cancelled(*_: Any, **__: Any) -> Any:
         inside = asyncio.get_running_loop().create_future()
         inside.cancel()
         return await inside
@@ -599,7 +599,7 @@ async def test_internal_cancellation_is_answered(posts: ResourceApi, monkeypatch
 async def test_internal_timeout_is_answered(posts: ResourceApi, monkeypatch: pytest.MonkeyPatch) -> None:
     """An internal timeout is not the deadline of the caller."""
 
-    async def gives_up(*_: Any) -> Any:
+    async def gives_up(*_: Any, **__: Any) -> Any:
         async with asyncio.timeout(0):
             await asyncio.Event().wait()
 
@@ -616,7 +616,7 @@ async def test_missing_response_is_an_unhandled_exception(
 ) -> None:
     """A method that returns nothing is detected before gRPC sends the response."""
 
-    async def returns_nothing(*_: Any) -> Any:
+    async def returns_nothing(*_: Any, **__: Any) -> Any:
         return None
 
     monkeypatch.setattr(Posts, "get", returns_nothing)

@@ -431,7 +431,7 @@ async def test_call_longer_than_the_grace_period_is_ended(
 ) -> None:
     entered = asyncio.Event()
 
-    async def takes_for_ever(*_: Any) -> Any:
+    async def takes_for_ever(*_: Any, **__: Any) -> Any:
         entered.set()
         await asyncio.Event().wait()
 
