@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from store_service.database.change_writes import WriteWithChanges
-from store_service.database.driver_errors import DRIVER_ERRORS, StatementCancelled, translate_error
+from store_service.database.driver_errors import StatementCancelled, driver_errors, translate_error
 from store_service.database.statements import Statement
 from store_service.observability.metrics import Histogram
 
@@ -77,7 +77,7 @@ class Connection(ABC):
             raise StatementCancelled
         try:
             return await self._fetch(statement, values)
-        except DRIVER_ERRORS as error:
+        except driver_errors() as error:
             raise translate_error(error) from error
 
     async def fetch_inline(self, statement: Statement, **values: Any) -> Rows:
@@ -188,7 +188,7 @@ class Connection(ABC):
     async def _run(self, text: str) -> None:
         try:
             await self._execute(text)
-        except DRIVER_ERRORS as error:
+        except driver_errors() as error:
             raise translate_error(error) from error
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """Translates errors of the drivers by their codes, never by their texts."""
 
 import sqlite3
+import sys
 
 from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, ServiceError, StorageFull
 
@@ -17,19 +18,23 @@ class RetryTransaction(Exception):
     """The database rolled a transaction back because of another one. The next try may succeed."""
 
 
-try:
-    import asyncpg
-except ImportError:  # pragma: no cover  # PostgreSQL is an extra
-    DRIVER_ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, OSError)
-else:
-    DRIVER_ERRORS = (
+def driver_errors() -> tuple[type[Exception], ...]:
+    """Returns the errors that the drivers in use raise. A database that cannot be reached may also raise
+    OSError.
+
+    asyncpg is an extra, and a process without a PostgreSQL database does not import it.
+    """
+    asyncpg = sys.modules.get("asyncpg")
+    if asyncpg is None:
+        return sqlite3.Error, OSError
+    return (
         sqlite3.Error,
         asyncpg.PostgresError,
         asyncpg.InterfaceError,
         asyncpg.InternalClientError,  # a connection was lost during an operation
         OSError,
     )
-"""The errors that drivers raise. A database that cannot be reached may also raise OSError."""
+
 
 # Primary result codes, https://www.sqlite.org/rescode.html
 _SQLITE: dict[int, type[ServiceError]] = {
@@ -105,7 +110,7 @@ def translate_error(error: Exception) -> Exception:
         return leaf() if leaf is not None else error
     # asyncpg's own errors without a state, except those about wrong arguments, and errors of the operating
     # system mean that the connection is lost. psycopg's errors have the attribute; it is None then.
-    lost = isinstance(error, DRIVER_ERRORS) and not isinstance(error, ValueError)
+    lost = isinstance(error, driver_errors()) and not isinstance(error, ValueError)
     return DatabaseUnavailable() if lost or hasattr(error, "sqlstate") else error
 
 

@@ -5,7 +5,7 @@ match the filter has no body. So a page reads a limited number of rows for any f
 path serves every statement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from sqlalchemy import (
@@ -59,6 +59,24 @@ the time `time` after the id `after`, or after the thread key `key`.
 No step has an end, because PostgreSQL would read to the end of the path for it.
 """
 
+_IDS: Sequence[Step] = ("id", "id desc")
+_TIMES: Sequence[Step] = (
+    "create_time",
+    "create_time desc",
+    "same create_time",
+    "same create_time desc",
+)
+STEPS: Mapping[Path, Sequence[Step]] = {
+    "all": (*_IDS, *_TIMES),
+    "post": (*_IDS, *_TIMES, "thread", "thread desc"),
+    "author": _IDS,
+    "label": _IDS,
+    "replies": _IDS,
+}
+"""The steps that an index serves, for each path."""
+
+_Order: TypeAlias = Sequence[ColumnElement[Any]]
+
 _after, _limit = parameter("after", BigInteger), parameter("limit", Integer)
 _time, _key = parameter("time", BigInteger), parameter("key", Text)
 _post_id = parameter("post_id", BigInteger)
@@ -100,53 +118,69 @@ class ListSql:
         self._is_deleted: bool = is_deleted
         self._post_id: ColumnElement[int] = post_id
         self._time: ColumnElement[int] = func.coalesce(table.c.create_time, literal_column("0"))
-        paths: dict[Path, Groups] = {
+        self._groups: dict[Path, Groups] = {
             "all": (),
             "author": ((table.c.author, _author),),
+            "label": (
+                (label.c.kind, self._label_kind),
+                (label.c.key, parameter("label_key", Text)),
+                (label.c.value, parameter("label_value", Text)),
+            ),
         }
         if kind is ResourceKind.COMMENT:
-            paths["post"] = ((table.c.post_id, _post_id),)
-            paths["replies"] = ((table.c.reply_to_id, _reply_to_id),)
-        self.pages: dict[tuple[Path, Step], Statement] = {}
-        """The next `limit` rows of a path, with all columns. Rows that do not match have no body."""
-        self.counts: dict[Path, Statement] = {}
-        """Of the next `limit` rows of a path after the id `after`: the number of rows that match, the number
-        of all rows, and the last id."""
-        for path, groups in paths.items():
-            extra = self._index_condition(path)
-            steps = list(_id_steps(groups, table.c.id))
-            _, condition, order, _ = steps[0]
-            keys = select(table.c.id, self._counts(path).label("matches")).where(*extra, condition)
-            self.counts[path] = _count(keys.order_by(*order).limit(_limit).subquery("keys"))
-            if path in ("all", "post"):
-                steps += self._time_steps(groups)
-            if path == "post":
-                steps += self._thread_steps(groups)
-            for step, condition, order, order_on_sqlite in steps:
-                page = self._columns(path).where(*extra, condition).limit(_limit)
-                self.pages[path, step] = Statement(
-                    page.order_by(*order_on_sqlite), on_postgresql=page.order_by(*order)
-                )
-        self._add_label_path()
+            self._groups["post"] = ((table.c.post_id, _post_id),)
+            self._groups["replies"] = ((table.c.reply_to_id, _reply_to_id),)
+        self._selects: dict[Path, Select[Any]] = {}
+        self._pages: dict[tuple[Path, Step], Statement] = {}
+        self._counts: dict[Path, Statement] = {}
 
-    def _add_label_path(self) -> None:
-        table = self._table
-        groups: Groups = (
-            (label.c.kind, self._label_kind),
-            (label.c.key, parameter("label_key", Text)),
-            (label.c.value, parameter("label_value", Text)),
+    @property
+    def steps(self) -> Mapping[Path, Sequence[Step]]:
+        """The paths, and the steps of each."""
+        return {path: STEPS[path] for path in self._groups}
+
+    def page(self, path: Path, step: Step) -> Statement:
+        """Returns the statement that reads the next `limit` rows of a path, with all columns. Rows that do
+        not match have no body. A statement is built when it is first used, which saves memory."""
+        if (path, step) not in self._pages:
+            self._pages[path, step] = self._page(path, step)
+        return self._pages[path, step]
+
+    def count(self, path: Path) -> Statement:
+        """Returns the statement that counts the next `limit` rows of a path after the id `after`: the number
+        of rows that match, the number of all rows, and the last id."""
+        if path not in self._counts:
+            id, matches = self._table.c.id, self._is_counted(path).label("matches")
+            if path == "label":
+                keys = select(id, matches).where(self._has_label("id"))
+            else:
+                condition, order, _ = self._step(path, "id")
+                keys = select(id, matches).where(*self._index_condition(path), condition).order_by(*order)
+                keys = keys.limit(_limit)
+            self._counts[path] = _count(keys.subquery("keys"))
+        return self._counts[path]
+
+    def _page(self, path: Path, step: Step) -> Statement:
+        if path not in self._selects:
+            self._selects[path] = self._select(path)
+        rows = self._selects[path]
+        if path == "label":
+            id = self._table.c.id
+            return Statement(
+                rows.where(self._has_label(step)).order_by(id.desc() if step == "id desc" else id)
+            )
+        condition, order, order_on_sqlite = self._step(path, step)
+        page = rows.where(*self._index_condition(path), condition).limit(_limit)
+        return Statement(page.order_by(*order_on_sqlite), on_postgresql=page.order_by(*order))
+
+    def _has_label(self, step: Step) -> ColumnElement[bool]:
+        """Returns the condition for the rows of the path "label" and a step."""
+        condition, order, _ = self._step("label", step)
+        return one_of_query(
+            self._table.c.id, select(label.c.resource_id).where(condition).order_by(*order).limit(_limit)
         )
-        id = table.c.id
-        for step, condition, order, _ in _id_steps(groups, label.c.resource_id):
-            ids = select(label.c.resource_id).where(condition).order_by(*order).limit(_limit)
-            of_label = one_of_query(id, ids)
-            page = self._columns("label").where(of_label).order_by(id.desc() if step == "id desc" else id)
-            self.pages["label", step] = Statement(page)
-            if step == "id":
-                keys = select(id, self._counts("label").label("matches")).where(of_label)
-                self.counts["label"] = _count(keys.subquery("keys"))
 
-    def _columns(self, path: Path) -> Select[Any]:
+    def _select(self, path: Path) -> Select[Any]:
         id, body, *rest = self._all_columns
         return select(id, case((self._matches(path), body), else_=null()).label("body"), *rest)
 
@@ -202,7 +236,7 @@ class ListSql:
                 conditions.append(or_(_post_id == literal_column("0"), table.c.post_id == _post_id))
         return and_(*conditions)
 
-    def _counts(self, path: Path) -> ColumnElement[bool]:
+    def _is_counted(self, path: Path) -> ColumnElement[bool]:
         """Returns the condition that a row is counted: it matches, and is not a tombstone that is not shown
         as a deleted comment."""
         matches = self._matches(path)
@@ -210,41 +244,30 @@ class ListSql:
             return matches
         return and_(matches, or_(_show_deleted == literal_column("1"), self._table.c.delete_time.is_(None)))
 
-    def _time_steps(self, groups: Groups) -> "Sequence[_Step]":
-        time, id = self._time, self._table.c.id
-        order = [*[column for column, _ in groups], time, id]
-        desc = [it.desc() for it in order]
-        same = (*groups, (time, _time))
-        return (
-            ("create_time", after_in(groups, time, _time), order, order),
-            ("create_time desc", before_in(groups, time, _time), desc, desc),
-            # SQLite would sort by the time, although all rows have the same.
-            ("same create_time", after_in(same, id, _after), order, [id]),
-            ("same create_time desc", before_in(same, id, _after), desc, [id.desc()]),
-        )
-
-    def _thread_steps(self, groups: Groups) -> "Sequence[_Step]":
-        key = thread_key(self._table)
+    def _step(self, path: Path, step: Step) -> tuple[ColumnElement[bool], _Order, _Order]:
+        """Returns the condition of a step, and its order on PostgreSQL and on SQLite."""
+        groups, table = self._groups[path], self._table
+        id = label.c.resource_id if path == "label" else table.c.id
+        name = step.removesuffix(" desc")
+        key: ColumnElement[Any]
+        if name == "id":
+            key, value = id, _after
+        elif name == "thread":
+            key, value = thread_key(table), _key
+        else:
+            key, value = self._time, _time
         order = [*[column for column, _ in groups], key]
-        desc = [it.desc() for it in order]
-        return (
-            ("thread", after_in(groups, key, _key), order, order),
-            ("thread desc", before_in(groups, key, _key), desc, desc),
-        )
-
-
-_Order: TypeAlias = Sequence[ColumnElement[Any]]
-_Step: TypeAlias = tuple[Step, ColumnElement[bool], _Order, _Order]
-"""A step with its condition, and its order on PostgreSQL and on SQLite."""
-
-
-def _id_steps(groups: Groups, id: ColumnElement[int]) -> Sequence[_Step]:
-    order = [*[column for column, _ in groups], id]
-    desc = [it.desc() for it in order]
-    return (
-        ("id", after_in(groups, id, _after), order, order),
-        ("id desc", before_in(groups, id, _after), desc, desc),
-    )
+        order_on_sqlite = order
+        if name == "create_time":
+            order.append(id)
+        elif name == "same create_time":
+            groups, key, value = (*groups, (key, value)), id, _after
+            # SQLite would sort by the time, although all rows have the same.
+            order, order_on_sqlite = [*order, id], [id]
+        if step == name:
+            return after_in(groups, key, value), order, order_on_sqlite
+        desc, desc_on_sqlite = [it.desc() for it in order], [it.desc() for it in order_on_sqlite]
+        return before_in(groups, key, value), desc, desc_on_sqlite
 
 
 def _count(keys: Subquery) -> Statement:

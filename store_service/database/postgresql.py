@@ -10,7 +10,7 @@ from typing import Any
 from databases import Database
 
 from store_service.database.batch_queue import Backend, BatchQueue
-from store_service.database.driver_errors import DRIVER_ERRORS, translate_error
+from store_service.database.driver_errors import driver_errors, translate_error
 from store_service.database.postgresql_connection import PostgresqlConnection, terminate
 from store_service.database.postgresql_tls import ssl_context
 from store_service.database.sessions import CurrentServer, Hosts, Server, refuse_transaction_pooling
@@ -96,7 +96,7 @@ async def open_backend(
         # A refused certificate is also a ValueError, which `translate_error` would not translate.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
-        except DRIVER_ERRORS as error:
+        except driver_errors() as error:
             raise translate_error(error) from error
         sessions = _Sessions(
             database,
@@ -180,7 +180,7 @@ class _Sessions:
         async with self.reader() as connection:
             try:
                 await connection.listen(callback)
-            except DRIVER_ERRORS as error:
+            except driver_errors() as error:
                 raise translate_error(error) from error
 
     def _connection(
@@ -229,7 +229,7 @@ class _Sessions:
         # A refused certificate is also a ValueError, which `translate_error` would not translate.
         except (TimeoutError, ssl.SSLCertVerificationError) as error:
             raise DatabaseUnavailable from error
-        except DRIVER_ERRORS as error:
+        except driver_errors() as error:
             raise translate_error(error) from error
 
 

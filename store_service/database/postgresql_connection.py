@@ -9,9 +9,9 @@ from store_service.database.change_writes import ORDER_LOCK, WriteWithChanges
 from store_service.database.changes import LOCKED_FEED
 from store_service.database.connection import Connection, Rows
 from store_service.database.driver_errors import (
-    DRIVER_ERRORS,
     NotificationsUnavailable,
     StatementCancelled,
+    driver_errors,
     translate_error,
 )
 from store_service.database.sessions import CurrentServer, Server
@@ -70,7 +70,7 @@ class PostgresqlConnection(Connection):
             return False
         try:
             is_closed: bool = self._raw.is_closed()
-        except DRIVER_ERRORS:
+        except driver_errors():
             # The pool has already taken the connection back.
             return True
         return is_closed
@@ -84,7 +84,7 @@ class PostgresqlConnection(Connection):
         """Queries the role of the server again; see Connection."""
         try:
             self._server = await self._with_timeout(self._current.query_role(self._raw))
-        except DRIVER_ERRORS as error:
+        except driver_errors() as error:
             raise translate_error(error) from error
         self._current.check(self._server)
 
@@ -164,7 +164,7 @@ class PostgresqlConnection(Connection):
         # A lost connection has nothing to roll back, and the error to report is the loss.
         try:
             return not self._raw.is_closed() and self._raw.is_in_transaction()
-        except DRIVER_ERRORS:
+        except driver_errors():
             # The pool has already taken the connection back.
             return False
 
@@ -172,5 +172,5 @@ class PostgresqlConnection(Connection):
 def terminate(raw: Any) -> None:
     """Closes a connection of asyncpg without waiting for the server."""
     # The pool may have taken it back already.
-    with suppress(*DRIVER_ERRORS):
+    with suppress(*driver_errors()):
         raw.terminate()

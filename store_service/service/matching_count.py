@@ -75,7 +75,7 @@ class MatchingCount:
             while queries and rows_left and statements_left:
                 query, sql = queries[0]
                 ((matching, examined, last_id),) = await connection.fetch(
-                    sql.counts[path_of(query)], after=after, limit=rows_left, **filter_values(query)
+                    sql.count(path_of(query)), after=after, limit=rows_left, **filter_values(query)
                 )
                 counts.append(matching)
                 statements_left -= 1

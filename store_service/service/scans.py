@@ -86,7 +86,7 @@ class Scan(ABC):
         """Returns the position after a resource."""
 
     async def _fetch(self, step: Step, limit: int, **values: Any) -> Sequence[Any]:
-        statement = self._sql.pages[self._path, step]
+        statement = self._sql.page(self._path, step)
         return await self._connection.fetch(statement, limit=limit, **values, **self._values)
 
 
