@@ -28,7 +28,7 @@ from store_service.database.change_writes import delete_with_changes
 from store_service.database.deletions import (
     MARKED,
     WITH_POST,
-    body_bytes,
+    bytes_with_versions,
     comments_after,
     in_order,
     is_visible,
@@ -187,7 +187,7 @@ otherwise those with deleted comments below them. `delete_time` is that of comme
 tombstones. Served by the primary keys and by deleted_comments_thread_idx."""
 
 _by_ids = one_of(comment.c.id, "ids")
-_entomb = (
+_make_tombstones = (
     update(comment)
     .values(
         **dict.fromkeys(CONTENT_TEXTS, literal_column("''")),
@@ -196,7 +196,7 @@ _entomb = (
     .where(_by_ids)
 )
 
-ENTOMB_COMMENTS = delete_with_changes(ResourceKind.COMMENT, _by_ids, _entomb)
+MAKE_TOMBSTONES = delete_with_changes(ResourceKind.COMMENT, _by_ids, _make_tombstones)
 """Deletes comments that have replies: they become tombstones. Served by the primary key."""
 
 REMOVE_TOMBSTONES = Statement(delete(comment).where(_by_ids))
@@ -206,7 +206,7 @@ REMOVE_TOMBSTONES = Statement(delete(comment).where(_by_ids))
 def _rows_of_thread(table: Table) -> Statement:
     key = thread_key(table)
     on_sqlite, on_postgresql = [
-        select(table.c.id, table.c.path, body_bytes(table, it))
+        select(table.c.id, table.c.path, bytes_with_versions(table, it))
         .where(before_in(((table.c.post_id, _post_id),), key, parameter("key", Text)))
         .order_by(table.c.post_id.desc(), key.desc())
         .limit(_limit)
@@ -216,8 +216,8 @@ def _rows_of_thread(table: Table) -> Statement:
 
 
 ROWS_OF_THREAD = _rows_of_thread(comment)
-"""Id, path and bytes of comments of one post before the position `key` in thread order, the last ones first.
-Served by comments_thread_idx."""
+"""Id, path and estimated bytes of comments of one post before the position `key` in thread order, the last
+ones first. Served by comments_thread_idx."""
 
 ROWS_OF_DELETED_THREAD = _rows_of_thread(deleted_comment)
 """Same as ROWS_OF_THREAD for deleted comments. Served by deleted_comments_thread_idx."""
@@ -250,7 +250,7 @@ def _deleted_with(dialect: str) -> Select[Any]:
         (deleted_comment.c.deleted_with, parameter("deleted_with", BigInteger)),
     )
     return (
-        select(deleted_comment.c.id, deleted_comment.c.path, body_bytes(deleted_comment, dialect))
+        select(deleted_comment.c.id, deleted_comment.c.path, bytes_with_versions(deleted_comment, dialect))
         .where(after_in(groups, key, parameter("key", Text)), deleted_comment.c.purge_time.is_not(None))
         .order_by(deleted_comment.c.post_id, deleted_comment.c.deleted_with, key)
         .limit(_limit)
@@ -258,8 +258,8 @@ def _deleted_with(dialect: str) -> Select[Any]:
 
 
 DELETED_WITH = Statement(_deleted_with("sqlite"), on_postgresql=_deleted_with("postgresql"))
-"""Id, path and bytes of comments of one post that were deleted with the same resource, in thread order after
-the position `key`. Served by deleted_comments_deleted_with_idx."""
+"""Id, path and estimated bytes of comments of one post that were deleted with the same resource, in thread
+order after the position `key`. Served by deleted_comments_deleted_with_idx."""
 
 LINKS_OF = Statement(
     select(deleted_comment.c.id, deleted_comment.c.reply_to_id, deleted_comment.c.path).where(_by_deleted_ids)

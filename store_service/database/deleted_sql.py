@@ -25,7 +25,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from store_service.compiled import compiled
 from store_service.database.change_writes import WriteWithChanges, undelete_changes
-from store_service.database.deletions import body_bytes
+from store_service.database.deletions import bytes_with_versions
 from store_service.database.list_sql import ListSql
 from store_service.database.own_objects import LABEL_KINDS
 from store_service.database.statements import Statement, one_of, parameter, rows
@@ -120,13 +120,13 @@ class DeletedSql(Generic[R]):
         """Removes resources that were restored or purged."""
         on_sqlite, on_postgresql = [self._due(dialect) for dialect in ("sqlite", "postgresql")]
         self.due: Statement = Statement(on_sqlite, on_postgresql=on_postgresql)
-        """Id, version, bytes and purge_time of the `limit` resources with the earliest purge_time, before a
+        """Id, estimated bytes and purge_time of the `limit` resources with the earliest purge_time, before a
         time. Served by the index on purge_time."""
 
     def _due(self, dialect: str) -> Select[Any]:
         deleted = self._deleted
         return (
-            select(deleted.c.id, deleted.c.version, body_bytes(deleted, dialect), deleted.c.purge_time)
+            select(deleted.c.id, bytes_with_versions(deleted, dialect), deleted.c.purge_time)
             .where(deleted.c.purge_time < parameter("before", BigInteger))
             .order_by(deleted.c.purge_time, deleted.c.id)
             .limit(parameter("limit", Integer))

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    case,
     cast,
     delete,
     exists,
@@ -38,6 +39,9 @@ from store_service.model import DELETION_FIELDS
 
 WITH_POST = -1
 """The value of `deleted_with` of comments that are deleted with their post."""
+
+MAX_VERSIONS = 101
+"""Maximum number of stored versions of a resource: the current one, and the maximum of STORE_REVISIONS."""
 
 MARKED = select(mark.c.post_id)
 """The marked posts, few or none. Runs once per statement."""
@@ -100,9 +104,19 @@ def body_bytes(table: Table, dialect: str) -> ColumnElement[int]:
     return func.octet_length(table.c.body, type_=Integer)
 
 
+def bytes_with_versions(table: Table, dialect: str) -> ColumnElement[int]:
+    """Returns an estimate of the bytes of a resource with its former versions, as if all of them had the
+    size of its body. `version` counts the changes, so it limits the number of versions."""
+    versions = case(
+        (table.c.version > literal_column(str(MAX_VERSIONS)), literal_column(str(MAX_VERSIONS))),
+        else_=table.c.version,
+    )
+    return body_bytes(table, dialect) * versions
+
+
 def _sizes_where(condition: ColumnElement[bool]) -> Statement:
     on_sqlite, on_postgresql = [
-        in_order(select(comment.c.id, comment.c.post_id, body_bytes(comment, it)))
+        in_order(select(comment.c.id, comment.c.post_id, bytes_with_versions(comment, it)))
         .where(condition)
         .limit(_limit)
         for it in ("sqlite", "postgresql")
@@ -111,7 +125,7 @@ def _sizes_where(condition: ColumnElement[bool]) -> Statement:
 
 
 SIZES_OF_COMMENTS = _sizes_where(one_of(comment.c.post_id, "post_ids"))
-"""Id, post and bytes of the first `limit` comments of these posts, ordered by post. Served by
+"""Id, post and estimated bytes of the first `limit` comments of these posts, ordered by post. Served by
 comments_post_id_id_idx."""
 
 SIZES_OF_COMMENTS_AFTER = _sizes_where(comments_after(_post_id, _after))

@@ -120,7 +120,7 @@ ERASE_COMMENTS = _removal(
 """Removes comments and tombstones. Served by the primary key."""
 
 _live_comments = and_(_comments_by_id, _not_tombstone)
-ENTOMB_ERASED = _removal(
+MAKE_ERASED_TOMBSTONES = _removal(
     comment,
     ResourceKind.COMMENT,
     _live_comments,
@@ -132,7 +132,7 @@ ENTOMB_ERASED = _removal(
 
 _version = post.c.version + 1
 _now = parameter("now", BigInteger)
-BLANK_POSTS: WriteWithChanges = contentless_changes(
+CLEAR_POSTS: WriteWithChanges = contentless_changes(
     Action.UPDATE,
     ResourceKind.POST,
     select(
@@ -143,7 +143,7 @@ BLANK_POSTS: WriteWithChanges = contentless_changes(
         null().label("before"),
     )
     .where(_posts_by_id)
-    .subquery("blanked"),
+    .subquery("cleared"),
     update(post).values(**_empty, update_time=_now, version=_version).where(_posts_by_id),
 )
 """Removes the content of posts. Served by the primary key."""
@@ -163,7 +163,7 @@ DELETED_CHANGES: dict[ResourceKind, WriteWithChanges] = {
 }
 """Adds a deletion without content for each of these deleted resources. Served by the primary key."""
 
-BLANK_DELETED_POSTS = Statement(
+CLEAR_DELETED_POSTS = Statement(
     update(deleted_post)
     .values(**_empty, version=deleted_post.c.version + 1)
     .where(one_of(deleted_post.c.id, "ids"))

@@ -121,10 +121,10 @@ async def delete_comments(
                 if id not in deleted:
                     keys[id], deleted_with[id] = deleted[root].key, root
             parents = {**thread.parents, **parents}
-    entombed = await _with_remaining_replies(connection, parents, marked)
-    if entombed:
-        await _entomb(connection, entombed, keys, times)
-    removed = [id for id in parents if id not in entombed]
+    tombstones = await _with_remaining_replies(connection, parents, marked)
+    if tombstones:
+        await _make_tombstones(connection, tombstones, keys, times)
+    removed = [id for id in parents if id not in tombstones]
     await remove_comments(connection, removed, keys, times, deleted_with=deleted_with)
     if marked:
         await connection.fetch(
@@ -189,12 +189,14 @@ async def _with_remaining_replies(
     return found
 
 
-async def _entomb(connection: Connection, ids: Collection[int], keys: Keys, times: DeletionTimes) -> None:
+async def _make_tombstones(
+    connection: Connection, ids: Collection[int], keys: Keys, times: DeletionTimes
+) -> None:
     """Makes comments tombstones."""
     if times.can_be_restored:
         await _keep(connection, ids, {}, times)
     await connection.write(
-        sql.ENTOMB_COMMENTS,
+        sql.MAKE_TOMBSTONES,
         ids=as_json(list(ids)),
         requests=request_ids((id, keys[id]) for id in ids),
         now=now_microseconds(),

@@ -32,7 +32,7 @@ STEP_SECONDS = 0.05
 """Pause after a step that writes, in which other writes run."""
 
 MAX_PASSES = 5
-"""Maximum number of passes. What the author creates during the last one remains."""
+"""Maximum number of passes. An author who creates during each of them prevents the end of the erasure."""
 
 REPORT_SECONDS = 1.0
 """Maximum time without a report of the progress."""
@@ -67,6 +67,7 @@ class Erasures:
         Raises:
             ReadOnly: The server is in read-only mode.
             FieldInvalid: The database cannot be rewritten, and `skip_rewrite` is not set.
+            DatabaseBusy: The author created resources during each of MAX_PASSES passes.
             ServiceError: The database is busy, full or unavailable. The erasure can be repeated.
         """
         if self._database.read_only:
@@ -130,6 +131,7 @@ class Erasures:
             async for _ in self._scan(erasure, erased, progress):
                 yield
             self._after_erasure()
+        raise DatabaseBusy
 
     async def _finish_background_work(self) -> AsyncIterator[None]:
         """Finishes deletions and restorations, because callers do not see some of their rows."""

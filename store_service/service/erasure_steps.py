@@ -193,7 +193,7 @@ async def _erase_comments(connection: Connection, ids: Sequence[int], done: Done
     done.comments += await _with_content(connection, COMMENT, ids, is_deleted=False)
     now = now_microseconds()
     values = {"ids": as_json(ids), "requests": "[]", "now": now, "delete_time": now, "purge_time": None}
-    await connection.write(sql.ENTOMB_ERASED, **values)
+    await connection.write(sql.MAKE_ERASED_TOMBSTONES, **values)
     await remove_childless_tombstones(connection, ids)
 
 
@@ -224,7 +224,7 @@ async def _erase_posts(connection: Connection, ids: Sequence[int], mode: EraseMo
         commented = {id for (id,) in rows}
     values: dict[str, Any] = {"requests": "[]", "now": now_microseconds()}
     if commented:
-        await connection.write(sql.BLANK_POSTS, ids=as_json(list(commented)), **values)
+        await connection.write(sql.CLEAR_POSTS, ids=as_json(list(commented)), **values)
     removed = [id for id in ids if id not in commented]
     if removed:
         await connection.fetch(unfinished.END_RESTORATIONS_OF_POSTS, ids=as_json(removed))
@@ -244,7 +244,7 @@ async def _erase_deleted_posts(
     if mode is EraseMode.ANONYMIZE:
         wanted = as_json([(n, id) for n, id in enumerate(ids)])
         kept = {id for (id,) in await connection.fetch(sql.RESTORABLE_COMMENTS_OF, wanted=wanted)}
-        await connection.fetch(sql.BLANK_DELETED_POSTS, ids=as_json(list(kept)))
+        await connection.fetch(sql.CLEAR_DELETED_POSTS, ids=as_json(list(kept)))
     removed = as_json([id for id in ids if id not in kept])
     await connection.fetch(unfinished.END_RESTORATIONS_OF_POSTS, ids=removed)
     await connection.fetch(post_sql.POSTS.deleted.remove, ids=removed)

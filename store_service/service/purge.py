@@ -22,9 +22,6 @@ STEP_ROWS = 500
 STEP_BYTES = 4 * 1024 * 1024
 """Maximum total size of their bodies, including those of former versions. A single resource may exceed it."""
 
-MAX_REVISIONS = 100
-"""Maximum number of former versions of a resource, for the estimate of its size."""
-
 KEEP_MICROSECONDS = 3_600_000_000
 """By how much the purge of comments that are being restored is delayed."""
 
@@ -36,7 +33,7 @@ async def _earliest(connection: Connection, jobs: Sequence[int]) -> list[int]:
         for deleted in (POSTS.deleted, COMMENTS.deleted)
         for row in await connection.fetch(deleted.due, before=before, limit=1)
     ]
-    return [min((row[3] for row in rows), default=0)] * len(jobs)
+    return [min((row[2] for row in rows), default=0)] * len(jobs)
 
 
 async def _purge(connection: Connection, jobs: Sequence[int]) -> list[None]:
@@ -52,7 +49,7 @@ async def _due(connection: Connection, before: int) -> tuple[ResourceKind, list[
     """
     for kind, deleted in ((ResourceKind.POST, POSTS.deleted), (ResourceKind.COMMENT, COMMENTS.deleted)):
         rows = await connection.fetch(deleted.due, before=before, limit=STEP_ROWS)
-        sizes = accumulate(size * min(version, MAX_REVISIONS) for _, version, size, _ in rows)
+        sizes = accumulate(size for _, size, _ in rows)
         ids = [
             row[0]
             for n, (row, size) in enumerate(zip(rows, sizes, strict=True))

@@ -280,6 +280,18 @@ async def test_steps_are_small(stubs: Stubs, monkeypatch: pytest.MonkeyPatch) ->
     assert max(written) <= 8
 
 
+async def test_erasure_of_an_author_who_keeps_writing_is_not_complete(
+    stubs: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasure, "MAX_PASSES", 1)
+    await create_world(stubs, mode=DELETE)
+
+    error = await expect_error(erase(stubs, DELETE, skip_rewrite=True))
+
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+    assert error.reason == "DATABASE_BUSY"
+
+
 async def test_erasure_ends_when_its_caller_leaves_and_can_be_repeated(
     stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

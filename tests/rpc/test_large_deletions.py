@@ -292,6 +292,25 @@ async def test_budget_counts_bytes(
     assert list(Counter(row[0] for row in deletions(database_url)).values()) == [1, 2, 1, 1, 1]
 
 
+async def test_budget_counts_former_versions(
+    gate: Gate, stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each version counts as the bytes of the body."""
+    monkeypatch.setattr(large_deletions, "MAX_BYTES", 1000)
+    post_id = (await stubs.create_post()).id
+    for updates in (0, 2, 0, 0):
+        comment = await stubs.create_comment(post_id, "x" * 300)
+        for _ in range(updates):
+            update = comments_pb2.Comment(id=comment.id, body=comment.body)
+            await stubs.comments.UpdateComment(comments_pb2.UpdateCommentRequest(comment=update))
+
+    await force(stubs, post_id)
+    gate.open()
+    await removed(database_url)
+
+    assert list(Counter(row[0] for row in deletions(database_url)).values()) == [1, 1, 1, 2]
+
+
 @pytest.mark.parametrize("with_ids", [False, True], ids=["", "request_id"])
 async def test_deletions_of_one_batch_share_the_budget(
     gate: Gate, write_queue: WriteQueue, stubs: Stubs, database_url: str, with_ids: bool

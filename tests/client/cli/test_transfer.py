@@ -494,6 +494,27 @@ def test_tombstones_keep_their_places(
     assert again.stdout == imported.stdout
 
 
+def test_post_of_an_erased_author_is_imported_with_a_placeholder(
+    storeapi: StoreapiCommand, empty_store: StoreClient, file: Path
+) -> None:
+    """A line with an empty body that was not exported is still refused."""
+    post = empty_store.posts.create("of ann", author="ann")
+    empty_store.comments.create(post_id=post.id, body="of bob", author="bob")
+    assert list(empty_store.admin.erase_author("ann", mode="anonymize", skip_rewrite=True))[-1].complete
+    exported = storeapi("export", str(file))
+    empty(empty_store)
+    imported = storeapi("import", str(file), "--import-id", "erased")
+    write(file, post_line(1, body=""))
+    refused = storeapi("import", str(file))
+
+    assert (exported.exit_code, imported.exit_code) == (0, 0)
+    assert described(empty_store) == (
+        [("deleted", "", {}, "")],
+        [("of bob", "bob", {}, "", "deleted", None, 0)],
+    )
+    assert "line 1: body must not be empty" in refused.stderr
+
+
 @pytest.mark.parametrize("line", [post_line(2, delete_time="x"), comment_line(2, 1, delete_time="x")])
 def test_deleted_resource_with_content_is_refused(
     storeapi: StoreapiCommand, empty_store: StoreClient, file: Path, line: str

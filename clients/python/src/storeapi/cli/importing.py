@@ -46,9 +46,9 @@ def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknow
     then comments on the new posts, in batches that are stored completely or not at all. Times and etags are
     new too. A comment must come before the replies to it. A reply to a comment that is not in the file
     becomes a comment at the top level. The tombstone of a deleted comment is created as a comment with the
-    text "deleted", which is deleted when its replies exist: so replies keep their places. Another line with a
-    delete_time is an error. The new ids go to stdout, unless that is a terminal: lines of kind, old id and
-    new id.
+    text "deleted", which is deleted when its replies exist: so replies keep their places. A post that the
+    erasure of its author has emptied gets the same text. Another line with a delete_time is an error. The new
+    ids go to stdout, unless that is a terminal: lines of kind, old id and new id.
 
     An unknown field is an error, unless --ignore-unknown-fields is given: the file may be from a newer
     version. A missing optional field gets its default.

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import IO, Any, Final
 
-from storeapi._resources import COMMENTS, RESOURCE_TYPES, ResourceType
+from storeapi._resources import COMMENTS, POSTS, RESOURCE_TYPES, ResourceType
 from storeapi.cli import output
 from storeapi.cli.failures import CommandFailed
 from storeapi.cli.progress import Report
 from storeapi.model import CommentDraft, PostDraft, Resource
 
 PLACEHOLDER: Final = "deleted"
-"""The body of a comment that becomes a tombstone at the end of an import."""
+"""The body of an imported resource whose body in the file is empty: a comment that becomes a tombstone at the
+end of the import, or a post whose author was erased."""
 
 LINES_BETWEEN_REPORTS: Final = 1000
 """While a file is checked."""
@@ -130,6 +131,9 @@ def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
         is_tombstone = resource_type is COMMENTS and values.get("body") == ""
         if not is_tombstone:
             raise _invalid(number, f"the {kind} is deleted; without delete_time it is imported as it was")
+        values["body"] = PLACEHOLDER
+    elif resource_type is POSTS and values.get("body") == "" and values.get("etag"):
+        # Only an erasure empties a stored post. A line without an etag was not exported.
         values["body"] = PLACEHOLDER
     draft = {
         name: _field(resource_type, name, values.pop(name, None), number)

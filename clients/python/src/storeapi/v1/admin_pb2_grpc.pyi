@@ -55,8 +55,8 @@ class AdminServiceStub:
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
     - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full, or has no room for the rewrite of the SQLite file.
       Everything else has been erased; call again when there is room.
-    - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute. Call
-      again.
+    - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute, or the
+      author created posts or comments during the whole call. Call again.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. Call again.
     """
 
@@ -87,8 +87,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
     - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full, or has no room for the rewrite of the SQLite file.
       Everything else has been erased; call again when there is room.
-    - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute. Call
-      again.
+    - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute, or the
+      author created posts or comments during the whole call. Call again.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. Call again.
     """
 
@@ -122,8 +122,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
         - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full, or has no room for the rewrite of the SQLite file.
           Everything else has been erased; call again when there is room.
-        - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute. Call
-          again.
+        - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute, or the
+          author created posts or comments during the whole call. Call again.
         - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. Call again.
         """
 
