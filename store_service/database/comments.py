@@ -30,6 +30,7 @@ from store_service.database.deletions import (
     WITH_POST,
     bytes_with_versions,
     comments_after,
+    first_reply,
     in_order,
     is_visible,
 )
@@ -111,18 +112,8 @@ _deleted_reply = deleted_comment.alias("deleted_reply")
 
 
 def _has_reply(table: Table, reply: FromClause, *more: ColumnElement[bool]) -> ColumnElement[bool]:
-    """Returns the condition that a comment has a reply in another table.
-
-    A scalar subquery, because for EXISTS PostgreSQL may read all replies of all comments.
-    """
-    found = (
-        select(literal_column("1"))
-        .where(reply.c.reply_to_id == table.c.id, reply.c.reply_to_id > literal_column("0"), *more)
-        .limit(literal_column("1"))
-        .correlate(table)
-        .scalar_subquery()
-    )
-    return found.is_not(None)
+    """Returns the condition that a comment has a reply in another table."""
+    return first_reply(table.c.id, reply, *more).correlate(table).scalar_subquery().is_not(None)
 
 
 # Not `IS NOT NULL`, for which PostgreSQL may read all tombstones instead of those with these ids.

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    FromClause,
     Integer,
     LargeBinary,
     Select,
@@ -85,6 +86,25 @@ def comments_after(post_id: ColumnElement[Any], id: ColumnElement[Any] | int) ->
     """Returns the condition for comments of one post after an id. They have to be read `in_order`."""
     id = id if isinstance(id, ColumnElement) else literal(id, BigInteger)
     return after_in(((comment.c.post_id, post_id),), comment.c.id, id)
+
+
+def first_reply(id: ColumnElement[Any], reply: FromClause, *more: ColumnElement[bool]) -> Select[Any]:
+    """Returns the query of the first reply to a comment, for use as a scalar subquery.
+
+    It is ordered as in the index. PostgreSQL would scan the table for any reply if, according to its
+    statistics, most comments reply to the same one. For EXISTS it may read all replies of all comments.
+    """
+    groups = ((reply.c.reply_to_id, id),)
+    return (
+        select(reply.c.id)
+        .where(
+            after_in(groups, reply.c.id, literal_column("0")),
+            reply.c.reply_to_id > literal_column("0"),
+            *more,
+        )
+        .order_by(reply.c.reply_to_id, reply.c.id)
+        .limit(literal_column("1"))
+    )
 
 
 def in_order(comments: Select[Any]) -> Select[Any]:

@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 from store_service.database.change_writes import WriteWithChanges, contentless_changes
-from store_service.database.deletions import MARKED, body_bytes, is_live
+from store_service.database.deletions import MARKED, body_bytes, first_reply, is_live
 from store_service.database.statements import Statement, after_in, one_of, parameter, rows
 from store_service.database.tables import (
     comment_table as comment,
@@ -174,12 +174,8 @@ _wanted = rows("wanted", id=BigInteger)
 
 
 def _with_replies(table: Table) -> Statement:
-    first = (
-        select(table.c.id)
-        .where(table.c.reply_to_id == _wanted.c.id, table.c.reply_to_id > literal_column("0"))
-        .limit(1)
-    )
-    return Statement(select(_wanted.c.id).where(first.scalar_subquery().is_not(None)))
+    first = first_reply(_wanted.c.id, table).scalar_subquery()
+    return Statement(select(_wanted.c.id).where(first.is_not(None)))
 
 
 WITH_REPLIES = _with_replies(comment)
