@@ -28,7 +28,11 @@ def clock(tmp_path: Path) -> Path:
 def server(server_process: ServerProcess, clock: Path) -> ServerProcess:
     """A server with that clock."""
     folder = Path(__file__).parent / "wrong_clock"
-    server_process.settings |= {"PYTHONPATH": str(folder), "WRONG_CLOCK": str(clock)}
+    server_process.settings |= {
+        "PYTHONPATH": str(folder),
+        "WRONG_CLOCK": str(clock),
+        "STORE_UNDELETE_HOURS": "24",
+    }
     return server_process.start()
 
 
@@ -48,17 +52,25 @@ async def ids_of_changes(channel: grpc.aio.Channel, last: int) -> list[int]:
         return [it.id for it in await watch.until(last)]
 
 
+async def get_deleted(channel: grpc.aio.Channel, id: int) -> posts_pb2.Post:
+    return await Stubs(channel).posts.GetPost(posts_pb2.GetPostRequest(id=id, show_deleted=True))
+
+
 async def test_clock_jump_deletes_nothing(server: ServerProcess, clock: Path) -> None:
     """While the service runs, and after a restart with the wrong clock."""
     async with grpc.aio.insecure_channel(server.address) as channel:
         first = await create_once(channel)
         stored = [first.id, *[(await Stubs(channel).create_post()).id for _ in range(POSTS)]]
+        deleted = (await Stubs(channel).create_post("deleted")).id
+        await Stubs(channel).posts.DeletePost(posts_pb2.DeletePostRequest(id=deleted))
+        stored += [deleted, deleted]
         jump(clock)
         await eventually(lambda: "clock jumped" in server.stderr())
         later = await Stubs(channel).create_post("later")
         assert later.create_time.seconds - first.create_time.seconds > YEAR_SECONDS - 3600
         assert await create_once(channel) == first
         assert await ids_of_changes(channel, later.id) == [*stored, later.id]
+        assert (await get_deleted(channel, deleted)).body == "deleted"
     assert server.stop() == 0
 
     server.start()
@@ -66,4 +78,7 @@ async def test_clock_jump_deletes_nothing(server: ServerProcess, clock: Path) ->
         await eventually(lambda: server.stderr().count("retention is extended") == 6)
         assert await create_once(channel) == first
         assert await ids_of_changes(channel, later.id) == [*stored, later.id]
+        assert (await get_deleted(channel, deleted)).body == "deleted"
+        restored = await Stubs(channel).posts.UndeletePost(posts_pb2.UndeletePostRequest(id=deleted))
+        assert restored.body == "deleted"
     assert server.stop() == 0
