@@ -309,6 +309,22 @@ async def test_forced_deletion_takes_the_replies(comments: ResourceApi) -> None:
     assert [bool(it.body) for it in (await comments.page(post_id=comments.post_id)).comments] == [True] * 3
 
 
+async def test_nothing_is_left_of_purged_threads(
+    steps: ManualSteps, comments: ResourceApi, database_url: str
+) -> None:
+    """Also of a comment that was purged, and connected a reply which was restored and deleted again."""
+    first, second, third = await thread(comments, -1, 0, 1)
+    deleted = [await comments.delete(it.id) for it in (first, second, third)]
+    await steps.purge(deleted[0].purge_time.ToMicroseconds() + 1)
+    await undelete(comments, third.id)
+    assert await ids_of(comments, post_id=comments.post_id) == [first.id, second.id, third.id]
+    again = await comments.delete(third.id)
+    await steps.purge(again.purge_time.ToMicroseconds() + 1)
+
+    for table in ("comments", "deleted_comments"):
+        assert query(database_url, f"SELECT id FROM {table}") == []
+
+
 # Lists that read both tables
 
 

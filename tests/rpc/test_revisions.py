@@ -107,6 +107,23 @@ async def test_versions_of_a_deleted_resource(steps: ManualSteps, api: ResourceA
     assert (await expect_error(page(api, created.id, show_deleted=True))).reason == api.not_found
 
 
+async def test_versions_of_a_comment_that_became_a_tombstone(config: Config, database_url: str) -> None:
+    """They are kept as long as the comment can be restored, otherwise removed."""
+    for undelete_hours, kept in ((24, 1), (0, 0)):
+        async with server_with(config, undelete_hours=undelete_hours) as (_, stubs):
+            comments = ResourceApi("Comment", stubs, post_id=(await stubs.create_post()).id)
+            created = await comments.create_one()
+            await comments.create(comments.draft(reply_to_id=created.id))
+            await updated(comments, created.id, "b")
+            await comments.delete(created.id)
+
+            selected = f"SELECT count(*) FROM revisions WHERE kind = 2 AND resource_id = {created.id}"
+            assert query(database_url, selected) == [(kept,)]
+            if kept:
+                await comments.call("UndeleteComment", id=created.id)
+                assert await revisions(comments, created.id) == [created]
+
+
 async def test_batch_update_keeps_the_versions_of_each(api: ResourceApi) -> None:
     """An update that fails or changes nothing keeps none."""
     first, second = await api.create_many(2)
