@@ -64,11 +64,15 @@ class PostHasComments(ServiceError):
 class ExternalIdTaken(ServiceError):
     """A resource with this external id exists."""
 
-    def __init__(self, *, resource_type: str, id: int, external_id: str) -> None:
-        """Takes the existing resource."""
-        super().__init__(
-            f"{resource_type.lower()} {id} has this external_id; set return_existing to get it instead"
+    def __init__(self, *, resource_type: str, id: int, external_id: str, by_undelete: bool = False) -> None:
+        """Takes the existing resource, and whether a deleted resource with the same external id was to be
+        restored."""
+        advice = (
+            "delete it before you restore the other"
+            if by_undelete
+            else "set return_existing to get it instead"
         )
+        super().__init__(f"{resource_type.lower()} {id} has this external_id; {advice}")
         self.resource_type = resource_type
         self.id = id
         self.external_id = external_id

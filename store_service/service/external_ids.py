@@ -75,13 +75,15 @@ async def by_external_id(connection: Connection, sql: ResourceSql[R], ids: set[s
 
 
 async def check_not_taken(connection: Connection, sql: ResourceSql[R], external_id: str) -> None:
-    """Checks that no resource has an external id.
+    """Checks that no resource has the external id of a resource to restore.
 
     Raises:
         ExternalIdTaken: A resource has it.
     """
     for existing in (await by_external_id(connection, sql, {external_id})).values():
-        raise ExternalIdTaken(resource_type=type(existing).__name__, id=existing.id, external_id=external_id)
+        raise ExternalIdTaken(
+            resource_type=type(existing).__name__, id=existing.id, external_id=external_id, by_undelete=True
+        )
 
 
 def _taken(draft: PostDraft | CommentDraft, existing: Post | Comment) -> ServiceError:

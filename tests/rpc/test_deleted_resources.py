@@ -128,6 +128,7 @@ async def test_undelete_errors(api: ResourceApi) -> None:
     second = await api.create(api.draft(external_id="x"))
     error = await expect_error(undelete(api, first.id))
     assert (error.reason, error.metadata["id"]) == ("EXTERNAL_ID_TAKEN", str(second.id))
+    assert "return_existing" not in error.message, "undelete has no such field"
     assert (await api.get(first.id, show_deleted=True)).external_id == "x"
     assert await api.get(external_id="x", show_deleted=True) == second
 

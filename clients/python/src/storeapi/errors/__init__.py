@@ -21,8 +21,8 @@
     ├── NotFound                    no resource has this id
     │   ├── PostNotFound
     │   └── CommentNotFound
-    ├── AlreadyExists               a resource exists that the call would create
-    │   └── ExternalIdTaken         use return_existing to get it
+    ├── AlreadyExists               a resource conflicts with the one to create or restore
+    │   └── ExternalIdTaken         create with return_existing returns it
     ├── PreconditionFailed          the state of the service does not allow the call
     │   ├── PostHasComments         delete the comments first, or use force
     │   ├── NotDeleted              only a deleted resource can be restored

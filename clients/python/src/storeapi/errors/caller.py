@@ -154,13 +154,13 @@ class CommentNotFound(NotFound):
 
 
 class AlreadyExists(StoreError):
-    """A resource exists that the call would create."""
+    """A resource exists that conflicts with the one to create or restore."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class ExternalIdTaken(AlreadyExists):
-    """A resource of the same type has this external id. `return_existing` returns it instead."""
+    """A resource of the same type has this external id. `create` returns it with `return_existing`."""
 
     reason = "EXTERNAL_ID_TAKEN"
 

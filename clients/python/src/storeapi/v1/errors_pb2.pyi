@@ -153,8 +153,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_EXTERNAL_ID_TAKEN: _ErrorReason.ValueType  # 34
     """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. To get that
-    resource instead of this error, set return_existing. Metadata: id, external_id. Example: two callers
-    create a post with the external_id "article:42".
+    resource from a create instead of this error, set return_existing. An undelete is possible after that
+    resource is deleted. Metadata: id, external_id. Example: two callers create a post with the external_id
+    "article:42".
     """
     ERROR_REASON_REPLY_TOO_DEEP: _ErrorReason.ValueType  # 35
     """FAILED_PRECONDITION with PreconditionFailure: the depth of the reply would exceed the maximum, which
@@ -313,8 +314,9 @@ on a standby that lags by a second.
 """
 ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 34
 """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. To get that
-resource instead of this error, set return_existing. Metadata: id, external_id. Example: two callers
-create a post with the external_id "article:42".
+resource from a create instead of this error, set return_existing. An undelete is possible after that
+resource is deleted. Metadata: id, external_id. Example: two callers create a post with the external_id
+"article:42".
 """
 ERROR_REASON_REPLY_TOO_DEEP: ErrorReason.ValueType  # 35
 """FAILED_PRECONDITION with PreconditionFailure: the depth of the reply would exceed the maximum, which
