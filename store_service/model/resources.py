@@ -21,6 +21,10 @@ def format_etag(version: int) -> str:
     return f"v{version:x}"
 
 
+TOMBSTONE_ETAG = "-t"
+"""The end of the etag of a tombstone. Its version is that of the comment with content."""
+
+
 IMMUTABLE: Mapping[str, str] = {"behavior": "immutable"}
 """Metadata of a field that a caller sets on create. It never changes."""
 

@@ -8,7 +8,14 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.compiled import compiled
-from store_service.model import Comment, Post, ResourceFields, format_etag, labels_from_text
+from store_service.model import (
+    TOMBSTONE_ETAG,
+    Comment,
+    Post,
+    ResourceFields,
+    format_etag,
+    labels_from_text,
+)
 
 M = TypeVar("M", bound=Message)
 
@@ -50,6 +57,8 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
             lines += ["if it.labels:", "    message.labels.update(labels_from_text(it.labels))"]
         elif type_:
             lines += [f"if it.{name} is not None:", f"    set_time(message.{name}, it.{name})"]
+            if name == "delete_time":
+                lines += ["    if not it.body:", "        message.etag += TOMBSTONE_ETAG"]
         elif name not in always_set:
             lines += [f"if it.{name}:", f"    message.{name} = it.{name}"]
     lines.append("return message")
@@ -57,6 +66,7 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
         ["it"],
         lines,
         Message=message,
+        TOMBSTONE_ETAG=TOMBSTONE_ETAG,
         format_etag=format_etag,
         labels_from_text=labels_from_text,
         set_time=set_time,

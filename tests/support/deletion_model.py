@@ -81,6 +81,7 @@ class DeletionModel:
         tombstone.CopyFrom(known.message)
         for name in ("body", "author", "labels", "external_id"):
             tombstone.ClearField(name)
+        tombstone.etag += "-t"
         if known.state == "gone":
             tombstone.ClearField("purge_time")
         assert {it.name for it, _ in tombstone.ListFields()} <= {*stays, "purge_time"}

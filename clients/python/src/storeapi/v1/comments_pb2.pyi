@@ -68,7 +68,8 @@ class Comment(_message.Message):
     """The id of the post that the comment belongs to. Immutable."""
     etag: _builtins.str
     """Output only, opaque. Changes whenever the comment changes. Send it with an update or a delete to
-    make the call fail with ETAG_MISMATCH if another caller has changed the comment in the meantime.
+    make the call fail with ETAG_MISMATCH if another caller has changed the comment in the meantime. A
+    deleted comment has the etag of its last state. Its tombstone has another one, because it has no content.
     """
     author: _builtins.str
     """The author, chosen by the caller: for example the id of a user. The server does not compare it with

@@ -63,7 +63,8 @@ class Post(_message.Message):
     """UTF-8 text of 1 to 65,536 bytes (the limit is a server setting), without NUL characters."""
     etag: _builtins.str
     """Output only, opaque. Changes whenever the post changes. Send it with an update or a delete to
-    make the call fail with ETAG_MISMATCH if another caller has changed the post in the meantime.
+    make the call fail with ETAG_MISMATCH if another caller has changed the post in the meantime. A deleted
+    post has the etag of its last state.
     """
     author: _builtins.str
     """The author, chosen by the caller: for example the id of a user. The server does not compare it with
