@@ -297,6 +297,7 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
                 comment is deleted.
             NotDeleted: The resource is not deleted.
             ExternalIdTaken: Another resource has the external id by now.
+            DatabaseBusy: The service still removes the comments or replies of the resource, after all tries.
             FieldInvalid: `id` is not positive.
         """
         options = _arguments.write_options(request_id, validate_only)

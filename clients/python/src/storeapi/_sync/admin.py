@@ -53,6 +53,8 @@ class Admin:
             FieldInvalid: `author` is not valid, or the service cannot rewrite its database.
             PermissionDenied: The caller does not have the permission admin.
             ReadOnly: The service is read-only.
+            StorageFull: The disk is full, or has no room for the rewrite.
+            DatabaseBusy: A reader, such as a backup, prevents the rewrite, or the author keeps writing.
         """
         request = erase_request(author, mode=mode, validate_only=validate_only, skip_rewrite=skip_rewrite)
         return Erasure(self._calls, self._stub, request, timeout)

@@ -292,6 +292,7 @@ class Collection(Batches[AnyResource, Draft, Update], Generic[AnyResource, Draft
                 comment is deleted.
             NotDeleted: The resource is not deleted.
             ExternalIdTaken: Another resource has the external id by now.
+            DatabaseBusy: The service still removes the comments or replies of the resource, after all tries.
             FieldInvalid: `id` is not positive.
         """
         options = _arguments.write_options(request_id, validate_only)

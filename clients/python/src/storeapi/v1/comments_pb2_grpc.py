@@ -199,8 +199,8 @@ class CommentServiceServicer(object):
         deleted in the transaction of the comment. If there are more, the server removes them in the background,
         and no call finds them in the meantime, as for the comments of a post.
 
-        A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
-        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+        If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted comment can be restored with
+        UndeleteComment until its purge_time. The default is 0: the content is removed at once.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -214,9 +214,10 @@ class CommentServiceServicer(object):
 
     def UndeleteComment(self, request, context):
         """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
-        force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
-        external_id another comment has by now, without external_id. Deleted comments
-        above it in its thread become tombstones.
+        force, are restored too. A reply whose external_id another comment has by now is restored without
+        external_id. Up to 1,000 replies with up to 1 MiB of bodies are restored in the transaction of the comment.
+        If there are more, the server restores them in the background, within the next seconds or minutes. Deleted
+        comments above the comment in its thread become tombstones.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -305,7 +306,9 @@ class CommentServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def BatchDeleteComments(self, request, context):
-        """Deletes up to 1000 comments in one transaction, all of them or none.
+        """Deletes up to 1000 comments in one transaction, all of them or none. A comment of the batch becomes a
+        tombstone only if a reply to it remains. The limits of DeleteComment for one transaction apply to the
+        replies to all these comments together.
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
@@ -322,8 +325,8 @@ class CommentServiceServicer(object):
 
     def CountComments(self, request, context):
         """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-        match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
-        filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
+        match are counted. Deleted comments are counted only if filter.show_deleted is set, also if lists return
+        them as tombstones. The count of a post without comments, or of a post that does not exist, is 0.
         Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
         and matches throughout the call is counted exactly once; a comment that is created, updated or
         deleted during the call may or may not be counted.

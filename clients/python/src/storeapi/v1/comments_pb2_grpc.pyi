@@ -108,8 +108,8 @@ class CommentServiceStub:
     deleted in the transaction of the comment. If there are more, the server removes them in the background,
     and no call finds them in the meantime, as for the comments of a post.
 
-    A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
-    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+    If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted comment can be restored with
+    UndeleteComment until its purge_time. The default is 0: the content is removed at once.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -119,9 +119,10 @@ class CommentServiceStub:
     """
     UndeleteComment: _grpc.UnaryUnaryMultiCallable[_comments_pb2.UndeleteCommentRequest, _comments_pb2.Comment]
     """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
-    force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
-    external_id another comment has by now, without external_id. Deleted comments
-    above it in its thread become tombstones.
+    force, are restored too. A reply whose external_id another comment has by now is restored without
+    external_id. Up to 1,000 replies with up to 1 MiB of bodies are restored in the transaction of the comment.
+    If there are more, the server restores them in the background, within the next seconds or minutes. Deleted
+    comments above the comment in its thread become tombstones.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -190,7 +191,9 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeleteComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]
-    """Deletes up to 1000 comments in one transaction, all of them or none.
+    """Deletes up to 1000 comments in one transaction, all of them or none. A comment of the batch becomes a
+    tombstone only if a reply to it remains. The limits of DeleteComment for one transaction apply to the
+    replies to all these comments together.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
@@ -203,8 +206,8 @@ class CommentServiceStub:
     """
     CountComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]
     """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-    match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
-    filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
+    match are counted. Deleted comments are counted only if filter.show_deleted is set, also if lists return
+    them as tombstones. The count of a post without comments, or of a post that does not exist, is 0.
     Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
     and matches throughout the call is counted exactly once; a comment that is created, updated or
     deleted during the call may or may not be counted.
@@ -307,8 +310,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
     deleted in the transaction of the comment. If there are more, the server removes them in the background,
     and no call finds them in the meantime, as for the comments of a post.
 
-    A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
-    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+    If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted comment can be restored with
+    UndeleteComment until its purge_time. The default is 0: the content is removed at once.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -318,9 +321,10 @@ class CommentServiceAsyncStub(CommentServiceStub):
     """
     UndeleteComment: _aio.UnaryUnaryMultiCallable[_comments_pb2.UndeleteCommentRequest, _comments_pb2.Comment]  # type: ignore[assignment]
     """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
-    force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
-    external_id another comment has by now, without external_id. Deleted comments
-    above it in its thread become tombstones.
+    force, are restored too. A reply whose external_id another comment has by now is restored without
+    external_id. Up to 1,000 replies with up to 1 MiB of bodies are restored in the transaction of the comment.
+    If there are more, the server restores them in the background, within the next seconds or minutes. Deleted
+    comments above the comment in its thread become tombstones.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -389,7 +393,9 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     BatchDeleteComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.BatchDeleteCommentsRequest, _comments_pb2.BatchDeleteCommentsResponse]  # type: ignore[assignment]
-    """Deletes up to 1000 comments in one transaction, all of them or none.
+    """Deletes up to 1000 comments in one transaction, all of them or none. A comment of the batch becomes a
+    tombstone only if a reply to it remains. The limits of DeleteComment for one transaction apply to the
+    replies to all these comments together.
 
     Errors:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
@@ -402,8 +408,8 @@ class CommentServiceAsyncStub(CommentServiceStub):
     """
     CountComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountCommentsRequest, _comments_pb2.CountCommentsResponse]  # type: ignore[assignment]
     """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-    match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
-    filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
+    match are counted. Deleted comments are counted only if filter.show_deleted is set, also if lists return
+    them as tombstones. The count of a post without comments, or of a post that does not exist, is 0.
     Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
     and matches throughout the call is counted exactly once; a comment that is created, updated or
     deleted during the call may or may not be counted.
@@ -533,8 +539,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         deleted in the transaction of the comment. If there are more, the server removes them in the background,
         and no call finds them in the meantime, as for the comments of a post.
 
-        A deleted comment can be restored with UndeleteComment until its purge_time, if the server setting
-        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, its content is removed at once.
+        If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted comment can be restored with
+        UndeleteComment until its purge_time. The default is 0: the content is removed at once.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -550,9 +556,10 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.Comment, _abc.Awaitable[_comments_pb2.Comment]]:
         """Restores a deleted comment, with its id, and returns it. Replies that were deleted together with it, with
-        force, are restored too: up to 1,000 in the same transaction, more in the background; those whose
-        external_id another comment has by now, without external_id. Deleted comments
-        above it in its thread become tombstones.
+        force, are restored too. A reply whose external_id another comment has by now is restored without
+        external_id. Up to 1,000 replies with up to 1 MiB of bodies are restored in the transaction of the comment.
+        If there are more, the server restores them in the background, within the next seconds or minutes. Deleted
+        comments above the comment in its thread become tombstones.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -651,7 +658,9 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _comments_pb2.BatchDeleteCommentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.BatchDeleteCommentsResponse, _abc.Awaitable[_comments_pb2.BatchDeleteCommentsResponse]]:
-        """Deletes up to 1000 comments in one transaction, all of them or none.
+        """Deletes up to 1000 comments in one transaction, all of them or none. A comment of the batch becomes a
+        tombstone only if a reply to it remains. The limits of DeleteComment for one transaction apply to the
+        replies to all these comments together.
 
         Errors:
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE, BATCH_DUPLICATE): the request has no ids, more
@@ -670,8 +679,8 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_comments_pb2.CountCommentsResponse, _abc.Awaitable[_comments_pb2.CountCommentsResponse]]:
         """Counts the comments of up to 1000 posts, or of all posts together. With a filter, only comments that
-        match are counted. Deleted comments are not counted, also if lists return them as tombstones, unless
-        filter.show_deleted is set. The count of a post without comments, or of a post that does not exist, is 0.
+        match are counted. Deleted comments are counted only if filter.show_deleted is set, also if lists return
+        them as tombstones. The count of a post without comments, or of a post that does not exist, is 0.
         Large numbers of comments are counted in steps, so a count is not a snapshot: a comment that exists
         and matches throughout the call is counted exactly once; a comment that is created, updated or
         deleted during the call may or may not be counted.

@@ -55,8 +55,8 @@ class PostFilter(_message.Message):
     author: _builtins.str
     """Only posts with exactly this author. Empty: any author, or none."""
     show_deleted: _builtins.bool
-    """Also posts that are deleted and can be restored, with their content. In a watch, the initial state has
-    them too; later changes are not affected.
+    """Also posts that are deleted and can be restored, with their content. In a watch, this applies to the
+    initial state, and not to later changes.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -130,10 +130,10 @@ class CommentFilter(_message.Message):
     comments. Unset: all comments.
     """
     show_deleted: _builtins.bool
-    """Also comments that are deleted and can be restored, with their content. In a watch, the initial state
-    has them too; later changes are not affected. If it is not set, deleted comments that have replies are
-    returned as tombstones, which have no content; they do not match conditions for author and labels, and
-    they are not counted. If it is set, tombstones that cannot be restored are returned and counted.
+    """Also comments that are deleted and can be restored, with their content. In a watch, this applies to the
+    initial state, and not to later changes. Deleted comments that have replies and are not returned with
+    their content are returned as tombstones. Tombstones do not match conditions for author and labels. They
+    are counted only if show_deleted is set.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -110,8 +110,8 @@ class PostServiceStub:
     server removes its comments in the background: Watch sends the deletion of the post first, and
     the deletions of the comments within the next seconds or minutes.
 
-    A deleted post can be restored with UndeletePost until its purge_time, if the server setting
-    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+    If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted post can be restored with
+    UndeletePost until its purge_time. The default is 0: the post is removed at once.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -294,8 +294,8 @@ class PostServiceAsyncStub(PostServiceStub):
     server removes its comments in the background: Watch sends the deletion of the post first, and
     the deletions of the comments within the next seconds or minutes.
 
-    A deleted post can be restored with UndeletePost until its purge_time, if the server setting
-    STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+    If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted post can be restored with
+    UndeletePost until its purge_time. The default is 0: the post is removed at once.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
@@ -505,8 +505,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         server removes its comments in the background: Watch sends the deletion of the post first, and
         the deletions of the comments within the next seconds or minutes.
 
-        A deleted post can be restored with UndeletePost until its purge_time, if the server setting
-        STORE_UNDELETE_HOURS is not 0, which is the default. With 0, the post is removed at once.
+        If the server setting STORE_UNDELETE_HOURS is greater than 0, a deleted post can be restored with
+        UndeletePost until its purge_time. The default is 0: the post is removed at once.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; request_id is not a UUID.
