@@ -69,13 +69,7 @@ class Comments(Resources[Comment, CommentDraft]):
 
     async def count(self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER) -> dict[int, int]:
         """Returns the number of matching comments of each post, by id; 0 for a post that does not exist."""
-        if filter == EMPTY_FILTER:
-            counts, has_marked = await count_comments(self._database, post_ids)
-            if not has_marked:
-                return counts
-        distinct = list(dict.fromkeys(post_ids))
-        queries = [Query(resource="comments", post_id=post_id, filter=filter) for post_id in distinct]
-        return dict(zip(distinct, await _COUNT.count(self._database, queries), strict=True))
+        return await count_of_posts(self._database, post_ids, filter)
 
     async def count_all(self, filter: ResourceFilter) -> int:
         """Returns the number of matching comments of all posts."""
@@ -90,6 +84,19 @@ class Comments(Resources[Comment, CommentDraft]):
             for comment_id in distinct
         ]
         return dict(zip(distinct, await _COUNT.count(self._database, queries), strict=True))
+
+
+async def count_of_posts(
+    database: Database, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER
+) -> dict[int, int]:
+    """Returns the number of matching comments of each post that callers see; see `Comments.count`."""
+    if filter == EMPTY_FILTER:
+        counts, has_marked = await count_comments(database, post_ids)
+        if not has_marked:
+            return counts
+    distinct = list(dict.fromkeys(post_ids))
+    queries = [Query(resource="comments", post_id=post_id, filter=filter) for post_id in distinct]
+    return dict(zip(distinct, await _COUNT.count(database, queries), strict=True))
 
 
 async def _complete_drafts(

@@ -8,7 +8,7 @@ from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.deletions import END_RESTORATIONS_OF_POSTS, WITH_POST
 from store_service.database.statements import as_json
-from store_service.errors import PostHasComments, PostNotFound
+from store_service.errors import DatabaseBusy, PostHasComments, PostNotFound
 from store_service.model import (
     BatchResult,
     DeletedResource,
@@ -23,7 +23,7 @@ from store_service.model import (
     WriteCommand,
 )
 from store_service.service.comment_removal import remove_comments
-from store_service.service.counting import count_comments
+from store_service.service.comments import count_of_posts
 from store_service.service.idempotency import request_ids
 from store_service.service.large_deletions import Removable, removable
 from store_service.service.matching_count import MatchingCount
@@ -64,14 +64,21 @@ class Posts(Resources[Post, PostDraft]):
     async def delete(
         self, deletion: Deletion, *, key: IdempotencyKey | None = None, dry_run: bool = False
     ) -> BatchResult[Post]:
-        """Deletes posts, all or none, and returns their last state."""
+        """Deletes posts, all or none, and returns their last state.
+
+        Raises:
+            PostHasComments: Some posts have comments, and `force` is not set.
+            DatabaseBusy: All comments of the posts are deleted, and some are not removed yet.
+        """
         try:
             return await super().delete(deletion, key=key, dry_run=dry_run)
         except PostHasComments as error:
-            # The writer only checks whether there are comments, because counting many takes long.
-            counts, _ = await count_comments(self._database, error.comment_counts)
+            # The writer only checks whether there are rows of comments, because counting many takes long.
+            counts = await count_of_posts(self._database, list(error.comment_counts))
+            if not any(counts.values()):
+                raise DatabaseBusy from None
             raise PostHasComments(
-                comment_counts={post_id: max(count, 1) for post_id, count in counts.items()}
+                comment_counts={post_id: count for post_id, count in counts.items() if count}
             ) from None
 
 

@@ -281,7 +281,7 @@ class Deletions(RuleBasedStateMachine):
             expected = ["POST_HAS_COMMENTS", *([None] if self.is_restoring else [])]
         elif not force and self.is_deleting:
             # Comments that callers do not see any more are not removed yet.
-            expected = [None, "POST_HAS_COMMENTS"]
+            expected = [None, "DATABASE_BUSY"]
         is_exact = not self.is_restoring
         request = posts_pb.BatchDeletePostsRequest(ids=ids, force=force)
         outcome = self.call(self.posts.BatchDeletePosts, request, *expected)

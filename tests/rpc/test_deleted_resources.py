@@ -562,6 +562,24 @@ async def test_large_thread_is_deleted_restored_and_deleted_again(
         assert query(database_url, f"SELECT count(*) FROM {table}") == [(0,)]
 
 
+async def test_post_without_force_while_its_comments_are_removed(
+    steps: ManualSteps, posts: ResourceApi, comments: ResourceApi
+) -> None:
+    """It does not count comments that no caller finds. If there are no others, the call can be retried."""
+    root, _ = await large_thread(comments)
+    other = await comments.create_one()
+    await comments.delete(root, force=True)
+    error = await expect_error(posts.delete(comments.post_id))
+    assert (error.reason, error.metadata["comment_count"]) == ("POST_HAS_COMMENTS", "1")
+
+    await comments.delete(other.id)
+    for options in ({}, {"validate_only": True}):
+        error = await expect_error(posts.delete(comments.post_id, **options))
+        assert (error.reason, error.code) == ("DATABASE_BUSY", grpc.StatusCode.UNAVAILABLE)
+    await steps.finish()
+    assert (await posts.delete(comments.post_id)).id == comments.post_id
+
+
 async def test_post_is_not_restored_before_its_deletion_is_finished(
     steps: ManualSteps, posts: ResourceApi, comments: ResourceApi
 ) -> None:

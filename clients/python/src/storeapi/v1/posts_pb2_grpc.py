@@ -217,6 +217,8 @@ class PostServiceServicer(object):
         - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
         comment_count is their number, counted after the call was refused.
+        - UNAVAILABLE (DATABASE_BUSY): force is not set, and all comments of the post are deleted, but the server
+        has not removed the last of them; retry later.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -334,6 +336,7 @@ class PostServiceServicer(object):
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
         missing_ids lists their ids.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+        - UNAVAILABLE (DATABASE_BUSY): as for DeletePost.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """

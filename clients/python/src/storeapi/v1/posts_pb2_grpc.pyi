@@ -119,6 +119,8 @@ class PostServiceStub:
     - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
       comment_count is their number, counted after the call was refused.
+    - UNAVAILABLE (DATABASE_BUSY): force is not set, and all comments of the post are deleted, but the server
+      has not removed the last of them; retry later.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     UndeletePost: _grpc.UnaryUnaryMultiCallable[_posts_pb2.UndeletePostRequest, _posts_pb2.Post]
@@ -208,6 +210,7 @@ class PostServiceStub:
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+    - UNAVAILABLE (DATABASE_BUSY): as for DeletePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -303,6 +306,8 @@ class PostServiceAsyncStub(PostServiceStub):
     - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
       comment_count is their number, counted after the call was refused.
+    - UNAVAILABLE (DATABASE_BUSY): force is not set, and all comments of the post are deleted, but the server
+      has not removed the last of them; retry later.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
     UndeletePost: _aio.UnaryUnaryMultiCallable[_posts_pb2.UndeletePostRequest, _posts_pb2.Post]  # type: ignore[assignment]
@@ -392,6 +397,7 @@ class PostServiceAsyncStub(PostServiceStub):
     - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
       missing_ids lists their ids.
     - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+    - UNAVAILABLE (DATABASE_BUSY): as for DeletePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
@@ -514,6 +520,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         - ABORTED (ETAG_MISMATCH): etag is set and differs from the stored etag.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): the post has comments, and force is not set. Metadata
           comment_count is their number, counted after the call was refused.
+        - UNAVAILABLE (DATABASE_BUSY): force is not set, and all comments of the post are deleted, but the server
+          has not removed the last of them; retry later.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
 
@@ -645,6 +653,7 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         - NOT_FOUND (POST_NOT_FOUND): some posts do not exist, and allow_missing is not set. Metadata
           missing_ids lists their ids.
         - FAILED_PRECONDITION (POST_HAS_COMMENTS): some posts have comments, and force is not set.
+        - UNAVAILABLE (DATABASE_BUSY): as for DeletePost.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
         """
