@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 import sqlalchemy
 
 from store_service.database import own_objects, tables
+from store_service.database.columns import column_names
 from store_service.database.schema_objects import BEFORE, MADE_BY, UPGRADE_TABLES
 
 
@@ -55,7 +56,7 @@ def restore_obstacles(connection: sqlalchemy.Connection, revision: str) -> list[
     found = obstacles(connection, revision)
     if revision == BEFORE:
         return found
-    present = sqlalchemy.inspect(connection).get_table_names()
+    present = column_names(connection)
     service_tables = [name for name in tables.metadata.tables if name in present]
     found.extend(missing_objects(connection, revision))
     found.extend(f"{what} {why}" for what, why in _attached_on_sqlite(connection, service_tables))
@@ -94,8 +95,7 @@ def missing_objects(connection: sqlalchemy.Connection, revision: str) -> list[st
     """
     known = list(MADE_BY)
     made = {name for step in known[: known.index(revision) + 1] for name in MADE_BY[step]}
-    inspector = sqlalchemy.inspect(connection)
-    present = set(inspector.get_table_names())
+    present = column_names(connection)
     found = []
     for name, table in tables.metadata.tables.items():
         # Tables of an upgrade may be dropped when they are not needed any more.
@@ -104,7 +104,7 @@ def missing_objects(connection: sqlalchemy.Connection, revision: str) -> list[st
         if name not in present:
             found.append(f"there is no table {name}")
         elif revision == known[-1]:
-            missing = set(table.columns.keys()) - {column["name"] for column in inspector.get_columns(name)}
+            missing = set(table.columns.keys()) - present[name]
             if missing:
                 found.append(f"table {name} has no column {', '.join(sorted(missing))}")
     return found or (sorted(own_objects.missing(connection)) if revision == known[-1] else [])

@@ -12,6 +12,7 @@ import structlog
 
 from store_service.database import contents, legacy_preflight, privileges, schema_objects, sqlite_file
 from store_service.database.batch_operation import BatchOperation
+from store_service.database.columns import column_names
 from store_service.database.connect import ACQUIRE_SECONDS, Database, is_missing, read_only_engine
 from store_service.database.connection import Connection
 from store_service.database.driver_errors import translate_error
@@ -61,15 +62,14 @@ def current(connection: sqlalchemy.Connection) -> str:
     Raises:
         ForeignSchema: The database belongs to another application, or its tables have other columns.
     """
-    inspector = sqlalchemy.inspect(connection)
-    tables = set(inspector.get_table_names())
+    tables = column_names(connection)
     if "alembic_version" in tables:
-        if not any(it["name"] == "version_num" for it in inspector.get_columns("alembic_version")):
+        if "version_num" not in tables["alembic_version"]:
             raise ForeignSchema("the table alembic_version does not belong to alembic: rename or drop it")
         revision = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
         if revision not in (None, BEFORE):
             return str(revision)
-    present = tables & legacy_preflight.COLUMNS_BEFORE.keys()
+    present = tables.keys() & legacy_preflight.COLUMNS_BEFORE.keys()
     if not present:
         found = contents.foreign_objects(connection)
         if found:
@@ -80,7 +80,7 @@ def current(connection: sqlalchemy.Connection) -> str:
             )
         return EMPTY
     for table, expected in legacy_preflight.COLUMNS_BEFORE.items():
-        columns = {column["name"] for column in inspector.get_columns(table)} if table in tables else set()
+        columns = tables.get(table, set())
         if not expected <= columns:
             difference = "is missing"
             if columns:

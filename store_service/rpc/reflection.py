@@ -5,6 +5,7 @@ comments, which this service returns, so that `grpcurl describe` prints the docu
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
+from functools import cache
 from importlib.resources import files
 
 import grpc
@@ -24,6 +25,7 @@ MAX_REQUEST_BYTES = 1024
 """Maximum size of a request. A response repeats its request, and no name is longer."""
 
 
+@cache
 def shipped_descriptors() -> list[FileDescriptorProto]:
     """Returns the files of the descriptor set in the stubs' package, with their comments."""
     data = files("storeapi.v1").joinpath("descriptors.binpb").read_bytes()
@@ -93,6 +95,7 @@ class ReflectionService:
         )
 
 
+@cache
 def _version_1() -> FileDescriptorProto:
     """Returns the file of version 1, which grpcio-reflection does not have: v1alpha with another name."""
     v1alpha = FileDescriptorProto()
