@@ -1,12 +1,14 @@
 """Tracking of the processes that tests start.
 
 A variable of their environment marks them and whatever they start. After pytest has ended, also by SIGKILL,
-a reaper kills all marked processes. PR_SET_PDEATHSIG is not enough: it acts when the thread that started a
-process ends, and a PostgreSQL that `pg_ctl` has started is not a child of pytest.
+a reaper kills all marked processes and deletes their folders in memory. PR_SET_PDEATHSIG is not enough: it
+acts when the thread that started a process ends, and a PostgreSQL that `pg_ctl` has started is not a child of
+pytest.
 """
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,10 @@ from pathlib import Path
 _NAME = "TESTS_OF"
 _SESSION = "TESTS_SESSION"
 """Marks processes that a session starts for all of its modules."""
+
+MEMORY = Path("/dev/shm")
+"""A file system in memory, on Linux."""
+
 _reaper: "subprocess.Popen[bytes] | None" = None
 _kept: set[int] = set()
 
@@ -45,6 +51,11 @@ def session_processes() -> Iterator[None]:
         yield
     finally:
         del os.environ[_SESSION]
+
+
+def folder_prefix() -> str:
+    """The beginning of the names of temporary folders that the reaper deletes if they are in MEMORY."""
+    return f"store-pg-{os.environ[_NAME]}-"
 
 
 def keep_for_session(pid: int) -> None:
@@ -89,3 +100,5 @@ def _marked(mark: str) -> Iterator[tuple[int, str, list[bytes]]]:
 if __name__ == "__main__":
     sys.stdin.read()
     kill(sys.argv[1])
+    for left in MEMORY.glob(f"store-pg-{sys.argv[1]}-*"):
+        shutil.rmtree(left, ignore_errors=True)
