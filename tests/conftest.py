@@ -18,6 +18,7 @@ from store_service.database import schema
 from store_service.server import RunningServer, serving
 from tests.support import processes
 from tests.support.bytecode import share_bytecode
+from tests.support.database import kept_engine
 from tests.support.polling import wait_until
 from tests.support.postgresql import clear_database, new_database, postgres_url
 from tests.support.server_process import ServerProcess
@@ -95,7 +96,7 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def postgres_database(postgres: str) -> Iterator[str]:
     """A PostgreSQL database with the current schema, for one test after the other."""
-    with new_database(postgres) as url:
+    with new_database(postgres) as url, kept_engine(url):
         schema.upgrade(url)
         yield url
 

@@ -51,10 +51,8 @@ def state(database_url: str) -> object:
     with database_connection(database_url) as connection:
         names = sorted(sqlalchemy.inspect(connection).get_table_names())
         # xmin is the transaction that wrote the row, ctid its location.
-        rows = [
-            query(database_url, f"SELECT xmin::text, ctid::text, it.* FROM {name} AS it") for name in names
-        ]
-    return [names, rows, *(query(database_url, part) for part in _CATALOGUE)]
+        rows = [f"SELECT xmin::text, ctid::text, it.* FROM {name} AS it" for name in names]
+        return [names, [connection.exec_driver_sql(it).all() for it in (*rows, *_CATALOGUE)]]
 
 
 _CATALOGUE = (

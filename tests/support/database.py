@@ -4,10 +4,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, text
+import psycopg
+import sqlalchemy
+from sqlalchemy import Connection, Engine, text
 
 from store_service.database.connect import is_sqlite, sync_engine
 
@@ -35,9 +38,38 @@ def database_contents(database_url: str) -> Contents:
         )
 
 
+_kept_engines: dict[str, Engine] = {}
+
+
+@contextmanager
+def kept_engine(database_url: str) -> Iterator[None]:
+    """Until the end of the block, connections to a PostgreSQL database share a session, one after the other.
+
+    A new session takes ten times as long as a statement of a test.
+    """
+    # The first session that is returned is kept. Tests may terminate it.
+    engine = sqlalchemy.create_engine(
+        "postgresql+psycopg://",
+        creator=partial(psycopg.connect, database_url, prepare_threshold=None),
+        pool_size=1,
+        max_overflow=-1,
+        pool_pre_ping=True,
+    )
+    _kept_engines[database_url] = engine
+    try:
+        yield
+    finally:
+        del _kept_engines[database_url]
+        engine.dispose()
+
+
 @contextmanager
 def database_connection(database_url: str) -> Iterator[Connection]:
     """A connection that bypasses the server. The transaction is committed at the end of the block."""
+    if database_url in _kept_engines:
+        with _kept_engines[database_url].begin() as connection:
+            yield connection
+        return
     engine = sync_engine(database_url)
     try:
         with engine.begin() as connection:

@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psycopg
+import sqlalchemy
 from sqlalchemy.engine import make_url
 
 from store_service.database import schema
 from tests.support import processes
+from tests.support.database import database_connection, execute
 from tests.support.ports import free_port
 from tests.support.timeouts import scaled_timeout
 
@@ -215,8 +216,6 @@ def new_database(server_url: str, options: str = "") -> Iterator[str]:
     try:
         yield url
     finally:
-        if url in _clearing:
-            _clearing.pop(url).close()
         with psycopg.connect(server_url, autocommit=True) as connection:
             connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -251,33 +250,17 @@ END
 $$
 """
 
-_clearing: dict[str, psycopg.Connection[Any]] = {}
-"""The connections of `clear_database`, by URL. A new session takes ten times as long as its statements."""
-
 
 def clear_database(url: str) -> None:
     """Deletes all rows of a database. Creates the schema again if a test has changed it."""
     try:
-        found = _cleared_revision(url)
-    except psycopg.OperationalError:
-        if url not in _clearing:
+        with database_connection(url) as connection:
+            connection.exec_driver_sql(_CLEAR)
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    except sqlalchemy.exc.ProgrammingError as error:
+        if not isinstance(error.orig, psycopg.errors.UndefinedTable):
             raise
-        # A test has terminated all sessions.
-        _clearing.pop(url).close()
-        found = _cleared_revision(url)
+        found = None
     if found != schema.HEAD:
-        _clearing[url].execute("DROP SCHEMA public CASCADE")
-        _clearing[url].execute("CREATE SCHEMA public")
+        execute(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
         schema.upgrade(url)
-
-
-def _cleared_revision(url: str) -> str | None:
-    """Deletes all rows of a database, and returns the revision of its schema; None if a table is missing."""
-    if url not in _clearing:
-        _clearing[url] = psycopg.connect(url, autocommit=True, prepare_threshold=None)
-    try:
-        _clearing[url].execute(_CLEAR)
-        row = _clearing[url].execute("SELECT version_num FROM alembic_version").fetchone()
-    except psycopg.errors.UndefinedTable:
-        return None
-    return None if row is None else str(row[0])
