@@ -58,7 +58,10 @@ def sync_engine(database_url: str, *, connect_timeout_seconds: float = ACQUIRE_S
     if is_sqlite(database_url):
         return sqlalchemy.create_engine(database_url, connect_args={"check_same_thread": False})
     return sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=partial(_connected, parse(database_url), connect_timeout_seconds)
+        "postgresql+psycopg://",
+        creator=partial(_connected, parse(database_url), connect_timeout_seconds),
+        # No column has this type, and each engine would look for it.
+        use_native_hstore=False,
     )
 
 

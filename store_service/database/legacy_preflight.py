@@ -28,6 +28,8 @@ def obstacles(connection: sqlalchemy.Connection, revision: str) -> list[str]:
     """
     known = list(MADE_BY)
     later = known[known.index(revision) + 1 :] if revision in MADE_BY else known
+    if not later:
+        return []
     names = {name for step in later for name in MADE_BY[step]}
     on_sqlite = connection.dialect.name == "sqlite"
     in_the_way = _named_on_sqlite if on_sqlite else _named_on_postgresql
