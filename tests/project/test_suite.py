@@ -42,6 +42,9 @@ from tests.support.server_process import ServerProcess
 
 def test_that_hangs(tmp_path):
     server = ServerProcess(tmp_path).start()
+    folder = processes.MEMORY / f"{processes.folder_prefix()}left"
+    folder.mkdir()
+    Path("folder").write_text(str(folder))
     Path("pid.part").write_text(str(server.process.pid))
     Path("pid.part").rename("pid")
     server.process.wait()
@@ -123,12 +126,16 @@ def test_servers_end_when_pytest_is_killed(tmp_path: Path) -> None:
     run = run_pytest(tmp_path, "test_that_hangs")
     wait_until(lambda: (tmp_path / "pid").exists() or run.poll() is not None)
     pid = int((tmp_path / "pid").read_text())
+    folder = Path((tmp_path / "folder").read_text())
     os.kill(pid, 0)
+    assert folder.exists()
 
     run.kill()
     run.communicate()
 
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    # A cluster of PostgreSQL would keep its memory.
+    wait_until(lambda: not folder.exists())
 
 
 def test_server_that_does_not_start_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
