@@ -9,8 +9,9 @@ PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
 MUTANTS_VENV := .venv/mutants
 UV := $(BIN)/python tools/uv_pip.py install
-# The tests of a file run on one worker, because they share fixtures that take long to set up.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# The tests of a file run on one worker, because they share fixtures that take long to set up. Two
+# cores have four workers, because many tests wait for other processes.
+PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
