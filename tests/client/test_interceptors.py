@@ -169,10 +169,10 @@ CHANNELS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def sentry_is_on() -> Iterator[None]:
-    """Without an address nothing leaves."""
+    """Without an address nothing leaves. Integrations would change gRPC and drivers for all later tests."""
     sentry_sdk.init(traces_sample_rate=1.0, default_integrations=False, auto_enabling_integrations=False)
     yield
-    sentry_sdk.init()
+    sentry_sdk.init(default_integrations=False, auto_enabling_integrations=False)
 
 
 @pytest.fixture(params=CHANNELS)
