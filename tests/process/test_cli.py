@@ -177,6 +177,18 @@ def test_settings_import_no_sqlalchemy(tmp_path: Path) -> None:
         assert "sqlalchemy" not in loaded.split()
 
 
+def test_command_imports_rich_only_to_print_with_it(tmp_path: Path) -> None:
+    """structlog would import it in every process."""
+    code = (
+        "import sys; import store_service.__main__; from store_service import lifecycle; print(*sys.modules)"
+    )
+    exit_code, loaded, _ = run_as_new_process(sys.executable, "-c", code, folder=tmp_path)
+
+    assert exit_code == 0
+    assert {"structlog", "sqlalchemy", "grpc"} <= set(loaded.split())
+    assert "rich" not in loaded.split()
+
+
 def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
     """Commands of other tests start with everything imported."""
     metrics = f"127.0.0.1:{free_port()}"
