@@ -16,6 +16,7 @@ from store_service.database.revisions import FIELDS
 from store_service.database.statements import as_json
 from store_service.errors import DatabaseBusy, ExternalIdTaken, NotDeleted, NotFound, ServiceError
 from store_service.model import (
+    CONTENT_TEXTS,
     BatchResult,
     DeletedResource,
     Deletion,
@@ -48,6 +49,7 @@ from store_service.service.resource_type import D, DeletionPlan, R, ResourceType
 from store_service.service.revisions import read_revisions
 
 _revision_row = attrgetter("id", *FIELDS)
+_content = attrgetter(*CONTENT_TEXTS)
 
 
 class Operations(Generic[R, D]):
@@ -252,16 +254,26 @@ class Operations(Generic[R, D]):
                 for before, one, _ in updated
             ]
         )
-        ids = as_json(list({one.id for _, one, _ in updated}))
-        write = sql.update_with_history if self._max_revisions else sql.update
+        ids: set[int] = set()
+        # The former versions: ids of those in the table of the resources, and those that were never there.
+        kept: list[int] = []
+        former: list[R] = []
+        for before, one, _ in updated:
+            # An update that changes nothing would displace an older version that differs.
+            if self._max_revisions and _content(before) != _content(one):
+                if one.id in ids:
+                    former.append(before)
+                else:
+                    kept.append(one.id)
+            ids.add(one.id)
+        write = sql.update_with_history if kept else sql.update
         requests = request_ids((n, key) for n, (_, _, key) in enumerate(updated))
-        await connection.write(write, updates=as_json(rows), ids=ids, requests=requests, now=now)
-        former: list[R] = [one for _, one, _ in updated if stored[one.id] is not one]
-        if former and self._max_revisions:
+        await connection.write(write, updates=as_json(rows), ids=as_json(kept), requests=requests, now=now)
+        if former:
             values = numbered([_revision_row(it) for it in former])
             await connection.fetch(sql.revisions.add, former=as_json(values))
         if any(one.version > self._max_revisions + 1 for _, one, _ in updated):
-            await connection.fetch(sql.revisions.trim, ids=ids, count=self._max_revisions)
+            await connection.fetch(sql.revisions.trim, ids=as_json(list(ids)), count=self._max_revisions)
 
     async def _delete(
         self, connection: Connection, writes: Sequence[WriteCommand[Deletion]]

@@ -63,6 +63,23 @@ async def test_only_the_last_versions_are_kept(api: ResourceApi) -> None:
     assert await revisions(api, created.id) == [restored, *states[2:0:-1]]
 
 
+async def test_update_that_changes_nothing_keeps_no_version(
+    api: ResourceApi, write_queue: WriteQueue, database_url: str
+) -> None:
+    """It would displace a version that differs. Also in one transaction with others."""
+    created = await api.create(api.draft(author="a", labels={"k": "v"}))
+    (changed,) = await updated(api, created.id, "b")
+    for _ in range(4):
+        last = await api.update(api.resource(id=created.id, body="b", author="a"))
+    assert last.etag != changed.etag
+    assert await revisions(api, created.id) == [created]
+
+    bodies = ("b", "c", "c", "d")
+    calls = [partial(api.update, api.resource(id=created.id, body=it)) for it in bodies]
+    states = await run_in_one_batch(write_queue, api, database_url, calls)
+    assert await revisions(api, created.id) == [states[2], states[0], created]
+
+
 async def test_pages_of_versions(api: ResourceApi) -> None:
     """Of any size; a token of another resource is refused."""
     created = await api.create_one()

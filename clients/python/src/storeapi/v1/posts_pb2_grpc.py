@@ -249,7 +249,8 @@ class PostServiceServicer(object):
     def ListPostRevisions(self, request, context):
         """Returns a page of the former versions of a post, newest first, without the current version. The server
         keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
-        update_time and the etag that the post had; the other fields are those of the post.
+        update_time and the etag that the post had; the other fields are those of the post. An update that
+        changes neither author nor body nor labels leaves no version.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.

@@ -143,7 +143,8 @@ class PostServiceStub:
     ListPostRevisions: _grpc.UnaryUnaryMultiCallable[_posts_pb2.ListPostRevisionsRequest, _posts_pb2.ListPostRevisionsResponse]
     """Returns a page of the former versions of a post, newest first, without the current version. The server
     keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
-    update_time and the etag that the post had; the other fields are those of the post.
+    update_time and the etag that the post had; the other fields are those of the post. An update that
+    changes neither author nor body nor labels leaves no version.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
@@ -330,7 +331,8 @@ class PostServiceAsyncStub(PostServiceStub):
     ListPostRevisions: _aio.UnaryUnaryMultiCallable[_posts_pb2.ListPostRevisionsRequest, _posts_pb2.ListPostRevisionsResponse]  # type: ignore[assignment]
     """Returns a page of the former versions of a post, newest first, without the current version. The server
     keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
-    update_time and the etag that the post had; the other fields are those of the post.
+    update_time and the etag that the post had; the other fields are those of the post. An update that
+    changes neither author nor body nor labels leaves no version.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
@@ -556,7 +558,8 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_posts_pb2.ListPostRevisionsResponse, _abc.Awaitable[_posts_pb2.ListPostRevisionsResponse]]:
         """Returns a page of the former versions of a post, newest first, without the current version. The server
         keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
-        update_time and the etag that the post had; the other fields are those of the post.
+        update_time and the etag that the post had; the other fields are those of the post. An update that
+        changes neither author nor body nor labels leaves no version.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
