@@ -16,7 +16,6 @@ from store_service.database.revisions import FIELDS
 from store_service.database.statements import as_json
 from store_service.errors import DatabaseBusy, ExternalIdTaken, NotDeleted, NotFound, ServiceError
 from store_service.model import (
-    CONTENT_TEXTS,
     BatchResult,
     DeletedResource,
     Deletion,
@@ -49,7 +48,7 @@ from store_service.service.resource_type import D, DeletionPlan, R, ResourceType
 from store_service.service.revisions import read_revisions
 
 _revision_row = attrgetter("id", *FIELDS)
-_content = attrgetter(*CONTENT_TEXTS)
+_text = attrgetter("author", "body")
 
 
 class Operations(Generic[R, D]):
@@ -259,8 +258,8 @@ class Operations(Generic[R, D]):
         kept: list[int] = []
         former: list[R] = []
         for before, one, _ in updated:
-            # An update that changes nothing would displace an older version that differs.
-            if self._max_revisions and _content(before) != _content(one):
+            # A version with the same text would displace an older one that differs.
+            if self._max_revisions and _text(before) != _text(one):
                 if one.id in ids:
                     former.append(before)
                 else:

@@ -144,7 +144,7 @@ class PostServiceStub:
     """Returns a page of the former versions of a post, newest first, without the current version. The server
     keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
     update_time and the etag that the post had; the other fields are those of the post. An update that
-    changes neither author nor body nor labels leaves no version.
+    changes neither author nor body leaves no version: labels that change often would displace former bodies.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
@@ -332,7 +332,7 @@ class PostServiceAsyncStub(PostServiceStub):
     """Returns a page of the former versions of a post, newest first, without the current version. The server
     keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
     update_time and the etag that the post had; the other fields are those of the post. An update that
-    changes neither author nor body nor labels leaves no version.
+    changes neither author nor body leaves no version: labels that change often would displace former bodies.
 
     Errors:
     - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
@@ -559,7 +559,7 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         """Returns a page of the former versions of a post, newest first, without the current version. The server
         keeps the last 10 former versions (a server setting). A version has the author, the body, the labels, the
         update_time and the etag that the post had; the other fields are those of the post. An update that
-        changes neither author nor body nor labels leaves no version.
+        changes neither author nor body leaves no version: labels that change often would displace former bodies.
 
         Errors:
         - INVALID_ARGUMENT (FIELD_INVALID): id is missing or not positive; page_size is negative.
