@@ -36,6 +36,7 @@ _SECTIONS = {
     "For callers": [
         "docs/tour",
         "docs/client",
+        "docs/search",
         "docs/change-feed",
         "docs/comment-section",
         "docs/api",

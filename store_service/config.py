@@ -197,6 +197,10 @@ class Config(BaseSettings):
     revisions: int = Field(default=10, ge=0, le=100)
     """Number of former versions that are kept of each post and comment. 0: none."""
 
+    search: bool = True
+    """Maintain an index for full-text search. Otherwise it is emptied, and searches get SEARCH_DISABLED. All
+    processes that use a database need the same value."""
+
     max_watches: int = Field(default=100, ge=0, le=10_000)
     """Maximum number of open watches in a process. Each can use 8 MiB if its caller reads slowly."""
 

@@ -41,6 +41,8 @@ from store_service.service.erasure import Erasures
 from store_service.service.feed import Feed
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
+from store_service.service.search import Searches
+from store_service.service.search_index import SearchIndex
 from store_service.service.writer_health import WriterHealth
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
@@ -117,19 +119,31 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 max_watches=config.max_watches,
                 metrics=metrics.feed if metrics else None,
             )
+            search_index = SearchIndex(
+                database, enabled=config.search, metrics=metrics.search if metrics else None
+            )
             names = [service.full_name for service in SERVICES]
             writer_health = WriterHealth(database)
             health = HealthService(
                 lambda: _check_database(database, writer_health),
+                search_index.is_complete,
                 names,
                 # A client has usually one health watch for each connection.
                 max_watches=config.max_connections,
             )
             steps = BackgroundSteps(database)
             collections = _collections(config, database, steps)
-            erasures = Erasures(database, after_erasure=feed.forget)
+            erasures = Erasures(database, search_index, after_erasure=feed.forget)
             server = _server(
-                config, collections, feed, erasures, pipeline, health, names, reuse_port=reuse_port
+                config,
+                collections,
+                Searches(database, search_index),
+                feed,
+                AdminService(erasures, search_index),
+                pipeline,
+                health,
+                names,
+                reuse_port=reuse_port,
             )
             address = _listen(server, config.listen, certificates)
             connections.begin(address)
@@ -137,7 +151,9 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 asyncio.create_task(database.keep_checking(), name="database-role-check"),
                 asyncio.create_task(writer_health.run(), name="writer-probe"),
                 asyncio.create_task(connection_limits.run(), name="connection-limits"),
-                *_writing_tasks(config, database, steps, metrics.retention if metrics else None),
+                *_writing_tasks(
+                    config, database, steps, search_index, metrics.retention if metrics else None
+                ),
                 *_file_tasks(authenticator),
             ]
             await server.start()
@@ -187,6 +203,7 @@ def _writing_tasks(
     config: Config,
     database: connect.Database,
     steps: BackgroundSteps,
+    search_index: SearchIndex,
     metrics: RetentionMetrics | None,
 ) -> list[asyncio.Task[None]]:
     """Starts the background tasks that write; none if the server is read-only."""
@@ -203,6 +220,7 @@ def _writing_tasks(
     return [
         asyncio.create_task(retention.run(), name="retention"),
         asyncio.create_task(steps.run(), name="background-steps"),
+        asyncio.create_task(search_index.run(), name="search-index"),
     ]
 
 
@@ -243,8 +261,9 @@ def _connection_limits(config: Config, connections: Connections, limits: Limits)
 def _server(
     config: Config,
     collections: tuple[Posts, Comments],
+    searches: Searches,
     feed: Feed,
-    erasures: Erasures,
+    admin: AdminService,
     pipeline: RpcPipeline,
     health: HealthService,
     names: list[str],
@@ -260,11 +279,11 @@ def _server(
     server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
-            pipeline.handlers(POSTS, PostService(posts, validation)),
-            pipeline.handlers(COMMENTS, CommentService(comments, validation)),
+            pipeline.handlers(POSTS, PostService(posts, searches.posts, validation)),
+            pipeline.handlers(COMMENTS, CommentService(comments, searches.comments, validation)),
             # The feed limits the number of watches.
             pipeline.handlers(CHANGES, ChangeService(feed, validation), counts_streams=False),
-            pipeline.handlers(ADMIN, AdminService(erasures)),
+            pipeline.handlers(ADMIN, admin),
             pipeline.handlers(HEALTH, health, ignores_limits=True, requirement=AuthRequirement.NONE),
         )
     )

@@ -46,7 +46,7 @@ REPLACEMENTS = {
     r"\b(Post|Comment|Change|Admin)ServiceAsyncStub\b": r"\1ServiceStub",
     # Names of this package.
     r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Diagnosis)\b": r"\1",
-    r"\bAsync(Batches|Collection|Posts|Comments|Changes|Watch|Admin|Erasure)\b": r"\1",
+    r"\bAsync(Batches|Collection|Posts|Comments|Changes|Watch|Admin|Erasure|Rebuild|ProgressSteps)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }

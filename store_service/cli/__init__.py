@@ -11,6 +11,7 @@ from store_service.cli.errors import fail, usage_failed
 from store_service.cli.health import health
 from store_service.cli.help import SETTINGS, Group, help_section
 from store_service.cli.keys import keys
+from store_service.cli.reindex import reindex
 from store_service.cli.serve import check, migrate, serve
 from store_service.cli.status import status
 
@@ -74,6 +75,7 @@ COMMANDS: tuple[click.Command, ...] = (
     backup,
     restore,
     erase,
+    reindex,
     health,
     status,
 )

@@ -133,7 +133,7 @@ def check() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     with one_line_errors(config):
         from store_service import credentials, startup
-        from store_service.database import connect, schema
+        from store_service.database import connect, schema, search_state
         from store_service.errors import SchemaMismatch
 
         credentials.check(config)
@@ -152,7 +152,11 @@ def check() -> None:
         if revision != schema.HEAD:
             raise SchemaMismatch(expected=schema.HEAD, actual=revision)
         click.echo("database: in use" if is_served else "database: fine")
-    click.echo(f"schema: {schema.HEAD}, fine")
+        click.echo(f"schema: {schema.HEAD}, fine")
+        if config.search:
+            click.echo(f"search index: {search_state.describe(config.DATABASE_URL)}")
+        else:
+            click.echo("search index: off")
 
 
 def _show_preview(config: Config) -> None:

@@ -87,7 +87,7 @@ class BatchQueue:
 
     def after_write(self, callback: Callable[[], None]) -> None:
         """Calls `callback` after each commit."""
-        self._runner.after_write = callback
+        self._runner.after_write.append(callback)
 
     def after_failure(self, callback: Callable[[], None]) -> None:
         """Calls `callback` when the storage has failed or refused a job."""

@@ -36,7 +36,7 @@ class BatchRunner:
         self.queued_before_answers = 0
         """Number of jobs that waited just before the last batch was answered. Answered callers may queue
         their next jobs after that."""
-        self.after_write: Callable[[], None] = lambda: None
+        self.after_write: list[Callable[[], None]] = []
         """Called after each commit."""
         self.after_failure: Callable[[], None] = lambda: None
         """Called when the storage has failed or refused a job: an error of the connection, or a full disk."""
@@ -118,7 +118,8 @@ class BatchRunner:
             self._running.pop(connection, None)
         # No job is answered before the commit.
         if self._writes and not dry_run:
-            self.after_write()
+            for callback in self.after_write:
+                callback()
         deferred = [job for job, outcome in zip(batch, outcomes, strict=True) if outcome is DEFERRED]
         self._queue.put_back(deferred)
         await self.answer(batch, outcomes)

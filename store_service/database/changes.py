@@ -129,6 +129,17 @@ SIZES = Statement(_in_order(_sizes)[0], on_postgresql=_in_order(_sizes)[1])
 """Position, size and time of the next `limit` changes after `after`. Served by the primary key, on PostgreSQL
 by changes_xid_seq_idx."""
 
+_keys = select(
+    change.c.xid,
+    change.c.seq,
+    change.c.size,
+    change.c.commit_time,
+    change.c.kind,
+    change.c.resource_id,
+).limit(parameter("limit", Integer))
+KEYS = Statement(_in_order(_keys)[0], on_postgresql=_in_order(_keys)[1])
+"""Same as SIZES, with kind and id of the resource of each change."""
+
 _columns = (
     change.c.action,
     change.c.kind,

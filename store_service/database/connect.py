@@ -221,7 +221,7 @@ class Database:
             await asyncio.sleep(CHECK_SECONDS)
 
     def after_write(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` after each commit of this process."""
+        """Calls `callback` after each commit of this process, besides those of earlier calls."""
         self._writer.after_write(callback)
 
     def after_failed_write(self, callback: Callable[[], None]) -> None:

@@ -35,6 +35,9 @@ class Connection(ABC):
     SINGLE_STATEMENT_WRITES: bool
     """Whether `write` is a transaction by itself."""
 
+    SEARCHES_IN_ORDER: bool
+    """Whether an index for full-text search returns rows in the order of ids."""
+
     commits: Histogram | None = None
     """Durations of commits; None if metrics are off."""
 

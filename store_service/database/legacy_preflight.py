@@ -107,6 +107,9 @@ def missing_objects(connection: sqlalchemy.Connection, revision: str) -> list[st
             found.append(f"there is no table {name}")
         elif revision == known[-1]:
             missing = set(table.columns.keys()) - present[name]
+            if table.info.get("fts5") and connection.dialect.name == "sqlite":
+                # The rowid is the id.
+                missing.discard("id")
             if missing:
                 found.append(f"table {name} has no column {', '.join(sorted(missing))}")
     return found or (sorted(own_objects.missing(connection)) if revision == known[-1] else [])

@@ -32,6 +32,7 @@ from store_service.database.statements import (
     Statement,
     after_in,
     before_in,
+    one_of,
     one_of_query,
     parameter,
     rows,
@@ -133,6 +134,17 @@ class ListSql:
         self._selects: dict[Path, Select[Any]] = {}
         self._pages: dict[tuple[Path, Step], Statement] = {}
         self._counts: dict[Path, Statement] = {}
+        self._by_ids: Statement | None = None
+
+    @property
+    def by_ids(self) -> Statement:
+        """The statement that reads the rows with these `ids`, in any order, with all columns. Rows that do
+        not match, and tombstones, have no body. Served by the primary key."""
+        if self._by_ids is None:
+            id, body, *rest = self._all_columns
+            content = case((self._is_counted("all"), body), else_=null()).label("body")
+            self._by_ids = Statement(select(id, content, *rest).where(one_of(self._table.c.id, "ids")))
+        return self._by_ids
 
     @property
     def steps(self) -> Mapping[Path, Sequence[Step]]:

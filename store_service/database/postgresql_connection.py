@@ -32,6 +32,7 @@ class PostgresqlConnection(Connection):
     BEGIN_INSERT_ONLY = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
     BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     SINGLE_STATEMENT_WRITES = True
+    SEARCHES_IN_ORDER = False
 
     _fetching: asyncio.Task[Any] | None = None
     """The task that waits for rows; None if there is none or it must not be cancelled."""

@@ -51,6 +51,15 @@ MADE_BY = {
             )
         ),
     ),
+    "0010": (
+        "search_index",
+        *(
+            f"{table}{end}"
+            for table in ("post_search", "comment_search")
+            # The tables that FTS5 creates, and the index of PostgreSQL.
+            for end in ("", "_data", "_idx", "_content", "_config", "_tokens_idx")
+        ),
+    ),
 }
 """The names of the objects that each revision creates, including temporary ones; oldest revision first."""
 

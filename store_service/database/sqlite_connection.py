@@ -43,6 +43,7 @@ class SqliteConnection(Connection):
     BEGIN_INSERT_ONLY = BEGIN
     BEGIN_SNAPSHOT = "BEGIN"
     SINGLE_STATEMENT_WRITES = False
+    SEARCHES_IN_ORDER = True
 
     _slow_until = 0.0
     """When reads on the event loop may be tried again, as time.perf_counter()."""

@@ -37,7 +37,9 @@
     │   ├── StreamStalled
     │   ├── DatabaseBusy
     │   ├── DatabaseUnavailable
-    │   └── StandbyBehind
+    │   ├── StandbyBehind
+    │   └── SearchIndexNotReady
+    ├── SearchDisabled
     ├── ReadOnly
     ├── SchemaMismatch
     └── StorageFull
@@ -93,6 +95,8 @@ from store_service.errors.server import (
     RateLimited,
     ReadOnly,
     SchemaMismatch,
+    SearchDisabled,
+    SearchIndexNotReady,
     ShuttingDown,
     StandbyBehind,
     StorageFull,
@@ -136,6 +140,8 @@ __all__ = [
     "ResumeTokenForeign",
     "ResumeTokenInvalid",
     "SchemaMismatch",
+    "SearchDisabled",
+    "SearchIndexNotReady",
     "ServiceError",
     "ShuttingDown",
     "StandbyBehind",

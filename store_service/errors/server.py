@@ -75,6 +75,28 @@ class StandbyBehind(Unavailable):
         super().__init__("this standby has not received the change of the resume_token yet; retry later")
 
 
+class SearchIndexNotReady(Unavailable):
+    """The index for full-text search is being built, or lacks the latest changes."""
+
+    def __init__(self, *, progress: float) -> None:
+        """Takes the part of the posts and comments that the index has, from 0 to 1; 1 if it lacks only the
+        latest changes."""
+        super().__init__(
+            f"the search index is being built ({int(progress * 100)} %); retry later"
+            if progress < 1
+            else "the search index has not received the latest changes yet; retry later"
+        )
+        self.progress = progress
+
+
+class SearchDisabled(ServiceError):
+    """The server has no index for full-text search."""
+
+    def __init__(self) -> None:
+        """Takes nothing."""
+        super().__init__("full-text search is switched off on this server")
+
+
 class ReadOnly(ServiceError):
     """The server is in read-only mode; nothing was done."""
 

@@ -17,6 +17,7 @@ from store_service.model.erasure import ErasedIds, EraseMode, Erasure, ErasurePr
 from store_service.model.filters import EMPTY_FILTER, ResourceFilter
 from store_service.model.requests import (
     ORDERS,
+    SEARCH_ORDERS,
     THREAD_ORDERS,
     Argument,
     BatchResult,
@@ -29,6 +30,9 @@ from store_service.model.requests import (
     PageRequest,
     Query,
     RevisionsRequest,
+    SearchPage,
+    SearchRequest,
+    SearchResult,
     Update,
     WriteCommand,
 )
@@ -93,6 +97,10 @@ __all__ = [
     "ResourceKind",
     "ResumePoint",
     "RevisionsRequest",
+    "SEARCH_ORDERS",
+    "SearchPage",
+    "SearchRequest",
+    "SearchResult",
     "SnapshotCursor",
     "TOMBSTONE_ETAG",
     "Update",

@@ -5,18 +5,22 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
 from store_service.model.filters import EMPTY_FILTER, ResourceFilter
+from store_service.search import SearchQuery, SnippetPart
 
 Resource = TypeVar("Resource")
 Argument = TypeVar("Argument")
 
-Order = Literal["id", "id desc", "create_time", "create_time desc", "thread", "thread desc"]
-"""Order of a list."""
+Order = Literal["id", "id desc", "create_time", "create_time desc", "thread", "thread desc", "relevance"]
+"""Order of a list or a search."""
 
 ORDERS: tuple[Order, ...] = ("id", "id desc", "create_time", "create_time desc")
 """Orders of every list."""
 
 THREAD_ORDERS: tuple[Order, ...] = ("thread", "thread desc")
 """Orders of the comments of one post."""
+
+SEARCH_ORDERS: tuple[Order, ...] = ("id desc", "relevance")
+"""Orders of every search."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +87,8 @@ class Query:
     post_id: int = 0
     """Only the comments of this post; 0: of all posts. Of revisions: the id of the resource."""
     filter: ResourceFilter = EMPTY_FILTER
+    search: str = ""
+    """The query of a search; empty for a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +100,40 @@ class PageRequest:
     page_token: str
     max_bytes: int = 0
     """Maximum size of all bodies of the page; 0: the size that fits into one message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRequest:
+    """One page of a search."""
+
+    query: Query
+    parsed: SearchQuery
+    """The parsed `query.search`."""
+    page_size: int
+    page_token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult(Generic[Resource]):
+    """A resource that matches a search."""
+
+    resource: Resource
+    snippet: tuple[SnippetPart, ...]
+    """The part of the body around the matches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class SearchPage(Generic[Resource]):
+    """One page of a search, and where the next page starts."""
+
+    results: tuple[SearchResult[Resource], ...]
+    next_page_token: str
+    """Empty on the last page."""
+
+    @property
+    def items(self) -> tuple[Resource, ...]:
+        """The resources."""
+        return tuple([it.resource for it in self.results])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

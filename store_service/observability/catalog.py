@@ -122,6 +122,20 @@ METRICS: dict[str, Metric] = {
         "Time since the purge_time of the deleted resource that should have been purged first; 0 if none is "
         "due. Above an hour, purges fail or are too slow; the log has the cause.",
     ),
+    "store_search_index_progress": Metric(
+        "gauge",
+        "Part of the posts and comments that the search index has, from 0 to 1; only with STORE_SEARCH. "
+        "Below 1 the index is being built, and searches fail.",
+    ),
+    "store_search_index_lag_seconds": Metric(
+        "gauge",
+        "Age of the oldest change that the last step added to the search index; 0 if there was none; only "
+        "with STORE_SEARCH. Searches wait for the index: above a few seconds they fail.",
+    ),
+    "store_search_indexed_total": Metric(
+        "counter",
+        "Posts and comments that were added to the search index or replaced in it; only with STORE_SEARCH.",
+    ),
     "store_event_loop_lag_seconds": Metric(
         "histogram",
         "Delay of the event loop, which every call waits for. If it grows, the process needs more than one "

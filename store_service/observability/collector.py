@@ -106,6 +106,13 @@ class MetricsCollector(Collector):
         read_at, due = feed.read_at, loop.due
         yield _single("store_feed_idle_seconds", 0.0 if read_at is None else max(now - read_at, 0.0))
         yield _single("store_purge_lag_seconds", self._metrics.retention.purge_lag_seconds)
+        search = self._metrics.search
+        if search.enabled:
+            yield _single("store_search_index_progress", search.progress)
+            yield _single("store_search_index_lag_seconds", search.lag_seconds)
+            indexed = counter("store_search_indexed_total")
+            indexed.add_metric([], search.indexed)
+            yield indexed
         yield _single("store_event_loop_late_seconds", 0.0 if due is None else max(now - due, 0.0))
         for name, counted in (
             ("store_feed_lag_seconds", feed.lags),

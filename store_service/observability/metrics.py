@@ -131,6 +131,18 @@ class RetentionMetrics:
         self.purge_lag_seconds = 0.0
 
 
+class SearchMetrics:
+    """Metrics of the index for full-text search."""
+
+    def __init__(self) -> None:
+        """Creates metrics without observations."""
+        self.enabled = False
+        """Whether this process maintains or uses the index."""
+        self.progress = 0.0
+        self.lag_seconds = 0.0
+        self.indexed = 0
+
+
 class EventLoopMetrics:
     """Metrics of the event loop."""
 
@@ -152,6 +164,7 @@ class Metrics:
         """Metrics of batch queues by name."""
         self.feed = FeedMetrics()
         self.retention = RetentionMetrics()
+        self.search = SearchMetrics()
         self.loop = EventLoopMetrics()
 
     def method(self, name: str, type: RpcType) -> RpcMetrics:

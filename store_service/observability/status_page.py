@@ -155,6 +155,10 @@ def _lags(between: Between) -> Table:
         f"{now.total('store_watches'):.0f} of {now.total('store_watches_limit'):.0f}",
         f"{now.total('store_connections_lost_total'):.0f}",
     ]
+    if "store_search_index_progress" in now.samples:
+        columns.append("search index")
+        progress = min(value for _, value in now.values("store_search_index_progress"))
+        values.append(f"{progress:.0%}")
     if "store_wal_bytes" in now.samples:
         columns.append("WAL")
         values.append(_bytes(now.total("store_wal_bytes")))

@@ -1,4 +1,4 @@
-"""The RPC method of AdminService."""
+"""The RPC methods of AdminService."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -9,14 +9,16 @@ from store_service.model import ErasureProgress
 from store_service.rpc.call import Context, call_id_of
 from store_service.rpc.validation.admin import erasure_request
 from store_service.service.erasure import Erasures
+from store_service.service.search_index import SearchIndex
 
 
 class AdminService:
     """Implements storeapi.v1.AdminService. protos/storeapi/v1/admin.proto documents the methods."""
 
-    def __init__(self, erasures: Erasures) -> None:
-        """Takes the service."""
+    def __init__(self, erasures: Erasures, search_index: SearchIndex) -> None:
+        """Takes the services."""
         self._erasures = erasures
+        self._search_index = search_index
 
     async def EraseAuthor(
         self, request: pb.EraseAuthorRequest, context: Context
@@ -25,6 +27,13 @@ class AdminService:
         async with aclosing(self._erasures.run(erasure, call_id=call_id_of(context))) as steps:
             async for progress in steps:
                 yield _progress_to_message(progress)
+
+    async def RebuildSearchIndex(
+        self, request: pb.RebuildSearchIndexRequest, _: Context
+    ) -> AsyncGenerator[pb.RebuildSearchIndexResponse, None]:
+        async with aclosing(self._search_index.rebuild()) as steps:
+            async for progress in steps:
+                yield pb.RebuildSearchIndexResponse(progress=progress, complete=progress == 1)
 
 
 def _progress_to_message(progress: ErasureProgress) -> pb.EraseAuthorResponse:

@@ -2,14 +2,16 @@
 
 from storeapi.v1 import comments_pb2 as pb
 
-from store_service.model import BatchResult
+from store_service.model import BatchResult, Comment
 from store_service.rpc.call import Context
-from store_service.rpc.convert import comment_to_message, response_converter
+from store_service.rpc.convert import comment_to_message, response_converter, search_converter
 from store_service.rpc.responses import LazyResponse, lazy
 from store_service.rpc.validation import Validation, idempotency_key
 from store_service.service.comments import Comments
+from store_service.service.search import ResourceSearch
 
 _list_response = response_converter(pb.ListCommentsResponse, comment_to_message)
+_search_response = search_converter(pb.SearchCommentsResponse, comment_to_message)
 _revisions_response = response_converter(pb.ListCommentRevisionsResponse, comment_to_message)
 _batch_get_response = response_converter(pb.BatchGetCommentsResponse, comment_to_message)
 _batch_create_response = response_converter(pb.BatchCreateCommentsResponse, comment_to_message)
@@ -20,9 +22,10 @@ _batch_delete_response = response_converter(pb.BatchDeleteCommentsResponse, comm
 class CommentService:
     """Implements storeapi.v1.CommentService. protos/storeapi/v1/comments.proto documents the methods."""
 
-    def __init__(self, comments: Comments, validation: Validation) -> None:
-        """Takes the service, and the validation of requests."""
+    def __init__(self, comments: Comments, search: ResourceSearch[Comment], validation: Validation) -> None:
+        """Takes the service, the search, and the validation of requests."""
         self._comments = comments
+        self._search = search
         self._validation = validation
 
     async def CreateComment(self, request: pb.CreateCommentRequest, _: Context) -> pb.Comment:
@@ -116,3 +119,8 @@ class CommentService:
     async def CountReplies(self, request: pb.CountRepliesRequest, _: Context) -> pb.CountRepliesResponse:
         comment_ids, filter = self._validation.count_of_replies(request)
         return pb.CountRepliesResponse(counts=await self._comments.count_replies(comment_ids, filter))
+
+    async def SearchComments(self, request: pb.SearchCommentsRequest, _: Context) -> LazyResponse:
+        search = self._validation.search_of_comments(request)
+        page = await self._search.page(search)
+        return lazy(page, _search_response)

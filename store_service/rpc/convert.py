@@ -13,6 +13,7 @@ from store_service.model import (
     Comment,
     Post,
     ResourceFields,
+    SearchPage,
     format_etag,
     labels_from_text,
 )
@@ -90,6 +91,29 @@ def response_converter(message: type[M], to_message: Callable[[Any], Message]) -
         ["it"], [f"return Message({fields})"], Message=message, to_message=to_message
     )
     return function
+
+
+def search_converter(
+    message: type[M], to_message: Callable[[Any], Message]
+) -> Callable[[SearchPage[Any]], M]:
+    """Returns the function that converts a page of a search to a response with `results`.
+
+    `to_message` converts a resource, whose field in a result has the name of its type.
+    """
+    result_type = message.DESCRIPTOR.fields_by_name["results"].message_type
+    assert result_type is not None
+    name = result_type.fields[0].name
+
+    def convert(page: SearchPage[Any]) -> M:
+        response: Any = message(next_page_token=page.next_page_token)
+        for result in page.results:
+            found = response.results.add(**{name: to_message(result.resource)})
+            for part in result.snippet:
+                found.snippet.add(text=part.text, is_match=part.is_match)
+        found_response: M = response
+        return found_response
+
+    return convert
 
 
 post_to_message: Callable[[Post], posts_pb2.Post] = _converter(Post, posts_pb2.Post)

@@ -1,7 +1,8 @@
 """The health service, which checks the database for each response.
 
 The service name "" is the whole server. Each gRPC service has the status of the server, because all need the
-database. The name LIVE is the process alone: it is SERVING as long as the process responds.
+database. The name LIVE is the process alone: it is SERVING as long as the process responds. The name SEARCH
+is SERVING if searches are answered too.
 """
 
 import asyncio
@@ -13,13 +14,16 @@ import grpc
 import structlog
 from grpc_health.v1 import health_pb2 as pb
 
-from store_service.errors import WatchLimit
+from store_service.errors import ServiceError, WatchLimit
 from store_service.pacing import Signal
 from store_service.repeated_failure import RepeatedFailure
 from store_service.rpc.call import Context
 
 LIVE = "live"
 """Service name for liveness probes, which restart the process. No gRPC service has this name."""
+
+SEARCH = "search"
+"""Service name for the index of searches. It is NOT_SERVING while the index is built or is switched off."""
 
 CHECK_TIMEOUT_SECONDS = 2.0
 """Maximum duration of a check of the database. After it, the status is NOT_SERVING."""
@@ -28,7 +32,7 @@ WATCH_INTERVAL_SECONDS = 1.0
 """Time between two checks for health watches. One check serves all of them."""
 
 MAX_WATCHES_PER_CONNECTION = 20
-"""Maximum number of health watches on one connection. A client needs one for each of the five names."""
+"""Maximum number of health watches on one connection. A client needs one for each of the names."""
 
 _SERVING = pb.HealthCheckResponse.SERVING
 _NOT_SERVING = pb.HealthCheckResponse.NOT_SERVING
@@ -40,27 +44,34 @@ class HealthService:
     """The methods of grpc.health.v1.Health."""
 
     def __init__(
-        self, check: Callable[[], Awaitable[None]], service_names: Iterable[str], *, max_watches: int
+        self,
+        check: Callable[[], Awaitable[None]],
+        is_search_ready: Callable[[], Awaitable[bool]],
+        service_names: Iterable[str],
+        *,
+        max_watches: int,
     ) -> None:
         """Takes the check of the database and the limit of watches.
 
         Args:
             check: Checks the database. Raises an error if it is not healthy.
+            is_search_ready: Returns whether searches are answered.
             service_names: Full names of the gRPC services.
             max_watches: Maximum number of open health watches. The first watch of a connection is always
                 accepted.
         """
         self._check = check
-        self._names = {"", *service_names}
-        """Names that have the status of the database."""
+        self._is_search_ready = is_search_ready
+        self._names = {"", *service_names, SEARCH}
+        """Names that have the status of the database; SEARCH also that of the index."""
         self._max_watches = max_watches
         self._watches: Counter[str] = Counter()
         """Number of open watches by peer as gRPC names it."""
         self._stopping = False
         self._changed = Signal()
         """Happens when the status may have changed."""
-        self._watched_status: pb.HealthCheckResponse.ServingStatus | None = None
-        """The status of the database for watches; None before the first check."""
+        self._watched: dict[str, pb.HealthCheckResponse.ServingStatus] | None = None
+        """The status of the server, "", and of SEARCH for watches; None before the first check."""
         self._watch_count = 0
         """Number of open watches of names that have the status of the database."""
         self._watch_task: asyncio.Task[None] | None = None
@@ -80,7 +91,9 @@ class HealthService:
         return pb.HealthCheckResponse(status=await self._status(request.service))
 
     async def List(self, request: pb.HealthListRequest, _: Context) -> pb.HealthListResponse:
-        statuses = dict.fromkeys(sorted(self._names), pb.HealthCheckResponse(status=await self._status("")))
+        server = await self._status("")
+        statuses = dict.fromkeys(sorted(self._names), pb.HealthCheckResponse(status=server))
+        statuses[SEARCH] = pb.HealthCheckResponse(status=await self._search_status(server))
         statuses[LIVE] = pb.HealthCheckResponse(status=await self._status(LIVE))
         return pb.HealthListResponse(statuses=statuses)
 
@@ -138,13 +151,14 @@ class HealthService:
             self._watch_count -= 1
             if not self._watch_count:
                 self._watch_task.cancel()
-                self._watch_task = self._watched_status = None
+                self._watch_task = self._watched = None
 
     async def _watch_database(self) -> None:
         while not self._stopping:
-            status = await self._status("")
-            if status != self._watched_status:
-                self._watched_status = status
+            server = await self._status("")
+            statuses = {"": server, SEARCH: await self._search_status(server)}
+            if statuses != self._watched:
+                self._watched = statuses
                 self._changed.notify()
             await asyncio.sleep(WATCH_INTERVAL_SECONDS)
 
@@ -154,11 +168,15 @@ class HealthService:
             return _SERVING
         if name not in self._names:
             return pb.HealthCheckResponse.SERVICE_UNKNOWN
-        return _NOT_SERVING if self._stopping else self._watched_status
+        if self._stopping:
+            return _NOT_SERVING
+        return None if self._watched is None else self._watched[SEARCH if name == SEARCH else ""]
 
     async def _status(self, name: str) -> pb.HealthCheckResponse.ServingStatus:
         if name == LIVE:
             return _SERVING
+        if name == SEARCH:
+            return await self._search_status(await self._status(""))
         if self._stopping:
             return _NOT_SERVING
         try:
@@ -170,3 +188,16 @@ class HealthService:
             return _NOT_SERVING
         self._failure.ended()
         return _SERVING
+
+    async def _search_status(
+        self, server: pb.HealthCheckResponse.ServingStatus
+    ) -> pb.HealthCheckResponse.ServingStatus:
+        """Returns the status of SEARCH, from that of the server."""
+        if server != _SERVING:
+            return server
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
+                return _SERVING if await self._is_search_ready() else _NOT_SERVING
+        except (TimeoutError, ServiceError):
+            # The next check of the database fails too, and logs the cause.
+            return _NOT_SERVING

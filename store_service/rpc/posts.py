@@ -2,14 +2,16 @@
 
 from storeapi.v1 import posts_pb2 as pb
 
-from store_service.model import BatchResult
+from store_service.model import BatchResult, Post
 from store_service.rpc.call import Context
-from store_service.rpc.convert import post_to_message, response_converter
+from store_service.rpc.convert import post_to_message, response_converter, search_converter
 from store_service.rpc.responses import LazyResponse, lazy
 from store_service.rpc.validation import Validation, idempotency_key
 from store_service.service.posts import Posts
+from store_service.service.search import ResourceSearch
 
 _list_response = response_converter(pb.ListPostsResponse, post_to_message)
+_search_response = search_converter(pb.SearchPostsResponse, post_to_message)
 _revisions_response = response_converter(pb.ListPostRevisionsResponse, post_to_message)
 _batch_get_response = response_converter(pb.BatchGetPostsResponse, post_to_message)
 _batch_create_response = response_converter(pb.BatchCreatePostsResponse, post_to_message)
@@ -20,9 +22,10 @@ _batch_delete_response = response_converter(pb.BatchDeletePostsResponse, post_to
 class PostService:
     """Implements storeapi.v1.PostService. protos/storeapi/v1/posts.proto documents the methods."""
 
-    def __init__(self, posts: Posts, validation: Validation) -> None:
-        """Takes the service, and the validation of requests."""
+    def __init__(self, posts: Posts, search: ResourceSearch[Post], validation: Validation) -> None:
+        """Takes the service, the search, and the validation of requests."""
         self._posts = posts
+        self._search = search
         self._validation = validation
 
     async def CreatePost(self, request: pb.CreatePostRequest, _: Context) -> pb.Post:
@@ -103,3 +106,8 @@ class PostService:
     async def CountPosts(self, request: pb.CountPostsRequest, _: Context) -> pb.CountPostsResponse:
         filter = self._validation.count_of_posts(request)
         return pb.CountPostsResponse(count=await self._posts.count(filter))
+
+    async def SearchPosts(self, request: pb.SearchPostsRequest, _: Context) -> LazyResponse:
+        search = self._validation.search_of_posts(request)
+        page = await self._search.page(search)
+        return lazy(page, _search_response)

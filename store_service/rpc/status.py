@@ -294,6 +294,13 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
         code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", more=_retry
     ),
     errors.StandbyBehind: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="STANDBY_BEHIND", more=_retry),
+    errors.SearchIndexNotReady: _Row(
+        code=grpc.StatusCode.UNAVAILABLE,
+        reason="SEARCH_INDEX_NOT_READY",
+        metadata=lambda error: {"progress": f"{error.progress:.3f}"},
+        more=_retry,
+    ),
+    errors.SearchDisabled: _Row(code=grpc.StatusCode.FAILED_PRECONDITION, reason="SEARCH_DISABLED"),
     errors.SchemaMismatch: _Row(
         code=grpc.StatusCode.FAILED_PRECONDITION,
         reason="SCHEMA_MISMATCH",

@@ -133,7 +133,7 @@ async def feed_state(connection: Connection) -> FeedState:
     return _state_in(row)
 
 
-async def check_position(connection: Connection, position: Position) -> None:
+async def check_position(connection: Connection, position: Position) -> FeedState:
     """Reads the state of the feed and checks a position; see `FeedState.check`.
 
     Raises:
@@ -144,6 +144,7 @@ async def check_position(connection: Connection, position: Position) -> None:
     if state.end < position and await _is_standby(connection):
         raise StandbyBehind
     state.check(position, time)
+    return state
 
 
 async def check_seen(connection: Connection, seen: Position) -> None:
@@ -233,7 +234,8 @@ async def _state(connection: Connection, calls: Sequence[None]) -> list[FeedStat
 
 
 async def _check(connection: Connection, positions: Sequence[Position]) -> list[ServiceError | None]:
-    return [await _outcome(check_position(connection, position)) for position in positions]
+    outcomes = [await _outcome(check_position(connection, position)) for position in positions]
+    return [it if isinstance(it, ServiceError) else None for it in outcomes]
 
 
 async def _check_seen(connection: Connection, positions: Sequence[Position]) -> list[ServiceError | None]:

@@ -27,6 +27,7 @@ from store_service.service.erasure_steps import (
     Done,
     Step,
 )
+from store_service.service.search_index import SearchIndex
 
 STEP_SECONDS = 0.05
 """Pause after a step that writes, in which other writes run."""
@@ -52,9 +53,17 @@ log = structlog.get_logger("store_service.erasure")
 class Erasures:
     """Erases authors."""
 
-    def __init__(self, database: Database, *, after_erasure: Callable[[], None] = lambda: None) -> None:
-        """Takes the open database, and a function that is called when no change has content of the author."""
+    def __init__(
+        self,
+        database: Database,
+        search_index: SearchIndex,
+        *,
+        after_erasure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Takes the open database, the search index, and a function that is called when no change has content
+        of the author."""
         self._database = database
+        self._search_index = search_index
         self._after_erasure = after_erasure
 
     async def run(self, erasure: Erasure, *, call_id: str = "") -> AsyncGenerator[ErasureProgress, None]:
@@ -84,6 +93,10 @@ class Erasures:
             async with aclosing(steps):
                 async for _ in steps:
                     yield progress
+            if not erasure.dry_run:
+                async with aclosing(self._search_index.settle()) as settling:
+                    async for _ in settling:
+                        yield progress
             if rewrites:
                 async with aclosing(self._rewrite()) as rewriting:
                     async for _ in rewriting:

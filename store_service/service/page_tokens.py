@@ -1,7 +1,8 @@
 """Page tokens: where the next page of a query starts. Every process can read them, and they never expire.
 
 URL-safe base64 of 1 version, 8 hash of the query, the position after the last row, 7 checksum. In version 1
-the position is an id (8 bytes, signed, big endian). In version 2 it is JSON: [time, id], or a thread key. The
+the position is an id (8 bytes, signed, big endian). In version 2 it is JSON: [time, id], a thread key, or
+[id, score, id] of a search by relevance. The
 checksum detects damage, not forgery: a forged token gives no access to more than a list call does.
 """
 
@@ -18,8 +19,11 @@ from store_service.errors import PageTokenInvalid, PageTokenMismatch
 from store_service.model import EMPTY_FILTER, Query
 from store_service.service.scans import Cursor
 
-_TYPES = {"id": int, "create_time": tuple, "thread": str}
+_TYPES = {"id": int, "create_time": tuple, "thread": str, "relevance": tuple}
 """The type of the position, by the order without its direction."""
+
+_LENGTHS = {"create_time": 2, "relevance": 3}
+"""The length of a position that is a tuple."""
 
 _HEAD = struct.Struct(">B8s")
 _ID = struct.Struct(">q")
@@ -59,7 +63,8 @@ def read(token: str, query: Query) -> Cursor:
         raise PageTokenMismatch.at(
             "page_token", "belongs to a different query; only page_size may change between pages"
         )
-    if type(cursor) is not _TYPES[query.order.removesuffix(" desc")]:
+    order = query.order.removesuffix(" desc")
+    if type(cursor) is not _TYPES[order] or (isinstance(cursor, tuple) and len(cursor) != _LENGTHS[order]):
         raise _invalid()
     return cursor
 
@@ -74,9 +79,9 @@ def _cursor(version: int, packed: bytes) -> Cursor:
         raise _invalid() from None
     if isinstance(cursor, str) and _KEY_CHARACTERS.issuperset(cursor):
         return cursor
-    is_pair = isinstance(cursor, list) and len(cursor) == 2
-    if is_pair and all(type(it) is int and -(2**63) <= it < 2**63 for it in cursor):
-        return cursor[0], cursor[1]
+    is_list = isinstance(cursor, list) and len(cursor) in _LENGTHS.values()
+    if is_list and all(type(it) is int and -(2**63) <= it < 2**63 for it in cursor):
+        return tuple(cursor)
     raise _invalid()
 
 
@@ -90,6 +95,8 @@ def _hash(query: Query) -> bytes:
         *conditions, show_deleted = astuple(query.filter)
         # Tokens of versions without `show_deleted` stay valid.
         text += json.dumps([*conditions, True] if show_deleted else conditions)
+    if query.search:
+        text += f" search {query.search}"
     return blake2b(text.encode(), digest_size=8).digest()
 
 

@@ -13,8 +13,8 @@ from store_service.database.list_sql import ListSql, Path, Step
 from store_service.database.statements import AFTER_DIGITS, as_json
 from store_service.model import LEVEL_DIGITS, Comment, Post, Query, ResourceFilter, path_below
 
-Cursor: TypeAlias = int | tuple[int, int] | str
-"""A position: an id, a time and an id, or a thread key."""
+Cursor: TypeAlias = int | tuple[int, ...] | str
+"""A position: an id, a time and an id, a thread key, or the position of a search by relevance."""
 
 FIRST_ID, LAST_ID = -(2**63), 2**63 - 1
 BEFORE_ALL_TIMES, AFTER_ALL_TIMES = -(2**63), 2**63 - 1

@@ -23,6 +23,7 @@ from store_service.database import changes, connect, schema, sqlite
 from store_service.database.statements import Statement
 from store_service.rpc import sending
 from store_service.server import serving
+from store_service.service import search_index
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from tests.support.client_errors import error_tree
@@ -293,6 +294,18 @@ async def read_only(it: Situation) -> None:
         await client.posts.create(body="a")
 
 
+async def search_disabled(it: Situation) -> None:
+    async with another(it, DATABASE_URL=_copy_of(it), search=False) as client:
+        await anext(client.posts.search("a"))
+
+
+async def search_index_not_ready(it: Situation) -> None:
+    it.monkeypatch.setattr(search_index, "BUILDING_WAIT_SECONDS", 0.01)
+    # A server that is read-only does not build the index.
+    async with another(it, DATABASE_URL=_copy_of(it), read_only=True) as client:
+        await anext(client.posts.search("a"))
+
+
 def _copy_of(it: Situation) -> str:
     """A database of another server, for a file is served by one."""
     file = Path(it.config.DATABASE_URL.removeprefix("sqlite:///")).with_name("another.db")
@@ -399,6 +412,8 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.RateLimited: rate_limited,
     storeapi.Overloaded: overloaded,
     storeapi.ReadOnly: read_only,
+    storeapi.SearchDisabled: search_disabled,
+    storeapi.SearchIndexNotReady: search_index_not_ready,
     storeapi.StorageFull: storage_full,
     storeapi.ResumeTokenExpired: resume_token_expired,
     storeapi.Unavailable: unavailable,

@@ -114,6 +114,8 @@ def test_last_revision_equals_the_metadata(bare_url: str, is_old: bool) -> None:
     }
     each = [it for group in differences for it in (group if isinstance(group, list) else [group])]
     if connect.is_sqlite(bare_url):
+        # The tables of FTS5 have no column for the rowid, and tables of their own.
+        each = [it for it in each if not _is_of_fts5(it)]
         # SQLite has no transaction numbers, so the index exists only on PostgreSQL.
         elsewhere = {("add_index", "changes_xid_seq_idx")}
         known = identities
@@ -124,6 +126,13 @@ def test_last_revision_equals_the_metadata(bare_url: str, is_old: bool) -> None:
         elsewhere = {(action, name) for action in ("add_index", "remove_index") for name in names}
         known = {("modify_default", None, "changes", "xid")}
     assert [it for it in each if it[:4] not in known and (it[0], _name(it[1])) not in elsewhere] == []
+
+
+def _is_of_fts5(difference: Any) -> bool:
+    """Whether a difference is about a virtual table, or about a table that it consists of."""
+    table = next((it for it in difference if isinstance(it, str) and "_search" in it), "")
+    table = table or getattr(difference[1], "name", "") or getattr(difference[1], "table", "")
+    return str(table).startswith(("post_search", "comment_search"))
 
 
 def _name(changed: object) -> object:

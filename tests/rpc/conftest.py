@@ -8,6 +8,7 @@ import pytest
 
 from store_service.service.background_steps import BackgroundSteps
 from store_service.service.retention import Retention
+from store_service.service.search_index import SearchIndex
 from tests.support.resource_api import ResourceApi
 from tests.support.stubs import Stubs
 from tests.support.write_queue import WriteQueue
@@ -59,6 +60,7 @@ def no_retention(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         # Before a server starts, whatever the order of the fixtures.
         monkeypatch.setattr(Retention, "run", wait_forever)
         monkeypatch.setattr(BackgroundSteps, "run", wait_forever)
+        monkeypatch.setattr(SearchIndex, "run", wait_forever)
 
 
 @pytest.fixture

@@ -170,7 +170,14 @@ async def until_problem_logged(logged: list[Any]) -> None:
 
 REQUIRED_PERMISSIONS = {
     "PostService": {
-        Permission.READ: {"GetPost", "ListPosts", "ListPostRevisions", "BatchGetPosts", "CountPosts"},
+        Permission.READ: {
+            "GetPost",
+            "ListPosts",
+            "ListPostRevisions",
+            "BatchGetPosts",
+            "CountPosts",
+            "SearchPosts",
+        },
         Permission.WRITE: {
             "CreatePost",
             "UpdatePost",
@@ -189,6 +196,7 @@ REQUIRED_PERMISSIONS = {
             "BatchGetComments",
             "CountComments",
             "CountReplies",
+            "SearchComments",
         },
         Permission.WRITE: {
             "CreateComment",
@@ -201,7 +209,7 @@ REQUIRED_PERMISSIONS = {
         },
     },
     "ChangeService": {Permission.WATCH: {"Watch"}},
-    "AdminService": {Permission.ADMIN: {"EraseAuthor"}},
+    "AdminService": {Permission.ADMIN: {"EraseAuthor", "RebuildSearchIndex"}},
 }
 
 

@@ -468,7 +468,8 @@ def mangled(method: MethodDescriptor) -> Iterator[bytes]:
     for end in range(len(data)):
         yield data[:end]
     for _ in range(40):
-        changed = bytearray(data)
+        # A request without fields has no bytes.
+        changed = bytearray(data or b"\n")
         for _ in range(chance.randint(1, 3)):
             changed[chance.randrange(len(changed))] = chance.randrange(256)
         yield bytes(changed)

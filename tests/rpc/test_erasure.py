@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from store_service import config as settings
 from store_service.config import Config
 from store_service.database import rewriting
-from store_service.database.connect import Database
+from store_service.database.connect import Database, is_sqlite
 from store_service.database.job_queue import LARGE_JOB_BYTES
 from store_service.service import erasure, erasure_count, erasure_scan, erasure_steps
 from tests.support.database import database_contents, query
@@ -61,6 +61,33 @@ def config(database_url: str, undelete_hours: float) -> Config:
     return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", undelete_hours=undelete_hours)
 
 
+async def count_found(stubs: Stubs) -> int:
+    """Returns how many posts and comments on one page a search for the marker finds."""
+    posts = await stubs.posts.SearchPosts(posts_pb2.SearchPostsRequest(query=MARKER))
+    comments = await stubs.comments.SearchComments(comments_pb2.SearchCommentsRequest(query=MARKER))
+    return len(posts.results) + len(comments.results)
+
+
+def indexed_parts(database_url: str) -> int:
+    """Returns how many blocks of the search index have the end of the marker: FTS5 stores a word without what
+    it has in common with the word before it."""
+    if not is_sqlite(database_url):
+        like = f"tokens::text LIKE '%{MARKER}%'"
+        ((posts, comments),) = query(
+            database_url,
+            f"SELECT (SELECT count(*) FROM post_search WHERE {like}),"
+            f" (SELECT count(*) FROM comment_search WHERE {like})",
+        )
+    else:
+        end = f"instr(block, CAST('{MARKER[-6:]}' AS BLOB)) > 0"
+        ((posts, comments),) = query(
+            database_url,
+            f"SELECT (SELECT count(*) FROM post_search_data WHERE {end}),"
+            f" (SELECT count(*) FROM comment_search_data WHERE {end})",
+        )
+    return int(str(posts)) + int(str(comments))
+
+
 @BOTH_MODES
 @RESTORABLE_OR_NOT
 async def test_no_byte_of_the_author_remains(
@@ -68,15 +95,21 @@ async def test_no_byte_of_the_author_remains(
 ) -> None:
     """Neither texts, authors, labels nor external ids, in any table, index, free page or log."""
     world, _ = await create_world(stubs, mode=mode, can_be_restored=config.undelete_hours > 0)
+    # So that the search index consists of several parts, and has texts that were replaced since.
+    assert await count_found(stubs) > 0
     await add_small_rows(world, 150)
+    assert await count_found(stubs) > 0
     before = stored_bytes(database_url)
     assert before.count(MARKER.encode()) > 500
+    assert indexed_parts(database_url) > 0
 
     responses = await erase(stubs, mode)
 
     assert responses[-1].complete
     assert responses[-1].progress == 1
     assert [it.complete for it in responses[:-1]] == [False] * (len(responses) - 1)
+    assert await count_found(stubs) == 0
+    assert indexed_parts(database_url) == 0
     after = stored_bytes(database_url)
     found, kept = after.count(MARKER.encode()), after.count(KEPT.encode())
     assert found == 0

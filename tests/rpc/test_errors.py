@@ -240,6 +240,8 @@ ELSEWHERE = {
     "RESUME_TOKEN_EXPIRED": "test_errors.py",
     "STREAM_STALLED": "test_errors.py",
     "STANDBY_BEHIND": "test_standbys.py",
+    "SEARCH_INDEX_NOT_READY": "test_search_index.py",
+    "SEARCH_DISABLED": "test_search.py",
     "CREDENTIALS_MISSING": "test_authentication.py",
     "CREDENTIALS_INVALID": "test_authentication.py",
     "PERMISSION_DENIED": "test_authentication.py",

@@ -94,7 +94,7 @@ def world(migrated_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         connection.executemany(
             "INSERT INTO comments (id, body, post_id, create_time, update_time)"
             " VALUES (?, ?, 1, 1000000, 1000000)",
-            [(1, "first"), (2, "second")],
+            [(1, "first"), (2, "not the first")],
         )
         for table in ("posts", "comments"):
             connection.execute(
@@ -527,6 +527,37 @@ PROOFS |= {
         "comment 1 has 1; no change",
     ),
 }
+
+
+def proofs_of_search(name: str, query: str, found: str) -> dict[str, Proof]:
+    """A search that finds two resources, the newest of which is number 2."""
+    method, request = f"Search{name.title()}s", {"query": query}
+    all_of_them, first, second = (f"{name}s {it}; no change" for it in (found, *found.split()))
+    search = Query(resource=f"{name}s", order="id desc", search=query)  # type: ignore[arg-type]  # one of both
+    token = page_tokens.make(search, int(found.split()[0]))
+    filters = proofs_of_filter(
+        f"{method}.filter",
+        f"{name}s 2; no change",
+        all_of_them,
+        nothing="no id; no change",
+        shown="FIELD_INVALID filter.show_deleted",
+        kind=name,
+        query=query,
+    )
+    return filters | {
+        f"{method}.query": Proof(request, all_of_them, "FIELD_INVALID query"),
+        f"{method}.order_by": Proof({**request, "order_by": "id"}, "FIELD_INVALID order_by", all_of_them),
+        f"{method}.page_size": Proof({**request, "page_size": 1}, first.replace(";", ", more;"), all_of_them),
+        f"{method}.page_token": Proof({**request, "page_token": token}, second, all_of_them),
+    }
+
+
+PROOFS |= proofs_of_search("post", "t*", "3 2") | proofs_of_search("comment", "first", "2 1")
+PROOFS |= {
+    "SearchComments.post_id": Proof(
+        {"query": "first", "post_id": 2}, "no id; no change", "comments 2 1; no change"
+    ),
+}
 ERASE_ME = {"author": "me", "mode": 1}
 # Also a deleted post and a deleted comment.
 ERASED = "2 posts, 2 comments, rewritten; comment 2 gone, post 2 gone"
@@ -637,7 +668,10 @@ def answer_in_words(answer: Message) -> str:
     """A summary of a response: ids, missing ids, counts, and whether more follows."""
     words = []
     for field, value in answer.ListFields():
-        if field.name in ("posts", "comments"):
+        if field.name == "results":
+            name = "post" if hasattr(value[0], "post") else "comment"
+            words.append(f"{name}s {' '.join(str(getattr(it, name).id) for it in value)}")
+        elif field.name in ("posts", "comments"):
             words.append(f"{field.name} {' '.join(str(it.id) for it in value)}")
         elif field.name == "next_page_token":
             words.append("more")

@@ -223,6 +223,7 @@ def new_database(server_url: str, options: str = "") -> Iterator[str]:
 _TABLES = (
     *("labels", "comments", "posts", "deleted_posts", "deleted_comments", "revisions", "changes", "requests"),
     *("post_deletions", "thread_deletions", "restorations", "orphaned_comments"),
+    *("search_index", "post_search", "comment_search"),
 )
 
 _GROWN_BYTES = 2 * 1024 * 1024

@@ -83,6 +83,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_CHANNELZ": ("true", True),
     "STORE_LOG_LEVEL": ("debug", "debug"),
     "STORE_LOG_FORMAT": ("json", "json"),
+    "STORE_SEARCH": ("false", False),
 }
 
 

@@ -13,13 +13,17 @@ CONTEXT = cast(Context, Mock(peer=lambda: "ipv4:127.0.0.1:1"))
 """What is asked of a call is where it comes from."""
 
 
+async def search_is_ready() -> bool:
+    return True
+
+
 async def test_health_watch_sees_a_stop_during_a_check() -> None:
     """Its last status is never the one from before."""
 
     async def stop_meanwhile() -> None:
         service.stop()
 
-    service = HealthService(stop_meanwhile, [], max_watches=1)
+    service = HealthService(stop_meanwhile, search_is_ready, [], max_watches=1)
     watch = service.Watch(pb.HealthCheckRequest(), CONTEXT)
 
     assert [answer.status async for answer in watch] == [pb.HealthCheckResponse.NOT_SERVING]
@@ -30,7 +34,7 @@ async def test_draining_process_stays_live() -> None:
     async def look() -> None:
         pytest.fail("it was looked at")
 
-    service = HealthService(look, [], max_watches=1)
+    service = HealthService(look, search_is_ready, [], max_watches=1)
     watch = service.Watch(pb.HealthCheckRequest(service=LIVE), CONTEXT)
     first = await anext(watch)
     service.stop()

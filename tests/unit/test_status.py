@@ -41,6 +41,7 @@ UNAVAILABLE = [
     errors.DatabaseBusy(),
     errors.DatabaseUnavailable(),
     errors.StandbyBehind(),
+    errors.SearchIndexNotReady(progress=0.5),
 ]
 
 

@@ -10,17 +10,23 @@ from store_service.errors import FieldInvalid
 from store_service.model import (
     EMPTY_FILTER,
     ORDERS,
+    SEARCH_ORDERS,
     THREAD_ORDERS,
     Order,
     PageRequest,
     Query,
     ResourceFilter,
     RevisionsRequest,
+    SearchRequest,
 )
 from store_service.rpc.validation.identifiers import check_identifier, check_labels
 from store_service.rpc.validation.violations import Violations
+from store_service.search import QuerySyntaxError, SearchQuery, parse
 
 DEFAULT_PAGE_SIZE = 50
+
+MAX_SEARCH_PAGE_SIZE = 100
+"""Maximum page size of a search: the text of each result is compared with the query."""
 
 MAX_FILTER_LABELS = 8
 """Maximum number of labels of a filter: each is searched for each row that is read."""
@@ -84,6 +90,35 @@ def revisions_request(
         page_token=request.page_token,
         show_deleted=request.show_deleted,
     )
+
+
+def search_request(
+    request: posts_pb2.SearchPostsRequest | comments_pb2.SearchCommentsRequest, *, max_page_size: int
+) -> SearchRequest:
+    """Returns the page of a search that a request asks for."""
+    violations = Violations(0)
+    parsed = SearchQuery(())
+    try:
+        parsed = parse(request.query)
+    except QuerySyntaxError as error:
+        violations.add(FieldInvalid, "query", str(error))
+    post_id = 0
+    if isinstance(request, comments_pb2.SearchCommentsRequest):
+        post_id = request.post_id
+        if post_id < 0:
+            violations.add(FieldInvalid, "post_id", "must be positive, or 0 for the comments of all posts")
+    if request.filter.show_deleted:
+        violations.add(FieldInvalid, "filter.show_deleted", "must be unset; deleted resources are not found")
+    query = Query(
+        resource="posts" if isinstance(request, posts_pb2.SearchPostsRequest) else "comments",
+        order=_order(request.order_by, SEARCH_ORDERS, violations),
+        post_id=post_id,
+        filter=resource_filter(request.filter, "filter", violations),
+        search=request.query,
+    )
+    page_size = _page_size(request.page_size, violations, min(max_page_size, MAX_SEARCH_PAGE_SIZE))
+    violations.raise_if_any()
+    return SearchRequest(query=query, parsed=parsed, page_size=page_size, page_token=request.page_token)
 
 
 def _page_size(page_size: int, violations: Violations, max_page_size: int) -> int:
@@ -155,11 +190,11 @@ def _time(
 
 
 def _order(order_by: str, orders: Sequence[Order], violations: Violations) -> Order:
-    """Returns the order that a request names. Additional spaces are allowed."""
-    words = _SPACES.sub(" ", order_by.strip()) or "id"
+    """Returns the order that a request names, or the first one. Additional spaces are allowed."""
+    words = _SPACES.sub(" ", order_by.strip()) or orders[0]
     for order in orders:
         if words == order:
             return order
     names = ", ".join([f'"{order}"' for order in orders])
     violations.add(FieldInvalid, "order_by", f"must be one of {names}")
-    return "id"
+    return orders[0]

@@ -13,6 +13,7 @@ from store_service.model import (
     PostDraft,
     ResourceFilter,
     RevisionsRequest,
+    SearchRequest,
     Update,
     WatchFilter,
     WatchStart,
@@ -32,6 +33,7 @@ from store_service.rpc.validation.queries import (
     query_of_posts,
     resource_filter,
     revisions_request,
+    search_request,
 )
 from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
 from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
@@ -213,6 +215,14 @@ class Validation:
         violations = Violations(self._max_batch_size)
         query = query_of_comments(request, violations)
         return page_request(request, query, violations, max_page_size=self._max_page_size)
+
+    def search_of_posts(self, request: posts_pb2.SearchPostsRequest) -> SearchRequest:
+        """Returns the page of a search of posts."""
+        return search_request(request, max_page_size=self._max_page_size)
+
+    def search_of_comments(self, request: comments_pb2.SearchCommentsRequest) -> SearchRequest:
+        """Returns the page of a search of comments."""
+        return search_request(request, max_page_size=self._max_page_size)
 
     def revisions(
         self, request: posts_pb2.ListPostRevisionsRequest | comments_pb2.ListCommentRevisionsRequest

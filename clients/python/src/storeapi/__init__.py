@@ -14,8 +14,8 @@ methods. `storeapi.errors` has the errors of calls, `storeapi.v1` the generated 
 
 from typing import TYPE_CHECKING
 
-from storeapi._admin import EraseProgress
-from storeapi._async.admin import AsyncAdmin, AsyncErasure
+from storeapi._admin import EraseProgress, RebuildProgress
+from storeapi._async.admin import AsyncAdmin, AsyncErasure, AsyncRebuild
 from storeapi._async.batches import AsyncBatches
 from storeapi._async.changes import AsyncChanges, AsyncWatch
 from storeapi._async.client import AsyncRawStubs, AsyncStoreClient
@@ -25,7 +25,7 @@ from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
-from storeapi._sync.admin import Admin, Erasure
+from storeapi._sync.admin import Admin, Erasure, Rebuild
 from storeapi._sync.batches import Batches
 from storeapi._sync.changes import Changes, Watch
 from storeapi._sync.client import RawStubs, StoreClient
@@ -77,6 +77,8 @@ from storeapi.errors import (
     ResumeTokenForeign,
     ResumeTokenInvalid,
     SchemaMismatch,
+    SearchDisabled,
+    SearchIndexNotReady,
     ShuttingDown,
     StandbyBehind,
     StorageFull,
@@ -103,6 +105,8 @@ from storeapi.model import (
     PostFilter,
     PostUpdate,
     Resource,
+    SearchResult,
+    SnippetPart,
     Start,
 )
 
@@ -142,6 +146,7 @@ __all__ = [
     "Watch",
     "Admin",
     "Erasure",
+    "Rebuild",
     "Pager",
     "RawStubs",
     "AsyncBatches",
@@ -152,6 +157,7 @@ __all__ = [
     "AsyncWatch",
     "AsyncAdmin",
     "AsyncErasure",
+    "AsyncRebuild",
     "AsyncPager",
     "AsyncRawStubs",
     "CHANNEL_OPTIONS",
@@ -173,7 +179,10 @@ __all__ = [
     "Page",
     "Change",
     "ChangeBatch",
+    "SearchResult",
+    "SnippetPart",
     "EraseProgress",
+    "RebuildProgress",
     "FieldViolation",
     "Action",
     "Kind",
@@ -208,6 +217,7 @@ __all__ = [
     "ReplyTooDeep",
     "ReplyPostMismatch",
     "ReadOnly",
+    "SearchDisabled",
     "SchemaMismatch",
     "Conflict",
     "EtagMismatch",
@@ -224,6 +234,7 @@ __all__ = [
     "ShuttingDown",
     "StandbyBehind",
     "StreamStalled",
+    "SearchIndexNotReady",
     "DatabaseBusy",
     "DatabaseUnavailable",
     "DeadlineExceeded",

@@ -1,4 +1,4 @@
-"""The progress of an erasure, and how it is sent."""
+"""The progress of operations for administrators, and how it is sent."""
 
 from __future__ import annotations
 
@@ -57,3 +57,18 @@ def erase_progress(message: admin_pb2.EraseAuthorResponse) -> EraseProgress:
         progress=message.progress,
         complete=message.complete,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RebuildProgress:
+    """How much of the index of the search has been built."""
+
+    progress: float
+    """The part of the posts and comments that the index has, from 0 to 1."""
+    complete: bool
+    """Whether searches are answered."""
+
+
+def rebuild_progress(message: admin_pb2.RebuildSearchIndexResponse) -> RebuildProgress:
+    """The progress in a response."""
+    return RebuildProgress(progress=message.progress, complete=message.complete)

@@ -32,6 +32,8 @@ from storeapi.model import (
     PostFilter,
     PostUpdate,
     Resource,
+    SearchResult,
+    SnippetPart,
 )
 from storeapi.v1 import comments_pb2, filters_pb2, posts_pb2
 
@@ -229,6 +231,23 @@ class ResourceType(Generic[AnyResource]):
             next_page_token=response.next_page_token,
             # A page of former versions has none.
             resume_token=getattr(response, "resume_token", ""),
+        )
+
+    def search_request(self, **values: Any) -> Any:
+        """A request for a page of a search."""
+        return getattr(self.messages, f"Search{self.model.__name__}sRequest")(**values)
+
+    def search_page(self, response: Any) -> Page[SearchResult[AnyResource]]:
+        """The page in the response of a search."""
+        return Page(
+            items=tuple(
+                SearchResult(
+                    resource=self.from_message(getattr(it, self.name)),
+                    snippet=tuple(SnippetPart(text=part.text, is_match=part.is_match) for part in it.snippet),
+                )
+                for it in response.results
+            ),
+            next_page_token=response.next_page_token,
         )
 
 

@@ -224,6 +224,30 @@ class Page(Generic[Item]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SnippetPart:
+    """A part of a snippet."""
+
+    text: str
+    """The text, which is not escaped."""
+    is_match: bool = False
+    """Whether it matches a word or phrase of the query."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchResult(Generic[Item]):
+    """A post or comment that matches a search."""
+
+    resource: Item
+    """The post or comment."""
+    snippet: tuple[SnippetPart, ...]
+    """The part of the body around the first match: about 240 characters, with "…" where the body is cut."""
+
+    def marked(self, before: str = "**", after: str = "**") -> str:
+        """Returns the snippet as text, with each match between `before` and `after`."""
+        return "".join(f"{before}{it.text}{after}" if it.is_match else it.text for it in self.snippet)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FieldViolation:
     """One violation of a request."""
 

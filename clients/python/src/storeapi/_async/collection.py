@@ -15,7 +15,7 @@ from storeapi._async.paging import AsyncPager
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._resources import AnyResource, rpc_of
 from storeapi.errors import EtagMismatch
-from storeapi.model import Page
+from storeapi.model import Page, SearchResult
 
 Filter = TypeVar("Filter")
 
@@ -342,6 +342,67 @@ class AsyncCollection(AsyncBatches[AnyResource, Draft, Update], Generic[AnyResou
             id=_arguments.id(id), show_deleted=show_deleted, page_size=page_size, page_token=page_token
         )
         return self._pager(request, timeout, limit)
+
+    def search(
+        self,
+        query: str,
+        *,
+        order_by: str = "id desc",
+        filter: Filter | None = None,
+        limit: int | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AsyncPager[SearchResult[AnyResource]]:
+        """Searches the bodies, and iterates over the results, newest first.
+
+            async for result in client.posts.search('coffee "free refill" -decaf'):
+                print(result.resource.id, result.marked())
+
+        A query has words, "phrases", prefixes* and -exclusions. A resource matches if it has every word,
+        phrase and prefix, and none that is excluded. Case and accents do not matter. Texts in scripts without
+        spaces, such as Chinese or Thai, are found by every part of them. A search finds everything that was
+        stored before the call. Nothing is sent before the first step, so the steps raise the errors.
+
+        Args:
+            query: At most 1024 bytes of UTF-8, and 16 words and phrases.
+            order_by: "id desc" for newest first, "relevance" for a ranking of the newest 500 matches,
+                followed by one of the next 500, and so on.
+            filter: Only resources that match, without `show_deleted`; None for all.
+            limit: Maximum number of results; None for all.
+            page_size: Maximum number of results in one page, at most 100; 0 for the default of the server or,
+                if it is set, `limit`.
+            page_token: Where to start: a `next_page_token` from `search(...).pages()` with the same other
+                arguments.
+            timeout: Deadline in seconds of each page, not of the whole iteration.
+
+        Raises:
+            FieldInvalid: `query` is not valid, with the position of the problem; `order_by` is unknown,
+                `page_size` is negative, or `filter` is not allowed.
+            SearchIndexNotReady: The service is building the index of the search.
+            SearchDisabled: The service has no index.
+            ValueError: `limit` is negative, or a time of `filter` has no time zone; raised at once.
+            PageTokenInvalid: `page_token` is damaged.
+            PageTokenMismatch: `page_token` belongs to a search with other arguments.
+        """
+        return self._search(
+            timeout,
+            limit,
+            query=query,
+            order_by=order_by,
+            filter=filter,
+            page_size=page_size,
+            page_token=page_token,
+        )
+
+    def _search(
+        self, timeout: Timeout, limit: int | None, *, query: str, filter: Filter | None, **values: Any
+    ) -> AsyncPager[SearchResult[AnyResource]]:
+        request = self._type.search_request(
+            query=_arguments.text(query, "query"), filter=self._type.filter_message(filter), **values
+        )
+        method = getattr(self._stub, rpc_of(request))
+        return AsyncPager(self._calls, method, request, self._type.search_page, timeout, limit)
 
     def _list(
         self, timeout: Timeout, limit: int | None, *, filter: Filter | None, **query: Any

@@ -13,7 +13,7 @@ from storeapi._async.paging import AsyncPager
 from storeapi._batches import split_ids
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._resources import COMMENTS
-from storeapi.model import Comment, CommentDraft, CommentFilter, CommentUpdate, Page
+from storeapi.model import Comment, CommentDraft, CommentFilter, CommentUpdate, Page, SearchResult
 from storeapi.v1 import comments_pb2
 
 
@@ -201,6 +201,52 @@ class AsyncComments(AsyncCollection[Comment, CommentDraft, CommentUpdate, Commen
             page_size=page_size,
             page_token=page_token,
             timeout=timeout,
+        )
+
+    def search(
+        self,
+        query: str,
+        *,
+        post_id: int | None = None,
+        order_by: str = "id desc",
+        filter: CommentFilter | None = None,
+        limit: int | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> AsyncPager[SearchResult[Comment]]:
+        """Searches the bodies of comments, and iterates over the results, newest first.
+
+            async for result in client.comments.search("coffee", post_id=1):
+                print(result.resource.id, result.marked())
+
+        The same as `posts.search`, with its arguments and errors.
+
+        Args:
+            query: Words, "phrases", prefixes* and -exclusions, as for `posts.search`.
+            post_id: Only the comments of this post; None for all comments.
+            order_by: "id desc" for newest first, "relevance" for a ranking, as for `posts.search`.
+            filter: Only comments that match, without `show_deleted`; None for all.
+            limit: Maximum number of results; None for all.
+            page_size: Maximum number of results in one page, at most 100; 0 for the default of the server or,
+                if it is set, `limit`.
+            page_token: Where to start: a `next_page_token` from `search(...).pages()` with the same other
+                arguments.
+            timeout: Deadline in seconds of each page, not of the whole iteration.
+
+        Raises:
+            PostNotFound: No post has the id `post_id`.
+            ValueError: `post_id` is not positive; raised at once.
+        """
+        return self._search(
+            timeout,
+            limit,
+            query=query,
+            post_id=_arguments.post_id_or_all(post_id),
+            order_by=order_by,
+            filter=filter,
+            page_size=page_size,
+            page_token=page_token,
         )
 
     async def count(

@@ -19,6 +19,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MAX_PAGE_SIZE: Final = 1000
 """The maximum page size of the service."""
 
+SEARCH_LIMIT: Final = 20
+"""Results of a search without --limit and --all."""
+
 ORDERS: Final = ("id", "id desc", "create_time", "create_time desc")
 """The orders of all lists, as the API names them."""
 
@@ -205,6 +208,38 @@ def list_options(orders: Sequence[str]) -> Callable[[Command], Command]:
         return cast("Command", decorated)
 
     return decorate
+
+
+def query_argument(command: Command) -> Command:
+    """QUERY."""
+    return click.argument("query", **_reading(str))(command)
+
+
+def search_options(command: Command) -> Command:
+    """--relevance, --limit and --all, passed to the command as `order_by` and `limit`."""
+
+    @wraps(command)
+    def with_values(*arguments: Any, relevance: bool, limit: int | None, is_all: bool, **others: Any) -> Any:
+        if is_all and limit is not None:
+            raise click.UsageError("--all and --limit exclude each other", click.get_current_context())
+        if limit is None and not is_all:
+            limit = SEARCH_LIMIT
+        order_by = "relevance" if relevance else "id desc"
+        return command(*arguments, order_by=order_by, limit=limit, **others)
+
+    decorated: Any = with_values
+    for option in (
+        click.option("--all", "is_all", is_flag=True, help="Print all results."),
+        click.option(
+            "--limit",
+            metavar="N",
+            type=click.IntRange(min=0),
+            help=f"Print at most N results; {SEARCH_LIMIT} by default.",
+        ),
+        click.option("--relevance", is_flag=True, help="Print the best of the newest matches first."),
+    ):
+        decorated = option(decorated)
+    return cast("Command", decorated)
 
 
 def order_name(order: str) -> str:

@@ -12,7 +12,7 @@ import click
 
 from storeapi.cli import tables, text
 from storeapi.cli.arguments import Selection, order_name
-from storeapi.model import Resource
+from storeapi.model import Resource, SearchResult
 
 
 def rfc3339(time: datetime | None) -> str | None:
@@ -62,6 +62,19 @@ def _in_line(value: object) -> str:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False, sort_keys=True) if value else ""
     return "" if value is None else str(value)
+
+
+def print_results(results: Iterable[SearchResult[Any]], *, as_json: bool) -> None:
+    """Prints the results of a search as they arrive: the id and the snippet, with marked matches."""
+    for result in results:
+        if as_json:
+            snippet = [{"text": it.text, "is_match": it.is_match} for it in result.snippet]
+            print_json({**record(result.resource), "snippet": snippet})
+        elif sys.stdout.isatty():
+            parts = [click.style(text.field(it.text), bold=it.is_match or None) for it in result.snippet]
+            click.echo(f"{click.style(str(result.resource.id), dim=True)}  {''.join(parts)}")
+        else:
+            click.echo(f"{result.resource.id}\t{text.field(result.marked())}")
 
 
 def print_list(

@@ -160,6 +160,25 @@ def _group(
             versions = collection(client, resource_type).revisions(id, show_deleted=show_deleted)
             output.print_items(versions, as_json=settings.json)
 
+    @group.command(
+        help=f'Search the texts of {plural}, newest first.\n\nQUERY has words, "phrases", prefixes* and '
+        f"-exclusions. Each result is an id and the part of the text around the first match.",
+        epilog=examples(f"{command} search 'coffee \"free refill\" -decaf'"),
+    )
+    @arguments.query_argument
+    @_all(list_options)
+    @filter_options(resource_type)
+    @arguments.search_options
+    @click.pass_obj
+    def search(
+        settings: Settings, /, query: str, limit: int | None, conditions: Conditions, **options: Any
+    ) -> None:
+        with settings.connect() as client:
+            results = collection(client, resource_type).search(
+                query, limit=limit, filter=conditions.filter(resource_type), **options
+            )
+            output.print_results(results, as_json=settings.json)
+
     return group
 
 

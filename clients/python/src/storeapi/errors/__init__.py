@@ -29,6 +29,7 @@
     │   ├── ReplyTooDeep            reply to a comment above it
     │   ├── ReplyPostMismatch       the comment that is replied to belongs to another post
     │   ├── ReadOnly                the service is in read-only mode
+    │   ├── SearchDisabled          the service has no index for searches
     │   └── SchemaMismatch          the operator must act
     ├── Conflict                    a concurrent change
     │   └── EtagMismatch            read the resource again and retry with its etag
@@ -45,6 +46,7 @@
     │   ├── ShuttingDown
     │   ├── StreamStalled
     │   ├── StandbyBehind           the standby has not received the change of the token yet
+    │   ├── SearchIndexNotReady     the index is being built
     │   ├── DatabaseBusy
     │   └── DatabaseUnavailable
     ├── DeadlineExceeded            no response before the deadline
@@ -87,6 +89,7 @@ from storeapi.errors.caller import (
     ResumeTokenForeign,
     ResumeTokenInvalid,
     SchemaMismatch,
+    SearchDisabled,
     Unauthenticated,
 )
 from storeapi.errors.service import (
@@ -102,6 +105,7 @@ from storeapi.errors.service import (
     ResourceExhausted,
     ResponseTooLarge,
     ResumeTokenExpired,
+    SearchIndexNotReady,
     ShuttingDown,
     StandbyBehind,
     StorageFull,
@@ -141,6 +145,7 @@ __all__ = [
     "ReplyTooDeep",
     "ReplyPostMismatch",
     "ReadOnly",
+    "SearchDisabled",
     "SchemaMismatch",
     "Conflict",
     "EtagMismatch",
@@ -157,6 +162,7 @@ __all__ = [
     "ShuttingDown",
     "StandbyBehind",
     "StreamStalled",
+    "SearchIndexNotReady",
     "DatabaseBusy",
     "DatabaseUnavailable",
     "DeadlineExceeded",

@@ -246,6 +246,12 @@ class ReadOnly(PreconditionFailed):
     reason = "READ_ONLY"
 
 
+class SearchDisabled(PreconditionFailed):
+    """The service has no index for searches; the operator has switched it off."""
+
+    reason = "SEARCH_DISABLED"
+
+
 class SchemaMismatch(PreconditionFailed):
     """The database of the service has another schema version; the operator must act."""
 

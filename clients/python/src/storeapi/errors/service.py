@@ -113,6 +113,20 @@ class StandbyBehind(Unavailable):
     reason = "STANDBY_BEHIND"
 
 
+class SearchIndexNotReady(Unavailable):
+    """The service is building the index for searches, or has not added the latest changes to it in time."""
+
+    reason = "SEARCH_INDEX_NOT_READY"
+
+    @property
+    def progress(self) -> float | None:
+        """The part of the index that is built, from 0 to 1; None if unknown."""
+        try:
+            return float(self.metadata.get("progress", ""))
+        except ValueError:
+            return None
+
+
 class DatabaseBusy(Unavailable):
     """The database was locked for too long; nothing was done."""
 

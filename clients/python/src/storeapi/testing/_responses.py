@@ -8,7 +8,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from storeapi._resources import RESOURCE_TYPES, set_time
-from storeapi.model import Change, ChangeBatch, Found, Page
+from storeapi.model import Change, ChangeBatch, Found, Page, SearchResult
 from storeapi.v1 import changes_pb2
 
 
@@ -66,6 +66,19 @@ def _page(kind: type[Any], response: object) -> Message | None:
         # A page of former versions has none.
         if "resume_token" in kind.DESCRIPTOR.fields_by_name:
             message.resume_token = response.resume_token
+    return message  # type: ignore[no-any-return]  # no common type
+
+
+def _search_page(kind: type[Any], response: object) -> Message | None:
+    """The response to a search."""
+    if not isinstance(response, Page) or not all(isinstance(it, SearchResult) for it in response.items):
+        return None
+    message: Any = kind(next_page_token=response.next_page_token)
+    for result in response.items:
+        name = type(result.resource).__name__.lower()
+        parts = [{"text": it.text, "is_match": it.is_match} for it in result.snippet]
+        found = RESOURCE_TYPES[name].to_message(result.resource)
+        message.results.add(**{name: found}, snippet=parts)
     return message  # type: ignore[no-any-return]  # no common type
 
 
@@ -132,6 +145,7 @@ _MAKERS: Final[Mapping[str, Callable[[type[Any], object], Message | None]]] = {
         for verb in ("Get", "Create", "Update", "Delete")
         for it in RESOURCE_TYPES.values()
     },
+    **{f"Search{it.model.__name__}sResponse": _search_page for it in RESOURCE_TYPES.values()},
     **dict.fromkeys(("CountPostsResponse", "CountCommentsResponse", "CountRepliesResponse"), _counts),
     "WatchResponse": _batch,
 }

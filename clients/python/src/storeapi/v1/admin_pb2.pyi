@@ -48,6 +48,49 @@ ERASE_MODE_DELETE: EraseMode.ValueType  # 2
 Global___EraseMode: _TypeAlias = EraseMode  # noqa: Y015
 
 @_typing.final
+class RebuildSearchIndexRequest(_message.Message):
+    """The request of RebuildSearchIndex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildSearchIndexRequest: _TypeAlias = RebuildSearchIndexRequest  # noqa: Y015
+
+@_typing.final
+class RebuildSearchIndexResponse(_message.Message):
+    """The progress of RebuildSearchIndex."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    progress: _builtins.float
+    """The part of the posts and comments that the index has, from 0 to 1."""
+    complete: _builtins.bool
+    """Set on the last response: searches are answered."""
+    def __init__(
+        self,
+        *,
+        progress: _builtins.float = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebuildSearchIndexResponse: _TypeAlias = RebuildSearchIndexResponse  # noqa: Y015
+
+@_typing.final
 class EraseAuthorRequest(_message.Message):
     """The request of EraseAuthor."""
 

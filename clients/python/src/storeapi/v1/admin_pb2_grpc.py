@@ -41,6 +41,11 @@ class AdminServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_admin__pb2.EraseAuthorRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_admin__pb2.EraseAuthorResponse.FromString,
                 _registered_method=True)
+        self.RebuildSearchIndex = channel.unary_stream(
+                '/storeapi.v1.AdminService/RebuildSearchIndex',
+                request_serializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -76,6 +81,22 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RebuildSearchIndex(self, request, context):
+        """Builds the index for full-text search again, from all posts and comments. Searches fail with
+        SEARCH_INDEX_NOT_READY meanwhile.
+
+        The server works in small steps beside other calls, and sends its progress. The last response has complete
+        set. When the caller cancels the call, the server continues.
+
+        Errors:
+        - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+        - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +104,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.EraseAuthor,
                     request_deserializer=storeapi_dot_v1_dot_admin__pb2.EraseAuthorRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_admin__pb2.EraseAuthorResponse.SerializeToString,
+            ),
+            'RebuildSearchIndex': grpc.unary_stream_rpc_method_handler(
+                    servicer.RebuildSearchIndex,
+                    request_deserializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -114,6 +140,33 @@ class AdminService(object):
             '/storeapi.v1.AdminService/EraseAuthor',
             storeapi_dot_v1_dot_admin__pb2.EraseAuthorRequest.SerializeToString,
             storeapi_dot_v1_dot_admin__pb2.EraseAuthorResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebuildSearchIndex(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/storeapi.v1.AdminService/RebuildSearchIndex',
+            storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexRequest.SerializeToString,
+            storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,18 @@ class AdminServiceStub:
       author created posts or comments during the whole call. Call again.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. Call again.
     """
+    RebuildSearchIndex: _grpc.UnaryStreamMultiCallable[_admin_pb2.RebuildSearchIndexRequest, _admin_pb2.RebuildSearchIndexResponse]
+    """Builds the index for full-text search again, from all posts and comments. Searches fail with
+    SEARCH_INDEX_NOT_READY meanwhile.
+
+    The server works in small steps beside other calls, and sends its progress. The last response has complete
+    set. When the caller cancels the call, the server continues.
+
+    Errors:
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+    - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -90,6 +102,18 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute, or the
       author created posts or comments during the whole call. Call again.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. Call again.
+    """
+    RebuildSearchIndex: _aio.UnaryStreamMultiCallable[_admin_pb2.RebuildSearchIndexRequest, _admin_pb2.RebuildSearchIndexResponse]  # type: ignore[assignment]
+    """Builds the index for full-text search again, from all posts and comments. Searches fail with
+    SEARCH_INDEX_NOT_READY meanwhile.
+
+    The server works in small steps beside other calls, and sends its progress. The last response has complete
+    set. When the caller cancels the call, the server continues.
+
+    Errors:
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+    - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -125,6 +149,24 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - UNAVAILABLE (DATABASE_BUSY): a reader, such as a backup, kept the log of SQLite open for a minute, or the
           author created posts or comments during the whole call. Call again.
         - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. Call again.
+        """
+
+    @_abc_1.abstractmethod
+    def RebuildSearchIndex(
+        self,
+        request: _admin_pb2.RebuildSearchIndexRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.RebuildSearchIndexResponse], _abc.AsyncIterator[_admin_pb2.RebuildSearchIndexResponse]]:
+        """Builds the index for full-text search again, from all posts and comments. Searches fail with
+        SEARCH_INDEX_NOT_READY meanwhile.
+
+        The server works in small steps beside other calls, and sends its progress. The last response has complete
+        set. When the caller cancels the call, the server continues.
+
+        Errors:
+        - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+        - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

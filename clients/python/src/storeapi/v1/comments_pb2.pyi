@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from storeapi.v1 import filters_pb2 as _filters_pb2
+from storeapi.v1 import search_pb2 as _search_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -939,3 +940,107 @@ class ListCommentRevisionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListCommentRevisionsResponse: _TypeAlias = ListCommentRevisionsResponse  # noqa: Y015
+
+@_typing.final
+class SearchCommentsRequest(_message.Message):
+    """The request of SearchComments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    POST_ID_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """Required. What the bodies of comments must have; see SearchComments."""
+    order_by: _builtins.str
+    """"id desc" (the default) returns the newest comments first. "relevance" ranks the newest 500 matches together,
+    then the next 500: a comment with more occurrences of the words, in a shorter body, comes first.
+    """
+    page_size: _builtins.int
+    """Maximum number of comments in the page. The default is 50; values above 100 are capped at 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page of the same search. page_size may differ."""
+    post_id: _builtins.int
+    """Only comments of this post. 0: comments of all posts."""
+    @_builtins.property
+    def filter(self) -> _filters_pb2.CommentFilter:
+        """Only comments that match. Unset: all comments."""
+
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        filter: _filters_pb2.CommentFilter | None = ...,
+        order_by: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        post_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "post_id", b"post_id", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCommentsRequest: _TypeAlias = SearchCommentsRequest  # noqa: Y015
+
+@_typing.final
+class SearchCommentsResponse(_message.Message):
+    """The response of SearchComments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CommentSearchResult]:
+        """The comments of the page."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___CommentSearchResult] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchCommentsResponse: _TypeAlias = SearchCommentsResponse  # noqa: Y015
+
+@_typing.final
+class CommentSearchResult(_message.Message):
+    """A comment that matches a search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMENT_FIELD_NUMBER: _builtins.int
+    SNIPPET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def comment(self) -> Global___Comment:
+        """The comment."""
+
+    @_builtins.property
+    def snippet(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.SnippetPart]:
+        """The part of its body around the first match."""
+
+    def __init__(
+        self,
+        *,
+        comment: Global___Comment | None = ...,
+        snippet: _abc.Iterable[_search_pb2.SnippetPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment", b"comment", "snippet", b"snippet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommentSearchResult: _TypeAlias = CommentSearchResult  # noqa: Y015

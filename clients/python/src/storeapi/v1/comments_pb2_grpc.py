@@ -103,6 +103,11 @@ class CommentServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesResponse.FromString,
                 _registered_method=True)
+        self.SearchComments = channel.unary_unary(
+                '/storeapi.v1.CommentService/SearchComments',
+                request_serializer=storeapi_dot_v1_dot_comments__pb2.SearchCommentsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_comments__pb2.SearchCommentsResponse.FromString,
+                _registered_method=True)
 
 
 class CommentServiceServicer(object):
@@ -356,6 +361,34 @@ class CommentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchComments(self, request, context):
+        """Searches the bodies of comments for words, and returns the newest matching comments first unless order_by says
+        otherwise.
+
+        A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+        spaces. A comment matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+        do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+        every part of it. Deleted comments are never found.
+
+        A search finds every change that was committed before the call. Pages are keyset pages: a comment that exists
+        and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+        short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+        1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+        negative; post_id is negative; order_by is unknown; the filter is not valid, or has show_deleted.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted.
+        - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+        changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+        - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CommentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -423,6 +456,11 @@ def add_CommentServiceServicer_to_server(servicer, server):
                     servicer.CountReplies,
                     request_deserializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_comments__pb2.CountRepliesResponse.SerializeToString,
+            ),
+            'SearchComments': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchComments,
+                    request_deserializer=storeapi_dot_v1_dot_comments__pb2.SearchCommentsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_comments__pb2.SearchCommentsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -780,6 +818,33 @@ class CommentService(object):
             '/storeapi.v1.CommentService/CountReplies',
             storeapi_dot_v1_dot_comments__pb2.CountRepliesRequest.SerializeToString,
             storeapi_dot_v1_dot_comments__pb2.CountRepliesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchComments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.CommentService/SearchComments',
+            storeapi_dot_v1_dot_comments__pb2.SearchCommentsRequest.SerializeToString,
+            storeapi_dot_v1_dot_comments__pb2.SearchCommentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -229,6 +229,30 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
       reply_to_id.
     """
+    SearchComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.SearchCommentsRequest, _comments_pb2.SearchCommentsResponse]
+    """Searches the bodies of comments for words, and returns the newest matching comments first unless order_by says
+    otherwise.
+
+    A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+    spaces. A comment matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+    do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+    every part of it. Deleted comments are never found.
+
+    A search finds every change that was committed before the call. Pages are keyset pages: a comment that exists
+    and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+    short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+      1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+      negative; post_id is negative; order_by is unknown; the filter is not valid, or has show_deleted.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted.
+    - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+      changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+    - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+    """
 
 @_typing.type_check_only
 class CommentServiceAsyncStub(CommentServiceStub):
@@ -430,6 +454,30 @@ class CommentServiceAsyncStub(CommentServiceStub):
       1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
       reply_to_id.
+    """
+    SearchComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.SearchCommentsRequest, _comments_pb2.SearchCommentsResponse]  # type: ignore[assignment]
+    """Searches the bodies of comments for words, and returns the newest matching comments first unless order_by says
+    otherwise.
+
+    A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+    spaces. A comment matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+    do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+    every part of it. Deleted comments are never found.
+
+    A search finds every change that was committed before the call. Pages are keyset pages: a comment that exists
+    and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+    short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+      1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+      negative; post_id is negative; order_by is unknown; the filter is not valid, or has show_deleted.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted.
+    - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+      changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+    - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
     """
 
 class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -707,6 +755,36 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
           1000.
         - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
           reply_to_id.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchComments(
+        self,
+        request: _comments_pb2.SearchCommentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_comments_pb2.SearchCommentsResponse, _abc.Awaitable[_comments_pb2.SearchCommentsResponse]]:
+        """Searches the bodies of comments for words, and returns the newest matching comments first unless order_by says
+        otherwise.
+
+        A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+        spaces. A comment matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+        do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+        every part of it. Deleted comments are never found.
+
+        A search finds every change that was committed before the call. Pages are keyset pages: a comment that exists
+        and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+        short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+          1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+          negative; post_id is negative; order_by is unknown; the filter is not valid, or has show_deleted.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - NOT_FOUND (POST_NOT_FOUND): no post has the id post_id, or it is deleted.
+        - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+          changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+        - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
         """
 
 def add_CommentServiceServicer_to_server(servicer: CommentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -169,6 +169,15 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION with ResourceInfo: the resource is not deleted, so it cannot be restored. Example:
     UndeletePost with the id of a post that another caller has restored.
     """
+    ERROR_REASON_SEARCH_INDEX_NOT_READY: _ErrorReason.ValueType  # 38
+    """UNAVAILABLE with RetryInfo: the server is building the index for full-text search, or has not added the
+    latest changes to it in time. Retry later. Metadata: progress (the part that is built, from 0 to 1; 1 if
+    only the latest changes are missing). Example: SearchComments in the minutes after an upgrade.
+    """
+    ERROR_REASON_SEARCH_DISABLED: _ErrorReason.ValueType  # 39
+    """FAILED_PRECONDITION: full-text search is switched off on the server (STORE_SEARCH). Example:
+    SearchPosts on a server that has no index.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error, for programs.
@@ -329,5 +338,14 @@ post. Metadata: reply_to_id, post_id (the post of the comment that is replied to
 ERROR_REASON_NOT_DELETED: ErrorReason.ValueType  # 37
 """FAILED_PRECONDITION with ResourceInfo: the resource is not deleted, so it cannot be restored. Example:
 UndeletePost with the id of a post that another caller has restored.
+"""
+ERROR_REASON_SEARCH_INDEX_NOT_READY: ErrorReason.ValueType  # 38
+"""UNAVAILABLE with RetryInfo: the server is building the index for full-text search, or has not added the
+latest changes to it in time. Retry later. Metadata: progress (the part that is built, from 0 to 1; 1 if
+only the latest changes are missing). Example: SearchComments in the minutes after an upgrade.
+"""
+ERROR_REASON_SEARCH_DISABLED: ErrorReason.ValueType  # 39
+"""FAILED_PRECONDITION: full-text search is switched off on the server (STORE_SEARCH). Example:
+SearchPosts on a server that has no index.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

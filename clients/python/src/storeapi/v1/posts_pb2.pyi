@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from storeapi.v1 import filters_pb2 as _filters_pb2
+from storeapi.v1 import search_pb2 as _search_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -799,3 +800,103 @@ class ListPostRevisionsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPostRevisionsResponse: _TypeAlias = ListPostRevisionsResponse  # noqa: Y015
+
+@_typing.final
+class SearchPostsRequest(_message.Message):
+    """The request of SearchPosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUERY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    ORDER_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    query: _builtins.str
+    """Required. What the bodies of posts must have; see SearchPosts."""
+    order_by: _builtins.str
+    """"id desc" (the default) returns the newest posts first. "relevance" ranks the newest 500 matches together,
+    then the next 500: a post with more occurrences of the words, in a shorter body, comes first.
+    """
+    page_size: _builtins.int
+    """Maximum number of posts in the page. The default is 50; values above 100 are capped at 100."""
+    page_token: _builtins.str
+    """The next_page_token of the previous page of the same search. page_size may differ."""
+    @_builtins.property
+    def filter(self) -> _filters_pb2.PostFilter:
+        """Only posts that match. Unset: all posts."""
+
+    def __init__(
+        self,
+        *,
+        query: _builtins.str = ...,
+        filter: _filters_pb2.PostFilter | None = ...,
+        order_by: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "query", b"query"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchPostsRequest: _TypeAlias = SearchPostsRequest  # noqa: Y015
+
+@_typing.final
+class SearchPostsResponse(_message.Message):
+    """The response of SearchPosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """The page_token of the next page. Empty on the last page."""
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostSearchResult]:
+        """The posts of the page."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___PostSearchResult] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchPostsResponse: _TypeAlias = SearchPostsResponse  # noqa: Y015
+
+@_typing.final
+class PostSearchResult(_message.Message):
+    """A post that matches a search."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POST_FIELD_NUMBER: _builtins.int
+    SNIPPET_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def post(self) -> Global___Post:
+        """The post."""
+
+    @_builtins.property
+    def snippet(self) -> _containers.RepeatedCompositeFieldContainer[_search_pb2.SnippetPart]:
+        """The part of its body around the first match."""
+
+    def __init__(
+        self,
+        *,
+        post: Global___Post | None = ...,
+        snippet: _abc.Iterable[_search_pb2.SnippetPart] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["post", b"post"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["post", b"post", "snippet", b"snippet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostSearchResult: _TypeAlias = PostSearchResult  # noqa: Y015

@@ -110,6 +110,11 @@ class PostServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsResponse.FromString,
                 _registered_method=True)
+        self.SearchPosts = channel.unary_unary(
+                '/storeapi.v1.PostService/SearchPosts',
+                request_serializer=storeapi_dot_v1_dot_posts__pb2.SearchPostsRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_posts__pb2.SearchPostsResponse.FromString,
+                _registered_method=True)
 
 
 class PostServiceServicer(object):
@@ -345,6 +350,33 @@ class PostServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchPosts(self, request, context):
+        """Searches the bodies of posts for words, and returns the newest matching posts first unless order_by says
+        otherwise.
+
+        A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+        spaces. A post matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+        do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+        every part of it. Deleted posts are never found.
+
+        A search finds every change that was committed before the call. Pages are keyset pages: a post that exists
+        and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+        short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+        1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+        negative; order_by is unknown; the filter is not valid, or has show_deleted.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+        changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+        - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -407,6 +439,11 @@ def add_PostServiceServicer_to_server(servicer, server):
                     servicer.BatchDeletePosts,
                     request_deserializer=storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsResponse.SerializeToString,
+            ),
+            'SearchPosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchPosts,
+                    request_deserializer=storeapi_dot_v1_dot_posts__pb2.SearchPostsRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_posts__pb2.SearchPostsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -749,6 +786,33 @@ class PostService(object):
             '/storeapi.v1.PostService/BatchDeletePosts',
             storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsRequest.SerializeToString,
             storeapi_dot_v1_dot_posts__pb2.BatchDeletePostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchPosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.PostService/SearchPosts',
+            storeapi_dot_v1_dot_posts__pb2.SearchPostsRequest.SerializeToString,
+            storeapi_dot_v1_dot_posts__pb2.SearchPostsResponse.FromString,
             options,
             channel_credentials,
             insecure,

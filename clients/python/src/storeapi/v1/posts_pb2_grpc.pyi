@@ -215,6 +215,29 @@ class PostServiceStub:
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
     """
+    SearchPosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.SearchPostsRequest, _posts_pb2.SearchPostsResponse]
+    """Searches the bodies of posts for words, and returns the newest matching posts first unless order_by says
+    otherwise.
+
+    A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+    spaces. A post matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+    do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+    every part of it. Deleted posts are never found.
+
+    A search finds every change that was committed before the call. Pages are keyset pages: a post that exists
+    and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+    short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+      1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+      negative; order_by is unknown; the filter is not valid, or has show_deleted.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+      changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+    - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
+    """
 
 @_typing.type_check_only
 class PostServiceAsyncStub(PostServiceStub):
@@ -402,6 +425,29 @@ class PostServiceAsyncStub(PostServiceStub):
     - UNAVAILABLE (DATABASE_BUSY): as for DeletePost.
     - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
     - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+    """
+    SearchPosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.SearchPostsRequest, _posts_pb2.SearchPostsResponse]  # type: ignore[assignment]
+    """Searches the bodies of posts for words, and returns the newest matching posts first unless order_by says
+    otherwise.
+
+    A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+    spaces. A post matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+    do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+    every part of it. Deleted posts are never found.
+
+    A search finds every change that was committed before the call. Pages are keyset pages: a post that exists
+    and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+    short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+      1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+      negative; order_by is unknown; the filter is not valid, or has show_deleted.
+    - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+    - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+    - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+      changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+    - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
     """
 
 class PostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -659,6 +705,35 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         - UNAVAILABLE (DATABASE_BUSY): as for DeletePost.
         - RESOURCE_EXHAUSTED (RESPONSE_TOO_LARGE): the posts do not fit into one message.
         - INVALID_ARGUMENT (REQUEST_ID_REUSED): request_id was already used for a different request.
+        """
+
+    @_abc_1.abstractmethod
+    def SearchPosts(
+        self,
+        request: _posts_pb2.SearchPostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_posts_pb2.SearchPostsResponse, _abc.Awaitable[_posts_pb2.SearchPostsResponse]]:
+        """Searches the bodies of posts for words, and returns the newest matching posts first unless order_by says
+        otherwise.
+
+        A query consists of words, "phrases", prefixes* and exclusions (-word, -"a phrase", -prefix*), separated by
+        spaces. A post matches if it has every word, phrase and prefix, and none that is excluded. Case and accents
+        do not matter. A text in a script without spaces between words, such as Chinese or Thai, is found by
+        every part of it. Deleted posts are never found.
+
+        A search finds every change that was committed before the call. Pages are keyset pages: a post that exists
+        and matches while the caller reads all pages in the order "id desc" is returned exactly once. A page can be
+        short or empty and still have a next_page_token. Only a page without a next_page_token is the last page.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): query has no word that is not excluded, is not valid, or is longer than
+          1024 bytes or 16 words and phrases; the description has the position of the problem; page_size is
+          negative; order_by is unknown; the filter is not valid, or has show_deleted.
+        - INVALID_ARGUMENT (PAGE_TOKEN_INVALID): page_token is malformed.
+        - INVALID_ARGUMENT (PAGE_TOKEN_MISMATCH): page_token belongs to a different query.
+        - UNAVAILABLE (SEARCH_INDEX_NOT_READY): the server is building the index, or has not added the latest
+          changes to it within 5 seconds. Metadata progress is the part that is built, from 0 to 1.
+        - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
         """
 
 def add_PostServiceServicer_to_server(servicer: PostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
