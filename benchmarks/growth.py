@@ -59,7 +59,7 @@ def measure(folder: Path, rounds: int, left_out: list[str], sizes: Sequence[int]
             own = folder / f"growth-{rows}"
             own.mkdir()
             url = _filled(own, rows)
-            addresses[rows] = stack.enter_context(started(SQLITE, own, url)).address
+            addresses[rows] = stack.enter_context(started(SQLITE, own, url, STORE_SEARCH="false")).address
         work = {rows: _workloads(_last_page_token(address)) for rows, address in addresses.items()}
         found: dict[str, dict[int, list[float]]] = {}
         for round in range(rounds + 1):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import machine, targets, thread_pages
+from benchmarks import machine, searches, targets, thread_pages
 from benchmarks.lineup import LINEUP
 from benchmarks.results import Results
 from benchmarks.rounds import Sample
@@ -42,6 +42,17 @@ def text(results: Results) -> str:
         parts += [
             f"Pages of 50 comments of one post with {thread_pages.COMMENTS:,} comments in"
             f" {thread_pages.THREADS:,} threads: p50 in milliseconds, one call in flight:",
+            table(["", *map(_title, names)], rows),
+        ]
+    if results.searches:
+        names = list(next(iter(results.searches.values())))
+        rows = [
+            [title, *(" / ".join(map(_short, times[name])) for name in names)]
+            for title, times in results.searches.items()
+        ]
+        parts += [
+            f"Searches of 50 among {searches.COMMENTS:,} comments of {searches.WORDS} words: p50 / p99 in"
+            " milliseconds, one call in flight:",
             table(["", *map(_title, names)], rows),
         ]
     parts += [f"- {sentence}" for sentence in results.left_out]

@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.growth import GrowthTable
 from benchmarks.rounds import Medians, Samples
+from benchmarks.searches import SearchTable
 from benchmarks.thread_pages import PageTable
 
 FOLDER = Path(__file__).parent / "results"
@@ -26,6 +27,7 @@ class Results:
     """The memory of each contender after all rounds."""
     growth: GrowthTable = field(default_factory=dict)
     thread_pages: PageTable = field(default_factory=dict)
+    searches: SearchTable = field(default_factory=dict)
     once: dict[str, float] = field(default_factory=dict)
     """The figures with a target that are not ratios."""
     left_out: list[str] = field(default_factory=list)

@@ -7,7 +7,18 @@ from pathlib import Path
 import grpc
 import sqlalchemy
 
-from benchmarks import client, growth, machine, metrics_cost, once, rounds, seed, thread_pages, watching
+from benchmarks import (
+    client,
+    growth,
+    machine,
+    metrics_cost,
+    once,
+    rounds,
+    searches,
+    seed,
+    thread_pages,
+    watching,
+)
 from benchmarks.lineup import CEILING, OURS, PLAIN, QUICK, SQLITE, Contender, Running, running
 from benchmarks.loads import LoadError
 from benchmarks.processes import StartError
@@ -81,7 +92,17 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
         results.thread_pages = thread_pages.measure(folder, left_out)
         return thread_pages.figures(results.thread_pages)
 
-    several = [watching.writes_with_watches, watching.latency, client.client, metrics_cost.metrics]
+    def searches_of_comments(folder: Path, _: Path, left_out: list[str]) -> dict[str, float]:
+        results.searches = searches.measure(folder, left_out)
+        return searches.figures(results.searches)
+
+    several = [
+        watching.writes_with_watches,
+        watching.latency,
+        client.client,
+        metrics_cost.metrics,
+        searches.creates,
+    ]
     measures: dict[str, Callable[[], float | None]] = {
         "start_seconds": lambda: once.start_seconds(folder, seeded),
         "memory_mib": lambda: once.memory_after_calls(folder, seeded),
@@ -89,7 +110,7 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
     }
     if not skip_growth:
         measures["growth"] = grow
-        several.append(pages_of_threads)
+        several += [pages_of_threads, searches_of_comments]
     for each in several:
         _measure_several(results, each, folder, seeded)
     for name, measure in measures.items():

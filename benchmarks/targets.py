@@ -105,6 +105,24 @@ TARGETS = (
         )
         for prefix, engine in _ENGINES.items()
     ),
+    *(
+        Target(
+            figure=f"{prefix}search_p99_ms",
+            title=f"{engine}: p99 of a search of the newest 50 among a million comments, maximum",
+            must=50,
+            sense="most",
+            unit=" ms",
+        )
+        for prefix, engine in _ENGINES.items()
+    ),
+    *(
+        Target(
+            figure=f"{prefix}create_with_search",
+            title=f"{engine}: Create of a comment, 256 in flight, with the search index, ratio to without",
+            must=0.8,
+        )
+        for prefix, engine in _ENGINES.items()
+    ),
     Target(figure="memory_mib", title="Memory after 100,000 calls", must=120, sense="most", unit=" MiB"),
     Target(
         figure="start_seconds",

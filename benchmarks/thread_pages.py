@@ -95,7 +95,7 @@ def _start(stack: ExitStack, contender: Contender, folder: Path, threads: int) -
     seed.migrate(url, own)
     with seed.filling(url) as connection:
         _fill(connection, threads)
-    return stack.enter_context(started(contender, own, url)).address
+    return stack.enter_context(started(contender, own, url, STORE_SEARCH="false")).address
 
 
 def _fill(connection: sqlalchemy.Connection, threads: int) -> None:
