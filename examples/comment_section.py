@@ -218,6 +218,21 @@ async def article(request: Request) -> Response:
     return page(request, "article.html", article=ARTICLES[request.path_params["number"]], comments=comments)
 
 
+async def search(request: Request) -> Response:
+    """The visible comments of an article that match the query, the newest first."""
+    post, query = await post_of(request), request.query_params.get("q", "")
+    results: list[storeapi.SearchResult[storeapi.Comment]] = []
+    problem = ""
+    try:
+        visible = storeapi.CommentFilter(labels=VISIBLE)
+        found = store(request).comments.search(query, post_id=post.id, filter=visible, limit=PAGE_SIZE)
+        results = [it async for it in found]
+    except storeapi.FieldInvalid as error:
+        # The user has made a mistake in the query, such as a missing quote.
+        problem = error.violations[0].description
+    return page(request, "search.html", search=query, results=results, problem=problem)
+
+
 async def live(request: Request) -> Response:
     """The changes of a page of comments up to `last`, as server-sent events."""
     post, last = await post_of(request), request.query_params.get("last")
@@ -348,6 +363,7 @@ def application(server: str, feed: Feed) -> Starlette:
         routes=[
             Route("/", index),
             Route("/articles/{number:int}", article),
+            Route("/articles/{number:int}/search", search),
             Route("/articles/{number:int}/live", live),
             Route(comments, write, methods=["POST"]),
             Route(comments + "/{id:int}", edit, methods=["POST"]),

@@ -297,6 +297,28 @@ def test_moderator_reads_former_versions(readers: tuple[Browser, Browser]) -> No
     assert "Only moderators can read former versions." in reader.find("body").text
 
 
+def test_search_box_finds_visible_comments(readers: tuple[Browser, Browser]) -> None:
+    """With marked matches. Hidden comments are not found, and a mistake in a query is explained."""
+    reader, moderator = readers
+    reader.write("Basil needs <b>sun</b>")
+    reader.write("Basil in the shade")
+    moderator.moderate("Basil in the shade")
+
+    def search(text: str) -> None:
+        field = reader.find("#search input")
+        field.clear()
+        field.send_keys(text)
+        reader.submit(reader.find("#search"))
+
+    search("basil")
+    results = [it.text for it in reader.driver.find_elements(By.CSS_SELECTOR, ".result")]
+    marked = [it.text for it in reader.driver.find_elements(By.CSS_SELECTOR, ".result mark")]
+
+    assert (results, marked) == (["reader\nBasil needs <b>sun</b>"], ["Basil"])
+    search('"basil')
+    assert reader.find(".problem").text.startswith("This search is not valid: the phrase has no closing")
+
+
 def test_markup_is_shown_as_text(readers: tuple[Browser, Browser], site: Site) -> None:
     """Also in the name of the author, in forms and in live updates."""
     one, _ = readers
