@@ -172,6 +172,8 @@ class SearchIndex:
                         # Another process is working, or nothing is known yet.
                         known = look.state
                         await self._pause(TAKEOVER_SECONDS)
+                # Before the step reads, so that a later write is noticed.
+                self._woken.clear()
                 started = time.perf_counter()
                 is_done = not await self.step()
                 if self.enabled:
@@ -205,7 +207,6 @@ class SearchIndex:
 
     async def _wait_for_changes(self) -> None:
         """Waits for a write of this process, for a search, or for IDLE_SECONDS."""
-        self._woken.clear()
         waits = [asyncio.ensure_future(it.wait()) for it in (self._woken, self._needed)]
         try:
             await asyncio.wait(waits, timeout=IDLE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -219,7 +220,9 @@ class SearchIndex:
         """Makes one step. Returns False if there was nothing to do."""
         async with self._lock:
             if not self.enabled:
-                return await self._database.write(CLEAR, None, size=JOB_BYTES)
+                return await self._database.write(CLEAR, None, size=JOB_BYTES) or await self._database.write(
+                    MERGE, True, size=JOB_BYTES
+                )
             read = await self._database.read(READ, None)
             self._metrics.progress = read.progress
             self._metrics.lag_seconds = (
@@ -231,7 +234,7 @@ class SearchIndex:
                 return False
             step = await asyncio.to_thread(prepared, read)
             if await self._database.write(APPLY, step, size=JOB_BYTES):
-                self._metrics.indexed += len(step.ids)
+                self._metrics.indexed += step.count
                 if read.is_last:
                     log.info("the search index is complete")
             return True

@@ -82,6 +82,8 @@ class Rows:
     """The ids of rows that may be in an index."""
     rows: Mapping[ResourceKind, Sequence[Any]] = field(default_factory=dict)
     """The resources with these ids that exist."""
+    in_order: bool
+    """`Connection.SEARCHES_IN_ORDER`."""
     progress: float = 1.0
     oldest: int = 0
     """The time of the first change of the step; 0 if there is none."""
@@ -102,12 +104,10 @@ class Prepared:
     expected: IndexState | None
     next: IndexState
     removed: Mapping[ResourceKind, Sequence[int]]
-    entries: Mapping[ResourceKind, Sequence[Entry]]
-
-    @property
-    def ids(self) -> list[int]:
-        """The ids of the resources that are added."""
-        return [it.id for entries in self.entries.values() for it in entries]
+    entries: Mapping[ResourceKind, str]
+    """The parameter of `SearchSql.put`; empty for none."""
+    count: int
+    """The number of rows that are added."""
 
 
 def prepared(read: Rows) -> Prepared:
@@ -121,7 +121,17 @@ def prepared(read: Rows) -> Prepared:
         kind: sorted(set(ids).difference([it.id for it in entries.get(kind, ())]))
         for kind, ids in read.removed.items()
     }
-    return Prepared(expected=read.expected, next=read.next, removed=removed, entries=entries)
+    return Prepared(
+        expected=read.expected,
+        next=read.next,
+        removed=removed,
+        entries={
+            kind: as_json([(it.id, it.on_sqlite() if read.in_order else it.on_postgresql()) for it in those])
+            for kind, those in entries.items()
+            if those
+        },
+        count=sum(map(len, entries.values())),
+    )
 
 
 def _entry(row: Sequence[Any]) -> Entry:
@@ -196,7 +206,13 @@ async def _read(connection: Connection) -> Rows:
             building_kind=POST,
             building_id=FIRST_ID,
         )
-        return Rows(expected=state, next=next, progress=0.0, reason=problem)
+        return Rows(
+            expected=state,
+            next=next,
+            in_order=connection.SEARCHES_IN_ORDER,
+            progress=0.0,
+            reason=problem,
+        )
     if state.building_kind:
         return await _read_range(connection, state)
     return await _read_changes(connection, state, keys)
@@ -205,7 +221,7 @@ async def _read(connection: Connection) -> Rows:
 async def _read_changes(connection: Connection, state: IndexState, keys: Sequence[Any]) -> Rows:
     """Reads the resources of the next changes, as they are now: later changes of them follow."""
     if not keys:
-        return Rows(expected=state)
+        return Rows(expected=state, in_order=connection.SEARCHES_IN_ORDER)
     keys = keys[: _count([key[2] for key in keys])]
     ids = {kind: list(dict.fromkeys([key[5] for key in keys if key[4] == kind])) for kind in sql.SEARCH}
     rows = {
@@ -218,6 +234,7 @@ async def _read_changes(connection: Connection, state: IndexState, keys: Sequenc
         next=replace(state, xid=xid, seq=seq, commit_time=commit_time),
         removed=ids,
         rows=rows,
+        in_order=connection.SEARCHES_IN_ORDER,
         oldest=keys[0][3],
     )
 
@@ -250,6 +267,7 @@ async def _read_range(connection: Connection, state: IndexState) -> Rows:
         next=next,
         removed={kind: stored},
         rows={kind: rows},
+        in_order=connection.SEARCHES_IN_ORDER,
         progress=await _progress(connection, next),
     )
 
@@ -279,9 +297,7 @@ async def _apply(connection: Connection, step: Prepared) -> bool:
         if removed := step.removed.get(kind):
             await connection.fetch(statements.remove, ids=as_json(removed))
         if entries := step.entries.get(kind):
-            in_order = connection.SEARCHES_IN_ORDER
-            values = [(it.id, it.on_sqlite() if in_order else it.on_postgresql()) for it in entries]
-            await connection.fetch(statements.put, entries=as_json(values))
+            await connection.fetch(statements.put, entries=entries)
     return True
 
 

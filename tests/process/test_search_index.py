@@ -8,7 +8,7 @@ import grpc
 import pytest
 from storeapi.v1 import admin_pb2, comments_pb2, posts_pb2
 
-from tests.support.search import index_differences
+from tests.support.search import index_differences, when_ready
 from tests.support.server_process import ServerProcess, run_command
 from tests.support.stubs import Stubs
 from tests.support.timeouts import IS_LONG_RUN
@@ -61,7 +61,7 @@ async def test_index_agrees_with_the_tables_after_kill_9(
         async with grpc.aio.insecure_channel(server_process.address) as channel:
             stubs = Stubs(channel)
             writing = asyncio.create_task(write(stubs, chance))
-            await stubs.comments.SearchComments(SEARCH)
+            await when_ready(lambda stubs=stubs: stubs.comments.SearchComments(SEARCH))
             if number % 2:
                 await stubs.admin.RebuildSearchIndex(admin_pb2.RebuildSearchIndexRequest()).read()
             await asyncio.sleep(chance.random() * 0.4)
@@ -71,7 +71,7 @@ async def test_index_agrees_with_the_tables_after_kill_9(
 
     async with grpc.aio.insecure_channel(server_process.address) as channel:
         stubs = Stubs(channel)
-        found = await stubs.comments.SearchComments(SEARCH)
+        found = await when_ready(lambda: stubs.comments.SearchComments(SEARCH))
         assert len(found.results) == 100
         await stubs.posts.SearchPosts(posts_pb2.SearchPostsRequest(query="post"))
     assert server_process.stop() == 0

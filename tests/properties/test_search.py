@@ -9,7 +9,7 @@ from storeapi.v1 import comments_pb2, posts_pb2
 
 from store_service.search import tokenize
 from store_service.search.tokenizer import token_spans
-from tests.support.property_server import LiveServer
+from tests.support.property_server import LiveServer, error_reason
 from tests.support.search import Term, matches, units
 
 ALPHABETS = (
@@ -82,7 +82,9 @@ def test_search_finds_what_a_plain_implementation_finds(
         if all(it.is_excluded for it in wanted):
             continue
         request = comments_pb2.SearchCommentsRequest(query=" ".join(map(str, query)), post_id=post.id)
-        response = live.do(live.comments.SearchComments, request)
+        response = live.attempt(live.comments.SearchComments, request)
+        while error_reason(response) == "SEARCH_INDEX_NOT_READY":
+            response = live.attempt(live.comments.SearchComments, request)
 
         expected = [it.id for it in comments if matches(it.body, wanted)]
         assert [it.comment.id for it in response.results] == expected[::-1], request.query

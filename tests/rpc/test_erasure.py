@@ -39,6 +39,7 @@ from tests.support.erasure import (
 from tests.support.errors import expect_error
 from tests.support.polling import eventually
 from tests.support.running_server import server_with
+from tests.support.search import when_ready
 from tests.support.stubs import Stubs
 from tests.support.watches import POST, open_watch
 
@@ -63,8 +64,9 @@ def config(database_url: str, undelete_hours: float) -> Config:
 
 async def count_found(stubs: Stubs) -> int:
     """Returns how many posts and comments on one page a search for the marker finds."""
-    posts = await stubs.posts.SearchPosts(posts_pb2.SearchPostsRequest(query=MARKER))
-    comments = await stubs.comments.SearchComments(comments_pb2.SearchCommentsRequest(query=MARKER))
+    posts = await when_ready(lambda: stubs.posts.SearchPosts(posts_pb2.SearchPostsRequest(query=MARKER)))
+    request = comments_pb2.SearchCommentsRequest(query=MARKER)
+    comments = await when_ready(lambda: stubs.comments.SearchComments(request))
     return len(posts.results) + len(comments.results)
 
 

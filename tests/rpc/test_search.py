@@ -11,10 +11,18 @@ from storeapi.v1 import comments_pb2, posts_pb2
 from store_service.config import Config
 from store_service.server import serving
 from store_service.service import search as search_service
+from store_service.service import search_index
 from tests.support.errors import expect_error, received_error
 from tests.support.resource_api import ResourceApi
 from tests.support.stubs import Stubs
 from tests.support.timeouts import scaled_timeout
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a search waits for longer."""
+    monkeypatch.setattr(search_index, "BUILDING_WAIT_SECONDS", scaled_timeout())
+    monkeypatch.setattr(search_index, "WAIT_SECONDS", scaled_timeout())
 
 
 def search(api: ResourceApi, query: str, **options: Any) -> Any:

@@ -4,17 +4,21 @@ The implementation shares nothing with that of the service: it finds the scripts
 and compares texts character by character, without pairs of characters.
 """
 
+import asyncio
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from sqlalchemy import text as sql
 
 from store_service.database.connect import is_sqlite
 from store_service.database.search_entries import Entry, fields_of
 from store_service.search import tokenize
 from tests.support.database import database_connection
+from tests.support.errors import received_error
+from tests.support.timeouts import scaled_timeout
 
 _SPACELESS = (
     *("CJK ", "IDEOGRAPHIC", "HANGZHOU", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "VERTICAL KANA"),
@@ -137,3 +141,14 @@ def index_differences(database_url: str) -> dict[str, Any]:
                     sql(f"INSERT INTO {table}_search ({table}_search) VALUES ('integrity-check')")
                 )
     return found
+
+
+async def when_ready(call: Callable[[], Awaitable[Any]]) -> Any:
+    """Returns the response of a search, after the index has been built."""
+    async with asyncio.timeout(scaled_timeout()):
+        while True:
+            try:
+                return await call()
+            except grpc.RpcError as error:
+                if received_error(error).reason != "SEARCH_INDEX_NOT_READY":
+                    raise
