@@ -442,6 +442,8 @@ def test_every_service_method_is_tested_here():
         "ListCommentsRequest",
         "ListPostRevisionsRequest",
         "ListCommentRevisionsRequest",
+        "SearchPostsRequest",
+        "SearchCommentsRequest",
     }
     rpcs = [
         method

@@ -50,6 +50,8 @@ REASONS = {
     "READ_ONLY": (StatusCode.FAILED_PRECONDITION, storeapi.ReadOnly),
     "STREAM_STALLED": (StatusCode.UNAVAILABLE, storeapi.StreamStalled),
     "STANDBY_BEHIND": (StatusCode.UNAVAILABLE, storeapi.StandbyBehind),
+    "SEARCH_INDEX_NOT_READY": (StatusCode.UNAVAILABLE, storeapi.SearchIndexNotReady),
+    "SEARCH_DISABLED": (StatusCode.FAILED_PRECONDITION, storeapi.SearchDisabled),
     "CREDENTIALS_MISSING": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsMissing),
     "CREDENTIALS_INVALID": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsInvalid),
     "PERMISSION_DENIED": (StatusCode.PERMISSION_DENIED, storeapi.PermissionDenied),

@@ -130,8 +130,8 @@ def test_main_help_lists_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
-    commands = {"serve", "migrate", "check", "keys", "backup", "restore", "erase", "health", "status"}
-    assert set(cli.main.commands) == commands
+    commands = "serve migrate check keys backup restore erase reindex health status"
+    assert set(cli.main.commands) == set(commands.split())
     for name in cli.main.commands:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
 
@@ -193,7 +193,11 @@ def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
     """Commands of other tests start with everything imported."""
     metrics = f"127.0.0.1:{free_port()}"
     with serve_with_stderr(tmp_path, stderr=subprocess.DEVNULL, STORE_METRICS_LISTEN=metrics) as address:
-        while_it_serves = [["health", address], ["status", metrics, "--once", "--every", "0.1"]]
+        while_it_serves = [
+            ["health", address],
+            ["status", metrics, "--once", "--every", "0.1"],
+            ["reindex", "--address", address],
+        ]
         done = [run_as_new_process(INSTALLED, *it, folder=tmp_path) for it in while_it_serves]
     afterwards = [
         ["migrate"],
@@ -317,6 +321,7 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_SHUTDOWN_GRACE_SECONDS": ["soon", "-1", "3601", "nan", "inf"],
     "STORE_SHUTDOWN_DELAY_SECONDS": ["soon", "-1", "3601"],
     "STORE_READ_ONLY": ["perhaps"],
+    "STORE_SEARCH": ["perhaps"],
     "STORE_MAX_CONCURRENT_CALLS": ["many", "0", "100001"],
     "STORE_MAX_CONCURRENT_BYTES": ["many", "1023", "4194303"],
     "STORE_RATE_LIMIT_PER_CALLER": ["many", "-1", "nan"],
@@ -664,7 +669,10 @@ def test_check_reports_success_and_changes_nothing(folder: Path) -> None:
     done = checked(folder)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"settings: fine\naddress: fine\ndatabase: fine\nschema: {schema.HEAD}, fine\n"
+    assert done.stdout == (
+        f"settings: fine\naddress: fine\ndatabase: fine\nschema: {schema.HEAD}, fine\n"
+        "search index: empty; the service builds it after its start\n"
+    )
     assert contents(folder) == before
 
 

@@ -84,9 +84,9 @@ class Driver:
     def comments(self, method: str, **data: Any) -> Answer:
         return call(self._server, COMMENTS, method, data)
 
-    def erase(self, **data: Any) -> list[Answer]:
-        """The responses of EraseAuthor."""
-        done = grpcurl(self._server, f"{ADMIN}/EraseAuthor", data=data)
+    def admin(self, method: str, **data: Any) -> list[Answer]:
+        """The responses of a method of AdminService."""
+        done = grpcurl(self._server, f"{ADMIN}/{method}", data=data)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         responses: list[Answer] = json.loads("[" + done.stdout.replace("}\n{", "},{") + "]")
         return responses
@@ -313,10 +313,29 @@ def watch(drive: Driver) -> None:
 def erase_author(drive: Driver) -> None:
     author = str(uuid.uuid4())
     drive.posts("CreatePost", post={"body": "a", "author": author})
-    *_, last = drive.erase(author=author, mode="ERASE_MODE_DELETE")
+    *_, last = drive.admin("EraseAuthor", author=author, mode="ERASE_MODE_DELETE")
     assert last["complete"]
     assert last["posts"] == "1"
     assert drive.posts("CountPosts", filter={"author": author, "showDeleted": True}) == {}
+
+
+def search_posts(drive: Driver) -> None:
+    post = drive.post("a rare Aardvark")
+    answer = drive.posts("SearchPosts", query="aardvark", page_size=1)
+    assert answer["results"] == [{"post": post, "snippet": answer["results"][0]["snippet"]}]
+    assert answer["results"][0]["snippet"][-1] == {"text": "Aardvark", "isMatch": True}
+
+
+def search_comments(drive: Driver) -> None:
+    post = drive.post()
+    comment = drive.comment(post["id"], "a rare Aardvark")
+    answer = drive.comments("SearchComments", query='"rare aardvark" -common', postId=post["id"])
+    assert [result["comment"] for result in answer["results"]] == [comment]
+
+
+def rebuild_search_index(drive: Driver) -> None:
+    *_, last = drive.admin("RebuildSearchIndex")
+    assert last == {"progress": 1, "complete": True}
 
 
 RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
@@ -332,6 +351,7 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (POSTS, "BatchUpdatePosts"): batch_update_posts,
     (POSTS, "BatchDeletePosts"): batch_delete_posts,
     (POSTS, "CountPosts"): count_posts,
+    (POSTS, "SearchPosts"): search_posts,
     (COMMENTS, "CreateComment"): create_comment,
     (COMMENTS, "GetComment"): get_comment,
     (COMMENTS, "ListComments"): list_comments,
@@ -345,8 +365,10 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (COMMENTS, "BatchDeleteComments"): batch_delete_comments,
     (COMMENTS, "CountComments"): count_comments,
     (COMMENTS, "CountReplies"): count_replies,
+    (COMMENTS, "SearchComments"): search_comments,
     (CHANGES, "Watch"): watch,
     (ADMIN, "EraseAuthor"): erase_author,
+    (ADMIN, "RebuildSearchIndex"): rebuild_search_index,
 }
 """Every RPC, and how it is called by hand."""
 
@@ -385,9 +407,9 @@ def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
 
 
 def test_grpcurl_calls_the_health_of_every_service(running: ServerProcess) -> None:
-    """Of the server and of each service; an unknown service is an error."""
+    """Of the server, of search and of each service; an unknown service is an error."""
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    services = {"", "live", POSTS, COMMENTS, CHANGES, ADMIN}
+    services = {"", "live", "search", POSTS, COMMENTS, CHANGES, ADMIN}
     for data in ({}, *({"service": name} for name in services)):
         assert call(running, health, "Check", data) == {"status": "SERVING"}
     assert call(running, health, "List", {})["statuses"].keys() == services
