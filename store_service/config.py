@@ -11,14 +11,11 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from store_service import setting_values as values
-from store_service.address import Address
 from store_service.env_file import ENV_FILE, variables_of_file
 from store_service.errors import BadSetting
+from store_service.setting_rules import check_combinations
 
 ENV_PREFIX = "STORE_"
-
-BESIDE_BODY_BYTES = 256
-"""Bytes of a request in addition to the body: ids, times, an etag, a mask, a request_id and lengths."""
 
 
 class Config(BaseSettings):
@@ -226,63 +223,8 @@ class Config(BaseSettings):
     """json: one object per line; console: readable text; auto: json unless stderr is a terminal."""
 
     @model_validator(mode="after")
-    def _check_tls(self) -> Self:
-        if self.tls_cert and not self.tls_key:
-            raise ValueError("STORE_TLS_CERT: requires STORE_TLS_KEY, the key of the certificate")
-        if self.tls_key and not self.tls_cert:
-            raise ValueError("STORE_TLS_KEY: requires STORE_TLS_CERT, the certificate of the key")
-        if self.tls_client_ca and not self.tls_cert:
-            raise ValueError("STORE_TLS_CLIENT_CA: requires STORE_TLS_CERT and STORE_TLS_KEY")
-        if not (self.tls_cert or self.allow_insecure or Address.parse(self.listen).is_local):
-            raise ValueError(
-                "STORE_LISTEN: other machines can reach this address without TLS; set STORE_TLS_CERT and "
-                "STORE_TLS_KEY, or STORE_ALLOW_INSECURE=true if something else encrypts"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_jwt(self) -> Self:
-        if self.jwt_public_keys_file and self.jwt_secret_file:
-            raise ValueError(
-                "STORE_JWT_SECRET_FILE: must not be set together with STORE_JWT_PUBLIC_KEYS_FILE"
-            )
-        accepts_tokens = bool(self.jwt_public_keys_file or self.jwt_secret_file)
-        for name in ("jwt_audience", "jwt_issuer"):
-            variable = environment_variable(name)
-            if accepts_tokens and not getattr(self, name):
-                raise ValueError(f"{variable}: must be set if tokens are accepted")
-            if getattr(self, name) and not accepts_tokens:
-                raise ValueError(f"{variable}: requires STORE_JWT_PUBLIC_KEYS_FILE or STORE_JWT_SECRET_FILE")
-        return self
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        if self.max_body_bytes + BESIDE_BODY_BYTES > self.max_request_bytes:
-            raise ValueError(
-                f"STORE_MAX_REQUEST_BYTES: must be at least {BESIDE_BODY_BYTES} more than "
-                "STORE_MAX_BODY_BYTES, so that the longest body fits into a request"
-            )
-        if self.max_request_bytes > self.max_concurrent_bytes:
-            raise ValueError(
-                "STORE_MAX_CONCURRENT_BYTES: must be at least STORE_MAX_REQUEST_BYTES, so that the largest "
-                "request can be accepted"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_workers(self) -> Self:
-        if self.workers > 1 and self.DATABASE_URL.startswith("sqlite:"):
-            raise ValueError(
-                "STORE_WORKERS: must be 1 with SQLite, because only one process can serve a file; "
-                "set DATABASE_URL to a PostgreSQL database to use more"
-            )
-        if self.workers > 1 and self.listen.startswith("unix:"):
-            raise ValueError("STORE_WORKERS: must be 1 with a Unix socket, which processes cannot share")
-        if self.workers > 1 and self.DB_FORCE_ROLL_BACK:
-            raise ValueError(
-                "STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK, because each process would have its own "
-                "transaction and would not see the writes of the others"
-            )
+    def _check_combinations(self) -> Self:
+        check_combinations(self)
         return self
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import databases
 import sqlalchemy
 
+from store_service.database import search_tables  # noqa: F401  # `metadata` has them
 from store_service.database.tables import comment_table, metadata, post_table
 
 __all__ = ["comment_table", "database", "engine", "metadata", "post_table"]

@@ -24,14 +24,10 @@ from sqlalchemy import (
 from sqlalchemy.sql.elements import TextClause
 
 from store_service.database.deletions import body_bytes, is_not_tombstone
+from store_service.database.search_tables import comment_search_table, post_search_table
+from store_service.database.search_tables import search_index_table as index
 from store_service.database.statements import Statement, one_of, parameter
-from store_service.database.tables import (
-    comment_search_table,
-    comment_table,
-    post_search_table,
-    post_table,
-)
-from store_service.database.tables import search_index_table as index
+from store_service.database.tables import comment_table, post_table
 from store_service.model import ResourceKind
 
 PLANNER = Statement(

@@ -3,7 +3,7 @@
 import sqlalchemy
 
 from store_service.database.connect import read_only_engine
-from store_service.database.tables import search_index_table as index
+from store_service.database.search_tables import search_index_table as index
 from store_service.search import VERSION
 
 

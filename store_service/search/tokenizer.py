@@ -53,10 +53,16 @@ _PARTS = re.compile(f"[{_CLASS}]+|[^{_CLASS}]+")
 _WORDS = re.compile(r"[^ ]+")
 
 
+MAX_CACHED_CHARACTERS = 20_000
+"""More than the characters of any language. All characters of Unicode would need 150 MB."""
+
+
 class _Folding(dict[int, str]):
     """The folded form of each character: letters, digits and marks, and a space for everything else."""
 
     def __missing__(self, code: int) -> str:
+        if len(self) >= MAX_CACHED_CHARACTERS:
+            self.clear()
         if code in _VOICE_MARKS:
             self[code] = ""
             return ""

@@ -15,6 +15,7 @@ from store_service import setting_values
 from store_service.config import Config, environment_variable, load, unknown_variables
 from store_service.env_file import variables_of_file
 from store_service.errors import BadSetting
+from store_service.setting_rules import BESIDE_BODY_BYTES
 
 
 @pytest.fixture(autouse=True)
@@ -528,7 +529,7 @@ def test_invalid_line_of_the_env_file_is_named_by_its_number(
 
 
 def test_largest_body_must_fit_into_a_request() -> None:
-    most = load(max_request_bytes=4096, max_body_bytes=4096 - settings.BESIDE_BODY_BYTES)
+    most = load(max_request_bytes=4096, max_body_bytes=4096 - BESIDE_BODY_BYTES)
     assert most.max_body_bytes > 3000
 
     with pytest.raises(BadSetting, match=r"^STORE_MAX_REQUEST_BYTES: .*STORE_MAX_BODY_BYTES"):
@@ -560,7 +561,7 @@ def test_other_fields_fit_beside_the_largest_body() -> None:
         },
     )
 
-    assert largest.ByteSize() <= len(body) + settings.BESIDE_BODY_BYTES
+    assert largest.ByteSize() <= len(body) + BESIDE_BODY_BYTES
 
 
 def test_settings_are_loaded_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None:

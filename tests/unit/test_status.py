@@ -8,7 +8,8 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from store_service import errors
-from store_service.rpc.status import MAX_LISTED_IDS, internal_status, listed, status_from_error
+from store_service.rpc.status import internal_status, status_from_error
+from store_service.rpc.status_details import MAX_LISTED_IDS, listed
 
 HUGE = 2**63 - 1
 
