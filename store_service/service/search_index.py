@@ -31,6 +31,12 @@ GATHER_SECONDS = 0.2
 PAUSE_RATIO = 4.0
 """Pause after a step, as a multiple of its duration. A waiting search ends it."""
 
+BEHIND_SECONDS = 2.0
+"""Age of a change from which on the indexes are behind."""
+
+BEHIND_PAUSE_RATIO = 1.0
+"""Same as PAUSE_RATIO while the indexes are being built or are behind, so that they catch up."""
+
 TAKEOVER_SECONDS = 0.5
 """Pause after a step of another process, which continues if it is working."""
 
@@ -66,6 +72,7 @@ class SearchIndex:
         self._needed = asyncio.Event()
         """Set while searches wait."""
         self._waiting = 0
+        self._is_behind = False
         self._stepped = Signal()
         self._lock = asyncio.Lock()
         database.after_write(self._woken.set)
@@ -190,7 +197,8 @@ class SearchIndex:
                 await asyncio.sleep(FAILURE_SECONDS)
                 continue
             if not is_done:
-                await self._pause(PAUSE_RATIO * (time.perf_counter() - started))
+                ratio = BEHIND_PAUSE_RATIO if self._is_behind else PAUSE_RATIO
+                await self._pause(ratio * (time.perf_counter() - started))
             elif self._waiting:
                 await asyncio.sleep(POLL_SECONDS)
             else:
@@ -225,9 +233,9 @@ class SearchIndex:
                 )
             read = await self._database.read(READ, None)
             self._metrics.progress = read.progress
-            self._metrics.lag_seconds = (
-                max(time.time() - read.oldest / 1_000_000, 0.0) if read.oldest else 0.0
-            )
+            lag = max(time.time() - read.oldest / 1_000_000, 0.0) if read.oldest else 0.0
+            self._metrics.lag_seconds = lag
+            self._is_behind = read.progress < 1 or lag > BEHIND_SECONDS
             if read.reason:
                 log.info("building the search index", reason=read.reason)
             if read.next is None:

@@ -11,7 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from storeapi.v1 import admin_pb2, comments_pb2, posts_pb2
 
 from store_service.config import Config
-from store_service.database.connect import is_sqlite
+from store_service.database.connect import is_sqlite, open_database
+from store_service.model import ResourceKind
 from store_service.server import serving
 from store_service.service import search_cleanup, search_index, search_steps
 from store_service.service.search_index import SearchIndex
@@ -91,6 +92,20 @@ async def test_index_of_existing_rows_is_built_in_steps(config: Config) -> None:
         assert await found(stubs, "word -one") == others
         assert await found(stubs, "tw*") == [70_000]
     assert index_differences(config.DATABASE_URL) == {}
+
+
+async def test_index_catches_up_without_a_search(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long pauses are only made if the index is neither being built nor behind."""
+    monkeypatch.setattr(search_index, "PAUSE_RATIO", 1e9)
+    monkeypatch.setattr(search_index, "BEHIND_SECONDS", -1.0)
+    insert_comments(config, *["word"] * 8)
+    url = config.DATABASE_URL
+
+    async with served(config) as stubs:
+        await eventually(lambda: query(url, "SELECT count(*) FROM comment_search") == [(8,)])
+        for _ in range(4):
+            await stubs.create_comment(1, "word")
+        await eventually(lambda: query(url, "SELECT count(*) FROM comment_search") == [(12,)])
 
 
 @pytest.mark.parametrize(
@@ -223,6 +238,21 @@ async def test_read_only_server_finds_what_the_index_has(config: Config) -> None
 
     async with served(config, read_only=True) as stubs:
         assert await found(stubs, "word") == [1]
+
+
+async def test_step_that_another_process_has_made_is_not_made_again(config: Config) -> None:
+    """A step that is written late would bring back former texts."""
+    insert_comments(config, *["former words"] * 5)
+    async with open_database(config.DATABASE_URL, readers=1) as database:
+        index = SearchIndex(database, enabled=True)
+        while not (read := await database.read(search_steps.READ, None)).rows.get(ResourceKind.COMMENT):
+            await index.step()
+        execute(config.DATABASE_URL, "UPDATE comments SET body = 'a word'")
+        while await index.step():
+            pass
+
+        assert not await database.write(search_steps.APPLY, search_steps.prepared(read))
+    assert index_differences(config.DATABASE_URL) == {}
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
