@@ -50,8 +50,9 @@ def logged(server_process: ServerProcess) -> list[dict[str, object]]:
 
 
 def events(server_process: ServerProcess) -> list[object]:
-    """The log events in order, without calls."""
-    return [line["event"] for line in logged(server_process) if line["event"] != "rpc finished"]
+    """The log events in order, without calls and the search index."""
+    all_events = [line["event"] for line in logged(server_process)]
+    return [it for it in all_events if it != "rpc finished" and "search index" not in it]
 
 
 # Starting

@@ -140,7 +140,8 @@ async def test_equal_reads_are_encoded_once(
     config: Config, reading: Reading, converted: list[int], ask: Callable[[Stubs], Any]
 ) -> None:
     """Once per batch."""
-    async with server_with(config) as (server, stubs):
+    # The search index is read in batches, too.
+    async with server_with(config, search=False) as (server, stubs):
         await ResourceApi("Post", stubs).create_many(POSTS)
         converted.clear()
         with reading.held():
