@@ -166,7 +166,7 @@ class SearchIndex:
     # In the background
 
     async def run(self) -> None:
-        """Adds changes to the indexes, or empties them if they are switched off, until it is cancelled."""
+        """Adds changes to the indexes until it is cancelled, or empties them if they are switched off."""
         failure = RepeatedFailure(
             log, "cannot update the search index", end_event="the search index is updated again"
         )
@@ -196,6 +196,8 @@ class SearchIndex:
                 failure.failed(exc_info=error)
                 await asyncio.sleep(FAILURE_SECONDS)
                 continue
+            if is_done and not self.enabled:
+                return
             if not is_done:
                 ratio = BEHIND_PAUSE_RATIO if self._is_behind else PAUSE_RATIO
                 await self._pause(ratio * (time.perf_counter() - started))

@@ -16,7 +16,7 @@ from store_service.config import Config
 from store_service.database import batch_runner, postgresql, schema
 from store_service.database.postgresql_connection import PostgresqlConnection
 from store_service.server import serving
-from store_service.service import retention
+from store_service.service import retention, search_index
 from tests.support.errors import expect_error, received_error, result_or_error
 from tests.support.polling import wait_until
 from tests.support.postgresql import PostgresServer, postgres_server, standby_server
@@ -179,8 +179,12 @@ class TestSynchronousStandby:
         async def step(_: object) -> bool:
             return True
 
-        # Its first commit may still run when the standby leaves, and every write of a test would wait for it.
+        async def nothing_to_do(_: object) -> bool:
+            return False
+
+        # Their first commits may still run when the standby leaves, and every write would wait for them.
         monkeypatch.setattr(retention.Retention, "step", step)
+        monkeypatch.setattr(search_index.SearchIndex, "step", nothing_to_do)
         return settings.load(
             DATABASE_URL=database_url,
             listen="127.0.0.1:0",
