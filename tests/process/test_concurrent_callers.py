@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,12 @@ def server_process(database_file: Path) -> Iterator[ServerProcess]:
     process = ServerProcess(database_file.parent)
     yield process
     process.kill()
+
+
+@pytest.fixture
+def installed_command(server_process: ServerProcess) -> None:
+    """Starts the server with the installed command. A forked process has the modules of all commands."""
+    server_process.program = (str(Path(sys.executable).with_name("store-service")),)
 
 
 @pytest.fixture
@@ -68,7 +75,7 @@ async def test_posts_of_64_callers_share_commits(
 
 
 async def test_memory_stays_below_120_mib_after_20000_calls(
-    channel: grpc.aio.Channel, server_process: ServerProcess
+    installed_command: None, channel: grpc.aio.Channel, server_process: ServerProcess
 ) -> None:
     stubs = Stubs(channel)
     first = await stubs.create_post("the first")
