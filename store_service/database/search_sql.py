@@ -38,15 +38,17 @@ PLANNER = Statement(
             for name, value in {
                 "enable_bitmapscan": "on",
                 "enable_seqscan": "off",
-                "enable_indexscan": "off",
-                "enable_indexonlyscan": "off",
+                # The start of a worker takes longer than a window.
+                "max_parallel_workers_per_gather": "0",
                 # So that the part of a bitmap that fits into memory is exact.
                 "work_mem": "16MB",
             }.items()
         ]
     ),
 )
-"""Has to run before `SearchSql.find`, in the same transaction. A GIN index is only read with a bitmap."""
+"""Has to run before `SearchSql.find`, in the same transaction. A GIN index is only read with a bitmap.
+
+Index scans stay enabled, or `SearchSql.last_id` would read all rows."""
 
 
 class SearchSql:

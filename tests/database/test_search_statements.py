@@ -50,6 +50,21 @@ def test_rows_are_found_by_the_gin_index(postgres_database: str, query: str) -> 
     assert found <= set(range(GROUP_IDS, ROWS))
 
 
+def test_last_id_is_found_by_the_primary_key(postgres_database: str) -> None:
+    """Also with the settings that the search itself needs."""
+    with psycopg.connect(postgres_database) as connection, connection.transaction(force_rollback=True):
+        connection.execute("INSERT INTO posts (id, body) OVERRIDING SYSTEM VALUE VALUES (1, 'a')")
+        connection.execute(
+            f"INSERT INTO comments (body, post_id) SELECT 'a', 1 FROM generate_series(1, {ROWS})"
+        )
+        connection.execute("ANALYZE comments")
+        run(connection, *PLANNER.on("postgresql", {}))
+        text, arguments = COMMENTS.last_id.on("postgresql", {"before": ROWS})
+        plan = "\n".join(str(row[0]) for row in run(connection, f"EXPLAIN {text}", arguments))
+
+    assert re.search(r"Limit.*\n.*Index (Only )?Scan Backward using comments_pkey", plan), plan
+
+
 def run(connection: "psycopg.Connection", text: str, arguments: list[object]) -> list[tuple[object, ...]]:
     """Runs a statement with the parameters $1, $2 and so on."""
     for number in range(len(arguments), 0, -1):
