@@ -33,9 +33,9 @@ PAGE_SIZE = 50
 CALLS = 300
 ROUNDS = 5
 
-CREATES = 4_000
+CREATES = 12_000
 """Creates of one load, of which there are CREATE_ROUNDS with and without the index."""
-CREATE_ROUNDS = 7
+CREATE_ROUNDS = 5
 
 BUILD_SECONDS = 600
 """An index that takes longer to build has failed."""
