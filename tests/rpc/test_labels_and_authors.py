@@ -299,7 +299,10 @@ async def test_table_of_labels_equals_the_labels(stubs: Stubs, database_url: str
         )
         await result_or_error(call())
 
+    found_any = False
     for _ in range(12):
         await asyncio.gather(*(write() for _ in range(10)))
-        assert label_rows(database_url) == expected_rows(database_url)
-    assert label_rows(database_url)
+        rows = label_rows(database_url)
+        assert rows == expected_rows(database_url)
+        found_any = found_any or bool(rows)
+    assert found_any

@@ -25,6 +25,7 @@ from tests.support.engines import POSTGRESQL_ONLY
 from tests.support.errors import expect_error, result_or_error
 from tests.support.polling import eventually
 from tests.support.resource_api import ResourceApi
+from tests.support.running_server import server_with
 from tests.support.stubs import Stubs
 from tests.support.watches import COMMENT, CREATE, DELETE, POST, SNAPSHOT, open_watch, watch_from_now
 from tests.support.write_queue import WriteQueue, run_in_one_batch
@@ -704,9 +705,9 @@ async def test_feed_reproduces_the_tables(stubs: Stubs, channel: grpc.aio.Channe
 
 
 async def test_writer_reads_no_more_rows_than_the_budget(
-    stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
+    config: Config, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is deleted, no statement returns more rows than the budget has."""
+    """Whatever is deleted, no statement returns more rows than the budget has. Search has its own."""
     most = 0
     fetch = Connection.fetch
 
@@ -716,15 +717,16 @@ async def test_writer_reads_no_more_rows_than_the_budget(
         most = max(most, len(rows))
         return rows
 
-    posts = [await commented_post(stubs, 5 * BUDGET) for _ in range(3)]
-    monkeypatch.setattr(Connection, "fetch", watched)
-    run: Callable[[], Awaitable[Any]]
-    for run in (
-        lambda: expect_error(stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=posts[0][0]))),
-        lambda: force(stubs, posts[0][0], validate_only=True),
-        lambda: force(stubs, *(id for id, _ in posts)),
-        lambda: removed(database_url),
-    ):
-        await run()
+    async with server_with(config, search=False) as (_, stubs):
+        posts = [await commented_post(stubs, 5 * BUDGET) for _ in range(3)]
+        monkeypatch.setattr(Connection, "fetch", watched)
+        run: Callable[[], Awaitable[Any]]
+        for run in (
+            lambda: expect_error(stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=posts[0][0]))),
+            lambda: force(stubs, posts[0][0], validate_only=True),
+            lambda: force(stubs, *(id for id, _ in posts)),
+            lambda: removed(database_url),
+        ):
+            await run()
 
     assert 0 < most <= BUDGET + 1
