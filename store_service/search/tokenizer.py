@@ -8,7 +8,7 @@ one.
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 VERSION = f"1-{unicodedata.unidata_version}"
@@ -147,6 +147,21 @@ def token_spans(text: str) -> Iterator[tuple[int, int]]:
     if text.isascii():
         yield from (word.span() for word in _WORDS.finditer(text.translate(_FOLDING)))
         return
+    folded, starts, ends = _places(text)
+    for word in _WORDS.finditer(folded):
+        for part in _PARTS.finditer(word[0]):
+            first, last = word.start() + part.start(), word.start() + part.end()
+            if _SPACELESS.match(part[0]):
+                for n in range(first, last):
+                    yield starts[n], ends[min(n + 1, last - 1)]
+            else:
+                yield starts[first], ends[last - 1]
+
+
+def _places(text: str) -> tuple[str, Sequence[int], Sequence[int]]:
+    """Returns the folded form of a text, and where in the text each of its characters begins and ends."""
+    if unicodedata.is_normalized("NFKC", text) and all(len(_FOLDING[ord(it)]) == 1 for it in set(text)):
+        return text.translate(_FOLDING), range(len(text)), range(1, len(text) + 1)
     pieces, folded = _pieces(text)
     starts: list[int] = []
     ends: list[int] = []
@@ -157,14 +172,7 @@ def token_spans(text: str) -> Iterator[tuple[int, int]]:
         elif ends:
             # Removed marks belong to the character before them.
             ends[-1] = end
-    for word in _WORDS.finditer(folded):
-        for part in _PARTS.finditer(word[0]):
-            first, last = word.start() + part.start(), word.start() + part.end()
-            if _SPACELESS.match(part[0]):
-                for n in range(first, last):
-                    yield starts[n], ends[min(n + 1, last - 1)]
-            else:
-                yield starts[first], ends[last - 1]
+    return folded, starts, ends
 
 
 def _pieces(text: str) -> tuple[list[tuple[int, int, str]], str]:
