@@ -1,4 +1,5 @@
-"""The steps that empty the indexes for full-text search, and that remove what is left of deleted rows."""
+"""The steps that empty the indexes for full-text search, and that remove the words of deleted rows from the
+files of SQLite."""
 
 from collections.abc import Sequence
 

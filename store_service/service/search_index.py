@@ -83,7 +83,7 @@ class SearchIndex:
         """Returns when the indexes have every change that has been committed before.
 
         Raises:
-            SearchDisabled: There are no indexes.
+            SearchDisabled: Search is switched off.
             SearchIndexNotReady: They are being built, or the latest changes were not added in time.
         """
         if not self.enabled:
@@ -141,7 +141,7 @@ class SearchIndex:
         """Lets the next step begin to build the indexes again.
 
         Raises:
-            SearchDisabled: There are no indexes.
+            SearchDisabled: Search is switched off.
             ReadOnly: The server is in read-only mode.
             ServiceError: The database is busy or unavailable.
         """
@@ -152,7 +152,7 @@ class SearchIndex:
         await self._database.write(RESTART, None)
 
     async def settle(self) -> AsyncGenerator[float, None]:
-        """Adds all changes to the indexes, and removes what is left of deleted rows from the files of SQLite.
+        """Adds all changes to the indexes, and removes the words of deleted rows from the files of SQLite.
 
         Yields the progress of the first part after each step.
         """

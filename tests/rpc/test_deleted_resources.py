@@ -565,7 +565,7 @@ async def test_large_thread_is_deleted_restored_and_deleted_again(
 async def test_post_without_force_while_its_comments_are_removed(
     steps: ManualSteps, posts: ResourceApi, comments: ResourceApi
 ) -> None:
-    """It does not count comments that no caller finds. If there are no others, the call can be retried."""
+    """The error counts visible comments only. Without visible comments, the call can be retried."""
     root, _ = await large_thread(comments)
     other = await comments.create_one()
     await comments.delete(root, force=True)
