@@ -6,10 +6,15 @@ from store_service import gc_tuning
 
 # structlog imports rich, if it is installed, for tracebacks that the logs do not have. This costs 0.12 s of
 # CPU time and 5 MiB in each process. Commands that print with rich import it later.
+_rich = sys.modules.get("rich")
 sys.modules["rich"] = None  # type: ignore[assignment]  # makes the import fail
 with gc_tuning.paused_during_imports():
     from store_service.cli import main as program
-del sys.modules["rich"]
+if _rich is None:
+    del sys.modules["rich"]
+else:
+    # A program that has imported rich before imports this module.
+    sys.modules["rich"] = _rich
 
 
 def main() -> None:
