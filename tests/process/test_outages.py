@@ -75,7 +75,11 @@ async def test_outage_is_logged_at_its_start_and_end(
     # At this pace causes change more often than in a minute of real time.
     monkeypatch.setattr(repeated_failure, "MAX_LINES", 1000)
     with capture_logs() as lines:
-        async with channel_to(config_of(server)) as channel, watch_from_now(channel):
+        async with channel_to(config_of(server)) as channel, watch_from_now(channel) as open_watch:
+            # From its first change on, a watch is served from memory and stays open during the outage.
+            # Without an open watch, nothing reads the change feed.
+            await Stubs(channel).create_post("before")
+            await open_watch.changes(1)
             health = health_pb2_grpc.HealthStub(channel)
             consumer = asyncio.create_task(watch_again_and_again(channel))
             server.stop("fast")
