@@ -208,6 +208,15 @@ class BatchQueue:
         runner = self._runner
         # Jobs of the last batch, and jobs that waited when it was answered; 0 if there was only one.
         recent_jobs = 0
+        idle = self._loop.create_future()
+
+        def wake() -> None:
+            if idle in self._idle and not idle.done():
+                self._idle.remove(idle)
+                idle.set_result(None)
+
+        # Readers follow the writer to another server, so a lost writer must not wait for the next write.
+        connection.on_loss(wake)
         while True:
             if recent_jobs and self._writes:
                 await self._gather_after_batch(recent_jobs)
@@ -223,6 +232,8 @@ class BatchQueue:
                 recent_jobs = total if total > 1 else 0
             elif self._stopping:
                 return
+            elif connection.is_lost:
+                raise IdleConnectionLost("the connection was closed while it was idle")
             else:
                 idle = self._loop.create_future()
                 self._idle.append(idle)

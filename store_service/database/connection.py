@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -53,6 +53,11 @@ class Connection(ABC):
     def is_lost(self) -> bool:
         """Whether the connection is known to be closed, without a query, and may be replaced by a new one."""
         return False
+
+    def on_loss(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when the driver notices that the server has ended the connection. Never calls it on
+        SQLite, which has no server."""
+        return
 
     @property
     def needs_confirmation(self) -> bool:

@@ -76,6 +76,10 @@ class PostgresqlConnection(Connection):
             return True
         return is_closed
 
+    def on_loss(self, callback: Callable[[], None]) -> None:
+        """Calls `callback` when the session has ended; see Connection."""
+        self._raw.add_termination_listener(lambda _: callback())
+
     @property
     def needs_confirmation(self) -> bool:
         """Whether the writer may be on another server by now; see Connection."""

@@ -29,7 +29,7 @@ from store_service.service.changes import Changes
 from store_service.service.comments import Comments
 from store_service.service.posts import Posts
 from tests.support.database import execute, query
-from tests.support.polling import wait_until
+from tests.support.polling import eventually, wait_until
 from tests.support.timeouts import scaled_timeout
 from tests.support.unreliable_proxy import UnreliableProxy
 
@@ -181,17 +181,31 @@ async def test_sessions_terminated_while_idle_fail_no_call(store: Database, data
         connection._raw.add_termination_listener(lambda _: ended.release())
 
     sessions = await on_every_connection(store, "SELECT pg_backend_pid()", on_each)
-    for session in sessions:
-        query(database_url, f"SELECT pg_terminate_backend({session}, 10000)")
-    for _ in sessions:
-        await ended.acquire()
-
     with structlog.testing.capture_logs() as lines:
+        for session in sessions:
+            query(database_url, f"SELECT pg_terminate_backend({session}, 10000)")
+        for _ in sessions:
+            await ended.acquire()
         assert await asyncio.gather(*(posts.get(post.id) for _ in range(READERS))) == [post] * READERS
         assert await on_every_connection(store, "SELECT 1") == [1] * (READERS + 1)
     lost = [line["error"] for line in lines if line["event"] == "connection lost"]
     assert lost == ["IdleConnectionLost"] * (READERS + 1)
     assert [line["event"] for line in lines].count("connection restored") == READERS + 1
+
+
+async def test_sessions_terminated_while_idle_are_replaced_without_a_call(
+    store: Database, database_url: str
+) -> None:
+    """Readers follow the writer to a restarted server, so they cannot read until the writer has reconnected."""
+    sessions = await on_every_connection(store, "SELECT pg_backend_pid()")
+    with structlog.testing.capture_logs() as lines:
+        for session in sessions:
+            query(database_url, f"SELECT pg_terminate_backend({session}, 10000)")
+        await eventually(
+            lambda: [line["event"] for line in lines].count("connection restored") == READERS + 1
+        )
+    new_sessions = await on_every_connection(store, "SELECT pg_backend_pid()")
+    assert not set(sessions) & set(new_sessions)
 
 
 async def test_session_without_its_prepared_statements_is_replaced(store: Database) -> None:
