@@ -55,8 +55,8 @@ class Connection(ABC):
         return False
 
     def on_loss(self, callback: Callable[[], None]) -> None:
-        """Calls `callback` when the driver notices that the server has ended the connection. Never calls it on
-        SQLite, which has no server."""
+        """Calls `callback` when the driver notices that the server has ended the connection. SQLite has no
+        server."""
         return
 
     @property

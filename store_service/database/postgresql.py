@@ -11,6 +11,7 @@ from databases import Database
 
 from store_service.database.batch_queue import Backend, BatchQueue
 from store_service.database.driver_errors import driver_errors, translate_error
+from store_service.database.move_check import MoveCheck
 from store_service.database.postgresql_connection import PostgresqlConnection, terminate
 from store_service.database.postgresql_tls import ssl_context
 from store_service.database.sessions import CurrentServer, Hosts, Server, refuse_transaction_pooling
@@ -98,9 +99,12 @@ async def open_backend(
             raise DatabaseUnavailable from error
         except driver_errors() as error:
             raise translate_error(error) from error
+        moves = MoveCheck(url, options, current)
+        stack.push_async_callback(moves.close)
         sessions = _Sessions(
             database,
             current,
+            moves,
             connect_timeout_seconds=connect_timeout_seconds,
             response_timeout_seconds=statement_timeout_seconds + lock_timeout_seconds + SLACK_SECONDS,
         )
@@ -142,12 +146,14 @@ class _Sessions:
         self,
         database: Database,
         current: CurrentServer,
+        moves: MoveCheck,
         *,
         connect_timeout_seconds: float,
         response_timeout_seconds: float,
     ) -> None:
         self._database = database
         self._current = current
+        self._moves = moves
         self._connect_timeout_seconds = connect_timeout_seconds
         self._response_timeout_seconds = response_timeout_seconds
 
@@ -191,6 +197,7 @@ class _Sessions:
             server,
             self._current,
             response_timeout_seconds=self._response_timeout_seconds,
+            on_wait=self._moves.start,
             inside_transaction=inside_transaction,
         )
 
@@ -209,7 +216,8 @@ class _Sessions:
                 raw, server = await self._acquired(stack, is_shared=is_shared)
                 if not (follows_writer and self._current.is_other_server(server)):
                     self._current.check_role(server)
-                    yield raw, server
+                    with self._moves.includes(raw, server):
+                        yield raw, server
                     return
                 terminate(raw)
             if asyncio.get_running_loop().time() > deadline:

@@ -20,6 +20,9 @@ from store_service.database.statements import Statement
 CHANNEL = "store_changes"
 """The channel that a trigger notifies of each insert into the change feed."""
 
+WAIT_SECONDS = 2.0
+"""Interval of the calls of `on_wait` during a wait for a response."""
+
 T = TypeVar("T")
 
 
@@ -47,6 +50,7 @@ class PostgresqlConnection(Connection):
         current: CurrentServer,
         *,
         response_timeout_seconds: float,
+        on_wait: Callable[[], None] = lambda: None,
         inside_transaction: bool = False,
     ) -> None:
         """Takes an open connection, its server, and the server of the writer.
@@ -56,12 +60,15 @@ class PostgresqlConnection(Connection):
             server: Its server.
             current: The server of the writer.
             response_timeout_seconds: Time without a response after which the connection counts as lost.
+            on_wait: Called every WAIT_SECONDS while there is no response.
             inside_transaction: All batches run inside one outer transaction.
         """
         super().__init__(raw, inside_transaction=inside_transaction)
         self._server = server
         self._current = current
         self._response_timeout_seconds = response_timeout_seconds
+        self._on_wait = on_wait
+        self._timer: asyncio.TimerHandle
 
     @property
     def is_lost(self) -> bool:
@@ -137,11 +144,22 @@ class PostgresqlConnection(Connection):
         A host that has failed sends nothing. The session is not closed gracefully, because that would wait
         for a response again, and a cancelled commit may still take effect (docs/decisions/0018).
         """
-        timer = asyncio.get_running_loop().call_later(self._response_timeout_seconds, terminate, self._raw)
+        self._wait(self._response_timeout_seconds)
         try:
             return await call
         finally:
-            timer.cancel()
+            self._timer.cancel()
+
+    def _wait(self, seconds: float) -> None:
+        step = min(seconds, WAIT_SECONDS)
+        self._timer = asyncio.get_running_loop().call_later(step, self._waited, seconds - step)
+
+    def _waited(self, seconds_left: float) -> None:
+        if seconds_left:
+            self._on_wait()
+            self._wait(seconds_left)
+        else:
+            terminate(self._raw)
 
     async def listen(self, callback: Callable[[], None]) -> None:
         """Calls `callback` whenever changes are committed. Returns when another connection has to listen.

@@ -83,7 +83,8 @@ class CurrentServer:
     def __init__(self, *, read_only: bool, settings: Mapping[str, int | str]) -> None:
         """Takes whether the service is read-only, so that a server without writes is accepted, and the
         settings of each session."""
-        self._read_only = read_only
+        self.is_writable = not read_only
+        """Whether the server has to accept writes."""
         # Not startup parameters, because poolers refuse or ignore them.
         self._query_role = _QUERY_ROLE + "".join(
             f", set_config('{it}', '{value}', false)" for it, value in settings.items()
@@ -122,7 +123,7 @@ class CurrentServer:
         Raises:
             DatabaseUnavailable: The server does not accept writes.
         """
-        if self._read_only or not server.is_read_only:
+        if not (self.is_writable and server.is_read_only):
             return
         what = "is a standby" if server.is_standby else "is read-only (default_transaction_read_only)"
         raise DatabaseUnavailable from WrongServer(
@@ -164,10 +165,25 @@ class CurrentServer:
 class Hosts:
     """Opens connections of asyncpg to the hosts of a URL."""
 
-    def __init__(self, url: PostgresqlUrl, current: CurrentServer, *, seconds: float) -> None:
-        """Takes the URL, the required server, and the timeout of an attempt for all hosts together."""
+    def __init__(
+        self,
+        url: PostgresqlUrl,
+        current: CurrentServer,
+        *,
+        seconds: float,
+        check: Callable[[Server], None] | None = None,
+    ) -> None:
+        """Takes the URL and the required server.
+
+        Args:
+            url: The URL.
+            current: The server of the writer.
+            seconds: Timeout of an attempt for all hosts together.
+            check: Raises DatabaseUnavailable for an unsuitable server. The default is `current.check`.
+        """
         self._url = url
         self._current = current
+        self._check = check or current.check
         self.seconds = seconds
 
     async def connect(self, *_: object, **options: Any) -> Any:
@@ -208,7 +224,7 @@ class Hosts:
         """
         try:
             async with asyncio.timeout_at(ends_at):
-                self._current.check(await self._current.query_role(connection))
+                self._check(await self._current.query_role(connection))
         except (DatabaseUnavailable, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection.terminate()
             return False

@@ -196,7 +196,7 @@ async def test_sessions_terminated_while_idle_fail_no_call(store: Database, data
 async def test_sessions_terminated_while_idle_are_replaced_without_a_call(
     store: Database, database_url: str
 ) -> None:
-    """Readers follow the writer to a restarted server, so they cannot read until the writer has reconnected."""
+    """Readers follow the writer to a restarted server, so they read again when the writer has reconnected."""
     sessions = await on_every_connection(store, "SELECT pg_backend_pid()")
     with structlog.testing.capture_logs() as lines:
         for session in sessions:

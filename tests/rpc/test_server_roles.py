@@ -15,7 +15,7 @@ from storeapi.v1 import posts_pb2
 from structlog.testing import capture_logs
 
 from store_service import config as settings
-from store_service.database import connect, schema
+from store_service.database import connect, postgresql, postgresql_connection, schema
 from store_service.errors import DatabaseUnavailable
 from store_service.server import serving
 from tests.support.errors import expect_error, received_error, result_or_error
@@ -251,3 +251,22 @@ async def test_read_write_service_refuses_a_standby(standby: PostgresServer, dat
 
     assert "is a standby" in str(caught.value.__cause__)
     assert "STORE_READ_ONLY" in str(caught.value.__cause__)
+
+
+async def test_silent_server_is_left_for_the_server_that_its_address_leads_to(
+    primary: PostgresServer, standby: PostgresServer, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host without power closes no connection, and a statement could still wait for its response."""
+    monkeypatch.setattr(postgresql_connection, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(postgresql, "SLACK_SECONDS", 3600)
+    async with service_at(database_url) as service:
+        post = await service.create()
+        service.network.freeze()
+        calls = [service.stubs.create_post(), service.get(post.id)]
+        waiting = [asyncio.create_task(expect_error(call)) for call in calls]
+        await asyncio.to_thread(standby.promote)
+        lead_to(service.network, standby.port)
+
+        assert [(await it).reason for it in waiting] == ["DATABASE_UNAVAILABLE"] * 2
+        created = await service.create()
+        assert [await tried_again(lambda: service.get(created.id)) for _ in range(8)] == [created] * 8

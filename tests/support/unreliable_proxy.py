@@ -42,6 +42,8 @@ class UnreliableProxy:
         self.cut_answers = 0
         self.dropped = 0
         self._carrying: set[asyncio.Task[None]] = set()
+        self._dead: set[asyncio.Event] = set()
+        """For each open connection, whether it stops forwarding."""
 
     @property
     def connections(self) -> int:
@@ -52,6 +54,11 @@ class UnreliableProxy:
         """Closes all connections. New ones are forwarded."""
         for task in self._carrying:
             task.cancel()
+
+    def freeze(self) -> None:
+        """Stops forwarding on all open connections, without closing them. New ones are forwarded."""
+        for is_dead in self._dead:
+            is_dead.set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["UnreliableProxy"]:
@@ -76,6 +83,7 @@ class UnreliableProxy:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
         is_dead = asyncio.Event()
+        self._dead.add(is_dead)
         try:
             host, port = self.server_address.split(":")
             with suppress(OSError):
@@ -92,6 +100,7 @@ class UnreliableProxy:
                         way.cancel()
                     await asyncio.gather(*ways, return_exceptions=True)
         finally:
+            self._dead.discard(is_dead)
             for each in writers:
                 each.transport.abort()
 
