@@ -67,9 +67,11 @@ class MoveCheck:
                 finally:
                     connection.terminate()
             self._current.check_role(found)
-        except (TimeoutError, DatabaseUnavailable, *driver_errors()):
-            # A statement may still be answered if no server, a standby, or a server without free connections
-            # is found.
+        # A statement may still be answered if no server, a standby, or a server without free connections is
+        # found.
+        except (TimeoutError, DatabaseUnavailable):
+            return
+        except driver_errors():
             return
         left = [raw for raw, server in self._sessions.items() if server.started != found.started]
         if left:
