@@ -149,7 +149,7 @@ def supports_tls() -> bool:
 
 
 @contextmanager
-def _cluster_folder() -> Iterator[Path]:
+def cluster_folder() -> Iterator[Path]:
     """An empty folder, deleted after the block. It is in memory if there is room, because each table and each
     index is a file, and tests create and delete thousands of them."""
     memory = processes.MEMORY
@@ -170,7 +170,7 @@ def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[Postgr
     Args:
         files: Files of the data directory, by name, written before the start.
     """
-    with _cluster_folder() as folder:
+    with cluster_folder() as folder:
         server = PostgresServer(folder)
         server.create()
         for name, content in (files or {}).items():
@@ -185,7 +185,7 @@ def postgres_server(files: Mapping[str, bytes] | None = None) -> Iterator[Postgr
 @contextmanager
 def standby_server(primary_port: int) -> Iterator[PostgresServer]:
     """A running standby. The port may be that of a proxy in front of the primary."""
-    with _cluster_folder() as folder:
+    with cluster_folder() as folder:
         server = PostgresServer(folder)
         server.copy(primary_port)
         server.start()
