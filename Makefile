@@ -67,7 +67,7 @@ $(MUTANTS_VENV)/installed: requirements/mutants.txt $(VENV)/installed
 	$(UV) --python $(MUTANTS_VENV) --require-hashes -r requirements/mutants.txt
 	@touch $@
 
-test-packages: ## install the Debian packages that tests use (proxies, a browser), as root
+test-packages: ## install the Debian packages that tests use (proxies, a browser, Patroni with etcd), as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends \
 		$$(grep -v '^#' requirements/debian.txt)

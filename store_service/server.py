@@ -39,6 +39,7 @@ from store_service.service.changes import Changes
 from store_service.service.comments import Comments
 from store_service.service.erasure import Erasures
 from store_service.service.feed import Feed
+from store_service.service.feed_delay import FeedDelay
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from store_service.service.search import Searches
@@ -151,6 +152,9 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 asyncio.create_task(database.keep_checking(), name="database-role-check"),
                 asyncio.create_task(writer_health.run(), name="writer-probe"),
                 asyncio.create_task(connection_limits.run(), name="connection-limits"),
+                asyncio.create_task(
+                    FeedDelay(database, metrics.feed if metrics else None).run(), name="feed-delay"
+                ),
                 *_writing_tasks(
                     config, database, steps, search_index, metrics.retention if metrics else None
                 ),

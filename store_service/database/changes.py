@@ -40,7 +40,7 @@ def _number(xid: ColumnElement[Any]) -> ColumnElement[int]:
 
 
 _snapshot = func.pg_current_snapshot()
-_horizon = _number(func.pg_snapshot_xmin(_snapshot))
+horizon = _number(func.pg_snapshot_xmin(_snapshot))
 """All transactions with smaller numbers have ended, and PostgreSQL gives no such number again."""
 
 _position = tuple_(change.c.xid, change.c.seq)
@@ -54,7 +54,7 @@ def _in_order(statement: Select[Any]) -> tuple[Select[Any], Select[Any]]:
     """Returns `statement` for the rows after `after` in the order of commits, for SQLite and PostgreSQL."""
     return (
         statement.where(change.c.seq > parameter("after_seq", BigInteger)).order_by(change.c.seq),
-        statement.where(_position > _position_parameter("after"), change.c.xid < _horizon).order_by(
+        statement.where(_position > _position_parameter("after"), change.c.xid < horizon).order_by(
             change.c.xid, change.c.seq
         ),
     )
@@ -67,7 +67,7 @@ _trimmed_time = func.coalesce(
 _last_time = select(change.c.commit_time).where(change.c.seq == sqlite_last_seq.scalar_subquery())
 _last_change = (
     select(change.c.xid, change.c.seq, change.c.commit_time)
-    .where(change.c.xid < _horizon)
+    .where(change.c.xid < horizon)
     .order_by(change.c.xid.desc(), change.c.seq.desc())
     .limit(1)
     .subquery("last_change")

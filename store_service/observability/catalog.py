@@ -117,6 +117,11 @@ METRICS: dict[str, Metric] = {
         "Time since the change feed was last read for watches; 0 without open watches. Above a few seconds, "
         "watches receive nothing; the log has the cause.",
     ),
+    "store_feed_delay_seconds": Metric(
+        "gauge",
+        "Age of the first committed change that the feed does not send yet, because an older transaction of "
+        "the PostgreSQL server is still running. The log names the transaction.",
+    ),
     "store_purge_lag_seconds": Metric(
         "gauge",
         "Time since the purge_time of the deleted resource that should have been purged first; 0 if none is "

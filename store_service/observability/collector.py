@@ -105,6 +105,7 @@ class MetricsCollector(Collector):
         yield _single("store_watches_limit", feed.max_watches)
         read_at, due = feed.read_at, loop.due
         yield _single("store_feed_idle_seconds", 0.0 if read_at is None else max(now - read_at, 0.0))
+        yield _single("store_feed_delay_seconds", feed.delay_seconds)
         yield _single("store_purge_lag_seconds", self._metrics.retention.purge_lag_seconds)
         search = self._metrics.search
         if search.enabled:

@@ -109,6 +109,8 @@ class FeedMetrics:
         self.lags = Histogram(LAG_SECONDS)
         self.read_at: float | None = None
         """Time of the last read of the feed, by time.monotonic; None without open watches."""
+        self.delay_seconds = 0.0
+        """Age of the first committed change that the feed does not send yet."""
 
     def read(self, commit_time: int = 0) -> None:
         """Counts a read of the feed.
