@@ -33,6 +33,9 @@ STEP_ROWS = 500
 STEP_BYTES = 8 * 1024 * 1024
 """A step deletes no more rows after their total size has reached this."""
 
+MAX_REPEATS = 100
+"""Maximum number of deletions from a table in one step."""
+
 STEP_SECONDS = 0.05
 """Pause after a step that left expired rows."""
 
@@ -131,8 +134,8 @@ class Retention:
         monotonic = int(started_at * 1_000_000)
         clock = await self._updated_clock(times, monotonic)
         before = {of: self._cutoff(clock, times.wall, monotonic, of) for of in self._retentions}
-        no_changes_left = await self._database.write(_TRIM, (before["changes"], self._max_change_rows))
-        no_keys_left = await self._database.write(_DELETE_KEYS, (before["requests"], times.wall))
+        no_changes_left = await self._repeat(_TRIM, (before["changes"], self._max_change_rows))
+        no_keys_left = await self._repeat(_DELETE_KEYS, (before["requests"], times.wall))
         # The time of the clock, less what is not confirmed.
         confirmed = before["deleted resources"] + self._retentions["deleted resources"]
         earliest = await self._database.read(purge.EARLIEST, confirmed)
@@ -140,6 +143,19 @@ class Retention:
         if earliest:
             await self._database.write(purge.PURGE, confirmed)
         return no_changes_left and no_keys_left and not earliest
+
+    async def _repeat(self, delete: BatchOperation[tuple[int, int], bool], limits: tuple[int, int]) -> bool:
+        """Deletes expired rows of one table, at most STEP_ROWS in each of MAX_REPEATS batches.
+
+        Each batch of callers can include one deletion. So deletions keep up with any rate of writes.
+
+        Returns:
+            Whether no expired rows are left.
+        """
+        for _ in range(MAX_REPEATS):
+            if await self._database.write(delete, limits):
+                return True
+        return False
 
     async def _updated_clock(self, times: "_Times", monotonic: int) -> RetentionClock:
         """Updates the clock. Saves it every SAVE_SECONDS, and after a jump."""

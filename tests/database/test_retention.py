@@ -1,5 +1,6 @@
 """Retention when clocks jump, on a real database."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -251,6 +252,34 @@ async def test_request_ids_with_future_times_expire(
     clocks.run(2 * HOUR)
     await all_deleted(retention)
     assert kept(database_url)[1] == 0
+
+
+async def test_changes_are_trimmed_as_fast_as_they_are_written(
+    store: Database, database_url: str, clocks: Clocks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each batch of callers includes a deletion, so the number of changes stays bounded under load."""
+    monkeypatch.setattr(retention_module, "STEP_ROWS", 100)
+    monkeypatch.setattr(retention_module, "PAUSE_SECONDS", 0.05)
+    callers, writes = 64, 4000
+    retention = Retention(
+        store,
+        change_retention_hours=168,
+        max_change_rows=100,
+        request_id_retention_hours=24,
+        wall=clocks.wall,
+        monotonic=clocks.monotonic,
+    )
+    posts, numbers = Posts(store), iter(range(writes))
+
+    async def caller() -> None:
+        for _ in numbers:
+            await posts.create([PostDraft(body="a")])
+
+    trimming = asyncio.create_task(retention.run())
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    trimming.cancel()
+    # The deletions of other tables take a few batches in between.
+    assert kept(database_url)[0] < writes / 2
 
 
 @POSTGRESQL_ONLY

@@ -16,6 +16,7 @@ from store_service.database.connect import open_database
 from store_service.model import IdempotencyKey, PostDraft
 from store_service.server import serving
 from store_service.service import idempotency
+from store_service.service import retention as retention_module
 from store_service.service.idempotency import IdempotentWrite, is_replay
 from store_service.service.posts import Posts
 from store_service.service.retention import STEP_ROWS, Retention
@@ -378,8 +379,11 @@ async def test_expiry_keeps_the_resources_and_changes(api: ResourceApi, database
     assert all_rows(database_url) == before | {"requests": []}
 
 
-async def test_many_request_ids_expire_in_steps(api: ResourceApi, database_url: str) -> None:
-    """Oldest first, in a bounded number per step."""
+async def test_many_request_ids_expire_in_steps(
+    api: ResourceApi, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Oldest first, in a bounded number per transaction."""
+    monkeypatch.setattr(retention_module, "MAX_REPEATS", 1)
     young = new_request_id()
     await api.create(api.draft(), request_id=young)
     with database_connection(database_url) as connection:
@@ -397,8 +401,11 @@ async def test_many_request_ids_expire_in_steps(api: ResourceApi, database_url: 
         assert stored_request_ids(database_url) == [*left, young]
 
 
-async def test_large_responses_expire_in_small_steps(api: ResourceApi, database_url: str) -> None:
-    """A step deletes at most 8 MiB."""
+async def test_large_responses_expire_in_small_steps(
+    api: ResourceApi, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction deletes at most 8 MiB."""
+    monkeypatch.setattr(retention_module, "MAX_REPEATS", 1)
     await api.create(api.draft(), request_id=new_request_id())
     with database_connection(database_url) as connection:
         ((now,),) = connection.execute(text("SELECT create_time FROM requests"))

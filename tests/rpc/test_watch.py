@@ -869,6 +869,7 @@ async def test_old_changes_are_trimmed_in_steps(
 ) -> None:
     """Without a gap at any time."""
     monkeypatch.setattr(retention, "STEP_ROWS", 2)
+    monkeypatch.setattr(retention, "MAX_REPEATS", 1)
     stored = [await stubs.create_post(f"post {n}") for n in range(6)]
     async with watch_from_now(channel, earliest=True) as watch:
         await watch.until(stored[-1].id)
@@ -887,6 +888,7 @@ async def test_large_changes_are_trimmed_in_small_steps(
     stubs: Stubs, channel: grpc.aio.Channel, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "STEP_BYTES", 250)
+    monkeypatch.setattr(retention, "MAX_REPEATS", 1)
     for n in range(6):
         await stubs.create_post(str(n) * 100)
     left = []
