@@ -16,6 +16,7 @@ from store_service.model import IdempotencyKey, PostDraft
 from store_service.service import idempotency as request_rules
 from store_service.service import posts as post_rules
 from store_service.service import resource_operations as resource_rules
+from store_service.service import retention as retention_module
 from store_service.service.changes import Changes
 from store_service.service.operations import now_microseconds
 from store_service.service.posts import Posts
