@@ -87,7 +87,8 @@ class Load:
             except errors.PostNotFound:
                 self.lost += 1
             own.remove(id)
-            del self.posts[id]
+            # After an asynchronous failover, PostgreSQL gives the ids of lost posts to other posts.
+            self.posts.pop(id, None)
 
     async def _acknowledged(self, write: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
         request_id = uuid.uuid4()
