@@ -42,6 +42,7 @@ from store_service.database.statements import (
     before_in,
     one_of,
     parameter,
+    rows,
     thread_key,
 )
 from store_service.database.tables import comment_table as comment
@@ -106,6 +107,35 @@ and comments_post_id_id_idx alone."""
 
 COMMENT_COUNT_AFTER = _counts(_keys_of_post)
 """Same as COMMENT_COUNTS for one post, after the id `after`. One row also if there are no comments."""
+
+
+_MAX_ID: ColumnElement[int] = literal_column(str(2**63 - 1))
+
+
+def _limited_counts() -> Statement:
+    ids = select(rows("posts", id=BigInteger).c.id).subquery("ids")
+    of_post = comment.c.post_id == ids.c.id
+    last = in_order(select(comment.c.id).where(of_post)).limit(1).offset(_limit - 1).scalar_subquery()
+    # Otherwise SQLite would find the last comment again wherever its id is used.
+    posts = select(ids.c.id, last.label("last")).where(is_visible(ids.c.id)).cte("limited")
+    posts = posts.prefix_with("MATERIALIZED")
+    of_post = comment.c.post_id == posts.c.id
+    first = in_order(select(comment.c.id).where(of_post)).limit(_limit).correlate(posts).subquery("first")
+    examined = select(func.count()).select_from(first).scalar_subquery()
+    tombstones = (
+        select(func.count())
+        .where(
+            of_post, comment.c.delete_time.is_not(None), comment.c.id <= func.coalesce(posts.c.last, _MAX_ID)
+        )
+        .scalar_subquery()
+    )
+    marked = exists(select(thread.c.comment_id))
+    return Statement(select(posts.c.id, examined, posts.c.last, tombstones, cast(marked, Integer)))
+
+
+LIMITED_COMMENT_COUNTS = _limited_counts()
+"""Same as COMMENT_COUNTS for the first `limit` comments of each of these posts. The id of the last one is
+null if there are fewer. Reads at most `limit` comments of each post."""
 
 _reply = comment.alias("reply")
 _deleted_reply = deleted_comment.alias("deleted_reply")

@@ -112,13 +112,15 @@ class CommentService:
     async def CountComments(self, request: pb.CountCommentsRequest, _: Context) -> pb.CountCommentsResponse:
         post_ids, filter = self._validation.count_of_comments(request)
         if post_ids is None:
-            return pb.CountCommentsResponse(total=await self._comments.count_all(filter))
-        counts = await self._comments.count(post_ids, filter)
+            total = await self._comments.count_all(filter, max_count=request.max_count)
+            return pb.CountCommentsResponse(total=total)
+        counts = await self._comments.count(post_ids, filter, max_count=request.max_count)
         return pb.CountCommentsResponse(counts=counts, total=sum(counts.values()))
 
     async def CountReplies(self, request: pb.CountRepliesRequest, _: Context) -> pb.CountRepliesResponse:
         comment_ids, filter = self._validation.count_of_replies(request)
-        return pb.CountRepliesResponse(counts=await self._comments.count_replies(comment_ids, filter))
+        counts = await self._comments.count_replies(comment_ids, filter, max_count=request.max_count)
+        return pb.CountRepliesResponse(counts=counts)
 
     async def SearchComments(self, request: pb.SearchCommentsRequest, _: Context) -> LazyResponse:
         search = self._validation.search_of_comments(request)

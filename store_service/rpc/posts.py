@@ -105,7 +105,7 @@ class PostService:
 
     async def CountPosts(self, request: pb.CountPostsRequest, _: Context) -> pb.CountPostsResponse:
         filter = self._validation.count_of_posts(request)
-        return pb.CountPostsResponse(count=await self._posts.count(filter))
+        return pb.CountPostsResponse(count=await self._posts.count(filter, max_count=request.max_count))
 
     async def SearchPosts(self, request: pb.SearchPostsRequest, _: Context) -> LazyResponse:
         search = self._validation.search_of_posts(request)

@@ -67,36 +67,51 @@ class Comments(Resources[Comment, CommentDraft]):
         operations = Operations(type, undelete_hours=undelete_hours, max_revisions=max_revisions)
         super().__init__(database, operations, after_write=after_write)
 
-    async def count(self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER) -> dict[int, int]:
-        """Returns the number of matching comments of each post, by id; 0 for a post that does not exist."""
-        return await count_of_posts(self._database, post_ids, filter)
+    async def count(
+        self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER, *, max_count: int = 0
+    ) -> dict[int, int]:
+        """Returns the number of matching comments of each post, by id; 0 for a post that does not exist.
 
-    async def count_all(self, filter: ResourceFilter) -> int:
-        """Returns the number of matching comments of all posts."""
-        (count,) = await _COUNT.count(self._database, [Query(resource="comments", filter=filter)])
+        If `max_count` is not 0, the count of a post stops at this number.
+        """
+        return await count_of_posts(self._database, post_ids, filter, max_count=max_count)
+
+    async def count_all(self, filter: ResourceFilter, *, max_count: int = 0) -> int:
+        """Returns the number of matching comments of all posts; at most `max_count` if it is not 0."""
+        query = Query(resource="comments", filter=filter)
+        (count,) = await _COUNT.count(self._database, [query], max_count)
         return count
 
-    async def count_replies(self, comment_ids: Sequence[int], filter: ResourceFilter) -> dict[int, int]:
-        """Returns the number of matching direct replies of each comment, by comment id."""
+    async def count_replies(
+        self, comment_ids: Sequence[int], filter: ResourceFilter, *, max_count: int = 0
+    ) -> dict[int, int]:
+        """Returns the number of matching direct replies of each comment, by comment id.
+
+        If `max_count` is not 0, the count of a comment stops at this number.
+        """
         distinct = list(dict.fromkeys(comment_ids))
         queries = [
             Query(resource="comments", filter=replace(filter, reply_to_id=comment_id))
             for comment_id in distinct
         ]
-        return dict(zip(distinct, await _COUNT.count(self._database, queries), strict=True))
+        return dict(zip(distinct, await _COUNT.count(self._database, queries, max_count), strict=True))
 
 
 async def count_of_posts(
-    database: Database, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER
+    database: Database,
+    post_ids: Sequence[int],
+    filter: ResourceFilter = EMPTY_FILTER,
+    *,
+    max_count: int = 0,
 ) -> dict[int, int]:
     """Returns the number of matching comments of each post that callers see; see `Comments.count`."""
     if filter == EMPTY_FILTER:
-        counts, has_marked = await count_comments(database, post_ids)
+        counts, has_marked = await count_comments(database, post_ids, max_count)
         if not has_marked:
             return counts
     distinct = list(dict.fromkeys(post_ids))
     queries = [Query(resource="comments", post_id=post_id, filter=filter) for post_id in distinct]
-    return dict(zip(distinct, await _COUNT.count(database, queries), strict=True))
+    return dict(zip(distinct, await _COUNT.count(database, queries, max_count), strict=True))
 
 
 async def _complete_drafts(

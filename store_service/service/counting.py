@@ -6,6 +6,7 @@ created or deleted during the count may be counted or not.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from store_service.database import comments as sql
 from store_service.database.batch_operation import DEFERRED, BatchOperation
@@ -39,13 +40,19 @@ class _Step:
     """Whether the counts may include comments that callers do not see."""
 
 
-async def count_comments(database: Database, post_ids: Iterable[int]) -> tuple[dict[int, int], bool]:
+async def count_comments(
+    database: Database, post_ids: Iterable[int], max_count: int = 0
+) -> tuple[dict[int, int], bool]:
     """Returns the number of comments of each post, by post id; 0 for a post that does not exist.
+
+    If `max_count` is not 0, the count of a post stops at this number.
 
     Also returns whether the counts may include comments that callers do not see, because the deletion of
     their thread is not finished. This count reads only indexes, and cannot exclude them.
     """
     counts = dict.fromkeys(post_ids, 0)
+    if max_count:
+        return await _limited_counts(database, counts, max_count)
     has_marked = False
     remaining = _Remaining(tuple(sorted(counts)))
     while remaining.post_ids:
@@ -55,6 +62,43 @@ async def count_comments(database: Database, post_ids: Iterable[int]) -> tuple[d
         has_marked = has_marked or step.has_marked
         remaining = step.remaining
     return counts, has_marked
+
+
+async def _limited_counts(
+    database: Database, counts: dict[int, int], max_count: int
+) -> tuple[dict[int, int], bool]:
+    """Counts at most `max_count` comments of each post. A step reads at most MAX_ROWS comments."""
+    has_marked = False
+    limit = min(max_count, MAX_ROWS)
+    posts_in_step, ids = MAX_ROWS // limit, sorted(counts)
+    for start in range(0, len(ids), posts_in_step):
+        post_ids = ids[start : start + posts_in_step]
+        for post_id, examined, last_id, tombstones, marked in await database.read(_FIRST, (post_ids, limit)):
+            counts[post_id] = examined - tombstones
+            has_marked = has_marked or bool(marked)
+            # Tombstones are not counted, or max_count is larger than a step.
+            remaining = _Remaining((post_id,) if last_id else (), last_id or 0)
+            while remaining.post_ids and counts[post_id] < max_count:
+                step = await database.read(_COUNT, remaining)
+                counts[post_id] += step.counts.get(post_id, 0)
+                remaining = step.remaining
+    return {post_id: min(count, max_count) for post_id, count in counts.items()}, has_marked
+
+
+async def _first(
+    connection: Connection, jobs: Sequence[tuple[Sequence[int], int]]
+) -> list[Sequence[tuple[Any, ...]]]:
+    """Counts the first comments of each post. Defers jobs beyond MAX_ROWS comments."""
+    outcomes: list[Sequence[tuple[Any, ...]]] = []
+    rows_left = MAX_ROWS
+    for post_ids, limit in jobs:
+        rows_left -= len(post_ids) * limit
+        if outcomes and rows_left < 0:
+            outcomes.append(DEFERRED)
+            continue
+        posts = as_json(list(enumerate(post_ids)))
+        outcomes.append(await connection.fetch(sql.LIMITED_COMMENT_COUNTS, posts=posts, limit=limit))
+    return outcomes
 
 
 async def _count(connection: Connection, jobs: Sequence[_Remaining]) -> list[_Step | ServiceError]:
@@ -95,5 +139,7 @@ async def _start(connection: Connection, jobs: Sequence[_Remaining]) -> list[_St
     remaining = [tuple(post_id for post_id in job.post_ids if post_id >= last) for job in jobs]
     return [_Step(counts, _Remaining(ids, last_id if last in ids else 0), has_marked) for ids in remaining]
 
+
+_FIRST = BatchOperation(_first)
 
 _COUNT: BatchOperation[_Remaining, _Step] = BatchOperation(_count)

@@ -56,9 +56,9 @@ class Posts(Resources[Post, PostDraft]):
         operations = Operations(POSTS, undelete_hours=undelete_hours, max_revisions=max_revisions)
         super().__init__(database, operations, after_write=after_write)
 
-    async def count(self, filter: ResourceFilter) -> int:
+    async def count(self, filter: ResourceFilter, *, max_count: int = 0) -> int:
         """Returns the number of posts that match."""
-        (count,) = await _COUNT.count(self._database, [Query(resource="posts", filter=filter)])
+        (count,) = await _COUNT.count(self._database, [Query(resource="posts", filter=filter)], max_count)
         return count
 
     async def delete(

@@ -196,6 +196,7 @@ async def test_filters_select_in_lists_and_counts(client: Any, thread: dict[str,
     assert ids(posts) == [post_id]
     assert await client.posts.count(PostFilter(author="bob")) == 1
     assert await client.posts.count() == 2
+    assert await client.posts.count(max_count=1) == 1
     first, last = thread["1"].id, thread["2.1"].id
     assert await client.comments.count_replies([first, last]) == {first: 2, last: 0}
     assert await client.comments.count_replies([first], CommentFilter(author="ann")) == {first: 1}

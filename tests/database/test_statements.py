@@ -60,6 +60,7 @@ STATEMENTS: dict[str, dict[str, Statement]] = {
 VALUES = {
     "ids": "[1, 2]",
     "post_ids": "[1, 2]",
+    "posts": "[[0, 1], [1, 2]]",
     # Of a comment. A post has fewer columns, and no value here is wrong for them.
     "drafts": '[[0, "a", 1, "", "", "", 0, ""]]',
     "external_ids": '["x"]',
@@ -137,6 +138,7 @@ SERVED_BY = {
     "comments.COMMENTS.delete 2": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTED_POSTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "comments.COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
+    "comments.LIMITED_COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
     "comments.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx (post_id=?)",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx (post_id=? AND id>?)",
@@ -233,6 +235,7 @@ SERVED_BY_ON_POSTGRESQL = {
     "comments.COMMENTS.delete": "comments_pkey",
     "comments.COMMENTED_POSTS": "comments_post_id_id_idx",
     "comments.COMMENT_COUNTS": "comments_post_id_id_idx",
+    "comments.LIMITED_COMMENT_COUNTS": "comments_post_id_id_idx",
     "comments.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx",

@@ -456,6 +456,15 @@ PROOFS = (
             "FIELD_IMMUTABLE comment.depth",
             "comment 1; comment 1 is new",
         ),
+        "CountPosts.max_count": Proof({"max_count": 1}, "1 counted; no change", "3 counted; no change"),
+        "CountComments.max_count": Proof(
+            {"post_ids": [1], "max_count": 1},
+            "post 1 has 1, 1 in total; no change",
+            "post 1 has 2, 2 in total; no change",
+        ),
+        "CountReplies.max_count": Proof(
+            {"comment_ids": [1], "max_count": -1}, "FIELD_INVALID max_count", "comment 1 has 1; no change"
+        ),
         "CountComments.all_posts": Proof(
             {"all_posts": True}, "2 in total; no change", "BATCH_EMPTY post_ids"
         ),

@@ -27,7 +27,7 @@ from store_service.model import (
 )
 from store_service.rpc.validation.queries import resource_filter
 from store_service.rpc.validation.violations import Violations
-from store_service.service import matching_count, pages
+from store_service.service import counting, matching_count, pages
 from store_service.service.feed import Feed
 from store_service.service.posts import Posts
 from store_service.service.scans import AFTER_ALL_TIMES
@@ -226,33 +226,77 @@ async def test_watches_have_the_same_conditions(stored: Stored) -> None:
             assert filter.matches(comment) == matches(it, wanted), wanted
 
 
+LIMITS = (0, 1, 2, 3, 1000, 2**40)
+"""Values of max_count."""
+
+
+def limited(count: int, limit: int) -> int:
+    return min(count, limit) if limit else count
+
+
 async def test_counts_equal_the_lists(stubs: Stubs, stored: Stored) -> None:
     """Posts, comments of posts and of all posts, and replies."""
     for conditions in filters():
-        count = await stubs.posts.CountPosts(
-            posts_pb2.CountPostsRequest(filter=filters_pb2.PostFilter(**conditions))
-        )
-        assert count.count == sum(matches(it, conditions) for it in stored.posts)
+        post_filter = filters_pb2.PostFilter(**conditions)
+        for limit in LIMITS:
+            count = await stubs.posts.CountPosts(
+                posts_pb2.CountPostsRequest(filter=post_filter, max_count=limit)
+            )
+            assert count.count == limited(sum(matches(it, conditions) for it in stored.posts), limit)
 
         filter = filters_pb2.CommentFilter(**conditions)
         matching = [it for it in stored.comments if matches(it, conditions)]
         post_ids = [post.id for post in stored.posts] + [999]
-        response = await stubs.comments.CountComments(
-            comments_pb2.CountCommentsRequest(post_ids=post_ids, filter=filter)
-        )
-        assert dict(response.counts) == {id: sum(it.post_id == id for it in matching) for id in post_ids}
-        assert response.total == len(matching)
-
-        total = await stubs.comments.CountComments(
-            comments_pb2.CountCommentsRequest(all_posts=True, filter=filter)
-        )
-        assert (total.total, dict(total.counts)) == (len(matching), {})
-
         ids = [comment.id for comment in stored.comments]
-        replies = await stubs.comments.CountReplies(
-            comments_pb2.CountRepliesRequest(comment_ids=[*ids, ids[0]], filter=filter)
-        )
-        assert dict(replies.counts) == {id: sum(it.reply_to_id == id for it in matching) for id in ids}
+        for limit in LIMITS:
+            response = await stubs.comments.CountComments(
+                comments_pb2.CountCommentsRequest(post_ids=post_ids, filter=filter, max_count=limit)
+            )
+            expected = {id: limited(sum(it.post_id == id for it in matching), limit) for id in post_ids}
+            assert dict(response.counts) == expected
+            assert response.total == sum(expected.values())
+
+            total = await stubs.comments.CountComments(
+                comments_pb2.CountCommentsRequest(all_posts=True, filter=filter, max_count=limit)
+            )
+            assert (total.total, dict(total.counts)) == (limited(len(matching), limit), {})
+
+            replies = await stubs.comments.CountReplies(
+                comments_pb2.CountRepliesRequest(comment_ids=[*ids, ids[0]], filter=filter, max_count=limit)
+            )
+            assert dict(replies.counts) == {
+                id: limited(sum(it.reply_to_id == id for it in matching), limit) for id in ids
+            }
+
+
+async def test_limited_count_reads_few_comments(
+    stubs: Stubs, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count of many posts takes several steps. Tombstones are not counted, and the rest of a post is."""
+    monkeypatch.setattr(counting, "MAX_ROWS", 10)
+    posts = [await stubs.create_post(f"post {n}") for n in range(7)]
+    for number, post in enumerate(posts):
+        comments = [await stubs.create_comment(post.id) for _ in range(4 * number)]
+        for comment in comments[: 2 * number]:
+            reply = comments_pb2.Comment(post_id=post.id, body="reply", reply_to_id=comment.id)
+            await stubs.comments.CreateComment(comments_pb2.CreateCommentRequest(comment=reply))
+        for comment in comments[: 2 * number]:
+            # It has a reply, so it becomes a tombstone.
+            await stubs.comments.DeleteComment(comments_pb2.DeleteCommentRequest(id=comment.id))
+    ids = [post.id for post in posts]
+    for limit in (1, 3, 7, 12, 100):
+        request = comments_pb2.CountCommentsRequest(post_ids=ids, max_count=limit)
+        counts = (await stubs.comments.CountComments(request)).counts
+        assert [counts[id] for id in ids] == [min(4 * number, limit) for number in range(7)]
+
+
+async def test_negative_limit_is_refused(stubs: Stubs) -> None:
+    calls = [
+        stubs.posts.CountPosts(posts_pb2.CountPostsRequest(max_count=-1)),
+        stubs.comments.CountComments(comments_pb2.CountCommentsRequest(post_ids=[1], max_count=-1)),
+        stubs.comments.CountReplies(comments_pb2.CountRepliesRequest(comment_ids=[1], max_count=-1)),
+    ]
+    assert [(await expect_error(call)).fields for call in calls] == [["max_count"]] * 3
 
 
 async def test_unfiltered_count_has_a_total(stubs: Stubs, stored: Stored) -> None:

@@ -127,12 +127,19 @@ def _page_size(page_size: int, violations: Violations, max_page_size: int) -> in
     return min(page_size or DEFAULT_PAGE_SIZE, max_page_size)
 
 
+def check_max_count(max_count: int, violations: Violations) -> None:
+    """Reports a limit of a count that is not allowed."""
+    if max_count < 0:
+        violations.add(FieldInvalid, "max_count", "must not be negative; 0 means no limit")
+
+
 def count_of_replies(
     request: comments_pb2.CountRepliesRequest, violations: Violations
 ) -> tuple[Sequence[int], ResourceFilter]:
     """Returns the comments whose replies a request counts, and the filter."""
     violations.check_batch_size("comment_ids", request.comment_ids)
     violations.check_ids("comment_ids", request.comment_ids)
+    check_max_count(request.max_count, violations)
     if request.filter.HasField("reply_to_id"):
         violations.add(FieldInvalid, "filter.reply_to_id", "must be unset; comment_ids names the comments")
     filter = resource_filter(request.filter, "filter", violations)

@@ -15,6 +15,7 @@ from store_service.model import (
 )
 from store_service.rpc.validation.identifiers import check_identifier
 from store_service.rpc.validation.queries import (
+    check_max_count,
     count_of_replies,
     page_request,
     query_of_comments,
@@ -68,6 +69,7 @@ class ReadValidation:
     def count_of_posts(self, request: posts_pb2.CountPostsRequest) -> ResourceFilter:
         """Returns the filter of the posts to count."""
         violations = Violations(self._max_batch_size)
+        check_max_count(request.max_count, violations)
         filter = resource_filter(request.filter, "filter", violations)
         violations.raise_if_any()
         return filter
@@ -84,6 +86,7 @@ class ReadValidation:
         elif request.post_ids:
             violations.add(FieldInvalid, "post_ids", "must be empty if all_posts is set")
         violations.check_ids("post_ids", request.post_ids)
+        check_max_count(request.max_count, violations)
         filter = resource_filter(request.filter, "filter", violations)
         violations.raise_if_any()
         return (None if request.all_posts else tuple(request.post_ids)), filter

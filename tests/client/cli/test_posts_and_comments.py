@@ -257,6 +257,21 @@ def test_counts_are_printed_in_requested_order(storeapi: StoreapiCommand, store:
     assert storeapi("comments", "count", str(post.id)).stdout == f"{post.id}\t3\n"
 
 
+def test_counts_stop_at_a_number(storeapi: StoreapiCommand, empty_store: StoreClient) -> None:
+    """That of posts, of the comments of a post and of all posts, and of replies."""
+    post = empty_store.posts.create(body="a")
+    empty_store.posts.create(body="another")
+    first = empty_store.comments.create(post_id=post.id, body="b")
+    for _ in range(3):
+        empty_store.comments.create(post_id=post.id, body="reply", reply_to_id=first.id)
+
+    limit = ("--max-count", "2")
+    assert storeapi("posts", "count", "--max-count", "1").stdout == "1\n"
+    assert storeapi("comments", "count", *limit).stdout == "2\n"
+    assert storeapi("comments", "count", *limit, str(post.id)).stdout == f"{post.id}\t2\n"
+    assert storeapi("comments", "count-replies", *limit, str(first.id)).stdout == f"{first.id}\t2\n"
+
+
 @pytest.fixture
 def thread(empty_store: StoreClient) -> dict[str, int]:
     """A post with comments of two authors: ids by name."""

@@ -65,7 +65,13 @@ class AsyncPosts(AsyncCollection[Post, PostDraft | str, PostUpdate, PostFilter])
         options = _arguments.write_options(request_id, validate_only)
         return await self._one(self._type.create_request(draft, **options), timeout)
 
-    async def count(self, filter: PostFilter | None = None, *, timeout: Timeout = CLIENT_DEFAULT) -> int:
+    async def count(
+        self,
+        filter: PostFilter | None = None,
+        *,
+        max_count: int = 0,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> int:
         """Counts posts.
 
             count = await client.posts.count(storeapi.PostFilter(author="ann"))
@@ -74,10 +80,13 @@ class AsyncPosts(AsyncCollection[Post, PostDraft | str, PostUpdate, PostFilter])
 
         Args:
             filter: Only posts that match; None for all.
+            max_count: If not 0, counting stops at this number, which takes a bounded time; the result then
+                means "at least max_count".
             timeout: Deadline in seconds.
 
         Raises:
-            FieldInvalid: `filter` is not allowed.
+            FieldInvalid: `filter` or `max_count` is not allowed.
         """
-        request = self._type.request("Count", filter=self._type.filter_message(filter))
+        condition = self._type.filter_message(filter)
+        request = self._type.request("Count", filter=condition, max_count=max_count)
         return int((await self._send(request, timeout)).count)

@@ -253,6 +253,7 @@ class Comments(Collection[Comment, CommentDraft, CommentUpdate, CommentFilter]):
         post_ids: Iterable[int],
         filter: CommentFilter | None = None,
         *,
+        max_count: int = 0,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> dict[int, int]:
         """Counts the comments of several posts. The result has an entry for each of the post ids.
@@ -266,14 +267,22 @@ class Comments(Collection[Comment, CommentDraft, CommentUpdate, CommentFilter]):
         Args:
             post_ids: The posts; duplicates are counted once.
             filter: Only comments that match; None for all.
+            max_count: If not 0, counting the comments of a post stops at this number, which takes a
+                bounded time; a count that equals it means "at least max_count".
             timeout: Deadline in seconds of each call, which counts for up to 1000 posts.
 
         Raises:
-            FieldInvalid: An id is not positive, or `filter` is not allowed.
+            FieldInvalid: An id is not positive, or `filter` or `max_count` is not allowed.
         """
-        return self._counts("CountComments", "post_ids", post_ids, filter, timeout)
+        return self._counts("CountComments", "post_ids", post_ids, filter, max_count, timeout)
 
-    def count_all(self, filter: CommentFilter | None = None, *, timeout: Timeout = CLIENT_DEFAULT) -> int:
+    def count_all(
+        self,
+        filter: CommentFilter | None = None,
+        *,
+        max_count: int = 0,
+        timeout: Timeout = CLIENT_DEFAULT,
+    ) -> int:
         """Counts the comments of all posts together.
 
             hidden = client.comments.count_all(storeapi.CommentFilter(labels={"status": "hidden"}))
@@ -282,12 +291,15 @@ class Comments(Collection[Comment, CommentDraft, CommentUpdate, CommentFilter]):
 
         Args:
             filter: Only comments that match; None for all.
+            max_count: If not 0, counting stops at this number, which takes a bounded time; the result then
+                means "at least max_count".
             timeout: Deadline in seconds.
 
         Raises:
-            FieldInvalid: `filter` is not allowed.
+            FieldInvalid: `filter` or `max_count` is not allowed.
         """
-        request = self._type.request("Count", all_posts=True, filter=self._type.filter_message(filter))
+        condition = self._type.filter_message(filter)
+        request = self._type.request("Count", all_posts=True, filter=condition, max_count=max_count)
         return int((self._send(request, timeout)).total)
 
     def count_replies(
@@ -295,6 +307,7 @@ class Comments(Collection[Comment, CommentDraft, CommentUpdate, CommentFilter]):
         comment_ids: Iterable[int],
         filter: CommentFilter | None = None,
         *,
+        max_count: int = 0,
         timeout: Timeout = CLIENT_DEFAULT,
     ) -> dict[int, int]:
         """Counts the direct replies to several comments. The result has an entry for each of the comment ids.
@@ -307,21 +320,31 @@ class Comments(Collection[Comment, CommentDraft, CommentUpdate, CommentFilter]):
         Args:
             comment_ids: The comments; duplicates are counted once.
             filter: Only replies that match, without `reply_to_id`; None for all.
+            max_count: If not 0, counting the replies to a comment stops at this number; a count that equals
+                it means "at least max_count".
             timeout: Deadline in seconds of each call, which counts for up to 1000 comments.
 
         Raises:
-            FieldInvalid: An id is not positive, or `filter` is not allowed.
+            FieldInvalid: An id is not positive, or `filter` or `max_count` is not allowed.
         """
-        return self._counts("CountReplies", "comment_ids", comment_ids, filter, timeout)
+        return self._counts("CountReplies", "comment_ids", comment_ids, filter, max_count, timeout)
 
     def _counts(
-        self, rpc: str, field: str, ids: Iterable[int], filter: CommentFilter | None, timeout: Timeout
+        self,
+        rpc: str,
+        field: str,
+        ids: Iterable[int],
+        filter: CommentFilter | None,
+        max_count: int,
+        timeout: Timeout,
     ) -> dict[int, int]:
         counts: dict[int, int] = {}
         condition = self._type.filter_message(filter)
 
         def count(some: list[int]) -> None:
-            request = getattr(comments_pb2, f"{rpc}Request")(**{field: some}, filter=condition)
+            request = getattr(comments_pb2, f"{rpc}Request")(
+                **{field: some}, filter=condition, max_count=max_count
+            )
             counts.update((self._send(request, timeout)).counts)
 
         self._calls.send_batches(split_ids(ids, field), count)

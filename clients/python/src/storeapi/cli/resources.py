@@ -205,13 +205,23 @@ comments: Final = _group(
 )
 
 
+_max_count_option = click.option(
+    "--max-count",
+    metavar="NUMBER",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Stop counting at NUMBER, which takes a bounded time; 0: no limit.",
+)
+
+
 @posts.command("count", epilog=examples("storeapi posts count", "storeapi posts count --label status=new"))
 @filter_options(POSTS)
+@_max_count_option
 @click.pass_obj
-def count_posts(settings: Settings, conditions: Conditions) -> None:
+def count_posts(settings: Settings, max_count: int, conditions: Conditions) -> None:
     """Print the number of posts."""
     with settings.connect() as client:
-        count = client.posts.count(conditions.filter(POSTS))
+        count = client.posts.count(conditions.filter(POSTS), max_count=max_count)
         output.print_count(count, counted="post", as_json=settings.json)
 
 
@@ -220,8 +230,11 @@ def count_posts(settings: Settings, conditions: Conditions) -> None:
 )
 @click.argument("post_ids", metavar="[POST_ID]...", type=arguments.ID, nargs=-1)
 @filter_options(COMMENTS)
+@_max_count_option
 @click.pass_obj
-def count_comments(settings: Settings, post_ids: tuple[int, ...], conditions: Conditions) -> None:
+def count_comments(
+    settings: Settings, post_ids: tuple[int, ...], max_count: int, conditions: Conditions
+) -> None:
     """Print the number of comments of each post; 0 if the post does not exist.
 
     Without POST_ID, print the number of comments of all posts together.
@@ -229,10 +242,10 @@ def count_comments(settings: Settings, post_ids: tuple[int, ...], conditions: Co
     filter = conditions.filter(COMMENTS)
     with settings.connect() as client:
         if not post_ids:
-            count = client.comments.count_all(filter)
+            count = client.comments.count_all(filter, max_count=max_count)
             output.print_count(count, counted="comment", as_json=settings.json)
             return
-        counts = client.comments.count(post_ids, filter)
+        counts = client.comments.count(post_ids, filter, max_count=max_count)
         # In the order of the arguments, which a map does not keep.
         counts = {post_id: counts[post_id] for post_id in post_ids}
         output.print_counts(counts, of="post", counted="comment", as_json=settings.json)
@@ -241,10 +254,14 @@ def count_comments(settings: Settings, post_ids: tuple[int, ...], conditions: Co
 @comments.command("count-replies", epilog=examples("storeapi comments count-replies 1 2 3"))
 @click.argument("comment_ids", metavar="COMMENT_ID...", type=arguments.ID, nargs=-1, required=True)
 @filter_options(COMMENTS, is_about_replies=True)
+@_max_count_option
 @click.pass_obj
-def count_replies(settings: Settings, comment_ids: tuple[int, ...], conditions: Conditions) -> None:
+def count_replies(
+    settings: Settings, comment_ids: tuple[int, ...], max_count: int, conditions: Conditions
+) -> None:
     """Print the number of direct replies to each comment."""
     with settings.connect() as client:
-        counts = client.comments.count_replies(comment_ids, conditions.filter(COMMENTS))
+        filter = conditions.filter(COMMENTS)
+        counts = client.comments.count_replies(comment_ids, filter, max_count=max_count)
         counts = {comment_id: counts[comment_id] for comment_id in comment_ids}
         output.print_counts(counts, of="comment", counted="reply", as_json=settings.json)

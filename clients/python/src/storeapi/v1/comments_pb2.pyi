@@ -692,8 +692,14 @@ class CountCommentsRequest(_message.Message):
     POST_IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     ALL_POSTS_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
     all_posts: _builtins.bool
     """Counts the comments of all posts together. post_ids must be empty."""
+    max_count: _builtins.int
+    """If not 0, counting the comments of a post (with all_posts: of all posts) stops at this number. A count
+    that equals max_count means "at least max_count". So the call takes a bounded time also for posts with
+    millions of comments. 0: no limit.
+    """
     @_builtins.property
     def post_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The ids of the posts, 1 to 1000. Required unless all_posts is set. An id that occurs twice is counted
@@ -710,10 +716,11 @@ class CountCommentsRequest(_message.Message):
         post_ids: _abc.Iterable[_builtins.int] | None = ...,
         filter: _filters_pb2.CommentFilter | None = ...,
         all_posts: _builtins.bool = ...,
+        max_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_posts", b"all_posts", "filter", b"filter", "post_ids", b"post_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_posts", b"all_posts", "filter", b"filter", "max_count", b"max_count", "post_ids", b"post_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,7 +755,9 @@ class CountCommentsResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     total: _builtins.int
-    """The number of comments of all requested posts together, or of all posts if all_posts is set."""
+    """The number of comments of all requested posts together, or of all posts if all_posts is set. With
+    max_count, the sum of the limited counts.
+    """
     @_builtins.property
     def counts(self) -> _containers.ScalarMap[_builtins.int, _builtins.int]:
         """The number of comments of each requested post, by post id. Empty if all_posts is set."""
@@ -775,6 +784,11 @@ class CountRepliesRequest(_message.Message):
 
     COMMENT_IDS_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
+    max_count: _builtins.int
+    """If not 0, counting the replies to a comment stops at this number. A count that equals max_count means
+    "at least max_count". 0: no limit.
+    """
     @_builtins.property
     def comment_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Required. The ids of the comments, 1 to 1000. An id that occurs twice is counted once."""
@@ -788,10 +802,11 @@ class CountRepliesRequest(_message.Message):
         *,
         comment_ids: _abc.Iterable[_builtins.int] | None = ...,
         filter: _filters_pb2.CommentFilter | None = ...,
+        max_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_ids", b"comment_ids", "filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comment_ids", b"comment_ids", "filter", b"filter", "max_count", b"max_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

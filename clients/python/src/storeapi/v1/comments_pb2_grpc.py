@@ -340,7 +340,7 @@ class CommentServiceServicer(object):
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
         and all_posts is not set.
         - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
-        the filter is not valid.
+        the filter is not valid; max_count is negative.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -355,7 +355,7 @@ class CommentServiceServicer(object):
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
         1000.
         - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
-        reply_to_id.
+        reply_to_id; max_count is negative.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -216,7 +216,7 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
       and all_posts is not set.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
-      the filter is not valid.
+      the filter is not valid; max_count is negative.
     """
     CountReplies: _grpc.UnaryUnaryMultiCallable[_comments_pb2.CountRepliesRequest, _comments_pb2.CountRepliesResponse]
     """Counts the direct replies to up to 1000 comments; replies to these replies are not counted. Replies
@@ -227,7 +227,7 @@ class CommentServiceStub:
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
       1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
-      reply_to_id.
+      reply_to_id; max_count is negative.
     """
     SearchComments: _grpc.UnaryUnaryMultiCallable[_comments_pb2.SearchCommentsRequest, _comments_pb2.SearchCommentsResponse]
     """Searches the bodies of comments for words, and returns the newest matching comments first unless order_by says
@@ -442,7 +442,7 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
       and all_posts is not set.
     - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
-      the filter is not valid.
+      the filter is not valid; max_count is negative.
     """
     CountReplies: _aio.UnaryUnaryMultiCallable[_comments_pb2.CountRepliesRequest, _comments_pb2.CountRepliesResponse]  # type: ignore[assignment]
     """Counts the direct replies to up to 1000 comments; replies to these replies are not counted. Replies
@@ -453,7 +453,7 @@ class CommentServiceAsyncStub(CommentServiceStub):
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
       1000.
     - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
-      reply_to_id.
+      reply_to_id; max_count is negative.
     """
     SearchComments: _aio.UnaryUnaryMultiCallable[_comments_pb2.SearchCommentsRequest, _comments_pb2.SearchCommentsResponse]  # type: ignore[assignment]
     """Searches the bodies of comments for words, and returns the newest matching comments first unless order_by says
@@ -737,7 +737,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has more than 1000 post_ids, or none
           and all_posts is not set.
         - INVALID_ARGUMENT (FIELD_INVALID): a post_id is not positive; post_ids and all_posts are both set;
-          the filter is not valid.
+          the filter is not valid; max_count is negative.
         """
 
     @_abc_1.abstractmethod
@@ -754,7 +754,7 @@ class CommentServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): the request has no comment_ids, or more than
           1000.
         - INVALID_ARGUMENT (FIELD_INVALID): a comment_id is not positive; the filter is not valid, or has
-          reply_to_id.
+          reply_to_id; max_count is negative.
         """
 
     @_abc_1.abstractmethod

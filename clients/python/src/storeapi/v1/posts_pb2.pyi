@@ -662,6 +662,11 @@ class CountPostsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FILTER_FIELD_NUMBER: _builtins.int
+    MAX_COUNT_FIELD_NUMBER: _builtins.int
+    max_count: _builtins.int
+    """If not 0, counting stops at this number. A count that equals max_count means "at least max_count". 0: no
+    limit.
+    """
     @_builtins.property
     def filter(self) -> _filters_pb2.PostFilter:
         """Only posts that match. Unset: all posts."""
@@ -670,10 +675,11 @@ class CountPostsRequest(_message.Message):
         self,
         *,
         filter: _filters_pb2.PostFilter | None = ...,
+        max_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "max_count", b"max_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -325,7 +325,7 @@ class PostServiceServicer(object):
         once; a post that is created, updated or deleted during the call may or may not be counted.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
+        - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid; max_count is negative.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

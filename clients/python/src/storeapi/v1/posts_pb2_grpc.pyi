@@ -198,7 +198,7 @@ class PostServiceStub:
     once; a post that is created, updated or deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
+    - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid; max_count is negative.
     """
     BatchDeletePosts: _grpc.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]
     """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
@@ -409,7 +409,7 @@ class PostServiceAsyncStub(PostServiceStub):
     once; a post that is created, updated or deleted during the call may or may not be counted.
 
     Errors:
-    - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
+    - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid; max_count is negative.
     """
     BatchDeletePosts: _aio.UnaryUnaryMultiCallable[_posts_pb2.BatchDeletePostsRequest, _posts_pb2.BatchDeletePostsResponse]  # type: ignore[assignment]
     """Deletes up to 1000 posts, all of them or none. The limits of DeletePost for one transaction apply
@@ -683,7 +683,7 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
         once; a post that is created, updated or deleted during the call may or may not be counted.
 
         Errors:
-        - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid.
+        - INVALID_ARGUMENT (FIELD_INVALID): the filter is not valid; max_count is negative.
         """
 
     @_abc_1.abstractmethod
