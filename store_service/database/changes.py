@@ -15,6 +15,7 @@ from sqlalchemy import (
     delete,
     func,
     literal,
+    null,
     select,
     table,
     text,
@@ -211,6 +212,27 @@ HAS_OWN_PAST = Statement(
 )
 """1, or 0 if there are changes of transactions that this PostgreSQL server has not begun yet, which means
 that they were copied from another server. Served by changes_xid_seq_idx."""
+
+SYSTEM_ID = Statement(
+    select(feed.c.system_id, literal(0, Integer)),
+    on_postgresql=select(
+        feed.c.system_id, cast(func.has_function_privilege("pg_control_system()", "EXECUTE"), Integer)
+    ),
+)
+"""The stored system identifier, and whether that of the server can be read."""
+
+_server_system_id = select(cast(column("system_identifier"), Text)).select_from(func.pg_control_system())
+IS_SAME_SYSTEM = Statement(
+    select(literal(1, Integer)),
+    on_postgresql=select(cast(feed.c.system_id == _server_system_id.scalar_subquery(), Integer)),
+)
+"""1, or 0 if another server has written the changes."""
+
+SET_SYSTEM_ID = Statement(
+    update(feed).values(system_id=null()),
+    on_postgresql=update(feed).values(system_id=_server_system_id.scalar_subquery()),
+)
+"""Stores the system identifier of the server."""
 
 BEGIN_ANEW = (
     # TRUNCATE takes the same time for any number of rows. On PostgreSQL statements have a timeout.

@@ -60,6 +60,7 @@ MADE_BY = {
             for end in ("", "_data", "_idx", "_content", "_config", "_tokens_idx")
         ),
     ),
+    "0011": (),
 }
 """The names of the objects that each revision creates, including temporary ones; oldest revision first."""
 

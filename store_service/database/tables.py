@@ -289,6 +289,9 @@ feed_table = Table(
     Column("trimmed_seq", BigInteger, nullable=False),
     # State of the retention clock as JSON; NULL before the first check.
     Column("clock", Text),
+    # System identifier of the PostgreSQL server whose transactions wrote the changes. NULL on SQLite, and
+    # before the first start that can read it.
+    Column("system_id", Text),
 )
 
 # Idempotency keys with their stored responses.

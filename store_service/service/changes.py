@@ -195,9 +195,10 @@ class Changes:
     async def begin(self) -> None:
         """Prepares the feed at the start, before the first write.
 
-        A dump that was restored into another PostgreSQL server contains changes with transaction numbers that
-        this server has not reached yet; later changes would sort before them. These changes are deleted and
-        the store gets a new id. Watches that continue with a token of the old store are refused.
+        A dump that was restored into another PostgreSQL server contains changes of transactions of the former
+        server. Later changes could sort before them, and changes of transactions that were running when the
+        dump was made are missing. These changes are deleted and the store gets a new id. Watches that
+        continue with a token of the old store are refused.
         """
         if await self._database.read(_HAS_OWN_PAST, None):
             return
@@ -317,8 +318,20 @@ def _part_length(sizes: Sequence[int]) -> int:
 
 
 async def _has_own_past(connection: Connection, calls: Sequence[None]) -> list[bool]:
+    return [await _is_own(connection) is True] * len(calls)
+
+
+async def _is_own(connection: Connection) -> bool | None:
+    """Whether this server has written the changes; None if it has as far as can be seen, and its system
+    identifier must be stored."""
     ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
-    return [bool(has_own_past)] * len(calls)
+    ((system_id, can_read),) = await connection.fetch(sql.SYSTEM_ID)
+    if not has_own_past or not can_read:
+        return bool(has_own_past)
+    if system_id is None:
+        return None
+    ((is_same,),) = await connection.fetch(sql.IS_SAME_SYSTEM)
+    return bool(is_same)
 
 
 async def _restart(connection: Connection, store_ids: Sequence[str]) -> list[bool]:
@@ -326,14 +339,17 @@ async def _restart(connection: Connection, store_ids: Sequence[str]) -> list[boo
 
 
 async def _restart_once(connection: Connection, store_id: str) -> bool:
-    """Deletes all changes and gives the store a new id. Returns False if another process did so before."""
+    """Deletes all changes and gives the store a new id, and stores the system identifier. Returns False if
+    the changes belong to this server."""
     # Read again under the order lock, while no other process restarts the feed or writes.
-    ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
-    if has_own_past:
-        return False
-    for statement in sql.BEGIN_ANEW:
-        await connection.fetch(statement, store_id=store_id)
-    return True
+    is_own = await _is_own(connection)
+    if is_own is False:
+        for statement in sql.BEGIN_ANEW:
+            await connection.fetch(statement, store_id=store_id)
+    ((_, can_read),) = await connection.fetch(sql.SYSTEM_ID)
+    if can_read:
+        await connection.fetch(sql.SET_SYSTEM_ID)
+    return is_own is False
 
 
 _HAS_OWN_PAST: BatchOperation[None, bool] = BatchOperation(_has_own_past)

@@ -399,6 +399,56 @@ async def test_changes_from_another_server_are_trimmed(store: Database, database
     assert [change.resource.body for change in batch.changes] == ["b"]
 
 
+async def test_changes_of_a_server_with_smaller_numbers_are_trimmed(
+    store: Database, database_url: str
+) -> None:
+    """A dump lacks the changes of transactions that were running, and a token of the former server may follow
+    them."""
+    changes = Changes(store)
+    await Posts(store).create([PostDraft(body="a")])
+    await changes.begin()
+    before = await changes.state()
+    await changes.begin()
+    assert (await changes.state()).store_id == before.store_id
+
+    execute(database_url, "UPDATE feed SET system_id = '7000000000000000000'")
+    with capture_logs() as lines:
+        await changes.begin()
+        await changes.begin()
+    after = await changes.state()
+
+    assert [line["event"] for line in lines] == [
+        "change feed restarted: its changes come from another database server"
+    ]
+    assert query(database_url, "SELECT count(*) FROM changes") == [(0,)]
+    with pytest.raises(ResumeTokenForeign):
+        resume_tokens.read(before.resume_token(before.end), after.store_id)
+
+
+async def test_system_identifier_is_optional(store: Database, database_url: str) -> None:
+    """Some providers revoke the function that reads it."""
+    with psycopg.connect(database_url, autocommit=True) as superuser:
+        superuser.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+        superuser.execute("DROP ROLE IF EXISTS without_control")
+        superuser.execute("CREATE ROLE without_control LOGIN")
+        tables = "ALL TABLES IN SCHEMA public"
+        superuser.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON {tables} TO without_control")
+        superuser.execute("GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO without_control")
+        try:
+            url = make_url(database_url).set(username="without_control")
+            async with connect.open_database(url.render_as_string(hide_password=False)) as restricted:
+                changes = Changes(restricted)
+                await Posts(restricted).create([PostDraft(body="a")])
+                before = await changes.state()
+                await changes.begin()
+                assert await changes.state() == before
+        finally:
+            superuser.execute("DROP OWNED BY without_control")
+            superuser.execute("DROP ROLE without_control")
+            superuser.execute("GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC")
+    assert query(database_url, "SELECT system_id FROM feed") == [(None,)]
+
+
 async def test_changes_written_after_a_restore_are_kept(
     store: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -328,6 +328,9 @@ WITHOUT_INDEX = {
         "changes.BEGIN_ANEW[0]",
         # A constant on SQLite.
         "changes.HAS_OWN_PAST",
+        "changes.IS_SAME_SYSTEM",
+        "changes.SYSTEM_ID",
+        "changes.SET_SYSTEM_ID",
         "changes.IS_STANDBY",
         "posts.CHECK_KEYS_BY_INDEX",
         # There are few or no unfinished deletions and restorations.
@@ -379,6 +382,9 @@ WITHOUT_INDEX = {
         "changes.SAVE_CLOCK",
         "changes.BEGIN_ANEW[0]",
         "changes.BEGIN_ANEW[1]",
+        "changes.IS_SAME_SYSTEM",
+        "changes.SYSTEM_ID",
+        "changes.SET_SYSTEM_ID",
         "idempotency.INSERT_REQUESTS",
     },
 }

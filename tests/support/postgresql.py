@@ -246,7 +246,7 @@ BEGIN
   END IF;
   PERFORM setval(name::regclass, 1, false)
   FROM unnest('{{posts_id_seq,comments_id_seq,changes_seq_seq}}'::text[]) AS name;
-  UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0, clock = NULL;
+  UPDATE feed SET trimmed_xid = 0, trimmed_seq = 0, clock = NULL, system_id = NULL;
 END
 $$
 """
