@@ -60,11 +60,15 @@ def no_process_outlives_its_module() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def unchanged_logs() -> Iterator[None]:
-    """Commands that run in this process set up its logs; the next test finds them as they were."""
+def unchanged_process() -> Iterator[None]:
+    """Commands that run in this process set up its logs and add environment variables; the next test finds
+    both as they were. Child processes of another environment could not be forks."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
+    variables = set(os.environ)
     yield
+    for name in set(os.environ) - variables:
+        del os.environ[name]
     if structlog.is_configured():
         structlog.reset_defaults()
         root.handlers, root.level = handlers, level
