@@ -1,7 +1,7 @@
 """Profiles of hypothesis, and one server for each module and engine.
 
 The profile is chosen by HYPOTHESIS_PROFILE. `ci` runs the same few examples every time, for `make test`: an
-example costs 5 ms to 2 s of CPU time. `search` looks for new examples, 1,000 in each test, for `make torture`.
+example costs 5 ms to 2 s of CPU time. `search` looks for new ones, 1,000 in each test, for `make torture`.
 """
 
 import os
