@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import alembic.command
 import alembic.op
 import pytest
 import sqlalchemy
@@ -257,8 +258,8 @@ STEPS = {
 def test_failed_upgrade_leaves_the_database_unchanged(
     old_url: str, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    """This is true for a failure at each statement."""
-    before, calls = contents(old_url), 0
+    """After the last statement of each kind, where an earlier commit would show, and after earlier ones."""
+    before, calls, fails_at = contents(old_url), 0, 0
     real: Callable[..., Any] = getattr(alembic.op, step)
 
     def failing(*args: Any, **kwargs: Any) -> Any:
@@ -269,19 +270,28 @@ def test_failed_upgrade_leaves_the_database_unchanged(
             raise FaultError
         return result
 
-    # Fails after the first call, then after the second, until all calls succeed.
-    for fails_at in range(1, 100):  # noqa: B007  # `failing` reads it
-        calls = 0
-        with monkeypatch.context() as patch:
-            patch.setattr(alembic.op, step, failing)
-            try:
-                schema.upgrade(old_url)
-            except FaultError:
-                assert contents(old_url) == before
-            else:
-                break
+    def failing_at_the_end(*args: Any) -> None:
+        upgrade(*args)
+        raise FaultError
 
-    assert 0 < calls < fails_at
+    upgrade = alembic.command.upgrade
+    monkeypatch.setattr(alembic.op, step, failing)
+    with monkeypatch.context() as patch:
+        patch.setattr(alembic.command, "upgrade", failing_at_the_end)
+        with pytest.raises(FaultError):
+            schema.upgrade(old_url)
+    assert contents(old_url) == before
+    last = calls
+    assert last
+
+    for fails_at in sorted({last, *(2**n for n in range(7) if 2**n < last)}):  # noqa: B007  # `failing` reads it
+        calls = 0
+        with pytest.raises(FaultError):
+            schema.upgrade(old_url)
+        assert contents(old_url) == before
+
+    fails_at = 0
+    schema.upgrade(old_url)
     schema.check(old_url)
 
 
