@@ -513,6 +513,8 @@ DYING = """
 import os, sys, traceback
 from pathlib import Path
 from store_service.cli import main
+# What the command imports, so that each child need not.
+from store_service.database import backup, connect, schema
 
 def dying(real):
     def step(*args, **kwargs):

@@ -95,16 +95,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory, wheels: Wheels) -> Insta
         assert done.returncode == 0, done.stdout + done.stderr
 
     run(sys.executable, "-m", "venv", "--without-pip", environment)
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        f"{environment}/bin/python",
-        "--disable-pip-version-check",
-    ]
-    run(*pip, "install", "--no-compile", "-c", constraints, f"{wheels.storeapi}[cli]", wheels.store_service)
-    run(*pip, "check")
+    # uv takes a tenth of the CPU time of pip.
+    uv, python = (sys.executable, ROOT / "tools/uv_pip.py"), environment / "bin/python"
+    packages = (f"{wheels.storeapi}[cli]", wheels.store_service)
+    run(*uv, "install", "--python", python, "-c", constraints, *packages)
+    run(sys.executable, "-m", "uv", "pip", "check", "--python", python)
     work = folder / "work"
     work.mkdir()
     return Installed(programs=environment / "bin", folder=work)
