@@ -1,5 +1,6 @@
 """Valid and invalid requests: bodies, ids, request ids and undecodable bytes; and the order of checks."""
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -483,16 +484,18 @@ def mangled(method: MethodDescriptor) -> Iterator[bytes]:
 @each_method
 async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
     """The only error is INVALID_ARGUMENT."""
+    requests = list(mangled(method))
+    outcomes = await asyncio.gather(
+        *(result_or_error(send_bytes(channel, method_path(method), data)) for data in requests)
+    )
+
     malformed = 0
-    for data in mangled(method):
+    for data, outcome in zip(requests, outcomes, strict=True):
         try:
             request_class(method).FromString(data)
             is_request = True
         except DecodeError:
             is_request = False
-
-        outcome = await result_or_error(send_bytes(channel, method_path(method), data))
-
         if not is_request:
             error = received_error(outcome)
             assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"), data

@@ -178,13 +178,22 @@ async def listed(call: Any, request: Any, page_size: int) -> list[int]:
 @pytest.mark.parametrize("order_by", ["id", "id desc", "create_time", "create_time desc"])
 async def test_posts_are_filtered_and_ordered(stubs: Stubs, stored: Stored, order_by: str) -> None:
     """Every combination of conditions, in pages of several sizes."""
-    for conditions in filters():
-        expected = in_order([it for it in stored.posts if matches(it, conditions)], order_by, stored)
-        for page_size in (1, 3, 1000):
-            request = posts_pb2.ListPostsRequest(
-                order_by=order_by, filter=filters_pb2.PostFilter(**conditions)
+    cases = list(product(filters(), (1, 3, 1000)))
+
+    lists = await asyncio.gather(
+        *(
+            listed(
+                stubs.posts.ListPosts,
+                posts_pb2.ListPostsRequest(order_by=order_by, filter=filters_pb2.PostFilter(**conditions)),
+                page_size,
             )
-            assert await listed(stubs.posts.ListPosts, request, page_size) == expected, conditions
+            for conditions, page_size in cases
+        )
+    )
+
+    for (conditions, _), found in zip(cases, lists, strict=True):
+        expected = in_order([it for it in stored.posts if matches(it, conditions)], order_by, stored)
+        assert found == expected, conditions
 
 
 @pytest.mark.parametrize(
@@ -194,15 +203,29 @@ async def test_comments_are_filtered_and_ordered(stubs: Stubs, stored: Stored, o
     """Every combination of conditions, of one post or of all, in pages of several sizes."""
     parent = stored.comments[0].reply_to_id or stored.comments[0].id
     post_ids = [0, stored.posts[0].id] if "thread" not in order_by else [stored.posts[0].id]
-    for conditions, reply_to, post_id in product(filters(), (None, 0, parent), post_ids):
-        wanted = conditions if reply_to is None else conditions | {"reply_to_id": reply_to}
+    replies: list[dict[str, Any]] = [{}, {"reply_to_id": 0}, {"reply_to_id": parent}]
+    cases = [
+        (conditions | reply_to, post_id, page_size)
+        for conditions, reply_to, post_id, page_size in product(filters(), replies, post_ids, (2, 7))
+    ]
+
+    lists = await asyncio.gather(
+        *(
+            listed(
+                stubs.comments.ListComments,
+                comments_pb2.ListCommentsRequest(
+                    order_by=order_by, post_id=post_id, filter=filters_pb2.CommentFilter(**wanted)
+                ),
+                page_size,
+            )
+            for wanted, post_id, page_size in cases
+        )
+    )
+
+    for (wanted, post_id, _), found in zip(cases, lists, strict=True):
         of_post = [it for it in stored.comments if post_id in (0, it.post_id)]
         expected = in_order([it for it in of_post if matches(it, wanted)], order_by, stored)
-        for page_size in (2, 7):
-            request = comments_pb2.ListCommentsRequest(
-                order_by=order_by, post_id=post_id, filter=filters_pb2.CommentFilter(**wanted)
-            )
-            assert await listed(stubs.comments.ListComments, request, page_size) == expected, wanted
+        assert found == expected, wanted
 
 
 async def test_watches_have_the_same_conditions(stored: Stored) -> None:

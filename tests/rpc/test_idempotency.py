@@ -1,5 +1,6 @@
 """request_id: a request that is sent again is done once, and answered as it was answered first."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -138,8 +139,9 @@ async def test_different_request_with_the_same_id_is_refused(
     after = all_rows(database_url)
 
     others = dict(altered_requests(request))
-    for name, other in others.items():
-        assert_reused(await expect_error(send(channel, method, other)), name)
+    errors = await asyncio.gather(*(expect_error(send(channel, method, other)) for other in others.values()))
+    for name, error in zip(others, errors, strict=True):
+        assert_reused(error, name)
 
     # Every field of the request, and of what is in it, had its turn.
     assert len(others) >= len(method.input_type.fields) - 2
@@ -176,10 +178,15 @@ async def assert_refused_to_others(
     first = await send(channel, method, request)
     after = all_rows(database_url)
 
-    for other in WRITES:
-        if other is not method:
-            error = await expect_error(send(channel, other, build_request(other, world, request.request_id)))
-            assert_reused(error, other.name)
+    others = [other for other in WRITES if other is not method]
+    errors = await asyncio.gather(
+        *(
+            expect_error(send(channel, other, build_request(other, world, request.request_id)))
+            for other in others
+        )
+    )
+    for other, error in zip(others, errors, strict=True):
+        assert_reused(error, other.name)
 
     assert all_rows(database_url) == after
     assert await send(channel, method, request) == first

@@ -60,15 +60,33 @@ class Dataset:
 
 async def create_dataset(stubs: Stubs) -> Dataset:
     """Creates the dataset."""
-    posts = [await stubs.create_post(f"post {n} {BODY}") for n in range(3)]
-    comments = [await stubs.create_comment(posts[n].id, f"comment {n} {BODY}") for n in (0, 0, 1)]
-    deleted_post = (await stubs.create_post(f"deleted {BODY}")).id
-    for n in range(2):
-        await stubs.create_comment(deleted_post, f"deleted {n} {BODY}")
-    deleted_comment = (await stubs.create_comment(posts[2].id, f"deleted {BODY}")).id
-    await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=deleted_post, force=True))
-    await stubs.comments.DeleteComment(comments_pb2.DeleteCommentRequest(id=deleted_comment))
-    return Dataset(posts=posts, comments=comments, deleted_post=deleted_post, deleted_comment=deleted_comment)
+    bodies = [*(f"post {n} {BODY}" for n in range(3)), f"deleted {BODY}"]
+    posts = (
+        await stubs.posts.BatchCreatePosts(
+            posts_pb2.BatchCreatePostsRequest(requests=[{"post": {"body": body}} for body in bodies])
+        )
+    ).posts
+    # The number of the post, and the body.
+    drafts = [
+        *((post, f"comment {n} {BODY}") for n, post in enumerate((0, 0, 1))),
+        *((3, f"deleted {n} {BODY}") for n in range(2)),
+        (2, f"deleted {BODY}"),
+    ]
+    comments = (
+        await stubs.comments.BatchCreateComments(
+            comments_pb2.BatchCreateCommentsRequest(
+                requests=[{"comment": {"post_id": posts[post].id, "body": body}} for post, body in drafts]
+            )
+        )
+    ).comments
+    await stubs.posts.DeletePost(posts_pb2.DeletePostRequest(id=posts[3].id, force=True))
+    await stubs.comments.DeleteComment(comments_pb2.DeleteCommentRequest(id=comments[5].id))
+    return Dataset(
+        posts=list(posts[:3]),
+        comments=list(comments[:3]),
+        deleted_post=posts[3].id,
+        deleted_comment=comments[5].id,
+    )
 
 
 REQUESTS: dict[str, Callable[[Dataset], Any]] = {
