@@ -6,6 +6,7 @@ field takes the default of the dataclass, or the empty value of its type.
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cached_property
 from types import NoneType
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
@@ -18,10 +19,14 @@ class RecordReader(Generic[R]):
     def __init__(self, model: type[R]) -> None:
         """Takes the dataclass. Its fields have types with an empty value: `str`, `int`, `X | None`."""
         self._model = model
-        self._types = get_type_hints(model)
         self._fields = dataclasses.fields(model)  # type: ignore[arg-type]  # a dataclass
         self._names = frozenset(field.name for field in self._fields)
         self._required = frozenset(field.name for field in self._fields if not _has_default(field))
+
+    @cached_property
+    def _types(self) -> dict[str, Any]:
+        """The types of the fields. Only incomplete records need them, and finding them slows down a start."""
+        return get_type_hints(self._model)
 
     def read(self, record: Mapping[str, Any]) -> R:
         """Returns the resource in a record."""

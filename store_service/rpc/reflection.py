@@ -5,7 +5,7 @@ comments, which this service returns, so that `grpcurl describe` prints the docu
 """
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
 import grpc
@@ -45,7 +45,11 @@ class ReflectionService:
         version_1 = _version_1()
         self._files[version_1.name] = version_1
         self._files |= {file.name: file for file in shipped_descriptors()}
-        self._file_of = {symbol: file.name for file in self._files.values() for symbol in _symbols(file)}
+
+    @cached_property
+    def _file_of(self) -> dict[str, str]:
+        """The name of the file of each symbol. Most servers get no request that needs it."""
+        return {symbol: file.name for file in self._files.values() for symbol in _symbols(file)}
 
     async def ServerReflectionInfo(
         self, requests: AsyncIterator[pb.ServerReflectionRequest], _: Context

@@ -81,9 +81,9 @@ def key_file(tmp_path: Path) -> KeyFile:
 
 
 @pytest.fixture
-def config(database_url: str, key_file: KeyFile) -> Config:
+def config(config: Config, key_file: KeyFile) -> Config:
     """A server with authentication."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", api_keys_file=str(key_file.path))
+    return config.model_copy(update={"api_keys_file": str(key_file.path)})
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.message import DecodeError, Message
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from store_service import config as settings
 from store_service.config import Config
 from tests.support.contract import METHODS, method_path, request_class, send_bytes
 from tests.support.database import database_contents
@@ -100,8 +99,8 @@ class TestShortBodies:
     """A server with a limit of 8 bytes."""
 
     @pytest.fixture
-    def config(self, database_url: str) -> Config:
-        return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_body_bytes=8)
+    def config(self, config: Config) -> Config:
+        return config.model_copy(update={"max_body_bytes": 8})
 
     @pytest.mark.parametrize("body", ["12345678", "€€12", "\U0001f600\U0001f600"])
     async def test_body_limit_is_a_setting(self, api_of_short: ResourceApi, body: str) -> None:

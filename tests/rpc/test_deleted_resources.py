@@ -9,7 +9,6 @@ import grpc
 import pytest
 from storeapi.v1.filters_pb2 import CommentFilter, PostFilter
 
-from store_service import config as settings
 from store_service.config import Config
 from store_service.service import background_steps, comment_removal, large_deletions, restoration
 from tests.support.database import query
@@ -26,9 +25,9 @@ ORDERS = ("id", "id desc", "create_time", "create_time desc", "thread", "thread 
 
 
 @pytest.fixture
-def config(database_url: str) -> Config:
+def config(config: Config) -> Config:
     """Deleted resources can be restored for a day."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", undelete_hours=24)
+    return config.model_copy(update={"undelete_hours": 24.0})
 
 
 @pytest.fixture

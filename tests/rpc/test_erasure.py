@@ -12,7 +12,6 @@ import pytest
 from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, filters_pb2, posts_pb2
 from structlog.testing import capture_logs
 
-from store_service import config as settings
 from store_service.config import Config
 from store_service.database import rewriting
 from store_service.database.connect import Database, is_sqlite
@@ -57,9 +56,9 @@ def undelete_hours() -> float:
 
 
 @pytest.fixture
-def config(database_url: str, undelete_hours: float) -> Config:
+def config(config: Config, undelete_hours: float) -> Config:
     """Settings of the server."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", undelete_hours=undelete_hours)
+    return config.model_copy(update={"undelete_hours": undelete_hours})
 
 
 async def count_found(stubs: Stubs) -> int:

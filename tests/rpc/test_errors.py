@@ -14,7 +14,6 @@ from storeapi.v1 import changes_pb2, errors_pb2
 from storeapi.v1 import posts_pb2 as pb
 from structlog.testing import capture_logs
 
-from store_service import config as settings
 from store_service import errors
 from store_service.config import Config
 from store_service.database import connect
@@ -150,9 +149,9 @@ async def one_watch_too_many(_: ResourceApi, __: ResourceApi, channel: grpc.aio.
 
 
 @pytest.fixture
-def config(database_url: str) -> Config:
+def config(config: Config) -> Config:
     """The maximum number of watches is 1."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_watches=1)
+    return config.model_copy(update={"max_watches": 1})
 
 
 SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]] = {

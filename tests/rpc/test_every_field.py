@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from storeapi.v1 import changes_pb2 as pb
 from storeapi.v1 import comments_pb2
 
-from store_service import config as settings
+from store_service.config import Config
 from store_service.model import Position, Query, ResourceKind, ResumePoint
 from store_service.server import serving
 from store_service.service import page_tokens, resume_tokens
@@ -590,7 +590,9 @@ def test_every_field_has_a_proof() -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-async def test_field_has_its_documented_effect(field: str, world: Path, tmp_path: Path) -> None:
+async def test_field_has_its_documented_effect(
+    field: str, world: Path, tmp_path: Path, default_config: Config
+) -> None:
     """The result differs from that of the request without the field."""
     proof = PROOFS[field]
     method, path = field.split(".", 1)
@@ -600,8 +602,8 @@ async def test_field_has_its_documented_effect(field: str, world: Path, tmp_path
     assert request != without, "the request of the proof does not set the field"
 
     assert proof.set != proof.unset
-    assert await come_of(method, request, world, tmp_path / "set.db") == proof.set
-    assert await come_of(method, without, world, tmp_path / "unset.db") == proof.unset
+    assert await come_of(default_config, method, request, world, tmp_path / "set.db") == proof.set
+    assert await come_of(default_config, method, without, world, tmp_path / "unset.db") == proof.unset
 
 
 def clear(message: Any, path: list[str]) -> None:
@@ -616,13 +618,13 @@ def clear(message: Any, path: list[str]) -> None:
     message.ClearField(last.removesuffix("[]"))
 
 
-async def come_of(method: str, request: Message, world: Path, file: Path) -> str:
+async def come_of(config: Config, method: str, request: Message, world: Path, file: Path) -> str:
     """The outcome of a call to a new server: its error, or its response and the changed rows."""
     shutil.copy(world, file)
     url = f"sqlite:///{file}"
     before = database_contents(url)
-    config = settings.load(DATABASE_URL=url, listen="127.0.0.1:0", read_connections=1)
-    async with serving(config) as server, grpc.aio.insecure_channel(server.address) as channel:
+    own = config.model_copy(update={"DATABASE_URL": url, "read_connections": 1})
+    async with serving(own) as server, grpc.aio.insecure_channel(server.address) as channel:
         call = channel.unary_unary(
             method_path(BY_NAME[method]),
             request_serializer=request_class(BY_NAME[method]).SerializeToString,

@@ -38,9 +38,9 @@ OF_THE_SUPERVISOR = {"store_worker_up", "store_worker_restarts_total"}
 
 
 @pytest.fixture
-def config(database_url: str) -> Config:
+def config(config: Config) -> Config:
     """A server that serves metrics."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", metrics_listen="127.0.0.1:0")
+    return config.model_copy(update={"metrics_listen": "127.0.0.1:0"})
 
 
 def families_in(samples: Scraped) -> set[str]:

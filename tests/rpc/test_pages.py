@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import grpc
 import pytest
 
-from store_service import config as settings
 from store_service.config import Config
 from store_service.server import serving
 from tests.support.engines import SQLITE_ONLY
@@ -288,8 +287,8 @@ class TestLargestBodies:
     """With the largest body that a setting allows."""
 
     @pytest.fixture
-    def config(self, database_url: str) -> Config:
-        return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", max_body_bytes=1_048_576)
+    def config(self, config: Config) -> Config:
+        return config.model_copy(update={"max_body_bytes": 1_048_576})
 
     async def test_page_has_at_least_one_resource_and_fits_a_message(self, api: ResourceApi) -> None:
         """A megabyte each: pages of two, for three would pass 3 MiB with what else is in them."""

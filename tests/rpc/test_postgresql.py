@@ -39,9 +39,9 @@ def database_url(postgres_database: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def config(database_url: str) -> Config:
+def config(config: Config) -> Config:
     """A server that does not wait long for a database that is away."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", connect_timeout_seconds=2)
+    return config.model_copy(update={"connect_timeout_seconds": 2})
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from store_service import config as settings
 from store_service.config import Config
 from tests.support.database import query
 from tests.support.direct_server import ManualSteps
@@ -22,9 +21,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> ManualSteps:
 
 
 @pytest.fixture
-def config(database_url: str) -> Config:
+def config(config: Config) -> Config:
     """The last three versions are kept."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", undelete_hours=24, revisions=3)
+    return config.model_copy(update={"undelete_hours": 24.0, "revisions": 3})
 
 
 def page(api: ResourceApi, id: int, **options: Any) -> Any:

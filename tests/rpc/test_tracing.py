@@ -67,9 +67,9 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
 
 
 @pytest.fixture
-def config(database_url: str, spans: Spans) -> Config:
+def config(config: Config, spans: Spans) -> Config:
     """A server that makes spans."""
-    return settings.load(DATABASE_URL=database_url, listen="127.0.0.1:0", tracing=True)
+    return config.model_copy(update={"tracing": True})
 
 
 def attributes(span: ReadableSpan) -> dict[str, Any]:
