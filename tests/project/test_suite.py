@@ -150,6 +150,13 @@ def test_server_that_does_not_start_is_killed(tmp_path: Path, monkeypatch: pytes
     assert server.process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("turn", ["first", "second"])
+def test_environment_variable_of_a_test_does_not_stay(turn: str) -> None:
+    """With another environment, the fork server would start new interpreters for all later tests."""
+    assert os.environ.pop("SET_BY_A_TEST", "") == ""
+    os.environ["SET_BY_A_TEST"] = turn
+
+
 def test_module_that_leaves_a_process_fails(tmp_path: Path) -> None:
     """The error names the process, which is killed."""
     run = run_pytest(tmp_path, "test_that_leaves_it")
