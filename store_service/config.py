@@ -33,6 +33,10 @@ class Config(BaseSettings):
     postgresql://user:password@host/database, with ?sslmode=verify-full for TLS. Separate several hosts by
     commas (a:5432,b:5432); ?host=/run/postgresql is a Unix socket."""
 
+    DATABASE_READ_URL: values.ReadUrls = Field(default="", validation_alias="DATABASE_READ_URL", repr=False)
+    """Replicas of DATABASE_URL that answer the reads of callers who allow it: the URL of a PostgreSQL
+    standby, or several, separated by spaces. Each may have several hosts, of which one is used."""
+
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""
 
@@ -178,6 +182,9 @@ class Config(BaseSettings):
 
     connect_timeout_seconds: float = Field(default=5.0, gt=0, le=60)
     """Maximum time to open a connection to PostgreSQL before it counts as unavailable."""
+
+    max_replica_lag_seconds: float = Field(default=10.0, ge=1, le=86_400)
+    """Maximum age of what a replica lacks. Above it, the replica is not used until it has caught up."""
 
     request_id_retention_hours: float = Field(default=24.0, gt=0, le=8760)
     """How long a request with a request_id can be repeated and gets its first response."""

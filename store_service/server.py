@@ -27,6 +27,7 @@ from store_service.rpc.channelz import FILES as CHANNELZ_FILES
 from store_service.rpc.comments import CommentService
 from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
+from store_service.rpc.consistency import Consistency
 from store_service.rpc.health import HealthService
 from store_service.rpc.limits import Limits
 from store_service.rpc.pending import Pending
@@ -98,11 +99,19 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
             )
         async with (
             instrumented(config, certificates) as instrumentation,
-            startup.open_database(config, observe=instrumentation.queue_observer) as database,
+            startup.open_database(
+                config, observe=instrumentation.queue_observer, with_replicas=True
+            ) as database,
         ):
             metrics = instrumentation.metrics
+            if metrics is not None and database.replicas is not None:
+                metrics.replicas = database.replicas.all
             await schema.look(database)
-            await Changes(database).begin()
+            changes = Changes(database)
+            await changes.begin()
+            consistency = Consistency(
+                changes, (await changes.state()).store_id, has_replicas=database.replicas is not None
+            )
             connections = Connections()
             limits = _limits(config, connections)
             connection_limits = _connection_limits(config, connections, limits)
@@ -142,6 +151,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 feed,
                 AdminService(erasures, search_index),
                 pipeline,
+                consistency,
                 health,
                 names,
                 reuse_port=reuse_port,
@@ -269,6 +279,7 @@ def _server(
     feed: Feed,
     admin: AdminService,
     pipeline: RpcPipeline,
+    consistency: Consistency,
     health: HealthService,
     names: list[str],
     *,
@@ -283,8 +294,10 @@ def _server(
     server = grpc.aio.server(options=server_options(config, reuse_port=reuse_port))
     server.add_generic_rpc_handlers(
         (
-            pipeline.handlers(POSTS, PostService(posts, searches.posts, validation)),
-            pipeline.handlers(COMMENTS, CommentService(comments, searches.comments, validation)),
+            pipeline.handlers(POSTS, PostService(posts, searches.posts, validation), consistency=consistency),
+            pipeline.handlers(
+                COMMENTS, CommentService(comments, searches.comments, validation), consistency=consistency
+            ),
             # The feed limits the number of watches.
             pipeline.handlers(CHANGES, ChangeService(feed, validation), counts_streams=False),
             pipeline.handlers(ADMIN, admin),

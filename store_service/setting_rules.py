@@ -17,7 +17,7 @@ def check_combinations(config: "Config") -> None:
     Raises:
         ValueError: They contradict each other, or one is missing.
     """
-    for check in (_check_tls, _check_jwt, _check_sizes, _check_workers):
+    for check in (_check_tls, _check_jwt, _check_sizes, _check_workers, _check_replicas):
         check(config)
 
 
@@ -72,4 +72,16 @@ def _check_workers(config: "Config") -> None:
         raise ValueError(
             "STORE_WORKERS: must be 1 with DB_FORCE_ROLL_BACK, because each process would have its own "
             "transaction and would not see the writes of the others"
+        )
+
+
+def _check_replicas(config: "Config") -> None:
+    if config.DATABASE_READ_URL and config.DATABASE_URL.startswith("sqlite:"):
+        raise ValueError(
+            "DATABASE_READ_URL: needs a PostgreSQL database in DATABASE_URL, because SQLite has no replicas"
+        )
+    if config.DATABASE_READ_URL and config.DB_FORCE_ROLL_BACK:
+        raise ValueError(
+            "DATABASE_READ_URL: must not be set with DB_FORCE_ROLL_BACK, because replicas never receive what "
+            "is rolled back"
         )

@@ -44,6 +44,15 @@ def _check_database_url(value: str) -> str:
     return value
 
 
+def _check_read_urls(value: str) -> str:
+    """Accepts URLs of PostgreSQL databases, separated by white space, and an empty value."""
+    for url in value.split():
+        if not url.startswith("postgresql://"):
+            raise ValueError("must start with postgresql://; several URLs are separated by spaces")
+        _check_database_url(url)
+    return value
+
+
 def _check_address(value: str) -> str:
     """Accepts HOST:PORT and unix:PATH."""
     Address.parse(value)
@@ -97,6 +106,7 @@ def _check_tracing(value: bool) -> bool:
 
 
 DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
+ReadUrls = Annotated[str, AfterValidator(_check_read_urls)]
 ListenAddress = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
 ExistingFile = Annotated[str, AfterValidator(_check_file)]

@@ -125,9 +125,9 @@ async def try_to_open(config: Config) -> None:
 
 
 def open_database(
-    config: Config, *, observe: ObserverFactory = without_observer
+    config: Config, *, observe: ObserverFactory = without_observer, with_replicas: bool = False
 ) -> AbstractAsyncContextManager[connect.Database]:
-    """Opens the database with the settings; see `connect.open_database`."""
+    """Opens the database with the settings, and the replicas if requested; see `connect.open_database`."""
     return connect.open_database(
         config.DATABASE_URL,
         readers=config.read_connections,
@@ -137,4 +137,6 @@ def open_database(
         force_roll_back=config.DB_FORCE_ROLL_BACK,
         observe=observe,
         read_only=config.read_only,
+        replica_urls=config.DATABASE_READ_URL.split() if with_replicas else (),
+        max_replica_lag_seconds=config.max_replica_lag_seconds,
     )

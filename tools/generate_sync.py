@@ -48,6 +48,7 @@ REPLACEMENTS = {
     r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Diagnosis)\b": r"\1",
     r"\bAsync(Batches|Collection|Posts|Comments|Changes|Watch|Admin|Erasure|Rebuild|ProgressSteps)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
+    r"\breceived_async\b": "received",
     r"\bstoreapi\._async\b": "storeapi._sync",
 }
 LEFTOVER = re.compile(r"async|await|aio\b", re.IGNORECASE)

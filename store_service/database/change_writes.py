@@ -61,7 +61,7 @@ class WriteWithChanges:
     steps: tuple[Statement, ...]
     """The statements for SQLite. The ids that the first returns are the parameter `written` of the others."""
     in_one: Statement
-    """The statement for PostgreSQL."""
+    """The statement for PostgreSQL. The last column of its rows is the number of the transaction."""
 
 
 def insert_with_changes(
@@ -72,7 +72,7 @@ def insert_with_changes(
     *,
     has_requests: bool,
 ) -> WriteWithChanges:
-    """Returns an insert that returns the new ids in ascending order.
+    """Returns an insert whose rows begin with the new ids, in ascending order.
 
     The key of a request is the index of the id, from 0. If `has_requests` is false, the statement has no
     parameter `requests`. On PostgreSQL the statement takes the order lock itself, shared with other inserts.
@@ -90,13 +90,15 @@ def insert_with_changes(
     held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
     locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
     written = insert(resources).from_select(columns, locked_values).returning(*to_read).cte("written")
+    logged = changes("postgresql", written).returning(change.c.xid).cte("logged")
     return WriteWithChanges(
         steps=(
             Statement(insert(resources).from_select(columns, values).returning(resources.c.id)),
             Statement(changes("sqlite", stored)),
         ),
+        # Not pg_current_xact_id(), which could number the transaction before it holds the order lock.
         in_one=Statement(
-            select(written.c.id).order_by(written.c.id).add_cte(changes("postgresql", written).cte("logged"))
+            select(written.c.id, select(func.max(logged.c.xid)).scalar_subquery()).order_by(written.c.id)
         ),
     )
 
@@ -121,7 +123,7 @@ def update_with_changes(
         on_postgresql = on_postgresql.add_cte(before.cte("kept"))
     steps = [] if before is None else [Statement(before)]
     return WriteWithChanges(
-        steps=(*steps, Statement(write), Statement(on_sqlite)), in_one=Statement(on_postgresql)
+        steps=(*steps, Statement(write), Statement(on_sqlite)), in_one=_numbered(on_postgresql)
     )
 
 
@@ -156,7 +158,7 @@ def delete_with_changes(
     ]
     return WriteWithChanges(
         steps=(Statement(on_sqlite), Statement(write)),
-        in_one=Statement(on_postgresql.add_cte(write.cte("written"))),
+        in_one=_numbered(on_postgresql.add_cte(write.cte("written"))),
     )
 
 
@@ -179,10 +181,10 @@ def contentless_changes(
         _insert_changes(it, action, kind, erased, key=erased.c.id, names=names) for it in _DIALECTS
     ]
     if write is None:
-        return WriteWithChanges(steps=(Statement(on_sqlite),), in_one=Statement(on_postgresql))
+        return WriteWithChanges(steps=(Statement(on_sqlite),), in_one=_numbered(on_postgresql))
     return WriteWithChanges(
         steps=(Statement(on_sqlite), Statement(write)),
-        in_one=Statement(on_postgresql.add_cte(write.cte("written"))),
+        in_one=_numbered(on_postgresql.add_cte(write.cte("written"))),
     )
 
 
@@ -190,9 +192,14 @@ def undelete_changes(kind: ResourceKind, condition: ColumnElement[bool]) -> Writ
     """Returns the changes of rows that have been restored. The key of a request is the id of the row."""
     restored = select(*_columns(kind)).where(condition).subquery("restored")
     on_sqlite, on_postgresql = [
-        Statement(_insert_changes(it, Action.UNDELETE, kind, restored, key=restored.c.id)) for it in _DIALECTS
+        _insert_changes(it, Action.UNDELETE, kind, restored, key=restored.c.id) for it in _DIALECTS
     ]
-    return WriteWithChanges(steps=(on_sqlite,), in_one=on_postgresql)
+    return WriteWithChanges(steps=(Statement(on_sqlite),), in_one=_numbered(on_postgresql))
+
+
+def _numbered(changes: Insert) -> Statement:
+    """Returns an insert of changes that returns the number of the transaction, once for each change."""
+    return Statement(changes.returning(change.c.xid))
 
 
 def _columns(kind: ResourceKind) -> list[Column[Any]]:

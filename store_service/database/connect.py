@@ -2,11 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy
 import structlog
@@ -15,10 +15,15 @@ from sqlalchemy.pool import NullPool
 from store_service.database import files, sqlite, sqlite_file
 from store_service.database.batch_operation import Argument, BatchOperation, Result
 from store_service.database.batch_queue import Backend
+from store_service.database.consistency import AT_PRIMARY, DRY_RUNS, current, wait_until_seen
 from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
 from store_service.observability.batches import ObserverFactory, without_observer
 from store_service.repeated_failure import RepeatedFailure
+
+if TYPE_CHECKING:
+    # asyncpg, which this module needs, is an extra.
+    from store_service.database.replicas import Replicas
 
 CHECK_SECONDS = 1.0
 """Time between two checks that the open file still exists."""
@@ -152,9 +157,25 @@ def sole_use(database_url: str) -> Iterator[None]:
 class Database:
     """An open database: the batch queues of the writer and the readers."""
 
-    def __init__(self, backend: Backend, *, read_only: bool = False) -> None:
-        """Takes the queues and functions of the engine, and whether writes of callers are refused."""
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        read_only: bool = False,
+        has_servers: bool = False,
+        replicas: "Replicas | None" = None,
+    ) -> None:
+        """Takes the parts of the database.
+
+        Args:
+            backend: The queues and functions of the engine.
+            read_only: Writes of callers are refused.
+            has_servers: Several servers can have the data, some of them older data than others.
+            replicas: The replicas, if there are any.
+        """
         self.read_only = read_only
+        self.replicas = replicas
+        self._has_servers = has_servers
         self._writer = backend.writer
         self._reader = backend.reader
         self._listen = backend.listen
@@ -179,11 +200,32 @@ class Database:
         """
         if self._lost is not None:
             raise DatabaseUnavailable from self._lost.__cause__
-        return await self._writer.execute(operation, argument, dry_run=dry_run, size=size)
+        call = current()
+        if call is None or not self._has_servers:
+            return await self._writer.execute(operation, argument, dry_run=dry_run, size=size)
+        made = (DRY_RUNS if dry_run else AT_PRIMARY).of(operation)
+        return call.result_of(await self._writer.execute(made, argument, dry_run=dry_run, size=size))
 
     async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Result:
-        """Runs an operation on a reader. It sees all writes that have returned before."""
-        return await self._reader.execute(operation, argument)
+        """Runs an operation on a reader. It sees all writes that have returned before, unless the call
+        allows a replica to answer; see `CallConsistency`.
+
+        Raises:
+            StandbyBehind: The service reads from a standby that lacks what the call requires.
+        """
+        call = current()
+        if call is None or not self._has_servers:
+            return await self._reader.execute(operation, argument)
+        if call.may_lag and self.replicas is not None:
+            outcome = await self.replicas.read(call, operation, argument)
+            if outcome is not None:
+                return call.result_of(outcome)
+        if self.read_only:
+            # The server of DATABASE_URL may be a standby.
+            await wait_until_seen(call, self._reader.execute)
+        if self.replicas is None:
+            return await self._reader.execute(operation, argument)
+        return call.result_of(await self._reader.execute(AT_PRIMARY.of(operation), argument))
 
     def check(self) -> None:
         """Checks that writes are not lost. After a failure, writes are refused until a check succeeds.
@@ -249,6 +291,8 @@ async def open_database(
     force_roll_back: bool = False,
     observe: ObserverFactory = without_observer,
     read_only: bool = False,
+    replica_urls: Sequence[str] = (),
+    max_replica_lag_seconds: float = math.inf,
 ) -> AsyncIterator[Database]:
     """Opens a database whose schema is up to date. Finishes waiting jobs and closes it after the block.
 
@@ -261,6 +305,8 @@ async def open_database(
         force_roll_back: One connection runs everything in one transaction, which is rolled back at the end.
         observe: Returns the observer of a batch queue.
         read_only: Writes of callers are refused, so a standby is accepted.
+        replica_urls: Replicas on PostgreSQL, which need not be reachable.
+        max_replica_lag_seconds: The lag above which a replica is not used.
 
     Raises:
         ServiceError: The database cannot be opened.
@@ -273,19 +319,30 @@ async def open_database(
             force_roll_back=force_roll_back,
             observe=observe,
         )
-    else:
-        # asyncpg is an extra, so it is imported only when it is used.
-        from store_service.database import postgresql
+        async with opening as backend:
+            yield Database(backend, read_only=read_only)
+        return
+    # asyncpg is an extra, so it is imported only when it is used.
+    from store_service.database import postgresql
 
+    options: dict[str, Any] = {
+        "readers": readers,
+        "lock_timeout_seconds": lock_timeout_seconds,
+        "statement_timeout_seconds": statement_timeout_seconds,
+        "connect_timeout_seconds": connect_timeout_seconds,
+        "observe": observe,
+    }
+    async with AsyncExitStack() as stack:
         opening = postgresql.open_backend(
-            database_url,
-            readers=readers,
-            lock_timeout_seconds=lock_timeout_seconds,
-            statement_timeout_seconds=statement_timeout_seconds,
-            connect_timeout_seconds=connect_timeout_seconds,
-            force_roll_back=force_roll_back,
-            read_only=read_only,
-            observe=observe,
+            database_url, force_roll_back=force_roll_back, read_only=read_only, **options
         )
-    async with opening as backend:
-        yield Database(backend, read_only=read_only)
+        backend = await stack.enter_async_context(opening)
+        replicas = None
+        if replica_urls:
+            from store_service.database.replicas import Replicas
+
+            replicas = Replicas(
+                replica_urls, backend.reader, max_lag_seconds=max_replica_lag_seconds, **options
+            )
+            await stack.enter_async_context(replicas.following())
+        yield Database(backend, read_only=read_only, has_servers=not force_roll_back, replicas=replicas)

@@ -41,6 +41,12 @@ class Connection(ABC):
     commits: Histogram | None = None
     """Durations of commits; None if metrics are off."""
 
+    xid: int | None = None
+    """Number of the transaction of the last `write` on PostgreSQL. `SeenOperations` resets it."""
+
+    timeline: int | None = None
+    """The timeline of the server, once `SeenOperations` has read it."""
+
     is_cancelled = False
     """Whether `cancel` was called for the current batch. The queue runner resets it before each batch."""
 

@@ -130,7 +130,10 @@ class PostgresqlConnection(Connection):
         """
         self._is_autocommit = not self._raw.is_in_transaction()
         try:
-            return await super().write(write, **values)
+            rows = await super().write(write, **values)
+            if rows:
+                self.xid = rows[-1][-1]
+            return rows
         finally:
             self._is_autocommit = False
 

@@ -97,8 +97,8 @@ class ResourceSql(Generic[R]):
         self.inserted: Callable[[Sequence[Sequence[Any]], Sequence[Any], int], list[R]] = compiled(
             ["rows", "drafts", "now"],
             [
-                f"return [model(id=id, {values}, create_time=now, update_time=now, version=1)",
-                "        for (id,), it in zip(rows, drafts, strict=True)]",
+                f"return [model(id=row[0], {values}, create_time=now, update_time=now, version=1)",
+                "        for row, it in zip(rows, drafts, strict=True)]",
             ],
             model=model,
         )

@@ -13,7 +13,9 @@
     │   ├── BatchDuplicate
     │   ├── RequestIdReused
     │   ├── ResumeTokenInvalid
-    │   └── ResumeTokenForeign
+    │   ├── ResumeTokenForeign
+    │   ├── ConsistencyTokenInvalid
+    │   └── ConsistencyTokenForeign
     ├── Unauthenticated         the caller is not authenticated
     │   ├── CredentialsMissing
     │   └── CredentialsInvalid
@@ -62,6 +64,8 @@ from store_service.errors.request import (
     BatchDuplicate,
     BatchEmpty,
     BatchTooLarge,
+    ConsistencyTokenForeign,
+    ConsistencyTokenInvalid,
     FieldImmutable,
     FieldInvalid,
     FieldMaskInvalid,
@@ -110,6 +114,8 @@ __all__ = [
     "BatchEmpty",
     "BatchTooLarge",
     "CommentNotFound",
+    "ConsistencyTokenForeign",
+    "ConsistencyTokenInvalid",
     "CredentialsInvalid",
     "CredentialsMissing",
     "DatabaseBusy",

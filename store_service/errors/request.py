@@ -88,3 +88,11 @@ class ResumeTokenInvalid(InvalidRequest):
 
 class ResumeTokenForeign(InvalidRequest):
     """resume_token belongs to another store, or to changes that this store has lost."""
+
+
+class ConsistencyTokenInvalid(InvalidRequest):
+    """at-least is not a token of this service, or it is damaged."""
+
+
+class ConsistencyTokenForeign(InvalidRequest):
+    """at-least belongs to another store."""

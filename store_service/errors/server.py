@@ -68,11 +68,11 @@ class DatabaseUnavailable(Unavailable):
 
 
 class StandbyBehind(Unavailable):
-    """A standby has not replayed the change of a resume token yet."""
+    """A standby has not replayed the change of a resume token or consistency token yet."""
 
     def __init__(self) -> None:
         """Takes nothing."""
-        super().__init__("this standby has not received the change of the resume_token yet; retry later")
+        super().__init__("this standby has not received the change of the token yet; retry later")
 
 
 class SearchIndexNotReady(Unavailable):

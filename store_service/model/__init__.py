@@ -5,10 +5,12 @@ times.
 """
 
 from store_service.model.changes import (
+    NOTHING_SEEN,
     Action,
     Change,
     Position,
     ResumePoint,
+    Seen,
     SnapshotCursor,
     WatchFilter,
     WatchStart,
@@ -81,6 +83,7 @@ __all__ = [
     "IMMUTABLE",
     "IdempotencyKey",
     "LEVEL_DIGITS",
+    "NOTHING_SEEN",
     "ORDERS",
     "THREAD_ORDERS",
     "OUTPUT_ONLY",
@@ -101,6 +104,7 @@ __all__ = [
     "SearchPage",
     "SearchRequest",
     "SearchResult",
+    "Seen",
     "SnapshotCursor",
     "TOMBSTONE_ETAG",
     "Update",

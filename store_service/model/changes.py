@@ -54,6 +54,21 @@ class Position:
         return (self.seq, self.time) == (other.seq, other.time)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Seen:
+    """What a caller has seen of a store on PostgreSQL: the effects of all transactions up to a number. The
+    greater of two values includes the other one. Callers see it as the consistency token."""
+
+    timeline: int
+    """The timeline of the primary. Each failover begins the next one."""
+    xid: int
+    """The number of the last transaction that has changes; `Position.xid`."""
+
+
+NOTHING_SEEN = Seen(timeline=0, xid=0)
+"""What every server has."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotCursor:
     """The last resource of the initial state that a watch has been sent."""

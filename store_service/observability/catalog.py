@@ -96,6 +96,19 @@ METRICS: dict[str, Metric] = {
         "Connections that were lost or could not be opened. The log has the cause of each.",
         ("queue",),
     ),
+    "store_replica_used": Metric(
+        "gauge",
+        "1 if a replica (DATABASE_READ_URL) answers reads. 0 if it cannot be reached, lags too much, or is "
+        "not a replica of the primary: the log has the cause, and reads go to other replicas or to the "
+        "primary.",
+        ("replica",),
+    ),
+    "store_replica_lag_seconds": Metric(
+        "gauge",
+        "Age of the oldest state of the primary that a replica has not reached; 0 if it has everything or "
+        "does not respond. Above STORE_MAX_REPLICA_LAG_SECONDS it is not used.",
+        ("replica",),
+    ),
     "store_wal_bytes": Metric(
         "gauge",
         "Size of SQLite's write-ahead log. It stays below 16 MiB except during large transactions. "

@@ -101,6 +101,12 @@ class MetricsCollector(Collector):
         feed, loop, now = self._metrics.feed, self._metrics.loop, time.monotonic()
         if self._wal_file is not None:
             yield _single("store_wal_bytes", _size(self._wal_file))
+        if self._metrics.replicas:
+            used, lags = gauge("store_replica_used"), gauge("store_replica_lag_seconds")
+            for replica in self._metrics.replicas:
+                used.add_metric([replica.name], replica.is_used)
+                lags.add_metric([replica.name], replica.lag_seconds)
+            yield from (used, lags)
         yield _single("store_watches", feed.watches())
         yield _single("store_watches_limit", feed.max_watches)
         read_at, due = feed.read_at, loop.due

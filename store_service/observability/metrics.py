@@ -9,7 +9,7 @@ import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 RpcType = Literal["unary", "client_stream", "server_stream", "bidi_stream"]
 """The values of the label `grpc_type`, as in go-grpc-middleware."""
@@ -145,6 +145,22 @@ class SearchMetrics:
         self.indexed = 0
 
 
+class ReplicaStatus(Protocol):
+    """A replica, as metrics show it. Any thread may read it."""
+
+    @property
+    def name(self) -> str:
+        """Its hosts."""
+
+    @property
+    def is_used(self) -> bool:
+        """Whether it answers reads."""
+
+    @property
+    def lag_seconds(self) -> float:
+        """Its lag; 0 if it is not known."""
+
+
 class EventLoopMetrics:
     """Metrics of the event loop."""
 
@@ -168,6 +184,7 @@ class Metrics:
         self.retention = RetentionMetrics()
         self.search = SearchMetrics()
         self.loop = EventLoopMetrics()
+        self.replicas: Sequence[ReplicaStatus] = ()
 
     def method(self, name: str, type: RpcType) -> RpcMetrics:
         """Returns the metrics of a method, SERVICE/METHOD. The first call creates them."""

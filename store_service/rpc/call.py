@@ -134,8 +134,10 @@ def call_id_of(context: Context) -> str:
     return next((str(value) for key, value in context.trailing_metadata() if key == CALL_ID_KEY), "")
 
 
-async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
-    """Ends a call with the status of an exception."""
+async def fail(
+    call: Call, context: Context, error: BaseException, trailer: tuple[tuple[str, str], ...] = ()
+) -> NoReturn:
+    """Ends a call with the status of an exception, and with further trailing metadata."""
     if isinstance(error, asyncio.CancelledError) and _is_being_cancelled():
         # The caller has cancelled the call, or its deadline has passed. It receives no status.
         call.log("DEADLINE_EXCEEDED" if call.is_late() else "CANCELLED")
@@ -168,6 +170,7 @@ async def fail(call: Call, context: Context, error: BaseException) -> NoReturn:
         call.log(status.code.name, "INTERNAL")
     trailers: tuple[tuple[str, str | bytes], ...] = (
         (CALL_ID_KEY, call.id),
+        *trailer,
         (_DETAILS_KEY, status.details),
     )
     if status.retry_ms is not None:

@@ -25,6 +25,7 @@ from store_service.observability.metrics import Metrics
 from store_service.pacing import paced
 from store_service.rpc.call import CALL_ID_KEY, Call, Context, fail, fail_overdue
 from store_service.rpc.connections import Connections
+from store_service.rpc.consistency import Consistency
 from store_service.rpc.decoding import COMPRESSED, Decompressor, decode_each
 from store_service.rpc.delivered_bytes import Delivered
 from store_service.rpc.limits import InFlightCall, LargeRequest, Limits
@@ -103,6 +104,7 @@ class RpcPipeline:
         ignores_limits: bool = False,
         requirement: AuthRequirement = AuthRequirement.PERMISSION,
         counts_streams: bool = True,
+        consistency: Consistency | None = None,
     ) -> grpc.GenericRpcHandler:
         """Returns the handlers of a service, for `server.add_generic_rpc_handlers`.
 
@@ -113,6 +115,7 @@ class RpcPipeline:
             ignores_limits: Accept calls, and let streams run, while the server drains or is overloaded.
             requirement: What callers need if the service requires credentials.
             counts_streams: Count streams against the limit of calls. False if the service has its own limit.
+            consistency: Reads how new answers have to be; None if the service does not read resources.
         """
         name = name or service.full_name
         handlers = {}
@@ -130,7 +133,7 @@ class RpcPipeline:
             handler: grpc.RpcMethodHandler[Any, Any]
             if not descriptor.server_streaming:
                 assert not descriptor.client_streaming, f"{method.name}: client streams are not supported"
-                handler = grpc.unary_unary_rpc_method_handler(self._unary(method))
+                handler = grpc.unary_unary_rpc_method_handler(self._unary(method, consistency))
             elif descriptor.client_streaming:
                 handler = grpc.stream_stream_rpc_method_handler(self._stream(method, client_streams=True))
             else:
@@ -176,7 +179,9 @@ class RpcPipeline:
         self._limits.close()
         self._calls.flush()
 
-    def _unary(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+    def _unary(
+        self, method: Method, consistency: Consistency | None
+    ) -> Callable[[bytes, Context], Awaitable[bytes]]:
         # Locals of the closure: they are faster than attributes, and every call reads them.
         run, decode, authorize = method.run, method.decode, method.authorize
         is_read, ignores_limits = method.is_read, method.ignores_limits
@@ -191,6 +196,7 @@ class RpcPipeline:
             reserved = 0
             large: LargeRequest | None = None
             unread: PendingResponse | None = None
+            has_requirements = False
             try:
                 if len(data) <= LARGE_BYTES and not data.startswith(COMPRESSED):
                     if not ignores_limits:
@@ -208,6 +214,11 @@ class RpcPipeline:
                     if self._draining:
                         raise ShuttingDown
                     in_flight = self._limits.admit(context, call)
+                if consistency is not None:
+                    requirements = consistency.requirements(context, is_read=is_read)
+                    if requirements is not None:
+                        has_requirements = True
+                        await consistency.begin(requirements, is_read=is_read)
                 response = await run(request, context)
                 if isinstance(response, LazyResponse):
                     always = not is_read and not _has_no_effect(request)
@@ -226,8 +237,11 @@ class RpcPipeline:
                     large.release()
                 if in_flight is not None and in_flight.is_overdue and not context.cancelled():
                     await fail_overdue(call, context, in_flight.task, self._limits.max_seconds)
-                await fail(call, context, error)
+                trailer = consistency.trailer() if has_requirements and consistency is not None else ()
+                await fail(call, context, error, trailer)
             else:
+                if has_requirements and consistency is not None:
+                    context.set_trailing_metadata(((CALL_ID_KEY, call.id), *consistency.trailer()))
                 call.log("OK")
                 if in_flight is not None:
                     self._pending.watch(in_flight.task, context)

@@ -113,6 +113,8 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
     errors.RequestIdReused: _Row(code=_INVALID, reason="REQUEST_ID_REUSED", more=_violations),
     errors.ResumeTokenInvalid: _Row(code=_INVALID, reason="RESUME_TOKEN_INVALID", more=_violations),
     errors.ResumeTokenForeign: _Row(code=_INVALID, reason="RESUME_TOKEN_FOREIGN", more=_violations),
+    errors.ConsistencyTokenInvalid: _Row(code=_INVALID, reason="CONSISTENCY_TOKEN_INVALID", more=_violations),
+    errors.ConsistencyTokenForeign: _Row(code=_INVALID, reason="CONSISTENCY_TOKEN_FOREIGN", more=_violations),
     errors.CredentialsMissing: _Row(code=grpc.StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_MISSING"),
     errors.CredentialsInvalid: _Row(code=grpc.StatusCode.UNAUTHENTICATED, reason="CREDENTIALS_INVALID"),
     errors.PermissionDenied: _Row(

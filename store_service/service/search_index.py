@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 import structlog
 
 from store_service.database.connect import Database
+from store_service.database.consistency import is_on_replica
 from store_service.errors import ReadOnly, SearchDisabled, SearchIndexNotReady, ServiceError
 from store_service.observability.metrics import SearchMetrics
 from store_service.pacing import Signal
@@ -52,8 +53,8 @@ POLL_SECONDS = 0.005
 PROGRESS_SECONDS = 0.5
 """Time between two reports of the progress of a rebuild."""
 
-READ_ONLY_SECONDS = 0.02
-"""Pause of a server that is read-only before it checks again what another process has indexed."""
+POLL_INDEX_SECONDS = 0.02
+"""Pause before a server that is read-only, or that reads from a replica, checks again what is indexed."""
 
 log = structlog.get_logger("store_service.search")
 
@@ -99,8 +100,8 @@ class SearchIndex:
                 while not look.has(target):
                     seen = self._stepped.count
                     await (
-                        asyncio.sleep(READ_ONLY_SECONDS)
-                        if self._database.read_only
+                        asyncio.sleep(POLL_INDEX_SECONDS)
+                        if self._database.read_only or is_on_replica()
                         else self._stepped.wait(seen)
                     )
                     look = await self._look()

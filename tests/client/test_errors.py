@@ -43,6 +43,8 @@ REASONS = {
     "REQUEST_ID_REUSED": (StatusCode.INVALID_ARGUMENT, storeapi.RequestIdReused),
     "RESUME_TOKEN_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.ResumeTokenInvalid),
     "RESUME_TOKEN_FOREIGN": (StatusCode.INVALID_ARGUMENT, storeapi.ResumeTokenForeign),
+    "CONSISTENCY_TOKEN_FOREIGN": (StatusCode.INVALID_ARGUMENT, storeapi.ConsistencyTokenForeign),
+    "CONSISTENCY_TOKEN_INVALID": (StatusCode.INVALID_ARGUMENT, storeapi.ConsistencyTokenInvalid),
     "RESUME_TOKEN_EXPIRED": (StatusCode.OUT_OF_RANGE, storeapi.ResumeTokenExpired),
     "WATCH_LIMIT": (StatusCode.RESOURCE_EXHAUSTED, storeapi.WatchLimit),
     "OVERLOADED": (StatusCode.UNAVAILABLE, storeapi.Overloaded),

@@ -21,9 +21,10 @@ from store_service.auth.principal import Permission
 from store_service.config import Config
 from store_service.database import changes, connect, schema, sqlite
 from store_service.database.statements import Statement
+from store_service.model import Seen
 from store_service.rpc import sending
 from store_service.server import serving
-from store_service.service import search_index
+from store_service.service import consistency_tokens, search_index
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from tests.support.client_errors import error_tree
@@ -178,6 +179,17 @@ async def resume_token_foreign(it: Situation) -> None:
     schema.upgrade(f"sqlite:///{file}")
     async with another(it, DATABASE_URL=f"sqlite:///{file}") as client:
         await anext(client.changes.watch(resume_token=page.resume_token))
+
+
+async def consistency_token_foreign(it: Situation) -> None:
+    token = consistency_tokens.make("another store", Seen(timeline=1, xid=1))
+    it.client.read_at_least(token)
+    await it.client.posts.count()
+
+
+async def consistency_token_invalid(it: Situation) -> None:
+    it.client.read_at_least("damaged")
+    await it.client.posts.count()
 
 
 async def resume_token_expired(it: Situation) -> None:
@@ -394,6 +406,8 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.RequestIdReused: request_id_reused,
     storeapi.ResumeTokenInvalid: lambda it: anext(it.client.changes.watch(resume_token="damaged")),
     storeapi.ResumeTokenForeign: resume_token_foreign,
+    storeapi.ConsistencyTokenInvalid: consistency_token_invalid,
+    storeapi.ConsistencyTokenForeign: consistency_token_foreign,
     storeapi.CredentialsMissing: asked_who_calls,
     storeapi.CredentialsInvalid: lambda it: asked_who_calls(it, api_key=f"{KEY}x"),
     storeapi.PermissionDenied: lambda it: asked_who_calls(it, api_key=KEY),

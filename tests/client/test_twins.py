@@ -45,7 +45,7 @@ def test_both_clients_have_the_same_names(sync_kind, async_kind):
         pytest.param(getattr(sync_kind, name), getattr(async_kind, name), id=f"{sync_kind.__name__}.{name}")
         for sync_kind, async_kind in PAIRS
         for name in sorted(public(sync_kind))
-        if hasattr(sync_kind, name)
+        if callable(getattr(sync_kind, name, None))
     ],
 )
 def test_both_clients_have_the_same_methods(sync_method, async_method):
@@ -57,7 +57,7 @@ def test_both_clients_have_the_same_methods(sync_method, async_method):
     assert shape(sync_method) == shape(async_method)
     assert not inspect.iscoroutinefunction(sync_method)
     assert inspect.isgeneratorfunction(sync_method) == inspect.isasyncgenfunction(async_method)
-    if async_method.__name__ != "__init__":
+    if async_method.__name__ not in ("__init__", "read_at_least"):  # these send nothing
         assert inspect.iscoroutinefunction(async_method) == (not gives_something_to_iterate)
 
 

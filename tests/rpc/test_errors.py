@@ -19,11 +19,11 @@ from store_service.config import Config
 from store_service.database import connect
 from store_service.database.connection import Connection
 from store_service.database.sqlite_connection import SqliteConnection
-from store_service.model import Position, Query, ResumePoint
+from store_service.model import Position, Query, ResumePoint, Seen
 from store_service.rpc import sending
 from store_service.rpc.status import ROWS
 from store_service.server import RunningServer
-from store_service.service import page_tokens, resume_tokens
+from store_service.service import consistency_tokens, page_tokens, resume_tokens
 from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from tests.support.contract import send_bytes
@@ -154,6 +154,15 @@ def config(config: Config) -> Config:
     return config.model_copy(update={"max_watches": 1})
 
 
+def read_at_least(token: str) -> Scenario:
+    """Returns the scenario of a read that requires what a token includes."""
+
+    async def scenario(posts: ResourceApi, comments: ResourceApi, channel: grpc.aio.Channel) -> Any:
+        await Stubs(channel).posts.GetPost(pb.GetPostRequest(id=1), metadata=[("at-least", token)])
+
+    return scenario
+
+
 SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]] = {
     "REQUEST_MALFORMED": (malformed, INVALID, [], {}),
     "FIELD_INVALID": (lambda posts, *_: posts.get(0), INVALID, ["BadRequest"], {}),
@@ -177,6 +186,13 @@ SCENARIOS: dict[str, tuple[Scenario, grpc.StatusCode, list[str], dict[str, str]]
     "REQUEST_ID_REUSED": (used_again, INVALID, ["BadRequest"], {}),
     "RESUME_TOKEN_INVALID": (watch_from_no_token, INVALID, ["BadRequest"], {}),
     "RESUME_TOKEN_FOREIGN": (watch_from_elsewhere, INVALID, ["BadRequest"], {}),
+    "CONSISTENCY_TOKEN_INVALID": (read_at_least("x"), INVALID, ["BadRequest"], {}),
+    "CONSISTENCY_TOKEN_FOREIGN": (
+        read_at_least(consistency_tokens.make("another store", Seen(timeline=1, xid=1))),
+        INVALID,
+        ["BadRequest"],
+        {},
+    ),
     "WATCH_LIMIT": (
         one_watch_too_many,
         grpc.StatusCode.RESOURCE_EXHAUSTED,

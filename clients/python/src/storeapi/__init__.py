@@ -25,6 +25,7 @@ from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
+from storeapi._consistency import Consistency
 from storeapi._sync.admin import Admin, Erasure, Rebuild
 from storeapi._sync.batches import Batches
 from storeapi._sync.changes import Changes, Watch
@@ -43,6 +44,8 @@ from storeapi.errors import (
     CommentNotFound,
     Conflict,
     ConnectionFailed,
+    ConsistencyTokenForeign,
+    ConsistencyTokenInvalid,
     CredentialsInvalid,
     CredentialsMissing,
     DatabaseBusy,
@@ -163,6 +166,7 @@ __all__ = [
     "CHANNEL_OPTIONS",
     "CLIENT_DEFAULT",
     "Timeout",
+    "Consistency",
     # Values.
     "Resource",
     "Post",
@@ -202,6 +206,8 @@ __all__ = [
     "RequestIdReused",
     "ResumeTokenInvalid",
     "ResumeTokenForeign",
+    "ConsistencyTokenInvalid",
+    "ConsistencyTokenForeign",
     "Unauthenticated",
     "CredentialsMissing",
     "CredentialsInvalid",

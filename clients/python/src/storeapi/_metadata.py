@@ -1,6 +1,6 @@
 """A channel that adds the same metadata to all calls, at less cost per call than an interceptor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -43,9 +43,15 @@ class _Method:
         """As grpc.UnaryUnaryMultiCallable.future."""
         return self._method.future(request, **self._with(*arguments, **keywords))
 
-    def with_call(self, request: Any, *arguments: Any, **keywords: Any) -> Any:
-        """As grpc.UnaryUnaryMultiCallable.with_call."""
-        return self._method.with_call(request, **self._with(*arguments, **keywords))
+    @property
+    def with_call(self) -> Callable[..., Any] | None:
+        """As grpc.UnaryUnaryMultiCallable.with_call; None if an interceptor has removed it."""
+        with_call = getattr(self._method, "with_call", None)
+        if with_call is None:
+            return None
+        return lambda request, *arguments, **keywords: with_call(
+            request, **self._with(*arguments, **keywords)
+        )
 
     def _with(
         self,

@@ -1,7 +1,7 @@
 """Converts the error of a gRPC call to a StoreError; used by both clients."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -50,9 +50,8 @@ def undecodable() -> StoreError:
 def store_error(failure: grpc.RpcError) -> StoreError:
     """The error to raise for a failed call."""
     code = _call_method(failure, "code") or grpc.StatusCode.UNKNOWN
-    # Pairs of key and value on both kinds of channel, unlike the published types. A comprehension, because
-    # `keys` of older versions of grpc.aio.Metadata makes dict() fail.
-    trailers = {key: value for key, value in _call_method(failure, "trailing_metadata") or ()}  # noqa: C416
+    # A comprehension, because `keys` of older versions of grpc.aio.Metadata makes dict() fail.
+    trailers = {key: value for key, value in trailers_of(failure)}  # noqa: C416
     call_id = trailers.get("x-call-id")
     details = _details(trailers.get("grpc-status-details-bin"))
     info = _error_info(details)
@@ -70,6 +69,13 @@ def store_error(failure: grpc.RpcError) -> StoreError:
     if isinstance(error, errors.InvalidRequest):
         error.violations = _violations(details)
     return error
+
+
+def trailers_of(failure: grpc.RpcError) -> Iterable[tuple[str, str | bytes]]:
+    """The trailing metadata of a failed call."""
+    # Pairs of key and value on both kinds of channel, unlike the published types.
+    pairs: Iterable[tuple[str, str | bytes]] = _call_method(failure, "trailing_metadata") or ()
+    return pairs
 
 
 def _call_method(failure: grpc.RpcError, name: str) -> Any:

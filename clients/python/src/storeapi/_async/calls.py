@@ -15,9 +15,10 @@ import grpc.aio
 
 from storeapi._batches import MAX_BATCH, BatchSplitter
 from storeapi._connection import Timeout, seconds
+from storeapi._consistency import REFUSED_TOKENS, Consistency, Metadata, Reads, received_async
 from storeapi._diagnosis import AsyncDiagnosis, Goal
 from storeapi._retries import Attempts, is_repeatable
-from storeapi._status import count_from, store_error, undecodable
+from storeapi._status import count_from, store_error, trailers_of, undecodable
 from storeapi._streams import AsyncPause, AsyncStream, is_cancelled
 from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
@@ -29,8 +30,11 @@ Response = TypeVar("Response")
 class AsyncCalls:
     """Makes the calls of all methods of a client: deadlines, retries and errors."""
 
-    def __init__(self, *, timeout: float | None, retries: bool, goal: Goal | None) -> None:
+    def __init__(
+        self, *, timeout: float | None, retries: bool, goal: Goal | None, consistency: Consistency
+    ) -> None:
         self._timeout = timeout
+        self.reads: Reads = Reads(consistency)
         self.diagnosis: AsyncDiagnosis = AsyncDiagnosis(goal)
         self.has_answered: bool = False
         self.retries: bool = retries
@@ -65,8 +69,9 @@ class AsyncCalls:
         self.check_open()
         attempts = self.attempts(timeout)
         while True:
+            sent = self.reads.metadata(request)
             try:
-                response = await method(request, timeout=attempts.remaining())
+                response = await self._response(method, request, attempts.remaining(), sent)
             except asyncio.CancelledError:
                 # gRPC cancels waiting tasks when the client is closed.
                 if not self.is_closed or is_cancelled():
@@ -76,6 +81,9 @@ class AsyncCalls:
                 error = await self.error(failure, attempts)
                 error.request_id = getattr(request, "request_id", "")
                 error.attempts = attempts.count
+                self.reads.answered(request, sent, trailers_of(failure), has_failed=True)
+                if isinstance(error, REFUSED_TOKENS) and self.reads.forget(sent):
+                    continue
                 may_repeat = self.retries and not self.is_closed and is_repeatable(request)
                 pause = attempts.pause_after(error) if may_repeat else None
                 if pause is None:
@@ -91,6 +99,21 @@ class AsyncCalls:
                 self.has_answered = True
                 return response
             await self.wait(pause, error)
+
+    async def _response(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+        sent: Metadata,
+    ) -> Response:
+        if not self.reads.has_tokens:
+            options: Any = {"metadata": sent} if sent else {}
+            return await method(request, timeout=timeout, **options)
+        response: Response
+        response, trailers = await received_async(method, request, timeout, sent)
+        self.reads.answered(request, sent, trailers)
+        return response
 
     async def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:
         """The error of a failed attempt, with the cause if no connection could be made."""

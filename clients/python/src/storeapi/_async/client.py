@@ -22,6 +22,7 @@ from storeapi._connection import (
     connection_of_channel,
     new_async_channel,
 )
+from storeapi._consistency import Consistency, checked
 from storeapi._metadata import with_metadata
 from storeapi.v1 import admin_pb2_grpc, changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
 
@@ -76,6 +77,7 @@ class AsyncStoreClient:
         *,
         timeout: Timeout = CLIENT_DEFAULT,
         retries: bool = True,
+        consistency: Consistency | None = None,
         api_key: str | None = None,
         tls: bool | None = None,
         tls_ca: Secret | None = None,
@@ -97,6 +99,11 @@ class AsyncStoreClient:
             timeout: Default deadline in seconds of a call with all its attempts; above 0 and at most
                 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
             retries: Whether to repeat calls that failed because the service is unavailable.
+            consistency: What reads include if the service has read replicas. "own_writes": everything that
+                was stored before the first call of this client, and everything that this client has written,
+                read or watched. "strong": everything that was stored before the read, from the primary.
+                "eventual": the state of any replica, which can lag. None: STOREAPI_CONSISTENCY, or
+                "own_writes".
             api_key: The API key to authenticate with. None: STOREAPI_API_KEY.
             tls: Whether to use TLS. None: STOREAPI_TLS, or yes if a certificate is given.
             tls_ca: The certificate authority of the server: path of a PEM file, or its bytes. None:
@@ -131,8 +138,11 @@ class AsyncStoreClient:
                 channel, grpc.aio.Channel, timeout=timeout, api_key=api_key, **options
             )
         self._target = settings.target
+        consistency = checked(consistency)
         channel = with_metadata(channel, settings.metadata)
-        self._calls = AsyncCalls(timeout=settings.timeout, retries=retries, goal=settings.goal)
+        self._calls = AsyncCalls(
+            timeout=settings.timeout, retries=retries, goal=settings.goal, consistency=consistency
+        )
         self.raw = AsyncRawStubs(
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),
@@ -143,6 +153,23 @@ class AsyncStoreClient:
         self.comments = AsyncComments(self._calls, self.raw.comments)
         self.changes = AsyncChanges(self._calls, self.raw.changes)
         self.admin = AsyncAdmin(self._calls, self.raw.admin)
+
+    @property
+    def consistency_token(self) -> str:
+        """What this client has written and read, for `read_at_least` of another client; empty if the service
+        has no read replicas, or with another consistency than "own_writes"."""
+        return self._calls.reads.token
+
+    def read_at_least(self, token: str) -> None:
+        """Makes later reads include what another client has written, read or watched.
+
+            client.read_at_least(token)
+
+        Args:
+            token: The `consistency_token` of that client, or a resume token of a watch. A token that the
+                service refuses raises ConsistencyTokenInvalid or ConsistencyTokenForeign at the next read.
+        """
+        self._calls.reads.require(token)
 
     async def close(self) -> None:
         """Closes the connection and ends open calls; closing again has no effect."""

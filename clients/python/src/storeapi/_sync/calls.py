@@ -12,9 +12,10 @@ import grpc
 
 from storeapi._batches import MAX_BATCH, BatchSplitter
 from storeapi._connection import Timeout, seconds
+from storeapi._consistency import REFUSED_TOKENS, Consistency, Metadata, Reads, received
 from storeapi._diagnosis import Diagnosis, Goal
 from storeapi._retries import Attempts, is_repeatable
-from storeapi._status import count_from, store_error, undecodable
+from storeapi._status import count_from, store_error, trailers_of, undecodable
 from storeapi._streams import Pause, Stream
 from storeapi.errors import BatchTooLarge, Cancelled, InvalidRequest, StoreError
 
@@ -26,8 +27,11 @@ Response = TypeVar("Response")
 class Calls:
     """Makes the calls of all methods of a client: deadlines, retries and errors."""
 
-    def __init__(self, *, timeout: float | None, retries: bool, goal: Goal | None) -> None:
+    def __init__(
+        self, *, timeout: float | None, retries: bool, goal: Goal | None, consistency: Consistency
+    ) -> None:
         self._timeout = timeout
+        self.reads: Reads = Reads(consistency)
         self.diagnosis: Diagnosis = Diagnosis(goal)
         self.has_answered: bool = False
         self.retries: bool = retries
@@ -62,12 +66,16 @@ class Calls:
         self.check_open()
         attempts = self.attempts(timeout)
         while True:
+            sent = self.reads.metadata(request)
             try:
-                response = method(request, timeout=attempts.remaining())
+                response = self._response(method, request, attempts.remaining(), sent)
             except grpc.RpcError as failure:
                 error = self.error(failure, attempts)
                 error.request_id = getattr(request, "request_id", "")
                 error.attempts = attempts.count
+                self.reads.answered(request, sent, trailers_of(failure), has_failed=True)
+                if isinstance(error, REFUSED_TOKENS) and self.reads.forget(sent):
+                    continue
                 may_repeat = self.retries and not self.is_closed and is_repeatable(request)
                 pause = attempts.pause_after(error) if may_repeat else None
                 if pause is None:
@@ -83,6 +91,21 @@ class Calls:
                 self.has_answered = True
                 return response
             self.wait(pause, error)
+
+    def _response(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout: float | None,
+        sent: Metadata,
+    ) -> Response:
+        if not self.reads.has_tokens:
+            options: Any = {"metadata": sent} if sent else {}
+            return method(request, timeout=timeout, **options)
+        response: Response
+        response, trailers = received(method, request, timeout, sent)
+        self.reads.answered(request, sent, trailers)
+        return response
 
     def error(self, failure: grpc.RpcError, attempts: Attempts) -> StoreError:
         """The error of a failed attempt, with the cause if no connection could be made."""

@@ -229,6 +229,7 @@ class Watch:
                 self._has_begun = self._calls.has_answered = True
                 self._attempts = Attempts(None, is_endless=True)
                 self._request.resume_token = batch.resume_token
+                self._calls.reads.watched(batch.resume_token)
                 return batch
             if self._is_over():
                 return None

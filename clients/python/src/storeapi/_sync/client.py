@@ -17,6 +17,7 @@ from storeapi._connection import (
     connection_of_channel,
     new_channel,
 )
+from storeapi._consistency import Consistency, checked
 from storeapi._metadata import with_metadata
 from storeapi._sync.admin import Admin
 from storeapi._sync.calls import Calls
@@ -75,6 +76,7 @@ class StoreClient:
         *,
         timeout: Timeout = CLIENT_DEFAULT,
         retries: bool = True,
+        consistency: Consistency | None = None,
         api_key: str | None = None,
         tls: bool | None = None,
         tls_ca: Secret | None = None,
@@ -96,6 +98,11 @@ class StoreClient:
             timeout: Default deadline in seconds of a call with all its attempts; above 0 and at most
                 100,000,000; None for no deadline. CLIENT_DEFAULT: STOREAPI_TIMEOUT, or 10.
             retries: Whether to repeat calls that failed because the service is unavailable.
+            consistency: What reads include if the service has read replicas. "own_writes": everything that
+                was stored before the first call of this client, and everything that this client has written,
+                read or watched. "strong": everything that was stored before the read, from the primary.
+                "eventual": the state of any replica, which can lag. None: STOREAPI_CONSISTENCY, or
+                "own_writes".
             api_key: The API key to authenticate with. None: STOREAPI_API_KEY.
             tls: Whether to use TLS. None: STOREAPI_TLS, or yes if a certificate is given.
             tls_ca: The certificate authority of the server: path of a PEM file, or its bytes. None:
@@ -129,8 +136,11 @@ class StoreClient:
                 channel, grpc.Channel, timeout=timeout, api_key=api_key, **options
             )
         self._target = settings.target
+        consistency = checked(consistency)
         channel = with_metadata(channel, settings.metadata)
-        self._calls = Calls(timeout=settings.timeout, retries=retries, goal=settings.goal)
+        self._calls = Calls(
+            timeout=settings.timeout, retries=retries, goal=settings.goal, consistency=consistency
+        )
         self.raw = RawStubs(
             posts=posts_pb2_grpc.PostServiceStub(channel),
             comments=comments_pb2_grpc.CommentServiceStub(channel),
@@ -141,6 +151,23 @@ class StoreClient:
         self.comments = Comments(self._calls, self.raw.comments)
         self.changes = Changes(self._calls, self.raw.changes)
         self.admin = Admin(self._calls, self.raw.admin)
+
+    @property
+    def consistency_token(self) -> str:
+        """What this client has written and read, for `read_at_least` of another client; empty if the service
+        has no read replicas, or with another consistency than "own_writes"."""
+        return self._calls.reads.token
+
+    def read_at_least(self, token: str) -> None:
+        """Makes later reads include what another client has written, read or watched.
+
+            client.read_at_least(token)
+
+        Args:
+            token: The `consistency_token` of that client, or a resume token of a watch. A token that the
+                service refuses raises ConsistencyTokenInvalid or ConsistencyTokenForeign at the next read.
+        """
+        self._calls.reads.require(token)
 
     def close(self) -> None:
         """Closes the connection and ends open calls; closing again has no effect."""

@@ -13,7 +13,9 @@
     │   ├── BatchDuplicate          a batch contains an id twice
     │   ├── RequestIdReused         a request id belongs to another request
     │   ├── ResumeTokenInvalid      a resume token is damaged
-    │   └── ResumeTokenForeign      a resume token belongs to another store
+    │   ├── ResumeTokenForeign      a resume token belongs to another store
+    │   ├── ConsistencyTokenInvalid a consistency token is damaged
+    │   └── ConsistencyTokenForeign a consistency token belongs to another store
     ├── Unauthenticated             the caller is not authenticated
     │   ├── CredentialsMissing      the client has no API key
     │   └── CredentialsInvalid      the key or token is wrong, was deleted, or has expired
@@ -66,6 +68,8 @@ from storeapi.errors.caller import (
     BatchTooLarge,
     CommentNotFound,
     Conflict,
+    ConsistencyTokenForeign,
+    ConsistencyTokenInvalid,
     CredentialsInvalid,
     CredentialsMissing,
     EtagMismatch,
@@ -130,6 +134,8 @@ __all__ = [
     "RequestIdReused",
     "ResumeTokenInvalid",
     "ResumeTokenForeign",
+    "ConsistencyTokenInvalid",
+    "ConsistencyTokenForeign",
     "Unauthenticated",
     "CredentialsMissing",
     "CredentialsInvalid",

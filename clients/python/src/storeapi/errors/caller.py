@@ -87,6 +87,18 @@ class ResumeTokenForeign(InvalidRequest):
     reason = "RESUME_TOKEN_FOREIGN"
 
 
+class ConsistencyTokenInvalid(InvalidRequest):
+    """The token of `read_at_least` is damaged, or not a token."""
+
+    reason = "CONSISTENCY_TOKEN_INVALID"
+
+
+class ConsistencyTokenForeign(InvalidRequest):
+    """The token of `read_at_least` belongs to another store. Later reads do not use it."""
+
+    reason = "CONSISTENCY_TOKEN_FOREIGN"
+
+
 class Unauthenticated(StoreError):
     """The caller is not authenticated."""
 

@@ -148,8 +148,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_STANDBY_BEHIND: _ErrorReason.ValueType  # 33
     """UNAVAILABLE with RetryInfo: the service reads from a standby that has not received the change of
-    resume_token yet. Watch again from the same token. Example: a token from the primary, used at once
-    on a standby that lags by a second.
+    resume_token, or of the metadata at-least, yet. Call again with the same token. Example: a token from
+    the primary, used at once on a standby that lags by a second.
     """
     ERROR_REASON_EXTERNAL_ID_TAKEN: _ErrorReason.ValueType  # 34
     """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. To get that
@@ -177,6 +177,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SEARCH_DISABLED: _ErrorReason.ValueType  # 39
     """FAILED_PRECONDITION: full-text search is switched off on the server (STORE_SEARCH). Example:
     SearchPosts on a server that has no index.
+    """
+    ERROR_REASON_CONSISTENCY_TOKEN_INVALID: _ErrorReason.ValueType  # 40
+    """INVALID_ARGUMENT with BadRequest: the metadata at-least is not a consistency token or resume token of
+    this service, or it is damaged. Example: a token that was cut off.
+    """
+    ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN: _ErrorReason.ValueType  # 41
+    """INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
+    it. Example: a token from before the database was restored into another server.
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -318,8 +326,8 @@ continue. Example: CreatePost while an operator moves the database.
 """
 ERROR_REASON_STANDBY_BEHIND: ErrorReason.ValueType  # 33
 """UNAVAILABLE with RetryInfo: the service reads from a standby that has not received the change of
-resume_token yet. Watch again from the same token. Example: a token from the primary, used at once
-on a standby that lags by a second.
+resume_token, or of the metadata at-least, yet. Call again with the same token. Example: a token from
+the primary, used at once on a standby that lags by a second.
 """
 ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 34
 """ALREADY_EXISTS with ResourceInfo: a resource of the same type has this external_id. To get that
@@ -347,5 +355,13 @@ only the latest changes are missing). Example: SearchComments in the minutes aft
 ERROR_REASON_SEARCH_DISABLED: ErrorReason.ValueType  # 39
 """FAILED_PRECONDITION: full-text search is switched off on the server (STORE_SEARCH). Example:
 SearchPosts on a server that has no index.
+"""
+ERROR_REASON_CONSISTENCY_TOKEN_INVALID: ErrorReason.ValueType  # 40
+"""INVALID_ARGUMENT with BadRequest: the metadata at-least is not a consistency token or resume token of
+this service, or it is damaged. Example: a token that was cut off.
+"""
+ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN: ErrorReason.ValueType  # 41
+"""INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
+it. Example: a token from before the database was restored into another server.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

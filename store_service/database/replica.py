@@ -1,0 +1,274 @@
+"""Follows one replica, a standby of the primary, and reads from it (docs/decisions/0050).
+
+A replica is used while three things are known: it belongs to the cluster and the store of the primary, the
+primary has its last change too, and its lag is within the limit.
+"""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+
+import structlog
+
+from store_service.database import replica_sql as sql
+from store_service.database.batch_operation import Argument, BatchOperation, Result
+from store_service.database.batch_queue import Backend, BatchQueue
+from store_service.database.connection import Connection
+from store_service.database.consistency import POLL_SECONDS, WAIT_SECONDS, Outcome, SeenOperations
+from store_service.database.job_queue import LARGE_JOB_BYTES
+from store_service.database.replica_state import (
+    REPLICA,
+    PrimaryState,
+    Refused,
+    ReplicaState,
+    check_history,
+)
+from store_service.errors import DatabaseUnavailable, ServiceError
+from store_service.model import Position, Seen
+from store_service.pacing import Signal
+from store_service.repeated_failure import RepeatedFailure
+
+COMPARE_SECONDS = 0.5
+"""Time between two comparisons of a replica with the primary."""
+
+COMPARED_SECONDS = 2.0
+"""How long a comparison is valid for callers that require what they have seen. It is shorter than the time
+that a failover takes."""
+
+LAG_POLL_SECONDS = 0.05
+"""Time between two looks at a replica until it has what the primary had at the last comparison."""
+
+LOOK_SECONDS = 2.0
+"""Maximum time for a server to respond to a look."""
+
+RETRY_SECONDS = 0.5
+"""Pause before a replica is opened again."""
+
+MAX_SAMPLES = 1000
+"""Number of earlier states of the primary that are kept to measure the lag. From there on, they are
+thinned out."""
+
+log = structlog.get_logger("store_service.database")
+
+
+class Replica:
+    """One replica, with sessions of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        open_backend: Callable[[], AbstractAsyncContextManager[Backend]],
+        look_at_primary: Callable[[int], Awaitable[PrimaryState]],
+        *,
+        max_lag_seconds: float,
+    ) -> None:
+        """Takes what the replica is compared with.
+
+        Args:
+            name: Its name in the log and in metrics.
+            open_backend: Opens its sessions.
+            look_at_primary: Reads the state of the primary. The argument is the `seq` of a change.
+            max_lag_seconds: The lag above which it is not used.
+        """
+        self.name = name
+        self._open_backend = open_backend
+        self._look_at_primary = look_at_primary
+        self._max_lag_seconds = max_lag_seconds
+        self._queue: BatchQueue | None = None
+        """Its readers; None while the replica does not respond."""
+        self._operations = SeenOperations(self._look_after_read)
+        self._started = 0
+        """Start time of the server; 0 before the first look. What follows is about this server."""
+        self._end = Position(xid=0, seq=0)
+        """The end of its change feed at the last look."""
+        self._ended_xid = 0
+        """All transactions up to this number have ended there."""
+        self._timeline = 0
+        """The timeline of the primary at the last comparison."""
+        self._compared_at = -math.inf
+        self._current_at = -math.inf
+        """A time at which the primary had nothing that the replica does not have now."""
+        self._samples: deque[tuple[float, int]] = deque()
+        """States of the primary that the replica has not reached: the time, and the end of the log."""
+        self._behind_since: float | None = None
+        """The time of the first of them; None if there is none."""
+        self._waiting = 0
+        self._woken = asyncio.Event()
+        """Set when a read begins to wait."""
+        self._looked = Signal()
+        self._reads: set[asyncio.Timeout] = set()
+        self._failure = RepeatedFailure(log, "replica is not used", end_event="replica is used again")
+
+    # For reads and metrics. Any thread may read the properties.
+
+    @property
+    def lag_seconds(self) -> float:
+        """Age of the oldest known state of the primary that the replica lacked at the last look; 0 if it
+        lacked none."""
+        since = self._behind_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def is_used(self) -> bool:
+        """Whether reads are answered: what the replica lacks is at most as old as the limit."""
+        is_compared = self._compared_at > -math.inf
+        return is_compared and time.monotonic() - self._current_at <= self._max_lag_seconds
+
+    @property
+    def ended_xid(self) -> int:
+        """All transactions up to this number have ended there."""
+        return self._ended_xid
+
+    def has(self, seen: Seen) -> bool:
+        """Whether the replica is known to have what a caller has seen."""
+        is_valid = time.monotonic() - self._compared_at <= COMPARED_SECONDS
+        return is_valid and seen.timeline <= self._timeline and seen.xid <= self._ended_xid
+
+    async def has_soon(self, seen: Seen) -> bool:
+        """Same as `has`. Waits at most WAIT_SECONDS, and not at all if the replica lags more than that."""
+        if self.lag_seconds > WAIT_SECONDS:
+            return self.has(seen)
+        self._waiting += 1
+        self._woken.set()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                while not self.has(seen):
+                    await self._looked.wait(self._looked.count)
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
+        return True
+
+    async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Outcome[Result]:
+        """Runs an operation.
+
+        Raises:
+            ServiceError: The outcome of the whole batch.
+            TimeoutError: The replica has failed meanwhile.
+        """
+        if self._queue is None:
+            raise DatabaseUnavailable
+        async with asyncio.timeout(None) as limit:
+            self._reads.add(limit)
+            try:
+                return await self._queue.execute(self._operations.of(operation), argument)
+            finally:
+                self._reads.discard(limit)
+
+    async def _look_after_read(self, connection: Connection) -> Seen:
+        ((started, is_standby, newest_xid, ended_xid),) = await connection.fetch(sql.SHOWN)
+        if started != self._started or not is_standby:
+            raise DatabaseUnavailable from Refused("the session is on another server, or on a new primary")
+        self._ended_xid = max(self._ended_xid, ended_xid)
+        return Seen(timeline=self._timeline, xid=newest_xid)
+
+    # In the background
+
+    async def run(self) -> None:
+        """Follows the replica until it is cancelled."""
+        while True:
+            try:
+                async with self._open_backend() as backend:
+                    self._queue = backend.reader
+                    await self._follow(backend.writer)
+            except (ServiceError, Refused, TimeoutError) as error:
+                cause = error.__cause__ or error
+                self._failure.failed(replica=self.name, cause=str(cause) or type(cause).__name__)
+            except Exception as error:
+                # An unhandled exception must not end this task.
+                self._failure.failed(replica=self.name, exc_info=error)
+            finally:
+                self._leave()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _leave(self) -> None:
+        """Ends the use of the replica, also for reads that wait for it."""
+        self._queue = None
+        self._begin(0)
+        now = asyncio.get_running_loop().time()
+        for limit in self._reads:
+            limit.reschedule(now)
+
+    def _begin(self, started: int) -> None:
+        """Forgets the last server."""
+        self._started = started
+        self._ended_xid = 0
+        self._compared_at = self._current_at = -math.inf
+        self._samples.clear()
+        self._behind_since = None
+
+    async def _follow(self, session: BatchQueue) -> None:
+        """Compares the replica with the primary again and again.
+
+        Raises:
+            Refused: The server is not a replica of the primary.
+            ServiceError, TimeoutError: The replica does not respond.
+        """
+        primary: PrimaryState | None = None
+        compare_at = 0.0
+        while True:
+            now = time.monotonic()
+            if now >= compare_at:
+                primary = await self._compare(now) or primary
+                compare_at = now + COMPARE_SECONDS
+            async with asyncio.timeout(LOOK_SECONDS):
+                # Not on a reader, where it would wait for reads.
+                look = await session.execute(REPLICA, None, size=LARGE_JOB_BYTES + 1)
+            if primary is not None:
+                look.check(primary)
+            if look.started != self._started:
+                self._begin(look.started)
+                compare_at = 0.0
+            self._end = look.end
+            self._ended_xid = max(self._ended_xid, look.end.xid)
+            self._measure(look)
+            self._looked.notify()
+            await self._pause(compare_at - time.monotonic())
+
+    async def _compare(self, now: float) -> PrimaryState | None:
+        """Reads the primary, and checks that it has the last change of the replica.
+
+        Returns None if the primary does not respond. The last comparison then stays valid for a time.
+        """
+        end = self._end
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                primary = await self._look_at_primary(end.seq)
+        except (ServiceError, TimeoutError):
+            return None
+        if self._started:
+            check_history(end, primary)
+            if primary.timeline != self._timeline:
+                self._timeline = primary.timeline
+                self._samples.clear()
+            self._compared_at = now
+            self._samples.append((now, primary.log_end))
+            if len(self._samples) > MAX_SAMPLES:
+                self._samples = deque(list(self._samples)[::2])
+        return primary
+
+    def _measure(self, look: ReplicaState) -> None:
+        samples = self._samples
+        while samples and samples[0][1] <= look.log_end:
+            self._current_at, _ = samples.popleft()
+        self._behind_since = samples[0][0] if samples else None
+        if self.is_used:
+            self._failure.ended(replica=self.name)
+        elif self._compared_at > -math.inf:
+            self._failure.failed(replica=self.name, cause="it lags more than STORE_MAX_REPLICA_LAG_SECONDS")
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits until the next look, at most `seconds`: until a read waits, or for a short time."""
+        if self._waiting:
+            await asyncio.sleep(POLL_SECONDS)
+            return
+        self._woken.clear()
+        try:
+            async with asyncio.timeout(min(seconds, LAG_POLL_SECONDS) if self._samples else seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
