@@ -75,7 +75,8 @@ _last_change = (
 )
 
 
-def _feed(*more: ColumnElement[Any]) -> Statement:
+def feed_with(*more: ColumnElement[Any]) -> Statement:
+    """Returns FEED with more columns."""
     return Statement(
         select(
             *_state,
@@ -98,13 +99,16 @@ def _feed(*more: ColumnElement[Any]) -> Statement:
     )
 
 
-FEED = _feed()
+FEED = feed_with()
 """The id of the store, the position up to which changes are trimmed, and the position of the last change;
 both positions with the time of the change. Served on PostgreSQL by changes_xid_seq_idx."""
 
 _time_at = select(change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger))
-FEED_AT = _feed(func.coalesce(_time_at.scalar_subquery(), 0))
-"""Same as FEED, with the time of the change `seq`; 0 if it does not exist. Also served by the primary key."""
+time_at: ColumnElement[int] = func.coalesce(_time_at.scalar_subquery(), 0)
+"""The time of the change `seq`; 0 if it does not exist."""
+
+FEED_AT = feed_with(time_at)
+"""Same as FEED, with `time_at`. Also served by the primary key."""
 
 NEWEST = Statement(
     select(change.c.xid, change.c.seq, change.c.commit_time).order_by(change.c.seq.desc()).limit(1),

@@ -20,7 +20,7 @@ from store_service.model import NOTHING_SEEN, Seen
 WAIT_SECONDS = 0.1
 """Maximum time that a read waits until a standby has what the caller has seen."""
 
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.002
 """Time between two looks at a standby while reads wait for it."""
 
 Outcome = tuple[Result | ServiceError, Seen]

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, literal_column, select
 
+from store_service.database.changes import feed_with, time_at
 from store_service.database.statements import Statement
 
 _is_standby: ColumnElement[Any] = literal_column("pg_is_in_recovery()")
@@ -42,12 +43,13 @@ NEWEST_XID = Statement(select(_newest_xid))
 """The number of the transaction of the newest committed change; 0 if there is none. Served by
 changes_xid_seq_idx."""
 
-PRIMARY = Statement(select(_timeline, _cluster, _log_end))
-"""The timeline, the system identifier, and the end of the log that is on disk, in bytes."""
+PRIMARY = feed_with(time_at, _timeline, _cluster, _log_end)
+"""Same as FEED_AT, with the timeline, the system identifier, and the end of the log that is on disk, in
+bytes."""
 
-REPLICA = Statement(select(_is_standby, _started, _cluster, _log_end, _revision))
-"""Whether the server is a standby, when it was started, the system identifier, the end of the replayed log in
-bytes, and the revision of the schema."""
+REPLICA = feed_with(_is_standby, _started, _cluster, _log_end, _revision)
+"""Same as FEED, with whether the server is a standby, when it was started, the system identifier, the end of
+the replayed log in bytes, and the revision of the schema."""
 
 SHOWN = Statement(select(_started, _is_standby, _newest_xid, _ended_xid))
 """When the server was started, whether it is a standby, NEWEST_XID, and the number of the last transaction

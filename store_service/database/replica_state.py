@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from store_service.database import replica_sql as sql
 from store_service.database.batch_operation import BatchOperation
-from store_service.database.changes import FEED, FEED_AT
 from store_service.database.connection import Connection
 from store_service.database.schema_objects import MADE_BY
 from store_service.model import Position
@@ -79,20 +78,16 @@ def check_history(end: Position, primary: PrimaryState) -> None:
 
 
 async def _primary(connection: Connection, seqs: Sequence[int]) -> list[PrimaryState]:
-    ((timeline, cluster, log_end),) = await connection.fetch(sql.PRIMARY)
     states = []
     for seq in seqs:
-        ((store_id, xid, trimmed_seq, _, _, _, _, time),) = await connection.fetch(FEED_AT, seq=seq)
-        trimmed = Position(xid=xid, seq=trimmed_seq)
-        states.append(PrimaryState(store_id, trimmed, time, timeline, cluster, log_end))
+        ((store_id, xid, trimmed_seq, _, _, _, _, *more),) = await connection.fetch(sql.PRIMARY, seq=seq)
+        states.append(PrimaryState(store_id, Position(xid=xid, seq=trimmed_seq), *more))
     return states
 
 
 async def _replica(connection: Connection, calls: Sequence[None]) -> list[ReplicaState]:
-    ((is_standby, started, cluster, log_end, revision),) = await connection.fetch(sql.REPLICA)
-    ((store_id, _, _, _, xid, seq, time),) = await connection.fetch(FEED)
-    end = Position(xid=xid, seq=seq, time=time)
-    return [ReplicaState(store_id, end, is_standby, started, cluster, log_end, revision)] * len(calls)
+    ((store_id, _, _, _, xid, seq, time, *more),) = await connection.fetch(sql.REPLICA)
+    return [ReplicaState(store_id, Position(xid=xid, seq=seq, time=time), *more)] * len(calls)
 
 
 PRIMARY: BatchOperation[int, PrimaryState] = BatchOperation(_primary)
