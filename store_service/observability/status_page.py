@@ -155,6 +155,11 @@ def _lags(between: Between) -> Table:
         f"{now.total('store_watches'):.0f} of {now.total('store_watches_limit'):.0f}",
         f"{now.total('store_connections_lost_total'):.0f}",
     ]
+    if "store_replica_used" in now.samples:
+        columns.append("replicas used")
+        count = len(now.samples["store_replica_used"])
+        lag = max(value for _, value in now.values("store_replica_lag_seconds"))
+        values.append(f"{now.total('store_replica_used'):.0f} of {count}, lag {_time(lag)}")
     if "store_search_index_progress" in now.samples:
         columns.append("search index")
         progress = min(value for _, value in now.values("store_search_index_progress"))

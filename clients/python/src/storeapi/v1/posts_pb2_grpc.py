@@ -42,6 +42,12 @@ class PostServiceStub(object):
     - INTERNAL (INTERNAL): an unhandled exception in the server.
 
     The server ignores no request field: it honors the field, or it refuses the call.
+
+    Request metadata: a read with "consistency: eventual" may be answered by a read replica, whose state can
+    be older. With "at-least: TOKEN", the answer includes everything that the answer with this token included.
+    The token is the trailing metadata "consistency-token", or a resume_token. Further errors of calls with
+    this metadata: INVALID_ARGUMENT (CONSISTENCY_TOKEN_INVALID, CONSISTENCY_TOKEN_FOREIGN, FIELD_INVALID),
+    UNAVAILABLE (STANDBY_BEHIND).
     """
 
     def __init__(self, channel):
@@ -134,6 +140,12 @@ class PostServiceServicer(object):
     - INTERNAL (INTERNAL): an unhandled exception in the server.
 
     The server ignores no request field: it honors the field, or it refuses the call.
+
+    Request metadata: a read with "consistency: eventual" may be answered by a read replica, whose state can
+    be older. With "at-least: TOKEN", the answer includes everything that the answer with this token included.
+    The token is the trailing metadata "consistency-token", or a resume_token. Further errors of calls with
+    this metadata: INVALID_ARGUMENT (CONSISTENCY_TOKEN_INVALID, CONSISTENCY_TOKEN_FOREIGN, FIELD_INVALID),
+    UNAVAILABLE (STANDBY_BEHIND).
     """
 
     def CreatePost(self, request, context):
@@ -470,6 +482,12 @@ class PostService(object):
     - INTERNAL (INTERNAL): an unhandled exception in the server.
 
     The server ignores no request field: it honors the field, or it refuses the call.
+
+    Request metadata: a read with "consistency: eventual" may be answered by a read replica, whose state can
+    be older. With "at-least: TOKEN", the answer includes everything that the answer with this token included.
+    The token is the trailing metadata "consistency-token", or a resume_token. Further errors of calls with
+    this metadata: INVALID_ARGUMENT (CONSISTENCY_TOKEN_INVALID, CONSISTENCY_TOKEN_FOREIGN, FIELD_INVALID),
+    UNAVAILABLE (STANDBY_BEHIND).
     """
 
     @staticmethod

@@ -43,6 +43,12 @@ class PostServiceStub:
     - INTERNAL (INTERNAL): an unhandled exception in the server.
 
     The server ignores no request field: it honors the field, or it refuses the call.
+
+    Request metadata: a read with "consistency: eventual" may be answered by a read replica, whose state can
+    be older. With "at-least: TOKEN", the answer includes everything that the answer with this token included.
+    The token is the trailing metadata "consistency-token", or a resume_token. Further errors of calls with
+    this metadata: INVALID_ARGUMENT (CONSISTENCY_TOKEN_INVALID, CONSISTENCY_TOKEN_FOREIGN, FIELD_INVALID),
+    UNAVAILABLE (STANDBY_BEHIND).
     """
 
     @_typing.overload
@@ -257,6 +263,12 @@ class PostServiceAsyncStub(PostServiceStub):
     - INTERNAL (INTERNAL): an unhandled exception in the server.
 
     The server ignores no request field: it honors the field, or it refuses the call.
+
+    Request metadata: a read with "consistency: eventual" may be answered by a read replica, whose state can
+    be older. With "at-least: TOKEN", the answer includes everything that the answer with this token included.
+    The token is the trailing metadata "consistency-token", or a resume_token. Further errors of calls with
+    this metadata: INVALID_ARGUMENT (CONSISTENCY_TOKEN_INVALID, CONSISTENCY_TOKEN_FOREIGN, FIELD_INVALID),
+    UNAVAILABLE (STANDBY_BEHIND).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -467,6 +479,12 @@ class PostServiceServicer(metaclass=_abc_1.ABCMeta):
     - INTERNAL (INTERNAL): an unhandled exception in the server.
 
     The server ignores no request field: it honors the field, or it refuses the call.
+
+    Request metadata: a read with "consistency: eventual" may be answered by a read replica, whose state can
+    be older. With "at-least: TOKEN", the answer includes everything that the answer with this token included.
+    The token is the trailing metadata "consistency-token", or a resume_token. Further errors of calls with
+    this metadata: INVALID_ARGUMENT (CONSISTENCY_TOKEN_INVALID, CONSISTENCY_TOKEN_FOREIGN, FIELD_INVALID),
+    UNAVAILABLE (STANDBY_BEHIND).
     """
 
     @_abc_1.abstractmethod
