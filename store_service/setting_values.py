@@ -47,7 +47,7 @@ def _check_database_url(value: str) -> str:
 def _check_read_urls(value: str) -> str:
     """Accepts URLs of PostgreSQL databases, separated by white space, and an empty value."""
     for url in value.split():
-        if not url.startswith("postgresql://"):
+        if not url.startswith("postgresql://") or url.count("://") > 1:
             raise ValueError("must start with postgresql://; several URLs are separated by spaces")
         _check_database_url(url)
     return value

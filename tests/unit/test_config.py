@@ -73,6 +73,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_LOCK_TIMEOUT_SECONDS": ("0.5", 0.5),
     "STORE_STATEMENT_TIMEOUT_SECONDS": ("60", 60.0),
     "STORE_CONNECT_TIMEOUT_SECONDS": ("1", 1.0),
+    "STORE_MAX_REPLICA_LAG_SECONDS": ("1.5", 1.5),
     "STORE_REQUEST_ID_RETENTION_HOURS": ("0.5", 0.5),
     "STORE_CHANGE_RETENTION_HOURS": ("1", 1.0),
     "STORE_MAX_CHANGE_ROWS": ("1000", 1000),
@@ -92,7 +93,13 @@ def test_every_setting_has_an_example() -> None:
     """So that the tests below speak of all of them."""
     # What means nothing alone, is refused on SQLite, or is nothing by default, has tests of its own.
     alone = {"STORE_WORKERS", "STORE_API_KEYS_FILE", "STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA"}
-    alone |= {"STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE", "STORE_JWT_AUDIENCE", "STORE_JWT_ISSUER"}
+    alone |= {
+        "DATABASE_READ_URL",
+        "STORE_JWT_PUBLIC_KEYS_FILE",
+        "STORE_JWT_SECRET_FILE",
+        "STORE_JWT_AUDIENCE",
+        "STORE_JWT_ISSUER",
+    }
     assert EXAMPLES.keys() | alone == {environment_variable(name) for name in Config.model_fields}
 
 
@@ -130,6 +137,55 @@ def test_several_workers_are_allowed_on_postgresql(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
 
     assert load().workers == 2
+
+
+READ_URLS = "postgresql://store:hunter2@a:5432,b:5433/store\n  postgresql://store@c/store?sslmode=require"
+
+
+def test_several_replicas_are_separated_by_white_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+    monkeypatch.setenv("DATABASE_READ_URL", READ_URLS)
+
+    assert len(load().DATABASE_READ_URL.split()) == 2
+    assert "hunter2" not in repr(load())
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("sqlite:///b.db", "must start with postgresql://"),
+        ("a:5432", "must start with postgresql://"),
+        ("postgresql://store@a/store,postgresql://store@b/store", "several URLs are separated by spaces"),
+        ("postgresql://store@a/store postgresql://store:hunter2@b:x/store", "the port must be a number"),
+    ],
+)
+def test_invalid_url_of_a_replica_is_explained(
+    monkeypatch: pytest.MonkeyPatch, url: str, sentence: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+    monkeypatch.setenv("DATABASE_READ_URL", url)
+
+    with pytest.raises(BadSetting, match=f"^DATABASE_READ_URL: .*{sentence}") as raised:
+        load()
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("DATABASE_URL", "sqlite:///a.db", "needs a PostgreSQL database"),
+        ("DB_FORCE_ROLL_BACK", "true", "must not be set with DB_FORCE_ROLL_BACK"),
+    ],
+)
+def test_replicas_are_refused_where_there_cannot_be_any(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+    monkeypatch.setenv("DATABASE_READ_URL", "postgresql://store@replica/store")
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(BadSetting, match=f"^DATABASE_READ_URL: {sentence}"):
+        load()
 
 
 @pytest.mark.parametrize("option", ["", "?sslmode=verify-full", "?sslmode=require&sslrootcert=/ca.pem"])
