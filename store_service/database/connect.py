@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 from store_service.database import files, sqlite, sqlite_file
 from store_service.database.batch_operation import Argument, BatchOperation, Result
 from store_service.database.batch_queue import Backend
-from store_service.database.consistency import AT_PRIMARY, DRY_RUNS, current, wait_until_seen
+from store_service.database.consistency import SeenOperations, current, seen_on_primary, wait_until_seen
 from store_service.database_url import PostgresqlUrl, parse
 from store_service.errors import DatabaseUnavailable
 from store_service.observability.batches import ObserverFactory, without_observer
@@ -176,6 +176,9 @@ class Database:
         self.read_only = read_only
         self.replicas = replicas
         self._has_servers = has_servers
+        self._seen = SeenOperations(seen_on_primary)
+        # The number of a transaction that is rolled back would never be reached.
+        self._dry_runs = SeenOperations(seen_on_primary, looks_before=True)
         self._writer = backend.writer
         self._reader = backend.reader
         self._listen = backend.listen
@@ -203,7 +206,7 @@ class Database:
         call = current()
         if call is None or not self._has_servers:
             return await self._writer.execute(operation, argument, dry_run=dry_run, size=size)
-        made = (DRY_RUNS if dry_run else AT_PRIMARY).of(operation)
+        made = (self._dry_runs if dry_run else self._seen).of(operation)
         return call.result_of(await self._writer.execute(made, argument, dry_run=dry_run, size=size))
 
     async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Result:
@@ -225,7 +228,7 @@ class Database:
             await wait_until_seen(call, self._reader.execute)
         if self.replicas is None:
             return await self._reader.execute(operation, argument)
-        return call.result_of(await self._reader.execute(AT_PRIMARY.of(operation), argument))
+        return call.result_of(await self._reader.execute(self._seen.of(operation), argument))
 
     def check(self) -> None:
         """Checks that writes are not lost. After a failure, writes are refused until a check succeeds.

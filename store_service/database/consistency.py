@@ -101,13 +101,6 @@ async def seen_on_primary(connection: Connection) -> Seen:
     return Seen(timeline=connection.timeline, xid=xid)
 
 
-AT_PRIMARY = SeenOperations(seen_on_primary)
-"""Operations on the primary."""
-
-DRY_RUNS = SeenOperations(seen_on_primary, looks_before=True)
-"""Same as AT_PRIMARY, for transactions that are rolled back, whose numbers nobody ever sees."""
-
-
 async def _have(connection: Connection, requirements: Sequence[Seen]) -> list[bool]:
     ((_, is_standby, _, ended_xid),) = await connection.fetch(sql.SHOWN)
     return [not is_standby or it.xid <= ended_xid for it in requirements]

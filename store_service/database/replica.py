@@ -174,15 +174,17 @@ class Replica:
             try:
                 async with self._open_backend() as backend:
                     self._queue = backend.reader
-                    await self._follow(backend.writer)
+                    try:
+                        await self._follow(backend.writer)
+                    finally:
+                        # Before the sessions are closed, which takes long if the replica does not respond.
+                        self._leave()
             except (ServiceError, Refused, TimeoutError) as error:
                 cause = error.__cause__ or error
                 self._failure.failed(replica=self.name, cause=str(cause) or type(cause).__name__)
             except Exception as error:
                 # An unhandled exception must not end this task.
                 self._failure.failed(replica=self.name, exc_info=error)
-            finally:
-                self._leave()
             await asyncio.sleep(RETRY_SECONDS)
 
     def _leave(self) -> None:
