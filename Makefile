@@ -67,10 +67,11 @@ $(MUTANTS_VENV)/installed: requirements/mutants.txt $(VENV)/installed
 	$(UV) --python $(MUTANTS_VENV) --require-hashes -r requirements/mutants.txt
 	@touch $@
 
-test-packages: ## install the Debian packages that tests use (proxies, a browser, Patroni with etcd), as root
+test-packages: ## install the Debian packages that tests use (proxies, poolers, a browser, Patroni with etcd), as root
 	apt-get update --quiet=2
 	DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends \
 		$$(grep -v '^#' requirements/debian.txt)
+	tools/newer_pgbouncer.sh
 
 test-wheels: install ## build both distributions, and test them in an empty environment
 	$(BIN)/pytest tests/project/test_wheels.py tests/project/test_first_example.py

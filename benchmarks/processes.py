@@ -41,7 +41,7 @@ def environment(**settings: str) -> dict[str, str]:
     ours = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK"))
+        if not name.startswith(("STORE_", "DATABASE_URL", "DATABASE_DIRECT_URL", "DB_FORCE_ROLL_BACK"))
     }
     # An installed program has compiled modules. Without them, a start would mostly measure the compiler.
     ours.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -25,7 +25,7 @@ class Config(BaseSettings):
         env_prefix=ENV_PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
     )
 
-    # These two settings have the names that the storeapi application gave them.
+    # DATABASE_URL and DB_FORCE_ROLL_BACK have the names that the storeapi application gave them.
     DATABASE_URL: values.DatabaseUrl = Field(
         default="sqlite:///store.db", validation_alias="DATABASE_URL", repr=False
     )
@@ -36,6 +36,11 @@ class Config(BaseSettings):
     DATABASE_READ_URL: values.ReadUrls = Field(default="", validation_alias="DATABASE_READ_URL", repr=False)
     """Replicas of DATABASE_URL that answer the reads of callers who allow it: the URL of a PostgreSQL
     standby, or several, separated by spaces. Each may have several hosts, of which one is used."""
+    DATABASE_DIRECT_URL: values.OptionalPostgresqlUrl = Field(
+        default="", validation_alias="DATABASE_DIRECT_URL", repr=False
+    )
+    """The same PostgreSQL database without a pooler in transaction mode, for schema upgrades and
+    notifications. Empty: DATABASE_URL is used, and behind a pooler in transaction mode watches poll."""
 
     DB_FORCE_ROLL_BACK: bool = Field(default=False, validation_alias="DB_FORCE_ROLL_BACK")
     """For tests: everything is rolled back when the server stops."""
@@ -185,6 +190,9 @@ class Config(BaseSettings):
 
     max_replica_lag_seconds: float = Field(default=10.0, ge=1, le=86_400)
     """Maximum age of what a replica lacks. Above it, the replica is not used until it has caught up."""
+    statement_cache_size: int = Field(default=-1, ge=-1, le=10_000)
+    """Maximum number of statements that each session of PostgreSQL keeps prepared. -1: 100, or 0 behind a
+    pooler in transaction mode without support for prepared statements."""
 
     request_id_retention_hours: float = Field(default=24.0, gt=0, le=8760)
     """How long a request with a request_id can be repeated and gets its first response."""
@@ -228,6 +236,11 @@ class Config(BaseSettings):
 
     log_format: Literal["auto", "json", "console"] = "auto"
     """json: one object per line; console: readable text; auto: json unless stderr is a terminal."""
+
+    @property
+    def upgrade_url(self) -> str:
+        """The URL through which the schema is upgraded."""
+        return self.DATABASE_DIRECT_URL or self.DATABASE_URL
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

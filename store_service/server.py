@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
+import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2
@@ -60,6 +61,8 @@ FLUSH_SECONDS = 0.5
 LAST_TOKEN_SECONDS = 0.3
 """Maximum time to send the last resume tokens. A watch whose caller does not read ends without one."""
 
+log = structlog.get_logger("store_service.server")
+
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
@@ -95,7 +98,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     with connect.sole_use(config.DATABASE_URL):
         if revision != schema.HEAD:
             await asyncio.to_thread(
-                schema.upgrade, config.DATABASE_URL, connect_timeout_seconds=config.connect_timeout_seconds
+                schema.upgrade, config.upgrade_url, connect_timeout_seconds=config.connect_timeout_seconds
             )
         async with (
             instrumented(config, certificates) as instrumentation,
@@ -103,6 +106,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 config, observe=instrumentation.queue_observer, with_replicas=True
             ) as database,
         ):
+            if database.pooling:
+                log.info("connected to PostgreSQL", connection=database.pooling)
             metrics = instrumentation.metrics
             if metrics is not None and database.replicas is not None:
                 metrics.replicas = database.replicas.all

@@ -17,7 +17,7 @@ def check_combinations(config: "Config") -> None:
     Raises:
         ValueError: They contradict each other, or one is missing.
     """
-    for check in (_check_tls, _check_jwt, _check_sizes, _check_workers, _check_replicas):
+    for check in (_check_tls, _check_jwt, _check_sizes, _check_workers, _check_replicas, _check_direct_url):
         check(config)
 
 
@@ -85,3 +85,8 @@ def _check_replicas(config: "Config") -> None:
             "DATABASE_READ_URL: must not be set with DB_FORCE_ROLL_BACK, because replicas never receive what "
             "is rolled back"
         )
+
+
+def _check_direct_url(config: "Config") -> None:
+    if config.DATABASE_DIRECT_URL and config.DATABASE_URL.startswith("sqlite:"):
+        raise ValueError("DATABASE_DIRECT_URL: must not be set, because DATABASE_URL is a SQLite file")

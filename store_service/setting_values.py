@@ -53,6 +53,13 @@ def _check_read_urls(value: str) -> str:
     return value
 
 
+def _check_optional_postgresql_url(value: str) -> str:
+    """Accepts a URL of a PostgreSQL database, and an empty value."""
+    if value and not value.startswith("postgresql://"):
+        raise ValueError("must start with postgresql://")
+    return _check_database_url(value) if value else value
+
+
 def _check_address(value: str) -> str:
     """Accepts HOST:PORT and unix:PATH."""
     Address.parse(value)
@@ -107,6 +114,7 @@ def _check_tracing(value: bool) -> bool:
 
 DatabaseUrl = Annotated[str, AfterValidator(_check_database_url)]
 ReadUrls = Annotated[str, AfterValidator(_check_read_urls)]
+OptionalPostgresqlUrl = Annotated[str, AfterValidator(_check_optional_postgresql_url)]
 ListenAddress = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
 ExistingFile = Annotated[str, AfterValidator(_check_file)]

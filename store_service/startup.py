@@ -96,32 +96,61 @@ def check_database(config: Config, *, is_start: bool = False) -> str:
         ServiceError: The database cannot be opened.
     """
     will_upgrade = is_start and config.auto_migrate
+    check_direct_url(config)
     connect.check_files(config.DATABASE_URL, needs_room=not is_start)
     find = schema.find_to_upgrade if will_upgrade else schema.find
     revision = find(
         config.DATABASE_URL,
         connect_timeout_seconds=config.connect_timeout_seconds,
-        upgrades=config.auto_migrate,
+        upgrades=config.auto_migrate and not config.DATABASE_DIRECT_URL,
         serves=privileges.TO_READ if config.read_only else privileges.TO_WRITE,
     )
+    if config.auto_migrate and config.DATABASE_DIRECT_URL:
+        # Its role upgrades the schema.
+        find(
+            config.DATABASE_DIRECT_URL,
+            connect_timeout_seconds=config.connect_timeout_seconds,
+            upgrades=True,
+        )
     if will_upgrade and revision != schema.HEAD:
         connect.check_files(config.DATABASE_URL)
     return revision
 
 
-async def try_to_open(config: Config) -> None:
+def check_direct_url(config: Config) -> None:
+    """Checks that DATABASE_DIRECT_URL, if it is set, leads to the database of DATABASE_URL.
+
+    Raises:
+        connect.OtherDatabase: It leads to another one.
+        ServiceError: A database cannot be opened.
+    """
+    if config.DATABASE_DIRECT_URL:
+        connect.check_same_database(
+            config.DATABASE_URL,
+            config.DATABASE_DIRECT_URL,
+            connect_timeout_seconds=config.connect_timeout_seconds,
+        )
+
+
+async def try_to_open(config: Config) -> str:
     """Opens a PostgreSQL database as the service does, because poolers may reject its startup parameters.
 
     Does nothing for SQLite, which cannot be opened by the service without changing the file.
 
+    Returns:
+        What is between the service and PostgreSQL; empty for SQLite.
+
     Raises:
         ServiceError: The database cannot be opened.
+        OperatorError: A pooler does not preserve what a setting requires.
     """
-    if not connect.is_sqlite(config.DATABASE_URL):
-        async with open_database(config) as database:
-            # An error about missing tables also proves that the connection works.
-            with suppress(SchemaMismatch):
-                await schema.look(database)
+    if connect.is_sqlite(config.DATABASE_URL):
+        return ""
+    async with open_database(config) as database:
+        # An error about missing tables also proves that the connection works.
+        with suppress(SchemaMismatch):
+            await schema.look(database)
+        return database.pooling
 
 
 def open_database(
@@ -130,6 +159,8 @@ def open_database(
     """Opens the database with the settings, and the replicas if requested; see `connect.open_database`."""
     return connect.open_database(
         config.DATABASE_URL,
+        direct_url=config.DATABASE_DIRECT_URL,
+        statement_cache_size=config.statement_cache_size,
         readers=config.read_connections,
         lock_timeout_seconds=config.lock_timeout_seconds,
         statement_timeout_seconds=config.statement_timeout_seconds,

@@ -61,7 +61,7 @@ def run(config: Config) -> None:
     with reserved(config.listen) as placeholder:
         # The checks and the upgrade of a start, once for all workers.
         if asyncio.run(startup.prepare(config, is_reserved=True)) != schema.HEAD:
-            schema.upgrade(config.DATABASE_URL, connect_timeout_seconds=config.connect_timeout_seconds)
+            schema.upgrade(config.upgrade_url, connect_timeout_seconds=config.connect_timeout_seconds)
         listen = Address.parse(config.listen)
         with _served_metrics(config) as metrics:
             asyncio.run(_supervise(config, str(listen.with_port(placeholder.getsockname()[1])), metrics))

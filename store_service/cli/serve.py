@@ -100,19 +100,21 @@ def migrate(move_extra_columns: bool) -> None:
     """
     config = settings_or_exit()
     with one_line_errors(config), progress.shown(in_bytes=False) as report:
+        from store_service import startup
         from store_service.database import connect, schema
 
         report(f"migrating {connect.database_name(config.DATABASE_URL)}", 0, 0)
         # Before the lock, so that no lock file is created beside a file of another application.
         connect.check_files(config.DATABASE_URL)
+        startup.check_direct_url(config)
         schema.find_to_upgrade(
-            config.DATABASE_URL,
+            config.upgrade_url,
             connect_timeout_seconds=config.connect_timeout_seconds,
             move_extra_columns=move_extra_columns,
         )
         with connect.sole_use(config.DATABASE_URL):
             previous = schema.upgrade(
-                config.DATABASE_URL,
+                config.upgrade_url,
                 connect_timeout_seconds=config.connect_timeout_seconds,
                 move_extra_columns=move_extra_columns,
                 report=report,
@@ -148,10 +150,12 @@ def check() -> None:
                 raise
             if revision == schema.BEFORE:
                 _show_preview(config)
-            asyncio.run(startup.try_to_open(config))
+            pooling = asyncio.run(startup.try_to_open(config))
         if revision != schema.HEAD:
             raise SchemaMismatch(expected=schema.HEAD, actual=revision)
         click.echo("database: in use" if is_served else "database: fine")
+        if pooling:
+            click.echo(f"connection: {pooling}")
         click.echo(f"schema: {schema.HEAD}, fine")
         if config.search:
             click.echo(f"search index: {search_state.describe(config.DATABASE_URL)}")

@@ -23,7 +23,7 @@ def _engine() -> sqlalchemy.Engine:
     from store_service.config import config
     from store_service.database import connect, schema
 
-    schema.upgrade(config.DATABASE_URL)
+    schema.upgrade(config.upgrade_url)
     return connect.sync_engine(config.DATABASE_URL)
 
 

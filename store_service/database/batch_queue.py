@@ -303,3 +303,5 @@ class Backend(NamedTuple):
     """Raises StorageFull if the disk has no room for a rewrite of the database."""
     can_rewrite: bool = True
     """Whether there are jobs outside of transactions."""
+    pooling: str = ""
+    """What is between the service and the database; empty if nothing can be."""

@@ -180,5 +180,6 @@ class BatchRunner:
         if self._writes:
             await connection.run_in_connection_thread(write_all())
         else:
-            await run_all()
+            async with connection.reading():
+                await run_all()
         return outcomes

@@ -16,8 +16,9 @@ from store_service.database import files, sqlite, sqlite_file
 from store_service.database.batch_operation import Argument, BatchOperation, Result
 from store_service.database.batch_queue import Backend
 from store_service.database.consistency import SeenOperations, current, seen_on_primary, wait_until_seen
+from store_service.database.driver_errors import translate_error
 from store_service.database_url import PostgresqlUrl, parse
-from store_service.errors import DatabaseUnavailable
+from store_service.errors import DatabaseUnavailable, OperatorError
 from store_service.observability.batches import ObserverFactory, without_observer
 from store_service.repeated_failure import RepeatedFailure
 
@@ -101,6 +102,39 @@ def _connected(url: PostgresqlUrl, connect_timeout_seconds: float) -> Any:
     return psycopg.connect(**given)
 
 
+class OtherDatabase(OperatorError):
+    """DATABASE_DIRECT_URL leads to another database than DATABASE_URL."""
+
+
+def check_same_database(database_url: str, direct_url: str, *, connect_timeout_seconds: float) -> None:
+    """Checks that two URLs lead to the same schema of the same PostgreSQL server.
+
+    Raises:
+        OtherDatabase: They do not.
+        ServiceError: A database cannot be opened.
+    """
+    found = []
+    for url in (database_url, direct_url):
+        engine = sync_engine(url, connect_timeout_seconds=connect_timeout_seconds)
+        try:
+            with engine.connect() as connection:
+                found.append(connection.exec_driver_sql(_IDENTITY).one())
+        except sqlalchemy.exc.DBAPIError as error:
+            cause = error.orig if isinstance(error.orig, Exception) else error
+            raise translate_error(cause) from error
+        finally:
+            engine.dispose()
+    if found[0] != found[1]:
+        raise OtherDatabase(
+            "DATABASE_DIRECT_URL leads to another server, database or schema than DATABASE_URL"
+        )
+
+
+_IDENTITY = """
+SELECT pg_postmaster_start_time(), oid, current_schema() FROM pg_database WHERE datname = current_database()
+"""
+
+
 def read_only_engine(
     database_url: str, *, connect_timeout_seconds: float = ACQUIRE_SECONDS
 ) -> sqlalchemy.Engine:
@@ -182,6 +216,8 @@ class Database:
         self._writer = backend.writer
         self._reader = backend.reader
         self._listen = backend.listen
+        self.pooling = backend.pooling
+        """What is between the service and PostgreSQL; empty for SQLite."""
         self._check = backend.check
         self._check_room = backend.check_room
         self.can_rewrite: bool = backend.can_rewrite
@@ -287,10 +323,12 @@ class Database:
 async def open_database(
     database_url: str,
     *,
+    direct_url: str = "",
     readers: int = 2,
     lock_timeout_seconds: float = 5.0,
     statement_timeout_seconds: float = 10.0,
     connect_timeout_seconds: float = ACQUIRE_SECONDS,
+    statement_cache_size: int = -1,
     force_roll_back: bool = False,
     observe: ObserverFactory = without_observer,
     read_only: bool = False,
@@ -301,10 +339,14 @@ async def open_database(
 
     Args:
         database_url: SQLite or PostgreSQL.
+        direct_url: The same PostgreSQL database without a pooler in transaction mode, for notifications;
+            empty if there is none.
         readers: Number of connections that read.
         lock_timeout_seconds: Maximum time that a write waits for a lock before DatabaseBusy.
         statement_timeout_seconds: Maximum time of a statement on PostgreSQL before DatabaseBusy.
         connect_timeout_seconds: Maximum time to open a connection to PostgreSQL.
+        statement_cache_size: Maximum number of prepared statements of a session of PostgreSQL. -1: 100, or 0
+            behind a pooler that does not keep them.
         force_roll_back: One connection runs everything in one transaction, which is rolled back at the end.
         observe: Returns the observer of a batch queue.
         read_only: Writes of callers are refused, so a standby is accepted.
@@ -313,6 +355,7 @@ async def open_database(
 
     Raises:
         ServiceError: The database cannot be opened.
+        OperatorError: A pooler does not preserve what `direct_url` or `statement_cache_size` requires.
     """
     if is_sqlite(database_url):
         opening = sqlite.open_backend(
@@ -337,7 +380,12 @@ async def open_database(
     }
     async with AsyncExitStack() as stack:
         opening = postgresql.open_backend(
-            database_url, force_roll_back=force_roll_back, read_only=read_only, **options
+            database_url,
+            direct_url=direct_url,
+            statement_cache_size=statement_cache_size,
+            force_roll_back=force_roll_back,
+            read_only=read_only,
+            **options,
         )
         backend = await stack.enter_async_context(opening)
         replicas = None

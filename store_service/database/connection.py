@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 from store_service.database.change_writes import WriteWithChanges
@@ -14,6 +14,8 @@ from store_service.observability.metrics import Histogram
 Rows = Sequence[tuple[Any, ...]]
 
 T = TypeVar("T")
+
+_UNCHANGED = nullcontext()
 
 
 class Connection(ABC):
@@ -157,7 +159,10 @@ class Connection(ABC):
         """
         begin = self.BEGIN_INSERT_ONLY if insert_only else self.BEGIN
         try:
-            await self._run("SAVEPOINT batch" if self._inside_transaction else begin)
+            if self._inside_transaction:
+                await self._run("SAVEPOINT batch")
+            else:
+                await self._begin(begin)
         except BaseException:
             # The transaction may have begun before the wait for the order lock failed.
             if not self._inside_transaction:
@@ -180,11 +185,19 @@ class Connection(ABC):
             # Nothing else runs on the only connection.
             yield
             return
-        await self._run(self.BEGIN_SNAPSHOT)
+        await self._begin(self.BEGIN_SNAPSHOT)
         try:
             yield
         finally:
             await self._roll_back()
+
+    def reading(self) -> AbstractAsyncContextManager[None]:
+        """Surrounds a batch of reads."""
+        return _UNCHANGED
+
+    async def _begin(self, text: str) -> None:
+        """Runs statements of which the first begins a transaction."""
+        await self._run(text)
 
     async def _commit(self) -> None:
         began = time.perf_counter()

@@ -11,7 +11,7 @@ class StatementCancelled(Exception):
 
 
 class NotificationsUnavailable(Exception):
-    """The server is a standby, where LISTEN is not possible."""
+    """LISTEN is not possible: the server is a standby, or a pooler gives each transaction another session."""
 
 
 class RetryTransaction(Exception):

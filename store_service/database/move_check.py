@@ -38,6 +38,10 @@ class MoveCheck:
     @contextmanager
     def includes(self, raw: Any, server: Server) -> Iterator[None]:
         """Terminates a session on `server` if the writes move to another one, until the end of the block."""
+        if self._current.per_transaction:
+            # A pooler may give the connection a session on another server at any time.
+            yield
+            return
         self._sessions[raw] = server
         try:
             yield

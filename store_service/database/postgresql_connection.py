@@ -31,8 +31,10 @@ class PostgresqlConnection(Connection):
 
     # The order lock comes first. PostgreSQL numbers a transaction when it first writes or locks a row. If the
     # transaction then waited for another one, its changes would come before those of the other one.
-    BEGIN = f"BEGIN; SELECT pg_advisory_xact_lock({ORDER_LOCK})"
-    BEGIN_INSERT_ONLY = f"BEGIN; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
+    BEGIN = f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock({ORDER_LOCK})"
+    BEGIN_INSERT_ONLY = (
+        f"BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock_shared({ORDER_LOCK})"
+    )
     BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
     SINGLE_STATEMENT_WRITES = True
     SEARCHES_IN_ORDER = False

@@ -6,7 +6,8 @@ readers follow the writer (docs/decisions/0027).
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from store_service.database_url import PostgresqlUrl
-from store_service.errors import DatabaseUnavailable, OperatorError
+from store_service.errors import DatabaseUnavailable
 
 
 class WrongServer(Exception):
@@ -41,40 +42,9 @@ _QUERY_ROLE = """
 SELECT pg_postmaster_start_time(), pg_is_in_recovery(), current_setting('transaction_read_only')::boolean
 """
 
-_PID = "SELECT pg_backend_pid()"
-
-
-class PoolerRefused(OperatorError):
-    """A pooler between the service and PostgreSQL gives each transaction another session."""
-
-
-async def refuse_transaction_pooling(first: Any, second: Any) -> None:
-    """Checks that each of two connections of asyncpg without a statement cache has a session of its own.
-
-    Raises:
-        PoolerRefused: A pooler in transaction mode is in between.
-    """
-    await first.execute("BEGIN")
-    await second.execute("BEGIN")
-    before = [await first.fetchval(_PID), await second.fetchval(_PID)]
-    await first.execute("COMMIT")
-    await second.execute("COMMIT")
-    # A pooler assigns the session that was returned last, or the one that was returned first.
-    # In this order the sessions are exchanged either way.
-    after = [await _session_pid(second), await _session_pid(first)]
-    if before != after[::-1]:
-        raise PoolerRefused(
-            "a pooler in transaction mode is between the service and PostgreSQL; it does not preserve"
-            " prepared statements and session settings: use session mode, or connect to PostgreSQL directly"
-        )
-
-
-async def _session_pid(connection: Any) -> int:
-    # Without BEGIN even this statement could be prepared in one session and run in another.
-    await connection.execute("BEGIN")
-    pid: int = await connection.fetchval(_PID)
-    await connection.execute("COMMIT")
-    return pid
+_OTHER_SERVER = "store_service.server_has_changed"
+"""A setting that does not exist. A transaction on another server than expected fails because it reads it, and
+the log of PostgreSQL has its name."""
 
 
 class CurrentServer:
@@ -86,9 +56,10 @@ class CurrentServer:
         self.is_writable = not read_only
         """Whether the server has to accept writes."""
         # Not startup parameters, because poolers refuse or ignore them.
-        self._query_role = _QUERY_ROLE + "".join(
-            f", set_config('{it}', '{value}', false)" for it, value in settings.items()
-        )
+        self._session_settings, self._transaction_settings = [
+            ", ".join(f"set_config('{it}', '{value}', {is_local})" for it, value in settings.items())
+            for is_local in ("false", "true")
+        ]
         self._server: Server | None = None
         """The server of the writer; None while the writer has no session."""
         self._last: Server | None = None
@@ -96,14 +67,54 @@ class CurrentServer:
         self._move_callbacks: list[Callable[[], None]] = []
         self.generation = 0
         """Changes when other sessions may be on the wrong server. Each then queries the role again."""
+        self.per_transaction = True
+        """Whether a pooler may give each transaction another session. True as long as it is not known."""
+        self.ask_writer: Callable[[], Awaitable[None]] = _nobody
+        """Lets the writer run a transaction. Behind a pooler it then knows its server."""
 
-    async def query_role(self, raw: Any) -> Server:
-        """Queries the role of the server of an asyncpg session, and applies the settings of sessions."""
+    async def query_role(self, raw: Any, *, follows_writer: bool = True) -> Server:
+        """Queries the role of the server of an asyncpg session, and applies the settings of sessions.
+
+        Behind a pooler that gives each transaction another session, the settings are those of the transaction
+        alone. The transaction remains open if the server is refused: the pooler then closes its session
+        together with the connection, and does not use it again.
+
+        Args:
+            raw: A connection of asyncpg.
+            follows_writer: Another server than that of the writer is refused.
+        """
         generation = self.generation
-        started, is_standby, is_read_only, *_ = await raw.fetchrow(self._query_role)
-        return Server(
+        if self.per_transaction:
+            await raw.execute(self.begin("BEGIN"))
+            row = await raw.fetchrow(_QUERY_ROLE)
+        else:
+            row = await raw.fetchrow(f"{_QUERY_ROLE}, {self._session_settings}")
+        started, is_standby, is_read_only, *_ = row
+        server = Server(
             started=started, is_standby=is_standby, is_read_only=is_read_only, generation=generation
         )
+        if self.per_transaction and not (
+            self._is_refused(server) or (follows_writer and self.is_other_server(server))
+        ):
+            await raw.execute("COMMIT")
+        return server
+
+    def begin(self, text: str, server: Server | None = None) -> str:
+        """Returns statements that begin a transaction and apply the settings of sessions to it.
+
+        Args:
+            text: Statements, of which the first begins the transaction.
+            server: The server on which the transaction has to be. On another one PostgreSQL reports that a
+                setting does not exist (SQLSTATE 42704).
+        """
+        check = ""
+        if server is not None:
+            check = (
+                f"CASE WHEN pg_postmaster_start_time() <> timestamptz '{server.started.isoformat()}'"
+                f" THEN current_setting('{_OTHER_SERVER}') END, "
+            )
+        first, *others = text.split("; ")
+        return "; ".join([first, f"SELECT {check}{self._transaction_settings}", *others])
 
     def check(self, server: Server) -> None:
         """Checks that a session is on a server with the required role, and on the server of the writer.
@@ -123,12 +134,15 @@ class CurrentServer:
         Raises:
             DatabaseUnavailable: The server does not accept writes.
         """
-        if not (self.is_writable and server.is_read_only):
+        if not self._is_refused(server):
             return
         what = "is a standby" if server.is_standby else "is read-only (default_transaction_read_only)"
         raise DatabaseUnavailable from WrongServer(
             f"the server {what}, and without STORE_READ_ONLY the service needs a server that accepts writes"
         )
+
+    def _is_refused(self, server: Server) -> bool:
+        return self.is_writable and server.is_read_only
 
     def is_other_server(self, server: Server) -> bool:
         """Whether a session is on another server than the writer."""
@@ -137,15 +151,19 @@ class CurrentServer:
     @contextmanager
     def writer_on(self, server: Server) -> Iterator[None]:
         """Makes a server the one of the writer until the end of the block."""
-        if self._last is not None and self._last.started != server.started:
-            self._move()
-        self._server = self._last = server
+        self.move_writer(server)
         try:
             yield
         finally:
             # The cause may affect other sessions too, so they query the role of their server again.
             self._server = None
             self._move()
+
+    def move_writer(self, server: Server) -> None:
+        """Makes a server the one of the writer, which has a session."""
+        if self._last is not None and self._last.started != server.started:
+            self._move()
+        self._server = self._last = server
 
     @contextmanager
     def on_move(self, callback: Callable[[], None]) -> Iterator[None]:
@@ -160,6 +178,23 @@ class CurrentServer:
         self.generation += 1
         for callback in self._move_callbacks:
             callback()
+
+
+async def _nobody() -> None:
+    return
+
+
+class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection whose prepared statements have unique names.
+
+    asyncpg numbers them in each process from 1. If a pooler is changed to transaction mode, a name must not
+    mean the statement of another process.
+    """
+
+    __slots__ = ()
+
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"{super()._get_unique_id(prefix)}{secrets.token_hex(8)}"
 
 
 class Hosts:
@@ -191,12 +226,15 @@ class Hosts:
         last host is not checked here.
 
         Args:
-            options: The options of `asyncpg.connect`; host and port are replaced.
+            options: The options of `asyncpg.connect`; host, port and connection_class are replaced.
 
         Raises:
             Exception: The error of the last host.
         """
-        options |= {"target_session_attrs": self._url.options.get("target_session_attrs", "any")}
+        options |= {
+            "target_session_attrs": self._url.options.get("target_session_attrs", "any"),
+            "connection_class": _Connection,
+        }
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self.seconds
         for hosts_left, (host, port) in zip(range(len(self._url.hosts), 0, -1), self._url.hosts, strict=True):

@@ -42,7 +42,8 @@ POLL_SECONDS = 0.5
 """Maximum pause between two reads of the feed without a notification."""
 
 STANDBY_SECONDS = 10.0
-"""Pause between two attempts to listen on a standby, which sends notifications once it is the primary."""
+"""Pause between two attempts to listen when the database sends no notifications. A standby sends them once it
+is the primary."""
 
 SOON_SECONDS = 0.005
 """Pause before the next read after a notification of changes that are not visible yet."""
@@ -95,7 +96,7 @@ class Feed:
             log, "cannot listen for changes, polling", end_event="listening for changes again"
         )
         self._is_polling = False
-        """Whether the database server is a standby, which sends no notifications."""
+        """Whether the database sends no notifications: a standby, or a pooler in transaction mode."""
         self._metrics = metrics
         if metrics is not None:
             metrics.watches = lambda: self._watches
@@ -307,7 +308,7 @@ class Feed:
             except NotificationsUnavailable:
                 self._listen_failure.ended()
                 if not self._is_polling:
-                    log.info("polling for changes: standbys send no notifications", seconds=POLL_SECONDS)
+                    log.info("polling for changes: the database sends no notifications", seconds=POLL_SECONDS)
                 self._is_polling = True
                 pause = STANDBY_SECONDS
             except Exception as error:

@@ -491,8 +491,8 @@ async def test_listening_ends_when_the_writer_moved_first(
     """Changes up to now are read anyway."""
     query_role = CurrentServer.query_role
 
-    async def query_role_during_move(current: CurrentServer, raw: Any) -> Server:
-        server = await query_role(current, raw)
+    async def query_role_during_move(current: CurrentServer, raw: Any, **options: Any) -> Server:
+        server = await query_role(current, raw, **options)
         current._move()
         return server
 

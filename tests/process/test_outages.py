@@ -129,7 +129,9 @@ async def test_promoted_standby_is_polled_and_then_listened_to(
     with capture_logs() as lines:
         config = config_of(server, read_only=True, auto_migrate=False)
         async with channel_to(config) as channel, watch_from_now(channel) as watch:
-            await eventually(lambda: "polling for changes: standbys send no notifications" in events(lines))
+            await eventually(
+                lambda: "polling for changes: the database sends no notifications" in events(lines)
+            )
             with psycopg.connect(server.url, autocommit=True) as other:
                 other.execute("SELECT pg_promote()")
                 await eventually(lambda: is_listening(other))
@@ -137,7 +139,7 @@ async def test_promoted_standby_is_polled_and_then_listened_to(
                 post = await Stubs(primary).create_post("after")
             assert [it.id for it in await watch.changes(1)] == [post.id]
 
-    assert events(lines).count("polling for changes: standbys send no notifications") == 1
+    assert events(lines).count("polling for changes: the database sends no notifications") == 1
     assert not [line for line in lines if line["event"].startswith("cannot")]
 
 

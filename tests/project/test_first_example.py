@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 README = ROOT / "clients/python/README.md"
 ADDRESS = "localhost:50051"
 VERSION = tomllib.loads((ROOT / "clients/python/pyproject.toml").read_text())["project"]["version"]
-OURS = ("PYTHON", "STORE", "DATABASE_URL", "DB_FORCE_ROLL_BACK", "COVERAGE", "VIRTUAL_ENV")
+OURS = ("PYTHON", "STORE", "DATABASE_", "DB_FORCE_ROLL_BACK", "COVERAGE", "VIRTUAL_ENV")
 """Variables that lead to these sources, or to somebody's own service or database."""
 
 

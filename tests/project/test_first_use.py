@@ -18,7 +18,7 @@ TOOL = ROOT / "tools/uv_pip.py"
 
 def without_settings() -> dict[str, str]:
     """The environment without settings of the service, and without uv's and those of pip's index."""
-    ours = ("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK", "UV_", "VIRTUAL_ENV")
+    ours = ("STORE_", "DATABASE_URL", "DATABASE_DIRECT_URL", "DB_FORCE_ROLL_BACK", "UV_", "VIRTUAL_ENV")
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 

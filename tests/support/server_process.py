@@ -103,7 +103,7 @@ class ServerProcess:
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Removes the settings of the service from an environment."""
-    ours = ("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK")
+    ours = ("STORE_", "DATABASE_URL", "DATABASE_DIRECT_URL", "DB_FORCE_ROLL_BACK")
     return {key: value for key, value in environment.items() if not key.startswith(ours)}
 
 

@@ -74,6 +74,7 @@ EXAMPLES: dict[str, tuple[str, Any]] = {
     "STORE_STATEMENT_TIMEOUT_SECONDS": ("60", 60.0),
     "STORE_CONNECT_TIMEOUT_SECONDS": ("1", 1.0),
     "STORE_MAX_REPLICA_LAG_SECONDS": ("1.5", 1.5),
+    "STORE_STATEMENT_CACHE_SIZE": ("0", 0),
     "STORE_REQUEST_ID_RETENTION_HOURS": ("0.5", 0.5),
     "STORE_CHANGE_RETENTION_HOURS": ("1", 1.0),
     "STORE_MAX_CHANGE_ROWS": ("1000", 1000),
@@ -93,14 +94,23 @@ def test_every_setting_has_an_example() -> None:
     """So that the tests below speak of all of them."""
     # What means nothing alone, is refused on SQLite, or is nothing by default, has tests of its own.
     alone = {"STORE_WORKERS", "STORE_API_KEYS_FILE", "STORE_TLS_CERT", "STORE_TLS_KEY", "STORE_TLS_CLIENT_CA"}
-    alone |= {
-        "DATABASE_READ_URL",
-        "STORE_JWT_PUBLIC_KEYS_FILE",
-        "STORE_JWT_SECRET_FILE",
-        "STORE_JWT_AUDIENCE",
-        "STORE_JWT_ISSUER",
-    }
+    alone |= {"STORE_JWT_PUBLIC_KEYS_FILE", "STORE_JWT_SECRET_FILE", "STORE_JWT_AUDIENCE", "STORE_JWT_ISSUER"}
+    alone |= {"DATABASE_READ_URL", "DATABASE_DIRECT_URL"}
     assert EXAMPLES.keys() | alone == {environment_variable(name) for name in Config.model_fields}
+
+
+@pytest.mark.parametrize(
+    ("database_url", "direct_url", "problem"),
+    [
+        ("sqlite:///store.db", "postgresql://a/b", "must not be set, because DATABASE_URL is a SQLite file"),
+        ("postgresql://a/b", "sqlite:///store.db", "must start with postgresql://"),
+        ("postgresql://a/b", "postgresql://a", "must name a host and a database"),
+    ],
+)
+def test_direct_url_is_one_of_postgresql(database_url: str, direct_url: str, problem: str) -> None:
+    """The sentence names the variable."""
+    with pytest.raises(BadSetting, match=f"^DATABASE_DIRECT_URL: {problem}"):
+        settings.load(DATABASE_URL=database_url, DATABASE_DIRECT_URL=direct_url)
 
 
 def test_several_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,7 +106,7 @@ def _process(folder: Path, settings: Mapping[str, str]) -> Iterator[subprocess.P
 
 def _without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment without settings of the service, so that tests never use another database."""
-    ours = ("STORE_", "DATABASE_URL", "DB_FORCE_ROLL_BACK")
+    ours = ("STORE_", "DATABASE_URL", "DATABASE_DIRECT_URL", "DB_FORCE_ROLL_BACK")
     return {name: value for name, value in environment.items() if not name.upper().startswith(ours)}
 
 
