@@ -95,6 +95,10 @@ def translate_error(error: Exception) -> Exception:
         leaf = _SQLITE.get(code & 0xFF) if code is not None else None
         return leaf() if leaf is not None else error
     state = getattr(error, "sqlstate", None)
+    asyncpg = sys.modules.get("asyncpg")
+    if asyncpg is not None and isinstance(error, asyncpg.InvalidCachedStatementError):
+        # A column has another type. asyncpg prepares the statement again.
+        return RetryTransaction()
     if state is not None and state.startswith("40"):  # serialization failure, deadlock
         return RetryTransaction()
     constraint = getattr(error, "constraint_name", None)

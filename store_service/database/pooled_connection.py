@@ -39,20 +39,16 @@ class PooledConnection(PostgresqlConnection):
 
     async def confirm(self) -> None:
         """Queries the role of the server again, which for the writer may be another one; see Connection."""
+        if not self._is_writer:
+            await super().confirm()
+            return
         try:
-            query = self._current.query_role(self._raw, follows_writer=not self._is_writer)
+            query = self._current.query_role(self._raw, follows_writer=False)
             self._server = await self._with_timeout(query)
-            if self._is_writer:
-                self._current.check_role(self._server)
-                self._current.move_writer(self._server)
-            else:
-                self._current.check(self._server)
         except driver_errors() as error:
             raise translate_error(error) from error
-        except DatabaseUnavailable:
-            # Before the end of the transaction, so that the pooler closes the session too.
-            terminate(self._raw)
-            raise
+        self._current.check_role(self._server)
+        self._current.move_writer(self._server)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -73,7 +69,13 @@ class PooledConnection(PostgresqlConnection):
     async def _fetch(self, statement: Statement, values: dict[str, Any]) -> Rows:
         if not self._raw.is_in_transaction():
             await self._begin("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY")
-        return await super()._fetch(statement, values)
+        try:
+            return await super()._fetch(statement, values)
+        except asyncpg.InvalidCachedStatementError as error:
+            # A column has another type. PgBouncer would use the statement of the session again. It closes the
+            # session if the connection is lost inside a transaction.
+            terminate(self._raw)
+            raise DatabaseUnavailable from error
 
     async def _begin(self, text: str) -> None:
         try:

@@ -230,6 +230,22 @@ async def test_session_without_its_prepared_statements_is_replaced(store: Databa
                 await asyncio.sleep(0)
 
 
+async def test_statement_whose_type_has_changed_is_prepared_again(store: Database, database_url: str) -> None:
+    """Also inside a transaction, where asyncpg reports an error."""
+    statement = Statement(sqlalchemy.text("SELECT max(version) FROM posts"))
+
+    async def run(connection: Connection, calls: Sequence[None]) -> Sequence[Any]:
+        return [tuple(row) for row in await connection.fetch(statement)]
+
+    operation = BatchOperation(run)
+    assert await store.write(operation, None) == (None,)
+    execute(database_url, "ALTER TABLE posts ALTER COLUMN version TYPE numeric")
+    try:
+        assert await store.write(operation, None) == (None,)
+    finally:
+        execute(database_url, "ALTER TABLE posts ALTER COLUMN version TYPE bigint")
+
+
 WRITES: dict[str, Callable[[Database], Awaitable[object]]] = {
     "create_posts": lambda store: Posts(store).create([PostDraft(body="b")]),
     "create_posts_once": lambda store: Posts(store).create([PostDraft(body="b")], key=REQUEST),

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from store_service.database import connect, schema
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
-from store_service.errors import DatabaseBusy
+from store_service.errors import DatabaseBusy, DatabaseUnavailable
 from store_service.server import serving
 from store_service.service import feed
 from tests.support.errors import received_error, result_or_error
@@ -192,6 +192,7 @@ async def test_services_share_the_sessions_of_a_pooler(transaction_pooler: Poole
             stubs = services[number % 2]
             # Others leave before their response.
             leaves = number % 5 == 4
+            running: Any
             match number % 3:
                 case 0:
                     running = stubs.create_post(str(number))
@@ -301,10 +302,64 @@ async def test_mode_that_changes_later_runs_no_statement_of_another_client(datab
         assert await one.read(named, None) != await two.read(named, None)
 
 
+@pytest.fixture(params=TRANSACTION)
+def own_server(request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, Pooler]]:
+    """A server of the test's own, and a pooler in front of it."""
+    options, _ = TOPOLOGIES[request.param]
+    assert options is not None
+    with postgres_server() as server:
+        schema.upgrade(server.url)
+        with pooler(server.url, **options) as it:
+            yield server, it
+
+
+@pytest.mark.parametrize("first", ["read", "write"])
+async def test_restart_of_an_idle_database_fails_no_call(
+    own_server: tuple[PostgresServer, Pooler], first: str
+) -> None:
+    """The pooler keeps the connections of the service. The first transaction finds that its server is another
+    one, and a reader lets the writer find it too.
+    """
+    server, it = own_server
+    answer = fetching("SELECT 1")
+    async with connect.open_database(it.url) as store:
+        for run in (store.write, store.read):
+            assert await run(answer, None) == (1,)
+        server.stop("fast")
+        server.start()
+
+        order = [store.read, store.write] if first == "read" else [store.write, store.read]
+        for run in order:
+            assert await run(answer, None) == (1,)
+
+
+async def test_statement_whose_type_has_changed_is_prepared_again(
+    own_server: tuple[PostgresServer, Pooler],
+) -> None:
+    """PgBouncer keeps it in its sessions, which are closed one by one."""
+    server, it = own_server
+    with psycopg.connect(server.url, autocommit=True) as other:
+        async with connect.open_database(it.url, readers=1) as store:
+            for run in (store.write, store.read):
+                assert await run(fetching("SELECT max(version) FROM posts"), None) == (None,)
+            other.execute("ALTER TABLE posts ALTER COLUMN version TYPE numeric")
+            async with asyncio.timeout(scaled_timeout()):
+                for run in (store.write, store.read):
+                    while await result_of(run(fetching("SELECT max(version) FROM posts"), None)) != (None,):
+                        pass
+
+
+async def result_of(running: Awaitable[Any]) -> Any:
+    try:
+        return await running
+    except DatabaseUnavailable as error:
+        return error
+
+
 @pytest.mark.parametrize("topology", TRANSACTION)
 async def test_reads_follow_the_writer_to_another_server(topology: str) -> None:
-    """The pooler still has sessions to the former primary. No read uses one after a write on the new primary,
-    and a watch skips nothing.
+    """A pooler still has sessions to the former primary, and assigns no others. After a write on the new
+    primary no read uses them, and a watch skips nothing.
     """
     options, _ = TOPOLOGIES[topology]
     assert options is not None
@@ -317,28 +372,52 @@ async def test_reads_follow_the_writer_to_another_server(topology: str) -> None:
         await stack.enter_async_context(network.running())
         port = int(network.address.split(":")[1])
         behind = make_url(primary.url).set(port=port).render_as_string(hide_password=False)
-        it = stack.enter_context(pooler(behind, **options, min_pool_size=8))
+        it = stack.enter_context(pooler(behind, **options, default_pool_size=2 * HELD))
         server = await stack.enter_async_context(serving(config_of(it.url)))
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(server.address))
         stubs = Stubs(channel)
         watch = await stack.enter_async_context(watch_from_now(channel))
         before = await stubs.create_post("before")
         assert [it.post for it in await watch.changes(1)] == [before]
-        await asyncio.gather(*(read(stubs, before.id) for _ in range(20)))
 
-        await promote(standby, primary, before.id)
-        network.server_address = f"127.0.0.1:{standby.port}"
-        after = None
+        async with held_sessions(it, primary):
+            await promote(standby, primary, before.id)
+            network.server_address = f"127.0.0.1:{standby.port}"
+            after = None
+            async with asyncio.timeout(scaled_timeout()):
+                while after is None:
+                    after = await created_or_unavailable(stubs)
+            # After this each reader has found the new primary.
+            for _ in range(3):
+                await asyncio.gather(*(read(stubs, after.id) for _ in range(20)))
+            others = await stack.enter_async_context(held_sessions(it, standby))
+        found = [await read(stubs, after.id) for _ in range(2 * HELD)]
+        await others.aclose()
         async with asyncio.timeout(scaled_timeout()):
-            while after is None:
-                after = await created_or_unavailable(stubs)
-        found = [await read(stubs, after.id) for _ in range(50)]
+            while found[-1] != after:
+                found.append(await read(stubs, after.id))
         changes = await watch.until(after.id)
 
-    # Both are possible until the sessions to the former primary are closed.
     assert {it if isinstance(it, str) else "found" for it in found} <= {"found", "DATABASE_UNAVAILABLE"}
-    assert found[-1] == after
     assert [it.post for it in changes] == [after]
+
+
+HELD = 4
+"""Number of sessions that a test holds."""
+
+
+@asynccontextmanager
+async def held_sessions(it: Pooler, server: PostgresServer) -> AsyncIterator[AsyncExitStack]:
+    """Holds sessions of a pooler, all of one server, in transactions until the end of the block, or until the
+    result is closed."""
+    async with AsyncExitStack() as stack:
+        for _ in range(HELD):
+            connection = await psycopg.AsyncConnection.connect(it.url, prepare_threshold=None)
+            stack.push_async_callback(connection.close)
+            port = await (await connection.execute("SHOW port")).fetchone()
+            assert port == (str(server.port),)
+            stack.push_async_callback(connection.rollback)
+        yield stack
 
 
 async def promote(standby: PostgresServer, primary: PostgresServer, last_id: int) -> None:
