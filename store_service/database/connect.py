@@ -373,6 +373,7 @@ async def open_database(
 
     options: dict[str, Any] = {
         "readers": readers,
+        "statement_cache_size": statement_cache_size,
         "lock_timeout_seconds": lock_timeout_seconds,
         "statement_timeout_seconds": statement_timeout_seconds,
         "connect_timeout_seconds": connect_timeout_seconds,
@@ -382,7 +383,6 @@ async def open_database(
         opening = postgresql.open_backend(
             database_url,
             direct_url=direct_url,
-            statement_cache_size=statement_cache_size,
             force_roll_back=force_roll_back,
             read_only=read_only,
             **options,

@@ -52,7 +52,7 @@ class UnsuitablePooler(OperatorError):
 async def open_backend(
     database_url: str,
     *,
-    direct_url: str,
+    direct_url: str = "",
     statement_cache_size: int,
     readers: int,
     lock_timeout_seconds: float,

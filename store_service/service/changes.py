@@ -198,9 +198,9 @@ class Changes:
         A dump that was restored into another PostgreSQL server contains changes of transactions of the former
         server. Later changes could sort before them, and changes of transactions that were running when the
         dump was made are missing. These changes are deleted and the store gets a new id. Watches that
-        continue with a token of the old store are refused.
+        continue with a token of the old store are refused. A read-only service leaves the feed as it is.
         """
-        if await self._database.read(_HAS_OWN_PAST, None):
+        if self._database.read_only or await self._database.read(_HAS_OWN_PAST, None):
             return
         if await self._database.write(_RESTART, uuid.uuid4().hex):
             log.warning("change feed restarted: its changes come from another database server")
