@@ -211,7 +211,7 @@ class Database:
         self.replicas = replicas
         self._has_servers = has_servers
         self._seen = SeenOperations(seen_on_primary)
-        # The number of a transaction that is rolled back would never be reached.
+        # Numbers of transactions that are rolled back are never reached.
         self._dry_runs = SeenOperations(seen_on_primary, looks_before=True)
         self._writer = backend.writer
         self._reader = backend.reader
@@ -259,8 +259,7 @@ class Database:
             outcome = await self.replicas.read(call, operation, argument)
             if outcome is not None:
                 return call.result_of(outcome)
-        if self.read_only:
-            # The server of DATABASE_URL may be a standby.
+        if self.read_only:  # The server may be a standby.
             await wait_until_seen(call, self._reader.execute)
         if self.replicas is None:
             return await self._reader.execute(operation, argument)

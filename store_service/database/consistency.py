@@ -15,7 +15,7 @@ from store_service.database import replica_sql as sql
 from store_service.database.batch_operation import DEFERRED, Argument, BatchOperation, Result
 from store_service.database.connection import Connection
 from store_service.errors import ServiceError, StandbyBehind
-from store_service.model import NOTHING_SEEN, Seen
+from store_service.model import NOTHING_SEEN, Position, Seen
 
 WAIT_SECONDS = 0.1
 """Maximum time that a read waits until a standby has what the caller has seen."""
@@ -35,10 +35,22 @@ class CallConsistency:
     """Whether replicas may answer the rest of the call. It ends when the primary has answered a part."""
     at_least: Seen = NOTHING_SEEN
     """What the answer has to include."""
+    changes: tuple[Position, ...] = ()
+    """Changes that a replica must have, with the same commit times. Positions have no timeline."""
     replica: object | None = None
     """The replica that has answered a part of the call. Another one could be older."""
     seen: Seen = NOTHING_SEEN
     """What the call has seen so far."""
+
+    def require(self, what: Seen | Position) -> None:
+        """Adds a requirement."""
+        timeline = self.at_least.timeline
+        if isinstance(what, Seen):
+            timeline = max(timeline, what.timeline)
+        elif what.time:
+            self.changes += (what,)
+        # Of a position it is not known whether it is before or after a failover.
+        self.at_least = Seen(timeline=timeline, xid=max(self.at_least.xid, what.xid))
 
     def result_of(self, outcome: Outcome[Result]) -> Result:
         """Records what was seen, and returns the result of a job or raises its error."""

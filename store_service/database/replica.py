@@ -20,6 +20,7 @@ from store_service.database.connection import Connection
 from store_service.database.consistency import POLL_SECONDS, WAIT_SECONDS, Outcome, SeenOperations
 from store_service.database.job_queue import LARGE_JOB_BYTES
 from store_service.database.replica_state import (
+    HAS_CHANGE,
     REPLICA,
     PrimaryState,
     Refused,
@@ -142,6 +143,17 @@ class Replica:
         finally:
             self._waiting -= 1
         return True
+
+    async def check_change(self, position: Position) -> None:
+        """Checks that the replica has a change, or has trimmed it.
+
+        Raises:
+            DatabaseUnavailable: It does not, or has another change at this position.
+            TimeoutError: The replica has failed meanwhile.
+        """
+        outcome = await self.read(HAS_CHANGE, position)
+        if outcome[0] is not True:
+            raise DatabaseUnavailable from Refused("it does not have the change of a resume token")
 
     async def read(self, operation: BatchOperation[Argument, Result], argument: Argument) -> Outcome[Result]:
         """Runs an operation.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from store_service.database import replica_sql as sql
 from store_service.database.batch_operation import BatchOperation
+from store_service.database.changes import FEED_AT
 from store_service.database.connection import Connection
 from store_service.database.schema_objects import MADE_BY
 from store_service.model import Position
@@ -85,6 +86,14 @@ async def _primary(connection: Connection, seqs: Sequence[int]) -> list[PrimaryS
     return states
 
 
+async def _has_change(connection: Connection, positions: Sequence[Position]) -> list[bool]:
+    outcomes = []
+    for position in positions:
+        ((_, xid, seq, _, _, _, _, time),) = await connection.fetch(FEED_AT, seq=position.seq)
+        outcomes.append(time == position.time or (not time and position <= Position(xid=xid, seq=seq)))
+    return outcomes
+
+
 async def _replica(connection: Connection, calls: Sequence[None]) -> list[ReplicaState]:
     ((store_id, _, _, _, xid, seq, time, *more),) = await connection.fetch(sql.REPLICA)
     return [ReplicaState(store_id, Position(xid=xid, seq=seq, time=time), *more)] * len(calls)
@@ -95,3 +104,6 @@ PRIMARY: BatchOperation[int, PrimaryState] = BatchOperation(_primary)
 
 REPLICA: BatchOperation[None, ReplicaState] = BatchOperation(_replica, in_transaction=False)
 """Reads the state of a replica."""
+
+HAS_CHANGE: BatchOperation[Position, bool] = BatchOperation(_has_change)
+"""Whether a replica has a change, or has trimmed it."""

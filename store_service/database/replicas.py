@@ -81,6 +81,9 @@ class Replicas:
         replica = call.replica if isinstance(call.replica, Replica) else await self._choose(call.at_least)
         if replica is not None:
             try:
+                for position in call.changes:
+                    await replica.check_change(position)
+                call.changes = ()
                 outcome = await replica.read(operation, argument)
             except (DatabaseUnavailable, DatabaseBusy, SchemaMismatch, TimeoutError) as error:
                 log.debug("replica failed, reading from the primary", replica=replica.name, error=repr(error))

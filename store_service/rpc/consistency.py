@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from store_service.database.consistency import CallConsistency, current, set_current
 from store_service.errors import ConsistencyTokenForeign, FieldInvalid
-from store_service.model import NOTHING_SEEN, Seen
+from store_service.model import NOTHING_SEEN, Position, Seen
 from store_service.rpc.call import Context
 from store_service.service import consistency_tokens
 from store_service.service.changes import Changes
@@ -54,11 +54,11 @@ class Consistency:
             raise FieldInvalid.at(MODE_KEY, "this metadata must be strong or eventual")
         tokens = [str(value) for key, value in requirements if key != MODE_KEY]
         for token in tokens:
-            call.at_least = max(call.at_least, await self._read(token))
+            call.require(await self._read(token))
         call.may_lag = is_read and _STRONG not in modes and bool(modes or tokens)
         set_current(call)
 
-    async def _read(self, token: str) -> Seen:
+    async def _read(self, token: str) -> Seen | Position:
         try:
             return consistency_tokens.read(token, self._store_id)
         except ConsistencyTokenForeign:

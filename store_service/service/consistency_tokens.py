@@ -14,7 +14,7 @@ from store_service.errors import (
     InvalidRequest,
     ResumeTokenForeign,
 )
-from store_service.model import Seen
+from store_service.model import Position, Seen
 from store_service.service import resume_tokens
 
 KEY = "at-least"
@@ -32,8 +32,8 @@ def make(store_id: str, seen: Seen) -> str:
     return (head + _checksum(head)).hex()
 
 
-def read(token: str, store_id: str) -> Seen:
-    """Returns what the caller with a consistency token or resume token has seen.
+def read(token: str, store_id: str) -> Seen | Position:
+    """Returns what the caller with a consistency token has seen, or the position of a resume token.
 
     Raises:
         ConsistencyTokenInvalid: It is damaged, or not a token.
@@ -55,15 +55,14 @@ def read(token: str, store_id: str) -> Seen:
     return Seen(timeline=timeline, xid=xid)
 
 
-def _read_resume_token(token: str, store_id: str) -> Seen:
+def _read_resume_token(token: str, store_id: str) -> Position:
     try:
         resume_point = resume_tokens.read(token, store_id)
     except ResumeTokenForeign:
         raise _foreign() from None
     except InvalidRequest:
         raise _invalid() from None
-    position = max(resume_point.position, resume_point.seen or resume_point.position)
-    return Seen(timeline=0, xid=position.xid)
+    return max(resume_point.position, resume_point.seen or resume_point.position)
 
 
 def _foreign() -> InvalidRequest:

@@ -269,6 +269,28 @@ async def test_read_only_service_on_a_standby_that_lags(primary: PostgresServer)
         assert await late == post
 
 
+async def test_client_reads_what_its_watch_and_other_clients_know(primary: PostgresServer) -> None:
+    """The replica lacks all of it."""
+    async with AsyncExitStack() as stack:
+        replica = await standby(stack, primary.port)
+        server = await stack.enter_async_context(service_at(primary.url, replica.url))
+        clients = [await stack.enter_async_context(storeapi.connect_async(server.address)) for _ in range(4)]
+        writer, watcher, informed, uninformed = clients
+        for client in clients:
+            assert await client.posts.count() == 0
+        watch = await stack.enter_async_context(watcher.changes.watch(start="earliest"))
+        execute(replica.url, "SELECT pg_wal_replay_pause()")
+        post = await writer.posts.create("new")
+        change = await anext(watch)
+        informed.read_at_least(writer.consistency_token)
+
+        assert change.resource == post
+        assert await watcher.posts.get(post.id) == post
+        assert await informed.posts.get(post.id) == post
+        with pytest.raises(storeapi.PostNotFound):
+            await uninformed.posts.get(post.id)
+
+
 async def standby(stack: AsyncExitStack, port: int) -> PostgresServer:
     """A standby of the server at a port, which is stopped with the stack."""
     making = standby_server(port)

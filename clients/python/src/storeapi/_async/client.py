@@ -130,6 +130,7 @@ class AsyncStoreClient:
             "credentials": credentials,
             "channel_options": tuple(channel_options),
         }
+        consistency = checked(consistency)
         if channel is None:
             settings = connection(timeout=timeout, api_key=api_key, **options)
             channel = self._own_channel = new_async_channel(settings)
@@ -138,7 +139,6 @@ class AsyncStoreClient:
                 channel, grpc.aio.Channel, timeout=timeout, api_key=api_key, **options
             )
         self._target = settings.target
-        consistency = checked(consistency)
         channel = with_metadata(channel, settings.metadata)
         self._calls = AsyncCalls(
             timeout=settings.timeout, retries=retries, goal=settings.goal, consistency=consistency

@@ -128,6 +128,7 @@ class StoreClient:
             "credentials": credentials,
             "channel_options": tuple(channel_options),
         }
+        consistency = checked(consistency)
         if channel is None:
             settings = connection(timeout=timeout, api_key=api_key, **options)
             channel = self._own_channel = new_channel(settings)
@@ -136,7 +137,6 @@ class StoreClient:
                 channel, grpc.Channel, timeout=timeout, api_key=api_key, **options
             )
         self._target = settings.target
-        consistency = checked(consistency)
         channel = with_metadata(channel, settings.metadata)
         self._calls = Calls(
             timeout=settings.timeout, retries=retries, goal=settings.goal, consistency=consistency
