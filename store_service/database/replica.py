@@ -35,10 +35,6 @@ from store_service.repeated_failure import RepeatedFailure
 COMPARE_SECONDS = 0.5
 """Time between two comparisons of a replica with the primary."""
 
-COMPARED_SECONDS = 2.0
-"""How long a comparison is valid for callers that require what they have seen. It is shorter than the time
-that a failover takes."""
-
 LAG_POLL_SECONDS = 0.05
 """Time between two looks at a replica until it has what the primary had at the last comparison."""
 
@@ -89,7 +85,8 @@ class Replica:
         """All transactions up to this number have ended there."""
         self._timeline = 0
         """The timeline of the primary at the last comparison."""
-        self._compared_at = -math.inf
+        self._is_compared = False
+        """Whether the primary had the last change of this server at the last comparison."""
         self._current_at = -math.inf
         """A time at which the primary had nothing that the replica does not have now."""
         self._samples: deque[tuple[float, int]] = deque()
@@ -115,8 +112,7 @@ class Replica:
     @property
     def is_used(self) -> bool:
         """Whether reads are answered: what the replica lacks is at most as old as the limit."""
-        is_compared = self._compared_at > -math.inf
-        return is_compared and time.monotonic() - self._current_at <= self._max_lag_seconds
+        return self._is_compared and time.monotonic() - self._current_at <= self._max_lag_seconds
 
     @property
     def ended_xid(self) -> int:
@@ -124,9 +120,8 @@ class Replica:
         return self._ended_xid
 
     def has(self, seen: Seen) -> bool:
-        """Whether the replica is known to have what a caller has seen."""
-        is_valid = time.monotonic() - self._compared_at <= COMPARED_SECONDS
-        return is_valid and seen.timeline <= self._timeline and seen.xid <= self._ended_xid
+        """Whether the replica is used, and is known to have what a caller has seen."""
+        return self.is_used and seen.timeline <= self._timeline and seen.xid <= self._ended_xid
 
     async def has_soon(self, seen: Seen) -> bool:
         """Same as `has`. Waits at most WAIT_SECONDS, and not at all if the replica lags more than that."""
@@ -203,15 +198,16 @@ class Replica:
         """Ends the use of the replica, also for reads that wait for it."""
         self._queue = None
         self._begin(0)
-        now = asyncio.get_running_loop().time()
-        for limit in self._reads:
-            limit.reschedule(now)
+        reads, self._reads = self._reads, set()
+        for limit in reads:
+            limit.reschedule(asyncio.get_running_loop().time())
 
     def _begin(self, started: int) -> None:
         """Forgets the last server."""
         self._started = started
         self._ended_xid = 0
-        self._compared_at = self._current_at = -math.inf
+        self._is_compared = False
+        self._current_at = -math.inf
         self._samples.clear()
         self._behind_since = None
 
@@ -259,7 +255,7 @@ class Replica:
             if primary.timeline != self._timeline:
                 self._timeline = primary.timeline
                 self._samples.clear()
-            self._compared_at = now
+            self._is_compared = True
             self._samples.append((now, primary.log_end))
             if len(self._samples) > MAX_SAMPLES:
                 self._samples = deque(list(self._samples)[::2])
@@ -272,7 +268,7 @@ class Replica:
         self._behind_since = samples[0][0] if samples else None
         if self.is_used:
             self._failure.ended(replica=self.name)
-        elif self._compared_at > -math.inf:
+        elif self._is_compared:
             self._failure.failed(replica=self.name, cause="it lags more than STORE_MAX_REPLICA_LAG_SECONDS")
 
     async def _pause(self, seconds: float) -> None:

@@ -46,12 +46,10 @@ class _Method:
     @property
     def with_call(self) -> Callable[..., Any] | None:
         """As grpc.UnaryUnaryMultiCallable.with_call; None if an interceptor has removed it."""
-        with_call = getattr(self._method, "with_call", None)
-        if with_call is None:
-            return None
-        return lambda request, *arguments, **keywords: with_call(
-            request, **self._with(*arguments, **keywords)
-        )
+        return self._with_call if hasattr(self._method, "with_call") else None
+
+    def _with_call(self, request: Any, *arguments: Any, **keywords: Any) -> Any:
+        return self._method.with_call(request, **self._with(*arguments, **keywords))
 
     def _with(
         self,
