@@ -90,15 +90,17 @@ def insert_with_changes(
     held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
     locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
     written = insert(resources).from_select(columns, locked_values).returning(*to_read).cte("written")
-    logged = changes("postgresql", written).returning(change.c.xid).cte("logged")
+    # Not pg_current_xact_id(), which could number the transaction before it holds the order lock.
+    number = cast(cast(func.pg_current_xact_id_if_assigned(), Text), BigInteger)
     return WriteWithChanges(
         steps=(
             Statement(insert(resources).from_select(columns, values).returning(resources.c.id)),
             Statement(changes("sqlite", stored)),
         ),
-        # Not pg_current_xact_id(), which could number the transaction before it holds the order lock.
         in_one=Statement(
-            select(written.c.id, select(func.max(logged.c.xid)).scalar_subquery()).order_by(written.c.id)
+            select(written.c.id, select(number).scalar_subquery())
+            .order_by(written.c.id)
+            .add_cte(changes("postgresql", written).cte("logged"))
         ),
     )
 
