@@ -27,7 +27,7 @@ from store_service.database.replica_state import (
     ReplicaState,
     check_history,
 )
-from store_service.errors import DatabaseUnavailable, ServiceError
+from store_service.errors import DatabaseUnavailable, OperatorError, ServiceError
 from store_service.model import Position, Seen
 from store_service.pacing import Signal
 from store_service.repeated_failure import RepeatedFailure
@@ -186,7 +186,7 @@ class Replica:
                     finally:
                         # Before the sessions are closed, which takes long if the replica does not respond.
                         self._leave()
-            except (ServiceError, Refused, TimeoutError) as error:
+            except (ServiceError, OperatorError, Refused, TimeoutError) as error:
                 cause = error.__cause__ or error
                 self._failure.failed(replica=self.name, cause=str(cause) or type(cause).__name__)
             except Exception as error:

@@ -16,6 +16,7 @@ from store_service.service.changes import Changes
 MODE_KEY = "consistency"
 ANSWER_KEY = "consistency-token"
 
+_REQUEST_KEYS = (MODE_KEY, consistency_tokens.KEY)
 _STRONG = "strong"
 _EVENTUAL = "eventual"
 
@@ -32,13 +33,10 @@ class Consistency:
 
     def requirements(self, context: Context, *, is_read: bool) -> Iterable[tuple[str, str | bytes]] | None:
         """Returns the metadata of a call that `begin` needs; None if the call needs no `begin`."""
-        metadata = context.invocation_metadata() or ()
-        # gRPC sends the name of the client. Any further metadata may be requirements.
-        if len(metadata) > 1:
-            found = [it for it in metadata if it[0] in (MODE_KEY, consistency_tokens.KEY)]
-            if found:
-                return found
-        # Old clients of the contract learn nothing from the token of a read, which costs a statement.
+        found = [it for it in context.invocation_metadata() or () if it[0] in _REQUEST_KEYS]
+        if found:
+            return found
+        # The token of a read costs a statement, so a caller has to ask for it.
         return () if self._has_replicas and not is_read else None
 
     async def begin(self, requirements: Iterable[tuple[str, str | bytes]], *, is_read: bool) -> None:
@@ -64,6 +62,7 @@ class Consistency:
         except ConsistencyTokenForeign:
             # Another process may have restarted the change feed.
             self._store_id = (await self._changes.state()).store_id
+            self._last = None
             return consistency_tokens.read(token, self._store_id)
 
     def trailer(self) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,7 @@
 """The page of `store-service status` where there is little room: what shows trouble stays."""
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,20 @@ def test_package_name_is_omitted(between: Between) -> None:
         "PostService/GetPost",
         "grpc.health.v1.Health/Check",
     } <= shown
+
+
+@dataclass(frozen=True)
+class Status:
+    """A replica."""
+
+    name: str
+    is_used: bool
+    lag_seconds: float
+
+
+def test_replicas_are_counted_with_the_largest_lag() -> None:
+    metrics = Metrics()
+    metrics.replicas = [Status("a:5432", True, 0.25), Status("b:5432", False, 12.0)]
+    scraped = Scraped.of(0, MetricsCollector(metrics, database="postgresql", wal_file=None).collect())
+
+    assert "1 of 2, lag 12.0 s" in " ".join(" ".join(lines(Between(scraped, scraped), 160)).split())
