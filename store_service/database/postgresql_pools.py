@@ -15,6 +15,13 @@ from store_service.database.sessions import CurrentServer, Hosts
 from store_service.database_url import parse
 from store_service.errors import DatabaseUnavailable
 
+_STARTUP_PARAMETERS = {
+    "application_name": "store-service",
+    # asyncpg writes 'utf-8' with quotes. PgBouncer 1.18 takes this for another encoding than UTF8, and sets
+    # it again in each transaction.
+    "client_encoding": "UTF8",
+}
+
 
 class Found(NamedTuple):
     """How to connect to a URL, and what is between the service and PostgreSQL."""
@@ -37,7 +44,7 @@ async def find_connection(url: str, current: CurrentServer, connect_timeout_seco
     except OSError as error:  # a file is missing or not valid
         raise DatabaseUnavailable from error
     hosts = Hosts(parsed, current, seconds=connect_timeout_seconds)
-    options = {**parsed.login, "ssl": tls or False, "server_settings": {"application_name": "store-service"}}
+    options = {**parsed.login, "ssl": tls or False, "server_settings": _STARTUP_PARAMETERS}
     first = second = None
     with translated_errors():
         try:

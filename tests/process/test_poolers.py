@@ -269,6 +269,16 @@ async def test_direct_url_is_listened_to(
             assert [it.post for it in await watch.changes(1)] == [post]
 
 
+async def test_forced_rollback_leaves_nothing(transaction_pooler: Pooler, database_url: str) -> None:
+    """Its one transaction keeps the only session of the pooler, and is rolled back."""
+    async with stubs_of(config_of(transaction_pooler.url, DB_FORCE_ROLL_BACK=True)) as stubs:
+        post = await stubs.create_post()
+        assert await stubs.posts.GetPost(posts_pb2.GetPostRequest(id=post.id)) == post
+
+    async with connect.open_database(database_url) as store:
+        assert await store.read(fetching("SELECT count(*) FROM posts"), None) == (0,)
+
+
 @pytest.mark.parametrize("command", ["check", "serve", "migrate"])
 def test_direct_url_of_another_database_is_refused(
     database_url: str, postgres: str, tmp_path: Path, command: str

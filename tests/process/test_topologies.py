@@ -1,6 +1,10 @@
 """What works in each topology: directly, and with HAProxy or PgBouncer in front of PostgreSQL."""
 
 import asyncio
+import os
+import re
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
@@ -19,18 +23,23 @@ from store_service.database.batch_operation import BatchOperation
 from store_service.database.connection import Connection
 from store_service.database.statements import Statement
 from store_service.errors import DatabaseBusy
+from store_service.model import PostDraft
 from store_service.server import serving
+from store_service.service.posts import Posts
 from tests.support.database import execute
 from tests.support.errors import received_error
 from tests.support.polling import eventually
 from tests.support.poolers import TOPOLOGIES, Pooler, pooler
-from tests.support.postgresql import PostgresServer, postgres_server
+from tests.support.postgresql import GIVEN_URL, PostgresServer, postgres_server
+from tests.support.repository import ROOT
 from tests.support.stubs import Stubs
-from tests.support.timeouts import IS_LONG_RUN
+from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
 from tests.support.watches import open_watch
 
 RESTARTS = 20 if IS_LONG_RUN else 1
 """How often PostgreSQL and the pooler are restarted."""
+
+RPC_TESTS = ["tests/rpc"] if IS_LONG_RUN else ["tests/rpc/test_posts.py", "tests/rpc/test_comments.py"]
 
 CALLERS = 8
 RESPONSES_BETWEEN = 10
@@ -62,7 +71,8 @@ class Topology:
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgresServer]:
     """A server that tests restart."""
-    with postgres_server() as server:
+    logs_statements = b"log_statement = 'all'\nlog_line_prefix = '%a '\n"
+    with postgres_server({"postgresql.auto.conf": logs_statements}) as server:
         yield server
 
 
@@ -204,3 +214,55 @@ async def test_topology(topology: Topology) -> None:
     # At least once, in the order of the commits of each post, and nothing else.
     assert {(id, body) for id, body in load.seen if id != post.id} == set(load.created.items())
     assert [body for id, body in dict.fromkeys(load.seen) if id == post.id] == ["first", "second"]
+
+
+async def test_statements_of_a_call(topology: Topology) -> None:
+    """A create and a get are one statement each. In transaction mode there are also BEGIN, with the settings,
+    and the end of the transaction.
+    """
+    schema.upgrade(topology.url)
+    async with connect.open_database(topology.url) as store:
+        posts = Posts(store)
+        # Prepares the statements.
+        (post,) = await posts.create([PostDraft(body="a")])
+        await posts.get(post.id)
+        for call in (lambda: posts.create([PostDraft(body="b")]), lambda: posts.get(post.id)):
+            before = len(logged_statements(topology.server))
+            await call()
+            statements = logged_statements(topology.server)[before:]
+            assert len(statements) == (3 if "transaction" in topology.name else 1), statements
+
+
+def logged_statements(server: PostgresServer) -> list[str]:
+    """The statements of the service in the log of PostgreSQL."""
+    lines = (server.socket_folder / "log").read_text(errors="replace").splitlines()
+    return [line for line in lines if re.match(r"store-service LOG:  (execute|statement)", line)]
+
+
+@pytest.mark.parametrize("name", [name for name in TOPOLOGIES if "transaction" in name])
+def test_rpcs_work_behind_a_pooler_in_transaction_mode(server: PostgresServer, name: str) -> None:
+    """The tests of RPCs succeed as they are."""
+    options, _ = TOPOLOGIES[name]
+    assert options is not None
+    with pooler(server.url, **options) as it:
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-n0",
+                "-p",
+                "no:cacheprovider",
+                "-k",
+                "postgresql",
+                *RPC_TESTS,
+            ],
+            cwd=ROOT,
+            env=os.environ | {GIVEN_URL: it.url},
+            capture_output=True,
+            text=True,
+            timeout=scaled_timeout(1200 if IS_LONG_RUN else 120),
+        )
+
+    assert done.returncode == 0, done.stdout
