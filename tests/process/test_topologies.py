@@ -41,6 +41,14 @@ RESTARTS = 20 if IS_LONG_RUN else 1
 
 RPC_TESTS = ["tests/rpc"] if IS_LONG_RUN else ["tests/rpc/test_posts.py", "tests/rpc/test_comments.py"]
 
+PYTEST_OPTIONS = [
+    *("-q", "-n0", "-p", "no:cacheprovider"),
+    "-k=postgresql and not test_lost_connection_is_counted"
+    " and not test_watch_skips_nothing_in_a_database_outage",
+]
+"""All except the tests that end the sessions of the service, and behind a pooler also the one that they use
+themselves."""
+
 CALLERS = 8
 RESPONSES_BETWEEN = 10
 """Minimum number of responses to each caller between two restarts."""
@@ -246,18 +254,7 @@ def test_rpcs_work_behind_a_pooler_in_transaction_mode(server: PostgresServer, n
     assert options is not None
     with pooler(server.url, **options) as it:
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-n0",
-                "-p",
-                "no:cacheprovider",
-                "-k",
-                "postgresql",
-                *RPC_TESTS,
-            ],
+            [sys.executable, "-m", "pytest", *PYTEST_OPTIONS, *RPC_TESTS],
             cwd=ROOT,
             env=os.environ | {GIVEN_URL: it.url},
             capture_output=True,
