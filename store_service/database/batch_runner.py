@@ -168,7 +168,8 @@ class BatchRunner:
             is_alone = len(groups) == 1
             if not first.in_transaction:
                 assert len(batch) == 1, "other jobs of the batch would have no transaction"
-                await run_all()
+                async with connection.autocommit():
+                    await run_all()
             elif not dry_run and is_alone and first.single_statement and connection.SINGLE_STATEMENT_WRITES:
                 await run_all()
             else:
@@ -180,6 +181,6 @@ class BatchRunner:
         if self._writes:
             await connection.run_in_connection_thread(write_all())
         else:
-            async with connection.reading():
+            async with connection.autocommit():
                 await run_all()
         return outcomes

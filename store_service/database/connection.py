@@ -191,8 +191,8 @@ class Connection(ABC):
         finally:
             await self._roll_back()
 
-    def reading(self) -> AbstractAsyncContextManager[None]:
-        """Surrounds a batch of reads."""
+    def autocommit(self) -> AbstractAsyncContextManager[None]:
+        """Surrounds the statements of a batch outside of `transaction`."""
         return _UNCHANGED
 
     async def _begin(self, text: str) -> None:

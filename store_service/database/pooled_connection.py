@@ -51,8 +51,9 @@ class PooledConnection(PostgresqlConnection):
         self._current.move_writer(self._server)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[None]:
-        """Runs a batch of reads in one transaction, or in several on the same server; see Connection."""
+    async def autocommit(self) -> AsyncIterator[None]:
+        """Runs the statements of a batch in one transaction that only reads, or in several on the same
+        server; see Connection."""
         try:
             yield
         finally:

@@ -53,7 +53,7 @@ async def open_backend(
     database_url: str,
     *,
     direct_url: str = "",
-    statement_cache_size: int,
+    statement_cache_size: int = -1,
     readers: int,
     lock_timeout_seconds: float,
     statement_timeout_seconds: float,

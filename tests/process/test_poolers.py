@@ -179,6 +179,18 @@ async def test_nothing_is_left_in_the_session(transaction_pooler: Pooler) -> Non
     assert found == (0, 0, 0, "5MB")
 
 
+async def test_operation_without_a_transaction_returns_the_session(
+    transaction_pooler: Pooler, database_url: str
+) -> None:
+    """The one in which its statements ran has ended."""
+    open_ones = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    with psycopg.connect(database_url, autocommit=True) as other:
+        async with connect.open_database(transaction_pooler.url) as store:
+            answer = fetching("SELECT 1")
+            assert await store.write(BatchOperation(answer.run, in_transaction=False), None) == (1,)
+            assert other.execute(open_ones).fetchone() == (0,)
+
+
 async def test_services_share_the_sessions_of_a_pooler(transaction_pooler: Pooler) -> None:
     """Many calls of two services, of which some are cancelled: all others succeed."""
     async with AsyncExitStack() as stack:
