@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from store_service.database.postgresql_connection import PostgresqlConnection, t
 from store_service.database.postgresql_pools import find_connection, pool, translated_errors
 from store_service.database.sessions import CurrentServer, Server
 from store_service.database_url import parse
-from store_service.errors import OperatorError
+from store_service.errors import OperatorError, ServiceError
 from store_service.observability.batches import ObserverFactory, without_observer
 
 SLACK_SECONDS = 5.0
@@ -252,6 +252,9 @@ class _Sessions:
                 terminate(raw)
             if asyncio.get_running_loop().time() > deadline:
                 self._current.check(server)
+            # An idle writer does not notice that its server was restarted or replaced.
+            with suppress(ServiceError):
+                await self._current.ask_writer()
             # If the host name resolves to several servers in turn, the next one may be the right one.
             await asyncio.sleep(ELSEWHERE_SECONDS)
 

@@ -355,6 +355,27 @@ async def test_restart_of_an_idle_database_fails_no_call(
             assert await run(answer, None) == (1,)
 
 
+async def test_reads_continue_after_a_restart_although_the_writer_is_idle(
+    own_server: tuple[PostgresServer, Pooler],
+) -> None:
+    """A reader that connects again lets the writer find the restarted server."""
+    server, it = own_server
+    async with connect.open_database(it.url, readers=1) as store:
+        assert await store.write(fetching("SELECT 1"), None) == (1,)
+        sleeping = asyncio.create_task(store.read(fetching("SELECT pg_sleep(60)"), None))
+        running = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        with psycopg.connect(server.url, autocommit=True) as other:
+            await eventually(lambda: bool(other.execute(running).fetchall()))
+        await asyncio.to_thread(server.stop)
+        await asyncio.to_thread(server.start)
+
+        with pytest.raises(DatabaseUnavailable):
+            await sleeping
+        async with asyncio.timeout(scaled_timeout()):
+            while await result_of(store.read(fetching("SELECT 1"), None)) != (1,):
+                pass
+
+
 async def test_statement_whose_type_has_changed_is_prepared_again(
     own_server: tuple[PostgresServer, Pooler],
 ) -> None:

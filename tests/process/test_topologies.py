@@ -27,7 +27,6 @@ from store_service.model import PostDraft
 from store_service.server import serving
 from store_service.service.posts import Posts
 from tests.support.database import execute
-from tests.support.errors import received_error
 from tests.support.polling import eventually
 from tests.support.poolers import TOPOLOGIES, Pooler, pooler
 from tests.support.postgresql import GIVEN_URL, PostgresServer, postgres_server
@@ -126,11 +125,14 @@ class Load:
             try:
                 return await method(request)
             except grpc.aio.AioRpcError as error:
-                if received_error(error).reason not in ("DATABASE_UNAVAILABLE", "DATABASE_BUSY"):
-                    self.failures.append(f"{error.code().name}: {error.details()}")
-                    raise
+                self._check(error)
                 self.repetitions += 1
                 await asyncio.sleep(0.05)
+
+    def _check(self, error: grpc.aio.AioRpcError) -> None:
+        """Only an outage and its duration are reasons to repeat a call."""
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            self.failures.append(f"{error.code().name}: {error.details()}")
 
     async def watch(self) -> None:
         """Follows the changes, and continues after an interruption."""
@@ -143,9 +145,7 @@ class Load:
                         request = {"resume_token": watch.token}
                         self.seen += [(it.id, it.post.body) for it in response.changes]
                 except grpc.aio.AioRpcError as error:
-                    if received_error(error).reason not in ("DATABASE_UNAVAILABLE", "DATABASE_BUSY"):
-                        self.failures.append(f"watch: {error.code().name}: {error.details()}")
-                        raise
+                    self._check(error)
                     self.repetitions += 1
                     await asyncio.sleep(0.05)
 
