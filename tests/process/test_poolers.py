@@ -324,6 +324,26 @@ async def test_mode_that_changes_later_runs_no_statement_of_another_client(datab
         assert await one.read(named, None) != await two.read(named, None)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "reasons"),
+    [("session", "transaction", {"DATABASE_UNAVAILABLE"}), ("transaction", "session", set())],
+)
+async def test_mode_that_changes_later_causes_no_internal_error(
+    database_url: str, before: str, after: str, reasons: set[str]
+) -> None:
+    """Calls fail with DATABASE_UNAVAILABLE, or work as before."""
+    with pooler(database_url, pool_mode=before, default_pool_size=40) as it:
+        async with stubs_of(config_of(it.url)) as one, stubs_of(config_of(it.url)) as two:
+            post = await one.create_post()
+            it.change(pool_mode=after)
+            found: list[posts_pb2.Post | str] = []
+            for _ in range(CALLS // 20):
+                calls = [read(stubs, post.id) for stubs in (one, two) for _ in range(4)]
+                found += await asyncio.gather(created(one), created(two), *calls)
+
+    assert {it for it in found if isinstance(it, str)} <= reasons
+
+
 @pytest.fixture(params=TRANSACTION)
 def own_server(request: pytest.FixtureRequest) -> Iterator[tuple[PostgresServer, Pooler]]:
     """A server of the test's own, and a pooler in front of it."""
@@ -426,10 +446,11 @@ async def test_reads_follow_the_writer_to_another_server(topology: str) -> None:
         async with held_sessions(it, primary):
             await promote(standby, primary, before.id)
             network.server_address = f"127.0.0.1:{standby.port}"
-            after = None
+            after = await created(stubs)
             async with asyncio.timeout(scaled_timeout()):
-                while after is None:
-                    after = await created_or_unavailable(stubs)
+                while isinstance(after, str):
+                    assert after == "DATABASE_UNAVAILABLE"
+                    after = await created(stubs)
             # After this each reader has found the new primary.
             for _ in range(3):
                 await asyncio.gather(*(read(stubs, after.id) for _ in range(20)))
@@ -475,16 +496,15 @@ async def promote(standby: PostgresServer, primary: PostgresServer, last_id: int
     await asyncio.to_thread(standby.promote)
 
 
-async def created_or_unavailable(stubs: Stubs) -> posts_pb2.Post | None:
-    outcome = await result_or_error(stubs.create_post("after"))
-    if isinstance(outcome, grpc.RpcError):
-        assert received_error(outcome).reason == "DATABASE_UNAVAILABLE"
-        return None
-    assert isinstance(outcome, posts_pb2.Post)
-    return outcome
+async def created(stubs: Stubs) -> posts_pb2.Post | str:
+    """A new post, or the reason why it cannot be created."""
+    return _post_or_reason(await result_or_error(stubs.create_post("after")))
 
 
 async def read(stubs: Stubs, id: int) -> posts_pb2.Post | str:
     """A post, or the reason why it cannot be read."""
-    outcome = await result_or_error(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=id)))
+    return _post_or_reason(await result_or_error(stubs.posts.GetPost(posts_pb2.GetPostRequest(id=id))))
+
+
+def _post_or_reason(outcome: Any) -> posts_pb2.Post | str:
     return received_error(outcome).reason if isinstance(outcome, grpc.RpcError) else outcome
