@@ -49,6 +49,7 @@ _SECTIONS = {
         "docs/commands",
         "docs/operations",
         "docs/postgresql",
+        "docs/topologies",
         "docs/security",
         "docs/privacy",
         "docs/alerts-and-metrics",

@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
 from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2
 
-from store_service import credentials, open_files, startup
+from store_service import credentials, limit_options, open_files, startup
 from store_service.address import Address
 from store_service.auth.authentication import Authenticator, AuthRequirement
 from store_service.auth.certificates import Certificates
@@ -26,12 +26,9 @@ from store_service.rpc.changes import ChangeService
 from store_service.rpc.channelz import CHANNELZ, ChannelzService
 from store_service.rpc.channelz import FILES as CHANNELZ_FILES
 from store_service.rpc.comments import CommentService
-from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
 from store_service.rpc.consistency import Consistency
 from store_service.rpc.health import HealthService
-from store_service.rpc.limits import Limits
-from store_service.rpc.pending import Pending
 from store_service.rpc.pipeline import RpcPipeline
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
@@ -118,8 +115,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
                 changes, (await changes.state()).store_id, has_replicas=database.replicas is not None
             )
             connections = Connections()
-            limits = _limits(config, connections)
-            connection_limits = _connection_limits(config, connections, limits)
+            limits = limit_options.limits(config, connections)
+            connection_limits = limit_options.connection_limits(config, connections, limits)
             pipeline = RpcPipeline(
                 limits,
                 connections,
@@ -248,33 +245,6 @@ def _file_tasks(authenticator: Authenticator | None) -> list[asyncio.Task[None]]
     if authenticator is None:
         return []
     return [asyncio.create_task(authenticator.watch_files(), name="key-files")]
-
-
-def _limits(config: Config, connections: Connections) -> Limits:
-    return Limits(
-        max_calls=config.max_concurrent_calls,
-        max_bytes=config.max_concurrent_bytes,
-        calls_per_second=config.rate_limit_per_caller,
-        max_seconds=config.max_call_seconds,
-        pending=Pending(
-            max_connection_bytes=config.max_pending_response_bytes_per_connection,
-            max_bytes=config.max_pending_response_bytes,
-            max_seconds=config.max_call_seconds,
-            cut=connections.cut,
-        ),
-    )
-
-
-def _connection_limits(config: Config, connections: Connections, limits: Limits) -> ConnectionLimits:
-    return ConnectionLimits(
-        connections,
-        max_connections=config.max_connections,
-        max_per_address=config.max_connections_per_address,
-        max_pending_bytes=config.max_concurrent_bytes,
-        silent_seconds=config.handshake_timeout_seconds,
-        busy=limits.peers,
-        on_inspection=limits.pending.inspected,
-    )
 
 
 def _server(

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 
 from store_service import address, instrumentation
 from store_service.config import Config
-from store_service.database import connect, privileges, schema
+from store_service.database import connect, engines, privileges, schema
 from store_service.errors import OperatorError, SchemaMismatch
 from store_service.observability.batches import ObserverFactory, without_observer
 
@@ -121,11 +121,11 @@ def check_direct_url(config: Config) -> None:
     """Checks that DATABASE_DIRECT_URL, if it is set, leads to the database of DATABASE_URL.
 
     Raises:
-        connect.OtherDatabase: It leads to another one.
+        engines.OtherDatabase: It leads to another one.
         ServiceError: A database cannot be opened.
     """
     if config.DATABASE_DIRECT_URL:
-        connect.check_same_database(
+        engines.check_same_database(
             config.DATABASE_URL,
             config.DATABASE_DIRECT_URL,
             connect_timeout_seconds=config.connect_timeout_seconds,

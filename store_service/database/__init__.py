@@ -21,10 +21,10 @@ __all__ = ["comment_table", "database", "engine", "metadata", "post_table"]
 @cache
 def _engine() -> sqlalchemy.Engine:
     from store_service.config import config
-    from store_service.database import connect, schema
+    from store_service.database import engines, schema
 
     schema.upgrade(config.upgrade_url)
-    return connect.sync_engine(config.DATABASE_URL)
+    return engines.sync_engine(config.DATABASE_URL)
 
 
 @cache

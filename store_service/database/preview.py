@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy
 
 from store_service.database import legacy_preflight
-from store_service.database.connect import read_only_engine
+from store_service.database.engines import read_only_engine
 
 SECONDS_FOR_ONE = 3.0
 """Approximate duration of an upgrade per second of the preview, which reads the same rows."""

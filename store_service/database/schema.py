@@ -13,9 +13,10 @@ import structlog
 from store_service.database import contents, legacy_preflight, privileges, schema_objects, sqlite_file
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.columns import column_names
-from store_service.database.connect import ACQUIRE_SECONDS, Database, is_missing, read_only_engine
+from store_service.database.connect import ACQUIRE_SECONDS, Database, is_missing
 from store_service.database.connection import Connection
 from store_service.database.driver_errors import translate_error
+from store_service.database.engines import read_only_engine
 from store_service.database.statements import Statement
 from store_service.database.upgrade_engine import upgrade_engine
 from store_service.errors import DatabaseUnavailable, OperatorError, SchemaMismatch

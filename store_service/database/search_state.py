@@ -2,7 +2,7 @@
 
 import sqlalchemy
 
-from store_service.database.connect import read_only_engine
+from store_service.database.engines import read_only_engine
 from store_service.database.search_tables import search_index_table as index
 from store_service.search import VERSION
 

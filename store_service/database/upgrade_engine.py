@@ -5,7 +5,7 @@ from typing import Any
 import sqlalchemy
 from sqlalchemy import event
 
-from store_service.database.connect import sync_engine
+from store_service.database.engines import sync_engine
 from store_service.database.sqlite import SYNCHRONOUS_EXTRA
 
 CACHE_BYTES = 64 * 1024 * 1024

@@ -21,6 +21,7 @@ from store_service.database.connection import Connection
 from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, ServiceError, StandbyBehind
 from store_service.model import Change, Position, ResumePoint
 from store_service.service import resume_tokens
+from store_service.service.feed_origin import IS_OWN, RESTART
 
 MAX_TRANSACTION_BYTES = 2 * 1024 * 1024
 """A transaction up to this size is one change batch. With the copies in gRPC a watch needs less than 8 MiB,
@@ -200,9 +201,9 @@ class Changes:
         dump was made are missing. These changes are deleted and the store gets a new id. Watches that
         continue with a token of the old store are refused. A read-only service leaves the feed as it is.
         """
-        if self._database.read_only or await self._database.read(_HAS_OWN_PAST, None):
+        if self._database.read_only or await self._database.read(IS_OWN, None):
             return
-        if await self._database.write(_RESTART, uuid.uuid4().hex):
+        if await self._database.write(RESTART, uuid.uuid4().hex):
             log.warning("change feed restarted: its changes come from another database server")
 
     async def state(self) -> FeedState:
@@ -317,43 +318,6 @@ def _part_length(sizes: Sequence[int]) -> int:
     return len(sizes)
 
 
-async def _has_own_past(connection: Connection, calls: Sequence[None]) -> list[bool]:
-    return [await _is_own(connection) is True] * len(calls)
-
-
-async def _is_own(connection: Connection) -> bool | None:
-    """Whether this server has written the changes; None if it has as far as can be seen, and its system
-    identifier must be stored."""
-    ((has_own_past,),) = await connection.fetch(sql.HAS_OWN_PAST)
-    ((system_id, can_read),) = await connection.fetch(sql.SYSTEM_ID)
-    if not has_own_past or not can_read:
-        return bool(has_own_past)
-    if system_id is None:
-        return None
-    ((is_same,),) = await connection.fetch(sql.IS_SAME_SYSTEM)
-    return bool(is_same)
-
-
-async def _restart(connection: Connection, store_ids: Sequence[str]) -> list[bool]:
-    return [await _restart_once(connection, store_id) for store_id in store_ids]
-
-
-async def _restart_once(connection: Connection, store_id: str) -> bool:
-    """Deletes all changes and gives the store a new id, and stores the system identifier. Returns False if
-    the changes belong to this server."""
-    # Read again under the order lock, while no other process restarts the feed or writes.
-    is_own = await _is_own(connection)
-    if is_own is False:
-        for statement in sql.BEGIN_ANEW:
-            await connection.fetch(statement, store_id=store_id)
-    ((_, can_read),) = await connection.fetch(sql.SYSTEM_ID)
-    if can_read:
-        await connection.fetch(sql.SET_SYSTEM_ID)
-    return is_own is False
-
-
-_HAS_OWN_PAST: BatchOperation[None, bool] = BatchOperation(_has_own_past)
-_RESTART: BatchOperation[str, bool] = BatchOperation(_restart)
 _CHECK: BatchOperation[Position, None] = BatchOperation(_check)
 _CHECK_SEEN: BatchOperation[Position, None] = BatchOperation(_check_seen)
 _STATE: BatchOperation[None, FeedState] = BatchOperation(_state)

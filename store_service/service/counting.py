@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from store_service.database import comments as sql
+from store_service.database import comment_counts as sql
 from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection

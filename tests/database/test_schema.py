@@ -20,7 +20,7 @@ from alembic import command
 from alembic.config import Config as AlembicConfig
 from alembic.script import ScriptDirectory
 
-from store_service.database import connect, schema, tables
+from store_service.database import engines, schema, tables
 from store_service.errors import DatabaseBusy
 from tests.support import legacy_database
 from tests.support.database import query
@@ -55,7 +55,7 @@ def ddl(path: Path) -> dict[str, str]:
 def test_first_revision_equals_the_legacy_schema(tmp_path: Path) -> None:
     """The schema is as created by `metadata.create_all` of the legacy application."""
     legacy_database.create_file(tmp_path / "old.db")
-    engine = connect.sync_engine(f"sqlite:///{tmp_path / 'new.db'}")
+    engine = engines.sync_engine(f"sqlite:///{tmp_path / 'new.db'}")
     with engine.begin() as connection:
         command.upgrade(alembic_config(connection), schema.BEFORE)
     engine.dispose()
@@ -71,7 +71,7 @@ def test_upgraded_tables_equal_the_metadata(tmp_path: Path, is_old: bool) -> Non
     if is_old:
         legacy_database.create_file(tmp_path / "upgraded.db")
     schema.upgrade(url)
-    engine = connect.sync_engine(f"sqlite:///{tmp_path / 'made.db'}")
+    engine = engines.sync_engine(f"sqlite:///{tmp_path / 'made.db'}")
     tables.metadata.create_all(engine)
     engine.dispose()
 

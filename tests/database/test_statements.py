@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import BigInteger, Integer, Text, literal_column, select
 
-from store_service.database import changes, comments, deletions, idempotency, posts, schema
+from store_service.database import changes, comment_counts, comments, deletions, idempotency, posts, schema
 from store_service.database.change_writes import WriteWithChanges
 from store_service.database.deleted_sql import DeletedSql
 from store_service.database.resource_sql import InsertDrafts, ResourceSql
@@ -48,7 +48,7 @@ def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Stateme
 STATEMENTS: dict[str, dict[str, Statement]] = {
     engine: {
         f"{module.__name__.rpartition('.')[2]}.{name}{more}": statement
-        for module in (posts, comments, deletions, changes, idempotency)
+        for module in (posts, comments, comment_counts, deletions, changes, idempotency)
         for name, value in vars(module).items()
         for more, engines, statement in statements_of(value)
         if engine in engines
@@ -137,9 +137,9 @@ SERVED_BY = {
     "comments.COMMENTS.delete 1": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.delete 2": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTED_POSTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
-    "comments.COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
-    "comments.LIMITED_COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
-    "comments.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
+    "comment_counts.COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
+    "comment_counts.LIMITED_COMMENT_COUNTS": "USING COVERING INDEX comments_post_id_id_idx (post_id=?)",
+    "comment_counts.COMMENT_COUNT_AFTER": "USING COVERING INDEX comments_post_id_id_idx (post_id=? AND id>?)",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx (post_id=?)",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx (post_id=? AND id>?)",
     "deletions.MARKED_COMMENTS": "comments USING INDEX comments_external_id_idx (external_id=?)",
@@ -234,9 +234,9 @@ SERVED_BY_ON_POSTGRESQL = {
     "comments.COMMENTS.update": "comments_pkey",
     "comments.COMMENTS.delete": "comments_pkey",
     "comments.COMMENTED_POSTS": "comments_post_id_id_idx",
-    "comments.COMMENT_COUNTS": "comments_post_id_id_idx",
-    "comments.LIMITED_COMMENT_COUNTS": "comments_post_id_id_idx",
-    "comments.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
+    "comment_counts.COMMENT_COUNTS": "comments_post_id_id_idx",
+    "comment_counts.LIMITED_COMMENT_COUNTS": "comments_post_id_id_idx",
+    "comment_counts.COMMENT_COUNT_AFTER": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS": "comments_post_id_id_idx",
     "deletions.SIZES_OF_COMMENTS_AFTER": "comments_post_id_id_idx",
     "deletions.MARKED_COMMENTS": "comments_external_id_idx",

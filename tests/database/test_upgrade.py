@@ -20,7 +20,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
-from store_service.database import connect, schema, sqlite_file, tables
+from store_service.database import connect, engines, schema, sqlite_file, tables
 from store_service.errors import SchemaMismatch
 from store_service.model import CommentDraft, Deletion, PostDraft
 from store_service.service.comments import Comments
@@ -418,7 +418,7 @@ def test_stepwise_deletion_is_added_to_the_previous_version(
     names = ("posts", "comments", "changes", "requests", "feed")
     rows = [query(bare_url, f"SELECT * FROM {name}") for name in names]
 
-    engine = connect.sync_engine(bare_url)
+    engine = engines.sync_engine(bare_url)
     with engine.connect() as open_for_long:
         if not connect.is_sqlite(bare_url):
             # On PostgreSQL a transaction that has written to posts and comments does not block the upgrade.

@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 from storeapi.v1 import comments_pb2, posts_pb2
 
-from store_service.database.connect import is_sqlite, sync_engine
+from store_service.database.connect import is_sqlite
+from store_service.database.engines import sync_engine
 from store_service.service.comment_removal import MAX_ROWS
 from tests.support.polling import wait_until
 from tests.support.server_process import ServerProcess

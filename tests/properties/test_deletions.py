@@ -21,7 +21,7 @@ from storeapi.v1 import posts_pb2 as posts_pb
 
 from store_service import config as service_settings
 from store_service.database import schema
-from store_service.database.connect import sync_engine
+from store_service.database.engines import sync_engine
 from store_service.service import (
     background_steps,
     comment_removal,

@@ -12,7 +12,8 @@ import psycopg
 import sqlalchemy
 from sqlalchemy import Connection, Engine, text
 
-from store_service.database.connect import is_sqlite, sync_engine
+from store_service.database.connect import is_sqlite
+from store_service.database.engines import sync_engine
 
 
 @dataclass(frozen=True)
