@@ -18,6 +18,9 @@ from store_service.errors import ServiceError
 MAX_ROWS = 10_000
 """Maximum number of comments that one step counts."""
 
+MAX_LIMITED_ROWS = 40_000
+"""The same for the first step of a limited count. Most posts have far fewer comments than the limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Remaining:
@@ -67,10 +70,10 @@ async def count_comments(
 async def _limited_counts(
     database: Database, counts: dict[int, int], max_count: int
 ) -> tuple[dict[int, int], bool]:
-    """Counts at most `max_count` comments of each post. A step reads at most MAX_ROWS comments."""
+    """Counts at most `max_count` comments of each post. A step reads at most MAX_LIMITED_ROWS comments."""
     has_marked = False
     limit = min(max_count, MAX_ROWS)
-    posts_in_step, ids = MAX_ROWS // limit, sorted(counts)
+    posts_in_step, ids = MAX_LIMITED_ROWS // limit, sorted(counts)
     for start in range(0, len(ids), posts_in_step):
         post_ids = ids[start : start + posts_in_step]
         for post_id, examined, last_id, tombstones, marked in await database.read(_FIRST, (post_ids, limit)):
@@ -88,9 +91,9 @@ async def _limited_counts(
 async def _first(
     connection: Connection, jobs: Sequence[tuple[Sequence[int], int]]
 ) -> list[Sequence[tuple[Any, ...]]]:
-    """Counts the first comments of each post. Defers jobs beyond MAX_ROWS comments."""
+    """Counts the first comments of each post. Defers jobs beyond MAX_LIMITED_ROWS comments."""
     outcomes: list[Sequence[tuple[Any, ...]]] = []
-    rows_left = MAX_ROWS
+    rows_left = MAX_LIMITED_ROWS
     for post_ids, limit in jobs:
         rows_left -= len(post_ids) * limit
         if outcomes and rows_left < 0:

@@ -297,6 +297,7 @@ async def test_limited_count_reads_few_comments(
 ) -> None:
     """A count of many posts takes several steps. Tombstones are not counted, and the rest of a post is."""
     monkeypatch.setattr(counting, "MAX_ROWS", 10)
+    monkeypatch.setattr(counting, "MAX_LIMITED_ROWS", 10)
     posts = [await stubs.create_post(f"post {n}") for n in range(7)]
     for number, post in enumerate(posts):
         comments = [await stubs.create_comment(post.id) for _ in range(4 * number)]
