@@ -96,7 +96,11 @@ def check_database(config: Config, *, is_start: bool = False) -> str:
         ServiceError: The database cannot be opened.
     """
     will_upgrade = is_start and config.auto_migrate
-    check_direct_url(config)
+    engines.check_same_database(
+        config.DATABASE_URL,
+        config.DATABASE_DIRECT_URL,
+        connect_timeout_seconds=config.connect_timeout_seconds,
+    )
     connect.check_files(config.DATABASE_URL, needs_room=not is_start)
     find = schema.find_to_upgrade if will_upgrade else schema.find
     revision = find(
@@ -115,21 +119,6 @@ def check_database(config: Config, *, is_start: bool = False) -> str:
     if will_upgrade and revision != schema.HEAD:
         connect.check_files(config.DATABASE_URL)
     return revision
-
-
-def check_direct_url(config: Config) -> None:
-    """Checks that DATABASE_DIRECT_URL, if it is set, leads to the database of DATABASE_URL.
-
-    Raises:
-        engines.OtherDatabase: It leads to another one.
-        ServiceError: A database cannot be opened.
-    """
-    if config.DATABASE_DIRECT_URL:
-        engines.check_same_database(
-            config.DATABASE_URL,
-            config.DATABASE_DIRECT_URL,
-            connect_timeout_seconds=config.connect_timeout_seconds,
-        )
 
 
 async def try_to_open(config: Config) -> str:

@@ -100,13 +100,16 @@ def migrate(move_extra_columns: bool) -> None:
     """
     config = settings_or_exit()
     with one_line_errors(config), progress.shown(in_bytes=False) as report:
-        from store_service import startup
-        from store_service.database import connect, schema
+        from store_service.database import connect, engines, schema
 
         report(f"migrating {connect.database_name(config.DATABASE_URL)}", 0, 0)
         # Before the lock, so that no lock file is created beside a file of another application.
         connect.check_files(config.DATABASE_URL)
-        startup.check_direct_url(config)
+        engines.check_same_database(
+            config.DATABASE_URL,
+            config.DATABASE_DIRECT_URL,
+            connect_timeout_seconds=config.connect_timeout_seconds,
+        )
         schema.find_to_upgrade(
             config.upgrade_url,
             connect_timeout_seconds=config.connect_timeout_seconds,

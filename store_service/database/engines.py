@@ -69,12 +69,14 @@ class OtherDatabase(OperatorError):
 
 
 def check_same_database(database_url: str, direct_url: str, *, connect_timeout_seconds: float) -> None:
-    """Checks that two URLs lead to the same schema of the same PostgreSQL server.
+    """Checks that two URLs lead to the same schema of the same PostgreSQL server, if the second is not empty.
 
     Raises:
         OtherDatabase: They do not.
         ServiceError: A database cannot be opened.
     """
+    if not direct_url:
+        return
     found = []
     for url in (database_url, direct_url):
         engine = sync_engine(url, connect_timeout_seconds=connect_timeout_seconds)

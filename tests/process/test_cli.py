@@ -346,6 +346,15 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_LOCK_TIMEOUT_SECONDS": ["0", "61"],
     "STORE_STATEMENT_TIMEOUT_SECONDS": ["0", "never"],
     "STORE_CONNECT_TIMEOUT_SECONDS": ["0", "61"],
+    "STORE_MAX_REPLICA_LAG_SECONDS": ["some", "0", "86401"],
+    "STORE_STATEMENT_CACHE_SIZE": ["many", "-2", "10001"],
+    # Another scheme, and the replicas of SQLite.
+    "DATABASE_READ_URL": [
+        "sqlite:///replica.db",
+        "postgresql://a,postgresql://b",
+        "postgresql://replica/store",
+    ],
+    "DATABASE_DIRECT_URL": ["sqlite:///store.db", "postgresql://database/store"],
     "STORE_REQUEST_ID_RETENTION_HOURS": ["a day", "0", "-1", "8761", "nan"],
     "STORE_CHANGE_RETENTION_HOURS": ["a week", "0", "-1", "87601", "inf"],
     "STORE_MAX_CHANGE_ROWS": ["many", "0", "-1", "1.5"],
