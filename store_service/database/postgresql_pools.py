@@ -52,6 +52,12 @@ async def find_connection(url: str, current: CurrentServer, connect_timeout_seco
             second = await hosts.connect(**options, statement_cache_size=0)
             async with asyncio.timeout(hosts.seconds):
                 return Found(hosts, options, await find_pooling(first, second))
+        except TimeoutError as error:
+            if second is not None:
+                error.args = (
+                    "one of two connections gets no session: is a pooler in session mode too small?",
+                )
+            raise
         finally:
             for connection in (first, second):
                 if connection is not None:

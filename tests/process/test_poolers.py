@@ -107,6 +107,17 @@ def test_pgbouncer_statement_mode_is_refused(database_url: str, tmp_path: Path) 
     assert "statement pooling" in line
 
 
+def test_pooler_with_too_few_sessions_is_named(database_url: str, tmp_path: Path) -> None:
+    """In session mode each connection holds one."""
+    with pooler(database_url, pool_mode="session", default_pool_size=1) as it:
+        given = {"DATABASE_URL": it.url, "STORE_CONNECT_TIMEOUT_SECONDS": "2"}
+        done = run_command("check", folder=tmp_path, settings=given)
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "is a pooler in session mode too small?" in line
+
+
 def test_statement_cache_needs_a_pooler_that_keeps_statements(database_url: str, tmp_path: Path) -> None:
     """One line at the start, instead of failing calls later."""
     options, expected = TOPOLOGIES["transaction"]
