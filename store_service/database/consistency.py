@@ -76,6 +76,14 @@ def is_on_replica() -> bool:
     return call is not None and call.replica is not None
 
 
+def leave_replica() -> None:
+    """Lets the primary answer the rest of the call of this task."""
+    call = _current.get()
+    if call is not None:
+        call.replica = None
+        call.may_lag = False
+
+
 class SeenOperations:
     """Makes operations that also return what their connection has seen. Their outcomes are `Outcome`."""
 

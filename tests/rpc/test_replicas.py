@@ -18,6 +18,7 @@ from store_service.database import replica, schema
 from store_service.model import Position, ResumePoint
 from store_service.server import RunningServer, serving
 from store_service.service import resume_tokens
+from store_service.service.search_index import SearchIndex
 from tests.support.errors import expect_error
 from tests.support.metrics import scrape_metrics
 from tests.support.polling import wait_until
@@ -244,6 +245,30 @@ async def test_every_read_with_the_token_of_a_write_includes_it(
     assert answer == on_primary
     assert seen >= token
     assert service.read_on(standby) > 0
+
+
+async def test_search_goes_to_the_primary_when_the_index_of_the_replica_stays_behind(
+    database_url: str, standby: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica has the post, and not the words that are added later."""
+    may_run = asyncio.Event()
+    run = SearchIndex.run
+
+    async def run_later(index: SearchIndex) -> None:
+        await may_run.wait()
+        await run(index)
+
+    monkeypatch.setattr(SearchIndex, "run", run_later)
+    async with service_at(database_url, at(standby, database_url)) as service:
+        await service.uses(standby)
+        post, token = await service.create("a needle")
+        await service.get(post.id, at_least(token))
+        pause(standby)
+        may_run.set()
+
+        found = await READS["SearchPosts"](service.stubs, post, [at_least(token)])
+
+    assert [it.post for it in found.results] == [post]
 
 
 async def test_read_goes_to_the_primary_when_the_replica_does_not_catch_up(
