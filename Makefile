@@ -56,7 +56,7 @@ coverage: install ## run every test, slower, and require that they reach 95 % of
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 
-torture: install ## run long tests of restarts, kills, load and random input: about an hour on an idle machine
+torture: install ## run long tests of restarts, kills, load and random input: about two hours on an idle machine
 	STORE_TEST_LONG=1 HYPOTHESIS_PROFILE=search $(BIN)/pytest --timeout=1800 --durations=0 tests/process tests/properties
 
 mutants: $(MUTANTS_VENV)/installed ## test the tests with COUNT (30) random mutants of SEED (1): 15 minutes
