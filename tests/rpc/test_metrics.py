@@ -34,6 +34,7 @@ GET = {"grpc_service": "storeapi.v1.PostService", "grpc_method": "GetPost"}
 CREATE = {"grpc_service": "storeapi.v1.PostService", "grpc_method": "CreatePost"}
 WATCH = {"grpc_service": "storeapi.v1.ChangeService", "grpc_method": "Watch"}
 OF_TLS = {"store_certificate_expiry_seconds"}
+OF_REPLICAS = {"store_replica_used", "store_replica_lag_seconds"}
 OF_THE_SUPERVISOR = {"store_worker_up", "store_worker_restarts_total"}
 
 
@@ -82,7 +83,7 @@ async def test_served_metrics_match_the_catalog(server: RunningServer, stubs: St
     _, _, text = get(server.metrics_address)
 
     is_sqlite = bool(samples.label_values("store_build_info", "database") == ["sqlite"])
-    absent = OF_THE_SUPERVISOR | OF_TLS | (set() if is_sqlite else {"store_wal_bytes"})
+    absent = OF_THE_SUPERVISOR | OF_TLS | OF_REPLICAS | (set() if is_sqlite else {"store_wal_bytes"})
     assert families_in(samples) == METRICS.keys() - absent
     for name in METRICS.keys() - absent:
         of, _ = next(samples.values(f"{name}_count" if METRICS[name].kind == "histogram" else name))
