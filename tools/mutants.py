@@ -25,6 +25,7 @@ AREAS = {
     "store_service/rpc/validation": (
         "tests/unit/test_validation.py tests/rpc/test_bad_input.py tests/rpc/test_updates.py"
         " tests/rpc/test_batches.py tests/rpc/test_pages.py tests/rpc/test_watch.py"
+        " tests/rpc/test_external_ids.py tests/rpc/test_labels_and_authors.py tests/rpc/test_filters.py"
     ),
     "store_service/service": "tests/unit tests/rpc tests/database",
     "store_service/database": "tests/database tests/unit tests/rpc",

@@ -93,6 +93,16 @@ async def test_get_needs_exactly_one_of_id_and_external_id(api: ResourceApi) -> 
     assert (none.reason, none.fields) == ("FIELD_INVALID", ["id"])
 
 
+@pytest.mark.parametrize("external_id", ["a\n", "\x00", "é" * 129])
+async def test_reads_refuse_an_external_id_that_no_resource_can_have(
+    api: ResourceApi, external_id: str
+) -> None:
+    alone = await expect_error(api.get(external_id=external_id))
+    in_batch = await expect_error(api.batch_get([], external_ids=["a", external_id]))
+    assert (alone.reason, alone.fields) == ("FIELD_INVALID", ["external_id"])
+    assert (in_batch.reason, in_batch.fields) == ("FIELD_INVALID", ["external_ids[1]"])
+
+
 async def test_batch_get_limits_ids_and_external_ids_together(api: ResourceApi) -> None:
     """1000 of both."""
     ids = list(range(1, 501))
