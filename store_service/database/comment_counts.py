@@ -56,7 +56,8 @@ Reads at most `limit` comments in total. No row for posts without comments. Serv
 and comments_post_id_id_idx alone."""
 
 COMMENT_COUNT_AFTER = _counts(_keys_of_post)
-"""Same as COMMENT_COUNTS for one post, after the id `after`. One row also if there are no comments."""
+"""Same as COMMENT_COUNTS for one post, after the id `after`. Returns one row even
+if the post has no comments."""
 
 
 _MAX_ID: ColumnElement[int] = literal_column(str(2**63 - 1))

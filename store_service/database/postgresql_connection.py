@@ -62,7 +62,7 @@ class PostgresqlConnection(Connection):
             server: Its server.
             current: The server of the writer.
             response_timeout_seconds: Time without a response after which the connection counts as lost.
-            on_wait: Called every WAIT_SECONDS while there is no response.
+            on_wait: A callback that runs every WAIT_SECONDS until the server responds.
             inside_transaction: All batches run inside one outer transaction.
         """
         super().__init__(raw, inside_transaction=inside_transaction)

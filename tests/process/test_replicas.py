@@ -1,7 +1,6 @@
 """Clients of a service with replicas that lag, are killed, or are left behind by a failover."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,7 +20,7 @@ from tests.support.metrics import scrape_metrics
 from tests.support.polling import wait_until
 from tests.support.postgresql import PostgresServer, postgres_server, standby_server
 from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
-from tests.support.unreliable_proxy import UnreliableProxy
+from tests.support.unreliable_proxy import forwarder, port_of
 
 CALLERS = 8
 ROUNDS = 10_000 if IS_LONG_RUN else 200
@@ -157,7 +156,7 @@ async def test_killed_replica_causes_no_errors(primary: PostgresServer) -> None:
 
 
 async def test_replica_that_does_not_respond_causes_no_errors(primary: PostgresServer) -> None:
-    """Reads that wait for it are answered by the primary."""
+    """The primary then answers the reads that wait for the replica."""
     async with AsyncExitStack() as stack:
         replica = await standby(stack, primary.port)
         network = await stack.enter_async_context(forwarder(replica.port))
@@ -297,17 +296,3 @@ async def standby(stack: AsyncExitStack, port: int) -> PostgresServer:
     server = await asyncio.to_thread(making.__enter__)
     stack.push_async_callback(asyncio.to_thread, making.__exit__, None, None, None)
     return server
-
-
-@asynccontextmanager
-async def forwarder(port: int) -> AsyncIterator[UnreliableProxy]:
-    """Something that leads to a server, and may lead to another one or nowhere."""
-    network = UnreliableProxy(random.Random(1))
-    network.server_address = f"127.0.0.1:{port}"
-    async with network.running():
-        yield network
-
-
-def port_of(network: UnreliableProxy) -> int:
-    """Where it listens."""
-    return int(network.address.split(":")[1])

@@ -1,9 +1,8 @@
 """Writes while a standby lags or is missing, and watches after a failover."""
 
 import asyncio
-import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 
 import grpc
 import psycopg
@@ -22,7 +21,7 @@ from tests.support.polling import wait_until
 from tests.support.postgresql import PostgresServer, postgres_server, standby_server
 from tests.support.stubs import Stubs
 from tests.support.timeouts import scaled_timeout
-from tests.support.unreliable_proxy import UnreliableProxy
+from tests.support.unreliable_proxy import forwarder, port_of
 from tests.support.watches import Watch, watch_from_now
 
 
@@ -38,20 +37,6 @@ def database_url(primary: PostgresServer) -> str:
     """The database of the primary, which goes with it."""
     schema.upgrade(primary.url)
     return primary.url
-
-
-@asynccontextmanager
-async def forwarder(port: int) -> AsyncIterator[UnreliableProxy]:
-    """Something that leads to a server, and may lead to another one or nowhere."""
-    network = UnreliableProxy(random.Random(1))
-    network.server_address = f"127.0.0.1:{port}"
-    async with network.running():
-        yield network
-
-
-def port_of(network: UnreliableProxy) -> int:
-    """Where it listens."""
-    return int(network.address.split(":")[1])
 
 
 def at(port: int, url: str) -> str:

