@@ -1,12 +1,13 @@
 """The contenders that are measured, and how each is started."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from benchmarks import seed
+from benchmarks import golang, seed
 from benchmarks.postgresql import MissingError, Postgresql, empty_database
 from benchmarks.processes import Server, cpu_seconds, memory_mib, python, serving
 
@@ -19,8 +20,12 @@ class Contender:
 
     name: str
     title: str
-    module: Sequence[str]
-    """The arguments of `python -m`."""
+    module: Sequence[str] = ()
+    """The arguments of `python -m`; empty if `command` is set."""
+    command: Callable[[], Sequence[str]] | None = None
+    """Returns the command of a contender in another language. Raises MissingError if it cannot run here."""
+    methods: frozenset[str] | None = None
+    """The methods that it has; None: all."""
     database: Literal["sqlite", "postgresql"] = "sqlite"
     http1: bool = False
     """Whether it uses JSON over HTTP/1.1."""
@@ -44,7 +49,21 @@ THREADS = Contender(
     name="threads", title="grpcio threads + sessions", module=("benchmarks.contenders.threads",)
 )
 
-LINEUP = (CEILING, SQLITE, POSTGRESQL, PLAIN, OLD_STACK, THREADS)
+_GO_METHODS = frozenset({"GetPost", "CreatePost"})
+GO_GROUPS = Contender(
+    name="go-groups",
+    title="grpc-go, group commit",
+    command=partial(golang.command, "group"),
+    methods=_GO_METHODS,
+)
+GO_SINGLE = Contender(
+    name="go-single",
+    title="grpc-go, a transaction per call",
+    command=partial(golang.command, "each"),
+    methods=_GO_METHODS,
+)
+
+LINEUP = (CEILING, SQLITE, POSTGRESQL, PLAIN, OLD_STACK, THREADS, GO_SINGLE, GO_GROUPS)
 QUICK = (CEILING, SQLITE, PLAIN)
 
 
@@ -112,6 +131,7 @@ def _running(contender: Contender, folder: Path, seeded: Path) -> Iterator[Runni
 @contextmanager
 def started(contender: Contender, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
     """Runs a contender on an existing database, with additional settings, until the end of the block."""
+    command = python(*contender.module) if contender.command is None else contender.command()
     settings = {"DATABASE_URL": database_url, "STORE_LISTEN": "127.0.0.1:0", **more}
-    with serving(python(*contender.module), folder=folder, settings=settings) as server:
+    with serving(command, folder=folder, settings=settings) as server:
         yield server

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from store_service import grpc_core
+
 ROOT = Path(__file__).parent.parent
 """The repository."""
 
@@ -45,6 +47,9 @@ def environment(**settings: str) -> dict[str, str]:
     }
     # An installed program has compiled modules. Without them, a start would mostly measure the compiler.
     ours.pop("PYTHONDONTWRITEBYTECODE", None)
+    # The settings with which the service runs, for all contenders.
+    for name, value in grpc_core.ENVIRONMENT.items():
+        ours.setdefault(name, value)
     path = os.pathsep.join(filter(None, [str(ROOT), ours.get("PYTHONPATH")]))
     return {**ours, "PYTHONPATH": path, **settings}
 

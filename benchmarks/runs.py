@@ -65,6 +65,10 @@ def full(folder: Path, contenders: Sequence[Contender], *, round_count: int, ski
     def wanted(it: Running, workload: Workload) -> bool:
         if workload.only_ours:
             return it.contender.module == OURS
+        if it.contender.methods is not None and (
+            workload.varied or workload.method not in it.contender.methods
+        ):
+            return False
         return workload.over_http or not it.contender.http1
 
     seeded = seed.sqlite_file(folder)

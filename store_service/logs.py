@@ -200,7 +200,8 @@ class CallLog:
         self._as_json = any(
             isinstance(it, structlog.processors.JSONRenderer) for it in structlog.get_config()["processors"]
         )
-        self._lines: list[str] = []
+        # Formatted together too, which takes less time than one by one between calls.
+        self._lines: list[tuple[str, str, float, str, str, str | None, str, int]] = []
 
     def write(
         self,
@@ -240,23 +241,36 @@ class CallLog:
                 call_id=call_id,
             )
             return
-        caller_field = "" if caller is None else f'"caller": {_quoted(caller)}, '
-        reason_field = f', "reason": "{reason}"' if reason else ""
         if not self._lines:
             asyncio.get_running_loop().call_later(CALL_LINES_SECONDS, self.flush)
-        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
-        self._lines.append(
-            f'{{"method": "{method}", "code": "{code}"{reason_field}, "ms": {milliseconds}, '
-            f'"peer": {_quoted(peer)}, {caller_field}"call_id": "{call_id}", "event": "rpc finished", '
-            f'"level": "info", "timestamp": "{_format_second(second)}.{microsecond:06}Z"}}\n'
-        )
+        self._lines.append((method, code, milliseconds, peer, call_id, caller, reason, time.time_ns()))
 
     def flush(self) -> None:
         """Writes the collected lines."""
         lines, self._lines = self._lines, []
         if lines:
-            _STREAM.write("".join(lines))
+            _STREAM.write("".join([_as_json(*line) for line in lines]))
             _STREAM.flush()
+
+
+def _as_json(
+    method: str,
+    code: str,
+    milliseconds: float,
+    peer: str,
+    call_id: str,
+    caller: str | None,
+    reason: str,
+    nanoseconds: int,
+) -> str:
+    caller_field = "" if caller is None else f'"caller": {_quoted(caller)}, '
+    reason_field = f', "reason": "{reason}"' if reason else ""
+    second, microsecond = divmod(nanoseconds // 1000, 1_000_000)
+    return (
+        f'{{"method": "{method}", "code": "{code}"{reason_field}, "ms": {milliseconds}, '
+        f'"peer": {_quoted(peer)}, {caller_field}"call_id": "{call_id}", "event": "rpc finished", '
+        f'"level": "info", "timestamp": "{_format_second(second)}.{microsecond:06}Z"}}\n'
+    )
 
 
 @lru_cache(maxsize=1024)

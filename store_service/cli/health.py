@@ -1,10 +1,10 @@
 """`store-service health`."""
 
-import os
 from pathlib import Path
 
 import click
 
+from store_service import grpc_core
 from store_service.address import Address
 from store_service.cli import progress
 from store_service.cli.errors import fail, settings_or_exit
@@ -59,7 +59,7 @@ def health(
         raise click.UsageError("ADDRESS is required if STORE_LISTEN has port 0")
     if address is not None:
         check_address(address)
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    grpc_core.configure()
     # No module of the server is imported, because health checks run every few seconds.
     from store_service.cli import health_client
 

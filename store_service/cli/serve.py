@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from store_service import gc_tuning, logs
+from store_service import gc_tuning, grpc_core, logs
 from store_service.cli import progress
 from store_service.cli.errors import one_line_errors, settings_or_exit
 from store_service.cli.help import epilog
@@ -39,8 +39,7 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     _open_missing_streams()
     given = {"listen": listen, "metrics_listen": metrics_listen}
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
-    # gRPC's core reads this when it is loaded. Its own log lines would duplicate those of the service.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    grpc_core.configure()
     with one_line_errors(config), logs.in_background(), _exit_on_signals():
         with gc_tuning.paused_during_imports():
             from store_service import credentials, lifecycle, supervisor
@@ -135,7 +134,7 @@ def check() -> None:
     If a service is running, its address and database are reported as in use.
     """
     config = settings_or_exit()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    grpc_core.configure()
     with one_line_errors(config):
         from store_service import credentials, startup
         from store_service.database import connect, schema, search_state

@@ -1,6 +1,5 @@
 """The options of commands that let a running service work, or work on the database themselves."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from store_service import grpc_core
 from store_service.cli.health import PEM, check_address
 from store_service.config import Config
 
@@ -57,7 +57,7 @@ def service_options(command: Command) -> Command:
             raise click.UsageError("--tls-cert and --tls-key must be given together")
         if address is not None:
             check_address(address)
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+        grpc_core.configure()
         from store_service.cli.health_client import Tls
 
         is_encrypted = tls or bool(tls_ca or tls_cert or tls_name)

@@ -24,6 +24,10 @@ class BatchOperation(Generic[Argument, Result]):
     results would take too much memory together may have the outcome DEFERRED. If all of them are DEFERRED,
     the next call must return at least one result."""
 
+    run_one: Callable[[Connection, Argument], Result | None] | None = None
+    """Runs a read for one argument without waiting, on a connection that `reads_inline`. It costs less than a
+    batch. Returns None if the argument needs a batch."""
+
     insert_only: bool = False
     """`run` changes and deletes no existing row, so several processes may run it at the same time."""
 

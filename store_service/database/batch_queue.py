@@ -7,7 +7,6 @@ one fsync commits for many callers, and a caller that leaves never loses a conne
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import NamedTuple
@@ -78,7 +77,8 @@ class BatchQueue:
         self._observer = observer
         if observer is not None:
             observer.metrics.waiting = self._waiting.__len__
-        self._idle: deque[asyncio.Future[None]] = deque()
+        self._idle: dict[asyncio.Future[None], Connection] = {}
+        """The idle connections, in the order in which they became idle. The future wakes the runner."""
         self._stopping = False
         self._gather_count: int | None = None
         """Number of waiting jobs that ends the wait of `_gather_after_batch`; None if it does not wait."""
@@ -118,6 +118,10 @@ class BatchQueue:
         """
         if self._stopping:
             raise DatabaseUnavailable
+        if operation.run_one is not None and self._idle:
+            result = self._runner.run_one(next(iter(self._idle.values())), operation, argument)
+            if result is not None:
+                return result
         future: asyncio.Future[Result] = self._loop.create_future()
         job = Job(operation, argument, dry_run, size, future)
         if self._observer is not None:
@@ -150,9 +154,8 @@ class BatchQueue:
             yield
         finally:
             self._stopping = True
-            for idle in self._idle:
-                if not idle.done():
-                    idle.set_result(None)
+            while self._idle:
+                self._wake_one()
             await asyncio.gather(*tasks)
             await self._refuse_waiting_jobs(DatabaseUnavailable())
 
@@ -211,8 +214,7 @@ class BatchQueue:
         idle = self._loop.create_future()
 
         def wake() -> None:
-            if idle in self._idle and not idle.done():
-                self._idle.remove(idle)
+            if self._idle.pop(idle, None) is not None:
                 idle.set_result(None)
 
         # Readers follow the writer to another server, so a lost writer must not wait for the next write.
@@ -236,7 +238,7 @@ class BatchQueue:
                 raise IdleConnectionLost("the connection was closed while it was idle")
             else:
                 idle = self._loop.create_future()
-                self._idle.append(idle)
+                self._idle[idle] = connection
                 await idle
 
     async def _gather_after_batch(self, count: int) -> None:
@@ -271,7 +273,9 @@ class BatchQueue:
 
     def _wake_one(self) -> None:
         if self._idle:
-            self._idle.popleft().set_result(None)
+            idle = next(iter(self._idle))
+            del self._idle[idle]
+            idle.set_result(None)
 
     async def _refuse_waiting_jobs(self, error: Exception) -> None:
         if not isinstance(error, DatabaseUnavailable):

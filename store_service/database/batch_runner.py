@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from store_service.database.batch_operation import DEFERRED, BatchOperation
+from store_service.database.batch_operation import DEFERRED, Argument, BatchOperation, Result
 from store_service.database.connection import Connection
 from store_service.database.driver_errors import RetryTransaction, StatementCancelled
 from store_service.database.job_queue import Job, JobQueue
@@ -57,6 +57,34 @@ class BatchRunner:
             # Jobs of the batch that have not started fail too.
             await self.answer(batch, [error] * len(batch))
             raise
+
+    def run_one(
+        self, connection: Connection, operation: BatchOperation[Argument, Result], argument: Argument
+    ) -> Result | None:
+        """Runs a read on an idle connection without waiting, and returns its result.
+
+        A batch would switch between two tasks, which costs more than the statement (docs/decisions/0055).
+
+        Returns:
+            None if a batch has to run the read: because of its argument, or because the connection is slow or
+            has failed.
+
+        Raises:
+            ServiceError: The outcome of the operation.
+        """
+        if not connection.reads_inline:
+            return None
+        assert operation.run_one is not None
+        connection.is_cancelled = False
+        timing = None if self._observer is None else self._observer.job_queued()
+        try:
+            result = operation.run_one(connection, argument)
+        except DatabaseUnavailable:
+            # The batch fails too, and the connection is replaced.
+            return None
+        if self._observer is not None and timing is not None and result is not None:
+            self._observer.batch_ended([timing], timing.queued_at, None)
+        return result
 
     async def answer(self, batch: Sequence[Job], outcomes: Sequence[Any]) -> None:
         """Gives each job its outcome, a few in each round of the event loop. Skips outcomes that are

@@ -68,6 +68,11 @@ class Connection(ABC):
         return
 
     @property
+    def reads_inline(self) -> bool:
+        """Whether `fetch_now` may be called."""
+        return False
+
+    @property
     def needs_confirmation(self) -> bool:
         """Whether `confirm` has to be called before the next batch, because the server may have changed."""
         return False
@@ -100,6 +105,14 @@ class Connection(ABC):
         """Same as `fetch`, for a few rows that are found by key. On SQLite it avoids the switch to the
         connection's thread, which costs more than the statement."""
         return await self.fetch(statement, **values)
+
+    def fetch_now(self, statement: Statement, **values: Any) -> Rows:
+        """Same as `fetch_inline` without waiting, on an idle connection that `reads_inline`.
+
+        Raises:
+            ServiceError: The database is unavailable.
+        """
+        raise NotImplementedError
 
     async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
         """Runs a write that adds its changes to the change feed, and returns its rows.

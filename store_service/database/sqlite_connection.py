@@ -21,8 +21,9 @@ SLOW_SECONDS = 0.002
 """A read on the event loop that takes longer has waited for the disk. The next ones run in the connection's
 thread."""
 
-SLOW_FOR_SECONDS = 1.0
-"""How long reads run in the thread after a slow one."""
+SLOW_RATIO = 50.0
+"""How long reads run in the thread after a slow one, as a multiple of its duration. So slow reads block the
+event loop for at most 2 % of the time, and a single one, while the processor was busy, has little effect."""
 
 _USER_VERSION = Statement(text("PRAGMA user_version"))
 """An unused number in the first page. SQLite writes the page even if the number is unchanged."""
@@ -126,23 +127,32 @@ class SqliteConnection(Connection):
         rows: Rows = await self._raw.execute_fetchall(text, arguments)
         return rows
 
+    @property
+    def reads_inline(self) -> bool:
+        """Whether the last reads on the event loop were fast."""
+        return time.perf_counter() >= self._slow_until and not self._is_in_thread
+
     async def fetch_inline(self, statement: Statement, **values: Any) -> Rows:
         """Reads on the event loop, unless the last reads were slow.
 
         A row in the page cache takes a few microseconds, a switch to the connection's thread 200
         (docs/decisions/0009). Nothing else uses the connection meanwhile: its queue runner waits here.
         """
+        if self.reads_inline:
+            return self.fetch_now(statement, **values)
+        return await self.fetch(statement, **values)
+
+    def fetch_now(self, statement: Statement, **values: Any) -> Rows:
+        """Reads on the event loop; see Connection."""
         started = time.perf_counter()
-        if started < self._slow_until or self._is_in_thread:
-            return await self.fetch(statement, **values)
         text, arguments = statement.on("sqlite", values)
         try:
             rows = self._rows(text, arguments)
         except sqlite3.Error as error:
             raise translate_error(error) from error
-        ended = time.perf_counter()
-        if ended - started > SLOW_SECONDS:
-            self._slow_until = ended + SLOW_FOR_SECONDS
+        seconds = time.perf_counter() - started
+        if seconds > SLOW_SECONDS:
+            self._slow_until = started + SLOW_RATIO * seconds
         return rows
 
     async def _execute(self, text: str) -> None:

@@ -128,6 +128,19 @@ async def read_by_id(
     return outcomes
 
 
+def reader_of_one(
+    statement: Statement, from_row: Callable[[Any], R], *, key: Callable[[R], K] = attrgetter("id")
+) -> Callable[[Connection, Sequence[K]], Mapping[K, R] | None]:
+    """Returns the `run_one` of a read by id, whose statement has the parameter `id`."""
+
+    def run_one(connection: Connection, ids: Sequence[K]) -> Mapping[K, R] | None:
+        if len(ids) != 1:
+            return None
+        return {key(it): it for it in map(from_row, connection.fetch_now(statement, id=ids[0]))}
+
+    return run_one
+
+
 def _grouped(batches: Sequence[Sequence[K]]) -> Iterator[tuple[list[Sequence[K]], set[K]]]:
     """Yields groups of batches, with the ids that one statement reads for them."""
     group: list[Sequence[K]] = []

@@ -39,6 +39,7 @@ from store_service.service.operations import (
     now_microseconds,
     numbered,
     read_by_id,
+    reader_of_one,
     select_for_deletion,
     state_before,
     with_times,
@@ -49,6 +50,7 @@ from store_service.service.revisions import read_revisions
 
 _revision_row = attrgetter("id", *FIELDS)
 _text = attrgetter("author", "body")
+_external_id = attrgetter("external_id")
 
 
 class Operations(Generic[R, D]):
@@ -67,9 +69,13 @@ class Operations(Generic[R, D]):
         self.type: ResourceType[R, D] = type
         self._max_revisions = max_revisions
         self._undelete_microseconds = int(undelete_hours * 3_600_000_000)
-        self.get: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(self._get)
+        sql = type.sql
+        self.get: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(
+            self._get, run_one=reader_of_one(sql.by_single_id, sql.from_row)
+        )
         self.by_external_id: BatchOperation[Sequence[str], Mapping[str, R]] = BatchOperation(
-            self._by_external_id
+            self._by_external_id,
+            run_one=reader_of_one(sql.by_single_external_id, sql.from_row, key=_external_id),
         )
         self.deleted: BatchOperation[Sequence[int], Mapping[int, R]] = BatchOperation(self._deleted)
         self.deleted_by_external_id: BatchOperation[Sequence[str], Mapping[str, R]] = BatchOperation(
@@ -157,9 +163,7 @@ class Operations(Generic[R, D]):
         self, connection: Connection, batches: Sequence[Sequence[str]]
     ) -> list[Mapping[str, R] | ServiceError]:
         sql = self.type.sql
-        return await read_by_id(
-            connection, batches, sql.by_external_id, sql.from_row, key=attrgetter("external_id")
-        )
+        return await read_by_id(connection, batches, sql.by_external_id, sql.from_row, key=_external_id)
 
     async def _deleted(
         self, connection: Connection, batches: Sequence[Sequence[int]]
@@ -176,7 +180,7 @@ class Operations(Generic[R, D]):
             batches,
             deleted.by_external_id,
             deleted.from_row,
-            key=attrgetter("external_id"),
+            key=_external_id,
         )
 
     async def _find(
