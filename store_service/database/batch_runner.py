@@ -201,10 +201,9 @@ class BatchRunner:
             elif not dry_run and is_alone and first.single_statement and connection.SINGLE_STATEMENT_WRITES:
                 await run_all()
             else:
-                async with connection.transaction(
-                    dry_run=dry_run, insert_only=is_alone and first.insert_only
-                ):
-                    await run_all()
+                await connection.run_transaction(
+                    run_all, dry_run=dry_run, insert_only=is_alone and first.insert_only
+                )
 
         if self._writes:
             await connection.run_in_connection_thread(write_all())

@@ -59,7 +59,8 @@ class WriteWithChanges:
     """
 
     steps: tuple[Statement, ...]
-    """The statements for SQLite. The ids that the first returns are the parameter `written` of the others."""
+    """The statements for SQLite. The ids that the first returns are the parameter `written` of the others,
+    and the last of them is the parameter `written_id`."""
     in_one: Statement
     """The statement for PostgreSQL. The last column of its rows is the number of the transaction."""
 
@@ -71,12 +72,14 @@ def insert_with_changes(
     values: Select[Any],
     *,
     has_requests: bool,
+    is_single: bool = False,
 ) -> WriteWithChanges:
     """Returns an insert whose rows begin with the new ids, in ascending order.
 
     The key of a request is the index of the id, from 0. If `has_requests` is false, the statement has no
-    parameter `requests`. On PostgreSQL the statement takes the order lock itself, shared with other inserts.
-    Payloads have only the given columns, because the others have their defaults.
+    parameter `requests`. If `is_single` is true, `values` is a single row. On PostgreSQL the statement takes
+    the order lock itself, shared with other inserts. Payloads have only the given columns, because the others
+    have their defaults.
     """
     names = [it.name for it in resources.c if it.name in {*columns, "version"}]
     # Both engines would copy the other columns too, for the numbers of the rows.
@@ -86,7 +89,12 @@ def insert_with_changes(
         key = _index_by_id(rows.c.id) if has_requests else None
         return _insert_changes(dialect, Action.CREATE, kind, rows, key=key, names=names)
 
-    stored = select(*to_read).where(one_of(resources.c.id, "written")).subquery("written")
+    is_written = (
+        resources.c.id == parameter("written_id", BigInteger)
+        if is_single
+        else one_of(resources.c.id, "written")
+    )
+    stored = select(*to_read).where(is_written).subquery("written")
     held = select(func.pg_advisory_xact_lock_shared(literal(ORDER_LOCK, BigInteger))).cte("held")
     locked_values = values.where(select(func.count()).select_from(held).scalar_subquery() == 1)
     written = insert(resources).from_select(columns, locked_values).returning(*to_read).cte("written")

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -48,6 +48,10 @@ class Connection(ABC):
 
     timeline: int | None = None
     """The timeline of the server, once `SeenOperations` has read it."""
+
+    has_written = False
+    """Whether the current transaction has added changes to the feed. On SQLite, further changes must have the
+    same number."""
 
     is_cancelled = False
     """Whether `cancel` was called for the current batch. The queue runner resets it before each batch."""
@@ -161,28 +165,30 @@ class Connection(ABC):
             self.is_cancelled = True
             self._interrupt()
 
-    @asynccontextmanager
-    async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:
-        """Runs the block in a transaction. It is committed and on disk when the block has ended, and rolled
-        back after an error.
+    async def run_transaction(
+        self, run: Callable[[], Awaitable[None]], *, dry_run: bool = False, insert_only: bool = False
+    ) -> None:
+        """Runs a function in a transaction. It is committed and on disk when this returns, and rolled back
+        after an error.
 
         Args:
-            dry_run: Roll back also if the block succeeds.
-            insert_only: The block changes and deletes no existing row, and starts with its first `write`.
+            run: The function.
+            dry_run: Roll back also if the function succeeds.
+            insert_only: It changes and deletes no existing row, and starts with its first `write`.
         """
-        begin = self.BEGIN_INSERT_ONLY if insert_only else self.BEGIN
+        self.has_written = False
         try:
             if self._inside_transaction:
                 await self._run("SAVEPOINT batch")
             else:
-                await self._begin(begin)
+                await self._begin(self.BEGIN_INSERT_ONLY if insert_only else self.BEGIN)
         except BaseException:
             # The transaction may have begun before the wait for the order lock failed.
             if not self._inside_transaction:
                 await self._roll_back()
             raise
         try:
-            yield
+            await run()
             if not dry_run:
                 await self._commit()
             else:

@@ -64,6 +64,20 @@ class InsertDrafts:
             )
             for has_requests in (True, False)
         ]
+        self.single_values: Callable[[Any], dict[str, Any]] = compiled(
+            ["it"], [f"return {{{', '.join([f'{name!r}: it.{name}' for name in columns])}}}"]
+        )
+        """Converts a draft to the parameters of `single`."""
+        own = [parameter(name, table.c[name].type) for name in columns]
+        self.single: WriteWithChanges = insert_with_changes(
+            table,
+            kind,
+            [*columns, "create_time", "update_time"],
+            select(*own, _now, _now),
+            has_requests=False,
+            is_single=True,
+        )
+        """Stores one draft without a request id, in less time than `without_requests`."""
 
 
 class ResourceSql(Generic[R]):

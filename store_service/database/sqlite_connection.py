@@ -2,8 +2,7 @@
 
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any
 
 from sqlalchemy import text
@@ -49,9 +48,6 @@ class SqliteConnection(Connection):
     _slow_until = 0.0
     """When reads on the event loop may be tried again, as time.perf_counter()."""
 
-    _has_written = False
-    """Whether this transaction has added changes to the feed. Further changes must have the same number."""
-
     _is_in_thread = False
     """Whether `run_in_connection_thread` is running, so that the current code runs in that thread."""
 
@@ -62,13 +58,15 @@ class SqliteConnection(Connection):
     async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
         """Runs the steps of a write, one of which adds its changes to the feed, in one transaction."""
         xid = None
-        if self._has_written:
+        if self.has_written:
             ((xid,),) = await self.fetch(LAST_XID)
-        self._has_written = True
+        self.has_written = True
         first, *others = write.steps
         rows = await self.fetch(first, xid=xid, **values)
+        if rows:
+            values |= {"written": as_json([id for (id,) in rows]), "written_id": rows[-1][0]}
         for step in others:
-            await self.fetch(step, xid=xid, written=as_json([id for (id,) in rows]), **values)
+            await self.fetch(step, xid=xid, **values)
         return sorted(rows)
 
     async def probe(self) -> None:
@@ -90,13 +88,6 @@ class SqliteConnection(Connection):
         finally:
             await self._run(f"PRAGMA busy_timeout = {wait_milliseconds}")
         return not is_blocked
-
-    @asynccontextmanager
-    async def transaction(self, *, dry_run: bool = False, insert_only: bool = False) -> AsyncIterator[None]:
-        """Runs the block in a transaction; see Connection."""
-        self._has_written = False
-        async with super().transaction(dry_run=dry_run, insert_only=insert_only):
-            yield
 
     async def run_in_connection_thread(self, job: Coroutine[Any, Any, T]) -> T:
         """Runs the whole coroutine in the connection's thread.

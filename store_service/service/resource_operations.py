@@ -146,12 +146,15 @@ class Operations(Generic[R, D]):
         now = now_microseconds()
         sql = self.type.sql
         insert = sql.insert if any(map(self.type.fields.has_optional, drafts)) else sql.insert_required
-        values = {"drafts": as_json(insert.draft_rows(drafts)), "now": now}
         if any(keys):
             requests = request_ids(enumerate(keys))
-            rows = await connection.write(insert.statement, requests=requests, **values)
+            values = as_json(insert.draft_rows(drafts))
+            rows = await connection.write(insert.statement, requests=requests, drafts=values, now=now)
+        elif len(drafts) == 1:
+            rows = await connection.write(insert.single, **insert.single_values(drafts[0]), now=now)
         else:
-            rows = await connection.write(insert.without_requests, **values)
+            values = as_json(insert.draft_rows(drafts))
+            rows = await connection.write(insert.without_requests, drafts=values, now=now)
         return sql.inserted(rows, drafts, now)
 
     async def _get(
