@@ -2,13 +2,13 @@
 
 import sys
 
-from store_service import gc_tuning
+from store_service import interpreter
 
 # structlog imports rich, if it is installed, for tracebacks that the logs do not have. This costs 0.12 s of
 # CPU time and 5 MiB in each process. Commands that print with rich import it later.
 _rich = sys.modules.get("rich")
 sys.modules["rich"] = None  # type: ignore[assignment]  # makes the import fail
-with gc_tuning.paused_during_imports():
+with interpreter.paused_during_imports():
     from store_service.cli import main as program
 if _rich is None:
     del sys.modules["rich"]

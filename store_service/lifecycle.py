@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from store_service import gc_tuning, logs
+from store_service import interpreter, logs
 from store_service.config import Config
 from store_service.server import serving
 
@@ -31,6 +31,7 @@ def run(config: Config, *, is_worker: bool = False) -> None:
     """
     import uvloop
 
+    interpreter.switch_threads_often()
     uvloop.run(_serve_until_signal(config, is_worker))
 
 
@@ -45,7 +46,7 @@ async def _serve_until_signal(config: Config, is_worker: bool) -> None:
         exit_before_serving = asyncio.create_task(_exit_when_set(stop), name="exit-before-serving")
         async with serving(config, reuse_port=is_worker) as server:
             exit_before_serving.cancel()
-            gc_tuning.freeze_current_objects()
+            interpreter.freeze_current_objects()
             # The only line on stdout, for scripts that wait for the start.
             print(f"store-service is serving on {server.address}", flush=True)  # noqa: T201
             log.info("serving", address=server.address)

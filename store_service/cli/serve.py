@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from store_service import gc_tuning, grpc_core, logs
+from store_service import grpc_core, interpreter, logs
 from store_service.cli import progress
 from store_service.cli.errors import one_line_errors, settings_or_exit
 from store_service.cli.help import epilog
@@ -41,7 +41,7 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
     grpc_core.configure()
     with one_line_errors(config), logs.in_background(), _exit_on_signals():
-        with gc_tuning.paused_during_imports():
+        with interpreter.paused_during_imports():
             from store_service import credentials, lifecycle, supervisor
 
         # Before anything is created, and once for all processes.

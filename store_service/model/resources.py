@@ -6,7 +6,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
-from store_service.compiled import compiled
+from store_service.compiled import compiled, fast_init
 
 
 class ResourceKind(IntEnum):
@@ -55,6 +55,7 @@ class PostContent:
     external_id: str = field(default="", metadata=IMMUTABLE)
 
 
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Post(PostContent):
     """A stored post."""
@@ -69,6 +70,7 @@ class Post(PostContent):
     """The time until which a deleted post can be restored; None: it cannot be restored."""
 
 
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostDraft(PostContent):
     """A post to create."""
@@ -94,6 +96,7 @@ class CommentContent:
     """The ids of the comments above this one in its thread, LEVEL_DIGITS each; empty at the top level."""
 
 
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comment(CommentContent):
     """A stored comment."""
@@ -118,6 +121,7 @@ class Comment(CommentContent):
         return path_below(self.path, self.id)
 
 
+@fast_init
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommentDraft(CommentContent):
     """A comment to create."""

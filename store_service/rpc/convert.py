@@ -57,7 +57,12 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
         if name == "labels":
             lines += ["if it.labels:", "    message.labels.update(labels_from_text(it.labels))"]
         elif type_:
-            lines += [f"if it.{name} is not None:", f"    set_time(message.{name}, it.{name})"]
+            lines += [
+                f"if it.{name} is not None:",
+                f"    time = message.{name}",
+                f"    time.seconds, rest = divmod(it.{name}, 1_000_000)",
+                "    time.nanos = rest * 1000",
+            ]
             if name == "delete_time":
                 lines += ["    if not it.body:", "        message.etag += TOMBSTONE_ETAG"]
         elif name not in always_set:
@@ -70,7 +75,6 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
         TOMBSTONE_ETAG=TOMBSTONE_ETAG,
         format_etag=format_etag,
         labels_from_text=labels_from_text,
-        set_time=set_time,
     )
     return function
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from store_service import gc_tuning
+from store_service import interpreter
 from tests.support.timeouts import scaled_timeout
 
 PROGRAM = """
@@ -31,7 +31,7 @@ def test_command_is_imported_without_garbage_collection() -> None:
 
 def test_collector_is_enabled_after_a_failed_import() -> None:
     """Nothing else would ever find a cycle."""
-    with pytest.raises(ModuleNotFoundError), gc_tuning.paused_during_imports():
+    with pytest.raises(ModuleNotFoundError), interpreter.paused_during_imports():
         importlib.import_module("store_service.nothing_of_the_kind")
 
     assert gc.isenabled()

@@ -1,8 +1,21 @@
-"""Excludes long-lived objects from garbage collection (docs/decisions/0025)."""
+"""Settings of the Python interpreter: garbage collection (docs/decisions/0025) and thread switches."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+SWITCH_SECONDS = 0.0005
+"""Time after which a thread that needs the interpreter lock interrupts another one.
+
+With the default of 5 ms, the event loop waits that long for a thread that runs Python code, such as the one
+that executes a batch of writes: 9 to 13 % fewer creates per second with 256 in flight (docs/decisions/0055).
+"""
+
+
+def switch_threads_often() -> None:
+    """Applies SWITCH_SECONDS to this process."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 @contextmanager
