@@ -93,7 +93,7 @@ class Config(BaseSettings):
     """Upgrade the database schema at start. Otherwise `store-service migrate` does."""
 
     workers: int = Field(default=1, ge=1, le=256)
-    """Processes that serve on one port; more than one needs PostgreSQL."""
+    """Processes that serve on one port. On SQLite, one more process then writes for all of them."""
 
     shutdown_grace_seconds: float = Field(default=5.0, ge=0, le=3600)
     """Time for running calls to finish after SIGTERM or SIGINT."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from store_service import address
-from store_service.auth.certificates import Certificates
 from store_service.config import Config
 from store_service.database import connect
 from store_service.errors import OperatorError
@@ -25,6 +24,8 @@ from store_service.observability.event_loop import measure_event_loop_lag
 from store_service.observability.metrics import Metrics
 
 if TYPE_CHECKING:
+    # gRPC, which the writer process does not need.
+    from store_service.auth.certificates import Certificates
     from store_service.observability.tracing import Tracing
 
 FLUSH_SECONDS = 2.0
@@ -60,7 +61,7 @@ class Instrumentation:
 
 
 @asynccontextmanager
-async def instrumented(config: Config, certificates: Certificates | None) -> AsyncIterator[Instrumentation]:
+async def instrumented(config: Config, certificates: "Certificates | None") -> AsyncIterator[Instrumentation]:
     """Serves metrics and exports spans until the end of the block, if the settings enable them.
 
     The metrics include the expiry time of the certificate, if there is one.
@@ -87,7 +88,7 @@ async def instrumented(config: Config, certificates: Certificates | None) -> Asy
         yield Instrumentation(metrics=metrics, metrics_address=address, tracing=tracing)
 
 
-def _collector(config: Config, metrics: Metrics, certificates: Certificates | None) -> MetricsCollector:
+def _collector(config: Config, metrics: Metrics, certificates: "Certificates | None") -> MetricsCollector:
     expires = (lambda: None) if certificates is None else certificates.expires
     if not connect.is_sqlite(config.DATABASE_URL):
         return MetricsCollector(metrics, database="postgresql", wal_file=None, expires=expires)

@@ -1,17 +1,15 @@
 """Runs a server in this process: signals, the line on stdout, and the exit."""
 
 import asyncio
-import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import structlog
 
-from store_service import interpreter, logs
+from store_service import interpreter
 from store_service.config import Config
 from store_service.server import serving
+from store_service.stopping import exit_at_once, stop_on_signals, stop_with_supervisor
 
 CLEANUP_SECONDS = 0.8
 """Maximum time to close everything after the grace period. Then the process exits."""
@@ -19,32 +17,35 @@ CLEANUP_SECONDS = 0.8
 log = structlog.get_logger("store_service.server")
 
 
-def run(config: Config, *, is_worker: bool = False) -> None:
+def run(config: Config, *, is_worker: bool = False, writer_socket: str = "") -> None:
     """Serves until SIGTERM or SIGINT, then stops as `serving` does. A second signal ends the process at once.
+
+    `writer_socket` is the socket of the writer process, for a worker on SQLite.
 
     Raises:
         OperatorError: A preflight check has failed; see `startup.prepare`.
         BadSetting: A variable of OpenTelemetry has an invalid value.
         connect.DatabaseInUse: Another service uses the database.
+        WrongWriter: The writer process does not belong to this worker.
         BadFile: A file that a setting names cannot be used.
         ServiceError: The database cannot be opened, or has a schema that this program does not know.
     """
     import uvloop
 
     interpreter.switch_threads_often()
-    uvloop.run(_serve_until_signal(config, is_worker))
+    uvloop.run(_serve_until_signal(config, is_worker, writer_socket))
 
 
-async def _serve_until_signal(config: Config, is_worker: bool) -> None:
+async def _serve_until_signal(config: Config, is_worker: bool, writer_socket: str) -> None:
     stop = asyncio.Event()
     with stop_on_signals(stop):
         if is_worker:
-            _stop_with_supervisor(stop)
+            stop_with_supervisor(stop)
         elif not sys.stdin.isatty():
             # With a terminal as stdin, SIGHUP means that the terminal has closed. Then it ends the process.
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _cannot_restart)
         exit_before_serving = asyncio.create_task(_exit_when_set(stop), name="exit-before-serving")
-        async with serving(config, reuse_port=is_worker) as server:
+        async with serving(config, reuse_port=is_worker, writer_socket=writer_socket) as server:
             exit_before_serving.cancel()
             interpreter.freeze_current_objects()
             # The only line on stdout, for scripts that wait for the start.
@@ -67,24 +68,7 @@ async def _exit_when_set(stop: asyncio.Event) -> None:
     await stop.wait()
     log.info("stopped before serving")
     # A schema upgrade is one transaction, so it is either complete or not started.
-    _exit_at_once(0)
-
-
-def _stop_with_supervisor(stop: asyncio.Event) -> None:
-    """Sets `stop` when stdin closes. stdin is a pipe that the supervisor holds open as long as it runs.
-
-    If the worker is already stopping, it exits at once: no supervisor is left to enforce the timeout.
-    """
-
-    def on_stdin() -> None:
-        if not os.read(sys.stdin.fileno(), 1024):
-            if stop.is_set():
-                _exit_at_once(1)
-            loop.remove_reader(sys.stdin.fileno())
-            stop.set()
-
-    loop = asyncio.get_running_loop()
-    loop.add_reader(sys.stdin.fileno(), on_stdin)
+    exit_at_once(0)
 
 
 def _cannot_restart() -> None:
@@ -93,30 +77,4 @@ def _cannot_restart() -> None:
 
 def _exit_after_timeout() -> None:
     log.warning("stopped without closing the database: shutdown timeout")
-    _exit_at_once(0)
-
-
-def _exit_at_once(code: int) -> None:
-    """Ends the process without closing anything. Nothing is lost: writes that have a response are on disk."""
-    logs.flush()
-    os._exit(code)
-
-
-@contextmanager
-def stop_on_signals(stop: asyncio.Event) -> Iterator[None]:
-    """Sets `stop` at SIGTERM or SIGINT until the end of the block. A second signal ends the process."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            _exit_at_once(128 + number)
-        stop.set()
-
-    signals = (signal.SIGTERM, signal.SIGINT)
-    for number in signals:
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
+    exit_at_once(0)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import grpc
@@ -43,6 +43,7 @@ from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from store_service.service.search import Searches
 from store_service.service.search_index import SearchIndex
+from store_service.service.write_operations import writer_process
 from store_service.service.writer_health import WriterHealth
 
 POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
@@ -74,8 +75,13 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[RunningServer]:
-    """Accepts calls until the end of the block. `reuse_port` lets several processes share the port.
+async def serving(
+    config: Config, *, reuse_port: bool = False, writer_socket: str = ""
+) -> AsyncIterator[RunningServer]:
+    """Accepts calls until the end of the block.
+
+    `reuse_port` lets several processes share the port. `writer_socket` is the socket of the writer process,
+    whose supervisor has the sole use of the database; empty if this process writes itself.
 
     The order of a shutdown, in which each step needs the objects of the next ones:
 
@@ -92,7 +98,8 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
     certificates = credentials.load_certificates(config)
     authenticator = credentials.make_authenticator(config)
     revision = await startup.prepare(config, is_reserved=reuse_port)
-    with connect.sole_use(config.DATABASE_URL):
+    writer = writer_process(writer_socket) if writer_socket else None
+    with nullcontext() if writer else connect.sole_use(config.DATABASE_URL):
         if revision != schema.HEAD:
             await asyncio.to_thread(
                 schema.upgrade, config.upgrade_url, connect_timeout_seconds=config.connect_timeout_seconds
@@ -100,7 +107,7 @@ async def serving(config: Config, *, reuse_port: bool = False) -> AsyncIterator[
         async with (
             instrumented(config, certificates) as instrumentation,
             startup.open_database(
-                config, observe=instrumentation.queue_observer, with_replicas=True
+                config, observe=instrumentation.queue_observer, with_replicas=True, writer_process=writer
             ) as database,
         ):
             if database.pooling:

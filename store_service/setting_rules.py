@@ -61,11 +61,6 @@ def _check_sizes(config: "Config") -> None:
 
 
 def _check_workers(config: "Config") -> None:
-    if config.workers > 1 and config.DATABASE_URL.startswith("sqlite:"):
-        raise ValueError(
-            "STORE_WORKERS: must be 1 with SQLite, because only one process can serve a file; "
-            "set DATABASE_URL to a PostgreSQL database to use more"
-        )
     if config.workers > 1 and config.listen.startswith("unix:"):
         raise ValueError("STORE_WORKERS: must be 1 with a Unix socket, which processes cannot share")
     if config.workers > 1 and config.DB_FORCE_ROLL_BACK:

@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from store_service import address, instrumentation
 from store_service.config import Config
 from store_service.database import connect, engines, privileges, schema
+from store_service.database.writer_frames import WriterProcess
 from store_service.errors import OperatorError, SchemaMismatch
 from store_service.observability.batches import ObserverFactory, without_observer
 
@@ -143,7 +144,11 @@ async def try_to_open(config: Config) -> str:
 
 
 def open_database(
-    config: Config, *, observe: ObserverFactory = without_observer, with_replicas: bool = False
+    config: Config,
+    *,
+    observe: ObserverFactory = without_observer,
+    with_replicas: bool = False,
+    writer_process: WriterProcess | None = None,
 ) -> AbstractAsyncContextManager[connect.Database]:
     """Opens the database with the settings, and the replicas if requested; see `connect.open_database`."""
     return connect.open_database(
@@ -159,4 +164,5 @@ def open_database(
         read_only=config.read_only,
         replica_urls=config.DATABASE_READ_URL.split() if with_replicas else (),
         max_replica_lag_seconds=config.max_replica_lag_seconds,
+        writer_process=writer_process,
     )

@@ -29,7 +29,17 @@ from store_service.config import Config
     hidden=True,
     help="Address for metrics of a worker, or empty; only for the supervisor.",
 )
-def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
+@click.option("--writer-socket", hidden=True, default="", help="Socket of the writer process.")
+@click.option(
+    "--writer-listener", hidden=True, type=int, help="Run as the writer process with this descriptor."
+)
+def serve(
+    listen: str | None,
+    worker: bool,
+    metrics_listen: str | None,
+    writer_socket: str,
+    writer_listener: int | None,
+) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Prints one line with the address on stdout as soon as calls succeed. The log goes to stderr. After the
@@ -41,6 +51,12 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
     config = settings_or_exit(**{name: value for name, value in given.items() if value is not None})
     grpc_core.configure()
     with one_line_errors(config), logs.in_background(), _exit_on_signals():
+        if writer_listener is not None:
+            with interpreter.paused_during_imports():
+                from store_service import writer_process
+
+            writer_process.run(config, path=writer_socket, listener=writer_listener)
+            return
         with interpreter.paused_during_imports():
             from store_service import credentials, lifecycle, supervisor
 
@@ -49,7 +65,7 @@ def serve(listen: str | None, worker: bool, metrics_listen: str | None) -> None:
         if config.workers > 1 and not worker:
             supervisor.run(config)
         else:
-            lifecycle.run(config, is_worker=worker)
+            lifecycle.run(config, is_worker=worker, writer_socket=writer_socket)
 
 
 def _open_missing_streams() -> None:

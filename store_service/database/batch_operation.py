@@ -34,6 +34,10 @@ class BatchOperation(Generic[Argument, Result]):
     single_statement: bool = False
     """`run` is a single call of `Connection.write`, and nothing else has to be in its transaction."""
 
+    name: str = ""
+    """Identifies an operation that writes between the processes of a service on SQLite; see
+    `service/write_operations.py`."""
+
     in_transaction: bool = True
     """False: `run` is not in a transaction. Each job has a batch of its own, so its size must exceed
     LARGE_JOB_BYTES."""

@@ -17,6 +17,7 @@ from store_service.database.batch_operation import Argument, BatchOperation, Res
 from store_service.database.batch_runner import BatchRunner
 from store_service.database.connection import Connection
 from store_service.database.job_queue import MAX_BATCH, Job, JobQueue
+from store_service.database.remote_writer import RemoteWriter
 from store_service.errors import DatabaseUnavailable
 from store_service.observability.batches import BatchObserver
 from store_service.repeated_failure import RepeatedFailure
@@ -64,16 +65,17 @@ class BatchQueue:
         connections: int,
         writes: bool,
         observer: BatchObserver | None = None,
+        is_remote: bool = False,
     ) -> None:
-        """Takes how to open a connection, how many are opened, whether batches are transactions, and the
-        observer of the batches."""
+        """Takes how to open a connection, how many are opened, whether batches are transactions, the observer
+        of the batches, and whether the callers are in other processes."""
         assert connections == 1 or not writes, "jobs are gathered for one connection that writes"
         self._name = name
         self._open = open_connection
         self._connections = connections
         self._writes = writes
         self._waiting = JobQueue()
-        self._runner = BatchRunner(self._waiting, writes=writes, observer=observer)
+        self._runner = BatchRunner(self._waiting, writes=writes, observer=observer, is_remote=is_remote)
         self._observer = observer
         if observer is not None:
             observer.metrics.waiting = self._waiting.__len__
@@ -126,15 +128,23 @@ class BatchQueue:
         job = Job(operation, argument, dry_run, size, future)
         if self._observer is not None:
             job.timing = self._observer.job_queued()
-        self._waiting.append(job)
-        self._wake_one()
-        if self._gather_count is not None and len(self._waiting) >= self._gather_count:
-            self._stop_gathering()
+        self.submit(job)
         try:
             return await future
         except asyncio.CancelledError:
             self._runner.cancel_abandoned()
             raise
+
+    def submit(self, job: Job) -> None:
+        """Queues a job with its timing. Its future gets the outcome."""
+        self._waiting.append(job)
+        self._wake_one()
+        if self._gather_count is not None and len(self._waiting) >= self._gather_count:
+            self._stop_gathering()
+
+    def cancel_abandoned(self) -> None:
+        """Cancels the batches whose callers have all left; see `execute`."""
+        self._runner.cancel_abandoned()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -297,7 +307,7 @@ async def _ensure_usable(connection: Connection) -> None:
 class Backend(NamedTuple):
     """The parts of an open database."""
 
-    writer: BatchQueue
+    writer: BatchQueue | RemoteWriter
     reader: BatchQueue
     listen: Callable[[Callable[[], None]], Awaitable[None]] = listen_for_nothing
     """Calls its argument whenever any process has committed changes, until it is cancelled."""

@@ -27,11 +27,15 @@ log = structlog.get_logger("store_service.database")
 class BatchRunner:
     """Runs the batches of one queue on any of its connections."""
 
-    def __init__(self, queue: JobQueue, *, writes: bool, observer: BatchObserver | None) -> None:
-        """Takes the queue for deferred jobs, whether batches are transactions, and the observer."""
+    def __init__(
+        self, queue: JobQueue, *, writes: bool, observer: BatchObserver | None, is_remote: bool = False
+    ) -> None:
+        """Takes the queue for deferred jobs, whether batches are transactions, the observer, and whether the
+        callers are in other processes."""
         self._queue = queue
         self._writes = writes
         self._observer = observer
+        self._is_remote = is_remote
         self._running: dict[Connection, Sequence[Job]] = {}
         self.queued_before_answers = 0
         """Number of jobs that waited just before the last batch was answered. Answered callers may queue
@@ -88,9 +92,15 @@ class BatchRunner:
 
     async def answer(self, batch: Sequence[Job], outcomes: Sequence[Any]) -> None:
         """Gives each job its outcome, a few in each round of the event loop. Skips outcomes that are
-        DEFERRED."""
+        DEFERRED. Callers in other processes get all outcomes at once, because none is woken here."""
         self.queued_before_answers = len(self._queue)
-        async for job, outcome in paced(zip(batch, outcomes, strict=True)):
+        answered = zip(batch, outcomes, strict=True)
+        if self._is_remote:
+            for job, outcome in answered:
+                if outcome is not DEFERRED:
+                    job.answer(outcome)
+            return
+        async for job, outcome in paced(answered):
             if outcome is not DEFERRED:
                 job.answer(outcome)
 

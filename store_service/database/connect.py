@@ -12,6 +12,7 @@ from store_service.database import files, sqlite, sqlite_file
 from store_service.database.batch_operation import Argument, BatchOperation, Result
 from store_service.database.batch_queue import Backend
 from store_service.database.consistency import SeenOperations, current, seen_on_primary, wait_until_seen
+from store_service.database.writer_frames import WriterProcess
 from store_service.database_url import parse
 from store_service.errors import DatabaseUnavailable
 from store_service.observability.batches import ObserverFactory, without_observer
@@ -59,17 +60,22 @@ def is_in_use(database_url: str) -> bool | None:
 
 
 @contextmanager
-def sole_use(database_url: str) -> Iterator[None]:
+def sole_use(
+    database_url: str, *, wait_seconds: float = sqlite_file.LOCK_RETRY_SECONDS
+) -> Iterator[int | None]:
     """Excludes all other services from a SQLite file until the end of the block. No effect on PostgreSQL.
+
+    Waits at most `wait_seconds` for another process. Yields the descriptor that holds the lock, and None for
+    PostgreSQL.
 
     Raises:
         sqlite_file.DatabaseInUse: Another process uses the file.
     """
     if is_sqlite(database_url):
-        with sqlite_file.sole_use(database_url):
-            yield
+        with sqlite_file.sole_use(database_url, wait_seconds=wait_seconds) as descriptor:
+            yield descriptor
     else:
-        yield
+        yield None
 
 
 class Database:
@@ -217,6 +223,7 @@ async def open_database(
     read_only: bool = False,
     replica_urls: Sequence[str] = (),
     max_replica_lag_seconds: float = math.inf,
+    writer_process: WriterProcess | None = None,
 ) -> AsyncIterator[Database]:
     """Opens a database whose schema is up to date. Finishes waiting jobs and closes it after the block.
 
@@ -235,10 +242,12 @@ async def open_database(
         read_only: Writes of callers are refused, so a standby is accepted.
         replica_urls: Replicas on PostgreSQL, which need not be reachable.
         max_replica_lag_seconds: The lag above which a replica is not used.
+        writer_process: The process that writes to a SQLite file; None: this process.
 
     Raises:
         ServiceError: The database cannot be opened.
-        OperatorError: A pooler does not preserve what `direct_url` or `statement_cache_size` requires.
+        OperatorError: A pooler does not preserve what `direct_url` or `statement_cache_size` requires, or the
+            writer process does not belong to this process.
     """
     if is_sqlite(database_url):
         opening = sqlite.open_backend(
@@ -246,6 +255,7 @@ async def open_database(
             readers=readers,
             lock_timeout_seconds=lock_timeout_seconds,
             force_roll_back=force_roll_back,
+            writer_process=writer_process,
             observe=observe,
         )
         async with opening as backend:

@@ -1,9 +1,8 @@
 """Jobs that wait for a connection, and the order in which they run."""
 
-import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 from store_service.observability.batches import JobTiming
 
@@ -16,6 +15,19 @@ grow with the number of callers. A transaction of this size takes 10 to 30 ms (d
 
 LARGE_JOB_BYTES = 256 * 1024
 """Jobs larger than this have a batch of their own."""
+
+
+class Caller(Protocol):
+    """Receives the outcome of a job: the future of a caller, or what stands for it in the writer process."""
+
+    def done(self) -> bool:
+        """Whether the caller has left or has the outcome."""
+
+    def set_result(self, result: Any, /) -> None:
+        """Takes the result."""
+
+    def set_exception(self, error: Any, /) -> None:
+        """Takes the error."""
 
 
 class _Answered:
@@ -38,15 +50,13 @@ class Job:
     timing: JobTiming
     """When the job was queued, and the span of its call; set only if the queue has an observer."""
 
-    def __init__(
-        self, operation: Any, argument: Any, dry_run: bool, size: int, future: asyncio.Future[Any]
-    ) -> None:
+    def __init__(self, operation: Any, argument: Any, dry_run: bool, size: int, future: Caller) -> None:
         """Takes the operation and its argument, whether to roll back, the size in bytes, and the future."""
         self.operation = operation
         self.argument = argument
         self.dry_run = dry_run
         self.size = size
-        self.future: asyncio.Future[Any] | _Answered = future
+        self.future: Caller | _Answered = future
 
     def answer(self, outcome: Any) -> None:
         """Sets the result or the error, if the caller still waits."""

@@ -19,6 +19,7 @@ from store_service.database.batch_queue import Backend, BatchQueue
 from store_service.database.connection import Connection
 from store_service.database.consistency import POLL_SECONDS, WAIT_SECONDS, Outcome, SeenOperations
 from store_service.database.job_queue import LARGE_JOB_BYTES
+from store_service.database.remote_writer import RemoteWriter
 from store_service.database.replica_state import (
     HAS_CHANGE,
     REPLICA,
@@ -211,7 +212,7 @@ class Replica:
         self._samples.clear()
         self._behind_since = None
 
-    async def _follow(self, session: BatchQueue) -> None:
+    async def _follow(self, session: BatchQueue | RemoteWriter) -> None:
         """Compares the replica with the primary again and again.
 
         Raises:

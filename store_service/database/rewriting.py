@@ -61,8 +61,8 @@ async def _empty_log(connection: Connection, jobs: Sequence[None]) -> list[bool]
     return [await connection.empty_log()] * len(jobs)
 
 
-REWRITE: BatchOperation[None, None] = BatchOperation(_rewrite, in_transaction=False)
+REWRITE: BatchOperation[None, None] = BatchOperation(_rewrite, in_transaction=False, name="rewrite")
 """Rewrites the file. Other writes wait meanwhile."""
 
-EMPTY_LOG: BatchOperation[None, bool] = BatchOperation(_empty_log, in_transaction=False)
+EMPTY_LOG: BatchOperation[None, bool] = BatchOperation(_empty_log, in_transaction=False, name="empty log")
 """Empties the log. Returns False if a reader prevents it."""

@@ -1,22 +1,27 @@
-"""Opens a SQLite database: one file, one process, one connection that writes."""
+"""Opens a SQLite database: one file, one connection that writes, and connections that read.
+
+With several workers, the connection that writes is in a process of its own (docs/decisions/0052)."""
 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from databases import Database
 
 from store_service.database import rewriting
-from store_service.database.batch_queue import Backend, BatchQueue
+from store_service.database.batch_queue import Backend, BatchQueue, listen_for_nothing
 from store_service.database.connection import Connection
 from store_service.database.driver_errors import translate_error
+from store_service.database.remote_writer import RemoteWriter
 from store_service.database.sqlite_connection import SqliteConnection
 from store_service.database.sqlite_file import OpenFile, database_path
-from store_service.observability.batches import ObserverFactory, without_observer
+from store_service.database.writer_frames import WriterProcess
+from store_service.observability.batches import BatchObserver, ObserverFactory, without_observer
 
 SYNCHRONOUS_EXTRA = 3
 """The value of PRAGMA synchronous with which a commit survives a power cut.
@@ -51,33 +56,26 @@ async def open_backend(
     readers: int,
     lock_timeout_seconds: float,
     force_roll_back: bool,
+    writer_process: WriterProcess | None = None,
     observe: ObserverFactory = without_observer,
 ) -> AsyncIterator[Backend]:
     """Opens the batch queues of the writer and the readers. With `force_roll_back` they are the same queue.
 
     Raises:
         ServiceError: The file cannot be opened.
+        WrongWriter: The writer process does not belong to this worker.
     """
     path = database_path(database_url).absolute()
-    writer_class, reader_class = _connection_class(_WRITER_PRAGMAS), _connection_class(_READER_PRAGMAS)
-    # If opening fails, aiosqlite does not wait for its thread, which logs an error when it outlives the event
-    # loop. Therefore a first connection is opened without aiosqlite.
-    try:
-        await asyncio.to_thread(lambda: writer_class(path, timeout=lock_timeout_seconds).close())
-    except sqlite3.Error as error:
-        raise translate_error(error) from error
-
-    # SQLAlchemy and `databases` read # in a path differently. The schema upgrade uses SQLAlchemy.
-    writing_url = f"sqlite:///{quote(str(path))}"
-    # Quoted twice: `databases` and SQLite each read it as a URL.
-    reading_url = f"sqlite:///file:{quote(quote(str(path)))}?mode=ro"
     async with AsyncExitStack() as stack:
+        # The writer first: it creates the log. Readers need the log and may not create it.
+        writer: BatchQueue | RemoteWriter
         if force_roll_back:
+            writing_url = await _writing_url(path, lock_timeout_seconds)
             rolling_back = Database(
                 writing_url,
                 force_rollback=True,
                 timeout=lock_timeout_seconds,
-                factory=writer_class,
+                factory=_WriterConnection,
                 check_same_thread=False,  # it reads too; see fetch_inline
             )
             database = await stack.enter_async_context(rolling_back)
@@ -92,31 +90,78 @@ async def open_backend(
             yield Backend(queue, queue, check=OpenFile(path).check, can_rewrite=False)
             return
 
-        writing = await stack.enter_async_context(
-            Database(writing_url, timeout=lock_timeout_seconds, factory=writer_class)
-        )
+        if writer_process is not None:
+            writer = RemoteWriter(writer_process.socket, writer_process.hello(path), observe("writer"))
+            await stack.enter_async_context(writer.running())
+        else:
+            opening = open_writer(
+                database_url, lock_timeout_seconds=lock_timeout_seconds, observer=observe("writer")
+            )
+            writer = await stack.enter_async_context(opening)
+        # Quoted twice: `databases` and SQLite each read it as a URL.
+        reading_url = f"sqlite:///file:{quote(quote(str(path)))}?mode=ro"
         reading = await stack.enter_async_context(
             Database(
                 reading_url,
                 uri=True,
                 timeout=lock_timeout_seconds,
-                factory=reader_class,
+                factory=_ReaderConnection,
                 check_same_thread=False,  # aiosqlite's thread and the event loop take turns; see fetch_inline
             )
         )
 
-        # The writer first: it creates the log. Readers need the log and may not create it.
-        writer = BatchQueue(
-            "writer", lambda: _opened(writing), connections=1, writes=True, observer=observe("writer")
-        )
-        await stack.enter_async_context(writer.running())
         reader = BatchQueue(
             "reader", lambda: _opened(reading), connections=readers, writes=False, observer=observe("reader")
         )
         await stack.enter_async_context(reader.running())
         yield Backend(
-            writer, reader, check=OpenFile(path).check, check_room=partial(rewriting.check_room, path)
+            writer,
+            reader,
+            listen=writer.listen if isinstance(writer, RemoteWriter) else listen_for_nothing,
+            check=OpenFile(path).check,
+            check_room=partial(rewriting.check_room, path),
         )
+
+
+@asynccontextmanager
+async def open_writer(
+    database_url: str,
+    *,
+    lock_timeout_seconds: float,
+    observer: BatchObserver | None = None,
+    is_remote: bool = False,
+) -> AsyncIterator[BatchQueue]:
+    """Opens the batch queue of the writer. `is_remote`: Its callers are in other processes.
+
+    Raises:
+        ServiceError: The file cannot be opened.
+    """
+    url = await _writing_url(database_path(database_url).absolute(), lock_timeout_seconds)
+    async with Database(url, timeout=lock_timeout_seconds, factory=_WriterConnection) as database:
+        queue = BatchQueue(
+            "writer",
+            lambda: _opened(database),
+            connections=1,
+            writes=True,
+            observer=observer,
+            is_remote=is_remote,
+        )
+        async with queue.running():
+            yield queue
+
+
+async def _writing_url(path: Path, lock_timeout_seconds: float) -> str:
+    """Returns the URL of connections that write, after a first one was opened.
+
+    If opening fails, aiosqlite does not wait for its thread, which logs an error when it outlives the event
+    loop. Therefore the first connection is opened without aiosqlite.
+    """
+    try:
+        await asyncio.to_thread(lambda: _WriterConnection(path, timeout=lock_timeout_seconds).close())
+    except sqlite3.Error as error:
+        raise translate_error(error) from error
+    # SQLAlchemy and `databases` read # in a path differently. The schema upgrade uses SQLAlchemy.
+    return f"sqlite:///{quote(str(path))}"
 
 
 @asynccontextmanager
@@ -149,3 +194,7 @@ def _connection_class(pragmas: dict[str, int | str]) -> type[sqlite3.Connection]
                     raise RuntimeError(f"SQLite keeps PRAGMA {name} at {actual}, not {expected}")
 
     return ConfiguredConnection
+
+
+_WriterConnection = _connection_class(_WRITER_PRAGMAS)
+_ReaderConnection = _connection_class(_READER_PRAGMAS)

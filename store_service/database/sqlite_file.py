@@ -41,8 +41,10 @@ def database_path(database_url: str) -> Path:
 
 
 @contextmanager
-def sole_use(database_url: str) -> Iterator[None]:
+def sole_use(database_url: str, *, wait_seconds: float = LOCK_RETRY_SECONDS) -> Iterator[int]:
     """Excludes all other services from a file until the end of the block or of the process.
+
+    Yields the descriptor that holds the lock. Processes that inherit it hold the lock too.
 
     SQLite up to 3.51.2 can damage a WAL database when two connections write or checkpoint at the same
     moment (https://www.sqlite.org/wal.html#walresetbug), so one connection of one process writes.
@@ -53,9 +55,9 @@ def sole_use(database_url: str) -> Iterator[None]:
         RestoreUnfinished: The database does not exist, because a restore was interrupted.
     """
     path = database_path(database_url)
-    with locked(path):
+    with locked(path, wait_seconds=wait_seconds) as descriptor:
         refuse_unfinished_restore(path)
-        yield
+        yield descriptor
 
 
 def refuse_unfinished_restore(path: Path) -> None:
@@ -103,8 +105,10 @@ def restoring(path: Path) -> Path:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, *, wait_seconds: float = LOCK_RETRY_SECONDS) -> Iterator[int]:
     """Holds the lock file of a database until the end of the block or of the process.
+
+    Waits at most `wait_seconds` for another process. Yields the descriptor of the lock file.
 
     Raises:
         DatabaseInUse: Another process holds the lock.
@@ -119,12 +123,13 @@ def locked(path: Path) -> Iterator[None]:
             f"cannot create files in the folder of the database {path}: {error.strerror}"
         ) from error
     try:
-        if not _lock(descriptor):
+        ends_at = time.monotonic() + wait_seconds
+        while not _lock(descriptor):
+            if time.monotonic() >= ends_at:
+                raise DatabaseInUse(f"another store-service is using {path}")
             # `store-service check` holds the lock for a moment.
             time.sleep(LOCK_RETRY_SECONDS)
-            if not _lock(descriptor):
-                raise DatabaseInUse(f"another store-service is using {path}")
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

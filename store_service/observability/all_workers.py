@@ -1,4 +1,7 @@
-"""Combines the metrics of all workers on one address. The label `worker` has the number of the worker."""
+"""Combines the metrics of all workers on one address. The label `worker` has the number of the worker.
+
+The writer process of SQLite has the label `writer`.
+"""
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +17,8 @@ from store_service.observability.scrape import NoMetrics, scrape
 class AllWorkersCollector(Collector):
     """Collects the metrics of all workers. A restart of a worker resets its counters, as in any process."""
 
-    def __init__(self, addresses: Mapping[int, str], restarts: Mapping[int, int]) -> None:
-        """Takes the metrics address and the number of restarts of each worker. Both may change later."""
+    def __init__(self, addresses: Mapping[str, str], restarts: Mapping[str, int]) -> None:
+        """Takes the metrics address and the number of restarts of each process. Both may change later."""
         self._addresses = addresses
         self._restarts = restarts
 
@@ -28,10 +31,10 @@ class AllWorkersCollector(Collector):
         merged: dict[str, Family] = {}
         with ThreadPoolExecutor(max_workers=min(len(self._addresses), 32)) as pool:
             scrapes = pool.map(_scrape, self._addresses.values())
-            for number, families in zip(self._addresses, scrapes, strict=True):
-                label = {"worker": str(number)}
-                up.add_metric([str(number)], float(families is not None))
-                restarts.add_metric([str(number)], self._restarts[number])
+            for label_value, families in zip(self._addresses, scrapes, strict=True):
+                label = {"worker": label_value}
+                up.add_metric([label_value], float(families is not None))
+                restarts.add_metric([label_value], self._restarts[label_value])
                 for family in families or ():
                     combined = merged.setdefault(
                         family.name, Family(family.name, family.documentation, family.type)

@@ -87,6 +87,11 @@ class BatchObserver:
                     ),
                 )
 
+    def remote_batch_ended(self, timing: JobTiming, batch: BatchRecord) -> None:
+        """Adds a batch of another process to the span of the call of one of its jobs."""
+        if self._spans is not None:
+            self._spans.batch_ended(timing.span, batch)
+
 
 ObserverFactory = Callable[[str], BatchObserver | None]
 """Returns the observer for the batch queue with a name; None for no observer."""

@@ -227,5 +227,5 @@ _STEPS: dict[str, Callable[[Connection, Any], Awaitable[None]]] = {
 FIND: BatchOperation[Work | None, Work | None] = BatchOperation(_find_each)
 """Finds the expected work if it is not finished, or else other work."""
 
-STEP: BatchOperation[Work, Work | None] = BatchOperation(_step_each)
+STEP: BatchOperation[Work, Work | None] = BatchOperation(_step_each, name="background step")
 """Makes a step of work, unless another process has made it. Returns the work to expect next."""

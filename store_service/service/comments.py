@@ -62,10 +62,13 @@ class Comments(Resources[Comment, CommentDraft]):
             max_revisions: The number of former versions that are kept; 0: none.
             after_write: Called after a write that may have left work for `BackgroundSteps`.
         """
-        check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
-        type = replace(COMMENTS, before_create=check)
-        operations = Operations(type, undelete_hours=undelete_hours, max_revisions=max_revisions)
-        super().__init__(database, operations, after_write=after_write)
+        super().__init__(
+            database,
+            Operations(
+                with_reply_depth(max_reply_depth), undelete_hours=undelete_hours, max_revisions=max_revisions
+            ),
+            after_write=after_write,
+        )
 
     async def count(
         self, post_ids: Sequence[int], filter: ResourceFilter = EMPTY_FILTER, *, max_count: int = 0
@@ -95,6 +98,12 @@ class Comments(Resources[Comment, CommentDraft]):
             for comment_id in distinct
         ]
         return dict(zip(distinct, await _COUNT.count(self._database, queries, max_count), strict=True))
+
+
+def with_reply_depth(max_reply_depth: int) -> ResourceType[Comment, CommentDraft]:
+    """Returns the description of comments with a maximum depth of replies."""
+    check = partial(_complete_drafts, max_reply_depth=max_reply_depth)
+    return replace(COMMENTS, before_create=check)
 
 
 async def count_of_posts(

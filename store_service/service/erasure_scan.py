@@ -94,7 +94,7 @@ async def clear_changes(
             elif is_erasure:
                 erased.add(ResourceKind(kind), [id], version=version)
         if to_clear and not dry_run:
-            await database.write(_CLEAR_CHANGES, to_clear, size=WRITE_SIZE)
+            await database.write(CLEAR_CHANGES, to_clear, size=WRITE_SIZE)
         yield len(to_clear), (newest - before.seq) / max(newest - oldest, 1)
 
 
@@ -140,7 +140,7 @@ async def clear_responses(
         last_id = found.last_id
         cleared = [(id, text) for id, stored in found.rows if (text := _cleared(stored, author, erased))]
         if cleared and not dry_run:
-            await database.write(_SET_RESPONSES, cleared, size=WRITE_SIZE)
+            await database.write(SET_RESPONSES, cleared, size=WRITE_SIZE)
         yield len(cleared), _position(last_id)
 
 
@@ -188,6 +188,8 @@ async def _set_each(connection: Connection, jobs: Sequence[Sequence[tuple[str, s
 
 _FIND_CHANGES: BatchOperation[_ChangesBefore, _Changes] = BatchOperation(_find_each)
 _OLDEST: BatchOperation[None, int] = BatchOperation(_oldest)
-_CLEAR_CHANGES: BatchOperation[Sequence[int], None] = BatchOperation(_clear_each)
+CLEAR_CHANGES: BatchOperation[Sequence[int], None] = BatchOperation(_clear_each, name="clear changes")
 _READ_RESPONSES: BatchOperation[str, _Responses] = BatchOperation(_read_responses)
-_SET_RESPONSES: BatchOperation[Sequence[tuple[str, str]], None] = BatchOperation(_set_each)
+SET_RESPONSES: BatchOperation[Sequence[tuple[str, str]], None] = BatchOperation(
+    _set_each, name="set responses"
+)

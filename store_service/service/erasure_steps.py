@@ -274,8 +274,8 @@ async def _revisions_each(connection: Connection, authors: Sequence[str]) -> lis
     return results
 
 
-STEP: BatchOperation[Step, Done] = BatchOperation(_step_each)
+STEP: BatchOperation[Step, Done] = BatchOperation(_step_each, name="erasure step")
 """Erases some posts or comments."""
 
-REVISIONS_STEP: BatchOperation[str, Done] = BatchOperation(_revisions_each)
+REVISIONS_STEP: BatchOperation[str, Done] = BatchOperation(_revisions_each, name="erasure step of revisions")
 """Removes some former versions that an author wrote of resources that are now of another author."""

@@ -45,5 +45,5 @@ async def _restart_once(connection: Connection, store_id: str) -> bool:
 IS_OWN: BatchOperation[None, bool] = BatchOperation(_are_own)
 """Returns whether nothing has to be done."""
 
-RESTART: BatchOperation[str, bool] = BatchOperation(_restart)
+RESTART: BatchOperation[str, bool] = BatchOperation(_restart, name="restart feed")
 """Deletes the changes of another server and gives the store this id; see `_restart_once`."""

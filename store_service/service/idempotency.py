@@ -48,6 +48,7 @@ class IdempotentWrite(Generic[Argument, Result]):
         run: Run[Argument, Result],
         resource: type[Post] | type[Comment],
         *,
+        name: str,
         to_batch_result: Callable[[Result], BatchResult[Any]],
         from_batch_result: Callable[[BatchResult[Any]], Result],
         insert_only: bool = False,
@@ -58,6 +59,7 @@ class IdempotentWrite(Generic[Argument, Result]):
         Args:
             run: Executes a batch of writes.
             resource: The type of the resources in the results.
+            name: See `BatchOperation`.
             to_batch_result: Converts a result to the form that is stored.
             from_batch_result: Converts the stored form to a result.
             insert_only: See `BatchOperation`.
@@ -68,8 +70,12 @@ class IdempotentWrite(Generic[Argument, Result]):
         self._to_batch_result = to_batch_result
         self._from_batch_result = from_batch_result
         # Writes without a request id have their own operation, so that they have no overhead.
-        self._plain = BatchOperation(run, insert_only=insert_only, single_statement=single_statement)
-        self._once = BatchOperation(self._run_once, insert_only=insert_only)
+        self._plain = BatchOperation(
+            run, insert_only=insert_only, single_statement=single_statement, name=name
+        )
+        self._once = BatchOperation(self._run_once, insert_only=insert_only, name=f"{name} once")
+        self.operations = (self._plain, self._once)
+        """The operations of writes without and with an idempotency key."""
 
     async def execute(
         self, database: Database, argument: Argument, key: IdempotencyKey | None, *, dry_run: bool, size: int

@@ -113,5 +113,5 @@ async def _remove_childless_links(connection: Connection, ids: Collection[int]) 
 EARLIEST: BatchOperation[int, int] = BatchOperation(_earliest)
 """The purge_time of the resource to purge first, if it is before a time; otherwise 0."""
 
-PURGE: BatchOperation[int, None] = BatchOperation(_purge)
+PURGE: BatchOperation[int, None] = BatchOperation(_purge, name="purge")
 """Purges some resources before a time."""

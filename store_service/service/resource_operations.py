@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from operator import attrgetter
-from typing import Generic
+from typing import Any, Generic
 
 from store_service.database.batch_operation import DEFERRED, BatchOperation
 from store_service.database.connection import Connection
@@ -87,6 +87,7 @@ class Operations(Generic[R, D]):
         self.create: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
             self._create,
             type.model,
+            name=f"create {type.name}",
             to_batch_result=lambda created: BatchResult(items=created),
             from_batch_result=lambda stored: stored.items,
             insert_only=True,
@@ -95,6 +96,7 @@ class Operations(Generic[R, D]):
         self.create_with_external_ids: IdempotentWrite[Sequence[D], tuple[R, ...]] = IdempotentWrite(
             partial(create_with_external_ids, type.sql, type.release_external_ids, self._create),
             type.model,
+            name=f"create {type.name} with external id",
             to_batch_result=lambda created: BatchResult(items=created),
             from_batch_result=lambda stored: stored.items,
             # Not insert-only, so that no other process creates the same external ids at the same time.
@@ -102,20 +104,30 @@ class Operations(Generic[R, D]):
         self.update: IdempotentWrite[Sequence[Update], tuple[R, ...]] = IdempotentWrite(
             self._update,
             type.model,
+            name=f"update {type.name}",
             to_batch_result=lambda updated: BatchResult(items=updated),
             from_batch_result=lambda stored: stored.items,
         )
         self.delete: IdempotentWrite[Deletion, BatchResult[R]] = IdempotentWrite(
             self._delete,
             type.model,
+            name=f"delete {type.name}",
             to_batch_result=lambda deleted: deleted,
             from_batch_result=lambda stored: stored,
         )
         self.undelete: IdempotentWrite[int, R] = IdempotentWrite(
             self._undelete,
             type.model,
+            name=f"undelete {type.name}",
             to_batch_result=lambda restored: BatchResult(items=(restored,)),
             from_batch_result=lambda stored: stored.items[0],
+        )
+        self.writes: tuple[IdempotentWrite[Any, Any], ...] = (
+            self.create,
+            self.create_with_external_ids,
+            self.update,
+            self.delete,
+            self.undelete,
         )
 
     async def _create(

@@ -134,8 +134,8 @@ class Retention:
         monotonic = int(started_at * 1_000_000)
         clock = await self._updated_clock(times, monotonic)
         before = {of: self._cutoff(clock, times.wall, monotonic, of) for of in self._retentions}
-        no_changes_left = await self._repeat(_TRIM, (before["changes"], self._max_change_rows))
-        no_keys_left = await self._repeat(_DELETE_KEYS, (before["requests"], times.wall))
+        no_changes_left = await self._repeat(TRIM, (before["changes"], self._max_change_rows))
+        no_keys_left = await self._repeat(DELETE_KEYS, (before["requests"], times.wall))
         # The time of the clock, less what is not confirmed.
         confirmed = before["deleted resources"] + self._retentions["deleted resources"]
         earliest = await self._database.read(purge.EARLIEST, confirmed)
@@ -173,7 +173,7 @@ class Retention:
             log.warning("clock jumped", direction=direction, seconds=abs(jump) / 1_000_000)
             is_due = True
         if is_due:
-            await self._database.write(_SAVE, clock.saved(monotonic))
+            await self._database.write(SAVE, clock.saved(monotonic))
             self._saved_at = self._monotonic()
         self._clock = clock
         return clock
@@ -295,6 +295,8 @@ async def _delete_keys_once(connection: Connection, before: int, now: int) -> bo
 
 _READ_TIMES: BatchOperation[int, _Times] = BatchOperation(_read_times)
 # No other write changes these rows, and the feed does not contain them.
-_SAVE: BatchOperation[str, None] = BatchOperation(_save, insert_only=True)
-_TRIM: BatchOperation[tuple[int, int], bool] = BatchOperation(_trim, insert_only=True)
-_DELETE_KEYS: BatchOperation[tuple[int, int], bool] = BatchOperation(_delete_keys, insert_only=True)
+SAVE: BatchOperation[str, None] = BatchOperation(_save, insert_only=True, name="save clock")
+TRIM: BatchOperation[tuple[int, int], bool] = BatchOperation(_trim, insert_only=True, name="trim")
+DELETE_KEYS: BatchOperation[tuple[int, int], bool] = BatchOperation(
+    _delete_keys, insert_only=True, name="delete keys"
+)

@@ -51,11 +51,11 @@ async def _merge(connection: Connection, *, is_first: bool) -> bool:
 
 
 # No other write changes these rows, and the feed does not contain them.
-RESTART: BatchOperation[None, None] = BatchOperation(_restart, insert_only=True)
+RESTART: BatchOperation[None, None] = BatchOperation(_restart, insert_only=True, name="restart index")
 """Lets the next step begin to build the indexes."""
 
-CLEAR: BatchOperation[None, bool] = BatchOperation(_clear_each, insert_only=True)
+CLEAR: BatchOperation[None, bool] = BatchOperation(_clear_each, insert_only=True, name="clear index")
 """Empties the indexes in steps."""
 
-MERGE: BatchOperation[bool, bool] = BatchOperation(_merge_each, insert_only=True)
+MERGE: BatchOperation[bool, bool] = BatchOperation(_merge_each, insert_only=True, name="merge index")
 """Merges the parts of the indexes on SQLite, in which texts of removed rows remain."""

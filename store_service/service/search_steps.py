@@ -323,5 +323,5 @@ READ: BatchOperation[None, Rows] = BatchOperation(_read_each)
 """Reads what the next step needs."""
 
 # No other write changes these rows, and the feed does not contain them.
-APPLY: BatchOperation[Prepared, bool] = BatchOperation(_apply_each, insert_only=True)
+APPLY: BatchOperation[Prepared, bool] = BatchOperation(_apply_each, insert_only=True, name="index step")
 """Writes a step."""

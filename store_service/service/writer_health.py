@@ -56,7 +56,7 @@ class WriterHealth:
             if not is_doubtful:
                 is_doubtful = await self._fails_within(PROBE_SECONDS)
             try:
-                await self._database.write(_PROBE, None)
+                await self._database.write(PROBE, None)
             except (DatabaseUnavailable, StorageFull) as error:
                 # A single failure can be due to a session that has ended. The next probe has a new session.
                 if is_doubtful:
@@ -95,4 +95,4 @@ async def _probe(connection: Connection, calls: Sequence[None]) -> Sequence[None
     return calls
 
 
-_PROBE: BatchOperation[None, None] = BatchOperation(_probe, insert_only=True)
+PROBE: BatchOperation[None, None] = BatchOperation(_probe, insert_only=True, name="probe")

@@ -1,4 +1,4 @@
-"""Many processes on one port, over PostgreSQL."""
+"""Many processes on one port, on each engine."""
 
 import asyncio
 import os
@@ -15,10 +15,11 @@ import storeapi
 import trustme
 
 from store_service import config as settings
-from store_service import supervisor as supervising
+from store_service import worker_process
 from store_service.auth import api_keys
 from store_service.auth.principal import ALL_PERMISSIONS
 from store_service.supervisor import reserved
+from store_service.worker_process import Role, WorkerProcess
 from tests.support.certificates import TlsFiles
 from tests.support.metrics import scrape_metrics
 from tests.support.polling import eventually, wait_until
@@ -29,10 +30,9 @@ from tests.support.worker_processes import create_post_on_new_connection, kill_p
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, postgres_database: str) -> ServerProcess:
+def supervisor(tmp_path: Path, database_url: str) -> ServerProcess:
     """A supervisor of two workers; not started yet."""
-    clear_database(postgres_database)
-    return ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
+    return ServerProcess(tmp_path, {"DATABASE_URL": database_url, "STORE_WORKERS": "2"})
 
 
 def servers_since(before: Collection[int] = ()) -> list[int]:
@@ -198,15 +198,16 @@ async def test_worker_that_hangs_at_its_start_is_killed(
     config = settings.load(workers=2)
     with reserved("127.0.0.1:0") as placeholder:
         address = f"127.0.0.1:{placeholder.getsockname()[1]}"
-        worker = supervising._Worker(0, config, address, None)
+        role = Role(label="0", arguments=("--worker", f"--listen={address}"))
+        worker = WorkerProcess(role, config, None)
         await worker.start()
         keeper = asyncio.create_task(worker.keep_running())
         try:
             (old,) = servers_since(before)
             with monkeypatch.context() as patch:
                 # No worker starts within this time.
-                patch.setattr(supervising, "START_SECONDS", 0.01)
-                with pytest.raises(supervising.WorkerFailed, match=r"did not serve within 0\.01 s"):
+                patch.setattr(worker_process, "START_SECONDS", 0.01)
+                with pytest.raises(worker_process.WorkerFailed, match=r"did not serve within 0\.01 s"):
                     await worker.replace(config)
             assert servers_since(before) == [old]
             assert (await asyncio.to_thread(create_post_on_new_connection, address, "by the old one")).id > 0

@@ -129,7 +129,7 @@ class TestLocked:
             try:
                 return await write(store, operation, argument, **options)
             finally:
-                if operation is writer_health._PROBE:
+                if operation is writer_health.PROBE:
                     probed.release()
 
         monkeypatch.setattr(Database, "write", counted)

@@ -14,9 +14,23 @@ from tests.support.timeouts import scaled_timeout
 
 def worker_pids(process: ServerProcess) -> list[int]:
     """Returns the ids of the worker processes."""
+    return _children(process, b"--worker")
+
+
+def writer_pids(process: ServerProcess) -> list[int]:
+    """Returns the id of the writer process. There is none on PostgreSQL, and for a moment after its end."""
+    return _children(process, b"--writer-listener")
+
+
+def _children(process: ServerProcess, option: bytes) -> list[int]:
+    """The child processes whose command line has an option."""
     assert process.process is not None
-    children = Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text()
-    return [int(pid) for pid in children.split()]
+    found = []
+    for pid in Path(f"/proc/{process.process.pid}/task/{process.process.pid}/children").read_text().split():
+        with suppress(FileNotFoundError):  # it has just ended
+            if option in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(int(pid))
+    return found
 
 
 def kill_processes(pids: list[int]) -> None:

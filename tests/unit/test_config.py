@@ -113,14 +113,6 @@ def test_direct_url_is_one_of_postgresql(database_url: str, direct_url: str, pro
         settings.load(DATABASE_URL=database_url, DATABASE_DIRECT_URL=direct_url)
 
 
-def test_several_workers_are_refused_on_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sentence says why, and what to do."""
-    monkeypatch.setenv("STORE_WORKERS", "2")
-
-    with pytest.raises(BadSetting, match=r"STORE_WORKERS: must be 1 with SQLite.*PostgreSQL"):
-        load()
-
-
 def test_several_workers_are_refused_on_a_unix_socket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes cannot share one."""
     monkeypatch.setenv("STORE_WORKERS", "2")
@@ -141,10 +133,10 @@ def test_several_workers_are_refused_with_forced_rollback(monkeypatch: pytest.Mo
         load()
 
 
-def test_several_workers_are_allowed_on_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any number of processes may serve one database there."""
+@pytest.mark.parametrize("database_url", ["sqlite:///store.db", "postgresql://store@localhost/store"])
+def test_several_workers_are_allowed(monkeypatch: pytest.MonkeyPatch, database_url: str) -> None:
     monkeypatch.setenv("STORE_WORKERS", "2")
-    monkeypatch.setenv("DATABASE_URL", "postgresql://store@localhost/store")
+    monkeypatch.setenv("DATABASE_URL", database_url)
 
     assert load().workers == 2
 
