@@ -67,14 +67,17 @@ def run(config: Config) -> None:
         lock = stack.enter_context(connect.sole_use(config.DATABASE_URL, wait_seconds=LOCK_SECONDS))
         if revision != schema.HEAD:
             schema.upgrade(config.upgrade_url, connect_timeout_seconds=config.connect_timeout_seconds)
-        # Only this user has access to the folder.
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="store-service-"))
+        # Only this user has access to the folder. The path of a socket has at most 107 bytes.
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="store-"))
         writer_socket, writer_listener = "", None
         if lock is not None:
-            writer_socket = f"{folder}/writer.socket"
+            writer_socket = f"{folder}/writer"
             # It stays open while writer processes replace each other, so workers can connect at any time.
             writer_listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            writer_listener.bind(writer_socket)
+            try:
+                writer_listener.bind(writer_socket)
+            except OSError as error:
+                raise CannotListen(f"unix:{writer_socket}", error) from None
             writer_listener.listen(config.workers)
         metrics = stack.enter_context(_served_metrics(config, folder))
         listen = Address.parse(config.listen)

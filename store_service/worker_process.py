@@ -65,7 +65,7 @@ class Role:
     @property
     def name(self) -> str:
         """The name in messages."""
-        return f"worker {self.label}"
+        return f"worker {self.label}" if self.label.isdecimal() else f"the {self.label} process"
 
 
 class WorkerProcess:

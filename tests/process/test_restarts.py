@@ -16,16 +16,16 @@ import pytest
 from sqlalchemy import text
 from storeapi.v1 import posts_pb2
 
+from store_service.database.connect import is_sqlite
 from tests.support.database import database_connection
 from tests.support.errors import expect_error
 from tests.support.health import health_stream, wait_for_not_serving
 from tests.support.polling import eventually
 from tests.support.ports import free_port
-from tests.support.postgresql import clear_database
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 from tests.support.timeouts import IS_LONG_RUN
-from tests.support.worker_processes import kill_processes, worker_pids
+from tests.support.worker_processes import kill_processes, worker_pids, writer_pids
 
 RESTARTS = 50 if IS_LONG_RUN else 2
 """How often the server is restarted."""
@@ -122,18 +122,17 @@ async def test_restart_of_the_server_fails_no_call(server_process: ServerProcess
 
 
 @pytest.mark.timeout(180)
-async def test_restart_of_workers_fails_no_call(tmp_path: Path, postgres_database: str) -> None:
+async def test_restart_of_workers_fails_no_call(tmp_path: Path, database_url: str) -> None:
     """SIGHUP replaces every process while calls continue, and settings are read again."""
-    clear_database(postgres_database)
     settings = {
-        "DATABASE_URL": postgres_database,
+        "DATABASE_URL": database_url,
         "STORE_LISTEN": f"127.0.0.1:{free_port()}",
         "STORE_WORKERS": "2",
     }
     supervisor = ServerProcess(tmp_path, settings)
     await asyncio.to_thread(supervisor.start)
     try:
-        before = worker_pids(supervisor)
+        before = [*worker_pids(supervisor), *writer_pids(supervisor)]
         async with loaded(supervisor.address) as load:
             for number in range(1, 3):
                 (tmp_path / ".env").write_text(f"STORE_MAX_BODY_BYTES={number * 1000}")
@@ -141,15 +140,15 @@ async def test_restart_of_workers_fails_no_call(tmp_path: Path, postgres_databas
                 restarted = partial(told, supervisor, "restarted workers", number)
                 await eventually(lambda is_so=restarted: is_so() or bool(load.failures))
                 await load.goes_on()
-        after = worker_pids(supervisor)
+        after = [*worker_pids(supervisor), *writer_pids(supervisor)]
         async with grpc.aio.insecure_channel(supervisor.address) as channel:
             too_long = await expect_error(Stubs(channel).create_post("x" * 2001))
     finally:
         code = await asyncio.to_thread(supervisor.stop)
 
     assert load.failures == []
-    assert_each_was_stored_once(load, postgres_database)
-    assert (len(before), len(after)) == (2, 2)
+    assert_each_was_stored_once(load, database_url)
+    assert len(before) == len(after) == (3 if is_sqlite(database_url) else 2)
     assert not set(before) & set(after)
     assert too_long.fields == ["post.body"]
     assert code == 0
@@ -161,12 +160,11 @@ def told(server_process: ServerProcess, event: str, count: int) -> bool:
 
 
 @pytest.mark.timeout(120)
-async def test_leaving_worker_uses_its_own_grace_period(tmp_path: Path, postgres_database: str) -> None:
+async def test_leaving_worker_uses_its_own_grace_period(tmp_path: Path, database_url: str) -> None:
     """Not that of the new settings, which may be shorter."""
-    clear_database(postgres_database)
     times = tmp_path / ".env"
     times.write_text("STORE_SHUTDOWN_DELAY_SECONDS=3\nSTORE_GRACE_SECONDS=3")
-    supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
+    supervisor = ServerProcess(tmp_path, {"DATABASE_URL": database_url, "STORE_WORKERS": "2"})
     await asyncio.to_thread(supervisor.start)
     try:
         times.write_text("STORE_SHUTDOWN_DELAY_SECONDS=0\nSTORE_GRACE_SECONDS=0")
@@ -180,13 +178,10 @@ async def test_leaving_worker_uses_its_own_grace_period(tmp_path: Path, postgres
 
 
 @pytest.mark.timeout(120)
-async def test_stop_during_a_restart_stops_all_workers_at_once(
-    tmp_path: Path, postgres_database: str
-) -> None:
+async def test_stop_during_a_restart_stops_all_workers_at_once(tmp_path: Path, database_url: str) -> None:
     """Including the new process, which does not wait for the one that it replaces."""
-    clear_database(postgres_database)
     settings = {
-        "DATABASE_URL": postgres_database,
+        "DATABASE_URL": database_url,
         "STORE_WORKERS": "2",
         "STORE_SHUTDOWN_DELAY_SECONDS": "600",
     }
@@ -208,10 +203,9 @@ async def test_stop_during_a_restart_stops_all_workers_at_once(
 
 
 @pytest.mark.timeout(120)
-async def test_invalid_setting_replaces_no_worker(tmp_path: Path, postgres_database: str) -> None:
+async def test_invalid_setting_replaces_no_worker(tmp_path: Path, database_url: str) -> None:
     """Running workers continue, and the log names the setting."""
-    clear_database(postgres_database)
-    supervisor = ServerProcess(tmp_path, {"DATABASE_URL": postgres_database, "STORE_WORKERS": "2"})
+    supervisor = ServerProcess(tmp_path, {"DATABASE_URL": database_url, "STORE_WORKERS": "2"})
     await asyncio.to_thread(supervisor.start)
     try:
         before = worker_pids(supervisor)
