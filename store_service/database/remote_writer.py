@@ -25,6 +25,13 @@ WAIT_SECONDS = 5.0
 """Maximum time that jobs wait for the next writer process. Then they fail with DATABASE_UNAVAILABLE, as do
 further jobs until it accepts them."""
 
+GATHER_FROM = 16
+"""Number of jobs that this worker has just sent, or that have just been answered, from which on further jobs
+are gathered."""
+
+GATHER_SECONDS = 0.002
+"""How long jobs are gathered under load. A frame costs more than a job, and the writer gathers for longer."""
+
 FIRST_CONNECTION_SECONDS = 30.0
 """Maximum time to connect to the writer process at the start of a worker."""
 
@@ -71,6 +78,8 @@ class RemoteWriter:
         """What callers get next."""
         self._connection: _Connection | None = None
         """The connection to a writer process that accepts jobs."""
+        self._recent_answers = 0
+        """Number of answers in the last frame that had some."""
         self._will_send = False
         self._refuses = False
         """Whether there has been no writer process for WAIT_SECONDS, or this worker stops."""
@@ -227,10 +236,13 @@ class RemoteWriter:
         self._after_failure()
 
     def send_soon(self) -> None:
-        """Sends what is waiting, in the next round of the event loop."""
+        """Sends what is waiting: in the next round of the event loop, or under load after GATHER_SECONDS."""
         if not self._will_send and self._connection is not None:
             self._will_send = True
-            self._loop.call_soon(self._send)
+            if len(self._sent) + self._recent_answers < GATHER_FROM:
+                self._loop.call_soon(self._send)
+            else:
+                self._loop.call_later(GATHER_SECONDS, self._send)
 
     def _send(self) -> None:
         self._will_send = False
@@ -272,6 +284,8 @@ class RemoteWriter:
         elif event == frames.STOPPING:
             # Further jobs wait for the next writer process.
             self._connection = None
+        if answers:
+            self._recent_answers = len(answers)
         outcomes: list[tuple[Job, Any]] = []
         for number, outcome, batch in answers:
             # None if the caller has left.

@@ -33,7 +33,7 @@ def is_replay() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Response(Generic[Result]):
+class Response(Generic[Result]):
     """The outcome of a write with an idempotency key."""
 
     result: Result
@@ -97,7 +97,7 @@ class IdempotentWrite(Generic[Argument, Result]):
 
     async def _run_once(
         self, connection: Connection, writes: Sequence[WriteCommand[Argument]]
-    ) -> Sequence[_Response[Result] | ServiceError]:
+    ) -> Sequence[Response[Result] | ServiceError]:
         keys = [write.key for write in writes if write.key is not None]
         assert len(keys) == len(writes), "writes without an idempotency key run as _plain"
         outcomes = await self._stored_outcomes(connection, keys)
@@ -120,7 +120,7 @@ class IdempotentWrite(Generic[Argument, Result]):
                 elif key.fingerprint == keys[first[key.id]].fingerprint:
                     is_replay = index != first[key.id]
                     outcomes[index] = (
-                        result if isinstance(result, ServiceError) else _Response(result, is_replay)
+                        result if isinstance(result, ServiceError) else Response(result, is_replay)
                     )
                 elif not isinstance(result, ServiceError):
                     outcomes[index] = _reused()
@@ -134,7 +134,7 @@ class IdempotentWrite(Generic[Argument, Result]):
 
     async def _stored_outcomes(
         self, connection: Connection, keys: Sequence[IdempotencyKey]
-    ) -> dict[int, _Response[Result] | ServiceError]:
+    ) -> dict[int, Response[Result] | ServiceError]:
         """Returns the outcomes of keys that are stored, by index.
 
         Each response is read and decoded once. Responses after MAX_HELD_BYTES are DEFERRED: many small
@@ -144,7 +144,7 @@ class IdempotentWrite(Generic[Argument, Result]):
         if not rows:
             return {}
         stored = {id: (fingerprint, size) for id, fingerprint, size in rows}
-        outcomes: dict[int, _Response[Result] | ServiceError] = {}
+        outcomes: dict[int, Response[Result] | ServiceError] = {}
         ids_to_read: set[str] = set()
         held_bytes = 0
         for index, key in enumerate(keys):
@@ -157,7 +157,7 @@ class IdempotentWrite(Generic[Argument, Result]):
                 ids_to_read.add(key.id)
                 held_bytes += size
         rows = await connection.fetch(sql.ANSWERS_BY_ID, ids=as_json(list(ids_to_read)))
-        responses = {id: _Response(self._from_text(text), is_replay=True) for id, text in rows}
+        responses = {id: Response(self._from_text(text), is_replay=True) for id, text in rows}
         for index, key in enumerate(keys):
             if key.id in stored and index not in outcomes:
                 # DEFERRED also if another process has just deleted the key; the next batch runs the request.

@@ -8,7 +8,19 @@ from typing import Any
 
 from store_service.database import rewriting, schema
 from store_service.database.batch_operation import BatchOperation
+from store_service.database.compiled_pickles import compile_pickles
 from store_service.database.writer_frames import WriterProcess
+from store_service.model import (
+    BatchResult,
+    Comment,
+    CommentDraft,
+    Deletion,
+    IdempotencyKey,
+    Post,
+    PostDraft,
+    Update,
+    WriteCommand,
+)
 from store_service.service import (
     background_steps,
     erasure_scan,
@@ -21,8 +33,22 @@ from store_service.service import (
     writer_health,
 )
 from store_service.service.comments import MAX_REPLY_DEPTH, with_reply_depth
+from store_service.service.idempotency import Response
 from store_service.service.posts import POSTS
 from store_service.service.resource_operations import Operations
+
+compile_pickles(
+    BatchResult,
+    Comment,
+    CommentDraft,
+    Deletion,
+    IdempotencyKey,
+    Post,
+    PostDraft,
+    Response,
+    Update,
+    WriteCommand,
+)
 
 _OF_THE_SERVICE: tuple[BatchOperation[Any, Any], ...] = (
     rewriting.REWRITE,

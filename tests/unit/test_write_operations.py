@@ -2,17 +2,21 @@
 
 import ast
 import importlib
+import pickle
 import pkgutil
 from pathlib import Path
+
+import pytest
 
 import store_service.database
 import store_service.service
 from store_service.database.batch_operation import BatchOperation
+from store_service.model import BatchResult, Deletion, IdempotencyKey, Post, PostDraft, Update, WriteCommand
 from store_service.service.write_operations import write_operations
 
 
 def test_each_named_operation_is_known_to_the_writer_process() -> None:
-    found = set()
+    found: set[str] = set()
     for package in (store_service.database, store_service.service):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not module.ispkg:
@@ -55,3 +59,23 @@ def test_names_do_not_depend_on_settings() -> None:
     assert list(write_operations()) == list(
         write_operations(undelete_hours=1, max_revisions=3, max_reply_depth=0)
     )
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        WriteCommand(
+            argument=(PostDraft(body="a", author="b", external_id="c", return_existing=True, field="d"),),
+            key=IdempotencyKey(id="e", fingerprint="f"),
+            dry_run=True,
+        ),
+        Post(body="a", id=1, create_time=None, update_time=2, version=3, delete_time=4, purge_time=5),
+        Update(id=1, values={"body": "a"}, etag="b", changed_labels=(("c", None),), request_field="post"),
+        Deletion(ids=(1,), force=True),
+        BatchResult(items=("a",), missing_ids=(1,)),
+    ],
+    ids=lambda it: type(it).__name__,
+)
+def test_argument_or_result_arrives_unchanged(value: object) -> None:
+    """With the pickles that are compiled for it."""
+    assert pickle.loads(pickle.dumps(value)) == value
