@@ -8,14 +8,15 @@ import signal
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
 from store_service.database import writer_frames as frames
 from store_service.database.batch_operation import Argument, BatchOperation, Result
 from store_service.database.job_queue import Job
-from store_service.database.writer_frames import FrameError, FrameReader, Hello, WriterMismatch
+from store_service.database.writer_connection import WriterConnection
+from store_service.database.writer_frames import Hello, WriterMismatch
 from store_service.errors import DatabaseUnavailable, OperatorError, StorageFull
 from store_service.observability.batches import BatchObserver, BatchRecord
 from store_service.pacing import WAKE_COUNT
@@ -76,7 +77,7 @@ class RemoteWriter:
         """Sent jobs whose callers have left since the last frame."""
         self._outcomes: deque[tuple[Job, Any]] = deque()
         """What callers get next."""
-        self._connection: _Connection | None = None
+        self._connection: WriterConnection | None = None
         """The connection to a writer process that accepts jobs."""
         self._recent_answers = 0
         """Number of answers in the last frame that had some."""
@@ -121,6 +122,7 @@ class RemoteWriter:
             DatabaseUnavailable: The writer process ended before its answer, so the job may have run or not.
                 Or there has been no writer process for WAIT_SECONDS, so it has not.
         """
+        assert operation.name in self._indexes, "write_operations.py has all operations that write"
         if self._refuses:
             raise DatabaseUnavailable from WriterLost("there is no writer process")
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -169,7 +171,9 @@ class RemoteWriter:
         """Connects, and connects again when the connection was lost. `first` is the first connection."""
         while True:
             try:
-                _, connection = await self._loop.create_unix_connection(lambda: _Connection(self), self._path)
+                _, connection = await self._loop.create_unix_connection(
+                    lambda: WriterConnection(self), self._path
+                )
             except OSError:
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
@@ -193,7 +197,7 @@ class RemoteWriter:
             finally:
                 connection.transport.abort()
 
-    def _begin(self, connection: "_Connection") -> None:
+    def _begin(self, connection: WriterConnection) -> None:
         """Sends the waiting jobs over a connection that accepts them."""
         if self._observer is not None:
             self._observer.metrics.open = 1
@@ -262,13 +266,15 @@ class RemoteWriter:
                 size += job.size
                 if size > frames.FRAME_JOB_BYTES:
                     break
-            if len(jobs) == len(unsent):
-                self._sent.update(unsent)
-                unsent = {}
-            else:
-                for number, *_ in jobs:
-                    self._sent[number] = unsent.pop(number)
-            connection.transport.write(frames.encoded((jobs, left)))
+            sending = [unsent.pop(number) for number, *_ in jobs]
+            try:
+                frame = frames.encoded((jobs, left))
+            except Exception as error:
+                # An argument cannot be sent. That is an unhandled exception of its caller.
+                self._answer([(job, error) for job in sending])
+                continue
+            self._sent.update(zip((number for number, *_ in jobs), sending, strict=True))
+            connection.transport.write(frame)
             left = []
         if left:
             connection.transport.write(frames.encoded(([], left)))
@@ -311,57 +317,6 @@ class RemoteWriter:
             job.answer(outcome)
         if self._outcomes:
             self._loop.call_soon(self._wake)
-
-
-class _Connection(asyncio.Protocol):
-    """A connection to the writer process."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, writer: RemoteWriter) -> None:
-        loop = asyncio.get_running_loop()
-        self._writer = writer
-        self._reader = FrameReader()
-        self.greeted: asyncio.Future[bool] = loop.create_future()
-        """Whether the writer process accepts jobs. The error if it does not belong to this worker."""
-        self.lost: asyncio.Future[None] = loop.create_future()
-        self.is_full = False
-        """Whether the writer process does not read what was sent."""
-        self._is_finished = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._reader.feed(data):
-                if not self.greeted.done():
-                    self._writer.hello.check(payload)
-                    self.greeted.set_result(True)
-                    continue
-                event, answers = frames.decoded(payload)
-                self._is_finished = event == frames.FINISHED
-                self._writer.received(event, answers)
-        except WriterMismatch as error:
-            self.greeted.set_exception(error)
-        except FrameError as error:
-            log.error("the connection to the writer process is closed", cause=str(error))
-            self.transport.abort()
-
-    def pause_writing(self) -> None:
-        self.is_full = True
-
-    def resume_writing(self) -> None:
-        self.is_full = False
-        self._writer.send_soon()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self.greeted.done():
-            self.greeted.set_result(False)
-        elif not self.greeted.cancelled() and self.greeted.exception() is None:
-            self._writer.ended(is_finished=self._is_finished)
-        if not self.lost.done():
-            self.lost.set_result(None)
 
 
 def _call_all(callbacks: list[Callable[[], None]]) -> None:
