@@ -46,6 +46,7 @@ def run(config: Config, *, path: str, listener: int) -> None:
         revision = startup.check_database(config)
         if revision != schema.HEAD:
             raise SchemaMismatch(expected=schema.HEAD, actual=revision)
+        interpreter.switch_threads_often()
         uvloop.run(_serve(config, path, socket.socket(fileno=listener)))
 
 
