@@ -55,6 +55,16 @@ def text(results: Results) -> str:
             " milliseconds, one call in flight:",
             table(["", *map(_title, names)], rows),
         ]
+    if results.workers:
+        names = list(next(iter(results.workers.values())))
+        rows = [
+            [title, *(f"{figures[name]:,.0f}" if name in figures else "-" for name in names)]
+            for title, figures in results.workers.items()
+        ]
+        parts += [
+            "Workers on SQLite, 256 calls in flight on 16 connections, without the search index:",
+            table(["", *names], rows),
+        ]
     parts += [f"- {sentence}" for sentence in results.left_out]
     parts.append(f"Machine: {machine.in_one_line(results.machine)}.")
     return "\n\n".join(part for part in parts if part)

@@ -9,6 +9,7 @@ from benchmarks.growth import GrowthTable
 from benchmarks.rounds import Medians, Samples
 from benchmarks.searches import SearchTable
 from benchmarks.thread_pages import PageTable
+from benchmarks.workers import WorkerTable
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -28,6 +29,7 @@ class Results:
     growth: GrowthTable = field(default_factory=dict)
     thread_pages: PageTable = field(default_factory=dict)
     searches: SearchTable = field(default_factory=dict)
+    workers: WorkerTable = field(default_factory=dict)
     once: dict[str, float] = field(default_factory=dict)
     """The figures with a target that are not ratios."""
     left_out: list[str] = field(default_factory=list)

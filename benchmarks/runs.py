@@ -18,6 +18,7 @@ from benchmarks import (
     seed,
     thread_pages,
     watching,
+    workers,
 )
 from benchmarks.lineup import CEILING, OURS, PLAIN, QUICK, SQLITE, Contender, Running, running
 from benchmarks.loads import LoadError
@@ -100,7 +101,12 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
         results.searches = searches.measure(folder, left_out)
         return searches.figures(results.searches)
 
+    def numbers_of_workers(folder: Path, seeded: Path, left_out: list[str]) -> dict[str, float]:
+        results.workers = workers.measure(folder, seeded, left_out)
+        return {}
+
     several = [
+        numbers_of_workers,
         watching.writes_with_watches,
         watching.latency,
         client.client,

@@ -1,6 +1,5 @@
 """One, two and four workers on one SQLite file."""
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -10,45 +9,46 @@ from benchmarks.lineup import SQLITE, Running, started
 from benchmarks.workloads import BY_NAME
 
 COUNTS = (1, 2, 4)
-ROUNDS = 5
-SECONDS = 1.0
+PLAN = rounds.Plan(rounds=5, seconds=1.0, batches=3)
 
 CONNECTIONS = 16
 """The kernel assigns connections to workers by a hash, so few connections would be spread unevenly."""
 
+LOADS = {"get_256": "GetPost", "create_256": "CreatePost"}
 
-def workers(
-    folder: Path,
-    seeded: Path,
-    left_out: list[str],
-    *,
-    counts: Sequence[int] = COUNTS,
-    round_count: int = ROUNDS,
-    **settings: str,
-) -> dict[str, float]:
-    """Returns calls per second, CPU time per call and memory for each number of workers.
+WorkerTable = dict[str, dict[str, float]]
+"""Figures by the number of workers: calls per second, CPU time per call, and memory."""
+
+
+def measure(folder: Path, seeded: Path, left_out: list[str]) -> WorkerTable:
+    """Measures each number of workers with 256 calls in flight, in interleaved rounds.
 
     The search index is off, because its background work would be part of the CPU time.
     """
     workloads = [
         replace(BY_NAME[name], connections=CONNECTIONS, streams=BY_NAME[name].in_flight // CONNECTIONS)
-        for name in ("get_256", "create_256")
+        for name in LOADS
     ]
-    plan = rounds.Plan(rounds=round_count, seconds=SECONDS, batches=3)
-    settings = {"STORE_SEARCH": "false", **settings}
-    found: dict[str, float] = {}
+    found: WorkerTable = {}
     with ExitStack() as stack:
         contenders = []
-        for count in counts:
-            contender = replace(SQLITE, name=f"workers_{count}", title=f"{count} workers")
-            own = folder / contender.name
+        for count in COUNTS:
+            title = "1 process" if count == 1 else f"{count} workers"
+            contender = replace(SQLITE, name=title, title=title)
+            own = folder / f"workers-{count}"
             url = seed.copied(seeded, own)
-            server = stack.enter_context(started(contender, own, url, STORE_WORKERS=str(count), **settings))
-            contenders.append(Running(contender, server))
-        samples = rounds.measure(contenders, lambda *_: True, workloads, plan, folder, left_out)
-        for workload, medians in rounds.medians(samples).items():
-            for name, sample in medians.items():
-                found[f"{name}_{workload}_calls"] = sample.calls_per_second
-                found[f"{name}_{workload}_cpu_us"] = sample.cpu_us
-        found |= {f"{it.contender.name}_mib": it.memory_mib() for it in contenders}
+            settings = {"STORE_WORKERS": str(count), "STORE_SEARCH": "false"}
+            contenders.append(
+                Running(contender, stack.enter_context(started(contender, own, url, **settings)))
+            )
+        samples = rounds.measure(contenders, lambda *_: True, workloads, PLAN, folder, left_out)
+        medians = rounds.medians(samples)
+        for it in contenders:
+            figures = found[it.contender.name] = {}
+            for name, title in LOADS.items():
+                if it.contender.name in medians[name]:
+                    sample = medians[name][it.contender.name]
+                    figures[f"{title} per second"] = sample.calls_per_second
+                    figures[f"{title}, CPU µs"] = sample.cpu_us
+            figures["MiB"] = it.memory_mib()
     return found
