@@ -16,7 +16,7 @@ from store_service import config as settings
 from store_service.errors import BadSetting
 from store_service.lifecycle import CLEANUP_SECONDS
 from store_service.rpc.health import LIVE
-from store_service.supervisor import EXIT_SECONDS
+from store_service.worker_process import EXIT_SECONDS
 from tests.support.repository import ROOT, pinned_version, pins
 from tests.support.server_process import run_command
 from tests.support.timeouts import scaled_timeout
