@@ -186,11 +186,6 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
     it. Example: a token from before the database was restored into another server.
     """
-    ERROR_REASON_IMPORT_CONFLICT: _ErrorReason.ValueType  # 42
-    """In the result of an import, never as the status of a call: the id or external_id of a record is stored with
-    other values. Send the record with another conflict policy, or change it. Example: a second import of a
-    post that was updated since the first one, with CONFLICT_POLICY_FAIL.
-    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error, for programs.
@@ -368,10 +363,5 @@ this service, or it is damaged. Example: a token that was cut off.
 ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN: ErrorReason.ValueType  # 41
 """INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
 it. Example: a token from before the database was restored into another server.
-"""
-ERROR_REASON_IMPORT_CONFLICT: ErrorReason.ValueType  # 42
-"""In the result of an import, never as the status of a call: the id or external_id of a record is stored with
-other values. Send the record with another conflict policy, or change it. Example: a second import of a
-post that was updated since the first one, with CONFLICT_POLICY_FAIL.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

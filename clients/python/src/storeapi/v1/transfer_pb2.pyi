@@ -59,12 +59,12 @@ class _ConflictPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Confli
     CONFLICT_POLICY_UNSPECIFIED: _ConflictPolicy.ValueType  # 0
     """Not allowed in requests."""
     CONFLICT_POLICY_FAIL: _ConflictPolicy.ValueType  # 1
-    """The record is refused with the reason IMPORT_CONFLICT."""
+    """The record is refused with the reason CONFLICT."""
     CONFLICT_POLICY_SKIP: _ConflictPolicy.ValueType  # 2
     """The record is skipped. What is stored stays."""
     CONFLICT_POLICY_OVERWRITE: _ConflictPolicy.ValueType  # 3
-    """The record replaces what is stored, including its etag. A record is refused with IMPORT_CONFLICT if it
-    would change post_id or reply_to_id, delete or restore a resource, or take the external_id of another one.
+    """The record replaces what is stored, including its etag. A record is still refused if it would
+    change post_id or reply_to_id, delete or restore a resource, or take the external_id of another one.
     """
 
 class ConflictPolicy(_ConflictPolicy, metaclass=_ConflictPolicyEnumTypeWrapper):
@@ -73,14 +73,58 @@ class ConflictPolicy(_ConflictPolicy, metaclass=_ConflictPolicyEnumTypeWrapper):
 CONFLICT_POLICY_UNSPECIFIED: ConflictPolicy.ValueType  # 0
 """Not allowed in requests."""
 CONFLICT_POLICY_FAIL: ConflictPolicy.ValueType  # 1
-"""The record is refused with the reason IMPORT_CONFLICT."""
+"""The record is refused with the reason CONFLICT."""
 CONFLICT_POLICY_SKIP: ConflictPolicy.ValueType  # 2
 """The record is skipped. What is stored stays."""
 CONFLICT_POLICY_OVERWRITE: ConflictPolicy.ValueType  # 3
-"""The record replaces what is stored, including its etag. A record is refused with IMPORT_CONFLICT if it
-would change post_id or reply_to_id, delete or restore a resource, or take the external_id of another one.
+"""The record replaces what is stored, including its etag. A record is still refused if it would
+change post_id or reply_to_id, delete or restore a resource, or take the external_id of another one.
 """
 Global___ConflictPolicy: _TypeAlias = ConflictPolicy  # noqa: Y015
+
+class _RecordErrorReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RecordErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RecordErrorReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RECORD_ERROR_REASON_UNSPECIFIED: _RecordErrorReason.ValueType  # 0
+    """Never sent."""
+    RECORD_ERROR_REASON_FIELD_INVALID: _RecordErrorReason.ValueType  # 1
+    """A field has an invalid value, or a value that does not fit the state of the record."""
+    RECORD_ERROR_REASON_CONFLICT: _RecordErrorReason.ValueType  # 2
+    """The id or external_id of the record is stored with other values, and on_conflict does not resolve this."""
+    RECORD_ERROR_REASON_EXTERNAL_ID_TAKEN: _RecordErrorReason.ValueType  # 3
+    """Another resource has the external_id of the record."""
+    RECORD_ERROR_REASON_POST_NOT_FOUND: _RecordErrorReason.ValueType  # 4
+    """The post of a comment, or of a former version, is not stored."""
+    RECORD_ERROR_REASON_COMMENT_NOT_FOUND: _RecordErrorReason.ValueType  # 5
+    """The comment that a comment replies to, or the comment of a former version, is not stored."""
+    RECORD_ERROR_REASON_REPLY_POST_MISMATCH: _RecordErrorReason.ValueType  # 6
+    """The comment that a comment replies to belongs to another post."""
+    RECORD_ERROR_REASON_REPLY_TOO_DEEP: _RecordErrorReason.ValueType  # 7
+    """The depth of a reply exceeds the maximum, which is a server setting."""
+
+class RecordErrorReason(_RecordErrorReason, metaclass=_RecordErrorReasonEnumTypeWrapper):
+    """Why a record was refused."""
+
+RECORD_ERROR_REASON_UNSPECIFIED: RecordErrorReason.ValueType  # 0
+"""Never sent."""
+RECORD_ERROR_REASON_FIELD_INVALID: RecordErrorReason.ValueType  # 1
+"""A field has an invalid value, or a value that does not fit the state of the record."""
+RECORD_ERROR_REASON_CONFLICT: RecordErrorReason.ValueType  # 2
+"""The id or external_id of the record is stored with other values, and on_conflict does not resolve this."""
+RECORD_ERROR_REASON_EXTERNAL_ID_TAKEN: RecordErrorReason.ValueType  # 3
+"""Another resource has the external_id of the record."""
+RECORD_ERROR_REASON_POST_NOT_FOUND: RecordErrorReason.ValueType  # 4
+"""The post of a comment, or of a former version, is not stored."""
+RECORD_ERROR_REASON_COMMENT_NOT_FOUND: RecordErrorReason.ValueType  # 5
+"""The comment that a comment replies to, or the comment of a former version, is not stored."""
+RECORD_ERROR_REASON_REPLY_POST_MISMATCH: RecordErrorReason.ValueType  # 6
+"""The comment that a comment replies to belongs to another post."""
+RECORD_ERROR_REASON_REPLY_TOO_DEEP: RecordErrorReason.ValueType  # 7
+"""The depth of a reply exceeds the maximum, which is a server setting."""
+Global___RecordErrorReason: _TypeAlias = RecordErrorReason  # noqa: Y015
 
 @_typing.final
 class Record(_message.Message):
@@ -191,8 +235,8 @@ class ExportResponse(_message.Message):
     token receives every later change.
     """
     estimated_records: _builtins.int
-    """Set on the first response: the approximate number of records that are not former versions, for the
-    display of progress. Unset if it is not known.
+    """Set on the first response of a call: the approximate number of records of the whole export, for the display
+    of progress.
     """
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
@@ -417,10 +461,8 @@ class RecordError(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     index: _builtins.int
     """The index of the record in its batch, from 0."""
-    reason: _builtins.str
-    """The name of an ErrorReason without the prefix: FIELD_INVALID, IMPORT_CONFLICT, EXTERNAL_ID_TAKEN,
-    POST_NOT_FOUND, COMMENT_NOT_FOUND, REPLY_POST_MISMATCH or REPLY_TOO_DEEP.
-    """
+    reason: Global___RecordErrorReason.ValueType
+    """Why the record was refused."""
     field: _builtins.str
     """The field, such as records[3].comment.body."""
     description: _builtins.str
@@ -429,7 +471,7 @@ class RecordError(_message.Message):
         self,
         *,
         index: _builtins.int = ...,
-        reason: _builtins.str = ...,
+        reason: Global___RecordErrorReason.ValueType = ...,
         field: _builtins.str = ...,
         description: _builtins.str = ...,
     ) -> None: ...
