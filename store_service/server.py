@@ -9,7 +9,7 @@ import grpc
 import structlog
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2
-from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2
+from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2, transfer_pb2
 
 from store_service import credentials, limit_options, open_files, startup
 from store_service.address import Address
@@ -32,6 +32,7 @@ from store_service.rpc.health import HealthService
 from store_service.rpc.pipeline import RpcPipeline
 from store_service.rpc.posts import PostService
 from store_service.rpc.reflection import ReflectionService
+from store_service.rpc.transfer import TransferService
 from store_service.rpc.validation import Validation
 from store_service.service.background_steps import BackgroundSteps
 from store_service.service.changes import Changes
@@ -43,6 +44,8 @@ from store_service.service.posts import Posts
 from store_service.service.retention import Retention
 from store_service.service.search import Searches
 from store_service.service.search_index import SearchIndex
+from store_service.service.transfer_export import Exports
+from store_service.service.transfer_import import Imports
 from store_service.service.write_operations import writer_process
 from store_service.service.writer_health import WriterHealth
 
@@ -50,7 +53,8 @@ POSTS = posts_pb2.DESCRIPTOR.services_by_name["PostService"]
 COMMENTS = comments_pb2.DESCRIPTOR.services_by_name["CommentService"]
 CHANGES = changes_pb2.DESCRIPTOR.services_by_name["ChangeService"]
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"]
-SERVICES = (POSTS, COMMENTS, CHANGES, ADMIN)
+TRANSFERS = transfer_pb2.DESCRIPTOR.services_by_name["TransferService"]
+SERVICES = (POSTS, COMMENTS, CHANGES, ADMIN, TRANSFERS)
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 FLUSH_SECONDS = 0.5
@@ -159,6 +163,7 @@ async def serving(
                 Searches(database, search_index),
                 feed,
                 AdminService(erasures, search_index),
+                (Exports(database), Imports(database, max_reply_depth=config.max_reply_depth)),
                 pipeline,
                 consistency,
                 health,
@@ -260,6 +265,7 @@ def _server(
     searches: Searches,
     feed: Feed,
     admin: AdminService,
+    transfers: tuple[Exports, Imports],
     pipeline: RpcPipeline,
     consistency: Consistency,
     health: HealthService,
@@ -283,6 +289,7 @@ def _server(
             # The feed limits the number of watches.
             pipeline.handlers(CHANGES, ChangeService(feed, validation), counts_streams=False),
             pipeline.handlers(ADMIN, admin),
+            pipeline.handlers(TRANSFERS, TransferService(*transfers, validation)),
             pipeline.handlers(HEALTH, health, ignores_limits=True, requirement=AuthRequirement.NONE),
         )
     )

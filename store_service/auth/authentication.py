@@ -40,7 +40,7 @@ class AuthRequirement(Enum):
 def required_permission(method: MethodDescriptor) -> Permission:
     """Returns the permission that a method requires: that of its service if the service has one, otherwise
     `write` unless the contract states no side effects."""
-    if method.containing_service.name == "AdminService":
+    if method.containing_service.name in ("AdminService", "TransferService"):
         return Permission.ADMIN
     if method.containing_service.name == "ChangeService":
         return Permission.WATCH

@@ -60,8 +60,30 @@ from store_service.model.resources import (
     labels_to_text,
     path_below,
 )
+from store_service.model.transfer import (
+    ConflictPolicy,
+    Counts,
+    ExportPart,
+    ImportBatch,
+    ImportedRecord,
+    ImportResult,
+    Record,
+    RecordError,
+    RecordErrorReason,
+    RecordState,
+)
 
 __all__ = [
+    "ConflictPolicy",
+    "Counts",
+    "ExportPart",
+    "ImportBatch",
+    "ImportResult",
+    "ImportedRecord",
+    "Record",
+    "RecordError",
+    "RecordErrorReason",
+    "RecordState",
     "Argument",
     "Action",
     "BatchResult",

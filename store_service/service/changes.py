@@ -252,7 +252,7 @@ async def _read(
         # After a failover two changes can have the same numbers and different times.
         key = (position, position.time)
         if key not in batches:
-            batches[key] = await _outcome(_read_after(connection, position))
+            batches[key] = await _outcome(read_after(connection, position))
     return [batches[position, position.time] for position in positions]
 
 
@@ -264,7 +264,8 @@ async def _outcome(reading: Awaitable[T]) -> T | ServiceError:
         return error
 
 
-async def _read_after(connection: Connection, position: Position) -> ChangeBatch | None:
+async def read_after(connection: Connection, position: Position) -> ChangeBatch | None:
+    """Returns the next changes; see `Changes.read_after`."""
     after = {"after_xid": position.xid, "after_seq": position.seq}
     # One more row than fits shows whether the last transaction is complete.
     sizes = await connection.fetch(sql.SIZES, limit=BATCH_ROWS + 1, **after)

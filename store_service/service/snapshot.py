@@ -98,7 +98,7 @@ class _Reader:
         """Takes the open database, and where the initial state begins or continues."""
         self._database = database
         self._position = resume_point.position
-        self._page_size = _PageSize()
+        self._page_size = PageSize()
         self.seen: Position | None = resume_point.seen
         """See `ResumePoint.seen`."""
 
@@ -142,7 +142,7 @@ class _Reader:
                 # A single post always fits.
                 self._page_size.reduce()
                 continue
-            if len(ids) > 1 and _utf8_size(found) > PAGE_BYTES:
+            if len(ids) > 1 and texts_size(found) > PAGE_BYTES:
                 self._page_size.reduce()
                 continue
             if found:
@@ -160,7 +160,9 @@ class _Reader:
         restorable = [deleted[id] for id in found.missing_ids if id in deleted]
         return sorted([*found.items, *restorable], key=lambda it: it.id)
 
-    async def _pages(self, operation: "_Read[PageRequest, Page[R]]", query: Query, after: int) -> "_Pages[R]":
+    async def _pages(
+        self, operation: "PositionedRead[PageRequest, Page[R]]", query: Query, after: int
+    ) -> "_Pages[R]":
         token = page_tokens.make(query, after)
         while token:
             request = PageRequest(
@@ -176,22 +178,23 @@ class _Reader:
                 assert isinstance(last_id, int)
                 yield last_id, ()
 
-    async def _read(self, operation: "_Read[Argument, Result]", argument: Argument) -> Result:
+    async def _read(self, operation: "PositionedRead[Argument, Result]", argument: Argument) -> Result:
         result, newest = await self._database.read(operation, (argument, self.seen))
         if newest is not None and newest > self._position:
             self.seen = newest
         return result
 
 
-class _PageSize:
+class PageSize:
     """The number of resources to read next, so that little more is read than fits into a page."""
 
     def __init__(self) -> None:
+        """Starts small, before the size of rows is known."""
         self.count = min(FIRST_SIZE, PAGE_SIZE)
 
-    def adapt(self, items: Sequence[Post] | Sequence[Comment]) -> None:
+    def adapt(self, items: Sequence[Post | Comment]) -> None:
         """Doubles the size after a small page. After a large page the next one has as many resources."""
-        if 2 * _utf8_size(items) < PAGE_BYTES:
+        if 2 * texts_size(items) < PAGE_BYTES:
             self.count = min(2 * self.count, PAGE_SIZE)
         else:
             self.count = len(items)
@@ -201,7 +204,8 @@ class _PageSize:
         self.count = max(self.count // 4, 1)
 
 
-def _utf8_size(items: Sequence[Post] | Sequence[Comment]) -> int:
+def texts_size(items: Sequence[Post | Comment]) -> int:
+    """Returns the bytes of all texts of resources."""
     return sum(len(concatenated_texts(item).encode()) for item in items)
 
 
@@ -219,11 +223,11 @@ def _snapshot_change(item: Post | Comment) -> Change:
 _Pages: TypeAlias = AsyncIterator[tuple[int, Sequence[R]]]
 """Pages, each with the id up to which it has been read."""
 
-_Read: TypeAlias = BatchOperation[tuple[Argument, Position | None], tuple[Result, Position | None]]
+PositionedRead: TypeAlias = BatchOperation[tuple[Argument, Position | None], tuple[Result, Position | None]]
 """A read that also takes and returns the position up to which pages may contain changes."""
 
 
-def _with_position(operation: BatchOperation[Argument, Result]) -> _Read[Argument, Result]:
+def with_position(operation: BatchOperation[Argument, Result]) -> PositionedRead[Argument, Result]:
     """Returns a read that checks that the changes of earlier pages still exist.
 
     The check and the newest position are read after the page on the same connection, which means on the same
@@ -263,7 +267,7 @@ async def _comment_pages(
 
 
 _POSTS, _COMMENTS = Operations(POSTS), Operations(COMMENTS)
-_POST_PAGE = _with_position(_POSTS.list)
-_POSTS_BY_ID = _with_position(_POSTS.find)
-_DELETED_POSTS = _with_position(_POSTS.deleted)
-_COMMENT_PAGE = _with_position(BatchOperation(_comment_pages))
+_POST_PAGE = with_position(_POSTS.list)
+_POSTS_BY_ID = with_position(_POSTS.find)
+_DELETED_POSTS = with_position(_POSTS.deleted)
+_COMMENT_PAGE = with_position(BatchOperation(_comment_pages))

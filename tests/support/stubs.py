@@ -8,6 +8,7 @@ from storeapi.v1 import (
     comments_pb2_grpc,
     posts_pb2,
     posts_pb2_grpc,
+    transfer_pb2_grpc,
 )
 
 NO_READ_AHEAD = [("grpc.http2.bdp_probe", 0)]
@@ -25,6 +26,7 @@ class Stubs:
         self.comments = comments_pb2_grpc.CommentServiceStub(channel)
         self.changes = changes_pb2_grpc.ChangeServiceStub(channel)
         self.admin = admin_pb2_grpc.AdminServiceStub(channel)
+        self.transfers = transfer_pb2_grpc.TransferServiceStub(channel)
 
     async def create_post(self, body: str = "a post") -> posts_pb2.Post:
         return await self.posts.CreatePost(posts_pb2.CreatePostRequest(post=posts_pb2.Post(body=body)))

@@ -22,6 +22,7 @@ from store_service.rpc.validation.identifiers import (
 )
 from store_service.rpc.validation.reads import ReadValidation
 from store_service.rpc.validation.resource_message import COMMENT, POST, ResourceMessage, stored_value
+from store_service.rpc.validation.transfer import TransferValidation
 from store_service.rpc.validation.update_mask import MAX_PATHS, UpdateMask
 from store_service.rpc.validation.violations import REQUIRED_ID, Violations
 
@@ -65,6 +66,8 @@ class Validation(ReadValidation):
             it.name: [(field, self._rules[field]) for field in it.required] for it in (POST, COMMENT)
         }
         assert self._rules.keys() >= {*POST.content, *COMMENT.content}, "every field has a rule"
+        self.transfer = TransferValidation(self._rules, max_batch_size=max_batch_size)
+        """Checks the requests of TransferService."""
 
     # Create
 

@@ -1,5 +1,7 @@
 """The request of a watch."""
 
+from collections.abc import Sequence
+
 from storeapi.v1 import changes_pb2
 
 from store_service.errors import FieldInvalid
@@ -15,6 +17,20 @@ MAX_HEARTBEAT_SECONDS = 60.0
 DEFAULT_HEARTBEAT_SECONDS = 10.0
 
 
+def check_kinds(kinds: Sequence[int], violations: Violations) -> None:
+    """Checks the kinds of a watch or an export."""
+    if len(kinds) > MAX_KINDS:
+        violations.add(
+            FieldInvalid, "kinds", f"must not have more than {MAX_KINDS} elements; empty means all kinds"
+        )
+        return
+    for index, kind in enumerate(kinds):
+        if int(kind) not in set(ResourceKind):
+            violations.add(
+                FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
+            )
+
+
 def watch_request(
     request: changes_pb2.WatchRequest, *, max_batch_size: int
 ) -> tuple[WatchStart, WatchFilter, float]:
@@ -23,16 +39,7 @@ def watch_request(
     start = request.WhichOneof("start")
     if start in ("initial_state", "earliest") and not getattr(request, start):
         violations.add(FieldInvalid, start, "must be true if it is set; to start now, leave start unset")
-    if len(request.kinds) > MAX_KINDS:
-        violations.add(
-            FieldInvalid, "kinds", f"must not have more than {MAX_KINDS} elements; empty means all kinds"
-        )
-    else:
-        for index, kind in enumerate(request.kinds):
-            if int(kind) not in set(ResourceKind):
-                violations.add(
-                    FieldInvalid, f"kinds[{index}]", "must be RESOURCE_KIND_POST or RESOURCE_KIND_COMMENT"
-                )
+    check_kinds(request.kinds, violations)
     if len(request.post_ids) > max_batch_size:
         violations.add(
             FieldInvalid,
