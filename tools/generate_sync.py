@@ -43,10 +43,11 @@ REPLACEMENTS = {
     # gRPC and the generated stubs.
     r"\nimport grpc\.aio\b": "",
     r"\bgrpc\.aio\.": "grpc.",
-    r"\b(Post|Comment|Change|Admin)ServiceAsyncStub\b": r"\1ServiceStub",
+    r"\b(Post|Comment|Change|Admin|Transfer)ServiceAsyncStub\b": r"\1ServiceStub",
     # Names of this package.
-    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Diagnosis)\b": r"\1",
+    r"\bAsync(StoreClient|RawStubs|Calls|Pager|Steps|Stream|Pause|Requests|Reconnecting|Diagnosis)\b": r"\1",
     r"\bAsync(Batches|Collection|Posts|Comments|Changes|Watch|Admin|Erasure|Rebuild|ProgressSteps)\b": r"\1",
+    r"\bAsync(Transfer|Export|Import)\b": r"\1",
     r"\bnew_async_channel\b": "new_channel",
     r"\breceived_async\b": "received",
     r"\bstoreapi\._async\b": "storeapi._sync",

@@ -42,7 +42,7 @@ def final_records(responses: Iterable[Any]) -> list[Any]:
             "post": set(response.changed_post_ids),
             "comment": set(response.changed_comment_ids),
         }
-        for key, record in found.items():
+        for key in found:
             if key[1] in changed[key[0]]:
                 found[key] = None
         for record in response.records:

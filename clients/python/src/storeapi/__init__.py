@@ -23,6 +23,7 @@ from storeapi._async.collection import AsyncCollection
 from storeapi._async.comments import AsyncComments
 from storeapi._async.paging import AsyncPager
 from storeapi._async.posts import AsyncPosts
+from storeapi._async.transfer import AsyncExport, AsyncImport, AsyncTransfer
 from storeapi._connection import CLIENT_DEFAULT, Timeout
 from storeapi._connection import OPTIONS as CHANNEL_OPTIONS
 from storeapi._consistency import Consistency
@@ -34,7 +35,17 @@ from storeapi._sync.collection import Collection
 from storeapi._sync.comments import Comments
 from storeapi._sync.paging import Pager
 from storeapi._sync.posts import Posts
+from storeapi._sync.transfer import Export, Import, Transfer
 from storeapi._threads import CommentNode, comment_tree
+from storeapi._transfer import (
+    ConflictPolicy,
+    ExportBatch,
+    ExportTotals,
+    ImportProgress,
+    Record,
+    RecordFailure,
+    RecordState,
+)
 from storeapi.errors import (
     AlreadyExists,
     BatchDuplicate,
@@ -150,6 +161,9 @@ __all__ = [
     "Admin",
     "Erasure",
     "Rebuild",
+    "Transfer",
+    "Export",
+    "Import",
     "Pager",
     "RawStubs",
     "AsyncBatches",
@@ -161,6 +175,9 @@ __all__ = [
     "AsyncAdmin",
     "AsyncErasure",
     "AsyncRebuild",
+    "AsyncTransfer",
+    "AsyncExport",
+    "AsyncImport",
     "AsyncPager",
     "AsyncRawStubs",
     "CHANNEL_OPTIONS",
@@ -187,6 +204,13 @@ __all__ = [
     "SnippetPart",
     "EraseProgress",
     "RebuildProgress",
+    "Record",
+    "RecordState",
+    "ExportBatch",
+    "ExportTotals",
+    "ConflictPolicy",
+    "ImportProgress",
+    "RecordFailure",
     "FieldViolation",
     "Action",
     "Kind",

@@ -28,6 +28,9 @@ class _Channel:
     def unary_stream(self, *arguments: Any, **keywords: Any) -> "_Method":
         return _Method(self._channel.unary_stream(*arguments, **keywords), self._metadata)
 
+    def stream_stream(self, *arguments: Any, **keywords: Any) -> "_Method":
+        return _Method(self._channel.stream_stream(*arguments, **keywords), self._metadata)
+
 
 class _Method:
     """A method of a stub."""

@@ -14,6 +14,7 @@ from storeapi._async.calls import AsyncCalls
 from storeapi._async.changes import AsyncChanges
 from storeapi._async.comments import AsyncComments
 from storeapi._async.posts import AsyncPosts
+from storeapi._async.transfer import AsyncTransfer
 from storeapi._connection import (
     CLIENT_DEFAULT,
     Secret,
@@ -24,7 +25,13 @@ from storeapi._connection import (
 )
 from storeapi._consistency import Consistency, checked
 from storeapi._metadata import with_metadata
-from storeapi.v1 import admin_pb2_grpc, changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
+from storeapi.v1 import (
+    admin_pb2_grpc,
+    changes_pb2_grpc,
+    comments_pb2_grpc,
+    posts_pb2_grpc,
+    transfer_pb2_grpc,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +51,8 @@ class AsyncRawStubs:
     """Every method of ChangeService."""
     admin: admin_pb2_grpc.AdminServiceAsyncStub
     """Every method of AdminService."""
+    transfer: transfer_pb2_grpc.TransferServiceAsyncStub
+    """Every method of TransferService."""
 
 
 class AsyncStoreClient:
@@ -68,6 +77,8 @@ class AsyncStoreClient:
     """The change feed."""
     admin: AsyncAdmin
     """Erases authors."""
+    transfer: AsyncTransfer
+    """Exports and imports everything."""
     raw: AsyncRawStubs
     """The generated stubs."""
 
@@ -148,11 +159,13 @@ class AsyncStoreClient:
             comments=comments_pb2_grpc.CommentServiceStub(channel),
             changes=changes_pb2_grpc.ChangeServiceStub(channel),
             admin=admin_pb2_grpc.AdminServiceStub(channel),
+            transfer=transfer_pb2_grpc.TransferServiceStub(channel),
         )
         self.posts = AsyncPosts(self._calls, self.raw.posts)
         self.comments = AsyncComments(self._calls, self.raw.comments)
         self.changes = AsyncChanges(self._calls, self.raw.changes)
         self.admin = AsyncAdmin(self._calls, self.raw.admin)
+        self.transfer = AsyncTransfer(self._calls, self.raw.transfer)
 
     @property
     def consistency_token(self) -> str:

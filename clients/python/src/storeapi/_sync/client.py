@@ -24,7 +24,14 @@ from storeapi._sync.calls import Calls
 from storeapi._sync.changes import Changes
 from storeapi._sync.comments import Comments
 from storeapi._sync.posts import Posts
-from storeapi.v1 import admin_pb2_grpc, changes_pb2_grpc, comments_pb2_grpc, posts_pb2_grpc
+from storeapi._sync.transfer import Transfer
+from storeapi.v1 import (
+    admin_pb2_grpc,
+    changes_pb2_grpc,
+    comments_pb2_grpc,
+    posts_pb2_grpc,
+    transfer_pb2_grpc,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +50,8 @@ class RawStubs:
     """Every method of ChangeService."""
     admin: admin_pb2_grpc.AdminServiceStub
     """Every method of AdminService."""
+    transfer: transfer_pb2_grpc.TransferServiceStub
+    """Every method of TransferService."""
 
 
 class StoreClient:
@@ -67,6 +76,8 @@ class StoreClient:
     """The change feed."""
     admin: Admin
     """Erases authors."""
+    transfer: Transfer
+    """Exports and imports everything."""
     raw: RawStubs
     """The generated stubs."""
 
@@ -146,11 +157,13 @@ class StoreClient:
             comments=comments_pb2_grpc.CommentServiceStub(channel),
             changes=changes_pb2_grpc.ChangeServiceStub(channel),
             admin=admin_pb2_grpc.AdminServiceStub(channel),
+            transfer=transfer_pb2_grpc.TransferServiceStub(channel),
         )
         self.posts = Posts(self._calls, self.raw.posts)
         self.comments = Comments(self._calls, self.raw.comments)
         self.changes = Changes(self._calls, self.raw.changes)
         self.admin = Admin(self._calls, self.raw.admin)
+        self.transfer = Transfer(self._calls, self.raw.transfer)
 
     @property
     def consistency_token(self) -> str:
