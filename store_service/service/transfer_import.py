@@ -295,7 +295,7 @@ def _completed(resource: Any, unset: frozenset[str], id: int, now: int) -> Any:
     if "version" in unset:
         values["version"] = 1
     create_time = resource.create_time
-    if "create_time" in unset and not resource.id:
+    if "create_time" in unset:
         values["create_time"] = create_time = now
     if "update_time" in unset:
         values["update_time"] = create_time

@@ -171,8 +171,8 @@ class TransferValidation:
         resource = kind.resource(inner)
         for field, description in self._problems(kind, state, message, inner, resource):
             return _error(index, (field, description))
-        unset = set() if inner.etag else {"version"}
-        unset.update([it for it in ("create_time", "update_time") if getattr(resource, it) is None])
+        # An export has etags, and leaves out times that are not known.
+        unset = [it for it in ("create_time", "update_time") if getattr(resource, it) is None]
         values: dict[str, Any] = {"version": _version(inner.etag)}
         if message.ancestor_ids:
             values["path"] = "".join([f"{it:0{LEVEL_DIGITS}x}" for it in message.ancestor_ids])
@@ -182,8 +182,7 @@ class TransferValidation:
             resource=replace(resource, **values),
             deleted_with=message.deleted_with,
             index=index,
-            # An export leaves out times that are not known.
-            unset=frozenset(unset) if "version" in unset or not resource.id else frozenset(),
+            unset=frozenset() if inner.etag else frozenset(["version", *unset]),
             post_external_id=message.post_external_id,
             reply_to_external_id=message.reply_to_external_id,
             depth=inner.depth if name == "comment" else 0,

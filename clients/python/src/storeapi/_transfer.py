@@ -50,8 +50,8 @@ class Record:
 
     resource: Post | Comment
     """The resource. In an import, `id` may be 0 if `external_id` is set: the service finds the resource by
-    its external id, or gives it an id. `post_id` may be 0 if `post_external_id` is set. An empty `etag` is
-    that of a new resource. Without id, the service sets an unknown `create_time`."""
+    its external id, or gives it an id. `post_id` may be 0 if `post_external_id` is set. Without `etag`
+    it is a new resource, and the service sets an unknown `create_time`."""
     state: RecordState = "live"
     """What the record is."""
     post_external_id: str = ""

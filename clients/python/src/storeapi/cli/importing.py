@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import sys
-import tempfile
-import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final, cast
 
 import click
 
+from storeapi import ConflictPolicy, ImportProgress, Record, RecordFailure
 from storeapi.cli import lines, output, progress
-from storeapi.cli.batches import Importer
 from storeapi.cli.failures import CommandFailed, ExitCode
+from storeapi.cli.files import replace_text
 from storeapi.cli.help import examples
-from storeapi.cli.progress import Report
 from storeapi.cli.settings import Settings
 
-BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
-"""The namespace of import ids that are derived from the content of a file."""
+SHOWN_FAILURES: Final = 10
+"""Maximum number of refused records that are printed."""
+
+COUNTS: Final = ("created", "overwritten", "unchanged", "skipped", "failed")
 
 
 @click.command(
-    "import", epilog=examples("storeapi import all.jsonl > ids.tsv", "zcat all.jsonl.gz | storeapi import")
+    "import",
+    epilog=examples(
+        "storeapi import all.jsonl",
+        "zcat all.jsonl.gz | storeapi import --on-conflict skip",
+        "storeapi import --resume import.state all.jsonl",
+    ),
 )
 @click.argument(
     "file", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path)
 )
 @click.option(
-    "--import-id",
-    metavar="TEXT",
-    help="Id of this import. Default: derived from the content of the file.",
+    "--on-conflict",
+    type=click.Choice(["fail", "skip", "overwrite"]),
+    default="fail",
+    show_default=True,
+    help="If an id or external_id is stored with other values: stop, skip the line, or replace what is"
+    " stored.",
+)
+@click.option("--validate-only", is_flag=True, help="Check the lines and store nothing.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="STATE",
+    help="File that says how far the import is. It is created, and removed at the end; if it exists, the"
+    " import continues.",
 )
 @click.option(
     "--ignore-unknown-fields",
@@ -39,84 +58,98 @@ BY_CONTENT: Final = uuid.UUID("8f6f2f0e-6c1b-4d57-9a53-0f6a2f5f7c11")
     help="Import without the fields that this version of the command does not know.",
 )
 @click.pass_obj
-def import_(settings: Settings, file: Path, import_id: str | None, ignore_unknown_fields: bool) -> None:
-    """Create the posts and comments of an export, each with a new id.
+def import_(
+    settings: Settings,
+    file: Path,
+    on_conflict: str,
+    validate_only: bool,
+    resume: Path | None,
+    ignore_unknown_fields: bool,
+) -> None:
+    """Store the records of an export, with their ids, times and etags.
 
-    The whole FILE ("-" is stdin, the default) is checked before anything is stored. Posts are created first,
-    then comments on the new posts, in batches that are stored completely or not at all. Times and etags are
-    new too. A comment must come before the replies to it. A reply to a comment that is not in the file
-    becomes a comment at the top level. The tombstone of a deleted comment is created as a comment with the
-    text "deleted", which is deleted when its replies exist: so replies keep their places. A post that the
-    erasure of its author has emptied gets the same text. Another line with a delete_time is an error. The new
-    ids go to stdout, unless that is a terminal: lines of kind, old id and new id.
+    It needs the permission admin. FILE is read once ("-" is stdin, the default), and is stored in batches. A
+    post must come before its comments, and a comment before the replies to it. A line without an id is found
+    by its external_id; it gets an id if it is new. A line without an etag and create_time is created now.
 
-    An unknown field is an error, unless --ignore-unknown-fields is given: the file may be from a newer
-    version. A missing optional field gets its default.
-
-    To continue an interrupted import, run the same command again. Nothing is created twice: every batch has a
-    request id derived from the import id and its number, and a repeated batch gets its first response. The
-    service keeps request ids for 24 hours unless configured otherwise; after that, a second run creates
-    everything again. If a line is refused, change it, keep the lines before it unchanged, and run again with
-    the import id in the error.
-
-    To import the same file twice on purpose, give another --import-id. If resources that an import created
-    have been deleted since, an import with the same id does not create them again: it reports them and ends
-    with exit code 4.
+    An import can be repeated, for example after an interruption: a line that is stored already is not stored
+    again. With --resume it also continues where it was interrupted. A line that the service refuses ends the
+    import with --on-conflict fail; otherwise the others are imported, and the exit code is not 0.
     """
-    # A copy, because it is read several times: stdin can be read only once, and a file can change.
-    with tempfile.TemporaryFile() as copy, progress.shown(prints=settings.json) as report:
-        if str(file) == "-":
-            digest = _copied(sys.stdin.buffer, copy, report)
-        else:
-            with file.open("rb") as source:
-                digest = _copied(source, copy, report)
-        contents = lines.check(copy, report, ignore_unknown_fields=ignore_unknown_fields)
-        import_id = import_id or str(uuid.uuid5(BY_CONTENT, digest))
-        total = contents.posts + contents.comments
-        done = 0
-        report("importing", done, 0.0)
-        with settings.connect() as client:
-            importer = Importer(client, copy, import_id)
-            try:
-                for batch in importer.run():
-                    for line, new_id in batch:
-                        _print_ids(line, new_id, as_json=settings.json)
-                    sys.stdout.flush()
-                    done += len(batch)
-                    report("importing", done, done / total)
-            except KeyboardInterrupt:
-                raise CommandFailed(
-                    f"interrupted; to continue, {importer.again}", exit_code=ExitCode.INTERRUPTED
-                ) from None
-    if importer.deleted:
-        raise CommandFailed(
-            f"{importer.deleted} of {total} posts and comments were created by this import before and have "
-            f"been deleted since; they were not created again (import id {import_id}; with another "
-            "--import-id everything is created again)",
-            exit_code=ExitCode.CONFLICT,
-        )
-    if contents.orphans:
-        click.echo(
-            f"{contents.orphans} replies to comments that are not in the file are comments at the top level",
-            err=True,
-        )
-    summary = f"imported {contents.posts} posts and {contents.comments} comments (import id {import_id})"
+    skipped = _saved(resume)
+    total = 0 if str(file) == "-" else file.stat().st_size
+    failures: list[RecordFailure] = []
+    done = ImportProgress()
+    with _opened(file) as source, progress.shown(prints=settings.json) as report:
+        records = read_records(source, ignore_unknown_fields=ignore_unknown_fields)
+        report("importing", 0, None)
+        try:
+            with (
+                settings.connect() as client,
+                client.transfer.import_records(
+                    islice(records, skipped, None),
+                    on_conflict=cast("ConflictPolicy", on_conflict),
+                    validate_only=validate_only,
+                ) as steps,
+            ):
+                for done in steps:
+                    failures += done.failures[: SHOWN_FAILURES - len(failures)]
+                    if done.failed and on_conflict == "fail":
+                        break
+                    if resume is not None:
+                        replace_text(resume, json.dumps({"records": skipped + done.records}))
+                    report("importing", skipped + done.records, _part(source, total))
+        except KeyboardInterrupt:
+            again = "run it again" + ("" if resume else "; nothing is stored twice")
+            message = f"interrupted after {skipped + done.records} records; to continue, {again}"
+            raise CommandFailed(message, exit_code=ExitCode.INTERRUPTED) from None
+    for failure in failures:
+        click.echo(f"{_place(failure)}: {failure.reason}: {failure.field} {failure.description}", err=True)
+    if settings.json:
+        output.print_json({name: getattr(done, name) for name in COUNTS})
+    counted = ", ".join([f"{getattr(done, name)} {name}" for name in COUNTS if getattr(done, name)])
+    summary = f"{'checked' if validate_only else 'imported'} {done.records} records: {counted or 'none'}"
+    if done.failed:
+        is_conflict = any(it.reason in ("CONFLICT", "EXTERNAL_ID_TAKEN") for it in failures)
+        raise CommandFailed(summary, exit_code=ExitCode.CONFLICT if is_conflict else ExitCode.FAILED)
+    if resume is not None:
+        with suppress(FileNotFoundError):
+            resume.unlink()
     click.echo(summary, err=True)
 
 
-def _copied(source: IO[bytes], copy: IO[bytes], report: Report) -> str:
-    """Copies a file and returns the SHA-256 of its content."""
-    digest = hashlib.sha256()
-    report("reading bytes", 0, None)
-    while piece := source.read(1 << 20):
-        digest.update(piece)
-        copy.write(piece)
-        report("reading bytes", copy.tell(), None)
-    return digest.hexdigest()
+def read_records(source: IO[bytes], *, ignore_unknown_fields: bool) -> Iterator[Record]:
+    """The records of a file. Every format has such a function."""
+    return lines.read(source, ignore_unknown_fields=ignore_unknown_fields)
 
 
-def _print_ids(line: lines.Line, new_id: int, *, as_json: bool) -> None:
-    if as_json:
-        output.print_json({"kind": line.kind, "old_id": line.id, "new_id": new_id})
-    elif not sys.stdout.isatty():
-        click.echo(f"{line.kind}\t{line.id}\t{new_id}")
+@contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    if str(file) == "-":
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as source:
+        yield source
+
+
+def _saved(resume: Path | None) -> int:
+    """The number of records that are stored according to the state of an interrupted import."""
+    if resume is None or not resume.exists():
+        return 0
+    try:
+        saved: Any = json.loads(resume.read_text())["records"]
+    except (ValueError, TypeError, KeyError):
+        saved = None
+    if not isinstance(saved, int) or saved < 0:
+        raise CommandFailed(f"{resume} is not the state of an import")
+    return saved
+
+
+def _part(source: IO[bytes], total: int) -> float | None:
+    """The part of the file that was read; None if its size is not known."""
+    return min(source.tell() / total, 1.0) if total else None
+
+
+def _place(failure: RecordFailure) -> str:
+    record = failure.record
+    return f"line {record.number}" if isinstance(record, lines.Line) else f"record {failure.index + 1}"

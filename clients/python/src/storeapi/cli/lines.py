@@ -1,116 +1,66 @@
-"""The format of `storeapi export`: one JSON object per line, each a post or a comment."""
+"""The format of `storeapi export`: one JSON object per line, each a record."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from datetime import datetime, timezone
 from typing import IO, Any, Final
 
-from storeapi._resources import COMMENTS, POSTS, RESOURCE_TYPES, ResourceType
+from storeapi import Record
+from storeapi._resources import RESOURCE_TYPES, TIMES
 from storeapi.cli import output
 from storeapi.cli.failures import CommandFailed
-from storeapi.cli.progress import Report
-from storeapi.model import CommentDraft, PostDraft, Resource
 
-PLACEHOLDER: Final = "deleted"
-"""The body of an imported resource whose body in the file is empty: a comment that becomes a tombstone at the
-end of the import, or a post whose author was erased."""
+_STATES: Final = ("live", "deleted", "revision")
 
-LINES_BETWEEN_REPORTS: Final = 1000
-"""While a file is checked."""
+_OF_RECORD: Final[Mapping[str, type]] = {
+    "state": str,
+    "post_external_id": str,
+    "reply_to_external_id": str,
+    "ancestor_ids": tuple,
+    "deleted_with": int,
+}
+"""The fields of a line that are not fields of the resource; those with an empty value are left out."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """A post or comment of a file."""
+@dataclass(frozen=True, kw_only=True)
+class Line(Record):
+    """A record of a file."""
 
     number: int
-    """The line number, from 1."""
-    kind: str
-    """The name of the resource type."""
-    id: int
-    """The id in the file."""
-    draft: PostDraft | CommentDraft
-    """The resource to create; `post_id` and `reply_to_id` are ids in the file."""
-    is_tombstone: bool = False
-    """Whether it is the tombstone of a deleted comment; `body` is PLACEHOLDER then."""
+    """The number of the line, from 1."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contents:
-    """The number of resources in a file."""
-
-    posts: int
-    comments: int
-    orphans: int
-    """The number of comments that reply to a comment that is not in the file."""
-
-
-def line_of(resource: Resource, *, for_terminal: bool = False) -> bytes:
-    """A post or comment as a line of a file, or as a line that a terminal shows."""
-    kind = type(resource).__name__.lower()
-    return output.as_line({"kind": kind, **output.record(resource)}, for_terminal=for_terminal)
+def line_of(record: Record) -> bytes:
+    """A record as a line of a file."""
+    values: dict[str, Any] = {"kind": kind_of(record), **output.record(record.resource)}
+    for name in _OF_RECORD:
+        value = getattr(record, name)
+        if value and value != "live":
+            values[name] = value
+    return output.as_line(values)
 
 
-def read(file: IO[bytes], kind: str | None = None, *, ignore_unknown_fields: bool = True) -> Iterator[Line]:
-    """Reads the lines of a file from its start, of one kind or of all; empty lines are skipped."""
-    file.seek(0)
-    for number, text in enumerate(file, start=1):
-        if text.strip():
-            line = _line(text, number, ignore_unknown_fields=ignore_unknown_fields)
-            if kind is None or line.kind == kind:
-                yield line
+def kind_of(record: Record) -> str:
+    """The name of the resource type of a record."""
+    return type(record.resource).__name__.lower()
 
 
-def check(file: IO[bytes], report: Report, *, ignore_unknown_fields: bool = False) -> Contents:
-    """Reads the whole file, so that an invalid one fails before anything is stored.
+def read(file: IO[bytes], *, ignore_unknown_fields: bool = False) -> Iterator[Line]:
+    """Reads the records of a file; empty lines are skipped.
 
     Args:
-        file: The file, which is read from its start.
-        report: Called with the progress.
-        ignore_unknown_fields: Accept fields that this version does not know.
+        file: The file.
+        ignore_unknown_fields: Read records without the fields that this version does not know.
 
     Raises:
-        CommandFailed: A line is invalid, an id or external id is duplicate, the post of a comment is not in
-            the file, or a comment does not come before the replies to it or is on another post.
+        CommandFailed: A line is invalid.
     """
-    known: dict[str, set[int]] = {kind: set() for kind in RESOURCE_TYPES}
-    external_ids: dict[str, set[str]] = {kind: set() for kind in RESOURCE_TYPES}
-    first_comments: dict[int, int] = {}
-    posts: dict[int, int] = {}
-    first_replies: dict[int, int] = {}
-    orphans = 0
-    size = os.fstat(file.fileno()).st_size
-    report("checking the file", 0, 0.0)
-    for line in read(file, ignore_unknown_fields=ignore_unknown_fields):
-        if line.number % LINES_BETWEEN_REPORTS == 0:
-            report("checking the file", line.number, file.tell() / size)
-        if line.id in known[line.kind]:
-            raise _invalid(line.number, f"duplicate {line.kind} {line.id}")
-        known[line.kind].add(line.id)
-        if line.draft.external_id in external_ids[line.kind]:
-            raise _invalid(line.number, f"duplicate external_id {line.draft.external_id!r} of a {line.kind}")
-        if line.draft.external_id:
-            external_ids[line.kind].add(line.draft.external_id)
-        if isinstance(line.draft, CommentDraft):
-            post_id, reply_to_id = line.draft.post_id, line.draft.reply_to_id
-            first_comments.setdefault(post_id, line.number)
-            if reply_to_id and reply_to_id not in posts:
-                first_replies.setdefault(reply_to_id, line.number)
-                orphans += 1
-            elif reply_to_id and posts[reply_to_id] != post_id:
-                raise _invalid(line.number, f"comment {reply_to_id}, which it replies to, is on another post")
-            if line.id in first_replies:
-                raise _invalid(
-                    first_replies[line.id], f"comment {line.id} must come before the replies to it"
-                )
-            posts[line.id] = post_id
-    for post_id, number in first_comments.items():
-        if post_id not in known["post"]:
-            raise _invalid(number, f"post {post_id} of this comment is not in the file")
-    return Contents(posts=len(known["post"]), comments=len(known["comment"]), orphans=orphans)
+    for number, text in enumerate(file, start=1):
+        if text.strip():
+            yield _line(text, number, ignore_unknown_fields=ignore_unknown_fields)
 
 
 def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
@@ -125,64 +75,66 @@ def _line(text: bytes, number: int, *, ignore_unknown_fields: bool) -> Line:
     resource_type = RESOURCE_TYPES.get(kind) if isinstance(kind, str) else None
     if resource_type is None:
         raise _invalid(number, f"kind must be {' or '.join(map(json.dumps, RESOURCE_TYPES))}")
-    id = _value("id", int, values.pop("id", None), number)
-    is_tombstone = False
-    if values.get("delete_time") is not None:
-        is_tombstone = resource_type is COMMENTS and values.get("body") == ""
-        if not is_tombstone:
-            raise _invalid(number, f"the {kind} is deleted; without delete_time it is imported as it was")
-        values["body"] = PLACEHOLDER
-    elif resource_type is POSTS and values.get("body") == "" and values.get("etag"):
-        # Only an erasure empties a stored post. A line without an etag was not exported.
-        values["body"] = PLACEHOLDER
-    draft = {
-        name: _field(resource_type, name, values.pop(name, None), number)
-        for name in resource_type.draft_fields
-        if name in values or name in resource_type.required
-    }
-    # Fields that only the service sets are ignored: new resources get new values.
-    unknown = sorted(values.keys() - {it.name for it in fields(resource_type.model)})
+    if values.get("state") is not None and values["state"] not in _STATES:
+        raise _invalid(number, f"state must be {', '.join(map(json.dumps, _STATES))}")
+    types = {it.name: _type_of(it.name, it.type) for it in fields(resource_type.model)}
+    unknown = sorted(values.keys() - {*types, *_OF_RECORD})
     if unknown and not ignore_unknown_fields:
         raise _invalid(
             number,
             f"unknown field {unknown[0]!r} of a {kind}; use a version of storeapi that knows it, or "
             "--ignore-unknown-fields to import without it",
         )
-    return Line(
-        number=number,
-        kind=resource_type.name,
-        id=id,
-        draft=resource_type.draft(**draft),
-        is_tombstone=is_tombstone,
-    )
+    # A record without an id is found by its external id.
+    resource: dict[str, Any] = {"id": 0, "body": "", **({"post_id": 0} if kind == "comment" else {})}
+    more: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None or name in unknown:
+            continue
+        if name in _OF_RECORD:
+            more[name] = _value(name, _OF_RECORD[name], value, number)
+        else:
+            resource[name] = _value(name, types[name], value, number)
+    return Line(resource=resource_type.model(**resource), number=number, **more)
 
 
-def _field(resource_type: ResourceType[Any], name: str, value: object, number: int) -> Any:
-    """The value of a field of a draft; only required ones must not be empty."""
-    if name in resource_type.required:
-        if value == "":
-            raise _invalid(number, f"{name} must not be empty")
-    elif resource_type.draft_fields[name] is int and value == 0 and value is not False:
-        return value
-    return _value(name, resource_type.draft_fields[name], value, number)
+def _type_of(name: str, type: Any) -> Any:
+    return datetime if name in TIMES else dict if name == "labels" else type
 
 
-def _value(name: str, kind: object, value: object, number: int) -> Any:
-    """A positive integer, labels or a text. The service checks the length of texts."""
+def _value(name: str, kind: Any, value: Any, number: int) -> Any:
+    """A value as the model has it. The service checks its limits."""
     if kind is int:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise _invalid(number, f"{name} must be a positive integer")
-    elif kind == Mapping[str, str]:
+        if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**63:
+            raise _invalid(number, f"{name} must be an integer")
+    elif kind is dict:
         if not isinstance(value, dict):
             raise _invalid(number, f"{name} must be an object")
         for key, label in value.items():
             _value(f"a key of {name}", str, key, number)
             _value(f"{name}.{key}", str, label, number)
+    elif kind is tuple:
+        if not isinstance(value, list):
+            raise _invalid(number, f"{name} must be an array")
+        return tuple(_value(f"an element of {name}", int, it, number) for it in value)
     elif not isinstance(value, str):
         raise _invalid(number, f"{name} must be a text")
-    elif "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+    elif any("\ud800" <= character <= "\udfff" for character in value):
         raise _invalid(number, f"{name} contains an invalid character")
+    elif kind is datetime:
+        return _time(name, value, number)
     return value
+
+
+def _time(name: str, value: str, number: int) -> datetime:
+    try:
+        # Python 3.10 does not know Z.
+        time = datetime.fromisoformat(value.removesuffix("Z") + "+00:00" * value.endswith("Z"))
+    except ValueError:
+        time = None
+    if time is None or time.utcoffset() is None:
+        raise _invalid(number, f"{name} must be a time such as 2026-11-22T12:00:00.000000Z")
+    return time.astimezone(timezone.utc)
 
 
 def _invalid(number: int, reason: str) -> CommandFailed:
