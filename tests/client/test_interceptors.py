@@ -74,7 +74,10 @@ class BareChannel(Bare, grpc.Channel):
 
         return call
 
-    stream_unary = stream_stream = subscribe = unsubscribe = __enter__ = __exit__ = None
+    def stream_stream(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._channel.stream_stream(*arguments, **keywords)
+
+    stream_unary = subscribe = unsubscribe = __enter__ = __exit__ = None
 
 
 class BareAioChannel(Bare, grpc.aio.Channel):
@@ -91,7 +94,10 @@ class BareAioChannel(Bare, grpc.aio.Channel):
 
         return call
 
-    stream_unary = stream_stream = get_state = wait_for_state_change = channel_ready = None
+    def stream_stream(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._channel.stream_stream(*arguments, **keywords)
+
+    stream_unary = get_state = wait_for_state_change = channel_ready = None
     __aenter__ = __aexit__ = None
 
 

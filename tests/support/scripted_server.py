@@ -14,13 +14,13 @@ import storeapi
 from google.protobuf import any_pb2, message_factory
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
-from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2
+from storeapi.v1 import admin_pb2, changes_pb2, comments_pb2, posts_pb2, transfer_pb2
 
 from tests.support.timeouts import scaled_timeout
 
 SERVICES = {
     service.full_name: service
-    for file in (it.DESCRIPTOR for it in (posts_pb2, comments_pb2, changes_pb2, admin_pb2))
+    for file in (it.DESCRIPTOR for it in (posts_pb2, comments_pb2, changes_pb2, admin_pb2, transfer_pb2))
     for service in file.services_by_name.values()
 }
 

@@ -303,7 +303,9 @@ def test_import_shows_progress(
     assert "imported 2000 records: 2000 unchanged" in of_pipe
 
 
-@pytest.mark.parametrize("command", [["export"], ["--json", "import", "all.jsonl"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command", [["export"], ["--json", "import", "--on-conflict", "skip", "all.jsonl"]], ids=" ".join
+)
 def test_progress_is_hidden_if_results_go_to_the_same_terminal(
     on_terminal: Callable[..., str], storeapi: StoreapiCommand, store: StoreClient, command: list[str]
 ) -> None:

@@ -106,8 +106,13 @@ class Reconnecting:
             self._attempts = None if not self._has_begun else attempts
             raise error from (None if cause is error else cause)
         if error.attempts & (error.attempts - 1) == 0:
-            log.warning(
-                "%s interrupted (attempt %d), retry in %.2f s: %s", self._name, error.attempts, pause, error
+            log.log(
+                logging.WARNING if self._has_begun else logging.INFO,
+                "%s interrupted (attempt %d), retry in %.2f s: %s",
+                self._name,
+                error.attempts,
+                pause,
+                error,
             )
         self._pause.wait(pause)
 

@@ -107,6 +107,7 @@ def import_(
         click.echo(f"{_place(failure)}: {failure.reason}: {failure.field} {failure.description}", err=True)
     if settings.json:
         output.print_json({name: getattr(done, name) for name in COUNTS})
+        sys.stdout.flush()
     counted = ", ".join([f"{getattr(done, name)} {name}" for name in COUNTS if getattr(done, name)])
     summary = f"{'checked' if validate_only else 'imported'} {done.records} records: {counted or 'none'}"
     if done.failed:

@@ -81,7 +81,7 @@ class PartialExport:
         for_terminal = target.isatty()
         count = 0
         for line in self._final_lines():
-            target.write(in_json(line.decode()).encode() if for_terminal else line)
+            target.write(in_json(line.decode().rstrip("\n")).encode() + b"\n" if for_terminal else line)
             count += 1
         return count
 

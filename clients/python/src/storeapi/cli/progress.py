@@ -51,7 +51,8 @@ def shown(*, prints: bool) -> Iterator[Report]:
                 "left": left,
             }
             if same:
-                bars.update(same.id, **state)
+                # The end of a phase is shown, however short it is.
+                bars.update(same.id, refresh=part == 1.0, **state)
                 return
             for before in bars.tasks:
                 bars.remove_task(before.id)

@@ -24,7 +24,9 @@ BEFORE_CAUSE: Final = re.compile(
 """What gRPC puts before the cause of a connection that failed."""
 
 
-class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+class Waiting(
+    grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor
+):
     """Observes the calls of a channel with their retries, and reports each cause of waiting once."""
 
     def __init__(self, target: str) -> None:
@@ -55,9 +57,15 @@ class Waiting(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercepto
         return call
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        """Begins a watch."""
+        """Begins a watch or an export."""
         self._begin()
         return _Responses(continuation(client_call_details, request), self)
+
+    def intercept_stream_stream(
+        self, continuation: Any, client_call_details: Any, request_iterator: Any
+    ) -> Any:
+        """Begins an import."""
+        return self.intercept_unary_stream(continuation, client_call_details, request_iterator)
 
     def _begin(self) -> None:
         with self._lock:
