@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import click
 
@@ -22,57 +23,65 @@ from storeapi.cli.settings import Settings
     "export", epilog=examples("storeapi export all.jsonl", "storeapi export | gzip > all.jsonl.gz")
 )
 @click.argument("file", default="-", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path))
-@click.option("--resume", is_flag=True, help="Continue the export into FILE that was interrupted.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the records in FILE.partial until the export is complete, and continue from there after an"
+    " interruption.",
+)
 @click.pass_obj
 def export(settings: Settings, file: Path, resume: bool) -> None:
     """Write everything that is stored as JSON lines.
 
     Posts, comments and tombstones, deleted posts and comments that can be restored, and former versions, with
     ids, times and etags: `storeapi import` stores them again. It needs the permission admin. Other callers
-    may write meanwhile: the records are those of one point in time, at the end of the export.
+    may write meanwhile: the records are those of one point in time, at the end of the export. Until then they
+    are in a temporary file.
 
-    FILE is created, or replaced, only when the export is complete; "-" is stdout, the default. Until then the
-    records are in FILE.partial, or in a temporary file. After an interruption, --resume continues.
+    FILE is created, or replaced, only when the export is complete; "-" is stdout, the default.
     """
     if str(file) == "-":
         if resume:
             raise click.UsageError("--resume needs a FILE", click.get_current_context())
-        with tempfile.TemporaryFile() as partial_file:
-            counted = _write(settings, PartialExport(partial_file), file)
+        with tempfile.TemporaryFile() as temporary:
+            counted = _write(settings, PartialExport(temporary), sys.stdout.buffer)
+        sys.stdout.flush()
+    elif resume:
+        counted = _resume(settings, file)
     else:
-        part, state = file.with_name(f"{file.name}.partial"), file.with_name(f"{file.name}.partial.state")
-        if resume and not (part.exists() and state.exists()):
-            raise click.UsageError(f"there is no interrupted export into {file}", click.get_current_context())
-        with part.open("r+b" if resume else "w+b") as partial_file:
-            partial = PartialExport(partial_file, state)
-            if resume:
-                partial.resume()
-            try:
-                counted = _write(settings, partial, file)
-            except KeyboardInterrupt:
-                partial.save()
-                message = f"interrupted; to continue: storeapi export --resume {file}"
-                raise CommandFailed(message, exit_code=ExitCode.INTERRUPTED) from None
-            except BaseException:
-                partial.save()
-                if not partial.cursor:
-                    partial.remove(part)
-                raise
-            partial.remove(part)
+        folder = file.parent if file.is_file() or not file.exists() else None
+        with whole_file(file) as target, tempfile.TemporaryFile(dir=folder) as temporary:
+            counted = _write(settings, PartialExport(temporary), target)
     click.echo(_summary(*counted), err=True)
 
 
-def _write(settings: Settings, partial: PartialExport, file: Path) -> tuple[int, ExportTotals]:
-    with settings.connect() as client, progress.shown(prints=str(file) == "-") as report:
+def _resume(settings: Settings, file: Path) -> tuple[int, ExportTotals]:
+    """Begins or continues an export that can be continued."""
+    part, state = file.with_name(f"{file.name}.partial"), file.with_name(f"{file.name}.partial.state")
+    is_begun = part.exists() and state.exists()
+    with part.open("r+b" if is_begun else "w+b") as partial_file:
+        partial = PartialExport(partial_file, state)
+        if is_begun:
+            partial.resume()
+        try:
+            with whole_file(file) as target:
+                counted = _write(settings, partial, target)
+        except BaseException as error:
+            partial.save()
+            if isinstance(error, KeyboardInterrupt):
+                message = f"interrupted; to continue: storeapi export --resume {file}"
+                raise CommandFailed(message, exit_code=ExitCode.INTERRUPTED) from None
+            raise
+    for path in (part, state):
+        path.unlink()
+    return counted
+
+
+def _write(settings: Settings, partial: PartialExport, target: IO[bytes]) -> tuple[int, ExportTotals]:
+    with settings.connect() as client, progress.shown(prints=target is sys.stdout.buffer) as report:
         totals = receive(client, partial, report)
         report("writing", partial.records, None)
-        if str(file) == "-":
-            count = partial.write_to(sys.stdout.buffer)
-            sys.stdout.flush()
-        else:
-            with whole_file(file) as target:
-                count = partial.write_to(target)
-    return count, totals
+        return partial.write_to(target), totals
 
 
 def receive(client: StoreClient, partial: PartialExport, report: Report) -> ExportTotals:

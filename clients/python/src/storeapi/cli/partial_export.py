@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -55,7 +54,7 @@ class PartialExport:
         self._file.write(b"".join(map(line_of, batch)))
         self.records += len(batch)
         self.cursor = batch.cursor
-        if self._state is not None and time.monotonic() - self._saved_at > SAVE_SECONDS:
+        if time.monotonic() - self._saved_at > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -84,14 +83,6 @@ class PartialExport:
             target.write(in_json(line.decode().rstrip("\n")).encode() + b"\n" if for_terminal else line)
             count += 1
         return count
-
-    def remove(self, path: Path) -> None:
-        """Removes the saved state, and the file at a path."""
-        self._file.close()
-        for it in (path, self._state):
-            if it is not None:
-                with suppress(FileNotFoundError):
-                    it.unlink()
 
     def _final_lines(self) -> Iterator[bytes]:
         self._file.flush()
