@@ -75,7 +75,7 @@ class TransferService:
                     if request is not None:
                         ready = (
                             request.batch,
-                            self._validation.batch(request, options, after=number),
+                            await self._validation.batch(request, options, after=number),
                         )
                         number = request.batch
                         reading = asyncio.ensure_future(anext(requests, None))
@@ -85,7 +85,7 @@ class TransferService:
                     task.cancel()
 
     async def ImportRecords(self, request: pb.ImportRecordsRequest, _: Context) -> pb.ImportRecordsResponse:
-        result = await self._imports.store(self._validation.only_batch(request))
+        result = await self._imports.store(await self._validation.only_batch(request))
         return pb.ImportRecordsResponse(result=_result_to_message(result))
 
 

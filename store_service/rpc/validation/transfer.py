@@ -1,5 +1,6 @@
 """Checks the requests of TransferService. A record that is not valid does not affect the other records."""
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -35,6 +36,9 @@ _ETAG = re.compile(rf"v([1-9a-f][0-9a-f]{{0,15}})({TOMBSTONE_ETAG})?")
 
 _MIN_SECONDS, _MAX_SECONDS = -62_135_596_800, 253_402_300_799
 """The range of a Timestamp: the years 1 to 9999."""
+
+CHECKED_AT_ONCE = 200
+"""Number of records that are checked before the event loop runs again; each takes 20 to 30 microseconds."""
 
 _TIMES = ("create_time", "update_time", "delete_time", "purge_time")
 
@@ -116,7 +120,7 @@ class TransferValidation:
         violations.raise_if_any()
         return request.options
 
-    def batch(self, request: pb.ImportRequest, options: pb.ImportOptions, *, after: int) -> ImportBatch:
+    async def batch(self, request: pb.ImportRequest, options: pb.ImportOptions, *, after: int) -> ImportBatch:
         """Returns the batch in a further request, whose number must be greater than that of the last one."""
         violations = Violations(self._max_batch_size)
         if request.HasField("options"):
@@ -125,17 +129,17 @@ class TransferValidation:
             violations.add(FieldInvalid, "batch", f"must be greater than {after}")
         violations.check_batch_size("records", request.records)
         violations.raise_if_any()
-        return self._batch(request, options.on_conflict, dry_run=options.validate_only, is_part=True)
+        return await self._batch(request, options.on_conflict, dry_run=options.validate_only, is_part=True)
 
-    def only_batch(self, request: pb.ImportRecordsRequest) -> ImportBatch:
+    async def only_batch(self, request: pb.ImportRecordsRequest) -> ImportBatch:
         """Returns the batch of ImportRecords."""
         violations = Violations(self._max_batch_size)
         check_policy(request.on_conflict, "on_conflict", violations)
         violations.check_batch_size("records", request.records)
         violations.raise_if_any()
-        return self._batch(request, request.on_conflict, dry_run=request.validate_only, is_part=False)
+        return await self._batch(request, request.on_conflict, dry_run=request.validate_only, is_part=False)
 
-    def _batch(
+    async def _batch(
         self,
         request: pb.ImportRequest | pb.ImportRecordsRequest,
         policy: int,
@@ -146,6 +150,8 @@ class TransferValidation:
         records: list[ImportedRecord] = []
         errors: list[RecordError] = []
         for index, message in enumerate(request.records):
+            if index % CHECKED_AT_ONCE == CHECKED_AT_ONCE - 1:
+                await asyncio.sleep(0)
             record = self._record(message, index)
             if isinstance(record, RecordError):
                 errors.append(record)
