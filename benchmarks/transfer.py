@@ -49,9 +49,9 @@ def _measure(contender: Contender, folder: Path, stack: ExitStack, records: int)
             server_mib = _peak_mib(server.pid)
         print(
             f"{contender.name} {command}: {records:,} records, {seconds:.1f} s,"
-            f" {records / seconds:,.0f} records/s, CPU time of the client {client_seconds:.1f} s, of the server"
-            f" {server_seconds:.1f} s, peak memory of the client {client_mib:.0f} MiB, of the server"
-            f" {server_mib:.0f} MiB",
+            f" {records / seconds:,.0f} records/s; CPU time: client {client_seconds:.1f} s,"
+            f" server {server_seconds:.1f} s; peak memory: client {client_mib:.0f} MiB,"
+            f" server {server_mib:.0f} MiB",
             flush=True,
         )
     print(f"{contender.name}: {file.stat().st_size / 1e6:,.0f} MB, rows equal: {_equal(*urls)}", flush=True)
@@ -101,15 +101,14 @@ def _fill(connection: sqlalchemy.Connection, records: int) -> None:
         f" SELECT i, '{_BODY}', {now} + i, {now} + 2 * i, 'user-' || (i {modulo} 1000), 'p:' || i FROM n"
     )
     # Comment i replies to comment i / 2, if i is even and comment i / 2 is at the top level.
+    is_reply = f"i {modulo} 2 = 0 AND i / 2 {modulo} 2 = 1"
     connection.exec_driver_sql(
         f"{numbers.format(comments)} INSERT INTO comments"  # noqa: S608
         " (id, body, post_id, create_time, update_time, version, author, labels, reply_to_id, path)"
-        f" SELECT i, '{_BODY}', 1 + (CASE WHEN i {modulo} 2 = 0 AND i / 2 {modulo} 2 = 1 THEN i / 2 ELSE i END)"
-        f" {modulo} {posts},"
+        f" SELECT i, '{_BODY}', 1 + (CASE WHEN {is_reply} THEN i / 2 ELSE i END) {modulo} {posts},"
         f" {now} + i, {now} + 3 * i, 1 + i {modulo} 5, 'user-' || (i {modulo} 1000),"
         f" CASE WHEN i {modulo} 10 = 0 THEN '{{\"status\":\"approved\"}}' ELSE '' END,"
-        f" CASE WHEN i {modulo} 2 = 0 AND i / 2 {modulo} 2 = 1 THEN i / 2 ELSE 0 END,"
-        f" CASE WHEN i {modulo} 2 = 0 AND i / 2 {modulo} 2 = 1 THEN {hex_id} ELSE '' END FROM n"
+        f" CASE WHEN {is_reply} THEN i / 2 ELSE 0 END, CASE WHEN {is_reply} THEN {hex_id} ELSE '' END FROM n"
     )
 
 

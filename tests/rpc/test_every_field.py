@@ -19,12 +19,12 @@ import pytest
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 from storeapi.v1 import changes_pb2 as pb
-from storeapi.v1 import comments_pb2
+from storeapi.v1 import comments_pb2, transfer_pb2
 
 from store_service.config import Config
 from store_service.model import Position, Query, ResourceKind, ResumePoint
 from store_service.server import serving
-from store_service.service import page_tokens, resume_tokens
+from store_service.service import page_tokens, resume_tokens, transfer_cursor
 from tests.support.contract import METHODS, method_path, request_class, response_class
 from tests.support.database import Contents, database_contents, query
 from tests.support.errors import received_error
@@ -584,6 +584,138 @@ for name in ("post", "comment"):
     for method in ("Create", "Update"):
         PROOFS |= proofs_inside_batches(PROOFS, name, method)
 
+EXPORTED = (
+    "post 1 2 3, comment 1 2, deleted post 8, deleted comment 8, former post 2 2 8, former comment 2 2 8"
+)
+AFTER_PAGES = transfer_cursor.make_cursor(
+    transfer_cursor.Cursor(position=Position(xid=2, seq=2, time=TOLD_AT), part=len(transfer_cursor.PARTS)),
+    frozenset(ResourceKind),
+    STORE_ID,
+)
+PROOFS |= {
+    "Export.kinds": Proof(
+        {"kinds": ["RESOURCE_KIND_COMMENT"]}, "comment 1 2, deleted comment 8, former comment 2 2 8", EXPORTED
+    ),
+    "Export.cursor": Proof({"cursor": AFTER_PAGES}, "nothing", EXPORTED),
+}
+IMPORTED_POST = {"post": {"id": 9, "body": "new"}}
+IMPORTED_COMMENT = {"comment": {"id": 9, "body": "new", "post_id": 2}}
+FAIL, SKIP = 1, 2
+PROOFS |= {
+    "ImportRecords.on_conflict": Proof(
+        {"records": [{"post": {"id": 1, "body": "new"}}], "on_conflict": SKIP},
+        "1 skipped; no change",
+        "FIELD_INVALID on_conflict",
+    ),
+    "ImportRecords.validate_only": Proof(
+        {"records": [IMPORTED_POST], "on_conflict": FAIL, "validate_only": True},
+        "1 created; no change",
+        "1 created; post 9 is new",
+    ),
+    "Import.options": Proof(
+        {"options": {"on_conflict": FAIL}}, "1 created; post 9 is new", "FIELD_INVALID options"
+    ),
+    "Import.options.on_conflict": Proof(
+        {"options": {"on_conflict": FAIL}}, "1 created; post 9 is new", "FIELD_INVALID options.on_conflict"
+    ),
+    "Import.options.validate_only": Proof(
+        {"options": {"on_conflict": FAIL, "validate_only": True}},
+        "1 created; no change",
+        "1 created; post 9 is new",
+    ),
+    "Import.batch": Proof(
+        {"batch": 1, "records": [IMPORTED_POST]}, "1 created; post 9 is new", "FIELD_INVALID batch"
+    ),
+}
+
+
+def proofs_of_records(method: str, **request: Any) -> dict[str, Proof]:
+    """The fields of imported records."""
+
+    def refused(reason: str, field: str) -> str:
+        return f"1 failed, {reason} records[0].{field}; no change"
+
+    def proof(record: dict[str, Any], set: str, unset: str) -> Proof:
+        return Proof({**request, "records": [record]}, set=set, unset=unset)
+
+    proofs = {
+        "": Proof({**request, "records": [IMPORTED_POST]}, "1 created; post 9 is new", "BATCH_EMPTY records")
+    }
+    for name, record in (("post", IMPORTED_POST), ("comment", IMPORTED_COMMENT)):
+        created = f"1 created; {name} 9 is new"
+
+        def with_field(
+            set: str, *, name: str = name, record: Any = record, created: str = created, **field: Any
+        ) -> Proof:
+            return proof({name: record[name] | field}, set, created)
+
+        proofs |= {
+            f".{name}": proof(record, created, refused("FIELD_INVALID", "resource")),
+            f".{name}.id": proof(record, created, refused("FIELD_INVALID", f"{name}.id")),
+            f".{name}.body": proof(
+                record,
+                created,
+                refused("FIELD_INVALID", f"{name}.body" if name == "comment" else "post.etag"),
+            ),
+            f".{name}.etag": with_field(refused("FIELD_INVALID", f"{name}.etag"), etag="v0"),
+            f".{name}.author": with_field(f"{created} by me", author="me"),
+            f".{name}.labels": with_field(f'{created} with {{"a":"b"}}', labels={"a": "b"}),
+            f".{name}.external_id": with_field(
+                refused("EXTERNAL_ID_TAKEN", f"{name}.external_id"), external_id="x"
+            ),
+            f".{name}.delete_time": with_field(
+                refused("FIELD_INVALID", f"{name}.delete_time"), delete_time={"seconds": 9}
+            ),
+            f".{name}.purge_time": with_field(
+                refused("FIELD_INVALID", f"{name}.purge_time"), purge_time={"seconds": 9}
+            ),
+            **{
+                f".{name}.{time}": with_field(
+                    refused("FIELD_INVALID", f"{name}.{time}"), **{time: {"seconds": 2**40}}
+                )
+                for time in ("create_time", "update_time")
+            },
+        }
+    created = "1 created; comment 9 is new"
+    proofs |= {
+        ".comment.post_id": proof(IMPORTED_COMMENT, created, refused("FIELD_INVALID", "comment.post_id")),
+        ".comment.reply_to_id": proof(
+            {"comment": IMPORTED_COMMENT["comment"] | {"reply_to_id": 1}},
+            refused("REPLY_POST_MISMATCH", "comment.reply_to_id"),
+            created,
+        ),
+        ".comment.depth": proof(
+            {"comment": IMPORTED_COMMENT["comment"] | {"depth": 1}},
+            refused("FIELD_INVALID", "comment.depth"),
+            created,
+        ),
+        ".state": proof(
+            IMPORTED_COMMENT | {"state": "RECORD_STATE_DELETED"},
+            refused("FIELD_INVALID", "comment.delete_time"),
+            created,
+        ),
+        ".post_external_id": proof(
+            {"comment": {"id": 9, "body": "new"}, "post_external_id": "x"},
+            created,
+            refused("FIELD_INVALID", "comment.post_id"),
+        ),
+        ".reply_to_external_id": proof(
+            IMPORTED_COMMENT | {"reply_to_external_id": "x"},
+            refused("REPLY_POST_MISMATCH", "reply_to_external_id"),
+            created,
+        ),
+        ".ancestor_ids": proof(
+            IMPORTED_COMMENT | {"ancestor_ids": [3]}, refused("FIELD_INVALID", "ancestor_ids"), created
+        ),
+        ".deleted_with": proof(
+            IMPORTED_COMMENT | {"deleted_with": 5}, refused("FIELD_INVALID", "deleted_with"), created
+        ),
+    }
+    return {f"{method}.records[]{path}": it for path, it in proofs.items()}
+
+
+PROOFS |= proofs_of_records("ImportRecords", on_conflict=FAIL) | proofs_of_records("Import", batch=1)
+
 
 def test_every_field_has_a_proof() -> None:
     assert sorted(PROOFS) == sorted(FIELDS)
@@ -612,7 +744,7 @@ def clear(message: Any, path: list[str]) -> None:
     for name in way:
         message = (
             getattr(message, name)[0]
-            if (name := name.removesuffix("[]")) == "requests"
+            if (name := name.removesuffix("[]")) in ("requests", "records")
             else getattr(message, name)
         )
     message.ClearField(last.removesuffix("[]"))
@@ -635,6 +767,10 @@ async def come_of(config: Config, method: str, request: Message, world: Path, fi
                 return await told(channel, request)
             if method == "EraseAuthor":
                 return await erased(channel, request, file, before)
+            if method == "Export":
+                return await exported(channel, request)
+            if method == "Import":
+                return f"{await imported(channel, request)}; {difference(before, database_contents(url))}"
             answer = await call(request)
         except grpc.RpcError as error:
             assert database_contents(url) == before
@@ -678,6 +814,28 @@ async def erased(channel: grpc.aio.Channel, request: Any, file: Path, before: Co
     return f"{last.posts} posts, {last.comments} comments, {rewritten}; {changed}"
 
 
+async def exported(channel: grpc.aio.Channel, request: Any) -> str:
+    """The ids of the records of an export."""
+    words: dict[str, list[str]] = {}
+    async for response in Stubs(channel).transfers.Export(request):
+        for record in response.records:
+            name = record.WhichOneof("resource")
+            state = {0: "", 1: "deleted ", 2: "former "}[record.state]
+            words.setdefault(f"{state}{name}", []).append(str(getattr(record, name).id))
+    return ", ".join(f"{name} {' '.join(ids)}" for name, ids in words.items()) or "nothing"
+
+
+async def imported(channel: grpc.aio.Channel, request: Any) -> str:
+    """The result of an import with a request of options or of records, and a valid one of the other."""
+    requests = [request]
+    if request.batch or request.records:
+        requests.insert(0, transfer_pb2.ImportRequest(options={"on_conflict": FAIL}))
+    else:
+        requests.append(transfer_pb2.ImportRequest(batch=1, records=[IMPORTED_POST]))
+    (answer,) = [it async for it in Stubs(channel).transfers.Import(iter(requests))]
+    return answer_in_words(answer)
+
+
 def answer_in_words(answer: Message) -> str:
     """A summary of a response: ids, missing ids, counts, and whether more follows."""
     words = []
@@ -687,6 +845,14 @@ def answer_in_words(answer: Message) -> str:
             words.append(f"{name}s {' '.join(str(getattr(it, name).id) for it in value)}")
         elif field.name in ("posts", "comments"):
             words.append(f"{field.name} {' '.join(str(it.id) for it in value)}")
+        elif field.name == "result":
+            counts = [it for it in value.ListFields() if it[0].name != "errors"]
+            words += [f"{count} {it.name}" for it, count in counts]
+            reasons = transfer_pb2.RecordErrorReason
+            words += [
+                f"{reasons.Name(it.reason).removeprefix('RECORD_ERROR_REASON_')} {it.field}"
+                for it in value.errors
+            ]
         elif field.name == "next_page_token":
             words.append("more")
         elif field.name == "missing_ids":
