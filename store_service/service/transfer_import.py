@@ -48,8 +48,7 @@ class Imports:
     def __init__(self, database: Database, *, max_reply_depth: int = MAX_REPLY_DEPTH) -> None:
         """Takes the open database, and the maximum depth of a reply."""
         self._database = database
-        self._max_reply_depth = max_reply_depth
-        self._operation: BatchOperation[ImportBatch, ImportResult] = BatchOperation(self._run)
+        self._operation = import_operation(max_reply_depth)
 
     async def store(self, batch: ImportBatch) -> ImportResult:
         """Stores the records of a batch, and returns when they are on disk.
@@ -65,10 +64,16 @@ class Imports:
         size = max(batch.size, LARGE_JOB_BYTES + 1)
         return await self._database.write(self._operation, batch, size=size)
 
-    async def _run(
-        self, connection: Connection, batches: Sequence[ImportBatch]
+
+def import_operation(max_reply_depth: int = MAX_REPLY_DEPTH) -> BatchOperation[ImportBatch, ImportResult]:
+    """Returns the operation that stores batches, with a maximum depth of a reply."""
+
+    async def run(
+        connection: Connection, batches: Sequence[ImportBatch]
     ) -> list[ImportResult | ServiceError]:
-        return [await _Import(it, self._max_reply_depth).run(connection) for it in batches]
+        return [await _Import(it, max_reply_depth).run(connection) for it in batches]
+
+    return BatchOperation(run, name="import")
 
 
 class _Refused(Exception):

@@ -36,6 +36,7 @@ from store_service.service.comments import MAX_REPLY_DEPTH, with_reply_depth
 from store_service.service.idempotency import Response
 from store_service.service.posts import POSTS
 from store_service.service.resource_operations import Operations
+from store_service.service.transfer_import import import_operation
 
 compile_pickles(
     BatchResult,
@@ -81,7 +82,8 @@ def write_operations(
         Operations(with_reply_depth(max_reply_depth), **options),  # type: ignore[arg-type]
     )
     of_callers = [it for operations in collections for write in operations.writes for it in write.operations]
-    return {it.name: it for it in (*_OF_THE_SERVICE, *of_callers)}
+    imports = import_operation(max_reply_depth)
+    return {it.name: it for it in (*_OF_THE_SERVICE, *of_callers, imports)}
 
 
 def writer_process(socket: str) -> WriterProcess:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import comments_pb2, posts_pb2, transfer_pb2
 
 from tests.support.errors import expect_error, received_error, result_or_error
 from tests.support.polling import eventually, wait_until
@@ -105,6 +105,21 @@ async def test_watch_is_notified_by_another_worker(service: ServerProcess) -> No
             post = await Stubs(other).create_post()
             (change,) = await watch.changes(1)
             assert (change.action, change.post.id) == (CREATE, post.id)
+
+
+async def test_import_on_one_worker_is_read_on_each_other(service: ServerProcess) -> None:
+    service.start()
+    record = transfer_pb2.Record(post=posts_pb2.Post(id=7, body="imported"))
+    async with channel_to_each_worker(service) as channels:
+        request = transfer_pb2.ImportRecordsRequest(
+            records=[record], on_conflict=transfer_pb2.CONFLICT_POLICY_FAIL
+        )
+        done = await Stubs(channels[0]).transfers.ImportRecords(request)
+        for it in channels[1:]:
+            post = await Stubs(it).posts.GetPost(posts_pb2.GetPostRequest(id=7))
+            assert post.body == "imported"
+
+    assert done.result.created == 1
 
 
 async def test_errors_have_the_details_of_a_single_process(service: ServerProcess, tmp_path: Path) -> None:
