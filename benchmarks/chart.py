@@ -8,13 +8,15 @@ from benchmarks.workloads import BY_NAME
 
 SHOWN = ("get_256", "create_256", "get_1", "create_1")
 
-# This service is blue, the other contenders are grey.
+# This service is blue, the other contenders in Python are grey, those in Go are brown.
 COLOURS = {
     "sqlite": "#1b6ca8",
     "postgresql": "#6bb0de",
     "plain": "#8a8a8a",
     "old-stack": "#b0b0b0",
     "threads": "#d0d0d0",
+    "go-single": "#c9b27c",
+    "go-groups": "#a8863a",
 }
 
 
