@@ -222,7 +222,7 @@ def test_interrupted_export_is_continued(
 
 
 def test_changed_records_replace_earlier_ones() -> None:
-    """At the place of the first one, so that a post stays before its comments. Removed ones disappear."""
+    """In the order of an export, so that a post stays before its comments. Removed ones disappear."""
 
     def post(id: int, body: str, **fields: Any) -> Record:
         return Record(resource=Post(id=id, body=body, etag="v1"), **fields)
@@ -249,9 +249,9 @@ def test_changed_records_replace_earlier_ones() -> None:
     assert [(it["kind"], it["id"], it["body"]) for it in lines] == [
         ("post", 1, "newest"),
         ("post", 3, "c"),
+        ("post", 4, "added"),
         ("comment", 1, "d"),
         ("post", 2, "gone"),
-        ("post", 4, "added"),
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Final
@@ -19,8 +20,13 @@ SAVE_SECONDS: Final = 1.0
 _CHANGED: Final = b'{"changed":'
 """How a line begins that names resources whose earlier records are obsolete."""
 
-Key = tuple[str, int, str, str]
-"""Kind, id, state, and the etag of a former version: of records with the same key the last one counts."""
+_SECTIONS: Final = [
+    (state, kind) for state in ("live", "deleted", "revision") for kind in ("post", "comment")
+]
+"""State and kind of records, in the order of an export."""
+
+Key = tuple[int, int, str]
+"""The section, the id, and the etag of a former version: of records with the same key the last one counts."""
 
 
 class PartialExport:
@@ -74,7 +80,7 @@ class PartialExport:
     def write_to(self, target: IO[bytes]) -> int:
         """Writes the records without obsolete ones, and returns their number.
 
-        A record that was sent again takes the place of the first one, so that it still comes before those
+        A record that was sent again takes its place in the order of an export, in which it comes before those
         that refer to it.
         """
         for_terminal = target.isatty()
@@ -100,18 +106,19 @@ class PartialExport:
             if not line.startswith(_CHANGED):
                 key = _key(line)
                 # Only of changed resources, so that the others take no memory.
-                if offset > obsolete_before.get(key[:2], offset):
+                if offset > obsolete_before.get(_resource(key), offset):
                     newest[key] = offset
-        written: set[Key] = set()
+        # The other records are in the order of sections and ids.
+        changed = deque(sorted(newest, key=lambda key: (*key[:2], newest[key])))
         for _, line in self._lines():
-            if line.startswith(_CHANGED):
-                continue
-            key = _key(line)
-            if key[:2] not in obsolete_before:
-                yield line
-            elif key in newest and key not in written:
-                written.add(key)
-                yield self._line_at(newest[key])
+            if not line.startswith(_CHANGED):
+                key = _key(line)
+                if _resource(key) not in obsolete_before:
+                    while changed and changed[0][:2] < key[:2]:
+                        yield self._line_at(newest[changed.popleft()])
+                    yield line
+        for key in changed:
+            yield self._line_at(newest[key])
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         """Yields the lines with their offsets. The position of the file may change between two of them."""
@@ -134,4 +141,9 @@ class PartialExport:
 def _key(line: bytes) -> Key:
     values: dict[str, Any] = json.loads(line)
     state = values.get("state", "live")
-    return values["kind"], values["id"], state, values["etag"] if state == "revision" else ""
+    version = values["etag"] if state == "revision" else ""
+    return _SECTIONS.index((state, values["kind"])), values["id"], version
+
+
+def _resource(key: Key) -> tuple[str, int]:
+    return _SECTIONS[key[0]][1], key[1]
