@@ -21,6 +21,7 @@ from store_service.errors import DatabaseUnavailable, PostNotFound, StorageFull
 from store_service.observability.batches import BatchObserver
 from store_service.observability.metrics import QueueMetrics
 from tests.support.polling import eventually
+from tests.support.timeouts import scaled_timeout
 
 
 class UnpicklableError(Exception):
@@ -184,11 +185,11 @@ async def test_each_commit_notifies_all_workers(writers: Writers) -> None:
         writing.after_write(own.set)
         other.after_write(lambda: others_own.append(None))
         listening = asyncio.ensure_future(other.listen(all_seen.set))
-        await asyncio.wait_for(all_seen.wait(), 60)
+        await asyncio.wait_for(all_seen.wait(), scaled_timeout())
         all_seen.clear()
         await writing.write(ECHO, 1)
         assert own.is_set()
-        await asyncio.wait_for(all_seen.wait(), 60)
+        await asyncio.wait_for(all_seen.wait(), scaled_timeout())
         assert others_own == []
         listening.cancel()
 
@@ -294,7 +295,7 @@ async def test_garbage_ends_only_its_connection(writers: Writers, sent: bytes) -
         reader, writer = await asyncio.open_unix_connection(writers.process.socket)
         writer.write(sent)
         # The first frame, and then the end.
-        assert await asyncio.wait_for(reader.read(), 60)
+        assert await asyncio.wait_for(reader.read(), scaled_timeout())
         writer.close()
         await eventually(lambda: len(server.workers) == 1)
         assert await database.write(ECHO, 1) == 1
