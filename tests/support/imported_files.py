@@ -1,0 +1,32 @@
+"""Reads files of other systems as `storeapi import --format` does, without a service."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from storeapi.formats import ImportedRecord, Record, Report, Source, Spool, reader
+
+
+def read_file(name: str, path: Path) -> tuple[list[ImportedRecord], Report]:
+    """The records to import from a file, and the report."""
+    report = Report()
+    return spooled(reader(name)(Source(path), report), name, report), report
+
+
+def spooled(records: Iterable[Record], name: str, report: Report) -> list[ImportedRecord]:
+    """The records to import, in their order."""
+    with Spool(source=name, prefix=name, report=report) as spool:
+        spool.add(records)
+        imported = list(spool.records())
+        counts = spool.counts()
+    assert [it.kind for it in imported] == ["post"] * counts["post"] + ["comment"] * counts["comment"]
+    return imported
+
+
+def left_out(report: Report) -> dict[str, list[str]]:
+    """The places of what is not imported, by kind and reason."""
+    return {f"{kind}: {reason}": entry.examples for (kind, reason), entry in report.left_out.items()}
+
+
+def changed(report: Report) -> dict[str, list[str]]:
+    """The places of what is changed, by kind and description."""
+    return {f"{kind}: {text}": entry.examples for (kind, text), entry in report.changed.items()}
