@@ -54,6 +54,7 @@ _SECTIONS = {
         "docs/privacy",
         "docs/alerts-and-metrics",
         "docs/migrating",
+        "docs/importing",
     ],
     "For developers": [
         "docs/architecture",

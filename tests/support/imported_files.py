@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from storeapi.formats import ImportedRecord, Record, Report, Source, Spool, reader
+from storeapi.formats import KINDS, ImportedRecord, Record, Report, Source, Spool, reader
 
 
 def read_file(name: str, path: Path) -> tuple[list[ImportedRecord], Report]:
@@ -16,9 +16,8 @@ def spooled(records: Iterable[Record], name: str, report: Report) -> list[Import
     """The records to import, in their order."""
     with Spool(source=name, prefix=name, report=report) as spool:
         spool.add(records)
-        imported = list(spool.records())
-        counts = spool.counts()
-    assert [it.kind for it in imported] == ["post"] * counts["post"] + ["comment"] * counts["comment"]
+        imported = [it for kind in KINDS for it in spool.records(kind)]
+        assert spool.counts() == {kind: sum(it.kind == kind for it in imported) for kind in KINDS}
     return imported
 
 

@@ -179,7 +179,8 @@ def test_help_examples_are_valid_calls(
         for part in re.split("[|<>]", line)
         if part.strip().startswith("storeapi ") and "_COMPLETE" not in line
     ]
-    (tmp_path / "all.jsonl").touch()
+    for name in ("all.jsonl", "export.xml"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     taken: list[dict[str, object]] = []
     for each in every_command():

@@ -12,13 +12,13 @@ from tests.support.timeouts import scaled_timeout
 PROGRAM = """
 import resource, sys
 from pathlib import Path
-from storeapi.formats import Report, Source, Spool, reader
+from storeapi.formats import KINDS, Report, Source, Spool, reader
 
 name, path = sys.argv[1:]
 report = Report()
 with Spool(source=name, prefix=name, report=report) as spool:
     spool.add(reader(name)(Source(Path(path)), report))
-    count = sum(1 for _ in spool.records())
+    count = sum(1 for kind in KINDS for _ in spool.records(kind))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 SMALL, LARGE = 8_000, 80_000

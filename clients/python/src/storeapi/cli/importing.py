@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, cast
 
 import click
+from click.core import ParameterSource
 
 from storeapi import ConflictPolicy, ImportProgress, Record, RecordFailure
 from storeapi.cli import lines, output, progress
@@ -24,6 +25,9 @@ SHOWN_FAILURES: Final = 10
 
 COUNTS: Final = ("created", "overwritten", "unchanged", "skipped", "failed")
 
+JSONL: Final = "jsonl"
+"""The format of `storeapi export`."""
+
 
 @click.command(
     "import",
@@ -31,6 +35,7 @@ COUNTS: Final = ("created", "overwritten", "unchanged", "skipped", "failed")
         "storeapi import all.jsonl",
         "zcat all.jsonl.gz | storeapi import --on-conflict skip",
         "storeapi import --resume import.state all.jsonl",
+        "storeapi import --format wordpress export.xml",
     ),
 )
 @click.argument(
@@ -57,6 +62,19 @@ COUNTS: Final = ("created", "overwritten", "unchanged", "skipped", "failed")
     is_flag=True,
     help="Import without the fields that this version of the command does not know.",
 )
+@click.option(
+    "--format",
+    "format_name",
+    default=JSONL,
+    metavar="NAME",
+    help="disqus, isso, remark42, wordpress, or that of an installed package: a file of another system. "
+    "Default: jsonl, a file of storeapi export.",
+)
+@click.option(
+    "--prefix",
+    metavar="TEXT",
+    help="With --format: the beginning of external ids, different for each site. Default: the format.",
+)
 @click.pass_obj
 def import_(
     settings: Settings,
@@ -65,6 +83,8 @@ def import_(
     validate_only: bool,
     resume: Path | None,
     ignore_unknown_fields: bool,
+    format_name: str,
+    prefix: str | None,
 ) -> None:
     """Store the records of an export, with their ids, times and etags.
 
@@ -75,7 +95,24 @@ def import_(
     An import can be repeated, for example after an interruption: a line that is stored already is not stored
     again. With --resume it also continues where it was interrupted. A line that the service refuses ends the
     import with --on-conflict fail; otherwise the others are imported, and the exit code is not 0.
+
+    With --format, FILE is of another system. It is read completely before anything is stored. Everything gets
+    an external id, by which it is found when the import is repeated, and a new id. A report is printed.
     """
+    if format_name != JSONL:
+        _check_options({"on_conflict", "resume", "ignore_unknown_fields"}, f"--format {format_name}")
+        # Imported here: it takes longer to import than the rest of the command.
+        from storeapi.cli.foreign import import_file
+
+        import_file(
+            settings,
+            file,
+            format_name,
+            prefix=format_name if prefix is None else prefix,
+            validate_only=validate_only,
+        )
+        return
+    _check_options({"prefix"}, "--format jsonl")
     skipped = _saved(resume)
     total = 0 if str(file) == "-" else file.stat().st_size
     failures: list[RecordFailure] = []
@@ -120,8 +157,16 @@ def import_(
 
 
 def read_records(source: IO[bytes], *, ignore_unknown_fields: bool) -> Iterator[Record]:
-    """The records of a file. Every format has such a function."""
+    """The records of a file of `storeapi export`."""
     return lines.read(source, ignore_unknown_fields=ignore_unknown_fields)
+
+
+def _check_options(names: Collection[str], other: str) -> None:
+    """Refuses options that have no meaning with another one."""
+    ctx = click.get_current_context()
+    for name in names:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} cannot be used with {other}", ctx)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final, TypeAlias, cast
 
-from storeapi.formats.records import FormatError, Record, Report, parse_time
+from storeapi.formats.records import KINDS, FormatError, Record, RecordKind, Report, parse_time
 from storeapi.formats.source import Source
 from storeapi.formats.spool import ImportedRecord, Spool
 
@@ -51,10 +51,12 @@ def reader(name: str) -> Reader:
 
 __all__ = [
     "BUILT_IN",
+    "KINDS",
     "FormatError",
     "ImportedRecord",
     "Reader",
     "Record",
+    "RecordKind",
     "Report",
     "Source",
     "Spool",

@@ -84,9 +84,9 @@ class Report:
 
     counts: dict[str, dict[RecordKind, int]] = field(default_factory=dict)
     """Numbers by their name ("read", "created") and kind."""
-    left_out: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    left_out: dict[tuple[RecordKind, str], Entry] = field(default_factory=dict)
     """Posts and comments that are not imported, by kind and reason."""
-    changed: dict[tuple[str, str], Entry] = field(default_factory=dict)
+    changed: dict[tuple[RecordKind, str], Entry] = field(default_factory=dict)
     """Parts of posts and comments that are left out or changed, by kind and description."""
 
     def count(self, name: str, kind: RecordKind, count: int = 1) -> None:
@@ -111,7 +111,7 @@ class Report:
         }
 
 
-def _entries(entries: Mapping[tuple[str, str], Entry], name: str) -> list[dict[str, Any]]:
+def _entries(entries: Mapping[tuple[RecordKind, str], Entry], name: str) -> list[dict[str, Any]]:
     return [
         {"kind": kind, name: text, "count": entry.count, "examples": entry.examples}
         for (kind, text), entry in entries.items()

@@ -175,17 +175,16 @@ class Spool:
         rows = self._database.execute("SELECT kind, count(*) FROM records GROUP BY kind")
         return {**dict.fromkeys(KINDS, 0), **dict(rows)}
 
-    def records(self) -> Iterator[ImportedRecord]:
-        """The records to import: posts, then comments."""
+    def records(self, kind: RecordKind) -> Iterator[ImportedRecord]:
+        """The records of a kind to import, in their order."""
         columns = "kind, id, place, body, author, labels, created, updated, post_id"
         posts = f"SELECT {columns}, '' FROM records WHERE kind = 'post' ORDER BY created, seq"
         comments = (
             f"SELECT {columns}, p.parent FROM places p JOIN records r ON r.seq = p.seq"
             " ORDER BY p.rank, p.depth, p.seq"
         )
-        for statement in (posts, comments):
-            for row in self._database.execute(statement):
-                yield self._imported(*row)
+        for row in self._database.execute(posts if kind == "post" else comments):
+            yield self._imported(*row)
 
     def _imported(
         self,
