@@ -238,6 +238,20 @@ def test_an_import_that_was_killed_is_continued(
 
 
 @SQLITE_ONLY
+def test_an_interruption_says_how_to_continue(
+    storeapi: StoreapiCommand, store: StoreClient, started: Keep, tmp_path: Path
+) -> None:
+    path = tmp_path / "large"
+    WRITERS["disqus"](path, 6000)
+    process = started(storeapi.start("import", "--format", "disqus", str(path)))
+    wait_until(lambda: process.poll() is not None or store.comments.count_all() > 0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=scaled_timeout())
+    assert process.returncode == 130
+    assert stderr == b"error: interrupted; to continue, run the same command again\n"
+
+
+@SQLITE_ONLY
 def test_nothing_is_left_in_the_folder_for_temporary_files(storeapi: StoreapiCommand, tmp_path: Path) -> None:
     folder = tmp_path / "temporary"
     folder.mkdir()

@@ -5,12 +5,14 @@ import sqlite3
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from storeapi import formats
 from storeapi.formats import FormatError, ImportedRecord, Report, Source, parse_time
 
-from tests.support.imported_files import changed, left_out, read_file
+from tests.support.imported_files import changed, left_out, read_file, spooled
+from tests.support.repository import ROOT
 
 FILES = Path(__file__).with_name("files")
 
@@ -183,6 +185,26 @@ def test_isso_is_not_changed_and_can_be_in_use(isso: Path) -> None:
     assert isso.read_bytes() == before
 
 
+def test_a_huge_comment_of_isso_is_cut(isso: Path) -> None:
+    user = sqlite3.connect(isso, isolation_level=None)
+    user.execute("UPDATE comments SET text = ? WHERE id = 1", ["x" + "🎉" * 100_000])
+    user.close()
+    records, report = read_file("isso", isso)
+    assert records[2].body == "x" + "🎉" * 16_383
+    assert changed(report)["comment: text cut after 65,536 bytes"] == ["comment 1"]
+    assert changed(report)["comment: U+FFFD in the place of invalid characters"] == ["comment 7"]
+
+
+def test_isso_is_read_as_of_one_point_in_time(isso: Path) -> None:
+    user = sqlite3.connect(isso, isolation_level=None)
+    user.execute("PRAGMA journal_mode = WAL")
+    records = formats.reader("isso")(Source(isso), Report())
+    first = next(records)
+    user.execute("DELETE FROM comments WHERE id > 1")
+    assert len([first, *records]) == 11
+    user.close()
+
+
 @pytest.mark.parametrize("compress", [False, True])
 def test_remark42_pages_and_comments(tmp_path: Path, compress: bool) -> None:
     path = FILES / "remark42.jsonl"
@@ -312,17 +334,16 @@ def test_a_file_that_is_not_of_the_format_names_the_place(
     assert problem in str(caught.value)
 
 
-def test_a_view_in_a_database_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "comments.db"
-    database = sqlite3.connect(path)
+def test_a_view_in_a_database_is_not_read(isso: Path) -> None:
+    database = sqlite3.connect(isso)
     database.executescript(
-        "CREATE VIEW threads AS SELECT 1 AS id, '/' AS uri, '' AS title;"
-        "CREATE VIEW comments AS"
-        " WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i FROM n;"
+        "ALTER TABLE comments RENAME TO other; CREATE VIEW comments AS SELECT * FROM other ORDER BY random();"
     )
     database.close()
-    with pytest.raises(FormatError, match="not a database of Isso"):
-        read_file("isso", path)
+    with pytest.raises(
+        FormatError, match="not a database of Isso: the table comments has no author, created"
+    ):
+        read_file("isso", isso)
 
 
 def test_a_damaged_database_is_an_error(isso: Path) -> None:
@@ -370,6 +391,17 @@ def test_a_package_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file.write_text("Hello")
     records, _ = read_file("example", file)
     assert [(it.external_id, it.body) for it in records] == [("example:1", "Hello")]
+
+
+def test_the_format_in_the_documentation_works(tmp_path: Path) -> None:
+    page = (ROOT / "docs/importing.md").read_text()
+    example: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], example)
+    path = tmp_path / "file"
+    path.write_text("1\t2024-05-06 07:08:09\tHello\n2\tnever\tagain\n")
+    one, other = spooled(example["read"](Source(path), Report()), "example", Report())
+    assert (one.external_id, one.body, one.create_time) == ("example:1", "Hello", at(2024, 5, 6, 7, 8, 9))
+    assert (other.place, other.create_time) == ("line 2", None)
 
 
 def test_an_unknown_format_names_the_formats() -> None:

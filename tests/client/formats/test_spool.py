@@ -60,6 +60,17 @@ def test_comments_without_a_time_come_last() -> None:
     }
 
 
+def test_an_update_is_not_before_the_create() -> None:
+    comments, _ = imported(
+        post(),
+        comment("a", minutes=5, update_time=START),
+        comment("b", minutes=5, update_time=START + timedelta(minutes=6)),
+        comment("c", create_time=None, update_time=START),
+    )
+    times = [it.update_time and (it.update_time - START) // timedelta(minutes=1) for it in comments.values()]
+    assert times == [5, 6, None]
+
+
 def test_replies_to_each_other_are_at_the_top_level() -> None:
     comments, report = imported(post(), comment("a", "b"), comment("b", "a"), comment("c", "c"), comment("d"))
     assert parents(comments) == {"a": "", "b": "", "c": "", "d": ""}

@@ -16,7 +16,7 @@ import click
 from storeapi import Comment, ImportProgress, Post, StoreClient
 from storeapi import Record as TransferRecord
 from storeapi.cli import output, progress
-from storeapi.cli.failures import CommandFailed
+from storeapi.cli.failures import CommandFailed, ExitCode
 from storeapi.cli.settings import Settings
 from storeapi.cli.text import one_line
 from storeapi.formats import (
@@ -24,6 +24,7 @@ from storeapi.formats import (
     FormatError,
     ImportedRecord,
     Reader,
+    Record,
     RecordKind,
     Report,
     Source,
@@ -35,6 +36,7 @@ from storeapi.formats.records import Entry
 _NUMBERS: Final = ("read", "created", "already there", "left out")
 _MAX_PREFIX_BYTES: Final = 64
 """The rest of the 256 bytes of an external id is for a hash."""
+_RECORDS_BETWEEN_REPORTS: Final = 100
 _REFUSED: Final = "refused by the service"
 
 
@@ -60,6 +62,9 @@ def import_file(settings: Settings, file: Path, name: str, *, prefix: str, valid
                 _import(client, spool, report, shown, validate_only=validate_only)
     except FormatError as error:
         raise CommandFailed(str(error)) from None
+    except KeyboardInterrupt:
+        message = "interrupted; to continue, run the same command again"
+        raise CommandFailed(message, exit_code=ExitCode.INTERRUPTED) from None
     except sqlite3.OperationalError as error:
         raise CommandFailed(f"the folder for temporary files: {error}") from None
     _print(report, as_json=settings.json)
@@ -82,13 +87,18 @@ def _named(file: Path) -> Iterator[Path]:
 
 
 def _read(file: Path, read: Reader, spool: Spool, report: Report, shown: progress.Report) -> None:
-    def read_fraction(fraction: float) -> None:
-        counts = report.counts.get("read", {})
-        shown("reading the file", sum(counts.values()), fraction)
+    # A format that does not read the file itself, such as a database, reports no fraction.
+    fraction: list[float | None] = [None]
+
+    def records(path: Path) -> Iterator[Record]:
+        source = Source(path, lambda part: fraction.__setitem__(0, part))
+        for number, record in enumerate(read(source, report)):
+            if number % _RECORDS_BETWEEN_REPORTS == 0:
+                shown("reading the file", number, fraction[0])
+            yield record
 
     with _named(file) as path:
-        read_fraction(0.0)
-        spool.add(read(Source(path, read_fraction), report))
+        spool.add(records(path))
 
 
 def _import(

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from storeapi.formats.records import Record, Report
 from storeapi.formats.source import Source
+from storeapi.formats.texts import MAX_BODY_BYTES
 
 _STATUS: Final[Mapping[int, str]] = {1: "approved", 2: "pending", 4: "deleted"}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -25,6 +26,10 @@ _LEFT_OUT: Final = (
     ("likes", "votes left out"),
     ("dislikes", "votes left out"),
 )
+_READ: Final = frozenset(_EXPECTED["comments"] - {"text"} | {name for name, _ in _LEFT_OUT})
+"""Other columns can be large, such as the voters."""
+# No more than a body can have. In a text, SQLite would end at NUL.
+_BODY: Final = f"substr(CAST(text AS BLOB), 1, {MAX_BODY_BYTES + 4}) AS body"
 
 _THREADS: Final = """
 SELECT id, uri, title, created
@@ -50,8 +55,9 @@ def read(source: Source, report: Report) -> Iterator[Record]:
             database.execute("BEGIN")
             for row in database.execute(_THREADS):
                 yield _post(row)
-            for row in database.execute("SELECT * FROM comments ORDER BY id"):
-                yield _comment(row, columns["comments"], report)
+            names = columns["comments"] & _READ
+            for row in database.execute(f"SELECT {', '.join(names)}, {_BODY} FROM comments ORDER BY id"):
+                yield _comment(row, names, report)
     except sqlite3.Error as error:
         raise source.error("", f"cannot be read as the SQLite database of Isso: {error}") from None
 
@@ -86,7 +92,7 @@ def _comment(row: sqlite3.Row, columns: set[str], report: Report) -> Record:
         kind="comment",
         id=_text(row["id"]),
         place=place,
-        body=_text(row["text"]),
+        body=_text(row["body"]),
         author=_text(row["author"]),
         create_time=_time(row["created"]),
         update_time=_time(row["modified"]),

@@ -259,10 +259,10 @@ class Spool:
         if record.kind == "post" and not body.strip():
             parts = [it.strip() for it in (record.title, record.url) if it.strip()]
             body = "\n".join(parts) or external_id(self._prefix, record.id)
-        valid = without_invalid_characters(body)
-        if "\ufffd" in valid:
+        body = self._shortened("text", without_invalid_characters(body), MAX_BODY_BYTES, record)
+        if "\ufffd" in body:
             self._report.change(record.kind, "U+FFFD in the place of invalid characters", record.place)
-        return self._shortened("text", valid, MAX_BODY_BYTES, record)
+        return body
 
     def _author(self, record: Record) -> str:
         author = one_line(record.author)
