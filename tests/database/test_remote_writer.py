@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from store_service.database import remote_writer, sqlite
+from store_service.database import remote_writer, sqlite, writer_server
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database, open_database
 from store_service.database.connection import Connection
@@ -226,6 +226,21 @@ async def test_job_waits_for_the_next_writer_process(writers: Writers) -> None:
         await opening.__aexit__(None, None, None)
 
 
+async def test_job_that_arrives_during_a_hand_over_is_sent_again(writers: Writers) -> None:
+    """The old writer process leaves it, and the next one executes it."""
+    async with writers.running() as server:
+        opening = worker(writers)
+        database = await opening.__aenter__()
+        server.is_stopping = True
+        late = asyncio.ensure_future(database.write(ECHO, 1))
+        await eventually(lambda: bool(database._writer._sent))  # type: ignore[union-attr]
+    assert writers.metrics.sizes.sum == 0
+    async with writers.running():
+        assert await late == 1
+        await opening.__aexit__(None, None, None)
+    assert writers.metrics.sizes.sum == 1
+
+
 async def test_lost_writer_process_fails_what_was_sent(writers: Writers) -> None:
     async with writers.killed() as server:
         opening = worker(writers)
@@ -301,21 +316,21 @@ async def test_garbage_ends_only_its_connection(writers: Writers, sent: bytes) -
         assert await database.write(ECHO, 1) == 1
 
 
-async def test_many_large_jobs_are_bounded(writers: Writers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The writer process reads no more while it has enough, and finishes all."""
-    monkeypatch.setattr("store_service.database.writer_server.MAX_HELD_BYTES", 300_000)
-    most = 0
-    async with writers.running() as server, worker(writers) as database:
-        (connection,) = server.workers
-        submit = server.queue.submit
-
-        def watched(job: Any) -> None:
-            nonlocal most
-            most = max(most, connection._held_bytes)
-            submit(job)
-
-        monkeypatch.setattr(server.queue, "submit", watched)
-        bodies = [f"{number}" * 50_000 for number in range(40)]
-        assert await asyncio.gather(*(database.write(ECHO, it, size=len(it)) for it in bodies)) == bodies
-    # A frame ends at 1 MiB, and what has been received is executed.
-    assert most < sum(map(len, bodies))
+async def test_writer_process_reads_no_more_than_it_can_hold(
+    writers: Writers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest stays with the worker, and runs later."""
+    monkeypatch.setattr(writer_server, "MAX_HELD_BYTES", 300_000)
+    bodies = [f"{number:05}" * 20_000 for number in range(40)]
+    async with writers.running() as server, worker(writers) as full, worker(writers) as other:
+        with held(server) as arrive:
+            jobs = [asyncio.ensure_future(full.write(ECHO, it, size=len(it))) for it in bodies]
+            await arrive(1)
+            # A worker with fewer jobs is not affected.
+            for number in range(100):
+                jobs.append(asyncio.ensure_future(other.write(ECHO, number)))
+                await eventually(lambda it=other: not it._writer._unsent)
+            held_bytes = max(it._held_bytes for it in server.workers)
+        assert await asyncio.gather(*jobs) == [*bodies, *range(100)]
+    # A frame ends at 1 MiB.
+    assert 300_000 < held_bytes < sum(map(len, bodies)) / 2
