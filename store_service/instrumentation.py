@@ -61,10 +61,13 @@ class Instrumentation:
 
 
 @asynccontextmanager
-async def instrumented(config: Config, certificates: "Certificates | None") -> AsyncIterator[Instrumentation]:
+async def instrumented(
+    config: Config, certificates: "Certificates | None", *, writes: bool = True
+) -> AsyncIterator[Instrumentation]:
     """Serves metrics and exports spans until the end of the block, if the settings enable them.
 
-    The metrics include the expiry time of the certificate, if there is one.
+    The metrics include the expiry time of the certificate, if there is one, and the size of SQLite's log, if
+    this process `writes` to it.
 
     Raises:
         MetricsAddressUnavailable: The address is in use, or is not an address of this machine.
@@ -78,7 +81,7 @@ async def instrumented(config: Config, certificates: "Certificates | None") -> A
         metrics = Metrics()
         try:
             address = stack.enter_context(
-                served(config.metrics_listen, _collector(config, metrics, certificates))
+                served(config.metrics_listen, _collector(config, metrics, certificates, writes=writes))
             )
         except OSError as error:
             raise MetricsAddressUnavailable(config.metrics_listen, error) from None
@@ -88,10 +91,14 @@ async def instrumented(config: Config, certificates: "Certificates | None") -> A
         yield Instrumentation(metrics=metrics, metrics_address=address, tracing=tracing)
 
 
-def _collector(config: Config, metrics: Metrics, certificates: "Certificates | None") -> MetricsCollector:
+def _collector(
+    config: Config, metrics: Metrics, certificates: "Certificates | None", *, writes: bool
+) -> MetricsCollector:
     expires = (lambda: None) if certificates is None else certificates.expires
-    if not connect.is_sqlite(config.DATABASE_URL):
-        return MetricsCollector(metrics, database="postgresql", wal_file=None, expires=expires)
+    is_sqlite = connect.is_sqlite(config.DATABASE_URL)
+    if not (is_sqlite and writes):
+        database = "sqlite" if is_sqlite else "postgresql"
+        return MetricsCollector(metrics, database=database, wal_file=None, expires=expires)
     # If the database is a symbolic link, SQLite keeps the log beside its target.
     file = Path(connect.database_name(config.DATABASE_URL)).resolve()
     wal_file = file.with_name(f"{file.name}-wal")

@@ -109,7 +109,7 @@ async def serving(
                 schema.upgrade, config.upgrade_url, connect_timeout_seconds=config.connect_timeout_seconds
             )
         async with (
-            instrumented(config, certificates) as instrumentation,
+            instrumented(config, certificates, writes=not writer_socket) as instrumentation,
             startup.open_database(
                 config, observe=instrumentation.queue_observer, with_replicas=True, writer_process=writer
             ) as database,

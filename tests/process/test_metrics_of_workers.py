@@ -57,6 +57,8 @@ def test_one_address_serves_the_metrics_of_all_workers(supervisor: ServerProcess
         assert len(names) == len(set(names))
         assert samples.label_values("store_worker_up", "worker") == processes
         assert samples.total("store_worker_up") == len(processes)
+        if "writer" in processes:
+            assert samples.label_values("store_wal_bytes", "worker") == ["writer"]
         # The writer process counts the batches of writes. It has no calls.
         batches = samples.values("store_batch_size_sum", queue="writer")
         writing = sorted(it["worker"] for it, count in batches if count)
