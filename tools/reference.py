@@ -28,6 +28,7 @@ def make_types_real() -> None:
         ("Comment", "comments"),
         ("Change", "changes"),
         ("Admin", "admin"),
+        ("Transfer", "transfer"),
     ):
         stubs = importlib.import_module(f"storeapi.v1.{module}_pb2_grpc")
         name = f"{service}ServiceAsyncStub"

@@ -37,11 +37,14 @@ LENIENCIES = {
 
 UNTYPED_INPUT = {
     "cli": "JSON of the user holds anything until it was looked at",
+    "formats": "what a file of another system has was not looked at yet",
     "testing": "gRPC's generic handlers and channels pass anything on",
 }
 """Where values come from that have no type until they were looked at."""
 
-GENERATED = tuple(f"storeapi.v1.{name}_pb2_grpc." for name in ("admin", "changes", "comments", "posts"))
+GENERATED = tuple(
+    f"storeapi.v1.{name}_pb2_grpc." for name in ("admin", "changes", "comments", "posts", "transfer")
+)
 """Where the context that a server is handed has no types inside; callers of the client do not use it."""
 
 

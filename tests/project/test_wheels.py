@@ -46,7 +46,7 @@ def test_client_wheel_has_types_and_stubs(wheels: Wheels) -> None:
         for proto in (ROOT / "protos/storeapi/v1").glob("*.proto")
         for end in (".py", ".pyi", *(["_grpc.py", "_grpc.pyi"] if "\nservice " in proto.read_text() else []))
     }
-    assert len(generated) == 7 * 2 + 4 * 2
+    assert len(generated) == 8 * 2 + 5 * 2
     assert (
         generated | {"storeapi/py.typed", "storeapi/v1/descriptors.binpb", "storeapi/v1/__init__.py"} <= names
     )

@@ -37,9 +37,9 @@ class PartialExport:
         self._file = file
         self._state = state
         self._saved_at = 0.0
-        self.records = 0
+        self.records: int = 0
         """The number of records that have arrived."""
-        self.cursor = ""
+        self.cursor: str = ""
         """Where the export continues."""
         self._has_changes = False
 

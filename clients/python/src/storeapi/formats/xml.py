@@ -42,10 +42,10 @@ class Element:
         self, name: str, attributes: dict[str, str], line: int, parent: Element | None = None
     ) -> None:
         """Begins without text and children."""
-        self.name = name
-        self.attributes = attributes
-        self.line = line
-        self.parent = parent
+        self.name: str = name
+        self.attributes: dict[str, str] = attributes
+        self.line: int = line
+        self.parent: Element | None = parent
         self.children: dict[str, Element] = {}
         self._parts: list[str] = []
         self._size = 0
