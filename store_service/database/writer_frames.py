@@ -72,7 +72,7 @@ class Hello:
         """Returns the frame."""
         return framed(json.dumps(asdict(self)).encode())
 
-    def check(self, payload: bytes) -> None:
+    def check(self, payload: bytes | bytearray) -> None:
         """Checks the content of a frame.
 
         Raises:
@@ -125,7 +125,7 @@ def encoded(message: ToWriter | FromWriter) -> bytes:
     return framed(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))
 
 
-def decoded(payload: bytes | memoryview) -> Any:
+def decoded(payload: bytes | bytearray) -> Any:
     """Returns the message of a frame.
 
     Raises:
@@ -144,7 +144,7 @@ class FrameReader:
         """Starts at the beginning of a frame."""
         self._received = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes) -> Iterator[bytearray]:
         """Yields the contents of the frames that are complete with `data`.
 
         Raises:
@@ -160,7 +160,7 @@ class FrameReader:
             end = start + LENGTH_BYTES + length
             if len(received) < end:
                 break
-            payload = bytes(received[start + LENGTH_BYTES : end])
+            payload = received[start + LENGTH_BYTES : end]
             start = end
             yield payload
         del received[:start]

@@ -22,7 +22,7 @@ from store_service.errors import (
 HELLO = Hello(version="1", schema="0011", operations=("create post", "probe"), file=(1, 2))
 
 
-def payload(hello: Hello) -> bytes:
+def payload(hello: Hello) -> bytearray:
     """The content of its frame."""
     (content,) = FrameReader().feed(hello.encoded())
     return content
