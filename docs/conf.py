@@ -53,6 +53,7 @@ _SECTIONS = {
         "docs/security",
         "docs/privacy",
         "docs/alerts-and-metrics",
+        "docs/export-import",
         "docs/migrating",
         "docs/importing",
     ],

@@ -15,7 +15,7 @@ import pdoc.render
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = ("storeapi", "storeapi.errors", "storeapi.testing", "storeapi.testing.fixtures", "storeapi.files")
-ORIGINS = ("storeapi.model", "storeapi._connection")
+ORIGINS = ("storeapi.model", "storeapi._connection", "storeapi._transfer")
 """Modules with the docstrings of types and constants that `storeapi` exports."""
 LISTS = ("Its steps raise",)
 """Additional headings of docstrings, below which each line has a name and its meaning."""
