@@ -217,3 +217,8 @@ def write_everything(address: str) -> None:
         client.posts.delete(post.id, force=True)
 
         assert len([next(watch) for _ in range(5)]) == 5
+        # An import sets the sequences.
+        imported = storeapi.Record(resource=storeapi.Post(id=post.id + 100, body="imported"))
+        (progress,) = client.transfer.import_records([imported])
+        assert progress.created == 1
+        assert client.posts.create(body="later").id > post.id + 100

@@ -18,7 +18,7 @@ from tests.support.timeouts import scaled_timeout
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 ADDRESS = "localhost:50051"
-TOURS = {"README.md": 5, "docs/tour.md": 10}
+TOURS = {"README.md": 5, "docs/tour.md": 10, "docs/export-import.md": 1}
 """Documents with commands, each for an empty database, and their minimum number."""
 SETTINGS = {"docs/tour.md": {"STORE_UNDELETE_HOURS": "24"}}
 """The settings that they name."""
