@@ -182,6 +182,13 @@ class TransferSql(Generic[R]):
         )
         """Makes new ids greater than `id`. On PostgreSQL a rollback does not undo it, which only leaves ids
         unused."""
+        self.may_skip_ids: Statement = Statement(
+            select(literal_column("1")),
+            on_postgresql=select(
+                cast(func.has_sequence_privilege(on_postgresql, literal_column("'UPDATE'")), Integer)
+            ),
+        )
+        """1, or 0 if the role lacks the privilege for `skip_ids` and `take_ids`."""
         taken = rows("taken")
         self.take_ids: Statement = Statement(
             select(last + taken.c.position),

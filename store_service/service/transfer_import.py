@@ -13,7 +13,7 @@ from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.job_queue import LARGE_JOB_BYTES
-from store_service.errors import ReadOnly, ServiceError
+from store_service.errors import ReadOnly, SchemaMismatch, ServiceError
 from store_service.model import (
     LEVEL_DIGITS,
     Comment,
@@ -55,6 +55,7 @@ class Imports:
 
         Raises:
             ReadOnly: The server is in read-only mode.
+            SchemaMismatch: The role of the database may not set the sequences of ids.
         """
         if self._database.read_only:
             raise ReadOnly
@@ -71,7 +72,14 @@ def import_operation(max_reply_depth: int = MAX_REPLY_DEPTH) -> BatchOperation[I
     async def run(
         connection: Connection, batches: Sequence[ImportBatch]
     ) -> list[ImportResult | ServiceError]:
-        return [await _Import(it, max_reply_depth).run(connection) for it in batches]
+        outcomes: list[ImportResult | ServiceError] = []
+        for batch in batches:
+            try:
+                outcomes.append(await _Import(batch, max_reply_depth).run(connection))
+            except SchemaMismatch as error:
+                # It is raised before anything is changed.
+                outcomes.append(error)
+        return outcomes
 
     return BatchOperation(run, name="import")
 

@@ -10,6 +10,7 @@ from store_service.database.connection import Connection
 from store_service.database.revisions import FIELDS
 from store_service.database.statements import as_json
 from store_service.database.transfer import TRANSFERS, TransferSql
+from store_service.errors import SchemaMismatch
 from store_service.model import Comment, ImportedRecord, Post, RecordState, ResourceKind
 from store_service.service.operations import now_microseconds, numbered, state_before
 from store_service.service.resource_type import ResourceType
@@ -70,7 +71,16 @@ class StoredResources(Generic[R]):
                 self.revisions[resource.id, resource.version] = resource
 
     async def reserve_ids(self, connection: Connection, records: Sequence[ImportedRecord]) -> None:
-        """Makes new ids greater than those of the records, and takes ids for records without one."""
+        """Makes new ids greater than those of the records, and takes ids for records without one.
+
+        Raises:
+            SchemaMismatch: The role lacks a privilege for this.
+        """
+        ((may_skip_ids,),) = await connection.fetch(self.sql.may_skip_ids)
+        if not may_skip_ids:
+            raise SchemaMismatch(
+                expected="the privilege UPDATE on the sequences of ids", actual="without this privilege"
+            )
         resources = [it.resource for it in records if it.state is not RecordState.REVISION]
         largest = max([it.id for it in resources], default=0)
         if largest:

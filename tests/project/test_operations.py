@@ -185,6 +185,8 @@ def test_statements_for_two_roles_are_sufficient(postgres: str, tmp_path: Path) 
             server = ServerProcess(tmp_path, settings).start()
             try:
                 write_everything(server.address)
+                run(of(owner), "REVOKE UPDATE ON SEQUENCE store.posts_id_seq FROM store_app")
+                refuse_import(server.address)
                 assert server.stop() == 0
                 assert "cannot delete" not in server.stderr()
             finally:
@@ -206,6 +208,15 @@ def test_statements_for_two_roles_are_sufficient(postgres: str, tmp_path: Path) 
                 url,
                 "DROP DATABASE store WITH (FORCE); DROP ROLE store_owner; DROP ROLE store_app",
             )
+
+
+def refuse_import(address: str) -> None:
+    """Tries an import without the privilege on the sequences; other writes work."""
+    with storeapi.StoreClient(address) as client:
+        record = storeapi.Record(resource=storeapi.Post(id=10**6, body="imported"))
+        with pytest.raises(storeapi.SchemaMismatch, match="privilege UPDATE on the sequences"):
+            list(client.transfer.import_records([record]))
+        assert client.posts.create(body="later").id < 10**6
 
 
 def write_everything(address: str) -> None:

@@ -105,6 +105,8 @@ class TransferServiceServicer(object):
         unspecified or unknown; batch is not greater than the previous one.
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): a batch has no records, or more than 1000.
         - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+        ids: see docs/postgresql.md.
         - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full. Continue when there is room.
         - UNAVAILABLE (SHUTTING_DOWN, STREAM_STALLED, DATABASE_BUSY, DATABASE_UNAVAILABLE): continue after the
         last response.
@@ -120,6 +122,8 @@ class TransferServiceServicer(object):
         - INVALID_ARGUMENT (FIELD_INVALID): on_conflict is unspecified or unknown.
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): records is empty, or has more than 1000 elements.
         - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+        ids: see docs/postgresql.md.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,6 +77,8 @@ class TransferServiceStub:
       unspecified or unknown; batch is not greater than the previous one.
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): a batch has no records, or more than 1000.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+      ids: see docs/postgresql.md.
     - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full. Continue when there is room.
     - UNAVAILABLE (SHUTTING_DOWN, STREAM_STALLED, DATABASE_BUSY, DATABASE_UNAVAILABLE): continue after the
       last response.
@@ -88,6 +90,8 @@ class TransferServiceStub:
     - INVALID_ARGUMENT (FIELD_INVALID): on_conflict is unspecified or unknown.
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): records is empty, or has more than 1000 elements.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+      ids: see docs/postgresql.md.
     """
 
 @_typing.type_check_only
@@ -139,6 +143,8 @@ class TransferServiceAsyncStub(TransferServiceStub):
       unspecified or unknown; batch is not greater than the previous one.
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): a batch has no records, or more than 1000.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+      ids: see docs/postgresql.md.
     - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full. Continue when there is room.
     - UNAVAILABLE (SHUTTING_DOWN, STREAM_STALLED, DATABASE_BUSY, DATABASE_UNAVAILABLE): continue after the
       last response.
@@ -150,6 +156,8 @@ class TransferServiceAsyncStub(TransferServiceStub):
     - INVALID_ARGUMENT (FIELD_INVALID): on_conflict is unspecified or unknown.
     - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): records is empty, or has more than 1000 elements.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+      ids: see docs/postgresql.md.
     """
 
 class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -210,6 +218,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
           unspecified or unknown; batch is not greater than the previous one.
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): a batch has no records, or more than 1000.
         - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+          ids: see docs/postgresql.md.
         - RESOURCE_EXHAUSTED (STORAGE_FULL): the disk is full. Continue when there is room.
         - UNAVAILABLE (SHUTTING_DOWN, STREAM_STALLED, DATABASE_BUSY, DATABASE_UNAVAILABLE): continue after the
           last response.
@@ -227,6 +237,8 @@ class TransferServiceServicer(metaclass=_abc_1.ABCMeta):
         - INVALID_ARGUMENT (FIELD_INVALID): on_conflict is unspecified or unknown.
         - INVALID_ARGUMENT (BATCH_EMPTY, BATCH_TOO_LARGE): records is empty, or has more than 1000 elements.
         - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        - FAILED_PRECONDITION (SCHEMA_MISMATCH): the role of the server on PostgreSQL may not set the sequences of
+          ids: see docs/postgresql.md.
         """
 
 def add_TransferServiceServicer_to_server(servicer: TransferServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
