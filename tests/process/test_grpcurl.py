@@ -27,6 +27,7 @@ POSTS = "storeapi.v1.PostService"
 COMMENTS = "storeapi.v1.CommentService"
 CHANGES = "storeapi.v1.ChangeService"
 ADMIN = "storeapi.v1.AdminService"
+TRANSFERS = "storeapi.v1.TransferService"
 
 Answer = dict[str, Any]
 
@@ -41,10 +42,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]
 
 
 def grpcurl(
-    server: ServerProcess, *arguments: str, data: Answer | None = None
+    server: ServerProcess, *arguments: str, data: Answer | None = None, options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
     """Runs grpcurl against a server: options, then the address, then what to do."""
-    options = ["-plaintext", *(["-d", json.dumps(data)] if data is not None else [])]
+    options = ["-plaintext", *options, *(["-d", json.dumps(data)] if data is not None else [])]
     return subprocess.run(
         [GRPCURL, *options, server.address, *arguments],
         capture_output=True,
@@ -86,7 +87,11 @@ class Driver:
 
     def admin(self, method: str, **data: Any) -> list[Answer]:
         """The responses of a method of AdminService."""
-        done = grpcurl(self._server, f"{ADMIN}/{method}", data=data)
+        return self.stream(f"{ADMIN}/{method}", json.dumps(data))
+
+    def stream(self, method: str, data: str) -> list[Answer]:
+        """The responses to one or more messages."""
+        done = grpcurl(self._server, method, options=["-d", data])
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
         responses: list[Answer] = json.loads("[" + done.stdout.replace("}\n{", "},{") + "]")
         return responses
@@ -338,6 +343,28 @@ def rebuild_search_index(drive: Driver) -> None:
     assert last == {"progress": 1, "complete": True}
 
 
+def export(drive: Driver) -> None:
+    post = drive.post()
+    *_, last = responses = drive.stream(f"{TRANSFERS}/Export", "{}")
+    assert last["resumeToken"]
+    assert {"post": post} in [record for response in responses for record in response.get("records", [])]
+
+
+def import_(drive: Driver) -> None:
+    external_id = str(uuid.uuid4())
+    batch = {"batch": 1, "records": [{"post": {"body": "a", "external_id": external_id}}]}
+    messages = json.dumps({"options": {"on_conflict": "CONFLICT_POLICY_FAIL"}}) + json.dumps(batch)
+    assert drive.stream(f"{TRANSFERS}/Import", messages) == [{"batch": "1", "result": {"created": 1}}]
+    assert drive.posts("GetPost", external_id=external_id)["body"] == "a"
+
+
+def import_records(drive: Driver) -> None:
+    post = drive.post()
+    request = {"on_conflict": "CONFLICT_POLICY_OVERWRITE", "records": [{"post": {**post, "body": "new"}}]}
+    (answer,) = drive.stream(f"{TRANSFERS}/ImportRecords", json.dumps(request))
+    assert answer == {"result": {"overwritten": 1}}
+
+
 RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (POSTS, "CreatePost"): create_post,
     (POSTS, "GetPost"): get_post,
@@ -369,6 +396,9 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (CHANGES, "Watch"): watch,
     (ADMIN, "EraseAuthor"): erase_author,
     (ADMIN, "RebuildSearchIndex"): rebuild_search_index,
+    (TRANSFERS, "Export"): export,
+    (TRANSFERS, "Import"): import_,
+    (TRANSFERS, "ImportRecords"): import_records,
 }
 """Every RPC, and how it is called by hand."""
 
@@ -399,6 +429,7 @@ def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
         CHANGES,
         COMMENTS,
         POSTS,
+        TRANSFERS,
     ]
     for service in service_descriptors():
         assert set(output(running, "list", service.full_name).split()) == {
@@ -409,7 +440,7 @@ def test_grpcurl_lists_the_services(running: ServerProcess) -> None:
 def test_grpcurl_calls_the_health_of_every_service(running: ServerProcess) -> None:
     """Of the server, of search and of each service; an unknown service is an error."""
     health = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-    services = {"", "live", "search", POSTS, COMMENTS, CHANGES, ADMIN}
+    services = {"", "live", "search", POSTS, COMMENTS, CHANGES, ADMIN, TRANSFERS}
     for data in ({}, *({"service": name} for name in services)):
         assert call(running, health, "Check", data) == {"status": "SERVING"}
     assert call(running, health, "List", {})["statuses"].keys() == services

@@ -26,9 +26,9 @@ WRITES: list[MethodDescriptor] = [
     method
     for method in METHODS
     if method.GetOptions().idempotency_level != MethodOptions.IdempotencyLevel.NO_SIDE_EFFECTS
-    and method.name not in {"EraseAuthor", "RebuildSearchIndex"}
+    and method.name not in {"EraseAuthor", "RebuildSearchIndex", "Import", "ImportRecords"}
 ]
-"""Every write method, except those of AdminService, which are idempotent without a request id."""
+"""Every write method, except those for administrators, which are idempotent without a request id."""
 
 BODY = 'an "awkward" \\ body,\nwith\tlines\u2028of\x7f \u00e4\U0001f600 </x> {}'
 """Characters that a lossy encoding of a stored response would change."""
