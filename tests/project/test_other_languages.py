@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.compiler import plugin_pb2
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pb2 import FileDescriptorSet, FileOptions
 from storeapi import files
 
 from tests.support.repository import ROOT
@@ -63,6 +63,26 @@ def test_shipped_protos_are_complete(tmp_path: Path) -> None:
     ours = {file.name for file in shipped.file if file.package == "storeapi.v1"}
     assert {file.name for file in built.file if file.package == "storeapi.v1"} == ours
     assert "google/rpc/error_details.proto" in {file.name for file in shipped.file}
+
+
+def test_each_proto_names_the_packages_of_all_languages() -> None:
+    """Every file has the same options, so that buf's managed mode is not needed."""
+    shipped = FileDescriptorSet.FromString(files.DESCRIPTORS.read_bytes())
+    options = {file.name: file.options for file in shipped.file if file.package == "storeapi.v1"}
+
+    assert len(options) == len(list(ROOT.glob("protos/storeapi/v1/*.proto")))
+    assert options == dict.fromkeys(
+        options,
+        FileOptions(
+            csharp_namespace="Storeapi.V1",
+            go_package="store-service.example/storeapi/storeapiv1;storeapiv1",
+            java_multiple_files=True,
+            java_package="storeapi.v1",
+            objc_class_prefix="STA",
+            php_namespace="Storeapi\\V1",
+            ruby_package="Storeapi::V1",
+        ),
+    )
 
 
 def plugins_in(folder: Path) -> Path:

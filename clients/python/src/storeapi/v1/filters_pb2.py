@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19storeapi/v1/filters.proto\x12\x0bstoreapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\nPostFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x33\n\x06labels\x18\x02 \x03(\x0b\x32#.storeapi.v1.PostFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb4\x02\n\rCommentFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.storeapi.v1.CommentFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0breply_to_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_reply_to_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19storeapi/v1/filters.proto\x12\x0bstoreapi.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x84\x02\n\nPostFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x33\n\x06labels\x18\x02 \x03(\x0b\x32#.storeapi.v1.PostFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cshow_deleted\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb4\x02\n\rCommentFilter\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12\x36\n\x06labels\x18\x02 \x03(\x0b\x32&.storeapi.v1.CommentFilter.LabelsEntry\x12\x34\n\x10\x63reate_time_from\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x36\n\x12\x63reate_time_before\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x18\n\x0breply_to_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x12\x14\n\x0cshow_deleted\x18\x06 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0e\n\x0c_reply_to_idBv\n\x0bstoreapi.v1P\x01Z4store-service.example/storeapi/storeapiv1;storeapiv1\xa2\x02\x03STA\xaa\x02\x0bStoreapi.V1\xca\x02\x0bStoreapi\\V1\xea\x02\x0cStoreapi::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storeapi.v1.filters_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013storeapi.v1P\001Z4store-service.example/storeapi/storeapiv1;storeapiv1\242\002\003STA\252\002\013Storeapi.V1\312\002\013Storeapi\\V1\352\002\014Storeapi::V1'
   _globals['_POSTFILTER_LABELSENTRY']._loaded_options = None
   _globals['_POSTFILTER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_COMMENTFILTER_LABELSENTRY']._loaded_options = None

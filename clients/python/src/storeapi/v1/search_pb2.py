@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18storeapi/v1/search.proto\x12\x0bstoreapi.v1\"-\n\x0bSnippetPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08is_match\x18\x02 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18storeapi/v1/search.proto\x12\x0bstoreapi.v1\"-\n\x0bSnippetPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x10\n\x08is_match\x18\x02 \x01(\x08\x42v\n\x0bstoreapi.v1P\x01Z4store-service.example/storeapi/storeapiv1;storeapiv1\xa2\x02\x03STA\xaa\x02\x0bStoreapi.V1\xca\x02\x0bStoreapi\\V1\xea\x02\x0cStoreapi::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storeapi.v1.search_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\013storeapi.v1P\001Z4store-service.example/storeapi/storeapiv1;storeapiv1\242\002\003STA\252\002\013Storeapi.V1\312\002\013Storeapi\\V1\352\002\014Storeapi::V1'
   _globals['_SNIPPETPART']._serialized_start=41
   _globals['_SNIPPETPART']._serialized_end=86
 # @@protoc_insertion_point(module_scope)
