@@ -14,7 +14,7 @@ UV := $(BIN)/python tools/uv_pip.py install
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos clients docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,11 @@ format: install ## format the code and the protos
 protos: install $(PROTOS_VENV)/installed ## regenerate the stubs from protos/, and the sync client from the async one
 	$(PROTOS_VENV)/bin/python tools/generate_stubs.py
 	$(BIN)/python tools/generate_sync.py
+	@if command -v go >/dev/null; then tools/generate_go.sh clients/go; \
+		else echo "The stubs of clients/go were not generated, because go is not installed."; fi
+
+clients: install ## build the clients in other languages, with the tools of each
+	cd clients/go && go vet ./... && go build ./...
 
 $(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
 	$(BIN)/python -m venv --without-pip $(PROTOS_VENV)

@@ -1,0 +1,173 @@
+package storeapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"store-service.example/storeapi/storeapiv1"
+)
+
+// The interval in which the server sends responses if nothing changes and the request has no heartbeat_interval.
+const defaultHeartbeat = 10 * time.Second
+
+// typedStream returns an *Error.
+type typedStream struct {
+	grpc.ClientStream
+}
+
+func (stream *typedStream) RecvMsg(message any) error {
+	err := stream.ClientStream.RecvMsg(message)
+	if err == nil || errors.Is(err, io.EOF) {
+		return err
+	}
+	return newError(err, stream.Trailer())
+}
+
+// Page is a response of a list.
+type Page interface {
+	proto.Message
+	GetNextPageToken() string
+}
+
+// Pages iterates over the pages of a list, from the page_token of the request. After an error the iteration ends.
+//
+//	for page, err := range storeapi.Pages(ctx, client.Posts.ListPosts, &storeapiv1.ListPostsRequest{PageSize: 100}) {
+func Pages[Request proto.Message, Response Page](
+	ctx context.Context,
+	list func(context.Context, Request, ...grpc.CallOption) (Response, error),
+	request Request,
+) iter.Seq2[Response, error] {
+	return func(yield func(Response, error) bool) {
+		next := proto.Clone(request).(Request)
+		token := next.ProtoReflect().Descriptor().Fields().ByName("page_token")
+		for {
+			page, err := list(ctx, next)
+			if !yield(page, err) || err != nil || page.GetNextPageToken() == "" {
+				return
+			}
+			next.ProtoReflect().Set(token, protoreflect.ValueOfString(page.GetNextPageToken()))
+		}
+	}
+}
+
+// Items iterates over the items of all pages of a list. After an error the iteration ends.
+//
+//	posts := storeapi.Items(ctx, client.Posts.ListPosts, &storeapiv1.ListPostsRequest{}, (*storeapiv1.ListPostsResponse).GetPosts)
+//	for post, err := range posts {
+func Items[Request proto.Message, Response Page, Item any](
+	ctx context.Context,
+	list func(context.Context, Request, ...grpc.CallOption) (Response, error),
+	request Request,
+	items func(Response) []Item,
+) iter.Seq2[Item, error] {
+	return func(yield func(Item, error) bool) {
+		for page, err := range Pages(ctx, list, request) {
+			if err != nil {
+				var none Item
+				yield(none, err)
+				return
+			}
+			for _, item := range items(page) {
+				if !yield(item, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Watch iterates over the responses of a watch, until the context ends, which is an error too. Store the resume_token of each response that
+// is processed; a watch with this token in its request continues after it.
+//
+// The first response must arrive before the deadline of the context, or within DefaultTimeout. Later the watch
+// survives restarts of the server and lost connections: it reconnects without a limit, and continues after the last
+// response. It ends with an *Error if continuing cannot help: after the reasons RESUME_TOKEN_EXPIRED and
+// RESUME_TOKEN_FOREIGN begin again with initial_state.
+func (client *Client) Watch(
+	ctx context.Context, request *storeapiv1.WatchRequest,
+) iter.Seq2[*storeapiv1.WatchResponse, error] {
+	return func(yield func(*storeapiv1.WatchResponse, error) bool) {
+		next := proto.Clone(request).(*storeapiv1.WatchRequest)
+		heartbeat := defaultHeartbeat
+		if next.HeartbeatInterval != nil {
+			heartbeat = next.HeartbeatInterval.AsDuration()
+		}
+		// A connection on which nothing arrives for this long is broken.
+		silence := 2*heartbeat + time.Second
+		beginning, cancel := context.WithTimeout(ctx, DefaultTimeout)
+		defer cancel()
+		limit := beginning
+		failures := 0
+		handle := func(response *storeapiv1.WatchResponse) bool {
+			limit, failures = ctx, 0
+			if !yield(response, nil) {
+				return false
+			}
+			next.Start = &storeapiv1.WatchRequest_ResumeToken{ResumeToken: response.ResumeToken}
+			return true
+		}
+		for {
+			err := client.watchOnce(ctx, limit, next, silence, handle)
+			if err == nil {
+				return
+			}
+			failures++
+			err.Attempts = failures
+			if !mayHelp(limit, err) || !pauseAfter(limit, failures, err) {
+				yield(nil, err)
+				return
+			}
+		}
+	}
+}
+
+// watchOnce reads one stream until it fails, or until handle returns false; then the result is nil. The first response
+// must arrive before the context first ends.
+func (client *Client) watchOnce(
+	ctx, first context.Context, request *storeapiv1.WatchRequest, silence time.Duration,
+	handle func(*storeapiv1.WatchResponse) bool,
+) *Error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// Each wait for a response is limited, but not the time in which the caller processes it.
+	silent := time.AfterFunc(silence, func() {
+		cancel(status.Errorf(codes.Unavailable, "no response from the server for %v", silence))
+	})
+	defer silent.Stop()
+	stopFirst := context.AfterFunc(first, func() { cancel(first.Err()) })
+	defer stopFirst()
+	failed := func(err error) *Error {
+		if cause := context.Cause(ctx); ctx.Err() != nil && cause != nil {
+			return newError(cause, nil)
+		}
+		return newError(err, nil)
+	}
+	stream, err := client.Changes.Watch(ctx, request)
+	if err != nil {
+		return failed(err)
+	}
+	for {
+		response, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			err = status.Error(codes.Unavailable, "the server ended the stream without a status")
+		}
+		if err != nil {
+			return failed(err)
+		}
+		silent.Stop()
+		stopFirst()
+		if !handle(response) {
+			return nil
+		}
+		silent.Reset(silence)
+	}
+}
