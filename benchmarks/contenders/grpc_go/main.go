@@ -24,7 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	pb "contender/storeapi"
+	pb "store-service.example/storeapi/storeapiv1"
 )
 
 const maxGroup = 1000
