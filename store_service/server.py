@@ -162,7 +162,7 @@ async def serving(
                 collections,
                 Searches(database, search_index),
                 feed,
-                AdminService(erasures, search_index),
+                AdminService(database, erasures, search_index),
                 (Exports(database), Imports(database, max_reply_depth=config.max_reply_depth)),
                 pipeline,
                 consistency,

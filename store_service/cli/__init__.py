@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 import click
 
 from store_service.cli.backup import backup, restore
+from store_service.cli.copy import copy
 from store_service.cli.erase import erase
 from store_service.cli.errors import fail, usage_failed
 from store_service.cli.health import health
@@ -74,6 +75,7 @@ COMMANDS: tuple[click.Command, ...] = (
     keys,
     backup,
     restore,
+    copy,
     erase,
     reindex,
     health,

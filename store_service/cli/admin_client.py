@@ -1,7 +1,7 @@
 """Calls AdminService of a running service, or opens the database of the settings."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
@@ -39,6 +39,27 @@ def responses(
         NoService: No service listens at the address.
         CallFailed: The service has refused or not finished the call.
     """
+    with _stub(service, config) as (address, stub, metadata):
+        last = None
+        for last in call(stub, metadata):
+            yield last
+    if last is None or not last.complete:
+        raise CallFailed(f"{address} has not finished; run the command again")
+
+
+def call_once(
+    service: ServiceOptions, config: Config, call: Callable[[admin_pb2_grpc.AdminServiceStub, Any], Any]
+) -> None:
+    """Makes a call with one response. Takes the arguments and raises the errors of `responses`."""
+    with _stub(service, config) as (_, stub, metadata):
+        call(stub, metadata)
+
+
+@contextmanager
+def _stub(
+    service: ServiceOptions, config: Config
+) -> Iterator[tuple[str, admin_pb2_grpc.AdminServiceStub, Any]]:
+    """Yields the address, a stub and metadata. Raises the errors of `responses`."""
     address = service.target(config)
     if address is None:
         raise NoService("STORE_LISTEN has port 0")
@@ -48,14 +69,10 @@ def responses(
             grpc.channel_ready_future(channel).result(CONNECT_SECONDS)
         except grpc.FutureTimeoutError:
             raise NoService(f"{address} does not respond") from None
-        last = None
         try:
-            for last in call(admin_pb2_grpc.AdminServiceStub(channel), metadata):
-                yield last
+            yield address, admin_pb2_grpc.AdminServiceStub(channel), metadata
         except grpc.RpcError as error:
             raise CallFailed(f"{address}: {connection_problem(error)}") from error
-    if last is None or not last.complete:
-        raise CallFailed(f"{address} has not finished; run the command again")
 
 
 @asynccontextmanager

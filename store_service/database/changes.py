@@ -110,6 +110,11 @@ time_at: ColumnElement[int] = func.coalesce(_time_at.scalar_subquery(), 0)
 FEED_AT = feed_with(time_at)
 """Same as FEED, with `time_at`. Also served by the primary key."""
 
+CHANGE_AT = Statement(
+    select(change.c.xid, change.c.commit_time).where(change.c.seq == parameter("seq", BigInteger))
+)
+"""The transaction and the time of the change `seq`. Served by the primary key."""
+
 NEWEST = Statement(
     select(change.c.xid, change.c.seq, change.c.commit_time).order_by(change.c.seq.desc()).limit(1),
     on_postgresql=select(change.c.xid, change.c.seq, change.c.commit_time)

@@ -3,7 +3,17 @@
 import sqlite3
 import sys
 
-from store_service.errors import DatabaseBusy, DatabaseUnavailable, SchemaMismatch, ServiceError, StorageFull
+from store_service.errors import (
+    DatabaseBusy,
+    DatabaseUnavailable,
+    SchemaMismatch,
+    ServiceError,
+    StorageFull,
+    StoreMoving,
+)
+
+REFUSED_STATE = "SM001"
+"""The SQLSTATE of writes to a store that moves to another database; see `write_mode.py`."""
 
 
 class StatementCancelled(Exception):
@@ -72,6 +82,7 @@ _POSTGRESQL: dict[str, type[ServiceError]] = {
     "57014": DatabaseBusy,  # statement timeout
     "57": DatabaseUnavailable,  # shutting down, starting up
     "58": DatabaseUnavailable,  # I/O error
+    REFUSED_STATE: StoreMoving,
     "XX001": DatabaseUnavailable,  # data corrupted
 }
 
@@ -92,6 +103,9 @@ def translate_error(error: Exception) -> Exception:
         # The low byte is the primary code. The other bits refine it, as in SQLITE_IOERR_FSYNC.
         if code == sqlite3.SQLITE_INTERRUPT:
             return StatementCancelled()
+        if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+            # Only the triggers of `write_mode.py` raise it.
+            return StoreMoving()
         leaf = _SQLITE.get(code & 0xFF) if code is not None else None
         return leaf() if leaf is not None else error
     state = getattr(error, "sqlstate", None)

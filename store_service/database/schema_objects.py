@@ -61,6 +61,7 @@ MADE_BY = {
         ),
     ),
     "0011": (),
+    "0012": (),
 }
 """The names of the objects that each revision creates, including temporary ones; oldest revision first."""
 

@@ -292,6 +292,9 @@ feed_table = Table(
     # System identifier of the PostgreSQL server whose transactions wrote the changes. NULL on SQLite, and
     # before the first start that can read it.
     Column("system_id", Text),
+    # The stores from which this one was copied, the last one first, as a JSON array (docs/decisions/0056).
+    # NULL: it is no copy.
+    Column("former_stores", Text),
 )
 
 # Idempotency keys with their stored responses.

@@ -40,6 +40,7 @@
     │   ├── DatabaseBusy
     │   ├── DatabaseUnavailable
     │   ├── StandbyBehind
+    │   ├── StoreMoving
     │   └── SearchIndexNotReady
     ├── SearchDisabled
     ├── ReadOnly
@@ -104,6 +105,7 @@ from store_service.errors.server import (
     ShuttingDown,
     StandbyBehind,
     StorageFull,
+    StoreMoving,
     StreamStalled,
     WatchLimit,
 )
@@ -152,6 +154,7 @@ __all__ = [
     "ShuttingDown",
     "StandbyBehind",
     "StorageFull",
+    "StoreMoving",
     "StreamStalled",
     "Unauthenticated",
     "Unavailable",

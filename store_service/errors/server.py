@@ -75,6 +75,14 @@ class StandbyBehind(Unavailable):
         super().__init__("this standby has not received the change of the token yet; retry later")
 
 
+class StoreMoving(Unavailable):
+    """The store moves to another database, or has moved, and accepts no writes here."""
+
+    def __init__(self) -> None:
+        """Takes nothing."""
+        super().__init__("the store moves to another database and accepts no writes here; retry later")
+
+
 class SearchIndexNotReady(Unavailable):
     """The index for full-text search is being built, or lacks the latest changes."""
 

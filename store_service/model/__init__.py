@@ -72,6 +72,7 @@ from store_service.model.transfer import (
     RecordErrorReason,
     RecordState,
 )
+from store_service.model.write_mode import WriteMode
 
 __all__ = [
     "ConflictPolicy",
@@ -133,6 +134,7 @@ __all__ = [
     "WatchFilter",
     "WatchStart",
     "WriteCommand",
+    "WriteMode",
     "concatenated_texts",
     "format_etag",
     "labels_from_text",

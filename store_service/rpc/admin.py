@@ -5,18 +5,21 @@ from contextlib import aclosing
 
 from storeapi.v1 import admin_pb2 as pb
 
+from store_service.database.connect import Database
 from store_service.model import ErasureProgress
 from store_service.rpc.call import Context, call_id_of
-from store_service.rpc.validation.admin import erasure_request
+from store_service.rpc.validation.admin import erasure_request, write_mode
 from store_service.service.erasure import Erasures
 from store_service.service.search_index import SearchIndex
+from store_service.service.write_modes import set_write_mode
 
 
 class AdminService:
     """Implements storeapi.v1.AdminService. protos/storeapi/v1/admin.proto documents the methods."""
 
-    def __init__(self, erasures: Erasures, search_index: SearchIndex) -> None:
-        """Takes the services."""
+    def __init__(self, database: Database, erasures: Erasures, search_index: SearchIndex) -> None:
+        """Takes the open database, and the services."""
+        self._database = database
         self._erasures = erasures
         self._search_index = search_index
 
@@ -34,6 +37,10 @@ class AdminService:
         async with aclosing(self._search_index.rebuild()) as steps:
             async for progress in steps:
                 yield pb.RebuildSearchIndexResponse(progress=progress, complete=progress == 1)
+
+    async def SetWriteMode(self, request: pb.SetWriteModeRequest, _: Context) -> pb.SetWriteModeResponse:
+        await set_write_mode(self._database, write_mode(request))
+        return pb.SetWriteModeResponse()
 
 
 def _progress_to_message(progress: ErasureProgress) -> pb.EraseAuthorResponse:

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterable
+from contextlib import suppress
 
 from store_service.database.consistency import CallConsistency, current, set_current
 from store_service.errors import ConsistencyTokenForeign, FieldInvalid
@@ -63,6 +64,11 @@ class Consistency:
             # Another process may have restarted the change feed.
             self._store_id = (await self._changes.state()).store_id
             self._last = None
+            for former_id in await self._changes.former_store_ids():
+                with suppress(ConsistencyTokenForeign):
+                    consistency_tokens.read(token, former_id)
+                    # Every server of this store has all that was copied from the former one.
+                    return NOTHING_SEEN
             return consistency_tokens.read(token, self._store_id)
 
     def trailer(self) -> tuple[tuple[str, str], ...]:

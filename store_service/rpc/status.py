@@ -204,6 +204,7 @@ ROWS: dict[type[errors.ServiceError], _Row] = {
         code=grpc.StatusCode.UNAVAILABLE, reason="DATABASE_UNAVAILABLE", more=retry
     ),
     errors.StandbyBehind: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="STANDBY_BEHIND", more=retry),
+    errors.StoreMoving: _Row(code=grpc.StatusCode.UNAVAILABLE, reason="STORE_MOVING", more=retry),
     errors.SearchIndexNotReady: _Row(
         code=grpc.StatusCode.UNAVAILABLE,
         reason="SEARCH_INDEX_NOT_READY",

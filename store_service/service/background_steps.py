@@ -16,7 +16,7 @@ from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
-from store_service.errors import ServiceError
+from store_service.errors import ServiceError, StoreMoving
 from store_service.model import DeletionTimes
 from store_service.repeated_failure import RepeatedFailure
 from store_service.service.comment_removal import (
@@ -94,6 +94,9 @@ class BackgroundSteps:
                     expected = found
                     pause = IDLE_SECONDS if found is None else TAKEOVER_SECONDS
                 failure.ended()
+            except StoreMoving:
+                # It lasts, and an operator has caused it.
+                pause = IDLE_SECONDS
             except ServiceError as error:
                 failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
                 pause = IDLE_SECONDS

@@ -22,6 +22,7 @@ from store_service.errors import ResumeTokenExpired, ResumeTokenForeign, Service
 from store_service.model import Change, Position, ResumePoint
 from store_service.service import resume_tokens
 from store_service.service.feed_origin import IS_OWN, RESTART
+from store_service.service.former_tokens import FORMER_STORE_IDS, FORMER_TOKEN
 
 MAX_TRANSACTION_BYTES = 2 * 1024 * 1024
 """A transaction up to this size is one change batch. With the copies in gRPC a watch needs less than 8 MiB,
@@ -209,6 +210,22 @@ class Changes:
     async def state(self) -> FeedState:
         """Returns the current state of the feed."""
         return await self._database.read(_STATE, None)
+
+    async def resume_point(self, token: str, store_id: str) -> ResumePoint:
+        """Returns where the watch of a token continues.
+
+        Raises:
+            ResumeTokenInvalid: The token is damaged.
+            ResumeTokenForeign: It belongs to another store, which is not one that this store was copied from.
+        """
+        try:
+            return resume_tokens.read(token, store_id)
+        except ResumeTokenForeign:
+            return await self._database.read(FORMER_TOKEN, token)
+
+    async def former_store_ids(self) -> list[str]:
+        """Returns the ids of the stores from which this one was copied."""
+        return await self._database.read(FORMER_STORE_IDS, None)
 
     async def check(self, position: Position) -> None:
         """Checks that a watch can continue after a position; see `check_position`."""

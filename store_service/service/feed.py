@@ -34,7 +34,7 @@ from store_service.observability.metrics import FeedMetrics
 from store_service.pacing import Signal
 from store_service.repeated_failure import RepeatedFailure
 from store_service.service import resume_tokens
-from store_service.service.changes import ChangeBatch, Changes
+from store_service.service.changes import ChangeBatch, Changes, FeedState
 from store_service.service.recent_changes import RecentChanges
 from store_service.service.snapshot import Snapshot
 
@@ -137,8 +137,10 @@ class Feed:
         """
         with self._watch_slot():
             state = await self._changes.state()
-            resume_point = self._resume_point(start, state.store_id, state.trimmed, state.end)
-            if start.resume_token is not None:
+            if start.resume_token is None:
+                resume_point = _beginning(start, state)
+            else:
+                resume_point = await self._changes.resume_point(start.resume_token, state.store_id)
                 await self._changes.check(resume_point.position)
                 if resume_point.seen is not None:
                     await self._changes.check_seen(resume_point.seen)
@@ -182,15 +184,6 @@ class Feed:
             token = state.resume_token(position, seen=seen)
             yield WatchEvent(resume_token=token)
             raise ShuttingDown(resume_token=token)
-
-    def _resume_point(
-        self, start: WatchStart, store_id: str, trimmed: Position, end: Position
-    ) -> ResumePoint:
-        if start.resume_token is not None:
-            return resume_tokens.read(start.resume_token, store_id)
-        if start.initial_state:
-            return ResumePoint(position=end, snapshot=SnapshotCursor(kind=ResourceKind.POST))
-        return ResumePoint(position=trimmed if start.earliest else end)
 
     @contextmanager
     def _watch_slot(self) -> Iterator[None]:
@@ -320,6 +313,13 @@ class Feed:
         self._is_polling = False
         self._listen_failure.ended()
         self._maybe_changed.set()
+
+
+def _beginning(start: WatchStart, state: FeedState) -> ResumePoint:
+    """Returns where a watch without a token begins."""
+    if start.initial_state:
+        return ResumePoint(position=state.end, snapshot=SnapshotCursor(kind=ResourceKind.POST))
+    return ResumePoint(position=state.trimmed if start.earliest else state.end)
 
 
 def _log_failure(failure: RepeatedFailure, error: Exception) -> None:

@@ -19,7 +19,7 @@ from store_service.database.batch_operation import BatchOperation
 from store_service.database.connect import Database
 from store_service.database.connection import Connection
 from store_service.database.statements import as_json
-from store_service.errors import ServiceError
+from store_service.errors import ServiceError, StoreMoving
 from store_service.model import Position
 from store_service.observability.metrics import RetentionMetrics
 from store_service.repeated_failure import RepeatedFailure
@@ -116,6 +116,9 @@ class Retention:
             try:
                 is_done = await self.step()
                 failure.ended()
+            except StoreMoving:
+                # It lasts, and an operator has caused it.
+                is_done = True
             except ServiceError as error:
                 failure.failed(error=type(error).__name__, cause=str(error.__cause__ or error))
                 is_done = True

@@ -3,7 +3,7 @@
 from storeapi.v1 import admin_pb2
 
 from store_service.errors import FieldInvalid
-from store_service.model import EraseMode, Erasure
+from store_service.model import EraseMode, Erasure, WriteMode
 from store_service.rpc.validation.identifiers import check_identifier
 from store_service.rpc.validation.violations import Violations
 
@@ -26,3 +26,14 @@ def erasure_request(request: admin_pb2.EraseAuthorRequest) -> Erasure:
         dry_run=request.validate_only,
         skip_rewrite=request.skip_rewrite,
     )
+
+
+def write_mode(request: admin_pb2.SetWriteModeRequest) -> WriteMode:
+    """Returns the mode to set.
+
+    Raises:
+        FieldInvalid: It is not valid.
+    """
+    if int(request.mode) not in set(WriteMode):
+        raise FieldInvalid.at("mode", "must be WRITE_MODE_NORMAL, WRITE_MODE_RECORDED or WRITE_MODE_REFUSED")
+    return WriteMode(request.mode)

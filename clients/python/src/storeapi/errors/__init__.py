@@ -48,6 +48,7 @@
     │   ├── ShuttingDown
     │   ├── StreamStalled
     │   ├── StandbyBehind           the standby has not received the change of the token yet
+    │   ├── StoreMoving             the store moves to another database and accepts no writes here
     │   ├── SearchIndexNotReady     the index is being built
     │   ├── DatabaseBusy
     │   └── DatabaseUnavailable
@@ -113,6 +114,7 @@ from storeapi.errors.service import (
     ShuttingDown,
     StandbyBehind,
     StorageFull,
+    StoreMoving,
     StreamStalled,
     Unavailable,
     WatchLimit,
@@ -167,6 +169,7 @@ __all__ = [
     "Overloaded",
     "ShuttingDown",
     "StandbyBehind",
+    "StoreMoving",
     "StreamStalled",
     "SearchIndexNotReady",
     "DatabaseBusy",

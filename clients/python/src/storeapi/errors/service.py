@@ -113,6 +113,12 @@ class StandbyBehind(Unavailable):
     reason = "STANDBY_BEHIND"
 
 
+class StoreMoving(Unavailable):
+    """The store moves to another database and accepts no writes at this address. Nothing was done."""
+
+    reason = "STORE_MOVING"
+
+
 class SearchIndexNotReady(Unavailable):
     """The service is building the index for searches, or has not added the latest changes to it in time."""
 

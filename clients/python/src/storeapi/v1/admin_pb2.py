@@ -24,24 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17storeapi/v1/admin.proto\x12\x0bstoreapi.v1\"\x1b\n\x19RebuildSearchIndexRequest\"@\n\x1aRebuildSearchIndexResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"w\n\x12\x45raseAuthorRequest\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.storeapi.v1.EraseMode\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x14\n\x0cskip_rewrite\x18\x04 \x01(\x08\"\x98\x01\n\x13\x45raseAuthorResponse\x12\r\n\x05posts\x18\x01 \x01(\x03\x12\x10\n\x08\x63omments\x18\x02 \x01(\x03\x12\x11\n\trevisions\x18\x03 \x01(\x03\x12\x0f\n\x07\x63hanges\x18\x04 \x01(\x03\x12\x18\n\x10stored_responses\x18\x05 \x01(\x03\x12\x10\n\x08progress\x18\x06 \x01(\x01\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08*X\n\tEraseMode\x12\x1a\n\x16\x45RASE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45RASE_MODE_ANONYMIZE\x10\x01\x12\x15\n\x11\x45RASE_MODE_DELETE\x10\x02\x32\xcf\x01\n\x0c\x41\x64minService\x12T\n\x0b\x45raseAuthor\x12\x1f.storeapi.v1.EraseAuthorRequest\x1a .storeapi.v1.EraseAuthorResponse\"\x00\x30\x01\x12i\n\x12RebuildSearchIndex\x12&.storeapi.v1.RebuildSearchIndexRequest\x1a\'.storeapi.v1.RebuildSearchIndexResponse\"\x00\x30\x01\x42v\n\x0bstoreapi.v1P\x01Z4store-service.example/storeapi/storeapiv1;storeapiv1\xa2\x02\x03STA\xaa\x02\x0bStoreapi.V1\xca\x02\x0bStoreapi\\V1\xea\x02\x0cStoreapi::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17storeapi/v1/admin.proto\x12\x0bstoreapi.v1\";\n\x13SetWriteModeRequest\x12$\n\x04mode\x18\x01 \x01(\x0e\x32\x16.storeapi.v1.WriteMode\"\x16\n\x14SetWriteModeResponse\"\x1b\n\x19RebuildSearchIndexRequest\"@\n\x1aRebuildSearchIndexResponse\x12\x10\n\x08progress\x18\x01 \x01(\x01\x12\x10\n\x08\x63omplete\x18\x02 \x01(\x08\"w\n\x12\x45raseAuthorRequest\x12\x0e\n\x06\x61uthor\x18\x01 \x01(\t\x12$\n\x04mode\x18\x02 \x01(\x0e\x32\x16.storeapi.v1.EraseMode\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x14\n\x0cskip_rewrite\x18\x04 \x01(\x08\"\x98\x01\n\x13\x45raseAuthorResponse\x12\r\n\x05posts\x18\x01 \x01(\x03\x12\x10\n\x08\x63omments\x18\x02 \x01(\x03\x12\x11\n\trevisions\x18\x03 \x01(\x03\x12\x0f\n\x07\x63hanges\x18\x04 \x01(\x03\x12\x18\n\x10stored_responses\x18\x05 \x01(\x03\x12\x10\n\x08progress\x18\x06 \x01(\x01\x12\x10\n\x08\x63omplete\x18\x07 \x01(\x08*o\n\tWriteMode\x12\x1a\n\x16WRITE_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11WRITE_MODE_NORMAL\x10\x01\x12\x17\n\x13WRITE_MODE_RECORDED\x10\x02\x12\x16\n\x12WRITE_MODE_REFUSED\x10\x03*X\n\tEraseMode\x12\x1a\n\x16\x45RASE_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x45RASE_MODE_ANONYMIZE\x10\x01\x12\x15\n\x11\x45RASE_MODE_DELETE\x10\x02\x32\xa6\x02\n\x0c\x41\x64minService\x12T\n\x0b\x45raseAuthor\x12\x1f.storeapi.v1.EraseAuthorRequest\x1a .storeapi.v1.EraseAuthorResponse\"\x00\x30\x01\x12i\n\x12RebuildSearchIndex\x12&.storeapi.v1.RebuildSearchIndexRequest\x1a\'.storeapi.v1.RebuildSearchIndexResponse\"\x00\x30\x01\x12U\n\x0cSetWriteMode\x12 .storeapi.v1.SetWriteModeRequest\x1a!.storeapi.v1.SetWriteModeResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'storeapi.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\013storeapi.v1P\001Z4store-service.example/storeapi/storeapiv1;storeapiv1\242\002\003STA\252\002\013Storeapi.V1\312\002\013Storeapi\\V1\352\002\014Storeapi::V1'
-  _globals['_ERASEMODE']._serialized_start=411
-  _globals['_ERASEMODE']._serialized_end=499
-  _globals['_REBUILDSEARCHINDEXREQUEST']._serialized_start=40
-  _globals['_REBUILDSEARCHINDEXREQUEST']._serialized_end=67
-  _globals['_REBUILDSEARCHINDEXRESPONSE']._serialized_start=69
-  _globals['_REBUILDSEARCHINDEXRESPONSE']._serialized_end=133
-  _globals['_ERASEAUTHORREQUEST']._serialized_start=135
-  _globals['_ERASEAUTHORREQUEST']._serialized_end=254
-  _globals['_ERASEAUTHORRESPONSE']._serialized_start=257
-  _globals['_ERASEAUTHORRESPONSE']._serialized_end=409
-  _globals['_ADMINSERVICE']._serialized_start=502
-  _globals['_ADMINSERVICE']._serialized_end=709
+  DESCRIPTOR._loaded_options = None
+  _globals['_WRITEMODE']._serialized_start=496
+  _globals['_WRITEMODE']._serialized_end=607
+  _globals['_ERASEMODE']._serialized_start=609
+  _globals['_ERASEMODE']._serialized_end=697
+  _globals['_SETWRITEMODEREQUEST']._serialized_start=40
+  _globals['_SETWRITEMODEREQUEST']._serialized_end=99
+  _globals['_SETWRITEMODERESPONSE']._serialized_start=101
+  _globals['_SETWRITEMODERESPONSE']._serialized_end=123
+  _globals['_REBUILDSEARCHINDEXREQUEST']._serialized_start=125
+  _globals['_REBUILDSEARCHINDEXREQUEST']._serialized_end=152
+  _globals['_REBUILDSEARCHINDEXRESPONSE']._serialized_start=154
+  _globals['_REBUILDSEARCHINDEXRESPONSE']._serialized_end=218
+  _globals['_ERASEAUTHORREQUEST']._serialized_start=220
+  _globals['_ERASEAUTHORREQUEST']._serialized_end=339
+  _globals['_ERASEAUTHORRESPONSE']._serialized_start=342
+  _globals['_ERASEAUTHORRESPONSE']._serialized_end=494
+  _globals['_ADMINSERVICE']._serialized_start=700
+  _globals['_ADMINSERVICE']._serialized_end=994
 # @@protoc_insertion_point(module_scope)

@@ -17,6 +17,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _WriteMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WriteModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WriteMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WRITE_MODE_UNSPECIFIED: _WriteMode.ValueType  # 0
+    """Not allowed in requests."""
+    WRITE_MODE_NORMAL: _WriteMode.ValueType  # 1
+    """Writes are accepted, and nothing is recorded: no copy is in progress."""
+    WRITE_MODE_RECORDED: _WriteMode.ValueType  # 2
+    """Writes are accepted, and the keys of the rows that they change are recorded for the copy."""
+    WRITE_MODE_REFUSED: _WriteMode.ValueType  # 3
+    """Writes fail with UNAVAILABLE (STORE_MOVING)."""
+
+class WriteMode(_WriteMode, metaclass=_WriteModeEnumTypeWrapper):
+    """Whether a store accepts writes while it is copied."""
+
+WRITE_MODE_UNSPECIFIED: WriteMode.ValueType  # 0
+"""Not allowed in requests."""
+WRITE_MODE_NORMAL: WriteMode.ValueType  # 1
+"""Writes are accepted, and nothing is recorded: no copy is in progress."""
+WRITE_MODE_RECORDED: WriteMode.ValueType  # 2
+"""Writes are accepted, and the keys of the rows that they change are recorded for the copy."""
+WRITE_MODE_REFUSED: WriteMode.ValueType  # 3
+"""Writes fail with UNAVAILABLE (STORE_MOVING)."""
+Global___WriteMode: _TypeAlias = WriteMode  # noqa: Y015
+
 class _EraseMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -46,6 +74,45 @@ the author are removed.
 ERASE_MODE_DELETE: EraseMode.ValueType  # 2
 """Posts and comments of the author are removed with everything below them, also what others wrote."""
 Global___EraseMode: _TypeAlias = EraseMode  # noqa: Y015
+
+@_typing.final
+class SetWriteModeRequest(_message.Message):
+    """The request of SetWriteMode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    mode: Global___WriteMode.ValueType
+    """Required."""
+    def __init__(
+        self,
+        *,
+        mode: Global___WriteMode.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetWriteModeRequest: _TypeAlias = SetWriteModeRequest  # noqa: Y015
+
+@_typing.final
+class SetWriteModeResponse(_message.Message):
+    """The response of SetWriteMode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetWriteModeResponse: _TypeAlias = SetWriteModeResponse  # noqa: Y015
 
 @_typing.final
 class RebuildSearchIndexRequest(_message.Message):

@@ -46,6 +46,11 @@ class AdminServiceStub(object):
                 request_serializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexRequest.SerializeToString,
                 response_deserializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexResponse.FromString,
                 _registered_method=True)
+        self.SetWriteMode = channel.unary_unary(
+                '/storeapi.v1.AdminService/SetWriteMode',
+                request_serializer=storeapi_dot_v1_dot_admin__pb2.SetWriteModeRequest.SerializeToString,
+                response_deserializer=storeapi_dot_v1_dot_admin__pb2.SetWriteModeResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -97,6 +102,21 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetWriteMode(self, request, context):
+        """Sets whether the store accepts writes while `store-service copy` copies it to another database. The command
+        calls it; see docs/copying.md. The mode is stored in the database: it applies to all server processes, and
+        after a restart.
+
+        The call can be repeated. When it returns, every write that was accepted before is committed.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): mode is unspecified or unknown.
+        - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +129,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.RebuildSearchIndex,
                     request_deserializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexRequest.FromString,
                     response_serializer=storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexResponse.SerializeToString,
+            ),
+            'SetWriteMode': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetWriteMode,
+                    request_deserializer=storeapi_dot_v1_dot_admin__pb2.SetWriteModeRequest.FromString,
+                    response_serializer=storeapi_dot_v1_dot_admin__pb2.SetWriteModeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -167,6 +192,33 @@ class AdminService(object):
             '/storeapi.v1.AdminService/RebuildSearchIndex',
             storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexRequest.SerializeToString,
             storeapi_dot_v1_dot_admin__pb2.RebuildSearchIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetWriteMode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/storeapi.v1.AdminService/SetWriteMode',
+            storeapi_dot_v1_dot_admin__pb2.SetWriteModeRequest.SerializeToString,
+            storeapi_dot_v1_dot_admin__pb2.SetWriteModeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -71,6 +71,17 @@ class AdminServiceStub:
     - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
     """
+    SetWriteMode: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetWriteModeRequest, _admin_pb2.SetWriteModeResponse]
+    """Sets whether the store accepts writes while `store-service copy` copies it to another database. The command
+    calls it; see docs/copying.md. The mode is stored in the database: it applies to all server processes, and
+    after a restart.
+
+    The call can be repeated. When it returns, every write that was accepted before is committed.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): mode is unspecified or unknown.
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -114,6 +125,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
     - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
     - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
+    """
+    SetWriteMode: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetWriteModeRequest, _admin_pb2.SetWriteModeResponse]  # type: ignore[assignment]
+    """Sets whether the store accepts writes while `store-service copy` copies it to another database. The command
+    calls it; see docs/copying.md. The mode is stored in the database: it applies to all server processes, and
+    after a restart.
+
+    The call can be repeated. When it returns, every write that was accepted before is committed.
+
+    Errors:
+    - INVALID_ARGUMENT (FIELD_INVALID): mode is unspecified or unknown.
+    - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -167,6 +189,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
         - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
         - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
+        """
+
+    @_abc_1.abstractmethod
+    def SetWriteMode(
+        self,
+        request: _admin_pb2.SetWriteModeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.SetWriteModeResponse, _abc.Awaitable[_admin_pb2.SetWriteModeResponse]]:
+        """Sets whether the store accepts writes while `store-service copy` copies it to another database. The command
+        calls it; see docs/copying.md. The mode is stored in the database: it applies to all server processes, and
+        after a restart.
+
+        The call can be repeated. When it returns, every write that was accepted before is committed.
+
+        Errors:
+        - INVALID_ARGUMENT (FIELD_INVALID): mode is unspecified or unknown.
+        - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

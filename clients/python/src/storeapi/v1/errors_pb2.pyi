@@ -186,6 +186,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
     it. Example: a token from before the database was restored into another server.
     """
+    ERROR_REASON_STORE_MOVING: _ErrorReason.ValueType  # 42
+    """UNAVAILABLE with RetryInfo: the store moves, or has moved, to another database, and accepts no writes here.
+    Nothing was done. Retry with the same request_id until the address leads to the new service. Reads and
+    watches continue. Example: CreatePost while `store-service copy` makes its last step.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """The reason of an error, for programs.
@@ -363,5 +368,10 @@ this service, or it is damaged. Example: a token that was cut off.
 ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN: ErrorReason.ValueType  # 41
 """INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
 it. Example: a token from before the database was restored into another server.
+"""
+ERROR_REASON_STORE_MOVING: ErrorReason.ValueType  # 42
+"""UNAVAILABLE with RetryInfo: the store moves, or has moved, to another database, and accepts no writes here.
+Nothing was done. Retry with the same request_id until the address leads to the new service. Reads and
+watches continue. Example: CreatePost while `store-service copy` makes its last step.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
