@@ -242,6 +242,7 @@ class Target:
                     self._set_last_number(name, number)
             self.connection.execute(update(feed_table).values(self._feed(feed)))
             if not self.is_sqlite:
+                self.connection.exec_driver_sql("SET CONSTRAINTS ALL IMMEDIATE")
                 for statement in self.state.objects:
                     if statement.endswith(_DEFERRED):
                         # ALTER TABLE comments ADD CONSTRAINT comments_post_id_fkey ...

@@ -9,16 +9,20 @@
    target becomes a store.
 """
 
+import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+
+import sqlalchemy
 
 from store_service.database import copy_state, copy_target, schema
 from store_service.database.copy_rows import CopiedTable, Key
 from store_service.database.copy_source import Source
 from store_service.database.copy_target import CopyDiffers, Target
+from store_service.database.driver_errors import driver_errors
 from store_service.database.write_mode import recorded_tables
 from store_service.errors import OperatorError, ServiceError
 from store_service.model import WriteMode
@@ -32,6 +36,10 @@ Report = Callable[[str, int, int], None]
 
 class SameDatabase(OperatorError):
     """The two databases are the same, or both are SQLite files."""
+
+
+class CopyInterrupted(OperatorError):
+    """A database has failed during the copy."""
 
 
 class CompletionUnknown(OperatorError):
@@ -113,7 +121,7 @@ def copy(
     """
     seconds = connect_timeout_seconds
     set_mode(WriteMode.RECORDED)
-    with closing(Source(source_url, connect_timeout_seconds=seconds)) as source:
+    with _one_line_errors(), closing(Source(source_url, connect_timeout_seconds=seconds)) as source:
         contents = copy_state.look(target_url, connect_timeout_seconds=seconds)
         with source.snapshot() as snapshot:
             copy_id, store_id = snapshot.copy_id(), str(snapshot.feed()["store_id"])
@@ -132,6 +140,22 @@ def copy(
             except CopyDiffers:
                 set_mode(WriteMode.NORMAL)
                 raise
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Raises CopyInterrupted for errors of the drivers."""
+    try:
+        yield
+    except (sqlalchemy.exc.DBAPIError, *driver_errors(), *_errors_of_psycopg()) as error:
+        cause = " ".join(str(getattr(error, "orig", error)).split())
+        raise CopyInterrupted(f"the copy was interrupted, and can be continued: {cause}") from error
+
+
+def _errors_of_psycopg() -> tuple[type[Exception], ...]:
+    # An extra, which is imported when it is used. Rows are added without SQLAlchemy.
+    psycopg = sys.modules.get("psycopg")
+    return () if psycopg is None else (psycopg.Error,)
 
 
 def _is_unfinished(target_url: str, connect_timeout_seconds: float) -> bool:
