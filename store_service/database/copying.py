@@ -147,15 +147,17 @@ def _one_line_errors() -> Iterator[None]:
     """Raises CopyInterrupted for errors of the drivers."""
     try:
         yield
-    except (sqlalchemy.exc.DBAPIError, *driver_errors(), *_errors_of_psycopg()) as error:
+    except _errors() as error:
         cause = " ".join(str(getattr(error, "orig", error)).split())
         raise CopyInterrupted(f"the copy was interrupted, and can be continued: {cause}") from error
 
 
-def _errors_of_psycopg() -> tuple[type[Exception], ...]:
+def _errors() -> tuple[type[Exception], ...]:
+    """Returns the errors of the drivers that are in use."""
+    errors: list[type[Exception]] = [sqlalchemy.exc.DBAPIError, *driver_errors()]
     # An extra, which is imported when it is used. Rows are added without SQLAlchemy.
     psycopg = sys.modules.get("psycopg")
-    return () if psycopg is None else (psycopg.Error,)
+    return tuple(errors) if psycopg is None else (*errors, psycopg.Error)
 
 
 def _is_unfinished(target_url: str, connect_timeout_seconds: float) -> bool:

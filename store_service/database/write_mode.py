@@ -137,6 +137,6 @@ async def _set(connection: Connection, modes: Sequence[WriteMode]) -> list[None]
 
 _REFUSE, _ACCEPT = [Statement(text(f"UPDATE copy_source SET refuses = {it}")) for it in (True, False)]  # noqa: S608
 
-SET_WRITE_MODE: BatchOperation[WriteMode, None] = BatchOperation(_set)
+SET_WRITE_MODE: BatchOperation[WriteMode, None] = BatchOperation(_set, name="set write mode")
 """Sets the mode. All writes that were accepted before are committed: SQLite has one writer, and on PostgreSQL
 the transaction holds the order lock, which excludes all writes."""

@@ -6,7 +6,7 @@ Workers send the name of an operation, not its code (docs/decisions/0052).
 from importlib.metadata import version
 from typing import Any
 
-from store_service.database import rewriting, schema
+from store_service.database import rewriting, schema, write_mode
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.compiled_pickles import compile_pickles
 from store_service.database.writer_frames import WriterProcess
@@ -54,6 +54,7 @@ compile_pickles(
 _OF_THE_SERVICE: tuple[BatchOperation[Any, Any], ...] = (
     rewriting.REWRITE,
     rewriting.EMPTY_LOG,
+    write_mode.SET_WRITE_MODE,
     background_steps.STEP,
     erasure_scan.CLEAR_CHANGES,
     erasure_scan.SET_RESPONSES,

@@ -177,7 +177,7 @@ async def test_dry_run_writes_nothing(
     assert (done.returncode, done.stderr) == (0, "")
     assert tables_in(databases[0]) == before
     if is_sqlite(databases[1]):
-        assert not Path(databases[1].removeprefix("sqlite:///")).exists()
+        assert not Path(databases[1].removeprefix("sqlite:///")).exists()  # noqa: ASYNC240
     else:
         assert not tables_in(databases[1])
 

@@ -21,6 +21,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Whether a store accepts writes while it is copied.
+type WriteMode int32
+
+const (
+	// Not allowed in requests.
+	WriteMode_WRITE_MODE_UNSPECIFIED WriteMode = 0
+	// Writes are accepted, and nothing is recorded: no copy is in progress.
+	WriteMode_WRITE_MODE_NORMAL WriteMode = 1
+	// Writes are accepted, and the keys of the rows that they change are recorded for the copy.
+	WriteMode_WRITE_MODE_RECORDED WriteMode = 2
+	// Writes fail with UNAVAILABLE (STORE_MOVING).
+	WriteMode_WRITE_MODE_REFUSED WriteMode = 3
+)
+
+// Enum value maps for WriteMode.
+var (
+	WriteMode_name = map[int32]string{
+		0: "WRITE_MODE_UNSPECIFIED",
+		1: "WRITE_MODE_NORMAL",
+		2: "WRITE_MODE_RECORDED",
+		3: "WRITE_MODE_REFUSED",
+	}
+	WriteMode_value = map[string]int32{
+		"WRITE_MODE_UNSPECIFIED": 0,
+		"WRITE_MODE_NORMAL":      1,
+		"WRITE_MODE_RECORDED":    2,
+		"WRITE_MODE_REFUSED":     3,
+	}
+)
+
+func (x WriteMode) Enum() *WriteMode {
+	p := new(WriteMode)
+	*p = x
+	return p
+}
+
+func (x WriteMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (WriteMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_storeapi_v1_admin_proto_enumTypes[0].Descriptor()
+}
+
+func (WriteMode) Type() protoreflect.EnumType {
+	return &file_storeapi_v1_admin_proto_enumTypes[0]
+}
+
+func (x WriteMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use WriteMode.Descriptor instead.
+func (WriteMode) EnumDescriptor() ([]byte, []int) {
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
 // What happens to the posts and comments of an erased author.
 type EraseMode int32
 
@@ -60,11 +117,11 @@ func (x EraseMode) String() string {
 }
 
 func (EraseMode) Descriptor() protoreflect.EnumDescriptor {
-	return file_storeapi_v1_admin_proto_enumTypes[0].Descriptor()
+	return file_storeapi_v1_admin_proto_enumTypes[1].Descriptor()
 }
 
 func (EraseMode) Type() protoreflect.EnumType {
-	return &file_storeapi_v1_admin_proto_enumTypes[0]
+	return &file_storeapi_v1_admin_proto_enumTypes[1]
 }
 
 func (x EraseMode) Number() protoreflect.EnumNumber {
@@ -73,7 +130,90 @@ func (x EraseMode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EraseMode.Descriptor instead.
 func (EraseMode) EnumDescriptor() ([]byte, []int) {
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{1}
+}
+
+// The request of SetWriteMode.
+type SetWriteModeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	Mode          WriteMode `protobuf:"varint,1,opt,name=mode,proto3,enum=storeapi.v1.WriteMode" json:"mode,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetWriteModeRequest) Reset() {
+	*x = SetWriteModeRequest{}
+	mi := &file_storeapi_v1_admin_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetWriteModeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetWriteModeRequest) ProtoMessage() {}
+
+func (x *SetWriteModeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_storeapi_v1_admin_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetWriteModeRequest.ProtoReflect.Descriptor instead.
+func (*SetWriteModeRequest) Descriptor() ([]byte, []int) {
 	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *SetWriteModeRequest) GetMode() WriteMode {
+	if x != nil {
+		return x.Mode
+	}
+	return WriteMode_WRITE_MODE_UNSPECIFIED
+}
+
+// The response of SetWriteMode.
+type SetWriteModeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetWriteModeResponse) Reset() {
+	*x = SetWriteModeResponse{}
+	mi := &file_storeapi_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetWriteModeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetWriteModeResponse) ProtoMessage() {}
+
+func (x *SetWriteModeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_storeapi_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetWriteModeResponse.ProtoReflect.Descriptor instead.
+func (*SetWriteModeResponse) Descriptor() ([]byte, []int) {
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{1}
 }
 
 // The request of RebuildSearchIndex.
@@ -85,7 +225,7 @@ type RebuildSearchIndexRequest struct {
 
 func (x *RebuildSearchIndexRequest) Reset() {
 	*x = RebuildSearchIndexRequest{}
-	mi := &file_storeapi_v1_admin_proto_msgTypes[0]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -97,7 +237,7 @@ func (x *RebuildSearchIndexRequest) String() string {
 func (*RebuildSearchIndexRequest) ProtoMessage() {}
 
 func (x *RebuildSearchIndexRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storeapi_v1_admin_proto_msgTypes[0]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -110,7 +250,7 @@ func (x *RebuildSearchIndexRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildSearchIndexRequest.ProtoReflect.Descriptor instead.
 func (*RebuildSearchIndexRequest) Descriptor() ([]byte, []int) {
-	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{0}
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{2}
 }
 
 // The progress of RebuildSearchIndex.
@@ -126,7 +266,7 @@ type RebuildSearchIndexResponse struct {
 
 func (x *RebuildSearchIndexResponse) Reset() {
 	*x = RebuildSearchIndexResponse{}
-	mi := &file_storeapi_v1_admin_proto_msgTypes[1]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -138,7 +278,7 @@ func (x *RebuildSearchIndexResponse) String() string {
 func (*RebuildSearchIndexResponse) ProtoMessage() {}
 
 func (x *RebuildSearchIndexResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storeapi_v1_admin_proto_msgTypes[1]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -151,7 +291,7 @@ func (x *RebuildSearchIndexResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildSearchIndexResponse.ProtoReflect.Descriptor instead.
 func (*RebuildSearchIndexResponse) Descriptor() ([]byte, []int) {
-	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{1}
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RebuildSearchIndexResponse) GetProgress() float64 {
@@ -188,7 +328,7 @@ type EraseAuthorRequest struct {
 
 func (x *EraseAuthorRequest) Reset() {
 	*x = EraseAuthorRequest{}
-	mi := &file_storeapi_v1_admin_proto_msgTypes[2]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -200,7 +340,7 @@ func (x *EraseAuthorRequest) String() string {
 func (*EraseAuthorRequest) ProtoMessage() {}
 
 func (x *EraseAuthorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_storeapi_v1_admin_proto_msgTypes[2]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -213,7 +353,7 @@ func (x *EraseAuthorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseAuthorRequest.ProtoReflect.Descriptor instead.
 func (*EraseAuthorRequest) Descriptor() ([]byte, []int) {
-	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{2}
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *EraseAuthorRequest) GetAuthor() string {
@@ -267,7 +407,7 @@ type EraseAuthorResponse struct {
 
 func (x *EraseAuthorResponse) Reset() {
 	*x = EraseAuthorResponse{}
-	mi := &file_storeapi_v1_admin_proto_msgTypes[3]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -279,7 +419,7 @@ func (x *EraseAuthorResponse) String() string {
 func (*EraseAuthorResponse) ProtoMessage() {}
 
 func (x *EraseAuthorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_storeapi_v1_admin_proto_msgTypes[3]
+	mi := &file_storeapi_v1_admin_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -292,7 +432,7 @@ func (x *EraseAuthorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EraseAuthorResponse.ProtoReflect.Descriptor instead.
 func (*EraseAuthorResponse) Descriptor() ([]byte, []int) {
-	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{3}
+	return file_storeapi_v1_admin_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EraseAuthorResponse) GetPosts() int64 {
@@ -348,7 +488,10 @@ var File_storeapi_v1_admin_proto protoreflect.FileDescriptor
 
 const file_storeapi_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x17storeapi/v1/admin.proto\x12\vstoreapi.v1\"\x1b\n" +
+	"\x17storeapi/v1/admin.proto\x12\vstoreapi.v1\"A\n" +
+	"\x13SetWriteModeRequest\x12*\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x16.storeapi.v1.WriteModeR\x04mode\"\x16\n" +
+	"\x14SetWriteModeResponse\"\x1b\n" +
 	"\x19RebuildSearchIndexRequest\"T\n" +
 	"\x1aRebuildSearchIndexResponse\x12\x1a\n" +
 	"\bprogress\x18\x01 \x01(\x01R\bprogress\x12\x1a\n" +
@@ -365,14 +508,20 @@ const file_storeapi_v1_admin_proto_rawDesc = "" +
 	"\achanges\x18\x04 \x01(\x03R\achanges\x12)\n" +
 	"\x10stored_responses\x18\x05 \x01(\x03R\x0fstoredResponses\x12\x1a\n" +
 	"\bprogress\x18\x06 \x01(\x01R\bprogress\x12\x1a\n" +
-	"\bcomplete\x18\a \x01(\bR\bcomplete*X\n" +
+	"\bcomplete\x18\a \x01(\bR\bcomplete*o\n" +
+	"\tWriteMode\x12\x1a\n" +
+	"\x16WRITE_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11WRITE_MODE_NORMAL\x10\x01\x12\x17\n" +
+	"\x13WRITE_MODE_RECORDED\x10\x02\x12\x16\n" +
+	"\x12WRITE_MODE_REFUSED\x10\x03*X\n" +
 	"\tEraseMode\x12\x1a\n" +
 	"\x16ERASE_MODE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14ERASE_MODE_ANONYMIZE\x10\x01\x12\x15\n" +
-	"\x11ERASE_MODE_DELETE\x10\x022\xcf\x01\n" +
+	"\x11ERASE_MODE_DELETE\x10\x022\xa6\x02\n" +
 	"\fAdminService\x12T\n" +
 	"\vEraseAuthor\x12\x1f.storeapi.v1.EraseAuthorRequest\x1a .storeapi.v1.EraseAuthorResponse\"\x000\x01\x12i\n" +
-	"\x12RebuildSearchIndex\x12&.storeapi.v1.RebuildSearchIndexRequest\x1a'.storeapi.v1.RebuildSearchIndexResponse\"\x000\x01Bv\n" +
+	"\x12RebuildSearchIndex\x12&.storeapi.v1.RebuildSearchIndexRequest\x1a'.storeapi.v1.RebuildSearchIndexResponse\"\x000\x01\x12U\n" +
+	"\fSetWriteMode\x12 .storeapi.v1.SetWriteModeRequest\x1a!.storeapi.v1.SetWriteModeResponse\"\x00Bv\n" +
 	"\vstoreapi.v1P\x01Z4store-service.example/storeapi/storeapiv1;storeapiv1\xa2\x02\x03STA\xaa\x02\vStoreapi.V1\xca\x02\vStoreapi\\V1\xea\x02\fStoreapi::V1b\x06proto3"
 
 var (
@@ -387,26 +536,32 @@ func file_storeapi_v1_admin_proto_rawDescGZIP() []byte {
 	return file_storeapi_v1_admin_proto_rawDescData
 }
 
-var file_storeapi_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_storeapi_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_storeapi_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_storeapi_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_storeapi_v1_admin_proto_goTypes = []any{
-	(EraseMode)(0),                     // 0: storeapi.v1.EraseMode
-	(*RebuildSearchIndexRequest)(nil),  // 1: storeapi.v1.RebuildSearchIndexRequest
-	(*RebuildSearchIndexResponse)(nil), // 2: storeapi.v1.RebuildSearchIndexResponse
-	(*EraseAuthorRequest)(nil),         // 3: storeapi.v1.EraseAuthorRequest
-	(*EraseAuthorResponse)(nil),        // 4: storeapi.v1.EraseAuthorResponse
+	(WriteMode)(0),                     // 0: storeapi.v1.WriteMode
+	(EraseMode)(0),                     // 1: storeapi.v1.EraseMode
+	(*SetWriteModeRequest)(nil),        // 2: storeapi.v1.SetWriteModeRequest
+	(*SetWriteModeResponse)(nil),       // 3: storeapi.v1.SetWriteModeResponse
+	(*RebuildSearchIndexRequest)(nil),  // 4: storeapi.v1.RebuildSearchIndexRequest
+	(*RebuildSearchIndexResponse)(nil), // 5: storeapi.v1.RebuildSearchIndexResponse
+	(*EraseAuthorRequest)(nil),         // 6: storeapi.v1.EraseAuthorRequest
+	(*EraseAuthorResponse)(nil),        // 7: storeapi.v1.EraseAuthorResponse
 }
 var file_storeapi_v1_admin_proto_depIdxs = []int32{
-	0, // 0: storeapi.v1.EraseAuthorRequest.mode:type_name -> storeapi.v1.EraseMode
-	3, // 1: storeapi.v1.AdminService.EraseAuthor:input_type -> storeapi.v1.EraseAuthorRequest
-	1, // 2: storeapi.v1.AdminService.RebuildSearchIndex:input_type -> storeapi.v1.RebuildSearchIndexRequest
-	4, // 3: storeapi.v1.AdminService.EraseAuthor:output_type -> storeapi.v1.EraseAuthorResponse
-	2, // 4: storeapi.v1.AdminService.RebuildSearchIndex:output_type -> storeapi.v1.RebuildSearchIndexResponse
-	3, // [3:5] is the sub-list for method output_type
-	1, // [1:3] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	0, // 0: storeapi.v1.SetWriteModeRequest.mode:type_name -> storeapi.v1.WriteMode
+	1, // 1: storeapi.v1.EraseAuthorRequest.mode:type_name -> storeapi.v1.EraseMode
+	6, // 2: storeapi.v1.AdminService.EraseAuthor:input_type -> storeapi.v1.EraseAuthorRequest
+	4, // 3: storeapi.v1.AdminService.RebuildSearchIndex:input_type -> storeapi.v1.RebuildSearchIndexRequest
+	2, // 4: storeapi.v1.AdminService.SetWriteMode:input_type -> storeapi.v1.SetWriteModeRequest
+	7, // 5: storeapi.v1.AdminService.EraseAuthor:output_type -> storeapi.v1.EraseAuthorResponse
+	5, // 6: storeapi.v1.AdminService.RebuildSearchIndex:output_type -> storeapi.v1.RebuildSearchIndexResponse
+	3, // 7: storeapi.v1.AdminService.SetWriteMode:output_type -> storeapi.v1.SetWriteModeResponse
+	5, // [5:8] is the sub-list for method output_type
+	2, // [2:5] is the sub-list for method input_type
+	2, // [2:2] is the sub-list for extension type_name
+	2, // [2:2] is the sub-list for extension extendee
+	0, // [0:2] is the sub-list for field type_name
 }
 
 func init() { file_storeapi_v1_admin_proto_init() }
@@ -419,8 +574,8 @@ func file_storeapi_v1_admin_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_storeapi_v1_admin_proto_rawDesc), len(file_storeapi_v1_admin_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   4,
+			NumEnums:      2,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	AdminService_EraseAuthor_FullMethodName        = "/storeapi.v1.AdminService/EraseAuthor"
 	AdminService_RebuildSearchIndex_FullMethodName = "/storeapi.v1.AdminService/RebuildSearchIndex"
+	AdminService_SetWriteMode_FullMethodName       = "/storeapi.v1.AdminService/SetWriteMode"
 )
 
 // AdminServiceClient is the client API for AdminService service.
@@ -64,6 +65,16 @@ type AdminServiceClient interface {
 	// - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
 	// - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
 	RebuildSearchIndex(ctx context.Context, in *RebuildSearchIndexRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RebuildSearchIndexResponse], error)
+	// Sets whether the store accepts writes while `store-service copy` copies it to another database. The command
+	// calls it; see docs/copying.md. The mode is stored in the database: it applies to all server processes, and
+	// after a restart.
+	//
+	// The call can be repeated. When it returns, every write that was accepted before is committed.
+	//
+	// Errors:
+	// - INVALID_ARGUMENT (FIELD_INVALID): mode is unspecified or unknown.
+	// - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+	SetWriteMode(ctx context.Context, in *SetWriteModeRequest, opts ...grpc.CallOption) (*SetWriteModeResponse, error)
 }
 
 type adminServiceClient struct {
@@ -112,6 +123,16 @@ func (c *adminServiceClient) RebuildSearchIndex(ctx context.Context, in *Rebuild
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_RebuildSearchIndexClient = grpc.ServerStreamingClient[RebuildSearchIndexResponse]
 
+func (c *adminServiceClient) SetWriteMode(ctx context.Context, in *SetWriteModeRequest, opts ...grpc.CallOption) (*SetWriteModeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SetWriteModeResponse)
+	err := c.cc.Invoke(ctx, AdminService_SetWriteMode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminServiceServer is the server API for AdminService service.
 // All implementations must embed UnimplementedAdminServiceServer
 // for forward compatibility.
@@ -153,6 +174,16 @@ type AdminServiceServer interface {
 	// - FAILED_PRECONDITION (SEARCH_DISABLED): search is switched off on the server.
 	// - UNAVAILABLE (STREAM_STALLED): the caller has read nothing for 30 seconds. The server continues.
 	RebuildSearchIndex(*RebuildSearchIndexRequest, grpc.ServerStreamingServer[RebuildSearchIndexResponse]) error
+	// Sets whether the store accepts writes while `store-service copy` copies it to another database. The command
+	// calls it; see docs/copying.md. The mode is stored in the database: it applies to all server processes, and
+	// after a restart.
+	//
+	// The call can be repeated. When it returns, every write that was accepted before is committed.
+	//
+	// Errors:
+	// - INVALID_ARGUMENT (FIELD_INVALID): mode is unspecified or unknown.
+	// - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode.
+	SetWriteMode(context.Context, *SetWriteModeRequest) (*SetWriteModeResponse, error)
 	mustEmbedUnimplementedAdminServiceServer()
 }
 
@@ -168,6 +199,9 @@ func (UnimplementedAdminServiceServer) EraseAuthor(*EraseAuthorRequest, grpc.Ser
 }
 func (UnimplementedAdminServiceServer) RebuildSearchIndex(*RebuildSearchIndexRequest, grpc.ServerStreamingServer[RebuildSearchIndexResponse]) error {
 	return status.Error(codes.Unimplemented, "method RebuildSearchIndex not implemented")
+}
+func (UnimplementedAdminServiceServer) SetWriteMode(context.Context, *SetWriteModeRequest) (*SetWriteModeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SetWriteMode not implemented")
 }
 func (UnimplementedAdminServiceServer) mustEmbedUnimplementedAdminServiceServer() {}
 func (UnimplementedAdminServiceServer) testEmbeddedByValue()                      {}
@@ -212,13 +246,36 @@ func _AdminService_RebuildSearchIndex_Handler(srv interface{}, stream grpc.Serve
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type AdminService_RebuildSearchIndexServer = grpc.ServerStreamingServer[RebuildSearchIndexResponse]
 
+func _AdminService_SetWriteMode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SetWriteModeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).SetWriteMode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_SetWriteMode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).SetWriteMode(ctx, req.(*SetWriteModeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminService_ServiceDesc is the grpc.ServiceDesc for AdminService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
 var AdminService_ServiceDesc = grpc.ServiceDesc{
 	ServiceName: "storeapi.v1.AdminService",
 	HandlerType: (*AdminServiceServer)(nil),
-	Methods:     []grpc.MethodDesc{},
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "SetWriteMode",
+			Handler:    _AdminService_SetWriteMode_Handler,
+		},
+	},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "EraseAuthor",

@@ -162,6 +162,10 @@ const (
 	// INVALID_ARGUMENT with BadRequest: the metadata at-least belongs to another database. Call again without
 	// it. Example: a token from before the database was restored into another server.
 	ErrorReason_ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN ErrorReason = 41
+	// UNAVAILABLE with RetryInfo: the store moves, or has moved, to another database, and accepts no writes here.
+	// Nothing was done. Retry with the same request_id until the address leads to the new service. Reads and
+	// watches continue. Example: CreatePost while `store-service copy` makes its last step.
+	ErrorReason_ERROR_REASON_STORE_MOVING ErrorReason = 42
 )
 
 // Enum value maps for ErrorReason.
@@ -209,6 +213,7 @@ var (
 		39: "ERROR_REASON_SEARCH_DISABLED",
 		40: "ERROR_REASON_CONSISTENCY_TOKEN_INVALID",
 		41: "ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN",
+		42: "ERROR_REASON_STORE_MOVING",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":               0,
@@ -253,6 +258,7 @@ var (
 		"ERROR_REASON_SEARCH_DISABLED":           39,
 		"ERROR_REASON_CONSISTENCY_TOKEN_INVALID": 40,
 		"ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN": 41,
+		"ERROR_REASON_STORE_MOVING":              42,
 	}
 )
 
@@ -287,7 +293,7 @@ var File_storeapi_v1_errors_proto protoreflect.FileDescriptor
 
 const file_storeapi_v1_errors_proto_rawDesc = "" +
 	"\n" +
-	"\x18storeapi/v1/errors.proto\x12\vstoreapi.v1*\xc1\v\n" +
+	"\x18storeapi/v1/errors.proto\x12\vstoreapi.v1*\xe0\v\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eERROR_REASON_REQUEST_MALFORMED\x10\x01\x12\x1e\n" +
@@ -331,7 +337,8 @@ const file_storeapi_v1_errors_proto_rawDesc = "" +
 	"#ERROR_REASON_SEARCH_INDEX_NOT_READY\x10&\x12 \n" +
 	"\x1cERROR_REASON_SEARCH_DISABLED\x10'\x12*\n" +
 	"&ERROR_REASON_CONSISTENCY_TOKEN_INVALID\x10(\x12*\n" +
-	"&ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN\x10)Bv\n" +
+	"&ERROR_REASON_CONSISTENCY_TOKEN_FOREIGN\x10)\x12\x1d\n" +
+	"\x19ERROR_REASON_STORE_MOVING\x10*Bv\n" +
 	"\vstoreapi.v1P\x01Z4store-service.example/storeapi/storeapiv1;storeapiv1\xa2\x02\x03STA\xaa\x02\vStoreapi.V1\xca\x02\vStoreapi\\V1\xea\x02\fStoreapi::V1b\x06proto3"
 
 var (
