@@ -222,3 +222,57 @@ async def test_export_and_import_keep_a_random_store(database_url: str, target_u
     assert records == [it for part in quiet for it in part.records]
     assert parts[-1].counts == quiet[-1].counts == quiet[0].counts
     assert stored_rows(target_url) == stored_rows(database_url)
+
+
+async def pages_of(export: Any) -> list[ExportPart]:
+    """The parts of an export before it follows the change feed."""
+    parts: list[ExportPart] = [await anext(export)]
+    while int(parts[-1].cursor.split(".")[1]) < len(PARTS):
+        parts.append(await anext(export))
+    return parts
+
+
+async def all_records(database: Database) -> list[Record]:
+    return [it async for part in Exports(database).run(KINDS, "") for it in part.records]
+
+
+async def test_tombstone_that_vanishes_is_obsolete(database_url: str) -> None:
+    """Its deletion was a change before the export; its end is none."""
+    async with open_database(database_url) as database:
+        posts, comments = Posts(database), Comments(database)
+        (post,) = await posts.create([PostDraft(body="a post")])
+        (top,) = await comments.create([CommentDraft(body="top", post_id=post.id)])
+        (reply,) = await comments.create([CommentDraft(body="reply", post_id=post.id, reply_to_id=top.id)])
+        await comments.delete(Deletion(ids=(top.id,)))
+        export = Exports(database).run(KINDS, "")
+        parts = await pages_of(export)
+        await comments.delete(Deletion(ids=(reply.id,)))
+        parts += [part async for part in export]
+
+        assert [it.resource.id for it in final(parts)] == [post.id]
+        assert parts[-1].counts == {
+            (kind, state): int((kind, state) == (ResourceKind.POST, RecordState.LIVE))
+            for kind in KINDS
+            for state in RecordState
+        }
+
+
+async def test_export_waits_for_an_unfinished_deletion(database_url: str) -> None:
+    """Until the comments of a deleted post are deleted comments."""
+    async with open_database(database_url) as database:
+        posts, comments = Posts(database, undelete_hours=24), Comments(database, undelete_hours=24)
+        (post,) = await posts.create([PostDraft(body="a post")])
+        await comments.create([CommentDraft(body=f"{n}", post_id=post.id) for n in range(10)])
+        export = Exports(database).run(KINDS, "")
+        parts = await pages_of(export)
+        await posts.delete(Deletion(ids=(post.id,), force=True))
+        parts.append(await anext(export))
+        assert not parts[-1].resume_token
+
+        steps = asyncio.create_task(BackgroundSteps(database).run())
+        parts += [part async for part in export]
+        steps.cancel()
+        await asyncio.wait([steps])
+
+        assert [it.state for it in final(parts)] == [RecordState.DELETED] * 11
+        assert final(parts) == await all_records(database)

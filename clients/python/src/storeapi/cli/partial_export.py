@@ -36,7 +36,7 @@ class PartialExport:
         """Takes the file that is read and written, and where the state is saved, for a later `resume`."""
         self._file = file
         self._state = state
-        self._saved_at = 0.0
+        self._saved_at: float = 0.0
         self.records: int = 0
         """The number of records that have arrived."""
         self.cursor: str = ""
