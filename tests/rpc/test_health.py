@@ -25,6 +25,7 @@ NAMES = [
     "",
     "search",
     "storeapi.v1.AdminService",
+    "storeapi.v1.TransferService",
     "storeapi.v1.ChangeService",
     "storeapi.v1.CommentService",
     "storeapi.v1.PostService",

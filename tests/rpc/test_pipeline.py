@@ -67,6 +67,7 @@ async def test_every_method_is_guarded(registered: dict[str, Any], channel: grpc
         "storeapi.v1.PostService",
         "storeapi.v1.CommentService",
         "storeapi.v1.AdminService",
+        "storeapi.v1.TransferService",
         "storeapi.v1.ChangeService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

@@ -81,6 +81,7 @@ async def test_reflection_lists_every_service(reflection: Reflection) -> None:
         "storeapi.v1.ChangeService",
         "storeapi.v1.CommentService",
         "storeapi.v1.PostService",
+        "storeapi.v1.TransferService",
     ]
 
 
