@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import storeapi
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from store_service.database import schema
 from store_service.database.connect import is_sqlite
@@ -211,3 +211,18 @@ async def all_changes(client: Any, count: int) -> list[tuple[Any, ...]]:
     """The first `count` changes that are kept."""
     async with client.changes.watch(start="earliest") as watch:
         return [summary(await anext(watch)) for _ in range(count)]
+
+
+def add_many_rows(connection: Connection, count: int) -> None:
+    """Stores posts and comments with bodies of 200 characters, half of each, with their changes."""
+    numbers = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < :count)"
+    times = "1700000000000000, 1700000000000000"
+    body = "'row ' || n || ' ' || :text"
+    values = {"count": count // 2, "text": "a text of some words " * 9}
+    for statement in (
+        f"INSERT INTO posts (body, create_time, update_time, author) {numbers}"
+        f" SELECT {body}, {times}, 'user-' || n % 1000 FROM numbers",
+        f"INSERT INTO comments (body, create_time, update_time, author, post_id) {numbers}"
+        f" SELECT {body}, {times}, 'user-' || n % 1000, n FROM numbers",
+    ):
+        connection.execute(text(statement), values)
