@@ -23,7 +23,7 @@ include_patterns = [
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "clients/*.md",
-    "clients/python/*.md",
+    "clients/*/README.md",
     "docs/**.md",
 ]
 exclude_patterns = ["clients/typescript/**"]
@@ -42,6 +42,7 @@ _SECTIONS = {
         "docs/api",
         "clients/README",
         "clients/python/README",
+        "clients/go/README",
     ],
     "For operators": [
         "docs/installing",
@@ -60,6 +61,7 @@ _SECTIONS = {
     "For developers": [
         "docs/architecture",
         "docs/decisions/README",
+        "clients/conformance/README",
         "docs/benchmarks",
         "docs/glossary",
         "CONTRIBUTING",

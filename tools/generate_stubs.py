@@ -39,8 +39,8 @@ def package_directory(name: str) -> Path:
 
 
 def protoc(*arguments: str) -> None:
-    """Runs the compiler of grpcio-tools with the plugins in the directory of this interpreter."""
-    plugins = Path(sys.executable).parent
+    """Runs the compiler of grpcio-tools with the plugins in .venv."""
+    plugins = ROOT / ".venv/bin"
     includes = [
         PROTOS,
         package_directory("grpc_tools") / "_proto",
