@@ -49,6 +49,7 @@ _SECTIONS = {
         "docs/settings",
         "docs/commands",
         "docs/operations",
+        "docs/proxies",
         "docs/postgresql",
         "docs/topologies",
         "docs/security",

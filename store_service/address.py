@@ -7,7 +7,9 @@ import socket
 import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_PATH_BYTES = 107
 """Maximum length of the path of a Unix socket on Linux."""
@@ -109,6 +111,20 @@ def problem(listen: str, error: OSError) -> str:
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine does not have the address"
     return str(error.strerror or error)
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Parses addresses and networks, separated by commas or white space.
+
+    Raises:
+        ValueError: One of them is not valid. The message follows the name of a setting.
+    """
+    try:
+        return tuple(ipaddress.ip_network(it) for it in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(
+            "must be addresses or networks such as 10.0.0.7 or 10.1.0.0/16, separated by commas"
+        ) from None
 
 
 def _check_path(path: Path) -> None:

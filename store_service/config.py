@@ -118,6 +118,11 @@ class Config(BaseSettings):
     RATE_LIMITED. A caller is identified by the name of its key, token or certificate, or by its address. 0
     disables the limit."""
 
+    trusted_proxies: values.Networks = ""
+    """Addresses or networks (10.1.0.0/16) of proxies, separated by commas. For their calls, the last address
+    of x-forwarded-for that is not one of these is the caller, for STORE_RATE_LIMIT_PER_CALLER and in the log.
+    Empty: x-forwarded-for is ignored."""
+
     max_call_seconds: float = Field(default=10.0, gt=0, le=3600)
     """Maximum duration of a call, regardless of its deadline. Longer calls get DEADLINE_EXCEEDED."""
 

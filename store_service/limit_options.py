@@ -1,10 +1,12 @@
 """Translates the settings of limits."""
 
+from store_service.address import parse_networks
 from store_service.config import Config
 from store_service.rpc.connection_limits import ConnectionLimits
 from store_service.rpc.connections import Connections
 from store_service.rpc.limits import Limits
 from store_service.rpc.pending import Pending
+from store_service.rpc.trusted_proxies import TrustedProxies
 
 
 def limits(config: Config, connections: Connections) -> Limits:
@@ -34,3 +36,9 @@ def connection_limits(config: Config, connections: Connections, limits: Limits) 
         busy=limits.peers,
         on_inspection=limits.pending.inspected,
     )
+
+
+def trusted_proxies(config: Config) -> TrustedProxies | None:
+    """Returns what finds the callers behind proxies; None if no proxy is trusted."""
+    networks = parse_networks(config.trusted_proxies)
+    return TrustedProxies(networks) if networks else None

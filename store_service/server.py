@@ -135,6 +135,7 @@ async def serving(
                 authenticator,
                 metrics,
                 instrumentation.tracing,
+                limit_options.trusted_proxies(config),
                 max_request_bytes=config.max_request_bytes,
             )
             feed = Feed(

@@ -12,7 +12,7 @@ from pydantic import AfterValidator
 from pydantic_core import ErrorDetails
 
 from store_service import database_url
-from store_service.address import Address
+from store_service.address import Address, parse_networks
 
 _FILE_URL = re.compile(r"sqlite:///(?!:memory:)[^?]+", re.DOTALL)
 """URLs of files. All others are parsed, for a message that says what is wrong."""
@@ -71,6 +71,12 @@ def _check_optional_address(value: str) -> str:
     return _check_address(value) if value else value
 
 
+def _check_networks(value: str) -> str:
+    """Accepts addresses and networks, separated by commas, and an empty value."""
+    parse_networks(value)
+    return value
+
+
 def _check_file(value: str) -> str:
     """Accepts the path of an existing file, and an empty value."""
     # The message does not repeat the value, which may be a secret in the place of a path.
@@ -117,6 +123,7 @@ ReadUrls = Annotated[str, AfterValidator(_check_read_urls)]
 OptionalPostgresqlUrl = Annotated[str, AfterValidator(_check_optional_postgresql_url)]
 ListenAddress = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(_check_optional_address)]
+Networks = Annotated[str, AfterValidator(_check_networks)]
 ExistingFile = Annotated[str, AfterValidator(_check_file)]
 NewOrExistingFile = Annotated[str, AfterValidator(_check_file_or_new_file)]
 JwtFile = Annotated[str, AfterValidator(_check_file_for_jwt)]

@@ -16,6 +16,7 @@ from store_service.observability.metrics import RpcMetrics
 from store_service.rpc.decoding import RequestTooLarge
 from store_service.rpc.delivered_bytes import Delivered
 from store_service.rpc.status import ROWS, internal_status, status_from_error
+from store_service.rpc.trusted_proxies import TrustedProxies
 from store_service.rpc.turns import LARGE_BYTES
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Call:
         "_context",
         "_delivered",
         "_metrics",
+        "_proxies",
         "_span",
         "_start",
         "id",
@@ -63,8 +65,10 @@ class Call:
         metrics: RpcMetrics | None,
         span: "CallSpan | None",
         delivered: Delivered,
+        proxies: TrustedProxies | None,
     ) -> None:
-        """Starts a call of a method with an id for the log, and with metrics and a span if they are enabled.
+        """Starts a call of a method with an id for the log, and with metrics, a span and trusted proxies if
+        they are enabled.
 
         The end of the call counts `request_bytes` in `delivered`.
         """
@@ -77,6 +81,7 @@ class Call:
         self._metrics = metrics
         self._span = span
         self._delivered = delivered
+        self._proxies = proxies
         self.request_bytes: int | None = None
         """Bytes of the request that are not counted yet; None if nothing remains to be counted."""
         self._start = time.perf_counter()
@@ -84,7 +89,10 @@ class Call:
     @property
     def caller_name(self) -> str:
         """The name of the principal, or the address of the caller if there is none."""
-        return peer_address(self._context.peer()) if self.principal is None else self.principal.name
+        if self.principal is not None:
+            return self.principal.name
+        peer = self._context.peer()
+        return self._forwarded_caller(peer) or peer_address(peer)
 
     def is_late(self) -> bool:
         """Whether the deadline has passed for the caller.
@@ -112,7 +120,12 @@ class Call:
             self._delivered[peer] += 0
         else:
             self._delivered.add_call(self._context, peer, self.request_bytes)
+        if self._proxies is not None:
+            peer = self._forwarded_caller(peer) or peer
         self._calls.write(self.method, code, seconds, peer, self.id, caller, reason)
+
+    def _forwarded_caller(self, peer: str) -> str | None:
+        return None if self._proxies is None else self._proxies.forwarded_caller(self._context, peer)
 
     def arrived(self, request_bytes: int) -> None:
         """Records the size of the request."""

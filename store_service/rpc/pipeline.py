@@ -33,6 +33,7 @@ from store_service.rpc.method import Method, authorize_with
 from store_service.rpc.pending import COUNTED_BYTES, PendingResponse
 from store_service.rpc.responses import LazyResponse
 from store_service.rpc.sending import ResponseSender
+from store_service.rpc.trusted_proxies import TrustedProxies
 from store_service.rpc.turns import LARGE_BYTES, Turns
 from store_service.service.idempotency import is_replay
 
@@ -60,6 +61,7 @@ class RpcPipeline:
         authenticator: Authenticator | None = None,
         metrics: Metrics | None = None,
         tracing: "Tracing | None" = None,
+        proxies: TrustedProxies | None = None,
         *,
         max_request_bytes: int,
     ) -> None:
@@ -72,6 +74,7 @@ class RpcPipeline:
             authenticator: Authenticates callers; None if the service requires no credentials.
             metrics: Counts calls; None if metrics are disabled.
             tracing: Creates spans of calls; None if tracing is disabled.
+            proxies: Finds the callers behind proxies; None if no proxy is trusted.
             max_request_bytes: Maximum size of a request after decompression.
         """
         self._limits = limits
@@ -80,6 +83,7 @@ class RpcPipeline:
         self._authenticator = authenticator
         self._metrics = metrics
         self._tracing = tracing
+        self._proxies = proxies
         self._pending = limits.pending
         turns = Turns()
         self._decompressor = Decompressor(max_request_bytes, turns)
@@ -319,7 +323,8 @@ class RpcPipeline:
         if is_stream:
             # Counted now: a stream may be open for days.
             self._delivered.add_call(context, context.peer(), 0)
-        return Call(method.name, call_id, context, self._calls, method.metrics, span, self._delivered)
+        metrics, proxies = method.metrics, self._proxies
+        return Call(method.name, call_id, context, self._calls, metrics, span, self._delivered, proxies)
 
     def _end(self) -> None:
         self._running -= 1

@@ -325,6 +325,18 @@ def test_manifest_objects_reference_each_other(manifest: Path) -> None:
     assert workload["spec"].get("serviceName", "store") == service["metadata"]["name"] == "store"
 
 
+def test_ingress_references_the_service() -> None:
+    (ingress,) = documents(DEPLOY / "proxies/kubernetes-ingress.yaml")
+    (service,) = documents(KUBERNETES[0], "Service")
+    (rule,) = ingress["spec"]["rules"]
+    (path,) = rule["http"]["paths"]
+
+    assert path["backend"]["service"] == {
+        "name": service["metadata"]["name"],
+        "port": {"number": service["spec"]["ports"][0]["port"]},
+    }
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """No setting is misspelt."""
@@ -432,4 +444,4 @@ def test_no_file_names_a_registry_or_an_unversioned_image(path: Path) -> None:
         it for it in images if it not in built_here and not re.fullmatch(r"[a-z-]+:[0-9][\w.-]*", it)
     ] == []
     assert "index-url" not in text
-    assert "://" not in re.sub(r"(postgresql|sqlite|dns)://", "", text)
+    assert "://" not in re.sub(r"(postgresql|sqlite|dns|grpcs?|h2c)://", "", text)

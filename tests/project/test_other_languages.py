@@ -1,7 +1,9 @@
 """Clients in other languages: the protos are found, buf can work with them, the page about them is right."""
 
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +134,31 @@ def test_running_server_provides_its_protos(tmp_path: Path) -> None:
 
     descriptors = FileDescriptorSet.FromString((tmp_path / "store.binpb").read_bytes())
     assert {file.name for file in descriptors.file} >= SERVICE_FILES
+
+
+def buf_curl(address: str, command: str) -> subprocess.CompletedProcess[str]:
+    """Runs the arguments of a `buf curl` command against a server."""
+    arguments = shlex.split(command.replace("localhost:50051", address))
+    return subprocess.run(
+        [BIN / "buf", *arguments], capture_output=True, text=True, timeout=scaled_timeout(), check=False
+    )
+
+
+def test_buf_calls_the_service_with_the_grpc_protocol(tmp_path: Path) -> None:
+    """As docs/proxies.md shows it. With its default protocol, gRPC resets the stream."""
+    page = (ROOT / "docs/proxies.md").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^buf (curl .*)$", page, re.MULTILINE)
+    server = ServerProcess(tmp_path)
+    try:
+        address = server.start().address
+        called = buf_curl(address, command)
+        reset = buf_curl(address, command.replace("--protocol grpc", f"--schema {files.PROTOS}"))
+    finally:
+        server.kill()
+
+    assert json.loads(called.stdout)["body"] == "Hello", called.stderr
+    assert "stream error: stream ID 1; INTERNAL_ERROR; received from peer" in reset.stderr
+    assert "`stream error: stream ID 1; INTERNAL_ERROR; received from peer`" in page
 
 
 def test_page_names_every_template_and_file() -> None:

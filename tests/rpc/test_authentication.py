@@ -402,7 +402,7 @@ async def test_calls_are_anonymous_without_authentication(
 def test_anonymous_caller_is_named_by_its_address(peer: str, name: str) -> None:
     """Without the port, which differs for each connection."""
     context: Any = SimpleNamespace(peer=lambda: peer)
-    call = Call("method", "id", context, CallLog(), None, None, defaultdict(int))
+    call = Call("method", "id", context, CallLog(), None, None, defaultdict(int), None)
     assert call.caller_name == name
 
     call.principal = Principal(name="billing", permissions=ALL_PERMISSIONS)

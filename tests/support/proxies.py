@@ -1,4 +1,4 @@
-"""Reverse proxies as child processes: nginx, HAProxy and Caddy."""
+"""Reverse proxies as child processes."""
 
 import os
 import shutil
@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from storeapi import files
 
+from tests.support.certificates import TlsFiles
 from tests.support.polling import wait_until
 from tests.support.ports import free_port, listens
+from tests.support.repository import ROOT
 from tests.support.timeouts import scaled_timeout
 
 TIMEOUT_SECONDS = 1
@@ -31,6 +34,11 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    {server}
+}}
+"""
+
+NGINX_SERVER = """
     server {{
         listen 127.0.0.1:{port} http2;
         location / {{
@@ -38,7 +46,6 @@ http {{
             grpc_read_timeout {timeout}s;
         }}
     }}
-}}
 """
 
 HAPROXY = """
@@ -54,15 +61,18 @@ backend service
     server only {upstream} proto h2
 """
 
-CADDY = """
+CADDY_OPTIONS = """
 {{
     admin off
     auto_https off
     persist_config off
     servers {{
-        protocols h1 h2c
+        protocols {protocols}
     }}
 }}
+"""
+
+CADDY_SERVER = """
 http://127.0.0.1:{port} {{
     reverse_proxy h2c://{upstream} {{
         flush_interval -1
@@ -77,11 +87,23 @@ http://127.0.0.1:{port} {{
 """
 
 PROXIES = {
-    "nginx": (NGINX, ["-e", "{folder}/nginx.log", "-c"]),
+    "nginx": (NGINX.replace("{server}", NGINX_SERVER), ["-e", "{folder}/nginx.log", "-c"]),
     "haproxy": (HAPROXY, ["-db", "-f"]),
-    "caddy": (CADDY, ["run", "--adapter", "caddyfile", "--config"]),
+    "caddy": (
+        CADDY_OPTIONS.replace("{protocols}", "h1 h2c") + CADDY_SERVER,
+        ["run", "--adapter", "caddyfile", "--config"],
+    ),
 }
 """The configuration of each proxy, and its arguments before the path of the configuration file."""
+
+DELIVERED = {
+    "nginx": ["-e", "{folder}/nginx.log", "-c", "{folder}/nginx.main"],
+    "haproxy": ["-db", "-f", "{folder}/haproxy.cfg"],
+    "envoy": ["--config-path", "{folder}/envoy.yaml", "--use-dynamic-base-id"],
+    "caddy": ["run", "--adapter", "caddyfile", "--config", "{folder}/caddy.main"],
+    "traefik": ["--configfile={folder}/traefik.yaml"],
+}
+"""The arguments of each proxy with the files in deploy/proxies."""
 
 
 def binary(name: str) -> str:
@@ -99,27 +121,66 @@ def binary(name: str) -> str:
 
 @contextmanager
 def proxy(name: str, upstream: str, folder: Path) -> Iterator[str]:
-    """Runs a proxy in front of `upstream` and yields the address of the proxy."""
+    """Runs a proxy in front of `upstream`, with short timeouts, and yields the address of the proxy."""
     configuration, arguments = PROXIES[name]
-    program = binary(name)
     port = free_port()
     path = folder / f"{name}.conf"
     path.write_text(
         configuration.format(folder=folder, port=port, upstream=upstream, timeout=TIMEOUT_SECONDS)
     )
-    command = [program, *(it.format(folder=folder) for it in arguments), str(path)]
+    with _running([binary(name), *(it.format(folder=folder) for it in arguments), path], port, folder):
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def delivered_proxy(name: str, upstream: str, folder: Path, tls: TlsFiles) -> Iterator[str]:
+    """Runs a proxy as the files in deploy/proxies describe it, and yields its address, which needs TLS.
+
+    Only ports, paths and the name of the host are replaced. nginx and Caddy get what surrounds their file.
+    """
+    port = free_port()
+    (folder / "both.pem").write_bytes(tls.cert.read_bytes() + tls.key.read_bytes())
+    for source in (ROOT / "deploy/proxies").iterdir():
+        text = source.read_text()
+        for delivered, here in {
+            ":443": f"127.0.0.1:{port}",
+            "address: 0.0.0.0": "address: 127.0.0.1",
+            "127.0.0.1:50051": upstream,
+            "port_value: 50051": f"port_value: {upstream.rpartition(':')[2]}",
+            "port_value: 443": f"port_value: {port}",
+            "listen 443": f"listen 127.0.0.1:{port}",
+            "store.example": f"https://127.0.0.1:{port}",
+            "/etc/store/descriptors.binpb": str(files.DESCRIPTORS),
+            "/etc/store/cert.pem": str(tls.cert),
+            "/etc/store/key.pem": str(tls.key),
+            "/etc/store": str(folder),
+            "/etc/traefik": str(folder),
+        }.items():
+            text = text.replace(delivered, here)
+        (folder / source.name).write_text(text)
+    (folder / "nginx.main").write_text(NGINX.format(folder=folder, server=f"include {folder}/nginx.conf;"))
+    (folder / "caddy.main").write_text(
+        CADDY_OPTIONS.format(protocols="h1 h2") + f"import {folder}/Caddyfile\n"
+    )
+    with _running([binary(name), *(it.format(folder=folder) for it in DELIVERED[name])], port, folder):
+        yield f"127.0.0.1:{port}"
+
+
+@contextmanager
+def _running(command: list[str | Path], port: int, folder: Path) -> Iterator[None]:
+    """Runs a program that listens on a port until the end of the block."""
     environment = os.environ | {
         "HOME": str(folder),
         "XDG_DATA_HOME": str(folder),
         "XDG_CONFIG_HOME": str(folder),
     }
-    log = folder / f"{name}.out"
+    log = folder / f"{Path(command[0]).name}.out"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     try:
         wait_until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, log.read_text()
-        yield f"127.0.0.1:{port}"
+        yield
     finally:
         process.terminate()
         process.wait(scaled_timeout())

@@ -37,6 +37,8 @@ class UnreliableProxy:
         """A connection stops forwarding at the first chunk that contains these bytes."""
         self.server_address = ""
         """The address that new connections are forwarded to."""
+        self.source_host = "127.0.0.1"
+        """The address of this machine from which connections are forwarded."""
         self.address = ""
         self.cut_requests = 0
         self.cut_answers = 0
@@ -87,7 +89,9 @@ class UnreliableProxy:
         try:
             host, port = self.server_address.split(":")
             with suppress(OSError):
-                server_reader, server_writer = await asyncio.open_connection(host, int(port))
+                server_reader, server_writer = await asyncio.open_connection(
+                    host, int(port), local_addr=(self.source_host, 0)
+                )
                 writers.append(server_writer)
                 ways = [
                     asyncio.create_task(self._pump(reader, server_writer, is_dead, answers=False)),

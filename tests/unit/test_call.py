@@ -27,6 +27,6 @@ class Hurried:
 )
 def test_call_that_ends_at_its_deadline_is_late(left: float | None, is_late: bool) -> None:
     """The clock of the caller may end it slightly earlier."""
-    call = Call("m", "id", cast(Context, Hurried(left)), CallLog(), None, None, defaultdict(int))
+    call = Call("m", "id", cast(Context, Hurried(left)), CallLog(), None, None, defaultdict(int), None)
 
     assert call.is_late() == is_late
