@@ -87,7 +87,7 @@ async def test_kill_9_of_any_process_loses_nothing(service: ServerProcess) -> No
             await asyncio.sleep(chance.random() * 0.01)
             await asyncio.to_thread(kill_one, service, ("worker", "writer", "supervisor")[number % 3], chance)
             with closing(sqlite3.connect(f"file:{service.folder}/store.db?mode=ro", uri=True)) as connection:
-                assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+                assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         await load.goes_on()
         load.is_over = True
         await asyncio.gather(*callers)
