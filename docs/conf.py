@@ -58,6 +58,7 @@ _SECTIONS = {
         "docs/export-import",
         "docs/migrating",
         "docs/importing",
+        "docs/copying",
     ],
     "For developers": [
         "docs/architecture",

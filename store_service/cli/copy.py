@@ -56,7 +56,9 @@ def _copy(config: Config, target: Config, set_mode: Callable[[WriteMode], None],
     name = connect.database_name(target.DATABASE_URL)
     seconds = config.connect_timeout_seconds
     with one_line_errors(config), progress.shown(in_bytes=False) as report:
-        plan = copying.plan(config.DATABASE_URL, target.DATABASE_URL, connect_timeout_seconds=seconds)
+        plan = copying.plan(
+            config.DATABASE_URL, target.DATABASE_URL, dry_run=dry_run, connect_timeout_seconds=seconds
+        )
         if dry_run or plan.is_finished:
             copied = None
         else:

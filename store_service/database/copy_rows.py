@@ -7,6 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, func, select, tuple_
 
+from store_service.errors import OperatorError
+
 Row = tuple[Any, ...]
 Key = tuple[Any, ...]
 
@@ -21,6 +23,10 @@ KEYS = 500
 
 _FETCHED_ROWS = 500
 """Number of rows that the driver reads at once."""
+
+
+class NulInText(OperatorError):
+    """A row of a legacy database has a character that PostgreSQL cannot store."""
 
 
 class CopiedTable:
@@ -75,9 +81,18 @@ class CopiedTable:
             marks = ", ".join("?" for _ in self.columns)
             driver.executemany(f"INSERT INTO {self.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
             return
-        with driver.cursor() as cursor, cursor.copy(f"COPY {self.name} ({names}) FROM STDIN") as copy:
+        try:
+            with driver.cursor() as cursor, cursor.copy(f"COPY {self.name} ({names}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
+        except Exception:
             for row in rows:
-                copy.write_row(row)
+                if any(isinstance(it, str) and "\0" in it for it in row):
+                    key = " ".join(map(str, self.key(row)))
+                    raise NulInText(
+                        f"{self.name} {key} has NUL in a text, which PostgreSQL cannot store"
+                    ) from None
+            raise
 
     def count(self, connection: Connection) -> int:
         """Returns the number of rows."""

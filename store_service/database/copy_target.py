@@ -7,17 +7,19 @@ Until the copy is finished, its version table names UNFINISHED, so no service st
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy
 from sqlalchemy import insert, select, text, update
 
-from store_service.database import connect, schema
+from store_service.database import connect, schema, sqlite_file
 from store_service.database.copy_rows import CopiedTable, Key, Row
 from store_service.database.copy_source import SEQUENCES, Snapshot
 from store_service.database.copy_state import UNFINISHED, CopyState, TargetContents, TargetNotEmpty
+from store_service.database.engines import sync_engine
 from store_service.database.former_stores import SHIFT, FormerStore, from_text, to_text
 from store_service.database.tables import change_table, feed_table, label_table
 from store_service.database.upgrade_engine import upgrade_engine
@@ -311,6 +313,23 @@ def opened(database_url: str, *, from_sqlite: bool, connect_timeout_seconds: flo
                 yield target
         finally:
             engine.dispose()
+
+
+def recover(database_url: str) -> None:
+    """Rolls back what a copy that was killed has begun to write to a SQLite file. Reads cannot do so.
+
+    Raises:
+        OperatorError: Another process uses the file.
+    """
+    if not connect.is_sqlite(database_url) or connect.is_missing(database_url):
+        return
+    journal = Path(f"{sqlite_file.database_path(database_url)}-journal")
+    if journal.exists():
+        with (
+            connect.sole_use(database_url),
+            closing(sync_engine(database_url).raw_connection()) as connection,
+        ):
+            connection.cursor().execute("SELECT count(*) FROM sqlite_master")
 
 
 def _lock(connection: sqlalchemy.Connection) -> None:

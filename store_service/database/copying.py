@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import sqlalchemy
 
@@ -70,8 +71,9 @@ class Copied:
     """How long the source refused writes before the target was complete."""
 
 
-def plan(source_url: str, target_url: str, *, connect_timeout_seconds: float) -> Plan:
-    """Checks both databases. Changes nothing.
+def plan(source_url: str, target_url: str, *, dry_run: bool, connect_timeout_seconds: float) -> Plan:
+    """Checks both databases. Changes nothing, but rolls an interrupted write to the target back, unless
+    `dry_run` is true.
 
     Raises:
         OperatorError: The copy is not possible.
@@ -79,6 +81,8 @@ def plan(source_url: str, target_url: str, *, connect_timeout_seconds: float) ->
     """
     seconds = connect_timeout_seconds
     schema.check(source_url, connect_timeout_seconds=seconds)
+    if not dry_run:
+        copy_target.recover(target_url)
     contents = copy_state.look(target_url, connect_timeout_seconds=seconds)
     with closing(Source(source_url, connect_timeout_seconds=seconds)) as source:
         to_sqlite = target_url.startswith("sqlite:")
@@ -153,11 +157,9 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """Returns the errors of the drivers that are in use."""
-    errors: list[type[Exception]] = [sqlalchemy.exc.DBAPIError, *driver_errors()]
-    # An extra, which is imported when it is used. Rows are added without SQLAlchemy.
-    psycopg = sys.modules.get("psycopg")
-    return tuple(errors) if psycopg is None else (*errors, psycopg.Error)
+    # psycopg is an extra, which is imported when it is used. Rows are added without SQLAlchemy.
+    psycopg: Any = sys.modules.get("psycopg")
+    return (sqlalchemy.exc.DBAPIError, *driver_errors(), *([] if psycopg is None else [psycopg.Error]))
 
 
 def _is_unfinished(target_url: str, connect_timeout_seconds: float) -> bool:

@@ -13,9 +13,12 @@ import grpc
 import psycopg
 import pytest
 import storeapi
+from sqlalchemy import text
 from storeapi.v1 import admin_pb2
 
+from store_service.database import schema
 from store_service.database.connect import is_missing, is_sqlite
+from tests.support import legacy_database
 from tests.support.copying import (
     Load,
     Watcher,
@@ -28,9 +31,10 @@ from tests.support.copying import (
     stored_rows,
     tables_in,
 )
-from tests.support.database import database_connection
+from tests.support.database import database_connection, query
 from tests.support.erasure import ANONYMIZE, KEPT, MARKER, create_world, erase, stored_bytes
 from tests.support.polling import eventually
+from tests.support.postgresql import new_database
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
@@ -373,3 +377,28 @@ async def test_copy_of_many_rows(
         )
     posts = {id: body for id, body, *_ in after["posts"]}
     assert len(posts) >= ROWS // 2
+
+
+async def test_legacy_database_is_copied(postgres: str, tmp_path: Path) -> None:
+    """With what its upgrade has kept, and without giving an id twice. A body with NUL stops the copy."""
+    path = tmp_path / "store.db"
+    source = legacy_database.create_file(path)
+    with database_connection(source) as connection:
+        connection.execute(text("INSERT INTO posts (id, body) VALUES (60, CAST(x'61ff' AS TEXT))"))
+    schema.upgrade(source)
+    with new_database(postgres) as target:
+        stopped = await asyncio.to_thread(run_copy, source, target, folder=tmp_path)
+        with database_connection(source) as connection:
+            connection.execute(text("UPDATE posts SET body = 'without' WHERE id = 20"))
+        copied = await asyncio.to_thread(run_copy, source, target, folder=tmp_path)
+        before, after = stored_rows(source), stored_rows(target)
+        with database_connection(target) as connection:
+            new = connection.execute(text("INSERT INTO posts (body) VALUES ('new') RETURNING id")).scalar()
+
+    assert stopped.returncode == 1
+    assert "posts 20 has NUL in a text" in stopped.stderr
+    assert copied.returncode == 0, copied.stderr
+    assert after == before
+    assert before["orphaned_comments"]
+    assert before["undecodable_bodies"]
+    assert new == query(path, "SELECT seq + 1 FROM sqlite_sequence WHERE name = 'posts'")[0][0]

@@ -1,14 +1,8 @@
 """The instructions of docs/operations.md and docs/postgresql.md work, and name what exists."""
 
-import os
 import re
 import shlex
-import shutil
-import sqlite3
-import subprocess
-import sys
 import uuid
-from contextlib import closing
 from pathlib import Path
 
 import psycopg
@@ -17,17 +11,11 @@ import storeapi
 from sqlalchemy.engine import make_url
 
 from store_service import cli
-from tests.support import legacy_database
-from tests.support.database import query
 from tests.support.postgresql import new_database
 from tests.support.repository import ROOT
 from tests.support.server_process import ServerProcess, run_command
-from tests.support.timeouts import scaled_timeout
 
 PAGE = "".join((ROOT / "docs" / name).read_text() for name in ("operations.md", "postgresql.md"))
-needs_clients = pytest.mark.skipif(
-    not (shutil.which("sqlite3") and shutil.which("psql")), reason="sqlite3 and psql are not installed"
-)
 
 
 def test_page_names_existing_commands() -> None:
@@ -55,102 +43,6 @@ def test_documented_commands_run_as_in_the_unit() -> None:
     assert f"--setenv={unit['Environment']}" in words
     for name in ("EnvironmentFile", "WorkingDirectory", "UMask"):
         assert f"--property={name}={unit[name]}" in words
-
-
-def move(folder: Path, target: str) -> subprocess.CompletedProcess[str]:
-    """Runs the lines that copy the rows of store.db to PostgreSQL."""
-    (script,) = re.findall(r"<!-- move -->\n```sh\n(.*?)```", PAGE, re.DOTALL)
-    # The command of this environment, whichever one is installed elsewhere.
-    (folder / "store-service").write_text('#!/bin/sh\nexec "$PYTHON" -m store_service "$@"\n')
-    (folder / "store-service").chmod(0o755)
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("STORE_")},
-        "TARGET": target,
-        "PYTHON": sys.executable,
-        "PATH": f"{folder}:{os.environ['PATH']}",
-    }
-    return subprocess.run(
-        ["sh", "-euc", script],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=scaled_timeout(),
-        check=False,
-    )
-
-
-@needs_clients
-def test_move_stops_at_a_body_with_nul(postgres: str, tmp_path: Path) -> None:
-    """PostgreSQL cannot store it; no row of that table is moved."""
-    legacy_database.create_file(
-        tmp_path / "store.db", post_rows=[(1, "fine"), (20, "a \0 inside")], comment_rows=[]
-    )
-    assert run_command("migrate", folder=tmp_path).returncode == 0
-    with new_database(postgres) as target:
-        assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
-        done = move(tmp_path, target)
-        with psycopg.connect(target) as connection:
-            assert connection.execute("SELECT count(*) FROM posts").fetchall() == [(0,)]
-
-    assert done.returncode != 0
-    assert 'null value in column "body"' in done.stderr
-    assert "(20," in done.stderr
-
-
-@needs_clients
-def test_move_to_postgresql_keeps_ids_times_and_etags(postgres: str, tmp_path: Path) -> None:
-    """With the commands of the page; new ids continue."""
-    posts = [(id, body) for id, body in legacy_database.POSTS if "\0" not in (body or "")]
-    path = tmp_path / "store.db"
-    legacy_database.create_file(
-        path, post_rows=[*posts, (60, 'a "quote", a comma\nand a \\ in a second line')]
-    )
-    assert run_command("migrate", folder=tmp_path).returncode == 0
-    labels = '{"a":"x, \\"y\\""}'
-    with closing(sqlite3.connect(path)) as file, file:
-        for table in ("posts", "comments"):
-            file.execute(
-                f"UPDATE {table} SET author = 'me', labels = ?, external_id = 'é ' WHERE id = 2", [labels]
-            )
-        file.execute("UPDATE comments SET reply_to_id = 1, path = ? WHERE id = 2", [f"{1:016x}"])
-        file.execute("UPDATE comments SET body = '', delete_time = 5, purge_time = 6 WHERE id = 1")
-        deleted = "(id, body, labels, delete_time, purge_time"
-        file.execute(f"INSERT INTO deleted_posts {deleted}) VALUES (70, 'p', ?, 5, 6)", [labels])
-        file.execute(
-            f"INSERT INTO deleted_comments {deleted}, post_id) VALUES (1, 'c', ?, 5, 6, 1)", [labels]
-        )
-        file.execute("INSERT INTO revisions (kind, resource_id, version, body) VALUES (1, 2, 1, 'former')")
-        file.execute("INSERT INTO post_deletions (post_id) VALUES (2)")
-    with new_database(postgres) as target:
-        assert run_command("migrate", folder=tmp_path, settings={"DATABASE_URL": target}).returncode == 0
-        done = move(tmp_path, target)
-        assert done.returncode == 0, done.stderr
-        with psycopg.connect(target) as connection:
-            for table, columns in (
-                ("posts", "id, body"),
-                ("comments", "id, body, post_id, reply_to_id, path, delete_time, purge_time"),
-                ("deleted_posts", "id, body, delete_time, purge_time"),
-                ("deleted_comments", "id, body, post_id, delete_time, purge_time"),
-            ):
-                rows = (
-                    f"SELECT {columns}, create_time, update_time, version, author, labels, external_id"
-                    f" FROM {table} ORDER BY id"
-                )
-                moved = connection.execute(rows).fetchall()
-                assert moved == query(path, rows)
-                assert len(moved) > (0 if table.startswith("deleted") else 3)
-            for rows in (
-                "SELECT kind, resource_id, version, body, update_time, author, labels FROM revisions",
-                "SELECT post_id, removed_id, request_id, delete_time, purge_time FROM post_deletions",
-            ):
-                assert connection.execute(rows).fetchall() == query(path, rows) != []
-            rows = "SELECT kind, key, value, resource_id FROM labels ORDER BY kind, resource_id"
-            assert connection.execute(rows).fetchall() == query(path, rows)
-            assert query(path, "SELECT count(*) FROM labels") == [(4,)]
-            new = "INSERT INTO posts (body) VALUES ('new') RETURNING id"
-            # Also after ids that only comments of the application before remember.
-            assert connection.execute(new).fetchall() == [(91,)]
 
 
 def test_statements_for_two_roles_are_sufficient(postgres: str, tmp_path: Path) -> None:
