@@ -39,10 +39,8 @@ type Client struct {
 // Failed calls return an *Error.
 func Dial(target string, options ...grpc.DialOption) (*Client, error) {
 	defaults := []grpc.DialOption{
-		// The interceptors repeat calls. The retries of gRPC end after five attempts and at the first byte of a response.
-		grpc.WithDisableRetry(),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig": [{"round_robin": {}}]}`),
-		grpc.WithDefaultCallOptions(grpc.WaitForReady(true), grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceiveBytes)),
 		// Reconnect soon after a restart of the server; the default is up to two minutes.
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: backoff.Config{
