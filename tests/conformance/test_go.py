@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def go(*arguments: str | Path) -> str:
-    """Runs a go command that must succeed in the module of the client."""
+    """Runs a go command that must succeed in the module of the client. Without Go the test is skipped."""
     done = subprocess.run(
         [toolchain("go", "Go"), *arguments],
         cwd=SOURCE,
@@ -27,6 +27,8 @@ def go(*arguments: str | Path) -> str:
         text=True,
         timeout=scaled_timeout(250),
     )
+    if "go.mod requires go >=" in done.stderr:
+        pytest.skip(f"the client in Go, because of an old Go: {done.stderr.strip()}")
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -52,7 +54,7 @@ def test_go_tests_pass() -> None:
 
 def test_go_stubs_are_up_to_date(tmp_path: Path) -> None:
     """`make protos` changes nothing."""
-    toolchain("go", "Go")
+    go("list", "-m")
     subprocess.run([ROOT / "tools/generate_go.sh", tmp_path], timeout=scaled_timeout(250), check=True)
 
     folders = (tmp_path / "storeapiv1", SOURCE / "storeapiv1")
@@ -70,7 +72,7 @@ def test_go_readme_works_to_the_letter(tmp_path: Path, server_process: ServerPro
     page = (SOURCE / "README.md").read_text()
     (program,) = re.findall(r"```go\n(.*?)```", page, re.DOTALL)
     (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    toolchain("go", "Go")
+    go("list", "-m")
     module = tmp_path / "module"
     shutil.copytree(SOURCE, module / "third_party/storeapi")
     (module / "main.go").write_text(program.replace("localhost:50051", server_process.start().address))
