@@ -2,15 +2,19 @@ package storeapi
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"net"
+	"net/http/httptest"
 	"testing"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	v1 "store-service.example/storeapi/storeapiv1"
@@ -21,12 +25,17 @@ type server struct {
 	v1.UnimplementedPostServiceServer
 	v1.UnimplementedChangeServiceServer
 	create func(*v1.CreatePostRequest) (*v1.Post, error)
+	get    func(context.Context) error
 	list   func(*v1.ListPostsRequest) *v1.ListPostsResponse
 	watch  func(*v1.WatchRequest, grpc.ServerStreamingServer[v1.WatchResponse]) error
 }
 
 func (s *server) CreatePost(_ context.Context, request *v1.CreatePostRequest) (*v1.Post, error) {
 	return s.create(request)
+}
+
+func (s *server) GetPost(ctx context.Context, _ *v1.GetPostRequest) (*v1.Post, error) {
+	return &v1.Post{}, s.get(ctx)
 }
 
 func (s *server) ListPosts(_ context.Context, request *v1.ListPostsRequest) (*v1.ListPostsResponse, error) {
@@ -38,16 +47,25 @@ func (s *server) Watch(request *v1.WatchRequest, stream grpc.ServerStreamingServ
 }
 
 func connect(t *testing.T, s *server) *Client {
+	target := serve(t, s)
+	return dial(t, target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+}
+
+func serve(t *testing.T, s *server, options ...grpc.ServerOption) string {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	running := grpc.NewServer()
+	running := grpc.NewServer(options...)
 	v1.RegisterPostServiceServer(running, s)
 	v1.RegisterChangeServiceServer(running, s)
 	go running.Serve(listener)
 	t.Cleanup(running.Stop)
-	client, err := Dial(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return listener.Addr().String()
+}
+
+func dial(t *testing.T, target string, options ...grpc.DialOption) *Client {
+	client, err := Dial(target, options...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,6 +142,26 @@ func TestErrorAtTheDeadlineIsThatOfTheServer(t *testing.T) {
 	}
 	if !HasReason(err, v1.ErrorReason_ERROR_REASON_OVERLOADED) || status.Code(err) != codes.Unavailable {
 		t.Error(err)
+	}
+}
+
+func TestAPIKeyIsSentOnlyOverTLS(t *testing.T) {
+	if _, err := Dial("localhost:1", WithAPIKey("secret"), grpc.WithTransportCredentials(insecure.NewCredentials())); err == nil {
+		t.Error("the key would be sent in plaintext")
+	}
+	certified := httptest.NewTLSServer(nil)
+	defer certified.Close()
+	authorization := ""
+	target := serve(t, &server{get: func(ctx context.Context) error {
+		received, _ := metadata.FromIncomingContext(ctx)
+		authorization = received.Get("authorization")[0]
+		return nil
+	}}, grpc.Creds(credentials.NewServerTLSFromCert(&certified.TLS.Certificates[0])))
+	roots := x509.NewCertPool()
+	roots.AddCert(certified.Certificate())
+	client := dial(t, target, WithAPIKey("secret"), grpc.WithTransportCredentials(credentials.NewClientTLSFromCert(roots, "example.com")))
+	if _, err := client.Posts.GetPost(t.Context(), &v1.GetPostRequest{}); err != nil || authorization != "Bearer secret" {
+		t.Error(authorization, err)
 	}
 }
 
