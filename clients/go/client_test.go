@@ -103,7 +103,7 @@ func TestOnlyErrorsThatMayPassAreRepeated(t *testing.T) {
 		{&Error{Code: codes.Unknown, Message: "unexpected HTTP status code received from server: 413 (Request Entity Too Large)" + html}, false},
 		{&Error{Code: codes.Unavailable, Message: "unexpected HTTP status code received from server: 502 (Bad Gateway)" + html}, true},
 	} {
-		if got := mayHelp(context.Background(), it.err); got != it.want {
+		if got := mayHelp(it.err); got != it.want {
 			t.Errorf("%v: %v", it.err, got)
 		}
 	}
@@ -214,22 +214,27 @@ func TestWatchContinuesAfterItsLastToken(t *testing.T) {
 	}
 }
 
-func TestWatchEndsWithItsContext(t *testing.T) {
-	client := connect(t, &server{watch: func(
-		request *v1.WatchRequest, stream grpc.ServerStreamingServer[v1.WatchResponse],
-	) error {
-		stream.Send(&v1.WatchResponse{ResumeToken: "first"})
-		<-stream.Context().Done()
-		return nil
-	}})
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var last error
-	for _, err := range client.Watch(ctx, &v1.WatchRequest{}) {
-		last = err
-		cancel()
-	}
-	if status.Code(last) != codes.Canceled {
-		t.Error(last)
+func TestWatchEndsWithItsContextOrClient(t *testing.T) {
+	for _, closes := range []bool{false, true} {
+		client := connect(t, &server{watch: func(
+			request *v1.WatchRequest, stream grpc.ServerStreamingServer[v1.WatchResponse],
+		) error {
+			stream.Send(&v1.WatchResponse{ResumeToken: "first"})
+			<-stream.Context().Done()
+			return nil
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var last error
+		for _, err := range client.Watch(ctx, &v1.WatchRequest{}) {
+			if last = err; closes {
+				client.Close()
+			} else {
+				cancel()
+			}
+		}
+		if status.Code(last) != codes.Canceled {
+			t.Error(last)
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -37,11 +38,16 @@ var (
 	transient = []string{"408", "425", "429", "500", "502", "503", "504"}
 )
 
-// mayHelp returns whether the same call may succeed later. The context is that of the whole call.
-func mayHelp(ctx context.Context, err *Error) bool {
+// repeats waits, and returns whether the call is to be repeated after its failure. The context is that of the whole
+// call.
+func repeats(ctx context.Context, connection *grpc.ClientConn, attempts int, err *Error) bool {
+	isOver := ctx.Err() != nil || connection.GetState() == connectivity.Shutdown
+	return !isOver && mayHelp(err) && pauseAfter(ctx, attempts, err)
+}
+
+// mayHelp returns whether the same call may succeed later.
+func mayHelp(err *Error) bool {
 	switch {
-	case ctx.Err() != nil:
-		return false
 	case err.RetryAfter > 0:
 		return true
 	case err.Reason != "":
@@ -89,13 +95,13 @@ func unary(
 	request, requestID := withRequestID(request)
 	for attempts := 1; ; attempts++ {
 		var trailers metadata.MD
-		err := invoke(ctx, method, request, response, connection, append(options, grpc.Trailer(&trailers))...)
+		err := invoke(ctx, method, request, response, connection, append(slices.Clone(options), grpc.Trailer(&trailers))...)
 		if err == nil {
 			return nil
 		}
 		failure := newError(err, trailers)
 		failure.RequestID, failure.Attempts = requestID, attempts
-		if !mayHelp(ctx, failure) || !pauseAfter(ctx, attempts, failure) {
+		if !repeats(ctx, connection, attempts, failure) {
 			return failure
 		}
 	}

@@ -85,8 +85,9 @@ func Items[Request proto.Message, Response Page, Item any](
 	}
 }
 
-// Watch iterates over the responses of a watch, until the context ends, which is an error too. Store the resume_token of each response that
-// is processed; a watch with this token in its request continues after it.
+// Watch iterates over the responses of a watch, until the context ends or the client is closed, which is an error too.
+// Store the resume_token of each response that is processed; a watch with this token in its request continues after
+// it.
 //
 // The first response must arrive before the deadline of the context, or within DefaultTimeout. Later the watch
 // survives restarts of the server and lost connections: it reconnects without a limit, and continues after the last
@@ -122,7 +123,7 @@ func (client *Client) Watch(
 			}
 			failures++
 			err.Attempts = failures
-			if !mayHelp(limit, err) || !pauseAfter(limit, failures, err) {
+			if !repeats(limit, client.connection, failures, err) {
 				yield(nil, err)
 				return
 			}
