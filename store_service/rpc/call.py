@@ -10,7 +10,7 @@ import structlog
 
 from store_service.auth.authentication import peer_address
 from store_service.auth.principal import Principal
-from store_service.errors import ServiceError
+from store_service.errors import ServiceError, StoreMoving
 from store_service.logs import CallLog
 from store_service.observability.metrics import RpcMetrics
 from store_service.rpc.decoding import RequestTooLarge
@@ -173,7 +173,7 @@ async def fail(
         status = status_from_error(error)
         # The frames of the traceback refer to the request, which may be large.
         error.with_traceback(None)
-        if error.__cause__ is not None:
+        if error.__cause__ is not None and not isinstance(error, StoreMoving):
             log.warning("database error", call_id=call.id, cause=repr(error.__cause__))
         call.log(status.code.name, ROWS[type(error)].reason)
     else:

@@ -52,6 +52,7 @@ REASONS = {
     "READ_ONLY": (StatusCode.FAILED_PRECONDITION, storeapi.ReadOnly),
     "STREAM_STALLED": (StatusCode.UNAVAILABLE, storeapi.StreamStalled),
     "STANDBY_BEHIND": (StatusCode.UNAVAILABLE, storeapi.StandbyBehind),
+    "STORE_MOVING": (StatusCode.UNAVAILABLE, storeapi.StoreMoving),
     "SEARCH_INDEX_NOT_READY": (StatusCode.UNAVAILABLE, storeapi.SearchIndexNotReady),
     "SEARCH_DISABLED": (StatusCode.FAILED_PRECONDITION, storeapi.SearchDisabled),
     "CREDENTIALS_MISSING": (StatusCode.UNAUTHENTICATED, storeapi.CredentialsMissing),

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 import storeapi
 from sqlalchemy import Integer, literal, select
-from storeapi.v1 import comments_pb2, posts_pb2
+from storeapi.v1 import admin_pb2, comments_pb2, posts_pb2
 
 from store_service import config as settings
 from store_service.auth import api_keys
@@ -210,6 +210,12 @@ async def standby_behind(it: Situation) -> None:
     execute(it.config.DATABASE_URL, "DELETE FROM changes")
     execute(it.config.DATABASE_URL, "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'changes'")
     await anext(it.client.changes.watch(resume_token=page.resume_token))
+
+
+async def store_moving(it: Situation) -> None:
+    request = admin_pb2.SetWriteModeRequest(mode=admin_pb2.WRITE_MODE_REFUSED)
+    await it.send(it.raw.admin.SetWriteMode, request)
+    await it.client.posts.create(body="a")
 
 
 async def watch_limit(it: Situation) -> None:
@@ -435,6 +441,7 @@ WAYS: dict[type[storeapi.StoreError], Way] = {
     storeapi.ShuttingDown: shutting_down,
     storeapi.StreamStalled: stream_stalled,
     storeapi.StandbyBehind: standby_behind,
+    storeapi.StoreMoving: store_moving,
     storeapi.DatabaseBusy: database_busy,
     storeapi.DatabaseUnavailable: database_unavailable,
     storeapi.DeadlineExceeded: deadline_exceeded,

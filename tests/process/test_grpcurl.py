@@ -343,6 +343,12 @@ def rebuild_search_index(drive: Driver) -> None:
     assert last == {"progress": 1, "complete": True}
 
 
+def set_write_mode(drive: Driver) -> None:
+    for mode in ("WRITE_MODE_RECORDED", "WRITE_MODE_NORMAL"):
+        assert drive.admin("SetWriteMode", mode=mode) == [{}]
+        drive.post()
+
+
 def export(drive: Driver) -> None:
     post = drive.post()
     *_, last = responses = drive.stream(f"{TRANSFERS}/Export", "{}")
@@ -396,6 +402,7 @@ RPCS: dict[tuple[str, str], Callable[[Driver], None]] = {
     (CHANGES, "Watch"): watch,
     (ADMIN, "EraseAuthor"): erase_author,
     (ADMIN, "RebuildSearchIndex"): rebuild_search_index,
+    (ADMIN, "SetWriteMode"): set_write_mode,
     (TRANSFERS, "Export"): export,
     (TRANSFERS, "Import"): import_,
     (TRANSFERS, "ImportRecords"): import_records,

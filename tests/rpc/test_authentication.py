@@ -209,7 +209,7 @@ REQUIRED_PERMISSIONS = {
         },
     },
     "ChangeService": {Permission.WATCH: {"Watch"}},
-    "AdminService": {Permission.ADMIN: {"EraseAuthor", "RebuildSearchIndex"}},
+    "AdminService": {Permission.ADMIN: {"EraseAuthor", "RebuildSearchIndex", "SetWriteMode"}},
     "TransferService": {Permission.ADMIN: {"Export", "Import", "ImportRecords"}},
 }
 

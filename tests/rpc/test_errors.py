@@ -255,6 +255,7 @@ ELSEWHERE = {
     "RESUME_TOKEN_EXPIRED": "test_errors.py",
     "STREAM_STALLED": "test_errors.py",
     "STANDBY_BEHIND": "test_standbys.py",
+    "STORE_MOVING": "test_write_modes.py",
     "SEARCH_INDEX_NOT_READY": "test_search_index.py",
     "SEARCH_DISABLED": "test_search.py",
     "CREDENTIALS_MISSING": "test_authentication.py",

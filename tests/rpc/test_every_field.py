@@ -579,6 +579,7 @@ PROOFS |= {
     "EraseAuthor.skip_rewrite": Proof(
         ERASE_ME | {"skip_rewrite": True}, ERASED.replace("rewritten", "not rewritten"), ERASED
     ),
+    "SetWriteMode.mode": Proof({"mode": 3}, "STORE_MOVING", "FIELD_INVALID mode"),
 }
 for name in ("post", "comment"):
     for method in ("Create", "Update"):
@@ -772,6 +773,8 @@ async def come_of(config: Config, method: str, request: Message, world: Path, fi
             if method == "Import":
                 return f"{await imported(channel, request)}; {difference(before, database_contents(url))}"
             answer = await call(request)
+            if method == "SetWriteMode":
+                await Stubs(channel).create_post()
         except grpc.RpcError as error:
             assert database_contents(url) == before
             seen = received_error(error)

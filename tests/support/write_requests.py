@@ -26,7 +26,7 @@ WRITES: list[MethodDescriptor] = [
     method
     for method in METHODS
     if method.GetOptions().idempotency_level != MethodOptions.IdempotencyLevel.NO_SIDE_EFFECTS
-    and method.name not in {"EraseAuthor", "RebuildSearchIndex", "Import", "ImportRecords"}
+    and method.name not in {"EraseAuthor", "RebuildSearchIndex", "SetWriteMode", "Import", "ImportRecords"}
 ]
 """Every write method, except those for administrators, which are idempotent without a request id."""
 

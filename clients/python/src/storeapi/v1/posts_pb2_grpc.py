@@ -37,6 +37,7 @@ class PostServiceStub(object):
     - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
     - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
     RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+    - UNAVAILABLE (STORE_MOVING): the store moves to another database and accepts no writes here; retry too.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
     - INTERNAL (INTERNAL): an unhandled exception in the server.
@@ -135,6 +136,7 @@ class PostServiceServicer(object):
     - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
     - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
     RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+    - UNAVAILABLE (STORE_MOVING): the store moves to another database and accepts no writes here; retry too.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
     - INTERNAL (INTERNAL): an unhandled exception in the server.
@@ -477,6 +479,7 @@ class PostService(object):
     - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
     - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
     RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+    - UNAVAILABLE (STORE_MOVING): the store moves to another database and accepts no writes here; retry too.
     - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
     - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
     - INTERNAL (INTERNAL): an unhandled exception in the server.
