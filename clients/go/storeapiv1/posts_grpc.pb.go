@@ -49,6 +49,7 @@ const (
 //   - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
 //   - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
 //     RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+//   - UNAVAILABLE (STORE_MOVING): the store moves to another database and accepts no writes here; retry too.
 //   - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
 //   - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
 //   - INTERNAL (INTERNAL): an unhandled exception in the server.
@@ -392,6 +393,7 @@ func (c *postServiceClient) SearchPosts(ctx context.Context, in *SearchPostsRequ
 //   - PERMISSION_DENIED (PERMISSION_DENIED): the caller does not have the permission for this RPC.
 //   - UNAVAILABLE (SHUTTING_DOWN, OVERLOADED, DATABASE_BUSY, DATABASE_UNAVAILABLE),
 //     RESOURCE_EXHAUSTED (RATE_LIMITED): retry after the delay in RetryInfo.
+//   - UNAVAILABLE (STORE_MOVING): the store moves to another database and accepts no writes here; retry too.
 //   - FAILED_PRECONDITION (READ_ONLY): the server is in read-only mode and accepts no writes.
 //   - FAILED_PRECONDITION (SCHEMA_MISMATCH), RESOURCE_EXHAUSTED (STORAGE_FULL): an operator must act.
 //   - INTERNAL (INTERNAL): an unhandled exception in the server.
