@@ -26,7 +26,6 @@ include_patterns = [
     "clients/*/README.md",
     "docs/**.md",
 ]
-exclude_patterns = ["clients/typescript/**"]
 myst_heading_anchors = 4
 html_theme = "furo"
 html_copy_source = False
@@ -43,6 +42,7 @@ _SECTIONS = {
         "clients/README",
         "clients/python/README",
         "clients/go/README",
+        "clients/typescript/README",
     ],
     "For operators": [
         "docs/installing",

@@ -1,145 +1,152 @@
-/** What every client of the service has to do: deadlines, retries that never double, watches that go on. */
+/** Calls of one connection, as bytes. Responses are decoded here, so that gRPC cannot mistake them. */
 
-import { setTimeout as pause } from "node:timers/promises";
-
-import { create, type DescMethod, type MessageInitShape } from "@bufbuild/protobuf";
-import { MethodOptions_IdempotencyLevel } from "@bufbuild/protobuf/wkt";
 import {
-  Code,
-  ConnectError,
-  createClient,
-  type Client,
-  type Interceptor,
-  type Transport,
-} from "@connectrpc/connect";
-import { createGrpcTransport } from "@connectrpc/connect-node";
+  fromBinary,
+  toBinary,
+  type DescMessage,
+  type DescMethodServerStreaming,
+  type DescMethodUnary,
+  type MessageShape,
+} from "@bufbuild/protobuf";
+import * as grpc from "@grpc/grpc-js";
 
-import { type ErrorInfo, ErrorInfoSchema } from "../gen/google/rpc/error_details_pb.js";
-import {
-  ChangeService,
-  WatchRequestSchema,
-  type WatchResponse,
-} from "../gen/storeapi/v1/changes_pb.js";
-import { CommentService } from "../gen/storeapi/v1/comments_pb.js";
-import { PostService } from "../gen/storeapi/v1/posts_pb.js";
+import { StoreError, UndecodableResponse } from "./errors.js";
 
-const DEADLINE_MS = 10_000;
-
-/** The server allows a ping every 10 seconds. */
-const KEEPALIVE_MS = 30_000;
-
-/** Pauses between attempts; a restart of the service takes about a second. */
-const PAUSES_MS = [200, 400, 800, 1_600];
-const LONGEST_PAUSE_MS = 2_000;
-
-/** What Node, Connect and proxies make of a broken connection. */
-const BROKEN = new Set([Code.Aborted, Code.Canceled, Code.Internal, Code.Unknown]);
-const LASTING = /parse binary|serialize|compress|encoding|content type/;
-
-/** The services on one connection. */
-export interface Store {
-  posts: Client<typeof PostService>;
-  comments: Client<typeof CommentService>;
-  changes: Client<typeof ChangeService>;
-}
-
-/** Reaches a server at HOST:PORT, without encryption; the connection is made with the first call. */
-export function connect(address: string): Store {
-  return storeOn(
-    createGrpcTransport({
-      baseUrl: `http://${address}`,
-      defaultTimeoutMs: DEADLINE_MS,
-      pingIntervalMs: KEEPALIVE_MS,
-      interceptors: [retry],
-    }),
-  );
-}
-
-/** The services on a transport of the caller's, which should have the interceptor `retry`. */
-export function storeOn(transport: Transport): Store {
-  return {
-    posts: createClient(PostService, transport),
-    comments: createClient(CommentService, transport),
-    changes: createClient(ChangeService, transport),
-  };
-}
-
-/** Sends a unary call again, until its deadline, if it may have been lost and cannot be done twice. */
-export const retry: Interceptor = (next) => async (request) => {
-  if (request.stream || !isHarmlessTwice(request.method, request.message)) {
-    return await next(request);
-  }
-  for (const ms of PAUSES_MS) {
-    try {
-      return await next(request);
-    } catch (error) {
-      if (request.signal.aborted || !isLost(error)) {
-        throw error;
-      }
-      await pause(spread(ms), undefined, { signal: request.signal });
-    }
-  }
-  return await next(request);
+const CHANNEL_OPTIONS: grpc.ChannelOptions = {
+  "grpc.service_config": JSON.stringify({ loadBalancingConfig: [{ round_robin: {} }] }),
+  "grpc.service_config_disable_resolution": 1,
+  // The largest response of the service is 4 MiB without its frame.
+  "grpc.max_receive_message_length": 8 * 1024 * 1024,
+  // The service allows a ping every 2 seconds.
+  "grpc.keepalive_time_ms": 10_000,
+  "grpc.keepalive_timeout_ms": 5_000,
+  // The defaults of gRPC are 1 second and 2 minutes.
+  "grpc.initial_reconnect_backoff_ms": 100,
+  "grpc.max_reconnect_backoff_ms": 1_000,
 };
 
-/**
- * Follows changes without end. After a lost connection it continues after the last response.
- *
- * A caller that stores the `resumeToken` of the last processed response can start from it later.
- * Leaving the loop ends the watch.
- */
-export async function* watch(
-  store: Store,
-  request: MessageInitShape<typeof WatchRequestSchema>,
-): AsyncGenerator<WatchResponse> {
-  const next = create(WatchRequestSchema, request);
-  let failures = 0;
-  for (;;) {
-    const over = new AbortController();
+const LOCAL = /^(localhost|127\.[\d.]+|\[::1\])(:\d+)?$|^unix:/;
+
+/** How to connect. */
+export interface ConnectOptions {
+  /** `credentials.createSsl(...)` of grpc-js; without it, the connection is not encrypted. */
+  credentials?: grpc.ChannelCredentials;
+  /** An API key or a token. It is sent over a network only with `credentials`. */
+  key?: string;
+  /** Milliseconds until a call fails, with all its attempts; 10,000 by default. */
+  timeoutMs?: number;
+  /** Further channel options of grpc-js. */
+  channelOptions?: grpc.ChannelOptions;
+}
+
+/** A connection, or several if the target has several addresses. */
+export class Connection {
+  readonly #client: grpc.Client;
+  readonly #key: string | undefined;
+
+  constructor(target: string, options: ConnectOptions) {
+    if (options.key !== undefined && options.credentials === undefined && !LOCAL.test(target)) {
+      throw new TypeError("a key is not sent over a network without TLS: credentials are needed");
+    }
+    const credentials = options.credentials ?? grpc.credentials.createInsecure();
+    this.#client = new grpc.Client(target, credentials, { ...CHANNEL_OPTIONS, ...options.channelOptions });
+    this.#key = options.key;
+  }
+
+  async unary<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodUnary<I, O>,
+    request: MessageShape<I>,
+    deadline: number,
+    signal?: AbortSignal,
+  ): Promise<MessageShape<O>> {
+    const data = await new Promise<Uint8Array>((resolve, reject) => {
+      const call = this.#client.makeUnaryRequest(
+        pathOf(method),
+        (it: MessageShape<I>) => Buffer.from(toBinary(method.input, it)),
+        (it) => it,
+        request,
+        this.#metadata(),
+        { deadline },
+        (error, response) => {
+          signal?.removeEventListener("abort", abort);
+          if (error) {
+            reject(StoreError.from(error));
+          } else {
+            resolve(response!);
+          }
+        },
+      );
+      const abort = () => call.cancel();
+      signal?.addEventListener("abort", abort);
+    });
+    return decoded(method, data);
+  }
+
+  /**
+   * Ends with CANCELLED if no response arrives for `silenceMs`, the first one for `firstMs`. Leaving the loop ends the
+   * call.
+   */
+  async *stream<I extends DescMessage, O extends DescMessage>(
+    method: DescMethodServerStreaming<I, O>,
+    request: MessageShape<I>,
+    firstMs: number,
+    silenceMs: number,
+    signal?: AbortSignal,
+  ): AsyncGenerator<MessageShape<O>> {
+    const call = this.#client.makeServerStreamRequest(
+      pathOf(method),
+      (it: MessageShape<I>) => Buffer.from(toBinary(method.input, it)),
+      (it) => it,
+      request,
+      this.#metadata(),
+    );
+    const cancel = () => call.cancel();
+    signal?.addEventListener("abort", cancel);
+    // A cancelled call reports an error that nobody waits for.
+    call.on("error", () => {});
+    const messages = call[Symbol.asyncIterator]();
     try {
-      // A watch has no deadline.
-      for await (const response of store.changes.watch(next, { timeoutMs: 0, signal: over.signal })) {
-        failures = 0;
-        yield response;
-        next.start = { case: "resumeToken", value: response.resumeToken };
+      for (let ms = firstMs; ; ms = silenceMs) {
+        const silence = setTimeout(cancel, ms);
+        const { done, value } = await messages.next().finally(() => clearTimeout(silence));
+        if (done) {
+          throw new StoreError(grpc.status.UNAVAILABLE, "the server ended the stream without a status");
+        }
+        yield decoded(method, value);
       }
     } catch (error) {
-      if (!isLost(error)) {
-        throw error;
-      }
+      throw error instanceof StoreError ? error : StoreError.from(error as grpc.ServiceError);
     } finally {
-      // Connect leaves a stream open whose reader has gone away.
-      over.abort();
+      signal?.removeEventListener("abort", cancel);
+      cancel();
     }
-    await pause(spread(PAUSES_MS[failures] ?? LONGEST_PAUSE_MS));
-    failures += 1;
+  }
+
+  close(): void {
+    this.#client.close();
+  }
+
+  #metadata(): grpc.Metadata {
+    // grpc-js ignores waitForReady in a service config.
+    const metadata = new grpc.Metadata({ waitForReady: true });
+    if (this.#key !== undefined) {
+      metadata.set("authorization", `Bearer ${this.#key}`);
+    }
+    return metadata;
   }
 }
 
-/** Why the service refused a call; undefined if it was not the service that did. */
-export function errorInfo(error: unknown): ErrorInfo | undefined {
-  const infos = ConnectError.from(error).findDetails(ErrorInfoSchema);
-  return infos.find((info) => info.domain === "storeapi");
+function pathOf(method: DescMethodUnary | DescMethodServerStreaming): string {
+  return `/${method.parent.typeName}/${method.name}`;
 }
 
-/** Whether a call may be made again because the request or its response was lost. */
-function isLost(error: unknown): boolean {
-  const { code, rawMessage } = ConnectError.from(error);
-  if (code === Code.Unavailable) {
-    return true;
+function decoded<O extends DescMessage>(
+  method: { output: O; name: string },
+  data: Uint8Array,
+): MessageShape<O> {
+  try {
+    return fromBinary(method.output, data);
+  } catch (error) {
+    throw new UndecodableResponse(method.name, error);
   }
-  // The service gives each of its errors a reason. Without one it is a broken connection, unless Connect could not
-  // decode the response: the next one would be the same.
-  return BROKEN.has(code) && errorInfo(error) === undefined && !LASTING.test(rawMessage);
-}
-
-/** Reads are harmless, and so are writes with a request_id, which the service does once. */
-function isHarmlessTwice(method: DescMethod, message: object): boolean {
-  const isRead = method.idempotency === MethodOptions_IdempotencyLevel.NO_SIDE_EFFECTS;
-  return isRead || ("requestId" in message && message.requestId !== "");
-}
-
-/** Up to a fifth more or less, so that callers do not come back all at once. */
-function spread(ms: number): number {
-  return ms * (0.8 + 0.4 * Math.random());
 }
