@@ -12,6 +12,9 @@ UV := $(BIN)/python tools/uv_pip.py install
 # The tests of a file run on one worker, because they share fixtures that take long to set up. Two
 # cores have four workers, because many tests wait for other processes.
 PARALLEL := -n 4 --dist loadfile --no-loadscope-reorder
+# The files that the builds of the example clients end with.
+JAVA_CLIENT := build/clients/java/classpath
+RUST_CLIENT := build/clients/rust/debug/examples/conformance
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
 .PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos clients docs bench bench-quick sbom release-protos lock clean
@@ -98,8 +101,17 @@ protos: install $(PROTOS_VENV)/installed ## regenerate the stubs from protos/, a
 	@if command -v go >/dev/null; then tools/generate_go.sh clients/go; \
 		else echo "The stubs of clients/go were not generated, because go is not installed."; fi
 
-clients: install ## build the clients in other languages, with the tools of each
+clients: install $(JAVA_CLIENT) $(RUST_CLIENT) ## build the clients in other languages, with the tools of each
 	cd clients/go && go vet ./... && go build ./...
+
+$(JAVA_CLIENT): clients/java/pom.xml $(shell find clients/java/src protos -type f) clients/python/src/storeapi/service_config.json
+	mvn --batch-mode --quiet --file clients/java/pom.xml -Dbuild.folder=$(CURDIR)/$(@D) test-compile \
+		dependency:build-classpath -Dmdep.outputFile=$(CURDIR)/$@
+	@touch $@
+
+$(RUST_CLIENT): $(shell find clients/rust -name '*.rs') clients/rust/Cargo.toml clients/rust/Cargo.lock clients/python/src/storeapi/v1/descriptors.binpb
+	CARGO_TARGET_DIR=$(CURDIR)/build/clients/rust cargo build --quiet --locked --examples --manifest-path clients/rust/Cargo.toml
+	@touch $@
 
 $(PROTOS_VENV)/installed: requirements/protos.txt $(VENV)/installed
 	$(BIN)/python -m venv --without-pip $(PROTOS_VENV)

@@ -1,0 +1,209 @@
+package storeapi.client;
+
+import com.google.gson.Gson;
+import com.google.gson.JsonArray;
+import com.google.gson.JsonElement;
+import com.google.gson.JsonObject;
+import com.google.gson.JsonParser;
+import com.google.protobuf.InvalidProtocolBufferException;
+import com.google.protobuf.Message;
+import com.google.protobuf.util.JsonFormat;
+import io.grpc.ManagedChannelBuilder;
+import io.grpc.MethodDescriptor;
+import io.grpc.MethodDescriptor.PrototypeMarshaller;
+import io.grpc.ServiceDescriptor;
+import java.time.Duration;
+import java.util.ArrayDeque;
+import java.util.List;
+import java.util.Queue;
+import java.util.Scanner;
+import storeapi.v1.Change;
+import storeapi.v1.CommentServiceGrpc;
+import storeapi.v1.PostServiceGrpc;
+import storeapi.v1.WatchRequest;
+
+/** The runner of the conformance scenario (clients/conformance/README.md). */
+public final class Conformance {
+  private StoreClient client;
+  private Watch watch;
+  private final Queue<Change> received = new ArrayDeque<>();
+
+  /** Executes one command for each line of stdin. */
+  public static void main(String[] arguments) throws Exception {
+    Conformance runner = new Conformance();
+    Scanner commands = new Scanner(System.in, "UTF-8");
+    while (commands.hasNextLine()) {
+      System.out.println(runner.run(JsonParser.parseString(commands.nextLine()).getAsJsonObject()));
+    }
+    runner.connect(null);
+  }
+
+  private JsonObject run(JsonObject command) throws Exception {
+    try {
+      return switch (command.get("do").getAsString()) {
+        case "connect" -> connect(command);
+        case "watch" -> watch(command);
+        case "next" -> next(command.get("count").getAsInt());
+        case "close" -> close();
+        default -> new Collection(client, command.get("resource").getAsString()).run(command);
+      };
+    } catch (StoreException error) {
+      JsonObject response = new JsonObject();
+      response.add("error", shown(error));
+      return response;
+    }
+  }
+
+  private JsonObject connect(JsonObject command) {
+    if (client != null) {
+      client.close();
+    }
+    if (command != null) {
+      Duration timeout = Duration.ofMillis((long) (1000 * command.get("timeout").getAsDouble()));
+      String target = command.get("target").getAsString();
+      client = new StoreClient(ManagedChannelBuilder.forTarget(target).usePlaintext(), timeout);
+    }
+    return new JsonObject();
+  }
+
+  private JsonObject watch(JsonObject command) {
+    WatchRequest.Builder request = WatchRequest.newBuilder();
+    switch (command.get("start").getAsString()) {
+      case "earliest" -> request.setEarliest(true);
+      case "initial_state" -> request.setInitialState(true);
+      default -> throw new IllegalArgumentException("unknown start: " + command);
+    }
+    if (command.has("post_ids")) {
+      command.getAsJsonArray("post_ids").forEach(it -> request.addPostIds(it.getAsLong()));
+    }
+    watch = client.watch(request.build());
+    return new JsonObject();
+  }
+
+  private JsonObject next(int count) throws InterruptedException {
+    JsonArray changes = new JsonArray();
+    while (changes.size() < count) {
+      while (received.isEmpty()) {
+        received.addAll(watch.next().getChangesList());
+      }
+      changes.add(shown(received.remove()));
+    }
+    return object("changes", changes);
+  }
+
+  private JsonObject close() {
+    watch.close();
+    received.clear();
+    return new JsonObject();
+  }
+
+  private static JsonObject shown(Change change) {
+    JsonObject shown = new JsonObject();
+    shown.addProperty("action", lowerCase(change.getAction(), "ACTION_"));
+    shown.addProperty("kind", lowerCase(change.getKind(), "RESOURCE_KIND_"));
+    shown.addProperty("id", change.getId());
+    switch (change.getResourceCase()) {
+      case POST -> shown.addProperty("body", change.getPost().getBody());
+      case COMMENT -> shown.addProperty("body", change.getComment().getBody());
+      default -> {}
+    }
+    return shown;
+  }
+
+  private static String lowerCase(Enum<?> value, String prefix) {
+    return value.name().substring(prefix.length()).toLowerCase();
+  }
+
+  private static JsonObject shown(StoreException error) {
+    JsonObject shown = new JsonObject();
+    shown.addProperty("code", error.code().name());
+    shown.addProperty("reason", error.info().getReason());
+    JsonObject metadata = new JsonObject();
+    error.info().getMetadataMap().forEach(metadata::addProperty);
+    shown.add("metadata", metadata);
+    JsonArray fields = new JsonArray();
+    error.violations().forEach(it -> fields.add(it.getField()));
+    shown.add("fields", fields);
+    shown.addProperty("retry_after", error.retryAfter().map(Duration::toSeconds).orElse(null));
+    return shown;
+  }
+
+  private static JsonObject object(String name, JsonElement value) {
+    JsonObject object = new JsonObject();
+    object.add(name, value);
+    return object;
+  }
+
+  /** The methods of one type of resource, which are found by their names. */
+  private record Collection(StoreClient client, String plural) {
+    JsonObject run(JsonObject command) throws InvalidProtocolBufferException {
+      String noun = plural.equals("posts") ? "Post" : "Comment";
+      JsonObject request = command.deepCopy();
+      request.remove("do");
+      request.remove("resource");
+      return switch (command.get("do").getAsString()) {
+        case "create" -> shown(call("Create" + noun, withContent(request, noun)));
+        case "get" -> shown(call("Get" + noun, request));
+        case "update" -> shown(call("Update" + noun, withContent(request, noun)));
+        case "delete" -> shown(call("Delete" + noun, request));
+        case "list" -> list("List" + noun + "s", request);
+        case "batch_get" -> object("items", items(call("BatchGet" + noun + "s", request)));
+        default -> throw new IllegalArgumentException("unknown command: " + command);
+      };
+    }
+
+    private JsonObject list(String method, JsonObject request) throws InvalidProtocolBufferException {
+      JsonArray items = new JsonArray();
+      do {
+        Message page = call(method, request);
+        items.addAll(items(page));
+        request.addProperty("page_token", (String) field(page, "next_page_token"));
+      } while (!request.get("page_token").getAsString().isEmpty());
+      return object("items", items);
+    }
+
+    @SuppressWarnings("unchecked") // All methods have messages, and marshallers of grpc-protobuf.
+    private Message call(String name, JsonObject fields) throws InvalidProtocolBufferException {
+      ServiceDescriptor service =
+          plural.equals("posts") ? PostServiceGrpc.getServiceDescriptor() : CommentServiceGrpc.getServiceDescriptor();
+      MethodDescriptor<Message, Message> method =
+          (MethodDescriptor<Message, Message>)
+              service.getMethods().stream().filter(it -> name.equals(it.getBareMethodName())).findAny().orElseThrow();
+      Message.Builder request =
+          ((PrototypeMarshaller<Message>) method.getRequestMarshaller()).getMessagePrototype().toBuilder();
+      JsonFormat.parser().merge(fields.toString(), request);
+      return client.call(method, (Message) request.build());
+    }
+
+    /** Moves all fields but request_id into the resource. */
+    private static JsonObject withContent(JsonObject request, String noun) {
+      JsonObject result = new JsonObject();
+      if (request.has("request_id")) {
+        result.add("request_id", request.remove("request_id"));
+      }
+      result.add(noun.toLowerCase(), request);
+      return result;
+    }
+
+    private JsonArray items(Message page) {
+      JsonArray items = new JsonArray();
+      ((List<?>) field(page, plural)).forEach(it -> items.add(shown((Message) it)));
+      return items;
+    }
+
+    private static JsonObject shown(Message resource) {
+      JsonObject shown = new JsonObject();
+      for (String name : List.of("id", "post_id", "body", "etag")) {
+        if (resource.getDescriptorForType().findFieldByName(name) != null) {
+          Object value = field(resource, name);
+          shown.add(name, new Gson().toJsonTree(value));
+        }
+      }
+      return shown;
+    }
+
+    private static Object field(Message message, String name) {
+      return message.getField(message.getDescriptorForType().findFieldByName(name));
+    }
+  }
+}
