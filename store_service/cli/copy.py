@@ -15,9 +15,9 @@ from store_service.model import WriteMode
 
 @click.command(
     epilog=epilog(
-        "store-service copy sqlite:///store.db postgresql://store@db/store --dry-run",
-        "store-service copy sqlite:///store.db postgresql://store@db/store --address 127.0.0.1:50051",
-        "store-service copy sqlite:///store.db postgresql://store@db/store --undo",
+        "store-service copy sqlite:///a.db postgresql://db/b --dry-run",
+        "store-service copy sqlite:///a.db postgresql://db/b --address :50051",
+        "store-service copy sqlite:///a.db postgresql://db/b --undo",
     )
 )
 @click.argument("source")

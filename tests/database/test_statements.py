@@ -111,8 +111,10 @@ def values_of(name: str) -> dict[str, object]:
 
 SERVED_BY = {
     "posts.POSTS.by_id": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.by_single_id": "posts USING INTEGER PRIMARY KEY",
     "posts.POST_IDS": "posts USING INTEGER PRIMARY KEY",
     "posts.POSTS.by_external_id": "posts USING INDEX posts_external_id_idx (external_id=?)",
+    "posts.POSTS.by_single_external_id": "posts USING INDEX posts_external_id_idx (external_id=?)",
     "posts.RELEASE_EXTERNAL_IDS": "posts USING INTEGER PRIMARY KEY",
     "posts.POSTS.locked_by_id": "posts USING INTEGER PRIMARY KEY",
     "posts.KEPT_POST_IDS": "posts USING INTEGER PRIMARY KEY",
@@ -127,8 +129,10 @@ SERVED_BY = {
     "posts.MARK_POSTS 2": "posts USING INTEGER PRIMARY KEY",
     "posts.REMOVE_POSTS": "posts USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.by_id": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.by_single_id": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.locked_by_id": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.by_external_id": "comments USING INDEX comments_external_id_idx (external_id=?)",
+    "comments.COMMENTS.by_single_external_id": "comments USING INDEX comments_external_id_idx",
     "comments.COMMENTS.insert 2": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.insert.without_requests 2": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.insert_required 2": "comments USING INTEGER PRIMARY KEY",
@@ -149,6 +153,7 @@ SERVED_BY = {
     "changes.LAST_SEQ": "SEARCH sqlite_sequence",
     "changes.COMMIT_TIMES": "changes USING INTEGER PRIMARY KEY",
     "changes.NEWEST_TIME": "changes USING INTEGER PRIMARY KEY",
+    "changes.CHANGE_AT": "changes USING INTEGER PRIMARY KEY",
     "changes.FEED_AT": "changes USING INTEGER PRIMARY KEY",
     "changes.LAST_XID": "changes USING INTEGER PRIMARY KEY",
     "changes.SIZES": "changes USING INTEGER PRIMARY KEY (rowid>?)",
@@ -245,6 +250,7 @@ SERVED_BY_ON_POSTGRESQL = {
     "changes.COMMIT_TIMES": "changes_pkey",
     "changes.NEWEST_TIME": "changes_pkey",
     "changes.NEWEST": "changes_xid_seq_idx",
+    "changes.CHANGE_AT": "changes_pkey",
     "changes.FEED_AT": "changes_pkey",
     "changes.LAST_XID": "changes_pkey",
     "changes.SIZES": "changes_xid_seq_idx",
@@ -346,6 +352,11 @@ WITHOUT_INDEX = {
         "idempotency.INSERT_REQUESTS",
     },
     "postgresql": {
+        # Only SQLite executes them.
+        "posts.POSTS.by_single_id",
+        "posts.POSTS.by_single_external_id",
+        "comments.COMMENTS.by_single_id",
+        "comments.COMMENTS.by_single_external_id",
         "posts.CHECK_KEYS_BY_INDEX",
         "changes.IS_STANDBY",
         # PostgreSQL scans tables of one or two pages.

@@ -130,7 +130,7 @@ def test_main_help_lists_every_command() -> None:
     """With what each does."""
     done = in_this_process("-h")
 
-    commands = "serve migrate check keys backup restore erase reindex health status"
+    commands = "serve migrate check keys backup restore copy erase reindex health status"
     assert set(cli.main.commands) == set(commands.split())
     for name in cli.main.commands:
         assert any(line.split()[:1] == [name] and len(line.split()) > 2 for line in done.stdout.splitlines())
@@ -208,6 +208,7 @@ def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
         ["backup", "copy.db"],
         ["restore", "copy.db"],
         ["erase", "ann", "--mode", "delete", "--yes"],
+        ["copy", "sqlite:///store.db", "postgresql://u@h/b", "--undo"],
     ]
     settings = {"STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0", "STORE_LOG_LEVEL": "error"}
     done += [run_as_new_process(INSTALLED, *it, folder=tmp_path, **settings) for it in afterwards]
@@ -348,6 +349,7 @@ BAD_VALUES: dict[str, list[str]] = {
     "STORE_CONNECT_TIMEOUT_SECONDS": ["0", "61"],
     "STORE_MAX_REPLICA_LAG_SECONDS": ["some", "0", "86401"],
     "STORE_STATEMENT_CACHE_SIZE": ["many", "-2", "10001"],
+    "STORE_TRUSTED_PROXIES": ["proxy", "10.0.0.0/33", "10.0.0.1/8"],
     # Another scheme, and the replicas of SQLite.
     "DATABASE_READ_URL": [
         "sqlite:///replica.db",
@@ -411,7 +413,13 @@ def test_all_invalid_settings_are_named_at_once(tmp_path: Path) -> None:
     assert_bad_setting(done.returncode, done.stdout, done.stderr, *bad)
 
 
-NEEDED = {"keys": ["list"], "backup": ["to.db"], "restore": ["from.db"], "erase": ["ann", "--mode", "delete"]}
+NEEDED = {
+    "keys": ["list"],
+    "backup": ["to.db"],
+    "restore": ["from.db"],
+    "copy": ["sqlite:///a.db", "postgresql://u@h/b"],
+    "erase": ["ann", "--mode", "delete"],
+}
 """What a command must be told."""
 
 

@@ -443,6 +443,10 @@ def sample(method: MethodDescriptor) -> Message:
             filled.update_mask.paths.extend(["body", "*"])
         elif one.name == "kinds":
             filled.kinds.extend([1, 2])
+        elif one.name == "options":
+            filled.options.on_conflict = 1
+        elif one.name == "records":
+            filled.records.add(comment=comment, post_external_id="é", ancestor_ids=[1, 2**40])
         elif one.name == "heartbeat_interval":
             filled.heartbeat_interval.seconds = 5
         elif one.name == "external_ids":
