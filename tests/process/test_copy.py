@@ -2,19 +2,17 @@
 
 import asyncio
 import random
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
-import psycopg
 import pytest
 import storeapi
 from sqlalchemy import text
-from storeapi.v1 import admin_pb2
+from storeapi.v1 import changes_pb2
 
 from store_service.database import schema
 from store_service.database.connect import is_missing, is_sqlite
@@ -24,48 +22,19 @@ from tests.support.copying import (
     Watcher,
     add_many_rows,
     all_changes,
-    begin_copy,
-    empty_database,
+    fill,
     run_copy,
     served,
     stored_rows,
     tables_in,
 )
 from tests.support.database import database_connection, query
-from tests.support.erasure import ANONYMIZE, KEPT, MARKER, create_world, erase, stored_bytes
 from tests.support.polling import eventually
 from tests.support.postgresql import new_database
 from tests.support.server_process import ServerProcess
 from tests.support.stubs import Stubs
 from tests.support.timeouts import IS_LONG_RUN, scaled_timeout
 from tests.support.unreliable_proxy import UnreliableProxy
-
-WAYS = ("sqlite-postgresql", "postgresql-sqlite", "postgresql-postgresql")
-TO_POSTGRESQL = ("sqlite-postgresql", "postgresql-postgresql")
-
-
-@pytest.fixture(params=WAYS)
-def databases(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """The URLs of a source and of a target, both empty."""
-    with ExitStack() as stack:
-        urls = [
-            stack.enter_context(empty_database(it, tmp_path, request.getfixturevalue("postgres")))
-            for it in request.param.split("-")
-        ]
-        yield urls[0], urls[1]
-
-
-@pytest.fixture
-def source(databases: tuple[str, str], tmp_path: Path) -> Iterator[ServerProcess]:
-    """A server on the source."""
-    with served(databases[0], tmp_path / "source", STORE_UNDELETE_HOURS="24") as process:
-        yield process
-
-
-async def fill(address: str) -> None:
-    """Creates posts, comments, deleted ones, tombstones and revisions."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        await create_world(Stubs(channel), mode=ANONYMIZE)
 
 
 @pytest.mark.timeout(240)
@@ -191,153 +160,60 @@ async def test_dry_run_writes_nothing(
         assert not tables_in(databases[1])
 
 
-KILLED = """
-import os, signal
-from store_service.database import copy_rows
-from store_service.database.copy_target import Target
-copy_rows.PAGE_ROWS = 5
-left = {count}
-called = Target.{method}
-def killed(*arguments):
-    global left
-    called(*arguments)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-Target.{method} = killed
-"""
-"""Kills itself after some calls of a method."""
+async def first_token(stubs: Stubs, **start: bool) -> str:
+    """The token of the first response of a watch."""
+    watch: Any = stubs.changes.Watch(changes_pb2.WatchRequest(**start))
+    response = await watch.read()
+    watch.cancel()
+    return str(response.resume_token)
 
 
-@pytest.mark.timeout(240)
-async def test_copy_continues_after_kill_9(
-    databases: tuple[str, str], source: ServerProcess, tmp_path: Path
+@pytest.mark.parametrize("databases", ["sqlite-postgresql"], indirect=True)
+async def test_tokens_of_former_stores(
+    databases: tuple[str, str], source: ServerProcess, postgres: str, tmp_path: Path
 ) -> None:
-    """At any moment, also in the last step, while callers write. No service starts on an unfinished copy."""
-    chance = random.Random(56)
-    options = ("--address", source.address)
-    # `_save` ends each transaction before the last one, which calls `_set_last_number`.
-    counts = [chance.randrange(1, 50) for _ in range(20 if IS_LONG_RUN else 4)]
-    programs = [KILLED.format(method="_save", count=count) for count in counts]
-    programs.append(KILLED.format(method="_set_last_number", count=1))
-    await fill(source.address)
-    async with storeapi.connect_async(source.address, timeout=scaled_timeout(120)) as client:
-        load = Load(client, per_second=100)
-        async with load.running():
-            await eventually(lambda: load.writes > 200)
-            for program in programs:
-                process = begin_copy(*databases, *options, folder=tmp_path, program=program)
-                await asyncio.to_thread(process.communicate)
-                assert process.returncode == -signal.SIGKILL
-            unfinished = ServerProcess(tmp_path / "source", {"DATABASE_URL": databases[1]})
-            unfinished.begin()
-            assert await asyncio.to_thread(unfinished.wait) == 1
-            assert "unfinished copy" in unfinished.stderr()
-            # The source has refused writes since the last kill.
-            undo = await asyncio.to_thread(run_copy, *databases, "--dry-run", folder=tmp_path)
-            assert "will be continued" in undo.stdout, undo.stderr
-            set_mode = admin_pb2.SetWriteModeRequest(mode=admin_pb2.WRITE_MODE_RECORDED)
-            async with grpc.aio.insecure_channel(source.address) as channel:
-                await Stubs(channel).admin.SetWriteMode(set_mode)
-            await load.stop()
-
-    copied = await asyncio.to_thread(run_copy, *databases, *options, folder=tmp_path)
-
-    assert copied.returncode == 0, copied.stderr
-    before, after = [stored_rows(it) for it in databases]
-    if is_sqlite(databases[1]):
-        before["changes"] = []
-    assert after == before
-
-
-async def test_erased_texts_are_not_in_the_target(
-    databases: tuple[str, str], source: ServerProcess, tmp_path: Path
-) -> None:
-    """An erasure between two parts of a copy removes what the first part has copied."""
-    await fill(source.address)
-    process = begin_copy(*databases, "--address", source.address, folder=tmp_path, program=SLOW_INDEXES)
-    assert process.stdout is not None
-    assert (await asyncio.to_thread(process.stdout.readline)).strip() == "copied"
+    """Also after a second copy. A token of a change that was not copied is refused."""
     async with grpc.aio.insecure_channel(source.address) as channel:
-        assert (await erase(Stubs(channel), ANONYMIZE))[-1].complete
-    _, stderr = await asyncio.to_thread(process.communicate, "go\n")
+        stubs = Stubs(channel)
+        begin = await first_token(stubs)
+        for _ in range(2):
+            await stubs.create_post()
+        middle = await first_token(stubs)
+        for _ in range(3):
+            await stubs.create_post()
+        initial = await first_token(stubs, initial_state=True)
+        options = ("--address", source.address)
+        copied = await asyncio.to_thread(run_copy, *databases, *options, folder=tmp_path)
+        assert copied.returncode == 0, copied.stderr
+        await asyncio.to_thread(run_copy, *databases, "--undo", *options, folder=tmp_path)
+        await stubs.create_post()
+        fork = await first_token(stubs)
 
-    assert process.returncode == 0, stderr
-    content = stored_bytes(databases[1])
-    assert content.count(MARKER.encode()) == 0
-    assert content.count(KEPT.encode()) > 100
+    async def check(address: str, added: list[int]) -> None:
+        async with storeapi.connect_async(address) as client:
+            for token, ids in ((begin, [1, 2, 3, 4, 5]), (middle, [3, 4, 5])):
+                expected = [*ids, *added]
+                async with client.changes.watch(resume_token=token) as watch:
+                    assert [(await anext(watch)).id for _ in expected] == expected
+            async with client.changes.watch(resume_token=initial) as watch:
+                batches = watch.batches()
+                rest = [await anext(batches), await anext(batches)]
+                assert any(it.initial_state_complete for it in rest)
+            with pytest.raises(storeapi.ResumeTokenForeign):
+                await anext(client.changes.watch(resume_token=fork))
+            client.read_at_least(middle)
+            assert await client.posts.count() == 5 + len(added)
 
-
-SLOW_INDEXES = """
-from store_service.database import copying
-catch_up = copying._Copy._catch_up
-def wait(copy):
-    if not copy._compared:
-        copying._Copy._catch_up = catch_up
-        print("copied", flush=True)
-        input()
-    catch_up(copy)
-copying._Copy._catch_up = wait
-"""
-"""Waits for a line on stdin when all pages are copied."""
-
-
-@pytest.mark.parametrize("databases", ["sqlite-postgresql"], indirect=True)
-async def test_target_must_be_empty_or_an_unfinished_copy_of_the_source(
-    databases: tuple[str, str], source: ServerProcess, tmp_path: Path
-) -> None:
-    """Nothing is written to another database, or to the source."""
-    await fill(source.address)
-    options = ("--address", source.address)
-    file = f"sqlite:///{tmp_path / 'other.db'}"
-
-    same_engine = await asyncio.to_thread(run_copy, databases[0], file, *options, folder=tmp_path)
-    process = begin_copy(*databases, *options, folder=tmp_path, program=SLOW_INDEXES)
-    assert process.stdout is not None
-    await asyncio.to_thread(process.stdout.readline)
-    second = await asyncio.to_thread(run_copy, *databases, *options, folder=tmp_path)
-    process.kill()
-    process.communicate()
-    await asyncio.to_thread(run_copy, *databases, "--undo", *options, folder=tmp_path)
-    before = stored_rows(databases[1])
-    undone = await asyncio.to_thread(run_copy, *databases, *options, folder=tmp_path)
-
-    assert "SOURCE and TARGET are SQLite files" in same_engine.stderr
-    assert "another copy to TARGET is running" in second.stderr
-    assert "cannot be continued" in undone.stderr
-    assert {it.returncode for it in (same_engine, second, undone)} == {1}
-    assert stored_rows(databases[1]) == before
-    assert not {it for it in tables_in(databases[0]) if it.startswith("copy_")}
-
-
-@pytest.mark.parametrize("databases", ["sqlite-postgresql"], indirect=True)
-@pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        ("UPDATE posts SET body = 'other' WHERE id = 1", "posts 1 differs"),
-        ("DELETE FROM revisions WHERE resource_id = 1", "revisions 1 1 1 differs or is missing"),
-        ("INSERT INTO posts (id, body) VALUES (999999, 'more')", "posts has"),
-        ("UPDATE changes SET commit_time = 1 WHERE seq = 2", "changes 2 differs"),
-    ],
-)
-async def test_copy_that_differs_is_undone(
-    databases: tuple[str, str], source: ServerProcess, tmp_path: Path, damage: str, problem: str
-) -> None:
-    """The command fails, and the source accepts writes."""
-    await fill(source.address)
-    process = begin_copy(*databases, "--address", source.address, folder=tmp_path, program=SLOW_INDEXES)
-    assert process.stdout is not None
-    await asyncio.to_thread(process.stdout.readline)
-    with psycopg.connect(databases[1], autocommit=True) as connection:
-        connection.execute(damage)
-
-    _, stderr = await asyncio.to_thread(process.communicate, "go\n")
-
-    assert process.returncode == 1
-    assert problem in stderr
-    async with storeapi.connect_async(source.address, retries=False) as client:
-        await client.posts.create("a")
-    assert not {it for it in tables_in(databases[0]) if it.startswith("copy_")}
+    with new_database(postgres) as second:
+        with served(databases[1], tmp_path / "first") as process:
+            await check(process.address, [])
+            async with storeapi.connect_async(process.address) as client:
+                post = await client.posts.create("on the first copy")
+            await check(process.address, [post.id])
+        copied = await asyncio.to_thread(run_copy, databases[1], second, folder=tmp_path)
+        assert copied.returncode == 0, copied.stderr
+        with served(second, tmp_path / "second") as process:
+            await check(process.address, [post.id])
 
 
 ROWS = 500_000

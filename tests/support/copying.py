@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import storeapi
 from sqlalchemy import Connection, text
 
@@ -21,9 +22,11 @@ from store_service.database.connect import is_sqlite
 from store_service.database.former_stores import SHIFT
 from store_service.database.tables import metadata
 from tests.support.database import database_connection
+from tests.support.erasure import ANONYMIZE, create_world
 from tests.support.forked_process import start_module
 from tests.support.postgresql import new_database
 from tests.support.server_process import ServerProcess
+from tests.support.stubs import Stubs
 from tests.support.timeouts import scaled_timeout
 
 NOT_COPIED = {"feed", "search_index", "post_search", "comment_search"}
@@ -226,3 +229,9 @@ def add_many_rows(connection: Connection, count: int) -> None:
         f" SELECT {body}, {times}, 'user-' || n % 1000, n FROM numbers",
     ):
         connection.execute(text(statement), values)
+
+
+async def fill(address: str) -> None:
+    """Creates posts, comments, deleted ones, tombstones and revisions."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        await create_world(Stubs(channel), mode=ANONYMIZE)
