@@ -15,9 +15,9 @@ from store_service.model import WriteMode
 
 @click.command(
     epilog=epilog(
-        "store-service copy sqlite:///a.db postgresql://db/b --dry-run",
-        "store-service copy sqlite:///a.db postgresql://db/b --address :50051",
-        "store-service copy sqlite:///a.db postgresql://db/b --undo",
+        "store-service copy sqlite:///store.db postgresql://db/store --dry-run",
+        "store-service copy sqlite:///store.db postgresql://db/store",
+        "store-service copy sqlite:///store.db postgresql://db/store --undo",
     )
 )
 @click.argument("source")

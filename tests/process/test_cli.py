@@ -417,8 +417,8 @@ NEEDED = {
     "keys": ["list"],
     "backup": ["to.db"],
     "restore": ["from.db"],
-    "copy": ["sqlite:///a.db", "postgresql://u@h/b"],
     "erase": ["ann", "--mode", "delete"],
+    "copy": ["sqlite:///a.db", "sqlite:///b.db"],
 }
 """What a command must be told."""
 

@@ -647,7 +647,7 @@ async def test_unknown_driver_error_is_an_unhandled_exception(
 ) -> None:
     """Neither the text of the driver nor the statement is sent."""
     fetch = Connection.fetch
-    monkeypatch.setattr(SqliteConnection, "fetch_inline", Connection.fetch_inline)
+    monkeypatch.setattr(SqliteConnection, "reads_inline", False)
 
     async def misspelt(connection: Connection, statement: Any, **values: Any) -> Any:
         await connection._run("SELECT secret nowhere FORM")

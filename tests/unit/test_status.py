@@ -42,6 +42,7 @@ UNAVAILABLE = [
     errors.DatabaseBusy(),
     errors.DatabaseUnavailable(),
     errors.StandbyBehind(),
+    errors.StoreMoving(),
     errors.SearchIndexNotReady(progress=0.5),
 ]
 
