@@ -208,7 +208,7 @@ def test_every_command_imports_what_it_needs(tmp_path: Path) -> None:
         ["backup", "copy.db"],
         ["restore", "copy.db"],
         ["erase", "ann", "--mode", "delete", "--yes"],
-        ["copy", "sqlite:///store.db", "postgresql://u@h/b", "--undo"],
+        ["copy", "sqlite:///store.db", "sqlite:///other.db", "--undo"],
     ]
     settings = {"STORE_API_KEYS_FILE": "keys", "STORE_LISTEN": "127.0.0.1:0", "STORE_LOG_LEVEL": "error"}
     done += [run_as_new_process(INSTALLED, *it, folder=tmp_path, **settings) for it in afterwards]
