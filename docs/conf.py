@@ -43,6 +43,8 @@ _SECTIONS = {
         "clients/python/README",
         "clients/go/README",
         "clients/typescript/README",
+        "clients/java/README",
+        "clients/rust/README",
     ],
     "For operators": [
         "docs/installing",
