@@ -103,6 +103,7 @@ protos: install $(PROTOS_VENV)/installed ## regenerate the stubs from protos/, a
 
 clients: install $(JAVA_CLIENT) $(RUST_CLIENT) ## build the clients in other languages, with the tools of each
 	cd clients/go && go vet ./... && go build ./...
+	cd clients/typescript && npm ci --no-audit --no-fund && npm run build
 
 $(JAVA_CLIENT): clients/java/pom.xml $(shell find clients/java/src protos -type f) clients/python/src/storeapi/service_config.json
 	mvn --batch-mode --quiet --file clients/java/pom.xml -Dbuild.folder=$(CURDIR)/$(@D) test-compile \

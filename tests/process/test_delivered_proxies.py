@@ -86,12 +86,15 @@ async def test_largest_messages_pass(delivered: Delivered) -> None:
 
 
 async def test_errors_keep_their_details(delivered: Delivered) -> None:
+    """Many, because a proxy that sends the headers of a response early loses the trailers of some."""
+    request = pb.GetPostRequest(id=987_654)
     async with delivered.stubs() as stubs:
-        refused = await expect_error(
-            stubs.posts.GetPost(pb.GetPostRequest(id=987_654), wait_for_ready=True, timeout=scaled_timeout())
-        )
+        refused = [
+            await expect_error(stubs.posts.GetPost(request, wait_for_ready=True, timeout=scaled_timeout()))
+            for _ in range(60)
+        ]
 
-    assert (refused.code, refused.reason) == (grpc.StatusCode.NOT_FOUND, "POST_NOT_FOUND")
+    assert {(it.code, it.reason) for it in refused} == {(grpc.StatusCode.NOT_FOUND, "POST_NOT_FOUND")}
 
 
 async def test_service_knows_the_caller_of_the_proxy(delivered: Delivered) -> None:
