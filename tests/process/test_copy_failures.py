@@ -34,7 +34,7 @@ KILLED = """
 import os, signal
 from store_service.database import copy_rows
 from store_service.database.copy_target import Target
-copy_rows.PAGE_ROWS = 5
+copy_rows.PAGE_ROWS = 3
 left = {count}
 called = Target.{method}
 def killed(*arguments):
@@ -56,7 +56,7 @@ async def test_copy_continues_after_kill_9(
     chance = random.Random(56)
     options = ("--address", source.address)
     # `_save` ends each transaction before the last one, which calls `_set_last_number`.
-    counts = [chance.randrange(1, 50) for _ in range(20 if IS_LONG_RUN else 4)]
+    counts = [chance.randrange(1, 20) for _ in range(20 if IS_LONG_RUN else 4)]
     programs = [KILLED.format(method="_save", count=count) for count in counts]
     programs.append(KILLED.format(method="_set_last_number", count=1))
     await fill(source.address)
