@@ -297,6 +297,8 @@ class RpcPipeline:
                 if isinstance(error, asyncio.CancelledError) and self._draining and not context.cancelled():
                     task.uncancel()
                     error = ShuttingDown()
+                # The status of a stream that its caller does not read is sent only when the connection ends.
+                self._counted_streams.discard(task)
                 await fail(call, context, error)
             else:
                 call.log("OK")
