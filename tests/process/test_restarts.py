@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import storeapi
 from sqlalchemy import text
 from storeapi.v1 import posts_pb2
 
@@ -23,7 +24,7 @@ from tests.support.health import health_stream, wait_for_not_serving
 from tests.support.polling import eventually
 from tests.support.ports import free_port
 from tests.support.server_process import ServerProcess
-from tests.support.stubs import Stubs
+from tests.support.stubs import NO_READ_AHEAD, Stubs
 from tests.support.timeouts import IS_LONG_RUN
 from tests.support.worker_processes import kill_processes, worker_pids, writer_pids
 
@@ -119,6 +120,59 @@ async def test_restart_of_the_server_fails_no_call(server_process: ServerProcess
     assert load.failures == []
     assert_each_was_stored_once(load, database_url)
     assert "calls are still running" not in server_process.stderr()
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_export_and_import_continue_after_a_restart(
+    tmp_path: Path, database_url: str, workers: int
+) -> None:
+    """SIGTERM of the only process and a new one, or SIGHUP of two workers, in the middle of each."""
+    settings = {
+        "DATABASE_URL": database_url,
+        "STORE_LISTEN": f"127.0.0.1:{free_port()}",
+        "STORE_WORKERS": str(workers),
+        # A stop that waits for a stream lasts longer than the test.
+        "STORE_SHUTDOWN_GRACE_SECONDS": "3600",
+    }
+    server = ServerProcess(tmp_path, settings)
+    posts = [storeapi.Post(id=n, body=f"{n}" * 4000, etag="v1") for n in range(1, 801)]
+    records = [storeapi.Record(resource=it) for it in posts]
+    restarts = 0
+
+    async def restart() -> None:
+        nonlocal restarts
+        restarts += 1
+        if workers == 1:
+            assert await asyncio.to_thread(server.stop) == 0
+            await asyncio.to_thread(server.start)
+        else:
+            server.signal(signal.SIGHUP)
+            await eventually(partial(told, server, "restarted workers", restarts))
+
+    await asyncio.to_thread(server.start)
+    try:
+        async with storeapi.connect_async(server.address, channel_options=NO_READ_AHEAD) as client:
+            async with client.transfer.import_records(records, batch_size=50) as progress:
+                await anext(progress)
+                await restart()
+                *_, done = [it async for it in progress]
+            async with client.transfer.export() as export:
+                exported = [record for _ in range(2) for record in await anext(export)]
+                assert len(exported) < len(records)
+                await restart()
+                exported += [record async for batch in export for record in batch]
+    finally:
+        code = await asyncio.to_thread(server.stop)
+
+    assert code == 0
+    assert done.created + done.unchanged == len(records)
+    assert [it.resource.id for it in exported] == [it.id for it in posts]
+    assert [it.resource.body for it in exported] == [it.body for it in posts]
+    assert "calls are still running" not in server.stderr()
+    interrupted = [it for it in server.stderr().splitlines() if "SHUTTING_DOWN" in it]
+    for method in ("TransferService/Import", "TransferService/Export"):
+        assert any(method in it for it in interrupted)
 
 
 @pytest.mark.timeout(180)
