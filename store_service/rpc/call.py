@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 import grpc
 import structlog
+from google.protobuf.message import Message
 
 from store_service.auth.authentication import peer_address
 from store_service.auth.principal import Principal
@@ -18,6 +19,7 @@ from store_service.rpc.delivered_bytes import Delivered
 from store_service.rpc.status import ROWS, internal_status, status_from_error
 from store_service.rpc.trusted_proxies import TrustedProxies
 from store_service.rpc.turns import LARGE_BYTES
+from store_service.service.idempotency import is_replay
 
 if TYPE_CHECKING:
     # An extra, needed only where spans are wanted.
@@ -201,6 +203,11 @@ async def fail_overdue(
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     message = f"the call exceeded the server limit of {max_seconds:g} s"
     await context.abort(code, message, trailing_metadata=trailers)
+
+
+def has_no_effect(request: Message) -> bool:
+    """Whether a write was a dry run or a replay, so that its caller may repeat it."""
+    return getattr(request, "validate_only", False) or is_replay()
 
 
 def _is_being_cancelled() -> bool:

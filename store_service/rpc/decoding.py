@@ -101,8 +101,11 @@ def decoder(message_class: type[Message]) -> Callable[[bytes], Message]:
 
 
 async def decode_each(
-    data: AsyncIterator[bytes], decompressor: Decompressor, decode: Callable[[bytes], Message]
+    data: AsyncIterator[bytes],
+    decompressor: Decompressor,
+    decode: Callable[[bytes], Message],
+    reserve: Callable[[int], None],
 ) -> AsyncIterator[Message]:
-    """Returns the messages of a stream of requests."""
+    """Returns the messages of a stream of requests. The arguments are those of `Decompressor.decoded`."""
     async for one in data:
-        yield await decompressor.decoded(one, decode)
+        yield await decompressor.decoded(one, decode, reserve)

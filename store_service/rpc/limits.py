@@ -6,6 +6,7 @@ pipeline applies these limits to each call.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MAX_CALLERS = 10_000
 """Maximum number of callers whose rate is kept. The least recently active caller is dropped first."""
+
+KEPT_REQUESTS = 3
+"""Requests of one stream that exist at once: one is executed, one is ready, and one arrives."""
 
 
 class Call(Protocol):
@@ -175,6 +179,30 @@ class LargeRequest:
         """Stops counting the request."""
         self._limits.release(self._size)
         self._size = 0
+
+
+class StreamRequests:
+    """The counted bytes of the last requests of a stream. The method may hold KEPT_REQUESTS of them."""
+
+    __slots__ = ("_last", "_limits")
+
+    def __init__(self, limits: Limits) -> None:
+        """Takes the limits. Counts nothing yet."""
+        self._limits = limits
+        self._last: deque[LargeRequest] = deque()
+
+    def reserve(self, request_bytes: int) -> None:
+        """Counts the next request in place of the oldest one. Raises the errors of `Limits.reserve`."""
+        if len(self._last) == KEPT_REQUESTS:
+            self._last.popleft().release()
+        request = LargeRequest(self._limits)
+        request.reserve(request_bytes)
+        self._last.append(request)
+
+    def release(self) -> None:
+        """Stops counting the requests."""
+        while self._last:
+            self._last.pop().release()
 
 
 @dataclass(slots=True)

@@ -23,19 +23,18 @@ from store_service.errors import ShuttingDown
 from store_service.logs import CallLog
 from store_service.observability.metrics import Metrics
 from store_service.pacing import paced
-from store_service.rpc.call import CALL_ID_KEY, Call, Context, fail, fail_overdue
+from store_service.rpc.call import CALL_ID_KEY, Call, Context, fail, fail_overdue, has_no_effect
 from store_service.rpc.connections import Connections
 from store_service.rpc.consistency import Consistency
 from store_service.rpc.decoding import COMPRESSED, Decompressor, decode_each
 from store_service.rpc.delivered_bytes import Delivered
-from store_service.rpc.limits import InFlightCall, LargeRequest, Limits
+from store_service.rpc.limits import InFlightCall, LargeRequest, Limits, StreamRequests
 from store_service.rpc.method import Method, authorize_with
 from store_service.rpc.pending import COUNTED_BYTES, PendingResponse
 from store_service.rpc.responses import LazyResponse
 from store_service.rpc.sending import ResponseSender
 from store_service.rpc.trusted_proxies import TrustedProxies
 from store_service.rpc.turns import LARGE_BYTES, Turns
-from store_service.service.idempotency import is_replay
 
 if TYPE_CHECKING:
     # OpenTelemetry is an extra, which is imported only if tracing is enabled.
@@ -225,12 +224,12 @@ class RpcPipeline:
                         await consistency.begin(requirements, is_read=is_read)
                 response = await run(request, context)
                 if isinstance(response, LazyResponse):
-                    always = not is_read and not _has_no_effect(request)
+                    always = not is_read and not has_no_effect(request)
                     encoded, unread = await self._sender.encode(response, context.peer(), always=always)
                 else:
                     encoded = response.SerializeToString()
                     if len(encoded) > COUNTED_BYTES and in_flight is not None:
-                        always = not is_read and not _has_no_effect(request)
+                        always = not is_read and not has_no_effect(request)
                         unread = self._pending.reserve(context.peer(), len(encoded), always=always)
             except BaseException as error:
                 # Releases memory: many refused calls at once wait here until their status has been sent.
@@ -269,11 +268,12 @@ class RpcPipeline:
 
         async def handle(data: Any, context: Context) -> None:
             call = self._begin(method, context, is_stream=True)
+            requests = StreamRequests(self._limits)
             task = asyncio.current_task()
             assert task is not None
             try:
                 if client_streams:
-                    request: Any = decode_each(data, self._decompressor, method.decode)
+                    request: Any = decode_each(data, self._decompressor, method.decode, requests.reserve)
                 else:
                     request = await self._decompressor.decoded(data, method.decode)
                 if authorize is not None:
@@ -299,10 +299,12 @@ class RpcPipeline:
                     error = ShuttingDown()
                 # The status of a stream that its caller does not read is sent only when the connection ends.
                 self._counted_streams.discard(task)
+                requests.release()
                 await fail(call, context, error)
             else:
                 call.log("OK")
             finally:
+                requests.release()
                 self._streams.discard(task)
                 self._counted_streams.discard(task)
                 self._end()
@@ -332,11 +334,6 @@ class RpcPipeline:
         self._running -= 1
         if not self._running:
             self._all_done.set()
-
-
-def _has_no_effect(request: Message) -> bool:
-    """Whether a write was a dry run or a replay, so that its caller may repeat it."""
-    return getattr(request, "validate_only", False) or is_replay()
 
 
 def _is_logged(record: logging.LogRecord) -> bool:

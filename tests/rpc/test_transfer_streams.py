@@ -1,4 +1,4 @@
-"""Exports and imports as streams: callers that do not read, and a server that stops."""
+"""Exports and imports as streams: callers that do not read or send much, and a server that stops."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -175,3 +175,33 @@ async def test_stopping_server_ends_an_import(config: Config, database_url: str,
             assert result.created + result.unchanged == 100
             if number < len(answered) + 1:
                 assert result.unchanged == 100
+
+
+# Callers that send much
+
+
+async def test_unfinished_imports_are_limited_together(config: Config) -> None:
+    """By the bytes of their batches: others get OVERLOADED. An ended import frees its bytes."""
+    large = batch(1, 20, "x" * BODY_BYTES)
+    limited = config.model_copy(update={"max_concurrent_bytes": large.ByteSize() * 3 // 2})
+    async with stubs_of(limited) as stubs:
+        open_call = await begin_import(stubs, large)
+        assert (await open_call.read()).result.created == 20
+
+        refused = await begin_import(stubs, large)
+        error = (await rest_of(refused))[1]
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "OVERLOADED")
+        # Small requests are never refused.
+        small = await begin_import(stubs, batch(2))
+        assert (await small.read()).result.created == 1
+        small.cancel()
+
+        open_call.cancel()
+
+        async def begin() -> Any:
+            return await (await begin_import(stubs, large)).read()
+
+        async with asyncio.timeout(scaled_timeout()):
+            while isinstance(outcome := await result_or_error(begin()), grpc.RpcError):
+                assert received_error(outcome).reason == "OVERLOADED"
+        assert outcome.result.unchanged == 20
