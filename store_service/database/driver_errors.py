@@ -15,6 +15,9 @@ from store_service.errors import (
 REFUSED_STATE = "SM001"
 """The SQLSTATE of writes to a store that moves to another database; see `write_mode.py`."""
 
+REFUSED_TEXT = "the store moves"
+"""The text of the same error on SQLite, whose triggers have no code of their own."""
+
 
 class StatementCancelled(Exception):
     """A statement was cancelled because all callers that waited for it have left."""
@@ -103,8 +106,7 @@ def translate_error(error: Exception) -> Exception:
         # The low byte is the primary code. The other bits refine it, as in SQLITE_IOERR_FSYNC.
         if code == sqlite3.SQLITE_INTERRUPT:
             return StatementCancelled()
-        if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
-            # Only the triggers of `write_mode.py` raise it.
+        if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER and str(error) == REFUSED_TEXT:
             return StoreMoving()
         leaf = _SQLITE.get(code & 0xFF) if code is not None else None
         return leaf() if leaf is not None else error

@@ -13,7 +13,7 @@ from sqlalchemy import Table, text
 
 from store_service.database.batch_operation import BatchOperation
 from store_service.database.connection import Connection
-from store_service.database.driver_errors import REFUSED_STATE
+from store_service.database.driver_errors import REFUSED_STATE, REFUSED_TEXT
 from store_service.database.statements import Statement
 from store_service.database.tables import feed_table, label_table, metadata
 from store_service.model import WriteMode
@@ -50,7 +50,7 @@ def _sqlite_objects() -> Iterator[str]:
             key = ", ".join([f"{row}.{it}" for it in names])
             yield (
                 f"CREATE TRIGGER copy_{table.name}_{event} AFTER {event} ON {table.name} BEGIN"  # noqa: S608
-                " SELECT RAISE(ABORT, 'the store moves') FROM copy_source WHERE refuses;"
+                f" SELECT RAISE(ABORT, '{REFUSED_TEXT}') FROM copy_source WHERE refuses;"
                 f" INSERT INTO copy_log ({columns}) VALUES ('{table.name}', {key}); END"
             )
 
@@ -65,7 +65,7 @@ BEGIN
     RETURN NULL;
   END IF;
   IF (SELECT refuses FROM copy_source) THEN
-    RAISE EXCEPTION 'the store moves' USING ERRCODE = '{REFUSED_STATE}';
+    RAISE EXCEPTION '{REFUSED_TEXT}' USING ERRCODE = '{REFUSED_STATE}';
   END IF;
   EXECUTE 'INSERT INTO copy_log (name, key) SELECT $1, json_build_array(' || TG_ARGV[0] || ')::text'
     ' FROM written' USING TG_TABLE_NAME::text;
