@@ -142,8 +142,12 @@ async def test_stopping_server_ends_an_export(config: Config, database_url: str)
         await write_much(stubs)
         call = stubs.transfers.Export(pb.ExportRequest())
         read = [await call.read(), await call.read()]
-        await stopped(server)
+        stopping = asyncio.create_task(stopped(server))
+        while not server.running.pipeline._draining:
+            await asyncio.sleep(0)
+        # The status is behind what was sent before, so it arrives only at a reader that reads.
         more, error = await rest_of(call)
+        await stopping
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "SHUTTING_DOWN")
     read += more
     assert sum(len(it.records) for it in read) < MANY
