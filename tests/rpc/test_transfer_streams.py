@@ -15,6 +15,7 @@ from store_service.config import Config
 from store_service.rpc import sending
 from store_service.server import serving
 from tests.support.errors import expect_error, received_error, result_or_error
+from tests.support.polling import eventually
 from tests.support.stoppable_server import StoppableServer, stoppable_server
 from tests.support.stubs import NO_READ_AHEAD, Stubs
 from tests.support.timeouts import scaled_timeout
@@ -143,8 +144,7 @@ async def test_stopping_server_ends_an_export(config: Config, database_url: str)
         call = stubs.transfers.Export(pb.ExportRequest())
         read = [await call.read(), await call.read()]
         stopping = asyncio.create_task(stopped(server))
-        while not server.running.pipeline._draining:
-            await asyncio.sleep(0)
+        await eventually(lambda: server.running.pipeline._draining)
         # The status is behind what was sent before, so it arrives only at a reader that reads.
         more, error = await rest_of(call)
         await stopping
