@@ -29,6 +29,14 @@ QUIET_ROUNDS = 32
 GATHER_SECONDS = 0.005
 """Maximum time that the writer waits, under load, for the next jobs of the callers it has just answered."""
 
+LONE_SECONDS = 0.00015
+"""A read that arrives this long after the previous one runs without a batch; see `BatchOperation.run_one`.
+One caller that sends each call after the response to the last one takes longer, several callers do not."""
+
+BATCHED_SECONDS = 0.02
+"""How long all reads run in batches after one that arrived earlier, or while a batch ran. A mixture of both
+costs more than either."""
+
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
 
@@ -81,6 +89,9 @@ class BatchQueue:
             observer.metrics.waiting = self._waiting.__len__
         self._idle: dict[asyncio.Future[None], Connection] = {}
         """The idle connections, in the order in which they became idle. The future wakes the runner."""
+        self._last_read = 0.0
+        """When the last read that can run without a batch arrived, by perf_counter."""
+        self._batched_until = 0.0
         self._stopping = False
         self._gather_count: int | None = None
         """Number of waiting jobs that ends the wait of `_gather_after_batch`; None if it does not wait."""
@@ -120,7 +131,7 @@ class BatchQueue:
         """
         if self._stopping:
             raise DatabaseUnavailable
-        if operation.run_one is not None and self._idle:
+        if operation.run_one is not None and self._is_lone_read():
             result = self._runner.run_one(next(iter(self._idle.values())), operation, argument)
             if result is not None:
                 return result
@@ -280,6 +291,14 @@ class BatchQueue:
             before = len(self._waiting)
             await asyncio.sleep(0)
             quiet_rounds = quiet_rounds + 1 if len(self._waiting) == before else 0
+
+    def _is_lone_read(self) -> bool:
+        """Whether a read that arrives now has no others to share a batch with."""
+        now = time.perf_counter()
+        if now - self._last_read < LONE_SECONDS or len(self._idle) < self._connections:
+            self._batched_until = now + BATCHED_SECONDS
+        self._last_read = now
+        return now >= self._batched_until
 
     def _wake_one(self) -> None:
         if self._idle:
