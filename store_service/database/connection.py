@@ -116,7 +116,7 @@ class Connection(ABC):
         Raises:
             ServiceError: The database is unavailable.
         """
-        raise NotImplementedError
+        raise RuntimeError("this connection cannot read without waiting")
 
     async def write(self, write: WriteWithChanges, **values: Any) -> Rows:
         """Runs a write that adds its changes to the change feed, and returns its rows.

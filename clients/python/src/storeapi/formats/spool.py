@@ -109,7 +109,7 @@ class Spool:
         Args:
             source: The name of the format, for the label `source`.
             prefix: The beginning of external ids.
-            report: Gets what is left out or changed.
+            report: Counts the records that are left out or changed.
         """
         self._source = source
         self._prefix = prefix
@@ -129,7 +129,7 @@ class Spool:
         self._database.close()
 
     def add(self, records: Iterable[Record]) -> None:
-        """Takes all records of a file, and decides what is left out.
+        """Stores all records of a file, and leaves out those that cannot be imported.
 
         Raises:
             sqlite3.OperationalError: The folder for temporary files is full.
