@@ -86,6 +86,12 @@ class Replica:
         """All transactions up to this number have ended there."""
         self._timeline = 0
         """The timeline of the primary at the last comparison."""
+        self._first_newest_xid = 0
+        """The newest transaction with changes at the first comparison with this timeline."""
+        self._is_on_timeline = False
+        """Whether the replica has a change that was made on this timeline. It then has no lost changes."""
+        self._confirmed_xid = 0
+        """The last change of this server that a comparison has found on the primary."""
         self._is_compared = False
         """Whether the primary had the last change of this server at the last comparison."""
         self._current_at = -math.inf
@@ -122,7 +128,8 @@ class Replica:
 
     def has(self, seen: Seen) -> bool:
         """Whether the replica is used, and is known to have what a caller has seen."""
-        return self.is_used and seen.timeline <= self._timeline and seen.xid <= self._ended_xid
+        xid = self._ended_xid if self._is_on_timeline else self._confirmed_xid
+        return self.is_used and seen.timeline <= self._timeline and seen.xid <= xid
 
     async def has_soon(self, seen: Seen) -> bool:
         """Same as `has`. Waits at most WAIT_SECONDS, and not at all if the replica lags more than that."""
@@ -207,10 +214,22 @@ class Replica:
         """Forgets the last server."""
         self._started = started
         self._ended_xid = 0
-        self._is_compared = False
+        self._begin_timeline(0, 0)
         self._current_at = -math.inf
-        self._samples.clear()
         self._behind_since = None
+
+    def _begin_timeline(self, timeline: int, newest_xid: int) -> None:
+        """Forgets the comparisons with the last timeline.
+
+        The replica can receive changes that the failover has lost after a comparison. They can have greater
+        numbers than changes of the new timeline.
+        """
+        self._timeline = timeline
+        self._first_newest_xid = newest_xid
+        self._is_on_timeline = False
+        self._confirmed_xid = 0
+        self._is_compared = False
+        self._samples.clear()
 
     async def _follow(self, session: BatchQueue | RemoteWriter) -> None:
         """Compares the replica with the primary again and again.
@@ -224,8 +243,9 @@ class Replica:
         while True:
             now = time.monotonic()
             if now >= compare_at:
+                timeline = self._timeline
                 primary = await self._compare(now) or primary
-                compare_at = now + COMPARE_SECONDS
+                compare_at = now + COMPARE_SECONDS if self._timeline == timeline else 0.0
             async with asyncio.timeout(LOOK_SECONDS):
                 # Not on a reader, where it would wait for reads.
                 look = await session.execute(REPLICA, None, size=LARGE_JOB_BYTES + 1)
@@ -233,6 +253,8 @@ class Replica:
                 look.check(primary)
             if look.started != self._started:
                 self._begin(look.started)
+                compare_at = 0.0
+            elif self._waiting and not self._is_on_timeline:
                 compare_at = 0.0
             self._end = look.end
             self._ended_xid = max(self._ended_xid, look.end.xid)
@@ -254,9 +276,13 @@ class Replica:
         if self._started:
             check_history(end, primary)
             if primary.timeline != self._timeline:
-                self._timeline = primary.timeline
-                self._samples.clear()
+                # The end is that of an earlier look. The next comparison is made with a later one.
+                self._begin_timeline(primary.timeline, primary.newest_xid)
+                return primary
             self._is_compared = True
+            if end.time == primary.time:
+                self._confirmed_xid = end.xid
+                self._is_on_timeline = self._is_on_timeline or end.xid > self._first_newest_xid
             self._samples.append((now, primary.log_end))
             if len(self._samples) > MAX_SAMPLES:
                 self._samples = deque(list(self._samples)[::2])

@@ -43,9 +43,9 @@ NEWEST_XID = Statement(select(_newest_xid))
 """The number of the transaction of the newest committed change; 0 if there is none. Served by
 changes_xid_seq_idx."""
 
-PRIMARY = feed_with(time_at, _timeline, _cluster, _log_end)
-"""Same as FEED_AT, with the timeline, the system identifier, and the end of the log that is on disk, in
-bytes."""
+PRIMARY = feed_with(time_at, _timeline, _cluster, _log_end, _newest_xid)
+"""Same as FEED_AT, with the timeline, the system identifier, the end of the log that is on disk, in bytes,
+and NEWEST_XID."""
 
 REPLICA = feed_with(_is_standby, _started, _cluster, _log_end, _revision)
 """Same as FEED, with whether the server is a standby, when it was started, the system identifier, the end of

@@ -30,6 +30,8 @@ class PrimaryState:
     """The system identifier, which standbys have too."""
     log_end: int
     """The end of the write-ahead log on disk, in bytes."""
+    newest_xid: int
+    """The transaction of the newest committed change; 0 if there is none."""
 
 
 @dataclass(frozen=True, slots=True)

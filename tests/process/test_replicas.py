@@ -14,7 +14,10 @@ from sqlalchemy.engine import make_url
 from structlog.testing import capture_logs
 
 from store_service import config as settings
-from store_service.database import schema
+from store_service.database import replica as replica_module
+from store_service.database import replica_state, schema
+from store_service.database.replica_state import PrimaryState
+from store_service.model import Position
 from store_service.server import RunningServer, serving
 from tests.support.metrics import scrape_metrics
 from tests.support.polling import wait_until
@@ -178,6 +181,12 @@ async def test_replica_that_does_not_respond_causes_no_errors(primary: PostgresS
         await asyncio.to_thread(wait_until, lambda: used(server) == 1)
 
 
+def has_received(replica: PostgresServer, log_end: str) -> bool:
+    """Whether a standby has received the log up to its end, replayed or not."""
+    ((has,),) = execute(replica.url, f"SELECT pg_last_wal_receive_lsn() >= '{log_end}'::pg_lsn")
+    return bool(has)
+
+
 def causes(lines: list[Any]) -> list[str]:
     """Why replicas were not used, according to the log."""
     return [it["cause"] for it in lines if it["event"] == "replica is not used"]
@@ -188,8 +197,21 @@ def in_both(id: int, *servers: PostgresServer) -> bool:
     return all(execute(it.url, f"SELECT 1 FROM posts WHERE id = {id}") for it in servers)
 
 
-async def test_replica_of_a_lost_history_is_left_out(primary: PostgresServer) -> None:
+@pytest.mark.parametrize("replays", ["before the failover", "after a comparison with the new primary"])
+async def test_replica_of_a_lost_history_is_left_out(
+    primary: PostgresServer, replays: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A replica has received changes that the new primary lacks. Nobody sees them after the failover."""
+    is_late = replays != "before the failover"
+    timelines = []
+
+    def check_history(end: Position, state: PrimaryState) -> None:
+        timelines.append(state.timeline)
+        if is_late and state.timeline == 2:
+            monkeypatch.setattr(replica_module, "COMPARE_SECONDS", 5.0)
+        replica_state.check_history(end, state)
+
+    monkeypatch.setattr(replica_module, "check_history", check_history)
     async with AsyncExitStack() as stack:
         replication = await stack.enter_async_context(forwarder(primary.port))
         successor = await standby(stack, port_of(replication))
@@ -200,11 +222,16 @@ async def test_replica_of_a_lost_history_is_left_out(primary: PostgresServer) ->
         client = await stack.enter_async_context(storeapi.connect_async(server.address))
         kept = await client.posts.create("kept")
         await asyncio.to_thread(wait_until, lambda: in_both(kept.id, successor, replica))
+        if is_late:
+            execute(replica.url, "SELECT pg_wal_replay_pause()")
 
         replication.server_address = "127.0.0.1:1"
         replication.cut()
         lost = [await client.posts.create(f"lost {n}") for n in range(5)]
-        await asyncio.to_thread(wait_until, lambda: in_both(lost[-1].id, replica))
+        written = execute(primary.url, "SELECT pg_current_wal_flush_lsn()")
+        await asyncio.to_thread(wait_until, lambda: has_received(replica, written[0][0]))
+        if not is_late:
+            await asyncio.to_thread(wait_until, lambda: in_both(lost[-1].id, replica))
         with capture_logs() as lines:
             await asyncio.to_thread(primary.stop, "immediate")
             await asyncio.to_thread(successor.promote)
@@ -212,6 +239,10 @@ async def test_replica_of_a_lost_history_is_left_out(primary: PostgresServer) ->
             network.cut()
             new = await client.posts.create("new", timeout=scaled_timeout())
 
+            if is_late:
+                await asyncio.to_thread(wait_until, lambda: 2 in timelines)
+                execute(replica.url, "SELECT pg_wal_replay_resume()")
+                await asyncio.to_thread(wait_until, lambda: in_both(lost[-1].id, replica))
             # Its numbers can be lower than those of the lost changes, which the replica has.
             for _ in range(50):
                 assert await client.posts.get(new.id) == new
