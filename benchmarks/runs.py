@@ -103,7 +103,7 @@ def _measure_once(results: Results, folder: Path, seeded: Path, *, skip_growth: 
 
     def numbers_of_workers(folder: Path, seeded: Path, left_out: list[str]) -> dict[str, float]:
         results.workers = workers.measure(folder, seeded, left_out)
-        return {}
+        return workers.ratios(results.workers)
 
     several = [
         numbers_of_workers,

@@ -132,6 +132,21 @@ TARGETS = (
         )
         for prefix, engine in _ENGINES.items()
     ),
+    Target(figure="workers_get_256", title="Two workers, Get, 256 in flight, ratio to one process", must=1.5),
+    Target(
+        figure="workers_create_256",
+        title="Two workers, Create, 256 in flight, ratio to one process",
+        must=1.3,
+    ),
+    *(
+        Target(
+            figure=f"workers_{name}_cpu",
+            title=f"Two workers, {title}, 256 in flight, CPU time per call, ratio to one process",
+            must=1.1,
+            sense="most",
+        )
+        for name, title in (("get_256", "Get"), ("create_256", "Create"))
+    ),
     Target(figure="memory_mib", title="Memory after 100,000 calls", must=120, sense="most", unit=" MiB"),
     Target(
         figure="start_seconds",

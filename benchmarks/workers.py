@@ -15,6 +15,7 @@ CONNECTIONS = 16
 """The kernel assigns connections to workers by a hash, so few connections would be spread unevenly."""
 
 LOADS = {"get_256": "GetPost", "create_256": "CreatePost"}
+ONE, TWO = "1 process", "2 workers"
 
 WorkerTable = dict[str, dict[str, float]]
 """Figures by the number of workers: calls per second, CPU time per call, and memory."""
@@ -33,7 +34,7 @@ def measure(folder: Path, seeded: Path, left_out: list[str]) -> WorkerTable:
     with ExitStack() as stack:
         contenders = []
         for count in COUNTS:
-            title = "1 process" if count == 1 else f"{count} workers"
+            title = ONE if count == 1 else f"{count} workers"
             contender = replace(SQLITE, name=title, title=title)
             own = folder / f"workers-{count}"
             url = seed.copied(seeded, own)
@@ -52,3 +53,14 @@ def measure(folder: Path, seeded: Path, left_out: list[str]) -> WorkerTable:
                     figures[f"{title}, CPU µs"] = sample.cpu_us
             figures["MiB"] = it.memory_mib()
     return found
+
+
+def ratios(found: WorkerTable) -> dict[str, float]:
+    """Returns the figures of two workers as ratios to one process, where both were measured."""
+    compared: dict[str, float] = {}
+    for name, title in LOADS.items():
+        for suffix, figure in (("", f"{title} per second"), ("_cpu", f"{title}, CPU µs")):
+            one, two = found.get(ONE, {}).get(figure), found.get(TWO, {}).get(figure)
+            if one and two:
+                compared[f"workers_{name}{suffix}"] = two / one
+    return compared

@@ -37,6 +37,9 @@ BATCHED_SECONDS = 0.02
 """How long all reads run in batches after one that arrived earlier, or while a batch ran. A mixture of both
 costs more than either."""
 
+GATHERED_JOB_BYTES = 2048
+"""The writer waits for the next jobs only after a batch of small jobs, by the mean of their sizes."""
+
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
 
@@ -252,7 +255,8 @@ class BatchQueue:
                 runner.queued_before_answers = 0
                 await runner.run(connection, batch)
                 total = len(batch) + runner.queued_before_answers
-                recent_jobs = total if total > 1 else 0
+                is_worth = sum([job.size for job in batch]) <= GATHERED_JOB_BYTES * len(batch)
+                recent_jobs = total if total > 1 and (is_worth or not self._writes) else 0
             elif self._stopping:
                 return
             elif connection.is_lost:

@@ -63,6 +63,24 @@ class WriteWithChanges:
     and the last of them is the parameter `written_id`."""
     in_one: Statement
     """The statement for PostgreSQL. The last column of its rows is the number of the transaction."""
+    new_ids: "NewIds | None" = None
+    """Only for inserts of several rows: reads the ids on SQLite, where the first step returns none."""
+
+
+class NewIds:
+    """Reads the ids that an insert has given to rows, as one value.
+
+    A statement that returns a row for each id takes longer: after each row, the event loop can hold the
+    interpreter lock for a whole switch interval (docs/decisions/0055).
+    """
+
+    def __init__(self, table: Table) -> None:
+        """Takes the table, whose new ids are always greater than all others."""
+        self.last: Statement = Statement(select(func.coalesce(func.max(table.c.id), 0)))
+        """The greatest id before the insert."""
+        new = select(table.c.id).where(table.c.id > parameter("last_id", BigInteger)).order_by(table.c.id)
+        self.above: Statement = Statement(select(func.json_group_array(new.subquery("new").c.id, type_=Text)))
+        """The ids above `last_id` as a JSON array, in ascending order."""
 
 
 def insert_with_changes(
@@ -73,11 +91,13 @@ def insert_with_changes(
     *,
     has_requests: bool,
     is_single: bool = False,
+    new_ids: NewIds | None = None,
 ) -> WriteWithChanges:
     """Returns an insert whose rows begin with the new ids, in ascending order.
 
     The key of a request is the index of the id, from 0. If `has_requests` is false, the statement has no
-    parameter `requests`. If `is_single` is true, `values` is a single row. On PostgreSQL the statement takes
+    parameter `requests`. If `is_single` is true, `values` is a single row. `new_ids` is only for several
+    rows whose ids the database assigns. On PostgreSQL the statement takes
     the order lock itself, shared with other inserts. Payloads have only the given columns, because the others
     have their defaults.
     """
@@ -100,11 +120,13 @@ def insert_with_changes(
     written = insert(resources).from_select(columns, locked_values).returning(*to_read).cte("written")
     # Not pg_current_xact_id(), which could number the transaction before it holds the order lock.
     number = cast(cast(func.pg_current_xact_id_if_assigned(), Text), BigInteger)
+    on_sqlite = insert(resources).from_select(columns, values)
     return WriteWithChanges(
         steps=(
-            Statement(insert(resources).from_select(columns, values).returning(resources.c.id)),
+            Statement(on_sqlite.returning(resources.c.id) if new_ids is None else on_sqlite),
             Statement(changes("sqlite", stored)),
         ),
+        new_ids=new_ids,
         in_one=Statement(
             select(written.c.id, select(number).scalar_subquery())
             .order_by(written.c.id)

@@ -22,6 +22,7 @@ from sqlalchemy import (
 
 from store_service.compiled import compiled
 from store_service.database.change_writes import (
+    NewIds,
     WriteWithChanges,
     delete_with_changes,
     insert_with_changes,
@@ -42,8 +43,8 @@ _now = parameter("now", BigInteger)
 class InsertDrafts:
     """An insert of some columns of drafts; the other columns have their defaults."""
 
-    def __init__(self, table: Table, kind: ResourceKind, columns: Sequence[str]) -> None:
-        """Takes the table, its kind, and the columns."""
+    def __init__(self, table: Table, kind: ResourceKind, columns: Sequence[str], new_ids: NewIds) -> None:
+        """Takes the table, its kind, the columns, and how new ids are read."""
         values = ", ".join([f"it.{name}" for name in columns])
         self.draft_rows: Callable[[Sequence[Any]], list[tuple[Any, ...]]] = compiled(
             ["drafts"], [f"return [(n, {values}) for n, it in enumerate(drafts)]"]
@@ -61,6 +62,7 @@ class InsertDrafts:
                 [*columns, "create_time", "update_time"],
                 select(*[draft.c[name] for name in columns], _now, _now).order_by(draft.c.position),
                 has_requests=has_requests,
+                new_ids=new_ids,
             )
             for has_requests in (True, False)
         ]
@@ -138,10 +140,12 @@ class ResourceSql(Generic[R]):
         """Same as `by_id`, locked until the end of the transaction. On SQLite the writer has locked the whole
         database. Rows are locked in the order of ids, so two writers do not wait for each other."""
 
-        self.insert: InsertDrafts = InsertDrafts(table, kind, self.content)
+        self.new_ids: NewIds = NewIds(table)
+        """How an insert of several rows on SQLite reads their ids."""
+        self.insert: InsertDrafts = InsertDrafts(table, kind, self.content, self.new_ids)
         """Stores all fields of drafts."""
         required = [name for name in self.content if name in fields.required]
-        self.insert_required: InsertDrafts = InsertDrafts(table, kind, required)
+        self.insert_required: InsertDrafts = InsertDrafts(table, kind, required, self.new_ids)
         """Stores drafts of which no optional field is set: a third of the work for each draft is saved."""
 
         changed = rows("updates", **_types(table, stored), is_last=Integer, before=Text)

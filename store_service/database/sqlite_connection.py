@@ -1,5 +1,6 @@
 """Connections to SQLite."""
 
+import json
 import sqlite3
 import time
 from collections.abc import Coroutine
@@ -62,12 +63,18 @@ class SqliteConnection(Connection):
             ((xid,),) = await self.fetch(LAST_XID)
         self.has_written = True
         first, *others = write.steps
-        rows = await self.fetch(first, xid=xid, **values)
-        if rows:
-            values |= {"written": as_json([id for (id,) in rows]), "written_id": rows[-1][0]}
+        if write.new_ids is not None:
+            ((last_id,),) = await self.fetch(write.new_ids.last)
+            await self.fetch(first, xid=xid, **values)
+            ((values["written"],),) = await self.fetch(write.new_ids.above, last_id=last_id)
+            rows: Rows = [(id,) for id in json.loads(values["written"])]
+        else:
+            rows = sorted(await self.fetch(first, xid=xid, **values))
+            if rows:
+                values |= {"written": as_json([id for (id,) in rows]), "written_id": rows[-1][0]}
         for step in others:
             await self.fetch(step, xid=xid, **values)
-        return sorted(rows)
+        return rows
 
     async def probe(self) -> None:
         """Writes the first page unchanged; see Connection."""

@@ -36,8 +36,10 @@ def microseconds_from_timestamp(message: Timestamp) -> int:
     return -1 if rest else message.seconds * 1_000_000 + microseconds
 
 
-def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[[Any], M]:
+def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[..., M]:
     """Generates the function that converts a resource to its message.
+
+    Its second argument creates the message, and can be the `add` of a repeated field.
 
     Fields have the same names in the message and in the dataclass, which can also have properties for them.
     Times are Timestamps, and labels are a map. Only `version` has another name in the message: `etag`.
@@ -52,7 +54,7 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
     scalars = "".join(
         [f"{name}=it.{name}, " for name, type_ in types.items() if not type_ and name in always_set]
     )
-    lines = [f'message = Message({scalars}etag=format_etag(it.version) if it.version else "")']
+    lines = [f'message = new({scalars}etag=format_etag(it.version) if it.version else "")']
     for name, type_ in types.items():
         if name == "labels":
             lines += ["if it.labels:", "    message.labels.update(labels_from_text(it.labels))"]
@@ -68,8 +70,8 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
         elif name not in always_set:
             lines += [f"if it.{name}:", f"    message.{name} = it.{name}"]
     lines.append("return message")
-    function: Callable[[Any], M] = compiled(
-        ["it"],
+    function: Callable[..., M] = compiled(
+        ["it", "new=Message"],
         lines,
         Message=message,
         TOMBSTONE_ETAG=TOMBSTONE_ETAG,
@@ -79,20 +81,27 @@ def _converter(model: type[Post] | type[Comment], message: type[M]) -> Callable[
     return function
 
 
-def response_converter(message: type[M], to_message: Callable[[Any], Message]) -> Callable[[Any], M]:
+def response_converter(message: type[M], to_message: Callable[..., Message]) -> Callable[[Any], M]:
     """Generates the function that converts a `Page` or a `BatchResult` to a response.
 
     The response has one field of resources, which `to_message` converts. Its other fields have the same names
     as in the result.
     """
-    fields = ", ".join(
-        [
-            f"{it.name}=map(to_message, it.items)" if it.message_type else f"{it.name}=it.{it.name}"
-            for it in message.DESCRIPTOR.fields
-        ]
-    )
+    is_resources = {it.name: it.message_type is not None for it in message.DESCRIPTOR.fields}
+    (resources,) = [name for name, is_field in is_resources.items() if is_field]
+    others = ", ".join([f"{name}=it.{name}" for name in is_resources if name != resources])
     function: Callable[[Any], M] = compiled(
-        ["it"], [f"return Message({fields})"], Message=message, to_message=to_message
+        ["it"],
+        [
+            f"response = Message({others})",
+            # Messages that are created elsewhere would be copied.
+            f"add = response.{resources}.add",
+            "for item in it.items:",
+            "    to_message(item, add)",
+            "return response",
+        ],
+        Message=message,
+        to_message=to_message,
     )
     return function
 
@@ -120,8 +129,8 @@ def search_converter(
     return convert
 
 
-post_to_message: Callable[[Post], posts_pb2.Post] = _converter(Post, posts_pb2.Post)
+post_to_message: Callable[..., posts_pb2.Post] = _converter(Post, posts_pb2.Post)
 """Converts a post. Empty values (id 0, times None, version 0) stay unset."""
 
-comment_to_message: Callable[[Comment], comments_pb2.Comment] = _converter(Comment, comments_pb2.Comment)
+comment_to_message: Callable[..., comments_pb2.Comment] = _converter(Comment, comments_pb2.Comment)
 """Converts a comment. Empty values (id 0, times None, version 0) stay unset."""

@@ -29,11 +29,12 @@ REPLICA_WAIT_SECONDS = 0.5
 BUILDING_WAIT_SECONDS = 1.0
 """Same as WAIT_SECONDS while the indexes are being built, which is fast for a small database."""
 
-GATHER_SECONDS = 0.2
-"""Pause after a write, in which further changes are gathered for one step. A waiting search ends it."""
+GATHER_SECONDS = 0.5
+"""Pause after a write, in which further changes are gathered for one step, because a step with few changes
+costs nearly as much as one with many. A waiting search ends it."""
 
 PAUSE_RATIO = 4.0
-"""Pause after a step, as a multiple of its duration. A waiting search ends it."""
+"""Pause after a step that left changes, as a multiple of its duration. A waiting search ends it."""
 
 BEHIND_SECONDS = 2.0
 """Age of a change from which on the indexes are behind."""
@@ -77,6 +78,8 @@ class SearchIndex:
         """Set while searches wait."""
         self._waiting = 0
         self._is_behind = False
+        self._has_more = False
+        """Whether the last step left changes that it had found."""
         self._stepped = Signal()
         self._lock = asyncio.Lock()
         database.after_write(self._woken.set)
@@ -218,7 +221,7 @@ class SearchIndex:
                 continue
             if is_done and not self.enabled:
                 return
-            if not is_done:
+            if not is_done and self._has_more:
                 ratio = BEHIND_PAUSE_RATIO if self._is_behind else PAUSE_RATIO
                 await self._pause(ratio * (time.perf_counter() - started))
             elif self._waiting:
@@ -257,6 +260,7 @@ class SearchIndex:
             self._metrics.progress = read.progress
             lag = max(time.time() - read.oldest / 1_000_000, 0.0) if read.oldest else 0.0
             self._metrics.lag_seconds = lag
+            self._has_more = read.has_more
             self._is_behind = read.progress < 1 or lag > BEHIND_SECONDS
             if read.reason:
                 log.info("building the search index", reason=read.reason)

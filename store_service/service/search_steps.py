@@ -87,6 +87,8 @@ class Rows:
     progress: float = 1.0
     oldest: int = 0
     """The time of the first change of the step; 0 if there is none."""
+    has_more: bool = False
+    """Whether there was more to read than one step takes."""
     reason: str = ""
     """Why the indexes are built, if this step begins with it."""
 
@@ -212,6 +214,7 @@ async def _read(connection: Connection) -> Rows:
             in_order=connection.SEARCHES_IN_ORDER,
             progress=0.0,
             reason=problem,
+            has_more=True,
         )
     if state.building_kind:
         return await _read_range(connection, state)
@@ -222,7 +225,7 @@ async def _read_changes(connection: Connection, state: IndexState, keys: Sequenc
     """Reads the resources of the next changes, as they are now: later changes of them follow."""
     if not keys:
         return Rows(expected=state, in_order=connection.SEARCHES_IN_ORDER)
-    keys = keys[: _count([key[2] for key in keys])]
+    found, keys = len(keys), keys[: _count([key[2] for key in keys])]
     ids = {kind: list(dict.fromkeys([key[5] for key in keys if key[4] == kind])) for kind in sql.SEARCH}
     rows = {
         kind: await connection.fetch(it.by_ids, ids=as_json(ids[kind])) if ids[kind] else ()
@@ -236,6 +239,7 @@ async def _read_changes(connection: Connection, state: IndexState, keys: Sequenc
         rows=rows,
         in_order=connection.SEARCHES_IN_ORDER,
         oldest=keys[0][3],
+        has_more=found == STEP_ROWS or found > len(keys),
     )
 
 
@@ -269,6 +273,7 @@ async def _read_range(connection: Connection, state: IndexState) -> Rows:
         rows={kind: rows},
         in_order=connection.SEARCHES_IN_ORDER,
         progress=await _progress(connection, next),
+        has_more=True,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import BigInteger, Integer, Text, literal_column, select
 
 from store_service.database import changes, comment_counts, comments, deletions, idempotency, posts, schema
-from store_service.database.change_writes import WriteWithChanges
+from store_service.database.change_writes import NewIds, WriteWithChanges
 from store_service.database.deleted_sql import DeletedSql
 from store_service.database.resource_sql import InsertDrafts, ResourceSql
 from store_service.database.revisions import RevisionSql
@@ -40,6 +40,8 @@ def statements_of(value: object) -> Iterator[tuple[str, tuple[str, ...], Stateme
         yield from statements_of(value.statement)
         for more, engines, it in statements_of(value.without_requests):
             yield f".without_requests{more}", engines, it
+    elif isinstance(value, NewIds):
+        yield from ((f".{key}", ("sqlite",), it) for key, it in vars(value).items())
     elif isinstance(value, ResourceSql | DeletedSql | RevisionSql):
         for key, item in vars(value).items():
             yield from ((f".{key}{more}", engines, it) for more, engines, it in statements_of(item))
@@ -58,6 +60,7 @@ STATEMENTS: dict[str, dict[str, Statement]] = {
 """All statements of each engine, by name. Writes with changes have several statements on SQLite."""
 
 VALUES = {
+    "last_id": 1,
     "ids": "[1, 2]",
     "post_ids": "[1, 2]",
     "posts": "[[0, 1], [1, 2]]",
@@ -112,6 +115,7 @@ def values_of(name: str) -> dict[str, object]:
 SERVED_BY = {
     "posts.POSTS.by_id": "posts USING INTEGER PRIMARY KEY",
     "posts.POSTS.by_single_id": "posts USING INTEGER PRIMARY KEY",
+    "posts.POSTS.new_ids.above": "posts USING INTEGER PRIMARY KEY",
     "posts.POST_IDS": "posts USING INTEGER PRIMARY KEY",
     "posts.POSTS.by_external_id": "posts USING INDEX posts_external_id_idx (external_id=?)",
     "posts.POSTS.by_single_external_id": "posts USING INDEX posts_external_id_idx (external_id=?)",
@@ -130,6 +134,7 @@ SERVED_BY = {
     "posts.REMOVE_POSTS": "posts USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.by_id": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.by_single_id": "comments USING INTEGER PRIMARY KEY",
+    "comments.COMMENTS.new_ids.above": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.locked_by_id": "comments USING INTEGER PRIMARY KEY",
     "comments.COMMENTS.by_external_id": "comments USING INDEX comments_external_id_idx (external_id=?)",
     "comments.COMMENTS.by_single_external_id": "comments USING INDEX comments_external_id_idx",
@@ -314,10 +319,14 @@ WITHOUT_INDEX = {
         "posts.POSTS.insert 1",
         "posts.POSTS.insert.without_requests 1",
         "posts.POSTS.insert_required 1",
+        # The last row of the table.
+        "posts.POSTS.new_ids.last",
         "posts.POSTS.insert_required.without_requests 1",
         "comments.COMMENTS.insert 1",
         "comments.COMMENTS.insert.without_requests 1",
         "comments.COMMENTS.insert_required 1",
+        # The last row of the table.
+        "comments.COMMENTS.new_ids.last",
         "comments.COMMENTS.insert_required.without_requests 1",
         # They read rows of their own parameter.
         "posts.POSTS.update 2",

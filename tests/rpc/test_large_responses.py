@@ -29,7 +29,7 @@ from tests.support.running_server import server_with
 from tests.support.stubs import Stubs
 from tests.support.timeouts import scaled_timeout
 
-POSTS = 100
+POSTS = 150
 """More items than a response may have that does not wait for its turn."""
 
 
@@ -80,15 +80,15 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ids of all posts that were made messages."""
     ids: list[int] = []
 
-    def counted(post: Post) -> pb.Post:
+    def counted(post: Post, new: Callable[..., pb.Post]) -> pb.Post:
         ids.append(post.id)
-        return post_to_message(post)
+        return post_to_message(post, new)
 
     patch_converters(monkeypatch, counted)
     return ids
 
 
-def patch_converters(monkeypatch: pytest.MonkeyPatch, to_message: Callable[[Post], pb.Post]) -> None:
+def patch_converters(monkeypatch: pytest.MonkeyPatch, to_message: Callable[..., pb.Post]) -> None:
     """Makes lists and batch requests convert posts with another function."""
     monkeypatch.setattr(rpc_posts, "_list_response", response_converter(pb.ListPostsResponse, to_message))
     monkeypatch.setattr(
@@ -182,10 +182,10 @@ async def test_other_tasks_run_between_large_reads(
     """All callers are ready together, and encoding takes turns."""
     happened: list[str] = []
 
-    def noted(post: Post) -> pb.Post:
+    def noted(post: Post, new: Callable[..., pb.Post]) -> pb.Post:
         if post.id == 1:
             happened.append("encode")
-        return post_to_message(post)
+        return post_to_message(post, new)
 
     async with server_with(config) as (server, stubs):
         await ResourceApi("Post", stubs).create_many(POSTS)
