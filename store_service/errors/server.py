@@ -1,5 +1,7 @@
 """Errors that depend on the state of the server: its limits, its load and its database."""
 
+from typing import Literal
+
 from store_service.errors.base import ServiceError, Unavailable
 
 
@@ -42,12 +44,13 @@ class ShuttingDown(Unavailable):
 
 
 class StreamStalled(Unavailable):
-    """The caller of a stream has read nothing for too long."""
+    """The caller of a stream has read or sent nothing for too long."""
 
-    def __init__(self, *, seconds: float) -> None:
-        """Takes the time without a read."""
+    def __init__(self, *, seconds: float, missing: Literal["read", "sent"] = "read") -> None:
+        """Takes the time, and what the caller has not done."""
         super().__init__(
-            f"the caller has read nothing for {seconds:g} s; call again and continue after the last response"
+            f"the caller has {missing} nothing for {seconds:g} s; call again and continue after the last"
+            " response"
         )
 
 

@@ -4,12 +4,13 @@ gRPC would decompress all requests that have arrived at once, and 4 KiB may beco
 are decompressed one after the other (docs/decisions/0017).
 """
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable
 
 from google.protobuf.message import DecodeError, Message
 
-from store_service.errors import RequestMalformed
+from store_service.errors import RequestMalformed, StreamStalled
 from store_service.rpc.turns import LARGE_BYTES, Turns
 
 _GZIP = b"\x1f\x8b"
@@ -19,6 +20,11 @@ COMPRESSED = (_GZIP, *_DEFLATE)
 
 _GZIP_OR_DEFLATE = zlib.MAX_WBITS | 32
 """Tells zlib to detect the format."""
+
+
+RECEIVE_SECONDS = 120.0
+"""Maximum time between two messages of a stream of requests. After it, the stream ends: it would take one of
+the places for concurrent calls as long as its connection exists."""
 
 
 class RequestTooLarge(Exception):
@@ -106,6 +112,17 @@ async def decode_each(
     decode: Callable[[bytes], Message],
     reserve: Callable[[int], None],
 ) -> AsyncIterator[Message]:
-    """Returns the messages of a stream of requests. The arguments are those of `Decompressor.decoded`."""
-    async for one in data:
+    """Returns the messages of a stream of requests. The arguments are those of `Decompressor.decoded`.
+
+    Raises:
+        StreamStalled: The caller has sent no message for RECEIVE_SECONDS.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(RECEIVE_SECONDS):
+                one = await anext(data)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise StreamStalled(seconds=RECEIVE_SECONDS, missing="sent") from None
         yield await decompressor.decoded(one, decode, reserve)

@@ -12,7 +12,7 @@ from storeapi.v1 import transfer_pb2 as pb
 
 from store_service import config as settings
 from store_service.config import Config
-from store_service.rpc import sending
+from store_service.rpc import decoding, sending
 from store_service.server import serving
 from tests.support.errors import expect_error, received_error, result_or_error
 from tests.support.polling import eventually
@@ -182,6 +182,22 @@ async def test_stopping_server_ends_an_import(config: Config, database_url: str,
 
 
 # Callers that send much
+
+
+@pytest.mark.parametrize("sent", [0, 1])
+async def test_import_that_sends_nothing_is_ended(
+    config: Config, monkeypatch: pytest.MonkeyPatch, sent: int
+) -> None:
+    """The batches before it are stored and answered."""
+    monkeypatch.setattr(decoding, "RECEIVE_SECONDS", 2.0)
+    async with stubs_of(config) as stubs:
+        call = await begin_import(stubs, *[batch(number) for number in range(1, sent + 1)])
+        read, error = await rest_of(call)
+        await stubs.create_post()
+
+    assert [it.batch for it in read] == list(range(1, sent + 1))
+    assert error.reason == "STREAM_STALLED"
+    assert "has sent nothing" in error.message
 
 
 async def test_unfinished_imports_are_limited_together(config: Config) -> None:

@@ -108,8 +108,8 @@ const (
 	// RESOURCE_EXHAUSTED with QuotaFailure and RetryInfo: the maximum number of watches is open on this
 	// server process. Metadata: limit.
 	ErrorReason_ERROR_REASON_WATCH_LIMIT ErrorReason = 25
-	// UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again,
-	// and continue after the last response that was read.
+	// UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds, or has sent nothing to
+	// Import for 2 minutes. Call again, and continue after the last response that was read.
 	ErrorReason_ERROR_REASON_STREAM_STALLED ErrorReason = 26
 	// UNAUTHENTICATED: the server requires credentials, and the call has none. Send the metadata
 	// "authorization: Bearer KEY". Example: a call without an API key.

@@ -117,8 +117,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     server process. Metadata: limit.
     """
     ERROR_REASON_STREAM_STALLED: _ErrorReason.ValueType  # 26
-    """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again,
-    and continue after the last response that was read.
+    """UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds, or has sent nothing to
+    Import for 2 minutes. Call again, and continue after the last response that was read.
     """
     ERROR_REASON_CREDENTIALS_MISSING: _ErrorReason.ValueType  # 27
     """UNAUTHENTICATED: the server requires credentials, and the call has none. Send the metadata
@@ -300,8 +300,8 @@ ERROR_REASON_WATCH_LIMIT: ErrorReason.ValueType  # 25
 server process. Metadata: limit.
 """
 ERROR_REASON_STREAM_STALLED: ErrorReason.ValueType  # 26
-"""UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds. Call again,
-and continue after the last response that was read.
+"""UNAVAILABLE with RetryInfo: the caller of a stream has read nothing for 30 seconds, or has sent nothing to
+Import for 2 minutes. Call again, and continue after the last response that was read.
 """
 ERROR_REASON_CREDENTIALS_MISSING: ErrorReason.ValueType  # 27
 """UNAUTHENTICATED: the server requires credentials, and the call has none. Send the metadata
