@@ -37,17 +37,8 @@ pub trait Write {
     fn request_id(&mut self) -> &mut String;
 }
 
-macro_rules! writes {
-    ($($request:ident)*) => { $(impl Write for proto::$request {
-        fn request_id(&mut self) -> &mut String { &mut self.request_id }
-    })* };
-}
-writes! {
-    CreatePostRequest UpdatePostRequest DeletePostRequest UndeletePostRequest
-    BatchCreatePostsRequest BatchUpdatePostsRequest BatchDeletePostsRequest
-    CreateCommentRequest UpdateCommentRequest DeleteCommentRequest UndeleteCommentRequest
-    BatchCreateCommentsRequest BatchUpdateCommentsRequest BatchDeleteCommentsRequest
-}
+// For each message with a `request_id`, by `build.rs`.
+include!(concat!(env!("OUT_DIR"), "/writes.rs"));
 
 /// A connection to the service, which clones share.
 #[derive(Clone, Debug)]
