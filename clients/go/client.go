@@ -26,6 +26,7 @@ type Client struct {
 	Comments storeapiv1.CommentServiceClient
 	Changes  storeapiv1.ChangeServiceClient
 	Admin    storeapiv1.AdminServiceClient
+	Transfer storeapiv1.TransferServiceClient
 
 	connection *grpc.ClientConn
 }
@@ -64,6 +65,7 @@ func Dial(target string, options ...grpc.DialOption) (*Client, error) {
 		Comments:   storeapiv1.NewCommentServiceClient(connection),
 		Changes:    storeapiv1.NewChangeServiceClient(connection),
 		Admin:      storeapiv1.NewAdminServiceClient(connection),
+		Transfer:   storeapiv1.NewTransferServiceClient(connection),
 		connection: connection,
 	}, nil
 }

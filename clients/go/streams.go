@@ -19,6 +19,9 @@ import (
 // The interval in which the server sends responses if nothing changes and the request has no heartbeat_interval.
 const defaultHeartbeat = 10 * time.Second
 
+// An export on which nothing arrives for this long is broken. It has no heartbeats.
+const exportSilence = 2 * time.Minute
+
 // typedStream returns an *Error.
 type typedStream struct {
 	grpc.ClientStream
@@ -96,34 +99,57 @@ func Items[Request proto.Message, Response Page, Item any](
 func (client *Client) Watch(
 	ctx context.Context, request *storeapiv1.WatchRequest,
 ) iter.Seq2[*storeapiv1.WatchResponse, error] {
-	return func(yield func(*storeapiv1.WatchResponse, error) bool) {
-		next := proto.Clone(request).(*storeapiv1.WatchRequest)
-		heartbeat := defaultHeartbeat
-		if next.HeartbeatInterval != nil {
-			heartbeat = next.HeartbeatInterval.AsDuration()
-		}
-		// A connection on which nothing arrives for this long is broken.
-		silence := 2*heartbeat + time.Second
+	heartbeat := defaultHeartbeat
+	if request.HeartbeatInterval != nil {
+		heartbeat = request.HeartbeatInterval.AsDuration()
+	}
+	// A connection on which nothing arrives for this long is broken.
+	silence := 2*heartbeat + time.Second
+	processed := func(next *storeapiv1.WatchRequest, response *storeapiv1.WatchResponse) bool {
+		next.Start = &storeapiv1.WatchRequest_ResumeToken{ResumeToken: response.ResumeToken}
+		return false
+	}
+	return resumed(ctx, client.connection, client.Changes.Watch, request, silence, processed)
+}
+
+// Export iterates over the responses of an export, and ends after the one with resume_token. Earlier records of the
+// changed_post_ids and changed_comment_ids of a response are obsolete. Its deadlines and repetitions are those of
+// Watch: it continues after the last cursor.
+func (client *Client) Export(
+	ctx context.Context, request *storeapiv1.ExportRequest,
+) iter.Seq2[*storeapiv1.ExportResponse, error] {
+	processed := func(next *storeapiv1.ExportRequest, response *storeapiv1.ExportResponse) bool {
+		next.Cursor = response.Cursor
+		return response.ResumeToken != ""
+	}
+	return resumed(ctx, client.connection, client.Transfer.Export, request, exportSilence, processed)
+}
+
+// resumed iterates over the responses of a stream, which is opened again after a broken connection. processed is called
+// for each response that the caller has processed: it lets the request continue after it, and returns whether it is the
+// last one.
+func resumed[Request proto.Message, Response any](
+	ctx context.Context, connection *grpc.ClientConn, open opener[Request, Response], request Request,
+	silence time.Duration, processed func(Request, *Response) bool,
+) iter.Seq2[*Response, error] {
+	return func(yield func(*Response, error) bool) {
+		next := proto.Clone(request).(Request)
 		beginning, cancel := context.WithTimeout(ctx, DefaultTimeout)
 		defer cancel()
 		limit := beginning
 		failures := 0
-		handle := func(response *storeapiv1.WatchResponse) bool {
+		handle := func(response *Response) bool {
 			limit, failures = ctx, 0
-			if !yield(response, nil) {
-				return false
-			}
-			next.Start = &storeapiv1.WatchRequest_ResumeToken{ResumeToken: response.ResumeToken}
-			return true
+			return yield(response, nil) && !processed(next, response)
 		}
 		for {
-			err := client.watchOnce(ctx, limit, next, silence, handle)
+			err := readOnce(ctx, limit, open, next, silence, handle)
 			if err == nil {
 				return
 			}
 			failures++
 			err.Attempts = failures
-			if !repeats(limit, client.connection, failures, err) {
+			if !repeats(limit, connection, failures, err) {
 				yield(nil, err)
 				return
 			}
@@ -131,11 +157,16 @@ func (client *Client) Watch(
 	}
 }
 
-// watchOnce reads one stream until it fails, or until handle returns false; then the result is nil. The first response
+// opener is the method of a stub that starts a stream.
+type opener[Request proto.Message, Response any] = func(
+	context.Context, Request, ...grpc.CallOption,
+) (grpc.ServerStreamingClient[Response], error)
+
+// readOnce reads one stream until it fails, or until handle returns false; then the result is nil. The first response
 // must arrive before the context first ends.
-func (client *Client) watchOnce(
-	ctx, first context.Context, request *storeapiv1.WatchRequest, silence time.Duration,
-	handle func(*storeapiv1.WatchResponse) bool,
+func readOnce[Request proto.Message, Response any](
+	ctx, first context.Context, open opener[Request, Response], request Request, silence time.Duration,
+	handle func(*Response) bool,
 ) *Error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -152,7 +183,7 @@ func (client *Client) watchOnce(
 		}
 		return newError(err, nil)
 	}
-	stream, err := client.Changes.Watch(ctx, request)
+	stream, err := open(ctx, request)
 	if err != nil {
 		return failed(err)
 	}

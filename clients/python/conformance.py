@@ -56,6 +56,23 @@ class Runner:
     def _next(self, count: int) -> dict[str, Any]:
         return {"changes": [_change(it) for it in islice(self._changes, count)]}
 
+    def _export(self) -> dict[str, Any]:
+        live = [it.resource for batch in self._client.transfer.export() for it in batch if it.state == "live"]
+        return {
+            "posts": [_resource(it) for it in live if isinstance(it, storeapi.Post)],
+            "comments": [_resource(it) for it in live if isinstance(it, storeapi.Comment)],
+        }
+
+    def _import(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        resources = [storeapi.Comment(**it) if "post_id" in it else storeapi.Post(**it) for it in records]
+        importing = self._client.transfer.import_records(
+            (storeapi.Record(resource=it) for it in resources), batch_size=1
+        )
+        for _ in importing:
+            continue
+        progress = importing.progress
+        return {"stored": progress.created + progress.unchanged, "failed": progress.failed}
+
     def _close(self) -> dict[str, Any]:
         self._changes.close()  # type: ignore[attr-defined]  # a Watch
         return {}

@@ -169,11 +169,14 @@ class Conformance:
             self._stored[command["resource"]][response["id"]] = response["body"]
         elif command["do"] == "delete":
             self._stored[command["resource"]].pop(command["id"], None)
+        elif command["do"] == "import" and not response["failed"]:
+            for record in command["records"]:
+                self._stored["comments" if "post_id" in record else "posts"][record["id"]] = record["body"]
 
     async def _check(
         self, command: dict[str, Any], response: dict[str, Any], expected: Any, error: Any
     ) -> None:
-        """Compares a response with the step, and a `next` with the change feed of the service."""
+        """Compares a response with the step, or with the change feed or the contents of the service."""
         if error is not None:
             assert "error" in response, response
             self._compare(response["error"], self._resolved(error))
@@ -185,6 +188,9 @@ class Conformance:
             async with asyncio.timeout(scaled_timeout()):
                 changes = [_shown(await anext(self._watch)) for _ in range(command["count"])]
             assert response["changes"] == changes
+        elif command["do"] == "export":
+            for name, stored in self._stored.items():
+                assert [(it["id"], it["body"]) for it in response[name]] == sorted(stored.items())
 
     def _compare(self, actual: Any, expected: Any) -> None:
         """Every expected member must be there; further members are allowed."""

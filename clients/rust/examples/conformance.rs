@@ -6,8 +6,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use storeapi::proto::change::Resource;
+use storeapi::proto::transfer_service_client::TransferServiceClient;
 use storeapi::proto::watch_request::Start;
-use storeapi::proto::{Action, Change, ResourceKind, WatchRequest};
+use storeapi::proto::{
+    Action, Change, Comment, ConflictPolicy, ExportRequest, ImportRecordsRequest, Post, Record, RecordState, ResourceKind,
+    WatchRequest, record,
+};
 use storeapi::{Client, Error, Watch};
 use tonic::transport::Endpoint;
 
@@ -83,7 +87,7 @@ macro_rules! collection {
                 }
             }
 
-            fn shown(it: &$message) -> Value {
+            pub fn shown(it: &$message) -> Value {
                 json!({"id": it.id, "body": it.body, "etag": it.etag $(, "post_id": it.$post_id)?})
             }
         }
@@ -130,6 +134,8 @@ impl Runner {
                 self.watch = None;
                 self.received.clear();
             }
+            "export" => return self.export().await,
+            "import" => return self.import(command).await,
             _ if command["resource"] == "posts" => return posts::run(self.client(), command).await,
             _ => return comments::run(self.client(), command).await,
         }
@@ -138,6 +144,40 @@ impl Runner {
 
     fn client(&self) -> &Client {
         self.client.as_ref().expect("the first command is connect")
+    }
+
+    async fn export(&self) -> Result<Value, Error> {
+        let mut export = self.client().export(ExportRequest::default());
+        let (mut posts, mut comments) = (Vec::new(), Vec::new());
+        loop {
+            let response = export.next().await?;
+            for record in response.records.iter().filter(|it| it.state() == RecordState::Unspecified) {
+                match &record.resource {
+                    Some(record::Resource::Post(post)) => posts.push(posts::shown(post)),
+                    Some(record::Resource::Comment(comment)) => comments.push(comments::shown(comment)),
+                    None => panic!("a record without a resource"),
+                }
+            }
+            if !response.resume_token.is_empty() {
+                return Ok(json!({"posts": posts, "comments": comments}));
+            }
+        }
+    }
+
+    async fn import(&self, command: &Value) -> Result<Value, Error> {
+        let records = command["records"].as_array().into_iter().flatten().map(|it| {
+            let (id, body, post_id) = (number(it, "id"), text(it, "body"), number(it, "post_id"));
+            let resource = match post_id {
+                0 => record::Resource::Post(Post { id, body, ..Default::default() }),
+                _ => record::Resource::Comment(Comment { id, body, post_id, ..Default::default() }),
+            };
+            Record { resource: Some(resource), ..Default::default() }
+        });
+        let request =
+            ImportRecordsRequest { records: records.collect(), on_conflict: ConflictPolicy::Fail.into(), ..Default::default() };
+        let import = async |channel, it| TransferServiceClient::new(channel).import_records(it).await;
+        let result = self.client().read(request, import).await?.result.unwrap_or_default();
+        Ok(json!({"stored": result.created + result.unchanged, "failed": result.failed}))
     }
 
     async fn next(&mut self, count: usize) -> Result<Value, Error> {

@@ -4,7 +4,7 @@
 
 mod attempts;
 mod error;
-mod watch;
+mod resumed;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tonic::{Extensions, Response, Status};
 
 use attempts::Attempts;
 pub use error::Error;
-pub use watch::Watch;
+pub use resumed::{Export, Resumable, Resumed, Watch};
 
 /// The messages and clients of the service.
 pub mod proto {
@@ -63,7 +63,8 @@ impl Client {
         Self { metadata: MetadataMap::new(), channel: endpoint.connect_lazy(), timeout }
     }
 
-    /// Makes a call that changes nothing. It is repeated until its deadline while that can help.
+    /// Makes a call that can be repeated without a request id: one that changes nothing, or `import_records`, which does not store a
+    /// record again that is stored already. It is repeated until its deadline while that can help.
     ///
     /// ```no_run
     /// # use storeapi::{Client, Error, proto::{GetPostRequest, Post, post_service_client::PostServiceClient}};
@@ -100,9 +101,14 @@ impl Client {
         self.read(request, call).await
     }
 
-    /// Follows the changes of posts and comments. The call starts with the first [`Watch::next`].
+    /// Follows the changes of posts and comments. The call starts with the first [`Resumed::next`].
     pub fn watch(&self, request: proto::WatchRequest) -> Watch {
         Watch::new(self.clone(), request)
+    }
+
+    /// Exports everything. The call starts with the first [`Resumed::next`].
+    pub fn export(&self, request: proto::ExportRequest) -> Export {
+        Export::new(self.clone(), request)
     }
 
     fn request<Q>(&self, message: Q) -> tonic::Request<Q> {

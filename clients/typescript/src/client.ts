@@ -13,16 +13,33 @@ import {
 import { DurationSchema } from "@bufbuild/protobuf/wkt";
 
 import { ChangeService, WatchRequestSchema, type WatchResponse } from "../gen/storeapi/v1/changes_pb.js";
+import {
+  ExportRequestSchema,
+  type ExportResponse,
+  type ImportOptionsSchema,
+  type ImportRequest,
+  ImportRequestSchema,
+  type ImportResponse,
+  type ImportResponseSchema,
+  type RecordSchema,
+  TransferService,
+} from "../gen/storeapi/v1/transfer_pb.js";
 import { Attempts } from "./attempts.js";
-import { Connection, type ConnectOptions } from "./connection.js";
+import { Connection, type ConnectOptions, type Stream, type StreamingMethod } from "./connection.js";
 import { StoreError } from "./errors.js";
 
 const TIMEOUT_MS = 10_000;
 const HEARTBEAT_SECONDS = 10n;
+/** The longest time without a response of an export or import, which have no heartbeats. */
+const TRANSFER_SILENCE_MS = 120_000;
+/** The number of batches of an import that are sent before their results arrive. */
+const BATCHES_IN_FLIGHT = 4;
+
+type RecordInit = MessageInitShape<typeof RecordSchema>;
 
 /** Options of one call. */
 export interface CallOptions {
-  /** Milliseconds until the call fails, with all its attempts; of a watch, until its first response. */
+  /** Milliseconds until the call fails, with all its attempts; of a stream, until its first response. */
   timeoutMs?: number;
   /** Ends the call with a StoreError, or during a pause between two attempts with an AbortError. */
   signal?: AbortSignal;
@@ -106,21 +123,105 @@ export class StoreClient {
    */
   async *watch(
     request: MessageInitShape<typeof WatchRequestSchema>,
-    { timeoutMs = this.#timeoutMs, signal }: CallOptions = {},
+    options: CallOptions = {},
   ): AsyncGenerator<WatchResponse> {
     const next = create(WatchRequestSchema, request);
     next.heartbeatInterval ??= create(DurationSchema, { seconds: HEARTBEAT_SECONDS });
     const { seconds, nanos } = next.heartbeatInterval;
     const silenceMs = 2 * (Number(seconds) * 1000 + nanos / 1e6) + 1000;
+    const processed = ({ resumeToken }: WatchResponse) => {
+      next.start = { case: "resumeToken", value: resumeToken };
+      return false;
+    };
+    yield* this.#resumed(() => this.#sent(ChangeService.method.watch, next), processed, silenceMs, options);
+  }
+
+  /**
+   * Exports everything. Ends after the response with `resumeToken`.
+   *
+   * Continues after the last response that the loop has finished with, as `watch` does. Earlier records of the
+   * `changedPostIds` and `changedCommentIds` of a response are obsolete.
+   *
+   * Throws StoreError.
+   */
+  async *export(
+    request: MessageInitShape<typeof ExportRequestSchema>,
+    options: CallOptions = {},
+  ): AsyncGenerator<ExportResponse> {
+    const next = create(ExportRequestSchema, request);
+    const processed = ({ cursor, resumeToken }: ExportResponse) => {
+      next.cursor = cursor;
+      return resumeToken !== "";
+    };
+    yield* this.#resumed(() => this.#sent(TransferService.method.export, next), processed, TRANSFER_SILENCE_MS, options);
+  }
+
+  /**
+   * Imports batches of 1 to 1000 records, and iterates over the results of the batches, in their order.
+   *
+   * Sends up to four batches before their results arrive. After a broken connection it sends the batches again that
+   * have no result: records that are stored already are counted as unchanged. A record that the service refuses does
+   * not end the import; the result has its error.
+   *
+   * Throws StoreError.
+   */
+  async *import(
+    importOptions: MessageInitShape<typeof ImportOptionsSchema>,
+    batches: Iterable<RecordInit[]> | AsyncIterable<RecordInit[]>,
+    options: CallOptions = {},
+  ): AsyncGenerator<ImportResponse> {
+    const source = (async function* () {
+      yield* batches;
+    })();
+    const unstored: ImportRequest[] = [];
+    let stream: Stream<typeof ImportRequestSchema, typeof ImportResponseSchema> | undefined;
+    let batch = 0n;
+    const sendMore = async () => {
+      while (unstored.length < BATCHES_IN_FLIGHT) {
+        const { done, value } = await source.next();
+        if (done) {
+          break;
+        }
+        const request = create(ImportRequestSchema, { batch: ++batch, records: value });
+        unstored.push(request);
+        stream?.send(request);
+      }
+      return unstored.length === 0;
+    };
+    if (await sendMore()) {
+      return;
+    }
+    const begin = () => {
+      const begun = this.#sent(TransferService.method.import, create(ImportRequestSchema, { options: importOptions }));
+      unstored.forEach((it) => begun.send(it));
+      return (stream = begun);
+    };
+    const processed = () => {
+      unstored.shift();
+      return sendMore();
+    };
+    yield* this.#resumed(begin, processed, TRANSFER_SILENCE_MS, options);
+  }
+
+  /**
+   * The responses of a stream that is started again after a broken connection, until `processed`, which is called for
+   * each response that the consumer has finished with, returns true.
+   */
+  async *#resumed<I extends DescMessage, O extends DescMessage>(
+    begin: () => Stream<I, O>,
+    processed: (response: MessageShape<O>) => boolean | Promise<boolean>,
+    silenceMs: number,
+    { timeoutMs = this.#timeoutMs, signal }: CallOptions,
+  ): AsyncGenerator<MessageShape<O>> {
     let attempts = new Attempts(Date.now() + timeoutMs);
     for (;;) {
-      // Before the first response, the stream has the time that is left of the deadline.
-      const waitMs = Math.max(Math.min(silenceMs, attempts.deadline - Date.now()), 1);
       try {
-        for await (const response of this.#connection.stream(ChangeService.method.watch, next, waitMs, silenceMs, signal)) {
+        for await (const response of begin().responses(attempts.deadline, silenceMs, signal)) {
           attempts = new Attempts(Infinity);
           yield response;
-          next.start = { case: "resumeToken", value: response.resumeToken };
+          if (await processed(response)) {
+            return;
+          }
         }
       } catch (error) {
         if (!(error instanceof StoreError)) {
@@ -129,6 +230,15 @@ export class StoreClient {
         await attempts.waitAfter(error, signal);
       }
     }
+  }
+
+  #sent<I extends DescMessage, O extends DescMessage>(
+    method: StreamingMethod<I, O>,
+    request: MessageShape<I>,
+  ): Stream<I, O> {
+    const stream = this.#connection.open(method);
+    stream.send(request);
+    return stream;
   }
 
   /** Closes the connection. Calls that run end with an error. */

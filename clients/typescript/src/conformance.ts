@@ -2,14 +2,19 @@
 
 import { createInterface } from "node:readline";
 
+import type { MessageInitShape } from "@bufbuild/protobuf";
+
 import {
   Action,
   type Change,
   type Comment,
   CommentService,
+  ConflictPolicy,
   connect,
   type Post,
   PostService,
+  type RecordSchema,
+  RecordState,
   ResourceKind,
   status,
   type StoreClient,
@@ -86,6 +91,27 @@ async function run(command: Json): Promise<Json> {
       }
       return { changes: received };
     }
+    case "export": {
+      const exported: { posts: Json[]; comments: Json[] } = { posts: [], comments: [] };
+      for await (const { records } of it.export({})) {
+        for (const { resource, state } of records) {
+          if (state === RecordState.UNSPECIFIED) {
+            (resource.case === "post" ? exported.posts : exported.comments).push(shown(resource.value!));
+          }
+        }
+      }
+      return exported;
+    }
+    case "import": {
+      const results = { stored: 0, failed: 0 };
+      // Batches of one record, so that several are sent.
+      const batches = command["records"].map((it: Json) => [record(it)]);
+      for await (const { result } of it.import({ onConflict: ConflictPolicy.FAIL }, batches)) {
+        results.stored += result!.created + result!.unchanged;
+        results.failed += result!.failed;
+      }
+      return results;
+    }
     case "close":
       await changes!.return(undefined);
       return {};
@@ -101,6 +127,12 @@ async function* watched(it: StoreClient, { start, post_ids = [] }: Json): AsyncG
   for await (const response of it.watch(request)) {
     yield* response.changes;
   }
+}
+
+function record({ id, post_id: postId, body }: Json): MessageInitShape<typeof RecordSchema> {
+  return postId === undefined
+    ? { resource: { case: "post", value: { id: BigInt(id), body } } }
+    : { resource: { case: "comment", value: { id: BigInt(id), postId: BigInt(postId), body } } };
 }
 
 function shown(it: Post | Comment): Json {

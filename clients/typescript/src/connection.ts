@@ -4,6 +4,7 @@ import {
   fromBinary,
   toBinary,
   type DescMessage,
+  type DescMethodBiDiStreaming,
   type DescMethodServerStreaming,
   type DescMethodUnary,
   type MessageShape,
@@ -26,6 +27,11 @@ const CHANNEL_OPTIONS: grpc.ChannelOptions = {
 };
 
 const LOCAL = /^(localhost|127\.[\d.]+|\[::1\])(:\d+)?$|^unix:/;
+
+/** A method with a stream of responses. */
+export type StreamingMethod<I extends DescMessage, O extends DescMessage> =
+  | DescMethodServerStreaming<I, O>
+  | DescMethodBiDiStreaming<I, O>;
 
 /** How to connect. */
 export interface ConnectOptions {
@@ -82,44 +88,9 @@ export class Connection {
     return decoded(method, data);
   }
 
-  /**
-   * Ends with CANCELLED if no response arrives for `silenceMs`, the first one for `firstMs`. Leaving the loop ends the
-   * call.
-   */
-  async *stream<I extends DescMessage, O extends DescMessage>(
-    method: DescMethodServerStreaming<I, O>,
-    request: MessageShape<I>,
-    firstMs: number,
-    silenceMs: number,
-    signal?: AbortSignal,
-  ): AsyncGenerator<MessageShape<O>> {
-    const call = this.#client.makeServerStreamRequest(
-      pathOf(method),
-      (it: MessageShape<I>) => Buffer.from(toBinary(method.input, it)),
-      (it) => it,
-      request,
-      this.#metadata(),
-    );
-    const cancel = () => call.cancel();
-    signal?.addEventListener("abort", cancel);
-    // A cancelled call reports an error that nobody waits for.
-    call.on("error", () => {});
-    const messages = call[Symbol.asyncIterator]();
-    try {
-      for (let ms = firstMs; ; ms = silenceMs) {
-        const silence = setTimeout(cancel, ms);
-        const { done, value } = await messages.next().finally(() => clearTimeout(silence));
-        if (done) {
-          throw new StoreError(grpc.status.UNAVAILABLE, "the server ended the stream without a status");
-        }
-        yield decoded(method, value);
-      }
-    } catch (error) {
-      throw error instanceof StoreError ? error : StoreError.from(error as grpc.ServiceError);
-    } finally {
-      signal?.removeEventListener("abort", cancel);
-      cancel();
-    }
+  /** Starts a call with a stream of responses. */
+  open<I extends DescMessage, O extends DescMessage>(method: StreamingMethod<I, O>): Stream<I, O> {
+    return new Stream(method, this.#client, this.#metadata());
   }
 
   close(): void {
@@ -136,7 +107,63 @@ export class Connection {
   }
 }
 
-function pathOf(method: DescMethodUnary | DescMethodServerStreaming): string {
+/** A call with a stream of responses. On the wire a single request is a stream of one message. */
+export class Stream<I extends DescMessage, O extends DescMessage> {
+  readonly #method: StreamingMethod<I, O>;
+  readonly #call: grpc.ClientDuplexStream<MessageShape<I>, Uint8Array>;
+
+  constructor(method: StreamingMethod<I, O>, client: grpc.Client, metadata: grpc.Metadata) {
+    this.#method = method;
+    this.#call = client.makeBidiStreamRequest(
+      pathOf(method),
+      (it: MessageShape<I>) => Buffer.from(toBinary(method.input, it)),
+      (it) => it,
+      metadata,
+    );
+    // A cancelled call reports an error that nobody waits for.
+    this.#call.on("error", () => {});
+  }
+
+  /** Sends a request, the only one of a method with one request. */
+  send(request: MessageShape<I>): void {
+    this.#call.write(request);
+    if (this.#method.methodKind === "server_streaming") {
+      this.#call.end();
+    }
+  }
+
+  /**
+   * Ends with DEADLINE_EXCEEDED if the first response does not arrive before the deadline, and with UNAVAILABLE if none
+   * arrives for `silenceMs`. Leaving the loop ends the call.
+   */
+  async *responses(deadline: number, silenceMs: number, signal?: AbortSignal): AsyncGenerator<MessageShape<O>> {
+    const cancel = () => this.#call.cancel();
+    signal?.addEventListener("abort", cancel);
+    const messages = this.#call[Symbol.asyncIterator]();
+    let silent: StoreError | undefined;
+    try {
+      for (let ms = Math.max(Math.min(silenceMs, deadline - Date.now()), 1); ; ms = silenceMs) {
+        const silence = setTimeout(() => {
+          const code = ms < silenceMs ? grpc.status.DEADLINE_EXCEEDED : grpc.status.UNAVAILABLE;
+          silent = new StoreError(code, `no response for ${Math.round(ms)} ms`);
+          cancel();
+        }, ms);
+        const { done, value } = await messages.next().finally(() => clearTimeout(silence));
+        if (done) {
+          throw new StoreError(grpc.status.UNAVAILABLE, "the server ended the stream without a status");
+        }
+        yield decoded(this.#method, value);
+      }
+    } catch (error) {
+      throw silent ?? (error instanceof StoreError ? error : StoreError.from(error as grpc.ServiceError));
+    } finally {
+      signal?.removeEventListener("abort", cancel);
+      cancel();
+    }
+  }
+}
+
+function pathOf(method: DescMethodUnary | StreamingMethod<DescMessage, DescMessage>): string {
   return `/${method.parent.typeName}/${method.name}`;
 }
 

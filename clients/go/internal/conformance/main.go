@@ -36,6 +36,11 @@ type command struct {
 	PageSize     int32   `json:"page_size"`
 	Start        string  `json:"start"`
 	Count        int     `json:"count"`
+	Records      []struct {
+		ID     int64  `json:"id"`
+		PostID int64  `json:"post_id"`
+		Body   string `json:"body"`
+	} `json:"records"`
 }
 
 type result map[string]any
@@ -96,6 +101,10 @@ func (r *runner) run(c command) (result, error) {
 	case "close":
 		r.stop()
 		return result{}, nil
+	case "export":
+		return r.export()
+	case "import":
+		return r.imported(ctx, c)
 	}
 	if c.Resource == "posts" {
 		return r.posts(ctx, c)
@@ -170,6 +179,43 @@ func (r *runner) changes(count int) (result, error) {
 	}
 	r.left = r.left[count:]
 	return result{"changes": changes}, nil
+}
+
+func (r *runner) export() (result, error) {
+	var posts []*v1.Post
+	var comments []*v1.Comment
+	for response, err := range r.client.Export(context.Background(), &v1.ExportRequest{}) {
+		if err != nil {
+			return nil, err
+		}
+		for _, record := range response.Records {
+			if record.State != v1.RecordState_RECORD_STATE_UNSPECIFIED {
+				continue
+			} else if post := record.GetPost(); post != nil {
+				posts = append(posts, post)
+			} else {
+				comments = append(comments, record.GetComment())
+			}
+		}
+	}
+	shownPosts, _ := many(posts, nil)
+	shownComments, _ := many(comments, nil)
+	return result{"posts": shownPosts["items"], "comments": shownComments["items"]}, nil
+}
+
+func (r *runner) imported(ctx context.Context, c command) (result, error) {
+	request := &v1.ImportRecordsRequest{OnConflict: v1.ConflictPolicy_CONFLICT_POLICY_FAIL}
+	for _, it := range c.Records {
+		record := &v1.Record{Resource: &v1.Record_Post{Post: &v1.Post{Id: it.ID, Body: it.Body}}}
+		if it.PostID != 0 {
+			comment := &v1.Comment{Id: it.ID, PostId: it.PostID, Body: it.Body}
+			record.Resource = &v1.Record_Comment{Comment: comment}
+		}
+		request.Records = append(request.Records, record)
+	}
+	response, err := r.client.Transfer.ImportRecords(ctx, request)
+	stored := response.GetResult()
+	return result{"stored": stored.GetCreated() + stored.GetUnchanged(), "failed": stored.GetFailed()}, err
 }
 
 // resource is a post or a comment.

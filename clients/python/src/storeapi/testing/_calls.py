@@ -14,15 +14,16 @@ from google.protobuf.message_factory import GetMessageClass
 
 from storeapi.testing._script import Step
 from storeapi.testing._upstream import Upstream, seconds_left
-from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2
+from storeapi.v1 import changes_pb2, comments_pb2, posts_pb2, transfer_pb2
 
-METHODS: Final = {
+METHODS: Final[dict[str, MethodDescriptor]] = {
     method.name: method
-    for file in (posts_pb2.DESCRIPTOR, comments_pb2.DESCRIPTOR, changes_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
+    for file in (posts_pb2, comments_pb2, changes_pb2, transfer_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
     for method in service.methods
+    if not method.client_streaming
 }
-"""Every method of the API by name; names are unique across services."""
+"""Every method for callers and of transfers by name, except Import; names are unique across services."""
 
 _BY_PATH: Final = {f"/{it.containing_service.full_name}/{it.name}": it for it in METHODS.values()}
 

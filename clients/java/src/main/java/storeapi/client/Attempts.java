@@ -1,5 +1,6 @@
 package storeapi.client;
 
+import io.grpc.Context;
 import io.grpc.Deadline;
 import java.time.Duration;
 import java.util.concurrent.ThreadLocalRandom;
@@ -30,6 +31,11 @@ final class Attempts {
     return deadline;
   }
 
+  /** Whether the deadline has passed. */
+  boolean isOver() {
+    return deadline != null && deadline.isExpired();
+  }
+
   /** The time until the deadline, or the limit if that is shorter. */
   long remainingNanos(Duration limit) {
     return deadline == null
@@ -47,7 +53,9 @@ final class Attempts {
     // Callers that failed together must not retry together.
     double jittered = longest * ThreadLocalRandom.current().nextDouble(0.5, 1);
     double seconds = Math.max(jittered, error.retryAfter().map(it -> it.toNanos() / NANOS).orElse(0.0));
+    // The deadline of the context is that of the caller.
     if (!error.isTransient()
+        || Context.current().isCancelled()
         || (deadline != null && seconds * NANOS >= deadline.timeRemaining(TimeUnit.NANOSECONDS))) {
       throw error;
     }

@@ -15,6 +15,7 @@ import storeapi.v1.Post;
 import storeapi.v1.PostServiceGrpc;
 import storeapi.v1.UpdatePostRequest;
 import storeapi.v1.WatchRequest;
+import storeapi.v1.WatchResponse;
 
 /** The first calls of a new user. */
 public final class Example {
@@ -47,7 +48,7 @@ public final class Example {
       }
 
       WatchRequest fromNow = WatchRequest.newBuilder().addPostIds(post.getId()).build();
-      try (Watch watch = client.watch(fromNow)) {
+      try (ResumedStream<WatchRequest, WatchResponse> watch = client.watch(fromNow)) {
         watch.next(); // The first response has only a token. From here on, no change is missed.
         Post changed = post.toBuilder().setBody("Hello again").build();
         client.call(
@@ -57,7 +58,7 @@ public final class Example {
     }
   }
 
-  private static Change nextUpdate(Watch watch) throws InterruptedException {
+  private static Change nextUpdate(ResumedStream<WatchRequest, WatchResponse> watch) throws InterruptedException {
     while (true) {
       for (Change change : watch.next().getChangesList()) {
         if (change.getAction() == Action.ACTION_UPDATE) {

@@ -21,7 +21,12 @@ import java.util.UUID;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
+import storeapi.v1.ChangeServiceGrpc;
+import storeapi.v1.ExportRequest;
+import storeapi.v1.ExportResponse;
+import storeapi.v1.TransferServiceGrpc;
 import storeapi.v1.WatchRequest;
+import storeapi.v1.WatchResponse;
 
 /**
  * A small client of the service: deadlines, retries that have one effect, errors by reason, and watches that resume.
@@ -35,6 +40,12 @@ public final class StoreClient implements AutoCloseable {
   private static final long PING_TIMEOUT_SECONDS = 3;
 
   private static final long RECONNECT_SECONDS = 1;
+
+  /** The interval of heartbeats that the service uses for a watch without one. */
+  private static final long HEARTBEAT_SECONDS = 10;
+
+  /** The maximum time between two responses of an export, which has no heartbeats. */
+  private static final Duration EXPORT_SILENCE = Duration.ofMinutes(2);
 
   private final ManagedChannel channel;
   private final Duration timeout;
@@ -63,7 +74,8 @@ public final class StoreClient implements AutoCloseable {
   /**
    * Makes a call with one response, for example {@code call(PostServiceGrpc.getGetPostMethod(), request)}.
    *
-   * <p>A write gets a new request id if it has none, so its repetitions have one effect. gRPC repeats a call that fails
+   * <p>A write gets a new request id if it has none, so its repetitions have one effect. ImportRecords needs none: a
+   * record that is stored already is not stored again. gRPC repeats a call that fails
    * with UNAVAILABLE, five attempts at most, and waits for a connection, as the service config says. This method repeats
    * a call until its deadline after any broken connection.
    *
@@ -82,9 +94,37 @@ public final class StoreClient implements AutoCloseable {
     }
   }
 
-  /** Follows the changes of posts and comments. The call starts with the first {@link Watch#next}. */
-  public Watch watch(WatchRequest request) {
-    return new Watch(channel, request, timeout);
+  /**
+   * Follows the changes of posts and comments. The call starts with the first {@link ResumedStream#next}.
+   *
+   * <p>Store the resume token together with the effects of the response, to continue from it after a restart of this
+   * program. The reasons RESUME_TOKEN_EXPIRED and RESUME_TOKEN_FOREIGN mean that changes were lost: start again with
+   * initial_state, and delete what it does not contain.
+   */
+  public ResumedStream<WatchRequest, WatchResponse> watch(WatchRequest request) {
+    long heartbeat = request.hasHeartbeatInterval() ? request.getHeartbeatInterval().getSeconds() : HEARTBEAT_SECONDS;
+    return new ResumedStream<>(
+        channel,
+        ChangeServiceGrpc.getWatchMethod(),
+        request,
+        timeout,
+        Duration.ofSeconds(2 * heartbeat + 1),
+        (it, response) -> it.toBuilder().setResumeToken(response.getResumeToken()).build());
+  }
+
+  /**
+   * Exports everything. The last response has a resume_token; do not call {@link ResumedStream#next} after it.
+   *
+   * <p>Earlier records of the changed_post_ids and changed_comment_ids of a response are obsolete.
+   */
+  public ResumedStream<ExportRequest, ExportResponse> export(ExportRequest request) {
+    return new ResumedStream<>(
+        channel,
+        TransferServiceGrpc.getExportMethod(),
+        request,
+        timeout,
+        EXPORT_SILENCE,
+        (it, response) -> it.toBuilder().setCursor(response.getCursor()).build());
   }
 
   /** Ends all calls. */

@@ -61,10 +61,10 @@ public final class StoreException extends RuntimeException {
         Status.fromThrowable(failure), StatusProto.fromThrowable(failure).getDetailsList(), failure);
   }
 
-  /** The error for a connection that is silent. */
-  static StoreException silent(Exception cause) {
-    Status status = Status.UNAVAILABLE.withDescription("no response and no heartbeat");
-    return new StoreException(status, List.of(), cause);
+  /** The error for a stream without a response, until the deadline or for too long. */
+  static StoreException silent(boolean isDeadline, Exception cause) {
+    Status status = isDeadline ? Status.DEADLINE_EXCEEDED : Status.UNAVAILABLE;
+    return new StoreException(status.withDescription("no response"), List.of(), cause);
   }
 
   /** The status of gRPC. */

@@ -19,13 +19,21 @@ import java.util.Queue;
 import java.util.Scanner;
 import storeapi.v1.Change;
 import storeapi.v1.CommentServiceGrpc;
+import storeapi.v1.ExportRequest;
+import storeapi.v1.ExportResponse;
+import storeapi.v1.ImportRecordsRequest;
+import storeapi.v1.ImportResult;
 import storeapi.v1.PostServiceGrpc;
+import storeapi.v1.Record;
+import storeapi.v1.RecordState;
+import storeapi.v1.TransferServiceGrpc;
 import storeapi.v1.WatchRequest;
+import storeapi.v1.WatchResponse;
 
 /** The runner of the conformance scenario (clients/conformance/README.md). */
 public final class Conformance {
   private StoreClient client;
-  private Watch watch;
+  private ResumedStream<WatchRequest, WatchResponse> watch;
   private final Queue<Change> received = new ArrayDeque<>();
 
   /** Executes one command for each line of stdin. */
@@ -45,6 +53,8 @@ public final class Conformance {
         case "watch" -> watch(command);
         case "next" -> next(command.get("count").getAsInt());
         case "close" -> close();
+        case "export" -> export();
+        case "import" -> importRecords(command);
         default -> new Collection(client, command.get("resource").getAsString()).run(command);
       };
     } catch (StoreException error) {
@@ -95,6 +105,45 @@ public final class Conformance {
     watch.close();
     received.clear();
     return new JsonObject();
+  }
+
+  private JsonObject export() throws InterruptedException {
+    JsonArray posts = new JsonArray();
+    JsonArray comments = new JsonArray();
+    try (ResumedStream<ExportRequest, ExportResponse> export = client.export(ExportRequest.getDefaultInstance())) {
+      ExportResponse response;
+      do {
+        response = export.next();
+        for (Record record : response.getRecordsList()) {
+          if (record.getState() != RecordState.RECORD_STATE_UNSPECIFIED) {
+            continue;
+          } else if (record.hasPost()) {
+            posts.add(Collection.shown(record.getPost()));
+          } else {
+            comments.add(Collection.shown(record.getComment()));
+          }
+        }
+      } while (response.getResumeToken().isEmpty());
+    }
+    JsonObject exported = object("posts", posts);
+    exported.add("comments", comments);
+    return exported;
+  }
+
+  private JsonObject importRecords(JsonObject command) throws InvalidProtocolBufferException {
+    JsonArray records = new JsonArray();
+    for (JsonElement it : command.getAsJsonArray("records")) {
+      records.add(object(it.getAsJsonObject().has("post_id") ? "comment" : "post", it));
+    }
+    JsonObject fields = object("records", records);
+    fields.addProperty("on_conflict", "CONFLICT_POLICY_FAIL");
+    ImportRecordsRequest.Builder request = ImportRecordsRequest.newBuilder();
+    JsonFormat.parser().merge(fields.toString(), request);
+    ImportResult result = client.call(TransferServiceGrpc.getImportRecordsMethod(), request.build()).getResult();
+    JsonObject shown = new JsonObject();
+    shown.addProperty("stored", result.getCreated() + result.getUnchanged());
+    shown.addProperty("failed", result.getFailed());
+    return shown;
   }
 
   private static JsonObject shown(Change change) {
