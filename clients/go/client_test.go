@@ -221,6 +221,25 @@ func TestWatchContinuesAfterItsLastToken(t *testing.T) {
 	}
 }
 
+func TestWatchEndsAtTheDeadlineOfItsContext(t *testing.T) {
+	client := connect(t, &server{watch: func(
+		request *v1.WatchRequest, stream grpc.ServerStreamingServer[v1.WatchResponse],
+	) error {
+		stream.Send(&v1.WatchResponse{ResumeToken: "first"})
+		<-stream.Context().Done()
+		return nil
+	}})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	var last error
+	for _, err := range client.Watch(ctx, &v1.WatchRequest{}) {
+		last = err
+	}
+	if status.Code(last) != codes.DeadlineExceeded {
+		t.Error(last)
+	}
+}
+
 func TestWatchEndsWithItsContextOrClient(t *testing.T) {
 	for _, closes := range []bool{false, true} {
 		client := connect(t, &server{watch: func(

@@ -9,8 +9,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent import futures
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from typing import Any
 import grpc
 import pytest
 import storeapi
-from storeapi.testing import ScriptedServer
 
+from tests.support.conformance_servers import FaultyServer, UndecodableServer
 from tests.support.ports import free_port
 from tests.support.proxies import proxy
 from tests.support.repository import ROOT
@@ -40,32 +39,6 @@ CUTS = 0.02
 ACTIONS = ("server", "network", "fault", "create")
 
 
-class UndecodableServer(grpc.GenericRpcHandler):
-    """Responds to each call with bytes that no message begins with."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(4), handlers=[self], options=[("grpc.so_reuseport", 0)]
-        )
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        def respond(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-            self.calls[details.method.rpartition("/")[2]] += 1
-            yield b"\xff\xff\xff"
-
-        # On the wire a single response is a stream of one message.
-        return grpc.unary_stream_rpc_method_handler(respond)
-
-    def __enter__(self) -> "UndecodableServer":
-        self._server.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._server.stop(None).wait()
-
-
 class Conformance:
     """One run of the scenario."""
 
@@ -74,7 +47,7 @@ class Conformance:
         runner: asyncio.subprocess.Process,
         service: ServerProcess,
         address: str,
-        faults: ScriptedServer,
+        faults: FaultyServer,
         undecodable: UndecodableServer,
         cut: Callable[[], None],
         client: storeapi.AsyncStoreClient,
@@ -147,7 +120,7 @@ class Conformance:
             self._connected = command.pop("to")
             command |= {"target": self._targets[self._connected], "timeout": scaled_timeout()}
         elif command["do"] == "watch":
-            start = {name: it for name, it in command.items() if name != "do"}
+            start = {name: it for name, it in command.items() if name in ("start", "post_ids")}
             self._watch = self._client.changes.watch(**start)
 
     async def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -259,12 +232,14 @@ class Conformance:
             self._faults.lose_answer(method)
         elif action["fault"] == "cut":
             self._faults.cut(method, after=action["after"])
+        elif action["fault"] == "hang":
+            self._faults.hang(method)
         elif "error" in action:
             error = getattr(storeapi, action["error"])
             self._faults.fail(method, error(retry_after=action.get("retry_after")))
         else:
             for name in action["statuses"]:
-                self._faults.fail(method, grpc.StatusCode[name])
+                self._faults.fail_with(method, grpc.StatusCode[name], action.get("infos", ()))
 
     def _calls(self) -> Counter[str]:
         """How many calls of each method the server has received that the runner is connected to."""
@@ -315,7 +290,7 @@ async def run_scenario(command: Sequence[str | Path], path: str, folder: Path) -
         stack.callback(service.kill)
         await asyncio.to_thread(service.start)
         address, cut = await stack.enter_async_context(_path(path, service))
-        faults = stack.enter_context(ScriptedServer(upstream=service.address))
+        faults = stack.enter_context(FaultyServer(upstream=service.address))
         undecodable = stack.enter_context(UndecodableServer())
         client = await stack.enter_async_context(
             storeapi.connect_async(service.address, timeout=scaled_timeout())

@@ -127,7 +127,11 @@ impl Runner {
                     other => panic!("unknown start: {other}"),
                 };
                 let post_ids = ids(command, "post_ids");
-                self.watch = Some(self.client().watch(WatchRequest { start: Some(start), post_ids, ..Default::default() }));
+                let mut client = self.client().clone();
+                if let Some(seconds) = command["timeout"].as_f64() {
+                    client.timeout = Duration::from_secs_f64(seconds);
+                }
+                self.watch = Some(client.watch(WatchRequest { start: Some(start), post_ids, ..Default::default() }));
             }
             "next" => return self.next(number(command, "count") as usize).await,
             "close" => {

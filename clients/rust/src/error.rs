@@ -68,7 +68,9 @@ impl From<Status> for Error {
         for it in details {
             match it.type_url.rsplit('/').next() {
                 Some("google.rpc.ErrorInfo") => {
-                    error.info = rpc::ErrorInfo::decode(&*it.value).ok().filter(|it| it.domain == DOMAIN).unwrap_or_default();
+                    // Proxies may add their own.
+                    let info = rpc::ErrorInfo::decode(&*it.value).ok().filter(|it| it.domain == DOMAIN);
+                    error.info = info.unwrap_or(error.info);
                 }
                 Some("google.rpc.BadRequest") => {
                     error.violations = rpc::BadRequest::decode(&*it.value).unwrap_or_default().field_violations;

@@ -45,8 +45,9 @@ include!(concat!(env!("OUT_DIR"), "/writes.rs"));
 pub struct Client {
     /// Metadata of each call, such as `authorization: Bearer KEY`.
     pub metadata: MetadataMap,
+    /// The deadline of each call with all its attempts, and of the first response of a stream. Clones can have others.
+    pub timeout: Duration,
     channel: Channel,
-    timeout: Duration,
 }
 
 impl Client {

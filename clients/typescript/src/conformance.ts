@@ -119,12 +119,12 @@ async function run(command: Json): Promise<Json> {
   throw new Error(`unknown command ${command["do"]}`);
 }
 
-async function* watched(it: StoreClient, { start, post_ids = [] }: Json): AsyncGenerator<Change> {
+async function* watched(it: StoreClient, { start, post_ids = [], timeout }: Json): AsyncGenerator<Change> {
   const request = {
     start: { case: start === "earliest" ? ("earliest" as const) : ("initialState" as const), value: true },
     postIds: post_ids.map(BigInt),
   };
-  for await (const response of it.watch(request)) {
+  for await (const response of it.watch(request, timeout === undefined ? {} : { timeoutMs: timeout * 1000 })) {
     yield* response.changes;
   }
 }

@@ -85,7 +85,7 @@ func (r *runner) run(c command) (result, error) {
 			r.client.Close()
 		}
 		var err error
-		r.timeout = time.Duration(c.Timeout * float64(time.Second))
+		r.timeout = seconds(c.Timeout)
 		r.client, err = storeapi.Dial(c.Target, grpc.WithTransportCredentials(insecure.NewCredentials()))
 		return result{}, err
 	case "watch":
@@ -94,7 +94,12 @@ func (r *runner) run(c command) (result, error) {
 			request.Start = &v1.WatchRequest_InitialState{InitialState: true}
 		}
 		r.left = nil
-		r.next, r.stop = iter.Pull2(r.client.Watch(context.Background(), request))
+		watching, cancelWatch := context.WithCancel(context.Background())
+		if c.Timeout > 0 {
+			watching, cancelWatch = context.WithTimeout(context.Background(), seconds(c.Timeout))
+		}
+		next, stop := iter.Pull2(r.client.Watch(watching, request))
+		r.next, r.stop = next, func() { cancelWatch(); stop() }
 		return result{}, nil
 	case "next":
 		return r.changes(c.Count)
@@ -110,6 +115,10 @@ func (r *runner) run(c command) (result, error) {
 		return r.posts(ctx, c)
 	}
 	return r.comments(ctx, c)
+}
+
+func seconds(number float64) time.Duration {
+	return time.Duration(number * float64(time.Second))
 }
 
 func (r *runner) posts(ctx context.Context, c command) (result, error) {

@@ -9,6 +9,7 @@ import com.google.rpc.RetryInfo;
 import io.grpc.Status;
 import io.grpc.protobuf.StatusProto;
 import java.time.Duration;
+import java.util.ArrayList;
 import java.util.List;
 import java.util.Optional;
 import java.util.Set;
@@ -46,10 +47,15 @@ public final class StoreException extends RuntimeException {
     super(status.getCode() + ": " + status.getDescription(), cause);
     this.status = status;
     this.info =
-        find(details, ErrorInfo.class).filter(it -> it.getDomain().equals(DOMAIN)).orElseGet(ErrorInfo::getDefaultInstance);
-    this.violations = find(details, BadRequest.class).map(BadRequest::getFieldViolationsList).orElseGet(List::of);
+        find(details, ErrorInfo.class).stream()
+            .filter(it -> it.getDomain().equals(DOMAIN)) // Proxies may add their own.
+            .findFirst()
+            .orElseGet(ErrorInfo::getDefaultInstance);
+    this.violations =
+        find(details, BadRequest.class).stream().flatMap(it -> it.getFieldViolationsList().stream()).toList();
     this.retryAfter =
-        find(details, RetryInfo.class)
+        find(details, RetryInfo.class).stream()
+            .findFirst()
             .map(RetryInfo::getRetryDelay)
             .map(it -> Duration.ofSeconds(it.getSeconds(), it.getNanos()))
             .orElse(null);
@@ -115,16 +121,17 @@ public final class StoreException extends RuntimeException {
     return BROKEN.contains(code()) && !PERMANENT.matcher(message).find();
   }
 
-  private static <D extends Message> Optional<D> find(List<Any> details, Class<D> type) {
+  private static <D extends Message> List<D> find(List<Any> details, Class<D> type) {
+    List<D> found = new ArrayList<>();
     try {
       for (Any it : details) {
         if (it.is(type)) {
-          return Optional.of(it.unpack(type));
+          found.add(it.unpack(type));
         }
       }
     } catch (InvalidProtocolBufferException damaged) {
-      return Optional.empty();
+      return found; // The status is still that of the call.
     }
-    return Optional.empty();
+    return found;
   }
 }

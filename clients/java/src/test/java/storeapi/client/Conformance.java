@@ -8,6 +8,7 @@ import com.google.gson.JsonParser;
 import com.google.protobuf.InvalidProtocolBufferException;
 import com.google.protobuf.Message;
 import com.google.protobuf.util.JsonFormat;
+import io.grpc.Context;
 import io.grpc.ManagedChannelBuilder;
 import io.grpc.MethodDescriptor;
 import io.grpc.MethodDescriptor.PrototypeMarshaller;
@@ -17,6 +18,9 @@ import java.util.ArrayDeque;
 import java.util.List;
 import java.util.Queue;
 import java.util.Scanner;
+import java.util.concurrent.Executors;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
 import storeapi.v1.Change;
 import storeapi.v1.CommentServiceGrpc;
 import storeapi.v1.ExportRequest;
@@ -34,6 +38,8 @@ import storeapi.v1.WatchResponse;
 public final class Conformance {
   private StoreClient client;
   private ResumedStream<WatchRequest, WatchResponse> watch;
+  private Context context = Context.ROOT;
+  private final ScheduledExecutorService timer = Executors.newSingleThreadScheduledExecutor();
   private final Queue<Change> received = new ArrayDeque<>();
 
   /** Executes one command for each line of stdin. */
@@ -44,6 +50,7 @@ public final class Conformance {
       System.out.println(runner.run(JsonParser.parseString(commands.nextLine()).getAsJsonObject()));
     }
     runner.connect(null);
+    runner.timer.shutdownNow();
   }
 
   private JsonObject run(JsonObject command) throws Exception {
@@ -51,7 +58,7 @@ public final class Conformance {
       return switch (command.get("do").getAsString()) {
         case "connect" -> connect(command);
         case "watch" -> watch(command);
-        case "next" -> next(command.get("count").getAsInt());
+        case "next" -> context.call(() -> next(command.get("count").getAsInt()));
         case "close" -> close();
         case "export" -> export();
         case "import" -> importRecords(command);
@@ -87,6 +94,12 @@ public final class Conformance {
       command.getAsJsonArray("post_ids").forEach(it -> request.addPostIds(it.getAsLong()));
     }
     watch = client.watch(request.build());
+    if (command.has("timeout")) {
+      long millis = (long) (1000 * command.get("timeout").getAsDouble());
+      context = Context.ROOT.withDeadlineAfter(millis, TimeUnit.MILLISECONDS, timer);
+    } else {
+      context = Context.ROOT;
+    }
     return new JsonObject();
   }
 
