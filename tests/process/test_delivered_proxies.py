@@ -53,11 +53,11 @@ class Delivered:
 
 
 @contextmanager
-def running(name: str, factory: pytest.TempPathFactory) -> Iterator[Delivered]:
+def running(name: str, factory: pytest.TempPathFactory, **settings: str) -> Iterator[Delivered]:
     """A service behind a proxy."""
     folder = factory.mktemp(name)
     authority = trustme.CA()
-    service = ServerProcess(folder, settings={"STORE_TRUSTED_PROXIES": "127.0.0.1"})
+    service = ServerProcess(folder, settings={"STORE_TRUSTED_PROXIES": "127.0.0.1"} | settings)
     try:
         service.start()
         with delivered_proxy(name, service.address, folder, TlsFiles(folder, authority)) as address:
@@ -139,6 +139,30 @@ async def test_quiet_watch_of_longest_heartbeat_is_not_cut(delivered: Delivered)
         for _ in range(4):
             await watch.read()
         watch.cancel()
+
+
+@pytest.mark.parametrize("name", ["haproxy", "traefik"])
+async def test_proxy_with_health_checks_avoids_a_service_that_stops(
+    name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The service still answers calls, but its health is NOT_SERVING."""
+    with running(name, tmp_path_factory, STORE_SHUTDOWN_DELAY_SECONDS="3600") as delivered:
+        async with delivered.stubs() as stubs, grpc.aio.insecure_channel(delivered.service.address) as direct:
+            await until_code_is(stubs, grpc.StatusCode.OK)
+            delivered.service.signal()
+            await until_code_is(stubs, grpc.StatusCode.UNAVAILABLE)
+
+            await Stubs(direct).posts.CountPosts(pb.CountPostsRequest())
+
+
+async def until_code_is(stubs: Stubs, code: grpc.StatusCode) -> None:
+    """Repeats a call until it has this status."""
+    found = None
+    async with asyncio.timeout(scaled_timeout(60)):
+        while found != code:
+            call = stubs.posts.CountPosts(pb.CountPostsRequest(), timeout=scaled_timeout())
+            found = await call.code()
+            await asyncio.sleep(0.05)  # the proxy checks at intervals
 
 
 # JSON
