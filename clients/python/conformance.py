@@ -25,10 +25,12 @@ class Runner:
             return {"error": _error(error)}
         return result
 
-    def _connect(self, target: str, timeout: float) -> dict[str, Any]:
+    def _connect(
+        self, target: str, timeout: float, ca: str | None = None, key: str | None = None
+    ) -> dict[str, Any]:
         if self._client is not None:
             self._client.close()
-        self._client = storeapi.connect(target, timeout=timeout)
+        self._client = storeapi.connect(target, timeout=timeout, tls_ca=ca, api_key=key)
         return {}
 
     def _create(self, resource: str, **fields: Any) -> dict[str, Any]:

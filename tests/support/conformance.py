@@ -11,13 +11,16 @@ import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 import storeapi
+import trustme
 
+from tests.support.certificates import TlsFiles
 from tests.support.conformance_servers import FaultyServer, UndecodableServer
 from tests.support.ports import free_port
 from tests.support.proxies import proxy
@@ -30,8 +33,17 @@ SCENARIO: dict[str, list[dict[str, Any]]] = json.loads(
     (ROOT / "clients/conformance/scenario.json").read_text()
 )
 
-PATHS = ("direct", "nginx", "haproxy", "cutting proxy")
-"""What is between the client and the service."""
+PATHS = {
+    "direct": ("first", "on_each_path", "directly"),
+    "nginx": ("first", "on_each_path"),
+    "haproxy": ("first", "on_each_path"),
+    "cutting proxy": ("first", "on_each_path"),
+    "tls": ("first", "with_credentials"),
+}
+"""What is between the client and the service, and the parts of the scenario."""
+
+KEY = "storeapi_conformance"
+"""The API key with TLS."""
 
 CUTS = 0.02
 """Probability that the cutting proxy truncates what it forwards, and closes the connection."""
@@ -47,6 +59,7 @@ class Conformance:
         runner: asyncio.subprocess.Process,
         service: ServerProcess,
         address: str,
+        credentials: dict[str, str],
         faults: FaultyServer,
         undecodable: UndecodableServer,
         cut: Callable[[], None],
@@ -58,6 +71,7 @@ class Conformance:
         self._undecodable = undecodable
         self._cut = cut
         self._client = client
+        self._credentials = credentials
         self._targets = {"service": address, "faults": faults.target, "undecodable": undecodable.target}
         self._connected = ""
         self._saved: dict[str, Any] = {}
@@ -118,7 +132,9 @@ class Conformance:
         """Completes a command with what only the harness knows."""
         if command["do"] == "connect":
             self._connected = command.pop("to")
-            command |= {"target": self._targets[self._connected], "timeout": scaled_timeout()}
+            credentials = self._credentials if self._connected == "service" else {}
+            target = {"target": self._targets[self._connected], "timeout": scaled_timeout()}
+            command |= credentials | target | command
         elif command["do"] == "watch":
             start = {name: it for name, it in command.items() if name in ("start", "post_ids")}
             self._watch = self._client.changes.watch(**start)
@@ -257,7 +273,7 @@ def _shown(change: storeapi.Change) -> dict[str, Any]:
 @asynccontextmanager
 async def _path(name: str, service: ServerProcess) -> AsyncIterator[tuple[str, Callable[[], None]]]:
     """The address of the service behind a proxy, and what cuts all connections there."""
-    if name == "direct":
+    if name in ("direct", "tls"):
         yield service.address, lambda: None
     elif name == "cutting proxy":
         network = UnreliableProxy(random.Random(1), cuts=CUTS)
@@ -267,6 +283,20 @@ async def _path(name: str, service: ServerProcess) -> AsyncIterator[tuple[str, C
     else:
         with proxy(name, service.address, service.folder) as address:
             yield address, lambda: None
+
+
+def _credentials(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The settings of a service with TLS and API keys, and the members of `connect` for it."""
+    files = TlsFiles(folder, trustme.CA())
+    keys = folder / "keys"
+    keys.write_text(f"conformance {sha256(KEY.encode()).hexdigest()} read,write,watch,admin\n")
+    keys.chmod(0o600)
+    settings = {
+        "STORE_TLS_CERT": str(files.cert),
+        "STORE_TLS_KEY": str(files.key),
+        "STORE_API_KEYS_FILE": str(keys),
+    }
+    return settings, {"ca": str(files.client_ca), "key": KEY}
 
 
 def toolchain(program: str, language: str) -> Path:
@@ -285,7 +315,8 @@ async def run_scenario(command: Sequence[str | Path], path: str, folder: Path) -
         path: What is between the client and the service: one of PATHS.
         folder: An empty folder for the service.
     """
-    service = ServerProcess(folder, settings={"STORE_LISTEN": f"127.0.0.1:{free_port()}"})
+    settings, credentials = _credentials(folder) if path == "tls" else ({}, {})
+    service = ServerProcess(folder, settings={"STORE_LISTEN": f"127.0.0.1:{free_port()}"} | settings)
     async with AsyncExitStack() as stack:
         stack.callback(service.kill)
         await asyncio.to_thread(service.start)
@@ -293,15 +324,22 @@ async def run_scenario(command: Sequence[str | Path], path: str, folder: Path) -
         faults = stack.enter_context(FaultyServer(upstream=service.address))
         undecodable = stack.enter_context(UndecodableServer())
         client = await stack.enter_async_context(
-            storeapi.connect_async(service.address, timeout=scaled_timeout())
+            storeapi.connect_async(
+                service.address,
+                timeout=scaled_timeout(),
+                tls_ca=credentials.get("ca"),
+                api_key=credentials.get("key"),
+            )
         )
         log = stack.enter_context((folder / "runner.log").open("wb"))
         runner = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log
         )
         try:
-            scenario = SCENARIO["on_each_path"] + (SCENARIO["directly"] if path == "direct" else [])
-            await Conformance(runner, service, address, faults, undecodable, cut, client).run(scenario)
+            scenario = [step for part in PATHS[path] for step in SCENARIO[part]]
+            await Conformance(runner, service, address, credentials, faults, undecodable, cut, client).run(
+                scenario
+            )
             assert runner.stdin is not None
             runner.stdin.close()
             async with asyncio.timeout(scaled_timeout()):

@@ -13,7 +13,7 @@ use storeapi::proto::{
     WatchRequest, record,
 };
 use storeapi::{Client, Error, Watch};
-use tonic::transport::Endpoint;
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 /// The commands for one type of resource. Only comments have a `post_id`.
 macro_rules! collection {
@@ -117,8 +117,19 @@ impl Runner {
         match text(command, "do").as_str() {
             "connect" => {
                 let timeout = Duration::from_secs_f64(command["timeout"].as_f64().expect("a number of seconds"));
-                let url = format!("http://{}", text(command, "target"));
-                self.client = Some(Client::new(Endpoint::from_shared(url).expect("a URL"), timeout));
+                let target = text(command, "target");
+                let endpoint = |scheme| Endpoint::from_shared(format!("{scheme}://{target}")).expect("a URL");
+                self.client = Some(match command["ca"].as_str() {
+                    None => Client::new(endpoint("http"), timeout),
+                    Some(path) => {
+                        let authority = Certificate::from_pem(std::fs::read(path).expect("a file"));
+                        let tls = ClientTlsConfig::new().ca_certificate(authority);
+                        let mut client = Client::new(endpoint("https").tls_config(tls).expect("a certificate"), timeout);
+                        let key = format!("Bearer {}", text(command, "key"));
+                        client.metadata.insert("authorization", key.parse().expect("a key"));
+                        client
+                    }
+                });
             }
             "watch" => {
                 let start = match text(command, "start").as_str() {

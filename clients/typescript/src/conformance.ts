@@ -1,5 +1,6 @@
 /** The runner of the conformance scenario, ../../conformance/README.md. */
 
+import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 
 import type { MessageInitShape } from "@bufbuild/protobuf";
@@ -11,6 +12,7 @@ import {
   CommentService,
   ConflictPolicy,
   connect,
+  credentials,
   type Post,
   PostService,
   type RecordSchema,
@@ -37,7 +39,10 @@ async function run(command: Json): Promise<Json> {
   switch (command["do"]) {
     case "connect":
       client?.close();
-      client = connect(command["target"], { timeoutMs: command["timeout"] * 1000 });
+      client = connect(command["target"], {
+        timeoutMs: command["timeout"] * 1000,
+        ...(command["ca"] && { credentials: credentials.createSsl(readFileSync(command["ca"])), key: command["key"] }),
+      });
       return {};
     case "create":
       return shown(

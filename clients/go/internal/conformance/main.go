@@ -14,6 +14,7 @@ import (
 
 	"google.golang.org/genproto/googleapis/rpc/code"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"store-service.example/storeapi"
@@ -24,6 +25,8 @@ type command struct {
 	Do           string  `json:"do"`
 	Target       string  `json:"target"`
 	Timeout      float64 `json:"timeout"`
+	CA           string  `json:"ca"`
+	Key          string  `json:"key"`
 	Resource     string  `json:"resource"`
 	ID           int64   `json:"id"`
 	IDs          []int64 `json:"ids"`
@@ -86,7 +89,15 @@ func (r *runner) run(c command) (result, error) {
 		}
 		var err error
 		r.timeout = seconds(c.Timeout)
-		r.client, err = storeapi.Dial(c.Target, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		transport := insecure.NewCredentials()
+		options := []grpc.DialOption{}
+		if c.CA != "" {
+			if transport, err = credentials.NewClientTLSFromFile(c.CA, ""); err != nil {
+				return nil, err
+			}
+			options = append(options, storeapi.WithAPIKey(c.Key))
+		}
+		r.client, err = storeapi.Dial(c.Target, append(options, grpc.WithTransportCredentials(transport))...)
 		return result{}, err
 	case "watch":
 		request := &v1.WatchRequest{PostIds: c.PostIDs, Start: &v1.WatchRequest_Earliest{Earliest: true}}

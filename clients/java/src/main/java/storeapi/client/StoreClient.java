@@ -5,11 +5,16 @@ import com.google.protobuf.Descriptors.FieldDescriptor;
 import com.google.protobuf.Message;
 import io.grpc.CallOptions;
 import io.grpc.ConnectivityState;
+import io.grpc.Grpc;
 import io.grpc.ManagedChannel;
 import io.grpc.ManagedChannelBuilder;
+import io.grpc.Metadata;
 import io.grpc.MethodDescriptor;
 import io.grpc.StatusRuntimeException;
+import io.grpc.TlsChannelCredentials;
 import io.grpc.stub.ClientCalls;
+import io.grpc.stub.MetadataUtils;
+import java.io.File;
 import java.io.IOException;
 import java.io.InputStreamReader;
 import java.io.Reader;
@@ -54,8 +59,7 @@ public final class StoreClient implements AutoCloseable {
   /**
    * Connects at the first call.
    *
-   * @param builder has the address, and can have credentials and interceptors. An API key is the metadata {@code
-   *     authorization: Bearer KEY}, which {@code MetadataUtils.newAttachHeadersInterceptor} adds.
+   * @param builder has the address, and can have credentials and interceptors; see {@link #secureChannel}.
    * @param timeout the deadline of each call with all its attempts. A call waits that long for a server that cannot be
    *     reached.
    */
@@ -69,6 +73,23 @@ public final class StoreClient implements AutoCloseable {
             .build();
     this.timeout = timeout;
     timer.scheduleWithFixedDelay(this::reconnect, RECONNECT_SECONDS, RECONNECT_SECONDS, TimeUnit.SECONDS);
+  }
+
+  /**
+   * The builder for a connection with TLS.
+   *
+   * @param authority a PEM file with the authority of the certificate of the service; null for those of Java
+   * @param key an API key or a token
+   */
+  public static ManagedChannelBuilder<?> secureChannel(String target, File authority, String key) throws IOException {
+    TlsChannelCredentials.Builder tls = TlsChannelCredentials.newBuilder();
+    if (authority != null) {
+      tls.trustManager(authority);
+    }
+    Metadata headers = new Metadata();
+    headers.put(Metadata.Key.of("authorization", Metadata.ASCII_STRING_MARSHALLER), "Bearer " + key);
+    return Grpc.newChannelBuilder(target, tls.build())
+        .intercept(MetadataUtils.newAttachHeadersInterceptor(headers));
   }
 
   /**

@@ -13,6 +13,8 @@ import io.grpc.ManagedChannelBuilder;
 import io.grpc.MethodDescriptor;
 import io.grpc.MethodDescriptor.PrototypeMarshaller;
 import io.grpc.ServiceDescriptor;
+import java.io.File;
+import java.io.IOException;
 import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.List;
@@ -71,16 +73,24 @@ public final class Conformance {
     }
   }
 
-  private JsonObject connect(JsonObject command) {
+  private JsonObject connect(JsonObject command) throws IOException {
     if (client != null) {
       client.close();
     }
     if (command != null) {
       Duration timeout = Duration.ofMillis((long) (1000 * command.get("timeout").getAsDouble()));
       String target = command.get("target").getAsString();
-      client = new StoreClient(ManagedChannelBuilder.forTarget(target).usePlaintext(), timeout);
+      client = new StoreClient(channel(target, command), timeout);
     }
     return new JsonObject();
+  }
+
+  private static ManagedChannelBuilder<?> channel(String target, JsonObject command) throws IOException {
+    if (!command.has("ca")) {
+      return ManagedChannelBuilder.forTarget(target).usePlaintext();
+    }
+    File authority = new File(command.get("ca").getAsString());
+    return StoreClient.secureChannel(target, authority, command.get("key").getAsString());
   }
 
   private JsonObject watch(JsonObject command) {
