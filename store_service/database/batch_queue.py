@@ -38,7 +38,8 @@ BATCHED_SECONDS = 0.02
 costs more than either."""
 
 GATHERED_JOB_BYTES = 2048
-"""The writer waits for the next jobs only after a batch of small jobs, by the mean of their sizes."""
+"""Mean size of the jobs of a batch above which the writer does not wait for the next jobs of their callers.
+The event loop takes longer to send them than a commit takes."""
 
 RECONNECT_SECONDS = 0.25
 """Pause before a lost connection is opened again."""
@@ -255,8 +256,8 @@ class BatchQueue:
                 runner.queued_before_answers = 0
                 await runner.run(connection, batch)
                 total = len(batch) + runner.queued_before_answers
-                is_worth = sum([job.size for job in batch]) <= GATHERED_JOB_BYTES * len(batch)
-                recent_jobs = total if total > 1 and (is_worth or not self._writes) else 0
+                are_large = sum([job.size for job in batch]) > GATHERED_JOB_BYTES * len(batch)
+                recent_jobs = 0 if total == 1 or (self._writes and are_large) else total
             elif self._stopping:
                 return
             elif connection.is_lost:

@@ -196,6 +196,27 @@ async def test_large_job_waits_for_at_most_one_batch_of_small_jobs(store: Databa
     assert recorded.batches[0] == ["large"]
 
 
+async def test_writer_does_not_wait_for_callers_of_large_jobs(
+    store: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their next jobs take longer to arrive than a commit takes."""
+
+    async def wait_long(_: str) -> None:
+        monkeypatch.setattr(batch_queue, "GATHER_SECONDS", 3600.0)
+
+    recorded = Recorded(wait_long)
+    size = batch_queue.GATHERED_JOB_BYTES + 1
+    gate, gated = await blocked(store)
+    waiting = [asyncio.create_task(store.write(recorded.operation, str(n), size=size)) for n in range(2)]
+    await turns()
+    gate.open()
+    await asyncio.gather(*waiting, gated)
+    async with asyncio.timeout(scaled_timeout()):
+        await store.write(recorded.operation, "next")
+
+    assert recorded.batches == [["0", "1"], ["next"]]
+
+
 LARGE = "a" * 2**16
 MANY = Deletion(ids=tuple(range(1, READ_IDS + 1)), allow_missing=True, force=True)
 
