@@ -17,7 +17,7 @@ JAVA_CLIENT := build/clients/java/classpath
 RUST_CLIENT := build/clients/rust/debug/examples/conformance
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --no-emit-index-url --no-annotate
 
-.PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos clients docs bench bench-quick sbom release-protos lock clean
+.PHONY: help install run grpcurl test coverage torture mutants test-packages test-wheels check format protos clients client-go client-typescript client-java client-rust docs bench bench-quick sbom release-protos lock clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -101,9 +101,21 @@ protos: install $(PROTOS_VENV)/installed ## regenerate the stubs from protos/, a
 	@if command -v go >/dev/null; then tools/generate_go.sh clients/go; \
 		else echo "The stubs of clients/go were not generated, because go is not installed."; fi
 
-clients: install $(JAVA_CLIENT) $(RUST_CLIENT) ## build the clients in other languages, with the tools of each
+clients: install ## build the clients in other languages, and name those whose tools are not installed
+	@for it in go:go npm:typescript mvn:java cargo:rust; do \
+		if command -v $${it%:*} >/dev/null; then $(MAKE) --no-print-directory client-$${it#*:} || exit 1; \
+		else echo "clients/$${it#*:} was not built, because $${it%:*} is not installed."; fi; \
+	done
+
+client-go:
 	cd clients/go && go vet ./... && go build ./...
+
+client-typescript:
 	cd clients/typescript && npm ci --no-audit --no-fund && npm run build
+
+client-java: $(JAVA_CLIENT)
+
+client-rust: $(RUST_CLIENT)
 
 $(JAVA_CLIENT): clients/java/pom.xml $(shell find clients/java/src protos -type f) clients/python/src/storeapi/service_config.json
 	mvn --batch-mode --quiet --file clients/java/pom.xml -Dbuild.folder=$(CURDIR)/$(@D) test-compile \
@@ -124,7 +136,7 @@ docs: install ## build the documentation as a web site in build/site; warnings a
 	@$(BIN)/python tools/reference.py build/site/python
 	@echo build/site/index.html
 
-bench: $(BENCH_VENV)/installed ## run the benchmarks (20 minutes) and write docs/benchmarks.md
+bench: $(BENCH_VENV)/installed ## run the benchmarks (half an hour) and write docs/benchmarks.md
 	$(BENCH_VENV)/bin/python -m benchmarks --write-docs
 
 bench-quick: install ## compare the service on SQLite with a bare gRPC server and a plain implementation, in less than a minute

@@ -29,6 +29,7 @@ from tests.support.contract import METHODS, method_path, request_class, response
 from tests.support.database import Contents, database_contents, query
 from tests.support.errors import received_error
 from tests.support.stubs import Stubs
+from tests.support.transfer import import_stream
 
 WHOLE = {"google.protobuf.Timestamp", "google.protobuf.FieldMask"}
 """Messages that are one value; their own fields have no meaning of ours."""
@@ -835,7 +836,7 @@ async def imported(channel: grpc.aio.Channel, request: Any) -> str:
         requests.insert(0, transfer_pb2.ImportRequest(options={"on_conflict": FAIL}))
     else:
         requests.append(transfer_pb2.ImportRequest(batch=1, records=[IMPORTED_POST]))
-    (answer,) = [it async for it in Stubs(channel).transfers.Import(iter(requests))]
+    (answer,) = await import_stream(Stubs(channel), requests)
     return answer_in_words(answer)
 
 

@@ -27,6 +27,7 @@ from tests.support.transfer import (
     export,
     final_records,
     import_all,
+    import_stream,
     stored_rows,
     total,
 )
@@ -463,7 +464,7 @@ async def test_stream_of_requests_is_checked(stubs: Stubs) -> None:
         ([options, pb.ImportRequest(batch=1)], "BATCH_EMPTY", ["records"]),
         ([options, too_many], "BATCH_TOO_LARGE", ["records"]),
     ):
-        error = await expect_error(everything(stubs.transfers.Import(iter(requests))))
+        error = await expect_error(import_stream(stubs, requests))
         assert (error.reason, error.fields) == (reason, fields)
 
 
@@ -519,11 +520,6 @@ async def test_watch_goes_on_after_an_export(stubs: Stubs) -> None:
         changes += (await watch.read()).changes
     watch.cancel()
     assert [it.id for it in changes] == [later.id]
-
-
-async def everything(call: Any) -> list[Any]:
-    """All responses of a stream."""
-    return [it async for it in call]
 
 
 async def get_post(stubs: Stubs, id: int) -> Any:

@@ -65,7 +65,14 @@ class _ForkServer:
                 self._prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-_fork_server = cache(_ForkServer)
+_started = cache(_ForkServer)
+_start_lock = threading.Lock()
+
+
+def _fork_server() -> _ForkServer:
+    """The only fork server. `cache` alone starts several of them if threads call it at the same time."""
+    with _start_lock:
+        return _started()
 
 
 class _ForkedProcess(subprocess.Popen[Any]):

@@ -1,12 +1,14 @@
 """Exports and imports between servers, and the rows that they have to keep."""
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import grpc
 from sqlalchemy import text
 from storeapi.v1 import transfer_pb2 as pb
 
 from tests.support.database import database_connection
+from tests.support.errors import received_error
 from tests.support.stubs import Stubs
 
 TABLES = ("posts", "comments", "deleted_posts", "deleted_comments", "revisions", "labels")
@@ -70,13 +72,23 @@ def import_requests(
 
 
 async def import_all(stubs: Stubs, records: Sequence[Any], **options: Any) -> list[Any]:
-    """The responses of an import."""
+    """The responses of an import of records."""
+    return await import_stream(stubs, import_requests(records, **options))
 
-    async def requests() -> AsyncIterator[Any]:
-        for request in import_requests(records, **options):
-            yield request
 
-    return [it async for it in stubs.transfers.Import(requests())]
+async def import_stream(stubs: Stubs, requests: Iterable[Any]) -> list[Any]:
+    """The responses of an import.
+
+    If a call ends while the client of grpc.aio sends, the client can report INTERNAL instead of the status of
+    the server. Such a call is repeated.
+    """
+    sent = list(requests)
+    while True:
+        try:
+            return [it async for it in stubs.transfers.Import(iter(sent))]
+        except grpc.RpcError as error:
+            if received_error(error).message != "Internal error from Core":
+                raise
 
 
 def total(responses: Iterable[Any]) -> dict[str, int]:
