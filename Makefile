@@ -136,7 +136,7 @@ docs: install ## build the documentation as a web site in build/site; warnings a
 	@$(BIN)/python tools/reference.py build/site/python
 	@echo build/site/index.html
 
-bench: $(BENCH_VENV)/installed ## run the benchmarks (half an hour) and write docs/benchmarks.md
+bench: $(BENCH_VENV)/installed ## run the benchmarks (20 minutes) and write docs/benchmarks.md
 	$(BENCH_VENV)/bin/python -m benchmarks --write-docs
 
 bench-quick: install ## compare the service on SQLite with a bare gRPC server and a plain implementation, in less than a minute
