@@ -1,13 +1,15 @@
 """A program that has imported both distributions and forks a child for each command.
 
 The imports take most of the CPU time of a command, and the tests run more than a thousand of them. The child
-runs `python -m MODULE` from there on: with its own arguments, environment, folder and streams.
-`forked_process.py` is the other side.
+runs `python -m MODULE` from there on: with its own arguments, environment, folder and descriptors. If it will
+start workers, these are forks too, of a copy of this program whose parent it is. `forked_process.py` starts
+this program.
 """
 
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import gc
 import importlib
 import io
@@ -16,12 +18,20 @@ import os
 import pkgutil
 import runpy
 import socket
+import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 MAX_REQUEST_BYTES = 65_536
+MAX_DESCRIPTORS = 32
+
+FIRST_FREE_DESCRIPTOR = 100
+"""Received descriptors are moved to numbers from here on, before they get those that the child expects."""
+
+PR_SET_CHILD_SUBREAPER = 36
 
 MORE_MODULES = (
     "aiosqlite",
@@ -50,20 +60,93 @@ def import_everything() -> None:
             importlib.import_module(name)
 
 
+def fork(control: socket.socket, request: Mapping[str, Any], descriptors: Mapping[int, int]) -> int:
+    """Starts a child of this process and returns its id. Called by one thread at a time.
+
+    Args:
+        control: The socket to the program, which is a child of this process.
+        request: `arguments`, `folder`, `environment` and `new_session` of the child.
+        descriptors: Those of the child: its number, and that of this process.
+    """
+    prctl = ctypes.CDLL(None).prctl
+    message = json.dumps({**request, "numbers": list(descriptors)}).encode()
+    # The child is orphaned by a process between, so that this process becomes its parent.
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        socket.send_fds(control, [message], list(descriptors.values()))
+        return int(control.recv(32))
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+class ForkedProcess(subprocess.Popen[Any]):
+    """`python -m MODULE` as a fork of the program."""
+
+    control: socket.socket
+    """The socket to the program."""
+
+    def _execute_child(self, args: list[Any], *rest: Any) -> None:
+        _, _, _, pass_fds, folder, environment, _, _, _, *pipes = rest[:15]
+        stdin, _, _, stdout, _, stderr = pipes
+        streams = {number: number if it == -1 else it for number, it in enumerate((stdin, stdout, stderr))}
+        request = {
+            "arguments": [os.fspath(it) for it in args[2:]],
+            "folder": os.fspath(folder or Path.cwd()),
+            "environment": dict(environment),
+            "new_session": rest[20],
+        }
+        try:
+            self.pid = fork(self.control, request, streams | {it: it for it in pass_fds})
+            self._child_created = True
+        finally:
+            self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
+
+
+class _WorkerProcess(ForkedProcess):
+    """A process that a supervisor starts: a fork if it is a worker or the writer."""
+
+    def _execute_child(self, args: list[Any], *rest: Any) -> None:
+        if list(args[:3]) == [sys.executable, "-m", "store_service"]:
+            super()._execute_child(args, *rest)
+        else:
+            subprocess.Popen._execute_child(self, args, *rest)  # type: ignore[attr-defined]
+
+
 def serve(control: socket.socket) -> None:
-    """Forks for each request, and returns in the children, which have become what was requested."""
+    """Forks for each request, and returns in the children, which have become what was requested.
+
+    Ends when the process at the other end of `control` has ended.
+    """
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, MAX_DESCRIPTORS)
         if not message:
             os._exit(0)
         pid = fork_orphan()
-        if not pid:
-            control.close()
-            become(json.loads(message), descriptors)
-            return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        control.send(str(pid).encode())
+        if pid:
+            close_all(descriptors)
+            control.send(str(pid).encode())
+            continue
+        control.close()
+        request = json.loads(message)
+        if request["arguments"] == ["store_service", "serve"] and "STORE_WORKERS" in request["environment"]:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            if not os.fork():
+                # The copy that forks for the supervisor.
+                ours.close()
+                close_all(descriptors)
+                control = theirs
+                continue
+            theirs.close()
+            _WorkerProcess.control = ours
+            subprocess.Popen = _WorkerProcess  # type: ignore[misc]
+        become(request, descriptors)
+        return
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Closes descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def fork_orphan() -> int:
@@ -86,13 +169,17 @@ def fork_orphan() -> int:
 
 def become(request: dict[str, Any], descriptors: list[int]) -> None:
     """Makes this process what Python is after its start."""
-    for number, descriptor in enumerate(descriptors):
+    if request["new_session"]:
+        os.setsid()
+    moved = [fcntl.fcntl(it, fcntl.F_DUPFD_CLOEXEC, FIRST_FREE_DESCRIPTOR) for it in descriptors]
+    for number, descriptor in zip(request["numbers"], moved, strict=True):
         os.dup2(descriptor, number)
-        os.close(descriptor)
+    close_all({*descriptors, *moved} - set(request["numbers"]))
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
     sys.argv = ["", *request["arguments"]]
+    show_arguments([sys.executable, "-m", *request["arguments"]])
     sys.path.insert(0, request["folder"])
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         before = getattr(sys, f"__{name}__")
@@ -104,6 +191,13 @@ def become(request: dict[str, Any], descriptors: list[int]) -> None:
         )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+
+
+def show_arguments(arguments: list[str]) -> None:
+    """Replaces the command line that other processes see, as far as there is room."""
+    start, end = (int(it) for it in Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[45:47])
+    shown = b"\0".join(it.encode() for it in arguments)[: end - start - 1]
+    ctypes.memmove(start, shown.ljust(end - start, b"\0"), end - start)
 
 
 def leave_shared_memory(modules: dict[str, ModuleType]) -> None:

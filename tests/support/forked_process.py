@@ -4,8 +4,6 @@
 line of `__main__`, so the tests of imports and of the interpreter's environment start new ones.
 """
 
-import ctypes
-import json
 import os
 import socket
 import subprocess
@@ -16,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.support import processes
+from tests.support import fork_server, processes
 
-_PROGRAM = Path(__file__).with_name("fork_server.py")
-_PR_SET_CHILD_SUBREAPER = 36
+_ROOM_FOR_ARGUMENTS = " " * 1000
+"""Children show their own arguments there."""
 
 _READ_AFTER_THE_START = (
     "STORE_",
@@ -40,53 +38,34 @@ class _ForkServer:
     def __init__(self) -> None:
         self.environment = dict(os.environ)
         """What the process was started with."""
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            # It ends when this process does, because the socket is closed then.
+            # It ends when this process does, because `control` is closed then.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", _PROGRAM, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd="/"
+                [sys.executable, "-P", fork_server.__file__, str(theirs.fileno()), _ROOM_FOR_ARGUMENTS],
+                pass_fds=[theirs.fileno()],
+                cwd="/",
             )
         processes.keep_for_session(self._process.pid)
-        self._lock = threading.Lock()
-        self._prctl = ctypes.CDLL(None).prctl
-
-    def fork(
-        self, arguments: list[str], folder: str, environment: Mapping[str, str], streams: list[int]
-    ) -> int:
-        """Starts a child of this process and returns its id."""
-        request = {"arguments": arguments, "folder": folder, "environment": dict(environment)}
-        with self._lock:
-            # The child is orphaned by a process between, so that this process becomes its parent.
-            self._prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-            try:
-                socket.send_fds(self._control, [json.dumps(request).encode()], streams)
-                return int(self._control.recv(32))
-            finally:
-                self._prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 _started = cache(_ForkServer)
-_start_lock = threading.Lock()
+_lock = threading.Lock()
 
 
 def _fork_server() -> _ForkServer:
     """The only fork server. `cache` alone starts several of them if threads call it at the same time."""
-    with _start_lock:
+    with _lock:
         return _started()
 
 
-class _ForkedProcess(subprocess.Popen[Any]):
+class _ForkedProcess(fork_server.ForkedProcess):
     """A child that the fork server starts."""
 
-    def _execute_child(self, args: list[str], *rest: Any) -> None:
-        _, _, _, _, folder, environment, _, _, _, *pipes = rest[:15]
-        stdin, _, _, stdout, _, stderr = pipes
-        streams = [number if given == -1 else given for number, given in enumerate((stdin, stdout, stderr))]
-        try:
-            self.pid = _fork_server().fork(args[2:], str(folder), environment, streams)
-            self._child_created = True
-        finally:
-            self._close_pipe_fds(*pipes)
+    def _execute_child(self, args: list[Any], *rest: Any) -> None:
+        self.control = _fork_server().control
+        with _lock:
+            super()._execute_child(args, *rest)
 
 
 def start_module(

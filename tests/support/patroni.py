@@ -63,14 +63,14 @@ class Node:
             )
 
     def kill(self) -> None:
-        """Kills Patroni and all processes of PostgreSQL, as the end of a machine does."""
-        pids = self._pids()
-        for pid in pids:
+        """Kills Patroni and all processes of PostgreSQL, as the end of a machine does, if they are running."""
+        if self._process is None:
+            return
+        self._process.kill()
+        for pid in self._server_pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(scaled_timeout())
+        self._process.wait(scaled_timeout())
 
     def suspend(self) -> None:
         """Stops all of its processes without ending them: they hold their connections and do not respond."""
@@ -234,6 +234,10 @@ def patroni_cluster(*, is_synchronous: bool) -> Iterator[PatroniCluster]:
                     node.start()
                 cluster.wait_for_replicas(is_synchronous=is_synchronous)
                 yield cluster
+            except Exception as error:
+                for log in folder.glob("*.log"):
+                    error.add_note(f"{log.name}:\n{log.read_text()[-2000:]}")
+                raise
             finally:
                 for node in nodes:
                     node.kill()
