@@ -34,7 +34,7 @@ KILLED = """
 import os, signal
 from store_service.database import copy_rows
 from store_service.database.copy_target import Target
-copy_rows.PAGE_ROWS = 3
+copy_rows.PAGE_ROWS = 5
 left = {count}
 called = Target.{method}
 def killed(*arguments):
@@ -56,14 +56,14 @@ async def test_copy_continues_after_kill_9(
     chance = random.Random(56)
     options = ("--address", source.address)
     # `_save` ends each transaction before the last one, which calls `_set_last_number`.
-    counts = [chance.randrange(1, 20) for _ in range(20 if IS_LONG_RUN else 4)]
+    counts = [chance.randrange(1, 20) for _ in range(20 if IS_LONG_RUN else 2)]
     programs = [KILLED.format(method="_save", count=count) for count in counts]
     programs.append(KILLED.format(method="_set_last_number", count=1))
     await fill(source.address)
     async with storeapi.connect_async(source.address, timeout=scaled_timeout(120)) as client:
-        load = Load(client, per_second=100)
+        load = Load(client, per_second=50)
         async with load.running():
-            await eventually(lambda: load.writes > 200)
+            await eventually(lambda: load.writes > 100)
             for program in programs:
                 process = begin_copy(*databases, *options, folder=tmp_path, program=program)
                 await asyncio.to_thread(process.communicate)
