@@ -28,6 +28,7 @@ _READ_AFTER_THE_START = (
     "COLUMNS",
     "LINES",
     "TERM",
+    "TMPDIR",
 )
 """Beginnings of the variables that neither Python nor a library reads while it is imported."""
 
