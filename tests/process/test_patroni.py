@@ -36,7 +36,7 @@ WRITES_BETWEEN = 300
 WRITES_LOST = 50
 """Number of writes that are acknowledged and not replicated when an asynchronous leader is killed."""
 
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.05 if IS_LONG_RUN else 0.2
 """Pause of a caller between two writes. Without it, the callers would slow down the cluster."""
 
 

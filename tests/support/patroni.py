@@ -22,6 +22,9 @@ from tests.support.timeouts import scaled_timeout
 TTL_SECONDS = 10
 """How long a leader that is gone keeps its key. Patroni's default is 30; with less, tests wait less."""
 
+POLL_SECONDS = 0.2
+"""Pause between two requests to the REST API of Patroni, which takes milliseconds of CPU time for each."""
+
 HAPROXY = """
 defaults
     mode tcp
@@ -155,13 +158,15 @@ class PatroniCluster:
             found[:] = [node for node in self.nodes if node.is_in_role("primary")]
             return len(found) == 1
 
-        wait_until(find)
+        wait_until(find, pause=POLL_SECONDS)
         return found[0]
 
     def wait_for_leader_after(self, former: Node) -> None:
         """Waits until another node is the leader."""
         wait_until(
-            lambda: any(node.is_in_role("primary") for node in self.nodes if node is not former), seconds=120
+            lambda: any(node.is_in_role("primary") for node in self.nodes if node is not former),
+            seconds=120,
+            pause=POLL_SECONDS,
         )
 
     def replicas(self) -> list[Node]:
@@ -183,7 +188,7 @@ class PatroniCluster:
                 return len(replicas) == len(self.nodes) - 1 and streaming.fetchall() == [(len(replicas),)]
             return False
 
-        wait_until(is_complete, seconds=120)
+        wait_until(is_complete, seconds=120, pause=POLL_SECONDS)
 
 
 def as_other_user() -> list[str]:

@@ -7,12 +7,15 @@ from collections.abc import Callable
 from tests.support.timeouts import scaled_timeout
 
 
-def wait_until(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    """Polls a condition of another process, such as a file or a socket. Blocks the event loop."""
+def wait_until(condition: Callable[[], object], *, seconds: float = 60, pause: float = 0.01) -> None:
+    """Polls a condition of another process, such as a file or a socket. Blocks the event loop.
+
+    `pause` is the time between two tests of a condition that costs the other process much.
+    """
     end = time.monotonic() + scaled_timeout(seconds)
     while not condition():
         assert time.monotonic() < end, "the condition did not become true in time"
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 async def eventually(condition: Callable[[], bool], *, seconds: float = 60) -> None:
