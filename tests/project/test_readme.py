@@ -116,7 +116,7 @@ def test_readme_figures_match_the_benchmarks() -> None:
     """Those of docs/benchmarks.md."""
     document = (ROOT / "docs/benchmarks.md").read_text()
     claims = {
-        "SQLite: Create, 256 in flight": r"([0-9.]+) times as many creates a second as a gRPC server in Python",
+        "SQLite: Create, 256 in flight": r"([0-9.]+) times as many creates a second as a gRPC server",
         "SQLite: Get, 256 in flight": r"([0-9.]+) times as many\s+gets",
         "SQLite: Create, 1 in flight": r"single caller gets ([0-9.]+) times as many creates",
     }

@@ -66,7 +66,7 @@ class Node:
             )
 
     def kill(self) -> None:
-        """Kills Patroni and all processes of PostgreSQL, as the end of a machine does, if they are running."""
+        """Kills Patroni and all processes of PostgreSQL, if they are running, as a power cut does."""
         if self._process is None:
             return
         self._process.kill()
