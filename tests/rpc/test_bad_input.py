@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import grpc
@@ -20,9 +21,6 @@ from tests.support.resource_api import ResourceApi
 from tests.support.stubs import Stubs
 
 MAX_ID = 2**63 - 1
-
-each_method = pytest.mark.parametrize("method", METHODS, ids=[method.name for method in METHODS])
-
 
 # Bodies
 
@@ -142,22 +140,21 @@ def string_fields(message: Descriptor) -> Iterator[list[FieldDescriptor]]:
 
 
 @SQLITE_ONLY
-@each_method
-async def test_invalid_utf8_is_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
+async def test_invalid_utf8_is_malformed(channel: grpc.aio.Channel) -> None:
     """Every string of every request, at any depth. The text of the decoder is not sent."""
-    for way in string_fields(method.input_type):
-        for bad in NOT_UTF8.values():
-            data = bad
-            for one in reversed(way):
-                data = field(one.number, data)
+    ways = [(method, way) for method in METHODS for way in string_fields(method.input_type)]
+    for (method, way), bad in product(ways, NOT_UTF8.values()):
+        data = bad
+        for one in reversed(way):
+            data = field(one.number, data)
 
-            error = await expect_error(send_bytes(channel, method_path(method), data))
+        error = await expect_error(send_bytes(channel, method_path(method), data))
 
-            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED")
-            assert error.message == (
-                f"the request is not a {method.input_type.full_name}: "
-                "it cannot be decoded, or a text in it is not UTF-8"
-            )
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"), method
+        assert error.message == (
+            f"the request is not a {method.input_type.full_name}: "
+            "it cannot be decoded, or a text in it is not UTF-8"
+        )
 
 
 def test_strings_at_every_depth_are_tested() -> None:
@@ -484,9 +481,14 @@ def mangled(method: MethodDescriptor) -> Iterator[bytes]:
     yield b"\x0a\xff\xff\xff\xff\x0f"  # A length of 4 GiB.
 
 
-@each_method
-async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
+async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel) -> None:
     """The only error is INVALID_ARGUMENT."""
+    for method in METHODS:
+        await assert_undecodable_bytes_are_malformed(channel, method)
+
+
+async def assert_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method: MethodDescriptor) -> None:
+    """Sends mangled requests of a method."""
     requests = list(mangled(method))
     outcomes = await asyncio.gather(
         *(result_or_error(send_bytes(channel, method_path(method), data)) for data in requests)
@@ -494,6 +496,7 @@ async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method
 
     malformed = 0
     for data, outcome in zip(requests, outcomes, strict=True):
+        sent = (method.name, data)
         try:
             request_class(method).FromString(data)
             is_request = True
@@ -501,13 +504,13 @@ async def test_undecodable_bytes_are_malformed(channel: grpc.aio.Channel, method
             is_request = False
         if not is_request:
             error = received_error(outcome)
-            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"), data
+            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_MALFORMED"), sent
             malformed += 1
         elif isinstance(outcome, grpc.RpcError):
             error = received_error(outcome)
-            assert error.code not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL), data
-            assert error.reason != "REQUEST_MALFORMED", data
-    assert malformed > 20
+            assert error.code not in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL), sent
+            assert error.reason != "REQUEST_MALFORMED", sent
+    assert malformed > 20, method.name
 
 
 @SQLITE_ONLY

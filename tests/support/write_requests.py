@@ -252,7 +252,11 @@ def _altered_fields(message: Any, creates: bool, path: str) -> Iterator[tuple[st
             yield from _with_altered_field(message, field, creates, f"{path}{field.name}")
 
 
-def all_rows(database_url: str) -> dict[str, list[tuple[Any, ...]]]:
+Rows = dict[str, list[tuple[Any, ...]]]
+"""The rows of each table."""
+
+
+def all_rows(database_url: str) -> Rows:
     """Reads all rows of resources, changes and idempotency keys without the server."""
     tables = ("posts", "comments", "changes", "requests")
     with database_connection(database_url) as connection:
