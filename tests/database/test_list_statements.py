@@ -119,22 +119,22 @@ def test_list_uses_its_index_on_sqlite(database_file: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def filled_database(postgres: str) -> Iterator[str]:
-    """20,000 posts and 100,000 comments, with all fields, and as many deleted ones."""
+    """10,000 posts and 50,000 comments, with all fields, and as many deleted ones."""
     with new_database(postgres) as url:
         schema.upgrade(url)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 "INSERT INTO posts (body, author, labels, external_id, create_time) SELECT 'x',"
                 """ 'author ' || n % 100, '{"status":"new","topic":"' || n % 50 || '"}', 'e' || n, n"""
-                " FROM generate_series(1, 20000) AS n"
+                " FROM generate_series(1, 10000) AS n"
             )
             connection.execute(
                 "INSERT INTO comments (body, post_id, author, labels, reply_to_id, path, create_time)"
                 " SELECT 'x', 1 + n % 500, 'author ' || n % 100,"
                 """ '{"status":"new","topic":"' || n % 50 || '"}',"""
-                " CASE WHEN n > 20000 THEN 1 + n % 20000 ELSE 0 END,"
-                " CASE WHEN n > 20000 THEN lpad(to_hex(1 + n % 20000), 16, '0') ELSE '' END, n"
-                " FROM generate_series(1, 100000) AS n"
+                " CASE WHEN n > 10000 THEN 1 + n % 10000 ELSE 0 END,"
+                " CASE WHEN n > 10000 THEN lpad(to_hex(1 + n % 10000), 16, '0') ELSE '' END, n"
+                " FROM generate_series(1, 50000) AS n"
             )
             for table in ("posts", "comments"):
                 names = ", ".join(it.name for it in metadata.tables[table].c if "_time" not in it.name)
