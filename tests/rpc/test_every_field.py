@@ -728,7 +728,7 @@ Outcomes = dict[tuple[str, bytes], str]
 
 @pytest.fixture(scope="module")
 def outcomes() -> Outcomes:
-    """What came of the requests so far, by method and request. Proofs of several fields have equal requests."""
+    """What came of each request so far, by method and request. Proofs of fields have requests in common."""
     return {}
 
 

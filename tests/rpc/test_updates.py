@@ -2,6 +2,7 @@
 
 import asyncio
 from functools import partial
+from itertools import product
 from typing import Any
 
 import grpc
@@ -31,14 +32,14 @@ async def test_resource_can_be_read_changed_and_sent_back(api: ResourceApi) -> N
     assert await api.get(resource.id) == updated
 
 
-@pytest.mark.parametrize("paths", [(), ("body",), ("*",), ("*", "body"), ("body", "body")])
-async def test_every_mask_with_the_body_changes_it(api: ResourceApi, paths: tuple[str, ...]) -> None:
+async def test_every_mask_with_the_body_changes_it(api: ResourceApi) -> None:
     """An unset mask, "body", and "*"."""
-    resource = await api.create_one("before")
+    for paths in ((), ("body",), ("*",), ("*", "body"), ("body", "body")):
+        resource = await api.create_one("before")
 
-    updated = await api.update(api.resource(id=resource.id, body="after"), paths)
+        updated = await api.update(api.resource(id=resource.id, body="after"), paths)
 
-    assert updated.body == "after"
+        assert updated.body == "after", paths
 
 
 @SQLITE_ONLY
@@ -55,15 +56,15 @@ async def test_empty_update_is_refused(api: ResourceApi) -> None:
         assert error.message == f"{api.field}: {problem}"
 
 
-@pytest.mark.parametrize("paths", [("body",), ("*",)])
-async def test_mask_with_body_needs_a_body(api: ResourceApi, paths: tuple[str, ...]) -> None:
+async def test_mask_with_body_needs_a_body(api: ResourceApi) -> None:
     """A mask cannot clear it."""
-    resource = await api.create_one()
+    for paths in (("body",), ("*",)):
+        resource = await api.create_one()
 
-    error = await expect_error(api.update(api.resource(id=resource.id), paths))
+        error = await expect_error(api.update(api.resource(id=resource.id), paths))
 
-    assert (error.reason, error.fields) == ("FIELD_INVALID", [f"{api.field}.body"])
-    assert await api.get(resource.id) == resource
+        assert (error.reason, error.fields) == ("FIELD_INVALID", [f"{api.field}.body"]), paths
+        assert await api.get(resource.id) == resource, paths
 
 
 @SQLITE_ONLY
@@ -122,31 +123,29 @@ async def test_post_id_is_a_path_of_comments_only(posts: ResourceApi) -> None:
     assert error.reason == "FIELD_MASK_INVALID"
 
 
-@pytest.mark.parametrize("paths", [(), ("*",), ("body", "post_id")])
-async def test_stored_post_id_may_be_sent_back(comments: ResourceApi, paths: tuple[str, ...]) -> None:
+async def test_stored_post_id_may_be_sent_back(comments: ResourceApi) -> None:
     """A comment may be sent with the id of its post."""
-    comment = await comments.create_one()
+    for paths in ((), ("*",), ("body", "post_id")):
+        comment = await comments.create_one()
 
-    updated = await comments.update(comments.draft("after", id=comment.id), paths)
+        updated = await comments.update(comments.draft("after", id=comment.id), paths)
 
-    assert (updated.body, updated.post_id) == ("after", comments.post_id)
+        assert (updated.body, updated.post_id) == ("after", comments.post_id), paths
 
 
-@pytest.mark.parametrize("paths", [(), ("*",), ("post_id",), ("body", "post_id")])
-async def test_comment_does_not_move_to_another_post(
-    stubs: Stubs, comments: ResourceApi, paths: tuple[str, ...]
-) -> None:
+async def test_comment_does_not_move_to_another_post(stubs: Stubs, comments: ResourceApi) -> None:
     """The body is not changed either."""
-    comment = await comments.create_one()
-    other = await stubs.create_post()
+    for paths in ((), ("*",), ("post_id",), ("body", "post_id")):
+        comment = await comments.create_one()
+        other = await stubs.create_post()
 
-    error = await expect_error(
-        comments.update(comments.resource(id=comment.id, body="after", post_id=other.id), paths)
-    )
+        error = await expect_error(
+            comments.update(comments.resource(id=comment.id, body="after", post_id=other.id), paths)
+        )
 
-    assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_IMMUTABLE")
-    assert error.fields == ["comment.post_id"]
-    assert await comments.get(comment.id) == comment
+        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_IMMUTABLE"), paths
+        assert error.fields == ["comment.post_id"], paths
+        assert await comments.get(comment.id) == comment, paths
 
 
 async def test_mask_with_post_id_needs_the_stored_one(comments: ResourceApi) -> None:
@@ -192,26 +191,25 @@ async def test_mask_of_body_ignores_other_fields(stubs: Stubs, api: ResourceApi)
     assert (updated.body, updated.create_time) == ("after", resource.create_time)
 
 
-@pytest.mark.parametrize("paths", [(), ("*",)])
-@pytest.mark.parametrize("field", ["create_time", "update_time"])
-async def test_times_are_immutable(api: ResourceApi, paths: tuple[str, ...], field: str) -> None:
-    resource = await api.create_one()
+async def test_times_are_immutable(api: ResourceApi) -> None:
+    for field, paths in product(("create_time", "update_time"), ((), ("*",))):
+        resource = await api.create_one()
 
-    for value in (
-        LATER,
-        Timestamp(),
-        Timestamp(seconds=-1),
-        Timestamp(nanos=-1),
-        Timestamp(nanos=1),
-        Timestamp(seconds=2**62),
-    ):
-        error = await expect_error(
-            api.update(api.resource(id=resource.id, body="after", **{field: value}), paths)
-        )
+        for value in (
+            LATER,
+            Timestamp(),
+            Timestamp(seconds=-1),
+            Timestamp(nanos=-1),
+            Timestamp(nanos=1),
+            Timestamp(seconds=2**62),
+        ):
+            error = await expect_error(
+                api.update(api.resource(id=resource.id, body="after", **{field: value}), paths)
+            )
 
-        assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_IMMUTABLE"), value
-        assert error.fields == [f"{api.field}.{field}"]
-    assert await api.get(resource.id) == resource
+            assert (error.code, error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "FIELD_IMMUTABLE"), value
+            assert error.fields == [f"{api.field}.{field}"], paths
+        assert await api.get(resource.id) == resource
 
 
 async def test_nanoseconds_differ_from_the_stored_microseconds(api: ResourceApi) -> None:
@@ -267,22 +265,22 @@ async def test_current_etag_permits_an_update(api: ResourceApi) -> None:
     assert (await api.get(resource.id)).body == "three"
 
 
-@pytest.mark.parametrize("paths", [(), ("body",), ("*",)])
-async def test_old_etag_prevents_an_update(api: ResourceApi, paths: tuple[str, ...]) -> None:
+async def test_old_etag_prevents_an_update(api: ResourceApi) -> None:
     """The error has the current etag."""
-    resource = await api.create_one()
-    changed = await api.update(api.resource(id=resource.id, body="first"))
+    for paths in ((), ("body",), ("*",)):
+        resource = await api.create_one()
+        changed = await api.update(api.resource(id=resource.id, body="first"))
 
-    error = await expect_error(
-        api.update(api.resource(id=resource.id, body="second", etag=resource.etag), paths)
-    )
+        error = await expect_error(
+            api.update(api.resource(id=resource.id, body="second", etag=resource.etag), paths)
+        )
 
-    assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
-    assert error.message.startswith(f"{api.name.lower()} {resource.id} has changed")
-    assert error.metadata == {"current_etag": changed.etag}
-    named = error.detail(error_details_pb2.ResourceInfo)
-    assert (named.resource_type, named.resource_name) == (f"storeapi.v1.{api.name}", str(resource.id))
-    assert await api.get(resource.id) == changed
+        assert (error.code, error.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH"), paths
+        assert error.message.startswith(f"{api.name.lower()} {resource.id} has changed")
+        assert error.metadata == {"current_etag": changed.etag}
+        named = error.detail(error_details_pb2.ResourceInfo)
+        assert (named.resource_type, named.resource_name) == (f"storeapi.v1.{api.name}", str(resource.id))
+        assert await api.get(resource.id) == changed
 
 
 async def test_etag_of_the_error_permits_the_next_update(api: ResourceApi) -> None:
