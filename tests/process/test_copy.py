@@ -22,8 +22,10 @@ from tests.support.copying import (
     Watcher,
     add_many_rows,
     all_changes,
+    empty_database,
     fill,
     run_copy,
+    schema_in,
     served,
     stored_rows,
     tables_in,
@@ -122,8 +124,10 @@ async def test_source_refuses_writes_until_the_copy_is_undone(
     assert (refused.returncode, "TARGET is not empty" in refused.stderr) == (1, True)
 
 
-async def test_stopped_store_moves(databases: tuple[str, str], source: ServerProcess, tmp_path: Path) -> None:
-    """Without a service the command works on the database itself."""
+async def test_stopped_store_moves(
+    databases: tuple[str, str], source: ServerProcess, postgres: str, tmp_path: Path
+) -> None:
+    """Without a service the command works on the database itself. The target has the schema of a new one."""
     await fill(source.address)
     source.stop()
 
@@ -139,6 +143,10 @@ async def test_stopped_store_moves(databases: tuple[str, str], source: ServerPro
     assert before["deleted_comments"]
     assert before["revisions"]
     assert before["labels"]
+    engine = "sqlite" if is_sqlite(databases[1]) else "postgresql"
+    with empty_database(engine, tmp_path, postgres) as new:
+        schema.upgrade(new)
+        assert schema_in(databases[1]) == schema_in(new)
 
 
 async def test_dry_run_writes_nothing(

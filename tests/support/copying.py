@@ -63,6 +63,20 @@ def tables_in(database_url: str) -> set[str]:
         return {name for (name,) in connection.exec_driver_sql(statement)}
 
 
+def schema_in(database_url: str) -> set[tuple[str, str]]:
+    """The names and definitions of all indexes, triggers and constraints, and of the tables of SQLite."""
+    statement = (
+        "SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"
+        if is_sqlite(database_url)
+        else "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace"
+        " UNION SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'"
+        " UNION SELECT tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal"
+    )
+    with database_connection(database_url) as connection:
+        return {(name, sql) for name, sql in connection.exec_driver_sql(statement)}
+
+
 @contextmanager
 def empty_database(engine: str, folder: Path, server_url: str) -> Iterator[str]:
     """The URL of a database without tables, and for SQLite of a file that does not exist."""
