@@ -475,7 +475,8 @@ class Deletions(RuleBasedStateMachine):
         model = self.model
         for show_deleted in (False, True):
             flags = {"show_deleted": show_deleted}
-            size = [1, 2, 3, 1000][self.turn % 4]
+            # `check_filters` also reads pages of one.
+            size = [2, 3, 7, 1000][self.turn % 4]
             of_posts = filters_pb.PostFilter(**flags)
             of_comments = filters_pb.CommentFilter(**flags)
             posts = model.listed_posts(show_deleted=show_deleted)
