@@ -93,18 +93,17 @@ async def test_negative_page_size_is_refused(api: ResourceApi) -> None:
     assert (error.reason, error.fields) == ("FIELD_INVALID", ["page_size"])
 
 
-@pytest.mark.parametrize("order_by", ["id", "id desc"])
-async def test_concatenated_pages_are_the_list(api: ResourceApi, order_by: str) -> None:
+async def test_concatenated_pages_are_the_list(api: ResourceApi) -> None:
     """Every page but the last is full."""
     ids = [item.id for item in await api.create_many(450)]
-    expected = ids if order_by == "id" else ids[::-1]
 
     for page_size in (7, 199, 200, 201, 400, 449, 450, 451):
-        pages = await api.all_pages(page_size=page_size, order_by=order_by)
+        for order_by, expected in (("id", ids), ("id desc", ids[::-1])):
+            pages = await api.all_pages(page_size=page_size, order_by=order_by)
 
-        assert ids_of(pages) == expected
-        assert [len(page) for page in pages[:-1]] == [page_size] * (len(pages) - 1)
-        assert 0 < len(pages[-1]) <= page_size
+            assert ids_of(pages) == expected, (page_size, order_by)
+            assert [len(page) for page in pages[:-1]] == [page_size] * (len(pages) - 1)
+            assert 0 < len(pages[-1]) <= page_size
 
 
 async def test_full_last_page_has_no_token(api: ResourceApi) -> None:
