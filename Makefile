@@ -9,9 +9,9 @@ PROTOS_VENV := .venv/protos
 BENCH_VENV := .venv/bench
 MUTANTS_VENV := .venv/mutants
 UV := $(BIN)/python tools/uv_pip.py install
-# The tests of a file run on one worker, because they share fixtures that take long to set up. There is one
-# worker more than cores, because tests wait for other processes, and at most 8, because each has a PostgreSQL.
-WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 7 ? cores + 1 : 8)))
+# The tests of a file run on one worker, because they share fixtures that take long to set up. There are more
+# workers than cores, because many tests wait for other processes, and at most 8, because each has a PostgreSQL.
+WORKERS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 6 ? cores + 2 : 8)))
 PARALLEL = -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # The files that the builds of the example clients end with.
 JAVA_CLIENT := build/clients/java/classpath

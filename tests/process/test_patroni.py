@@ -27,16 +27,16 @@ KILLS = 20 if IS_LONG_RUN else 1
 SUSPENSIONS = 5 if IS_LONG_RUN else 0
 """Number of leaders that are stopped with SIGSTOP, so that their connections stay open."""
 
-CALLERS = 32
+CALLERS = 32 if IS_LONG_RUN else 8
 WATCHES = 4
 
-WRITES_BETWEEN = 300
+WRITES_BETWEEN = 300 if IS_LONG_RUN else 60
 """Number of writes that are acknowledged before each failover."""
 
-WRITES_LOST = 50
+WRITES_LOST = 50 if IS_LONG_RUN else 20
 """Number of writes that are acknowledged and not replicated when an asynchronous leader is killed."""
 
-PAUSE_SECONDS = 0.05 if IS_LONG_RUN else 0.2
+PAUSE_SECONDS = 0.05
 """Pause of a caller between two writes. Without it, the callers would slow down the cluster."""
 
 
