@@ -1,6 +1,6 @@
 """The last change batches in memory, for watches that are up to date."""
 
-from collections import deque
+from bisect import bisect_right
 
 from store_service.model import Position
 from store_service.service.changes import ChangeBatch
@@ -10,26 +10,36 @@ MAX_BYTES = 4 * 1024 * 1024
 
 
 class RecentChanges:
-    """The last change batches of the feed, without gaps."""
+    """The last change batches of the feed, without gaps.
+
+    There are thousands of batches if each write is committed alone, and every watch looks for its position
+    after each of them. So no method looks at all of them.
+    """
 
     def __init__(self) -> None:
         """Creates it without a position: it knows nothing until `start`."""
-        self._batches: deque[ChangeBatch] = deque()
+        self._batches: list[ChangeBatch] = []
+        self._size = 0
+        """Sum of the sizes of the batches."""
         self._start: Position | None = None
 
     def start(self, position: Position | None) -> None:
         """Removes all batches. The next batch is after a position; None if it is not known."""
         self._batches.clear()
+        self._size = 0
         self._start = position
 
     def add(self, batch: ChangeBatch) -> None:
         """Adds the next batch."""
         self._batches.append(batch)
+        self._size += batch.size
         if any(it.is_erased for it in batch.changes):
             # Another process may have removed content of earlier changes. Watches read them again.
             self.forget()
-        while len(self._batches) > 1 and sum(it.size for it in self._batches) > MAX_BYTES:
-            self._start = self._batches.popleft().end
+        while len(self._batches) > 1 and self._size > MAX_BYTES:
+            removed = self._batches.pop(0)
+            self._size -= removed.size
+            self._start = removed.end
 
     def forget(self) -> None:
         """Removes all batches. Called when content was removed from stored changes."""
@@ -44,9 +54,13 @@ class RecentChanges:
         """
         if self._start is None or position < self._start:
             return False, None
-        last = self._start
-        for batch in self._batches:
-            if batch.end > position:
-                return batch.last_until(position, last).is_same(position), batch.after(position)
-            last = batch.end
-        return last.is_same(position), None
+        index = bisect_right(self._batches, position, key=_end)
+        last = self._batches[index - 1].end if index else self._start
+        if index == len(self._batches):
+            return last.is_same(position), None
+        batch = self._batches[index]
+        return batch.last_until(position, last).is_same(position), batch.after(position)
+
+
+def _end(batch: ChangeBatch) -> Position:
+    return batch.end
