@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Generator, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from zlib import crc32
 
 import grpc
 import pytest
@@ -40,15 +39,6 @@ share_bytecode()
 # Modules and collected tests are never garbage. The collector would take half of the CPU time until the first
 # test.
 gc.disable()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In a parallel run, mixes files that compute with files that wait. Each process sorts in the same way.
-
-    The clients in other languages come first, because their builds take longer than any other file.
-    """
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda it: (it.path.parent.name != "conformance", crc32(it.path.name.encode())))
 
 
 @pytest.hookimpl(trylast=True)

@@ -263,10 +263,16 @@ class TestUnreadable:
 
     @pytest.fixture
     def config(self, database_file: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-        """Connections that keep hardly a page in memory, and so meet every error of the disk."""
+        """Connections that keep hardly a page in memory, and so meet every error of the disk.
+
+        A step of the search index would write to the log while it is away.
+        """
         monkeypatch.setitem(sqlite._WRITER_PRAGMAS, "cache_size", 10)
         return settings.load(
-            DATABASE_URL=f"sqlite:///{database_file}", listen="127.0.0.1:0", read_connections=2
+            DATABASE_URL=f"sqlite:///{database_file}",
+            listen="127.0.0.1:0",
+            read_connections=2,
+            search=False,
         )
 
     @contextmanager
